@@ -1,4 +1,4 @@
-//! Copying a whole disk beside other programs that copy: the same source, turn by turn in one run,
+//! Copies a whole disk with storagetm and other programs: the same source, alternately in one run,
 //! as ratios to the fastest of the others.
 
 use std::fs::{self, File};
@@ -15,24 +15,24 @@ use crate::load::shuffle;
 use crate::median::median;
 use crate::nbd::peer::{NAME, Peer, Server, is_installed};
 
-/// Bytes of the disk.
+/// The size of the disk in bytes.
 const SIZE: u64 = 1 << 30;
 
-/// Where the disk comes from.
+/// The source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// A file beside the destination.
+    /// A file in the directory of the destination.
     File,
     /// An NBD server.
     Served(Peer),
 }
 
-/// What the disk holds.
+/// The contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
-    /// Bytes of which none repeat.
+    /// Random bytes.
     Full,
-    /// The same, with three quarters of holes.
+    /// The same, three quarters holes.
     Sparse,
 }
 
@@ -46,7 +46,7 @@ enum Copier {
     Dd,
 }
 
-/// Measures and prints everything that is chosen.
+/// Measures and prints everything selected.
 pub(crate) fn compare(options: &Compare) -> Result<()> {
     let program = options.program.as_deref().context("name the program: --program PATH")?;
     let names: String = Copier::ALL.iter().map(|copier| format!("{:>20}", copier.name())).collect();
@@ -80,7 +80,7 @@ impl Copier {
         }
     }
 
-    /// Whether it is there and can read that.
+    /// Returns whether it is installed and supports the source.
     fn can(self, source: Source) -> bool {
         match self {
             Self::Storagetm | Self::StoragetmVerifies => true,
@@ -191,14 +191,14 @@ fn run(command: &mut Command) -> Result<Duration> {
     Ok(time)
 }
 
-/// A copy that is not one would be the fastest.
+/// A wrong copy would be the fastest.
 fn same(source: &Path, copied: &Path) -> Result<()> {
     let status = Command::new("cmp").arg(source).arg(copied).status()?;
     ensure!(status.success(), "the copy differs");
     Ok(())
 }
 
-/// A file in a folder of its own, which is removed at the end.
+/// A file in its own directory, which is removed on drop.
 struct Image(PathBuf);
 
 impl Image {
@@ -211,7 +211,7 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // A temporary folder may be cleared before.
+        // The directory may have been removed already.
         let _ = self.0.parent().map(fs::remove_dir_all);
     }
 }

@@ -1,8 +1,8 @@
-//! How long things took, in buckets that are exact to three percent.
+//! A latency histogram, exact to three percent.
 
 use std::time::Duration;
 
-/// Buckets of each power of two.
+/// Buckets per power of two.
 const STEPS: u32 = 32;
 
 /// Durations by bucket.
@@ -19,14 +19,14 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// Counts one.
+    /// Adds a duration.
     pub(crate) fn add(&mut self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
         self.buckets[bucket(nanos)] += 1;
         self.count += 1;
     }
 
-    /// The duration that `percent` of all stay below.
+    /// Returns the percentile.
     pub(crate) fn percentile(&self, percent: u64) -> Duration {
         let wanted = (self.count * percent).div_ceil(100);
         let mut seen = 0;
@@ -48,7 +48,7 @@ fn bucket(nanos: u64) -> usize {
     shift as usize * STEPS as usize + step
 }
 
-/// The least value of a bucket.
+/// Returns the least value of a bucket.
 fn value(bucket: usize) -> u64 {
     let shift = (bucket / STEPS as usize).saturating_sub(1);
     ((bucket - shift * STEPS as usize) as u64) << shift
@@ -59,7 +59,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_bucket_begins_at_most_three_percent_below_its_values() {
+    fn bucket_starts_at_most_three_percent_below_its_values() {
         for nanos in [1, 31, 32, 33, 63, 64, 1000, 123_456, 987_654_321] {
             let begins = value(bucket(nanos));
             assert!(begins <= nanos && (nanos - begins) * 31 <= nanos, "{nanos} {begins}");
@@ -67,7 +67,7 @@ mod test {
     }
 
     #[test]
-    fn percentiles_are_those_of_what_was_counted() {
+    fn percentiles_are_exact_to_a_bucket() {
         let mut latency = Latency::default();
         (1..=100).for_each(|micros| latency.add(Duration::from_micros(micros)));
         let close = |percent, micros: u64| {

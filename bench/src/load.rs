@@ -1,4 +1,4 @@
-//! The load generator: one I/O queue, kept at a depth, pinned to a processor.
+//! The load generator: one I/O queue, kept at a queue depth, pinned to a CPU.
 
 use std::fmt;
 use std::rc::Rc;
@@ -12,19 +12,19 @@ use nvme::host::{Completion, Payload, Step};
 use crate::latency::Latency;
 use crate::wire::{Attached, why};
 
-/// What is asked of the disk, again and again.
+/// A workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
     pub(crate) write: bool,
     /// Bytes of each request.
     pub(crate) size: usize,
     pub(crate) random: bool,
-    /// Requests under way at once.
+    /// The queue depth.
     pub(crate) depth: u16,
 }
 
 impl Work {
-    /// What is measured: 4 KiB random at depth 1, 32 and 128; 128 KiB sequential at depth 32.
+    /// The workloads: 4 KiB random at queue depth 1, 32 and 128; 128 KiB sequential at 32.
     pub(crate) const ALL: [Self; 8] = [
         Self::small(false, 1),
         Self::small(false, 32),
@@ -54,38 +54,39 @@ impl fmt::Display for Work {
     }
 }
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Debug, Clone)]
 pub(crate) struct Figures {
     pub(crate) operations: u64,
     pub(crate) seconds: f64,
     pub(crate) size: usize,
     pub(crate) latency: Latency,
-    /// Processor time that the target used meanwhile.
+    /// CPU time of the target.
     pub(crate) used: Duration,
 }
 
 impl Figures {
-    /// Operations a second.
+    /// Returns operations per second.
     #[allow(clippy::cast_precision_loss, reason = "a count far below 2^52")]
     pub(crate) fn rate(&self) -> f64 {
         self.operations as f64 / self.seconds
     }
 
-    /// Processor time of the target for each operation, in microseconds.
+    /// Returns CPU time of the target per operation, in microseconds.
     #[allow(clippy::cast_precision_loss, reason = "a count far below 2^52")]
     pub(crate) fn target_time(&self) -> f64 {
         self.used.as_secs_f64() * 1e6 / self.operations.max(1) as f64
     }
 
-    /// MiB a second.
+    /// Returns MiB per second.
     #[allow(clippy::cast_precision_loss, reason = "a size far below 2^52")]
     pub(crate) fn bandwidth(&self) -> f64 {
         self.rate() * self.size as f64 / f64::from(1 << 20)
     }
 }
 
-/// Has `work` done for `time` after a tenth of it to warm up. `meter` tells the processor time that the target has used.
+/// Runs `work` for `time`, after a warm-up of a tenth of it. `meter` returns the CPU time of the
+/// target.
 pub(crate) fn run(
     attached: &mut Attached,
     account: &Account,
@@ -235,7 +236,7 @@ impl Slot {
     }
 }
 
-/// Which blocks come next.
+/// The sequence of block addresses.
 pub(crate) struct Places {
     seed: u64,
     requests: u64,
@@ -245,21 +246,21 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// For requests of `nlb` blocks on a disk of `blocks`.
+    /// For requests of `nlb` blocks on a disk of `blocks` blocks.
     pub(crate) fn new(blocks: u64, nlb: u64, random: bool) -> Result<Self> {
         let requests = blocks.checked_div(nlb).filter(|&n| n != 0);
         let requests = requests.context("the disk is smaller than a request")?;
         Ok(Self { seed: 0x2545_f491_4f6c_dd1d, requests, nlb: u32::try_from(nlb)?, at: 0, random })
     }
 
-    /// First block and number of blocks.
+    /// Returns the first block and the number of blocks.
     pub(crate) fn next(&mut self) -> (u64, u32) {
         self.at = if self.random { shuffle(&mut self.seed) } else { self.at + 1 } % self.requests;
         (self.at * u64::from(self.nlb), self.nlb)
     }
 }
 
-/// The next number of a pseudorandom sequence.
+/// Returns the next pseudo-random number.
 pub(crate) fn shuffle(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;

@@ -1,5 +1,5 @@
-//! The limit of the machine: two threads that move messages of the same sizes with no protocol, at
-//! the same depth.
+//! The limit of the machine: two threads exchange messages of NVMe/TCP's sizes without a protocol,
+//! at the same queue depth.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -19,17 +19,17 @@ const ANSWER: usize = 24;
 /// Bytes that either side receives or sends at once.
 const BATCH: usize = 1 << 20;
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limit {
-    /// Round trips a second.
+    /// Round trips per second.
     pub(crate) rate: f64,
-    /// Processor time of the server for each, in microseconds.
+    /// CPU time of the server per round trip, in microseconds.
     pub(crate) server_time: f64,
 }
 
-/// Moves the messages of `work` for `time`, server and client on a processor each. If `sleeps`, the client sleeps while
-/// nothing comes, as the server always does.
+/// Exchanges the messages of `work` for `time`, server and client on a CPU each. If `sleeps`, the
+/// client blocks while it waits, as the server always does.
 pub(crate) fn run(
     work: Work,
     time: Duration,
@@ -62,8 +62,8 @@ impl Sizes {
     }
 }
 
-/// Answers whole requests, all that came at once by one send, until the client closes. Gives how many, and the
-/// processor time for them.
+/// Replies to whole requests, all received ones by one send, until the client closes. Returns their
+/// number and the CPU time.
 fn serve(mut socket: TcpStream, sizes: Sizes, processor: usize) -> Result<(f64, Duration)> {
     processor::pin(processor)?;
     socket.set_nodelay(true)?;
@@ -130,7 +130,7 @@ fn ask(
     Ok(rate)
 }
 
-/// Takes what still comes, so that the server does not end in an error.
+/// Receives the remaining data, so that the server does not end with an error.
 fn finish(mut socket: TcpStream, inbox: &mut [u8]) -> Result<()> {
     socket.set_nonblocking(false)?;
     socket.shutdown(std::net::Shutdown::Write)?;

@@ -1,4 +1,4 @@
-//! Measures storagetm beside the limit of the machine, in one run.
+//! Compares storagetm with the limit of the machine, in one run.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ use load::{Figures, Work};
 use socket::Cipher;
 use wire::Manner;
 
-/// Measures storagetm beside the limit of the machine.
+/// Compares storagetm with the limit of the machine.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -36,17 +36,16 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measures every workload on every disk beside the limit of the machine.
+    /// Measures every workload on every disk, and the limit of the machine.
     Run(compare::Compare),
     /// Loads a target that is running.
     Load(Load),
-    /// Measures the limit of the machine: the same messages with no protocol.
+    /// Measures the limit of the machine: the same messages without a protocol.
     Loopback(Loopback),
     /// Serves a disk, to be loaded, until standard input ends.
     Serve(serve::Serve),
 }
 
-/// How to measure the limit of the machine.
 #[derive(Debug, clap::Args)]
 struct Loopback {
     /// Only workloads whose description contains this.
@@ -59,7 +58,6 @@ struct Loopback {
     how: How,
 }
 
-/// How to load a target.
 #[derive(Debug, clap::Args)]
 struct Load {
     /// Where the target listens.
@@ -76,7 +74,6 @@ struct Load {
     how: How,
 }
 
-/// How to measure.
 #[derive(Debug, Clone, Copy, clap::Args)]
 struct How {
     /// Seconds for each figure.
@@ -147,7 +144,7 @@ fn load_target(load: &Load) -> Result<()> {
     Ok(())
 }
 
-/// One workload on a connection of its own.
+/// Runs a workload on a connection of its own.
 fn measure(
     address: SocketAddr,
     nqn: &str,

@@ -1,6 +1,6 @@
-//! The middle of several figures.
+//! The median.
 
-/// The middle one, or the mean of the two in the middle; nothing of nothing.
+/// Returns the median; `None` for an empty list.
 pub(crate) fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let upper = *figures.get(figures.len() / 2)?;
@@ -15,7 +15,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn the_middle_is_taken() {
+    fn median_of_odd_and_even_lists() {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0, 1.0, 9.0]), Some(3.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 9.0]), Some(3.0));

@@ -1,5 +1,5 @@
-//! NBD beside other servers of it: each workload by each client against each server, turn by turn
-//! in one run, as ratios to the best of the others.
+//! Compares NBD servers: each workload by each client against each server, alternately in one run,
+//! as ratios to the best of the others.
 
 mod link;
 mod load;
@@ -20,19 +20,19 @@ use crate::serve;
 use peer::{Peer, Server};
 use tool::Tool;
 
-/// Bytes of the file that is served.
+/// The size of the served file in bytes.
 const SIZE: u64 = 1 << 30;
 
-/// What one client measured of one server.
+/// The result of one client with one server.
 #[derive(Debug, Clone, Copy)]
 struct Figure {
-    /// Operations a second.
+    /// Operations per second.
     rate: f64,
-    /// Processor time of the server for each, in microseconds.
+    /// CPU time of the server per operation, in microseconds.
     used: f64,
 }
 
-/// One line of the table: a client, what it asks for, and of which file.
+/// A row of the table: a client, a workload, and a file.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     disk: Disk,
@@ -45,12 +45,12 @@ struct Line {
 enum Disk {
     /// In memory.
     Memory,
-    /// On a disk; read and written past the page cache by the servers that can.
+    /// On a disk; with direct I/O by the servers that support it.
     File,
 }
 
 impl Line {
-    /// Requests of 4 KiB as the issue of speed has it, and streams of 128 KiB.
+    /// Requests of 4 KiB, and streams of 128 KiB.
     const WORKS: [Work; 8] = [
         Work { write: false, size: 4096, random: true, depth: 1 },
         Work { write: false, size: 4096, random: true, depth: 32 },
@@ -62,7 +62,7 @@ impl Line {
         Work { write: true, size: 128 << 10, random: false, depth: 16 },
     ];
 
-    /// All that is measured of one file.
+    /// Returns all rows for one file.
     fn all(disk: Disk) -> impl Iterator<Item = Self> {
         let tools = [Tool::Raw, Tool::Fio, Tool::QemuImg, Tool::NbdCopy];
         tools.into_iter().flat_map(move |tool| {
@@ -82,7 +82,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// Measures and prints everything that is chosen.
+/// Measures and prints everything selected.
 pub(crate) fn compare(options: &Compare) -> Result<()> {
     let program = options.program.as_deref().context("name the program: --program PATH")?;
     let peers: Vec<Peer> = Peer::ALL.into_iter().filter(Peer::is_installed).collect();
@@ -108,7 +108,7 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
     Ok(())
 }
 
-/// The file that is served; it is removed at the end, with its folder.
+/// The served file; removed on drop, with its directory.
 struct Image(PathBuf);
 
 impl Image {
@@ -129,12 +129,12 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        // A temporary folder may be cleared before.
+        // The directory may have been removed already.
         let _ = self.0.parent().map(std::fs::remove_dir_all);
     }
 }
 
-/// One line of the table while it is measured.
+/// A row of the table while it is measured.
 struct Bench<'a> {
     options: &'a Compare,
     program: &'a Path,
@@ -143,7 +143,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// What each round gave for each server; nothing where it could not be measured.
+    /// The results of each round for each server; `None` if it could not be measured.
     fn rounds(&self, peers: &[Peer]) -> Vec<Vec<Figure>> {
         let mut figures = vec![Vec::new(); peers.len()];
         for _ in 0..self.options.rounds {
@@ -157,7 +157,7 @@ impl Bench<'_> {
         figures
     }
 
-    /// At depth 1 both sides share a processor: across two it is their waking up that is measured.
+    /// At queue depth 1 both sides share a CPU: on two, wake-up latency would be measured.
     fn measure(&self, peer: Peer) -> Result<Figure> {
         let at = self.options.target_processor;
         let client = if self.line.work.depth == 1 { at } else { self.options.how.processor };
@@ -167,8 +167,8 @@ impl Bench<'_> {
     }
 }
 
-/// Prints the medians of one line, and how often the first server's are those of the best of the others: of the rate, and
-/// of the time of the processor, which tells more where other programs run, too.
+/// Prints the medians of a row, and the ratios of the first server to the best of the others: of
+/// the rate, and of the CPU time, which is more significant on a busy machine.
 fn report(line: Line, peers: &[Peer], figures: &[Vec<Figure>]) {
     let medians: Vec<Option<Figure>> = figures.iter().map(|rounds| middle(rounds)).collect();
     let cells = peers.iter().zip(&medians).map(|(_, figure)| match figure {

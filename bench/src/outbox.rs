@@ -1,18 +1,17 @@
-//! What is still to be sent on a connection: small pieces are copied together, large ones are sent
-//! from where they lie.
+//! The send queue of a connection: copies small parts together, and sends large ones without a
+//! copy.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
 use export::Segment;
 
-/// Parts up to this many bytes are copied.
+/// Parts up to this size are copied.
 const SMALL: usize = 1024;
 
 /// Pieces in one gathered send.
 const GATHER: usize = 64;
 
-/// What is still to be sent.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     /// Small parts one after the other, of which `start` bytes have been sent.
@@ -30,7 +29,7 @@ enum Piece {
 }
 
 impl Outbox {
-    /// Takes a segment in.
+    /// Appends a segment.
     pub(crate) fn push(&mut self, segment: Segment) {
         let [head, body, tail] = segment.parts();
         self.stage(head);
@@ -45,7 +44,7 @@ impl Outbox {
         }
     }
 
-    /// Takes bytes in.
+    /// Appends bytes.
     pub(crate) fn stage(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -57,12 +56,12 @@ impl Outbox {
         }
     }
 
-    /// Whether everything was sent.
+    /// Returns whether everything was sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
-    /// Sends what the connection takes now.
+    /// Sends as much as possible without blocking.
     pub(crate) fn flush(&mut self, to: &mut impl Write) -> io::Result<()> {
         while !self.pieces.is_empty() {
             match self.send_once(to) {
@@ -122,7 +121,7 @@ mod test {
     use super::*;
     use export::{Body, Head, Pool};
 
-    /// Takes a few bytes at a time.
+    /// Accepts a few bytes at a time.
     struct Narrow(Vec<u8>);
 
     impl Write for Narrow {
@@ -138,7 +137,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_sent_in_small_steps_is_what_was_taken_in() {
+    fn partial_sends_preserve_the_data() {
         let mut outbox = Outbox::default();
         let mut expected = Vec::new();
         for (len, fill) in [(16, 1), (5000, 2), (1024, 3), (3000, 4)] {

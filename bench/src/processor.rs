@@ -1,4 +1,4 @@
-//! Processors: pinning to one, and how much time of them a process used.
+//! CPUs: pinning, and CPU time of processes.
 
 use std::fs;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// Keeps the calling thread, and those that it starts, on one processor.
+/// Pins the calling thread, and threads that it starts, to a CPU.
 pub(crate) fn pin(processor: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(processor);
@@ -15,7 +15,7 @@ pub(crate) fn pin(processor: usize) -> Result<()> {
     })
 }
 
-/// Processor time that the threads of a process have used, those that ended excepted.
+/// Returns the CPU time of the running threads of a process.
 pub(crate) fn time_of(pid: u32) -> Result<Duration> {
     let threads = fs::read_dir(format!("/proc/{pid}/task"))
         .with_context(|| format!("process {pid} is not there any more"))?;
@@ -26,7 +26,7 @@ pub(crate) fn time_of(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos.sum()))
 }
 
-/// Processor time that a process and those that it has started have used, threads and processes that ended included.
+/// Returns the CPU time of a process and its descendants, including those that have ended.
 pub(crate) fn time_of_family(pid: u32) -> Result<Duration> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("process {pid} is not there any more"))?;
@@ -38,7 +38,8 @@ pub(crate) fn time_of_family(pid: u32) -> Result<Duration> {
     Ok(ticks)
 }
 
-/// User and system time, its own and that of children that it has waited for: fields 14 to 17 of proc_pid_stat(5).
+/// Returns user and system time of a process and the children that it has reaped: fields 14 to 17
+/// of proc_pid_stat(5).
 fn own_ticks(line: &str) -> Option<Duration> {
     let (_, fields) = line.rsplit_once(')')?;
     let ticks = fields.split_whitespace().skip(11).take(4).map(|text| text.parse::<u64>().ok());
@@ -62,7 +63,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn the_times_are_found_behind_a_name_with_spaces() {
+    fn name_with_spaces_is_skipped() {
         let line = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 100 50 20 30 20 0 1 0";
         let per_second = rustix::param::clock_ticks_per_second();
         assert_eq!(own_ticks(line), Some(Duration::from_millis(200 * 1000 / per_second)));

@@ -1,5 +1,4 @@
-//! A target to be measured: the engine and the NVMe target with one disk and nothing around them,
-//! in a process of its own.
+//! A minimal target: engine and NVMe target with one disk, in a process of its own.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,18 +17,17 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 /// NQN of the one subsystem.
 pub(crate) const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000be9c";
 
-/// What the disk is.
+/// The disk.
 #[derive(Debug, Clone)]
 pub(crate) enum Disk {
-    /// Reads zeros and forgets what is written.
+    /// Reads zeros and discards writes.
     Null,
     /// In memory.
     Memory,
-    /// A file that is read and written past the page cache.
+    /// A file with direct I/O.
     File(PathBuf),
 }
 
-/// A target to be measured.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Serve {
     /// `null`, `memory`, or the path of a file, which is made if it is not there and overwritten.
@@ -48,7 +46,7 @@ pub(crate) struct Serve {
 /// Bytes of the disk.
 pub(crate) const SIZE: u64 = 1 << 28;
 
-/// Serves until standard input ends. The port is told on standard output.
+/// Serves until end of file on standard input. Prints the port on standard output.
 pub(crate) fn serve(options: &Serve) -> Result<()> {
     crate::processor::pin(options.processor)?;
     let disk = match options.disk.as_str() {
@@ -103,12 +101,11 @@ fn descriptor(disk: &Disk) -> Result<OwnedFd> {
     }
 }
 
-/// Puts bytes everywhere, so that nothing is a hole.
+/// Fills the file, so that it has no holes.
 pub(crate) fn fill(file: &File) -> Result<()> {
     fill_to(file, SIZE)
 }
 
-/// The same of so many bytes.
 pub(crate) fn fill_to(mut file: &File, size: u64) -> Result<()> {
     let chunk = vec![0xa5; 1 << 20];
     for _ in 0..size / chunk.len() as u64 {

@@ -1,4 +1,4 @@
-//! A connection to the target, in the clear or in TLS with a key that is no secret.
+//! A connection to the target, plain or with TLS by a public key.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -41,13 +41,13 @@ impl Cipher {
     }
 }
 
-/// Lets everybody in, in the clear and in TLS.
+/// Authorizes everyone, with and without TLS.
 pub(crate) fn security() -> Security {
     let keys = Arc::new(|| vec![Cipher::Aes128.key(), Cipher::Aes256.key()]);
     Security { auth: Auth::None, keys: Some(keys), ..Security::open() }
 }
 
-/// A socket that never blocks.
+/// A non-blocking socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Plain(TcpStream),
@@ -55,7 +55,7 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// Takes a socket over; with a `cipher`, makes a channel on it.
+    /// Takes ownership of a socket; with a `cipher`, does a TLS handshake.
     pub(crate) fn new(
         socket: TcpStream,
         cipher: Option<Cipher>,
@@ -69,12 +69,12 @@ impl Socket {
         }
     }
 
-    /// Whether there is something to read of which the socket does not tell.
+    /// Returns whether there is buffered data to read.
     pub(crate) fn has_unread(&self) -> bool {
         matches!(self, Self::Secured(stream) if stream.has_unread())
     }
 
-    /// Whether there is something to send that the socket did not take.
+    /// Returns whether there is data to send.
     pub(crate) fn has_unsent(&self) -> bool {
         matches!(self, Self::Secured(stream) if stream.has_unsent())
     }

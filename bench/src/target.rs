@@ -1,4 +1,4 @@
-//! The target process that is measured.
+//! The target process under measurement.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{processor, serve};
 
-/// A target that runs; dropping it ends it.
+/// A running target; killed on drop.
 #[derive(Debug)]
 pub(crate) struct Target {
     child: Child,
@@ -21,7 +21,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Starts the engine with `disk` (`null`, `memory` or a path), all its threads on `processor`.
+    /// Starts the engine with `disk` (`null`, `memory` or a path), all threads on `processor`.
     pub(crate) fn start(disk: &str, processor: usize) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", disk, "--processor", &processor.to_string()])
@@ -48,18 +48,18 @@ impl Target {
         let out = child.stdout.take().context("no output of the target")?;
         let mut out = BufReader::new(out);
         let (port, nqn) = read_events(&mut out)?;
-        // What it says later must be taken, or it ends for want of a listener.
+        // Its output must be read, or it would exit because of a closed pipe.
         thread::spawn(move || io::copy(&mut out, &mut io::sink()));
         Ok(Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), nqn })
     }
 
-    /// Processor time that it has used.
+    /// Returns its CPU time.
     pub(crate) fn used(&self) -> Result<Duration> {
         processor::time_of(self.child.id())
     }
 }
 
-/// The port and the NQN, from the program's events up to `ready`.
+/// Reads the port and the NQN from the program's events up to `ready`.
 fn read_events(out: impl BufRead) -> Result<(u16, String)> {
     let (mut port, mut nqn) = (None, None);
     for line in out.lines() {
@@ -76,7 +76,7 @@ fn read_events(out: impl BufRead) -> Result<(u16, String)> {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // Fails only if it has ended already.
+        // Fails only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -87,7 +87,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn the_port_and_the_nqn_are_read_from_the_events() {
+    fn port_and_nqn_are_read_from_the_events() {
         let events = "{\"event\":\"listening\",\"port\":4420}\n{\"event\":\"lent\",\"nqn\":\"n\"}\n\
                       {\"event\":\"ready\"}\n";
         assert_eq!(read_events(events.as_bytes()).unwrap(), (4420, "n".to_owned()));

@@ -1,4 +1,4 @@
-//! A host queue on a socket that never blocks.
+//! A host queue on a non-blocking socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,14 +22,14 @@ pub(crate) struct Wire {
     pub(crate) queue: Queue,
     outbox: Outbox,
     inbox: Box<[u8]>,
-    /// Bytes at the start of `inbox` that the queue did not take yet.
+    /// Bytes at the start of `inbox` that the queue has not consumed.
     kept: usize,
 }
 
 /// Bytes received at once.
 const INBOX: usize = 512 << 10;
 
-/// How long anything but a measurement may take.
+/// The timeout for anything but a measurement.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Wire {
@@ -55,7 +55,7 @@ impl Wire {
         }
     }
 
-    /// The next thing that is not sent, and nothing when there is none now.
+    /// Returns the next step that does not send; `None` if there is none now.
     pub(crate) fn poll(&mut self) -> Option<Step> {
         loop {
             match self.queue.poll()? {
@@ -65,7 +65,7 @@ impl Wire {
         }
     }
 
-    /// Sends what the socket takes.
+    /// Sends as much as possible without blocking.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.outbox.flush(&mut self.socket)?;
         match self.socket.flush() {
@@ -74,7 +74,7 @@ impl Wire {
         }
     }
 
-    /// Receives once. Tells whether anything came.
+    /// Receives once. Returns whether anything was received.
     pub(crate) fn receive(&mut self) -> io::Result<bool> {
         match self.queue.direct_recv() {
             Some(landing) => self.receive_in_place(landing),
@@ -98,7 +98,7 @@ impl Wire {
         Ok(got != 0)
     }
 
-    /// Sleeps until something comes or can be sent.
+    /// Waits until the socket is readable, or writable if there is data to send.
     pub(crate) fn sleep(&self) -> io::Result<()> {
         if self.socket.has_unread() {
             return Ok(());
@@ -125,7 +125,7 @@ impl Wire {
         }
     }
 
-    /// Sends one command and waits for its answer.
+    /// Sends a command and waits for its completion.
     pub(crate) fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Completion> {
         if self.queue.submit(sqe, payload, 0).is_err() {
             bail!("the queue has no room");
@@ -138,7 +138,7 @@ impl Wire {
     }
 }
 
-/// Why a connection ended, for people.
+/// Why a connection ended.
 pub(crate) fn why(end: CloseReason) -> String {
     match end {
         CloseReason::Violation(violation) => {
@@ -158,7 +158,7 @@ fn received(got: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// A disk that was attached: its Admin queue, which keeps it, and one I/O queue.
+/// An attached disk: its Admin queue, which keeps the association alive, and an I/O queue.
 #[derive(Debug)]
 pub(crate) struct Attached {
     _admin: Wire,
@@ -168,18 +168,18 @@ pub(crate) struct Attached {
     pub(crate) blocks: u64,
 }
 
-/// What the connections are like.
+/// Options of the connections.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Manner {
-    /// Whether headers have digests.
+    /// Header digests.
     pub(crate) header_digest: bool,
-    /// Whether data have digests.
+    /// Data digests.
     pub(crate) data_digest: bool,
-    /// What they are sealed with.
+    /// The TLS cipher.
     pub(crate) cipher: Option<Cipher>,
 }
 
-/// Attaches the disk of subsystem `nqn`, with an I/O queue for `depth` commands at once.
+/// Attaches the disk of the subsystem `nqn`, with an I/O queue for `depth` commands.
 pub(crate) fn attach(
     address: SocketAddr,
     nqn: &str,

@@ -1,4 +1,4 @@
-//! A connection to an NBD server, for load alone: it says hello, asks, and counts answers.
+//! A minimal NBD client connection for load: negotiates, sends requests, and counts replies.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::peer::NAME;
 use super::reply::Replies;
 
-/// "NBD, Fixed newstyle negotiation": magic numbers and what is agreed on.
+/// "NBD, Fixed newstyle negotiation": magic numbers and flags.
 const HELLO: &[u8] = b"NBDMAGICIHAVEOPT";
 const OPTION: &[u8] = b"IHAVEOPT";
 const FIXED_NO_ZEROES: u32 = 3;
@@ -24,10 +24,10 @@ const REQUEST: u32 = 0x2560_9513;
 /// Bytes received at once.
 const INBOX: usize = 512 << 10;
 
-/// How long anything but a measurement may take.
+/// The timeout for anything but a measurement.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A connection on which requests may be made.
+/// A connection in the transmission phase.
 #[derive(Debug)]
 pub(super) struct Link {
     socket: TcpStream,
@@ -41,7 +41,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects to the disk. `payload` is what each answer carries, in bytes.
+    /// Connects to the disk. `payload` is the payload of each reply, in bytes.
     pub(super) fn open(address: SocketAddr, payload: usize) -> Result<Self> {
         let mut socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_nodelay(true)?;
@@ -59,7 +59,7 @@ impl Link {
         })
     }
 
-    /// Asks for `len` bytes at `offset`, or sends `data` there.
+    /// Queues a read of `len` bytes at `offset`, or a write of `data`.
     pub(super) fn ask(&mut self, cookie: u64, offset: u64, len: u32, data: Option<&[u8]>) {
         let out = &mut self.outbox;
         out.extend_from_slice(&REQUEST.to_be_bytes());
@@ -70,7 +70,7 @@ impl Link {
         out.extend_from_slice(data.unwrap_or_default());
     }
 
-    /// Sends what the socket takes.
+    /// Sends as much as possible without blocking.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while self.sent < self.outbox.len() {
             match self.socket.write(&self.outbox[self.sent..]) {
@@ -84,7 +84,8 @@ impl Link {
         Ok(())
     }
 
-    /// Receives once, and calls `ended` with the cookie of each request that was answered. Tells whether anything came.
+    /// Receives once, and calls `ended` with the cookie of each completed request. Returns whether
+    /// anything was received.
     pub(super) fn receive(&mut self, ended: impl FnMut(u64)) -> Result<bool> {
         let got = match self.socket.read(&mut self.inbox[self.kept..]) {
             Ok(0) => bail!("the server closed the connection"),
@@ -99,7 +100,7 @@ impl Link {
         Ok(true)
     }
 
-    /// Sleeps until something comes or can be sent.
+    /// Waits until the socket is readable, or writable if there is data to send.
     pub(super) fn sleep(&self) -> io::Result<()> {
         let send = if self.outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN | send)];
@@ -108,7 +109,7 @@ impl Link {
     }
 }
 
-/// Comes to the disk and returns its size in bytes.
+/// Negotiates and returns the size of the disk in bytes.
 fn negotiate(socket: &mut TcpStream) -> Result<u64> {
     let mut hello = [0; 18];
     socket.read_exact(&mut hello).context("the server says no hello")?;
@@ -117,7 +118,7 @@ fn negotiate(socket: &mut TcpStream) -> Result<u64> {
     }
     socket.write_all(&FIXED_NO_ZEROES.to_be_bytes())?;
     option(socket, OPT_STRUCTURED_REPLY, &[])?;
-    // A server that knows no structured replies says so, and answers with simple ones.
+    // A server without structured replies refuses the option, and sends simple ones.
     answer(socket)?;
     let length = u32::try_from(NAME.len())?.to_be_bytes();
     // The name, and no particular information.
@@ -132,7 +133,7 @@ fn negotiate(socket: &mut TcpStream) -> Result<u64> {
     }
 }
 
-/// The size, if this is "NBD_INFO_EXPORT".
+/// Returns the size, if this is "NBD_INFO_EXPORT".
 fn size_of(data: &[u8]) -> Option<u64> {
     let (kind, rest) = data.split_first_chunk::<2>()?;
     (*kind == [0, 0]).then(|| rest.first_chunk().map(|size| u64::from_be_bytes(*size)))?
@@ -146,7 +147,7 @@ fn option(socket: &mut TcpStream, option: u32, data: &[u8]) -> Result<()> {
     Ok(socket.write_all(&message)?)
 }
 
-/// The type of an answer to an option, and its data.
+/// Returns the type of an option reply, and its data.
 fn answer(socket: &mut TcpStream) -> Result<(u32, Vec<u8>)> {
     let mut head = [0; 20];
     socket.read_exact(&mut head)?;

@@ -1,4 +1,4 @@
-//! Load on one connection to an NBD server, kept at a depth.
+//! Load on one connection to an NBD server, kept at a queue depth.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use super::link::Link;
 use crate::load::{Places, Work, shuffle};
 
-/// Has `work` done for `time`, after a tenth of it to warm up; how many operations there were, in how many seconds, and
-/// what `meter` went up by meanwhile. If `sleeps`, it sleeps while nothing comes.
+/// Runs `work` for `time`, after a warm-up of a tenth of it. Returns the number of operations, the
+/// seconds, and the increase of `meter`. If `sleeps`, it blocks while it waits.
 pub(super) fn run(
     link: &mut Link,
     work: Work,

@@ -1,5 +1,4 @@
-//! The servers of NBD that are compared: how each is started on one processor, and what it used of
-//! it.
+//! The NBD servers that are compared: how each is started on one CPU, and its CPU time.
 
 use std::fmt;
 use std::fs;
@@ -16,7 +15,7 @@ use serde_json::Value;
 
 use crate::processor;
 
-/// The name of the disk everywhere: ours is called by the name of its file.
+/// The export name everywhere; ours is the name of its file.
 pub(crate) const NAME: &str = "disk";
 
 /// A program that serves NBD.
@@ -34,7 +33,7 @@ impl Peer {
     pub(super) const ALL: [Self; 5] =
         [Self::Storagetm, Self::QemuThreads, Self::QemuRing, Self::Nbdkit, Self::NbdServer];
 
-    /// Whether this machine has it.
+    /// Returns whether it is installed.
     pub(super) fn is_installed(&self) -> bool {
         *self == Self::Storagetm || is_installed(self.program())
     }
@@ -59,25 +58,25 @@ impl fmt::Display for Peer {
     }
 }
 
-/// How long a server may take until it listens.
+/// The timeout for the start of a server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether a program of this name is in the path.
+/// Returns whether a program is in the PATH.
 pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// A server that runs; dropping it ends it.
+/// A running server; killed on drop.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// The process that serves, if it is not the one that was started, which has then ended.
+    /// The serving process, if it is not the one that was started, which has exited then.
     daemon: Option<Daemon>,
     pub(crate) address: SocketAddr,
 }
 
-/// nbd-server, which leaves whoever started it.
+/// nbd-server, which daemonizes.
 #[derive(Debug)]
 struct Daemon {
     pid: Pid,
@@ -85,7 +84,8 @@ struct Daemon {
 }
 
 impl Server {
-    /// Serves the file `image`, writable, all its threads on `processor`; past the page cache if `direct` and if it can.
+    /// Serves the file `image`, writable, all threads on `processor`; with direct I/O if `direct`
+    /// and supported.
     pub(crate) fn start(
         peer: Peer,
         program: &Path,
@@ -112,12 +112,12 @@ impl Server {
         Ok(server)
     }
 
-    /// The address for clients that take one.
+    /// Returns the address for clients that take one.
     pub(crate) fn uri(&self) -> String {
         format!("nbd://{}/{NAME}", self.address)
     }
 
-    /// Processor time that it and the processes that it has started have used.
+    /// Returns the CPU time of it and its descendants.
     pub(crate) fn used(&self) -> Result<Duration> {
         let pid =
             self.daemon.as_ref().map(|daemon| daemon.pid.as_raw_nonzero().get().unsigned_abs());
@@ -129,7 +129,7 @@ impl Server {
             let out = self.child.stdout.take().context("no output of the server")?;
             let mut out = BufReader::new(out);
             until_told(&mut out)?;
-            // What it says later must be taken, or it ends for want of a listener.
+            // Its output must be read, or it would exit because of a closed pipe.
             thread::spawn(move || io::copy(&mut out, &mut io::sink()));
         }
         let deadline = Instant::now() + PATIENCE;
@@ -156,7 +156,7 @@ impl Drop for Server {
 }
 
 impl Daemon {
-    /// Waits until nbd-server has gone to the background, and reads what it calls itself there.
+    /// Waits until nbd-server has daemonized, and reads its process identifier.
     fn of(child: &mut Child, port: u16) -> Result<Self> {
         let status = child.wait()?;
         ensure!(status.success(), "nbd-server ended: {status}");

@@ -1,4 +1,4 @@
-//! Replies of an NBD server, cut out of a stream; payload is skipped.
+//! Parses replies of an NBD server from a stream; skips payload.
 
 use anyhow::{Context, Result, bail};
 
@@ -7,28 +7,28 @@ const SIMPLE: u32 = 0x6744_6698;
 const STRUCTURED: u32 = 0x668e_33ef;
 /// "NBD, Structured reply flags": this chunk is the last one.
 const DONE: u16 = 1;
-/// "NBD, Structured reply types": those with this bit say that something failed.
+/// "NBD, Structured reply types": this bit marks errors.
 const FAILED: u16 = 1 << 15;
 
-/// Cuts replies.
+/// A parser of replies.
 #[derive(Debug, Default)]
 pub(super) struct Replies {
-    /// Bytes of payload still to be skipped.
+    /// Bytes of payload to skip.
     skip: usize,
-    /// What is answered when they are.
+    /// The request that is completed then.
     ends: Option<u64>,
-    /// Payload that a simple reply is followed by.
+    /// The payload of a simple reply.
     payload: usize,
 }
 
 impl Replies {
-    /// Simple replies are followed by `payload` bytes.
+    /// Simple replies have `payload` bytes of payload.
     pub(super) fn new(payload: usize) -> Self {
         Self { payload, ..Self::default() }
     }
 
-    /// Takes what it can of `bytes` and calls `ended` with the cookie of each request whose answer is whole. Returns how
-    /// many it took.
+    /// Parses `bytes` and calls `ended` with the cookie of each completed request. Returns the
+    /// number of bytes consumed.
     pub(super) fn receive(&mut self, bytes: &[u8], mut ended: impl FnMut(u64)) -> Result<usize> {
         let mut at = 0;
         loop {
@@ -48,7 +48,7 @@ impl Replies {
         }
     }
 
-    /// Takes one header; nothing if it is not whole.
+    /// Parses a header; `None` if it is incomplete.
     fn header(&mut self, bytes: &[u8]) -> Result<usize> {
         let Some(&[a, b, c, d, e, f, g, h]) = bytes.first_chunk() else { return Ok(0) };
         let cookie = |bytes: &[u8; 8]| u64::from_be_bytes(*bytes);
@@ -90,7 +90,7 @@ impl Replies {
 mod test {
     use super::*;
 
-    /// Two whole answers of eight bytes, one of them in two chunks.
+    /// Two complete replies of eight bytes, one of them in two chunks.
     fn stream() -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(SIMPLE.to_be_bytes());
@@ -109,7 +109,7 @@ mod test {
     }
 
     #[test]
-    fn it_never_matters_how_the_stream_is_cut() {
+    fn stream_is_parsed_however_it_is_split() {
         let stream = stream();
         for cut in 1..=stream.len() {
             let mut replies = Replies::new(8);
@@ -124,7 +124,7 @@ mod test {
     }
 
     #[test]
-    fn a_failure_is_said() {
+    fn error_reply_is_reported() {
         let mut bytes = stream();
         bytes[7] = 5;
         assert!(Replies::default().receive(&bytes, |_| ()).is_err());

@@ -1,5 +1,4 @@
-//! The clients that measure a server: our own load, which costs the client least, and the programs
-//! that people have.
+//! The clients that load a server: our own, which uses the least CPU, and common programs.
 
 use std::fmt;
 use std::process::{Command, Stdio};
@@ -36,7 +35,7 @@ impl fmt::Display for Tool {
 }
 
 impl Tool {
-    /// Whether this machine has it.
+    /// Returns whether it is installed.
     pub(super) fn is_installed(self) -> bool {
         match self {
             Self::Raw => true,
@@ -46,8 +45,8 @@ impl Tool {
         }
     }
 
-    /// What it asks for in place of that, if it can: `qemu-img bench` asks for one place after the other, whatever the
-    /// size, and nbdcopy reads the whole disk as it likes.
+    /// Returns the workload that it runs instead, if it can: `qemu-img bench` is sequential at
+    /// every size, and nbdcopy reads the whole disk its own way.
     pub(super) fn takes(self, work: Work) -> Option<Work> {
         let can = match self {
             Self::Raw | Self::Fio => true,
@@ -108,7 +107,7 @@ fn fio(server: &Server, work: Work, time: Duration, processor: usize) -> Result<
     Ok(figure(done, done / rate, used))
 }
 
-/// What it says before that is for people.
+/// The text before that is for people.
 fn json(output: &[u8]) -> &[u8] {
     let start = output.iter().position(|&byte| byte == b'{').unwrap_or_default();
     output.get(start..).unwrap_or_default()
@@ -129,7 +128,7 @@ fn qemu_img(server: &Server, work: Work, processor: usize) -> Result<Figure> {
     Ok(figure(count as f64, seconds, used))
 }
 
-/// In operations of the size that is said, though it asks as it likes.
+/// In operations of the workload's size, although it chooses its own.
 fn nbdcopy(server: &Server, work: Work, processor: usize) -> Result<Figure> {
     let mut command = pinned(processor, "nbdcopy");
     let (_, time, used) = run(server, command.args(["--connections=1", &server.uri(), "null:"]))?;
@@ -146,14 +145,14 @@ fn pinned(processor: usize, program: &str) -> Command {
     command
 }
 
-/// Runs a client to its end: what it printed, how long it ran, and what the server used meanwhile.
+/// Runs a client. Returns its output, its duration, and the CPU time of the server meanwhile.
 fn run(server: &Server, command: &mut Command) -> Result<(Vec<u8>, Duration, Duration)> {
     let (start, before) = (Instant::now(), server.used()?);
     let output = command.stdin(Stdio::null()).output().context("a client cannot be started")?;
     let time = start.elapsed();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{command:?}: {}", said.trim());
-    // A server that has a process for each connection counts it only when that has ended.
+    // A server with a process per connection counts it only when that has ended.
     std::thread::sleep(Duration::from_millis(50));
     Ok((output.stdout, time, server.used()?.saturating_sub(before)))
 }

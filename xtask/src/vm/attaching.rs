@@ -1,5 +1,5 @@
-//! Scenario: storagetm on both sides: one machine lends, the other finds it on the network, has its
-//! kernel attach the disks, and lets go of them.
+//! Scenario: storagetm on both sides: one machine serves, the other discovers it, has its kernel
+//! attach the disks, and detaches them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::initramfs::Job;
 use super::lender;
 
 const PATIENCE: Duration = Duration::from_secs(900);
-/// The first kernel that encrypts connections.
+/// The first kernel that supports TLS.
 const KEYS: &str = "6.12";
 
 pub(super) fn scenario() -> Scenario {

@@ -1,5 +1,5 @@
-//! Scenario: a machine lends its disk, and storagetm on this one copies the whole of it into a file, with no driver of any
-//! kernel in between. Knows the disk and what the copy must be; the guest only lends.
+//! Scenario: a machine serves its disk, and storagetm on this one copies all of it into a file,
+//! without a kernel driver in between.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -23,9 +23,9 @@ use super::image::{self, MIB};
 use super::initramfs::Job;
 
 const BOOT: Duration = Duration::from_secs(240);
-/// It takes some minutes where other tests run beside it.
+/// It takes some minutes if other tests run at the same time.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Bytes of the disk, and how many of them at once are other than zero, and how far from each other those are.
+/// Size of the disk in bytes; size and distance of the non-zero ranges.
 const SIZE: u64 = 4 << 30;
 const FILLED: u64 = 3 * MIB + 4096;
 const STEP: u64 = 40 * MIB;
@@ -56,12 +56,12 @@ fn run(
     let paths = [&disk, &copied];
     results.decide("equal", succeed(Command::new("cmp").args(paths)).map(drop));
     results.decide("holes-kept", thin(&copied));
-    // Nobody looks at eight gigabytes again.
+    // Removes eight gigabytes.
     paths.into_iter().try_for_each(fs::remove_file)?;
     Ok(())
 }
 
-/// A disk with pieces of noise far apart, as one that was never full has.
+/// A sparse disk, as one that was never full.
 fn fill(path: &Path) -> Result<()> {
     image::empty(path, SIZE)?;
     let file = File::options().write(true).open(path)?;
@@ -74,11 +74,11 @@ fn fill(path: &Path) -> Result<()> {
         }
         file.write_all_at(&bytes, at)?;
     }
-    // The end of a disk is what copies forget.
+    // Also at the end of the disk, where bugs of copies are likely.
     Ok(file.write_all_at(b"the last block", SIZE - 512)?)
 }
 
-/// The machine that lends the disk; this one reaches it at a port of the loopback.
+/// Boots the machine that serves the disk, with a port forwarded from the loopback.
 fn boot(bench: &Bench, kernel: &Kernel, folder: &Path, disk: &Path, port: u16) -> Result<Guest> {
     let mut devices = vec![
         "-netdev".to_owned(),
@@ -97,7 +97,7 @@ fn boot(bench: &Bench, kernel: &Kernel, folder: &Path, disk: &Path, port: u16) -
     Guest::boot(bench, kernel, folder, &job, &devices)
 }
 
-/// The name of the disk, once it can be had.
+/// Waits until the disk is served; returns its name.
 fn lent(guest: &Guest) -> Result<String> {
     let (deadline, mut events) = (Instant::now() + BOOT, Events::default());
     while !events.has("ready") || events.lent().is_empty() {
@@ -111,7 +111,7 @@ fn lent(guest: &Guest) -> Result<String> {
     Ok(events.lent().first().context("no disk is lent")?.nqn.clone())
 }
 
-/// Copies it, with verification, as that is the default.
+/// Copies it, with verification, which is the default.
 fn copy(bench: &Bench, from: &str, to: &PathBuf) -> Result<()> {
     let mut child = Command::new(&bench.program)
         .args(["copy", "--json", from])
@@ -142,12 +142,12 @@ fn finished(event: &Value) -> Result<()> {
     ensure!(event["outcome"] == "success", "{event}");
     let all = event["bytes"].as_u64() == Some(SIZE) && event["hash"].is_string();
     ensure!(all && event["bad"] == 0, "{event}");
-    // What is zero is not read back from where nothing was written.
+    // Zero ranges are not read back where nothing was written.
     ensure!(event["verified"].as_u64().is_some_and(|bytes| bytes > 0), "{event}");
     Ok(())
 }
 
-/// What was zero takes no space.
+/// Checks that zero ranges take no space.
 fn thin(copied: &Path) -> Result<()> {
     let found = fs::metadata(copied)?.blocks() * 512;
     let most = 2 * (SIZE / STEP + 1) * FILLED;

@@ -1,4 +1,5 @@
-//! Disk images for the tests: filled so that a wrong block shows, with or without partitions.
+//! Disk images for the tests, filled so that misplaced blocks are detected, with or without
+//! partitions.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 /// Bytes of a mebibyte.
 pub(super) const MIB: u64 = 1 << 20;
 
-/// Makes an image whose every eight bytes hold their own position, mixed.
+/// Makes an image in which every eight bytes are a hash of their own position.
 pub(super) fn filled(path: &Path, bytes: u64) -> Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
     for position in 0..bytes / 8 {
@@ -21,11 +22,11 @@ pub(super) fn filled(path: &Path, bytes: u64) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Puts a GPT with 512-byte blocks and one partition on an image.
+/// Writes a GPT with 512-byte blocks and one partition to an image.
 pub(super) fn partition(path: &Path, partition_bytes: u64) -> Result<()> {
     let block = LogicalBlockSize::Lb512;
     let mut device = Box::new(File::options().read(true).write(true).open(path)?);
-    // The kernel looks for a GPT only behind the protective record of block 0.
+    // The kernel expects a protective MBR in block 0.
     let blocks = u32::try_from(size(path)? / 512 - 1)?;
     gpt::mbr::ProtectiveMBR::with_lb_size(blocks).overwrite_lba0(&mut device)?;
     let configuration = gpt::GptConfig::new().writable(true).logical_block_size(block);
@@ -35,12 +36,12 @@ pub(super) fn partition(path: &Path, partition_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes an image of zeros that takes no space.
+/// Makes a sparse image of zeros.
 pub(super) fn empty(path: &Path, bytes: u64) -> Result<()> {
     Ok(File::create(path)?.set_len(bytes)?)
 }
 
-/// The SHA-256 of a file, in hexadecimal.
+/// Returns the SHA-256 of a file, in hexadecimal.
 pub(super) fn sha256(path: &Path) -> Result<String> {
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     let mut buffer = vec![0; 1 << 16];
@@ -54,7 +55,7 @@ pub(super) fn sha256(path: &Path) -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The size of a file in bytes.
+/// Returns the size of a file in bytes.
 pub(super) fn size(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path)?.len())
 }
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partitioned_image_has_its_table_at_512_and_is_hashed_as_others_hash() {
+    fn image_is_partitioned_and_hashed() {
         let path = std::env::temp_dir().join(format!("xtask-image-{}", std::process::id()));
         filled(&path, 4 * MIB).unwrap();
         partition(&path, MIB).unwrap();

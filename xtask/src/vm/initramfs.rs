@@ -17,8 +17,8 @@ use super::modules;
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
 
-/// Programs that busybox has no equal of; they come before busybox in the guest's PATH. The shell is
-/// one of them: busybox's own prefers busybox's programs, whatever the PATH.
+/// Programs without an equivalent in busybox; they precede busybox in the guest's PATH. The shell
+/// is one of them: busybox's own prefers busybox's applets, whatever the PATH.
 const PROGRAMS: &[&str] = &[
     "usr/bin/bash",
     "usr/bin/fallocate",
@@ -34,7 +34,7 @@ const PROGRAMS: &[&str] = &[
     "usr/sbin/sfdisk",
 ];
 
-/// Modules of every guest; a crc32c module that is missing is built in.
+/// Modules of every guest; a missing crc32c module is built in.
 const MODULES: &[&str] = &[
     "crc32c_generic",
     "crc32c_intel",
@@ -47,18 +47,18 @@ const MODULES: &[&str] = &[
     "nvme_tcp",
 ];
 
-/// What a machine needs beside these to encrypt: the program that does TLS handshakes for the kernel.
+/// What a machine needs in addition for TLS: the program that does TLS handshakes for the kernel.
 const KEY_PACKAGES: &[&str] = &["keyutils", "ktls-utils"];
 const KEY_PROGRAMS: &[&str] = &["usr/bin/keyctl", "usr/sbin/tlshd"];
 const KEY_MODULES: &[&str] =
     &["tls", "gcm", "ccm", "ghash_generic", "ghash_clmulni_intel", "aesni_intel", "seqiv"];
-/// Where that program looks for keys.
+/// The configuration of that program.
 const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
 
-/// Who the guest says it is: a host without these makes up a new identity at each call.
+/// The guest's host identity: without one, nvme-cli generates a new one on each call.
 const HOST_ID: &str = "6b1c2f5e-30c4-4a6e-8d27-5b8f0a9c4d11";
 
-/// What a machine is to do, beside what all have.
+/// The job of a machine.
 #[derive(Debug, Default)]
 pub(super) struct Job<'a> {
     /// The folder of scripts under `tests/vm`.
@@ -69,7 +69,7 @@ pub(super) struct Job<'a> {
     pub(super) variables: Vec<(&'a str, String)>,
     /// Further files: path in the guest, path here.
     pub(super) files: Vec<(&'a str, PathBuf)>,
-    /// Whether its kernel can encrypt and prove who it is.
+    /// Whether its kernel supports TLS and authentication.
     pub(super) has_keys: bool,
 }
 
@@ -109,7 +109,8 @@ fn add_tools(archive: &mut Archive, tools: &Path, libraries: &mut Libraries) -> 
     add_programs(archive, tools, PROGRAMS, libraries)
 }
 
-/// Shared libraries by name. The first of a name stays: that of the C library belongs to the loader.
+/// Collects shared libraries by name. The first of a name is kept: that of the C library must match
+/// the loader.
 type Libraries = BTreeMap<String, PathBuf>;
 
 fn add_programs(
@@ -128,7 +129,7 @@ fn add_programs(
     Ok(())
 }
 
-/// Busybox, with a link for each of its programs in a folder that is searched last.
+/// Adds busybox, with a link for each applet in a directory that is searched last.
 fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
     let busybox = tools.join("usr/bin/busybox");
     archive.program("busybox/busybox", &read(&busybox)?);
@@ -139,7 +140,7 @@ fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The shared libraries of a program, found by the guest's own loader.
+/// Returns the shared libraries of a program, as the guest's own loader finds them.
 fn libraries_of(tools: &Path, program: &str) -> Result<Vec<PathBuf>> {
     let folder = tools.join(LIBRARIES);
     let search = format!("{0}:{0}/ceph", folder.display());
@@ -174,13 +175,13 @@ fn add_scripts(archive: &mut Archive, job: &Job<'_>) -> Result<()> {
     let hostnqn = format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}\n");
     archive.program("etc/nvme/hostnqn", hostnqn.as_bytes());
     archive.program("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes());
-    // The identity of a virtual disk depends on that of its machine.
+    // The identity of a virtual disk depends on the machine identifier.
     archive.program("etc/machine-id", format!("{}\n", HOST_ID.replace('-', "")).as_bytes());
     archive.program("tests/job", variables(job).as_bytes());
     Ok(())
 }
 
-/// The variables as shell assignments, exported.
+/// Returns the variables as exported shell assignments.
 fn variables(job: &Job<'_>) -> String {
     let mut text = format!("export role={} scenario={}\n", job.role, job.scenario);
     for (name, value) in &job.variables {
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_survive_the_shell() {
+    fn variables_are_quoted_for_the_shell() {
         let line = "nvme connect -n 'nqn.x'".to_owned();
         let job = Job { role: "client", variables: vec![("line", line)], ..Job::default() };
         let script = format!("{}\nprintf %s \"$line$role\"", variables(&job));

@@ -1,5 +1,5 @@
-//! Scenario: storagetm in a machine of its own, at an address where a key is needed; another
-//! machine comes with keys, with wrong ones, and with none.
+//! Scenario: storagetm in a machine, listening at an address that requires a key; another machine
+//! connects with keys, with wrong ones, and without.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::image::{self, MIB};
 use super::initramfs::Job;
 use super::lender;
 
-/// A host that was refused may take a minute and a half until it gives up.
+/// A refused host may take 90 seconds until it gives up.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
 pub(super) fn scenario() -> Scenario {
@@ -30,7 +30,7 @@ pub(super) fn scenario() -> Scenario {
     }
 }
 
-/// The lent images: one read-only, one that may be written by whom the owner allows it.
+/// The served images: one read-only, one writable for hosts with write access.
 #[derive(Debug)]
 struct Images {
     ro: PathBuf,
@@ -75,7 +75,7 @@ fn boot_client(
         scenario: "keys",
         role: "client",
         variables: vec![
-            // The host's own test needs what is written.
+            // The host's own test reads what was written.
             ("wanted", format!("{} write", results.names())),
             ("interface", "192.168.50.2/24".to_owned()),
             ("address", "192.168.50.1".to_owned()),

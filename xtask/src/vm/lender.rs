@@ -1,4 +1,4 @@
-//! A machine that lends two disks on a private link to another one, and does what that one orders.
+//! A machine that serves two disks on a private link to another one, and follows its requests.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use super::cache::Kernel;
 use super::guest::{Guest, link, virtio_disk};
 use super::initramfs::Job;
 
-/// How long the emulator may take to make its end of the link.
+/// The timeout for the emulator's end of the link.
 const BOOT: Duration = Duration::from_secs(240);
 
-/// Boots it, with a disk that it lends read-only and one that may be written. The other end of the link is at `link` in the
-/// folder by then.
+/// Boots it, with a disk that is served read-only and a writable one. The other end of the link
+/// must exist at `link` in the directory.
 pub(super) fn boot(
     bench: &Bench,
     kernel: &Kernel,

@@ -1,11 +1,10 @@
-//! Which Debian archive this machine installs from, read out of apt's own source lists.
-//! Does not fetch anything, and names no archive of its own.
+//! Determines the Debian archive of this machine from apt's source lists.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// The archives to fetch from.
+/// The archives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mirror {
     /// The main archive.
@@ -14,14 +13,14 @@ pub(crate) struct Mirror {
     pub(crate) security: Option<String>,
 }
 
-/// One source: an address, and the suites that are taken from it.
+/// A source: an address and its suites.
 #[derive(Debug)]
 struct Source {
     address: String,
     suites: Vec<String>,
 }
 
-/// The archives of this machine; `STORAGETM_VM_MIRROR` names another main archive.
+/// Returns the archives of this machine; `STORAGETM_VM_MIRROR` overrides the main archive.
 pub(crate) fn of_this_machine() -> Result<Mirror> {
     if let Ok(main) = std::env::var("STORAGETM_VM_MIRROR") {
         return Ok(Mirror { main, security: None });
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_of_another_distribution_is_not_taken() {
+    fn archive_of_another_distribution_is_not_used() {
         assert_eq!(choose(&one_line(OLD), "trixie"), None);
         assert!(!is_debian("ID=ubuntu\nVERSION_CODENAME=noble\n"));
         assert!(is_debian("NAME=\"Debian\"\nID=debian\n"));

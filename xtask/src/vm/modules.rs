@@ -1,4 +1,4 @@
-//! Kernel modules and what they depend on, in the order in which they must be loaded.
+//! Kernel modules and their dependencies, in load order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// One module, unpacked.
+/// A decompressed module.
 #[derive(Debug)]
 pub(super) struct Module {
     /// Its name, with underscores.
     pub(super) name: String,
-    /// What the kernel loads.
+    /// The image for the kernel.
     pub(super) image: Vec<u8>,
 }
 
-/// The wanted modules after those that they depend on. A name that this kernel has no module for is
-/// built in (or gone, as crc32c variants are in newer kernels) and left out.
+/// Returns modules in load order, dependencies first. A name without a module is built in (or gone,
+/// as crc32c variants are in newer kernels) and left out.
 pub(super) fn collect(kernel: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut paths = BTreeMap::new();
     for root in ["lib/modules", "usr/lib/modules"] {
@@ -32,7 +32,7 @@ pub(super) fn collect(kernel: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     Ok(order)
 }
 
-/// The version of an unpacked kernel, and the folder of its modules.
+/// Returns the version of an unpacked kernel, and the directory of its modules.
 pub(super) fn folder(kernel: &Path) -> Result<(String, PathBuf)> {
     for root in ["usr/lib/modules", "lib/modules"] {
         let Ok(mut entries) = kernel.join(root).read_dir() else { continue };
@@ -81,7 +81,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The names in the module's own `depends=` record.
+/// Returns the names in the module's own `depends=` record.
 fn dependencies(image: &[u8]) -> Vec<String> {
     let key = b"\0depends=";
     let Some(at) = image.windows(key.len()).position(|window| window == key) else {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dependencies_are_read_out_of_the_module() {
+    fn dependencies_are_read_from_the_module() {
         let image = b"\x7fELF..license=GPL\0depends=nvme-core,nvme-fabrics\0name=nvme_tcp\0";
         assert_eq!(dependencies(image), ["nvme-core", "nvme-fabrics"]);
         assert!(dependencies(b"license=GPL\0depends=\0").is_empty());

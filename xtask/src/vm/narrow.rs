@@ -1,6 +1,6 @@
-//! Somebody between a host and its target who takes away all groups but one of those that the host
-//! offers for DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5.2): so each group is tried with a host that
-//! always offers all. Runs in the host's own machine.
+//! A proxy between host and target that removes all but one of the Diffie-Hellman groups that the
+//! host offers for DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5.2): so each group is tested with a host that
+//! always offers all. Runs in the host's machine.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,14 +19,14 @@ pub(super) struct Options {
     group: u8,
 }
 
-/// Passes connections on until it is killed.
+/// Forwards connections until it is killed.
 pub(super) fn run(options: &Options) -> Result<()> {
     let listener = TcpListener::bind(options.listen).context("the address is taken")?;
     for host in listener.incoming() {
         let (host, target) = (host?, TcpStream::connect(options.target)?);
         let (mut back, mut from) = (host.try_clone()?, target.try_clone()?);
         let group = options.group;
-        // Whichever end closes, closes the other.
+        // If one end closes, closes the other.
         thread::spawn(move || {
             let _ = io::copy(&mut from, &mut back);
             let _ = back.shutdown(std::net::Shutdown::Both);
@@ -48,13 +48,13 @@ fn forward(mut host: TcpStream, mut target: TcpStream, group: u8) {
     let _ = target.shutdown(std::net::Shutdown::Both);
 }
 
-/// The protocol's identifier, a reserved byte, how many hashes and groups: what Linux says.
+/// The protocol identifier, a reserved byte, the numbers of hashes and groups, as Linux sends them.
 const HEAD: [u8; 4] = [1, 0, 3, 6];
-/// All groups, behind room for thirty hashes.
+/// All groups, after 30 bytes for hashes.
 const GROUPS: [u8; 6] = [0, 1, 2, 3, 4, 5];
 const GROUPS_AT: usize = HEAD.len() + 30;
 
-/// Leaves one group of an offer that lies whole in these bytes.
+/// Keeps one group of an offer that is contained in these bytes.
 fn narrow(bytes: &mut [u8], group: u8) {
     let len = GROUPS_AT + GROUPS.len();
     let is_offer = |window: &[u8]| window.starts_with(&HEAD) && window.ends_with(&GROUPS);
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_group_is_left_of_an_offer_and_nothing_else_is_touched() {
+    fn only_the_groups_of_an_offer_are_changed() {
         let mut offer = vec![0; 80];
         offer[14..21].copy_from_slice(&[1, 0, 3, 6, 1, 2, 3]);
         offer[48..54].copy_from_slice(&GROUPS);

@@ -1,5 +1,4 @@
-//! Talks to qemu's machine protocol: disks are plugged and pulled, buttons pressed, counters read
-//! with it.
+//! A client of QMP: adds and removes disks, presses buttons, reads counters.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cargo::text;
 
-/// A conversation with one machine.
+/// A connection to a machine.
 #[derive(Debug)]
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
@@ -28,7 +27,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Plugs an image in as a SCSI disk.
+    /// Adds an image as a SCSI disk.
     pub(super) fn plug(&mut self, image: &Path, serial: &str) -> Result<()> {
         let file = json!({"driver": "file", "filename": image});
         let node = json!({"driver": "raw", "node-name": serial, "file": file});
@@ -37,7 +36,7 @@ impl Qmp {
         self.execute("device_add", &device).map(drop)
     }
 
-    /// Pulls a disk that was plugged in.
+    /// Removes an added disk.
     pub(super) fn unplug(&mut self, serial: &str) -> Result<()> {
         self.execute("device_del", &json!({"id": serial})).map(drop)
     }
@@ -47,20 +46,20 @@ impl Qmp {
         self.execute("system_powerdown", &json!({})).map(drop)
     }
 
-    /// Presses keys of the keyboard together, by the names that qemu has for them.
+    /// Presses keys of the keyboard together, by qemu's names.
     pub(super) fn press(&mut self, keys: &[&str]) -> Result<()> {
         let key = |name| json!({"type": "qcode", "data": name});
         let keys: Vec<Value> = keys.iter().map(key).collect();
         self.execute("send-key", &json!({"keys": keys})).map(drop)
     }
 
-    /// Saves what the machine's graphics card shows, as PNG.
+    /// Saves a screenshot as PNG.
     pub(super) fn screenshot(&mut self, to: &Path) -> Result<()> {
         self.execute("screendump", &json!({"filename": to, "format": "png"})).map(drop)
     }
 
-    /// How often the machine has changed any of its disks since power on: writes, discards, and zeroings.
-    /// qemu counts them where the machine cannot hide one.
+    /// Returns the number of changes of any disk since power on (writes, discards, zeroes), as
+    /// counted by qemu outside of the machine.
     pub(super) fn changes(&mut self) -> Result<u64> {
         let answer = self.execute("query-blockstats", &json!({}))?;
         let count = |device: &Value| -> u64 {
@@ -70,7 +69,7 @@ impl Qmp {
         Ok(answer.as_array().context("qemu counted nothing")?.iter().map(count).sum())
     }
 
-    /// Waits until the machine ends by itself, and returns how qemu calls that: `guest-shutdown` or
+    /// Waits until the machine shuts down, and returns qemu's reason: `guest-shutdown` or
     /// `guest-reset`.
     pub(super) fn ending(&mut self, patience: Duration) -> Result<String> {
         self.stream.get_ref().set_read_timeout(Some(patience))?;

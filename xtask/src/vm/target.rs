@@ -1,4 +1,4 @@
-//! The storagetm under test as a process of the host: started, killed, ended, started again.
+//! The storagetm under test as a process of the host.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::events::Events;
 
-/// A running storagetm; it is killed when dropped.
+/// A running storagetm; killed on drop.
 #[derive(Debug)]
 pub(super) struct Target {
     program: PathBuf,
@@ -25,8 +25,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Lends disks on a free port of the loopback, and waits until it says that it is ready.
-    /// `disks` are arguments: paths, with `--writable` before those that may be written.
+    /// Serves disks on a free port of the loopback, and waits until it is ready. `disks` are
+    /// arguments: paths, with `--writable` before writable ones.
     pub(super) fn start(program: &Path, disks: Vec<String>, log: PathBuf) -> Result<Self> {
         let (child, lines) = spawn(program, &disks, 0, &log)?;
         let program = program.to_owned();
@@ -35,7 +35,7 @@ impl Target {
         Ok(target)
     }
 
-    /// Kills it as a crash would, and starts it again on the same port after a while.
+    /// Kills it, and starts it again on the same port after a while.
     pub(super) fn crash_and_restart(&mut self, pause: Duration) -> Result<()> {
         let port = self.port()?;
         self.child.kill()?;
@@ -46,7 +46,10 @@ impl Target {
         self.until_ready()
     }
 
-    /// Asks it to end and returns how it ended; more than the patience is an error.
+    /// Terminates it and returns its exit status.
+    ///
+    /// # Errors
+    /// Fails after the timeout.
     pub(super) fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let deadline = Instant::now() + patience;
@@ -59,7 +62,7 @@ impl Target {
         bail!("storagetm still ran {} s after SIGTERM", patience.as_secs())
     }
 
-    /// What it has said up to now.
+    /// Returns its output up to now.
     pub(super) fn events(&mut self) -> Result<&Events> {
         while let Ok(line) = self.lines.try_recv() {
             self.events.receive(&line)?;
@@ -67,7 +70,7 @@ impl Target {
         Ok(&self.events)
     }
 
-    /// The port that it listens on.
+    /// Returns the port that it listens on.
     pub(super) fn port(&self) -> Result<u64> {
         self.events.port().context("storagetm told no port")
     }
@@ -87,7 +90,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

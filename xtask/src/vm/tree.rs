@@ -1,4 +1,4 @@
-//! Puts folders of this machine into an archive.
+//! Adds directories of this machine to an archive.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use image::cpio::Archive;
 
-/// Adds all that is in a folder and whose path there is wanted, with its permissions.
+/// Adds the contents of a directory for which `wanted` returns true, with permissions.
 pub(super) fn add(archive: &mut Archive, root: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
     branch(archive, root, "", wanted)
 }

@@ -1,5 +1,5 @@
-//! The second machine: a distribution's kernel and nvme-cli, and somebody who types what the first
-//! one shows. It stays on while the first machines come and go.
+//! The second machine: a distribution's kernel and nvme-cli, which runs the commands that the first
+//! one shows. It keeps running while the first machines are booted and end.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::vm::initramfs::Job;
 
 const BOOT: Duration = Duration::from_secs(240);
 const STEP: Duration = Duration::from_secs(110);
-/// What this machine calls its network interface to the first.
+/// The name of this machine's network interface to the first.
 const INTERFACE: &str = "eth0";
 /// The option of nvme-cli before the name of an interface.
 const OPTION: &str = "--host-iface";
@@ -25,17 +25,17 @@ pub(super) struct Client {
     guest: Guest,
 }
 
-/// What `storagetm pair` said.
+/// The result of `storagetm pair`.
 #[derive(Debug)]
 pub(super) struct Paired {
-    /// Its exit status.
+    /// The exit status.
     pub(super) status: i32,
-    /// The lines that it says to type.
+    /// The commands that it prints.
     pub(super) lines: Vec<String>,
 }
 
 impl Client {
-    /// Boots it at its end of the link and waits until it can be typed to.
+    /// Boots it at its end of the link and waits for its shell.
     pub(super) fn power_on(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Self> {
         let job = Job {
             scenario: "boot",
@@ -50,8 +50,8 @@ impl Client {
         Ok(client)
     }
 
-    /// Types a line from the first machine's screen until so many disks are attached. Returns when
-    /// they were.
+    /// Runs a command from the first machine's screen until `count` disks are attached; returns
+    /// when they were.
     pub(super) fn attach(&mut self, line: &str, disks: usize) -> Result<Instant> {
         let attached = self.run(&format!("attach {disks} {}", with_own_interface(line)));
         let then = Instant::now();
@@ -61,13 +61,13 @@ impl Client {
         attached.map(|_| then)
     }
 
-    /// Types a line that lets this machine in from the first machine's screen, and the code. What comes of it is told by
-    /// `paired`: somebody may have to answer at the first machine before.
+    /// Runs the pairing command from the first machine's screen, with the code. `paired` returns
+    /// the result: the first machine may have to confirm first.
     pub(super) fn pair(&mut self, line: &str, code: &str) -> Result<()> {
         self.guest.type_line(&format!("pair {code}:{}", with_own_interface(line)))
     }
 
-    /// How that ended, and the lines that it says to type then.
+    /// Returns the result of pairing.
     pub(super) fn paired(&mut self) -> Result<Paired> {
         let told = self.finished("pair", STEP)?.context("the second machine told nothing")?;
         let (status, lines) = told.split_once(';').unwrap_or((&told, ""));
@@ -75,28 +75,28 @@ impl Client {
         Ok(Paired { status: status.parse()?, lines: lines.collect() })
     }
 
-    /// Tries to attach disks by a line of the first machine's screen, and as older hosts would, without a key. Nothing
-    /// may come of it.
+    /// Tries to attach disks by a command of the first machine's screen, and without a key. Both
+    /// must fail.
     pub(super) fn is_refused(&mut self, line: &str) -> Result<()> {
         self.run(&format!("refused {}", with_own_interface(line))).map(drop)
     }
 
-    /// Writes to the attached disk that lets it; returns the checksum of that disk then.
+    /// Writes to the writable attached disk; returns its checksum then.
     pub(super) fn write(&mut self) -> Result<String> {
         self.run("write")?.context("the second machine told no checksum")
     }
 
-    /// The checksums of all attached disks, sorted.
+    /// Returns the checksums of all attached disks, sorted.
     pub(super) fn sums(&mut self) -> Result<Vec<String>> {
         self.told("sums")
     }
 
-    /// Size and protection of all attached disks, smallest first: `16777216:ro`.
+    /// Returns size and protection of all attached disks, smallest first: `16777216:ro`.
     pub(super) fn protection(&mut self) -> Result<Vec<String>> {
         self.told("protection")
     }
 
-    /// Lets go of all disks.
+    /// Detaches all disks.
     pub(super) fn detach(&mut self) -> Result<()> {
         self.run("detach").map(drop)
     }
@@ -112,7 +112,7 @@ impl Client {
         self.finished(name, STEP)
     }
 
-    /// Waits for the end of one step; returns the last value that it told.
+    /// Waits for the end of a step; returns the last value reported.
     fn finished(&mut self, name: &str, patience: Duration) -> Result<Option<String>> {
         let deadline = Instant::now() + patience;
         let (mut value, mut notes) = (None, String::new());
@@ -129,9 +129,8 @@ impl Client {
     }
 }
 
-/// The line as the screen says that it is to be typed: with this machine's own interface behind a
-/// link-local IPv6 address, or as an option. An address that names no interface gets one: there is no
-/// other way to reach it.
+/// Adapts a command: replaces the interface of a link-local IPv6 address by this machine's own, or
+/// adds it as an option, since it is required.
 fn with_own_interface(line: &str) -> String {
     let has_option = line.contains(OPTION);
     let mut after_option = false;
@@ -148,7 +147,7 @@ fn with_own_interface(line: &str) -> String {
     line.split(' ').map(&mut word).collect::<Vec<_>>().join(" ")
 }
 
-/// That two lists of checksums are the same.
+/// Checks that two lists of checksums are equal.
 pub(super) fn same(expected: &[String], found: &[String]) -> Result<()> {
     ensure!(expected == found, "expected SHA-256 {expected:?}, the second machine read {found:?}");
     Ok(())
@@ -159,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_interface_of_a_typed_line_is_replaced() {
+    fn only_the_interface_of_a_command_is_replaced() {
         let line = "nvme connect-all -t tcp -a fe80::1%enp0s2 -s 4420";
         let typed = "nvme connect-all -t tcp -a fe80::1%eth0 -s 4420";
         assert_eq!(with_own_interface(line), typed);

@@ -1,4 +1,4 @@
-//! The disks of a machine that is booted into target mode: what is on them must stay as it is.
+//! The disks of a machine that is booted into target mode, whose contents must not change.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use crate::vm::guest::virtio_disk;
 use crate::vm::image::{self, MIB};
 
-/// What is on the disk behind the NVMe controller: the metadata of a RAID member, version 1.2.
+/// The second disk, at the NVMe controller, has the metadata of a RAID member, version 1.2.
 const SUPERBLOCK_AT: u64 = 4096;
 const SUPERBLOCK_MAGIC: u32 = 0xa92b_4efc;
 
@@ -42,23 +42,23 @@ impl Disks {
         Ok(Self { virtio, nvme, sums })
     }
 
-    /// The checksums of what is lent, sorted.
+    /// Returns the checksums of the exports, sorted.
     pub(super) fn sums(&self) -> &[String] {
         &self.sums
     }
 
-    /// The checksums of what is in the images now, sorted.
+    /// Returns the checksums of the images now, sorted.
     pub(super) fn read(&self) -> Result<Vec<String>> {
         sums(&self.virtio, &self.nvme)
     }
 
-    /// That no byte has changed since the images were made.
+    /// Checks that no byte has changed since the images were made.
     pub(super) fn unchanged(&self) -> Result<()> {
         ensure!(self.read()? == self.sums, "a disk has been changed");
         Ok(())
     }
 
-    /// The arguments that put them into a machine.
+    /// Returns the qemu arguments.
     pub(super) fn devices(&self) -> Vec<String> {
         let mut devices = virtio_disk(&self.virtio, Self::VIRTIO, false).to_vec();
         let (image, serial) = (self.nvme.display(), Self::NVME);
@@ -78,8 +78,8 @@ fn sums(virtio: &Path, nvme: &Path) -> Result<Vec<String>> {
     Ok(sums)
 }
 
-/// The superblock of a RAID 1 of one disk, as `struct mdp_superblock_1` of Linux lays it out: whatever
-/// assembles arrays would start this one, and write to it.
+/// Returns the superblock of a RAID 1 of one disk (`struct mdp_superblock_1` of Linux): anything
+/// that assembles arrays would start this one, and write to it.
 fn superblock(disk_bytes: u64) -> Vec<u8> {
     const DATA_AT: u64 = 2048;
     let sectors = disk_bytes / 512 - DATA_AT;
@@ -110,7 +110,7 @@ fn superblock(disk_bytes: u64) -> Vec<u8> {
     block
 }
 
-/// The sum of the little-endian words, its upper half added to its lower one.
+/// Returns the sum of the little-endian words, folded to 32 bits.
 fn checksum(bytes: &[u8]) -> u32 {
     let word =
         |chunk: &[u8]| chunk.iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));

@@ -1,5 +1,5 @@
-//! How a machine in target mode ends: by its buttons and keys, and not by itself when it cannot
-//! lend.
+//! Tests of how a machine in target mode ends: by buttons and keys, and not by itself after a
+//! failure.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use super::trial::{BOOT, SOON};
 use super::ways::Way;
 use crate::vm::case::Results;
 
-/// How long a machine that could not lend must stay as it is.
+/// The time for which a machine must stay on after a failure.
 const A_WHILE: Duration = Duration::from_secs(5);
 
-/// The power button ends it at once and cleanly.
+/// The power button shuts it down cleanly.
 pub(super) fn power_button(machine: &mut Machine) -> Result<()> {
     let mut control = machine.control()?;
     control.press_power()?;
@@ -38,7 +38,7 @@ pub(super) fn ctrl_alt_del(
     Ok(())
 }
 
-/// A machine that cannot lend says why, and waits for a key.
+/// A machine that cannot serve shows why, and waits for a key.
 pub(super) fn failure(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let address = "203.0.113.9";
     let card = network_card(lab.maker.folder);
@@ -52,7 +52,7 @@ pub(super) fn failure(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_
     Ok(())
 }
 
-/// A machine without a network, whose only disk is not there, says both and waits.
+/// A machine without a network and with a missing disk shows both and waits.
 pub(super) fn no_network(
     lab: &mut Lab<'_>,
     folder: &Path,

@@ -1,4 +1,4 @@
-//! How long each way into target mode takes, as a table in Markdown.
+//! The boot times of each way into target mode, as a Markdown table.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::ways::Way;
 
-/// Ours may take at most this part of upstream's time until a disk is attached.
+/// The maximum ratio of our time to upstream's until a disk is attached.
 const BAR: f64 = 1.0 / 3.0;
 
 /// The times of one boot, from power on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
-    /// The line to type is on the screen.
+    /// The attach command is on the screen.
     pub(super) shown: Duration,
     /// All disks are attached to the second machine.
     pub(super) attached: Duration,
@@ -25,17 +25,16 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Takes the times of one boot.
+    /// Adds the times of a boot.
     pub(super) fn add(&mut self, way: Way, times: Times) {
         self.boots.push((way, times));
     }
 
-    /// Whether nothing was measured.
     pub(super) fn is_empty(&self) -> bool {
         self.boots.is_empty()
     }
 
-    /// The medians of every way that was booted.
+    /// Returns the medians of every way.
     pub(super) fn table(&self) -> String {
         let mut table = String::from(
             "| way into target mode | power on to attach line | power on to disks attached | of upstream | boots |\n\
@@ -54,7 +53,7 @@ impl Figures {
         table
     }
 
-    /// That the initramfs of ours has its disks attached in a third of upstream's time.
+    /// Checks that our initramfs has its disks attached in a third of upstream's time.
     pub(super) fn bar(&self) -> Result<()> {
         let part = self.part(Way::Init).context("not both were measured")?;
         ensure!(part <= BAR, "it takes {part:.2} of upstream's time, {BAR:.2} are allowed");
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_medians_and_the_part_of_upstream() {
+    fn table_has_medians_and_ratios() {
         let mut figures = Figures::default();
         assert!(figures.bar().is_err());
         for seconds in [30, 90, 36] {

@@ -1,4 +1,4 @@
-//! A disk that is plugged into a machine in target mode.
+//! Hot-plug of a disk in a machine in target mode.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::vm::image::{self, MIB};
 
 const SERIAL: &str = "PLUGGED1";
 
-/// It appears on the screen, and is attached with the others by the line that stands there.
+/// It appears on the screen, and is attached with the others by the same command.
 pub(super) fn plug(lab: &mut Lab<'_>, machine: &mut Machine, folder: &Path) -> Result<()> {
     let hot = folder.join("hot.img");
     image::filled(&hot, 8 * MIB)?;

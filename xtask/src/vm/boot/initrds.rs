@@ -1,4 +1,4 @@
-//! The initrds that `cargo xtask initrds` has made with the tools of distributions, booted.
+//! Boots the initrds that `cargo xtask initrds` has built with the tools of distributions.
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ pub(super) const TRIALS: &[Trial] = &[
     },
 ];
 
-/// The disks of a machine that was booted from it are attached and compared.
+/// Attaches and compares the disks of a machine booted from it.
 fn boot(lab: &mut Lab<'_>, name: &str, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let from = lab.initrds.clone().context("no folder of initrds was named")?;
     let initramfs = from.join(format!("{name}.img"));
@@ -55,7 +55,7 @@ fn boot(lab: &mut Lab<'_>, name: &str, folder: &Path, results: &mut Results<'_>)
     Ok(())
 }
 
-/// The kernel for which they were made: it lies in the system in whose folder they are.
+/// Returns the kernel for which they were built.
 fn kernel(initrds: &Path) -> Result<PathBuf> {
     let boot = initrds.parent().context("a folder of initrds alone")?.join("boot");
     let entries = boot.read_dir().with_context(|| boot.display().to_string())?;

@@ -1,6 +1,6 @@
-//! The lines that attach disks, found on a screen.
+//! Finds the commands that attach disks on a screen.
 
-/// The addresses of a line to type.
+/// The address family of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     V4,
@@ -8,7 +8,7 @@ pub(super) enum Family {
 }
 
 impl Family {
-    /// That of a line.
+    /// Returns the family of a command.
     pub(super) fn of(line: &str) -> Self {
         if line.contains(" fe80:") { Self::V6 } else { Self::V4 }
     }
@@ -17,30 +17,30 @@ impl Family {
         if self == Self::V4 { Self::V6 } else { Self::V4 }
     }
 
-    /// The line if it is of this family.
+    /// Returns the command if it is of this family.
     pub(super) fn filter(self, line: Option<String>) -> Option<String> {
         line.filter(|line| Self::of(line) == self)
     }
 
-    /// Its name in those of the tests.
+    /// Its part in the names of tests.
     pub(super) fn name(self) -> &'static str {
         if self == Self::V4 { "ipv4" } else { "ipv6" }
     }
 }
 
-/// The whole line that attaches all disks over the cable, if this is a line of the screen that has one.
+/// Returns the command that attaches all disks over the link, if this line of the screen has one.
 pub(super) fn attach_line(text: &str) -> Option<String> {
     line_from(text, "nvme connect-all ")
 }
 
-/// The line that lets the other machine in over the cable.
+/// Returns the pairing command over the link.
 pub(super) fn pair_line(text: &str) -> Option<String> {
     let line = text.get(text.find("storagetm pair ")?..)?.trim_end();
     let is_near = ["169.254.", "fe80:"].iter().any(|near| line.contains(near));
     is_near.then(|| line.to_owned())
 }
 
-/// The code that is to be typed then, as it stands there: two groups of four digits at the end of a line.
+/// Returns the pairing code: two groups of four digits at the end of a line.
 pub(super) fn code(text: &str) -> Option<String> {
     let code = text.get(text.len().checked_sub(9)?..)?;
     let is_group = |group: &str| group.len() == 4 && group.bytes().all(|it| it.is_ascii_digit());
@@ -48,7 +48,7 @@ pub(super) fn code(text: &str) -> Option<String> {
     (text.contains("code") && is_group(first) && is_group(second)).then(|| code.to_owned())
 }
 
-/// What begins so, up to the end of the line, if its address is one of those that are on the cable.
+/// Returns the text from `start` to the end of the line, if its address is on the link.
 pub(super) fn line_from(text: &str, start: &str) -> Option<String> {
     let line = text.get(text.find(start)?..)?.trim_end();
     let is_near = [" -a 169.254.", " -a fe80:"].iter().any(|near| line.contains(near));
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_is_taken_from_either_screen_as_it_stands() {
+    fn command_is_found_on_either_screen() {
         let line = "nvme connect-all -t tcp -a fe80::1%eth0 -s 4420";
         assert_eq!(attach_line(&format!("    {line}")).as_deref(), Some(line));
         let theirs = format!("          \u{2514}\u{2500} Try for all devices: {line}");
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_code_is_taken_as_it_stands() {
+    fn code_is_found_on_the_screen() {
         let line = "    storagetm pair 169.254.7.9";
         assert_eq!(pair_line(line).as_deref(), Some("storagetm pair 169.254.7.9"));
         assert_eq!(pair_line("storagetm pair 192.168.1.5"), None);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_told_apart() {
+    fn families_are_distinguished() {
         let four = "nvme connect-all -t tcp -a 169.254.1.2 -s 4420";
         assert_eq!(Family::of(four), Family::V4);
         assert_eq!(Family::of("nvme connect-all -t tcp -a fe80::1 -s 1"), Family::V6);

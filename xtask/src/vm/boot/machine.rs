@@ -1,4 +1,4 @@
-//! The first machine: powered on one way or another, with the disks that it is to lend.
+//! The first machine, with the disks that it serves.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,27 +12,27 @@ use super::screen::Screen;
 use crate::vm::guest::link;
 use crate::vm::qmp::Qmp;
 
-/// What a machine starts with.
+/// How a machine is booted.
 #[derive(Debug, Clone)]
 pub(super) enum Start {
-    /// A kernel and an initramfs that the machine's loader puts into memory, and the command line.
+    /// A kernel, an initramfs and a command line, loaded by qemu.
     Direct { kernel: PathBuf, initramfs: PathBuf, line: String },
-    /// UEFI firmware that finds something to boot on a disk: the firmware's code, its variables, the disk.
+    /// UEFI firmware that boots from a disk: the firmware's code, its variables, the disk.
     Firmware { code: PathBuf, variables: PathBuf, disk: PathBuf },
 }
 
-/// A running machine; it is killed when dropped.
+/// A running machine; killed on drop.
 #[derive(Debug)]
 pub(super) struct Machine {
     child: Child,
     start: Instant,
     control: PathBuf,
-    /// What its serial terminal shows.
+    /// Its serial terminal.
     pub(super) screen: Screen,
 }
 
 impl Machine {
-    /// Powers a machine on at its end of the link that is in the folder above that of its logs.
+    /// Starts a machine at its end of the link, which is in the parent of its log directory.
     pub(super) fn power_on(
         start: &Start,
         devices: &[String],
@@ -52,12 +52,12 @@ impl Machine {
         Ok(Self { child, start, control, screen: Screen::follow(serial, start, log) })
     }
 
-    /// The time from power on until then.
+    /// Returns the time since power on.
     pub(super) fn since_power_on(&self, then: Instant) -> Duration {
         then.saturating_duration_since(self.start)
     }
 
-    /// A conversation with the machine's buttons and sockets.
+    /// Returns a connection to its QMP socket.
     pub(super) fn control(&self) -> Result<Qmp> {
         Qmp::connect(&self.control)
     }
@@ -69,14 +69,14 @@ impl Machine {
         Ok(keyboard.flush()?)
     }
 
-    /// That it is still on after a while.
+    /// Checks that it is still running after a while.
     pub(super) fn stays_on(&mut self, time: Duration) -> Result<()> {
         std::thread::sleep(time);
         ensure!(self.child.try_wait()?.is_none(), "the machine has ended by itself");
         Ok(())
     }
 
-    /// Waits until qemu is through.
+    /// Waits until qemu has exited.
     pub(super) fn until_off(&mut self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         loop {
@@ -92,7 +92,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -105,7 +105,7 @@ fn machine() -> Vec<String> {
     words.split(' ').map(str::to_owned).collect()
 }
 
-/// The end of the link that comes and goes.
+/// The end of the link that reconnects.
 pub(super) fn network_card(folder: &Path) -> Vec<String> {
     link(&folder.join("link"), 2).to_vec()
 }

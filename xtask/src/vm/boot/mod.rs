@@ -1,5 +1,4 @@
-//! `cargo xtask vm boot`: machines that are booted into target mode, and a second machine that
-//! attaches their disks.
+//! `cargo xtask vm boot`: boots machines into target mode; a second machine attaches their disks.
 
 mod client;
 mod disks;
@@ -57,21 +56,21 @@ impl Options {
     }
 }
 
-/// What all trials share.
+/// State shared by all trials.
 #[derive(Debug)]
 struct Lab<'a> {
     maker: Maker<'a>,
     client: Option<Client>,
     figures: Figures,
     screenshots: Option<PathBuf>,
-    /// Where initrds that others made are.
+    /// The directory of initrds built by other tools.
     initrds: Option<PathBuf>,
     /// Whether only the table of times needs this boot.
     only_times: bool,
 }
 
 impl Lab<'_> {
-    /// The second machine, powered on when it is first needed.
+    /// The second machine, started when first needed.
     fn client(&mut self) -> Result<&mut Client> {
         if self.client.is_none() {
             let Maker { bench, kernel, folder, .. } = self.maker;
@@ -80,25 +79,25 @@ impl Lab<'_> {
         self.client.as_mut().context("there is no second machine")
     }
 
-    /// A graphics card, if its picture is wanted.
+    /// A graphics card, if screenshots are wanted.
     fn graphics_card(&self) -> Vec<String> {
         let card = ["-device".to_owned(), "VGA".to_owned()];
         if self.screenshots.is_some() { card.to_vec() } else { Vec::new() }
     }
 
-    /// Saves what the graphics card shows, if that is wanted.
+    /// Saves a screenshot, if wanted.
     fn picture(&self, machine: &Machine, name: &str) -> Result<()> {
         let Some(folder) = &self.screenshots else { return Ok(()) };
         machine.control()?.screenshot(&folder.canonicalize()?.join(format!("{name}.png")))
     }
 }
 
-/// The kernel of both machines: that of the newest of the releases.
+/// The kernel of both machines: that of the newest release.
 fn kernel() -> Result<&'static Kernel> {
     KERNELS.last().context("no kernel is known")
 }
 
-/// Runs the trials whose names are wanted; the table of times comes last.
+/// Runs the selected trials; the table of times comes last.
 pub(super) fn run(
     options: &Options,
     bench: &Bench,
@@ -148,13 +147,13 @@ fn run_trial(trial: &Trial, round: u32, lab: &mut Lab<'_>, cases: Vec<Case>, tal
     emulator::attempt(&[&own, shared], &cases, tally, |results| {
         runs += 1;
         if runs > 1 {
-            // It may have been the second machine that was broken.
+            // The second machine may be broken.
             lab.client = None;
         }
         std::fs::create_dir_all(&own)?;
         (trial.run)(lab, &own, results).with_context(|| logs(&own))
     });
-    // Whatever went wrong, the next trial starts with nothing attached.
+    // The next trial must start with nothing attached.
     let _ = lab.client.as_mut().map(Client::detach);
 }
 
@@ -184,7 +183,7 @@ fn title(trial: &str, test: &str) -> String {
 }
 
 const BAR: &str = "vm boot times/a-third-of-upstream";
-/// One boot beside one other says too little: a busy machine would fail it.
+/// A single pair of boots is not significant: a busy machine would fail it.
 const ROUNDS_FOR_BAR: u32 = 3;
 
 fn conclude(
@@ -201,7 +200,7 @@ fn conclude(
     }
 }
 
-/// Skips every wanted test, for a reason.
+/// Skips every selected test, with a reason.
 pub(super) fn skip(
     options: &Options,
     reason: &str,

@@ -1,5 +1,5 @@
-//! A machine in target mode lets another one in by the code on its screen, and nobody else. Whoever
-//! sits at the second machine types only what the first one shows.
+//! Pairing with a machine in target mode by the code on its screen. The second machine runs only
+//! commands that the first one shows.
 
 use std::path::Path;
 
@@ -14,19 +14,19 @@ use super::trial::{BOOT, SOON};
 use super::ways::Way;
 use crate::vm::case::Results;
 
-/// What `storagetm pair` exits with if the other machine said no.
+/// The exit status of `storagetm pair` if it is refused.
 const REFUSED: i32 = 3;
 
-/// What the first machine's screen shows to whoever wants to be let in.
+/// What the first machine's screen shows for pairing.
 #[derive(Debug)]
 struct Sight {
-    /// The line to type.
+    /// The command.
     line: String,
     /// The code.
     code: String,
 }
 
-/// Codes that are wrong and right, and what each of them opens.
+/// Pairs with wrong and right codes, and checks the access that each grants.
 pub(super) fn trial(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let disks = Disks::make(folder)?;
     let mut machine = power_on(lab, folder, &disks)?;
@@ -58,13 +58,13 @@ fn power_on(lab: &mut Lab<'_>, folder: &Path, disks: &Disks) -> Result<Machine> 
     Machine::power_on(&start, &devices, folder, "keyed")
 }
 
-/// X01: who types only the line that attaches disks gets none.
+/// X01: the attach command without pairing attaches nothing.
 fn strangers(lab: &mut Lab<'_>, machine: &mut Machine) -> Result<()> {
     let (_, line) = machine.screen.find("a line to attach", 0, SOON, attach_line)?;
     lab.client()?.is_refused(&line)
 }
 
-/// A code that is not the one on the screen, which then shows another one.
+/// A wrong code; the screen shows a new one afterwards.
 fn wrong(lab: &mut Lab<'_>, machine: &mut Machine, sight: &mut Sight) -> Result<()> {
     let since = machine.screen.now();
     let guess = if sight.code.starts_with('0') { "1234 5678" } else { "0000 0000" };
@@ -73,8 +73,8 @@ fn wrong(lab: &mut Lab<'_>, machine: &mut Machine, sight: &mut Sight) -> Result<
     another_code(machine, sight, since)
 }
 
-/// Types what the screen shows; if it then asks something, somebody at the first machine answers. The code is good
-/// once: the next one is in sight afterwards.
+/// Runs what the screen shows; confirms on the first machine if asked. The code is valid once: the
+/// next one is shown afterwards.
 fn typed(
     lab: &mut Lab<'_>,
     machine: &mut Machine,
@@ -109,7 +109,7 @@ fn let_in(paired: Paired) -> Result<Vec<String>> {
     Ok(paired.lines)
 }
 
-/// The lines, none if there was an error, and whether there was.
+/// Returns the commands, empty on an error, and whether there was one.
 fn lines_of(outcome: Result<Vec<String>>) -> (Vec<String>, Result<()>) {
     match outcome {
         Ok(lines) => (lines, Ok(())),
@@ -117,7 +117,7 @@ fn lines_of(outcome: Result<Vec<String>>) -> (Vec<String>, Result<()>) {
     }
 }
 
-/// What was printed attaches all disks, and they are read as they are.
+/// Checks that the printed commands attach all disks, unchanged.
 fn compare(lab: &mut Lab<'_>, lines: &[String], disks: &Disks) -> Result<()> {
     attach(lab, lines)?;
     let sums = lab.client()?.sums()?;
@@ -126,7 +126,8 @@ fn compare(lab: &mut Lab<'_>, lines: &[String], disks: &Disks) -> Result<()> {
     disks.unchanged()
 }
 
-/// What was written to the disk that may be written to is in its image, and the other one is as it was.
+/// Checks that data written to the writable disk is in its image, and that the other one is
+/// unchanged.
 fn written(lab: &mut Lab<'_>, lines: &[String], disks: &Disks) -> Result<()> {
     attach(lab, lines)?;
     let protection = lab.client()?.protection()?;

@@ -1,5 +1,5 @@
-//! What a machine's serial terminal shows: lines of text, without what moves the cursor or colours
-//! it.
+//! The lines on a machine's serial terminal, without control sequences, with the time at which each
+//! was complete.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// One line, and the time from power on until it was complete.
+/// A line, and the time from power on until it was complete.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     pub(super) at: Duration,
     pub(super) text: String,
 }
 
-/// The terminal of one machine. Lines stay findable after they have been drawn over.
+/// The terminal of one machine. Keeps lines that were overwritten.
 #[derive(Debug)]
 pub(super) struct Screen {
     lines: Receiver<Line>,
@@ -25,20 +25,20 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// Follows what comes out of a machine that was powered on at `start`, and keeps it in a log.
+    /// Reads the output of a machine that was started at `start`, and logs it.
     pub(super) fn follow(stream: impl Read + Send + 'static, start: Instant, log: File) -> Self {
         let (sender, lines) = channel();
         thread::spawn(move || copy(stream, start, log, &sender));
         Self { lines, seen: Vec::new() }
     }
 
-    /// How many lines have been complete up to now.
+    /// Returns the number of complete lines.
     pub(super) fn now(&mut self) -> usize {
         self.seen.extend(self.lines.try_iter());
         self.seen.len()
     }
 
-    /// The first line from number `since` on for which `wanted` has an answer, waiting for it if need be.
+    /// Waits for the first line from number `since` on for which `wanted` returns a value.
     pub(super) fn find<T>(
         &mut self,
         what: &str,
@@ -65,7 +65,7 @@ impl Screen {
         }
     }
 
-    /// Waits for a line that holds this text.
+    /// Waits for a line that contains a text.
     pub(super) fn shows(
         &mut self,
         text: &str,
@@ -84,7 +84,7 @@ fn copy(mut stream: impl Read, start: Instant, mut log: File, lines: &Sender<Lin
         for &byte in bytes.get(..read).unwrap_or_default() {
             let Some(text) = terminal.receive(byte) else { continue };
             let line = Line { at: start.elapsed(), text };
-            // A log that cannot be written must not end the test that it is about.
+            // Failure to write the log must not fail the test.
             let _ = writeln!(log, "{:8.3} {}", line.at.as_secs_f64(), line.text);
             if lines.send(line).is_err() {
                 return;
@@ -108,14 +108,14 @@ enum State {
     Escape,
     /// After ESC and a byte that announces one more, such as a character set.
     Designation,
-    /// After ESC [: until a letter or the like.
+    /// After ESC [: until the final byte.
     Control,
-    /// After ESC ] and its kin: until BEL or ESC \.
+    /// After ESC ] and similar: until BEL or ESC \.
     Message,
 }
 
 impl Terminal {
-    /// Takes one byte; returns the line that it completes.
+    /// Processes a byte; returns the line that it completes.
     fn receive(&mut self, byte: u8) -> Option<String> {
         let (state, ends) = self.step(byte);
         self.state = state;
@@ -132,10 +132,10 @@ impl Terminal {
             (State::Escape, b'[') => (State::Control, false),
             (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => (State::Message, false),
             (State::Escape, b' '..=b'/') => (State::Designation, false),
-            // To reset the terminal empties it.
+            // A reset clears the terminal.
             (State::Escape, byte) => (State::Text, byte == b'c'),
             (State::Designation, _) | (State::Message, 0x07) => (State::Text, false),
-            // A cursor that is put elsewhere leaves a finished line.
+            // Moving the cursor completes a line.
             (State::Control, b'@'..=b'~') => (State::Text, b"HfJABEFd".contains(&byte)),
             (State::Control | State::Message, _) => (self.state, false),
         }
@@ -161,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_screen_is_read_as_its_lines() {
+    fn screen_is_read_as_lines() {
         let drawn =
             "\x1b[H\x1b[2J\x1b[1mtitle\x1b[0m\r\n\r\n    \x1b[32mnvme connect-all\x1b[0m -s 1\r\n";
         assert_eq!(lines(drawn), ["title", "    nvme connect-all -s 1"]);
     }
 
     #[test]
-    fn a_line_ends_where_the_cursor_leaves_it_and_not_before() {
+    fn line_is_complete_when_the_cursor_leaves_it() {
         assert_eq!(lines("a\x1b[2;1Hb\x1b]3008;x=y\x1b\\c\x1b(B\n"), ["a", "bc"]);
         assert_eq!(lines("nvme connect -s 3"), Vec::<String>::new());
         assert_eq!(lines("\x1b]0;t\x07x\x1bcy\n"), ["x", "y"]);

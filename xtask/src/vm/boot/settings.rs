@@ -1,5 +1,4 @@
-//! What the owner says when the machine is booted, on the kernel's command line and in the
-//! firmware's strings.
+//! Settings at boot: on the kernel command line and in the firmware's OEM strings.
 
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use super::trial::BOOT;
 use super::ways::{OPEN, Way};
 use crate::vm::case::Results;
 
-/// `storagetm.disk=` lends that disk alone.
+/// `storagetm.disk=` serves that disk alone.
 pub(super) fn command_line(
     lab: &mut Lab<'_>,
     folder: &Path,
@@ -25,7 +24,8 @@ pub(super) fn command_line(
     Ok(())
 }
 
-/// `storagetm.writable=` in a string of the firmware, as a credential of systemd, makes that disk writable.
+/// `storagetm.writable=` in an OEM string of the firmware, as a systemd credential, makes that disk
+/// writable.
 pub(super) fn firmware(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let setting = format!("io.systemd.credential:storagetm.writable={}", Disks::VIRTIO);
     let strings = ["-smbios".to_owned(), format!("type=11,value={setting}")];
@@ -34,7 +34,7 @@ pub(super) fn firmware(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'
     Ok(())
 }
 
-/// That these disks are lent, so protected: smallest first.
+/// Checks that these disks are served with this protection, smallest first.
 fn lent(
     lab: &mut Lab<'_>,
     folder: &Path,

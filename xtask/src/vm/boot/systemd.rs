@@ -1,5 +1,5 @@
-//! The initrd of a distribution's systemd, put together from its packages: with the storage target
-//! mode that systemd brings, or with this project's units.
+//! A systemd initrd built from a distribution's packages: with the storage target mode of systemd,
+//! or with this project's units.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::vm::cache::Kernel;
 use crate::vm::modules;
 use crate::vm::tree;
 
-/// What an initrd of systemd holds, and nothing more: each megabyte would slow the other side down.
+/// The minimal contents of a systemd initrd: each megabyte would slow upstream down.
 const PACKAGES: &[&str] = &[
     "base-files",
     "base-passwd",
@@ -50,7 +50,7 @@ const LEFT_OUT: &[&str] = &[
     "boot",
 ];
 
-/// Drivers that either side needs on a virtual machine, and those of systemd's own target.
+/// Drivers that either side needs in a virtual machine, and those of systemd's own target.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_net",
@@ -70,7 +70,7 @@ const MODULES: &[&str] = &[
     "crc64_rocksoft_generic",
 ];
 
-/// Writes the initrd; `more` is a folder whose content is laid over it.
+/// Writes the initrd; the contents of the directory `more` are added.
 pub(super) fn write(
     bench: &Bench,
     kernel: &Kernel,
@@ -97,7 +97,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// The accounts that the packages would have made when they were installed.
+/// The accounts that installation of the packages would create.
 fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
     let folder = work.join("accounts");
     let etc = folder.join("etc");
@@ -115,7 +115,7 @@ fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The drivers with the index that udev finds them by.
+/// The drivers with their index for udev.
 fn drivers(bench: &Bench, kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     let (version, source) = modules::folder(&bench.cache.kernel(kernel))?;
     let folder = work.join("drivers");
@@ -131,19 +131,19 @@ fn drivers(bench: &Bench, kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The packages, unpacked.
+/// Returns the unpacked packages.
 fn packages(bench: &Bench) -> Result<PathBuf> {
     bench.cache.packages("systemd", PACKAGES)
 }
 
-/// Makes the index of the modules in `lib/modules/VERSION` of a folder.
+/// Builds the index of the modules in `lib/modules/VERSION` of a directory.
 pub(super) fn index(bench: &Bench, base: &Path, version: &str) -> Result<()> {
     let mut depmod = program(&packages(bench)?, "usr/sbin/depmod");
     succeed(depmod.arg("-b").arg(base).arg(version)).map(drop)
 }
 
-/// A program of the packages, run by their own loader with their own libraries. A program that goes by
-/// several names is told which.
+/// Returns a command for a program of the packages, run by their loader with their libraries.
+/// `argv[0]` is set for programs with several names.
 fn program(packages: &Path, path: &str) -> Command {
     let libraries = packages.join("usr/lib/x86_64-linux-gnu");
     let search = format!("{0}:{0}/systemd", libraries.display());

@@ -1,5 +1,4 @@
-//! One boot of one machine, and the tests that it decides: which there are, and what all have in
-//! common.
+//! A boot of a machine and the tests that depend on it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,12 +18,12 @@ use super::settings;
 use super::ways::{OPEN, Way};
 use crate::vm::case::Results;
 
-/// Emulated machines on a busy computer.
+/// The timeout for a boot: machines are emulated, and the computer may be busy.
 pub(super) const BOOT: Duration = Duration::from_secs(300);
-/// What needs no boot.
+/// The timeout for anything else.
 pub(super) const SOON: Duration = Duration::from_secs(90);
 
-/// One boot and the tests that it decides.
+/// A boot and its tests.
 #[derive(Debug)]
 pub(super) struct Trial {
     pub(super) name: &'static str,
