@@ -22,8 +22,8 @@ pub struct AuthConfig {
     ///
     /// Default: all but [`Group::Null`], the smallest first. An unauthenticated peer makes the
     /// controller calculate in the group: about 2 ms with ffdhe2048, 20 times as long with
-    /// ffdhe8192. The secrets have 256 bits or more; the group prevents offline attacks on weak
-    /// ones.
+    /// ffdhe8192. The strength of the authentication is that of the secrets, 256 bits or more; the
+    /// group prevents offline attacks on recorded exchanges.
     pub groups: Vec<Group>,
     /// Whether TLS is available. Required for secure channel concatenation.
     pub tls: bool,

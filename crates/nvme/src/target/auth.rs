@@ -182,7 +182,7 @@ impl Queue {
             Progress::Continue => false,
             Progress::Authenticated(authentication) => self.on_authenticated(*authentication),
             Progress::Failed(why) => {
-                self.authentication_failed(why.why());
+                self.authentication_failed(why.description());
                 false
             }
             Progress::AbortedByHost => {

@@ -80,7 +80,7 @@ impl Explanation {
 
     /// Returns the reason for the administrator.
     #[must_use]
-    pub const fn why(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
             Self::Failed => "DH-HMAC-CHAP authentication failed (check the key)",
             Self::ProtocolUnusable => "it offers no supported authentication protocol",

@@ -106,7 +106,7 @@ fn discovery_event_is_masked_until_the_log_is_read() {
     }
     let notify_pending = world.completion(client.admin, 0).unwrap();
     assert_eq!(AsyncEvent::parse(notify_pending.result as u32), AsyncEvent::DISCOVERY_CHANGED);
-    assert!(world.completion(client.admin, 1).is_none(), "told again before the log was read");
+    assert!(world.completion(client.admin, 1).is_none(), "the event was not masked");
     assert_eq!(header(&mut world, client.admin).genctr.get(), before + 2);
     // An event that occurred while the first was masked is sent now.
     assert!(world.completion(client.admin, 1).is_some());

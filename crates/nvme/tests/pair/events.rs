@@ -28,7 +28,7 @@ fn active(world: &mut World, admin: usize) -> Vec<u32> {
 }
 
 fn assert_event_sent(world: &mut World, admin: usize, tag: u32) {
-    let done = world.completion(admin, tag).expect("the host was told nothing");
+    let done = world.completion(admin, tag).expect("no event was sent");
     assert_eq!(AsyncEvent::parse(done.result as u32), AsyncEvent::NAMESPACE_CHANGED);
 }
 

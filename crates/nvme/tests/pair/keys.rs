@@ -311,7 +311,7 @@ fn host_with_tls_needs_nothing_else() {
 /// response.
 #[test]
 fn x15_all_access_denials_look_alike() {
-    let stranger = AttachParams { host: UNKNOWN_HOST, ..AttachParams::default() };
+    let unknown_host = AttachParams { host: UNKNOWN_HOST, ..AttachParams::default() };
     let second = AttachParams { subsystem: SECOND, ..AttachParams::default() };
     let nothing =
         AttachParams { subsystem: "nqn.2026-01.org.example:none", ..AttachParams::default() };
@@ -319,8 +319,8 @@ fn x15_all_access_denials_look_alike() {
     let only_first: &[_] = &[(Some(DISK), Access::Writable)];
     let cases = [
         // Unknown host, with and without TLS.
-        (&stranger, None, ALL),
-        (&stranger, channel(7, DISK), ALL),
+        (&unknown_host, None, ALL),
+        (&unknown_host, channel(7, DISK), ALL),
         // NQN without the key.
         (&AttachParams::default(), None, ALL),
         (&AttachParams::default(), channel(8, DISK), ALL),

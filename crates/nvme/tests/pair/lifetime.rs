@@ -429,16 +429,16 @@ fn r30_resets_and_disconnects_during_io_leak_nothing() {
 fn r32_ten_thousand_namespaces_come_and_go() {
     let mut world = World::new();
     let client = world.attach_default().0;
-    let mut lent = world.disk().export.clone();
+    let mut export = world.disk().export.clone();
     for round in 0..10_000_u64 {
         match round % 4 {
             0 => drop(world.catalogue.withdraw(DISK)),
             1 => {
-                lent = World::another(&lent);
-                world.disk().export = lent.clone();
-                world.catalogue.publish(lent.clone());
+                export = World::another(&export);
+                world.disk().export = export.clone();
+                world.catalogue.publish(export.clone());
             }
-            2 => world.catalogue.publish(lent.clone()),
+            2 => world.catalogue.publish(export.clone()),
             _ => {}
         }
         if round % 3 == 0 {

@@ -154,7 +154,7 @@ fn r34_failing_allocations_lose_no_data() {
     let mut refused = 0;
     for round in 0..90_u64 {
         world.seed(round);
-        let mut greedy = (round % 3 == 0).then(|| MemoryHog::new(&budget));
+        let mut hog = (round % 3 == 0).then(|| MemoryHog::new(&budget));
         // Each in an area of its own: reads and writes, in-capsule and by R2T.
         let mut reads = Vec::new();
         for tag in 0..32_u32 {
@@ -183,7 +183,7 @@ fn r34_failing_allocations_lose_no_data() {
         }
         world.run();
         refused += world.connections[io].host.in_flight();
-        greedy.take();
+        hog.take();
         // A command that waits with in-capsule data consumes more of the stream in the next turn
         // only.
         (0..3).for_each(|_| world.run());

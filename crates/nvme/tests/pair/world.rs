@@ -180,7 +180,7 @@ impl World {
     /// Publishes another disk, filled with a pattern.
     pub(crate) fn publish(&mut self, nqn: &str, change: Change) -> Arc<Export> {
         let export = Arc::new(Self::export(nqn, change));
-        let bytes = (0..BYTES).map(|at| (at / 512 % 251) as u8).collect();
+        let bytes = (0..BYTES).map(|index| (index / 512 % 251) as u8).collect();
         self.disks.push(Disk {
             export: export.clone(),
             bytes,
@@ -283,7 +283,7 @@ impl World {
         let mut turns = 0;
         while self.run_once() {
             turns += 1;
-            assert!(turns < 20_000_000, "it never comes to rest");
+            assert!(turns < 20_000_000, "the session does not become idle");
         }
     }
 
@@ -297,66 +297,66 @@ impl World {
     /// Advances the time.
     pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
-        for at in 0..self.connections.len() {
+        for index in 0..self.connections.len() {
             let now = self.now;
-            if let Some(session) = &mut self.connections[at].session
+            if let Some(session) = &mut self.connections[index].session
                 && session.deadline().is_some_and(|deadline| deadline <= now)
             {
                 session.tick(now);
             }
-            self.drain(at);
+            self.drain(index);
         }
         self.run();
     }
 
     /// Notifies all sessions.
     pub(crate) fn notify(&mut self, notice: &Notice) {
-        for at in 0..self.connections.len() {
-            self.notify_one(at, notice);
+        for index in 0..self.connections.len() {
+            self.notify_one(index, notice);
         }
     }
 
     /// Breaks a connection; bytes in transit are lost.
-    pub(crate) fn cut(&mut self, at: usize) {
-        let conn = &mut self.connections[at];
+    pub(crate) fn cut(&mut self, index: usize) {
+        let conn = &mut self.connections[index];
         (conn.to_host.bytes, conn.to_target.bytes) = (Vec::new(), Vec::new());
         (conn.to_host.arrived, conn.to_target.arrived) = (0, 0);
         conn.notify_pending = true;
-        self.notify_one(at, &Notice::Disconnected);
+        self.notify_one(index, &Notice::Disconnected);
     }
 
-    fn notify_one(&mut self, at: usize, notice: &Notice) {
+    fn notify_one(&mut self, index: usize, notice: &Notice) {
         let now = self.now;
-        if let Some(session) = &mut self.connections[at].session {
+        if let Some(session) = &mut self.connections[index].session {
             session.notify(now, notice);
         }
-        self.drain(at);
+        self.drain(index);
     }
 
     fn run_once(&mut self) -> bool {
-        let mut moved = false;
-        for at in 0..self.connections.len() {
-            moved |= self.drain_host(at);
-            moved |= self.deliver_to_target(at);
-            moved |= self.deliver_to_host(at);
-            moved |= self.drain(at);
-            self.drop_if_finished(at);
+        let mut progressed = false;
+        for index in 0..self.connections.len() {
+            progressed |= self.drain_host(index);
+            progressed |= self.deliver_to_target(index);
+            progressed |= self.deliver_to_host(index);
+            progressed |= self.drain(index);
+            self.drop_if_finished(index);
         }
         for disk in 0..self.disks.len() {
-            moved |= !self.disks[disk].held && self.complete_one(disk);
+            progressed |= !self.disks[disk].held && self.complete_one(disk);
         }
         if std::mem::take(&mut self.notified) {
             self.notify(&Notice::StateChanged);
-            moved = true;
+            progressed = true;
         }
-        moved
+        progressed
     }
 
-    fn drain_host(&mut self, at: usize) -> bool {
-        let conn = &mut self.connections[at];
-        let mut moved = false;
+    fn drain_host(&mut self, index: usize) -> bool {
+        let conn = &mut self.connections[index];
+        let mut progressed = false;
         while let Some(step) = conn.host.poll() {
-            moved = true;
+            progressed = true;
             match step {
                 host::Step::Send(segment) => conn.to_target.push(&segment),
                 host::Step::Completed(done) => conn.done.push(done),
@@ -365,82 +365,82 @@ impl World {
                 host::Step::Close(end) => conn.host_end = Some(end),
             }
         }
-        moved
+        progressed
     }
 
-    fn deliver_to_target(&mut self, at: usize) -> bool {
+    fn deliver_to_target(&mut self, index: usize) -> bool {
         let (now, n) = (self.now, self.chunk());
-        let conn = &mut self.connections[at];
+        let conn = &mut self.connections[index];
         let Some(session) = &mut conn.session else {
             conn.to_target.bytes.clear();
             conn.to_target.arrived = 0;
             return false;
         };
-        let way = &mut conn.to_target;
+        let direction = &mut conn.to_target;
         if !session.can_receive() {
             return false;
         }
-        let fresh = n.min(way.bytes.len() - way.arrived);
+        let fresh = n.min(direction.bytes.len() - direction.arrived);
         if self.in_place
-            && way.arrived == 0
+            && direction.arrived == 0
             && fresh != 0
-            && let Some(mut landing) = session.direct_recv()
+            && let Some(mut recv) = session.direct_recv()
         {
-            let got = fresh.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
-            landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
-            way.arrived += got;
-            way.take(got);
-            session.direct_received(now, landing, got);
+            let got = fresh.min(recv.end - recv.start);
+            let range = recv.start..recv.start + got;
+            recv.buffer.bytes_mut()[range].copy_from_slice(&direction.bytes[..got]);
+            direction.arrived += got;
+            direction.take(got);
+            session.direct_received(now, recv, got);
             return true;
         }
-        way.arrived += fresh;
-        if way.arrived == 0 {
+        direction.arrived += fresh;
+        if direction.arrived == 0 {
             return false;
         }
-        let taken = session.receive(now, &way.bytes[..way.arrived]);
-        way.take(taken);
-        fresh != 0 || taken != 0
+        let consumed = session.receive(now, &direction.bytes[..direction.arrived]);
+        direction.take(consumed);
+        fresh != 0 || consumed != 0
     }
 
-    fn deliver_to_host(&mut self, at: usize) -> bool {
+    fn deliver_to_host(&mut self, index: usize) -> bool {
         let n = self.chunk();
-        let conn = &mut self.connections[at];
-        let way = &mut conn.to_host;
-        let fresh = n.min(way.bytes.len() - way.arrived);
+        let conn = &mut self.connections[index];
+        let direction = &mut conn.to_host;
+        let fresh = n.min(direction.bytes.len() - direction.arrived);
         if self.in_place
-            && way.arrived == 0
+            && direction.arrived == 0
             && fresh != 0
-            && let Some(mut landing) = conn.host.direct_recv()
+            && let Some(mut recv) = conn.host.direct_recv()
         {
-            let got = fresh.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
-            landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
-            way.arrived += got;
-            way.take(got);
-            conn.host.direct_received(landing, got);
+            let got = fresh.min(recv.end - recv.start);
+            let range = recv.start..recv.start + got;
+            recv.buffer.bytes_mut()[range].copy_from_slice(&direction.bytes[..got]);
+            direction.arrived += got;
+            direction.take(got);
+            conn.host.direct_received(recv, got);
             return true;
         }
-        way.arrived += fresh;
-        let taken = conn.host.receive(&way.bytes[..way.arrived]);
-        way.take(taken);
-        fresh != 0 || taken != 0
+        direction.arrived += fresh;
+        let consumed = conn.host.receive(&direction.bytes[..direction.arrived]);
+        direction.take(consumed);
+        fresh != 0 || consumed != 0
     }
 
     /// Executes the steps of a session.
-    fn drain(&mut self, at: usize) -> bool {
-        let mut moved = false;
-        let conn = &mut self.connections[at];
+    fn drain(&mut self, index: usize) -> bool {
+        let mut progressed = false;
+        let conn = &mut self.connections[index];
         let Some(session) = &mut conn.session else { return false };
         while let Some(step) = session.poll() {
-            moved = true;
+            progressed = true;
             match step {
                 Step::Send(segment) => conn.to_host.push(&segment),
                 Step::Submit(admitted) => {
                     conn.submitted += 1;
                     let for_disk = |disk: &&mut Disk| Arc::ptr_eq(&disk.export, admitted.export());
                     let disk = self.disks.iter_mut().find(for_disk).unwrap();
-                    disk.requests.push_back((at, admitted));
+                    disk.requests.push_back((index, admitted));
                 }
                 Step::Report(event) => self.events.push(event),
                 Step::Notify => {
@@ -452,17 +452,17 @@ impl World {
                 }
             }
         }
-        moved
+        progressed
     }
 
     /// Drops a session whose connection is closed and whose requests are complete, as a driver
     /// does.
-    fn drop_if_finished(&mut self, at: usize) {
-        let conn = &mut self.connections[at];
+    fn drop_if_finished(&mut self, index: usize) {
+        let conn = &mut self.connections[index];
         let over = conn.target_end.is_some() || conn.notify_pending;
         if conn.host_end.is_some() && conn.to_target.bytes.is_empty() && !over {
             conn.notify_pending = true;
-            return self.notify_one(at, &Notice::Disconnected);
+            return self.notify_one(index, &Notice::Disconnected);
         }
         if over && conn.submitted == conn.completed {
             conn.session = None;
@@ -475,12 +475,12 @@ impl World {
         if len == 0 {
             return false;
         }
-        let at = match self.order {
+        let index = match self.order {
             Order::First => 0,
             Order::Last => len - 1,
             Order::Random => self.random(len),
         };
-        let (conn, admitted) = self.disks[disk].requests.remove(at).unwrap();
+        let (conn, admitted) = self.disks[disk].requests.remove(index).unwrap();
         let export = admitted.export().clone();
         let mutates = admitted.op().mutates();
         let (ticket, outcome) = self.disks[disk].execute(admitted);
@@ -518,11 +518,11 @@ impl Disk {
             return admitted.finish(Err(fault));
         }
         self.log.push((op, offset, len));
-        let place = offset as usize..(offset + len) as usize;
+        let range = offset as usize..(offset + len) as usize;
         match op {
-            Op::Read => admitted.bytes_mut().copy_from_slice(&self.bytes[place]),
-            Op::Write { .. } => self.bytes[place].copy_from_slice(admitted.bytes_mut()),
-            Op::Zero { .. } | Op::Discard => self.bytes[place].fill(0),
+            Op::Read => admitted.bytes_mut().copy_from_slice(&self.bytes[range]),
+            Op::Write { .. } => self.bytes[range].copy_from_slice(admitted.bytes_mut()),
+            Op::Zero { .. } | Op::Discard => self.bytes[range].fill(0),
             Op::Flush | Op::Extents | Op::Prefetch => {}
         }
         admitted.finish(Ok(()))
