@@ -75,16 +75,16 @@ pub enum RequestError {
     #[error("no space left")]
     NoSpace,
     /// The disk or the range is write-protected.
-    #[error("it is read-only")]
+    #[error("read-only")]
     ReadOnly,
     /// Not supported by the disk; for [`Request::Zero`] also: not faster than writing zeros.
-    #[error("the disk cannot do this")]
+    #[error("not supported by the disk")]
     Unsupported,
     /// The range is beyond the end of the disk, or not aligned to its blocks.
-    #[error("the disk does not have this range")]
+    #[error("out of range, or not aligned to blocks")]
     OutOfRange,
     /// Any other error of the peer.
-    #[error("the other end refused it")]
+    #[error("refused by the peer")]
     Refused,
 }
 

@@ -218,7 +218,7 @@ pub enum Refusal {
     #[error("{0}")]
     Destination(#[source] EndpointError),
     /// The destination is read-only.
-    #[error("{destination} is read-only: lend it writable, or choose another destination")]
+    #[error("{destination} is read-only: export it writable, or choose another destination")]
     ReadOnly { destination: String },
     /// The destination is too small.
     #[error("{destination} has {there} bytes, {needed} are needed: choose a larger destination")]
@@ -230,7 +230,9 @@ pub enum Refusal {
         needed: u64,
     },
     /// The length of the source is not a multiple of the destination's block size.
-    #[error("{destination} has blocks of {block} bytes, and {bytes} bytes are not whole blocks")]
+    #[error(
+        "{destination} has a block size of {block} bytes, and {bytes} bytes are not a multiple of it"
+    )]
     Blocks {
         destination: String,
         /// Block size of the destination in bytes.
@@ -239,13 +241,13 @@ pub enum Refusal {
         bytes: u64,
     },
     /// The map belongs to another disk.
-    #[error("the map {map} was made for another disk: {why}")]
+    #[error("the map {map} belongs to another disk: {why}")]
     AnotherDisk { map: String, why: String },
     /// The map cannot be read or written.
     #[error("the map {map}: {why}")]
     Map { map: String, why: String },
     /// A map was given for a copy from or to a pipe, which cannot be resumed.
-    #[error("a pipe cannot go on from a map: leave the map out, or name a file")]
+    #[error("a copy from or to a pipe cannot be resumed: leave the map out, or name a file")]
     PipeWithMap,
     /// Both ends are pipes.
     #[error("both ends are pipes: name a disk or a file for one of them")]
@@ -262,16 +264,16 @@ pub enum CopyError {
     #[error("{name}: reading {len} bytes at {offset} failed: {why}")]
     Read { name: String, offset: u64, len: u64, why: crate::RequestError },
     /// A flush of the destination failed.
-    #[error("{name}: what was written could not be put on stable storage: {why}")]
+    #[error("{name}: the flush to stable storage failed: {why}")]
     Flush { name: String, why: crate::RequestError },
     /// A connection was lost and could not be restored in time.
-    #[error("{name} was lost ({why}) and did not come back")]
+    #[error("{name} was lost ({why}) and could not be reconnected")]
     Lost { name: String, why: String },
     /// Another disk was found after a reconnect.
-    #[error("{name} came back as another disk: {why}")]
+    #[error("{name} is another disk after reconnecting: {why}")]
     DifferentDisk { name: String, why: String },
     /// A peer violated its protocol: nothing that it sends can be relied on.
-    #[error("{name} broke the rules of its protocol: {why}")]
+    #[error("{name} violated its protocol: {why}")]
     Violation { name: String, why: String },
     /// The map cannot be saved.
     #[error("the map {map} cannot be saved: {why}")]
@@ -283,16 +285,16 @@ pub enum CopyError {
     #[error("{0}")]
     Incomplete(String),
     /// All data was copied, but the partition table could not be rewritten.
-    #[error("{name}: all was copied, but its partition table could not be written anew: {why}")]
+    #[error("{name}: all was copied, but its partition table could not be rewritten: {why}")]
     PartitionTable { name: String, why: String },
     /// A pipe ended before its first byte.
-    #[error("nothing came from the pipe: see whether the program before it failed")]
+    #[error("no data came from the pipe: check whether the program before it failed")]
     EmptyPipe,
     /// A thread cannot be started.
-    #[error("no thread can be started: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
     /// A thread panicked.
-    #[error("a thread of the copy stopped by a mistake in this program; please report it")]
+    #[error("internal error: a thread of the copy panicked; please report it")]
     Internal,
 }
 

@@ -166,7 +166,10 @@ fn matching_map(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
     if recorded != disk.bytes || beyond {
         let there = if recorded == disk.bytes { map.bytes() } else { recorded };
         let name = &disk.name;
-        return Err(wrong_disk(path, format!("that had {there} bytes, {name} has {}", disk.bytes)));
+        return Err(wrong_disk(
+            path,
+            format!("it is for {there} bytes, {name} has {}", disk.bytes),
+        ));
     }
     check_identity(path, "source", &map.metadata.source, &disk.identity)?;
     Ok(map.resized(disk.bytes))
@@ -276,7 +279,7 @@ fn compare_samples(
         if same != other || !is_zero(beyond) {
             let at = range.start;
             let (from, to) = (&ends.source.disk.name, &ends.destination.disk.name);
-            let why = format!("at {at} it says that {to} holds what is on {from}, and it does not");
+            let why = format!("it lists byte {at} as finished, but there {to} differs from {from}");
             return Err(PrepareError::Refused(wrong_disk(path, why)));
         }
     }

@@ -33,7 +33,7 @@ pub(crate) fn check_samples(
         match read_sync(connection, at, len) {
             Ok(Ok(buffer)) if sample.is_of(buffer.bytes()) => confirmed = true,
             Ok(Ok(_)) => {
-                return Ok(Some(format!("at byte {at} it holds something else than before")));
+                return Ok(Some(format!("its data at byte {at} has changed")));
             }
             Ok(Err(_)) => unread.push(sample),
             Err(lost) => {
@@ -48,7 +48,7 @@ pub(crate) fn check_samples(
     }
     if some && !confirmed {
         return Err(ConnectionLost::new(
-            "nothing of what it held can be read, so it may be another disk",
+            "none of the samples can be read, so it may be another disk",
         ));
     }
     Ok(None)
@@ -65,8 +65,7 @@ pub fn read_sync(
     len: usize,
 ) -> Result<Result<Buffer, RequestError>, ConnectionLost> {
     let memory = Pool::new(len.next_multiple_of(4096)).open();
-    let buffer =
-        memory.take(len).ok_or_else(|| ConnectionLost::new("there is no memory for a read"))?;
+    let buffer = memory.take(len).ok_or_else(|| ConnectionLost::new("out of memory"))?;
     let end = Instant::now() + READ_TIMEOUT;
     connection.submit(0, Request::Read { offset, buffer });
     loop {

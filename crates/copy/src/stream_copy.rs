@@ -279,7 +279,7 @@ impl PipeToDisk<'_> {
             finish().map_err(|why| Outcome::Failed(CopyError::Incomplete(why)))?;
         }
         if let Some(announced) = stream.bytes.filter(|announced| *announced != at) {
-            let why = format!("{announced} bytes were announced, and {at} came out of the pipe");
+            let why = format!("{announced} bytes were announced, and the pipe delivered {at}");
             return Err(Outcome::Failed(CopyError::Incomplete(why)));
         }
         let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));

@@ -357,5 +357,6 @@ pub(crate) fn difference(before: &Disk, now: &Disk) -> Option<String> {
     }
     let smaller = now.max_transfer < before.max_transfer || now.block > before.block;
     let locked = before.writable && !now.writable;
-    (smaller || locked).then(|| "it allows less than before".to_owned())
+    (smaller || locked)
+        .then(|| "it allows smaller requests than before, or is read-only now".to_owned())
 }

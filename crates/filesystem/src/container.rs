@@ -124,7 +124,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn r50_containers_are_recognised_by_their_marks() {
+    fn r50_containers_are_detected_by_signature() {
         let at = |at: usize, mark: &[u8]| {
             let mut head = vec![0; HEAD];
             head[at..at + mark.len()].copy_from_slice(mark);

@@ -47,7 +47,7 @@ impl std::fmt::Display for OpaqueReason {
         f.write_str(match self {
             Self::Unknown => "not understood",
             Self::Unclean => "not cleanly unmounted",
-            Self::Feature => "a feature that is not understood",
+            Self::Feature => "an unsupported feature",
             Self::Damaged => "damaged",
         })
     }

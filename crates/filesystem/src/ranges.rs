@@ -104,7 +104,7 @@ mod test {
 
     proptest! {
         #[test]
-        fn ranges_are_a_set_of_bytes(
+        fn ranges_equal_a_set_of_bytes(
             steps in prop::collection::vec(
                 prop_oneof![
                     (0..64u64, 0..20u64).prop_map(|(at, len)| Step::Insert(at, at + len)),

@@ -66,7 +66,7 @@ pub fn survey<R: ReadAt + ?Sized>(disk: &R, bytes: u64, block: Option<u32>) -> i
     let protects = |table: &Table| table.entries.iter().any(|entry| entry.kind == "ee");
     let hidden = found.table.as_ref().is_none_or(protects);
     if hidden && found.unreadable.is_some_and(|at| at < HEAD) {
-        return Err(io::Error::other("where the partition table would be it cannot be read"));
+        return Err(io::Error::other("the place of the partition table cannot be read"));
     }
     let mut survey =
         Survey { contents: contents(disk, 0, &found.signatures)?, ..Survey::default() };
@@ -250,7 +250,7 @@ mod test {
     }
 
     #[test]
-    fn table_and_file_systems_are_named_with_their_sizes() {
+    fn table_and_file_systems_are_described() {
         for block in [512, 4096] {
             let disk = disk(block);
             let survey = survey(&disk[..], 4 << 20, None).unwrap();
@@ -276,7 +276,7 @@ mod test {
     }
 
     #[test]
-    fn mbr_counts_in_the_blocks_with_which_it_leads_somewhere() {
+    fn mbr_block_size_is_found_by_signatures() {
         for (block, default) in [(512, None), (512, Some(4096)), (4096, None), (4096, Some(512))] {
             let disk = with_mbr(usize::try_from(block).unwrap());
             let survey = survey(&disk[..], 4 << 20, default).unwrap();
@@ -302,7 +302,7 @@ mod test {
     }
 
     #[test]
-    fn page_that_cannot_be_read_hides_only_what_is_there() {
+    fn unreadable_page_hides_only_its_contents() {
         let survey = |at| survey(&Broken(disk(4096), at), 4 << 20, None);
         for at in [64 << 10, (4 << 20) - 4096] {
             assert_eq!(survey(at).unwrap().block, 4096, "{at}");
@@ -311,7 +311,7 @@ mod test {
     }
 
     #[test]
-    fn only_zeros_at_both_ends_look_empty() {
+    fn disk_with_zeros_at_both_ends_looks_empty() {
         let mut disk = vec![0; 4 << 20];
         assert!(survey(&disk[..], 4 << 20, None).unwrap().empty);
         disk[(4 << 20) - 1] = 1;

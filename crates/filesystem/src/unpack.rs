@@ -113,7 +113,7 @@ mod test {
     }
 
     #[test]
-    fn r50_streams_of_many_parts_are_unpacked_to_their_end() {
+    fn r50_concatenated_streams_are_unpacked() {
         let data = data();
         for container in ALL {
             let (head, tail) = data.split_at(1_000_003);

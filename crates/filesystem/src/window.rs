@@ -74,7 +74,7 @@ mod test {
 
     #[test]
     #[allow(clippy::single_range_in_vec_init, reason = "one run is what is expected")]
-    fn runs_of_bits_and_what_is_missing_counts_as_set() {
+    fn missing_bits_count_as_set() {
         assert_eq!(runs(&[0b0110_0001, 0b1], 12), [0..1, 5..7, 8..9]);
         assert_eq!(runs(&[0], 12), [8..12]);
         assert_eq!(runs(&[0xff], 6), [0..6]);
@@ -82,7 +82,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_not_all_there_is_nothing() {
+    fn short_reads_return_none() {
         let disk: &[u8] = &[1, 2, 3];
         assert_eq!(read(disk, 1, 2).unwrap(), Some(vec![2, 3]));
         assert_eq!(read(disk, 2, 2).unwrap(), None);

@@ -98,7 +98,7 @@ fn scorched(image: &Path, used: &Ranges) -> u64 {
 }
 
 #[test]
-fn r45_what_is_not_used_can_be_lost_and_nothing_is_missed() {
+fn r45_overwriting_free_bytes_loses_no_data() {
     if lacks(&["mke2fs", "e2fsck", "debugfs"]) {
         return;
     }
@@ -129,7 +129,7 @@ fn r45_what_is_not_used_can_be_lost_and_nothing_is_missed() {
 }
 
 #[test]
-fn the_files_of_blocks_are_those_that_debugfs_names() {
+fn owners_equal_those_of_debugfs() {
     if lacks(&["mke2fs", "debugfs"]) {
         return;
     }
@@ -163,7 +163,7 @@ fn block_size(image: &str) -> u64 {
 }
 
 #[test]
-fn a_file_system_that_was_in_use_counts_as_used_whole() {
+fn unclean_file_system_counts_as_used() {
     if lacks(&["mke2fs", "debugfs"]) {
         return;
     }
@@ -176,7 +176,7 @@ fn a_file_system_that_was_in_use_counts_as_used_whole() {
 }
 
 #[test]
-fn partitions_are_found_and_what_is_between_them_is_kept() {
+fn bytes_between_partitions_count_as_used() {
     if lacks(&["mke2fs", "sfdisk"]) {
         return;
     }
@@ -210,7 +210,7 @@ fn partitions_are_found_and_what_is_between_them_is_kept() {
 }
 
 #[test]
-fn r45_ntfs_keeps_what_files_have_and_names_them() {
+fn r45_ntfs_files_are_used_and_named() {
     if lacks(&["mkntfs", "ntfscp", "ntfscat", "ntfscluster"]) {
         return;
     }
@@ -237,7 +237,7 @@ fn r45_ntfs_keeps_what_files_have_and_names_them() {
 
 /// A Windows that used fast startup has written files that only its journal contains.
 #[test]
-fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
+fn ntfs_with_unclean_journal_counts_as_used() {
     if lacks(&["mkntfs"]) {
         return;
     }
@@ -257,7 +257,7 @@ fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
 
 /// ZFS wipes neither the superblock nor the bitmaps of an earlier file system.
 #[test]
-fn what_bears_two_marks_counts_as_used_whole() {
+fn partition_with_two_signatures_counts_as_used() {
     if lacks(&["mke2fs"]) {
         return;
     }
@@ -276,7 +276,7 @@ fn find(whole: &[u8], part: &[u8]) -> u64 {
 }
 
 #[test]
-fn x44_crafted_bytes_end_in_an_answer() {
+fn x44_crafted_bytes_do_not_panic_or_loop() {
     if lacks(&["mke2fs"]) {
         return;
     }

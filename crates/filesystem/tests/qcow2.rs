@@ -71,7 +71,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn r50_images_of_qemu_are_read_as_qemu_reads_them(
+    fn r50_images_are_read_as_by_qemu(
         blocks in 1_u64..9000,
         pieces in prop::collection::vec((0_u64..9000, 1_u64..700), 0..6),
         cluster in prop::sample::select(vec!["512", "4k", "64k", "2M"]),
@@ -93,7 +93,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_images_neither_panic_nor_take_memory(
+    fn damaged_images_neither_panic_nor_exhaust_memory(
         number in 0_usize..100,
         changes in prop::collection::vec((0_usize..8192, any::<u8>()), 0..8),
     ) {
@@ -125,7 +125,7 @@ fn x21_corpus_of_qcow2_is_replayed() {
 }
 
 #[test]
-fn x58_images_that_need_another_file_or_a_key_are_refused() {
+fn x58_external_and_encrypted_images_are_refused() {
     if !has_qemu_img() {
         return;
     }
@@ -144,7 +144,7 @@ fn x58_images_that_need_another_file_or_a_key_are_refused() {
 }
 
 #[test]
-fn r50_truncated_image_is_an_error_wherever_it_is_cut() {
+fn r50_truncated_image_fails_at_any_length() {
     if !has_qemu_img() {
         return;
     }

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_has_its_header_its_name_and_its_bytes_padded_to_four() {
+    fn entry_is_padded_to_four_bytes() {
         let mut archive = Archive::new(0x5a);
         archive.program("a", b"hello");
         let bytes = archive.finish();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_come_before_what_is_in_them_and_once() {
+    fn directories_precede_their_entries_once() {
         let mut archive = Archive::new(0);
         archive.file("lib/modules/x", b"x");
         archive.world_writable_directory("tmp");

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn firmware_finds_the_program_where_it_looks() {
+    fn program_is_at_the_default_boot_path() {
         let disk = Disk::image(&program()).unwrap();
         assert_eq!(disk.bytes, 35 << 20);
         assert_eq!(disk.whole().len() as u64, disk.bytes);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_larger_disk_and_one_of_large_blocks_hold_it_too() {
+    fn larger_disks_and_4k_blocks_are_supported() {
         for block in [512, 4096] {
             let disk = Disk::on(&program(), 64 << 30, block).unwrap();
             assert_eq!((disk.bytes, disk.end.len()), (64 << 30, 1 << 20));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_one_that_others_read() {
+    fn table_is_readable_by_another_parser() {
         for (block, size) in [(512, LogicalBlockSize::Lb512), (4096, LogicalBlockSize::Lb4096)] {
             let bytes = needed(&program(), block).unwrap() + ALIGNMENT;
             let disk = Disk::on(&program(), bytes, block).unwrap().whole();
@@ -165,13 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_program_makes_the_same_disk() {
+    fn disk_is_reproducible() {
         assert!(Disk::image(&program()).unwrap() == Disk::image(&program()).unwrap());
         assert!(Disk::image(&program()).unwrap() != Disk::image(b"another").unwrap());
     }
 
     #[test]
-    fn a_disk_that_is_too_small_is_refused_with_both_sizes() {
+    fn too_small_disk_is_refused_with_both_sizes() {
         let error = Disk::on(&program(), 1 << 20, 512).unwrap_err().to_string();
         assert!(error.contains("1048576") && error.contains("36700160"), "{error}");
         assert!(matches!(Disk::on(&program(), 1 << 30, 520), Err(Error::Block(520))));

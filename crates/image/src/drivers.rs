@@ -171,7 +171,7 @@ mod tests {
     use crate::initramfs::fake::Modules;
 
     #[test]
-    fn for_any_machine_disks_and_networks_are_chosen_and_no_radio() {
+    fn any_machine_gets_storage_and_network_but_no_wireless() {
         let modules = Modules::new();
         let chosen = select(&modules.index(), Machine::Any);
         for name in ["nvme", "nvme_core", "ahci", "sd_mod", "raid_class", "virtio_net", "crc_t10"] {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn for_one_machine_only_its_hardware_is_chosen() {
+    fn known_machine_gets_only_its_hardware() {
         let modules = Modules::new();
         let hardware = ["pci:nvme1", "pci:gpu", "pci:raid"].map(str::to_owned).into();
         let chosen = select(&modules.index(), Machine::Of(&hardware));

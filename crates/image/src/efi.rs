@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_is_a_section_that_starts_with_it() {
+    fn every_part_is_a_section() {
         let image = made(&fake::stub(8)).unwrap();
         let file = PeFile::<ImageNtHeaders64>::parse(image.as_slice()).unwrap();
         let data = |name| file.section_by_name(name).unwrap().data().unwrap();
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn sections_do_not_overlap_and_are_aligned() {
+    fn sections_are_aligned_and_disjoint() {
         let image = made(&fake::stub(8)).unwrap();
         let file = PeFile::<ImageNtHeaders64>::parse(image.as_slice()).unwrap();
         let (mut memory, mut bytes) = (0, 0);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_of_the_stub_is_taken_off() {
+    fn signature_of_the_stub_is_removed() {
         let plain = fake::stub(8);
         let mut signed = plain.clone();
         let place = fake::HEADER + at::DIRECTORIES + 8 * IMAGE_DIRECTORY_ENTRY_SECURITY;
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stub_without_room_or_none_is_refused() {
+    fn invalid_or_full_stub_is_refused() {
         assert!(matches!(made(&fake::stub(4)), Err(Error::FullStub(5))));
         assert!(matches!(made(b"MZ"), Err(Error::NoStub)));
         let mut stub = fake::stub(8);

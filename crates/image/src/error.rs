@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The program is not a 64-bit ELF program.
-    #[error("the program is no 64-bit ELF program, so it cannot be put into an image")]
+    #[error("the program is not a 64-bit ELF program, so it cannot be put into an image")]
     NoProgram,
     /// The program is dynamically linked.
     #[error(
@@ -22,7 +22,7 @@ pub enum Error {
     )]
     NoKernel,
     /// The stub is not an EFI program.
-    #[error("the stub is no 64-bit EFI program; it should be linuxx64.efi.stub of systemd")]
+    #[error("the stub is not a 64-bit EFI program; it should be linuxx64.efi.stub of systemd")]
     NoStub,
     /// The headers of the stub have no room for more sections.
     #[error(
@@ -41,7 +41,7 @@ pub enum Error {
         needs: u64,
     },
     /// Unsupported block size.
-    #[error("the disk has blocks of {0} bytes, and only 512 and 4096 are known")]
+    #[error("the disk has blocks of {0} bytes, and only 512 and 4096 are supported")]
     Block(u32),
     /// A file of a module or firmware directory cannot be read or decompressed.
     #[error("{} cannot be read: {error}; is the kernel's package installed completely?", path.display())]

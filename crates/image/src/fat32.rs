@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_found_by_its_path() {
+    fn file_is_found_by_its_path() {
         for (length, block) in
             [(0, 512), (1, 512), (512, 512), (40_000_000, 512), (5_000_001, 4096)]
         {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checker_of_others_finds_nothing_wrong() {
+    fn fsck_finds_no_errors() {
         if programs::lacks("fsck.fat of an EFI volume", &["fsck.fat"]) {
             return;
         }

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_come_first_each_packed_and_the_program_after_them() {
+    fn compressed_modules_precede_the_program() {
         let initramfs = made(&Modules::new(), None);
         let (first, rest) = entries(&initramfs.bytes);
         let nvme = file(&first, "lib/modules/6.12.0-test/kernel/drivers/nvme/host/nvme.ko.zst");
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_descriptions_speak_of_what_is_there_and_can_be_read_back() {
+    fn depmod_files_list_included_modules_only() {
         let initramfs = made(&Modules::new(), None);
         let (_, rest) = entries(&initramfs.bytes);
         let rest = zstd::decode_all(rest).unwrap();
@@ -309,13 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_files_make_the_same_bytes() {
+    fn initramfs_is_reproducible() {
         let (one, two) = (Modules::new(), Modules::new());
         assert_eq!(made(&one, None), made(&two, None));
     }
 
     #[test]
-    fn firmware_that_is_there_and_small_comes_along() {
+    fn small_existing_firmware_is_included() {
         let modules = Modules::new();
         let folder = modules.firmware(&[("net/small.bin.xz", 10), ("net/large.bin", 1000)]);
         let initramfs = made(&modules, Some(Firmware { folder: &folder, largest: 100 }));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_gone_is_named() {
+    fn missing_module_is_named_in_the_error() {
         let modules = Modules::new();
         let index = modules.index();
         modules.remove("kernel/drivers/nvme/host/nvme.ko");

@@ -55,14 +55,14 @@ mod tests {
     use crate::efi::fake;
 
     #[test]
-    fn the_release_and_the_size_are_read() {
+    fn release_and_size_are_parsed() {
         let bytes = fake::kernel("6.12.0-test (someone@somewhere) #1");
         let kernel = Kernel::parse(&bytes).unwrap();
         assert_eq!((kernel.release.as_str(), kernel.memory), ("6.12.0-test", 0x40_0000));
     }
 
     #[test]
-    fn what_is_no_kernel_is_refused() {
+    fn invalid_kernel_is_refused() {
         let bytes = fake::kernel("6.12.0-test");
         for cut in [0, 2, 0x203, 0x20f, 0x210] {
             assert!(matches!(Kernel::parse(&bytes[..cut]), Err(Error::NoKernel)), "{cut}");

@@ -42,7 +42,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn a_stripped_program_is_smaller_and_still_runs() {
+    fn stripped_program_is_smaller_and_runs() {
         // The test binary is built in the same way as the program.
         let whole = std::fs::read("/proc/self/exe").unwrap();
         let stripped = strip(&whole).unwrap();
@@ -53,17 +53,17 @@ mod tests {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         let listed = Command::new(&path).arg("--list").output().unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(String::from_utf8_lossy(&listed.stdout).contains("still_runs: test"));
+        assert!(String::from_utf8_lossy(&listed.stdout).contains("smaller_and_runs: test"));
     }
 
     #[test]
-    fn what_needs_libraries_is_refused() {
+    fn dynamic_program_is_refused() {
         let shell = std::fs::read("/bin/sh").unwrap();
         assert!(matches!(strip(&shell), Err(Error::Dynamic)));
     }
 
     #[test]
-    fn what_is_no_program_is_refused() {
+    fn invalid_program_is_refused() {
         let whole = std::fs::read("/proc/self/exe").unwrap();
         for broken in [&b""[..], b"#!/bin/sh", &whole[..60], &whole[..200]] {
             assert!(matches!(strip(broken), Err(Error::NoProgram)));

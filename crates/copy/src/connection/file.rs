@@ -90,7 +90,7 @@ impl FileEndpoint {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(opened) = &*opened {
             let removed = opened.removed.load(Ordering::Acquire);
-            let why = || format!("{} has gone: connect it again", self.path.display());
+            let why = || format!("{} was removed: connect it again", self.path.display());
             return if removed { Err(EndpointError::Refused(why())) } else { Ok(opened.clone()) };
         }
         let blank = Arc::new(self.open_again()?);

@@ -87,7 +87,10 @@ impl NbdEndpoint {
         match step {
             Step::Listed(listed) => Ok(listed),
             Step::Refused(refusal) => Err(self.refused(&refusal)),
-            _ => Err(EndpointError::Refused(format!("{}: the server gave no list", self.name))),
+            _ => Err(EndpointError::Refused(format!(
+                "{}: the server did not list its exports",
+                self.name
+            ))),
         }
     }
 
@@ -101,7 +104,10 @@ impl NbdEndpoint {
         match step {
             Step::Opened(opened) => Ok(*opened),
             Step::Refused(refusal) => Err(self.refused(&refusal)),
-            _ => Err(EndpointError::Refused(format!("{}: the server told nothing", self.name))),
+            _ => Err(EndpointError::Refused(format!(
+                "{}: the server did not describe the export",
+                self.name
+            ))),
         }
     }
 
@@ -219,7 +225,10 @@ impl Endpoint for NbdEndpoint {
                 drop(io);
                 Err(self.refused(&refusal))
             }
-            _ => Err(EndpointError::Refused(format!("{}: the server opened nothing", self.name))),
+            _ => Err(EndpointError::Refused(format!(
+                "{}: the server did not open the export",
+                self.name
+            ))),
         }
     }
 }
@@ -416,7 +425,7 @@ impl NbdConnection {
                     let violation = *self.violation.get_or_init(|| violation);
                     return Err(ConnectionLost::violation(violation));
                 }
-                _ => return Err(ConnectionLost::new("the connection ended")),
+                _ => return Err(ConnectionLost::new("the connection was closed")),
             }
         }
         Ok(())

@@ -207,9 +207,10 @@ impl NvmeEndpoint {
     fn namespace<'a>(&self, attached: &'a Attached) -> Result<&'a Namespace, EndpointError> {
         let all = attached.controller.namespaces();
         match all {
-            [] => {
-                Err(EndpointError::Unreachable(format!("{}: the disk is not there now", self.name)))
-            }
+            [] => Err(EndpointError::Unreachable(format!(
+                "{}: the disk is not available now",
+                self.name
+            ))),
             [only] => Ok(only),
             several => {
                 several.iter().find(|namespace| self.matches_wanted(namespace)).ok_or_else(|| {
@@ -252,7 +253,7 @@ impl NvmeEndpoint {
         let shift = u32::from(namespace.shift());
         let blocks = namespace.identify.nsze.get();
         let bytes = blocks.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok());
-        let bytes = bytes.ok_or_else(|| self.refuse(&"the disk says a size that cannot be"))?;
+        let bytes = bytes.ok_or_else(|| self.refuse(&"the disk reports an invalid size"))?;
         let most = attached.controller.max_transfer().min(Pool::MAX_BUFFER as u64);
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         Ok(Disk {

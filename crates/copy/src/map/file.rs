@@ -14,7 +14,7 @@ pub enum MapReadError {
     #[error(transparent)]
     File(#[from] io::Error),
     /// The content is invalid, and so is that of the backup.
-    #[error("{0}: repair it, or remove it to begin anew")]
+    #[error("{0}: repair it, or remove it to start over")]
     Content(#[from] ParseError),
 }
 

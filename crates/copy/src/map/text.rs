@@ -8,7 +8,7 @@ use super::{Map, MapMetadata, Position, State};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Malformed line.
-    #[error("line {0} is not a line of a map")]
+    #[error("line {0} is not a valid line of a map")]
     Line(usize),
     /// Block that overlaps the previous one, or ends beyond 2^64.
     #[error("the block in line {0} overlaps the one before it")]

@@ -300,11 +300,11 @@ fn tls_is_negotiated_or_refused() {
     let connect = || UnixStream::connect(dir.socket()).unwrap();
     start_tls(&mut connect(), "nbds://there").unwrap();
     let sentence = refused(&dir, "");
-    assert!(sentence.contains("wants TLS"), "{sentence}");
+    assert!(sentence.contains("requires TLS"), "{sentence}");
     drop(server);
     let Some(_server) = Server::nbdkit(&dir, &["memory", "8M"]) else { return };
     let Err(EndpointError::Refused(sentence)) = start_tls(&mut connect(), "nbds://there") else {
         panic!("it was not refused");
     };
-    assert!(sentence.contains("has no TLS"), "{sentence}");
+    assert!(sentence.contains("does not offer TLS"), "{sentence}");
 }

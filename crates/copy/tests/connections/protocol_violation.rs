@@ -123,7 +123,7 @@ fn x41_nvme_protocol_violation_is_refused() {
         NvmeEndpoint::new("nvme://target", "nqn.2024-01.test:disk", host, any_subsystem(dial));
     match endpoint.open().err() {
         Some(EndpointError::Violation(sentence)) => {
-            assert!(sentence.contains("broke a rule of NVMe/TCP"), "{sentence}");
+            assert!(sentence.contains("violated NVMe/TCP"), "{sentence}");
         }
         other => panic!("{other:?}"),
     }

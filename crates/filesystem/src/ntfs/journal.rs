@@ -78,7 +78,7 @@ mod test {
     }
 
     #[test]
-    fn an_empty_journal_is_at_rest_and_none_is_not() {
+    fn empty_journal_is_clean_and_missing_one_is_not() {
         assert!(is_clean(&[0xff; 8192]));
         assert!(!is_clean(&[]));
         assert!(!is_clean(&[0; 8192]));
@@ -86,7 +86,7 @@ mod test {
     }
 
     #[test]
-    fn the_later_page_counts() {
+    fn later_restart_page_counts() {
         assert!(rests(page(2, 0, CLEAN, 1), page(1, 0, 0, 1)));
         assert!(rests(page(1, 0, 0, 1), page(2, NO_CLIENT, 0, 1)));
         assert!(!rests(page(1, 0, CLEAN, 1), page(2, 0, 0, 1)));
@@ -95,7 +95,7 @@ mod test {
     }
 
     #[test]
-    fn a_windows_that_sleeps_has_not_let_go() {
+    fn hibernated_windows_is_not_clean() {
         assert!(!rests(page(2, 0, 0, 1), page(2, 0, 0, 1)));
         assert!(!rests(page(2, 0, CLEAN, 2), page(2, 0, CLEAN, 2)));
     }

@@ -168,7 +168,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn numbers_have_a_sign() {
+    fn run_lengths_are_signed() {
         assert_eq!(
             [signed(&[]), signed(&[0xff]), signed(&[0xff, 0])],
             [Some(0), Some(-1), Some(255)]

@@ -19,7 +19,7 @@ const UNLIKE: u8 = 4;
 const REFUSED: u8 = 5;
 /// It was told to stop.
 const INTERRUPTED: u8 = 6;
-/// An end broke the rules of its protocol.
+/// A peer violated its protocol.
 const VIOLATION: u8 = 7;
 
 /// Ranges that are named to people one by one.
@@ -223,7 +223,7 @@ mod test {
         assert!(status == 1 && said.contains("to try again from there: storagetm copy a b"));
         let broken = CopyError::Violation { name: "a".to_owned(), why: "it lies".to_owned() };
         let (status, said) = ending(&report(Outcome::Failed(broken)));
-        assert!(status == 7 && said.starts_with("a broke the rules of its protocol: it lies"));
+        assert!(status == 7 && said.starts_with("a violated its protocol: it lies"));
         let mut bad = report(Outcome::BadSectors);
         bad.bad = vec![512..1024, 4096..8192];
         let said = "a: 4.6 kB could not be read, in 2 places; all else was copied and verified; m names them";

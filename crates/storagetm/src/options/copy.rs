@@ -54,7 +54,7 @@ Exit status:
   4  the destination does not hold what was read
   5  it was refused, and nothing was written
   6  it was interrupted; with --map it can be gone on with
-  7  the other end broke the rules of its protocol";
+  7  a peer violated its protocol";
 
 /// The options of `storagetm copy`.
 #[derive(Debug, Args)]

@@ -128,7 +128,7 @@ fn a_pipe_with_nothing_in_it_is_no_copy_of_a_disk() {
     let said = copy.output().unwrap();
     let words = String::from_utf8_lossy(&said.stderr);
     assert_eq!(said.status.code(), Some(1), "{words}");
-    assert!(words.contains("nothing came"), "{words}");
+    assert!(words.contains("no data came"), "{words}");
     assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
 }
 

@@ -267,7 +267,7 @@ impl NvmeAssociation {
         if self.keep_alive_sent.is_none() {
             let command = AdminCommand::KeepAlive.emit();
             let sent = self.admin.queue.submit(command, Payload::None, 0);
-            sent.map_err(|_| ConnectionLost::new("the Admin queue takes no command"))?;
+            sent.map_err(|_| ConnectionLost::new("the Admin queue is full"))?;
             self.keep_alive_sent = Some(now);
             while self.admin.poll().is_some() {}
             self.admin.transport.flush().map_err(ConnectionLost::new)?;

@@ -60,7 +60,7 @@ impl NvmeEndpoint {
             nqns.iter().filter(|nqn| matches_nqn(nqn, &self.wanted)).collect();
         match (fitting.as_slice(), nqns.as_slice()) {
             ([only], _) => Ok((*only).clone()),
-            (_, []) => Err(self.refuse(&"the target lends no disk to this host")),
+            (_, []) => Err(self.refuse(&"the target exports no disk to this host")),
             _ => self.resolve_by_identify(&nqns),
         }
     }
@@ -84,7 +84,7 @@ impl NvmeEndpoint {
             (Some(only), None) => Ok(only.nqn.clone()),
             (None, _) => Err(self.refuse(&format!("name one of {}", name_list(&asked, nqns)))),
             (Some(one), Some(other)) => {
-                let sentence = format!("several disks fit: name {} or {}", one.nqn, other.nqn);
+                let sentence = format!("several disks match: name {} or {}", one.nqn, other.nqn);
                 Err(self.refuse(&sentence))
             }
         }
@@ -130,7 +130,7 @@ impl NvmeEndpoint {
                 return Ok(names(&whole, count));
             }
         }
-        Err(EndpointError::Unreachable(format!("{}: what is nqns changes all the time", self.name)))
+        Err(EndpointError::Unreachable(format!("{}: the discovery log keeps changing", self.name)))
     }
 
     /// Reads the first `records` KiB of the discovery log.
@@ -147,10 +147,10 @@ impl NvmeEndpoint {
         let done = done.map_err(|error| self.failed(&error))?;
         if !done.status.is_success() {
             return Err(
-                self.refuse(&format!("the target does not say what it lends: {}", done.status))
+                self.refuse(&format!("the target refused the discovery log: {}", done.status))
             );
         }
-        done.buffer.ok_or_else(|| self.refuse(&"the target said nothing of what it lends"))
+        done.buffer.ok_or_else(|| self.refuse(&"the target returned no discovery log"))
     }
 }
 

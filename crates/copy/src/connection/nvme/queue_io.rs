@@ -58,12 +58,14 @@ impl fmt::Display for Error {
         match self {
             Self::Io(error) => error.fmt(f),
             Self::Refused(status) if status.code() == Status::AUTHENTICATION_REQUIRED => {
-                f.write_str("one of both did not prove who it is: check the key")
+                f.write_str("authentication failed: check the key")
             }
             Self::Refused(status) => write!(f, "the target refused this host: {status}"),
-            Self::AuthRequired => f.write_str("the target wants a key, and none is given"),
+            Self::AuthRequired => {
+                f.write_str("the target requires authentication, and no key is given")
+            }
             Self::Closed(end) => f.write_str(&why(*end)),
-            Self::Full => f.write_str("there is no room for a command"),
+            Self::Full => f.write_str("no free command slot"),
         }
     }
 }
@@ -72,10 +74,10 @@ impl fmt::Display for Error {
 fn why(end: CloseReason) -> String {
     match end {
         CloseReason::Violation(violation) => {
-            format!("the target broke a rule of NVMe/TCP ({})", violation.name())
+            format!("the target violated NVMe/TCP ({})", violation.name())
         }
         CloseReason::Terminated { fes, fei } => {
-            format!("the target says that a rule was broken (FES {fes:#x}, FEI {fei:#x})")
+            format!("the target reported a protocol error (FES {fes:#x}, FEI {fei:#x})")
         }
     }
 }
