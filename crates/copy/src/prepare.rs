@@ -240,8 +240,8 @@ impl From<Refusal> for PrepareError {
 }
 
 impl From<SyncIoError> for PrepareError {
-    fn from(undone: SyncIoError) -> Self {
-        Self::Io(undone)
+    fn from(error: SyncIoError) -> Self {
+        Self::Io(error)
     }
 }
 

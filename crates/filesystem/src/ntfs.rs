@@ -110,7 +110,7 @@ impl Volume {
         let boot = read(disk, place.start, 512)?;
         let volume = boot.and_then(|boot| Self::parse(&boot, place));
         let Some(mut volume) = volume else { return Ok(Err(OpaqueReason::Damaged)) };
-        // The first record tells where the others are.
+        // The first record locates the others.
         let Some(own) = volume.record(disk, MFT)? else { return Ok(Err(OpaqueReason::Damaged)) };
         match own.data() {
             // Further records have the rest of it.

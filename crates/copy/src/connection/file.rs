@@ -462,9 +462,9 @@ mod test {
         let mut expected = vec![0; 16384];
         expected[4096..8192].fill(0x5a);
         assert_eq!(bytes.bytes(), expected);
-        let told = one(&mut *connection, Request::Extents { offset: 0, len: 1 << 20 }).extents;
-        assert_eq!(told.iter().map(|extent| extent.len).sum::<u64>(), 1 << 20);
-        assert!(told.iter().any(|extent| extent.hole), "{told:?}");
+        let extents = one(&mut *connection, Request::Extents { offset: 0, len: 1 << 20 }).extents;
+        assert_eq!(extents.iter().map(|extent| extent.len).sum::<u64>(), 1 << 20);
+        assert!(extents.iter().any(|extent| extent.hole), "{extents:?}");
         one(&mut *connection, Request::Zero { offset: 4096, len: 4096 }).result.unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
         assert!(endpoint.prepare(1 << 20).is_err(), "it exists now");

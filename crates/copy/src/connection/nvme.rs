@@ -316,13 +316,13 @@ impl Attached {
         if oncs & oncs::WRITE_ZEROES == 0 {
             return 0;
         }
-        let told = match &self.limits {
+        let limit = match &self.limits {
             None => self.controller.max_transfer(),
             Some(limits) if limits.wzsl == 0 => u64::MAX,
             Some(limits) => 4096_u64.checked_shl(limits.wzsl.into()).unwrap_or(u64::MAX),
         };
         let block = 1_u64 << shift;
-        told.min(block << 16) & !(block - 1)
+        limit.min(block << 16) & !(block - 1)
     }
 }
 

@@ -112,13 +112,13 @@ mod test {
         assert!(holes.query(0).is_none() && holes.at(0).is_none());
         let parts = [Extent::data(GRAIN + 1), Extent::hole(GRAIN / 2), Extent::hole(2 * GRAIN)];
         holes.answered(asked.clone(), &parts);
-        let told = holes.to;
+        let known_end = holes.to;
         assert_eq!(holes.at(0), Some((2 * GRAIN, false)));
         assert_eq!(holes.at(2 * GRAIN), Some((3 * GRAIN, true)));
-        assert_eq!(holes.at(3 * GRAIN), Some((told, false)));
-        assert_eq!(holes.at(told), None);
+        assert_eq!(holes.at(3 * GRAIN), Some((known_end, false)));
+        assert_eq!(holes.at(known_end), None);
         let rest = holes.query(3 * GRAIN).unwrap();
-        assert_eq!(rest, told..bytes);
+        assert_eq!(rest, known_end..bytes);
         holes.answered(rest, &[Extent::hole(u64::MAX)]);
         assert_eq!(holes.at(4 * GRAIN), Some((bytes, true)), "the last hole goes to the end");
     }

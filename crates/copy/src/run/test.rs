@@ -65,17 +65,17 @@ fn run_counting_reports(
     let (source, destination) = (Box::new(source.clone()), Box::new(destination.clone()));
     let ends = (End::Disk(source), End::Disk(destination));
     let job = Job { source: ends.0, destination: ends.1, settings: settings.clone() };
-    let mut told: Option<(Progress, Instant)> = None;
+    let mut last_report: Option<(Progress, Instant)> = None;
     job.run(stop, &mut |progress| {
         heard.fetch_add(1, Ordering::Relaxed);
         assert!(progress.total.is_none_or(|total| progress.done <= total));
-        if let Some((last, then)) = &told {
+        if let Some((last, then)) = &last_report {
             let verifying = |progress: &Progress| progress.phase == Phase::Verifying;
             assert!(progress.done >= last.done || verifying(progress) != verifying(last));
             // Four times per second on an idle machine.
             assert!(then.elapsed() < Duration::from_secs(8), "a silence of {:?}", then.elapsed());
         }
-        told = Some((progress.clone(), Instant::now()));
+        last_report = Some((progress.clone(), Instant::now()));
     })
 }
 

@@ -97,19 +97,19 @@ impl BufferedTransport {
 
     /// Receives until it would block. Returns whether anything was received.
     fn receive(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
-        let mut came = false;
+        let mut received = false;
         loop {
             match self.receive_once(protocol) {
-                Ok(true) => came = true,
+                Ok(true) => received = true,
                 Ok(false) => break,
-                Err(_) if came => break,
+                Err(_) if received => break,
                 Err(error) => return Err(error),
             }
         }
-        if came {
+        if received {
             self.last_received = Instant::now();
         }
-        Ok(came)
+        Ok(received)
     }
 
     /// Receives once. Returns whether anything was received.
@@ -132,18 +132,18 @@ impl BufferedTransport {
         let headers = self.recv_buf.get_mut(..HEADER_READ).unwrap_or_default();
         let mut slices = [IoSliceMut::new(target), IoSliceMut::new(headers)];
         let got = io_result(self.transport.read_vectored(&mut slices));
-        let came = *got.as_ref().unwrap_or(&None);
-        protocol.direct_received(direct_recv, came.unwrap_or(0).min(len));
-        let Some(came) = got? else { return Ok(false) };
-        self.deliver(protocol, came.saturating_sub(len));
+        let count = *got.as_ref().unwrap_or(&None);
+        protocol.direct_received(direct_recv, count.unwrap_or(0).min(len));
+        let Some(count) = got? else { return Ok(false) };
+        self.deliver(protocol, count.saturating_sub(len));
         Ok(true)
     }
 
     fn receive_headers(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
         let room = (self.buffered + HEADER_READ).min(self.recv_buf.len());
         let target = self.recv_buf.get_mut(self.buffered..room).unwrap_or_default();
-        let Some(came) = io_result(self.transport.read(target))? else { return Ok(false) };
-        self.deliver(protocol, self.buffered + came);
+        let Some(count) = io_result(self.transport.read(target))? else { return Ok(false) };
+        self.deliver(protocol, self.buffered + count);
         Ok(true)
     }
 
@@ -214,7 +214,7 @@ pub(crate) fn read_before(
     loop {
         match io_result(transport.read(into))? {
             None | Some(0) => {}
-            Some(came) => return Ok(came),
+            Some(count) => return Ok(count),
         }
         wait_for(transport.as_fd(), PollFlags::IN, deadline)?;
     }
