@@ -1,5 +1,5 @@
-//! The whole comparison: each workload on each disk beside the loopback's limit and, for the file, beside fio on the same
-//! file locally; all in one run, as ratios. It measures nothing itself.
+//! The whole comparison: each workload on each disk, and the limits of the loopback and, for the
+//! file, of local fio; all in one run, as ratios.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,6 @@ use crate::loopback::{self, Limit};
 use crate::target::Target;
 use crate::{How, measure, serve};
 
-/// The whole comparison.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Compare {
     /// Measure NBD beside other servers of it, by their clients.
@@ -37,7 +36,7 @@ pub(crate) struct Compare {
     /// Processor of the target.
     #[arg(long, default_value_t = 0)]
     pub(crate) target_processor: usize,
-    /// Rounds of which the medians are told, with --nbd and --copy.
+    /// Number of rounds, with --nbd and --copy; medians are printed
     #[arg(long, default_value_t = 3)]
     pub(crate) rounds: usize,
     #[command(flatten)]
@@ -73,7 +72,7 @@ fn compare_one(options: &Compare, disk: &str, work: Work, limit: Limit) -> Resul
     let figures = figure(None)?;
     print(disk, work, &figures, limit.rate);
     if let Some(cipher) = options.how.tls {
-        // Beside the figure in the clear, which is its limit.
+        // Compared with the figure without TLS, which is its limit.
         print("in TLS", work, &figure(Some(cipher))?, figures.rate());
     }
     drop(target);
@@ -97,7 +96,7 @@ fn print(disk: &str, work: Work, figures: &Figures, limit: f64) {
     );
 }
 
-/// What the target is told of the disk; nothing if it cannot have it.
+/// Returns the target's argument for the disk; `None` if it is not available.
 fn place(options: &Compare, disk: &str) -> Result<Option<String>> {
     let name = format!("storagetm-bench-{}.img", std::process::id());
     Ok(match (disk, &options.program) {
@@ -124,7 +123,7 @@ fn compare_with_fio(options: &Compare, file: &str, work: Work, rate: f64) {
     }
 }
 
-/// Operations a second of fio on the file, with as many at once.
+/// Returns the operations per second of local fio on the file, at the same queue depth.
 fn fio(options: &Compare, file: &str, work: Work) -> Result<f64> {
     let way = match (work.random, work.write) {
         (true, false) => "randread",
@@ -144,11 +143,11 @@ fn fio(options: &Compare, file: &str, work: Work) -> Result<f64> {
     answer["jobs"][0][side]["iops"].as_f64().context("fio said no figure")
 }
 
-/// Takes the images away again.
+/// Removes the images.
 pub(crate) fn clean(options: &Compare) {
     let name = format!("storagetm-bench-{}.img", std::process::id());
     for folder in [options.folder.as_path(), Path::new("/dev/shm")] {
-        // Most runs make only one of them.
+        // Most runs create only one of them.
         let _ = std::fs::remove_file(folder.join(&name));
     }
 }

@@ -14,7 +14,7 @@ const ENTRY: usize = 128;
 const ENTRY_SIZE: u32 = 128;
 /// Bytes of a header that this module writes.
 const HEADER_SIZE: u32 = 92;
-/// Bytes of the first sector before the rows of its partition table.
+/// Bytes of the first sector before the MBR's partition entries.
 const BOOT_CODE: usize = 446;
 const MBR_SECTOR: usize = 512;
 /// The first block of the entries, unless the table was made with another.
@@ -25,9 +25,9 @@ const PROTECTIVE: u8 = 0xee;
 /// A partition of a new table.
 #[derive(Debug, Clone, Copy)]
 pub struct Partition<'a> {
-    /// The type GUID, as it stands on disk.
+    /// The type GUID, in the on-disk order.
     pub kind: [u8; 16],
-    /// The partition's own GUID, as it stands on disk.
+    /// The partition GUID, in the on-disk order.
     pub guid: [u8; 16],
     /// The first block.
     pub first: u64,
@@ -48,14 +48,15 @@ pub struct Gpt {
     first_usable: u64,
     entry_size: u32,
     entries: Vec<u8>,
-    /// The first sector, whose rows are replaced by a protective one.
+    /// The first sector, whose partition entries are replaced by a protective one.
     boot: Vec<u8>,
-    /// The boot indicator of the protective row: some firmware starts no disk without one.
+    /// The boot indicator of the protective entry: some firmware does not boot without one.
     active: u8,
 }
 
 impl Gpt {
-    /// A table for a disk of `blocks` blocks of `block` bytes (512 or 4096). `guid` is as it stands on disk.
+    /// Returns a table for a disk of `blocks` blocks of `block` bytes (512 or 4096). `guid` is in
+    /// the on-disk order.
     pub fn new(block: u32, blocks: u64, guid: [u8; 16], partitions: &[Partition<'_>]) -> Self {
         let mut entries: Vec<u8> = partitions.iter().take(ENTRIES).flat_map(entry).collect();
         entries.resize(ENTRIES * ENTRY, 0);
@@ -65,7 +66,8 @@ impl Gpt {
         Self { block, blocks, guid, list, first_usable, entry_size, entries, boot, active }
     }
 
-    /// Blocks that a table with the usual number of entries takes at the end of the disk.
+    /// Returns the blocks that a table with the usual number of entries occupies at the end of the
+    /// disk.
     pub fn tail_blocks(block: u32) -> u64 {
         list_blocks(block, &[0; ENTRIES * ENTRY]).saturating_add(1)
     }
@@ -157,12 +159,12 @@ fn usize_of(block: u32) -> usize {
     usize::try_from(block).unwrap_or(MBR_SECTOR).max(1)
 }
 
-/// Bytes to be written at an offset of a disk.
+/// A write to a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Patch {
-    /// The first byte.
+    /// The offset in bytes.
     pub offset: u64,
-    /// What is to stand there: not empty.
+    /// The data; not empty.
     pub bytes: Vec<u8>,
 }
 
@@ -403,10 +405,11 @@ fn mbr_patch(mut sector: Vec<u8>, from: u32, to: u32) -> Result<Vec<Patch>, Unfi
     Ok(vec![Patch { offset: 0, bytes: sector }])
 }
 
-/// Where the backup of a GPT ends, in bytes from the start of the disk, by its header.
+/// Returns the end of the backup GPT according to the primary header, in bytes from the start of
+/// the disk.
 ///
 /// # Errors
-/// The disk cannot be read.
+/// Fails if the disk cannot be read.
 pub fn backup_end<R: ReadAt + ?Sized>(reader: &R, block: u32) -> io::Result<Option<u64>> {
     let header = partition::header(reader, block)?;
     Ok(header.and_then(|header| header.alternate.checked_add(1)?.checked_mul(block.into())))
@@ -517,7 +520,7 @@ mod test {
     }
 
     #[test]
-    fn what_cannot_be_fitted_is_refused_with_the_partition() {
+    fn partition_that_prevents_conversion_is_named() {
         let to = Shape { block: 4096, bytes: 8 * MIB };
         let place = |places: &[(u64, u64)]| patched(&disk(512, 8 * MIB, places), to).unwrap_err();
         assert_eq!(place(&[(MIB, 2 * MIB), (2 * MIB + 512, 3 * MIB)]), Unfit::Unaligned(2));

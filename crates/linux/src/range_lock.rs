@@ -154,8 +154,8 @@ fn holder(tree: &Tree, file: BorrowedFd<'_>, lock: Conflict) -> Holder {
     Holder { process, name: name.map(|name| name.escape_default().to_string()) }
 }
 
-/// The kernel does not report the owner of an open file description lock: searches for the process
-/// that has one on this file.
+/// The kernel does not report the process of an open file description lock: searches for one that
+/// has such a lock on this file.
 fn find_holder(tree: &Tree, file: BorrowedFd<'_>) -> Option<u32> {
     let own = file.try_clone_to_owned().ok().map(std::fs::File::from)?.metadata().ok()?;
     let this = std::process::id();

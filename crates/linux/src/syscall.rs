@@ -95,7 +95,8 @@ pub(crate) fn conflict(
 /// Sets close-on-exec on all descriptors from `first`.
 pub(crate) fn close_on_exec(first: u32) -> Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
-    // SAFETY: close_range with this flag closes nothing; it names no memory, and no descriptor's owner sees a change.
+    // SAFETY: close_range with this flag closes nothing and accesses no memory, and owners of
+    // descriptors do not depend on the flag that it changes.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
@@ -111,11 +112,13 @@ pub(crate) fn take_inherited(first: RawFd, count: usize) -> Vec<OwnedFd> {
 }
 
 fn take_one(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: it is looked at during this call only, and if it is none the kernel says so.
+    // SAFETY: the borrow ends with this function; if the descriptor is not open, fcntl fails with
+    // EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open, it came from before this program began, where nothing of it could own it, and this is the only
-    // call that makes it somebody's.
+    // SAFETY: it is open, it was inherited from before the start of this program, so that nothing
+    // in this program owns it, and `TAKEN` ensures that this is the only conversion to an owned
+    // descriptor.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

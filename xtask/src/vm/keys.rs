@@ -19,8 +19,8 @@ use super::lender;
 const PATIENCE: Duration = Duration::from_secs(1200);
 
 pub(super) fn scenario() -> Scenario {
-    // Older kernels neither encrypt nor prove who they are. TLS handshakes with SHA-384 are too new for the programs
-    // beside 6.12, and encryption with what was agreed on in DH-HMAC-CHAP is too new for that kernel.
+    // Older kernels support neither TLS nor authentication. TLS handshakes with SHA-384 are too new
+    // for the programs of 6.12, and TLS with a key from DH-HMAC-CHAP is too new for that kernel.
     Scenario {
         name: "keys",
         kernels: &["6.12", "next"],

@@ -39,7 +39,7 @@ pub(super) struct Options {
     /// Save what the machines' graphics cards show to this folder, as PNG
     #[arg(long, value_name = "FOLDER")]
     screenshots: Option<PathBuf>,
-    /// Boot only the initrds that `cargo xtask initrds` has made; it says in which folder they are
+    /// Boot only the initrds that `cargo xtask initrds` has built, in the directory that it prints
     #[arg(long, value_name = "FOLDER")]
     initrds: Option<PathBuf>,
 }

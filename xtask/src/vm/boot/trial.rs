@@ -105,8 +105,8 @@ pub(super) const TRIALS: &[Trial] = &[
     Trial { name: "settings", tests: &["firmware"], run: settings::firmware },
 ];
 
-/// A machine in target mode, its disks attached by each family of addresses and compared; nothing if only
-/// its times were wanted.
+/// Boots a machine into target mode; attaches and compares its disks over each address family,
+/// unless only its times are wanted.
 fn attach(
     lab: &mut Lab<'_>,
     way: Way,
@@ -142,7 +142,7 @@ fn attach(
 
 fn power_on(lab: &mut Lab<'_>, way: Way, disks: &Disks, folder: &Path) -> Result<Machine> {
     let start = lab.maker.start(way, OPEN)?;
-    // The second machine takes no time from the first.
+    // The second machine must not slow down the first.
     lab.client()?;
     let mut devices = disks.devices();
     devices.extend(network_card(lab.maker.folder));
@@ -150,7 +150,7 @@ fn power_on(lab: &mut Lab<'_>, way: Way, disks: &Disks, folder: &Path) -> Result
     Machine::power_on(&start, &devices, folder, way.name())
 }
 
-/// Has the second machine attach all disks, and returns the time from power on to then.
+/// Attaches all disks to the second machine, and returns the time from power on to then.
 fn attached_at(
     lab: &mut Lab<'_>,
     machine: &mut Machine,
@@ -162,16 +162,16 @@ fn attached_at(
     Ok(machine.since_power_on(attached))
 }
 
-/// Whether a line of the screen has a disk that is attached, by a host that it names.
+/// Returns whether a line of the screen shows a disk as attached by a host that it names.
 fn attached_by(text: &str) -> Option<()> {
     text.contains("read-only  host ").then_some(())
 }
 
-/// Addresses that the screen goes through at most.
+/// The maximum number of addresses that the screen cycles through.
 const ADDRESSES: usize = 8;
 
-/// What somebody types who reads the screen: the line for all disks, or where that leads nowhere the
-/// one of each.
+/// The commands to run: the one for all disks, or, if that address is not reachable, the one of
+/// each disk.
 fn typed(machine: &mut Machine, way: Way, family: Family) -> Result<String> {
     let wanted = |text: &str| family.filter(attach_line(text));
     machine.screen.find("a line to attach", 0, BOOT, attach_line)?;
@@ -180,7 +180,7 @@ fn typed(machine: &mut Machine, way: Way, family: Family) -> Result<String> {
     }
     let screen = &mut machine.screen;
     let (_, all) = screen.find(family.name(), 0, BOOT, wanted)?;
-    // The kernel's target answers a link-local IPv6 discovery with addresses of no interface.
+    // The kernel's target reports addresses without a scope for a link-local IPv6 discovery.
     if way.is_ours() || family == Family::V4 {
         return Ok(all);
     }
@@ -193,7 +193,7 @@ fn typed(machine: &mut Machine, way: Way, family: Family) -> Result<String> {
     Ok(format!("{vda}; {nvme}"))
 }
 
-/// Goes through the addresses by the key for the next one, until a line that is wanted has been there.
+/// Presses the key for the next address until a wanted line was shown.
 fn turn_to(machine: &mut Machine, wanted: impl Fn(&str) -> Option<String>) -> Result<()> {
     for _ in 0..ADDRESSES {
         if machine.screen.find("", 0, Duration::from_secs(1), &wanted).is_ok() {
@@ -204,21 +204,22 @@ fn turn_to(machine: &mut Machine, wanted: impl Fn(&str) -> Option<String>) -> Re
     Ok(())
 }
 
-/// Compares every byte of every disk, and lets them go.
+/// Compares every byte of every disk, and detaches them.
 pub(super) fn compare(lab: &mut Lab<'_>, disks: &Disks) -> Result<()> {
     let sums = lab.client()?.sums()?;
     lab.client()?.detach()?;
     same(disks.sums(), &sums)
 }
 
-/// That the machine has written to no disk since power on, and the images are what they were.
+/// Checks that the machine has written to no disk since power on, and that the images are
+/// unchanged.
 pub(super) fn untouched(machine: &Machine, disks: &Disks) -> Result<()> {
     let changes = machine.control()?.changes()?;
     ensure!(changes == 0, "the machine has written to its disks {changes} times");
     disks.unchanged()
 }
 
-/// That the screen has said of a disk that nobody has written to it, and of none that somebody has.
+/// Checks that the screen has shown a disk as not written, and none as written.
 fn write_counter(machine: &mut Machine) -> Result<()> {
     machine.screen.shows("0 writes since power-on", 0, SOON)?;
     let other = |text: &str| text.contains("Writes since power-on:");

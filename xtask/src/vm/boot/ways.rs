@@ -14,16 +14,16 @@ use crate::vm::apt::succeed;
 use crate::vm::cache::Kernel;
 use crate::vm::modules;
 
-/// How an initrd of systemd is told to go into target mode. It makes up another identity of the machine at
-/// each start unless it is told one.
+/// The parameters that start target mode in a systemd initrd. Without a machine identifier systemd
+/// generates one on each boot.
 pub(super) const TARGET: &str = "rd.systemd.unit=storage-target-mode.target ip=link-local \
      systemd.machine_id=0123456789abcdef0123456789abcdef";
-/// How ours is told to let in whoever comes; the others know no keys.
+/// The parameter that makes ours require no key; the others do not support keys.
 pub(super) const OPEN: &str = "storagetm.open";
-/// What every way has on its command line.
+/// The parameters of every way.
 const CONSOLE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
 
-/// One way into target mode.
+/// A way into target mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     /// systemd's own storage target mode, in an initrd of systemd.
@@ -39,7 +39,7 @@ pub(super) enum Way {
 impl Way {
     pub(super) const ALL: [Self; 4] = [Self::Upstream, Self::Units, Self::Init, Self::Uki];
 
-    /// Its name in those of the tests.
+    /// Its part in the names of tests.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Upstream => "upstream",
@@ -49,7 +49,6 @@ impl Way {
         }
     }
 
-    /// What it is, for people.
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::Upstream => "systemd-storagetm 257, initrd of systemd",
@@ -59,25 +58,25 @@ impl Way {
         }
     }
 
-    /// Whether storagetm runs in it.
+    /// Returns whether it runs storagetm.
     pub(super) fn is_ours(self) -> bool {
         self != Self::Upstream
     }
 }
 
-/// Makes what the ways start with, each once.
+/// Builds the boot files of the ways, each once.
 #[derive(Debug)]
 pub(super) struct Maker<'a> {
     pub(super) bench: &'a Bench,
     pub(super) kernel: &'static Kernel,
     pub(super) folder: &'a Path,
-    /// What every kernel's command line begins with.
+    /// The start of every kernel command line.
     pub(super) line: &'a str,
 }
 
 impl Maker<'_> {
-    /// What a machine is powered on with to go this way; `more` is added to the kernel's command line, except where that
-    /// is part of what the firmware starts: there it is always `OPEN`.
+    /// Returns how to start a machine this way; `more` is added to the kernel command line, unless
+    /// that is part of the boot file: there it is always `OPEN`.
     pub(super) fn start(&self, way: Way, more: &str) -> Result<Start> {
         match way {
             Way::Upstream => self.direct(self.systemd(way)?, &format!("{TARGET} {more}")),
@@ -107,8 +106,8 @@ impl Maker<'_> {
         Ok(to)
     }
 
-    /// What `cargo xtask install` lays, and a program that starts RAID arrays as soon as their members are
-    /// seen: in target mode it may not.
+    /// Adds what `cargo xtask install` installs, and a program that assembles RAID arrays as soon
+    /// as their members appear: in target mode it must not run.
     fn installed(&self) -> Result<PathBuf> {
         let folder = self.folder.join("installed");
         install::lay(&install::pieces(&self.bench.program)?, &folder.join("usr"))?;
@@ -143,7 +142,7 @@ impl Maker<'_> {
         })
     }
 
-    /// Has storagetm make one of its images from the kernel of the tests.
+    /// Builds an image by storagetm from the kernel of the tests.
     fn image(&self, form: &str, to: &Path, line: &str) -> Result<()> {
         let bench = self.bench;
         let modules = self.modules()?;
@@ -160,7 +159,7 @@ impl Maker<'_> {
             .map(drop)
     }
 
-    /// The kernel's modules with their index, which a package manager makes when it installs them.
+    /// The kernel's modules with their index, which a package manager generates on installation.
     fn modules(&self) -> Result<PathBuf> {
         let kernel = self.bench.cache.kernel(self.kernel);
         let (version, folder) = modules::folder(&kernel)?;

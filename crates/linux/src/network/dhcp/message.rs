@@ -1,6 +1,4 @@
-//! DHCP messages (RFC 2131 §2 and RFC 2132): those that a client sends, and what it needs of those that it gets.
-//!
-//! Does not know when which message is sent.
+//! DHCP messages (RFC 2131 §2 and RFC 2132): emits those of a client, parses those of a server.
 
 use super::super::ether::Mac;
 use super::super::setting::prefix_of;
@@ -35,12 +33,13 @@ const _: () = assert!(size_of::<Fixed>() == 240);
 const BOOT_REQUEST: u8 = 1;
 const BOOT_REPLY: u8 = 2;
 const ETHERNET: u8 = 1;
-/// Answers are to be broadcast: the kernel takes no others before it has the address (RFC 2131 §4.1).
+/// The broadcast flag: the kernel does not receive unicast before it has the address (RFC 2131
+/// §4.1).
 const BROADCAST: u16 = 0x8000;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Relays and servers of old drop shorter ones (RFC 1542 §2.1).
+/// The minimum length: old relays and servers drop shorter messages (RFC 1542 §2.1).
 const SHORTEST: usize = 300;
-/// Names and other options are cut to what a machine's name may be.
+/// The maximum length of the host name and other options.
 const LONGEST_NAME: usize = 63;
 
 mod option {
@@ -62,25 +61,25 @@ mod option {
     pub(super) const END: u8 = 255;
 }
 
-/// A message to the server.
+/// A message to a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Question<'a> {
     pub(super) xid: u32,
     pub(super) mac: Mac,
-    /// Since the client began to ask.
+    /// The time since the client started the exchange.
     pub(super) elapsed: Duration,
     pub(super) hostname: Option<&'a str>,
     pub(super) ask: Ask,
 }
 
-/// What is asked for (RFC 2131 §4.3.6, table 4).
+/// The kind of request (RFC 2131 §4.3.6, table 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// DHCPDISCOVER: who lends addresses?
+    /// DHCPDISCOVER.
     Discover,
-    /// DHCPREQUEST: this address, of this server if one offered it.
+    /// DHCPREQUEST for an address, from a server if one offered it.
     Request { address: Ipv4Addr, server: Option<Ipv4Addr> },
-    /// DHCPREQUEST: the address that is in use, for longer.
+    /// DHCPREQUEST to renew the address in use.
     Renew { address: Ipv4Addr },
 }
 
@@ -164,7 +163,7 @@ pub(super) enum Answer {
     Nak,
 }
 
-/// What a server granted.
+/// The parameters of an offer or acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Terms {
     pub(super) address: Ipv4Addr,
@@ -172,15 +171,15 @@ pub(super) struct Terms {
     pub(super) server: Ipv4Addr,
     pub(super) router: Option<Ipv4Addr>,
     pub(super) mtu: Option<u32>,
-    /// `None` is for ever.
+    /// `None` is an infinite lease.
     pub(super) lease: Option<Duration>,
     pub(super) renewal: Option<Duration>,
     pub(super) rebinding: Option<Duration>,
 }
 
-/// Reads a message of a server to the card `mac` that belongs to the exchange `xid`.
+/// Parses a message of a server to the client `mac` in the exchange `xid`.
 ///
-/// `None` if it is for somebody else, broken, or offers what no machine can use.
+/// Returns `None` if it is for another client, malformed, or offers an unusable address.
 pub(super) fn parse(bytes: &[u8], mac: Mac, xid: u32) -> Option<Answer> {
     let (fixed, rest) = Fixed::ref_from_prefix(bytes).ok()?;
     let ours = fixed.xid.get() == xid && fixed.chaddr.starts_with(&mac.0);
@@ -188,7 +187,7 @@ pub(super) fn parse(bytes: &[u8], mac: Mac, xid: u32) -> Option<Answer> {
         return None;
     }
     let options = Options::new(fixed, rest);
-    // Link-local addresses are nobody's to lend (RFC 3927 §1.6).
+    // Link-local addresses cannot be leased (RFC 3927 §1.6).
     let address = usable(fixed.yiaddr.into()).filter(|address| !address.is_link_local());
     let server = options.address(option::SERVER);
     match options.get(option::MESSAGE_TYPE)? {
@@ -199,13 +198,13 @@ pub(super) fn parse(bytes: &[u8], mac: Mac, xid: u32) -> Option<Answer> {
     }
 }
 
-/// An address that one machine can have.
+/// Returns whether it is a usable unicast address.
 fn usable(address: Ipv4Addr) -> Option<Ipv4Addr> {
     let reserved = address.octets()[0] == 0 || address.octets()[0] >= 224;
     (!reserved && !address.is_loopback()).then_some(address)
 }
 
-/// The places where options stand: behind the fixed part, and in its two fields of text if these are lent for it.
+/// The option areas: after the fixed part, and in its two text fields if these are overloaded.
 struct Options<'a>([&'a [u8]; 3]);
 
 impl<'a> Options<'a> {
@@ -223,7 +222,7 @@ impl<'a> Options<'a> {
         self.0.iter().find_map(|place| find(place, code))
     }
 
-    /// The first address of an option.
+    /// Returns the first address of an option.
     fn address(&self, code: u8) -> Option<Ipv4Addr> {
         usable(Ipv4Addr::from(*self.get(code)?.first_chunk::<4>()?))
     }
@@ -243,11 +242,11 @@ impl<'a> Options<'a> {
         let lease = self.seconds(option::LEASE_TIME)?;
         Some(Terms {
             address,
-            // Without a mask the network is this cable's size at least: 24 bits is what most have.
+            // Without a mask assume 24 bits, which is the most common.
             prefix: prefix.filter(|prefix| *prefix > 0).unwrap_or(24),
             server,
             router: self.address(option::ROUTER),
-            // IPv6 ends below 1280 bytes.
+            // IPv6 requires at least 1280 bytes.
             mtu: mtu.map(u16::from_be_bytes).filter(|mtu| *mtu >= 1280).map(u32::from),
             lease: (lease != u32::MAX).then(|| Duration::from_secs(lease.into())),
             renewal: self.duration(option::RENEWAL_TIME),
@@ -256,7 +255,7 @@ impl<'a> Options<'a> {
     }
 }
 
-/// The first option of a kind; the search ends at the first that does not fit.
+/// Returns the first option of a kind; stops at the first that is truncated.
 fn find(mut bytes: &[u8], wanted: u8) -> Option<&[u8]> {
     loop {
         let (code, rest) = bytes.split_first()?;
@@ -277,11 +276,11 @@ fn find(mut bytes: &[u8], wanted: u8) -> Option<&[u8]> {
 
 #[cfg(test)]
 pub(super) mod server {
-    //! The messages of a server, for tests.
+    //! Messages of a server, for tests.
 
     use super::*;
 
-    /// An answer to `question` with the options given (code and value).
+    /// Returns a reply to `question` with options (code and value).
     pub(crate) fn answer(question: &[u8], yiaddr: [u8; 4], options: &[(u8, &[u8])]) -> Vec<u8> {
         let (fixed, _) = Fixed::ref_from_prefix(question).unwrap();
         let fixed = Fixed { op: BOOT_REPLY, yiaddr, ..*fixed };
@@ -293,7 +292,7 @@ pub(super) mod server {
         bytes
     }
 
-    /// The kind of a client's message, and its options by code.
+    /// Returns the kind of a client's message, and its options by code.
     pub(crate) fn read(question: &[u8], code: u8) -> Option<&[u8]> {
         find(&question[240..], code)
     }
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_discover_is_these_bytes() {
+    fn discover_golden_bytes() {
         let bytes = question(Ask::Discover);
         assert_eq!(bytes.len(), SHORTEST);
         assert_eq!(bytes[..12], [1, 1, 6, 0, 0x11, 0x22, 0x33, 0x44, 0, 3, 0x80, 0]);
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_name_the_address_where_the_standard_wants_it() {
+    fn requests_have_the_address_in_the_right_field() {
         let address = Ipv4Addr::new(10, 0, 0, 5);
         let server = Some(Ipv4Addr::new(10, 0, 0, 1));
         let bytes = question(Ask::Request { address, server });
@@ -353,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_is_read() {
+    fn acknowledgement_is_parsed() {
         let terms = terms(&[
             (1, &[255, 255, 240, 0]),
             (3, &[10, 0, 0, 1, 10, 0, 0, 2]),
@@ -367,14 +366,14 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_in_an_acknowledgement_is_passed_over() {
+    fn invalid_options_are_ignored() {
         let terms =
             terms(&[(1, &[255, 0, 255, 0]), (3, &[224, 0, 0, 1]), (26, &[0, 68]), (58, &[1])]);
         assert_eq!((terms.prefix, terms.router, terms.mtu, terms.renewal), (24, None, None, None));
     }
 
     #[test]
-    fn options_may_stand_in_the_fields_of_text() {
+    fn options_in_overloaded_fields_are_parsed() {
         let mut bytes = answer(&question(Ask::Discover), [10, 0, 0, 5], &[(52, &[3])]);
         bytes[108..112].copy_from_slice(&[53, 1, 2, 255]);
         bytes[44..51].copy_from_slice(&[54, 4, 10, 0, 0, 1, 255]);
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_for_others_and_broken_ones_are_none() {
+    fn messages_for_others_and_malformed_ones_are_ignored() {
         let options: [(u8, &[u8]); 3] = [(53, &[5]), (54, &[10, 0, 0, 1]), (51, &[0, 0, 0, 60])];
         let bytes = answer(&question(Ask::Discover), [10, 0, 0, 5], &options);
         assert!(parse(&bytes, MAC, XID).is_some());
@@ -400,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_may_be_for_ever() {
+    fn infinite_lease_is_parsed() {
         let options: [(u8, &[u8]); 3] = [(53, &[5]), (54, &[10, 0, 0, 1]), (51, &[255; 4])];
         let bytes = answer(&question(Ask::Discover), [10, 0, 0, 5], &options);
         let Some(Answer::Ack(terms)) = parse(&bytes, MAC, XID) else { panic!() };
