@@ -1,6 +1,6 @@
-//! A host that proves who it is to a target, while what it says is changed, lost, doubled or cut short on the way, its
-//! owner changes his mind, and time passes. Whoever has not the key gets no disk, whatever he says; every connection ends
-//! cleanly, and memory stays bounded.
+//! A host that authenticates to a target, while messages are modified, lost, duplicated or
+//! truncated, the policy changes, and time passes. Checks that no disk is accessible without the
+//! key, every connection closes cleanly, and memory is bounded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::input::Input;
 use crate::raw_host::{HOST, PLAIN, capsule, connect_data};
 use crate::world::{Id, World};
 
-struct Play<'a> {
+struct Harness<'a> {
     input: Input<'a>,
     world: World,
     id: Id,
@@ -25,7 +25,7 @@ struct Play<'a> {
     honest: bool,
 }
 
-/// Plays `data`.
+/// Runs the target on `data`.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let settings = input.byte();
@@ -34,17 +34,17 @@ pub fn run(data: &[u8]) {
     let mut world = World::with_keys(owned(1), rules);
     let id = world.open();
     let host = Queue::with_credentials(Options::admin(), connect_data(0xffff), credentials);
-    let mut play = Play { input, world, id, host, honest };
+    let mut harness = Harness { input, world, id, host, honest };
     for _ in 0..200 {
-        play.act();
-        if play.input.is_over() {
+        harness.step();
+        if harness.input.is_over() {
             break;
         }
     }
-    play.end();
+    harness.end();
 }
 
-/// Numbers that are not random, so that a find can be played again.
+/// Deterministic numbers, so that a finding can be reproduced.
 fn counted(bytes: &mut [u8]) -> bool {
     for (at, byte) in bytes.iter_mut().enumerate() {
         *byte = u8::try_from(at * 7 % 251).unwrap_or(0) + 3;
@@ -52,7 +52,7 @@ fn counted(bytes: &mut [u8]) -> bool {
     true
 }
 
-/// The real groups are slow: they come now and then.
+/// The real groups are slow and are rarely used.
 fn group(settings: u8) -> Group {
     if settings & 0xf0 == 0xf0 { Group::Ffdhe2048 } else { Group::Null }
 }
@@ -89,8 +89,8 @@ fn owned(number: u64) -> Host {
     }
 }
 
-impl Play<'_> {
-    fn act(&mut self) {
+impl Harness<'_> {
+    fn step(&mut self) {
         match self.input.byte() % 16 {
             0..=8 => self.deliver(),
             9 => self.inject(),
@@ -105,7 +105,7 @@ impl Play<'_> {
         self.check();
     }
 
-    /// What the host sends goes to the target, as it is or not quite.
+    /// Delivers bytes of the host to the target, possibly modified.
     fn deliver(&mut self) {
         let mut bytes = Vec::new();
         while let Some(step) = self.host.poll() {
@@ -126,20 +126,20 @@ impl Play<'_> {
         self.world.send(self.id, &bytes);
     }
 
-    /// What the target sends goes to the host.
+    /// Delivers bytes of the target to the host.
     fn hear(&mut self) {
         let bytes = self.world.raw(self.id);
         self.host.receive(&bytes);
     }
 
-    /// Any message at all.
+    /// Creates an arbitrary message.
     fn inject(&mut self) {
         let len = self.input.byte();
         let message = self.input.take(len.into()).to_vec();
         self.command(&message);
     }
 
-    /// A message that is well formed, but for a byte perhaps.
+    /// Creates a well-formed message, possibly with a corrupted byte.
     fn say(&mut self) {
         let rest = self.input.take(96);
         let (first, second) = rest.split_at(rest.len() / 2);
@@ -175,7 +175,7 @@ impl Play<'_> {
         self.world.send(self.id, &capsule(PLAIN, &sqe.with_cid(0x7778), &[]));
     }
 
-    /// The owner changes his mind.
+    /// Changes the policy.
     fn decide(&mut self) {
         let hosts = match self.input.byte() % 4 {
             0 => Vec::new(),
@@ -190,7 +190,7 @@ impl Play<'_> {
     fn check(&mut self) {
         let events = &self.world.conn(self.id).events;
         let attached = events.iter().any(|event| matches!(event, Event::Attached { .. }));
-        assert!(self.honest || !attached, "a host without the key got a disk");
+        assert!(self.honest || !attached, "access without the key");
     }
 
     fn end(mut self) {

@@ -1,21 +1,21 @@
-//! Any bytes, in any pieces, to the reader of NVMe/TCP's stream: what it finds must not depend on the pieces.
+//! The NVMe/TCP deframer on arbitrary bytes: the result must not depend on how they are split.
 
 use nvme::tcp::{Deframer, Piece, Side};
 
 use crate::input::Input;
 
-/// What a reader found: a header by its figures, payload byte by byte, the end of a payload, or the broken rule.
+/// An item found: the fields of a header, a payload byte, the end of a payload, or a violation.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     headers: Vec<String>,
     payload: Vec<u8>,
     ends: Vec<bool>,
     violation: Option<&'static str>,
-    /// Bytes that were taken.
+    /// Number of bytes consumed.
     taken: usize,
 }
 
-/// Plays `data`: a byte of settings, a byte for the pieces, then the stream.
+/// Runs the target on `data`: a byte of settings, a byte for the pieces, then the stream.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let (settings, step) = (input.byte(), usize::from(input.byte()));
@@ -34,20 +34,20 @@ fn reader(settings: u8) -> Deframer {
     reader
 }
 
-/// Reads `stream` as it comes in pieces of `piece(turn)` bytes.
+/// Deframes `stream` in pieces of `piece(turn)` bytes.
 fn read(settings: u8, stream: &[u8], piece: impl Fn(usize) -> usize) -> Found {
     let mut reader = reader(settings);
     let mut found = Found::default();
-    let (mut came, mut turn) = (0, 0);
-    while came < stream.len() && found.violation.is_none() {
-        came = came.saturating_add(piece(turn)).min(stream.len());
+    let (mut received, mut turn) = (0, 0);
+    while received < stream.len() && found.violation.is_none() {
+        received = received.saturating_add(piece(turn)).min(stream.len());
         turn += 1;
-        while step(&mut reader, &stream[found.taken..came], &mut found) {}
+        while step(&mut reader, &stream[found.taken..received], &mut found) {}
     }
     found
 }
 
-/// One piece. Tells whether there may be another.
+/// Deframes one piece. Returns whether there may be another.
 fn step(reader: &mut Deframer, bytes: &[u8], found: &mut Found) -> bool {
     if bytes.is_empty() && !reader.at_end() {
         return false;

@@ -1,6 +1,6 @@
-//! Any sequence of what a controller can say to the host: right and wrong answers, data, requests for data, and plain
-//! bytes. Every command must end once at most, with its buffer, whatever is sent must be well formed, and nothing comes
-//! after the end.
+//! The NVMe host with a hostile controller: valid and invalid responses, data, R2Ts, and arbitrary
+//! bytes. Checks that every command completes at most once and returns its buffer, that what is
+//! sent is well-formed, and that nothing follows the close.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -17,23 +17,23 @@ use zerocopy::IntoBytes;
 use crate::input::Input;
 use crate::raw_host::{BOTH, Digests, PLAIN, connect_data, data_fields, frame};
 
-struct Play<'a> {
+struct Harness<'a> {
     input: Input<'a>,
     queue: Queue,
     pool: Pool,
     digests: Digests,
-    stage: Vec<u8>,
+    pending: Vec<u8>,
     sent: Vec<u8>,
     reader: Deframer,
     closed: bool,
-    /// Commands under way: what the submitter calls them, and the length of their buffers.
+    /// Commands in flight: tag and buffer length.
     waiting: BTreeSet<(u32, usize)>,
-    /// Command identifiers that the host has used, newest last.
+    /// Command identifiers used by the host, newest last.
     cids: Vec<u16>,
     next: u32,
 }
 
-/// Plays `data`.
+/// Runs the target on `data`.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let settings = input.byte();
@@ -44,12 +44,12 @@ pub fn run(data: &[u8]) {
         flow_control: settings & 2 == 0,
         ..Options::io(1, u16::from(settings >> 4) + 2, 8192)
     };
-    let mut play = Play {
+    let mut harness = Harness {
         input,
         queue: Queue::new(options, connect_data(1)),
         pool: Pool::new(8 << 20),
         digests,
-        stage: Vec::new(),
+        pending: Vec::new(),
         sent: Vec::new(),
         reader: Deframer::new(Side::Target, 16384),
         closed: false,
@@ -57,17 +57,17 @@ pub fn run(data: &[u8]) {
         cids: Vec::new(),
         next: 0,
     };
-    play.prepare(settings & 4 == 0);
+    harness.prepare(settings & 4 == 0);
     for _ in 0..400 {
-        if play.input.is_over() || play.closed {
+        if harness.input.is_over() || harness.closed {
             break;
         }
-        play.act();
+        harness.step();
     }
 }
 
-impl Play<'_> {
-    /// The connection is accepted, and the queue connected, unless the input is to do that.
+impl Harness<'_> {
+    /// Accepts the connection and connects the queue, unless the input does that.
     fn prepare(&mut self, connect: bool) {
         self.drain();
         if connect {
@@ -79,7 +79,7 @@ impl Play<'_> {
         }
     }
 
-    fn act(&mut self) {
+    fn step(&mut self) {
         match self.input.byte() % 8 {
             0 => {
                 let len = self.input.byte();
@@ -129,7 +129,7 @@ impl Play<'_> {
         self.drain();
     }
 
-    /// The identifier of some command, most often one that was used.
+    /// Chooses a command identifier, mostly one in use.
     fn cid(&mut self) -> u16 {
         match self.cids.len() {
             0 => self.input.word(),
@@ -164,7 +164,7 @@ impl Play<'_> {
         }
         let cut = if self.input.bit() { self.input.below(pdu.len()) } else { pdu.len() };
         self.come(&pdu[..cut]);
-        if self.stage.is_empty() && self.input.bit() {
+        if self.pending.is_empty() && self.input.bit() {
             self.land();
         }
         self.come(&pdu[cut..]);
@@ -180,7 +180,7 @@ impl Play<'_> {
     }
 
     fn land(&mut self) {
-        if !self.stage.is_empty() || self.closed {
+        if !self.pending.is_empty() || self.closed {
             return;
         }
         let Some(landing) = self.queue.direct_recv() else { return };
@@ -193,16 +193,16 @@ impl Play<'_> {
         if self.closed {
             return;
         }
-        self.stage.extend_from_slice(bytes);
-        let taken = self.queue.receive(&self.stage);
-        assert!(taken <= self.stage.len());
-        self.stage.drain(..taken);
+        self.pending.extend_from_slice(bytes);
+        let taken = self.queue.receive(&self.pending);
+        assert!(taken <= self.pending.len());
+        self.pending.drain(..taken);
         self.drain();
     }
 
     fn drain(&mut self) {
         while let Some(step) = self.queue.poll() {
-            assert!(!self.closed, "nothing comes after the end");
+            assert!(!self.closed, "step after the close");
             match step {
                 Step::Send(segment) => {
                     segment.parts().iter().for_each(|part| self.sent.extend_from_slice(part));
@@ -210,7 +210,7 @@ impl Play<'_> {
                 Step::Completed(done) => {
                     let held = done.buffer.as_ref().map_or(0, Buffer::len);
                     let known = self.waiting.remove(&(done.tag, held));
-                    assert!(known, "a command ends once, with its buffer: {done:?}");
+                    assert!(known, "completed twice or with another buffer: {done:?}");
                 }
                 Step::Close(_) => self.closed = true,
                 Step::Connected(_) | Step::Refused(..) => {}
@@ -219,11 +219,12 @@ impl Play<'_> {
         self.look();
     }
 
-    /// What the host sent so far is well formed. Before the digests are agreed there is only the first PDU.
+    /// Checks that everything sent is well-formed. Before digests are negotiated that is only the
+    /// first PDU.
     fn look(&mut self) {
         let mut at = 0;
         while at < self.sent.len() || self.reader.at_end() {
-            match self.reader.next(&self.sent[at..]).expect("a host keeps the rules") {
+            match self.reader.next(&self.sent[at..]).expect("the host sent a valid PDU") {
                 Piece::Incomplete => break,
                 Piece::Header(n, Pdu::IcReq(request)) => {
                     at += n;
@@ -239,6 +240,6 @@ impl Play<'_> {
             }
         }
         self.sent.drain(..at);
-        assert!(self.sent.is_empty(), "only whole PDUs are sent");
+        assert!(self.sent.is_empty(), "incomplete PDU sent");
     }
 }

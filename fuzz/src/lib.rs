@@ -1,11 +1,13 @@
-//! What is done with arbitrary bytes, one module a target: each takes bytes, plays them, and panics if a promise is
-//! broken. It knows no fuzzer: the ordinary tests play the kept corpora through the same modules.
+//! Fuzz targets, one per module: each runs on arbitrary bytes and panics if an invariant is
+//! violated. The ordinary tests replay the corpora with the same modules.
 //!
-//! With cargo-fuzz: `RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz target`. Without it, and without sanitizers, in this
-//! folder: `RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
-//! -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table" cargo build --release
-//! --target x86_64-unknown-linux-gnu`, then run the program of the target's name with `-max_total_time=60 corpus/target`.
-//! A find is mended with a test that has a name; its input goes to the corpus.
+//! With cargo-fuzz: `RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz TARGET`. Without it, and
+//! without sanitizers, in this directory: `RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module
+//! -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
+//! -Cllvm-args=-sanitizer-coverage-pc-table" cargo build --release --target
+//! x86_64-unknown-linux-gnu`, then run the binary of the target with `-max_total_time=60
+//! corpus/TARGET`. Fix a finding together with a named regression test, and add its input to the
+//! corpus.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a broken promise ends the run")]
 
@@ -20,15 +22,15 @@ pub mod qcow2;
 pub mod target;
 pub mod wire;
 
+#[path = "../../crates/nbd/tests/client/messages.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod nbd_client_messages;
 #[path = "../../crates/nvme/tests/rules/raw_host.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod raw_host;
 #[path = "../../crates/nvme/tests/rules/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod world;
-#[path = "../../crates/nbd/tests/client/messages.rs"]
-#[allow(dead_code, reason = "the tests need more of it")]
-mod nbd_client_messages;
 
 #[path = "../../crates/nbd/tests/server/messages.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]

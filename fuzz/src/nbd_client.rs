@@ -1,6 +1,7 @@
-//! Any sequence of what an NBD server can say to the client: right and wrong replies to options and requests, data in chunks
-//! of every kind, and plain bytes. Every request must end once at most, with its buffer; a read that ended well must have been
-//! filled; memory that waits stays bounded; and nothing comes after the end.
+//! The NBD client with a hostile server: valid and invalid replies to options and requests, chunks
+//! of every type, and arbitrary bytes. Checks that every request completes at most once and returns
+//! its buffer, that successful reads are filled, that buffered input is bounded, and that nothing
+//! follows the close.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -14,31 +15,31 @@ use zerocopy::FromBytes;
 use crate::input::Input;
 use crate::nbd_client_messages::{self as messages, ALL_FLAGS, Form};
 
-/// Bytes of the export.
+/// Size of the export in bytes.
 const BYTES: u64 = 1 << 20;
 
-/// What fills a buffer before anything comes, and what no server here ever says.
+/// Fills buffers before a read; never sent by the server.
 const POISON: u8 = 0xee;
 
-struct Play<'a> {
+struct Harness<'a> {
     input: Input<'a>,
     client: Client,
     memory: Account,
     form: Option<Form>,
-    stage: Vec<u8>,
+    pending: Vec<u8>,
     sent: Vec<u8>,
     closed: bool,
     live: bool,
-    /// Whether the server made up an export that is not the one of this play.
+    /// Whether the server has sent other sizes and flags for the export.
     over: bool,
-    /// Requests under way: what the submitter calls them, the length of their buffers, and bytes that are of interest.
+    /// Requests in flight: tag, buffer length, requested length.
     waiting: BTreeMap<u32, (usize, u64)>,
-    /// Requests that were sent, newest last: cookie, offset, length.
+    /// Requests sent, newest last: cookie, offset, length.
     asked: Vec<(u64, u64, u64)>,
     next: u32,
 }
 
-/// Plays `data`.
+/// Runs the target on `data`.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let settings = input.byte();
@@ -56,12 +57,12 @@ pub fn run(data: &[u8]) {
     if settings & 8 != 0 {
         (options.start, options.purpose) = starts(input.byte());
     }
-    let mut play = Play {
+    let mut harness = Harness {
         input,
         client: Client::new(options),
         memory: Pool::new(8 << 20).open(),
         form,
-        stage: Vec::new(),
+        pending: Vec::new(),
         sent: Vec::new(),
         closed: false,
         live: false,
@@ -70,15 +71,15 @@ pub fn run(data: &[u8]) {
         asked: Vec::new(),
         next: 0,
     };
-    play.drain();
+    harness.drain();
     if settings & 12 == 0 {
-        play.open();
+        harness.open();
     }
     for _ in 0..400 {
-        if play.input.is_over() || play.closed || play.over {
+        if harness.input.is_over() || harness.closed || harness.over {
             break;
         }
-        play.act();
+        harness.step();
     }
 }
 
@@ -88,8 +89,8 @@ fn starts(choice: u8) -> (Start, Purpose) {
     (start, purpose)
 }
 
-impl Play<'_> {
-    /// All is said that makes the export usable.
+impl Harness<'_> {
+    /// Completes the negotiation.
     fn open(&mut self) {
         self.come(&messages::hello());
         if let Some(form) = self.form {
@@ -106,7 +107,7 @@ impl Play<'_> {
         assert!(self.live);
     }
 
-    fn act(&mut self) {
+    fn step(&mut self) {
         match self.input.byte() % 10 {
             0 => {
                 let len = self.input.byte();
@@ -130,7 +131,7 @@ impl Play<'_> {
         self.come(&hello);
     }
 
-    /// A reply to some option.
+    /// Sends a reply to any option.
     fn reply(&mut self) {
         let option = u32::from(self.input.byte() % 13);
         let reply = match self.input.byte() % 7 {
@@ -172,7 +173,7 @@ impl Play<'_> {
         };
         self.sent.clear();
         if self.client.submit(request, self.next).is_ok() {
-            assert!(self.live, "only what is open is used");
+            assert!(self.live, "request before the export is open");
             self.waiting.insert(self.next, (held, long));
             self.next += 1;
             self.drain();
@@ -180,7 +181,7 @@ impl Play<'_> {
         }
     }
 
-    /// Notes what was asked, and that it is well formed.
+    /// Records requests sent by the client, and checks that they are well-formed.
     fn note(&mut self) {
         let (cookie, offset, len) = match self.form {
             Some(Form::Extended(_)) => {
@@ -194,11 +195,11 @@ impl Play<'_> {
                 (header.cookie.get(), header.offset.get(), header.len.get().into())
             }
         };
-        assert!(offset + len <= BYTES, "only what is there is asked for");
+        assert!(offset + len <= BYTES, "request beyond the end");
         self.asked.push((cookie, offset, len));
     }
 
-    /// Some request, most often one that was sent.
+    /// Chooses a request, mostly one that was sent.
     fn some(&mut self) -> (u64, u64, u64) {
         let choice = usize::from(self.input.byte());
         match self.asked.len() {
@@ -208,7 +209,7 @@ impl Play<'_> {
         }
     }
 
-    /// A reply or a chunk, to some request.
+    /// Sends a reply or a chunk to any request.
     fn answer(&mut self) {
         let (cookie, offset, len) = self.some();
         let (kind, flags) = (self.input.byte(), u16::from(self.input.bit()));
@@ -252,7 +253,7 @@ impl Play<'_> {
     }
 
     fn land(&mut self) {
-        if !self.stage.is_empty() || self.closed {
+        if !self.pending.is_empty() || self.closed {
             return;
         }
         let Some(mut landing) = self.client.direct_recv() else { return };
@@ -268,17 +269,17 @@ impl Play<'_> {
             return;
         }
         let harmless = bytes.iter().map(|&byte| if byte == POISON { POISON + 1 } else { byte });
-        self.stage.extend(harmless);
-        let taken = self.client.receive(&self.stage);
-        assert!(taken <= self.stage.len());
-        self.stage.drain(..taken);
-        assert!(self.stage.len() <= Client::MAX_UNCONSUMED, "little is left");
+        self.pending.extend(harmless);
+        let taken = self.client.receive(&self.pending);
+        assert!(taken <= self.pending.len());
+        self.pending.drain(..taken);
+        assert!(self.pending.len() <= Client::MAX_UNCONSUMED, "too much input unconsumed");
         self.drain();
     }
 
     fn drain(&mut self) {
         while let Some(step) = self.client.poll() {
-            assert!(!self.closed, "nothing comes after the end");
+            assert!(!self.closed, "step after the close");
             match step {
                 Step::Send(segment) => self.sent.extend(segment.parts().concat()),
                 Step::Done(done) => self.done(&done),
@@ -301,12 +302,12 @@ impl Play<'_> {
     }
 
     fn done(&mut self, done: &Done) {
-        let (held, wanted) = self.waiting.remove(&done.tag).expect("a request ends once");
+        let (held, wanted) = self.waiting.remove(&done.tag).expect("request in flight");
         let buffer = done.buffer.as_ref();
-        assert_eq!(buffer.map_or(0, |buffer| buffer.len()), held, "with its buffer");
+        assert_eq!(buffer.map_or(0, |buffer| buffer.len()), held, "its own buffer");
         if done.result.is_ok() {
             let filled = buffer.is_none_or(|buffer| !buffer.bytes().contains(&POISON));
-            assert!(filled, "a read that ended well is filled");
+            assert!(filled, "successful read not filled");
         }
         let told: u64 = done.extents.iter().map(|extent: &Extent| extent.len).sum();
         assert!(told <= wanted && done.extents.iter().all(|extent| extent.len != 0));

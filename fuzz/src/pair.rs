@@ -1,6 +1,6 @@
-//! A desk for pairing, hosts at it, and whatever may come over the wire: right frames, frames with a byte changed,
-//! bytes of all sorts, time, and the owner. Nobody gets in who has not the code, tries are counted, what is sent is
-//! well formed, and nothing comes after the end.
+//! The pairing server with several hosts: valid frames, modified frames, arbitrary bytes, time, and
+//! verdicts. Checks that no host pairs without the code, attempts are counted, what is sent is
+//! well-formed, and nothing follows the close.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,34 +11,34 @@ use pair::{Client, Code, Disk, IDENTITY, Invite, PairingServer, PairingSession, 
 
 use crate::input::Input;
 
-/// Connections at most.
-const MOST: usize = 3;
+/// Maximum number of connections.
+const MAX_CONNECTIONS: usize = 3;
 
-struct Play<'a> {
+struct Harness<'a> {
     input: Input<'a>,
     now: Instant,
-    desk: Arc<PairingServer>,
-    links: Vec<Link>,
+    server: Arc<PairingServer>,
+    connections: Vec<Link>,
 }
 
-/// A connection with a host at its other end.
+/// A connection between a host and the server.
 struct Link {
-    visit: PairingSession,
+    session: PairingSession,
     client: Client,
-    /// On their way to the target, and to the host.
+    /// Bytes in transit to the target and to the host.
     up: Vec<u8>,
     down: Vec<u8>,
-    /// Whether the host has the code that was shown when it began.
+    /// Whether the host has the code that was valid at its start.
     honest: bool,
-    /// Whether a byte was changed, put in or left out.
+    /// Whether a byte was modified, inserted or dropped.
     touched: bool,
     closed: bool,
     over: bool,
-    knock: Option<u64>,
+    request: Option<u64>,
     granted: bool,
 }
 
-/// Plays `data`.
+/// Runs the target on `data`.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     parse(&mut input);
@@ -50,18 +50,18 @@ pub fn run(data: &[u8]) {
             *byte = seed;
         }
     };
-    let desk = PairingServer::new("target", now, Box::new(draw));
-    let mut play = Play { input, now, desk, links: Vec::new() };
+    let server = PairingServer::new("target", now, Box::new(draw));
+    let mut harness = Harness { input, now, server, connections: Vec::new() };
     for _ in 0..60 {
-        if play.input.is_over() {
+        if harness.input.is_over() {
             break;
         }
-        play.act();
-        play.settle();
+        harness.step();
+        harness.settle();
     }
 }
 
-/// What a person may type or scan.
+/// Parses arbitrary codes and invitations.
 fn parse(input: &mut Input<'_>) {
     let len = input.byte();
     let text = String::from_utf8_lossy(input.take(len.into())).into_owned();
@@ -73,8 +73,8 @@ fn parse(input: &mut Input<'_>) {
     }
 }
 
-impl Play<'_> {
-    fn act(&mut self) {
+impl Harness<'_> {
+    fn step(&mut self) {
         match self.input.byte() % 10 {
             0 | 1 => self.open(),
             2..=4 => self.carry(),
@@ -87,28 +87,28 @@ impl Play<'_> {
     }
 
     fn open(&mut self) {
-        if self.links.len() >= MOST {
-            self.links.remove(0);
+        if self.connections.len() >= MAX_CONNECTIONS {
+            self.connections.remove(0);
         }
         let (kind, channel) = (self.input.byte(), self.input.byte());
-        let code = match (self.desk.status(self.now).codes, kind % 4) {
+        let code = match (self.server.status(self.now).codes, kind % 4) {
             (Some(shown), 0 | 1) => Some(shown.digits),
             (Some(shown), 2) => Some(shown.long),
             _ => None,
         };
         let mut binding = [channel & 3; 32];
-        let visit = self.desk.open_session(peer(binding), self.now);
-        // Now and then somebody is in between.
+        let session = self.server.open_session(peer(binding), self.now);
+        // Sometimes with a man in the middle.
         binding[0] ^= u8::from(channel >= 200);
         let honest = code.is_some() && channel < 200;
         let code = code.unwrap_or_else(|| Code::digits([kind; 8]));
         let info = ClientInfo { host: "nqn.fuzz", name: "fuzz", writable: kind & 8 != 0 };
-        let random = [self.links.len() as u8 ^ kind; 32].into();
+        let random = [self.connections.len() as u8 ^ kind; 32].into();
         let client = Client::new(&code, &info, binding, random);
         let (up, down) = (Vec::new(), Vec::new());
-        let (touched, closed, over, knock, granted) = (false, false, false, None, false);
-        self.links.push(Link {
-            visit,
+        let (touched, closed, over, request, granted) = (false, false, false, None, false);
+        self.connections.push(Link {
+            session,
             client,
             up,
             down,
@@ -116,32 +116,32 @@ impl Play<'_> {
             touched,
             closed,
             over,
-            knock,
+            request,
             granted,
         });
     }
 
     fn link(&mut self) -> Option<&mut Link> {
-        let count = self.links.len();
+        let count = self.connections.len();
         if count == 0 {
             return None;
         }
         let at = self.input.below(count);
-        self.links.get_mut(at)
+        self.connections.get_mut(at)
     }
 
-    /// Some of what is on its way arrives.
+    /// Delivers some of the bytes in transit.
     fn carry(&mut self) {
         let (how, now) = (self.input.byte(), self.now);
         let Some(link) = self.link() else { return };
         let most = if how & 0x80 == 0 { usize::MAX } else { usize::from(how & 0x7f) };
         let up: Vec<u8> = link.up.drain(..link.up.len().min(most)).collect();
         let down: Vec<u8> = link.down.drain(..link.down.len().min(most)).collect();
-        assert!(link.visit.receive(now, &up) <= up.len());
+        assert!(link.session.receive(now, &up) <= up.len());
         link.client.receive(&down);
     }
 
-    /// A byte on its way becomes another.
+    /// Modifies a byte in transit.
     fn change(&mut self) {
         let (place, value, up) = (self.input.word(), self.input.byte(), self.input.bit());
         let Some(link) = self.link() else { return };
@@ -153,7 +153,7 @@ impl Play<'_> {
         }
     }
 
-    /// Bytes of all sorts, or a frame of them.
+    /// Injects arbitrary bytes or a frame of them.
     fn put_in(&mut self) {
         let (kind, len, up) = (self.input.byte(), self.input.byte(), self.input.bit());
         let body = self.input.take(len.into()).to_vec();
@@ -169,8 +169,8 @@ impl Play<'_> {
     fn owner(&mut self) {
         let (what, count) = (self.input.byte(), self.input.byte());
         match what % 8 {
-            0 => self.desk.close(),
-            1 | 2 => self.desk.unlock(self.now),
+            0 => self.server.close(),
+            1 | 2 => self.server.unlock(self.now),
             3 => {
                 self.answer(Verdict::Denied, false);
             }
@@ -190,13 +190,14 @@ impl Play<'_> {
 
     fn answer(&mut self, verdict: Verdict, granted: bool) {
         let Some(link) = self.link() else { return };
-        let Some(number) = link.knock else { return };
-        let told = self.desk.answer(number, verdict);
-        for link in self.links.iter_mut().filter(|link| link.knock == Some(number) && told) {
+        let Some(number) = link.request else { return };
+        let told = self.server.answer(number, verdict);
+        for link in self.connections.iter_mut().filter(|link| link.request == Some(number) && told)
+        {
             link.granted = granted;
         }
-        for link in &mut self.links {
-            link.visit.notify(self.now, &Notice::StateChanged);
+        for link in &mut self.connections {
+            link.session.notify(self.now, &Notice::StateChanged);
         }
     }
 
@@ -204,48 +205,48 @@ impl Play<'_> {
         let (what, now) = (self.input.byte(), self.now);
         let Some(link) = self.link() else { return };
         match what % 4 {
-            0 => link.visit.notify(now, &Notice::Disconnected),
-            1 => link.visit.notify(now, &Notice::Stopping),
+            0 => link.session.notify(now, &Notice::Disconnected),
+            1 => link.session.notify(now, &Notice::Stopping),
             2 => link.client.disconnected(),
-            _ => drop(self.links.remove(0)),
+            _ => drop(self.connections.remove(0)),
         }
     }
 
-    /// Does what is to be done, and looks whether it may be.
+    /// Executes steps and checks invariants.
     fn settle(&mut self) {
         let now = self.now;
-        for link in &mut self.links {
-            if link.visit.deadline().is_some_and(|at| at <= now) {
-                link.visit.tick(now);
+        for link in &mut self.connections {
+            if link.session.deadline().is_some_and(|at| at <= now) {
+                link.session.tick(now);
             }
             link.target();
             link.host();
         }
-        let view = self.desk.status(now);
+        let view = self.server.status(now);
         assert!(view.failures <= 10 && view.locked == (view.failures == 10));
-        assert!(!view.locked || view.codes.is_none(), "a desk that stopped shows no code");
+        assert!(!view.locked || view.codes.is_none(), "a locked server has no code");
         assert!(view.codes.is_none_or(|shown| shown.expires > now || self.is_tried()));
         assert!(view.waiting.len() <= 8);
     }
 
-    /// Whether somebody may be trying the code just now.
+    /// Returns whether an attempt may be in progress.
     fn is_tried(&self) -> bool {
-        self.links.iter().any(|link| !link.closed)
+        self.connections.iter().any(|link| !link.closed)
     }
 }
 
 impl Link {
     fn target(&mut self) {
-        while let Some(step) = self.visit.poll() {
+        while let Some(step) = self.session.poll() {
             match step {
                 Step::Send(segment) => {
-                    assert!(!self.closed, "nothing is sent after the end");
+                    assert!(!self.closed, "sent after the close");
                     segment.parts().iter().for_each(|part| self.down.extend_from_slice(part));
                 }
-                Step::Report(Event::PairingRequested { request: knock, .. }) => {
-                    assert!(self.honest, "only who has the code is heard");
-                    assert_eq!((knock.host.as_str(), self.knock), ("nqn.fuzz", None));
-                    self.knock = Some(knock.number);
+                Step::Report(Event::PairingRequested { request, .. }) => {
+                    assert!(self.honest, "request without the code");
+                    assert_eq!((request.host.as_str(), self.request), ("nqn.fuzz", None));
+                    self.request = Some(request.number);
                 }
                 Step::Close(_) => {
                     assert!(!self.closed, "closed once");
@@ -255,27 +256,27 @@ impl Link {
                 Step::Submit(_) => panic!("no disk is touched"),
             }
         }
-        assert_eq!(self.visit.can_receive(), self.visit.deadline().is_some() && !self.closed);
+        assert_eq!(self.session.can_receive(), self.session.deadline().is_some() && !self.closed);
     }
 
     fn host(&mut self) {
         while let Some(step) = self.client.poll() {
-            assert!(!self.over, "nothing comes after the end");
+            assert!(!self.over, "step after the close");
             match step {
                 client::Step::Send(bytes) => self.up.extend(bytes),
                 client::Step::Authenticated { target } => {
-                    assert!(self.knock.is_some() && target == "target");
+                    assert!(self.request.is_some() && target == "target");
                 }
                 client::Step::Paired(paired) => {
                     self.over = true;
-                    assert!(self.granted, "only the owner grants");
+                    assert!(self.granted, "granted without a verdict");
                     assert_eq!(paired.access, Access::ReadOnly);
                 }
                 client::Step::Failed(failure) => {
                     self.over = true;
                     assert!(!failure.to_string().is_empty());
                     let by_rule = matches!(failure, client::Failure::Violation(_));
-                    assert!(self.touched || !by_rule, "the target keeps the rules");
+                    assert!(self.touched || !by_rule, "violation by the target");
                 }
             }
         }

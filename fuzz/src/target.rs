@@ -1,6 +1,7 @@
-//! Any sequence of what can happen to the target: bytes, right and wrong commands and data, requests that end well or
-//! badly and late, disks that come and go, time, and connections that open and close. Every request must end once,
-//! whatever is sent must be well formed, memory stays bounded, and in the end nothing is left.
+//! The NVMe target under arbitrary events: valid and invalid bytes, commands and data, late and
+//! failed completions, added and removed disks, time, new and closed connections. Checks that every
+//! disk request completes once, that what is sent is well-formed, that memory is bounded, and that
+//! nothing leaks.
 
 use std::time::Duration;
 
@@ -19,70 +20,70 @@ use crate::raw_host::{
 };
 use crate::world::{DISK, Id, Reply, World, disk};
 
-/// Connections at most.
-const MOST: usize = 6;
+/// Maximum number of connections.
+const MAX_CONNECTIONS: usize = 6;
 
-struct Play<'a> {
+struct Harness<'a> {
     input: Input<'a>,
     world: World,
-    links: Vec<Link>,
+    connections: Vec<Link>,
 }
 
-/// What the host knows of a connection.
+/// Host-side state of a connection.
 struct Link {
     id: Id,
     digests: Digests,
-    /// What the target asked for: command, tag, offset and length.
+    /// Open R2Ts: command, tag, offset and length.
     asked: Vec<(u16, u16, u32, u32)>,
 }
 
-/// Plays `data`.
+/// Runs the target on `data`.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let settings = input.byte();
     let world = World::small(if settings & 1 == 0 { 16 << 20 } else { 1 << 18 });
-    let mut play = Play { input, world, links: Vec::new() };
-    play.prepare(settings);
+    let mut harness = Harness { input, world, connections: Vec::new() };
+    harness.prepare(settings);
     for _ in 0..400 {
-        if play.input.is_over() {
+        if harness.input.is_over() {
             break;
         }
-        play.act();
-        play.look();
+        harness.step();
+        harness.look();
     }
-    play.world.end_all();
+    harness.world.end_all();
 }
 
-impl Play<'_> {
-    /// A controller with two I/O queues, whose requests wait.
+impl Harness<'_> {
+    /// Creates a controller with two I/O queues whose disk requests are held.
     fn prepare(&mut self, settings: u8) {
         let digests = if settings & 2 == 0 { PLAIN } else { BOTH };
         let (admin, cntlid) = self.world.admin_of(&connect_data(0xffff), digests);
-        self.links.push(Link { id: admin, digests, asked: Vec::new() });
+        self.connections.push(Link { id: admin, digests, asked: Vec::new() });
         for qid in 1..=2 {
             let id = self.world.io_of(&connect_data(cntlid), qid, digests);
             self.world.conn(id).hold = settings & 4 == 0;
-            self.links.push(Link { id, digests, asked: Vec::new() });
+            self.connections.push(Link { id, digests, asked: Vec::new() });
         }
     }
 
-    fn act(&mut self) {
-        let at = self.input.below(self.links.len());
+    fn step(&mut self) {
+        let at = self.input.below(self.connections.len());
         match self.input.byte() % 12 {
             0 => self.bytes(at),
             1..=3 => self.command(at),
             4 | 5 => self.data(at),
             6 | 7 => self.finish(at),
-            8 => self.news(at),
+            8 => self.event(at),
             9 => self.advance(),
-            10 => self.publish(),
+            10 => self.change_export(),
             _ => self.receive_direct(at),
         }
     }
 
-    /// Reads what came back, which must be well formed.
+    /// Parses what the target sent, and checks that it is well-formed.
     fn look(&mut self) {
-        for link in &mut self.links {
+        for link in &mut self.connections {
             for reply in self.world.replies(link.id) {
                 match reply {
                     Reply::R2t { cid, ttag, offset, len } => {
@@ -101,10 +102,10 @@ impl Play<'_> {
     fn bytes(&mut self, at: usize) {
         let len = self.input.byte();
         let bytes = self.input.take(len.into());
-        self.world.send(self.links[at].id, bytes);
+        self.world.send(self.connections[at].id, bytes);
     }
 
-    /// A capsule with a command that is right but for a few bytes.
+    /// Sends a command capsule, possibly with corrupted bytes.
     fn command(&mut self, at: usize) {
         let mut sqe = self.template();
         sqe.cid = u16::from(self.input.byte() % 32).into();
@@ -116,7 +117,7 @@ impl Play<'_> {
             sqe = Sqe::read_from_bytes(&bytes).unwrap();
         }
         let data = self.payload(&sqe, len);
-        let pdu = capsule(self.links[at].digests, &sqe, &data);
+        let pdu = capsule(self.connections[at].digests, &sqe, &data);
         self.send_broken(at, pdu);
     }
 
@@ -140,9 +141,9 @@ impl Play<'_> {
         front.into_iter().chain(std::iter::repeat(0)).take(len).collect()
     }
 
-    /// Sends a PDU, perhaps with one byte changed or in two pieces with something in between.
+    /// Sends a PDU, possibly with a corrupted byte, or in two pieces with another event in between.
     fn send_broken(&mut self, at: usize, mut pdu: Vec<u8>) {
-        let id = self.links[at].id;
+        let id = self.connections[at].id;
         match self.input.byte() {
             1 => {
                 let (place, value) = (self.input.below(pdu.len()), self.input.byte());
@@ -151,7 +152,7 @@ impl Play<'_> {
             2 => {
                 let cut = self.input.below(pdu.len());
                 self.world.send(id, &pdu[..cut]);
-                let other = self.input.below(self.links.len());
+                let other = self.input.below(self.connections.len());
                 self.finish(other);
                 pdu.drain(..cut);
             }
@@ -228,13 +229,13 @@ impl Play<'_> {
         AdminCommand::Abort { sqid, cid }.emit()
     }
 
-    /// Data that was asked for, whole or in part, or not quite.
+    /// Sends requested data, completely, partly or incorrectly.
     fn data(&mut self, at: usize) {
-        if self.links[at].asked.is_empty() {
+        if self.connections[at].asked.is_empty() {
             return;
         }
-        let which = self.input.below(self.links[at].asked.len());
-        let link = &mut self.links[at];
+        let which = self.input.below(self.connections[at].asked.len());
+        let link = &mut self.connections[at];
         let (cid, ttag, offset, len) = link.asked.remove(which);
         let how = self.input.byte();
         let part = if how & 1 == 0 { len } else { (len / 2).max(1) };
@@ -266,9 +267,9 @@ impl Play<'_> {
         self.send_broken(at, pdu);
     }
 
-    /// A request ends, not the oldest perhaps.
+    /// Completes any held disk request.
     fn finish(&mut self, at: usize) {
-        let id = self.links[at].id;
+        let id = self.connections[at].id;
         let jobs = &mut self.world.conn(id).jobs;
         if jobs.is_empty() {
             return;
@@ -283,8 +284,8 @@ impl Play<'_> {
         self.world.finish(id, result);
     }
 
-    fn news(&mut self, at: usize) {
-        let id = self.links[at].id;
+    fn event(&mut self, at: usize) {
+        let id = self.connections[at].id;
         match self.input.byte() % 8 {
             0 => self.world.disconnect_once(id),
             1 if self.input.byte() == 7 => self.world.stop(),
@@ -294,13 +295,13 @@ impl Play<'_> {
     }
 
     fn open(&mut self) {
-        if self.links.len() >= MOST {
+        if self.connections.len() >= MAX_CONNECTIONS {
             return;
         }
         let id = self.world.open();
         self.world.conn(id).hold = self.input.bit();
         let digests = Digests { header: self.input.bit(), data: self.input.bit() };
-        self.links.push(Link { id, digests: PLAIN, asked: Vec::new() });
+        self.connections.push(Link { id, digests: PLAIN, asked: Vec::new() });
         if self.input.bit() {
             let mut request = ic_req(digests);
             request[10] = self.input.byte() % 34;
@@ -313,8 +314,8 @@ impl Play<'_> {
         self.world.advance(time);
     }
 
-    /// The owner lends, withdraws or resizes the disk.
-    fn publish(&mut self) {
+    /// Publishes, withdraws or resizes the disk.
+    fn change_export(&mut self) {
         match self.input.byte() % 5 {
             0 => drop(self.world.catalogue.withdraw(DISK)),
             1 => self.world.publish_small(disk(Access::ReadOnly, 512)),
@@ -332,9 +333,9 @@ impl Play<'_> {
         }
     }
 
-    /// Payload is received where it belongs, perhaps with something happening meanwhile.
+    /// Receives payload directly, possibly with an event in between.
     fn receive_direct(&mut self, at: usize) {
-        let id = self.links[at].id;
+        let id = self.connections[at].id;
         if !self.world.can_receive(id) {
             return;
         }

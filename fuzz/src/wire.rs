@@ -1,5 +1,4 @@
-//! Any bytes to every parser of the figures: none may panic, and what is parsed is the same when it is emitted and parsed
-//! again.
+//! Arbitrary bytes to every wire parser: none may panic, and parsed values must round-trip.
 
 use nvme::auth::chap::Key;
 use nvme::auth::psk::{ConfiguredPsk, Identity};
@@ -13,7 +12,7 @@ use nvme::wire::text::{emit_ascii, parse_ascii, parse_nqn};
 use nvme::wire::{Cqe, Sqe};
 use zerocopy::FromBytes;
 
-/// Plays `data`, to every parser from its first byte on.
+/// Runs every parser on `data`.
 pub fn run(data: &[u8]) {
     command(data);
     connect(data);
@@ -46,7 +45,7 @@ fn connect(data: &[u8]) {
     let Ok((figure, _)) = ConnectData::read_from_prefix(data) else { return };
     if let (Ok(subnqn), Ok(hostnqn)) = (figure.subnqn(), figure.hostnqn()) {
         let again = ConnectData::emit(figure.hostid, figure.cntlid.get(), subnqn, hostnqn);
-        let again = again.expect("names that were parsed can be emitted");
+        let again = again.expect("parsed names are encodable");
         assert_eq!((again.subnqn(), again.hostnqn()), (Ok(subnqn), Ok(hostnqn)));
     }
 }

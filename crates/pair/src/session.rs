@@ -173,7 +173,7 @@ impl PairingSession {
         }));
         self.deadline = Some(self.now + VERDICT_TIMEOUT);
         let request = Arc::new(PairingRequest { number, host, name, writable, secret });
-        let event = Event::PairingRequested { peer: self.peer.clone(), request: request };
+        let event = Event::PairingRequested { peer: self.peer.clone(), request };
         self.out.push_back(Step::Report(event));
     }
 
