@@ -95,7 +95,7 @@ pub(crate) struct ReportLimit {
 }
 
 /// Size of the burst.
-const REPORTS: u32 = 10;
+const BURST: u32 = 10;
 
 impl ReportLimit {
     /// Returns whether one more report is within the limit, and counts it.
@@ -107,9 +107,9 @@ impl ReportLimit {
             self.since = Some(now);
         }
         self.recent = self.recent.saturating_sub(passed);
-        let rare = self.recent < REPORTS;
-        self.recent += u32::from(rare);
-        rare
+        let allowed = self.recent < BURST;
+        self.recent += u32::from(allowed);
+        allowed
     }
 }
 
@@ -156,13 +156,13 @@ enum Step {
     /// Start a handshake, and then a session of this maker.
     StartTls(MakeSession),
     Done(Box<Established>),
-    HandshakeError(&'static str),
+    Failed(&'static str),
     Closed,
 }
 
 /// Reasons for a refused peer, as phrases.
 const UNKNOWN: &str = "no valid key or certificate";
-const LATE: &str = "the handshake timed out";
+const TIMED_OUT: &str = "the handshake timed out";
 const FLOOD: &str = "too many connection attempts from this address";
 
 impl HandshakeThread {
@@ -205,18 +205,18 @@ impl HandshakeThread {
         for (mut handshake, ready) in
             pending.into_iter().zip(ready.iter().chain(std::iter::repeat(&false)))
         {
-            let late = handshake.incoming.until <= Instant::now();
+            let timed_out = handshake.incoming.until <= Instant::now();
             let step = match ready {
                 true => handshake.advance(),
                 false => Step::Pending,
             };
             match step {
-                Step::Pending if late => self.report_late(&handshake),
+                Step::Pending if timed_out => self.report_timeout(&handshake),
                 Step::Pending => self.pending.push(handshake),
-                Step::Plain(came) => self.adopt_plain(handshake, came),
+                Step::Plain(received) => self.adopt_plain(handshake, received),
                 Step::StartTls(open) => start_tls.push(PendingHandshake { open, ..handshake }),
                 Step::Done(established) => self.adopt_tls(handshake, *established),
-                Step::HandshakeError(why) => self.report(&handshake, why),
+                Step::Failed(why) => self.report(&handshake, why),
                 Step::Closed => {}
             }
         }
@@ -227,8 +227,8 @@ impl HandshakeThread {
 
     /// Starts negotiations and handshakes on new connections.
     fn start_new(&mut self) {
-        let fresh = std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
-        for incoming in fresh {
+        let new = std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
+        for incoming in new {
             let peer = incoming.link.peer();
             let source = Network::of(peer.remote);
             let open = incoming.config.open.clone();
@@ -272,10 +272,10 @@ impl HandshakeThread {
 
     /// Reports a timeout, except for a cleartext negotiation where no authentication is required:
     /// such a peer was not refused.
-    fn report_late(&mut self, handshake: &PendingHandshake) {
+    fn report_timeout(&mut self, handshake: &PendingHandshake) {
         if handshake.incoming.config.security.auth == Auth::Required || !handshake.is_negotiating()
         {
-            self.report(handshake, LATE);
+            self.report(handshake, TIMED_OUT);
         }
     }
 
@@ -287,11 +287,11 @@ impl HandshakeThread {
     }
 
     /// Passes a cleartext connection to a driver, if clear text is accepted.
-    fn adopt_plain(&mut self, handshake: PendingHandshake, came: Vec<u8>) {
+    fn adopt_plain(&mut self, handshake: PendingHandshake, received: Vec<u8>) {
         if !handshake.incoming.config.allows_plain() {
             return self.report(&handshake, PLAIN_REFUSED);
         }
-        handshake.incoming.link.set_early_data(came);
+        handshake.incoming.link.set_early_data(received);
         (self.adopt)(handshake.incoming.link, handshake.open);
     }
 
@@ -347,12 +347,12 @@ impl PendingHandshake {
                     self.interest = wanted;
                     Step::Pending
                 }
-                NegotiationProgress::Plain(came) => Step::Plain(came),
+                NegotiationProgress::Plain(received) => Step::Plain(received),
                 NegotiationProgress::Secure(open) => Step::StartTls(open),
-                NegotiationProgress::Refuse(why) => Step::HandshakeError(why),
+                NegotiationProgress::Refuse(why) => Step::Failed(why),
                 NegotiationProgress::Closed => Step::Closed,
             },
-            Phase::Hello(came) => match receive_hello(&self.incoming.link, came) {
+            Phase::Hello(received) => match receive_hello(&self.incoming.link, received) {
                 Ok(Some(name)) => self.begin(&name),
                 Ok(None) => Step::Pending,
                 Err(step) => step,
@@ -363,9 +363,9 @@ impl PendingHandshake {
 
     /// Passes the ClientHello to the TLS library, with the key of the first identity in it.
     fn begin(&mut self, name: &[u8]) -> Step {
-        let Phase::Hello(came) = &mut self.phase else { return Step::Closed };
-        let came = std::mem::take(came);
-        match self.serve(came, name) {
+        let Phase::Hello(received) = &mut self.phase else { return Step::Closed };
+        let received = std::mem::take(received);
+        match self.serve(received, name) {
             Ok(handshake) => self.phase = Phase::Handshake(handshake),
             Err(failed) => return self.fail(&failed),
         }
@@ -373,16 +373,16 @@ impl PendingHandshake {
     }
 
     /// Selects certificates, if configured, for a peer that offers no PSK; else PSKs.
-    fn serve(&self, came: Vec<u8>, name: &[u8]) -> Result<Handshake, HandshakeError> {
+    fn serve(&self, received: Vec<u8>, name: &[u8]) -> Result<Handshake, HandshakeError> {
         let (security, socket) = (&self.incoming.config.security, self.incoming.link.clone());
         match &security.certificates {
             Some(certificates) if name.is_empty() => {
-                Handshake::serve_certified(socket, came, certificates, security.auth)
+                Handshake::serve_certified(socket, received, certificates, security.auth)
             }
             _ => {
                 let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());
-                let keys = choose(known, name).into_iter().collect();
-                Handshake::serve(socket, came, keys)
+                let keys = select_psk(known, name).into_iter().collect();
+                Handshake::serve(socket, received, keys)
             }
         }
     }
@@ -407,24 +407,24 @@ impl PendingHandshake {
             // The peer may have closed the connection.
             let _ = rustix::net::send(&self.incoming.link, &DECRYPT_ERROR, flags);
         }
-        Step::HandshakeError(UNKNOWN)
+        Step::Failed(UNKNOWN)
     }
 }
 
 /// Receives the rest of the ClientHello, and not a byte more. Returns the first identity in it when
 /// it is complete.
-fn receive_hello(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
+fn receive_hello(link: &Link, received: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
     loop {
-        let missing = match hello::parse(came) {
+        let missing = match hello::parse(received) {
             Hello::Incomplete(missing) => missing,
             Hello::Complete(name) => return Ok(Some(name)),
-            Hello::Invalid => return Err(Step::HandshakeError(UNKNOWN)),
+            Hello::Invalid => return Err(Step::Failed(UNKNOWN)),
         };
-        let have = came.len();
-        came.resize(have + missing, 0);
-        let room = came.get_mut(have..).unwrap_or_default();
+        let have = received.len();
+        received.resize(have + missing, 0);
+        let room = received.get_mut(have..).unwrap_or_default();
         let got = rustix::net::recv(link, room, RecvFlags::DONTWAIT).map(|(got, _)| got);
-        came.truncate(have + got.unwrap_or(0));
+        received.truncate(have + got.unwrap_or(0));
         match got {
             Ok(0) => return Err(Step::Closed),
             Ok(_) => {}
@@ -438,7 +438,7 @@ fn receive_hello(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Ste
 /// the same work is done, with the same failure, whether the identity is unknown or the key wrong.
 /// Further identities are ignored. Otherwise a peer could offer another host's identity before its
 /// own, and learn from the selected one whether the other exists.
-fn choose(known: Vec<Psk>, name: &[u8]) -> Option<Psk> {
+fn select_psk(known: Vec<Psk>, name: &[u8]) -> Option<Psk> {
     let key = known.into_iter().find(|key| key.identity.as_bytes() == name);
     key.or_else(|| random_psk(name))
 }
@@ -465,11 +465,11 @@ mod test {
     #[test]
     fn unknown_identity_gets_a_random_key() {
         let (known, name) = ([key("NVMe1R01 a"), key("NVMe1R01 b")], b"NVMe1R01 b");
-        assert_eq!(choose(known.to_vec(), name), Some(key("NVMe1R01 b")));
-        let [one, two] = [(), ()].map(|()| choose(vec![key("NVMe1R01 a")], name).unwrap());
+        assert_eq!(select_psk(known.to_vec(), name), Some(key("NVMe1R01 b")));
+        let [one, two] = [(), ()].map(|()| select_psk(vec![key("NVMe1R01 a")], name).unwrap());
         assert_eq!((&one.identity[..], &two.identity[..]), ("NVMe1R01 b", "NVMe1R01 b"));
         assert_ne!(one.secret, two.secret);
-        assert_eq!(choose(known.to_vec(), b""), None);
+        assert_eq!(select_psk(known.to_vec(), b""), None);
     }
 
     #[test]

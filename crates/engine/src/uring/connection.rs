@@ -28,13 +28,11 @@ use crate::{GRACE, LINGER, MAX_UNSENT, Sink};
 /// State that the connections of a thread share during a turn.
 pub(crate) struct Turn {
     pub(crate) ring: Ring,
-    /// Threads for operations that the ring cannot execute.
     pub(crate) blocking_pool: BlockingPool,
     /// The time at which the turn began.
     pub(crate) now: Instant,
     /// Whether to notify all sessions that shared state has changed.
     pub(crate) notify_all: bool,
-    /// Receives events.
     pub(crate) sink: Sink,
 }
 
@@ -60,7 +58,6 @@ enum Phase {
     Draining,
 }
 
-/// A connection.
 pub(crate) struct Connection {
     key: Key,
     link: Arc<Link>,
@@ -81,7 +78,6 @@ pub(crate) struct Connection {
     /// The disk it used last, and its index in the file table. Keeps the file in the table, until
     /// the export is gone.
     disk: Option<(Weak<Export>, Rc<FixedFile>)>,
-    /// How many requests to wait for.
     rx_coalescing: RxCoalescing,
     /// `SO_RCVLOWAT` of the socket.
     low_water_mark: usize,
@@ -136,7 +132,6 @@ impl Connection {
         }
     }
 
-    /// Processes a completed receive.
     pub(crate) fn received(
         &mut self,
         turn: &mut Turn,
@@ -161,7 +156,6 @@ impl Connection {
         }
     }
 
-    /// Processes the end of the peer's stream.
     fn end_of_stream(&mut self, now: Instant) {
         self.end_of_stream = true;
         if self.phase == Phase::Open {
@@ -169,7 +163,6 @@ impl Connection {
         }
     }
 
-    /// Processes a completed send.
     pub(crate) fn sent(
         &mut self,
         turn: &mut Turn,
@@ -183,7 +176,6 @@ impl Connection {
         }
     }
 
-    /// Processes a completed disk request.
     pub(crate) fn completed(&mut self, turn: &mut Turn, job: Job) {
         self.jobs -= 1;
         self.complete(turn, job);
@@ -199,7 +191,6 @@ impl Connection {
         self.session.complete(turn.now, ticket, outcome);
     }
 
-    /// Passes a notice to the session.
     pub(crate) fn notify(&mut self, now: Instant, notice: Notice) {
         self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
         if self.is_open() {
@@ -280,7 +271,6 @@ impl Connection {
             && self.sending.is_some()
     }
 
-    /// Cuts the connection.
     pub(crate) fn disconnect(&mut self, turn: &mut Turn) {
         let known = matches!(self.phase, Phase::Lingering(_) | Phase::Draining);
         self.shut();
@@ -359,7 +349,6 @@ impl Connection {
         }
     }
 
-    /// Passes a request to the thread pool.
     fn submit_blocking(&mut self, turn: &mut Turn, job: Job, blocking_op: BlockingOp) {
         if let Err(mut job) = turn.blocking_pool.send(self.key, job, blocking_op) {
             job.refuse(Fault::Io);
@@ -449,7 +438,6 @@ impl Connection {
         }
     }
 
-    /// Counts `bytes` as sent.
     fn mark_sent(&mut self, now: Instant, bytes: usize) {
         self.unsent = self.unsent.saturating_sub(bytes);
         if let Phase::HalfClosed(until) = &mut self.phase {
@@ -477,7 +465,6 @@ impl Connection {
         }
     }
 
-    /// Reports the answered requests to `rx_coalescing`.
     fn report_answers(&mut self, now: Instant) {
         if self.answers > 0 {
             let received = std::mem::take(&mut self.received_bytes);
