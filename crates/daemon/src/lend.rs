@@ -25,7 +25,7 @@ use nvme::nqn;
 
 /// A disk that is to be lent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct LendRequest {
     /// The path, as given.
     pub path: PathBuf,
     /// Whether hosts may change it.
@@ -37,7 +37,7 @@ pub const DEMO: &str = "demo";
 
 /// How disks are to be lent.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct LendOptions {
     /// The machine.
     pub tree: Tree,
     /// What names begin with; made from identities otherwise.
@@ -55,7 +55,7 @@ pub struct Terms {
 /// A block device, and what is known of it.
 #[allow(missing_debug_implementations, reason = "the probe has none")]
 #[derive(Clone, Copy)]
-pub struct Known<'a> {
+pub struct ExaminedDisk<'a> {
     /// The machine that it belongs to.
     pub machine: &'a Machine,
     /// The device.
@@ -66,7 +66,7 @@ pub struct Known<'a> {
 
 /// A disk that is lent, and what must be kept for that.
 #[derive(Debug)]
-pub struct Loan {
+pub struct LentDisk {
     /// What hosts get.
     pub export: Arc<Export>,
     /// Which block device it is, if it is one.
@@ -81,7 +81,7 @@ pub struct Loan {
     _whole: Option<OwnedFd>,
 }
 
-impl Loan {
+impl LentDisk {
     /// A loan of `export`, which is that block device if it is one.
     pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
         let (notes, contents) = (Vec::new(), String::new());
@@ -105,7 +105,7 @@ impl Loan {
     }
 
     /// The same with a short name that none of `others` has: one that is taken gets a number.
-    pub fn named_apart(mut self, others: &[Self]) -> Self {
+    pub fn with_unique_name(mut self, others: &[Self]) -> Self {
         let is_taken = |name: &str| others.iter().any(|other| other.export.short == name);
         let short = &self.export.short;
         let numbered = (2u32..).map(|number| format!("{short}-{number}"));
@@ -118,32 +118,34 @@ impl Loan {
     }
 }
 
-impl Terms {
+impl LendOptions {
     /// Opens what was asked for by path.
     ///
     /// # Errors
     /// A sentence: why it cannot be lent, and what to do.
-    pub fn lend(&self, wanted: &Wanted) -> Result<Loan, Failure> {
-        let device = block_device(&wanted.path);
-        let Some(number) = device else { return self.lend_opened(wanted, None, None) };
+    pub fn lend(&self, request: &LendRequest) -> Result<LentDisk, Failure> {
+        let device = block_device(&request.path);
+        let Some(number) = device else { return self.lend_opened(request, None, None) };
         let found = self.look().ok().and_then(|machine| {
             let disk = machine.disks.iter().find(|disk| disk.number == number)?.clone();
             Some((machine, disk))
         });
         match found {
             Some((machine, disk)) => {
-                let examined = examined_for(&machine, &disk);
-                let findings = examine(&self.tree, examined, limit_for(&disk));
+                let devices = devices_to_examine(&machine, &disk);
+                let findings = examine(&self.tree, devices, limit_for(&disk));
                 self.lend_examined(
-                    wanted,
-                    &Known { machine: &machine, disk: &disk, findings: &findings },
+                    request,
+                    &ExaminedDisk { machine: &machine, disk: &disk, findings: &findings },
                 )
             }
-            None if self.allow_in_use && !wanted.writable => self.lend_opened(wanted, device, None),
+            None if self.allow_in_use && !request.writable => {
+                self.lend_opened(request, device, None)
+            }
             None => Err(Failure::new(format!(
                 "{}: it cannot be found out whether this disk is in use, since /sys does not show \
                  it; lend it read-only with --allow-in-use if you know",
-                wanted.path.display()
+                request.path.display()
             ))),
         }
     }
@@ -152,12 +154,16 @@ impl Terms {
     ///
     /// # Errors
     /// A sentence: why it cannot be lent, and what to do.
-    pub fn lend_examined(&self, wanted: &Wanted, known: &Known<'_>) -> Result<Loan, Failure> {
-        let verdict = known.machine.judge(known.disk, known.findings);
-        self.check(wanted, &verdict)?;
-        let loan = self.lend_opened(wanted, Some(known.disk.number), Some(known))?;
-        let contents = contents::describe(known.machine, known.disk, known.findings);
-        Ok(Loan { contents, ..loan.noting(&verdict) })
+    pub fn lend_examined(
+        &self,
+        request: &LendRequest,
+        examined: &ExaminedDisk<'_>,
+    ) -> Result<LentDisk, Failure> {
+        let verdict = examined.machine.judge(examined.disk, examined.findings);
+        self.check(request, &verdict)?;
+        let lent = self.lend_opened(request, Some(examined.disk.number), Some(examined))?;
+        let contents = contents::describe(examined.machine, examined.disk, examined.findings);
+        Ok(LentDisk { contents, ..lent.noting(&verdict) })
     }
 
     /// The machine at this moment. Errors: `/sys/class/block` cannot be read.
@@ -167,14 +173,14 @@ impl Terms {
     }
 
     /// Refuses a disk that is in use, may be, or does not answer. What else there is against it, opening it says better.
-    fn check(&self, wanted: &Wanted, verdict: &Verdict) -> Result<(), Failure> {
+    fn check(&self, request: &LendRequest, verdict: &Verdict) -> Result<(), Failure> {
         let asked = if self.allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
-        let asked = if wanted.writable { Asked::ByName } else { asked };
-        let path = wanted.path.display();
+        let asked = if request.writable { Asked::ByName } else { asked };
+        let path = request.path.display();
         if let Some(reason) = verdict.reasons.iter().find(|reason| reason.code == Code::Silent) {
             return Err(Failure::new(format!("{path} is not lent: {reason}")));
         }
-        if wanted.writable
+        if request.writable
             && !self.force
             && let Some(reason) = verdict.of_weight(Weight::Unread).next()
         {
@@ -186,7 +192,7 @@ impl Terms {
             return Ok(());
         };
         let is_known = reason.code.weight() == Weight::InUse;
-        Err(Failure::new(match (is_known, wanted.writable) {
+        Err(Failure::new(match (is_known, request.writable) {
             (true, true) => format!(
                 "{path} is in use ({reason}), and a disk in use is never lent writable; stop \
                  that first"
@@ -208,43 +214,44 @@ impl Terms {
     /// Opens and names it; `number` is that of the block device that was looked at, `known` what is known of it.
     fn lend_opened(
         &self,
-        wanted: &Wanted,
+        request: &LendRequest,
         number: Option<DeviceNumber>,
-        known: Option<&Known<'_>>,
-    ) -> Result<Loan, Failure> {
-        let purpose = if wanted.writable { OpenFor::Writing } else { OpenFor::Reading };
+        examined: Option<&ExaminedDisk<'_>>,
+    ) -> Result<LentDisk, Failure> {
+        let purpose = if request.writable { OpenFor::Writing } else { OpenFor::Reading };
         let opened =
-            open(&self.tree, &wanted.path, purpose, self.allow_in_use).map_err(Failure::new)?;
-        check_same(wanted, &opened, number)?;
-        if let Some(known) = known.filter(|_| opened.kind == Kind::Block) {
-            check_still(&self.tree, wanted, known.disk)?;
+            open(&self.tree, &request.path, purpose, self.allow_in_use).map_err(Failure::new)?;
+        check_same(request, &opened, number)?;
+        if let Some(examined) = examined.filter(|_| opened.kind == Kind::Block) {
+            check_still(&self.tree, request, examined.disk)?;
         }
-        let (identity, twin) = self.identity(&opened, known);
+        let (identity, twin) = self.identity(&opened, examined);
         let writer = opened.written_by.clone();
-        let mut loan = self.export(wanted, identity, opened, known.map(|known| known.disk))?;
-        let path = wanted.path.display();
-        loan.notes.extend(writer.map(|holder| {
+        let mut lent =
+            self.export(request, identity, opened, examined.map(|examined| examined.disk))?;
+        let path = request.path.display();
+        lent.notes.extend(writer.map(|holder| {
             format!("{path} is in use by {holder}: what is read of it may be half-written")
         }));
-        loan.notes.extend(twin.map(|twin| {
+        lent.notes.extend(twin.map(|twin| {
             format!(
                 "{path} has the same serial number or identifier as {}: its NQN is made from where it is \
                  connected; if both are paths to one disk, lend one of them only",
                 twin.display()
             )
         }));
-        loan.fingerprint = known.and_then(|known| self.fingerprint(known));
-        Ok(loan)
+        lent.fingerprint = examined.and_then(|examined| self.fingerprint(examined));
+        Ok(lent)
     }
 
     fn export(
         &self,
-        wanted: &Wanted,
+        request: &LendRequest,
         identity: Identity,
         opened: Opened,
         disk: Option<&Disk>,
-    ) -> Result<Loan, Failure> {
-        let path = wanted.path.display().to_string();
+    ) -> Result<LentDisk, Failure> {
+        let path = request.path.display().to_string();
         let geometry = Geometry::new(opened.logical_block, opened.physical_block);
         let geometry = geometry.ok_or_else(|| {
             Failure::new(format!(
@@ -252,11 +259,11 @@ impl Terms {
                 opened.logical_block
             ))
         })?;
-        let nqn = self.nqn(&wanted.path, &identity)?;
+        let nqn = self.nqn(&request.path, &identity)?;
         // A device has whole blocks, whatever size it reports.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
         let bytes = opened.bytes + tail;
-        if tail > 0 && wanted.writable {
+        if tail > 0 && request.writable {
             let block = opened.logical_block;
             return Err(Failure::new(format!(
                 "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
@@ -273,15 +280,15 @@ impl Terms {
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
         let mut export = Export::new(&path, &nqn, identity, geometry, bytes, descriptor);
-        export.access = if wanted.writable { Access::Writable } else { Access::ReadOnly };
+        export.access = if request.writable { Access::Writable } else { Access::ReadOnly };
         export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
         export.discard = can_discard;
         if let Some(disk) = disk {
-            export.short = device_name(&wanted.path, disk);
+            export.short = device_name(&request.path, disk);
         }
-        let loan = Loan::new(Arc::new(export), disk.map(Device::of));
-        Ok(Loan { notes: filled.into_iter().collect(), _whole: whole, ..loan })
+        let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
+        Ok(LentDisk { notes: filled.into_iter().collect(), _whole: whole, ..lent })
     }
 
     fn nqn(&self, path: &Path, identity: &Identity) -> Result<String, Failure> {
@@ -292,16 +299,20 @@ impl Terms {
     }
 
     /// The identity, and the node of a disk that looks the same.
-    fn identity(&self, opened: &Opened, known: Option<&Known<'_>>) -> (Identity, Option<PathBuf>) {
-        let Some(known) = known.filter(|_| opened.kind == Kind::Block) else {
+    fn identity(
+        &self,
+        opened: &Opened,
+        examined: Option<&ExaminedDisk<'_>>,
+    ) -> (Identity, Option<PathBuf>) {
+        let Some(examined) = examined.filter(|_| opened.kind == Kind::Block) else {
             return (announced(identity::of_image(&opened.path, self.machine)), None);
         };
-        let (identity, twin) = self.of_block(known);
+        let (identity, twin) = self.of_block(examined);
         (announced(identity), twin.map(|twin| twin.node.clone()))
     }
 
-    fn of_block<'a>(&self, known: &Known<'a>) -> (identity::Identity, Option<&'a Disk>) {
-        let Known { machine, disk, findings } = *known;
+    fn of_block<'a>(&self, examined: &ExaminedDisk<'a>) -> (identity::Identity, Option<&'a Disk>) {
+        let ExaminedDisk { machine, disk, findings } = *examined;
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
         let table_of = |disk: &Disk| findings.contents(disk).ok()?.table;
         let table = table_of(whole);
@@ -314,8 +325,8 @@ impl Terms {
     }
 
     /// What tells this disk from all others that may take its place; nothing if only the place is known.
-    pub fn fingerprint(&self, known: &Known<'_>) -> Option<[u8; 16]> {
-        let (identity, _) = self.of_block(known);
+    pub fn fingerprint(&self, examined: &ExaminedDisk<'_>) -> Option<[u8; 16]> {
+        let (identity, _) = self.of_block(examined);
         (identity.source != Source::Path).then_some(identity.uuid)
     }
 
@@ -323,7 +334,7 @@ impl Terms {
     ///
     /// # Errors
     /// A sentence: no memory for it.
-    pub fn lend_demo(&self, size: Size, writable: bool) -> Result<Loan, Failure> {
+    pub fn lend_demo(&self, size: Size, writable: bool) -> Result<LentDisk, Failure> {
         let path = PathBuf::from(DEMO);
         let identity = Identity {
             model: "storagetm demo".to_owned(),
@@ -350,13 +361,13 @@ impl Terms {
             can_discard: writable,
             can_zero: writable,
         };
-        self.export(&Wanted { path, writable }, identity, opened, None)
+        self.export(&LendRequest { path, writable }, identity, opened, None)
     }
 }
 
 /// The devices that are examined before a disk is judged and named: it, its partitions, its whole disk, and those that
 /// may look the same. None if the disk is not examined.
-pub fn examined_for<'a>(machine: &'a Machine, disk: &'a Disk) -> Vec<&'a Disk> {
+pub fn devices_to_examine<'a>(machine: &'a Machine, disk: &'a Disk) -> Vec<&'a Disk> {
     let mut devices = machine.examined_for(disk);
     if devices.is_empty() {
         return devices;
@@ -395,7 +406,7 @@ pub fn named(tree: &Tree, path: &Path) -> PathBuf {
 
 /// The path may lead to another disk by now than the one whose use was judged.
 fn check_same(
-    wanted: &Wanted,
+    request: &LendRequest,
     opened: &Opened,
     judged: Option<DeviceNumber>,
 ) -> Result<(), Failure> {
@@ -403,18 +414,18 @@ fn check_same(
     if number == judged {
         return Ok(());
     }
-    Err(became_another(wanted))
+    Err(became_another(request))
 }
 
 /// Another disk may have come by the number of the one that was judged. The one that is open keeps its number.
-fn check_still(tree: &Tree, wanted: &Wanted, judged: &Disk) -> Result<(), Failure> {
+fn check_still(tree: &Tree, request: &LendRequest, judged: &Disk) -> Result<(), Failure> {
     let now = block::by_number(tree, judged.number);
     let is_same = now.is_some_and(|now| Device::of(&now) == Device::of(judged));
-    is_same.then_some(()).ok_or_else(|| became_another(wanted))
+    is_same.then_some(()).ok_or_else(|| became_another(request))
 }
 
-fn became_another(wanted: &Wanted) -> Failure {
-    let path = wanted.path.display();
+fn became_another(request: &LendRequest) -> Failure {
+    let path = request.path.display();
     Failure::new(format!("{path} became another disk while it was being opened; try again"))
 }
 
@@ -452,7 +463,7 @@ pub fn block_device(path: &Path) -> Option<DeviceNumber> {
 ///
 /// # Errors
 /// A sentence that names both.
-pub fn check_unlike(lent: &Export, other: &Export) -> Result<(), Failure> {
+pub fn check_distinct(lent: &Export, other: &Export) -> Result<(), Failure> {
     let (first, second) = (&lent.name, &other.name);
     if lent.identity.uuid == other.identity.uuid {
         return Err(Failure::new(format!(
@@ -476,10 +487,10 @@ mod test {
     use super::*;
     use std::fs;
 
-    fn terms() -> Terms {
+    fn options() -> LendOptions {
         let tree = Tree::machine();
         let machine = identity::machine_id(&tree);
-        Terms { tree, base: None, allow_in_use: false, force: false, machine, at_rest: false }
+        LendOptions { tree, base: None, allow_in_use: false, force: false, machine, at_rest: false }
     }
 
     fn image(name: &str, bytes: u64) -> PathBuf {
@@ -488,21 +499,21 @@ mod test {
         path
     }
 
-    fn wanted(path: &Path, writable: bool) -> Wanted {
-        Wanted { path: path.to_owned(), writable }
+    fn request(path: &Path, writable: bool) -> LendRequest {
+        LendRequest { path: path.to_owned(), writable }
     }
 
     #[test]
     fn image_with_a_part_of_a_block_is_lent_read_only_whole() {
         let path = image("tail.img", (1 << 20) + 100);
-        let loan = terms().lend(&wanted(&path, false)).unwrap();
-        let export = &loan.export;
+        let lent = options().lend(&request(&path, false)).unwrap();
+        let export = &lent.export;
         assert_eq!((export.bytes(), export.blocks()), ((1 << 20) + 100, 2049));
         assert_eq!((export.geometry.block(), export.access), (512, Access::ReadOnly));
         assert!(export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
-        assert!(loan.notes[0].contains("412 bytes of zeros"));
-        drop(loan);
-        let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
+        assert!(lent.notes[0].contains("412 bytes of zeros"));
+        drop(lent);
+        let refused = options().lend(&request(&path, true)).unwrap_err().to_string();
         fs::remove_file(&path).unwrap();
         assert!(refused.contains("truncate -s %512 "), "{refused}");
     }
@@ -520,10 +531,10 @@ mod test {
         fs::write(place.join("diskseq"), "7\n").unwrap();
         let tree = Tree::at(&root);
         let judged = block::scan(&tree).unwrap().remove(0);
-        let wanted = wanted(Path::new("/dev/sdz"), true);
-        check_still(&tree, &wanted, &judged).unwrap();
+        let request = request(Path::new("/dev/sdz"), true);
+        check_still(&tree, &request, &judged).unwrap();
         fs::write(place.join("diskseq"), "8\n").unwrap();
-        let refused = check_still(&tree, &wanted, &judged).unwrap_err().to_string();
+        let refused = check_still(&tree, &request, &judged).unwrap_err().to_string();
         fs::remove_dir_all(&root).unwrap();
         assert!(refused.contains("became another disk"), "{refused}");
     }
@@ -531,19 +542,19 @@ mod test {
     #[test]
     fn a_read_only_image_is_open_read_only() {
         let path = image("ro.img", 1 << 20);
-        let loan = terms().lend(&wanted(&path, false)).unwrap();
+        let lent = options().lend(&request(&path, false)).unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(rustix::io::write(&loan.export, b"x").is_err());
+        assert!(rustix::io::write(&lent.export, b"x").is_err());
     }
 
     #[test]
     fn two_images_with_the_same_name_clash_only_below_a_base() {
         let (a, b) = (image("same.img", 4096), image("other.img", 4096));
-        let named = Terms { base: Some("nqn.2026-01.com.example".to_owned()), ..terms() };
-        let first = named.lend(&wanted(&a, false)).unwrap().export;
-        let second = terms().lend(&wanted(&b, false)).unwrap().export;
-        assert!(check_unlike(&first, &second).is_ok());
-        let error = check_unlike(&first, &named.lend(&wanted(&a, false)).unwrap().export);
+        let named = LendOptions { base: Some("nqn.2026-01.com.example".to_owned()), ..options() };
+        let first = named.lend(&request(&a, false)).unwrap().export;
+        let second = options().lend(&request(&b, false)).unwrap().export;
+        assert!(check_distinct(&first, &second).is_ok());
+        let error = check_distinct(&first, &named.lend(&request(&a, false)).unwrap().export);
         assert!(error.unwrap_err().to_string().contains("same identity"));
         for path in [a, b] {
             fs::remove_file(path).unwrap();
@@ -553,24 +564,24 @@ mod test {
     #[test]
     fn disks_of_one_short_name_are_told_apart_by_a_number() {
         let images = ["same.one.img", "same.one.raw", "same.one"].map(|name| image(name, 4096));
-        let mut loans: Vec<Loan> = Vec::new();
+        let mut lent_disks: Vec<LentDisk> = Vec::new();
         for path in &images {
-            let loan = terms().lend(&wanted(path, false)).unwrap().named_apart(&loans);
-            loans.push(loan);
+            let lent = options().lend(&request(path, false)).unwrap().with_unique_name(&lent_disks);
+            lent_disks.push(lent);
         }
         let own = std::process::id();
-        let names: Vec<String> = loans.iter().map(|loan| loan.export.short.clone()).collect();
-        let wanted =
+        let names: Vec<String> = lent_disks.iter().map(|lent| lent.export.short.clone()).collect();
+        let request =
             ["same.one", "same.one-2", "same"].map(|name| format!("storagetm-{own}-{name}"));
-        assert_eq!(names, wanted);
+        assert_eq!(names, request);
         images.iter().for_each(|path| fs::remove_file(path).unwrap());
     }
 
     #[test]
     fn the_demo_disk_is_the_same_after_a_restart() {
         let size: Size = "4M".parse().unwrap();
-        let one = terms().lend_demo(size, false).unwrap().export;
-        let two = terms().lend_demo(size, true).unwrap().export;
+        let one = options().lend_demo(size, false).unwrap().export;
+        let two = options().lend_demo(size, true).unwrap().export;
         assert_eq!((&one.nqn, &one.identity), (&two.nqn, &two.identity));
         assert_eq!((one.access, two.access), (Access::ReadOnly, Access::Writable));
     }

@@ -1,7 +1,7 @@
 //! Where to listen: what `--listen`, `--protocol` and `--open` ask for, the addresses without them, and the rules that nothing
 //! beyond this machine and its cables is listened on unasked, and that hosts elsewhere must show a key. It knows no socket.
 
-mod given;
+mod option;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -12,7 +12,7 @@ use export::Auth;
 use linux::net::{Address, Scope, scope_of};
 
 use failure::Failure;
-pub use given::{Listen, Protocol, Spot};
+pub use option::{ListenAddr, ListenOption, Protocol};
 
 /// The protocols by which disks are lent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Protocols {
 
 /// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Serves {
+pub enum ListenerRole {
     /// NVMe/TCP: discovery and disks.
     All,
     /// NVMe/TCP: discovery; the disks are at [`nvme::PORT`].
@@ -56,7 +56,7 @@ pub enum Serves {
     Nbd,
 }
 
-impl Serves {
+impl ListenerRole {
     /// The protocol that is spoken there.
     pub fn protocol(self) -> Protocol {
         match self {
@@ -76,7 +76,7 @@ impl Serves {
 
 /// Where a socket listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum BindAddr {
     /// At an address, with its scope, and a port; 0 is any free one.
     Net(SocketAddr),
     /// At a path. An empty one is a name that is no file's.
@@ -87,51 +87,53 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     /// Where.
-    pub place: Place,
+    pub addr: BindAddr,
     /// The interface, for a link-local IPv6 address.
     pub interface: Option<String>,
     /// What for.
-    pub serves: Serves,
+    pub serves: ListenerRole,
     /// What hosts must show there.
     pub auth: Auth,
     /// Whether nobody has asked for it by name: it may be left out if another program has its place.
-    pub spare: bool,
+    pub optional: bool,
 }
 
 impl Listener {
-    fn new(ip: IpAddr, interface: Option<(&str, u32)>, port: u16, serves: Serves) -> Self {
+    fn new(ip: IpAddr, interface: Option<(&str, u32)>, port: u16, serves: ListenerRole) -> Self {
         let socket = match (ip, interface) {
             (IpAddr::V6(ip), Some((_, scope))) => SocketAddrV6::new(ip, port, 0, scope).into(),
             (ip, _) => SocketAddr::new(ip, port),
         };
         let interface = interface.map(|(name, _)| name.to_owned());
-        Self { interface, ..Self::at(Place::Net(socket), serves) }
+        Self { interface, ..Self::at(BindAddr::Net(socket), serves) }
     }
 
     /// At that place.
-    fn at(place: Place, serves: Serves) -> Self {
+    fn at(addr: BindAddr, serves: ListenerRole) -> Self {
         // This machine itself needs no key to what it lends.
-        let is_here = match &place {
-            Place::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
-            Place::Path(_) => true,
+        let is_here = match &addr {
+            BindAddr::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
+            BindAddr::Path(_) => true,
         };
         let auth = if is_here { Auth::None } else { Auth::Required };
-        Self { place, interface: None, serves, auth, spare: false }
+        Self { addr, interface: None, serves, auth, optional: false }
     }
 
     /// That which listens at that place already, and was handed to this program with a name: the name says the protocol,
     /// or else the place does.
-    pub fn handed(place: Place, name: &str, protocols: Protocols) -> Self {
-        let serves = match &place {
-            Place::Path(_) => Serves::Nbd,
-            Place::Net(_) if name.starts_with("nvme") => Serves::All,
-            Place::Net(_) if name.starts_with("nbd") => Serves::Nbd,
-            Place::Net(socket) if socket.port() == nvme::DISCOVERY_PORT => Serves::Discovery,
-            Place::Net(socket) if socket.port() == nvme::PORT => Serves::All,
-            Place::Net(_) if protocols.nbd => Serves::Nbd,
-            Place::Net(_) => Serves::All,
+    pub fn inherited(addr: BindAddr, name: &str, protocols: Protocols) -> Self {
+        let serves = match &addr {
+            BindAddr::Path(_) => ListenerRole::Nbd,
+            BindAddr::Net(_) if name.starts_with("nvme") => ListenerRole::All,
+            BindAddr::Net(_) if name.starts_with("nbd") => ListenerRole::Nbd,
+            BindAddr::Net(socket) if socket.port() == nvme::DISCOVERY_PORT => {
+                ListenerRole::Discovery
+            }
+            BindAddr::Net(socket) if socket.port() == nvme::PORT => ListenerRole::All,
+            BindAddr::Net(_) if protocols.nbd => ListenerRole::Nbd,
+            BindAddr::Net(_) => ListenerRole::All,
         };
-        Self::at(place, serves)
+        Self::at(addr, serves)
     }
 
     /// The standard ports of an address.
@@ -139,38 +141,41 @@ impl Listener {
         let at = |port, serves| Self::new(ip, interface, port, serves);
         let mut all = Vec::new();
         if protocols.nvme {
-            all.extend([at(nvme::PORT, Serves::All), at(nvme::DISCOVERY_PORT, Serves::Discovery)]);
+            all.extend([
+                at(nvme::PORT, ListenerRole::All),
+                at(nvme::DISCOVERY_PORT, ListenerRole::Discovery),
+            ]);
         }
         if protocols.nbd {
-            all.push(Self { spare: !protocols.named, ..at(nbd::wire::PORT, Serves::Nbd) });
+            all.push(Self { optional: !protocols.named, ..at(nbd::wire::PORT, ListenerRole::Nbd) });
         }
         all
     }
 
     /// The same with its auth open if `open`.
-    pub fn opened(self, open: bool) -> Self {
+    pub fn with_open_access(self, open: bool) -> Self {
         Self { auth: if open { Auth::None } else { self.auth }, ..self }
     }
 
     /// The address without its port, an IPv6 link-local one with its interface; the path.
     pub fn host(&self) -> String {
-        match (&self.place, &self.interface) {
-            (Place::Net(socket), Some(interface)) => format!("{}%{interface}", socket.ip()),
-            (Place::Net(socket), None) => socket.ip().to_string(),
-            (Place::Path(path), _) => path.display().to_string(),
+        match (&self.addr, &self.interface) {
+            (BindAddr::Net(socket), Some(interface)) => format!("{}%{interface}", socket.ip()),
+            (BindAddr::Net(socket), None) => socket.ip().to_string(),
+            (BindAddr::Path(path), _) => path.display().to_string(),
         }
     }
 
     /// The address and the port, if it has one.
     pub fn socket(&self) -> Option<SocketAddr> {
-        match self.place {
-            Place::Net(socket) => Some(socket),
-            Place::Path(_) => None,
+        match self.addr {
+            BindAddr::Net(socket) => Some(socket),
+            BindAddr::Path(_) => None,
         }
     }
 
     /// Whether connections to `local` come from here.
-    pub fn leads_to(&self, local: SocketAddr) -> bool {
+    pub fn accepts(&self, local: SocketAddr) -> bool {
         self.socket().is_some_and(|own| {
             let any = own.ip().is_unspecified() || own.ip() == local.ip();
             any && own.port() == local.port()
@@ -199,12 +204,12 @@ pub enum Plan {
     /// On all addresses that there are, one by one.
     Present(Protocols),
     /// At those, from when they are there.
-    Awaited(Vec<Listen>, Protocols),
+    Awaited(Vec<ListenOption>, Protocols),
 }
 
 /// Which addresses are listened on where none is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum DefaultScope {
     /// Loopback and link-local ones.
     Nearby,
     /// All that the machine has: it was booted with a request for more than link-local addresses.
@@ -219,17 +224,17 @@ pub enum Reach {
 /// # Errors
 /// A link-local address that no interface has, or a protocol that is not to be spoken.
 pub fn plan(
-    given: &[Listen],
+    given: &[ListenOption],
     protocols: Protocols,
-    reach: Reach,
+    reach: DefaultScope,
     awaited: bool,
     machine: &[Address],
 ) -> Result<Plan, Failure> {
     if given.is_empty() {
         return Ok(match reach {
-            Reach::Nearby => Plan::Nearby(protocols),
-            Reach::Present => Plan::Present(protocols),
-            Reach::Everywhere => Plan::Everywhere(protocols),
+            DefaultScope::Nearby => Plan::Nearby(protocols),
+            DefaultScope::Present => Plan::Present(protocols),
+            DefaultScope::Everywhere => Plan::Everywhere(protocols),
         });
     }
     given.iter().try_for_each(|listen| check_spoken(listen, protocols))?;
@@ -238,10 +243,10 @@ pub fn plan(
     }
     let resolved: Result<Vec<_>, _> =
         given.iter().map(|listen| resolve(listen, protocols, machine)).collect();
-    Ok(Plan::Fixed(each_once(resolved?.into_iter().flatten())))
+    Ok(Plan::Fixed(deduplicated(resolved?.into_iter().flatten())))
 }
 
-fn check_spoken(listen: &Listen, protocols: Protocols) -> Result<(), Failure> {
+fn check_spoken(listen: &ListenOption, protocols: Protocols) -> Result<(), Failure> {
     match listen.protocol.filter(|protocol| !protocols.has(*protocol)) {
         None => Ok(()),
         Some(Protocol::Nbd) => {
@@ -254,12 +259,12 @@ fn check_spoken(listen: &Listen, protocols: Protocols) -> Result<(), Failure> {
 }
 
 /// The listeners without those that were given before; any free port is another one each time.
-fn each_once(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
+fn deduplicated(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
     let mut once: Vec<Listener> = Vec::new();
     for listener in listeners {
         let protocol = listener.serves.protocol();
         let is_it =
-            |known: &Listener| known.place == listener.place && known.serves.protocol() == protocol;
+            |known: &Listener| known.addr == listener.addr && known.serves.protocol() == protocol;
         let is_any = listener.socket().is_some_and(|socket| socket.port() == 0);
         if is_any || !once.iter().any(is_it) {
             once.push(listener);
@@ -269,13 +274,15 @@ fn each_once(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
 }
 
 fn resolve(
-    listen: &Listen,
+    listen: &ListenOption,
     protocols: Protocols,
     machine: &[Address],
 ) -> Result<Vec<Listener>, Failure> {
-    let (ip, named, port) = match &listen.spot {
-        Spot::Path(path) => return Ok(vec![Listener::at(Place::Path(path.clone()), Serves::Nbd)]),
-        Spot::Address { ip, interface, port } => (*ip, interface.as_deref(), *port),
+    let (ip, named, port) = match &listen.addr {
+        ListenAddr::Path(path) => {
+            return Ok(vec![Listener::at(BindAddr::Path(path.clone()), ListenerRole::Nbd)]);
+        }
+        ListenAddr::Address { ip, interface, port } => (*ip, interface.as_deref(), *port),
     };
     let found = interface(ip, named, machine)?;
     let interface = found.as_ref().map(|(name, scope)| (name.as_str(), *scope));
@@ -283,7 +290,7 @@ fn resolve(
     Ok(match port {
         Some(port) => {
             let protocol = listen.protocol.unwrap_or_else(|| protocols.first());
-            vec![Listener::new(ip, interface, port, Serves::disks(protocol))]
+            vec![Listener::new(ip, interface, port, ListenerRole::disks(protocol))]
         }
         None => Listener::standard(ip, interface, listen.protocol.map_or(protocols, one)),
     })
@@ -295,8 +302,8 @@ fn interface(
     named: Option<&str>,
     machine: &[Address],
 ) -> Result<Option<(String, u32)>, Failure> {
-    let is_near = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    if !is_near {
+    let is_nearby = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if !is_nearby {
         return Ok(None);
     }
     let is_it = |address: &&Address| match named {
@@ -324,26 +331,26 @@ impl Plan {
                     .collect()
             }
             Self::Nearby(protocols) => {
-                let near = machine.iter().filter(is_near);
+                let near = machine.iter().filter(is_nearby);
                 near.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
             }
             Self::Present(protocols) => {
-                let usable = machine.iter().filter(|at| is_near(at) || at.is_usable());
+                let usable = machine.iter().filter(|at| is_nearby(at) || at.is_usable());
                 usable.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
             }
             Self::Awaited(given, protocols) => {
                 let here = given.iter().filter(|listen| listen.is_at(machine));
                 let resolved = here.filter_map(|listen| resolve(listen, *protocols, machine).ok());
-                each_once(resolved.flatten())
+                deduplicated(resolved.flatten())
             }
         }
     }
 }
 
-impl Listen {
+impl ListenOption {
     /// Whether the machine has the address by now.
     pub fn is_at(&self, machine: &[Address]) -> bool {
-        let Spot::Address { ip, interface, .. } = &self.spot else { return true };
+        let ListenAddr::Address { ip, interface, .. } = &self.addr else { return true };
         let named =
             |address: &Address| interface.as_ref().is_none_or(|name| address.interface == *name);
         let has = |address: &Address| address.ip == *ip && named(address);
@@ -352,15 +359,15 @@ impl Listen {
 
     /// The address, if that is what it is.
     pub fn ip(&self) -> Option<IpAddr> {
-        match self.spot {
-            Spot::Address { ip, .. } => Some(ip),
-            Spot::Path(_) => None,
+        match self.addr {
+            ListenAddr::Address { ip, .. } => Some(ip),
+            ListenAddr::Path(_) => None,
         }
     }
 }
 
 /// An address that may be listened on unasked, and that somebody can reach.
-fn is_near(address: &&Address) -> bool {
+fn is_nearby(address: &&Address) -> bool {
     match scope_of(address.ip) {
         Scope::Loopback => true,
         Scope::Link => address.is_usable(),
@@ -384,7 +391,7 @@ pub fn endpoints<'a>(
     listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],
 ) -> Vec<Endpoint> {
-    let disks = listeners.filter(|listener| listener.serves == Serves::All);
+    let disks = listeners.filter(|listener| listener.serves == ListenerRole::All);
     sorted(disks.flat_map(|listener| reached(listener, machine)).collect())
 }
 
@@ -394,10 +401,10 @@ pub fn nbd_endpoints<'a>(
     machine: &[Address],
 ) -> Vec<Nbd> {
     let disks: Vec<&Listener> =
-        listeners.filter(|listener| listener.serves == Serves::Nbd).collect();
+        listeners.filter(|listener| listener.serves == ListenerRole::Nbd).collect();
     let net = sorted(disks.iter().flat_map(|listener| reached(listener, machine)).collect());
-    let paths = disks.iter().filter_map(|listener| match &listener.place {
-        Place::Path(path) if !path.as_os_str().is_empty() => {
+    let paths = disks.iter().filter_map(|listener| match &listener.addr {
+        BindAddr::Path(path) if !path.as_os_str().is_empty() => {
             Some(Nbd::Path(path.to_string_lossy().into_owned()))
         }
         _ => None,
@@ -412,7 +419,7 @@ fn sorted(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
 }
 
 fn reached(listener: &Listener, machine: &[Address]) -> Vec<Endpoint> {
-    let Place::Net(socket) = listener.place else { return Vec::new() };
+    let BindAddr::Net(socket) = listener.addr else { return Vec::new() };
     let (ip, port) = (socket.ip(), socket.port());
     let keyed = listener.auth == Auth::Required;
     if !ip.is_unspecified() {
@@ -438,7 +445,7 @@ fn reached(listener: &Listener, machine: &[Address]) -> Vec<Endpoint> {
 mod test {
     use super::*;
 
-    fn listen(text: &str) -> Listen {
+    fn listen(text: &str) -> ListenOption {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
@@ -480,7 +487,7 @@ mod test {
 
     #[test]
     fn addresses_asked_for_at_boot_are_listened_on_with_keys() {
-        let plan = plan(&[], nvme(), Reach::Present, true, &[]).unwrap();
+        let plan = plan(&[], nvme(), DefaultScope::Present, true, &[]).unwrap();
         let found = plan.listeners(&machine());
         let at = |ip: &str| found.iter().find(|at| at.host() == ip).map(|at| at.auth);
         for far in ["192.168.1.5", "2001:db8::5", "169.254.7.9", "fe80::1%eth0"] {
@@ -494,7 +501,7 @@ mod test {
     #[test]
     fn an_awaited_address_is_listened_on_from_when_it_is_there() {
         let given = [listen("192.168.1.5"), listen("[fe80::1%eth0]:4000"), listen("[::1]:0")];
-        let plan = plan(&given, both(), Reach::Everywhere, true, &[]).unwrap();
+        let plan = plan(&given, both(), DefaultScope::Everywhere, true, &[]).unwrap();
         assert_eq!(plan.listeners(&[]), []);
         let found = said(&plan.listeners(&machine()));
         let wanted = [
@@ -509,11 +516,13 @@ mod test {
     #[test]
     fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
         let auth = |text| {
-            let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
+            let listeners = plan(&[listen(text)], nvme(), DefaultScope::Nearby, false, &machine())
                 .unwrap()
                 .listeners(&machine());
-            assert!(listeners.iter().all(|at| at.clone().opened(true).auth == Auth::None));
-            assert!(listeners.iter().all(|at| at.clone().opened(false).auth == at.auth));
+            assert!(
+                listeners.iter().all(|at| at.clone().with_open_access(true).auth == Auth::None)
+            );
+            assert!(listeners.iter().all(|at| at.clone().with_open_access(false).auth == at.auth));
             listeners[0].auth
         };
         for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]"] {
@@ -529,8 +538,9 @@ mod test {
 
     #[test]
     fn unasked_it_listens_on_loopback_and_link_local_addresses_at_the_standard_ports() {
-        let listeners =
-            plan(&[], nvme(), Reach::Nearby, false, &machine()).unwrap().listeners(&machine());
+        let listeners = plan(&[], nvme(), DefaultScope::Nearby, false, &machine())
+            .unwrap()
+            .listeners(&machine());
         let wanted = [
             "169.254.7.9 port 4420",
             "169.254.7.9 port 8009",
@@ -545,7 +555,7 @@ mod test {
         let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
         let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
         assert!(
-            plan(&[], nvme(), Reach::Nearby, false, &[])
+            plan(&[], nvme(), DefaultScope::Nearby, false, &[])
                 .unwrap()
                 .listeners(&[tentative, unplugged])
                 .is_empty()
@@ -554,8 +564,9 @@ mod test {
 
     #[test]
     fn open_without_an_address_means_everywhere() {
-        let listeners =
-            plan(&[], nvme(), Reach::Everywhere, false, &machine()).unwrap().listeners(&machine());
+        let listeners = plan(&[], nvme(), DefaultScope::Everywhere, false, &machine())
+            .unwrap()
+            .listeners(&machine());
         let wanted = ["0.0.0.0 port 4420", "0.0.0.0 port 8009", ":: port 4420", ":: port 8009"];
         assert_eq!(said(&listeners), wanted);
     }
@@ -565,26 +576,26 @@ mod test {
         let plan = plan(
             &[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")],
             both(),
-            Reach::Nearby,
+            DefaultScope::Nearby,
             false,
             &[],
         )
         .unwrap();
         let listeners = plan.listeners(&[]);
         assert_eq!(said(&listeners), ["127.0.0.1 port 5000"]);
-        assert_eq!(listeners[0].serves, Serves::All);
+        assert_eq!(listeners[0].serves, ListenerRole::All);
     }
 
     #[test]
     fn a_link_local_address_is_bound_with_its_scope() {
         for text in ["[fe80::1]:1", "[fe80::1%eth0]:1"] {
-            let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
+            let listeners = plan(&[listen(text)], nvme(), DefaultScope::Nearby, false, &machine())
                 .unwrap()
                 .listeners(&[]);
             assert_eq!(listeners[0].socket().unwrap().to_string(), "[fe80::1%2]:1");
         }
-        let failure =
-            plan(&[listen("[fe80::9]")], nvme(), Reach::Nearby, false, &machine()).unwrap_err();
+        let failure = plan(&[listen("[fe80::9]")], nvme(), DefaultScope::Nearby, false, &machine())
+            .unwrap_err();
         assert_eq!(failure.status(), 1);
         assert!(failure.to_string().contains("no network interface"), "{failure}");
     }
@@ -605,7 +616,8 @@ mod test {
     #[test]
     fn each_protocol_has_its_port_and_one_port_has_one_protocol() {
         let at = |text: &str, protocols| {
-            let plan = plan(&[listen(text)], protocols, Reach::Nearby, false, &machine()).unwrap();
+            let plan =
+                plan(&[listen(text)], protocols, DefaultScope::Nearby, false, &machine()).unwrap();
             plan.listeners(&[])
                 .into_iter()
                 .map(|at| (at.to_string(), at.serves))
@@ -614,60 +626,62 @@ mod test {
         let nbd = || Protocols::of(&[Protocol::Nbd]);
         let one = |text: &str, serves| vec![(text.to_owned(), serves)];
         assert_eq!(at("127.0.0.1", both()).len(), 3);
-        assert_eq!(at("127.0.0.1", nbd()), one("127.0.0.1 port 10809", Serves::Nbd));
-        assert_eq!(at("nbd:127.0.0.1", both()), one("127.0.0.1 port 10809", Serves::Nbd));
-        assert_eq!(at("127.0.0.1:0", both()), one("127.0.0.1 port 0", Serves::All));
-        assert_eq!(at("127.0.0.1:0", nbd()), one("127.0.0.1 port 0", Serves::Nbd));
-        assert_eq!(at("nbd:127.0.0.1:7", both()), one("127.0.0.1 port 7", Serves::Nbd));
-        assert_eq!(at("unix:/run/x", both()), one("/run/x", Serves::Nbd));
+        assert_eq!(at("127.0.0.1", nbd()), one("127.0.0.1 port 10809", ListenerRole::Nbd));
+        assert_eq!(at("nbd:127.0.0.1", both()), one("127.0.0.1 port 10809", ListenerRole::Nbd));
+        assert_eq!(at("127.0.0.1:0", both()), one("127.0.0.1 port 0", ListenerRole::All));
+        assert_eq!(at("127.0.0.1:0", nbd()), one("127.0.0.1 port 0", ListenerRole::Nbd));
+        assert_eq!(at("nbd:127.0.0.1:7", both()), one("127.0.0.1 port 7", ListenerRole::Nbd));
+        assert_eq!(at("unix:/run/x", both()), one("/run/x", ListenerRole::Nbd));
         for (text, protocols) in [("nvme:[::1]", nbd()), ("unix:/run/x", nvme())] {
-            let failure = plan(&[listen(text)], protocols, Reach::Nearby, false, &[]).unwrap_err();
+            let failure =
+                plan(&[listen(text)], protocols, DefaultScope::Nearby, false, &[]).unwrap_err();
             assert_eq!(failure.status(), 2, "{failure}");
         }
     }
 
     #[test]
     fn what_nobody_asked_for_by_name_may_be_left_out() {
-        let spare = |given: &[Listen], protocols| {
-            let plan = plan(given, protocols, Reach::Nearby, false, &machine()).unwrap();
+        let optional = |given: &[ListenOption], protocols| {
+            let plan = plan(given, protocols, DefaultScope::Nearby, false, &machine()).unwrap();
             let listeners = plan.listeners(&machine());
-            listeners.iter().filter(|at| at.spare).map(|at| at.serves).collect::<Vec<_>>()
+            listeners.iter().filter(|at| at.optional).map(|at| at.serves).collect::<Vec<_>>()
         };
-        assert_eq!(spare(&[], both()), [Serves::Nbd; 4]);
-        assert_eq!(spare(&[listen("127.0.0.1")], both()), [Serves::Nbd]);
-        assert_eq!(spare(&[listen("nbd:127.0.0.1")], both()), []);
-        assert_eq!(spare(&[], Protocols::of(&[Protocol::Nvme, Protocol::Nbd])), []);
+        assert_eq!(optional(&[], both()), [ListenerRole::Nbd; 4]);
+        assert_eq!(optional(&[listen("127.0.0.1")], both()), [ListenerRole::Nbd]);
+        assert_eq!(optional(&[listen("nbd:127.0.0.1")], both()), []);
+        assert_eq!(optional(&[], Protocols::of(&[Protocol::Nvme, Protocol::Nbd])), []);
     }
 
     #[test]
     fn a_socket_that_was_handed_over_speaks_what_its_name_or_its_place_says() {
-        let net = |text: &str| Place::Net(text.parse().unwrap());
-        for (place, name, serves, auth) in [
-            (Place::Path("/run/x".into()), "unknown", Serves::Nbd, Auth::None),
-            (Place::Path("/run/x".into()), "nvme", Serves::Nbd, Auth::None),
-            (net("127.0.0.1:4420"), "", Serves::All, Auth::None),
-            (net("0.0.0.0:8009"), "storagetm.socket", Serves::Discovery, Auth::Required),
-            (net("[::]:10809"), "", Serves::Nbd, Auth::Required),
-            (net("[::1]:77"), "", Serves::Nbd, Auth::None),
-            (net("[::1]:77"), "nvme-disks", Serves::All, Auth::None),
-            (net("127.0.0.1:4420"), "nbd", Serves::Nbd, Auth::None),
+        let net = |text: &str| BindAddr::Net(text.parse().unwrap());
+        for (addr, name, serves, auth) in [
+            (BindAddr::Path("/run/x".into()), "unknown", ListenerRole::Nbd, Auth::None),
+            (BindAddr::Path("/run/x".into()), "nvme", ListenerRole::Nbd, Auth::None),
+            (net("127.0.0.1:4420"), "", ListenerRole::All, Auth::None),
+            (net("0.0.0.0:8009"), "storagetm.socket", ListenerRole::Discovery, Auth::Required),
+            (net("[::]:10809"), "", ListenerRole::Nbd, Auth::Required),
+            (net("[::1]:77"), "", ListenerRole::Nbd, Auth::None),
+            (net("[::1]:77"), "nvme-disks", ListenerRole::All, Auth::None),
+            (net("127.0.0.1:4420"), "nbd", ListenerRole::Nbd, Auth::None),
         ] {
-            let listener = Listener::handed(place, name, both());
+            let listener = Listener::inherited(addr, name, both());
             assert_eq!((listener.serves, listener.auth), (serves, auth), "{listener} {name}");
         }
-        assert_eq!(Listener::handed(net("[::1]:77"), "", nvme()).serves, Serves::All);
+        assert_eq!(Listener::inherited(net("[::1]:77"), "", nvme()).serves, ListenerRole::All);
     }
 
     #[test]
     fn nbd_clients_are_told_addresses_and_paths() {
         let given = ["nbd:127.0.0.1:1", "nvme:127.0.0.1:2", "unix:/run/x"].map(listen);
-        let listeners = plan(&given, both(), Reach::Nearby, false, &[]).unwrap().listeners(&[]);
+        let listeners =
+            plan(&given, both(), DefaultScope::Nearby, false, &[]).unwrap().listeners(&[]);
         let uris: Vec<String> =
             nbd_endpoints(listeners.iter(), &[]).iter().map(|at| at.uri("sda")).collect();
         assert_eq!(uris, ["nbd://127.0.0.1:1/sda", "nbd+unix:///sda?socket=/run/x"]);
         assert_eq!(endpoints(listeners.iter(), &[]).len(), 1);
         let local = "127.0.0.1:2".parse().unwrap();
-        let found: Vec<bool> = listeners.iter().map(|at| at.leads_to(local)).collect();
+        let found: Vec<bool> = listeners.iter().map(|at| at.accepts(local)).collect();
         assert_eq!(found, [false, true, false]);
     }
 }

@@ -10,13 +10,13 @@ use console::attach::{Endpoint, Nbd};
 use export::{Auth, Peer};
 use linux::net::Address;
 
-use crate::happening::{At, Happening};
-use crate::listen::{Listener, Place, Plan, Protocol, Serves, endpoints, nbd_endpoints};
+use crate::event::{EventAddr, ServeEvent};
+use crate::listen::{BindAddr, Listener, ListenerRole, Plan, Protocol, endpoints, nbd_endpoints};
 use failure::Failure;
 use path::SocketFile;
 
 /// Binds a listener; the place that it got comes back.
-pub type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<Place>;
+pub type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<BindAddr>;
 
 /// The listening sockets.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Listeners {
 struct Bound {
     planned: Listener,
     listener: Listener,
-    here: bool,
+    present: bool,
     /// Held to be removed at the end.
     _file: Option<SocketFile>,
 }
@@ -54,56 +54,56 @@ impl Listeners {
         let mut left_out = Vec::new();
         for planned in self.planned(machine) {
             match bind(&planned) {
-                Ok(place) => self.add(planned, place),
-                Err(error) if self.may_miss(&error) => {}
-                Err(error) if planned.spare => {
-                    left_out.push(refusal(&planned, &error));
+                Ok(addr) => self.add(planned, addr),
+                Err(error) if self.is_ignorable(&error) => {}
+                Err(error) if planned.optional => {
+                    left_out.push(bind_error(&planned, &error));
                     self.failed.push(planned);
                 }
-                Err(error) => return Err(Failure::new(refusal(&planned, &error))),
+                Err(error) => return Err(Failure::new(bind_error(&planned, &error))),
             }
         }
         Ok(left_out)
     }
 
     /// Takes in one that listens already. How it is from now on comes back.
-    pub fn take(&mut self, listener: Listener) -> Listener {
-        let planned = listener.opened(self.open);
+    pub fn adopt(&mut self, listener: Listener) -> Listener {
+        let planned = listener.with_open_access(self.open);
         let listener = planned.clone();
-        self.bound.push(Bound { planned, listener: listener.clone(), here: true, _file: None });
+        self.bound.push(Bound { planned, listener: listener.clone(), present: true, _file: None });
         listener
     }
 
     /// What to listen on while the machine has these addresses.
     fn planned(&self, machine: &[Address]) -> Vec<Listener> {
         let planned = self.plan.listeners(machine).into_iter();
-        planned.map(|listener| listener.opened(self.open)).collect()
+        planned.map(|listener| listener.with_open_access(self.open)).collect()
     }
 
     /// Whether the plan holds without this one: a machine without IPv6, an address that has just gone.
-    fn may_miss(&self, error: &io::Error) -> bool {
+    fn is_ignorable(&self, error: &io::Error) -> bool {
         let fixed = matches!(self.plan, Plan::Fixed(_));
         let absent = matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
             || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
         !fixed && absent
     }
 
-    fn add(&mut self, planned: Listener, place: Place) {
-        let _file = match &place {
-            Place::Path(path) => SocketFile::of(path),
-            Place::Net(_) => None,
+    fn add(&mut self, planned: Listener, addr: BindAddr) {
+        let _file = match &addr {
+            BindAddr::Path(path) => SocketFile::of(path),
+            BindAddr::Net(_) => None,
         };
-        let listener = Listener { place, ..planned.clone() };
-        self.bound.push(Bound { planned, listener, here: true, _file });
+        let listener = Listener { addr, ..planned.clone() };
+        self.bound.push(Bound { planned, listener, present: true, _file });
     }
 
     /// Follows the machine's addresses, if the plan says so; what changed comes back.
-    pub fn follow(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<Happening> {
+    pub fn update(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<ServeEvent> {
         if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_)) {
             return Vec::new();
         }
         let planned = self.planned(machine);
-        let mut changes = self.mark(&planned);
+        let mut changes = self.mark_present(&planned);
         self.failed.retain(|known| planned.contains(known));
         for planned in planned {
             if !self.bound.iter().any(|bound| bound.planned == planned) {
@@ -114,38 +114,42 @@ impl Listeners {
     }
 
     /// Takes note of which bound addresses are there.
-    fn mark(&mut self, planned: &[Listener]) -> Vec<Happening> {
+    fn mark_present(&mut self, planned: &[Listener]) -> Vec<ServeEvent> {
         let mut changes = Vec::new();
         for bound in &mut self.bound {
             let is_it = |planned: &&Listener| {
-                planned.place == bound.planned.place && planned.serves == bound.planned.serves
+                planned.addr == bound.planned.addr && planned.serves == bound.planned.serves
             };
             let now = planned.iter().find(is_it);
-            let here = now.is_some();
+            let present = now.is_some();
             if let Some(now) = now.filter(|now| now.interface != bound.planned.interface) {
                 // The interface has another name; the socket serves on.
-                changes.extend(bound.here.then(|| closed(&bound.listener)));
+                changes.extend(bound.present.then(|| closed(&bound.listener)));
                 bound.planned.interface.clone_from(&now.interface);
                 bound.listener.interface.clone_from(&now.interface);
-                bound.here = false;
+                bound.present = false;
             }
-            if here != bound.here {
-                bound.here = here;
-                changes.push(if here { opened(&bound.listener) } else { closed(&bound.listener) });
+            if present != bound.present {
+                bound.present = present;
+                changes.push(if present {
+                    opened(&bound.listener)
+                } else {
+                    closed(&bound.listener)
+                });
             }
         }
         changes
     }
 
-    fn bind_one(&mut self, planned: Listener, bind: Bind<'_>) -> Option<Happening> {
+    fn bind_one(&mut self, planned: Listener, bind: Bind<'_>) -> Option<ServeEvent> {
         match bind(&planned) {
-            Ok(place) => {
-                self.add(planned, place);
+            Ok(addr) => {
+                self.add(planned, addr);
                 self.bound.last().map(|bound| opened(&bound.listener))
             }
             Err(_) if self.failed.contains(&planned) => None,
             Err(error) => {
-                let said = Happening::note(refusal(&planned, &error));
+                let said = ServeEvent::note(bind_error(&planned, &error));
                 self.failed.push(planned);
                 Some(said)
             }
@@ -153,12 +157,16 @@ impl Listeners {
     }
 
     /// What to say of those that are open.
-    pub fn said(&self) -> Vec<Happening> {
-        self.bound.iter().filter(|bound| bound.here).map(|bound| opened(&bound.listener)).collect()
+    pub fn open_events(&self) -> Vec<ServeEvent> {
+        self.bound
+            .iter()
+            .filter(|bound| bound.present)
+            .map(|bound| opened(&bound.listener))
+            .collect()
     }
 
     /// Whether the addresses are those that were given, no more and no less.
-    pub fn were_given(&self) -> bool {
+    pub fn are_fixed(&self) -> bool {
         matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(..))
     }
 
@@ -179,23 +187,23 @@ impl Listeners {
     }
 
     /// Those that are open.
-    pub fn here(&self) -> impl Iterator<Item = &Listener> {
-        self.bound.iter().filter(|bound| bound.here).map(|bound| &bound.listener)
+    pub fn active(&self) -> impl Iterator<Item = &Listener> {
+        self.bound.iter().filter(|bound| bound.present).map(|bound| &bound.listener)
     }
 
     /// Where hosts reach the disks by NVMe/TCP.
     pub fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
-        endpoints(self.here(), machine)
+        endpoints(self.active(), machine)
     }
 
     /// Where they reach them by NBD.
     pub fn nbd_endpoints(&self, machine: &[Address]) -> Vec<Nbd> {
-        nbd_endpoints(self.here(), machine)
+        nbd_endpoints(self.active(), machine)
     }
 
     /// What a peer speaks: by the socket that it came to. Where no network is, only NBD is spoken.
     pub fn protocol_of(&self, peer: &Peer) -> Protocol {
-        let is_it = |bound: &&Bound| bound.listener.leads_to(peer.local);
+        let is_it = |bound: &&Bound| bound.listener.accepts(peer.local);
         match self.bound.iter().find(is_it) {
             Some(bound) => bound.listener.serves.protocol(),
             None if peer.local == Peer::LOCAL => Protocol::Nbd,
@@ -204,36 +212,36 @@ impl Listeners {
     }
 }
 
-fn opened(listener: &Listener) -> Happening {
-    Happening::Listening {
+fn opened(listener: &Listener) -> ServeEvent {
+    ServeEvent::Listening {
         protocol: listener.serves.protocol().name(),
         at: at(listener),
         serves: match listener.serves {
-            Serves::All => &["discovery", "disks"],
-            Serves::Discovery => &["discovery"],
-            Serves::Nbd => &["disks"],
+            ListenerRole::All => &["discovery", "disks"],
+            ListenerRole::Discovery => &["discovery"],
+            ListenerRole::Nbd => &["disks"],
         },
         keyed: listener.auth == Auth::Required,
     }
 }
 
-fn closed(listener: &Listener) -> Happening {
-    Happening::Closed { protocol: listener.serves.protocol().name(), at: at(listener) }
+fn closed(listener: &Listener) -> ServeEvent {
+    ServeEvent::Closed { protocol: listener.serves.protocol().name(), at: at(listener) }
 }
 
-fn at(listener: &Listener) -> At {
+fn at(listener: &Listener) -> EventAddr {
     match listener.socket() {
-        Some(socket) => At::Net { address: listener.host(), port: socket.port() },
-        None => At::Path { path: listener.host() },
+        Some(socket) => EventAddr::Net { address: listener.host(), port: socket.port() },
+        None => EventAddr::Path { path: listener.host() },
     }
 }
 
-fn refusal(listener: &Listener, error: &io::Error) -> String {
-    let Some(socket) = listener.socket() else { return path_refusal(listener, error) };
+fn bind_error(listener: &Listener, error: &io::Error) -> String {
+    let Some(socket) = listener.socket() else { return path_bind_error(listener, error) };
     let host = listener.host();
     let host = if socket.is_ipv6() { format!("[{host}]") } else { host };
     match error.kind() {
-        ErrorKind::AddrInUse if listener.serves == Serves::Nbd => format!(
+        ErrorKind::AddrInUse if listener.serves == ListenerRole::Nbd => format!(
             "cannot listen for NBD on {listener}: another program does already; stop it, or choose \
              another port, as with --listen nbd:{host}:PORT"
         ),
@@ -258,7 +266,7 @@ fn refusal(listener: &Listener, error: &io::Error) -> String {
     }
 }
 
-fn path_refusal(listener: &Listener, error: &io::Error) -> String {
+fn path_bind_error(listener: &Listener, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => format!(
             "cannot listen at {listener}: another program does already; stop it, or choose another path"
@@ -303,12 +311,12 @@ mod test {
         listeners.open(machine, bind).map(|_| listeners)
     }
 
-    fn json(happenings: &[Happening]) -> Vec<String> {
-        happenings.iter().map(Happening::json).collect()
+    fn json(events: &[ServeEvent]) -> Vec<String> {
+        events.iter().map(ServeEvent::json).collect()
     }
 
-    fn any(listener: &Listener) -> io::Result<Place> {
-        Ok(listener.place.clone())
+    fn any(listener: &Listener) -> io::Result<BindAddr> {
+        Ok(listener.addr.clone())
     }
 
     fn nvme() -> Protocols {
@@ -320,42 +328,42 @@ mod test {
         let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
         let mut listeners =
             opened_of(Plan::Nearby(nvme()), false, std::slice::from_ref(&lo), &mut any).unwrap();
-        assert_eq!(listeners.said().len(), 2);
+        assert_eq!(listeners.open_events().len(), 2);
         let both = [lo.clone(), link];
-        let came = json(&listeners.follow(&both, &mut any));
+        let came = json(&listeners.update(&both, &mut any));
         assert_eq!(came.len(), 2);
         assert!(came[0].contains(r#""address":"fe80::1%eth0","port":4420"#), "{came:?}");
-        assert!(listeners.follow(&both, &mut any).is_empty());
+        assert!(listeners.update(&both, &mut any).is_empty());
         assert_eq!(listeners.endpoints(&both).len(), 2);
-        let went = json(&listeners.follow(std::slice::from_ref(&lo), &mut any));
+        let went = json(&listeners.update(std::slice::from_ref(&lo), &mut any));
         assert!(went.iter().all(|line| line.contains("closed")), "{went:?}");
         assert_eq!(listeners.endpoints(&[lo]).len(), 1);
-        let mut never = |_: &Listener| -> io::Result<Place> { panic!("it is still bound") };
-        assert_eq!(listeners.follow(&both, &mut never).len(), 2);
+        let mut never = |_: &Listener| -> io::Result<BindAddr> { panic!("it is still bound") };
+        assert_eq!(listeners.update(&both, &mut never).len(), 2);
     }
 
     #[test]
     fn an_address_that_was_given_is_awaited_and_listened_on_once() {
         let given = ["192.168.1.5", "192.168.1.5:4420"].map(|text| text.parse().unwrap());
         let mut taken = Vec::new();
-        let mut once = |listener: &Listener| -> io::Result<Place> {
-            if taken.contains(&listener.place) {
+        let mut once = |listener: &Listener| -> io::Result<BindAddr> {
+            if taken.contains(&listener.addr) {
                 return Err(ErrorKind::AddrInUse.into());
             }
-            taken.push(listener.place.clone());
-            Ok(listener.place.clone())
+            taken.push(listener.addr.clone());
+            Ok(listener.addr.clone())
         };
         let plan = Plan::Awaited(given.to_vec(), nvme());
         let mut listeners = opened_of(plan.clone(), false, &[], &mut once).unwrap();
         assert_eq!(listeners.awaited(&[]).len(), 2);
         let machine = [address("192.168.1.5")];
         assert!(listeners.awaited(&machine).is_empty());
-        assert_eq!(listeners.follow(&machine, &mut once).len(), 2);
+        assert_eq!(listeners.update(&machine, &mut once).len(), 2);
         taken.clear();
-        let mut once = |listener: &Listener| -> io::Result<Place> {
-            assert!(!taken.contains(&listener.place), "{listener} twice");
-            taken.push(listener.place.clone());
-            Ok(listener.place.clone())
+        let mut once = |listener: &Listener| -> io::Result<BindAddr> {
+            assert!(!taken.contains(&listener.addr), "{listener} twice");
+            taken.push(listener.addr.clone());
+            Ok(listener.addr.clone())
         };
         assert!(opened_of(plan, false, &machine, &mut once).is_ok());
     }
@@ -365,8 +373,8 @@ mod test {
         let before = [address("fe80::1")];
         let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
         let mut listeners = opened_of(Plan::Nearby(nvme()), false, &before, &mut any).unwrap();
-        let mut never = |_: &Listener| -> io::Result<Place> { panic!("it is still bound") };
-        let said = json(&listeners.follow(&after, &mut never));
+        let mut never = |_: &Listener| -> io::Result<BindAddr> { panic!("it is still bound") };
+        let said = json(&listeners.update(&after, &mut never));
         assert_eq!(said.len(), 4, "{said:?}");
         assert!(said[1].contains("listening") && said[1].contains("fe80::1%enp3s0"), "{said:?}");
         assert_eq!(listeners.endpoints(&after)[0].interface.as_deref(), Some("enp3s0"));
@@ -388,12 +396,12 @@ mod test {
     fn a_machine_without_ipv6_listens_everywhere_else() {
         let mut four = |listener: &Listener| {
             if listener.socket().is_some_and(|socket| socket.is_ipv4()) {
-                return Ok(listener.place.clone());
+                return Ok(listener.addr.clone());
             }
             Err(io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error()))
         };
         let listeners = opened_of(Plan::Everywhere(nvme()), false, &[], &mut four).unwrap();
-        assert_eq!(listeners.said().len(), 2);
+        assert_eq!(listeners.open_events().len(), 2);
     }
 
     #[test]
@@ -401,15 +409,15 @@ mod test {
         let mut listeners = opened_of(Plan::Nearby(nvme()), false, &[], &mut any).unwrap();
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let machine = [address("169.254.1.1")];
-        assert_eq!(listeners.follow(&machine, &mut taken).len(), 2);
-        assert_eq!(listeners.follow(&machine, &mut taken).len(), 0);
+        assert_eq!(listeners.update(&machine, &mut taken).len(), 2);
+        assert_eq!(listeners.update(&machine, &mut taken).len(), 0);
     }
 
     #[test]
     fn a_taken_port_for_nbd_is_a_note_unless_nbd_was_asked_for() {
         let mut taken = |listener: &Listener| match listener.serves {
-            Serves::Nbd => Err(ErrorKind::AddrInUse.into()),
-            _ => Ok(listener.place.clone()),
+            ListenerRole::Nbd => Err(ErrorKind::AddrInUse.into()),
+            _ => Ok(listener.addr.clone()),
         };
         let machine = [address("127.0.0.1")];
         let mut listeners = Listeners::closed(Plan::Nearby(Protocols::of(&[])), false);
@@ -417,7 +425,7 @@ mod test {
         assert_eq!(left_out.len(), 1);
         assert!(left_out[0].contains("127.0.0.1 port 10809: another program"), "{left_out:?}");
         assert!(left_out[0].contains("--listen nbd:127.0.0.1:PORT"), "{left_out:?}");
-        assert!(listeners.follow(&machine, &mut taken).is_empty(), "it was said");
+        assert!(listeners.update(&machine, &mut taken).is_empty(), "it was said");
         let named = Protocols::of(&[Protocol::Nbd]);
         let failed = Listeners::closed(Plan::Nearby(named), false).open(&machine, &mut taken);
         assert!(failed.is_err());
@@ -425,19 +433,19 @@ mod test {
 
     #[test]
     fn what_a_peer_speaks_follows_from_where_it_came_to() {
-        let net = |text: &str| Place::Net(text.parse().unwrap());
+        let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
-        for place in [net("0.0.0.0:7"), net("127.0.0.1:4420"), Place::Path("/run/x".into())] {
-            drop(listeners.take(Listener::handed(place, "", Protocols::of(&[]))));
+        for addr in [net("0.0.0.0:7"), net("127.0.0.1:4420"), BindAddr::Path("/run/x".into())] {
+            drop(listeners.adopt(Listener::inherited(addr, "", Protocols::of(&[]))));
         }
         let peer = |local| Peer { remote: local, local, auth: Auth::None, channel: None };
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));
         assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
         assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);
         assert_eq!(listeners.protocol_of(&peer(Peer::LOCAL)), Protocol::Nbd);
-        let said = json(&listeners.said());
+        let said = json(&listeners.open_events());
         let last = r#"{"event":"listening","protocol":"nbd","path":"/run/x","serves":["disks"],"keyed":false}"#;
         assert_eq!(said[2], last);
-        assert!(listeners.were_given());
+        assert!(listeners.are_fixed());
     }
 }

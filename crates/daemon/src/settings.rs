@@ -10,8 +10,8 @@ use linux::identity::{MachineId, firmware_id};
 use linux::network::Setting;
 use linux::tree::Tree;
 
-use crate::choice::{Called, Choice};
-use crate::listen::{Listen, Protocol};
+use crate::disk_filter::{DiskFilter, DiskSelector};
+use crate::listen::{ListenOption, Protocol};
 
 /// What all our words begin with.
 const PREFIX: &str = "storagetm.";
@@ -23,11 +23,11 @@ const HOST: &str = "storagetm.host.";
 #[derive(Debug, Default)]
 pub struct Settings {
     /// Which disks are lent.
-    pub choice: Choice,
+    pub filter: DiskFilter,
     /// What to speak; everything if nothing was said.
     pub protocol: Vec<Protocol>,
     /// Where to listen.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenOption>,
     /// Whether whoever comes is let in without a key.
     pub open: bool,
     /// Whether no code is shown by which other machines are let in.
@@ -76,8 +76,8 @@ impl Settings {
             ("disk" | "writable" | "protocol" | "listen" | "machine_id", "") => {
                 self.note(word, "it needs a value");
             }
-            ("disk", disk) => add(&mut self.choice.only, Called::new(disk)),
-            ("writable", disk) => add(&mut self.choice.writable, Called::new(disk)),
+            ("disk", disk) => add(&mut self.filter.only, DiskSelector::new(disk)),
+            ("writable", disk) => add(&mut self.filter.writable, DiskSelector::new(disk)),
             ("protocol", names) => match protocols(names) {
                 Some(named) => named.into_iter().for_each(|it| add(&mut self.protocol, it)),
                 None => self.note(word, "the protocols are nvme and nbd"),
@@ -153,8 +153,8 @@ mod test {
              storagetm.listen=127.0.0.1:4420 storagetm.open storagetm.machine-id=\
              0123456789abcdef0123456789abcdef",
         );
-        assert_eq!(found.choice.only, [Called::new("/dev/sda")]);
-        assert_eq!(found.choice.writable, [Called::new("S2")]);
+        assert_eq!(found.filter.only, [DiskSelector::new("/dev/sda")]);
+        assert_eq!(found.filter.writable, [DiskSelector::new("S2")]);
         assert_eq!((found.listen.len(), found.open), (1, true));
         assert_eq!(found.machine.unwrap().bytes[..2], [0x01, 0x23]);
         assert!(found.notes.is_empty(), "{:?}", found.notes);
@@ -166,7 +166,7 @@ mod test {
             "storagetm.disk= storagetm.listen=here storagetm.open=perhaps storagetm.speed=9 \
              storagetm.machine_id=firmware storagetm.machine_id=0 storagetm.disk=sda",
         );
-        assert_eq!(found.choice.only, [Called::new("sda")]);
+        assert_eq!(found.filter.only, [DiskSelector::new("sda")]);
         assert!(!found.open);
         assert_eq!(found.notes.len(), 6, "{:?}", found.notes);
         assert!(found.notes.iter().all(|note| note.contains(" is ignored: ")));

@@ -1,30 +1,30 @@
-//! The process that serves: it is handed sockets that listen and disks that are open, speaks to strangers, and can do
-//! nothing else. This is how the other one, the opener, sees it: what is lent and who is let in goes there, what happens
-//! comes back. It knows no protocol and no screen.
+//! The worker process: it receives listening sockets and open disks, talks to hosts, and can do
+//! nothing else. The opener, which started it, passes it exports and access rules as requests and
+//! receives reports.
 //!
-//! | file | is |
+//! | module | is |
 //! |---|---|
 //! | `worker` | the opener's handle |
-//! | `keeper` | the opener's thread that hears the worker, and starts another one when it dies |
-//! | `counting` | what has been done with a disk, by all workers together |
-//! | `fence` | what of a worker that cannot be ended may still be written |
-//! | `report` | from what the worker says to what the program knows: an untrusted witness |
-//! | `process` | starting it |
-//! | `channel`, `words` | what they say to each other |
-//! | `duty`, `sessions`, `scribe`, `tally` | the worker itself, without any rights |
+//! | `supervisor` | the opener's thread that receives reports and restarts a worker that died |
+//! | `validator` | validation of reports: the worker is untrusted |
+//! | `usage` | I/O counters of a disk, summed over restarts |
+//! | `fence` | disks withheld while writes of a previous worker may be in flight |
+//! | `process` | spawning the worker |
+//! | `messages` | the IPC messages |
+//! | `main_loop`, `sessions`, `disks`, `reporter` | the worker itself, without privileges |
 //!
-//! Everything that the worker was told is kept here, so that another one can be told the same.
+//! The handle keeps all that the worker was sent, so that its replacement can be sent the same.
 
-mod counting;
 mod disks;
-mod duty;
 mod fence;
-mod keeper;
+mod main_loop;
+mod messages;
 mod process;
-mod report;
-mod scribe;
+mod reporter;
 mod sessions;
-mod words;
+mod supervisor;
+mod usage;
+mod validator;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -38,20 +38,20 @@ use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::certificates::Certificates;
-use crate::listen::Serves;
-use crate::mailbox::Said;
-use counting::counted;
-pub use duty::work;
+use crate::inbox::WorkerEvent;
+use crate::listen::ListenerRole;
 use failure::{Failure, spawn_error};
 use fence::Withheld;
 use ipc::channel::Sender;
-use words::{Counts, Lent, Order, Start, TriesWord};
+pub use main_loop::work;
+use messages::{Counts, ExportWire, Request, Start, TriesWire};
+use usage::usage_of;
 
 /// Beyond the patience with the hosts, before a worker that is told to stop is ended.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Takes it. Called on the keeper's thread, so it should not wait for anything, and must not call the [`Worker`].
-pub type Sink = Arc<dyn Fn(Said) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
 
 /// How it is to run.
 #[derive(Debug, Clone)]
@@ -78,7 +78,7 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
-    keeper: Option<JoinHandle<()>>,
+    supervisor: Option<JoinHandle<()>>,
 }
 
 /// What the handle and the keeper share.
@@ -97,10 +97,10 @@ impl std::fmt::Debug for Shared {
 /// All that a worker is told, and how it stands with it.
 struct State {
     start: Start,
-    accepted: Vec<Accepted>,
+    listeners: Vec<AssignedListener>,
     /// A connection that it was given.
     adopted: Option<OwnedFd>,
-    lent: Vec<Loaned>,
+    lent: Vec<AssignedDisk>,
     /// The names of disks that no worker gets just now, once for each reason.
     withheld: Vec<String>,
     last_disk: u64,
@@ -121,14 +121,14 @@ struct State {
 }
 
 /// A listening socket, which stays open here.
-struct Accepted {
+struct AssignedListener {
     listener: OwnedFd,
     auth: Auth,
-    serves: Serves,
+    serves: ListenerRole,
 }
 
 /// A disk that a worker has.
-struct Loaned {
+struct AssignedDisk {
     disk: u64,
     export: Arc<Export>,
     withdrawn: bool,
@@ -148,11 +148,11 @@ impl Worker {
             state: Mutex::new(State::new(config)),
             stopped: Condvar::new(),
         });
-        let (tell, told) = mpsc::channel();
-        let keeper = keeper::start(shared.clone(), tell);
-        let keeper = keeper.map_err(|error| cannot(&spawn_error(&error)))?;
-        let worker = Self { shared, keeper: Some(keeper) };
-        told.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
+        let (started_tx, started_rx) = mpsc::channel();
+        let supervisor = supervisor::start(shared.clone(), started_tx);
+        let supervisor = supervisor.map_err(|error| cannot(&spawn_error(&error)))?;
+        let worker = Self { shared, supervisor: Some(supervisor) };
+        started_rx.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
         Ok(worker)
     }
 
@@ -172,18 +172,18 @@ impl Worker {
     }
 
     /// Has the worker accept connections at a socket that listens.
-    pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: Serves) {
+    pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: ListenerRole) {
         let mut state = self.shared.state();
-        let accepted = Accepted { listener, auth, serves };
-        state.send_accepted(&accepted);
-        state.accepted.push(accepted);
+        let listeners = AssignedListener { listener, auth, serves };
+        state.send_listener(&listeners);
+        state.listeners.push(listeners);
     }
 
     /// Has the worker serve a connection that is there already. A worker that dies takes it along.
-    pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Serves) {
+    pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: ListenerRole) {
         let mut state = self.shared.state();
-        let order = Order::Adopt { keyed: auth == Auth::Required, serves };
-        state.pass(&order, Some(connection.as_fd()));
+        let request = Request::Adopt { keyed: auth == Auth::Required, serves };
+        state.pass(&request, Some(connection.as_fd()));
         state.adopted = Some(connection);
     }
 
@@ -195,15 +195,15 @@ impl Worker {
         check_locked(export).map_err(Failure::new)?;
         let mut state = self.shared.state();
         state.last_disk += 1;
-        let loaned = Loaned {
+        let assigned = AssignedDisk {
             disk: state.last_disk,
             export: export.clone(),
             withdrawn: false,
             before: Counts::default(),
             being_written: false,
         };
-        state.send_lent(&loaned);
-        state.lent.push(loaned);
+        state.send_disk(&assigned);
+        state.lent.push(assigned);
         Ok(())
     }
 
@@ -212,33 +212,33 @@ impl Worker {
         export.withdraw();
         let mut state = self.shared.state();
         let is_withheld = state.withheld.contains(&export.nqn);
-        let Some(loaned) = state.loaned(export) else { return };
-        loaned.withdrawn = true;
-        let disk = loaned.disk;
+        let Some(assigned) = state.assigned(export) else { return };
+        assigned.withdrawn = true;
+        let disk = assigned.disk;
         if is_withheld {
             // No worker has it, and none will report that it is released.
-            state.lent.retain(|loaned| loaned.disk != disk);
+            state.lent.retain(|assigned| assigned.disk != disk);
         } else {
-            state.send(&Order::Withdraw { disk });
+            state.send(&Request::Withdraw { disk });
         }
     }
 
     /// Has hosts see the size that the disk has now: that of `export`.
     pub fn resize(&self, export: &Arc<Export>) {
         let mut state = self.shared.state();
-        let Some(disk) = state.loaned(export).map(|loaned| loaned.disk) else { return };
-        state.send(&Order::Resize { disk, bytes: export.bytes() });
+        let Some(disk) = state.assigned(export).map(|assigned| assigned.disk) else { return };
+        state.send(&Request::Resize { disk, bytes: export.bytes() });
     }
 
     /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
-    pub fn follow(&self, policy: Policy) {
+    pub fn set_policy(&self, policy: Policy) {
         let mut state = self.shared.state();
-        state.send(&Order::Follow { hosts: words::hosts(&policy) });
+        state.send(&Request::SetPolicy { hosts: messages::hosts(&policy) });
         state.policy = policy;
     }
 
-    /// Has it let in who knows a code, which it says by [`Said::Pairing`]. This machine calls itself `name` then.
-    pub fn pair(&self, name: &str) {
+    /// Has it let in who knows a code, which it says by [`WorkerEvent::Pairing`]. This machine calls itself `name` then.
+    pub fn enable_pairing(&self, name: &str) {
         let mut state = self.shared.state();
         state.pairing = Some(name.to_owned());
         state.send_pairing();
@@ -248,18 +248,18 @@ impl Worker {
     pub fn unlock(&self) {
         let mut state = self.shared.state();
         state.tries = FailedAttempts::default();
-        state.send(&Order::Unlock);
+        state.send(&Request::Unlock);
     }
 
     /// Answers [`export::Event::PairingRequested`]: the knock of that number.
     pub fn answer(&self, number: u64, verdict: Verdict) {
         let verdict = verdict.into();
-        self.shared.state().send(&Order::Answer { number, verdict });
+        self.shared.state().send(&Request::Answer { number, verdict });
     }
 
     /// Asks whether hosts' writes to a disk are still on their way. What the last of them did may be known a moment later.
-    pub fn writes(&self, export: &Arc<Export>) -> Writes {
-        Writes { shared: self.shared.clone(), export: export.clone() }
+    pub fn writes(&self, export: &Arc<Export>) -> WriteTracker {
+        WriteTracker { shared: self.shared.clone(), export: export.clone() }
     }
 
     /// Stops: accepts nothing any more, has hosts let go, and ends. Those that have not let go after `patience` are cut
@@ -268,7 +268,7 @@ impl Worker {
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let mut state = self.shared.state();
         state.stopping = true;
-        state.send(&Order::Stop { milliseconds });
+        state.send(&Request::Stop { milliseconds });
         let waits = |state: &mut State| state.stopped.is_none() && state.is_alive();
         let waited = self.shared.stopped.wait_timeout_while(state, patience + GRACE, waits);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -280,9 +280,9 @@ impl Worker {
 
     fn end(&mut self) {
         self.shared.state().end();
-        if let Some(keeper) = self.keeper.take() {
+        if let Some(supervisor) = self.supervisor.take() {
             // One that panicked has said so.
-            drop(keeper.join());
+            drop(supervisor.join());
         }
     }
 }
@@ -295,18 +295,18 @@ impl Drop for Worker {
 
 /// Whether hosts' writes to a disk are still on their way; may be asked on any thread.
 #[derive(Debug)]
-pub struct Writes {
+pub struct WriteTracker {
     shared: Arc<Shared>,
     export: Arc<Export>,
 }
 
-impl Writes {
+impl WriteTracker {
     /// Whether there are some.
-    pub fn are_under_way(&self) -> bool {
+    pub fn in_flight(&self) -> bool {
         let mut state = self.shared.state();
         // Of a disk that is withheld nobody knows yet.
         state.withheld.contains(&self.export.nqn)
-            || state.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
+            || state.assigned(&self.export).is_some_and(|assigned| assigned.being_written)
     }
 }
 
@@ -315,8 +315,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn say(&self, said: Said) {
-        (self.sink)(said);
+    fn emit(&self, event: WorkerEvent) {
+        (self.sink)(event);
     }
 }
 
@@ -333,7 +333,7 @@ impl State {
                 certificates: config.certificates.as_ref().map(Into::into),
                 first_controller: config.first_controller,
             },
-            accepted: Vec::new(),
+            listeners: Vec::new(),
             adopted: None,
             lent: Vec::new(),
             withheld: Vec::new(),
@@ -355,57 +355,57 @@ impl State {
     }
 
     /// Says it, if there is somebody. Who dies just now is noticed by the keeper, and the next one is told all.
-    fn send(&self, order: &Order) {
-        self.pass(order, None);
+    fn send(&self, request: &Request) {
+        self.pass(request, None);
     }
 
     /// An order that was not taken whole makes no sense of the next: such a worker is replaced.
-    fn pass(&self, order: &Order, descriptor: Option<BorrowedFd<'_>>) {
+    fn pass(&self, request: &Request, descriptor: Option<BorrowedFd<'_>>) {
         let Some(sender) = &self.sender else { return };
-        if sender.send(order, descriptor).is_err() {
+        if sender.send(request, descriptor).is_err() {
             sender.close();
         }
     }
 
-    fn send_accepted(&self, accepted: &Accepted) {
-        let keyed = accepted.auth == Auth::Required;
-        let order = Order::Accept { keyed, serves: accepted.serves };
-        self.pass(&order, Some(accepted.listener.as_fd()));
+    fn send_listener(&self, listeners: &AssignedListener) {
+        let keyed = listeners.auth == Auth::Required;
+        let request = Request::Accept { keyed, serves: listeners.serves };
+        self.pass(&request, Some(listeners.listener.as_fd()));
     }
 
     fn send_pairing(&self) {
         let Some(name) = self.pairing.clone() else { return };
-        let tries = TriesWord::new(&self.tries, Instant::now());
-        self.send(&Order::Pair { name, tries });
+        let tries = TriesWire::new(&self.tries, Instant::now());
+        self.send(&Request::EnablePairing { name, tries });
     }
 
-    fn send_lent(&self, loaned: &Loaned) {
-        if self.withheld.contains(&loaned.export.nqn) {
+    fn send_disk(&self, assigned: &AssignedDisk) {
+        if self.withheld.contains(&assigned.export.nqn) {
             return;
         }
-        let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
-        self.pass(&order, Some(loaned.export.as_fd()));
+        let request = Request::Lend(Box::new(ExportWire::new(assigned.disk, &assigned.export)));
+        self.pass(&request, Some(assigned.export.as_fd()));
     }
 
     /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
     fn send_all(&self) {
-        self.send(&Order::Follow { hosts: words::hosts(&self.policy) });
+        self.send(&Request::SetPolicy { hosts: messages::hosts(&self.policy) });
         self.send_pairing();
-        self.lent.iter().for_each(|loaned| self.send_lent(loaned));
-        self.accepted.iter().for_each(|accepted| self.send_accepted(accepted));
+        self.lent.iter().for_each(|assigned| self.send_disk(assigned));
+        self.listeners.iter().for_each(|listeners| self.send_listener(listeners));
     }
 
-    fn loaned(&mut self, export: &Arc<Export>) -> Option<&mut Loaned> {
-        self.lent.iter_mut().rev().find(|loaned| Arc::ptr_eq(&loaned.export, export))
+    fn assigned(&mut self, export: &Arc<Export>) -> Option<&mut AssignedDisk> {
+        self.lent.iter_mut().rev().find(|assigned| Arc::ptr_eq(&assigned.export, export))
     }
 
-    fn of_number(&mut self, disk: u64) -> Option<&mut Loaned> {
-        self.lent.iter_mut().find(|loaned| loaned.disk == disk)
+    fn disk_by_number(&mut self, disk: u64) -> Option<&mut AssignedDisk> {
+        self.lent.iter_mut().find(|assigned| assigned.disk == disk)
     }
 
     /// The worker is gone, or cannot be ended. What it had begun to write may still be written, so its writable disks are
     /// withheld until each is released as often as it was.
-    fn lose(&mut self) -> Vec<Withheld> {
+    fn worker_lost(&mut self) -> Vec<Withheld> {
         (self.sender, self.process) = (None, None);
         // It may have died of a wrong code that it could not report any more.
         if self.pairing.is_some() {
@@ -415,16 +415,16 @@ impl State {
         if let Some(connection) = self.adopted.take() {
             let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
         }
-        self.lent.retain(|loaned| !loaned.withdrawn);
-        for loaned in &mut self.lent {
-            loaned.before = counted(&loaned.export);
+        self.lent.retain(|assigned| !assigned.withdrawn);
+        for assigned in &mut self.lent {
+            assigned.before = usage_of(&assigned.export);
         }
         let lent = self.lent.iter();
-        let writable = lent.filter(|loaned| loaned.export.access == Access::Writable);
+        let writable = lent.filter(|assigned| assigned.export.access == Access::Writable);
         let withheld: Vec<Withheld> = writable
-            .map(|loaned| Withheld {
-                export: loaned.export.clone(),
-                was_written: loaned.being_written,
+            .map(|assigned| Withheld {
+                export: assigned.export.clone(),
+                was_written: assigned.being_written,
             })
             .collect();
         // After the last worker nobody releases them.
@@ -442,11 +442,12 @@ impl State {
         if self.withheld.iter().any(|withheld| withheld == nqn) {
             return;
         }
-        for loaned in self.lent.iter_mut().filter(|loaned| loaned.export.nqn == nqn) {
-            loaned.being_written = false;
+        for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.nqn == nqn) {
+            assigned.being_written = false;
         }
-        let lent = self.lent.iter().filter(|loaned| loaned.export.nqn == nqn && !loaned.withdrawn);
-        lent.for_each(|loaned| self.send_lent(loaned));
+        let lent =
+            self.lent.iter().filter(|assigned| assigned.export.nqn == nqn && !assigned.withdrawn);
+        lent.for_each(|assigned| self.send_disk(assigned));
     }
 
     /// Ends it at once.

@@ -57,7 +57,7 @@ impl AdminQueue {
             return Err("access denied to this host".to_owned());
         };
         if chap.is_none() && response.authentication_required {
-            return Err("it wants a chap by DH-HMAC-CHAP".to_owned());
+            return Err("it requires DH-HMAC-CHAP authentication".to_owned());
         }
         let mut controller = Controller::new(response.cntlid, 1);
         while let Some(command) = controller.next_command() {

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::consent::{self, Stake};
 use crate::options::key::{self, Export, Generate, Import, Key as Options, Task};
 use crate::table::table;
-use daemon::happening::escaped;
+use daemon::event::escaped;
 use failure::Failure;
 use keys::key::{Key, KeyKind};
 use keys::name::Name;

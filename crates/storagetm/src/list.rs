@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use crate::options::List;
 use crate::table;
+use daemon::event::escaped;
 use daemon::examine::{LIMIT, examine};
-use daemon::happening::escaped;
 use daemon::lend::block_device;
 use failure::Failure;
 

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use attach::{Attach, Detach};
-use daemon::lend::{DEMO, Wanted};
-use daemon::listen::{Listen, Protocol};
+use daemon::lend::{DEMO, LendRequest};
+use daemon::listen::{ListenOption, Protocol};
 use daemon::size::Size;
 use find::Find;
 use host::Host;
@@ -185,7 +185,7 @@ pub struct Serve {
     #[arg(long, value_name = "PROTOCOL", value_enum, value_delimiter = ',')]
     pub protocol: Vec<Protocol>,
 
-    /// Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated
+    /// ListenOption there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated
     ///
     /// The form is [PROTOCOL:]ADDRESS[:PORT], or unix:PATH for NBD at a Unix socket; the protocol is nvme or nbd, an IPv6
     /// address stands in brackets. A port that is given has one protocol: the one that is said, else nvme if that is
@@ -194,7 +194,7 @@ pub struct Serve {
     /// they come and go; or the sockets that systemd, or a client that starts its own server, has opened for this program
     /// (LISTEN_FDS).
     #[arg(long, value_name = "ADDRESS")]
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenOption>,
 
     /// Speak NBD with the one client at the other end of standard input, and end when it has gone
     ///
@@ -370,12 +370,12 @@ impl Serve {
     }
 
     /// The disks that were asked for by path, each once, in the order given; `--writable` wins.
-    pub fn wanted(&self) -> Vec<Wanted> {
-        let mut wanted: Vec<Wanted> = Vec::new();
+    pub fn wanted(&self) -> Vec<LendRequest> {
+        let mut wanted: Vec<LendRequest> = Vec::new();
         let writable = self.writable.iter().filter(|path| !self.is_demo(path));
         for path in self.disks.iter().chain(writable) {
             if !wanted.iter().any(|known| known.path == *path) {
-                wanted.push(Wanted { path: path.clone(), writable: self.is_writable(path) });
+                wanted.push(LendRequest { path: path.clone(), writable: self.is_writable(path) });
             }
         }
         wanted
@@ -424,8 +424,8 @@ mod test {
         }
     }
 
-    fn disk(path: &str, writable: bool) -> Wanted {
-        Wanted { path: PathBuf::from(path), writable }
+    fn disk(path: &str, writable: bool) -> LendRequest {
+        LendRequest { path: PathBuf::from(path), writable }
     }
 
     #[test]

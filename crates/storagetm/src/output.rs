@@ -15,7 +15,7 @@ use linux::tty;
 use rustix::event::PollFlags;
 
 use crate::outlet::Outlet;
-use daemon::happening::Happening;
+use daemon::event::ServeEvent;
 
 /// The window of a terminal that does not tell its size.
 const SMALLEST: (u16, u16) = (80, 24);
@@ -77,24 +77,24 @@ impl Output {
     }
 
     /// Says what happened.
-    pub(crate) fn say(&mut self, happening: &Happening) {
-        let sentence = happening.sentence();
+    pub(crate) fn say(&mut self, event: &ServeEvent) {
+        let sentence = event.sentence();
         if let Some(sentence) = &sentence {
-            let priority = if happening.is_bad() { Priority::Warning } else { Priority::Notice };
-            self.record(priority, sentence, &happening.fields());
+            let priority = if event.is_problem() { Priority::Warning } else { Priority::Notice };
+            self.record(priority, sentence, &event.fields());
         }
         match (self.form, sentence) {
-            (Form::Json, _) => self.say_to_programs(happening),
+            (Form::Json, _) => self.say_to_programs(event),
             (Form::Plain, Some(sentence)) => self.outlet.push(&format!("{sentence}\n")),
             (Form::Plain, None) | (Form::Screen | Form::Silent, _) => {}
         }
     }
 
     /// Says to programs what people see on the screen.
-    pub(crate) fn say_to_programs(&mut self, happening: &Happening) {
+    pub(crate) fn say_to_programs(&mut self, event: &ServeEvent) {
         if self.form == Form::Json {
-            let line = |happening: &Happening| format!("{}\n", happening.json());
-            self.outlet.push_line(&line(happening), |count| line(&Happening::Lost { count }));
+            let line = |event: &ServeEvent| format!("{}\n", event.json());
+            self.outlet.push_line(&line(event), |count| line(&ServeEvent::Lost { count }));
         }
     }
 

@@ -33,16 +33,16 @@ use crate::keyboard::Keyboard;
 use crate::options::{Io, Serve};
 use crate::output::Output;
 use churn::Churn;
-use daemon::admission::{Admission, Caller};
-use daemon::follow::Follow;
-use daemon::happening::{Happening, peer_of};
-use daemon::ledger::{Ledger, advice};
-use daemon::lend::Loan;
+use daemon::access_control::{AccessControl, PendingPairing};
+use daemon::event::{ServeEvent, peer_of};
+use daemon::hotplug::Hotplug;
+use daemon::inbox::{Inbox, Pending};
+use daemon::lend::LentDisk;
 use daemon::listen::Protocol;
 use daemon::listeners::Listeners;
-use daemon::mailbox::{Mailbox, Waiting};
+use daemon::rate_limit::CountedEvent;
 use daemon::settings::Settings;
-use daemon::tally::Tallied;
+use daemon::status::{Status, loopback_advice};
 use daemon::worker::Worker;
 use dnssd::Announcer;
 use failure::Failure;
@@ -95,22 +95,22 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Why nothing can be lent: one sentence.
-pub(crate) fn lend_all(settings: Settings, mailbox: Mailbox, desk: Desk) -> Result<End, Failure> {
-    run(&Serve::everything(), settings, Output::silent(), mailbox, None, Some(desk))
+pub(crate) fn lend_all(settings: Settings, inbox: Inbox, desk: Desk) -> Result<End, Failure> {
+    run(&Serve::everything(), settings, Output::silent(), inbox, None, Some(desk))
 }
 
 fn run(
     options: &Serve,
     settings: Settings,
     output: Output,
-    mailbox: Mailbox,
+    inbox: Inbox,
     given: Option<Given>,
     desk: Option<Desk>,
 ) -> Result<End, Failure> {
     raise_limits();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
-    let mut server = Server::open(options, settings, output, mailbox, given, desk)?;
+    let mut server = Server::open(options, settings, output, inbox, given, desk)?;
     server.announce();
     let end = server.run(&mut signals);
     let broken = server.broken.take();
@@ -125,8 +125,8 @@ fn run(
 ///
 /// # Errors
 /// There is no descriptor for it.
-pub(crate) fn open_mailbox() -> Result<Mailbox, Failure> {
-    Mailbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
+pub(crate) fn open_mailbox() -> Result<Inbox, Failure> {
+    Inbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
 }
 
 /// A descriptor a connection and two a disk: as many as are to be had. What io_uring shares with the program counts as
@@ -142,7 +142,7 @@ fn raise_limits() {
 
 struct Server {
     worker: Worker,
-    admission: Admission,
+    access_control: AccessControl,
     /// Tells the networks nearby where disks are had, if it is to.
     announcer: Option<Announcer>,
     /// Where somebody can answer, on a terminal that is not a machine's own.
@@ -156,15 +156,15 @@ struct Server {
     /// Why nothing is served any more.
     broken: Option<String>,
     listeners: Listeners,
-    loans: Vec<Loan>,
-    ledger: Ledger,
+    lent_disks: Vec<LentDisk>,
+    status: Status,
     /// What disks have failed to do.
     faults: Faults,
     churn: Churn,
     /// Keeps the machine from sleeping while a disk is attached.
     awake: Inhibitor,
-    follow: Follow,
-    mailbox: Mailbox,
+    hotplug: Hotplug,
+    inbox: Inbox,
     output: Output,
     machine: String,
     addresses: Vec<Address>,
@@ -202,48 +202,48 @@ struct Alerts {
 impl Server {
     /// What the owner should know from the start.
     fn remember(&mut self, options: &Serve, notes: Vec<String>) {
-        notes.into_iter().for_each(|note| self.ledger.note(note));
-        if options.all && self.follow.is_deaf() {
-            self.ledger.note(
+        notes.into_iter().for_each(|note| self.status.note(note));
+        if options.all && self.hotplug.is_unavailable() {
+            self.status.note(
                 "The kernel does not tell here which disks come and go: only those that are there \
                  now are lent."
                     .to_owned(),
             );
         }
-        self.worker.note().into_iter().for_each(|note| self.ledger.note(note));
+        self.worker.note().into_iter().for_each(|note| self.status.note(note));
         let running = self.worker.driver();
         if options.io == Io::Auto && running.driver == Driver::Blocking {
-            self.ledger.note(format!("The driver is {running}; this is slower."));
+            self.status.note(format!("The driver is {running}; this is slower."));
         }
     }
 
-    fn keep(&mut self, loan: Loan) {
-        self.ledger.lend(loan.export.clone());
-        if loan.file_bytes().is_some() {
+    fn keep(&mut self, lent: LentDisk) {
+        self.status.add_disk(lent.export.clone());
+        if lent.file_bytes().is_some() {
             self.alerts.sizes.get_or_insert_with(|| Instant::now() + SIZES);
         }
-        loan.notes.iter().for_each(|note| self.ledger.note(note.clone()));
-        self.loans.push(loan);
+        lent.notes.iter().for_each(|note| self.status.note(note.clone()));
+        self.lent_disks.push(lent);
     }
 
     /// Says what is lent, and where.
     fn announce(&mut self) {
-        for happening in self.listeners.said() {
-            self.output.say(&happening);
+        for event in self.listeners.open_events() {
+            self.output.say(&event);
         }
-        let exports: Vec<Arc<Export>> = self.ledger.exports().cloned().collect();
+        let exports: Vec<Arc<Export>> = self.status.exports().cloned().collect();
         for export in exports {
             self.say_lent(&export);
         }
-        self.ledger.start();
+        self.status.end_startup();
         let model = self.model();
         self.output.show(&model, &self.screen, true);
         self.show_besides(&model);
-        self.output.say(&Happening::Ready);
+        self.output.say(&ServeEvent::Ready);
         for note in model.notes {
-            self.output.say_to_programs(&Happening::note(note));
+            self.output.say_to_programs(&ServeEvent::note(note));
         }
-        self.output.ready(&self.ledger.status());
+        self.output.ready(&self.status.summary());
         self.tell_networks();
         self.alerts.watchdog = self.output.watchdog_interval().map(|time| Instant::now() + time);
     }
@@ -254,36 +254,36 @@ impl Server {
         let all = endpoints.iter().map(|at| at.attach_all(self.digests));
         let lines = one.chain(all).collect();
         let uris = nbd.iter().map(|at| at.uri(&export.short)).collect();
-        self.output.say(&Happening::lent(export, lines, uris));
+        self.output.say(&ServeEvent::lent(export, lines, uris));
     }
 
     /// What the screen shows.
     fn model(&self) -> Model {
         let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
         let reached = endpoints.iter().chain(nbd.iter().filter_map(Nbd::endpoint));
-        let advice = advice(reached).filter(|_| !self.listeners.were_given());
-        let mut model = self.ledger.model(&self.machine, endpoints, nbd, self.digests);
+        let loopback_advice = loopback_advice(reached).filter(|_| !self.listeners.are_fixed());
+        let mut model = self.status.model(&self.machine, endpoints, nbd, self.digests);
         // What stands comes before what has happened: the newest message is the last.
-        model.notes.splice(0..0, self.standing(advice));
+        model.notes.splice(0..0, self.standing(loopback_advice));
         let no_code = || self.no_code.map(Pairing::Unavailable);
-        model.pairing = self.admission.pairing(&model.endpoints).or_else(no_code);
-        model.asking = self.admission.asking();
+        model.pairing = self.access_control.pairing(&model.endpoints).or_else(no_code);
+        model.asking = self.access_control.prompt();
         let flushing = self.flushes.are_under_way();
         let mode = self.desk.as_ref().map(Desk::shown);
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
         model.link = self.link();
         for disk in &mut model.disks {
-            let is_it = |loan: &&Loan| loan.export.nqn == disk.nqn;
-            let Some(loan) = self.loans.iter().find(is_it) else { continue };
-            disk.writes = loan.device.as_ref().and_then(|device| self.follow.writes(device));
-            disk.contents.clone_from(&loan.contents);
+            let is_it = |lent: &&LentDisk| lent.export.nqn == disk.nqn;
+            let Some(lent) = self.lent_disks.iter().find(is_it) else { continue };
+            disk.writes = lent.device.as_ref().and_then(|device| self.hotplug.writes(device));
+            disk.contents.clone_from(&lent.contents);
         }
         model
     }
 
     /// What holds just now and is worth knowing, a sentence each.
-    fn standing(&self, advice: Option<&str>) -> Vec<String> {
-        let mut notes: Vec<String> = advice.map(str::to_owned).into_iter().collect();
+    fn standing(&self, loopback_advice: Option<&str>) -> Vec<String> {
+        let mut notes: Vec<String> = loopback_advice.map(str::to_owned).into_iter().collect();
         notes.extend(self.desk.as_ref().and_then(Desk::note));
         if self.desk.is_some() && self.listeners.is_nearby() {
             notes.extend(beyond(&self.addresses));
@@ -291,7 +291,7 @@ impl Server {
         let awaited = |address| format!("This machine does not have the address {address} yet.");
         notes.extend(self.listeners.awaited(&self.addresses).into_iter().map(awaited));
         let waited_for = |disk| format!("There is no disk {disk} yet.");
-        notes.extend(self.follow.missing().into_iter().map(waited_for));
+        notes.extend(self.hotplug.missing().into_iter().map(waited_for));
         notes
     }
 
@@ -323,16 +323,16 @@ impl Server {
             if let Some(end) = self.read_keys(now) {
                 return end;
             }
-            self.follow.receive(now);
+            self.hotplug.receive(now);
             self.notice_addresses(now);
             self.take_events(now);
             if self.broken.is_some() {
                 return End::Broken;
             }
-            if self.admission.has_changed(now) {
+            if self.access_control.has_changed(now) {
                 self.follow_owner(now);
             }
-            let is_used = self.ledger.exports().any(|export| self.ledger.is_attached(export));
+            let is_used = self.status.exports().any(|export| self.status.is_attached(export));
             self.awake.update(self.desk.is_some() || is_used, now);
             self.output.write();
             self.output.look();
@@ -345,13 +345,13 @@ impl Server {
     fn wait(&self, signals: &Signals) {
         let readable = [
             Some(signals.as_fd()),
-            Some(self.mailbox.as_fd()),
+            Some(self.inbox.as_fd()),
             self.address_changes.as_ref().map(AsFd::as_fd),
-            self.admission.descriptor(),
+            self.access_control.descriptor(),
             self.keyboard.as_ref().and_then(Keyboard::descriptor),
         ];
         let only_peer = self.only_peer.iter().map(|fd| (fd.as_fd(), PollFlags::empty()));
-        let readable = readable.into_iter().flatten().chain(self.follow.descriptors());
+        let readable = readable.into_iter().flatten().chain(self.hotplug.descriptors());
         let readable = readable.map(|fd| (fd, PollFlags::IN));
         let desk = self.desk.as_ref().into_iter().flat_map(Desk::ends);
         let mut ends: Vec<PollFd<'_>> = readable
@@ -371,7 +371,7 @@ impl Server {
         let own = shown.into_iter().chain([alerts.addresses, alerts.watchdog, alerts.sizes]);
         let own = own.chain([self.churn.due()]);
         let others =
-            [self.follow.due(), self.admission.due(), self.keyboard_due(), self.awake.due()];
+            [self.hotplug.due(), self.access_control.due(), self.keyboard_due(), self.awake.due()];
         own.chain(others).flatten().min()
     }
 
@@ -383,7 +383,7 @@ impl Server {
 
     fn do_what_is_due(&mut self, now: Instant) {
         let is_due = |alert: Option<Instant>| alert.is_some_and(|at| at <= now);
-        if is_due(self.follow.due()) {
+        if is_due(self.hotplug.due()) {
             self.follow_disks(now);
         }
         if is_due(self.churn.due()) {
@@ -407,7 +407,7 @@ impl Server {
             let is_drawn = self.output.refresh(&model, &self.screen);
             self.show_besides(&model);
             if self.desk.is_some() || is_drawn {
-                self.admission.asked();
+                self.access_control.mark_prompted();
             }
         }
         if is_due(self.alerts.code) {
@@ -429,21 +429,21 @@ impl Server {
         let model = self.model();
         self.output.show(&model, &self.screen, std::mem::take(&mut self.alerts.anew));
         self.show_besides(&model);
-        self.admission.asked();
-        self.output.status(&self.ledger.status());
+        self.access_control.mark_prompted();
+        self.output.status(&self.status.summary());
     }
 
     /// Says what happened, and has the screen show it.
-    fn say(&mut self, happening: &Happening) {
-        self.output.say(happening);
-        if happening.is_message() {
-            happening.sentence().into_iter().for_each(|sentence| self.ledger.note(sentence));
+    fn say(&mut self, event: &ServeEvent) {
+        self.output.say(event);
+        if event.is_message() {
+            event.sentence().into_iter().for_each(|sentence| self.status.note(sentence));
         }
         self.draw_soon(false);
     }
 
     fn take_events(&mut self, now: Instant) {
-        let Waiting { mut events, notes, subjects, view, end, lost } = self.mailbox.receive();
+        let Pending { mut events, notes, subjects, view, end, lost } = self.inbox.receive();
         // Whom it does not name has gone, unless he came after it.
         if let Some((before, view)) = view {
             let after = events.split_off(before.min(events.len()));
@@ -454,26 +454,26 @@ impl Server {
         events.into_iter().for_each(|event| self.take_event(event, now));
         self.broken = self.broken.take().or(end);
         for note in notes {
-            self.say(&Happening::note(note));
+            self.say(&ServeEvent::note(note));
         }
         for (subject, sentence) in subjects {
-            self.ledger.stand(subject, sentence);
+            self.status.set_subject(subject, sentence);
             self.draw_soon(false);
         }
         if lost > 0 {
-            self.say(&Happening::note(format!(
+            self.say(&ServeEvent::note(format!(
                 "{lost} more events were not shown, too many at once"
             )));
         }
     }
 
-    fn take_event(&mut self, tallied: Tallied, now: Instant) {
-        let Tallied { event, count } = tallied;
-        self.ledger.record(&event, self.admission.policy());
+    fn take_event(&mut self, counted: CountedEvent, now: Instant) {
+        let CountedEvent { event, count } = counted;
+        self.status.record(&event, self.access_control.policy());
         self.faults.record(&event, count);
         match event {
-            Event::PairingRequested { peer, request: knock } => {
-                return self.knocked(Caller { peer, knock }, now);
+            Event::PairingRequested { peer, request } => {
+                return self.knocked(PendingPairing { peer, request }, now);
             }
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
             _ => {}
@@ -482,11 +482,12 @@ impl Server {
             return self.draw_soon(false);
         }
         let shrunk = self.file_end_before(&event);
-        let mut happening = happening(Tallied { event, count }, &self.listeners, &self.admission);
-        if let (Some(bytes), Happening::Fault { reason, .. }) = (shrunk, &mut happening) {
+        let mut event =
+            serve_event(CountedEvent { event, count }, &self.listeners, &self.access_control);
+        if let (Some(bytes), ServeEvent::Fault { reason, .. }) = (shrunk, &mut event) {
             *reason = format!("the file ends before that, at {bytes} bytes");
         }
-        self.say(&happening);
+        self.say(&event);
         if shrunk.is_some() {
             self.follow_sizes(now);
         }
@@ -494,7 +495,11 @@ impl Server {
 }
 
 /// What the engine says, with what is known of whom it is about.
-fn happening(tallied: Tallied, listeners: &Listeners, admission: &Admission) -> Happening {
-    let protocol = peer_of(&tallied.event).map(|peer| listeners.protocol_of(peer));
-    Happening::of(tallied, admission.policy(), protocol.unwrap_or(Protocol::Nvme))
+fn serve_event(
+    counted: CountedEvent,
+    listeners: &Listeners,
+    access_control: &AccessControl,
+) -> ServeEvent {
+    let protocol = peer_of(&counted.event).map(|peer| listeners.protocol_of(peer));
+    ServeEvent::of(counted, access_control.policy(), protocol.unwrap_or(Protocol::Nvme))
 }

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 pub fn bind(path: &Path) -> io::Result<OwnedFd> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            clear(path)?;
+            remove_stale(path)?;
             UnixListener::bind(path)?
         }
         result => result?,
@@ -27,18 +27,18 @@ pub fn bind(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Removes what somebody has left behind who listens no longer.
-fn clear(path: &Path) -> io::Result<()> {
+fn remove_stale(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(ErrorKind::AlreadyExists.into());
     }
-    match knock(path) {
+    match probe(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
         _ => Err(ErrorKind::AddrInUse.into()),
     }
 }
 
 /// Whether somebody listens there; who has too much to do to answer is not waited for.
-fn knock(path: &Path) -> io::Result<()> {
+fn probe(path: &Path) -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
@@ -97,12 +97,13 @@ mod test {
     fn who_listens_and_does_not_answer_is_not_waited_for() {
         let folder = Scratch::new();
         let path = folder.0.join("x.sock");
-        let deaf = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-        let deaf = deaf.unwrap();
-        rustix::net::bind(&deaf, &SocketAddrUnix::new(&path).unwrap()).unwrap();
-        rustix::net::listen(&deaf, 0).unwrap();
+        let unresponsive =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let unresponsive = unresponsive.unwrap();
+        rustix::net::bind(&unresponsive, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&unresponsive, 0).unwrap();
         // Those that were not accepted stay in the queue, though they are gone: it is full now.
-        while knock(&path).is_ok() {}
+        while probe(&path).is_ok() {}
         assert_eq!(bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
         assert!(path.exists());
     }

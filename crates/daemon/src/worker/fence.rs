@@ -17,7 +17,7 @@ use rustix::fs::{FileType, fstat};
 
 use super::Shared;
 use crate::flush::Flush;
-use crate::mailbox::Said;
+use crate::inbox::WorkerEvent;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -102,7 +102,7 @@ impl Check {
 
     fn report(&mut self, shared: &Shared) {
         if !std::mem::replace(&mut self.is_reported, true) {
-            shared.say(Said::Note(format!(
+            shared.emit(WorkerEvent::Note(format!(
                 "{} is not lent for now: the disk does not answer, and what was being written to it \
                  may still be carried out.",
                 self.withheld.export.name
@@ -113,7 +113,7 @@ impl Check {
     fn release(&self, shared: &Shared) {
         shared.state().release(&self.withheld.export.nqn);
         if self.is_reported {
-            shared.say(Said::Note(format!("{} is lent again.", self.withheld.export.name)));
+            shared.emit(WorkerEvent::Note(format!("{} is lent again.", self.withheld.export.name)));
         }
     }
 }

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::thread;
 
 use super::Shared;
-use crate::mailbox::Said;
+use crate::inbox::WorkerEvent;
 use ipc::spawn::executable;
 
 /// Lines of the worker's own that are passed on at most, and bytes of each: it should have none.
-const LINES: usize = 64;
-const LINE: u64 = 1000;
+const MAX_LINES: usize = 64;
+const MAX_LINE: u64 = 1000;
 
 /// Starts it. It has one descriptor, the other end of the socket; where others have a standard error, it has a pipe,
 /// whose lines are notes. It gets no environment, and no signal of the terminal.
@@ -24,7 +24,7 @@ const LINE: u64 = 1000;
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
     linux::sandbox::set_cloexec_on_all();
     let (own, other) = UnixStream::pair()?;
-    let (words, pipe) = io::pipe()?;
+    let (output, pipe) = io::pipe()?;
     let child = Command::new(executable())
         .arg0("storagetm")
         .arg("worker")
@@ -36,25 +36,25 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
         .stderr(pipe)
         .spawn()?;
     let shared = shared.clone();
-    let listen = move || pass_on(words, &shared);
-    thread::Builder::new().name("words".to_owned()).spawn(listen)?;
+    let listen = move || forward_output(output, &shared);
+    thread::Builder::new().name("output".to_owned()).spawn(listen)?;
     Ok((child, own))
 }
 
 /// Has what it says besides, as when it panics, be said as a note.
-fn pass_on(words: PipeReader, shared: &Arc<Shared>) {
-    let mut words = BufReader::new(words);
-    for _ in 0..LINES {
+fn forward_output(output: PipeReader, shared: &Arc<Shared>) {
+    let mut output = BufReader::new(output);
+    for _ in 0..MAX_LINES {
         let mut line = Vec::new();
-        match words.by_ref().take(LINE).read_until(b'\n', &mut line) {
-            Ok(1..) => shared.say(Said::Note(said(&line))),
+        match output.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(1..) => shared.emit(WorkerEvent::Note(output_note(&line))),
             _ => return,
         }
     }
     // Nobody waits for somebody who reads no more.
-    let _ = io::copy(&mut words, &mut io::sink());
+    let _ = io::copy(&mut output, &mut io::sink());
 }
 
-fn said(line: &[u8]) -> String {
+fn output_note(line: &[u8]) -> String {
     format!("The process that talks to hosts says: {}", String::from_utf8_lossy(line).trim_end())
 }

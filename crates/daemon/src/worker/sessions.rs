@@ -14,7 +14,7 @@ use nvme::wire::fabrics::DISCOVERY_NQN;
 use pair::{FailedAttempts, PairingServer};
 
 use super::disks::Disks;
-use crate::listen::{Protocol, Serves};
+use crate::listen::{ListenerRole, Protocol};
 use keys::key::nbd_psk;
 
 /// What sessions are made of.
@@ -25,13 +25,13 @@ pub(super) struct Sessions {
     nbd: Arc<nbd_server::Server>,
     /// What is shown to NBD clients that speak TLS without a key.
     certificates: Option<Certificates>,
-    desk: Mutex<Option<Arc<PairingServer>>>,
-    keys: Mutex<Known>,
+    pairing: Mutex<Option<Arc<PairingServer>>>,
+    keys: Mutex<HostKeys>,
 }
 
 /// The keys of the owner's hosts, as of a generation of the catalogue.
 #[derive(Default)]
-struct Known {
+struct HostKeys {
     generation: Option<u64>,
     nvme: Vec<Psk>,
     nbd: Vec<Psk>,
@@ -57,33 +57,33 @@ impl Sessions {
             certificates,
             catalogue,
             disks,
-            desk: Mutex::default(),
+            pairing: Mutex::default(),
             keys: Mutex::default(),
         })
     }
 
     /// Who pairs machines, if anybody does.
-    pub(super) fn desk(&self) -> Option<Arc<PairingServer>> {
-        lock(&self.desk).clone()
+    pub(super) fn pairing_server(&self) -> Option<Arc<PairingServer>> {
+        lock(&self.pairing).clone()
     }
 
     /// Pairs machines from `now` on, after those wrong codes. This one calls itself `name`.
     pub(super) fn pair(&self, name: &str, tries: FailedAttempts, now: Instant) {
-        *lock(&self.desk) = Some(PairingServer::resume(name, now, Box::new(fill), tries));
+        *lock(&self.pairing) = Some(PairingServer::resume(name, now, Box::new(fill_random), tries));
     }
 
     /// How a socket's sessions are made.
-    pub(super) fn open(self: &Arc<Self>, serves: Serves) -> MakeSession {
+    pub(super) fn open(self: &Arc<Self>, serves: ListenerRole) -> MakeSession {
         let port = match serves {
-            Serves::All => Port::Any,
-            Serves::Discovery => Port::Discovery { disks_at: nvme::PORT },
-            Serves::Nbd => return self.open_nbd(nbd_server::Start::HelloSent),
+            ListenerRole::All => Port::Any,
+            ListenerRole::Discovery => Port::Discovery { disks_at: nvme::PORT },
+            ListenerRole::Nbd => return self.open_nbd(nbd_server::Start::HelloSent),
         };
         let sessions = self.clone();
         Arc::new(move |peer, account, now| {
-            let desk = sessions.desk().filter(|_| wants_to_pair(&peer));
-            match desk {
-                Some(desk) => Box::new(desk.open_session(peer, now)) as Box<dyn Session>,
+            let pairing = sessions.pairing_server().filter(|_| is_pairing_channel(&peer));
+            match pairing {
+                Some(pairing) => Box::new(pairing.open_session(peer, now)) as Box<dyn Session>,
                 None => Box::new(sessions.target.session(peer, port, account, now)),
             }
         })
@@ -95,18 +95,18 @@ impl Sessions {
     }
 
     /// Who is let in at a socket.
-    pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: Serves) -> Security {
+    pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: ListenerRole) -> Security {
         let (keys, plain) = (self.clone(), self.clone());
         match serves.protocol() {
             Protocol::Nvme => Security {
                 auth,
                 keys: Some(Arc::new(move || keys.keys())),
-                plain: Arc::new(move || is_plain_of_use(&plain.catalogue.policy())),
+                plain: Arc::new(move || can_authenticate_in_plaintext(&plain.catalogue.policy())),
                 ..Security::open()
             },
             Protocol::Nbd => Security {
                 auth,
-                keys: Some(Arc::new(move || keys.known(|known| known.nbd.clone()))),
+                keys: Some(Arc::new(move || keys.with_host_keys(|keys| keys.nbd.clone()))),
                 // Who it is, a client can show by TLS alone.
                 plain: Arc::new(|| false),
                 negotiation: Some(self.negotiators(auth)),
@@ -121,16 +121,16 @@ impl Sessions {
         Arc::new(move |_| {
             let sessions = sessions.clone();
             let mut greeter = nbd_server::greet(auth == Auth::Required, sessions.can_secure());
-            Box::new(move |bytes| sessions.heard(greeter.receive(bytes)))
+            Box::new(move |bytes| sessions.negotiation_step(greeter.receive(bytes)))
         })
     }
 
     /// Whether there is a key or a certificate to speak TLS with.
     fn can_secure(&self) -> bool {
-        self.certificates.is_some() || self.known(|known| !known.nbd.is_empty())
+        self.certificates.is_some() || self.with_host_keys(|keys| !keys.nbd.is_empty())
     }
 
-    fn heard(&self, reaction: Reaction) -> NegotiationStep {
+    fn negotiation_step(&self, reaction: Reaction) -> NegotiationStep {
         let next = match reaction.next {
             Next::Wait => NextStep::Wait,
             Next::Plain => NextStep::Plain,
@@ -145,28 +145,28 @@ impl Sessions {
 
     /// The keys with which a channel for NVMe/TCP may be made just now.
     fn keys(&self) -> Vec<Psk> {
-        let mut psks = self.known(|known| known.nvme.clone());
+        let mut psks = self.with_host_keys(|keys| keys.nvme.clone());
         let generated = self.target.generated_psks(Instant::now());
-        psks.extend(generated.into_iter().filter_map(|(key, psk)| for_tls(psk, key)));
-        psks.extend(self.desk().map(|_| for_pairing()));
+        psks.extend(generated.into_iter().filter_map(|(key, psk)| to_tls_psk(psk, key)));
+        psks.extend(self.pairing_server().map(|_| pairing_psk()));
         psks
     }
 
     /// Those of the owner's hosts. Made once for each change of what is lent or who is let in.
-    fn known<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
-        let mut known = lock(&self.keys);
+    fn with_host_keys<T>(&self, look: impl FnOnce(&HostKeys) -> T) -> T {
+        let mut keys = lock(&self.keys);
         let generation = self.catalogue.generation();
-        if known.generation != Some(generation) {
+        if keys.generation != Some(generation) {
             let policy = self.catalogue.policy();
-            known.nvme = policy.hosts.iter().flat_map(|host| self.of_host(host)).collect();
-            known.nbd = policy.hosts.iter().flat_map(|host| of_nbd(host)).collect();
-            known.generation = Some(generation);
+            keys.nvme = policy.hosts.iter().flat_map(|host| self.psks_of(host)).collect();
+            keys.nbd = policy.hosts.iter().flat_map(|host| nbd_psks_of(host)).collect();
+            keys.generation = Some(generation);
         }
-        look(&known)
+        look(&keys)
     }
 
     /// A host's keys: one for each name that it may connect to.
-    fn of_host(&self, host: &Host) -> Vec<Psk> {
+    fn psks_of(&self, host: &Host) -> Vec<Psk> {
         let Some(text) = &host.tls else { return Vec::new() };
         let lent = self.disks.lent();
         let allowed = lent.iter().filter(|export| host.access(export).is_some());
@@ -174,12 +174,12 @@ impl Sessions {
         let derived = |name| auth::psk::derive_psks(text, host.tls_compat, &host.nqn, name);
         // What is wrong with a key was said when it was read.
         let psks = names.flat_map(|name| derived(name).unwrap_or_default());
-        psks.filter_map(|psk| for_tls(psk, host.key)).collect()
+        psks.filter_map(|psk| to_tls_psk(psk, host.key)).collect()
     }
 }
 
 /// A host's keys for NBD: one for each name by which it may present itself.
-fn of_nbd(host: &Host) -> Vec<Psk> {
+fn nbd_psks_of(host: &Host) -> Vec<Psk> {
     let Some(secret) = host.tls.as_ref().and_then(nbd_psk) else { return Vec::new() };
     let named = |name: &String| Psk {
         identity: name.clone(),
@@ -191,16 +191,16 @@ fn of_nbd(host: &Host) -> Vec<Psk> {
 }
 
 /// Whether the peer came in the channel that everybody can make.
-fn wants_to_pair(peer: &Peer) -> bool {
+fn is_pairing_channel(peer: &Peer) -> bool {
     peer.channel.as_ref().is_some_and(|channel| channel.identity == pair::IDENTITY)
 }
 
 /// Whether somebody who speaks in the clear can still show who it is.
-fn is_plain_of_use(policy: &Policy) -> bool {
+fn can_authenticate_in_plaintext(policy: &Policy) -> bool {
     policy.hosts.iter().any(|host| host.chap.is_some() && host.tls.is_none())
 }
 
-fn for_tls(psk: auth::psk::Psk, key: KeyId) -> Option<Psk> {
+fn to_tls_psk(psk: auth::psk::Psk, key: KeyId) -> Option<Psk> {
     let hash = match psk.hash {
         auth::Hash::Sha256 => tls::Hash::Sha256,
         auth::Hash::Sha384 => tls::Hash::Sha384,
@@ -209,13 +209,13 @@ fn for_tls(psk: auth::psk::Psk, key: KeyId) -> Option<Psk> {
     Some(Psk { identity: psk.identity, secret: psk.secret, hash, key: Some(key) })
 }
 
-fn for_pairing() -> Psk {
+fn pairing_psk() -> Psk {
     let secret = Secret::new(pair::PSK.to_vec());
     Psk { identity: pair::IDENTITY.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
 }
 
 /// Without random bytes there is no code that is none to guess.
-fn fill(bytes: &mut [u8]) {
+fn fill_random(bytes: &mut [u8]) {
     if !auth::chap::system_random(bytes) {
         std::process::abort();
     }

@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::desk::Desk;
 use crate::serve::{self, End};
-use daemon::mailbox::Mailbox;
+use daemon::inbox::Inbox;
 use daemon::settings::Settings;
 use failure::Failure;
 
@@ -47,14 +47,14 @@ pub(super) fn run() -> Result<Infallible, Failure> {
         let _ = linux::pid1::quiet_kernel();
     }
     let settings = Settings::read(&tree);
-    let mailbox = serve::open_mailbox()?;
-    drive(tree.clone(), mailbox.clone());
-    let network = connect(&tree, &mailbox);
+    let inbox = serve::open_mailbox()?;
+    drive(tree.clone(), inbox.clone());
+    let network = connect(&tree, &inbox);
     if let Err(error) = &network {
-        mailbox.note(format!("The network cannot be brought up: {error}."));
+        inbox.note(format!("The network cannot be brought up: {error}."));
     }
     let desk = Desk::open(&tree);
-    let end = serve::lend_all(settings, mailbox, desk)?;
+    let end = serve::lend_all(settings, inbox, desk)?;
     std::process::exit(match end {
         End::Restart => RESTART,
         End::PowerOff | End::Told | End::Broken => POWER_OFF,
@@ -62,33 +62,33 @@ pub(super) fn run() -> Result<Infallible, Failure> {
 }
 
 /// Has the network be brought up as the kernel command line says, and kept up.
-fn connect(tree: &Tree, mailbox: &Mailbox) -> io::Result<Network> {
+fn connect(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
     let line = tree.text("proc/cmdline").unwrap_or_default();
     let (settings, bad) = Setting::parse_all(&line);
-    bad.iter().for_each(|bad| mailbox.note(bad.to_string()));
-    let mailbox = mailbox.clone();
-    Network::start(settings, move |note| tell(&mailbox, &note))
+    bad.iter().for_each(|bad| inbox.note(bad.to_string()));
+    let inbox = inbox.clone();
+    Network::start(settings, move |note| tell(&inbox, &note))
 }
 
 /// Passes on what the network says: what happened, and how it stands with an interface now. What happened must not be
 /// taken back by the next word on the same interface.
-fn tell(mailbox: &Mailbox, note: &network::Note) {
+fn tell(inbox: &Inbox, note: &network::Note) {
     use network::Note as N;
     match note {
-        N::Failed { .. } => mailbox.note(format!("{note}.")),
+        N::Failed { .. } => inbox.note(format!("{note}.")),
         N::Address { interface, address } if is_link_local(*address) => {
-            mailbox.about(&claim(interface), None);
+            inbox.set_subject(&claim(interface), None);
         }
         N::Conflict { interface, .. } => {
-            mailbox.about(&claim(interface), Some(format!("{note}.")));
+            inbox.set_subject(&claim(interface), Some(format!("{note}.")));
         }
         N::Gone { interface } => {
-            mailbox.about(&claim(interface), None);
-            mailbox.about(interface, None);
+            inbox.set_subject(&claim(interface), None);
+            inbox.set_subject(interface, None);
         }
         note => {
             if let Some((interface, sentence)) = standing(note) {
-                mailbox.about(interface, sentence);
+                inbox.set_subject(interface, sentence);
             }
         }
     }
@@ -119,29 +119,29 @@ fn standing(note: &network::Note) -> Option<(&str, Option<String>)> {
 
 /// Has drivers be loaded for the hardware that is there and that comes, on a thread of its own: one that waits for its
 /// disks must not keep the screen.
-fn drive(tree: Tree, mailbox: Mailbox) {
+fn drive(tree: Tree, inbox: Inbox) {
     std::thread::spawn(move || {
-        if let Err(error) = load_drivers(&tree, &mailbox) {
-            mailbox.note(format!("Drivers are not loaded any more: {error}."));
+        if let Err(error) = load_drivers(&tree, &inbox) {
+            inbox.note(format!("Drivers are not loaded any more: {error}."));
         }
     });
 }
 
-fn load_drivers(tree: &Tree, mailbox: &Mailbox) -> io::Result<()> {
+fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
     let uname = rustix::system::uname();
     let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
     if !tree.path(&folder).exists() {
         // The kernel has all its drivers in itself, or somebody else has loaded them.
-        Shortfalls::open(tree).report(mailbox);
+        Shortfalls::open(tree).report(inbox);
         return Ok(());
     }
     let line = tree.text("proc/cmdline").unwrap_or_default();
     let mut drivers = Drivers::open(tree, &folder, &line)?;
-    let mut say = |note| said(note).into_iter().for_each(|sentence| mailbox.note(sentence));
+    let mut say = |note| said(note).into_iter().for_each(|sentence| inbox.note(sentence));
     drivers.coldplug(&mut say)?;
     let mut shortfalls = Shortfalls::open(tree);
     loop {
-        shortfalls.report(mailbox);
+        shortfalls.report(inbox);
         let _ = poll(&mut [PollFd::new(&drivers, PollFlags::IN)], None);
         drivers.receive(&mut say)?;
     }
@@ -161,14 +161,14 @@ impl Shortfalls {
     }
 
     /// Puts what is new into the mailbox, and takes back what is over.
-    fn report(&mut self, mailbox: &Mailbox) {
+    fn report(&mut self, inbox: &Inbox) {
         let mut now = survey(&self.tree);
         now.extend(self.firmware.iter_mut().flat_map(FirmwareLog::look).cloned());
         for over in self.shown.difference(&now) {
-            mailbox.about(&over.to_string(), None);
+            inbox.set_subject(&over.to_string(), None);
         }
         for new in now.difference(&self.shown) {
-            mailbox.about(&new.to_string(), Some(new.to_string()));
+            inbox.set_subject(&new.to_string(), Some(new.to_string()));
         }
         self.shown = now;
     }
@@ -202,11 +202,11 @@ mod test {
 
     #[test]
     fn what_failed_is_not_taken_back_by_what_comes_next() {
-        let mailbox = Mailbox::open().unwrap();
+        let inbox = Inbox::open().unwrap();
         let error = io::ErrorKind::NotFound.into();
-        tell(&mailbox, &N::Failed { interface: eth0(), what: "brought up".to_owned(), error });
-        tell(&mailbox, &N::LinkUp { interface: eth0() });
-        assert_eq!(mailbox.receive().notes, ["eth0: could not be brought up: entity not found."]);
+        tell(&inbox, &N::Failed { interface: eth0(), what: "brought up".to_owned(), error });
+        tell(&inbox, &N::LinkUp { interface: eth0() });
+        assert_eq!(inbox.receive().notes, ["eth0: could not be brought up: entity not found."]);
     }
 
     #[test]
@@ -217,29 +217,29 @@ mod test {
         for (name, text) in [("class", "0x020000"), ("vendor", "0x8086"), ("device", "0x15f3")] {
             std::fs::write(device.join(name), text).unwrap();
         }
-        let mailbox = Mailbox::open().unwrap();
+        let inbox = Inbox::open().unwrap();
         let mut shortfalls = Shortfalls::open(&Tree::at(&folder.0));
-        shortfalls.report(&mailbox);
-        let shown = mailbox.receive().subjects;
+        shortfalls.report(&inbox);
+        let shown = inbox.receive().subjects;
         assert_eq!(shown.len(), 2, "no driver, no card: {shown:?}");
         assert!(shown.values().all(Option::is_some));
         std::fs::create_dir_all(folder.0.join("sys/class/net/eth0/device")).unwrap();
         std::fs::create_dir(device.join("driver")).unwrap();
-        shortfalls.report(&mailbox);
-        let over = mailbox.receive().subjects;
+        shortfalls.report(&inbox);
+        let over = inbox.receive().subjects;
         assert_eq!(over.len(), 2);
         assert!(over.values().all(Option::is_none), "{over:?}");
     }
 
     #[test]
     fn a_conflict_is_over_when_there_is_an_address_and_silence_is_not() {
-        let mailbox = Mailbox::open().unwrap();
+        let inbox = Inbox::open().unwrap();
         let address = [169, 254, 7, 9].into();
-        tell(&mailbox, &N::NoAnswer { interface: eth0() });
-        tell(&mailbox, &N::Conflict { interface: eth0(), address, other: Mac([2; 6]) });
-        let subjects = mailbox.receive().subjects;
+        tell(&inbox, &N::NoAnswer { interface: eth0() });
+        tell(&inbox, &N::Conflict { interface: eth0(), address, other: Mac([2; 6]) });
+        let subjects = inbox.receive().subjects;
         assert_eq!(subjects.values().filter(|sentence| sentence.is_some()).count(), 2);
-        tell(&mailbox, &N::Address { interface: eth0(), address: address.into() });
-        assert_eq!(mailbox.receive().subjects, BTreeMap::from([(claim("eth0"), None)]));
+        tell(&inbox, &N::Address { interface: eth0(), address: address.into() });
+        assert_eq!(inbox.receive().subjects, BTreeMap::from([(claim("eth0"), None)]));
     }
 }

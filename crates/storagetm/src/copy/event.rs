@@ -5,7 +5,7 @@ use std::ops::Range;
 use ::copy::{Outcome, Progress, Report};
 use serde::Serialize;
 
-use daemon::happening::escaped;
+use daemon::event::escaped;
 
 /// Something that happened.
 #[derive(Debug, Serialize)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use console::decimal;
 use serde::Serialize;
 
-use daemon::happening::escaped;
+use daemon::event::escaped;
 use failure::Failure;
 
 /// What kind of image it is.

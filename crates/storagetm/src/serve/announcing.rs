@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use export::Auth;
 
-use daemon::listen::{Listener, Place, Serves};
+use daemon::listen::{BindAddr, Listener, ListenerRole};
 use dnssd::{LocalEndpoint, ServiceType};
 
 use super::Server;
@@ -13,7 +13,7 @@ impl Server {
     /// Tells the networks nearby where disks are had now.
     pub(super) fn tell_networks(&mut self) {
         let Some(announcer) = &mut self.announcer else { return };
-        let spots = spots(self.listeners.here());
+        let spots = spots(self.listeners.active());
         announcer.announce(&self.machine, &spots, &self.addresses);
     }
 }
@@ -22,23 +22,24 @@ impl Server {
 fn spots<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<LocalEndpoint> {
     let here: Vec<(SocketAddr, &Listener)> = here.filter_map(at).collect();
     let has_discovery = |at: SocketAddr| {
-        here.iter().any(|(it, of)| of.serves == Serves::Discovery && it.ip() == at.ip())
+        here.iter().any(|(it, of)| of.serves == ListenerRole::Discovery && it.ip() == at.ip())
     };
-    let chosen = here.iter().filter(|(at, of)| of.serves != Serves::All || !has_discovery(*at));
+    let chosen =
+        here.iter().filter(|(at, of)| of.serves != ListenerRole::All || !has_discovery(*at));
     chosen.map(|(at, of)| spot(*at, of)).collect()
 }
 
 fn at(listener: &Listener) -> Option<(SocketAddr, &Listener)> {
-    match listener.place {
-        Place::Net(at) => Some((at, listener)),
-        Place::Path(_) => None,
+    match listener.addr {
+        BindAddr::Net(at) => Some((at, listener)),
+        BindAddr::Path(_) => None,
     }
 }
 
 fn spot(at: SocketAddr, listener: &Listener) -> LocalEndpoint {
     let kind = match listener.serves {
-        Serves::All | Serves::Discovery => ServiceType::Nvme,
-        Serves::Nbd => ServiceType::Nbd,
+        ListenerRole::All | ListenerRole::Discovery => ServiceType::Nvme,
+        ListenerRole::Nbd => ServiceType::Nbd,
     };
     LocalEndpoint {
         kind,
@@ -52,27 +53,27 @@ fn spot(at: SocketAddr, listener: &Listener) -> LocalEndpoint {
 mod test {
     use super::*;
 
-    fn listener(serves: Serves, at: &str) -> Listener {
+    fn listener(serves: ListenerRole, at: &str) -> Listener {
         let auth = if at.starts_with("127.") { Auth::None } else { Auth::Required };
         Listener {
-            place: Place::Net(at.parse().unwrap()),
+            addr: BindAddr::Net(at.parse().unwrap()),
             interface: None,
             serves,
             auth,
-            spare: false,
+            optional: false,
         }
     }
 
     #[test]
     fn discovery_is_announced_at_its_own_port_where_it_has_one() {
         let here = [
-            listener(Serves::All, "10.0.0.1:4420"),
-            listener(Serves::Discovery, "10.0.0.1:8009"),
-            listener(Serves::All, "127.0.0.1:5000"),
-            listener(Serves::Nbd, "10.0.0.1:10809"),
+            listener(ListenerRole::All, "10.0.0.1:4420"),
+            listener(ListenerRole::Discovery, "10.0.0.1:8009"),
+            listener(ListenerRole::All, "127.0.0.1:5000"),
+            listener(ListenerRole::Nbd, "10.0.0.1:10809"),
             Listener {
-                place: Place::Path("/run/a".into()),
-                ..listener(Serves::Nbd, "127.0.0.1:1")
+                addr: BindAddr::Path("/run/a".into()),
+                ..listener(ListenerRole::Nbd, "127.0.0.1:1")
             },
         ];
         let spots = spots(here.iter());

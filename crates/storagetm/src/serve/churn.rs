@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use daemon::happening::Happening;
+use daemon::event::ServeEvent;
 use export::Event;
 
-use super::{Server, happening};
+use super::{Server, serve_event};
 
 /// For how long the attachments of a host are counted.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -127,10 +127,10 @@ impl Server {
     pub(super) fn report_churn(&mut self, now: Instant) {
         let (events, sentences) = self.churn.take_due(now);
         for event in events {
-            let happening = happening(event.into(), &self.listeners, &self.admission);
-            self.say(&happening);
+            let event = serve_event(event.into(), &self.listeners, &self.access_control);
+            self.say(&event);
         }
-        sentences.into_iter().for_each(|sentence| self.say(&Happening::note(sentence)));
+        sentences.into_iter().for_each(|sentence| self.say(&ServeEvent::note(sentence)));
     }
 }
 

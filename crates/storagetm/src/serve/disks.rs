@@ -10,37 +10,37 @@ use super::flushes::Flushes;
 use super::{COALESCE, SIZES, Server};
 use crate::desk::Desk;
 use daemon::device::Device;
+use daemon::event::ServeEvent;
 use daemon::flush::Flush;
-use daemon::follow::Change;
-use daemon::happening::Happening;
-use daemon::lend::{Loan, check_unlike};
-use daemon::worker::Writes;
+use daemon::hotplug::Change;
+use daemon::lend::{LentDisk, check_distinct};
+use daemon::worker::WriteTracker;
 use failure::spawn_error;
 
 impl Server {
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
     pub(super) fn settle(&mut self, export: &Arc<Export>) {
-        let used = self.ledger.is_attached(export);
+        let used = self.status.is_attached(export);
         if self.desk.is_none() || used || export.access == Access::ReadOnly {
             return;
         }
         if !self.flushes.begin(export) {
             return;
         }
-        let (of, flushes, mailbox) = (export.clone(), self.flushes.clone(), self.mailbox.clone());
+        let (of, flushes, inbox) = (export.clone(), self.flushes.clone(), self.inbox.clone());
         let writes = self.worker.writes(export);
         let flush = move || {
             if let Err(error) = flush(&of, &writes, &flushes) {
                 // No later flush may report success: this one has taken the error.
                 writes.fail_flush();
                 let sentence = unflushed(&of, &error);
-                mailbox.note(sentence.clone());
+                inbox.note(sentence.clone());
                 flushes.fail(&of, sentence);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("flush".to_owned()).spawn(flush) {
             let sentence = unflushed(export, &spawn_error(&error));
-            self.say(&Happening::note(&sentence));
+            self.say(&ServeEvent::note(&sentence));
             self.flushes.fail(export, sentence);
         }
     }
@@ -48,60 +48,60 @@ impl Server {
     /// Lends nothing any more, until somebody wants it.
     pub(super) fn take_back(&mut self) {
         self.desk.iter_mut().for_each(|desk| desk.mode().lending = false);
-        for loan in std::mem::take(&mut self.loans) {
-            self.withdraw_loan(&loan, "it was taken back at the machine");
-            self.settle(&loan.export);
+        for lent in std::mem::take(&mut self.lent_disks) {
+            self.withdraw_loan(&lent, "it was taken back at the machine");
+            self.settle(&lent.export);
         }
     }
 
     pub(super) fn follow_disks(&mut self, now: Instant) {
-        for change in self.follow.look(&self.loans, now) {
+        for change in self.hotplug.look(&self.lent_disks, now) {
             let lending = self.desk.as_ref().is_none_or(Desk::is_lending);
             match change {
-                Change::Came(loan) if lending => self.lend(*loan),
-                Change::Came(_) => {}
-                Change::Went(device) => self.withdraw(&device),
+                Change::Added(lent) if lending => self.lend(*lent),
+                Change::Added(_) => {}
+                Change::Removed(device) => self.withdraw(&device),
                 Change::Resized(device, bytes) => self.resize(&device, bytes),
-                Change::Note(note) => self.say(&Happening::note(note)),
+                Change::Note(note) => self.say(&ServeEvent::note(note)),
             }
         }
     }
 
-    fn lend(&mut self, loan: Loan) {
-        let unlike = |known: &Loan| check_unlike(&known.export, &loan.export);
-        if let Err(failure) = self.loans.iter().try_for_each(unlike) {
-            self.say(&Happening::note(failure));
+    fn lend(&mut self, lent: LentDisk) {
+        let unlike = |known: &LentDisk| check_distinct(&known.export, &lent.export);
+        if let Err(failure) = self.lent_disks.iter().try_for_each(unlike) {
+            self.say(&ServeEvent::note(failure));
             return;
         }
-        let loan = loan.named_apart(&self.loans);
-        let export = loan.export.clone();
+        let lent = lent.with_unique_name(&self.lent_disks);
+        let export = lent.export.clone();
         if let Err(failure) = self.worker.lend(&export) {
-            self.say(&Happening::note(failure));
+            self.say(&ServeEvent::note(failure));
             return;
         }
-        self.keep(loan);
+        self.keep(lent);
         self.say_lent(&export);
         self.draw_soon(true);
     }
 
     fn withdraw(&mut self, device: &Device) {
-        let of_it = |loan: &mut Loan| loan.device.as_ref() == Some(device);
-        let gone: Vec<Loan> = self.loans.extract_if(.., of_it).collect();
-        for loan in gone {
-            self.withdraw_loan(&loan, "the disk or its medium is gone");
+        let of_it = |lent: &mut LentDisk| lent.device.as_ref() == Some(device);
+        let gone: Vec<LentDisk> = self.lent_disks.extract_if(.., of_it).collect();
+        for lent in gone {
+            self.withdraw_loan(&lent, "the disk or its medium is gone");
         }
     }
 
-    fn withdraw_loan(&mut self, loan: &Loan, reason: &'static str) {
-        self.follow.release(loan);
-        self.worker.withdraw(&loan.export);
-        self.ledger.withdraw(&loan.export);
-        self.say(&Happening::withdrawn(&loan.export, reason));
+    fn withdraw_loan(&mut self, lent: &LentDisk, reason: &'static str) {
+        self.hotplug.release(lent);
+        self.worker.withdraw(&lent.export);
+        self.status.remove_disk(&lent.export);
+        self.say(&ServeEvent::withdrawn(&lent.export, reason));
     }
 
     fn resize(&mut self, device: &Device, bytes: u64) {
-        let loan = self.loans.iter().find(|loan| loan.device.as_ref() == Some(device));
-        let Some(export) = loan.map(|loan| loan.export.clone()) else { return };
+        let lent = self.lent_disks.iter().find(|lent| lent.device.as_ref() == Some(device));
+        let Some(export) = lent.map(|lent| lent.export.clone()) else { return };
         self.resize_export(&export, bytes);
     }
 
@@ -109,14 +109,16 @@ impl Server {
         let before = export.bytes();
         if export.resize(bytes) {
             self.worker.resize(export);
-            self.say(&Happening::resized(export, before));
+            self.say(&ServeEvent::resized(export, before));
         }
     }
 
     /// Follows image files as they grow and shrink.
     pub(super) fn follow_sizes(&mut self, now: Instant) {
-        let sizes =
-            self.loans.iter().filter_map(|loan| Some((loan.export.clone(), loan.file_bytes()?)));
+        let sizes = self
+            .lent_disks
+            .iter()
+            .filter_map(|lent| Some((lent.export.clone(), lent.file_bytes()?)));
         let sizes: Vec<(Arc<Export>, u64)> = sizes.collect();
         self.alerts.sizes = (!sizes.is_empty()).then(|| now + SIZES);
         sizes.into_iter().for_each(|(export, bytes)| self.resize_export(&export, bytes));
@@ -125,18 +127,18 @@ impl Server {
     /// The size of an image file that has become shorter, if that is why a read failed.
     pub(super) fn file_end_before(&self, event: &Event) -> Option<u64> {
         let Event::Fault { export, op: "read", offset, len, .. } = event else { return None };
-        let loan = self.loans.iter().find(|loan| Arc::ptr_eq(&loan.export, export))?;
-        let bytes = loan.file_bytes()?;
+        let lent = self.lent_disks.iter().find(|lent| Arc::ptr_eq(&lent.export, export))?;
+        let bytes = lent.file_bytes()?;
         let end = export.geometry.blocks_for(bytes) << export.geometry.shift();
         (offset.saturating_add(*len) > end).then_some(bytes)
     }
 }
 
 /// Flushes a disk until nothing has been written to it since.
-fn flush(export: &Arc<Export>, writes: &Writes, flushes: &Flushes) -> io::Result<()> {
+fn flush(export: &Arc<Export>, writes: &WriteTracker, flushes: &Flushes) -> io::Result<()> {
     loop {
         // What a host has asked for before it went may still be on its way to the disk.
-        while writes.are_under_way() {
+        while writes.in_flight() {
             std::thread::sleep(COALESCE);
         }
         Flush::start(&**export).and_then(Flush::outcome)?;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use export::{Access, Export, Fault};
 
-use super::{End, Server, happening};
+use super::{End, Server, serve_event};
 use crate::desk;
+use daemon::event::{DiskRef, ServeEvent};
 use daemon::flush::Flush;
-use daemon::happening::{Happening, Which};
-use daemon::worker::Writes;
+use daemon::worker::WriteTracker;
 use dnssd::Announcer;
 
 /// How long all of it takes at most, whatever hangs, unless the worker has to be killed: then it is half a second more.
@@ -37,30 +37,31 @@ impl Server {
         }
         self.keyboard = None;
         self.output.stopping();
-        let exports = self.ledger.exports();
+        let exports = self.status.exports();
         let writable = exports.filter(|export| export.access == Access::Writable);
-        let writable: Vec<(Arc<Export>, Writes)> =
+        let writable: Vec<(Arc<Export>, WriteTracker)> =
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.announcer.take().into_iter().for_each(Announcer::stop);
         let in_time = self.worker.stop(PATIENCE.saturating_sub(begun.elapsed()));
-        for tallied in self.mailbox.receive().events {
-            self.faults.record(&tallied.event, tallied.count);
-            if self.churn.hides(&tallied.event, begun) {
+        for counted in self.inbox.receive().events {
+            self.faults.record(&counted.event, counted.count);
+            if self.churn.hides(&counted.event, begun) {
                 continue;
             }
-            let happening = happening(tallied, &self.listeners, &self.admission);
-            self.output.say(&happening);
+            let event = serve_event(counted, &self.listeners, &self.access_control);
+            self.output.say(&event);
         }
         let (held_back, left_out) = self.churn.take_all();
         for event in held_back {
-            let happening = happening(event.into(), &self.listeners, &self.admission);
-            self.output.say(&happening);
+            let event = serve_event(event.into(), &self.listeners, &self.access_control);
+            self.output.say(&event);
         }
         for total in left_out.into_iter().chain(self.faults.totals()) {
-            self.output.say(&Happening::note(total));
+            self.output.say(&ServeEvent::note(total));
         }
         if !in_time {
-            self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
+            self.output
+                .say(&ServeEvent::note("some hosts did not let go in time and were cut off"));
         }
         let end = flushed_by(begun, Instant::now(), at_desk);
         let (failed, mut lost) = flush(writable, end);
@@ -68,10 +69,10 @@ impl Server {
         lost.extend(self.flushes.wait(end));
         lost.sort();
         lost.dedup();
-        for happening in failed.into_iter().chain(lost.iter().map(Happening::note)) {
-            self.output.say(&happening);
+        for event in failed.into_iter().chain(lost.iter().map(ServeEvent::note)) {
+            self.output.say(&event);
         }
-        self.output.say(&Happening::Stopped);
+        self.output.say(&ServeEvent::Stopped);
         self.output.drain(LAST);
         if at_desk && !lost.is_empty() {
             desk::warn(&lost.join("\n"));
@@ -88,7 +89,7 @@ fn flushed_by(begun: Instant, now: Instant, at_desk: bool) -> Instant {
 }
 
 /// Puts everything on stable storage until `end`. Returns what failed, and sentences about disks that have not answered.
-fn flush(disks: Vec<(Arc<Export>, Writes)>, end: Instant) -> (Vec<Happening>, Vec<String>) {
+fn flush(disks: Vec<(Arc<Export>, WriteTracker)>, end: Instant) -> (Vec<ServeEvent>, Vec<String>) {
     let begun = disks.into_iter().map(|(export, writes)| {
         // What the first try lacked, such as memory, may be there now.
         let flush = Flush::start(&*export).or_else(|_| Flush::start(&*export));
@@ -98,10 +99,10 @@ fn flush(disks: Vec<(Arc<Export>, Writes)>, end: Instant) -> (Vec<Happening>, Ve
     let (mut failed, mut lost) = (Vec::new(), Vec::new());
     for (export, writes, flush) in begun {
         let flushed = flush.and_then(|mut flush| flush.wait(end));
-        while flushed.is_ok() && writes.are_under_way() && Instant::now() < end {
+        while flushed.is_ok() && writes.in_flight() && Instant::now() < end {
             std::thread::sleep(PAUSE);
         }
-        lost.extend(loss(&export.name, flushed.as_ref().err(), writes.are_under_way()));
+        lost.extend(loss(&export.name, flushed.as_ref().err(), writes.in_flight()));
         if let Err(error) = flushed
             && error.kind() != ErrorKind::TimedOut
         {
@@ -111,10 +112,10 @@ fn flush(disks: Vec<(Arc<Export>, Writes)>, end: Instant) -> (Vec<Happening>, Ve
     (failed, lost)
 }
 
-fn failed_flush(export: &Export, error: io::Error) -> Happening {
+fn failed_flush(export: &Export, error: io::Error) -> ServeEvent {
     let reason = Fault::from(error).to_string();
-    let which = Which::of(export);
-    Happening::Fault { which, op: "flush", offset: 0, bytes: 0, count: 1, reason }
+    let which = DiskRef::of(export);
+    ServeEvent::Fault { which, op: "flush", offset: 0, bytes: 0, count: 1, reason }
 }
 
 /// Returns a sentence about what may be lost of a disk whose last flush ended with `error`, if it failed.

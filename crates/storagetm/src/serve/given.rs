@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, sockopt};
 
 use super::Server;
 use crate::options::Serve;
-use daemon::listen::{Listener, Place, Protocols, Serves};
+use daemon::listen::{BindAddr, Listener, ListenerRole, Protocols};
 use failure::Failure;
 
 /// What this program was started with.
@@ -38,8 +38,8 @@ impl Given {
         let handed =
             linux::activation::take().map_err(|missing| Failure::new(missing.to_string()))?;
         let sockets = handed.into_iter().map(|handed| {
-            let place = place(handed.socket.as_fd())?;
-            Ok((Listener::handed(place, &handed.name, protocols), handed.socket))
+            let addr = addr(handed.socket.as_fd())?;
+            Ok((Listener::inherited(addr, &handed.name, protocols), handed.socket))
         });
         let sockets: Vec<_> = sockets.collect::<Result<_, Failure>>()?;
         Ok((!sockets.is_empty()).then_some(Self::Listening(sockets)))
@@ -65,12 +65,12 @@ impl Server {
         match given {
             Given::Peer(socket, auth) => {
                 let kept = socket.try_clone().map_err(|error| unusable("standard input", error))?;
-                self.worker.adopt(socket, auth, Serves::Nbd);
+                self.worker.adopt(socket, auth, ListenerRole::Nbd);
                 self.only_peer = Some(kept);
             }
             Given::Listening(sockets) => {
                 for (listener, socket) in sockets {
-                    let listener = self.listeners.take(listener);
+                    let listener = self.listeners.adopt(listener);
                     self.worker.accept(socket, listener.auth, listener.serves);
                 }
             }
@@ -111,7 +111,7 @@ fn standard_input() -> Result<OwnedFd, Failure> {
 fn auth(socket: BorrowedFd<'_>) -> Result<Auth, Failure> {
     let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
     let Ok(address) = SocketAddr::try_from(address) else { return Ok(Auth::None) };
-    Ok(Listener::handed(Place::Net(address), "nbd", Protocols::of(&[])).auth)
+    Ok(Listener::inherited(BindAddr::Net(address), "nbd", Protocols::of(&[])).auth)
 }
 
 fn is_stream(socket: BorrowedFd<'_>) -> bool {
@@ -119,7 +119,7 @@ fn is_stream(socket: BorrowedFd<'_>) -> bool {
 }
 
 /// Where a socket that was handed over listens.
-fn place(socket: BorrowedFd<'_>) -> Result<Place, Failure> {
+fn addr(socket: BorrowedFd<'_>) -> Result<BindAddr, Failure> {
     let name = "a socket that was handed to this program";
     if !is_stream(socket) || sockopt::socket_acceptconn(socket) != Ok(true) {
         return Err(unusable(name, "it is none that listens for connections"));
@@ -127,12 +127,12 @@ fn place(socket: BorrowedFd<'_>) -> Result<Place, Failure> {
     let address = getsockname(socket).map_err(|errno| unusable(name, errno))?;
     if address.address_family() != AddressFamily::UNIX {
         let address = address.try_into().map_err(|_| unusable(name, "it is of no IP address"))?;
-        return Ok(Place::Net(address));
+        return Ok(BindAddr::Net(address));
     }
     let address = rustix::net::SocketAddrUnix::try_from(address).ok();
     let path = address.as_ref().and_then(|address| address.path_bytes());
     let path = path.and_then(|bytes| std::str::from_utf8(bytes).ok());
-    Ok(Place::Path(path.map(PathBuf::from).unwrap_or_default()))
+    Ok(BindAddr::Path(path.map(PathBuf::from).unwrap_or_default()))
 }
 
 fn unusable(what: &str, why: impl std::fmt::Display) -> Failure {

@@ -26,15 +26,15 @@ use crate::keyboard::Keyboard;
 use crate::options::{Io, Serve};
 use crate::output::Output;
 use crate::unpack;
-use daemon::admission::Admission;
+use daemon::access_control::AccessControl;
 use daemon::certificates;
-use daemon::follow::{Change, Follow};
-use daemon::ledger::Ledger;
-use daemon::lend::{Loan, Terms, Wanted, block_device, check_unlike, named};
-use daemon::listen::{Listener, Plan, Protocols, Reach, plan};
+use daemon::hotplug::{Change, Hotplug};
+use daemon::inbox::Inbox;
+use daemon::lend::{LendOptions, LendRequest, LentDisk, block_device, check_distinct, named};
+use daemon::listen::{DefaultScope, Listener, Plan, Protocols, plan};
 use daemon::listeners::Listeners;
-use daemon::mailbox::Mailbox;
 use daemon::settings::Settings;
+use daemon::status::Status;
 use daemon::worker::{Config, Worker};
 use dnssd::Announcer;
 use failure::Failure;
@@ -52,8 +52,8 @@ const LEAST_PAYLOADS: usize = 4 << 20;
 
 /// The disks that are lent from the start.
 struct Disks {
-    follow: Follow,
-    loans: Vec<Loan>,
+    hotplug: Hotplug,
+    lent_disks: Vec<LentDisk>,
     notes: Vec<String>,
 }
 
@@ -74,32 +74,32 @@ impl Server {
         options: &Serve,
         settings: Settings,
         output: Output,
-        mailbox: Mailbox,
+        inbox: Inbox,
         given: Option<Given>,
         desk: Option<Desk>,
     ) -> Result<Self, Failure> {
         let network = Network::look(options, &settings, given.as_ref())?;
         let disks = Disks::open(options, &settings)?;
-        let (admission, note) = admission(options, &network);
+        let (access_control, note) = access_control(options, &network);
         let may_be_keyed = network.may_be_keyed();
         let keyboard = if desk.is_none() && output.is_screen() { Keyboard::open() } else { None };
-        let (worker, warning) = start(options, machine(&settings), &mailbox)?;
+        let (worker, warning) = start(options, machine(&settings), &inbox)?;
         let mut server = Self {
             listeners: Listeners::closed(network.plan, network.open),
             worker,
-            admission,
-            announcer: (!options.no_announce).then(|| announcer(options, &mailbox)),
+            access_control,
+            announcer: (!options.no_announce).then(|| announcer(options, &inbox)),
             keyboard,
             screen: State::default(),
             no_code: None,
             tells_codes: options.pair && desk.is_none(),
             broken: None,
-            loans: Vec::new(),
-            ledger: Ledger::default(),
+            lent_disks: Vec::new(),
+            status: Status::default(),
             faults: Faults::default(),
             awake: Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others"),
-            follow: disks.follow,
-            mailbox,
+            hotplug: disks.hotplug,
+            inbox,
             output,
             machine: hostname(),
             addresses: network.addresses,
@@ -112,7 +112,7 @@ impl Server {
             flushes: Flushes::default(),
             churn: Churn::default(),
         };
-        server.begin(disks.loans)?;
+        server.begin(disks.lent_disks)?;
         let own = note.into_iter().chain(warning).collect();
         let notes = [settings.notes, disks.notes, own].concat();
         server.remember(options, notes);
@@ -123,51 +123,51 @@ impl Server {
     }
 
     /// Hands over the disks, and says who may have them.
-    fn begin(&mut self, loans: Vec<Loan>) -> Result<(), Failure> {
+    fn begin(&mut self, lent_disks: Vec<LentDisk>) -> Result<(), Failure> {
         self.follow_owner(Instant::now());
-        for loan in loans {
-            self.worker.lend(&loan.export)?;
-            self.keep(loan);
+        for lent in lent_disks {
+            self.worker.lend(&lent.export)?;
+            self.keep(lent);
         }
         Ok(())
     }
 
     /// Lets hosts come: they find the disks, and whom to let in is known.
     fn listen(&mut self) -> Result<(), Failure> {
-        let Self { listeners, worker, addresses, ledger, .. } = self;
+        let Self { listeners, worker, addresses, status, .. } = self;
         let left_out = listeners.open(addresses, &mut |listener| bind(worker, listener))?;
-        left_out.into_iter().for_each(|sentence| ledger.note(sentence));
+        left_out.into_iter().for_each(|sentence| status.note(sentence));
         Ok(())
     }
 
     /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
     fn offer(&mut self, options: &Serve, no_pairing: bool) {
         let is_read = self.desk.is_some() || self.keyboard.is_some() || options.pair;
-        self.no_code = match self.admission.can_pair() {
+        self.no_code = match self.access_control.can_pair() {
             false => Some(Unavailable::NoStore),
             true if no_pairing => Some(Unavailable::Disabled),
             true if !is_read => Some(Unavailable::NoTerminal),
             true => None,
         };
         if self.no_code.is_none() {
-            self.worker.pair(&self.machine);
+            self.worker.enable_pairing(&self.machine);
         }
     }
 }
 
 /// Whose keys are known: at every address, also where none is needed. Without a folder for them, nobody is let in where
 /// one is.
-fn admission(options: &Serve, network: &Network) -> (Admission, Option<String>) {
+fn access_control(options: &Serve, network: &Network) -> (AccessControl, Option<String>) {
     let boot = options.boot_settings.then(Tree::machine);
     let keys = options.keys.as_deref();
     let opened = match network.may_be_keyed() || options.boot_settings {
-        true => Admission::open(keys, boot.as_ref()),
-        false => Admission::open_existing(keys),
+        true => AccessControl::open(keys, boot.as_ref()),
+        false => AccessControl::open_existing(keys),
     };
     match opened {
-        Ok(admission) => (admission, None),
+        Ok(access_control) => (access_control, None),
         Err(failure) => {
-            (Admission::none(), Some(format!("No host can be let in by a key: {failure}.")))
+            (AccessControl::none(), Some(format!("No host can be let in by a key: {failure}.")))
         }
     }
 }
@@ -180,9 +180,9 @@ impl Network {
         let open = options.open || settings.open;
         let protocols = Protocols::of(&[&options.protocol[..], &settings.protocol].concat());
         let reach = match (open, settings.routable) {
-            (true, _) => Reach::Everywhere,
-            (false, true) => Reach::Present,
-            (false, false) => Reach::Nearby,
+            (true, _) => DefaultScope::Everywhere,
+            (false, true) => DefaultScope::Present,
+            (false, false) => DefaultScope::Nearby,
         };
         let plan = match given {
             Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
@@ -204,7 +204,7 @@ impl Network {
 impl Disks {
     fn open(options: &Serve, settings: &Settings) -> Result<Self, Failure> {
         let tree = Tree::machine();
-        let terms = Terms {
+        let lend_options = LendOptions {
             base: options.nqn.clone(),
             allow_in_use: options.allow_in_use,
             // Whoever names a disk writable for target mode repairs it.
@@ -213,14 +213,14 @@ impl Disks {
             tree,
             at_rest: options.boot_settings,
         };
-        let choice = options.all.then(|| settings.choice.clone());
-        let mut follow = Follow::open(terms.clone(), choice);
-        let mut loans = asked_for(options, &terms)?;
+        let filter = options.all.then(|| settings.filter.clone());
+        let mut hotplug = Hotplug::open(lend_options.clone(), filter);
+        let mut lent_disks = asked_for(options, &lend_options)?;
         let mut notes = Vec::new();
         if options.all {
-            come(follow.begin(&loans)?, &mut loans, &mut notes);
+            come(hotplug.initial_scan(&lent_disks)?, &mut lent_disks, &mut notes);
         }
-        Ok(Self { follow, loans, notes })
+        Ok(Self { hotplug, lent_disks, notes })
     }
 }
 
@@ -243,20 +243,20 @@ fn loopback() -> Address {
 }
 
 /// Opens the disks that were asked for one by one, and the demo disk.
-fn asked_for(options: &Serve, terms: &Terms) -> Result<Vec<Loan>, Failure> {
-    let mut loans: Vec<Loan> = Vec::new();
+fn asked_for(options: &Serve, lend_options: &LendOptions) -> Result<Vec<LentDisk>, Failure> {
+    let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in options.wanted() {
-        let wanted = Wanted { path: named(&terms.tree, &wanted.path), ..wanted };
-        check_new(&loans, &wanted.path)?;
+        let wanted = LendRequest { path: named(&lend_options.tree, &wanted.path), ..wanted };
+        check_new(&lent_disks, &wanted.path)?;
         if options.format.is_none() {
             check_raw(&wanted.path)?;
         }
-        add(&mut loans, terms.lend(&wanted)?)?;
+        add(&mut lent_disks, lend_options.lend(&wanted)?)?;
     }
     if let Some(size) = options.demo {
-        add(&mut loans, terms.lend_demo(size, options.demo_writable())?)?;
+        add(&mut lent_disks, lend_options.lend_demo(size, options.demo_writable())?)?;
     }
-    Ok(loans)
+    Ok(lent_disks)
 }
 
 /// Refuses a file that is packed: no host could make anything of it. What cannot be read is refused with better words when
@@ -280,47 +280,47 @@ fn check_raw(path: &Path) -> Result<(), Failure> {
 }
 
 /// Refuses a second path to a disk that is lent already: we hold it ourselves, and it would seem to be in use.
-fn check_new(loans: &[Loan], path: &Path) -> Result<(), Failure> {
+fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
     let Some(number) = block_device(path) else { return Ok(()) };
-    let is_it = |loan: &&Loan| loan.device.as_ref().is_some_and(|device| device.is(number));
-    loans.iter().find(is_it).map_or(Ok(()), |loan| {
-        let (first, second) = (&loan.export.name, path.display());
+    let is_it = |lent: &&LentDisk| lent.device.as_ref().is_some_and(|device| device.is(number));
+    lent_disks.iter().find(is_it).map_or(Ok(()), |lent| {
+        let (first, second) = (&lent.export.name, path.display());
         Err(Failure::new(format!("{first} and {second} are the same disk; name it once")))
     })
 }
 
-fn add(loans: &mut Vec<Loan>, loan: Loan) -> Result<(), Failure> {
-    loans.iter().try_for_each(|known| check_unlike(&known.export, &loan.export))?;
-    let loan = loan.named_apart(loans);
-    loans.push(loan);
+fn add(lent_disks: &mut Vec<LentDisk>, lent: LentDisk) -> Result<(), Failure> {
+    lent_disks.iter().try_for_each(|known| check_distinct(&known.export, &lent.export))?;
+    let lent = lent.with_unique_name(lent_disks);
+    lent_disks.push(lent);
     Ok(())
 }
 
 /// Takes the disks that are there at the start; those that cannot be told apart are said and left out.
-fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
+fn come(changes: Vec<Change>, lent_disks: &mut Vec<LentDisk>, notes: &mut Vec<String>) {
     for change in changes {
         match change {
-            Change::Came(loan) => {
-                if let Err(failure) = add(loans, *loan) {
+            Change::Added(lent) => {
+                if let Err(failure) = add(lent_disks, *lent) {
                     notes.push(failure.to_string());
                 }
             }
             Change::Note(note) => notes.push(note),
-            Change::Went(_) | Change::Resized(..) => {}
+            Change::Removed(_) | Change::Resized(..) => {}
         }
     }
 }
 
-fn announcer(options: &Serve, mailbox: &Mailbox) -> Announcer {
-    let mailbox = mailbox.clone();
-    Announcer::new(options.mdns_port, Arc::new(move |sentence| mailbox.note(sentence)))
+fn announcer(options: &Serve, inbox: &Inbox) -> Announcer {
+    let inbox = inbox.clone();
+    Announcer::new(options.mdns_port, Arc::new(move |sentence| inbox.note(sentence)))
 }
 
 /// Starts the process that serves. What the owner should know of what it was given comes with it.
 fn start(
     options: &Serve,
     machine: MachineId,
-    mailbox: &Mailbox,
+    inbox: &Inbox,
 ) -> Result<(Worker, Option<String>), Failure> {
     let driver = match options.io {
         Io::Auto => Driver::Auto,
@@ -345,7 +345,7 @@ fn start(
         certificates,
         first_controller: first_controller(machine, std::process::id()),
     };
-    let mailbox = mailbox.clone();
-    let worker = Worker::start(&config, Arc::new(move |said| mailbox.hear(said)))?;
+    let inbox = inbox.clone();
+    let worker = Worker::start(&config, Arc::new(move |said| inbox.deliver(said)))?;
     Ok((worker, warning.flatten()))
 }

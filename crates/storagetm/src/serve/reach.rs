@@ -11,7 +11,7 @@ use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::tree::Tree;
 
 use super::{COALESCE, Server};
-use daemon::listen::{Listener, Place};
+use daemon::listen::{BindAddr, Listener};
 use daemon::listeners::path;
 use daemon::worker::Worker;
 
@@ -66,7 +66,7 @@ impl Server {
         };
         self.addresses = now;
         let Self { listeners, worker, addresses, .. } = self;
-        let changes = listeners.follow(addresses, &mut |listener| bind(worker, listener));
+        let changes = listeners.update(addresses, &mut |listener| bind(worker, listener));
         for change in changes {
             self.say(&change);
         }
@@ -78,17 +78,17 @@ impl Server {
 }
 
 /// Has the worker serve at a place; that which it got comes back.
-pub(super) fn bind(worker: &Worker, listener: &Listener) -> io::Result<Place> {
-    let (socket, place) = match &listener.place {
-        Place::Net(address) => {
+pub(super) fn bind(worker: &Worker, listener: &Listener) -> io::Result<BindAddr> {
+    let (socket, addr) = match &listener.addr {
+        BindAddr::Net(address) => {
             let socket = engine::bind(*address, interface_of(address.ip()).as_deref())?;
             let bound = rustix::net::getsockname(&socket)?.try_into()?;
-            (socket, Place::Net(bound))
+            (socket, BindAddr::Net(bound))
         }
-        Place::Path(path) => (path::bind(path)?, listener.place.clone()),
+        BindAddr::Path(path) => (path::bind(path)?, listener.addr.clone()),
     };
     worker.accept(socket, listener.auth, listener.serves);
-    Ok(place)
+    Ok(addr)
 }
 
 /// The interface that alone may bring connections to an address: that of a link-local IPv4 address, which Linux would

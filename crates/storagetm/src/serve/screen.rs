@@ -53,7 +53,7 @@ impl Server {
             Command::Detach => self.take_back(),
             Command::Lend => {
                 self.desk.iter_mut().for_each(|desk| desk.mode().lending = true);
-                self.follow.begin_anew(now);
+                self.hotplug.rescan_all(now);
             }
             Command::Answer(answer) => self.answer(answer, now),
             Command::NewCode => self.worker.unlock(),

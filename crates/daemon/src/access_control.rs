@@ -18,26 +18,26 @@ use keys::key::Key;
 use keys::store::{PairedHost, Store, Watch};
 
 /// When a clock that was set is looked at again.
-const LOOK: Duration = Duration::from_secs(60);
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
 /// When a store that cannot be watched is looked at again: who is let in no longer is out within a second.
-const UNWATCHED: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Callers at most that wait for an answer.
-const MOST_WAITING: usize = 64;
+const MAX_WAITING: usize = 64;
 
 /// Somebody who knew the code, and waits for an answer.
 #[derive(Debug)]
-pub struct Caller {
+pub struct PendingPairing {
     /// From where.
     pub peer: Peer,
     /// Who, and what for.
-    pub knock: Arc<PairingRequest>,
+    pub request: Arc<PairingRequest>,
 }
 
 /// Whom this machine lets in.
 #[derive(Debug, Default)]
-pub struct Admission {
+pub struct AccessControl {
     store: Option<Store>,
     watch: Option<Watch>,
     policy: Policy,
@@ -46,12 +46,12 @@ pub struct Admission {
     complaints: Vec<String>,
     /// What the code is just now, if there are codes.
     view: Option<ServerStatus>,
-    waiting: VecDeque<Caller>,
+    waiting: VecDeque<PendingPairing>,
     /// Whom the screen asks about: that is whom an answer is for, whoever is the first by then.
-    asked: Option<Arc<PairingRequest>>,
+    prompted: Option<Arc<PairingRequest>>,
 }
 
-impl Admission {
+impl AccessControl {
     /// Nobody but those that an open auth lets in.
     pub fn none() -> Self {
         Self::default()
@@ -99,11 +99,11 @@ impl Admission {
 
     /// Whether the list has to be read again at this moment.
     pub fn has_changed(&mut self, now: Instant) -> bool {
-        let heard = self.watch.as_mut().map(Watch::receive);
-        if let Some(Err(_)) = heard {
+        let changed = self.watch.as_mut().map(Watch::receive);
+        if let Some(Err(_)) = changed {
             self.watch = None;
         }
-        !matches!(heard, None | Some(Ok(false))) || self.due.is_some_and(|due| due <= now)
+        !matches!(changed, None | Some(Ok(false))) || self.due.is_some_and(|due| due <= now)
     }
 
     /// Reads the list, and gives it if it is another one. What is wrong with it is in the second part, as far as it was not
@@ -114,7 +114,7 @@ impl Admission {
         let (policy, next, complaints) = keys::policy::read(store, time);
         let until = next.map(|next| next.duration_since(time).unwrap_or_default());
         // A clock that is set moves every end: no sleep is longer than that.
-        let longest = if self.watch.is_none() { UNWATCHED } else { LOOK };
+        let longest = if self.watch.is_none() { POLL_INTERVAL } else { CLOCK_CHECK };
         let wait = until.or_else(|| self.watch.is_none().then_some(longest));
         let wait = wait.map(|wait| wait.min(longest));
         self.due = wait.map(|wait| now + wait.max(Duration::from_millis(10)));
@@ -132,10 +132,10 @@ impl Admission {
     }
 
     /// Takes note of the code that is good now. Tells whether it is another one.
-    pub fn show(&mut self, view: ServerStatus) -> bool {
+    pub fn set_view(&mut self, view: ServerStatus) -> bool {
         let code = |view: &ServerStatus| view.codes.as_ref().map(|shown| shown.digits.clone());
         let changed = self.view.as_ref().map(code) != Some(code(&view));
-        self.waiting.retain(|caller| view.waiting.contains(&caller.knock.number));
+        self.waiting.retain(|pending| view.waiting.contains(&pending.request.number));
         self.view = Some(view);
         changed
     }
@@ -168,47 +168,52 @@ impl Admission {
     }
 
     /// Somebody waits for an answer by the owner.
-    pub fn wait(&mut self, caller: Caller) {
+    pub fn enqueue(&mut self, pending: PendingPairing) {
         // The desk holds fewer: what is beyond comes from no desk.
-        if self.waiting.len() < MOST_WAITING {
-            self.waiting.push_back(caller);
+        if self.waiting.len() < MAX_WAITING {
+            self.waiting.push_back(pending);
         }
     }
 
     /// Whom the screen asks about.
-    pub fn asking(&self) -> Option<Asking> {
-        let Caller { peer, knock } = self.waiting.front()?;
-        Some(Asking { name: knock.name.clone(), address: peer.remote.ip().to_canonical() })
+    pub fn prompt(&self) -> Option<Asking> {
+        let PendingPairing { peer, request } = self.waiting.front()?;
+        Some(Asking { name: request.name.clone(), address: peer.remote.ip().to_canonical() })
     }
 
     /// The screen asks about the first of them now.
-    pub fn asked(&mut self) {
-        self.asked = self.waiting.front().map(|caller| caller.knock.clone());
+    pub fn mark_prompted(&mut self) {
+        self.prompted = self.waiting.front().map(|pending| pending.request.clone());
     }
 
     /// The one that the answer is for: nobody, if the one whom the screen asks about waits no longer.
-    pub fn answered(&mut self) -> Option<Caller> {
-        let asked = self.asked.take()?;
-        self.waiting.pop_front_if(|caller| Arc::ptr_eq(&caller.knock, &asked))
+    pub fn take_answered(&mut self) -> Option<PendingPairing> {
+        let asked = self.prompted.take()?;
+        self.waiting.pop_front_if(|pending| Arc::ptr_eq(&pending.request, &asked))
     }
 
     /// Lets a host in that knew the code, from now on.
     ///
     /// # Errors
     /// Its key cannot be kept.
-    pub fn let_in(&self, knock: &PairingRequest, access: Access) -> Result<(), Failure> {
+    pub fn add_host(&self, request: &PairingRequest, access: Access) -> Result<(), Failure> {
         let Some(store) = &self.store else {
             return Err(Failure::new("there is no folder to keep its key in"));
         };
-        let key = Key::from_pairing(&knock.secret);
-        let host =
-            PairedHost { nqn: &knock.host, name: &knock.name, tls: key.text(), disks: &[], access };
+        let key = Key::from_pairing(&request.secret);
+        let host = PairedHost {
+            nqn: &request.host,
+            name: &request.name,
+            tls: key.text(),
+            disks: &[],
+            access,
+        };
         store.add_paired_host(&host, SystemTime::now()).map(drop)
     }
 }
 
 /// What a host that was let in may do, by the owner's answer to its wish.
-pub fn allowed(answer: Answer) -> Option<Access> {
+pub fn granted_access(answer: Answer) -> Option<Access> {
     match answer {
         Answer::Change => Some(Access::Writable),
         Answer::Read => Some(Access::ReadOnly),
@@ -217,7 +222,7 @@ pub fn allowed(answer: Answer) -> Option<Access> {
 }
 
 /// The disks that a host may have now, as it is told of them.
-pub fn told<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, access: Access) -> Vec<Disk> {
+pub fn disk_list<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, access: Access) -> Vec<Disk> {
     let disk = |export: &Arc<Export>| Disk {
         nqn: export.nqn.clone(),
         name: export.name.clone(),
@@ -245,12 +250,12 @@ mod test {
     use super::*;
     use export::{Auth, Secret};
 
-    fn caller(number: u64) -> Caller {
+    fn pending(number: u64) -> PendingPairing {
         let address = "10.0.0.2:1".parse().unwrap();
         let peer = Peer { remote: address, local: address, auth: Auth::Required, channel: None };
         let (host, name, secret) = (String::new(), String::new(), Secret::new(vec![1; 32]));
-        let knock = Arc::new(PairingRequest { number, host, name, writable: true, secret });
-        Caller { peer, knock }
+        let request = Arc::new(PairingRequest { number, host, name, writable: true, secret });
+        PendingPairing { peer, request }
     }
 
     fn view(waiting: &[u64]) -> ServerStatus {
@@ -267,36 +272,38 @@ mod test {
 
     #[test]
     fn an_answer_is_for_the_one_whom_the_screen_asks_about() {
-        let mut admission = Admission::none();
-        admission.wait(caller(1));
-        assert!(admission.answered().is_none(), "nobody was asked about yet");
-        admission.asked();
-        admission.wait(caller(2));
+        let mut access_control = AccessControl::none();
+        access_control.enqueue(pending(1));
+        assert!(access_control.take_answered().is_none(), "nobody was asked about yet");
+        access_control.mark_prompted();
+        access_control.enqueue(pending(2));
         // The first one goes, and the screen does not show it yet.
-        let _ = admission.show(view(&[2]));
-        assert!(admission.answered().is_none());
-        admission.asked();
-        assert_eq!(admission.answered().unwrap().knock.number, 2);
-        assert!(admission.answered().is_none());
+        let _ = access_control.set_view(view(&[2]));
+        assert!(access_control.take_answered().is_none());
+        access_control.mark_prompted();
+        assert_eq!(access_control.take_answered().unwrap().request.number, 2);
+        assert!(access_control.take_answered().is_none());
     }
 
     #[test]
     fn callers_are_counted() {
-        let mut admission = Admission::none();
-        (0..1000).for_each(|number| admission.wait(caller(number)));
-        assert_eq!(admission.waiting.len(), MOST_WAITING);
+        let mut access_control = AccessControl::none();
+        (0..1000).for_each(|number| access_control.enqueue(pending(number)));
+        assert_eq!(access_control.waiting.len(), MAX_WAITING);
     }
 
     #[test]
     fn a_store_that_nobody_watches_is_read_each_second() {
         let folder = testkit::Scratch::new();
-        let mut admission = Admission::open(Some(&folder.0), None).unwrap();
+        let mut access_control = AccessControl::open(Some(&folder.0), None).unwrap();
         let now = Instant::now();
-        admission.read(now);
-        assert_eq!(admission.due(), None);
-        admission.watch = None;
-        admission.read(now);
-        assert_eq!(admission.due(), Some(now + UNWATCHED));
-        assert!(!admission.has_changed(now) && admission.has_changed(now + UNWATCHED));
+        access_control.read(now);
+        assert_eq!(access_control.due(), None);
+        access_control.watch = None;
+        access_control.read(now);
+        assert_eq!(access_control.due(), Some(now + POLL_INTERVAL));
+        assert!(
+            !access_control.has_changed(now) && access_control.has_changed(now + POLL_INTERVAL)
+        );
     }
 }

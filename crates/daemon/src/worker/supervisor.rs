@@ -10,30 +10,30 @@ use std::time::{Duration, Instant};
 use engine::Running;
 use rustix::process::Pid;
 
+use super::messages::{MAX_REPORT, Report, Request};
 use super::process::spawn;
-use super::report::Witness;
-use super::words::{LONGEST_REPORT, Order, Report};
+use super::validator::ReportValidator;
 use super::{Shared, cannot, fence};
-use crate::mailbox::Said;
+use crate::inbox::WorkerEvent;
 use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver};
 
-/// Workers that are started anew at most within [`WHILE`].
-const TRIES: usize = 3;
-const WHILE: Duration = Duration::from_secs(60);
+/// Workers that are started anew at most within [`RESTART_WINDOW`].
+const MAX_RESTARTS: usize = 3;
+const RESTART_WINDOW: Duration = Duration::from_secs(60);
 
 /// Before another try, when one could not even be started.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a worker may take no orders. One that takes none for longer does not work any more, and the program, which
 /// waits for it meanwhile, must not wait for good.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a silent worker is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A worker that lives.
-struct Live {
+struct LiveWorker {
     child: Child,
     receiver: Receiver,
 }
@@ -44,26 +44,26 @@ struct Live {
 /// There is no thread to be had.
 pub(super) fn start(
     shared: Arc<Shared>,
-    told: mpsc::Sender<Result<(), Failure>>,
+    started: mpsc::Sender<Result<(), Failure>>,
 ) -> io::Result<JoinHandle<()>> {
-    let keep = move || match begin(&shared) {
+    let supervise = move || match start_worker(&shared) {
         Ok(live) => {
-            let _ = told.send(Ok(()));
-            drop(told);
-            keep(&shared, live);
+            let _ = started.send(Ok(()));
+            drop(started);
+            supervise(&shared, live);
         }
-        Err(failure) => drop(told.send(Err(failure))),
+        Err(failure) => drop(started.send(Err(failure))),
     };
-    thread::Builder::new().name("worker".to_owned()).spawn(keep)
+    thread::Builder::new().name("worker".to_owned()).spawn(supervise)
 }
 
-fn keep(shared: &Arc<Shared>, mut live: Live) {
-    let mut deaths = VecDeque::new();
+fn supervise(shared: &Arc<Shared>, mut live: LiveWorker) {
+    let mut exits = VecDeque::new();
     loop {
-        let how = hear(shared, &mut live);
+        let how = receive_reports(shared, &mut live);
         let (withheld, is_meant) = {
             let mut state = shared.state();
-            (state.lose(), state.stopping)
+            (state.worker_lost(), state.stopping)
         };
         shared.stopped.notify_all();
         if !is_meant {
@@ -72,27 +72,31 @@ fn keep(shared: &Arc<Shared>, mut live: Live) {
         }
         let how = how
             .unwrap_or_else(|| "was killed, but waits for a disk that does not answer".to_owned());
-        let Some(next) = replace(shared, how, &mut deaths) else { return };
+        let Some(next) = replace(shared, how, &mut exits) else { return };
         live = next;
     }
 }
 
 /// Another worker in place of one that died; nothing if it was meant to, or if this happens too often.
-fn replace(shared: &Arc<Shared>, mut how: String, deaths: &mut VecDeque<Instant>) -> Option<Live> {
+fn replace(
+    shared: &Arc<Shared>,
+    mut how: String,
+    exits: &mut VecDeque<Instant>,
+) -> Option<LiveWorker> {
     loop {
         if shared.state().stopping {
             return None;
         }
-        if is_too_often(deaths, Instant::now()) {
+        if is_too_often(exits, Instant::now()) {
             let sentence = format!("The process that talks to hosts {how} again and again.");
-            shared.say(Said::Lost(sentence));
+            shared.emit(WorkerEvent::Lost(sentence));
             return None;
         }
-        shared.say(Said::Note(format!(
+        shared.emit(WorkerEvent::Note(format!(
             "The process that talks to hosts {how}; another one takes its place, and hosts connect \
              anew by themselves."
         )));
-        match begin(shared) {
+        match start_worker(shared) {
             Ok(live) => return Some(live),
             Err(failure) => how = format!("could not be started ({failure})"),
         }
@@ -100,33 +104,33 @@ fn replace(shared: &Arc<Shared>, mut how: String, deaths: &mut VecDeque<Instant>
     }
 }
 
-fn is_too_often(deaths: &mut VecDeque<Instant>, now: Instant) -> bool {
-    deaths.retain(|at| now.duration_since(*at) < WHILE);
-    deaths.push_back(now);
-    deaths.len() > TRIES
+fn is_too_often(exits: &mut VecDeque<Instant>, now: Instant) -> bool {
+    exits.retain(|at| now.duration_since(*at) < RESTART_WINDOW);
+    exits.push_back(now);
+    exits.len() > MAX_RESTARTS
 }
 
 /// Starts a worker and tells it all.
-fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
+fn start_worker(shared: &Arc<Shared>) -> Result<LiveWorker, Failure> {
     let (mut child, socket) = spawn(shared).map_err(|error| cannot(&spawn_error(&error)))?;
-    let result = introduce(shared, &child, socket);
+    let result = handshake(shared, &child, socket);
     if result.is_err() {
         shared.state().process = None;
         let _ = child.kill();
         // It has had no disk that it could wait for.
         let _ = end(&mut child);
     }
-    result.map(|receiver| Live { child, receiver })
+    result.map(|receiver| LiveWorker { child, receiver })
 }
 
-fn introduce(
+fn handshake(
     shared: &Arc<Shared>,
     child: &Child,
     socket: std::os::unix::net::UnixStream,
 ) -> Result<Receiver, Failure> {
     let (sender, mut receiver) =
-        channel::split(socket, LONGEST_REPORT).map_err(|error| cannot(&error))?;
-    sender.set_timeout(PATIENCE).map_err(|error| cannot(&error))?;
+        channel::split(socket, MAX_REPORT).map_err(|error| cannot(&error))?;
+    sender.set_timeout(SEND_TIMEOUT).map_err(|error| cannot(&error))?;
     let start = {
         // From here on whoever stops all this can end it, however it goes.
         let mut state = shared.state();
@@ -136,7 +140,7 @@ fn introduce(
         state.process = Some(Pid::from_child(child));
         state.start.clone()
     };
-    sender.send(&Order::Start(start), None).map_err(|error| cannot(&error))?;
+    sender.send(&Request::Start(start), None).map_err(|error| cannot(&error))?;
     let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
         Some((Report::Running { driver, why, unconfined }, _)) => {
             (Running { driver: driver.into(), why }, unconfined)
@@ -156,10 +160,10 @@ fn introduce(
 }
 
 /// Hears a worker to its end; how that was, as a piece of a sentence. Nothing if its process cannot be ended.
-fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
-    let mut witness = Witness::default();
-    let honest = loop {
-        if !live.receiver.is_ready(LOOK) {
+fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
+    let mut validator = ReportValidator::default();
+    let is_valid = loop {
+        if !live.receiver.is_ready(LIVENESS_INTERVAL) {
             if is_dead(&live.child) {
                 break true;
             }
@@ -167,7 +171,7 @@ fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
         }
         match live.receiver.receive() {
             Ok(Some((report, _))) => {
-                if take(shared, &mut witness, report).is_err() {
+                if handle(shared, &mut validator, report).is_err() {
                     break false;
                 }
             }
@@ -179,13 +183,13 @@ fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
     };
     // From here on its number may become another process's.
     shared.state().process = None;
-    if !honest {
+    if !is_valid {
         let _ = live.child.kill();
     }
     let how = end(&mut live.child);
-    witness.lose(shared);
+    validator.lose(shared);
     let how = how?;
-    Some(if honest { how } else { "said what it cannot know, and was ended".to_owned() })
+    Some(if is_valid { how } else { "said what it cannot know, and was ended".to_owned() })
 }
 
 /// Whether it has ended but for threads that wait for a disk: these keep its end of the socket open.
@@ -196,23 +200,24 @@ fn is_dead(child: &Child) -> bool {
     state.is_some_and(|rest| rest.starts_with(['Z', 'X']))
 }
 
-fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()> {
+fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> Result<(), ()> {
     match report {
-        Report::Happened(happened) => witness.hear(shared, happened)?,
+        Report::Event(event) => validator.accept(shared, event)?,
         // Where no code is to be shown, none is.
         Report::Pairing(_) if shared.state().pairing.is_none() => return Err(()),
-        Report::Pairing(word) => {
-            let view = word.view(Instant::now()).ok_or(())?;
+        Report::Pairing(wire) => {
+            let view = wire.view(Instant::now()).ok_or(())?;
             shared.state().tries = view.failed_attempts();
-            shared.say(Said::Pairing(view));
+            shared.emit(WorkerEvent::Pairing(view));
         }
-        Report::Note { sentence } => shared.say(Said::Note(sentence)),
+        Report::Note { sentence } => shared.emit(WorkerEvent::Note(sentence)),
         Report::Used { disk, counts } => {
-            shared.state().of_number(disk).ok_or(())?.count(counts);
+            shared.state().disk_by_number(disk).ok_or(())?.count(counts);
         }
         Report::Released { disk } => {
-            let released = |loaned: &super::Loaned| loaned.disk == disk && loaned.withdrawn;
-            shared.state().lent.retain(|loaned| !released(loaned));
+            let released =
+                |assigned: &super::AssignedDisk| assigned.disk == disk && assigned.withdrawn;
+            shared.state().lent.retain(|assigned| !released(assigned));
         }
         // Believed only from a worker that was asked to stop.
         Report::Stopped { .. } if !shared.state().stopping => return Err(()),
@@ -254,10 +259,10 @@ mod test {
 
     #[test]
     fn three_in_a_minute_are_replaced_and_the_fourth_is_not() {
-        let (mut deaths, begun) = (VecDeque::new(), Instant::now());
+        let (mut exits, begun) = (VecDeque::new(), Instant::now());
         let at = |seconds| begun + Duration::from_secs(seconds);
         let often: Vec<bool> =
-            [0, 1, 2, 61, 62, 63, 64].map(|n| is_too_often(&mut deaths, at(n))).into();
+            [0, 1, 2, 61, 62, 63, 64].map(|n| is_too_often(&mut exits, at(n))).into();
         assert_eq!(often, [false, false, false, false, false, false, true]);
     }
 }

@@ -10,14 +10,14 @@ use console::{Disk, Host, Link, Model};
 use export::{Event, Export, Policy};
 use linux::net::{Scope, scope_of};
 
-use crate::happening::name_of;
+use crate::event::name_of;
 
 /// Messages since start-up that are kept at most: the latest.
 const NOTES: usize = 100;
 
 /// What is lent and who has it.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct Status {
     disks: Vec<Entry>,
     /// Messages of start-up, all of which are kept: a machine has only so many disks and addresses.
     startup: Vec<String>,
@@ -44,14 +44,14 @@ struct Attachment {
     address: SocketAddr,
 }
 
-impl Ledger {
+impl Status {
     /// A disk is lent.
-    pub fn lend(&mut self, export: Arc<Export>) {
+    pub fn add_disk(&mut self, export: Arc<Export>) {
         self.disks.push(Entry { export, hosts: Vec::new() });
     }
 
     /// A disk is lent no longer.
-    pub fn withdraw(&mut self, export: &Arc<Export>) {
+    pub fn remove_disk(&mut self, export: &Arc<Export>) {
         self.disks.retain(|entry| !Arc::ptr_eq(&entry.export, export));
     }
 
@@ -92,13 +92,13 @@ impl Ledger {
     }
 
     /// Ends start-up: later messages take no room from those that there are.
-    pub fn start(&mut self) {
+    pub fn end_startup(&mut self) {
         self.startup.extend(self.notes.drain(..));
         self.is_started = true;
     }
 
     /// Takes note of how it stands with a subject; nothing if there is nothing to say of it any more.
-    pub fn stand(&mut self, subject: String, sentence: Option<String>) {
+    pub fn set_subject(&mut self, subject: String, sentence: Option<String>) {
         match sentence {
             Some(sentence) => drop(self.subjects.insert(subject, sentence)),
             None => drop(self.subjects.remove(&subject)),
@@ -138,7 +138,7 @@ impl Ledger {
     }
 
     /// One line for the service manager.
-    pub fn status(&self) -> String {
+    pub fn summary(&self) -> String {
         let attached = self.disks.iter().filter(|entry| !entry.hosts.is_empty()).count();
         match self.disks.len() {
             1 => format!("Lending 1 disk, {attached} attached"),
@@ -148,7 +148,7 @@ impl Ledger {
 }
 
 /// What to say if no other machine reaches any of these.
-pub fn advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Option<&'static str> {
+pub fn loopback_advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Option<&'static str> {
     let near = |at: &Endpoint| scope_of(at.address) == Scope::Loopback;
     let mut endpoints = endpoints.peekable();
     (endpoints.peek().is_some() && endpoints.all(near)).then_some(
@@ -228,14 +228,14 @@ mod test {
 
     #[test]
     fn attachments_are_counted_in_and_out_one_by_one() {
-        let mut ledger = Ledger::default();
+        let mut status = Status::default();
         let disk = export("a");
-        ledger.lend(disk.clone());
-        ledger.lend(export("b"));
+        status.add_disk(disk.clone());
+        status.add_disk(export("b"));
         let nobody = Policy::default();
-        ledger.record(&attached(&disk, "10.0.0.2:1"), &nobody);
-        ledger.record(&attached(&disk, "10.0.0.2:2"), &nobody);
-        assert_eq!(ledger.status(), "Lending 2 disks, 1 attached");
+        status.record(&attached(&disk, "10.0.0.2:1"), &nobody);
+        status.record(&attached(&disk, "10.0.0.2:2"), &nobody);
+        assert_eq!(status.summary(), "Lending 2 disks, 1 attached");
         let detached = Event::Detached {
             export: disk.clone(),
             peer: peer("10.0.0.2:1"),
@@ -244,14 +244,14 @@ mod test {
             read: 0,
             written: 0,
         };
-        ledger.record(&detached, &nobody);
-        let model = ledger.model("m", Vec::new(), Vec::new(), false);
+        status.record(&detached, &nobody);
+        let model = status.model("m", Vec::new(), Vec::new(), false);
         assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
-        ledger.record(&attached(&disk, "10.0.0.2:3"), &nobody);
-        let model = ledger.model("m", Vec::new(), Vec::new(), false);
+        status.record(&attached(&disk, "10.0.0.2:3"), &nobody);
+        let model = status.model("m", Vec::new(), Vec::new(), false);
         assert_eq!(model.disks[0].attached.len(), 1, "one host by two connections");
-        ledger.withdraw(&disk);
-        assert_eq!(ledger.status(), "Lending 1 disk, 0 attached");
+        status.remove_disk(&disk);
+        assert_eq!(status.summary(), "Lending 1 disk, 0 attached");
     }
 
     #[test]
@@ -268,14 +268,14 @@ mod test {
             rules: Vec::new(),
         };
         let policy = Policy { hosts: vec![Arc::new(known)] };
-        let mut ledger = Ledger::default();
-        ledger.lend(disk.clone());
+        let mut status = Status::default();
+        status.add_disk(disk.clone());
         for (proven, name) in [(None, None), (Some(key), Some("vm"))] {
             let host = "h".to_owned();
             let peer = peer("10.0.0.2:1");
             let event = Event::Attached { export: disk.clone(), peer, host, proven };
-            ledger.record(&event, &policy);
-            let model = ledger.model("m", Vec::new(), Vec::new(), false);
+            status.record(&event, &policy);
+            let model = status.model("m", Vec::new(), Vec::new(), false);
             let last = model.disks[0].attached.last().unwrap();
             assert_eq!(last.known_as.as_deref(), name);
         }
@@ -283,28 +283,28 @@ mod test {
 
     #[test]
     fn messages_are_kept_once_and_those_that_are_not_are_counted() {
-        let mut ledger = Ledger::default();
-        ledger.start();
-        (0..20).for_each(|n| ledger.note(format!("note {}", n % 9)));
-        let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
-        assert_eq!(notes(&ledger).len(), 9);
-        assert_eq!(notes(&ledger).last().unwrap(), "note 1");
-        (0..NOTES).for_each(|n| ledger.note(format!("new {n}")));
-        assert_eq!(notes(&ledger).len(), NOTES + 1);
-        assert_eq!(notes(&ledger)[0], "9 older messages are not kept any more.");
+        let mut status = Status::default();
+        status.end_startup();
+        (0..20).for_each(|n| status.note(format!("note {}", n % 9)));
+        let notes = |status: &Status| status.model("m", Vec::new(), Vec::new(), false).notes;
+        assert_eq!(notes(&status).len(), 9);
+        assert_eq!(notes(&status).last().unwrap(), "note 1");
+        (0..NOTES).for_each(|n| status.note(format!("new {n}")));
+        assert_eq!(notes(&status).len(), NOTES + 1);
+        assert_eq!(notes(&status)[0], "9 older messages are not kept any more.");
     }
 
     #[test]
     fn startup_messages_and_later_ones_do_not_push_each_other_out() {
-        let mut ledger = Ledger::default();
+        let mut status = Status::default();
         let first = NOTES + 20;
-        (0..first).for_each(|n| ledger.note(format!("first {n}")));
-        ledger.start();
-        (0..NOTES).for_each(|n| ledger.note(format!("later {n}")));
-        let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
-        assert_eq!(notes(&ledger).len(), first + NOTES);
-        ledger.note("first 7".to_owned());
-        let shown = notes(&ledger);
+        (0..first).for_each(|n| status.note(format!("first {n}")));
+        status.end_startup();
+        (0..NOTES).for_each(|n| status.note(format!("later {n}")));
+        let notes = |status: &Status| status.model("m", Vec::new(), Vec::new(), false).notes;
+        assert_eq!(notes(&status).len(), first + NOTES);
+        status.note("first 7".to_owned());
+        let shown = notes(&status);
         assert_eq!(shown.len(), first + NOTES, "one goes, its count comes");
         assert!(shown[0] == "first 0" && shown[first - 1].starts_with("1 older"), "{shown:?}");
         assert_eq!(shown.last().unwrap(), "first 7");
@@ -318,8 +318,8 @@ mod test {
             port: 4420,
             keyed: false,
         };
-        assert!(advice([at("127.0.0.1"), at("::1")].iter()).is_some());
-        assert!(advice([at("127.0.0.1"), at("169.254.1.1")].iter()).is_none());
-        assert!(advice([].iter()).is_none());
+        assert!(loopback_advice([at("127.0.0.1"), at("::1")].iter()).is_some());
+        assert!(loopback_advice([at("127.0.0.1"), at("169.254.1.1")].iter()).is_none());
+        assert!(loopback_advice([].iter()).is_none());
     }
 }

@@ -12,19 +12,19 @@ use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
 use serde::{Serialize, Serializer};
 
 use crate::listen::Protocol;
-use crate::tally::Tallied;
+use crate::rate_limit::CountedEvent;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-pub enum Happening {
+pub enum ServeEvent {
     /// Hosts can connect there.
     Listening {
         /// What is spoken there: `nvme-tcp` or `nbd`.
         protocol: &'static str,
         /// Where.
         #[serde(flatten)]
-        at: At,
+        at: EventAddr,
         /// `disks` or `discovery`, or both.
         serves: &'static [&'static str],
         /// Whether hosts must show a key there.
@@ -36,7 +36,7 @@ pub enum Happening {
         protocol: &'static str,
         /// Where.
         #[serde(flatten)]
-        at: At,
+        at: EventAddr,
     },
     /// A disk is lent.
     Lent {
@@ -56,14 +56,14 @@ pub enum Happening {
         protocol: &'static str,
         /// Which disk.
         #[serde(flatten)]
-        which: Which,
+        which: DiskRef,
         /// The NVMe Qualified Name that the host gives itself; by NBD, that of the host whose key it has shown, or nothing.
         host: String,
         /// Where the host is, with its port.
         address: String,
         /// What it has shown.
         #[serde(flatten)]
-        shown: Shown,
+        shown: HostAuth,
     },
     /// A host gave a disk back, or is gone.
     Detached {
@@ -71,7 +71,7 @@ pub enum Happening {
         protocol: &'static str,
         /// Which disk.
         #[serde(flatten)]
-        which: Which,
+        which: DiskRef,
         /// The NVMe Qualified Name that the host gave itself.
         host: String,
         /// Where the host was, with its port.
@@ -84,7 +84,7 @@ pub enum Happening {
         written: u64,
         /// What it had shown: the channel.
         #[serde(flatten)]
-        shown: Shown,
+        shown: HostAuth,
     },
     /// A code by which another machine is let in; the one before is good no longer.
     Pairing {
@@ -111,7 +111,7 @@ pub enum Happening {
         /// Where it is, with its port.
         address: String,
         /// What it may do with disks.
-        #[serde(serialize_with = "in_a_word")]
+        #[serde(serialize_with = "access_name")]
         access: Access,
     },
     /// A host asked for what it may not have.
@@ -146,7 +146,7 @@ pub enum Happening {
     Fault {
         /// Which disk.
         #[serde(flatten)]
-        which: Which,
+        which: DiskRef,
         /// What was asked of it.
         op: &'static str,
         /// The first byte concerned.
@@ -162,7 +162,7 @@ pub enum Happening {
     Resized {
         /// Which disk.
         #[serde(flatten)]
-        which: Which,
+        which: DiskRef,
         /// Bytes that it has now.
         bytes: u64,
         /// Bytes that it had.
@@ -172,7 +172,7 @@ pub enum Happening {
     Withdrawn {
         /// Which disk.
         #[serde(flatten)]
-        which: Which,
+        which: DiskRef,
         /// Why.
         reason: String,
     },
@@ -193,7 +193,7 @@ pub enum Happening {
 /// Where something listens.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
-pub enum At {
+pub enum EventAddr {
     /// At an address.
     Net {
         /// The address; an IPv6 link-local one with its interface.
@@ -208,7 +208,7 @@ pub enum At {
     },
 }
 
-impl fmt::Display for At {
+impl fmt::Display for EventAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Net { address, port } => write!(f, "the address {address} (port {port})"),
@@ -226,19 +226,19 @@ pub struct Disk {
     nsid: u32,
     bytes: u64,
     block_size: u32,
-    #[serde(serialize_with = "in_a_word")]
+    #[serde(serialize_with = "access_name")]
     access: Access,
     model: String,
     serial: String,
 }
 
-fn in_a_word<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error> {
+fn access_name<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(access)
 }
 
 /// What a host has shown to be let in.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Shown {
+pub struct HostAuth {
     /// The owner's name for the host whose keys these are.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
@@ -250,7 +250,7 @@ pub struct Shown {
     chap: bool,
 }
 
-impl Shown {
+impl HostAuth {
     fn of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Self {
         let channel = peer.channel.as_ref();
         Self {
@@ -269,12 +269,12 @@ pub fn name_of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Option<St
 
 /// Which of the disks that are lent.
 #[derive(Debug, Clone, Serialize)]
-pub struct Which {
+pub struct DiskRef {
     disk: String,
     nqn: String,
 }
 
-impl Which {
+impl DiskRef {
     /// That one.
     pub fn of(export: &Export) -> Self {
         Self { disk: export.name.clone(), nqn: export.nqn.clone() }
@@ -301,7 +301,7 @@ pub fn peer_of(event: &Event) -> Option<&Peer> {
     }
 }
 
-impl Happening {
+impl ServeEvent {
     /// A disk is lent, attached by these lines, and by NBD found there.
     pub fn lent(export: &Export, attach: Vec<String>, nbd: Vec<String>) -> Self {
         let disk = Disk {
@@ -320,19 +320,19 @@ impl Happening {
 
     /// A disk is lent no longer.
     pub fn withdrawn(export: &Arc<Export>, reason: &str) -> Self {
-        Self::Withdrawn { which: Which::of(export), reason: reason.to_owned() }
+        Self::Withdrawn { which: DiskRef::of(export), reason: reason.to_owned() }
     }
 
     /// A disk has another size.
     pub fn resized(export: &Export, before: u64) -> Self {
-        Self::Resized { which: Which::of(export), bytes: export.bytes(), before }
+        Self::Resized { which: DiskRef::of(export), bytes: export.bytes(), before }
     }
 
     /// A machine that knew the code was let in.
-    pub fn paired(peer: &Peer, knock: &PairingRequest, access: Access) -> Self {
+    pub fn paired(peer: &Peer, request: &PairingRequest, access: Access) -> Self {
         Self::Paired {
-            host: knock.host.clone(),
-            name: knock.name.clone(),
+            host: request.host.clone(),
+            name: request.name.clone(),
             address: address(peer),
             access,
         }
@@ -369,11 +369,11 @@ impl Happening {
             self,
             Self::Note { .. } | Self::Paired { .. } | Self::Withdrawn { .. } | Self::Resized { .. }
         );
-        kept || self.is_bad()
+        kept || self.is_problem()
     }
 
     /// Whether something went wrong.
-    pub fn is_bad(&self) -> bool {
+    pub fn is_problem(&self) -> bool {
         let shrunk = matches!(self, Self::Resized { bytes, before, .. } if bytes < before);
         shrunk || matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
     }
@@ -401,32 +401,32 @@ fn json_escaped(c: char) -> String {
     c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
 }
 
-impl Happening {
+impl ServeEvent {
     /// What the engine says of peers that speak `protocol`; the hosts' names are those of the owner's `policy`.
-    pub fn of(event: impl Into<Tallied>, policy: &Policy, protocol: Protocol) -> Self {
+    pub fn of(event: impl Into<CountedEvent>, policy: &Policy, protocol: Protocol) -> Self {
         let protocol = protocol.name();
-        let Tallied { event, count } = event.into();
+        let CountedEvent { event, count } = event.into();
         match event {
             Event::Attached { export, peer, host, proven } => Self::Attached {
                 protocol,
-                which: Which::of(&export),
+                which: DiskRef::of(&export),
                 host,
                 address: address(&peer),
-                shown: Shown::of(&peer, proven, policy),
+                shown: HostAuth::of(&peer, proven, policy),
             },
             Event::Detached { export, peer, host, reason, read, written } => Self::Detached {
                 protocol,
-                which: Which::of(&export),
+                which: DiskRef::of(&export),
                 host,
                 address: address(&peer),
                 reason: reason.to_string(),
                 read,
                 written,
-                shown: Shown::of(&peer, None, policy),
+                shown: HostAuth::of(&peer, None, policy),
             },
-            Event::PairingRequested { peer, request: knock } => Self::Asking {
-                host: knock.host.clone(),
-                name: knock.name.clone(),
+            Event::PairingRequested { peer, request } => Self::Asking {
+                host: request.host.clone(),
+                name: request.name.clone(),
                 address: address(&peer),
             },
             Event::Refused { peer, host, wanted, why } => {
@@ -437,7 +437,7 @@ impl Happening {
                 Self::Violation { protocol, address: address(&peer), rule, count }
             }
             Event::Fault { export, op, offset, len, fault } => Self::Fault {
-                which: Which::of(&export),
+                which: DiskRef::of(&export),
                 op,
                 offset,
                 bytes: len,
@@ -475,9 +475,9 @@ mod test {
 
     #[test]
     fn the_first_events_have_the_form_of_the_contract() {
-        let listening = Happening::Listening {
+        let listening = ServeEvent::Listening {
             protocol: Protocol::Nvme.name(),
-            at: At::Net { address: "127.0.0.1".to_owned(), port: 4420 },
+            at: EventAddr::Net { address: "127.0.0.1".to_owned(), port: 4420 },
             serves: &["discovery", "disks"],
             keyed: false,
         };
@@ -485,7 +485,7 @@ mod test {
             listening.json(),
             r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420,"serves":["discovery","disks"],"keyed":false}"#
         );
-        let lent = Happening::lent(
+        let lent = ServeEvent::lent(
             &export(),
             vec!["nvme connect".to_owned()],
             vec!["nbd://x/disk".to_owned()],
@@ -494,8 +494,8 @@ mod test {
             lent.json(),
             r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect"],"nbd":["nbd://x/disk"]}"#
         );
-        assert_eq!(Happening::Ready.json(), r#"{"event":"ready"}"#);
-        assert_eq!(Happening::Stopped.json(), r#"{"event":"stopped"}"#);
+        assert_eq!(ServeEvent::Ready.json(), r#"{"event":"ready"}"#);
+        assert_eq!(ServeEvent::Stopped.json(), r#"{"event":"stopped"}"#);
     }
 
     #[test]
@@ -541,7 +541,7 @@ mod test {
                 r#"{"event":"fault","disk":"disk.img","nqn":"nqn.test","op":"read","offset":512,"bytes":1024,"count":1,"reason":"the disk reported an error"}"#,
             ),
         ] {
-            assert_eq!(Happening::of(event, &Policy::default(), Protocol::Nvme).json(), json);
+            assert_eq!(ServeEvent::of(event, &Policy::default(), Protocol::Nvme).json(), json);
         }
     }
 
@@ -571,28 +571,28 @@ mod test {
             host: "nqn.host".to_owned(),
             proven: Some(KeyId::new(7)),
         };
-        let happening = Happening::of(attached, &policy, Protocol::Nbd);
-        let json = happening.json();
+        let event = ServeEvent::of(attached, &policy, Protocol::Nbd);
+        let json = event.json();
         let end = r#","key":"laptop","tls":"TLS_AES_128_GCM_SHA256","chap":true}"#;
         assert!(json.ends_with(end), "{json}");
         let wanted = "attached by laptop at 10.0.0.2:5000, encrypted (TLS_AES_128_GCM_SHA256)";
-        assert!(happening.sentence().unwrap().ends_with(wanted));
+        assert!(event.sentence().unwrap().ends_with(wanted));
     }
 
     #[test]
     fn a_pairing_is_a_message_after_the_wrong_code_before_it() {
-        let knock = PairingRequest {
+        let request = PairingRequest {
             number: 1,
             host: "nqn.host".to_owned(),
             name: "vm".to_owned(),
             writable: false,
             secret: export::Secret::new(vec![1; 32]),
         };
-        let paired = Happening::paired(&peer(), &knock, Access::ReadOnly);
-        assert!(paired.is_message() && !paired.is_bad());
+        let paired = ServeEvent::paired(&peer(), &request, Access::ReadOnly);
+        assert!(paired.is_message() && !paired.is_problem());
         let wanted = "vm at 10.0.0.2:5000 was let in by the code: read-only";
         assert_eq!(paired.sentence().unwrap(), wanted);
-        assert!(!Happening::Ready.is_message());
+        assert!(!ServeEvent::Ready.is_message());
     }
 
     #[test]
@@ -603,7 +603,7 @@ mod test {
             wanted: String::new(),
             why: "no key",
         };
-        let fields = Happening::of(refused, &Policy::default(), Protocol::Nvme).fields();
+        let fields = ServeEvent::of(refused, &Policy::default(), Protocol::Nvme).fields();
         let find = |name| &fields.iter().find(|(known, _)| known == name).unwrap().1;
         assert_eq!(find("STORAGETM_EVENT"), "refused");
         assert_eq!(find("STORAGETM_ADDRESS"), "10.0.0.2:5000");
@@ -613,7 +613,7 @@ mod test {
     #[test]
     fn a_code_is_for_programs_that_asked_for_it_and_never_a_sentence() {
         let pairing =
-            Happening::Pairing { code: "12345678".to_owned(), link: "storagetm:x".to_owned() };
+            ServeEvent::Pairing { code: "12345678".to_owned(), link: "storagetm:x".to_owned() };
         assert_eq!(pairing.json(), r#"{"event":"pairing","code":"12345678","link":"storagetm:x"}"#);
         assert_eq!(pairing.sentence(), None);
     }
@@ -622,47 +622,47 @@ mod test {
     fn disks_that_change_or_go_have_the_form_of_the_contract() {
         let export = export();
         assert_eq!(
-            Happening::resized(&export, 512).json(),
+            ServeEvent::resized(&export, 512).json(),
             r#"{"event":"resized","disk":"disk.img","nqn":"nqn.test","bytes":1048576,"before":512}"#
         );
         assert_eq!(
-            Happening::withdrawn(&export, "unplugged").json(),
+            ServeEvent::withdrawn(&export, "unplugged").json(),
             r#"{"event":"withdrawn","disk":"disk.img","nqn":"nqn.test","reason":"unplugged"}"#
         );
-        assert_eq!(Happening::note("look").json(), r#"{"event":"note","message":"look"}"#);
+        assert_eq!(ServeEvent::note("look").json(), r#"{"event":"note","message":"look"}"#);
     }
 
     #[test]
     fn a_hostile_name_reaches_neither_terminal_nor_log_raw_and_survives_in_json() {
         let host = "\x1b[2J\u{9b}\u{202e}\u{e0001}\"\n\x7f".to_owned();
-        let happening = Happening::of(
+        let event = ServeEvent::of(
             Event::Attached { export: export(), peer: peer(), host: host.clone(), proven: None },
             &Policy::default(),
             Protocol::Nvme,
         );
-        let json = happening.json();
+        let json = event.json();
         assert!(json.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{json}");
         let read: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(read["host"], host);
-        let sentence = happening.sentence().unwrap();
+        let sentence = event.sentence().unwrap();
         assert!(sentence.chars().all(|c| !c.is_control()), "{sentence}");
     }
 
     #[test]
     fn events_that_stand_for_many_have_their_number() {
         let of = |event, count| {
-            Happening::of(Tallied { event, count }, &Policy::default(), Protocol::Nvme)
+            ServeEvent::of(CountedEvent { event, count }, &Policy::default(), Protocol::Nvme)
         };
         let (op, fault) = ("read", Fault::Io);
         let faults = Event::Fault { export: export(), op, offset: 512, len: 1024, fault };
-        let happening = of(faults, 7);
-        assert!(happening.json().contains(r#""offset":512,"bytes":1024,"count":7,"#));
+        let event = of(faults, 7);
+        assert!(event.json().contains(r#""offset":512,"bytes":1024,"count":7,"#));
         let wanted =
             "disk.img: 7 read requests between 512 and 1536 failed: the disk reported an error";
-        assert_eq!(happening.sentence().unwrap(), wanted);
-        let happening = of(Event::Violation { peer: peer(), rule: "PlenTooShort" }, 3);
-        assert!(happening.json().ends_with(r#""rule":"PlenTooShort","count":3}"#));
-        assert!(happening.sentence().unwrap().contains("was cut off 3 times"));
+        assert_eq!(event.sentence().unwrap(), wanted);
+        let event = of(Event::Violation { peer: peer(), rule: "PlenTooShort" }, 3);
+        assert!(event.json().ends_with(r#""rule":"PlenTooShort","count":3}"#));
+        assert!(event.sentence().unwrap().contains("was cut off 3 times"));
     }
 
     #[test]
@@ -676,7 +676,7 @@ mod test {
             written: 0,
         };
         assert_eq!(
-            Happening::of(detached, &Policy::default(), Protocol::Nvme).sentence().unwrap(),
+            ServeEvent::of(detached, &Policy::default(), Protocol::Nvme).sentence().unwrap(),
             "disk.img is no longer attached by host 2f6d1c52 at 10.0.0.2:5000: timed out; it has read \
              4.1 kB and written 0 bytes"
         );
@@ -687,13 +687,13 @@ mod test {
         let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, ..peer() };
         let host = String::new();
         let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
-        let happening = Happening::of(attached, &Policy::default(), Protocol::Nbd);
+        let event = ServeEvent::of(attached, &Policy::default(), Protocol::Nbd);
         assert_eq!(
-            happening.json(),
+            event.json(),
             r#"{"event":"attached","protocol":"nbd","disk":"disk.img","nqn":"nqn.test","host":"","address":"unix"}"#
         );
         assert_eq!(
-            happening.sentence().unwrap(),
+            event.sentence().unwrap(),
             "disk.img is attached by a host without a name on this machine"
         );
         let refused = |wanted: &str| Event::Refused {
@@ -702,7 +702,7 @@ mod test {
             wanted: wanted.to_owned(),
             why: "not lent",
         };
-        let said = |event| Happening::of(event, &Policy::default(), Protocol::Nbd).sentence();
+        let said = |event| ServeEvent::of(event, &Policy::default(), Protocol::Nbd).sentence();
         assert_eq!(
             said(refused("")).unwrap(),
             "a host without a name on this machine was refused: not lent"

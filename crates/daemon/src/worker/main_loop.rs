@@ -14,17 +14,17 @@ use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
 
 use super::disks::Disks;
-use super::scribe::{Scribe, nudge};
+use super::messages::{self, CertificatesWire, ExportWire, MAX_REQUEST, Report, Request, Start};
+use super::reporter::{Reporter, wake};
 use super::sessions::Sessions;
-use super::words::{self, CertificatesWord, LONGEST_ORDER, Lent, Order, Report, Start};
-use super::{check_locked, words::auth};
-use crate::listen::Serves;
-use crate::mailbox::Mailbox;
-use crate::tally::Tally;
+use super::{check_locked, messages::auth};
+use crate::inbox::Inbox;
+use crate::listen::ListenerRole;
+use crate::rate_limit::EventRateLimit;
 use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver, Sender};
 
-/// Serves, until it is told to stop or nobody is there to tell.
+/// ListenerRole, until it is told to stop or nobody is there to tell.
 ///
 /// # Errors
 /// It was not started by `storagetm serve`.
@@ -33,13 +33,13 @@ pub fn work() -> Result<(), Failure> {
         Failure::usage("storagetm worker is a part of storagetm serve, which starts it by itself")
     })?;
     // What a terminal or a service manager tells all processes is the opener's to act upon.
-    let _deaf = Signals::open();
+    let _ignored = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     let Ok(unconfined) = sandbox::drop_privileges(parent) else { return Ok(()) };
-    let Ok((sender, mut orders)) = channel::split(socket, LONGEST_ORDER) else { return Ok(()) };
-    let Ok(Some((Order::Start(start), _))) = orders.receive() else { return Ok(()) };
-    match Duty::begin(&start, &sender, unconfined) {
-        Ok(duty) => duty.run(sender, orders),
+    let Ok((sender, mut requests)) = channel::split(socket, MAX_REQUEST) else { return Ok(()) };
+    let Ok(Some((Request::Start(start), _))) = requests.receive() else { return Ok(()) };
+    match WorkerProcess::start(&start, &sender, unconfined) {
+        Ok(worker) => worker.run(sender, requests),
         Err(sentence) => drop(sender.send(&Report::Failed { sentence }, None)),
     }
     Ok(())
@@ -53,28 +53,28 @@ fn socket() -> Option<UnixStream> {
 }
 
 /// What the worker works with.
-struct Duty {
+struct WorkerProcess {
     engine: Engine,
     sessions: Arc<Sessions>,
     disks: Arc<Disks>,
-    mailbox: Mailbox,
+    inbox: Inbox,
     stopped: Arc<OnceLock<bool>>,
-    scribe: Option<thread::JoinHandle<()>>,
+    reporter: Option<thread::JoinHandle<()>>,
 }
 
-impl Duty {
+impl WorkerProcess {
     /// Opens all that is ever opened, and gives away the right to open more. In what that did not work is reported.
     ///
     /// # Errors
     /// A sentence.
-    fn begin(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
+    fn start(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("cannot start to serve: {}", spawn_error(&error));
         engine::tls::prepare().map_err(cannot)?;
         let certificates = start.certificates.as_ref();
-        let certificates = certificates.map(CertificatesWord::certificates).transpose()?;
+        let certificates = certificates.map(CertificatesWire::certificates).transpose()?;
         unconfined.extend(sandbox::restrict_files());
-        let mailbox = Mailbox::open().map_err(|error| cannot(error.into()))?;
-        let events = mailbox.clone();
+        let inbox = Inbox::open().map_err(|error| cannot(error.into()))?;
+        let events = inbox.clone();
         let config = Config {
             driver: start.driver.into(),
             threads: start.threads,
@@ -98,99 +98,101 @@ impl Duty {
                 start.first_controller,
             ),
             disks,
-            mailbox,
+            inbox,
             stopped: Arc::default(),
-            scribe: None,
+            reporter: None,
         })
     }
 
     /// Takes orders to the last one. Without the opener there is nothing left to do.
-    fn run(mut self, sender: Sender, mut orders: Receiver) {
-        let scribe = Scribe {
+    fn run(mut self, sender: Sender, mut requests: Receiver) {
+        let reporter = Reporter {
             sender,
-            mailbox: self.mailbox.clone(),
+            inbox: self.inbox.clone(),
             disks: self.disks.clone(),
             sessions: self.sessions.clone(),
             stopped: self.stopped.clone(),
             attached: 0,
-            tally: Tally::default(),
+            rate_limit: EventRateLimit::default(),
             lost: 0,
             pairing: None,
         };
-        let scribe = thread::Builder::new().name("scribe".to_owned()).spawn(|| scribe.run());
+        let reporter = thread::Builder::new().name("reporter".to_owned()).spawn(|| reporter.run());
         // Without it nobody would hear what happens here: another worker may have more luck.
-        let Ok(scribe) = scribe else { return };
-        self.scribe = Some(scribe);
-        while let Ok(Some((order, descriptor))) = orders.receive() {
-            if let Order::Stop { milliseconds } = order {
+        let Ok(reporter) = reporter else { return };
+        self.reporter = Some(reporter);
+        while let Ok(Some((request, descriptor))) = requests.receive() {
+            if let Request::Stop { milliseconds } = request {
                 return self.stop(Duration::from_millis(milliseconds));
             }
-            self.obey(order, descriptor);
+            self.handle(request, descriptor);
         }
     }
 
-    fn obey(&self, order: Order, descriptor: Option<OwnedFd>) {
-        match (order, descriptor) {
-            (Order::Accept { keyed, serves }, Some(listener)) => {
+    fn handle(&self, request: Request, descriptor: Option<OwnedFd>) {
+        match (request, descriptor) {
+            (Request::Accept { keyed, serves }, Some(listener)) => {
                 self.accept(listener, keyed, serves);
             }
-            (Order::Adopt { keyed, serves }, Some(connection)) => {
+            (Request::Adopt { keyed, serves }, Some(connection)) => {
                 self.adopt(connection, keyed, serves);
             }
-            (Order::Lend(lent), Some(disk)) => self.lend(*lent, disk),
-            (Order::Withdraw { disk }, _) => self.withdraw(disk),
-            (Order::Resize { disk, bytes }, _) => {
+            (Request::Lend(lent), Some(disk)) => self.lend(*lent, disk),
+            (Request::Withdraw { disk }, _) => self.withdraw(disk),
+            (Request::Resize { disk, bytes }, _) => {
                 let export = self.disks.find(disk);
                 let _ = export.is_some_and(|export| export.resize(bytes));
             }
-            (Order::FailFlush { disk }, _) => {
+            (Request::FailFlush { disk }, _) => {
                 if let Some(export) = self.disks.find(disk) {
                     export.flush_failed();
                 }
             }
-            (Order::Follow { hosts }, _) => {
-                self.sessions.catalogue.set_policy(words::policy(hosts))
+            (Request::SetPolicy { hosts }, _) => {
+                self.sessions.catalogue.set_policy(messages::policy(hosts))
             }
-            (Order::Pair { name, tries }, _) => {
+            (Request::EnablePairing { name, tries }, _) => {
                 let now = Instant::now();
                 self.sessions.pair(&name, tries.tries(now), now);
             }
-            (Order::Unlock, _) => self.with_desk(|desk| desk.unlock(Instant::now())),
-            (Order::Answer { number, verdict }, _) => {
+            (Request::Unlock, _) => {
+                self.with_pairing_server(|server| server.unlock(Instant::now()))
+            }
+            (Request::Answer { number, verdict }, _) => {
                 // Nobody hears it who waits no longer.
-                self.with_desk(|desk| {
-                    let _ = desk.answer(number, verdict.into());
+                self.with_pairing_server(|server| {
+                    let _ = server.answer(number, verdict.into());
                 });
             }
             // The opener says this once, or with a descriptor.
-            (Order::Start(_) | Order::Stop { .. }, _)
-            | (Order::Accept { .. } | Order::Adopt { .. } | Order::Lend(_), None) => return,
+            (Request::Start(_) | Request::Stop { .. }, _)
+            | (Request::Accept { .. } | Request::Adopt { .. } | Request::Lend(_), None) => return,
         }
         self.engine.notify(Notice::StateChanged);
-        nudge(&self.mailbox);
+        wake(&self.inbox);
     }
 
-    fn accept(&self, listener: OwnedFd, keyed: bool, serves: Serves) {
+    fn accept(&self, listener: OwnedFd, keyed: bool, serves: ListenerRole) {
         let security = self.sessions.security(auth(keyed), serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.accept(listener, security, open) {
-            self.mailbox.note(format!("connections cannot be accepted: {error}"));
+            self.inbox.note(format!("connections cannot be accepted: {error}"));
         }
     }
 
-    fn adopt(&self, connection: OwnedFd, keyed: bool, serves: Serves) {
+    fn adopt(&self, connection: OwnedFd, keyed: bool, serves: ListenerRole) {
         let security = self.sessions.security(auth(keyed), serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.adopt(connection, security, open) {
-            self.mailbox.note(format!("the connection cannot be served: {error}"));
+            self.inbox.note(format!("the connection cannot be served: {error}"));
         }
     }
 
-    fn lend(&self, lent: Lent, descriptor: OwnedFd) {
+    fn lend(&self, lent: ExportWire, descriptor: OwnedFd) {
         let disk = lent.disk;
         let Some(export) = lent.export(descriptor) else { return };
         if let Err(sentence) = check_locked(&export) {
-            return self.mailbox.note(sentence);
+            return self.inbox.note(sentence);
         }
         let export = Arc::new(export);
         self.disks.add(disk, export.clone());
@@ -208,19 +210,19 @@ impl Duty {
         }
     }
 
-    fn with_desk(&self, act: impl FnOnce(&pair::PairingServer)) {
-        if let Some(desk) = self.sessions.desk() {
-            act(&desk);
+    fn with_pairing_server(&self, act: impl FnOnce(&pair::PairingServer)) {
+        if let Some(server) = self.sessions.pairing_server() {
+            act(&server);
         }
     }
 
     fn stop(self, patience: Duration) {
         let in_time = self.engine.stop(patience);
         let _ = self.stopped.set(in_time);
-        nudge(&self.mailbox);
-        if let Some(scribe) = self.scribe {
+        wake(&self.inbox);
+        if let Some(reporter) = self.reporter {
             // One that panicked has said so.
-            drop(scribe.join());
+            drop(reporter.join());
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use console::{decimal, host_name, printable, size};
 
-use super::{Happening, Shown, UNIX, is_once};
+use super::{HostAuth, ServeEvent, UNIX, is_once};
 
-impl Happening {
+impl ServeEvent {
     /// One sentence for people, or nothing where the screen says it all.
     pub fn sentence(&self) -> Option<String> {
         let sentence = match self {
@@ -66,7 +66,7 @@ impl Happening {
     }
 }
 
-impl Shown {
+impl HostAuth {
     /// How the connection is protected, as a piece of a sentence.
     fn words(&self) -> String {
         self.tls.as_ref().map(|tls| format!(", encrypted ({tls})")).unwrap_or_default()

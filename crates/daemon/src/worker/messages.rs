@@ -3,7 +3,7 @@
 //!
 //! The types of the workspace stand here once more as they travel. Disks travel by number: each that is lent gets another.
 
-mod happened;
+mod event;
 mod pairing;
 
 use std::sync::Arc;
@@ -14,35 +14,35 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
 use crate::certificates::Certificates;
-use crate::listen::Serves;
-pub(super) use happened::{Happened, PeerWord};
-pub(super) use pairing::{TriesWord, VerdictWord, ViewWord};
+use crate::listen::ListenerRole;
+pub(super) use event::{EventWire, PeerWire};
+pub(super) use pairing::{TriesWire, VerdictWire, ViewWire};
 
 /// Bytes of the longest order: a policy of thousands of hosts.
-pub(super) const LONGEST_ORDER: usize = 8 << 20;
+pub(super) const MAX_REQUEST: usize = 8 << 20;
 
 /// Bytes of the longest report.
-pub(super) const LONGEST_REPORT: usize = 64 << 10;
+pub(super) const MAX_REPORT: usize = 64 << 10;
 
 /// What the process that opens says.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Order {
+pub(super) enum Request {
     /// How to run. The first order.
     Start(Start),
     /// Accept connections; the listening socket comes with it.
     Accept {
         keyed: bool,
-        #[serde(with = "ServesWord")]
-        serves: Serves,
+        #[serde(with = "RoleWire")]
+        serves: ListenerRole,
     },
     /// Serve a connection that is there already; it comes with it.
     Adopt {
         keyed: bool,
-        #[serde(with = "ServesWord")]
-        serves: Serves,
+        #[serde(with = "RoleWire")]
+        serves: ListenerRole,
     },
     /// Lend a disk; its descriptor comes with it.
-    Lend(Box<Lent>),
+    Lend(Box<ExportWire>),
     /// Lend it no longer.
     Withdraw { disk: u64 },
     /// It is that long now.
@@ -50,13 +50,13 @@ pub(super) enum Order {
     /// A flush of it has failed elsewhere: no later one succeeds.
     FailFlush { disk: u64 },
     /// Let those in, and nobody else.
-    Follow { hosts: Vec<HostWord> },
+    SetPolicy { hosts: Vec<HostWire> },
     /// Let in who knows the code, from now on. The machine calls itself that, and so many wrong codes were tried already.
-    Pair { name: String, tries: TriesWord },
+    EnablePairing { name: String, tries: TriesWire },
     /// Show another code, and take tries anew.
     Unlock,
     /// The owner's answer to who has shown the code.
-    Answer { number: u64, verdict: VerdictWord },
+    Answer { number: u64, verdict: VerdictWire },
     /// Let hosts go, and end.
     Stop { milliseconds: u64 },
 }
@@ -64,20 +64,20 @@ pub(super) enum Order {
 /// How to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Start {
-    pub(super) driver: DriverWord,
+    pub(super) driver: DriverWire,
     pub(super) threads: usize,
     pub(super) memory: usize,
     pub(super) budget: usize,
     pub(super) connections: usize,
     pub(super) null_dh: bool,
-    pub(super) certificates: Option<CertificatesWord>,
+    pub(super) certificates: Option<CertificatesWire>,
     pub(super) first_controller: u16,
 }
 
 /// What a socket is for.
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "Serves")]
-enum ServesWord {
+#[serde(remote = "ListenerRole")]
+enum RoleWire {
     All,
     Discovery,
     Nbd,
@@ -85,24 +85,24 @@ enum ServesWord {
 
 /// What this machine shows to those who speak TLS with certificates: texts in PEM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct CertificatesWord {
-    chain: Hidden,
-    key: Hidden,
-    authority: Option<Hidden>,
+pub(super) struct CertificatesWire {
+    chain: SecretWire,
+    key: SecretWire,
+    authority: Option<SecretWire>,
 }
 
-impl From<&Certificates> for CertificatesWord {
+impl From<&Certificates> for CertificatesWire {
     fn from(certificates: &Certificates) -> Self {
-        let hidden = |text: &Vec<u8>| Hidden(Secret::new(text.clone()));
+        let hidden = |text: &Vec<u8>| SecretWire(Secret::new(text.clone()));
         Self {
             chain: hidden(&certificates.chain),
-            key: Hidden(certificates.key.clone()),
+            key: SecretWire(certificates.key.clone()),
             authority: certificates.authority.as_ref().map(hidden),
         }
     }
 }
 
-impl CertificatesWord {
+impl CertificatesWire {
     /// The same as the engine needs it.
     ///
     /// # Errors
@@ -116,13 +116,13 @@ impl CertificatesWord {
 
 /// A driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum DriverWord {
+pub(super) enum DriverWire {
     Auto,
     Uring,
     Blocking,
 }
 
-impl From<Driver> for DriverWord {
+impl From<Driver> for DriverWire {
     fn from(driver: Driver) -> Self {
         match driver {
             Driver::Auto => Self::Auto,
@@ -132,12 +132,12 @@ impl From<Driver> for DriverWord {
     }
 }
 
-impl From<DriverWord> for Driver {
-    fn from(word: DriverWord) -> Self {
-        match word {
-            DriverWord::Auto => Self::Auto,
-            DriverWord::Uring => Self::Uring,
-            DriverWord::Blocking => Self::Blocking,
+impl From<DriverWire> for Driver {
+    fn from(wire: DriverWire) -> Self {
+        match wire {
+            DriverWire::Auto => Self::Auto,
+            DriverWire::Uring => Self::Uring,
+            DriverWire::Blocking => Self::Blocking,
         }
     }
 }
@@ -146,17 +146,17 @@ impl From<DriverWord> for Driver {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
     /// It runs, and how. The first report.
-    Running { driver: DriverWord, why: String, unconfined: Vec<String> },
+    Running { driver: DriverWire, why: String, unconfined: Vec<String> },
     /// It cannot run.
     Failed { sentence: String },
     /// Something happened.
-    Happened(Happened),
+    Event(EventWire),
     /// Something that the owner should know.
     Note { sentence: String },
     /// What has been done with a disk.
     Used { disk: u64, counts: Counts },
     /// The code is another one, or may not be tried now.
-    Pairing(ViewWord),
+    Pairing(ViewWire),
     /// Nobody uses a disk any more that was withdrawn.
     Released { disk: u64 },
     /// All hosts have let go, or were cut off after the time given.
@@ -172,17 +172,17 @@ impl Report {
 
 /// A disk as it is lent.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Lent {
+pub(super) struct ExportWire {
     pub(super) disk: u64,
     name: String,
     nqn: String,
     short: String,
-    #[serde(with = "IdentityWord")]
+    #[serde(with = "IdentityWire")]
     identity: Identity,
     block: u32,
     physical: u32,
     bytes: u64,
-    #[serde(with = "AccessWord")]
+    #[serde(with = "AccessWire")]
     access: Access,
     volatile: bool,
     rotational: bool,
@@ -193,7 +193,7 @@ pub(super) struct Lent {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Identity")]
-struct IdentityWord {
+struct IdentityWire {
     uuid: [u8; 16],
     nguid: Option<[u8; 16]>,
     eui64: Option<[u8; 8]>,
@@ -204,12 +204,12 @@ struct IdentityWord {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Access")]
-enum AccessWord {
+enum AccessWire {
     ReadOnly,
     Writable,
 }
 
-impl Lent {
+impl ExportWire {
     /// All of `export` but its descriptor.
     pub(super) fn new(disk: u64, export: &Export) -> Self {
         Self {
@@ -267,71 +267,71 @@ pub(super) fn auth(keyed: bool) -> Auth {
 
 /// A host that the owner knows.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct HostWord {
+pub(super) struct HostWire {
     nqn: String,
     name: String,
     key: u64,
-    tls: Option<Hidden>,
+    tls: Option<SecretWire>,
     tls_compat: bool,
-    chap: Option<Hidden>,
-    chap_controller: Option<Hidden>,
-    rules: Vec<RuleWord>,
+    chap: Option<SecretWire>,
+    chap_controller: Option<SecretWire>,
+    rules: Vec<RuleWire>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct RuleWord {
+struct RuleWire {
     disk: Option<String>,
-    #[serde(with = "AccessWord")]
+    #[serde(with = "AccessWire")]
     access: Access,
 }
 
-impl From<&Host> for HostWord {
+impl From<&Host> for HostWire {
     fn from(host: &Host) -> Self {
-        let rule = |rule: &Rule| RuleWord { disk: rule.disk.clone(), access: rule.access };
+        let rule = |rule: &Rule| RuleWire { disk: rule.disk.clone(), access: rule.access };
         Self {
             nqn: host.nqn.clone(),
             name: host.name.clone(),
             key: host.key.number(),
-            tls: host.tls.clone().map(Hidden),
+            tls: host.tls.clone().map(SecretWire),
             tls_compat: host.tls_compat,
-            chap: host.chap.clone().map(Hidden),
-            chap_controller: host.chap_controller.clone().map(Hidden),
+            chap: host.chap.clone().map(SecretWire),
+            chap_controller: host.chap_controller.clone().map(SecretWire),
             rules: host.rules.iter().map(rule).collect(),
         }
     }
 }
 
-impl From<HostWord> for Host {
-    fn from(word: HostWord) -> Self {
-        let rule = |word: RuleWord| Rule { disk: word.disk, access: word.access };
+impl From<HostWire> for Host {
+    fn from(wire: HostWire) -> Self {
+        let rule = |wire: RuleWire| Rule { disk: wire.disk, access: wire.access };
         Self {
-            nqn: word.nqn,
-            name: word.name,
-            key: KeyId::new(word.key),
-            tls: word.tls.map(|hidden| hidden.0),
-            tls_compat: word.tls_compat,
-            chap: word.chap.map(|hidden| hidden.0),
-            chap_controller: word.chap_controller.map(|hidden| hidden.0),
-            rules: word.rules.into_iter().map(rule).collect(),
+            nqn: wire.nqn,
+            name: wire.name,
+            key: KeyId::new(wire.key),
+            tls: wire.tls.map(|hidden| hidden.0),
+            tls_compat: wire.tls_compat,
+            chap: wire.chap.map(|hidden| hidden.0),
+            chap_controller: wire.chap_controller.map(|hidden| hidden.0),
+            rules: wire.rules.into_iter().map(rule).collect(),
         }
     }
 }
 
 /// The hosts of a policy.
-pub(super) fn hosts(policy: &Policy) -> Vec<HostWord> {
-    policy.hosts.iter().map(|host| HostWord::from(&**host)).collect()
+pub(super) fn hosts(policy: &Policy) -> Vec<HostWire> {
+    policy.hosts.iter().map(|host| HostWire::from(&**host)).collect()
 }
 
 /// The policy of these hosts.
-pub(super) fn policy(hosts: Vec<HostWord>) -> Policy {
-    Policy { hosts: hosts.into_iter().map(|word| Arc::new(word.into())).collect() }
+pub(super) fn policy(hosts: Vec<HostWire>) -> Policy {
+    Policy { hosts: hosts.into_iter().map(|wire| Arc::new(wire.into())).collect() }
 }
 
 /// A secret: two digits a byte, so that it is read from the frame without a copy that would stay.
 #[derive(Debug, Clone)]
-pub(super) struct Hidden(pub(super) Secret);
+pub(super) struct SecretWire(pub(super) Secret);
 
-impl Serialize for Hidden {
+impl Serialize for SecretWire {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let bytes = self.0.bytes();
         let mut text = Zeroizing::new(String::with_capacity(bytes.len().saturating_mul(2)));
@@ -342,7 +342,7 @@ impl Serialize for Hidden {
     }
 }
 
-impl<'de> Deserialize<'de> for Hidden {
+impl<'de> Deserialize<'de> for SecretWire {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(Digits).map(|bytes| Self(Secret::new(bytes)))
     }
@@ -378,8 +378,8 @@ mod test {
     use pair::{Code, Codes, ServerStatus};
     use std::time::{Duration, Instant};
 
-    fn travel<T: Serialize + de::DeserializeOwned>(word: &T) -> T {
-        serde_json::from_str(&serde_json::to_string(word).unwrap()).unwrap()
+    fn travel<T: Serialize + de::DeserializeOwned>(wire: &T) -> T {
+        serde_json::from_str(&serde_json::to_string(wire).unwrap()).unwrap()
     }
 
     #[test]
@@ -399,16 +399,16 @@ mod test {
             ],
         };
         let before = Policy { hosts: vec![Arc::new(host)] };
-        let order = Order::Follow { hosts: hosts(&before) };
-        assert!(!format!("{order:?}").contains("secret"));
-        let Order::Follow { hosts } = travel(&order) else { panic!("another order") };
+        let request = Request::SetPolicy { hosts: hosts(&before) };
+        assert!(!format!("{request:?}").contains("secret"));
+        let Request::SetPolicy { hosts } = travel(&request) else { panic!("another request") };
         assert_eq!(policy(hosts), before);
     }
 
     #[test]
     fn what_is_no_secret_is_refused() {
         for text in ["\"0\"", "\"0g\"", "\"é\"", "7"] {
-            assert!(serde_json::from_str::<Hidden>(text).is_err(), "{text}");
+            assert!(serde_json::from_str::<SecretWire>(text).is_err(), "{text}");
         }
     }
 
@@ -427,7 +427,7 @@ mod test {
         export.cache = Cache::WriteThrough;
         export.discard = true;
         export.flush_failed();
-        let arrived = travel(&Lent::new(9, &export)).export(disk()).unwrap();
+        let arrived = travel(&ExportWire::new(9, &export)).export(disk()).unwrap();
         assert_eq!((&arrived.name, &arrived.nqn), (&export.name, &export.nqn));
         assert_eq!((&arrived.identity, arrived.geometry), (&export.identity, geometry));
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
@@ -449,7 +449,7 @@ mod test {
             lockouts: 3,
             waiting: vec![4],
         };
-        let arrived = travel(&ViewWord::new(&view, now)).view(now).unwrap();
+        let arrived = travel(&ViewWire::new(&view, now)).view(now).unwrap();
         let shown = arrived.codes.unwrap();
         assert_eq!((shown.digits, shown.expires), (digits, later));
         assert_eq!((arrived.failures, arrived.waiting), (2, vec![4]));

@@ -7,22 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use export::{Event, Export, KeyId, PairingRequest, Peer, Reason};
 
 use super::Shared;
-use super::words::{Happened, PeerWord};
-use crate::mailbox::Said;
-use crate::tally::Tallied;
+use super::messages::{EventWire, PeerWire};
+use crate::inbox::WorkerEvent;
+use crate::rate_limit::CountedEvent;
 
 /// Attachments there may be at once, above what the engine lets in.
-const ATTACHMENTS: usize = 4096;
+const MAX_ATTACHMENTS: usize = 4096;
 
 /// Different rules and reasons that a worker may name.
-const NAMES: usize = 512;
+const MAX_NAMES: usize = 512;
 
 /// What stands for a name beyond these.
-const ANOTHER: &str = "another";
+const OTHER: &str = "another";
 
 /// Who has attached what, as the worker said.
 #[derive(Debug, Default)]
-pub(super) struct Witness {
+pub(super) struct ReportValidator {
     attached: Vec<Attachment>,
 }
 
@@ -33,55 +33,55 @@ struct Attachment {
     host: String,
 }
 
-impl Witness {
+impl ReportValidator {
     /// Says what happened. Nothing is said of disks that there are not.
     ///
     /// # Errors
     /// No honest worker says this.
-    pub(super) fn hear(&mut self, shared: &Shared, happened: Happened) -> Result<(), ()> {
+    pub(super) fn accept(&mut self, shared: &Shared, event: EventWire) -> Result<(), ()> {
         let export = |disk: u64| {
-            shared.state().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
+            shared.state().disk_by_number(disk).map(|assigned| assigned.export.clone()).ok_or(())
         };
-        let count = happened.count();
-        let event = match happened {
-            Happened::Attached { disk, peer, host, proven } => {
+        let count = event.count();
+        let event = match event {
+            EventWire::Attached { disk, peer, host, proven } => {
                 self.attach(export(disk)?, peer, host, proven)?
             }
-            Happened::Detached { disk, peer, host, reason, read, written } => {
+            EventWire::Detached { disk, peer, host, reason, read, written } => {
                 let (export, peer) = (export(disk)?, Peer::from(peer));
                 self.detach(&export, &peer, &host)?;
                 Event::Detached { export, peer, host, reason, read, written }
             }
-            Happened::Fault { disk, op, offset, len, fault, .. } => {
-                Event::Fault { export: export(disk)?, op: name(&op), offset, len, fault }
+            EventWire::Fault { disk, op, offset, len, fault, .. } => {
+                Event::Fault { export: export(disk)?, op: interned(&op), offset, len, fault }
             }
-            Happened::Refused { peer, host, wanted, why, .. } => {
-                Event::Refused { peer: peer.into(), host, wanted, why: name(&why) }
+            EventWire::Refused { peer, host, wanted, why, .. } => {
+                Event::Refused { peer: peer.into(), host, wanted, why: interned(&why) }
             }
-            Happened::Violation { peer, rule, .. } => {
-                Event::Violation { peer: peer.into(), rule: name(&rule) }
+            EventWire::Violation { peer, rule, .. } => {
+                Event::Violation { peer: peer.into(), rule: interned(&rule) }
             }
             // Who was not told to show a code has let nobody try one.
-            Happened::PairingRequested { .. } if shared.state().pairing.is_none() => {
+            EventWire::PairingRequested { .. } if shared.state().pairing.is_none() => {
                 return Err(());
             }
-            Happened::PairingRequested { peer, number, host, name, writable, secret } => {
-                let knock = PairingRequest { number, host, name, writable, secret: secret.0 };
-                Event::PairingRequested { peer: peer.into(), request: Arc::new(knock) }
+            EventWire::PairingRequested { peer, number, host, name, writable, secret } => {
+                let request = PairingRequest { number, host, name, writable, secret: secret.0 };
+                Event::PairingRequested { peer: peer.into(), request: Arc::new(request) }
             }
         };
-        shared.say(Said::Event(Tallied { event, count }));
+        shared.emit(WorkerEvent::Event(CountedEvent { event, count }));
         Ok(())
     }
 
     fn attach(
         &mut self,
         export: Arc<Export>,
-        peer: PeerWord,
+        peer: PeerWire,
         host: String,
         proven: Option<u64>,
     ) -> Result<Event, ()> {
-        if self.attached.len() >= ATTACHMENTS {
+        if self.attached.len() >= MAX_ATTACHMENTS {
             return Err(());
         }
         let peer = Peer::from(peer);
@@ -114,20 +114,20 @@ impl Witness {
             let reason = Reason::Ended;
             // How much it was, it took with it.
             let event = Event::Detached { export, peer, host, reason, read: 0, written: 0 };
-            shared.say(Said::Event(event.into()));
+            shared.emit(WorkerEvent::Event(event.into()));
         }
     }
 }
 
 /// The name, kept for good: there are as many as there are rules.
-fn name(text: &str) -> &'static str {
+fn interned(text: &str) -> &'static str {
     static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(name) = known.get(text) {
         return name;
     }
-    if known.len() >= NAMES || text.len() > 200 {
-        return ANOTHER;
+    if known.len() >= MAX_NAMES || text.len() > 200 {
+        return OTHER;
     }
     let name: &'static str = Box::leak(text.into());
     known.insert(name);
@@ -138,15 +138,15 @@ fn name(text: &str) -> &'static str {
 mod test {
     use super::*;
     use crate::worker::Config;
-    use crate::worker::words::Counts;
-    use crate::worker::words::Hidden;
-    use crate::worker::{Loaned, State};
+    use crate::worker::messages::Counts;
+    use crate::worker::messages::SecretWire;
+    use crate::worker::{AssignedDisk, State};
     use engine::Driver;
     use export::{Auth, Fault, Geometry, Identity, Secret};
     use std::sync::Condvar;
 
     /// What is said of a worker that has the disk number 1.
-    fn shared() -> (Shared, Arc<Mutex<Vec<Said>>>) {
+    fn shared() -> (Shared, Arc<Mutex<Vec<WorkerEvent>>>) {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let config = Config {
             driver: Driver::Auto,
@@ -162,7 +162,7 @@ mod test {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Export::new("d", "n", Identity::default(), geometry, 512, disk);
-        state.lent.push(Loaned {
+        state.lent.push(AssignedDisk {
             disk: 1,
             export: Arc::new(export),
             withdrawn: false,
@@ -178,70 +178,70 @@ mod test {
         (shared, heard)
     }
 
-    fn peer() -> PeerWord {
+    fn peer() -> PeerWire {
         let (remote, local) = ("10.0.0.2:1".parse().unwrap(), "10.0.0.1:4420".parse().unwrap());
-        PeerWord::from(&Peer { remote, local, auth: Auth::Required, channel: None })
+        PeerWire::from(&Peer { remote, local, auth: Auth::Required, channel: None })
     }
 
-    fn attached(disk: u64) -> Happened {
-        Happened::Attached { disk, peer: peer(), host: "h".to_owned(), proven: None }
+    fn attached(disk: u64) -> EventWire {
+        EventWire::Attached { disk, peer: peer(), host: "h".to_owned(), proven: None }
     }
 
-    fn detached() -> Happened {
+    fn detached() -> EventWire {
         let (host, reason) = ("h".to_owned(), Reason::Peer);
-        Happened::Detached { disk: 1, peer: peer(), host, reason, read: 1, written: 2 }
+        EventWire::Detached { disk: 1, peer: peer(), host, reason, read: 1, written: 2 }
     }
 
     #[test]
     fn a_worker_speaks_of_its_own_disks_and_of_hosts_that_came() {
         let (shared, heard) = shared();
-        let mut witness = Witness::default();
-        assert!(witness.hear(&shared, detached()).is_err());
-        assert!(witness.hear(&shared, attached(2)).is_err());
-        assert!(witness.hear(&shared, attached(1)).is_ok());
-        assert!(witness.hear(&shared, detached()).is_ok());
-        assert!(witness.hear(&shared, detached()).is_err());
+        let mut validator = ReportValidator::default();
+        assert!(validator.accept(&shared, detached()).is_err());
+        assert!(validator.accept(&shared, attached(2)).is_err());
+        assert!(validator.accept(&shared, attached(1)).is_ok());
+        assert!(validator.accept(&shared, detached()).is_ok());
+        assert!(validator.accept(&shared, detached()).is_err());
         assert_eq!(heard.lock().unwrap().len(), 2);
-        while witness.hear(&shared, attached(1)).is_ok() {}
-        assert_eq!(witness.attached.len(), ATTACHMENTS);
+        while validator.accept(&shared, attached(1)).is_ok() {}
+        assert_eq!(validator.attached.len(), MAX_ATTACHMENTS);
     }
 
     /// X45: a worker that a stranger has taken over lets nobody in where no code is shown.
     #[test]
     fn x45_nobody_knocks_where_no_code_is_shown() {
         let (shared, heard) = shared();
-        let knocked = || Happened::PairingRequested {
+        let knocked = || EventWire::PairingRequested {
             peer: peer(),
             number: 1,
             host: "h".to_owned(),
             name: "n".to_owned(),
             writable: false,
-            secret: Hidden(Secret::new(vec![1; 32])),
+            secret: SecretWire(Secret::new(vec![1; 32])),
         };
-        assert!(Witness::default().hear(&shared, knocked()).is_err());
+        assert!(ReportValidator::default().accept(&shared, knocked()).is_err());
         assert!(heard.lock().unwrap().is_empty());
         shared.state().pairing = Some("machine".to_owned());
-        assert!(Witness::default().hear(&shared, knocked()).is_ok());
+        assert!(ReportValidator::default().accept(&shared, knocked()).is_ok());
         assert_eq!(heard.lock().unwrap().len(), 1);
     }
 
     #[test]
     fn hosts_of_a_worker_that_died_are_gone() {
         let (shared, heard) = shared();
-        let mut witness = Witness::default();
-        witness.hear(&shared, attached(1)).unwrap();
-        witness.lose(&shared);
+        let mut validator = ReportValidator::default();
+        validator.accept(&shared, attached(1)).unwrap();
+        validator.lose(&shared);
         let heard = heard.lock().unwrap();
         assert!(matches!(
             heard.last(),
-            Some(Said::Event(Tallied { event: Event::Detached { .. }, .. }))
+            Some(WorkerEvent::Event(CountedEvent { event: Event::Detached { .. }, .. }))
         ));
     }
 
     #[test]
     fn words_that_a_worker_coins_are_counted() {
         let (shared, heard) = shared();
-        let fault = |op: String| Happened::Fault {
+        let fault = |op: String| EventWire::Fault {
             disk: 1,
             op,
             offset: 0,
@@ -249,14 +249,15 @@ mod test {
             count: 1,
             fault: Fault::Io,
         };
-        for n in 0..2 * NAMES {
-            Witness::default().hear(&shared, fault(format!("coined {n}"))).unwrap();
+        for n in 0..2 * MAX_NAMES {
+            ReportValidator::default().accept(&shared, fault(format!("coined {n}"))).unwrap();
         }
         let heard = heard.lock().unwrap();
         let last = heard.last();
-        let Some(Said::Event(Tallied { event: Event::Fault { op, .. }, .. })) = last else {
+        let Some(WorkerEvent::Event(CountedEvent { event: Event::Fault { op, .. }, .. })) = last
+        else {
             panic!("{last:?}")
         };
-        assert_eq!(*op, ANOTHER);
+        assert_eq!(*op, OTHER);
     }
 }

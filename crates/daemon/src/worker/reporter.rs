@@ -11,24 +11,24 @@ use export::Event;
 use pair::PairingServer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::disks::{Disks, Held};
+use super::disks::{DiskEntry, Disks};
+use super::messages::{EventWire, Report, ViewWire};
 use super::sessions::Sessions;
-use super::words::{Happened, Report, ViewWord};
-use crate::mailbox::Mailbox;
-use crate::tally::{Tallied, Tally};
+use crate::inbox::Inbox;
+use crate::rate_limit::{CountedEvent, EventRateLimit};
 use ipc::channel::Sender;
 
 /// How often disks are looked at that are used, and those that are attached and rest. Nobody looks at others.
-const OFTEN: Duration = Duration::from_millis(250);
-const SELDOM: Duration = Duration::from_secs(1);
+const BUSY_INTERVAL: Duration = Duration::from_millis(250);
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The subject of a note to the scribe itself: there is something new to look at.
-const LOOK: &str = "look";
+const WAKE: &str = "look";
 
 /// Who reports.
-pub(super) struct Scribe {
+pub(super) struct Reporter {
     pub(super) sender: Sender,
-    pub(super) mailbox: Mailbox,
+    pub(super) inbox: Inbox,
     pub(super) disks: Arc<Disks>,
     pub(super) sessions: Arc<Sessions>,
     /// Set when all connections have gone, with whether that was in time.
@@ -36,7 +36,7 @@ pub(super) struct Scribe {
     /// Attachments there are.
     pub(super) attached: usize,
     /// Events whose kind was reported a moment ago.
-    pub(super) tally: Tally,
+    pub(super) rate_limit: EventRateLimit,
     /// Events and notes that were too many at once.
     pub(super) lost: usize,
     /// The pairing that was told last, and what of it may change by time alone.
@@ -44,16 +44,16 @@ pub(super) struct Scribe {
 }
 
 /// Has the scribe look.
-pub(super) fn nudge(mailbox: &Mailbox) {
-    mailbox.about(LOOK, None);
+pub(super) fn wake(inbox: &Inbox) {
+    inbox.set_subject(WAKE, None);
 }
 
-impl Scribe {
+impl Reporter {
     /// Reports until all is over, or nobody hears it any more.
     pub(super) fn run(mut self) {
-        let mut patience = None;
-        while let Ok(next) = self.round(patience) {
-            patience = next;
+        let mut timeout = None;
+        while let Ok(next) = self.round(timeout) {
+            timeout = next;
             if let Some(in_time) = self.stopped.get().copied() {
                 // What happened last was said before it was set.
                 let _ = self.round(Some(Duration::ZERO));
@@ -65,41 +65,41 @@ impl Scribe {
     }
 
     /// Waits, and reports what there is; how long to wait then.
-    fn round(&mut self, patience: Option<Duration>) -> std::io::Result<Option<Duration>> {
-        self.wait(patience);
-        let waiting = self.mailbox.receive();
-        for Tallied { event, .. } in waiting.events {
-            if let Some(tallied) = self.tally.put(event, Instant::now()) {
-                self.report(&tallied)?;
+    fn round(&mut self, timeout: Option<Duration>) -> std::io::Result<Option<Duration>> {
+        self.wait(timeout);
+        let pending = self.inbox.receive();
+        for CountedEvent { event, .. } in pending.events {
+            if let Some(counted) = self.rate_limit.put(event, Instant::now()) {
+                self.report(&counted)?;
             }
         }
-        for sentence in waiting.notes {
-            self.say(&Report::Note { sentence })?;
+        for sentence in pending.notes {
+            self.send(&Report::Note { sentence })?;
         }
-        self.lost = self.lost.saturating_add(waiting.lost);
+        self.lost = self.lost.saturating_add(pending.lost);
         let now = Instant::now();
-        let due = self.tally.take_due(now);
+        let due = self.rate_limit.take_due(now);
         if !due.is_empty() {
             self.report_lost()?;
         }
-        due.iter().try_for_each(|tallied| self.report(tallied))?;
-        let changed = self.look()?;
-        let code = self.show(now)?;
-        let disks = self.next_look(changed);
-        let others = [code, self.tally.due()].into_iter().flatten().min();
+        due.iter().try_for_each(|counted| self.report(counted))?;
+        let changed = self.report_usage()?;
+        let code = self.report_pairing(now)?;
+        let disks = self.next_usage_report(changed);
+        let others = [code, self.rate_limit.due()].into_iter().flatten().min();
         let others = others.map(|at| at.saturating_duration_since(now));
         Ok([disks, others].into_iter().flatten().min())
     }
 
-    fn wait(&self, patience: Option<Duration>) {
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        let _ = poll(&mut [PollFd::new(&self.mailbox, PollFlags::IN)], patience.as_ref());
+    fn wait(&self, timeout: Option<Duration>) {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let _ = poll(&mut [PollFd::new(&self.inbox, PollFlags::IN)], timeout.as_ref());
     }
 
     /// Reports what still waits: nothing follows.
     fn report_rest(&mut self) -> std::io::Result<()> {
-        let rest = self.tally.take_all();
-        rest.iter().try_for_each(|tallied| self.report(tallied))?;
+        let rest = self.rate_limit.take_all();
+        rest.iter().try_for_each(|counted| self.report(counted))?;
         self.report_lost()
     }
 
@@ -109,62 +109,67 @@ impl Scribe {
             0 => Ok(()),
             lost => {
                 let sentence = format!("{lost} more events were not shown, too many at once");
-                self.say(&Report::Note { sentence })
+                self.send(&Report::Note { sentence })
             }
         }
     }
 
-    fn report(&mut self, tallied: &Tallied) -> std::io::Result<()> {
-        match &tallied.event {
+    fn report(&mut self, counted: &CountedEvent) -> std::io::Result<()> {
+        match &counted.event {
             Event::Attached { .. } => self.attached = self.attached.saturating_add(1),
             Event::Detached { .. } => {
                 self.attached = self.attached.saturating_sub(1);
                 // What its host did is to be known before it is gone.
-                self.look()?;
+                self.report_usage()?;
             }
             _ => {}
         }
-        let happened = Happened::new(tallied, |export| self.disks.number(export));
-        happened.map_or(Ok(()), |happened| self.say(&Report::Happened(happened)))
+        let event = EventWire::new(counted, |export| self.disks.number(export));
+        event.map_or(Ok(()), |event| self.send(&Report::Event(event)))
     }
 
     /// Reports what has been done with the disks since; whether that is anything.
-    fn look(&self) -> std::io::Result<bool> {
-        let mut held = self.disks.held();
-        let mut reports: Vec<Report> = held.iter_mut().filter_map(Held::news).collect();
-        let released = held.extract_if(.., |held| held.is_released());
-        reports.extend(released.map(|held| Report::Released { disk: held.disk }));
-        drop(held);
-        reports.iter().try_for_each(|report| self.say(report))?;
+    fn report_usage(&self) -> std::io::Result<bool> {
+        let mut entries = self.disks.entries();
+        let mut reports: Vec<Report> =
+            entries.iter_mut().filter_map(DiskEntry::changed_counts).collect();
+        let released = entries.extract_if(.., |entries| entries.is_released());
+        reports.extend(released.map(|entries| Report::Released { disk: entries.disk }));
+        drop(entries);
+        reports.iter().try_for_each(|report| self.send(report))?;
         Ok(!reports.is_empty())
     }
 
     /// When the disks must be looked at again; never, if nobody uses any.
-    fn next_look(&self, changed: bool) -> Option<Duration> {
-        let waits = self.disks.held().iter().any(Held::may_change);
-        (self.attached > 0 || waits).then_some(if changed || waits { OFTEN } else { SELDOM })
+    fn next_usage_report(&self, changed: bool) -> Option<Duration> {
+        let waits = self.disks.entries().iter().any(DiskEntry::may_change);
+        (self.attached > 0 || waits).then_some(if changed || waits {
+            BUSY_INTERVAL
+        } else {
+            IDLE_INTERVAL
+        })
     }
 
     /// Reports the code that is good now, if that is another one; when it changes by time alone.
-    fn show(&mut self, now: Instant) -> std::io::Result<Option<Instant>> {
-        let Some(desk) = self.sessions.desk() else { return Ok(None) };
-        let view = desk.status(now);
-        let generation = desk.generation();
+    fn report_pairing(&mut self, now: Instant) -> std::io::Result<Option<Instant>> {
+        let Some(server) = self.sessions.pairing_server() else { return Ok(None) };
+        let view = server.status(now);
+        let generation = server.generation();
         if self.pairing != Some(generation) {
             self.pairing = Some(generation);
-            self.say(&Report::Pairing(ViewWord::new(&view, now)))?;
+            self.send(&Report::Pairing(ViewWire::new(&view, now)))?;
         }
-        Ok(deadline(&desk, now))
+        Ok(deadline(&server, now))
     }
 
-    fn say(&self, report: &Report) -> std::io::Result<()> {
+    fn send(&self, report: &Report) -> std::io::Result<()> {
         self.sender.send(report, None)
     }
 }
 
 /// Never in no time at all: what is due then is due in the next round.
-fn deadline(desk: &PairingServer, now: Instant) -> Option<Instant> {
-    desk.deadline(now).map(|at| at.max(now + Duration::from_millis(10)))
+fn deadline(server: &PairingServer, now: Instant) -> Option<Instant> {
+    server.deadline(now).map(|at| at.max(now + Duration::from_millis(10)))
 }
 
 #[cfg(test)]
@@ -181,8 +186,8 @@ mod test {
         disks.add(7, export.clone());
         assert_eq!(disks.number(&export), Some(7));
         disks.withdraw(7);
-        assert!(!disks.held()[0].is_released());
+        assert!(!disks.entries()[0].is_released());
         drop(export);
-        assert!(disks.held()[0].is_released());
+        assert!(disks.entries()[0].is_released());
     }
 }

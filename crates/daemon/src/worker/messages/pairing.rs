@@ -6,43 +6,43 @@ use export::{Access, Secret};
 use pair::{Code, Codes, FailedAttempts, ServerStatus, Verdict};
 use serde::{Deserialize, Serialize};
 
-use super::{AccessWord, Hidden};
+use super::{AccessWire, SecretWire};
 
 /// The owner's answer to a host that has shown the code.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) enum VerdictWord {
-    Granted(GrantWord),
+pub(in crate::worker) enum VerdictWire {
+    Granted(GrantWire),
     Denied,
     Full,
     Unkept,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct GrantWord {
-    #[serde(with = "AccessWord")]
+pub(in crate::worker) struct GrantWire {
+    #[serde(with = "AccessWire")]
     access: Access,
-    disks: Vec<DiskWord>,
+    disks: Vec<DiskWire>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct DiskWord {
+struct DiskWire {
     nqn: String,
     name: String,
     model: String,
     bytes: u64,
-    #[serde(with = "AccessWord")]
+    #[serde(with = "AccessWire")]
     access: Access,
 }
 
-impl From<Verdict> for VerdictWord {
+impl From<Verdict> for VerdictWire {
     fn from(verdict: Verdict) -> Self {
-        let word = |disk: pair::Disk| {
+        let wire = |disk: pair::Disk| {
             let pair::Disk { nqn, name, model, bytes, access } = disk;
-            DiskWord { nqn, name, model, bytes, access }
+            DiskWire { nqn, name, model, bytes, access }
         };
         match verdict {
             Verdict::Granted { access, disks } => {
-                Self::Granted(GrantWord { access, disks: disks.into_iter().map(word).collect() })
+                Self::Granted(GrantWire { access, disks: disks.into_iter().map(wire).collect() })
             }
             Verdict::Denied => Self::Denied,
             Verdict::NoSpace => Self::Full,
@@ -51,19 +51,19 @@ impl From<Verdict> for VerdictWord {
     }
 }
 
-impl From<VerdictWord> for Verdict {
-    fn from(word: VerdictWord) -> Self {
-        let disk = |word: DiskWord| {
-            let DiskWord { nqn, name, model, bytes, access } = word;
+impl From<VerdictWire> for Verdict {
+    fn from(wire: VerdictWire) -> Self {
+        let disk = |wire: DiskWire| {
+            let DiskWire { nqn, name, model, bytes, access } = wire;
             pair::Disk { nqn, name, model, bytes, access }
         };
-        match word {
-            VerdictWord::Granted(GrantWord { access, disks }) => {
+        match wire {
+            VerdictWire::Granted(GrantWire { access, disks }) => {
                 Self::Granted { access, disks: disks.into_iter().map(disk).collect() }
             }
-            VerdictWord::Denied => Self::Denied,
-            VerdictWord::Full => Self::NoSpace,
-            VerdictWord::Unkept => Self::NotStored,
+            VerdictWire::Denied => Self::Denied,
+            VerdictWire::Full => Self::NoSpace,
+            VerdictWire::Unkept => Self::NotStored,
         }
     }
 }
@@ -71,8 +71,8 @@ impl From<VerdictWord> for Verdict {
 /// What the screen shows of pairing. The two processes have clocks of their own: times are how long it is until then, in
 /// milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct ViewWord {
-    shown: Option<ShownWord>,
+pub(in crate::worker) struct ViewWire {
+    shown: Option<ShownWire>,
     wait: Option<u64>,
     stopped: bool,
     failures: u32,
@@ -82,13 +82,13 @@ pub(in crate::worker) struct ViewWord {
 
 /// The wrong codes that were tried before a worker was started; how long nobody may try, in milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct TriesWord {
+pub(in crate::worker) struct TriesWire {
     failures: u32,
     stops: u32,
     wait: Option<u64>,
 }
 
-impl TriesWord {
+impl TriesWire {
     /// As they count from `now` on.
     pub(in crate::worker) fn new(tries: &FailedAttempts, now: Instant) -> Self {
         let wait = tries.wait_until.map(|until| left(until, now));
@@ -109,17 +109,17 @@ fn left(at: Instant, now: Instant) -> u64 {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct ShownWord {
-    digits: Hidden,
-    long: Hidden,
+struct ShownWire {
+    digits: SecretWire,
+    long: SecretWire,
     expires: u64,
 }
 
-impl ViewWord {
+impl ViewWire {
     /// What is to be shown from `now` on.
     pub(in crate::worker) fn new(view: &ServerStatus, now: Instant) -> Self {
-        let code = |code: &Code| Hidden(Secret::new(code.text().as_bytes().to_vec()));
-        let shown = view.codes.as_ref().map(|shown| ShownWord {
+        let code = |code: &Code| SecretWire(Secret::new(code.text().as_bytes().to_vec()));
+        let shown = view.codes.as_ref().map(|shown| ShownWire {
             digits: code(&shown.digits),
             long: code(&shown.long),
             expires: left(shown.expires, now),
@@ -138,10 +138,10 @@ impl ViewWord {
     pub(in crate::worker) fn view(self, now: Instant) -> Option<ServerStatus> {
         let at = |milliseconds: u64| now.checked_add(Duration::from_millis(milliseconds));
         let shown = match self.shown {
-            Some(word) => Some(Codes {
-                digits: code(&word.digits)?,
-                long: code(&word.long)?,
-                expires: at(word.expires)?,
+            Some(wire) => Some(Codes {
+                digits: code(&wire.digits)?,
+                long: code(&wire.long)?,
+                expires: at(wire.expires)?,
             }),
             None => None,
         };
@@ -158,6 +158,6 @@ impl ViewWord {
     }
 }
 
-fn code(hidden: &Hidden) -> Option<Code> {
+fn code(hidden: &SecretWire) -> Option<Code> {
     Code::parse(std::str::from_utf8(hidden.0.bytes()).ok()?).ok()
 }

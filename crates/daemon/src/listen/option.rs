@@ -27,16 +27,16 @@ impl Protocol {
 
 /// What `--listen` says: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listen {
+pub struct ListenOption {
     /// The protocol, if one was given.
     pub protocol: Option<Protocol>,
     /// Where.
-    pub spot: Spot,
+    pub addr: ListenAddr,
 }
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Spot {
+pub enum ListenAddr {
     /// At an address.
     Address {
         /// The address.
@@ -57,18 +57,18 @@ const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%
 /// The longest path of a Unix socket (unix(7)).
 const LONGEST_PATH: usize = 107;
 
-impl FromStr for Listen {
+impl FromStr for ListenOption {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (protocol, rest) = protocol(text)?;
         let Some(path) = rest.strip_prefix("unix:") else {
-            return Ok(Self { protocol, spot: address(rest)? });
+            return Ok(Self { protocol, addr: address(rest)? });
         };
         if protocol == Some(Protocol::Nvme) {
             return Err("a Unix socket is for NBD only, as in nbd:unix:/run/x.sock");
         }
-        Ok(Self { protocol: Some(Protocol::Nbd), spot: self::path(path)? })
+        Ok(Self { protocol: Some(Protocol::Nbd), addr: self::path(path)? })
     }
 }
 
@@ -85,17 +85,17 @@ fn protocol(text: &str) -> Result<(Option<Protocol>, &str), &'static str> {
     }
 }
 
-fn path(path: &str) -> Result<Spot, &'static str> {
+fn path(path: &str) -> Result<ListenAddr, &'static str> {
     if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
         return Err("the path of a Unix socket begins with a slash, as in unix:/run/x.sock");
     }
     if path.len() > LONGEST_PATH {
         return Err("the path of a Unix socket has at most 107 bytes");
     }
-    Ok(Spot::Path(path.into()))
+    Ok(ListenAddr::Path(path.into()))
 }
 
-fn address(text: &str) -> Result<Spot, &'static str> {
+fn address(text: &str) -> Result<ListenAddr, &'static str> {
     if text.contains('/') {
         return Err(
             "an address has no prefix length here: leave out the slash and what follows it",
@@ -113,7 +113,7 @@ fn address(text: &str) -> Result<Spot, &'static str> {
     if interface.is_some() && !has_zone {
         return Err("only a link-local IPv6 address has an interface, as in [fe80::1%eth0]");
     }
-    Ok(Spot::Address { ip, interface, port: port.transpose()? })
+    Ok(ListenAddr::Address { ip, interface, port: port.transpose()? })
 }
 
 /// Refuses an address that no connection can come to.
@@ -177,14 +177,18 @@ mod test {
             ("[fe80::1%eth0]:1", None, "fe80::1", Some("eth0"), Some(1)),
         ] {
             let (ip, interface) = (ip.parse().unwrap(), interface.map(str::to_owned));
-            let wanted = Listen { protocol, spot: Spot::Address { ip, interface, port } };
+            let wanted =
+                ListenOption { protocol, addr: ListenAddr::Address { ip, interface, port } };
             assert_eq!(text.parse(), Ok(wanted), "{text}");
         }
     }
 
     #[test]
     fn a_path_is_for_nbd() {
-        let wanted = Listen { protocol: Some(Protocol::Nbd), spot: Spot::Path("/run/x y".into()) };
+        let wanted = ListenOption {
+            protocol: Some(Protocol::Nbd),
+            addr: ListenAddr::Path("/run/x y".into()),
+        };
         for text in ["unix:/run/x y", "nbd:unix:/run/x y"] {
             assert_eq!(text.parse(), Ok(wanted.clone()), "{text}");
         }
@@ -227,7 +231,7 @@ mod test {
             ("nbd:unix:/run/", "slash"),
             (&long, "107"),
         ] {
-            let error = text.parse::<Listen>().unwrap_err();
+            let error = text.parse::<ListenOption>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }
     }

@@ -8,13 +8,13 @@ use export::Event;
 use pair::ServerStatus;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::tally::Tallied;
+use crate::rate_limit::CountedEvent;
 
 /// What the supervisor of the worker process passes on.
 #[derive(Debug)]
-pub enum Said {
+pub enum WorkerEvent {
     /// Something happened; disks are the opener's own.
-    Event(Tallied),
+    Event(CountedEvent),
     /// A sentence for the owner.
     Note(String),
     /// The code by which machines are let in, as it is from now on.
@@ -24,23 +24,23 @@ pub enum Said {
 }
 
 /// Events that wait at most; a failing disk or a hostile peer makes many, and those of a kind are alike.
-const MOST: usize = 4096;
+const MAX_EVENTS: usize = 4096;
 
 /// Events and notes that came, and a descriptor that is readable when there are some.
 #[derive(Debug, Clone)]
-pub struct Mailbox(Arc<Inner>);
+pub struct Inbox(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    waiting: Mutex<Waiting>,
-    bell: OwnedFd,
+    pending: Mutex<Pending>,
+    wake_fd: OwnedFd,
 }
 
 /// What came.
 #[derive(Debug, Default)]
-pub struct Waiting {
+pub struct Pending {
     /// What the engine says.
-    pub events: Vec<Tallied>,
+    pub events: Vec<CountedEvent>,
     /// What the threads say that bring the machine up, a sentence each.
     pub notes: Vec<String>,
     /// How it stands with what they look after: the newest sentence of a subject, or that there is nothing to say of it
@@ -54,77 +54,77 @@ pub struct Waiting {
     pub lost: usize,
 }
 
-impl Mailbox {
+impl Inbox {
     /// An empty one.
     ///
     /// # Errors
     /// No descriptors left.
     pub fn open() -> rustix::io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Inner { waiting: Mutex::default(), bell })))
+        let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(Inner { pending: Mutex::default(), wake_fd })))
     }
 
     /// Puts an event in, from any thread. Who has which disk is never lost.
-    pub fn put(&self, event: impl Into<Tallied>) {
-        let tallied = event.into();
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let matters = matches!(
-            tallied.event,
+    pub fn put(&self, event: impl Into<CountedEvent>) {
+        let counted = event.into();
+        let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_essential = matches!(
+            counted.event,
             Event::Attached { .. } | Event::Detached { .. } | Event::PairingRequested { .. }
         );
-        if matters || waiting.events.len() < MOST {
-            waiting.events.push(tallied);
+        if is_essential || pending.events.len() < MAX_EVENTS {
+            pending.events.push(counted);
         } else {
-            waiting.lost += 1;
+            pending.lost += 1;
         }
-        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
     /// Puts a sentence in, from any thread.
     pub fn note(&self, sentence: String) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.notes.len() < MOST {
-            waiting.notes.push(sentence);
+        let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.notes.len() < MAX_EVENTS {
+            pending.notes.push(sentence);
         } else {
-            waiting.lost += 1;
+            pending.lost += 1;
         }
-        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
     /// Takes what the process says that serves, from any thread.
-    pub fn hear(&self, said: Said) {
+    pub fn deliver(&self, said: WorkerEvent) {
         match said {
-            Said::Event(tallied) => self.put(tallied),
-            Said::Note(sentence) => self.note(sentence),
-            Said::Pairing(view) => {
-                self.set(|waiting| waiting.view = Some((waiting.events.len(), view)));
+            WorkerEvent::Event(counted) => self.put(counted),
+            WorkerEvent::Note(sentence) => self.note(sentence),
+            WorkerEvent::Pairing(view) => {
+                self.set(|pending| pending.view = Some((pending.events.len(), view)));
             }
-            Said::Lost(sentence) => self.set(|waiting| waiting.end = Some(sentence)),
+            WorkerEvent::Lost(sentence) => self.set(|pending| pending.end = Some(sentence)),
         }
     }
 
-    fn set(&self, change: impl FnOnce(&mut Waiting)) {
-        change(&mut self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+    fn set(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.0.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
     /// Says how it stands with a subject now, from any thread; what was said of it before is no longer so.
-    pub fn about(&self, subject: &str, sentence: Option<String>) {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.subjects.insert(subject.to_owned(), sentence);
-        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+    pub fn set_subject(&self, subject: &str, sentence: Option<String>) {
+        let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.subjects.insert(subject.to_owned(), sentence);
+        let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
     /// Takes all that came.
-    pub fn receive(&self) -> Waiting {
-        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
-        std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn receive(&self) -> Pending {
+        let _ = rustix::io::read(&self.0.wake_fd, &mut [0; 8]);
+        std::mem::take(&mut *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl AsFd for Mailbox {
+impl AsFd for Inbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.bell.as_fd()
+        self.0.wake_fd.as_fd()
     }
 }
 
@@ -147,24 +147,24 @@ mod test {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Arc::new(Export::new("d", "n", Identity::default(), geometry, 512, disk));
-        let mailbox = Mailbox::open().unwrap();
-        for _ in 0..MOST + 5 {
-            mailbox.put(Event::Violation { peer: peer(), rule: "rule" });
+        let inbox = Inbox::open().unwrap();
+        for _ in 0..MAX_EVENTS + 5 {
+            inbox.put(Event::Violation { peer: peer(), rule: "rule" });
         }
-        mailbox.put(Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None });
-        mailbox.note("one more".to_owned());
-        mailbox.about("eth0", Some("eth0: no cable".to_owned()));
-        mailbox.about("eth0", None);
-        let Waiting { events, notes, subjects, lost, .. } = mailbox.receive();
+        inbox.put(Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None });
+        inbox.note("one more".to_owned());
+        inbox.set_subject("eth0", Some("eth0: no cable".to_owned()));
+        inbox.set_subject("eth0", None);
+        let Pending { events, notes, subjects, lost, .. } = inbox.receive();
         assert_eq!(subjects, BTreeMap::from([("eth0".to_owned(), None)]));
-        assert_eq!((events.len(), notes.len(), lost), (MOST + 1, 1, 5));
+        assert_eq!((events.len(), notes.len(), lost), (MAX_EVENTS + 1, 1, 5));
         assert!(matches!(events.last().unwrap().event, Event::Attached { .. }));
-        assert_eq!(mailbox.receive().events.len(), 0);
+        assert_eq!(inbox.receive().events.len(), 0);
     }
 
     #[test]
     fn a_view_stands_where_it_came() {
-        let mailbox = Mailbox::open().unwrap();
+        let inbox = Inbox::open().unwrap();
         let view = |failures| {
             let waiting = Vec::new();
             ServerStatus {
@@ -176,12 +176,13 @@ mod test {
                 waiting,
             }
         };
-        let violation = || Said::Event(Event::Violation { peer: peer(), rule: "rule" }.into());
-        mailbox.hear(Said::Pairing(view(1)));
-        mailbox.hear(violation());
-        mailbox.hear(Said::Pairing(view(2)));
-        mailbox.hear(violation());
-        let Waiting { events, view, .. } = mailbox.receive();
+        let violation =
+            || WorkerEvent::Event(Event::Violation { peer: peer(), rule: "rule" }.into());
+        inbox.deliver(WorkerEvent::Pairing(view(1)));
+        inbox.deliver(violation());
+        inbox.deliver(WorkerEvent::Pairing(view(2)));
+        inbox.deliver(violation());
+        let Pending { events, view, .. } = inbox.receive();
         let (before, view) = view.unwrap();
         assert_eq!((events.len(), before, view.failures), (2, 1, 2));
     }

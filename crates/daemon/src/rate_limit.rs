@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 use export::Event;
 
 /// Between two reports of one kind.
-const EVERY: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Kinds that are counted separately. Further ones are merged by the type of the event alone.
-const KINDS: usize = 16;
+const MAX_KINDS: usize = 16;
 
 /// An event, and how many of its kind it stands for.
 #[derive(Debug, Clone)]
-pub struct Tallied {
+pub struct CountedEvent {
     /// What happened.
     pub event: Event,
     /// How often.
     pub count: u64,
 }
 
-impl From<Event> for Tallied {
+impl From<Event> for CountedEvent {
     fn from(event: Event) -> Self {
         Self { event, count: 1 }
     }
@@ -29,7 +29,7 @@ impl From<Event> for Tallied {
 
 /// Events that wait until their kind may be reported again.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct EventRateLimit {
     kinds: Vec<Kind>,
 }
 
@@ -40,17 +40,17 @@ struct Kind {
     /// Whether all events of the sample's type belong here.
     is_rest: bool,
     reported: Instant,
-    waiting: Option<Tallied>,
+    waiting: Option<CountedEvent>,
 }
 
-impl Tally {
+impl EventRateLimit {
     /// Takes an event that happened `now`; returns it if it is to be reported at once.
-    pub(crate) fn put(&mut self, event: Event, now: Instant) -> Option<Tallied> {
+    pub(crate) fn put(&mut self, event: Event, now: Instant) -> Option<CountedEvent> {
         if !matches!(event, Event::Fault { .. } | Event::Refused { .. } | Event::Violation { .. }) {
             return Some(event.into());
         }
-        self.forget(now);
-        let is_full = self.kinds.iter().filter(|kind| !kind.is_rest).count() >= KINDS;
+        self.remove_idle(now);
+        let is_full = self.kinds.iter().filter(|kind| !kind.is_rest).count() >= MAX_KINDS;
         let known =
             self.kinds.iter().position(|kind| !kind.is_rest && is_alike(&kind.sample, &event));
         let rest =
@@ -69,30 +69,30 @@ impl Tally {
     }
 
     /// Returns what may be reported `now`.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Tallied> {
-        let due = self.kinds.iter_mut().filter(|kind| kind.reported + EVERY <= now);
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<CountedEvent> {
+        let due = self.kinds.iter_mut().filter(|kind| kind.reported + INTERVAL <= now);
         let taken = due.filter_map(|kind| {
-            let tallied = kind.waiting.take()?;
+            let counted = kind.waiting.take()?;
             kind.reported = now;
-            Some(tallied)
+            Some(counted)
         });
         taken.collect()
     }
 
     /// Returns all that waits: nothing follows.
-    pub(crate) fn take_all(&mut self) -> Vec<Tallied> {
+    pub(crate) fn take_all(&mut self) -> Vec<CountedEvent> {
         std::mem::take(&mut self.kinds).into_iter().filter_map(|kind| kind.waiting).collect()
     }
 
-    /// When to call [`Tally::take_due`]; `None` if nothing waits.
+    /// When to call [`EventRateLimit::take_due`]; `None` if nothing waits.
     pub(crate) fn due(&self) -> Option<Instant> {
         let waiting = self.kinds.iter().filter(|kind| kind.waiting.is_some());
-        waiting.map(|kind| kind.reported + EVERY).min()
+        waiting.map(|kind| kind.reported + INTERVAL).min()
     }
 
     /// Drops the kinds of which nothing happened for a while.
-    fn forget(&mut self, now: Instant) {
-        self.kinds.retain(|kind| kind.waiting.is_some() || kind.reported + EVERY > now);
+    fn remove_idle(&mut self, now: Instant) {
+        self.kinds.retain(|kind| kind.waiting.is_some() || kind.reported + INTERVAL > now);
     }
 }
 
@@ -122,7 +122,7 @@ fn is_alike(one: &Event, other: &Event) -> bool {
 }
 
 /// One event for both: the newer one, which spans the places of both if they are on the same disk.
-fn merged(before: Tallied, mut event: Event) -> Tallied {
+fn merged(before: CountedEvent, mut event: Event) -> CountedEvent {
     if let (
         Event::Fault { export, offset, len, .. },
         Event::Fault { export: its_export, offset: its_offset, len: its_len, .. },
@@ -133,7 +133,7 @@ fn merged(before: Tallied, mut event: Event) -> Tallied {
         *its_offset = (*its_offset).min(*offset);
         *its_len = end.saturating_sub(*its_offset);
     }
-    Tallied { event, count: before.count.saturating_add(1) }
+    CountedEvent { event, count: before.count.saturating_add(1) }
 }
 
 #[cfg(test)]
@@ -157,25 +157,25 @@ mod test {
         Event::Violation { peer, rule }
     }
 
-    fn span(tallied: &Tallied) -> (u64, u64, u64) {
-        let Event::Fault { offset, len, .. } = tallied.event else { panic!("{tallied:?}") };
-        (offset, offset + len, tallied.count)
+    fn span(counted: &CountedEvent) -> (u64, u64, u64) {
+        let Event::Fault { offset, len, .. } = counted.event else { panic!("{counted:?}") };
+        (offset, offset + len, counted.count)
     }
 
     /// Runs events through a tally, one every `step`, as the reporting thread does; the reports with their times.
-    fn run(events: impl Iterator<Item = Event>, step: Duration) -> Vec<(Duration, Tallied)> {
-        let (mut tally, begun) = (Tally::default(), Instant::now());
+    fn run(events: impl Iterator<Item = Event>, step: Duration) -> Vec<(Duration, CountedEvent)> {
+        let (mut rate_limit, begun) = (EventRateLimit::default(), Instant::now());
         let mut reports = Vec::new();
         let mut now = begun;
         for event in events {
-            while let Some(due) = tally.due().filter(|due| *due <= now) {
-                let taken = tally.take_due(due);
+            while let Some(due) = rate_limit.due().filter(|due| *due <= now) {
+                let taken = rate_limit.take_due(due);
                 reports.extend(taken.into_iter().map(|it| (due - begun, it)));
             }
-            reports.extend(tally.put(event, now).map(|it| (now - begun, it)));
+            reports.extend(rate_limit.put(event, now).map(|it| (now - begun, it)));
             now += step;
         }
-        reports.extend(tally.take_all().into_iter().map(|it| (now - begun, it)));
+        reports.extend(rate_limit.take_all().into_iter().map(|it| (now - begun, it)));
         reports
     }
 
@@ -187,7 +187,7 @@ mod test {
         let events = (0..sectors).map(|sector| fault(&disk, sector * 512));
         let reports = run(events, Duration::from_micros(100));
         assert!((200..=212).contains(&reports.len()), "{}", reports.len());
-        let close = reports.windows(2).filter(|pair| pair[1].0 - pair[0].0 < EVERY).count();
+        let close = reports.windows(2).filter(|pair| pair[1].0 - pair[0].0 < INTERVAL).count();
         assert!(close <= 1, "only the last one, at the end, may come early");
         assert_eq!(reports.iter().map(|(_, it)| it.count).sum::<u64>(), sectors, "none is lost");
         assert_eq!(span(&reports[0].1), (0, 512, 1), "the first is reported at once");
@@ -233,7 +233,7 @@ mod test {
     fn a_flood_of_many_peers_is_bounded_and_counted() {
         let events = (0..10_000u32).map(|n| violation((n % 200) as u8, "rule"));
         let reports = run(events, Duration::from_micros(100));
-        assert!(reports.len() <= 3 * (KINDS + 1), "{}", reports.len());
+        assert!(reports.len() <= 3 * (MAX_KINDS + 1), "{}", reports.len());
         assert_eq!(reports.iter().map(|(_, it)| it.count).sum::<u64>(), 10_000);
     }
 }

@@ -12,19 +12,19 @@ use linux::in_use::Machine;
 use linux::reason::{Asked, Code, Verdict};
 use linux::uevent::{Action, Message, Uevents};
 
-use crate::choice::{Choice, Said};
 use crate::device::Device;
+use crate::disk_filter::{DiskFilter, Selection};
 use crate::examine::{Examiner, LIMIT, SLOW};
-use crate::lend::{Known, Loan, Terms, Wanted, examined_for};
+use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, devices_to_examine};
 use failure::Failure;
 
 /// A disk that comes is announced in many events: how long to wait for the last of them.
 const SETTLE: Duration = Duration::from_millis(200);
 /// The device manager looks at a new disk for a while; a disk that could not be had is asked for once more.
-const AGAIN: Duration = Duration::from_secs(2);
+const RECHECK: Duration = Duration::from_secs(2);
 
 /// Between two tries to list the disks of a machine that fails to list them, at most; the first is after [`SETTLE`].
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether the descriptors of a disk that is lent no longer are closed.
 const RELEASE: Duration = Duration::from_millis(500);
@@ -33,9 +33,9 @@ const RELEASE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum Change {
     /// Lend it.
-    Came(Box<Loan>),
+    Added(Box<LentDisk>),
     /// Lend it no longer.
-    Went(Device),
+    Removed(Device),
     /// It has another size, in bytes.
     Resized(Device, u64),
     /// Say it.
@@ -44,21 +44,21 @@ pub enum Change {
 
 /// A disk, as far as it can be told from others.
 #[derive(Debug)]
-struct Holder {
+struct PositionHolder {
     device: Device,
     fingerprint: Option<[u8; 16]>,
 }
 
 /// Follows the block devices.
 #[derive(Debug)]
-pub struct Follow {
-    terms: Terms,
+pub struct Hotplug {
+    options: LendOptions,
     /// Which of the disks that come are lent; nothing if none is.
-    choice: Option<Choice>,
+    filter: Option<DiskFilter>,
     /// The disks that are lent writable when they come again. Not by their paths: another disk may come by the same.
     writable: HashSet<[u8; 16]>,
     /// Who was lent writable because its place was named: the right is for that disk, not for the next one there.
-    places: HashMap<String, Holder>,
+    positions: HashMap<String, PositionHolder>,
     uevents: Option<Uevents>,
     /// Kernel names of disks to look at, and when.
     pending: HashSet<String>,
@@ -68,46 +68,46 @@ pub struct Follow {
     /// How long to wait before another try if the disks cannot be listed; it doubles with each.
     pause: Duration,
     /// Those to look at once more, each at its time.
-    again: HashMap<String, Instant>,
+    rechecks: HashMap<String, Instant>,
     /// Disks that are lent no longer, each as long as a descriptor of it is open: until then it is busy.
-    leaving: Vec<(Device, Weak<Export>)>,
+    closing: Vec<(Device, Weak<Export>)>,
     /// Asks disks what is on them.
     examiner: Examiner,
     /// Kernel names of disks that are lent, or not, when they have answered.
-    waiting: HashSet<String>,
+    examining: HashSet<String>,
     /// When one of them has answered, if that was after the last look.
     answered: Option<Instant>,
     /// Why disks are not lent, as it was said.
-    said: HashMap<String, String>,
+    reported: HashMap<String, String>,
 }
 
-impl Follow {
+impl Hotplug {
     /// Starts to listen to the kernel.
-    pub fn open(terms: Terms, choice: Option<Choice>) -> Self {
+    pub fn open(options: LendOptions, filter: Option<DiskFilter>) -> Self {
         let uevents = Uevents::open().ok();
-        let examiner = Examiner::new(terms.tree.clone());
+        let examiner = Examiner::new(options.tree.clone());
         Self {
             // Use is allowed for disks that are named, never for all.
-            terms: Terms { allow_in_use: false, ..terms },
-            choice,
+            options: LendOptions { allow_in_use: false, ..options },
+            filter,
             writable: HashSet::new(),
-            places: HashMap::new(),
+            positions: HashMap::new(),
             uevents,
             pending: HashSet::new(),
             all: false,
             due: None,
             pause: SETTLE,
-            again: HashMap::new(),
-            leaving: Vec::new(),
+            rechecks: HashMap::new(),
+            closing: Vec::new(),
             examiner,
-            waiting: HashSet::new(),
+            examining: HashSet::new(),
             answered: None,
-            said: HashMap::new(),
+            reported: HashMap::new(),
         }
     }
 
     /// Whether the kernel tells nothing here.
-    pub fn is_deaf(&self) -> bool {
+    pub fn is_unavailable(&self) -> bool {
         self.uevents.is_none()
     }
 
@@ -116,11 +116,11 @@ impl Follow {
         self.uevents.as_ref().map(AsFd::as_fd).into_iter().chain(self.examiner.descriptor())
     }
 
-    /// When to call [`Follow::look`].
+    /// When to call [`Hotplug::look`].
     pub fn due(&self) -> Option<Instant> {
-        let again = self.again.values().copied();
+        let rechecks = self.rechecks.values().copied();
         let others = [self.due, self.examiner.due(), self.answered];
-        others.into_iter().flatten().chain(again).min()
+        others.into_iter().flatten().chain(rechecks).min()
     }
 
     /// Takes uevents, and what disks have answered; never waits.
@@ -129,7 +129,7 @@ impl Follow {
             self.answered = Some(now);
             if answered.is_late {
                 // The disk was left out: all of it is looked at anew.
-                self.note(answered.name, now);
+                self.schedule(answered.name, now);
             }
         }
         loop {
@@ -137,10 +137,10 @@ impl Follow {
             match news {
                 Some(Ok(Some(Message::Event(event)))) => {
                     if event.action != Action::Other {
-                        self.note(event.devname.replace('/', "!"), now);
+                        self.schedule(event.devname.replace('/', "!"), now);
                     }
                 }
-                Some(Ok(Some(Message::Lost))) => self.note_all(now),
+                Some(Ok(Some(Message::Lost))) => self.schedule_all(now),
                 Some(Ok(None)) | None => return,
                 Some(Err(_)) => {
                     self.uevents = None;
@@ -150,12 +150,12 @@ impl Follow {
         }
     }
 
-    fn note(&mut self, name: String, now: Instant) {
+    fn schedule(&mut self, name: String, now: Instant) {
         self.pending.insert(name);
         self.due = Some(now + SETTLE);
     }
 
-    fn note_all(&mut self, now: Instant) {
+    fn schedule_all(&mut self, now: Instant) {
         self.all = true;
         self.due = Some(now + SETTLE);
     }
@@ -164,29 +164,29 @@ impl Follow {
     ///
     /// # Errors
     /// A sentence: the machine does not tell which disks it has.
-    pub fn begin(&mut self, loans: &[Loan]) -> Result<Vec<Change>, Failure> {
-        let machine = self.terms.look().map_err(|error| {
+    pub fn initial_scan(&mut self, lent_disks: &[LentDisk]) -> Result<Vec<Change>, Failure> {
+        let machine = self.options.look().map_err(|error| {
             Failure::new(format!(
                 "the disks of this machine cannot be listed: {error}; is /sys mounted?"
             ))
         })?;
-        let writable = loans.iter().filter(|loan| loan.export.access == Access::Writable);
-        self.writable = writable.filter_map(|loan| loan.fingerprint).collect();
+        let writable = lent_disks.iter().filter(|lent| lent.export.access == Access::Writable);
+        self.writable = writable.filter_map(|lent| lent.fingerprint).collect();
         let names: HashSet<String> = machine.disks.iter().map(|disk| disk.name.clone()).collect();
         let now = Instant::now();
-        self.come(&machine, &names, loans, now);
+        self.examine_new(&machine, &names, lent_disks, now);
         // The device manager may be looking at some of them just now.
-        self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
-        Ok(self.gather(loans, now + LIMIT))
+        self.rechecks.extend(names.into_iter().map(|name| (name, now + RECHECK)));
+        Ok(self.wait_for_answers(lent_disks, now + LIMIT))
     }
 
     /// Waits for the disks to answer until `end`, but for those that are slower than all others.
-    fn gather(&mut self, loans: &[Loan], end: Instant) -> Vec<Change> {
+    fn wait_for_answers(&mut self, lent_disks: &[LentDisk], end: Instant) -> Vec<Change> {
         let (mut changes, mut patience) = (Vec::new(), end);
         loop {
             let now = Instant::now();
-            changes.extend(self.settle(loans, now));
-            if self.waiting.is_empty() || now >= patience {
+            changes.extend(self.lend_ready(lent_disks, now));
+            if self.examining.is_empty() || now >= patience {
                 return changes;
             }
             if self.examiner.wait(patience) {
@@ -198,27 +198,27 @@ impl Follow {
     }
 
     /// Takes note of a disk that is lent no longer. It is not lent again before its descriptors are closed.
-    pub fn release(&mut self, loan: &Loan) {
-        let device = loan.device.clone();
-        self.leaving.extend(device.map(|device| (device, Arc::downgrade(&loan.export))));
+    pub fn release(&mut self, lent: &LentDisk) {
+        let device = lent.device.clone();
+        self.closing.extend(device.map(|device| (device, Arc::downgrade(&lent.export))));
     }
 
-    fn is_leaving(&self, disk: &Disk) -> bool {
-        self.leaving.iter().any(|(device, _)| device.is(disk.number))
+    fn is_closing(&self, disk: &Disk) -> bool {
+        self.closing.iter().any(|(device, _)| device.is(disk.number))
     }
 
     /// Forgets what was lent: the next look is a first one, at every disk.
-    pub fn begin_anew(&mut self, now: Instant) {
-        self.said.clear();
-        self.note_all(now);
+    pub fn rescan_all(&mut self, now: Instant) {
+        self.reported.clear();
+        self.schedule_all(now);
     }
 
     /// Requests to write and to discard that the kernel has sent to the disk since it is there: the fifth and the twelfth
     /// number of `stat` (the kernel's Documentation/block/stat.rst; before Linux 4.18 there is no twelfth), of a partition
     /// those of the whole disk.
     pub fn writes(&self, device: &Device) -> Option<u64> {
-        let place = self.terms.tree.path("sys/class/block").join(&device.name);
-        let whole = place.canonicalize().ok()?;
+        let position = self.options.tree.path("sys/class/block").join(&device.name);
+        let whole = position.canonicalize().ok()?;
         let whole = if whole.join("partition").exists() { whole.parent()? } else { &whole };
         let counts = std::fs::read_to_string(whole.join("stat")).ok()?;
         let counts: Vec<&str> = counts.split_whitespace().collect();
@@ -229,23 +229,23 @@ impl Follow {
 
     /// Those that were asked for by name and are not there.
     pub fn missing(&self) -> Vec<String> {
-        let Some(choice) = &self.choice else { return Vec::new() };
-        if choice.is_empty() {
+        let Some(filter) = &self.filter else { return Vec::new() };
+        if filter.is_empty() {
             return Vec::new();
         }
-        let disks = block::scan(&self.terms.tree).unwrap_or_default();
-        choice.missing(&disks).map(ToString::to_string).collect()
+        let disks = block::scan(&self.options.tree).unwrap_or_default();
+        filter.missing(&disks).map(ToString::to_string).collect()
     }
 
     /// Looks at what was named since the last time.
-    pub fn look(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
+    pub fn look(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
         self.due = None;
         let second: HashSet<String> =
-            self.again.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
-        let Ok(machine) = self.terms.look() else {
+            self.rechecks.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
+        let Ok(machine) = self.options.look() else {
             self.pending.extend(second);
-            let changes = self.settle(loans, now);
-            self.retry(now);
+            let changes = self.lend_ready(lent_disks, now);
+            self.schedule_retry(now);
             return changes;
         };
         self.pause = SETTLE;
@@ -253,76 +253,85 @@ impl Follow {
         if std::mem::take(&mut self.all) {
             names.extend(machine.disks.iter().map(|disk| disk.name.clone()));
         }
-        let mut changes = changed(&machine.disks, loans);
-        if self.choice.is_some() {
+        let mut changes = changed(&machine.disks, lent_disks);
+        if self.filter.is_some() {
             let all = whole_names(&machine, names.union(&second));
-            self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
-            self.come(&machine, &all, loans, now);
+            self.rechecks.extend(names.into_iter().map(|name| (name, now + RECHECK)));
+            self.examine_new(&machine, &all, lent_disks, now);
         }
-        changes.extend(self.settle(loans, now));
+        changes.extend(self.lend_ready(lent_disks, now));
         changes
     }
 
     /// Has those of `names` examined that are not lent.
-    fn come(&mut self, machine: &Machine, names: &HashSet<String>, loans: &[Loan], now: Instant) {
-        self.said.retain(|name, _| machine.disk(name).is_some());
-        self.leaving.retain(|(_, export)| export.strong_count() > 0);
+    fn examine_new(
+        &mut self,
+        machine: &Machine,
+        names: &HashSet<String>,
+        lent_disks: &[LentDisk],
+        now: Instant,
+    ) {
+        self.reported.retain(|name, _| machine.disk(name).is_some());
+        self.closing.retain(|(_, export)| export.strong_count() > 0);
         let named = machine.disks.iter().filter(|disk| names.contains(&disk.name));
-        for disk in named.filter(|disk| !is_lent(disk, loans)) {
-            if self.choice.as_ref().is_none_or(|choice| choice.of(disk).is_none()) {
+        for disk in named.filter(|disk| !is_lent(disk, lent_disks)) {
+            if self.filter.as_ref().is_none_or(|filter| filter.select(disk).is_none()) {
                 continue;
             }
-            if self.is_leaving(disk) {
-                self.again.insert(disk.name.clone(), now + RELEASE);
+            if self.is_closing(disk) {
+                self.rechecks.insert(disk.name.clone(), now + RELEASE);
                 continue;
             }
-            for examined in examined_for(machine, disk) {
-                self.examiner.ask(examined, now);
+            for device in devices_to_examine(machine, disk) {
+                self.examiner.ask(device, now);
             }
-            self.waiting.insert(disk.name.clone());
+            self.examining.insert(disk.name.clone());
         }
     }
 
     /// Lends those that were examined and may be lent. One that has not answered for too long is left out.
-    fn settle(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
+    fn lend_ready(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
         // An answer that has come is in time, however late this is called.
         self.receive(now);
         self.answered = None;
         self.examiner.expire(now);
-        if self.waiting.is_empty() {
+        if self.examining.is_empty() {
             return Vec::new();
         }
-        let Ok(machine) = self.terms.look() else {
-            self.retry(now);
+        let Ok(machine) = self.options.look() else {
+            self.schedule_retry(now);
             return Vec::new();
         };
-        let waiting = std::mem::take(&mut self.waiting);
-        let free = machine.disks.iter().filter(|disk| waiting.contains(&disk.name));
-        let free = free.filter(|disk| !is_lent(disk, loans));
+        let examining = std::mem::take(&mut self.examining);
+        let free = machine.disks.iter().filter(|disk| examining.contains(&disk.name));
+        let free = free.filter(|disk| !is_lent(disk, lent_disks));
         let (ready, others): (Vec<&Disk>, Vec<&Disk>) =
             free.partition(|disk| self.has_answered(&machine, disk, now));
-        self.waiting.extend(others.into_iter().map(|disk| disk.name.clone()));
+        self.examining.extend(others.into_iter().map(|disk| disk.name.clone()));
         let findings = self.examiner.findings().clone();
-        if self.waiting.is_empty() {
+        if self.examining.is_empty() {
             self.examiner.forget();
         }
-        let known =
-            ready.into_iter().map(|disk| Known { machine: &machine, disk, findings: &findings });
-        known.filter_map(|known| self.come_one(&known)).collect()
+        let examined = ready.into_iter().map(|disk| ExaminedDisk {
+            machine: &machine,
+            disk,
+            findings: &findings,
+        });
+        examined.filter_map(|examined| self.lend_one(&examined)).collect()
     }
 
     /// The disks could not be listed: they are listed again, later each time, and none that was announced is lost.
-    fn retry(&mut self, now: Instant) {
+    fn schedule_retry(&mut self, now: Instant) {
         if self.due.is_none() {
             self.due = Some(now + self.pause);
-            self.pause = LONGEST_PAUSE.min(self.pause * 2);
+            self.pause = MAX_PAUSE.min(self.pause * 2);
         }
     }
 
     /// Whether all is known of a disk that will be. What is new since it was asked about is asked for.
     fn has_answered(&mut self, machine: &Machine, disk: &Disk, now: Instant) -> bool {
-        let examined = examined_for(machine, disk);
-        for device in &examined {
+        let devices = devices_to_examine(machine, disk);
+        for device in &devices {
             if !self.examiner.findings().has(device) {
                 // Has no effect while it is being examined.
                 self.examiner.ask(device, now);
@@ -335,110 +344,119 @@ impl Follow {
             true => examiner.is_late(device),
             false => examiner.is_slow(device),
         };
-        examined.into_iter().all(|device| findings.has(device) || is_over(device))
+        devices.into_iter().all(|device| findings.has(device) || is_over(device))
     }
 
-    fn come_one(&mut self, known: &Known<'_>) -> Option<Change> {
-        let Known { machine, disk, findings } = *known;
-        let said = self.choice.as_ref()?.of(disk)?;
+    fn lend_one(&mut self, examined: &ExaminedDisk<'_>) -> Option<Change> {
+        let ExaminedDisk { machine, disk, findings } = *examined;
+        let selection = self.filter.as_ref()?.select(disk)?;
         let verdict = machine.judge(disk, findings);
-        let is_other = said == Said::Writable && self.is_other(known);
-        let said = if is_other { self.choice.as_ref()?.of_reading(disk)? } else { said };
-        let said = if self.is_writable(known) { Said::Writable } else { said };
-        if !self.allowed(&verdict, said) {
-            return self.refuse(disk, &verdict, said);
+        let is_replacement = selection == Selection::Writable && self.is_replacement(examined);
+        let selection =
+            if is_replacement { self.filter.as_ref()?.select_read_only(disk)? } else { selection };
+        let selection = if self.is_writable(examined) { Selection::Writable } else { selection };
+        if !self.allowed(&verdict, selection) {
+            return self.report_refusal(disk, &verdict, selection);
         }
-        if said == Said::Any && boots_target_mode(known) {
+        if selection == Selection::Any && boots_target_mode(examined) {
             let sentence = format!(
                 "{} is not lent: it is a stick that boots into target mode",
-                disk.path(&self.terms.tree).display()
+                disk.path(&self.options.tree).display()
             );
-            return self.say(&disk.name, sentence);
+            return self.report(&disk.name, sentence);
         }
-        let writable = said == Said::Writable;
-        let wanted = Wanted { path: disk.path(&self.terms.tree), writable };
-        match self.terms.lend_examined(&wanted, known) {
-            Ok(mut loan) => {
-                self.said.remove(&disk.name);
-                if is_other && !writable {
-                    loan.notes.push(other_there(disk));
+        let writable = selection == Selection::Writable;
+        let request = LendRequest { path: disk.path(&self.options.tree), writable };
+        match self.options.lend_examined(&request, examined) {
+            Ok(mut lent) => {
+                self.reported.remove(&disk.name);
+                if is_replacement && !writable {
+                    lent.notes.push(replacement_note(disk));
                 }
                 if writable {
-                    self.hold(known);
+                    self.record_position(examined);
                 }
-                Some(Change::Came(Box::new(loan)))
+                Some(Change::Added(Box::new(lent)))
             }
-            Err(failure) => self.say(&disk.name, failure.to_string()),
+            Err(failure) => self.report(&disk.name, failure.to_string()),
         }
     }
 
     /// With `--all`, a disk that was named is lent as if it had been named alone.
-    fn allowed(&self, verdict: &Verdict, said: Said) -> bool {
-        match said {
-            Said::Any => verdict.allows(Asked::ForAll),
-            Said::Named => verdict.allows(Asked::ByName),
-            Said::Writable => verdict.allows_writing(self.terms.force),
+    fn allowed(&self, verdict: &Verdict, selection: Selection) -> bool {
+        match selection {
+            Selection::Any => verdict.allows(Asked::ForAll),
+            Selection::Named => verdict.allows(Asked::ByName),
+            Selection::Writable => verdict.allows_writing(self.options.force),
         }
     }
 
-    fn is_writable(&self, known: &Known<'_>) -> bool {
-        let is_one = |print| self.writable.contains(&print);
-        !self.writable.is_empty() && self.terms.fingerprint(known).is_some_and(is_one)
+    fn is_writable(&self, examined: &ExaminedDisk<'_>) -> bool {
+        let is_one = |fingerprint| self.writable.contains(&fingerprint);
+        !self.writable.is_empty() && self.options.fingerprint(examined).is_some_and(is_one)
     }
 
     /// Whether another disk than this was lent writable by the name of its place.
-    fn is_other(&self, known: &Known<'_>) -> bool {
-        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(known.disk));
-        let holder = place.and_then(|place| self.places.get(&place.to_string()));
+    fn is_replacement(&self, examined: &ExaminedDisk<'_>) -> bool {
+        let position =
+            self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
+        let holder = position.and_then(|position| self.positions.get(&position.to_string()));
         holder.is_some_and(|holder| {
-            let print = self.terms.fingerprint(known);
-            let is_same = print.is_some() && print == holder.fingerprint;
-            !is_same && !holder.device.is_still(known.disk)
+            let fingerprint = self.options.fingerprint(examined);
+            let is_same = fingerprint.is_some() && fingerprint == holder.fingerprint;
+            !is_same && !holder.device.is_still(examined.disk)
         })
     }
 
     /// Takes note of who was lent writable by the name of its place.
-    fn hold(&mut self, known: &Known<'_>) {
-        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(known.disk));
-        let Some(place) = place.map(ToString::to_string) else { return };
-        let fingerprint = self.terms.fingerprint(known);
-        self.places.insert(place, Holder { device: Device::of(known.disk), fingerprint });
+    fn record_position(&mut self, examined: &ExaminedDisk<'_>) {
+        let position =
+            self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
+        let Some(position) = position.map(ToString::to_string) else { return };
+        let fingerprint = self.options.fingerprint(examined);
+        self.positions
+            .insert(position, PositionHolder { device: Device::of(examined.disk), fingerprint });
     }
 
     /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions,
     /// unless it was named.
-    fn refuse(&mut self, disk: &Disk, verdict: &Verdict, said: Said) -> Option<Change> {
+    fn report_refusal(
+        &mut self,
+        disk: &Disk,
+        verdict: &Verdict,
+        selection: Selection,
+    ) -> Option<Change> {
         let is_use = verdict.is_in_use() && verdict.allows(Asked::ByNameInUse);
         // A drive that is there and shows no disk is asked about, too.
         let shown = [Code::Silent, Code::Optical, Code::NoMedium];
         let is_shown = verdict.reasons.iter().any(|reason| shown.contains(&reason.code));
-        if said == Said::Any && (!(is_use || is_shown) || disk.is_partition()) {
+        if selection == Selection::Any && (!(is_use || is_shown) || disk.is_partition()) {
             return None;
         }
         let reason = verdict.reasons.first()?;
-        let path = disk.path(&self.terms.tree);
+        let path = disk.path(&self.options.tree);
         let sentence = format!("{} is not lent: {reason}", path.display());
-        self.say(&disk.name, sentence)
+        self.report(&disk.name, sentence)
     }
 
-    fn say(&mut self, name: &str, sentence: String) -> Option<Change> {
-        let known = self.said.insert(name.to_owned(), sentence.clone());
-        (known.as_deref() != Some(&sentence)).then_some(Change::Note(sentence))
+    fn report(&mut self, name: &str, sentence: String) -> Option<Change> {
+        let previous = self.reported.insert(name.to_owned(), sentence.clone());
+        (previous.as_deref() != Some(&sentence)).then_some(Change::Note(sentence))
     }
 }
 
 /// Whether it is what `storagetm image --disk` makes: very likely what this machine was booted from.
-fn boots_target_mode(known: &Known<'_>) -> bool {
-    let table = known.findings.contents(known.disk).ok().and_then(|contents| contents.table);
+fn boots_target_mode(examined: &ExaminedDisk<'_>) -> bool {
+    let table = examined.findings.contents(examined.disk).ok().and_then(|contents| contents.table);
     let entries = table.map(|table| table.entries).unwrap_or_default();
     matches!(&entries[..], [entry] if entry.name.as_deref() == Some(linux::boot::PARTITION_NAME))
 }
 
-fn is_lent(disk: &Disk, loans: &[Loan]) -> bool {
-    loans.iter().any(|loan| loan.device == Some(Device::of(disk)))
+fn is_lent(disk: &Disk, lent_disks: &[LentDisk]) -> bool {
+    lent_disks.iter().any(|lent| lent.device == Some(Device::of(disk)))
 }
 
-fn other_there(disk: &Disk) -> String {
+fn replacement_note(disk: &Disk) -> String {
     format!(
         "{} is lent read-only: another disk was there when it was named writable",
         disk.node.display()
@@ -455,15 +473,15 @@ fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -
 }
 
 /// Which of the lent disks went or have another size.
-fn changed(disks: &[Disk], loans: &[Loan]) -> Vec<Change> {
-    let lent = loans.iter().filter_map(|loan| Some((loan, loan.device.as_ref()?)));
-    lent.filter_map(|(loan, device)| {
+fn changed(disks: &[Disk], lent_disks: &[LentDisk]) -> Vec<Change> {
+    let lent = lent_disks.iter().filter_map(|lent| Some((lent, lent.device.as_ref()?)));
+    lent.filter_map(|(lent, device)| {
         let now = disks.iter().find(|disk| Device::of(disk) == *device);
-        let block = u64::from(loan.export.geometry.block());
+        let block = u64::from(lent.export.geometry.block());
         match now.map(|disk| disk.bytes) {
-            None | Some(0) => Some(Change::Went(device.clone())),
+            None | Some(0) => Some(Change::Removed(device.clone())),
             // A device has whole blocks, whatever size it reports.
-            Some(bytes) if bytes - bytes % block != loan.export.bytes() => {
+            Some(bytes) if bytes - bytes % block != lent.export.bytes() => {
                 Some(Change::Resized(device.clone(), bytes - bytes % block))
             }
             Some(_) => None,
@@ -475,7 +493,7 @@ fn changed(disks: &[Disk], loans: &[Loan]) -> Vec<Change> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::choice::Called;
+    use crate::disk_filter::DiskSelector;
     use export::{Geometry, Identity};
     use linux::tree::Tree;
     use std::fs;
@@ -486,7 +504,7 @@ mod test {
 
     impl Fake {
         fn new(name: &str) -> Self {
-            let name = format!("storagetm-follow-{}-{name}", std::process::id());
+            let name = format!("storagetm-hotplug-{}-{name}", std::process::id());
             let fake = Self(std::env::temp_dir().join(name));
             fake.write("proc/self/mountinfo", "");
             fake.write("proc/swaps", "");
@@ -511,10 +529,10 @@ mod test {
             block::scan(&Tree::at(&self.0)).unwrap()
         }
 
-        fn follow(&self) -> Follow {
+        fn hotplug(&self) -> Hotplug {
             let tree = Tree::at(&self.0);
             let machine = linux::identity::machine_id(&tree);
-            let terms = Terms {
+            let options = LendOptions {
                 tree,
                 base: None,
                 allow_in_use: false,
@@ -522,9 +540,9 @@ mod test {
                 machine,
                 at_rest: false,
             };
-            let follow = Follow::open(terms, Some(Choice::default()));
+            let hotplug = Hotplug::open(options, Some(DiskFilter::default()));
             let examiner = Examiner::new(Tree::at(&self.0)).within();
-            Follow { uevents: None, examiner, ..follow }
+            Hotplug { uevents: None, examiner, ..hotplug }
         }
     }
 
@@ -535,42 +553,42 @@ mod test {
     }
 
     /// Looks, and again when the disks have answered.
-    fn look(follow: &mut Follow, now: Instant) -> Vec<Change> {
-        let mut changes = follow.look(&[], now);
-        while !follow.waiting.is_empty() && follow.examiner.wait(Instant::now() + LIMIT) {
-            follow.receive(now);
-            changes.extend(follow.settle(&[], now));
+    fn look(hotplug: &mut Hotplug, now: Instant) -> Vec<Change> {
+        let mut changes = hotplug.look(&[], now);
+        while !hotplug.examining.is_empty() && hotplug.examiner.wait(Instant::now() + LIMIT) {
+            hotplug.receive(now);
+            changes.extend(hotplug.lend_ready(&[], now));
         }
         changes
     }
 
     /// Asks a question about the first disk as it is now.
-    fn known<T>(fake: &Fake, question: impl FnOnce(&Known<'_>) -> T) -> T {
+    fn examined<T>(fake: &Fake, question: impl FnOnce(&ExaminedDisk<'_>) -> T) -> T {
         let machine = Machine::snapshot(&Tree::at(&fake.0)).unwrap();
         let findings = linux::disk::Live { tree: Tree::at(&fake.0) };
-        question(&Known { machine: &machine, disk: &machine.disks[0], findings: &findings })
+        question(&ExaminedDisk { machine: &machine, disk: &machine.disks[0], findings: &findings })
     }
 
-    fn loan(disk: &Disk) -> Loan {
+    fn lent(disk: &Disk) -> LentDisk {
         let geometry = Geometry::new(512, 512).unwrap();
         let null = fs::File::open("/dev/null").unwrap().into();
         let export = Export::new("sdz", "nqn", Identity::default(), geometry, disk.bytes, null);
-        Loan::new(Arc::new(export), Some(Device::of(disk)))
+        LentDisk::new(Arc::new(export), Some(Device::of(disk)))
     }
 
     #[test]
-    fn a_lent_disk_is_followed_as_it_grows_goes_or_becomes_another() {
+    fn a_lent_disk_is_hotpluged_as_it_grows_goes_or_becomes_another() {
         let fake = Fake::new("changes");
-        let loans = [loan(&fake.disks()[0])];
-        assert!(changed(&fake.disks(), &loans).is_empty());
+        let lent_disks = [lent(&fake.disks()[0])];
+        assert!(changed(&fake.disks(), &lent_disks).is_empty());
         fake.disk(4096, 7);
-        let changes = changed(&fake.disks(), &loans);
+        let changes = changed(&fake.disks(), &lent_disks);
         assert!(matches!(changes[..], [Change::Resized(_, 2_097_152)]), "{changes:?}");
         for (sectors, diskseq) in [(0, 7), (2048, 8)] {
             fake.disk(sectors, diskseq);
-            assert!(matches!(changed(&fake.disks(), &loans)[..], [Change::Went(_)]));
+            assert!(matches!(changed(&fake.disks(), &lent_disks)[..], [Change::Removed(_)]));
         }
-        assert!(matches!(changed(&[], &loans)[..], [Change::Went(_)]));
+        assert!(matches!(changed(&[], &lent_disks)[..], [Change::Removed(_)]));
     }
 
     #[test]
@@ -578,8 +596,8 @@ mod test {
         let fake = Fake::new("drive");
         fake.disk(0, 7);
         fake.write("sys/class/block/sdz/removable", "1\n");
-        let mut follow = fake.follow();
-        let changes = follow.begin(&[]).unwrap();
+        let mut hotplug = fake.hotplug();
+        let changes = hotplug.initial_scan(&[]).unwrap();
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(note, "/dev/sdz is not lent: there is no medium in the drive");
     }
@@ -588,18 +606,18 @@ mod test {
     fn a_disk_in_use_is_left_out_and_that_is_said_once() {
         let fake = Fake::new("use");
         fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
-        let mut follow = fake.follow();
-        let changes = follow.begin(&[]).unwrap();
+        let mut hotplug = fake.hotplug();
+        let changes = hotplug.initial_scan(&[]).unwrap();
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(note, "/dev/sdz is not lent: mounted at /home");
         let now = Instant::now();
-        follow.note("sdz".to_owned(), now);
-        assert!(look(&mut follow, now).is_empty());
-        assert_eq!(follow.due(), Some(now + AGAIN));
-        assert!(look(&mut follow, now + SETTLE).is_empty());
-        assert_eq!(follow.due(), Some(now + AGAIN), "the second look is not spent early");
-        assert!(look(&mut follow, now + AGAIN).is_empty());
-        assert_eq!(follow.due(), None);
+        hotplug.schedule("sdz".to_owned(), now);
+        assert!(look(&mut hotplug, now).is_empty());
+        assert_eq!(hotplug.due(), Some(now + RECHECK));
+        assert!(look(&mut hotplug, now + SETTLE).is_empty());
+        assert_eq!(hotplug.due(), Some(now + RECHECK), "the second look is not spent early");
+        assert!(look(&mut hotplug, now + RECHECK).is_empty());
+        assert_eq!(hotplug.due(), None);
     }
 
     #[test]
@@ -607,12 +625,12 @@ mod test {
         let fake = Fake::new("writable");
         fake.write("sys/class/block/sdz/device/serial", "S1\n");
         let disks = fake.disks();
-        let mut lent = loan(&disks[0]);
+        let mut lent = lent(&disks[0]);
         Arc::get_mut(&mut lent.export).unwrap().access = Access::Writable;
-        let mut follow = fake.follow();
-        lent.fingerprint = known(&fake, |known| follow.terms.fingerprint(known));
-        follow.begin(&[lent]).unwrap();
-        let is_writable = || known(&fake, |known| follow.is_writable(known));
+        let mut hotplug = fake.hotplug();
+        lent.fingerprint = examined(&fake, |examined| hotplug.options.fingerprint(examined));
+        hotplug.initial_scan(&[lent]).unwrap();
+        let is_writable = || examined(&fake, |examined| hotplug.is_writable(examined));
         assert!(is_writable());
         fake.disk(2048, 8);
         assert!(is_writable(), "the same disk has come again");
@@ -622,45 +640,46 @@ mod test {
 
     #[test]
     fn a_place_that_is_named_writable_is_for_the_disk_that_was_there() {
-        let fake = Fake::new("place");
+        let fake = Fake::new("position");
         fake.write("sys/class/block/sdz/device/serial", "S1\n");
-        let named = |name| Choice { only: Vec::new(), writable: vec![Called::new(name)] };
-        let mut follow = Follow { choice: Some(named("/dev/sdz")), ..fake.follow() };
-        let is_other = |follow: &Follow| known(&fake, |known| follow.is_other(known));
-        assert!(!is_other(&follow));
-        known(&fake, |known| follow.hold(known));
-        assert!(!is_other(&follow));
+        let named = |name| DiskFilter { only: Vec::new(), writable: vec![DiskSelector::new(name)] };
+        let mut hotplug = Hotplug { filter: Some(named("/dev/sdz")), ..fake.hotplug() };
+        let is_replacement =
+            |hotplug: &Hotplug| examined(&fake, |examined| hotplug.is_replacement(examined));
+        assert!(!is_replacement(&hotplug));
+        examined(&fake, |examined| hotplug.record_position(examined));
+        assert!(!is_replacement(&hotplug));
         fake.disk(2048, 8);
-        assert!(!is_other(&follow), "the same disk has come again");
+        assert!(!is_replacement(&hotplug), "the same disk has come again");
         fake.write("sys/class/block/sdz/device/serial", "S2\n");
-        assert!(is_other(&follow));
-        follow.choice = Some(named("S2"));
-        assert!(!is_other(&follow), "it was named by what only it has");
+        assert!(is_replacement(&hotplug));
+        hotplug.filter = Some(named("S2"));
+        assert!(!is_replacement(&hotplug), "it was named by what only it has");
     }
 
     #[test]
     fn why_a_disk_that_was_named_is_not_lent_is_said() {
         let fake = Fake::new("named");
         fake.disk(0, 7);
-        let mut follow = fake.follow();
-        assert!(follow.begin(&[]).unwrap().is_empty());
-        let only = Choice { only: vec![Called::new("sdz")], writable: Vec::new() };
-        let mut follow = Follow { choice: Some(only), ..follow };
-        let changes = follow.begin(&[]).unwrap();
+        let mut hotplug = fake.hotplug();
+        assert!(hotplug.initial_scan(&[]).unwrap().is_empty());
+        let only = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
+        let mut hotplug = Hotplug { filter: Some(only), ..hotplug };
+        let changes = hotplug.initial_scan(&[]).unwrap();
         assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
     }
 
     #[test]
     fn discards_count_as_writes() {
         let fake = Fake::new("writes");
-        let follow = fake.follow();
+        let hotplug = fake.hotplug();
         let device = Device::of(&fake.disks()[0]);
-        assert_eq!(follow.writes(&device), None);
+        assert_eq!(hotplug.writes(&device), None);
         for (counts, writes) in
             [("1 2 3 4 5 6 7 8 9 10 11", 5), ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15", 17)]
         {
             fake.write("sys/class/block/sdz/stat", counts);
-            assert_eq!(follow.writes(&device), Some(writes));
+            assert_eq!(hotplug.writes(&device), Some(writes));
         }
     }
 
@@ -670,13 +689,13 @@ mod test {
         let stick = image::disk::Disk::image(b"an EFI program").unwrap();
         fs::write(fake.0.join("dev/sdz"), stick.whole()).unwrap();
         fake.disk(stick.bytes / 512, 7);
-        let mut follow = fake.follow();
-        let changes = follow.begin(&[]).unwrap();
+        let mut hotplug = fake.hotplug();
+        let changes = hotplug.initial_scan(&[]).unwrap();
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert!(note.contains("it is a stick that boots into target mode"), "{note}");
-        let named = Choice { only: vec![Called::new("sdz")], writable: Vec::new() };
-        let mut follow = Follow { choice: Some(named), ..follow };
-        let changes = follow.begin(&[]).unwrap();
+        let named = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
+        let mut hotplug = Hotplug { filter: Some(named), ..hotplug };
+        let changes = hotplug.initial_scan(&[]).unwrap();
         // Named, it is opened; what is no block device is then refused for that.
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert!(note.starts_with("/dev/sdz") && !note.contains("stick"), "{note}");
@@ -684,23 +703,23 @@ mod test {
 
     #[test]
     fn disk_is_lent_again_when_its_descriptors_are_closed() {
-        let fake = Fake::new("again");
+        let fake = Fake::new("rechecks");
         fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
-        let mut follow = fake.follow();
-        let before = loan(&fake.disks()[0]);
+        let mut hotplug = fake.hotplug();
+        let before = lent(&fake.disks()[0]);
         // As held by a flush that has not ended.
         let held = before.export.clone();
-        follow.release(&before);
+        hotplug.release(&before);
         drop(before);
         let mut now = Instant::now();
-        follow.begin_anew(now);
+        hotplug.rescan_all(now);
         for _ in 0..10 {
-            now = follow.due().unwrap();
-            assert!(look(&mut follow, now).is_empty(), "it is judged while it is busy");
+            now = hotplug.due().unwrap();
+            assert!(look(&mut hotplug, now).is_empty(), "it is judged while it is busy");
         }
         drop(held);
-        now = follow.due().unwrap();
-        let changes = look(&mut follow, now);
+        now = hotplug.due().unwrap();
+        let changes = look(&mut hotplug, now);
         assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
     }
 
@@ -709,26 +728,26 @@ mod test {
         for all in [false, true] {
             let fake = Fake::new("silent");
             fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
-            let mut follow = fake.follow();
+            let mut hotplug = fake.hotplug();
             fs::remove_dir_all(fake.0.join("sys")).unwrap();
-            assert!(follow.begin(&[]).unwrap_err().to_string().contains("/sys"));
+            assert!(hotplug.initial_scan(&[]).unwrap_err().to_string().contains("/sys"));
             let mut now = Instant::now();
             if all {
-                follow.begin_anew(now)
+                hotplug.rescan_all(now)
             } else {
-                follow.note("sdz".to_owned(), now)
+                hotplug.schedule("sdz".to_owned(), now)
             }
             let mut pauses = Vec::new();
             for _ in 0..10 {
-                now = follow.due().unwrap();
-                assert!(follow.look(&[], now).is_empty());
-                pauses.push(follow.due().unwrap() - now);
+                now = hotplug.due().unwrap();
+                assert!(hotplug.look(&[], now).is_empty());
+                pauses.push(hotplug.due().unwrap() - now);
             }
             assert_eq!(pauses[..3], [SETTLE, SETTLE * 2, SETTLE * 4]);
-            assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+            assert_eq!(pauses.last(), Some(&MAX_PAUSE));
             fake.disk(2048, 7);
-            now = follow.due().unwrap();
-            let changes = look(&mut follow, now);
+            now = hotplug.due().unwrap();
+            let changes = look(&mut hotplug, now);
             assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
         }
     }

@@ -6,20 +6,20 @@ use std::sync::Arc;
 use export::{Auth, Channel, Event, Export, Fault, KeyId, Peer, Reason};
 use serde::{Deserialize, Serialize};
 
-use super::{Hidden, auth};
-use crate::tally::Tallied;
+use super::{SecretWire, auth};
+use crate::rate_limit::CountedEvent;
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct PeerWord {
+pub(in crate::worker) struct PeerWire {
     remote: SocketAddr,
     local: SocketAddr,
     keyed: bool,
-    channel: Option<ChannelWord>,
+    channel: Option<ChannelWire>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct ChannelWord {
+struct ChannelWire {
     key: Option<u64>,
     certified: bool,
     identity: String,
@@ -27,9 +27,9 @@ struct ChannelWord {
     binding: [u8; 32],
 }
 
-impl From<&Peer> for PeerWord {
+impl From<&Peer> for PeerWire {
     fn from(peer: &Peer) -> Self {
-        let channel = peer.channel.as_deref().map(|channel| ChannelWord {
+        let channel = peer.channel.as_deref().map(|channel| ChannelWire {
             key: channel.key.map(KeyId::number),
             certified: channel.certified,
             identity: channel.identity.clone(),
@@ -41,19 +41,19 @@ impl From<&Peer> for PeerWord {
     }
 }
 
-impl From<PeerWord> for Peer {
-    fn from(word: PeerWord) -> Self {
-        let channel = word.channel.map(|word| Channel {
-            key: word.key.map(KeyId::new),
-            certified: word.certified,
-            identity: word.identity,
-            cipher: word.cipher,
-            binding: word.binding,
+impl From<PeerWire> for Peer {
+    fn from(wire: PeerWire) -> Self {
+        let channel = wire.channel.map(|wire| Channel {
+            key: wire.key.map(KeyId::new),
+            certified: wire.certified,
+            identity: wire.identity,
+            cipher: wire.cipher,
+            binding: wire.binding,
         });
         Self {
-            remote: word.remote,
-            local: word.local,
-            auth: auth(word.keyed),
+            remote: wire.remote,
+            local: wire.local,
+            auth: auth(wire.keyed),
             channel: channel.map(Arc::new),
         }
     }
@@ -61,39 +61,39 @@ impl From<PeerWord> for Peer {
 
 /// Something that happened: [`export::Event`], with disks by number.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) enum Happened {
+pub(in crate::worker) enum EventWire {
     Attached {
         disk: u64,
-        peer: PeerWord,
+        peer: PeerWire,
         host: String,
         proven: Option<u64>,
     },
     Detached {
         disk: u64,
-        peer: PeerWord,
+        peer: PeerWire,
         host: String,
-        #[serde(with = "ReasonWord")]
+        #[serde(with = "ReasonWire")]
         reason: Reason,
         read: u64,
         written: u64,
     },
     Refused {
-        peer: PeerWord,
+        peer: PeerWire,
         host: String,
         wanted: String,
         why: String,
         count: u64,
     },
     PairingRequested {
-        peer: PeerWord,
+        peer: PeerWire,
         number: u64,
         host: String,
         name: String,
         writable: bool,
-        secret: Hidden,
+        secret: SecretWire,
     },
     Violation {
-        peer: PeerWord,
+        peer: PeerWire,
         rule: String,
         count: u64,
     },
@@ -103,14 +103,14 @@ pub(in crate::worker) enum Happened {
         offset: u64,
         len: u64,
         count: u64,
-        #[serde(with = "FaultWord")]
+        #[serde(with = "FaultWire")]
         fault: Fault,
     },
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Reason")]
-enum ReasonWord {
+enum ReasonWire {
     Peer,
     Violation,
     Timeout,
@@ -121,7 +121,7 @@ enum ReasonWord {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Fault")]
-enum FaultWord {
+enum FaultWire {
     Io,
     NoSpace,
     ReadOnly,
@@ -132,14 +132,14 @@ enum FaultWord {
     Busy,
 }
 
-impl Happened {
+impl EventWire {
     /// What happened, to disks of these numbers. Nothing if it happened to a disk that has none.
     pub(in crate::worker) fn new(
-        tallied: &Tallied,
+        counted: &CountedEvent,
         number: impl Fn(&Arc<Export>) -> Option<u64>,
     ) -> Option<Self> {
-        let count = tallied.count;
-        Some(match &tallied.event {
+        let count = counted.count;
+        Some(match &counted.event {
             Event::Attached { export, peer, host, proven } => Self::Attached {
                 disk: number(export)?,
                 peer: peer.into(),
@@ -161,13 +161,13 @@ impl Happened {
                 why: (*why).to_owned(),
                 count,
             },
-            Event::PairingRequested { peer, request: knock } => Self::PairingRequested {
+            Event::PairingRequested { peer, request } => Self::PairingRequested {
                 peer: peer.into(),
-                number: knock.number,
-                host: knock.host.clone(),
-                name: knock.name.clone(),
-                writable: knock.writable,
-                secret: Hidden(knock.secret.clone()),
+                number: request.number,
+                host: request.host.clone(),
+                name: request.name.clone(),
+                writable: request.writable,
+                secret: SecretWire(request.secret.clone()),
             },
             Event::Violation { peer, rule } => {
                 Self::Violation { peer: peer.into(), rule: (*rule).to_owned(), count }

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use export::Export;
 
-use super::words::{Counts, Order};
-use super::{Loaned, Writes};
+use super::messages::{Counts, Request};
+use super::{AssignedDisk, WriteTracker};
 
-impl Loaned {
+impl AssignedDisk {
     /// Takes over what the worker counts.
     pub(super) fn count(&mut self, counts: Counts) {
         let (usage, before) = (&self.export.usage, self.before);
@@ -28,18 +28,18 @@ impl Loaned {
     }
 }
 
-impl Writes {
+impl WriteTracker {
     /// Has all later flushes of the disk fail, since one has failed outside the worker.
     pub fn fail_flush(&self) {
         self.export.flush_failed();
         let mut state = self.shared.state();
-        let Some(disk) = state.loaned(&self.export).map(|loaned| loaned.disk) else { return };
-        state.send(&Order::FailFlush { disk });
+        let Some(disk) = state.assigned(&self.export).map(|assigned| assigned.disk) else { return };
+        state.send(&Request::FailFlush { disk });
     }
 }
 
 /// What has been done with an export, as it stands there.
-pub(super) fn counted(export: &Export) -> Counts {
+pub(super) fn usage_of(export: &Export) -> Counts {
     let usage = &export.usage;
     Counts {
         reads: usage.reads.load(Ordering::Relaxed),
