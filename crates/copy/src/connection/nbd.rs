@@ -1,5 +1,7 @@
 //! Connections to exports of NBD servers.
 
+mod client_io;
+
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -7,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use export::{Buffer, DirectRecv, Pool};
+use export::{Buffer, Pool};
 use nbd::client::{
     self, Client, End, ExportInfo, ListEntry, Options, Purpose, Reason, Refusal,
     Request as NbdRequest, Start, Step, SubmitError, Violation,
@@ -15,11 +17,12 @@ use nbd::client::{
 use nbd::wire::errno;
 use nbd::wire::request::flags;
 
+use self::client_io::ClientIo;
 use super::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
 use crate::endpoint::{Disk, Endpoint, EndpointError};
-use crate::transport::{BufferedTransport, Dial, Protocol, Transport, read_before};
+use crate::transport::{Dial, Transport, read_before};
 
 /// Maximum time to open an export.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -266,62 +269,6 @@ pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), Endpoi
         let taken = client.receive(bytes.get(..kept).unwrap_or_default());
         bytes.copy_within(taken..kept, 0);
         kept -= taken;
-    }
-}
-
-/// A client and its connection.
-struct ClientIo {
-    transport: BufferedTransport,
-    client: Client,
-}
-
-impl Protocol for Client {
-    fn receive(&mut self, bytes: &[u8]) -> usize {
-        self.receive(bytes)
-    }
-
-    fn direct_recv(&mut self) -> Option<DirectRecv> {
-        self.direct_recv()
-    }
-
-    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize) {
-        self.direct_received(direct_recv, got);
-    }
-}
-
-impl ClientIo {
-    fn new(transport: Box<dyn Transport>, options: Options) -> io::Result<Self> {
-        Ok(Self { transport: BufferedTransport::new(transport)?, client: Client::new(options) })
-    }
-
-    /// The next step that is not `Send`.
-    fn poll(&mut self) -> Option<Step> {
-        loop {
-            match self.client.poll()? {
-                Step::Send(segment) => self.transport.push(segment),
-                step => return Some(step),
-            }
-        }
-    }
-
-    fn wait_for_step(&mut self, deadline: Instant) -> io::Result<Step> {
-        loop {
-            if let Some(step) = self.poll() {
-                return Ok(step);
-            }
-            if !self.transport.exchange(&mut self.client)? {
-                self.transport.wait(deadline)?;
-            }
-        }
-    }
-}
-
-impl Drop for ClientIo {
-    /// Sends `NBD_CMD_DISC` if that does not block.
-    fn drop(&mut self) {
-        self.client.disconnect();
-        while self.poll().is_some() {}
-        let _ = self.transport.flush();
     }
 }
 
