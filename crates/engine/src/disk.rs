@@ -13,7 +13,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use crate::blocking_op::{Answer, BlockingOp};
 
 /// Consecutive interrupted calls without progress after which a request fails.
-const PATIENCE: u8 = 100;
+const MAX_INTERRUPTIONS: u8 = 100;
 
 /// A request being executed.
 #[derive(Debug)]
@@ -152,7 +152,9 @@ impl Job {
     pub(crate) fn advance(&mut self, result: Result<usize, Errno>) {
         match result {
             Ok(moved) => self.succeed(moved),
-            Err(Errno::INTR | Errno::AGAIN) if self.interrupted < PATIENCE => self.interrupted += 1,
+            Err(Errno::INTR | Errno::AGAIN) if self.interrupted < MAX_INTERRUPTIONS => {
+                self.interrupted += 1
+            }
             Err(errno) => self.fail(errno),
         }
     }
@@ -487,7 +489,7 @@ mod test {
         job.advance(Ok(100));
         let Call::Write { offset, from, .. } = job.call() else { panic!("a write") };
         assert_eq!((offset, from.len()), (4 * 512 + 100, 924));
-        for _ in 0..=PATIENCE {
+        for _ in 0..=MAX_INTERRUPTIONS {
             assert_eq!(job.result(), None);
             job.advance(Err(Errno::AGAIN));
         }

@@ -18,11 +18,11 @@ const SLICE: u32 = 512;
 const TRIAL: u32 = 8;
 
 /// This many requests in one turn show that the client has several in flight.
-const EVIDENCE: u32 = 4;
+const MIN_REQUESTS: u32 = 4;
 
 /// The first level that is tried, and the largest.
-const FEWEST: usize = 8;
-const MOST: usize = 16;
+const MIN_LEVEL: usize = 8;
+const MAX_LEVEL: usize = 16;
 
 /// Slices until the next trial: after a failed level at first and at most, and after all levels
 /// succeeded.
@@ -31,14 +31,14 @@ const LONG_REST: u32 = 64;
 const KEEP: u32 = 512;
 
 /// Most bytes to wait for. The peer's send window covers that many.
-const BYTES: usize = 32 << 10;
+const MAX_BYTES: usize = 32 << 10;
 
 /// The rate that a level must reach, in percent of the rate without waiting.
-const GOOD: u64 = 94;
+const MIN_RATE_PERCENT: u64 = 94;
 
 /// Timeout of a wait: constant part, and part per request.
-const PATIENCE: Duration = Duration::from_micros(100);
-const PATIENCE_EACH: Duration = Duration::from_micros(20);
+const TIMEOUT: Duration = Duration::from_micros(100);
+const TIMEOUT_PER_REQUEST: Duration = Duration::from_micros(20);
 
 /// The controller of one connection.
 #[derive(Debug)]
@@ -75,12 +75,12 @@ struct Slice {
     /// Most requests in one turn.
     most: u32,
     /// Waits that timed out.
-    vain: u32,
+    timeouts: u32,
 }
 
 impl Slice {
     fn new(since: Instant) -> Self {
-        Self { since, requests: 0, bytes: 0, most: 0, vain: 0 }
+        Self { since, requests: 0, bytes: 0, most: 0, timeouts: 0 }
     }
 }
 
@@ -101,27 +101,29 @@ impl RxCoalescing {
         if slice.requests >= SLICE {
             self.size = slice.bytes / usize::try_from(slice.requests).unwrap_or(usize::MAX);
             let took = now.duration_since(slice.since).as_nanos() / u128::from(slice.requests);
-            self.judge(u64::try_from(took).unwrap_or(u64::MAX));
+            self.end_slice(u64::try_from(took).unwrap_or(u64::MAX));
             self.slice = Slice::new(now);
         }
     }
 
     /// Ends a slice that took `took` nanoseconds per request.
-    fn judge(&mut self, took: u64) {
+    fn end_slice(&mut self, took: u64) {
         match self.trial.take() {
-            Some(trial) => self.go_on(trial, took),
+            Some(trial) => self.continue_trial(trial, took),
             None if self.rest > 0 => self.rest -= 1,
-            None if self.level > 0 || self.slice.most >= EVIDENCE => self.try_out(FEWEST),
+            None if self.level > 0 || self.slice.most >= MIN_REQUESTS => {
+                self.start_trial(MIN_LEVEL)
+            }
             None => {}
         }
     }
 
-    fn try_out(&mut self, level: usize) {
+    fn start_trial(&mut self, level: usize) {
         self.level = level;
         self.trial = Some(Trial { level, slices: 0, took: [[u64::MAX; TRIAL as usize]; 2] });
     }
 
-    fn go_on(&mut self, mut trial: Trial, took: u64) {
+    fn continue_trial(&mut self, mut trial: Trial, took: u64) {
         let [alone, together] = &mut trial.took;
         let all = if self.level == 0 { alone } else { together };
         // The list stays sorted: its initial values exceed all measurements.
@@ -139,16 +141,16 @@ impl RxCoalescing {
 
     fn decide(&mut self, Trial { level, took, .. }: Trial) {
         let [alone, together] = took.map(|all| all[all.len() / 2]);
-        if together.saturating_mul(GOOD) > alone.saturating_mul(100) {
-            self.give_up(if level > FEWEST { level / 2 } else { 0 });
-        } else if level < MOST {
-            self.try_out((level * 2).min(MOST));
+        if together.saturating_mul(MIN_RATE_PERCENT) > alone.saturating_mul(100) {
+            self.set_level_and_rest(if level > MIN_LEVEL { level / 2 } else { 0 });
+        } else if level < MAX_LEVEL {
+            self.start_trial((level * 2).min(MAX_LEVEL));
         } else {
             (self.level, self.rest, self.next_rest) = (level, KEEP, REST);
         }
     }
 
-    fn give_up(&mut self, level: usize) {
+    fn set_level_and_rest(&mut self, level: usize) {
         (self.level, self.trial, self.rest) = (level, None, self.next_rest);
         self.next_rest = (self.next_rest * 2).min(LONG_REST);
     }
@@ -160,18 +162,18 @@ impl RxCoalescing {
 
     /// Reports that a wait timed out. A level that has proven good may time out once per slice.
     pub(crate) fn timed_out(&mut self, now: Instant) {
-        self.slice.vain += 1;
-        if self.trial.is_some() || self.slice.vain > 1 {
-            self.give_up(0);
+        self.slice.timeouts += 1;
+        if self.trial.is_some() || self.slice.timeouts > 1 {
+            self.set_level_and_rest(0);
             self.slice = Slice::new(now);
         }
     }
 
     /// Returns the number of bytes to wait for and the timeout; `None` if coalescing is disabled.
     pub(crate) fn wanted(&self) -> Option<(usize, Duration)> {
-        let level = self.level.min(BYTES / self.size.max(1));
+        let level = self.level.min(MAX_BYTES / self.size.max(1));
         let count = u32::try_from(level).unwrap_or(0);
-        (level > 1).then(|| (level * self.size, PATIENCE + PATIENCE_EACH * count))
+        (level > 1).then(|| (level * self.size, TIMEOUT + TIMEOUT_PER_REQUEST * count))
     }
 }
 
@@ -196,9 +198,9 @@ mod test {
     #[test]
     fn good_level_is_kept_and_tried_again_later() {
         let mut coalescing = RxCoalescing::new(Instant::now());
-        assert_eq!(pass(&mut coalescing, TRIALS + 2 * TRIAL, |_| 10), MOST);
-        assert_eq!(coalescing.wanted().unwrap().0, MOST * 28);
-        assert_eq!(pass(&mut coalescing, KEEP, |_| 30), MOST);
+        assert_eq!(pass(&mut coalescing, TRIALS + 2 * TRIAL, |_| 10), MAX_LEVEL);
+        assert_eq!(coalescing.wanted().unwrap().0, MAX_LEVEL * 28);
+        assert_eq!(pass(&mut coalescing, KEEP, |_| 30), MAX_LEVEL);
         assert_eq!(pass(&mut coalescing, TRIALS, |level| if level == 0 { 10 } else { 30 }), 0);
     }
 
@@ -212,8 +214,8 @@ mod test {
             assert_eq!((pass(&mut coalescing, rest, slow), coalescing.rest), (0, 0));
         }
         // Sixteen are too many where eight are not.
-        let slower = |level| if level == MOST { 12 } else { 10 };
-        assert_eq!(pass(&mut coalescing, TRIALS + 2 * TRIAL, slower), FEWEST);
+        let slower = |level| if level == MAX_LEVEL { 12 } else { 10 };
+        assert_eq!(pass(&mut coalescing, TRIALS + 2 * TRIAL, slower), MIN_LEVEL);
     }
 
     #[test]
@@ -231,16 +233,16 @@ mod test {
     fn timeouts_and_large_requests_disable_coalescing() {
         let now = Instant::now();
         let mut coalescing = RxCoalescing::new(now);
-        assert_eq!(pass(&mut coalescing, 1, |_| 10), FEWEST);
+        assert_eq!(pass(&mut coalescing, 1, |_| 10), MIN_LEVEL);
         coalescing.timed_out(now);
         assert_eq!(coalescing.wanted(), None);
-        assert_eq!(pass(&mut coalescing, REST + TRIALS + 2 * TRIAL, |_| 10), MOST);
+        assert_eq!(pass(&mut coalescing, REST + TRIALS + 2 * TRIAL, |_| 10), MAX_LEVEL);
         coalescing.timed_out(now);
         assert!(coalescing.wanted().is_some());
         coalescing.timed_out(now);
         assert_eq!(coalescing.wanted(), None);
         let mut coalescing = RxCoalescing::new(now);
         coalescing.answered(now, SLICE, SLICE as usize * (128 << 10));
-        assert_eq!((coalescing.level, coalescing.wanted()), (FEWEST, None));
+        assert_eq!((coalescing.level, coalescing.wanted()), (MIN_LEVEL, None));
     }
 }

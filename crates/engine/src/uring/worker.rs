@@ -206,7 +206,7 @@ impl Worker {
             return Ok(());
         }
         let began = Instant::now();
-        if !self.watch(began)? {
+        if !self.poll(began)? {
             let timeout = self.timeout(began);
             self.turn.ring.enter(Some(timeout))?;
         }
@@ -233,7 +233,7 @@ impl Worker {
     }
 
     /// Polls memory for something to do. Returns whether there is.
-    fn watch(&mut self, began: Instant) -> io::Result<bool> {
+    fn poll(&mut self, began: Instant) -> io::Result<bool> {
         let Some(budget) = self.budget() else { return Ok(false) };
         while began.elapsed() < budget {
             for _ in 0..16 {
@@ -241,13 +241,13 @@ impl Worker {
                     self.turn.ring.enter(None)?;
                 }
                 if self.has_work() {
-                    self.spin.watched(true);
+                    self.spin.polled(true);
                     return Ok(true);
                 }
                 std::hint::spin_loop();
             }
         }
-        self.spin.watched(false);
+        self.spin.polled(false);
         Ok(false)
     }
 
