@@ -44,7 +44,7 @@ pub trait Session {
     /// driver limits the number and the lifetime of connections that have not.
     fn is_established(&self) -> bool;
 
-    /// Returns what ends the connection's right to write, while it has one. The driver closes it as
+    /// Returns the fence of the writes of this connection, if it has one. The driver closes it as
     /// soon as the peer has closed its sending side: the peer may be gone, and its host may send newer
     /// data over another connection. Called once [`Session::is_established`] returns true, and after
     /// each [`Notice`].
