@@ -77,7 +77,7 @@ impl fmt::Display for Shortfall {
                 write!(f, "The device {address} needs the firmware file {file}, which is missing.")
             }
             Self::NoNetworkCard => {
-                f.write_str("No driver here supports a network card of this machine.")
+                f.write_str("This machine has no network card that a driver here supports.")
             }
         }
     }
@@ -225,7 +225,7 @@ mod tests {
             [
                 "No driver for the storage controller 0000:00:01.0 (8086:15f3): its disks cannot be used.",
                 "No driver for the network card 0000:00:02.0 (8086:15f3): it cannot be used.",
-                "No driver here supports a network card of this machine.",
+                "This machine has no network card that a driver here supports.",
             ]
         );
     }

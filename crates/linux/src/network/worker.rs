@@ -121,11 +121,11 @@ impl<S: FnMut(Note)> Worker<S> {
 
     /// Reads all pending messages. Returns whether the tables must be read again.
     fn needs_scan(&mut self, now: Instant) -> bool {
-        let mut look = self.retry_at.is_some_and(|again| again <= now);
+        let mut is_needed = self.retry_at.is_some_and(|at| at <= now);
         loop {
             match self.events.receive() {
-                Ok(Received::Nothing) => return look,
-                Ok(_) => look = true,
+                Ok(Received::Nothing) => return is_needed,
+                Ok(_) => is_needed = true,
                 // The socket is read again after the tables.
                 Err(_) => return true,
             }
@@ -135,8 +135,8 @@ impl<S: FnMut(Note)> Worker<S> {
     /// Reads the kernel's tables. Correct also after lost messages.
     fn scan(&mut self) {
         self.retry_at = None;
-        let looked = self.scan_links().and_then(|()| self.scan_addresses());
-        if let Err(error) = looked {
+        let result = self.scan_links().and_then(|()| self.scan_addresses());
+        if let Err(error) = result {
             self.retry_at = Some(Instant::now() + RETRY);
             let what = "read from the kernel's tables".to_owned();
             (self.sink)(Note::Failed { interface: "the network".into(), what, error });
