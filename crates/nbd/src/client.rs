@@ -93,8 +93,8 @@ pub enum Start {
 pub enum Step {
     /// Send this segment after all previous ones.
     Send(Segment),
-    /// The server accepted STARTTLS: perform the TLS handshake, then call [`Client::tls_established`] and
-    /// continue inside TLS. Discard what was received in the clear.
+    /// The server accepted STARTTLS: perform the TLS handshake, then call
+    /// [`Client::tls_established`] and continue inside TLS. Discard what was received in the clear.
     StartTls,
     /// The export is open: with [`Purpose::Go`], requests may be submitted.
     Opened(Box<ExportInfo>),

@@ -37,7 +37,7 @@ pub use session::PairingSession;
 /// The TLS PSK identity of pairing.
 pub const IDENTITY: &str = "storagetm-pair-1";
 
-/// The well-known TLS PSK of pairing. Not secret: it authenticates nobody, and protects only
+/// The well-known TLS PSK of pairing. Not secret: it authenticates neither side, and protects only
 /// against passive eavesdroppers.
 pub const PSK: [u8; 32] = *b"storagetm: everybody knows this.";
 

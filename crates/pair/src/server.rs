@@ -207,7 +207,8 @@ impl PairingServer {
         }
     }
 
-    /// Returns a counter of the changes of [`PairingServer::status`], except those due to time alone.
+    /// Returns a counter of the changes of [`PairingServer::status`], except those due to time
+    /// alone.
     pub fn generation(&self) -> u64 {
         self.state().generation
     }

@@ -1,4 +1,4 @@
-//! What a server tells about its exports, and why it refuses one.
+//! The descriptions of exports received by a client, and the reasons for refusals.
 
 use std::fmt;
 
