@@ -10,6 +10,7 @@ use crate::cargo::{self, workspace};
 use crate::credits;
 use crate::deb;
 use crate::documents::documents;
+use crate::man;
 use crate::tally::Tally;
 
 /// Options of `cargo xtask install`.
@@ -118,9 +119,6 @@ pub(crate) const UNITS: &str = "lib/systemd/system";
 const FILES: &[(&str, &str)] = &[
     ("units/storage-target-mode.target", "share/storagetm"),
     ("units/hands-off.conf", "lib/storagetm"),
-    ("docs/completions/storagetm.bash", "share/bash-completion/completions"),
-    ("docs/completions/_storagetm", "share/zsh/site-functions"),
-    ("docs/completions/storagetm.fish", "share/fish/vendor_completions.d"),
     ("initrd/dracut/90storagetm/module-setup.sh", "lib/dracut/modules.d/90storagetm"),
     ("initrd/initramfs-tools/hooks/storagetm", "share/initramfs-tools/hooks"),
     ("initrd/initramfs-tools/scripts/storagetm", "share/initramfs-tools/scripts"),
@@ -132,7 +130,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// Returns the program, the files of the tree, except the target that systemd may bring itself, and
-/// the documents.
+/// the shell completions.
 pub(crate) fn pieces(program: &Path) -> Result<Vec<Piece>> {
     let content = fs::read(program).with_context(|| program.display().to_string())?;
     let mut pieces = vec![Piece { path: "bin/storagetm".to_owned(), content, is_program: true }];
@@ -150,6 +148,7 @@ pub(crate) fn pieces(program: &Path) -> Result<Vec<Piece>> {
         let section = page.rsplit('.').next().unwrap_or_default();
         pieces.push(text(&page, &format!("share/man/man{section}"))?);
     }
+    pieces.extend(man::completions());
     Ok(pieces)
 }
 
@@ -170,8 +169,6 @@ fn text(from: &str, folder: &str) -> Result<Piece> {
     let content = fs::read(&place).with_context(|| place.display().to_string())?;
     let is_program = fs::metadata(&place)?.permissions().mode() & 0o111 != 0;
     let name = from.rsplit('/').next().unwrap_or(from);
-    // By the name of the program, not of the shell: bash finds it by that name.
-    let name = name.strip_suffix(".bash").unwrap_or(name);
     Ok(Piece { path: format!("{folder}/{name}"), content, is_program })
 }
 
@@ -212,6 +209,8 @@ mod tests {
             "share/man/man1/storagetm-serve.1",
             "share/man/man7/storage-target-mode.target.7",
             "share/bash-completion/completions/storagetm",
+            "share/zsh/site-functions/_storagetm",
+            "share/fish/vendor_completions.d/storagetm.fish",
         ] {
             assert!(find(path).is_some(), "{path}");
         }

@@ -47,7 +47,7 @@ enum Command {
     Words,
     /// Check the licence of every dependency against deny.toml
     Licences,
-    /// Write the man pages and shell completions to docs, from the program's table of options
+    /// Write the man pages to docs, from the program's table of options
     Man(man::Options),
     /// Check the systemd units and the scripts of the initrds with the tools of this machine
     Units,

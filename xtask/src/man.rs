@@ -1,5 +1,6 @@
-//! Generates the man pages and shell completions from the program's own options, or checks that
-//! those in the tree are up to date.
+//! Generates the man pages from the program's own options, or checks that those in the tree are up
+//! to date. The pages are in the tree because they are reviewed as text; shell completions are
+//! generated when they are installed.
 
 mod page;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap_complete::Shell;
 
 use crate::cargo::workspace;
+use crate::install::Piece;
 use crate::tally::Tally;
 
 /// Options of `cargo xtask man`.
@@ -51,14 +53,9 @@ fn write() -> Result<()> {
 
 /// Returns every file with its content.
 fn pages() -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let docs = workspace().join("docs");
     let mut command = storagetm::options::command().disable_help_subcommand(true);
     command.build();
-    let mut pages = manuals(&command, &docs.join("man"))?;
-    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-        pages.push(completion(shell, &docs.join("completions")));
-    }
-    Ok(pages)
+    manuals(&command, &workspace().join("docs/man"))
 }
 
 fn manuals(command: &clap::Command, folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
@@ -89,12 +86,22 @@ fn section(name: &str) -> &'static str {
     }
 }
 
-fn completion(shell: Shell, folder: &Path) -> (PathBuf, Vec<u8>) {
-    let mut script = Vec::new();
-    let mut command = visible(&storagetm::options::command());
-    let name = clap_complete::Generator::file_name(&shell, "storagetm");
-    clap_complete::generate(shell, &mut command, "storagetm", &mut script);
-    (folder.join(name), script)
+/// The shells with completions, and where each shell looks for them.
+const SHELLS: [(Shell, &str); 3] = [
+    // Bash finds the file by the name of the program.
+    (Shell::Bash, "share/bash-completion/completions/storagetm"),
+    (Shell::Zsh, "share/zsh/site-functions/_storagetm"),
+    (Shell::Fish, "share/fish/vendor_completions.d/storagetm.fish"),
+];
+
+/// Returns the completions of each shell, as they are installed.
+pub(crate) fn completions() -> impl Iterator<Item = Piece> {
+    SHELLS.into_iter().map(|(shell, path)| {
+        let mut content = Vec::new();
+        let mut command = visible(&storagetm::options::command());
+        clap_complete::generate(shell, &mut command, "storagetm", &mut content);
+        Piece { path: path.to_owned(), content, is_program: false }
+    })
 }
 
 /// Returns the command without hidden options and subcommands, which clap_complete would offer.
@@ -119,12 +126,11 @@ mod tests {
 
     #[test]
     fn hidden_options_and_commands_are_not_completed() {
-        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-            let (_, script) = completion(shell, Path::new(""));
-            let script = String::from_utf8(script).unwrap();
-            assert!(script.contains("writable") && script.contains("generate"), "{shell}");
+        for Piece { path, content, .. } in completions() {
+            let script = String::from_utf8(content).unwrap();
+            assert!(script.contains("writable") && script.contains("generate"), "{path}");
             for hidden in ["mdns-port", "announcer", "inspect"] {
-                assert!(!script.contains(hidden), "{shell}: {hidden}");
+                assert!(!script.contains(hidden), "{path}: {hidden}");
             }
         }
     }
