@@ -169,13 +169,13 @@ impl Harness<'_> {
     fn change_export(&mut self) {
         let size = SIZE as u64;
         match self.input.byte() % 6 {
-            0 => drop(self.world.catalogue.withdraw(DISK)),
+            0 => drop(self.world.catalogue.withdraw(&DISK.into())),
             1 => self.world.catalogue.publish(disk(Access::ReadOnly, 512, size)),
             2 => self.world.catalogue.publish(disk(Access::Writable, 4096, size)),
             3 => self.world.catalogue.publish(disk(Access::Writable, 512, size)),
             _ => {
                 let bytes = u64::from(self.input.byte()) * 4096;
-                if let Some(export) = self.world.catalogue.find(DISK) {
+                if let Some(export) = self.world.catalogue.find(&DISK.into()) {
                     export.resize(bytes);
                 }
             }

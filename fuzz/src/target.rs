@@ -317,13 +317,13 @@ impl Harness<'_> {
     /// Publishes, withdraws or resizes the disk.
     fn change_export(&mut self) {
         match self.input.byte() % 5 {
-            0 => drop(self.world.catalogue.withdraw(DISK)),
+            0 => drop(self.world.catalogue.withdraw(&DISK.into())),
             1 => self.world.publish_small(disk(Access::ReadOnly, 512)),
             2 => self.world.publish_small(disk(Access::Writable, 4096)),
             3 => self.world.publish_small(disk(Access::Writable, 512)),
             _ => {
                 let bytes = u64::from(self.input.byte()) * 512;
-                if let Some(export) = self.world.catalogue.find(DISK) {
+                if let Some(export) = self.world.catalogue.find(&DISK.into()) {
                     export.resize(bytes);
                 }
             }

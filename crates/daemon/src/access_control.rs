@@ -11,6 +11,7 @@ use console::attach::Endpoint;
 use console::{Answer, Asking, Pairing};
 use export::{Access, Export, PairingRequest, Peer, Policy};
 use linux::tree::Tree;
+use nvme::nqn;
 use pair::{Codes, Disk, Invite, ServerStatus};
 
 use failure::Failure;
@@ -224,7 +225,7 @@ pub fn granted_access(answer: Answer) -> Option<Access> {
 /// The disks that a host may have now, as it is told of them.
 pub fn disk_list<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, access: Access) -> Vec<Disk> {
     let disk = |export: &Arc<Export>| Disk {
-        nqn: export.nqn.clone(),
+        nqn: nqn::of(&export.id),
         name: export.name.clone(),
         model: export.identity.model.clone(),
         bytes: export.bytes(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use console::printable;
 use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
+use nvme::nqn;
 use serde::{Serialize, Serializer};
 
 use crate::listen::Protocol;
@@ -277,7 +278,7 @@ pub struct DiskRef {
 impl DiskRef {
     /// That one.
     pub fn of(export: &Export) -> Self {
-        Self { disk: export.name.clone(), nqn: export.nqn.clone() }
+        Self { disk: export.name.clone(), nqn: nqn::of(&export.id) }
     }
 }
 
@@ -307,7 +308,7 @@ impl ServeEvent {
         let disk = Disk {
             disk: export.name.clone(),
             name: export.short.clone(),
-            nqn: export.nqn.clone(),
+            nqn: nqn::of(&export.id),
             nsid: 1,
             bytes: export.bytes(),
             block_size: export.geometry.block(),

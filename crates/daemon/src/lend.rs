@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Cache, Export, Geometry, Identity, PAGE};
+use export::{Access, Cache, Export, ExportId, Geometry, Identity, PAGE};
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
@@ -259,7 +259,7 @@ impl LendOptions {
                 opened.logical_block
             ))
         })?;
-        let nqn = self.nqn(&request.path, &identity)?;
+        let id = self.id(&request.path, &identity)?;
         // A device has whole blocks, whatever size it reports.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
         let bytes = opened.bytes + tail;
@@ -279,7 +279,7 @@ impl LendOptions {
         });
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
-        let mut export = Export::new(&path, &nqn, identity, geometry, bytes, descriptor);
+        let mut export = Export::new(&path, id, identity, geometry, bytes, descriptor);
         export.access = if request.writable { Access::Writable } else { Access::ReadOnly };
         export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
@@ -291,10 +291,10 @@ impl LendOptions {
         Ok(LentDisk { notes: filled.into_iter().collect(), _whole: whole, ..lent })
     }
 
-    fn nqn(&self, path: &Path, identity: &Identity) -> Result<String, Failure> {
+    fn id(&self, path: &Path, identity: &Identity) -> Result<ExportId, Failure> {
         match &self.base {
-            Some(base) => nqn::under(base, path).map_err(Failure::new),
-            None => Ok(nqn::from_uuid(&identity.uuid)),
+            Some(base) => nqn::under(base, path).map(ExportId::Name).map_err(Failure::new),
+            None => Ok(ExportId::Uuid(identity.uuid)),
         }
     }
 
@@ -472,11 +472,11 @@ pub fn check_distinct(lent: &Export, other: &Export) -> Result<(), Failure> {
             other.identity.serial
         )));
     }
-    if lent.nqn == other.nqn {
+    if lent.id == other.id {
         return Err(Failure::new(format!(
             "{first} and {second} would both be called {}; lend them without --nqn, or from paths \
              that end differently",
-            other.nqn
+            other.id
         )));
     }
     Ok(())
@@ -510,7 +510,7 @@ mod test {
         let export = &lent.export;
         assert_eq!((export.bytes(), export.blocks()), ((1 << 20) + 100, 2049));
         assert_eq!((export.geometry.block(), export.access), (512, Access::ReadOnly));
-        assert!(export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
+        assert_eq!(export.id, ExportId::Uuid(export.identity.uuid));
         assert!(lent.notes[0].contains("412 bytes of zeros"));
         drop(lent);
         let refused = options().lend(&request(&path, true)).unwrap_err().to_string();
@@ -582,7 +582,7 @@ mod test {
         let size: Size = "4M".parse().unwrap();
         let one = options().lend_demo(size, false).unwrap().export;
         let two = options().lend_demo(size, true).unwrap().export;
-        assert_eq!((&one.nqn, &one.identity), (&two.nqn, &two.identity));
+        assert_eq!((&one.id, &one.identity), (&two.id, &two.identity));
         assert_eq!((one.access, two.access), (Access::ReadOnly, Access::Writable));
     }
 }

@@ -9,6 +9,7 @@ use console::attach::{Endpoint, Nbd};
 use console::{Disk, Host, Link, Model};
 use export::{Event, Export, Policy};
 use linux::net::{Scope, scope_of};
+use nvme::nqn;
 
 use crate::event::name_of;
 
@@ -181,7 +182,7 @@ impl Entry {
         }
         Disk {
             title: export.name.clone(),
-            nqn: export.nqn.clone(),
+            nqn: nqn::of(&export.id),
             short: export.short.clone(),
             size: export.bytes(),
             block_size: export.geometry.block(),

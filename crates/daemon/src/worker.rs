@@ -32,7 +32,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
-use export::{Access, Auth, Export, Policy};
+use export::{Access, Auth, Export, ExportId, Policy};
 use pair::{FailedAttempts, Verdict};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
@@ -102,7 +102,7 @@ struct State {
     adopted: Option<OwnedFd>,
     lent: Vec<AssignedDisk>,
     /// The names of disks that no worker gets just now, once for each reason.
-    withheld: Vec<String>,
+    withheld: Vec<ExportId>,
     last_disk: u64,
     policy: Policy,
     /// What this machine calls itself to who knows the code, if there is one.
@@ -211,7 +211,7 @@ impl Worker {
     pub fn withdraw(&self, export: &Arc<Export>) {
         export.withdraw();
         let mut state = self.shared.state();
-        let is_withheld = state.withheld.contains(&export.nqn);
+        let is_withheld = state.withheld.contains(&export.id);
         let Some(assigned) = state.assigned(export) else { return };
         assigned.withdrawn = true;
         let disk = assigned.disk;
@@ -305,7 +305,7 @@ impl WriteTracker {
     pub fn in_flight(&self) -> bool {
         let mut state = self.shared.state();
         // Of a disk that is withheld nobody knows yet.
-        state.withheld.contains(&self.export.nqn)
+        state.withheld.contains(&self.export.id)
             || state.assigned(&self.export).is_some_and(|assigned| assigned.being_written)
     }
 }
@@ -380,7 +380,7 @@ impl State {
     }
 
     fn send_disk(&self, assigned: &AssignedDisk) {
-        if self.withheld.contains(&assigned.export.nqn) {
+        if self.withheld.contains(&assigned.export.id) {
             return;
         }
         let request = Request::Lend(Box::new(ExportWire::new(assigned.disk, &assigned.export)));
@@ -429,24 +429,24 @@ impl State {
             .collect();
         // After the last worker nobody releases them.
         if !self.stopping {
-            self.withheld.extend(withheld.iter().map(|withheld| withheld.export.nqn.clone()));
+            self.withheld.extend(withheld.iter().map(|withheld| withheld.export.id.clone()));
         }
         withheld
     }
 
     /// Nothing that an old worker has begun will be written to the disk of that name any more.
-    fn release(&mut self, nqn: &str) {
-        if let Some(at) = self.withheld.iter().position(|withheld| withheld == nqn) {
+    fn release(&mut self, id: &ExportId) {
+        if let Some(at) = self.withheld.iter().position(|withheld| withheld == id) {
             self.withheld.swap_remove(at);
         }
-        if self.withheld.iter().any(|withheld| withheld == nqn) {
+        if self.withheld.iter().any(|withheld| withheld == id) {
             return;
         }
-        for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.nqn == nqn) {
+        for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.id == *id) {
             assigned.being_written = false;
         }
         let lent =
-            self.lent.iter().filter(|assigned| assigned.export.nqn == nqn && !assigned.withdrawn);
+            self.lent.iter().filter(|assigned| assigned.export.id == *id && !assigned.withdrawn);
         lent.for_each(|assigned| self.send_disk(assigned));
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
-use crate::{Access, Auth, Caller, Export, Grant, Host, Policy, Refusal};
+use crate::{Access, Auth, Caller, Export, ExportId, Grant, Host, Policy, Refusal};
 
 /// The exports served now, and the [`Policy`] that guards them. Shared by all sessions.
 #[derive(Debug, Default)]
@@ -16,22 +16,22 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// Serves `export` from now on. Replaces an export with the same NQN.
+    /// Serves `export` from now on. Replaces an export with the same id.
     pub fn publish(&self, export: Arc<Export>) {
         let mut exports = self.exports.write().unwrap_or_else(|poison| poison.into_inner());
-        let replaced = exports.iter().position(|other| other.nqn == export.nqn);
+        let replaced = exports.iter().position(|other| other.id == export.id);
         replaced.map(|at| exports.remove(at)).iter().for_each(|other| self.retire(other));
         export.set_predecessors(self.predecessors(&export));
         exports.push(export);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Stops serving the export with this NQN: its requests fail with [`crate::Fault::Gone`] from
+    /// Stops serving the export with this id: its requests fail with [`crate::Fault::Gone`] from
     /// now on. Returns it, or `None` if there is none.
-    pub fn withdraw(&self, nqn: &str) -> Option<Arc<Export>> {
+    pub fn withdraw(&self, id: &ExportId) -> Option<Arc<Export>> {
         let mut exports = self.exports.write().unwrap_or_else(|poison| poison.into_inner());
         let export =
-            exports.iter().position(|export| export.nqn == nqn).map(|at| exports.remove(at))?;
+            exports.iter().position(|export| export.id == *id).map(|at| exports.remove(at))?;
         export.withdraw();
         self.retire(&export);
         self.generation.fetch_add(1, Ordering::Release);
@@ -44,13 +44,13 @@ impl Catalogue {
         retired.push(Arc::downgrade(export));
     }
 
-    /// Returns the retired exports with the NQN of `export` that are still in use: their
+    /// Returns the retired exports with the id of `export` that are still in use: their
     /// connections may write until they have seen the change.
     fn predecessors(&self, export: &Export) -> Vec<Weak<Export>> {
         let retired = self.retired.lock().unwrap_or_else(|poison| poison.into_inner());
         let is_predecessor = |other: &&Weak<Export>| {
             let other = other.upgrade().filter(|other| !std::ptr::eq(&**other, export));
-            other.is_some_and(|other| other.nqn == export.nqn)
+            other.is_some_and(|other| other.id == export.id)
         };
         retired.iter().filter(is_predecessor).cloned().collect()
     }
@@ -60,10 +60,10 @@ impl Catalogue {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Returns the export with this NQN, without an access check.
-    pub fn find(&self, nqn: &str) -> Option<Arc<Export>> {
+    /// Returns the export with this id, without an access check.
+    pub fn find(&self, id: &ExportId) -> Option<Arc<Export>> {
         let exports = self.exports.read().unwrap_or_else(|poison| poison.into_inner());
-        exports.iter().find(|export| export.nqn == nqn).cloned()
+        exports.iter().find(|export| export.id == *id).cloned()
     }
 
     /// Replaces the policy.
@@ -89,14 +89,14 @@ impl Catalogue {
         }
     }
 
-    /// Authorizes `caller` to use the export with this NQN.
+    /// Authorizes `caller` to use the export with this id.
     ///
     /// # Errors
     /// Why access is refused. Authentication is checked before the export is looked up, so that an
     /// unauthenticated peer cannot learn which exports exist.
-    pub fn grant(&self, caller: &Caller<'_>, nqn: &str) -> Result<Grant, Refusal> {
+    pub fn grant(&self, caller: &Caller<'_>, id: &ExportId) -> Result<Grant, Refusal> {
         let host = self.authenticate(caller)?;
-        let export = self.find(nqn).ok_or(Refusal::Unknown)?;
+        let export = self.find(id).ok_or(Refusal::Unknown)?;
         let Some(host) = host else { return Ok(Grant::new(export)) };
         let access = host.access(&export).ok_or(Refusal::NotAllowed)?;
         let grant = Grant::new(export);
@@ -119,7 +119,7 @@ impl Catalogue {
         // An export that the caller may not see is reported as unknown: short names are easy to
         // guess.
         let export = export.ok_or(Refusal::Unknown)?;
-        self.grant(caller, &export.nqn)
+        self.grant(caller, &export.id)
     }
 
     /// Returns the host that `caller` has authenticated as, or `None` where no authentication is
@@ -193,7 +193,7 @@ mod test {
 
     fn ask(catalogue: &Catalogue, peer: &Peer, proven: Option<u64>) -> Result<Access, Refusal> {
         let caller = Caller { peer, host: "host", proven: proven.map(KeyId::new) };
-        catalogue.grant(&caller, "a").map(|grant| grant.access())
+        catalogue.grant(&caller, &"a".into()).map(|grant| grant.access())
     }
 
     const ALL: &[(Option<&str>, Access)] = &[(None, Access::Writable)];
@@ -257,10 +257,10 @@ mod test {
         assert_eq!(ask(&catalogue, &peer(Auth::None, None), None), Ok(Access::Writable));
         let keyed = peer(Auth::Required, Some(7));
         let unknown = Caller { peer: &keyed, host: "other", proven: Some(KeyId::new(7)) };
-        assert_eq!(catalogue.grant(&unknown, "a").unwrap_err(), Refusal::NotAllowed);
+        assert_eq!(catalogue.grant(&unknown, &"a".into()).unwrap_err(), Refusal::NotAllowed);
         assert!(catalogue.visible(&unknown).is_empty());
         // An unknown host cannot learn whether an export exists.
-        assert_eq!(catalogue.grant(&unknown, "c").unwrap_err(), Refusal::NotAllowed);
+        assert_eq!(catalogue.grant(&unknown, &"c".into()).unwrap_err(), Refusal::NotAllowed);
     }
 
     #[test]
@@ -326,8 +326,8 @@ mod test {
         let peer = peer(Auth::Required, Some(7));
         assert_eq!(ask(&catalogue, &peer, None), Ok(Access::Writable));
         let caller = Caller { peer: &peer, host: "host", proven: None };
-        assert_eq!(catalogue.grant(&caller, "b").unwrap_err(), Refusal::NotAllowed);
-        assert_eq!(catalogue.grant(&caller, "c").unwrap_err(), Refusal::Unknown);
+        assert_eq!(catalogue.grant(&caller, &"b".into()).unwrap_err(), Refusal::NotAllowed);
+        assert_eq!(catalogue.grant(&caller, &"c".into()).unwrap_err(), Refusal::Unknown);
         let seen: Vec<_> = catalogue.visible(&caller).iter().map(|e| e.name.clone()).collect();
         assert_eq!(seen, ["a"]);
         let read_only = self::catalogue(host(true, false, &rules[..1]));

@@ -5,10 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::Geometry;
+use serde::{Deserialize, Serialize};
+
+use crate::{ExportId, Geometry};
 
 /// Access mode of an export, a rule or a grant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     /// Reads only.
     ReadOnly,
@@ -26,7 +28,7 @@ impl fmt::Display for Access {
 }
 
 /// Whether the disk has a volatile write cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cache {
     /// A completed write is on stable storage.
     WriteThrough,
@@ -36,7 +38,7 @@ pub enum Cache {
 }
 
 /// Identifiers of a disk: stable across reboots and renames.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Identity {
     /// Always present, and unique.
     pub uuid: [u8; 16],
@@ -75,8 +77,8 @@ pub struct Usage {
 pub struct Export {
     /// The path that the user gave, for messages.
     pub name: String,
-    /// The NQN of its NVMe subsystem; unique in a catalogue.
-    pub nqn: String,
+    /// Unique in a catalogue.
+    pub id: ExportId,
     /// The NBD export name: `sda`, or the file name of an image without its extension. Unique in a
     /// catalogue.
     pub short: String,
@@ -130,7 +132,7 @@ impl Export {
     /// what differs. The short name is the last component of `name`, without its extension.
     pub fn new(
         name: &str,
-        nqn: &str,
+        id: impl Into<ExportId>,
         identity: Identity,
         geometry: Geometry,
         bytes: u64,
@@ -138,7 +140,7 @@ impl Export {
     ) -> Self {
         Self {
             name: name.to_owned(),
-            nqn: nqn.to_owned(),
+            id: id.into(),
             short: short(name),
             identity,
             geometry,

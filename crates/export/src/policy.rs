@@ -47,7 +47,7 @@ pub struct Host {
 /// Allows a host the use of one export or of all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Name, NQN or serial number of an export; `None` for every export.
+    /// Name, identifier or serial number of an export; `None` for every export.
     pub disk: Option<String>,
     /// The access mode that is allowed.
     pub access: Access,
@@ -55,9 +55,8 @@ pub struct Rule {
 
 impl Rule {
     fn covers(&self, export: &Export) -> bool {
-        self.disk
-            .as_ref()
-            .is_none_or(|disk| [&export.name, &export.nqn, &export.identity.serial].contains(&disk))
+        let Some(disk) = &self.disk else { return true };
+        [&export.name, &export.identity.serial].contains(&disk) || export.id.to_string() == *disk
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use console::printable;
 use export::{Host, KeyId, Policy, Secret};
+use nvme::nqn;
 use sha2::{Digest, Sha256};
 
 use crate::key::{Key, KeyKind};
@@ -99,7 +100,11 @@ impl PolicyReader<'_> {
             return Ok(None);
         }
         let rules = rules.into_iter();
-        let rules = rules.map(|rule| export::Rule { disk: rule.disk, access: rule.access.into() });
+        let rules = rules.map(|rule| export::Rule {
+            // An NQN names the same export by any protocol.
+            disk: rule.disk.map(|disk| nqn::export_id(&disk).to_string()),
+            access: rule.access.into(),
+        });
         Ok(Some(Host {
             nqn: record.nqn.clone(),
             name: name.to_string(),

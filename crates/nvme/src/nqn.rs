@@ -2,24 +2,33 @@
 
 use std::path::Path;
 
+use export::ExportId;
+
 /// Maximum length of an NQN in bytes (NVMe Base 2.0 §4.5).
 const MAX_LEN: usize = 223;
 
-/// Returns the UUID-based NQN (NVMe Base 2.0 §4.5).
-pub fn from_uuid(uuid: &[u8; 16]) -> String {
-    format!("nqn.2014-08.org.nvmexpress:uuid:{}", hyphenated(uuid))
+/// Prefix of a UUID-based NQN (NVMe Base 2.0 §4.5).
+const UUID: &str = "nqn.2014-08.org.nvmexpress:uuid:";
+
+/// Returns the NQN of the subsystem of an export: the UUID form, or the name that the user chose.
+pub fn of(id: &ExportId) -> String {
+    match id {
+        ExportId::Uuid(_) => format!("{UUID}{id}"),
+        ExportId::Name(name) => name.clone(),
+    }
 }
 
-/// Returns the text form of a UUID (RFC 9562 §4).
-fn hyphenated(uuid: &[u8; 16]) -> String {
-    let mut text = String::with_capacity(36);
-    for (at, byte) in uuid.iter().enumerate() {
-        if matches!(at, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{byte:02x}"));
-    }
-    text
+/// Returns the identifier of the export whose subsystem has this name.
+pub fn export_id(nqn: &str) -> ExportId {
+    let uuid = nqn.strip_prefix(UUID).and_then(parse_uuid);
+    uuid.map_or_else(|| nqn.into(), ExportId::Uuid)
+}
+
+/// Parses the hyphenated form in lower case, the only one in which [`of`] writes it.
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let uuid = u128::from_str_radix(&digits, 16).ok()?.to_be_bytes();
+    (ExportId::Uuid(uuid).to_string() == text).then_some(uuid)
 }
 
 /// Returns `BASE.NAME` with the last component of `path`; `_` replaces invalid characters.
@@ -60,12 +69,21 @@ mod test {
     use super::*;
 
     #[test]
-    fn default_name_is_the_uuid_form_of_the_specification() {
-        let uuid = [0x2f, 0x6d, 0x1c, 0x52, 0, 1, 0x40, 2, 0x80, 3, 4, 5, 6, 7, 8, 9];
-        assert_eq!(
-            from_uuid(&uuid),
-            "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0001-4002-8003-040506070809"
-        );
+    fn uuid_form_is_written_and_read() {
+        let id = ExportId::Uuid([0x2f, 0x6d, 0x1c, 0x52, 0, 1, 0x40, 2, 0x80, 3, 4, 5, 6, 7, 8, 9]);
+        let name = "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0001-4002-8003-040506070809";
+        assert_eq!(of(&id), name);
+        assert_eq!(export_id(name), id);
+    }
+
+    #[test]
+    fn names_in_any_other_form_stay_as_they_are() {
+        let upper = "nqn.2014-08.org.nvmexpress:uuid:2F6D1C52-0001-4002-8003-040506070809";
+        for name in [upper, "nqn.2026-01.com.example:sda", "nqn.2014-08.org.nvmexpress:uuid:1", ""]
+        {
+            assert_eq!(export_id(name), ExportId::from(name));
+            assert_eq!(of(&export_id(name)), name);
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn derived(tree: &Tree) -> String {
     // Version 8: custom (RFC 9562 §5.8).
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
-    nqn::from_uuid(&uuid)
+    nqn::of(&uuid.into())
 }
 
 fn is_uuid(text: &str) -> bool {

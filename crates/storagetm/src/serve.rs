@@ -250,7 +250,8 @@ impl Server {
 
     fn say_lent(&mut self, export: &Arc<Export>) {
         let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
-        let one = endpoints.iter().map(|at| at.attach(&export.nqn, self.digests));
+        let nqn = nqn::of(&export.id);
+        let one = endpoints.iter().map(|at| at.attach(&nqn, self.digests));
         let all = endpoints.iter().map(|at| at.attach_all(self.digests));
         let lines = one.chain(all).collect();
         let uris = nbd.iter().map(|at| at.uri(&export.short)).collect();
@@ -273,7 +274,7 @@ impl Server {
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
         model.link = self.link();
         for disk in &mut model.disks {
-            let is_it = |lent: &&LentDisk| lent.export.nqn == disk.nqn;
+            let is_it = |lent: &&LentDisk| nqn::of(&lent.export.id) == disk.nqn;
             let Some(lent) = self.lent_disks.iter().find(is_it) else { continue };
             disk.writes = lent.device.as_ref().and_then(|device| self.hotplug.writes(device));
             disk.contents.clone_from(&lent.contents);

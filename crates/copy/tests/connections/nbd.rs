@@ -110,7 +110,7 @@ fn withdrawn_disk_is_waited_for() {
     let endpoint = endpoint(&machine, "disk1");
     let mut driven = Driven::new(endpoint.open().unwrap().1);
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:1";
-    assert!(machine.catalogue.withdraw(nqn).is_some());
+    assert!(machine.catalogue.withdraw(&nqn.into()).is_some());
     let buffer = driven.buffer(512);
     driven.submit(Request::Read { offset: 0, buffer });
     assert!(driven.wait(1).is_err());

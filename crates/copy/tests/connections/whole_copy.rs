@@ -141,7 +141,8 @@ fn x41_smaller_disk_after_reconnect_fails_copy() {
     for way in WAYS {
         let image = Image::new(&format!("shrunk{way:?}"));
         let (report, _) = interrupted(way, &image, |machine| {
-            let export = machine.catalogue.find("nqn.2014-08.org.nvmexpress:uuid:1").unwrap();
+            let export =
+                machine.catalogue.find(&"nqn.2014-08.org.nvmexpress:uuid:1".into()).unwrap();
             export.resize(BYTES as u64 / 2);
         });
         let changed = matches!(report.outcome, Outcome::Failed(CopyError::DifferentDisk { .. }));

@@ -111,7 +111,7 @@ impl Check {
     }
 
     fn release(&self, shared: &Shared) {
-        shared.state().release(&self.withheld.export.nqn);
+        shared.state().release(&self.withheld.export.id);
         if self.is_reported {
             shared.emit(WorkerEvent::Note(format!("{} is lent again.", self.withheld.export.name)));
         }

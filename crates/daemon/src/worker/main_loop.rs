@@ -205,8 +205,8 @@ impl WorkerProcess {
         let catalogue = &self.sessions.catalogue;
         export.withdraw();
         // Another disk may be lent by that name meanwhile.
-        if catalogue.find(&export.nqn).is_some_and(|lent| Arc::ptr_eq(&lent, &export)) {
-            catalogue.withdraw(&export.nqn);
+        if catalogue.find(&export.id).is_some_and(|lent| Arc::ptr_eq(&lent, &export)) {
+            catalogue.withdraw(&export.id);
         }
     }
 

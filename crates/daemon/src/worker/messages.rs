@@ -9,7 +9,9 @@ mod pairing;
 use std::sync::Arc;
 
 use engine::{Driver, Running, tls};
-use export::{Access, Auth, Cache, Export, Geometry, Host, Identity, KeyId, Policy, Rule, Secret};
+use export::{
+    Access, Auth, Cache, Export, ExportId, Geometry, Host, Identity, KeyId, Policy, Rule, Secret,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
@@ -175,14 +177,12 @@ impl Report {
 pub(super) struct ExportWire {
     pub(super) disk: u64,
     name: String,
-    nqn: String,
+    id: ExportId,
     short: String,
-    #[serde(with = "IdentityWire")]
     identity: Identity,
     block: u32,
     physical: u32,
     bytes: u64,
-    #[serde(with = "AccessWire")]
     access: Access,
     volatile: bool,
     rotational: bool,
@@ -191,31 +191,13 @@ pub(super) struct ExportWire {
     flush_failed: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Identity")]
-struct IdentityWire {
-    uuid: [u8; 16],
-    nguid: Option<[u8; 16]>,
-    eui64: Option<[u8; 8]>,
-    serial: String,
-    model: String,
-    firmware: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Access")]
-enum AccessWire {
-    ReadOnly,
-    Writable,
-}
-
 impl ExportWire {
     /// All of `export` but its descriptor.
     pub(super) fn new(disk: u64, export: &Export) -> Self {
         Self {
             disk,
             name: export.name.clone(),
-            nqn: export.nqn.clone(),
+            id: export.id.clone(),
             short: export.short.clone(),
             identity: export.identity.clone(),
             block: export.geometry.block(),
@@ -233,8 +215,8 @@ impl ExportWire {
     /// The export, with its descriptor. Nothing if there is no such disk.
     pub(super) fn export(self, descriptor: std::os::fd::OwnedFd) -> Option<Export> {
         let geometry = Geometry::new(self.block, self.physical)?;
-        let (name, nqn) = (&self.name, &self.nqn);
-        let mut export = Export::new(name, nqn, self.identity, geometry, self.bytes, descriptor);
+        let (name, id) = (&self.name, self.id);
+        let mut export = Export::new(name, id, self.identity, geometry, self.bytes, descriptor);
         export.short = self.short;
         export.access = self.access;
         export.cache = if self.volatile { Cache::Volatile } else { Cache::WriteThrough };
@@ -281,7 +263,6 @@ pub(super) struct HostWire {
 #[derive(Debug, Serialize, Deserialize)]
 struct RuleWire {
     disk: Option<String>,
-    #[serde(with = "AccessWire")]
     access: Access,
 }
 
@@ -428,7 +409,7 @@ mod test {
         export.discard = true;
         export.flush_failed();
         let arrived = travel(&ExportWire::new(9, &export)).export(disk()).unwrap();
-        assert_eq!((&arrived.name, &arrived.nqn), (&export.name, &export.nqn));
+        assert_eq!((&arrived.name, &arrived.id), (&export.name, &export.id));
         assert_eq!((&arrived.identity, arrived.geometry), (&export.identity, geometry));
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
         assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));

@@ -9,6 +9,7 @@ use engine::{MakeSession, NegotiationStep, Negotiator, NextStep, Security};
 use export::{Auth, Catalogue, Host, KeyId, Peer, Policy, Secret, Session};
 use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, AuthConfig, Group};
+use nvme::nqn;
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
 use pair::{FailedAttempts, PairingServer};
@@ -170,10 +171,10 @@ impl Sessions {
         let Some(text) = &host.tls else { return Vec::new() };
         let lent = self.disks.lent();
         let allowed = lent.iter().filter(|export| host.access(export).is_some());
-        let names = allowed.map(|export| export.nqn.as_str()).chain([DISCOVERY_NQN]);
-        let derived = |name| auth::psk::derive_psks(text, host.tls_compat, &host.nqn, name);
+        let names = allowed.map(|export| nqn::of(&export.id)).chain([DISCOVERY_NQN.to_owned()]);
+        let derived = |name: &str| auth::psk::derive_psks(text, host.tls_compat, &host.nqn, name);
         // What is wrong with a key was said when it was read.
-        let psks = names.flat_map(|name| derived(name).unwrap_or_default());
+        let psks = names.flat_map(|name| derived(&name).unwrap_or_default());
         psks.filter_map(|psk| to_tls_psk(psk, host.key)).collect()
     }
 }

@@ -56,7 +56,9 @@ fn only_warning(store: &Store) -> String {
 fn a_host_is_let_in_with_its_keys_and_rules() {
     let (_folder, store) = store();
     let rules = r#""chap_key": "chap", "tls_compat": true,
-        "rules": [{"access": "read-only"}, {"disk": "sdb", "access": "writable"}]"#;
+        "rules": [{"access": "read-only"}, {"disk": "sdb", "access": "writable"},
+        {"disk": "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0001-4002-8003-040506070809",
+         "access": "read-only"}]"#;
     write(&store, "hosts/one.json", &host(NQN, rules));
     let (policy, next, warnings) = read(&store, now());
     assert_eq!((next, warnings.len()), (None, 0), "{warnings:?}");
@@ -66,6 +68,8 @@ fn a_host_is_let_in_with_its_keys_and_rules() {
     assert_eq!(found.chap.as_ref(), Some(store.key(&name("chap")).unwrap().text()));
     assert_eq!(found.rules[1].disk.as_deref(), Some("sdb"));
     assert_eq!(found.rules[1].access, Access::Writable);
+    let id = found.rules[2].disk.as_deref();
+    assert_eq!(id, Some("2f6d1c52-0001-4002-8003-040506070809"), "an NQN is that of an export");
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl Session {
     pub(super) fn attach(&mut self, grant: Grant, flags: u16) {
         let export = grant.export().clone();
         let host = self.host_name();
-        let status = self.negotiation.context.as_ref().is_some_and(|nqn| *nqn == export.nqn);
+        let status = self.negotiation.context.as_ref().is_some_and(|id| *id == export.id);
         self.attachment = Some(Attachment {
             grant,
             flags,
@@ -118,7 +118,7 @@ impl Session {
         };
         attachment.generation = generation;
         let export = attachment.grant.export().clone();
-        match self.with_caller(|caller| self.server.catalogue.grant(caller, &export.nqn)) {
+        match self.with_caller(|caller| self.server.catalogue.grant(caller, &export.id)) {
             Ok(grant) if Arc::ptr_eq(grant.export(), &export) => self.update_grant(grant),
             // Another disk, or the same with other parameters: the client has to reconnect.
             Ok(_) => self.close(Reason::Ended),

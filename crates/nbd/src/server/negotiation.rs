@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use export::{Auth, Grant, Head, Reason, Segment};
+use export::{Auth, ExportId, Grant, Head, Reason, Segment};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::reply::Mode;
@@ -29,7 +29,7 @@ pub(super) struct Negotiation {
     pub(super) no_zeroes: bool,
     pub(super) mode: Mode,
     /// NQN of the export for which `base:allocation` is selected.
-    pub(super) context: Option<String>,
+    pub(super) context: Option<ExportId>,
     /// Generation of the catalogue when the export was chosen.
     pub(super) generation: u64,
     /// A choice that is delayed until the writes of closed connections to the export have
@@ -255,7 +255,7 @@ impl Session {
             let context = Context { id, name: BASE_ALLOCATION };
             self.send_reply(option, option::META_CONTEXT, &context.emit());
             if set {
-                self.negotiation.context = Some(grant.export().nqn.clone());
+                self.negotiation.context = Some(grant.export().id.clone());
             }
         }
         self.send_reply(option, option::ACK, &[]);

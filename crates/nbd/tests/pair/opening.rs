@@ -115,7 +115,7 @@ fn export_published_again_has_its_new_size() {
     let mut world = World::new(Options::new("sda"));
     let mut smaller = export(Access::Writable);
     smaller.resize(SIZE as u64 / 2);
-    world.catalogue.withdraw("nqn.x:sda");
+    world.catalogue.withdraw(&"nqn.x:sda".into());
     smaller.access = Access::ReadOnly;
     world.catalogue.publish(std::sync::Arc::new(smaller));
     world.notify(&Notice::StateChanged);

@@ -112,7 +112,7 @@ fn r31_stopping_server_completes_requests_in_flight() {
 #[test]
 fn shrunk_disk_fails_only_requests_beyond_its_end() {
     let mut world = World::new(Options::new("sda"));
-    world.catalogue.find("nqn.x:sda").unwrap().resize(SIZE as u64 / 2);
+    world.catalogue.find(&"nqn.x:sda".into()).unwrap().resize(SIZE as u64 / 2);
     world.notify(&Notice::StateChanged);
     assert_eq!(world.read(SIZE as u64 / 2, 4096), Err(errno::EINVAL));
     assert_eq!(world.write(SIZE as u64 / 2, &[1; 512]), Err(errno::ENOSPC));
@@ -122,6 +122,6 @@ fn shrunk_disk_fails_only_requests_beyond_its_end() {
 #[test]
 fn withdrawn_disk_fails_requests() {
     let mut world = World::new(Options::new("sda"));
-    world.catalogue.withdraw("nqn.x:sda");
+    world.catalogue.withdraw(&"nqn.x:sda".into());
     assert_eq!(world.read(0, 512), Err(errno::ESHUTDOWN));
 }

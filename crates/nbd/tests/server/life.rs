@@ -89,7 +89,7 @@ fn withdrawn_disk_fails_requests_with_eshutdown() {
         let id = attach(&mut world, mode);
         world.conn(id).hold = true;
         world.send(id, &read(1, 512, 4).bytes(mode));
-        world.catalogue.withdraw(DISK);
+        world.catalogue.withdraw(&DISK.into());
         world.notify(Notice::StateChanged);
         world.finish(id, 0, Ok(()));
         assert_eq!(data_of(&world.received(id), 512, 4).unwrap(), [1; 4]);

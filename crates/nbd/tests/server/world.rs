@@ -134,7 +134,7 @@ impl World {
 
     /// Returns the export.
     pub(crate) fn export(&self) -> Arc<Export> {
-        self.catalogue.find(DISK).unwrap()
+        self.catalogue.find(&DISK.into()).unwrap()
     }
 
     /// Delivers bytes from the client.

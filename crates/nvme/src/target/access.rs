@@ -11,6 +11,7 @@ use super::queue::Queue;
 use super::{HANDSHAKE_TIMEOUT, Port};
 use crate::auth::chap::Names;
 use crate::auth::psk::Identity;
+use crate::nqn;
 use crate::status::Status;
 use crate::wire::fabrics::{ConnectField, DISCOVERY_NQN};
 
@@ -100,13 +101,13 @@ impl Queue {
         if matches!(self.port, Port::Discovery { .. }) {
             return Err(refusal_text(Refusal::Unknown));
         }
-        let grant = self.target.catalogue.grant(&self.caller(host), nqn);
+        let grant = self.target.catalogue.grant(&self.caller(host), &nqn::export_id(nqn));
         grant.map(|grant| (ControllerType::Io, Some(grant))).map_err(refusal_text)
     }
 
     /// Returns the current grant of the host, or `None` if the disk is gone or access is denied.
     pub(super) fn current_grant(&self, nqn: &str, host: &str) -> Option<Grant> {
-        self.target.catalogue.grant(&self.caller(host), nqn).ok()
+        self.target.catalogue.grant(&self.caller(host), &nqn::export_id(nqn)).ok()
     }
 
     /// Returns the refusal of a subsystem: Subnqn invalid without keys, host denied with keys.
@@ -144,8 +145,10 @@ impl Queue {
             return if same { Ok(()) } else { Err(Refusal::NotAllowed) };
         }
         host.authenticate(&self.caller(&controller.host.nqn))?;
-        let grant =
-            self.target.catalogue.grant(&self.caller(&controller.host.nqn), &controller.subsystem);
+        let grant = self
+            .target
+            .catalogue
+            .grant(&self.caller(&controller.host.nqn), &nqn::export_id(&controller.subsystem));
         match (controller.kind, grant) {
             // A disk that is gone may come back.
             (ControllerType::Discovery, _) | (_, Ok(_) | Err(Refusal::Unknown)) => Ok(()),

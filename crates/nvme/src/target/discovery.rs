@@ -7,6 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::Port;
 use super::queue::Queue;
+use crate::nqn;
 use crate::wire::fabrics::DISCOVERY_NQN;
 use crate::wire::log::{DiscoveryEntry, DiscoveryHeader, adrfam, eflags, sectype, subtype, treq};
 
@@ -26,7 +27,7 @@ impl Queue {
         let own = entry(subtype::CURRENT_DISCOVERY, here, here.port(), DISCOVERY_NQN);
         let disks = current_grant
             .iter()
-            .filter_map(|export| entry(subtype::NVM, here, disks_at, &export.nqn));
+            .filter_map(|export| entry(subtype::NVM, here, disks_at, &nqn::of(&export.id)));
         let secured = |entry: DiscoveryEntry| entry.secured(security.0, security.1);
         let entries: Vec<DiscoveryEntry> = own.into_iter().chain(disks).map(secured).collect();
         let mut log = DiscoveryHeader::emit(generation, entries.len() as u64).as_bytes().to_vec();

@@ -12,6 +12,7 @@ use super::io::{Work, check_no_data};
 use super::queue::Queue;
 use super::transfer::LengthCheck;
 use crate::command::{FabricsCommand, PropertySize};
+use crate::nqn;
 use crate::status::Status;
 use crate::wire::command::Sqe;
 use crate::wire::fabrics::{
@@ -275,7 +276,10 @@ impl Queue {
     /// Returns whether orphaned writes to the disk are in flight. Checked for unauthenticated hosts
     /// as well, because there is no second check after authentication.
     fn has_orphaned_writes(&self, subsystem: &str) -> bool {
-        self.target.catalogue.find(subsystem).is_some_and(|export| export.has_orphans())
+        self.target
+            .catalogue
+            .find(&nqn::export_id(subsystem))
+            .is_some_and(|export| export.has_orphans())
     }
 
     /// Reports a refused host.

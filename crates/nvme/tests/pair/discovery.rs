@@ -67,7 +67,7 @@ fn log_read_in_pieces_is_a_snapshot() {
     for piece in [4, 512, 1024, 2048] {
         let whole = log(&mut world, client.admin, 0, 4096);
         let mut pieces = log(&mut world, client.admin, 0, piece);
-        world.catalogue.withdraw("nqn.2026-01.org.example:second");
+        world.catalogue.withdraw(&"nqn.2026-01.org.example:second".into());
         while pieces.len() < 4096 {
             let offset = pieces.len() as u64;
             pieces.extend(log(&mut world, client.admin, offset, piece));

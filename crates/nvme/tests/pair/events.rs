@@ -56,7 +56,7 @@ fn r19_disk_works_again_after_removal() {
     let mut world = World::new();
     let (client, io) = world.attach_default();
     wait_for_event(&mut world, client.admin, 1);
-    world.catalogue.withdraw(DISK);
+    world.catalogue.withdraw(&DISK.into());
     world.notify(&Notice::StateChanged);
     world.run();
     assert_event_sent(&mut world, client.admin, 1);
@@ -80,7 +80,7 @@ fn r19_requests_on_a_removed_disk_complete() {
     let buffer = world.buffer(512);
     world.submit(io, read(0, 1), Payload::Receive(buffer), 5);
     world.run();
-    world.catalogue.withdraw(DISK);
+    world.catalogue.withdraw(&DISK.into());
     world.notify(&Notice::StateChanged);
     world.run();
     world.disk().faults = Box::new(|_, _, _| Some(export::Fault::Gone));

@@ -523,7 +523,7 @@ fn x17_read_only_host_can_only_read() {
 fn removed_disk_does_not_disconnect_its_host() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_default();
-    world.catalogue.withdraw(DISK);
+    world.catalogue.withdraw(&DISK.into());
     world.notify(&Notice::StateChanged);
     world.run();
     assert_eq!(world.connections[client.admin].target_end, None);

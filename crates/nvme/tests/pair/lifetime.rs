@@ -365,7 +365,7 @@ fn r55_republished_disk_waits_for_earlier_writes() {
     let mut world = World::new();
     let client = world.attach_default().0;
     hold_write(&mut world, client.io[0], 1);
-    world.catalogue.withdraw(DISK);
+    world.catalogue.withdraw(&DISK.into());
     world.publish(DISK, |_| {});
     world.cut(client.admin);
     world.run();
@@ -432,7 +432,7 @@ fn r32_ten_thousand_namespaces_come_and_go() {
     let mut export = world.disk().export.clone();
     for round in 0..10_000_u64 {
         match round % 4 {
-            0 => drop(world.catalogue.withdraw(DISK)),
+            0 => drop(world.catalogue.withdraw(&DISK.into())),
             1 => {
                 export = World::another(&export);
                 world.disk().export = export.clone();
@@ -453,7 +453,7 @@ fn r32_ten_thousand_namespaces_come_and_go() {
             Ok(_) => Status::SUCCESS,
             Err(status) => status.code(),
         };
-        let there = world.catalogue.find(DISK).is_some();
+        let there = world.catalogue.find(&DISK.into()).is_some();
         let due = if there { Status::SUCCESS } else { Status::INVALID_NAMESPACE };
         assert_eq!(status, due, "{round}");
     }

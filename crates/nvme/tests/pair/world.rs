@@ -214,7 +214,7 @@ impl World {
 
     /// Returns the same disk as a new export.
     pub(crate) fn another(export: &Export) -> Arc<Export> {
-        Arc::new(Self::export(&export.nqn, |_| {}))
+        Arc::new(Self::export(&nvme::nqn::of(&export.id), |_| {}))
     }
 
     /// Returns whether no session is left.

@@ -110,7 +110,7 @@ fn discovery_log_is_a_snapshot_while_it_is_read() {
     let id = discovery(&mut world);
     let whole = world.fetch(id, &log(lid::DISCOVERY, 0, 3072));
     world.fetch(id, &log(lid::DISCOVERY, 0, 1024));
-    world.catalogue.withdraw(DISK);
+    world.catalogue.withdraw(&DISK.into());
     world.changed();
     for at in [1024, 2048] {
         let part = world.fetch(id, &log(lid::DISCOVERY, at, 1024));
@@ -296,7 +296,7 @@ fn event_is_masked_until_its_log_page_is_read() {
     for cid in 10..13 {
         world.command(admin, &request.with_cid(cid), &[]);
     }
-    let export = world.catalogue.find(DISK).unwrap();
+    let export = world.catalogue.find(&DISK.into()).unwrap();
     for bytes in [1 << 20, 2 << 20, 3 << 20] {
         export.resize(bytes);
         world.changed();

@@ -381,7 +381,7 @@ fn shutdown_succeeds_without_a_working_disk() {
     for gone in [true, false] {
         let mut world = World::new();
         let (admin, _) = world.attached();
-        let export = world.catalogue.find(DISK).unwrap();
+        let export = world.catalogue.find(&DISK.into()).unwrap();
         if gone {
             export.withdraw()
         } else {

@@ -90,7 +90,7 @@ fn withdrawn_disk_is_an_invalid_namespace() {
     world.send(io, &capsule(PLAIN, &read(0, 1).with_cid(1), &[]));
     world.send(io, &capsule(PLAIN, &write(0, 8).with_cid(2), &[]));
     let [Reply::R2t { ttag, .. }] = world.replies(io)[..] else { panic!() };
-    world.catalogue.withdraw(DISK);
+    world.catalogue.withdraw(&DISK.into());
     // Before and after the queue is notified.
     let not_ready = world.status(io, &read(0, 1).with_cid(3));
     assert_eq!(not_ready.code(), Status::NAMESPACE_NOT_READY);
@@ -118,7 +118,7 @@ fn shrunk_disk_fails_requests_beyond_its_end() {
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(BLOCKS - 8, 8), &[])[..] else {
         panic!()
     };
-    world.catalogue.find(DISK).unwrap().resize((BLOCKS - 1) * 512);
+    world.catalogue.find(&DISK.into()).unwrap().resize((BLOCKS - 1) * 512);
     world.changed();
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[1; 4096], true));
     let [Reply::Done(cqe)] = world.replies(io)[..] else { panic!() };

@@ -6,7 +6,7 @@ use export::{Access, Secret};
 use pair::{Code, Codes, FailedAttempts, ServerStatus, Verdict};
 use serde::{Deserialize, Serialize};
 
-use super::{AccessWire, SecretWire};
+use super::SecretWire;
 
 /// The owner's answer to a host that has shown the code.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,7 +19,6 @@ pub(in crate::worker) enum VerdictWire {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) struct GrantWire {
-    #[serde(with = "AccessWire")]
     access: Access,
     disks: Vec<DiskWire>,
 }
@@ -30,7 +29,6 @@ struct DiskWire {
     name: String,
     model: String,
     bytes: u64,
-    #[serde(with = "AccessWire")]
     access: Access,
 }
 
