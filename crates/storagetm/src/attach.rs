@@ -1,9 +1,9 @@
 //! `storagetm attach` and `storagetm detach`: have this machine's kernel attach disks of another one, and let go of them. They
 //! know no protocol.
 
+mod detach;
 mod kernel;
-mod release;
-mod wanted;
+mod target;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,60 +15,67 @@ use linux::fabrics::{Connection, FabricsError, load};
 use linux::tree::Tree;
 use nvme::auth::{Credentials, chap};
 
-use crate::key::{say, say_json};
+use crate::key::{print, print_json};
 use crate::options::attach::{Attach, Detach};
 use crate::pair;
+use detach::Detached;
 use failure::Failure;
 use kernel::Attached;
 use keys::key::{Key, KeyKind};
 use keys::keyring;
 use keys::record::Allowed;
 use keys::store::read_key;
-use release::Detached;
 use remote::machine;
 use remote::query::Disk;
-use wanted::{Search, There, Wanted, interface};
+use target::{FoundTarget, Resolver, TargetSpec, interface};
 
 /// Has the kernel attach disks of another machine.
 ///
 /// # Errors
 /// One is not: those before it stay attached. Status 3 if the other machine said no.
 pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
-    let wanted = Wanted::parse(&options.target)?;
-    if options.all && wanted.disk.is_some() {
+    let target = TargetSpec::parse(&options.target)?;
+    if options.all && target.disk.is_some() {
         return Err(Failure::usage("say either which disk, or --all"));
     }
     let tree = Tree::machine();
-    let (own, other) =
-        (proof(options.chap_key.as_deref())?, proof(options.chap_controller_key.as_deref())?);
+    let (own, other) = (
+        read_chap_key(options.chap_key.as_deref())?,
+        read_chap_key(options.chap_controller_key.as_deref())?,
+    );
     let known = machine::targets(options.keys.as_deref())?;
     load(&tree).map_err(Failure::new)?;
-    let search = Search {
+    let search = Resolver {
         tree: &tree,
         options,
         known: &known,
-        proof: credentials(own.as_ref(), other.as_ref())?,
+        chap: credentials(own.as_ref(), other.as_ref())?,
     };
-    let there = search.reach(&wanted)?;
-    let chosen = wanted.choose(&there, options.all)?;
+    let there = search.reach(&target)?;
+    let chosen = target.choose(&there, options.all)?;
     insert_keys(&tree, &there, &chosen)?;
-    let asked =
-        Asked { tree: &tree, options, there: &there, own: own.as_ref(), other: other.as_ref() };
-    let (attached, failed) = each(&chosen, |disk| asked.attach(disk));
-    tell(&attached, options.json)?;
+    let request = AttachRequest {
+        tree: &tree,
+        options,
+        there: &there,
+        own: own.as_ref(),
+        other: other.as_ref(),
+    };
+    let (attached, failed) = try_each(&chosen, |disk| request.attach(disk));
+    print_attached(&attached, options.json)?;
     failed.map_or(Ok(()), Err)
 }
 
 /// What is common to the disks of one machine.
-struct Asked<'a> {
+struct AttachRequest<'a> {
     tree: &'a Tree,
     options: &'a Attach,
-    there: &'a There<'a>,
+    there: &'a FoundTarget<'a>,
     own: Option<&'a Key>,
     other: Option<&'a Key>,
 }
 
-impl Asked<'_> {
+impl AttachRequest<'_> {
     fn attach(&self, disk: &Disk) -> Result<Attached, Failure> {
         let interface = interface(&self.there.place, disk.at);
         let connection = Connection {
@@ -76,8 +83,8 @@ impl Asked<'_> {
             port: disk.at.port(),
             interface: interface.as_deref(),
             subsystem: &disk.nqn,
-            host: &self.there.who.nqn,
-            host_id: &self.there.who.id_text(),
+            host: &self.there.identity.nqn,
+            host_id: &self.there.identity.id_text(),
             tls: self.there.target.is_some(),
             chap: self.own.map(|key| key.text().bytes()),
             chap_controller: self.other.map(|key| key.text().bytes()),
@@ -95,15 +102,15 @@ impl Asked<'_> {
 }
 
 /// Puts the keys where the kernel looks for them, if there are any.
-fn insert_keys(tree: &Tree, there: &There<'_>, disks: &[Disk]) -> Result<(), Failure> {
+fn insert_keys(tree: &Tree, there: &FoundTarget<'_>, disks: &[Disk]) -> Result<(), Failure> {
     let Some(target) = there.target else { return Ok(()) };
     let names: Vec<&str> = disks.iter().map(|disk| disk.nqn.as_str()).collect();
-    let psks = keyring::psks(target.tls.text(), &there.who.nqn, &names)?;
+    let psks = keyring::psks(target.tls.text(), &there.identity.nqn, &names)?;
     pair::insert(tree, &psks).map_err(Failure::new)
 }
 
 /// The secret in a file.
-fn proof(path: Option<&Path>) -> Result<Option<Key>, Failure> {
+fn read_chap_key(path: Option<&Path>) -> Result<Option<Key>, Failure> {
     let Some(path) = path else { return Ok(None) };
     let what = path.display().to_string();
     let file = File::open(path)
@@ -127,7 +134,7 @@ fn credentials(
 }
 
 /// Does it with each. What failed is said, and the last of it comes back: the others are done all the same.
-fn each<T, R>(all: &[T], done: impl Fn(&T) -> Result<R, Failure>) -> (Vec<R>, Option<Failure>) {
+fn try_each<T, R>(all: &[T], done: impl Fn(&T) -> Result<R, Failure>) -> (Vec<R>, Option<Failure>) {
     let (mut well, mut failed) = (Vec::new(), None::<Failure>);
     for one in all {
         match done(one) {
@@ -142,13 +149,13 @@ fn each<T, R>(all: &[T], done: impl Fn(&T) -> Result<R, Failure>) -> (Vec<R>, Op
     (well, failed)
 }
 
-fn tell(attached: &[Attached], json: bool) -> Result<(), Failure> {
+fn print_attached(attached: &[Attached], json: bool) -> Result<(), Failure> {
     if json {
-        return say_json(&attached);
+        return print_json(&attached);
     }
     let text: String =
         attached.iter().flat_map(lines).map(|line| printable(&line, true) + "\n").collect();
-    say(text.as_bytes())
+    print(text.as_bytes())
 }
 
 fn lines(attached: &Attached) -> Vec<String> {
@@ -176,11 +183,11 @@ fn lines(attached: &Attached) -> Vec<String> {
 pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
     let tree = Tree::machine();
     let known = machine::readable_targets(options.keys.as_deref())?;
-    let detached = let_go(&tree, options.what.as_deref(), options.force, &known)?;
+    let detached = detach_matching(&tree, options.what.as_deref(), options.force, &known)?;
     if options.json {
-        return say_json(&detached);
+        return print_json(&detached);
     }
-    say(summary(&detached).as_bytes())
+    print(summary(&detached).as_bytes())
 }
 
 /// A line for each connection that has ended.
@@ -188,23 +195,23 @@ fn summary(detached: &[Detached]) -> String {
     if detached.is_empty() {
         return "nothing was attached by NVMe/TCP\n".to_owned();
     }
-    detached.iter().map(|it| printable(&ended(it), true) + "\n").collect()
+    detached.iter().map(|it| printable(&detached_line(it), true) + "\n").collect()
 }
 
-fn let_go(
+fn detach_matching(
     tree: &Tree,
     what: Option<&str>,
     force: bool,
     known: &[keys::target::Target],
 ) -> Result<Vec<Detached>, Failure> {
-    let leaving = release::meant(tree, what, known)?;
+    let leaving = detach::matching(tree, what, known)?;
     if !force {
-        release::check_unused(tree, &leaving)?;
+        detach::check_unused(tree, &leaving)?;
     }
-    release::release(tree, leaving)
+    detach::release(tree, leaving)
 }
 
-fn ended(detached: &Detached) -> String {
+fn detached_line(detached: &Detached) -> String {
     match detached.devices.is_empty() {
         true => format!("{} is detached ({})", detached.controller, detached.nqn),
         false => format!("{} is detached ({})", detached.devices.join(", "), detached.nqn),

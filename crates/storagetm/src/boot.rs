@@ -1,11 +1,11 @@
 //! `storagetm boot`: a machine that does nothing but lend its disks.
 //!
 //! The first program (`init`) stays small: it mounts what the kernel offers, starts a second process, takes in orphans,
-//! and ends the machine. That second process (`station`) does the rest, so that whatever happens to it, there is still
+//! and ends the machine. That second process (`target_mode`) does the rest, so that whatever happens to it, there is still
 //! somebody who can say so on the screen.
 
 mod init;
-mod station;
+mod target_mode;
 
 use std::convert::Infallible;
 
@@ -19,8 +19,8 @@ use failure::Failure;
 pub(crate) fn boot(_: &Boot) -> Result<Infallible, Failure> {
     if std::process::id() == 1 {
         init::run()
-    } else if station::is_meant() {
-        station::run()
+    } else if target_mode::is_target_mode() {
+        target_mode::run()
     } else {
         Err(Failure::usage(
             "storagetm boot takes the whole machine over, and is started by the kernel only (make \

@@ -1,19 +1,19 @@
 //! `storagetm copy`: finds both ends, sees that nothing is overwritten that should not be, and says how the copy goes
 //! and how it ended. It knows not how a copy is made.
 
-mod access;
+mod allocated;
+mod compressed;
 mod contents;
 mod credentials;
-mod ending;
 mod event;
-mod fit;
 mod interrupt;
-mod local;
-mod mask;
-mod packed;
+mod local_disk;
+mod partition_table;
+mod patched;
+mod progress;
 mod remote;
-mod view;
-mod voice;
+mod summary;
+mod sync_disk;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -29,18 +29,18 @@ use filesystem::Survey;
 use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
 
-use crate::consent::{self, Stake};
+use crate::confirmation::{self, OverwriteTarget};
 use crate::inspect;
 use crate::options::copy::Copy;
 use crate::options::rate::Rate;
 use ::remote::uri::Locator;
-use access::Access;
-use ending::{Told, refused};
 use event::{Event, Finished};
 use failure::Failure;
-use fit::{After, Ends};
-use local::{Local, Permission};
-use voice::Voice;
+use local_disk::{CopyEnd, Permission};
+use partition_table::{CopyEnds, PostCopy};
+use progress::ProgressReporter;
+use summary::{Names, refused};
+use sync_disk::SyncDisk;
 
 /// Makes the copy.
 ///
@@ -48,29 +48,30 @@ use voice::Voice;
 /// It was not made, or not all of it: the exit status says which.
 pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
     check(options)?;
-    let mut voice = Voice::open(options.json, options.destination == Locator::Pipe)?;
-    let ready = prepare(options).and_then(|ready| agree(options, &ready).map(|()| ready));
+    let mut reporter = ProgressReporter::open(options.json, options.destination == Locator::Pipe)?;
+    let ready =
+        prepare(options).and_then(|ready| confirm_overwrite(options, &ready).map(|()| ready));
     let done = match ready {
         Err(failure) => {
-            voice.event(&Event::Finished(Finished::refused(failure.to_string())));
+            reporter.event(&Event::Finished(Finished::refused(failure.to_string())));
             Err(failure)
         }
-        Ok(ready) => run(options, ready, &mut voice),
+        Ok(ready) => run(options, ready, &mut reporter),
     };
-    voice.close();
+    reporter.close();
     done
 }
 
 /// Both ends, and what is known of them.
-struct Ready {
-    source: Local,
-    destination: Local,
+struct PreparedCopy {
+    source: CopyEnd,
+    destination: CopyEnd,
     /// Bytes of the source, if it is a disk or a file and not a pipe.
     bytes: Option<u64>,
     /// The destination's disk, if it is one and not a file: what was agreed to.
-    agreed: Option<Disk>,
+    confirmed: Option<Disk>,
     resumed: bool,
-    after: After,
+    after: PostCopy,
     /// What else is worth knowing.
     notes: Vec<String>,
 }
@@ -99,7 +100,7 @@ fn check(options: &Copy) -> Result<(), Failure> {
     if source == destination {
         return Err(refused(format!("{source} is both the source and the destination")));
     }
-    let is_map = |end: &Locator| matches!((end, &options.map), (Locator::Path(path), Some(map)) if is_part_of(path, map));
+    let is_map = |end: &Locator| matches!((end, &options.map), (Locator::Path(path), Some(map)) if is_map_file(path, map));
     if is_map(source) || is_map(destination) {
         return Err(Failure::usage("the map is a file of its own, not one of the ends"));
     }
@@ -107,18 +108,18 @@ fn check(options: &Copy) -> Result<(), Failure> {
 }
 
 /// Whether a path is that of the map, or of a file that is kept beside it, however it is written.
-fn is_part_of(path: &Path, map: &Path) -> bool {
-    let beside = |ending: &str| {
+fn is_map_file(path: &Path, map: &Path) -> bool {
+    let beside = |summary: &str| {
         let mut name = map.as_os_str().to_owned();
-        name.push(ending);
-        real(Path::new(&name))
+        name.push(summary);
+        canonical(Path::new(&name))
     };
-    let path = real(path);
-    ["", ".bak", ".new"].into_iter().any(|ending| beside(ending) == path)
+    let path = canonical(path);
+    ["", ".bak", ".new"].into_iter().any(|summary| beside(summary) == path)
 }
 
 /// The path without links and detours, also of a file that is not there yet.
-fn real(path: &Path) -> PathBuf {
+fn canonical(path: &Path) -> PathBuf {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or_else(|| Path::new(".")).canonicalize();
     let made = || Some(folder.ok()?.join(path.file_name()?));
@@ -126,7 +127,7 @@ fn real(path: &Path) -> PathBuf {
 }
 
 /// Finds both ends. Nothing is written.
-fn prepare(options: &Copy) -> Result<Ready, Failure> {
+fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let tree = Tree::machine();
     let map = options.map.as_deref().map(|map| find_map(map, options.allocated)).transpose()?;
     let map = map.flatten();
@@ -135,15 +136,16 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let resumes = map.is_some_and(|map| map.sum(State::Finished) > 0);
     let raw = options.format.is_some();
     let source = match &options.source {
-        Locator::Path(path) => local::source(&tree, path, options.allow_in_use, raw)?,
-        Locator::Pipe => local::stream(local::standard(io::stdin())?, raw)?,
-        there => Local::there(remote::place(&tree, options, there)?),
+        Locator::Path(path) => local_disk::source(&tree, path, options.allow_in_use, raw)?,
+        Locator::Pipe => local_disk::stream(local_disk::standard(io::stdin())?, raw)?,
+        there => CopyEnd::remote(remote::endpoint(&tree, options, there)?),
     };
-    let mut source = if options.allocated { source.used(&options.source)? } else { source };
+    let mut source =
+        if options.allocated { source.allocated_only(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
-    let disk = look(&source.end)?.map(|disk| told_sector(disk, &options.source));
+    let disk = open_disk(&source.end)?.map(|disk| with_known_sector(disk, &options.source));
     let destination = destination(&tree, options, resumes)?;
-    let to = if destination.is_disk { look(&destination.end)? } else { None };
+    let to = if destination.is_disk { open_disk(&destination.end)? } else { None };
     if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
         (&options.source, &options.destination, &disk, &to)
         && from.identity == to.identity
@@ -160,7 +162,7 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let sector = to.as_ref().and_then(|to| to.sector.or(there));
     notes.extend(source.note.clone());
     if let (Locator::Path(path), true) = (&options.source, source.is_disk) {
-        notes.extend(packed::looks_like(path));
+        notes.extend(compressed::device_note(path));
     }
     if let End::Pipe(pipe) = &source.end {
         if matches!(destination.end, End::Pipe(_)) {
@@ -170,10 +172,19 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
                 options.source
             )));
         }
-        packed::check(pipe, source.note.as_ref(), options, sector)?;
-        let after = if destination.is_disk { After::of_pipe(options) } else { After::default() };
+        compressed::check(pipe, source.note.as_ref(), options, sector)?;
+        let after =
+            if destination.is_disk { PostCopy::of_pipe(options) } else { PostCopy::default() };
         let bytes = pipe.bytes;
-        return Ok(Ready { source, destination, bytes, agreed: to, resumed, after, notes });
+        return Ok(PreparedCopy {
+            source,
+            destination,
+            bytes,
+            confirmed: to,
+            resumed,
+            after,
+            notes,
+        });
     }
     let Some(from) = disk else { return Err(refused(Refusal::Pipes)) };
     let survey = match survey(&source.end, options) {
@@ -184,14 +195,22 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
         }
     };
     let survey = survey.as_ref();
-    let ends = Ends { options, from: &from, survey, to: to.as_ref(), sector };
-    let (source, fitted, after) = source.fitted(&ends)?;
+    let ends = CopyEnds { options, from: &from, survey, to: to.as_ref(), sector };
+    let (source, fitted, after) = source.adapted(&ends)?;
     notes.extend(fitted);
-    Ok(Ready { source, destination, bytes: Some(from.bytes), agreed: to, resumed, after, notes })
+    Ok(PreparedCopy {
+        source,
+        destination,
+        bytes: Some(from.bytes),
+        confirmed: to,
+        resumed,
+        after,
+        notes,
+    })
 }
 
 /// What is copied to.
-fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<Local, Failure> {
+fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<CopyEnd, Failure> {
     match &options.destination {
         Locator::Path(path) => {
             let permission = Permission { force: options.force, resumes };
@@ -199,22 +218,22 @@ fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<Local, Fail
                 Locator::Path(path) => Some(path.as_path()),
                 _ => None,
             };
-            local::destination(tree, path, permission, from)
+            local_disk::destination(tree, path, permission, from)
         }
-        Locator::Pipe => local::standard(io::stdout()).map(Local::pipe),
-        there => Ok(Local::there(remote::place(tree, options, there)?)),
+        Locator::Pipe => local_disk::standard(io::stdout()).map(CopyEnd::pipe),
+        there => Ok(CopyEnd::remote(remote::endpoint(tree, options, there)?)),
     }
 }
 
 /// What is on a destination that is on another machine, as for one of this machine: what would be lost, and the block size
 /// that a partition table on it is for.
-fn examine(destination: Local, to: Option<&Disk>, options: &Copy) -> (Local, Option<u32>) {
-    let (End::Disk(place), Some(to), None) = (&destination.end, to, &destination.stake) else {
+fn examine(destination: CopyEnd, to: Option<&Disk>, options: &Copy) -> (CopyEnd, Option<u32>) {
+    let (End::Disk(place), Some(to), None) = (&destination.end, to, &destination.overwrite) else {
         return (destination, None);
     };
-    let survey = Access::open(&**place).and_then(|access| {
-        let sector = access.disk().sector;
-        inspect::survey(&access, to.bytes, sector)
+    let survey = SyncDisk::open(&**place).and_then(|sync_disk| {
+        let sector = sync_disk.disk().sector;
+        inspect::survey(&sync_disk, to.bytes, sector)
     });
     let block = survey.as_ref().ok().filter(|it| it.table.is_some() && it.block_is_certain());
     let block = block.map(|it| it.block);
@@ -225,10 +244,15 @@ fn examine(destination: Local, to: Option<&Disk>, options: &Copy) -> (Local, Opt
     let serial = to.identity.split_once(" serial ").map(|(_, serial)| serial);
     parts.extend(serial.map(|serial| format!("serial number {serial}")));
     parts.push(decimal(to.bytes));
-    parts.push(consent::contents(survey));
-    let stake =
-        Stake { path, name, description: parts.join(", "), bytes: to.bytes, option: "--yes" };
-    (destination.at_stake(stake), block)
+    parts.push(confirmation::contents(survey));
+    let overwrite = OverwriteTarget {
+        path,
+        name,
+        description: parts.join(", "),
+        bytes: to.bytes,
+        option: "--yes",
+    };
+    (destination.with_overwrite(overwrite), block)
 }
 
 /// What is on the source; nothing for what is copied into a pipe, which fits anything.
@@ -236,9 +260,9 @@ fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
     let (End::Disk(place), false) = (end, options.destination == Locator::Pipe) else {
         return Ok(None);
     };
-    let access = Access::open(&**place)?;
-    let disk = told_sector(access.disk().clone(), &options.source);
-    inspect::survey(&access, disk.bytes, disk.sector).map(Some)
+    let sync_disk = SyncDisk::open(&**place)?;
+    let disk = with_known_sector(sync_disk.disk().clone(), &options.source);
+    inspect::survey(&sync_disk, disk.bytes, disk.sector).map(Some)
 }
 
 /// The map to go on from, if there is one. A file that is none would be lost; one of a part of the disk tells nothing of
@@ -260,7 +284,7 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     // It is read here as it will be: of one that was torn the copy beside it counts.
     let map = ::copy::map::load(path)
         .map_err(|why| refused(format!("the map {}: {why}", path.display())))?;
-    let part = map.as_ref().is_some_and(|map| is_of_part(&map.metadata.source));
+    let part = map.as_ref().is_some_and(|map| is_allocated_map(&map.metadata.source));
     if part && !allocated {
         return Err(refused(format!(
             "the map {} is of a copy with --allocated: add that, or name another map",
@@ -271,18 +295,18 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
 }
 
 /// Whether a map whose source is called so is of a part of a disk. More may stand behind that: a table that was changed.
-fn is_of_part(source: &str) -> bool {
-    source.split_whitespace().any(|word| word == mask::ALLOCATED)
+fn is_allocated_map(source: &str) -> bool {
+    source.split_whitespace().any(|word| word == allocated::ALLOCATED)
 }
 
 /// The disk of a source. The minimum block size of an NBD server says how requests are aligned, not in what an MBR counts.
-fn told_sector(disk: Disk, source: &Locator) -> Disk {
+fn with_known_sector(disk: Disk, source: &Locator) -> Disk {
     let sector = disk.sector.filter(|_| !matches!(source, Locator::Nbd(_)));
     Disk { sector, ..disk }
 }
 
 /// What there is to know of a disk before it is copied; nothing of a pipe.
-fn look(end: &End) -> Result<Option<Disk>, Failure> {
+fn open_disk(end: &End) -> Result<Option<Disk>, Failure> {
     match end {
         End::Disk(place) => place.open().map(|(disk, _)| Some(disk)).map_err(refused),
         End::Pipe(_) => Ok(None),
@@ -290,32 +314,37 @@ fn look(end: &End) -> Result<Option<Disk>, Failure> {
 }
 
 /// Has what would be overwritten agreed to, unless it is too small anyway.
-fn agree(options: &Copy, ready: &Ready) -> Result<(), Failure> {
-    let Some(stake) = &ready.destination.stake else { return Ok(()) };
+fn confirm_overwrite(options: &Copy, ready: &PreparedCopy) -> Result<(), Failure> {
+    let Some(overwrite) = &ready.destination.overwrite else { return Ok(()) };
     let is_disk = ready.destination.is_disk;
-    if let Some(needed) = ready.bytes.filter(|needed| is_disk && *needed > stake.bytes) {
+    if let Some(needed) = ready.bytes.filter(|needed| is_disk && *needed > overwrite.bytes) {
         return Err(refused(format!(
             "{} has {} bytes, {needed} are needed: choose a larger destination",
-            stake.path, stake.bytes
+            overwrite.path, overwrite.bytes
         )));
     }
     let size = ready.bytes.map(|needed| format!(", {}", size(needed))).unwrap_or_default();
     let given = if is_disk { options.yes } else { options.force };
-    consent::ask(stake, &format!("{}{size}", options.source), given).map_err(refused)
+    confirmation::confirm(overwrite, &format!("{}{size}", options.source), given).map_err(refused)
 }
 
-fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
+fn run(
+    options: &Copy,
+    ready: PreparedCopy,
+    reporter: &mut ProgressReporter,
+) -> Result<(), Failure> {
     // Until here Ctrl-C ends the program at once: nothing was written.
-    let stop = interrupt::listen()?;
+    let stop = interrupt::watch_signals()?;
     let (source, destination) = (options.source.to_string(), options.destination.to_string());
-    let (again, map) = (again(options), options.map.as_ref().map(|map| map.display().to_string()));
-    voice.event(&Event::Started {
+    let (resume_command, map) =
+        (resume_command(options), options.map.as_ref().map(|map| map.display().to_string()));
+    reporter.event(&Event::Started {
         source: &source,
         destination: &destination,
         bytes: ready.bytes,
         resumed: ready.resumed,
     });
-    ready.notes.iter().for_each(|note| voice.note(note));
+    ready.notes.iter().for_each(|note| reporter.note(note));
     let (from, _source) = ready.source.split();
     let (to, _destination) = ready.destination.split();
     let mut after = ready.after;
@@ -323,27 +352,27 @@ fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
     awake.update(true, Instant::now());
     let job = Job {
         source: from,
-        destination: after.keep(to, ready.agreed),
+        destination: after.keep(to, ready.confirmed),
         settings: settings(options),
     };
     let mut report = job.run(&stop, &mut |progress| {
-        voice.progress(progress);
-        if voice.is_unheard() {
+        reporter.progress(progress);
+        if reporter.reader_gone() {
             stop.store(true, Ordering::Release);
         }
     });
     let advice = after.complete(&mut report);
-    voice.clear();
+    reporter.clear();
     if options.files && !report.bad.is_empty() {
-        contents::tell_owners(options, &report.bad, voice);
+        contents::report_owners(options, &report.bad, reporter);
     }
-    let told = Told {
+    let names = Names {
         source: &source,
         destination: &destination,
-        again: again.as_deref(),
+        resume_command: resume_command.as_deref(),
         map: map.as_deref(),
     };
-    ending::conclude(&report, told, advice.as_deref(), voice)
+    summary::conclude(&report, names, advice.as_deref(), reporter)
 }
 
 fn settings(options: &Copy) -> Settings {
@@ -362,7 +391,7 @@ fn settings(options: &Copy) -> Settings {
 }
 
 /// The line that goes on with this copy, as it was typed; nothing if it would begin anew.
-fn again(options: &Copy) -> Option<String> {
+fn resume_command(options: &Copy) -> Option<String> {
     options.map.as_ref()?;
     let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
     Some(words.collect::<Vec<_>>().join(" "))
@@ -375,8 +404,9 @@ mod test {
     #[test]
     fn map_of_a_part_is_known_also_if_the_table_was_changed() {
         assert!(
-            is_of_part("disk 7 allocated") && is_of_part("disk 7 allocated table 4096 8388608")
+            is_allocated_map("disk 7 allocated")
+                && is_allocated_map("disk 7 allocated table 4096 8388608")
         );
-        assert!(!is_of_part("disk 7 table 4096 8388608") && !is_of_part(""));
+        assert!(!is_allocated_map("disk 7 table 4096 8388608") && !is_allocated_map(""));
     }
 }

@@ -11,20 +11,20 @@ use crate::options::Hold;
 use failure::Failure;
 
 /// Longer than anybody waits, and no more than a clock can count.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const MAX_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Waits for a key, or until the time is over.
 pub(crate) fn hold(options: &Hold) -> Result<(), Failure> {
     println!("Press a key to go on; without one it goes on in {} seconds.", options.timeout);
     let _raw = Raw::enter(io::stdin());
-    wait(io::stdin(), Duration::from_secs(options.timeout).min(LONGEST));
+    wait(io::stdin(), Duration::from_secs(options.timeout).min(MAX_TIMEOUT));
     Ok(())
 }
 
 /// Waits for a byte. Where there is nobody who could press a key (no terminal, or one that hung up) the time is waited
 /// for all the same: what comes next may be a restart, and somebody may still read the screen.
-fn wait(mut input: impl AsFd + Read, patience: Duration) {
-    let end = Instant::now() + patience;
+fn wait(mut input: impl AsFd + Read, timeout: Duration) {
+    let end = Instant::now() + timeout;
     let left = || end.saturating_duration_since(Instant::now());
     let is_readable = poll_once(&input, left());
     if is_readable && !matches!(input.read(&mut [0]), Ok(1..)) {
@@ -32,10 +32,10 @@ fn wait(mut input: impl AsFd + Read, patience: Duration) {
     }
 }
 
-fn poll_once(input: &impl AsFd, patience: Duration) -> bool {
-    let patience = Timespec::try_from(patience).ok();
-    let mut ends = [PollFd::new(input, PollFlags::IN)];
-    poll(&mut ends, patience.as_ref()).is_ok_and(|ready| ready > 0)
+fn poll_once(input: &impl AsFd, timeout: Duration) -> bool {
+    let timeout = Timespec::try_from(timeout).ok();
+    let mut fds = [PollFd::new(input, PollFlags::IN)];
+    poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]
@@ -43,9 +43,9 @@ mod test {
     use super::*;
     use std::io::Write;
 
-    fn waited(input: impl AsFd + Read, patience: Duration) -> Duration {
+    fn waited(input: impl AsFd + Read, timeout: Duration) -> Duration {
         let begun = Instant::now();
-        wait(input, patience);
+        wait(input, timeout);
         begun.elapsed()
     }
 

@@ -7,7 +7,7 @@ use console::attach::quoted;
 use console::printable;
 use serde::Serialize;
 
-use crate::key::{say, say_json};
+use crate::key::{print, print_json};
 use crate::options::host::{Add, Host as Options, Remove, Task};
 use crate::table::table;
 use failure::Failure;
@@ -32,36 +32,37 @@ pub(crate) fn host(options: &Options) -> Result<(), Failure> {
 
 fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Result<(), Failure> {
     check_nqn(&options.nqn).map_err(Failure::usage)?;
-    let known = store.host_by_nqn(&options.nqn);
-    let name = name(store, options, known.as_ref())?;
-    let before = known.as_ref().map(|known| store.host(known)).transpose()?;
-    let mut record = HostRecord { rules: rules(options, now)?, ..blank(options, before, now) };
-    give_keys(store, &mut record, options)?;
+    let host_row = store.host_by_nqn(&options.nqn);
+    let name = name(store, options, host_row.as_ref())?;
+    let before = host_row.as_ref().map(|host_row| store.host(host_row)).transpose()?;
+    let mut record =
+        HostRecord { rules: rules(options, now)?, ..record_without_rules(options, before, now) };
+    assign_keys(store, &mut record, options)?;
     if !record.has_key() {
         make_key(store, &mut record, &name)?;
     }
     store.put_host(&name, &record)?;
-    if let Some(old) = known.filter(|known| *known != name) {
+    if let Some(old) = host_row.filter(|host_row| *host_row != name) {
         store.remove_host(&old)?;
     }
-    say(said(&name, &record, keys).as_bytes())
+    print(report(&name, &record, keys).as_bytes())
 }
 
 /// What it is called here: a host that is known, or a name that is taken, only with `--replace`.
-fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Failure> {
-    if let Some(known) = known.filter(|_| !options.replace) {
+fn name(store: &Store, options: &Add, host_row: Option<&Name>) -> Result<Name, Failure> {
+    if let Some(host_row) = host_row.filter(|_| !options.replace) {
         return Err(Failure::new(format!(
-            "{} is let in already, as {known}: add --replace to change what it may have",
+            "{} is let in already, as {host_row}: add --replace to change what it may have",
             options.nqn
         )));
     }
     let made = || {
-        known
+        host_row
             .cloned()
             .unwrap_or_else(|| Name::from_nqn(&options.nqn).make_unique(|n| store.has_host(n)))
     };
     let name = options.name.clone().unwrap_or_else(made);
-    if store.has_host(&name) && known != Some(&name) {
+    if store.has_host(&name) && host_row != Some(&name) {
         return Err(Failure::new(format!(
             "another host is called {name} already: choose another --name"
         )));
@@ -70,7 +71,7 @@ fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Fail
 }
 
 /// The host with the keys that it had, and nothing that it may have.
-fn blank(options: &Add, before: Option<HostRecord>, now: SystemTime) -> HostRecord {
+fn record_without_rules(options: &Add, before: Option<HostRecord>, now: SystemTime) -> HostRecord {
     let new = HostRecord {
         nqn: options.nqn.clone(),
         tls_key: None,
@@ -103,7 +104,7 @@ fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
 }
 
 /// The keys that are named take the place of those that it had.
-fn give_keys(store: &Store, record: &mut HostRecord, options: &Add) -> Result<(), Failure> {
+fn assign_keys(store: &Store, record: &mut HostRecord, options: &Add) -> Result<(), Failure> {
     let named = [
         (&options.tls_key, &mut record.tls_key, &mut record.tls, KeyKind::Tls),
         (&options.chap_key, &mut record.chap_key, &mut record.chap, KeyKind::Chap),
@@ -141,11 +142,11 @@ fn make_key(store: &Store, record: &mut HostRecord, host: &Name) -> Result<(), F
 }
 
 /// What was done, and what is to be done at the host; `keys` is the folder that was named.
-fn said(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
+fn report(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
     let keys =
         keys.map(|keys| printable(&quoted(&keys.to_string_lossy()), true)).unwrap_or_default();
     let keys = if keys.is_empty() { keys } else { format!(" --keys {keys}") };
-    let mut lines = vec![format!("{name} may {}.", may(record)), String::new()];
+    let mut lines = vec![format!("{name} may {}.", access_text(record)), String::new()];
     if let Some(key) = &record.tls_key {
         lines.extend(tls_steps(name, key, record, &keys));
     }
@@ -155,7 +156,7 @@ fn said(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
     lines.join("\n") + "\n"
 }
 
-fn may(record: &HostRecord) -> String {
+fn access_text(record: &HostRecord) -> String {
     let Some(first) = record.rules.first() else { return "have nothing".to_owned() };
     let disks: Vec<&str> = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).collect();
     let disks =
@@ -218,7 +219,7 @@ fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {
     let keys = store.remove_host(&name)?;
     let keys: Vec<String> =
         keys.iter().map(|key| format!(" Its key {key} is removed, too.")).collect();
-    say(format!("{name} is let in no longer.{}\n", keys.concat()).as_bytes())
+    print(format!("{name} is let in no longer.{}\n", keys.concat()).as_bytes())
 }
 
 /// One host, and none of its keys.
@@ -229,14 +230,14 @@ struct Row {
     keys: Vec<Name>,
     proves_by: Vec<KeyKind>,
     tls_compat: bool,
-    rules: Vec<May>,
+    rules: Vec<AccessRow>,
     added: Option<Timestamp>,
     problem: Option<String>,
 }
 
 /// What it may have.
 #[derive(Debug, Serialize)]
-struct May {
+struct AccessRow {
     disk: Option<String>,
     access: Allowed,
     expires: Option<Timestamp>,
@@ -247,15 +248,15 @@ fn list(store: &Store, json: bool, now: SystemTime) -> Result<(), Failure> {
     let hosts = store.hosts().into_iter();
     let rows: Vec<Row> = hosts.map(|(name, found)| row(store, name, found, now)).collect();
     if json {
-        return say_json(&rows);
+        return print_json(&rows);
     }
     let cells: Vec<_> = rows.iter().map(columns).collect();
-    say(table(["NAME", "HOST NQN", "KEYS", "MAY HAVE"], &cells).as_bytes())
+    print(table(["NAME", "HOST NQN", "KEYS", "MAY HAVE"], &cells).as_bytes())
 }
 
 fn row(store: &Store, name: Name, found: Result<HostRecord, Failure>, now: SystemTime) -> Row {
     match found {
-        Ok(record) => known(store, name, record, now),
+        Ok(record) => host_row(store, name, record, now),
         Err(failure) => Row {
             name,
             nqn: None,
@@ -269,12 +270,12 @@ fn row(store: &Store, name: Name, found: Result<HostRecord, Failure>, now: Syste
     }
 }
 
-fn known(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> Row {
+fn host_row(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> Row {
     let problem = record.key_names().find_map(|key| store.key(key).err());
     let tls = record.tls_key.is_some() || record.tls.is_some();
     let chap = record.chap_key.is_some() || record.chap.is_some();
     let proves = [(tls, KeyKind::Tls), (chap, KeyKind::Chap)];
-    let may = |rule: &Rule| May {
+    let access_text = |rule: &Rule| AccessRow {
         disk: rule.disk.clone(),
         access: rule.access,
         expires: rule.expires,
@@ -285,7 +286,7 @@ fn known(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> Row 
         keys: record.key_names().cloned().collect(),
         proves_by: proves.into_iter().filter_map(|(has, kind)| has.then_some(kind)).collect(),
         tls_compat: record.tls_compat,
-        rules: record.rules.iter().map(may).collect(),
+        rules: record.rules.iter().map(access_text).collect(),
         added: record.added,
         problem: problem.map(|failure| failure.to_string()),
         nqn: Some(record.nqn),
@@ -295,23 +296,24 @@ fn known(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> Row 
 fn columns(row: &Row) -> [String; 4] {
     let keys: Vec<&str> = row.keys.iter().map(Name::as_str).collect();
     let keys = if keys.is_empty() { "-".to_owned() } else { keys.join(", ") };
-    let may: Vec<String> = row.rules.iter().map(in_words).collect();
-    let may = if may.is_empty() { "nothing".to_owned() } else { may.join("; ") };
-    let may = match &row.problem {
+    let access_text: Vec<String> = row.rules.iter().map(rule_text).collect();
+    let access_text =
+        if access_text.is_empty() { "nothing".to_owned() } else { access_text.join("; ") };
+    let access_text = match &row.problem {
         Some(problem) => format!("nothing: {problem}"),
-        None => may,
+        None => access_text,
     };
-    [row.name.to_string(), row.nqn.clone().unwrap_or_else(|| "-".to_owned()), keys, may]
+    [row.name.to_string(), row.nqn.clone().unwrap_or_else(|| "-".to_owned()), keys, access_text]
 }
 
-fn in_words(may: &May) -> String {
-    let disk = may.disk.as_deref().unwrap_or("each disk");
-    let access = match may.access {
+fn rule_text(access_text: &AccessRow) -> String {
+    let disk = access_text.disk.as_deref().unwrap_or("each disk");
+    let access = match access_text.access {
         Allowed::ReadOnly => "read-only",
         Allowed::Writable => "writable",
     };
-    match may.expires {
-        Some(expires) if may.expired => {
+    match access_text.expires {
+        Some(expires) if access_text.expired => {
             format!("nothing of {disk}: over since {}", String::from(expires))
         }
         Some(expires) => format!("{disk}, {access}, until {}", String::from(expires)),

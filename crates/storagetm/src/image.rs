@@ -2,8 +2,8 @@
 
 mod inputs;
 mod medium;
-mod outcome;
 mod progress;
+mod report;
 pub(crate) mod target;
 
 use std::path::Path;
@@ -16,12 +16,12 @@ use ::image::{efi, program};
 use linux::module::modaliases;
 use linux::tree::Tree;
 
-use crate::consent::{self, Stake};
+use crate::confirmation::{self, OverwriteTarget};
 use crate::options::image::{For, Image};
 use failure::Failure;
 use inputs::{Inputs, Modules};
-use outcome::{Kind, Outcome};
 use progress::Progress;
+use report::{Kind, Report};
 
 /// What boot loaders show in their menu.
 const OS_RELEASE: &str = concat!(
@@ -32,7 +32,7 @@ const OS_RELEASE: &str = concat!(
     "\n"
 );
 /// For any machine the firmware of many drivers comes along, and that must stay small.
-const LARGEST_FIRMWARE: u64 = 256 << 10;
+const MAX_FIRMWARE_FILE: u64 = 256 << 10;
 
 /// Makes the image.
 pub(crate) fn image(options: &Image) -> Result<(), Failure> {
@@ -40,18 +40,18 @@ pub(crate) fn image(options: &Image) -> Result<(), Failure> {
     let inputs = Inputs { tree: Tree::machine(), options };
     // Found out once: a stick that comes or goes while the image is made turns no file into a disk, nor back.
     let is_device = options.disk.as_deref().is_some_and(medium::is_device);
-    let stake = check_target(options, is_device)?;
-    let made = make(&inputs, stake.as_ref().filter(|_| is_device), &progress);
+    let overwrite = check_target(options, is_device)?;
+    let made = make(&inputs, overwrite.as_ref().filter(|_| is_device), &progress);
     progress.clear();
-    let (outcome, path) = made?;
-    outcome.say(path, options.json)
+    let (report, path) = made?;
+    report.print(path, options.json)
 }
 
 fn make<'a>(
     inputs: &Inputs<'a>,
-    device: Option<&Stake>,
+    device: Option<&OverwriteTarget>,
     progress: &Progress,
-) -> Result<(Outcome, &'a Path), Failure> {
+) -> Result<(Report, &'a Path), Failure> {
     match (inputs.options, device) {
         (Image { initramfs: Some(path), .. }, _) => {
             Ok((write_initramfs(inputs, path, progress)?, path))
@@ -66,54 +66,54 @@ fn make<'a>(
 }
 
 /// What speaks against the target is said, and what would be lost is agreed to, before anything slow is done.
-fn check_target(options: &Image, is_device: bool) -> Result<Option<Stake>, Failure> {
-    let stake = match (&options.disk, &options.initramfs, &options.uki) {
+fn check_target(options: &Image, is_device: bool) -> Result<Option<OverwriteTarget>, Failure> {
+    let overwrite = match (&options.disk, &options.initramfs, &options.uki) {
         (Some(disk), _, _) if is_device => Some(medium::check(&Tree::machine(), disk)?),
         (Some(file), _, _) | (_, Some(file), _) | (_, _, Some(file)) => {
             target::check(file)?;
-            Stake::file(file, "--force").map_err(Failure::new)?
+            OverwriteTarget::file(file, "--force").map_err(Failure::new)?
         }
         _ => None,
     };
-    if let Some(stake) = &stake {
-        consent::ask(stake, "a new image", options.force).map_err(Failure::new)?;
+    if let Some(overwrite) = &overwrite {
+        confirmation::confirm(overwrite, "a new image", options.force).map_err(Failure::new)?;
     }
-    Ok(stake)
+    Ok(overwrite)
 }
 
 fn write_initramfs(
     inputs: &Inputs<'_>,
     path: &Path,
     progress: &Progress,
-) -> Result<Outcome, Failure> {
+) -> Result<Report, Failure> {
     let modules = inputs.modules(None)?;
-    let (made, outcome) = make_initramfs(inputs, &modules, Kind::Initramfs, progress)?;
+    let (made, report) = make_initramfs(inputs, &modules, Kind::Initramfs, progress)?;
     target::write(path, &made.bytes)?;
-    Ok(outcome.of_size(made.bytes.len()))
+    Ok(report.of_size(made.bytes.len()))
 }
 
-fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Outcome, Failure> {
-    let (program, outcome) = make_uki(inputs, Kind::Uki, progress)?;
+fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Report, Failure> {
+    let (program, report) = make_uki(inputs, Kind::Uki, progress)?;
     target::write(path, &program)?;
-    Ok(outcome.of_size(program.len()))
+    Ok(report.of_size(program.len()))
 }
 
 fn write_device(
     inputs: &Inputs<'_>,
     path: &Path,
-    agreed: &Stake,
+    confirmed: &OverwriteTarget,
     progress: &Progress,
-) -> Result<Outcome, Failure> {
-    let (program, outcome) = make_uki(inputs, Kind::Disk, progress)?;
-    let written = medium::write(&inputs.tree, path, agreed, &program, progress)?;
-    Ok(outcome.of_size(written))
+) -> Result<Report, Failure> {
+    let (program, report) = make_uki(inputs, Kind::Disk, progress)?;
+    let written = medium::write(&inputs.tree, path, confirmed, &program, progress)?;
+    Ok(report.of_size(written))
 }
 
-fn write_disk(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Outcome, Failure> {
-    let (program, outcome) = make_uki(inputs, Kind::Disk, progress)?;
+fn write_disk(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Report, Failure> {
+    let (program, report) = make_uki(inputs, Kind::Disk, progress)?;
     let disk = Disk::image(&program).map_err(Failure::new)?.whole();
     target::write(path, &disk)?;
-    Ok(outcome.of_size(disk.len()))
+    Ok(report.of_size(disk.len()))
 }
 
 /// A kernel, the drivers and this program as one EFI program.
@@ -121,13 +121,13 @@ fn make_uki(
     inputs: &Inputs<'_>,
     kind: Kind,
     progress: &Progress,
-) -> Result<(Vec<u8>, Outcome), Failure> {
+) -> Result<(Vec<u8>, Report), Failure> {
     let (kernel_path, kernel) = inputs.kernel()?;
     let stub = inputs.stub()?;
     let kernel = Kernel::parse(&kernel)
         .map_err(|error| Failure::new(format!("{}: {error}", kernel_path.display())))?;
     let modules = inputs.modules(Some(&kernel.release))?;
-    let (initramfs, outcome) = make_initramfs(inputs, &modules, kind, progress)?;
+    let (initramfs, report) = make_initramfs(inputs, &modules, kind, progress)?;
     let parts = efi::Parts {
         stub: &stub,
         kernel: &kernel,
@@ -135,7 +135,7 @@ fn make_uki(
         command_line: &inputs.options.command_line,
         os_release: OS_RELEASE,
     };
-    Ok((efi::make(&parts).map_err(Failure::new)?, outcome))
+    Ok((efi::make(&parts).map_err(Failure::new)?, report))
 }
 
 /// The drivers and this program.
@@ -144,7 +144,7 @@ fn make_initramfs(
     modules: &Modules,
     kind: Kind,
     progress: &Progress,
-) -> Result<(Initramfs, Outcome), Failure> {
+) -> Result<(Initramfs, Report), Failure> {
     let program = program::strip(&inputs.program()?).map_err(Failure::new)?;
     let machine = inputs.options.machine;
     let chosen = match machine {
@@ -160,15 +160,15 @@ fn make_initramfs(
         time: inputs::time()?,
     };
     let all = chosen.len();
-    let made = initramfs::make(&contents, &|done| progress.say("packing drivers", done, all));
+    let made = initramfs::make(&contents, &|done| progress.update("packing drivers", done, all));
     let made = made.map_err(Failure::new)?;
-    let outcome = Outcome::new(kind, &modules.release, all, made.firmware.len());
-    Ok((made, outcome))
+    let report = Report::new(kind, &modules.release, all, made.firmware.len());
+    Ok((made, report))
 }
 
 fn firmware(options: &Image) -> Option<Firmware<'_>> {
     let largest = match options.machine {
-        For::Generic => LARGEST_FIRMWARE,
+        For::Generic => MAX_FIRMWARE_FILE,
         For::ThisMachine => u64::MAX,
     };
     (!options.no_firmware).then_some(Firmware { folder: &options.firmware, largest })

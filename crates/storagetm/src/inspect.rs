@@ -3,7 +3,7 @@
 //! ask for more of them. It knows no file system.
 
 mod child;
-mod words;
+mod protocol;
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
@@ -17,16 +17,16 @@ use linux::medium::ReadAt;
 
 pub(crate) use child::work;
 use ipc::spawn;
-use words::{LONGEST_READ, Order, Said, Seen, Sight, Task};
+use protocol::{Findings, MAX_READ, Message, Reply, Request, Task};
 
 /// How long the other process may be silent: it has nothing to wait for but us.
-const PATIENCE: Duration = Duration::from_secs(600);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How often it may read each byte of a disk, the least bytes that a question counts for, and what it may read besides: a
 /// tree on the disk that is a loop must not keep it busy for ever.
-const ROUNDS: u64 = 4;
-const LEAST: u64 = 128;
-const BESIDES: u64 = 64 << 20;
+const MAX_PASSES: u64 = 4;
+const MIN_READ_COST: u64 = 128;
+const EXTRA_BYTES: u64 = 64 << 20;
 /// Bytes up to a multiple of which is read at once, once a read has failed: so that no more is missing than cannot be read.
 const PAGE: u64 = 4096;
 
@@ -35,9 +35,9 @@ const PAGE: u64 = 4096;
 /// # Errors
 /// A sentence: the disk cannot be read, or what is on it was too much for the one who looked.
 pub(crate) fn usage(disk: &dyn ReadAt, bytes: u64) -> Result<Usage, String> {
-    match ask(disk, &Order { bytes, task: Task::Usage })? {
-        Sight::Usage(usage) => Ok(usage),
-        _ => Err(STRANGE.to_owned()),
+    match run_request(disk, &Request { bytes, task: Task::Usage })? {
+        Findings::Usage(usage) => Ok(usage),
+        _ => Err(NO_ANSWER.to_owned()),
     }
 }
 
@@ -50,9 +50,9 @@ pub(crate) fn owners(
     bytes: u64,
     ranges: &Ranges,
 ) -> Result<BTreeSet<RangeOwner>, String> {
-    match ask(disk, &Order { bytes, task: Task::Owners(ranges.clone()) })? {
-        Sight::Owners(found) => Ok(found),
-        _ => Err(STRANGE.to_owned()),
+    match run_request(disk, &Request { bytes, task: Task::Owners(ranges.clone()) })? {
+        Findings::Owners(found) => Ok(found),
+        _ => Err(NO_ANSWER.to_owned()),
     }
 }
 
@@ -61,9 +61,9 @@ pub(crate) fn owners(
 /// # Errors
 /// As [`usage`].
 pub(crate) fn survey(disk: &dyn ReadAt, bytes: u64, block: Option<u32>) -> Result<Survey, String> {
-    match ask(disk, &Order { bytes, task: Task::Survey(block.unwrap_or(0)) })? {
-        Sight::Survey(survey) => Ok(survey),
-        _ => Err(STRANGE.to_owned()),
+    match run_request(disk, &Request { bytes, task: Task::Survey(block.unwrap_or(0)) })? {
+        Findings::Survey(survey) => Ok(survey),
+        _ => Err(NO_ANSWER.to_owned()),
     }
 }
 
@@ -77,70 +77,70 @@ pub(crate) fn fit(
     from: Shape,
     to: Shape,
 ) -> Result<Result<Vec<Patch>, String>, String> {
-    match ask(disk, &Order { bytes: from.bytes, task: Task::Fit(from.block, to) })? {
-        Sight::Fit(Ok(patches)) if patches.iter().all(|patch| is_of_table(patch, from, to)) => {
+    match run_request(disk, &Request { bytes: from.bytes, task: Task::Fit(from.block, to) })? {
+        Findings::Fit(Ok(patches)) if patches.iter().all(|patch| is_of_table(patch, from, to)) => {
             Ok(Ok(patches))
         }
-        Sight::Fit(Err(why)) => Ok(Err(why)),
-        _ => Err(STRANGE.to_owned()),
+        Findings::Fit(Err(why)) => Ok(Err(why)),
+        _ => Err(NO_ANSWER.to_owned()),
     }
 }
 
 /// Bytes at each end of a disk that a partition table may take.
-const TABLE: u64 = 2 << 20;
+const MAX_TABLE: u64 = 2 << 20;
 
 /// Whether that is all that a partition table needs: what lies at an end of the new disk, or zeros over the old backup.
 fn is_of_table(patch: &Patch, from: Shape, to: Shape) -> bool {
     let len = patch.bytes.len() as u64;
     let Some(end) = patch.offset.checked_add(len) else { return false };
-    let at_end = end <= to.bytes && to.bytes.saturating_sub(patch.offset) <= TABLE;
+    let at_end = end <= to.bytes && to.bytes.saturating_sub(patch.offset) <= MAX_TABLE;
     let blanks = end <= from.bytes && patch.bytes.iter().all(|byte| *byte == 0);
-    len > 0 && len <= TABLE && (end <= TABLE || at_end || blanks)
+    len > 0 && len <= MAX_TABLE && (end <= MAX_TABLE || at_end || blanks)
 }
 
-const STRANGE: &str = "the process that looks at the disk's contents gave no answer";
+const NO_ANSWER: &str = "the process that looks at the disk's contents gave no answer";
 
-fn ask(disk: &dyn ReadAt, order: &Order) -> Result<Sight, String> {
+fn run_request(disk: &dyn ReadAt, request: &Request) -> Result<Findings, String> {
     let cannot = |error: io::Error| format!("the disk's contents cannot be looked at: {error}");
     let (mut child, socket) = spawn().map_err(cannot)?;
-    let seen = converse(&socket, disk, order);
+    let reply = serve_reads(&socket, disk, request);
     // It has nothing left to say.
     drop(socket);
     let _ = child.kill();
     let _ = child.wait();
-    match seen {
-        Ok(Seen::Sight(sight)) => Ok(sight),
-        Ok(Seen::Trouble(sentence)) => Err(sentence),
+    match reply {
+        Ok(Reply::Findings(findings)) => Ok(findings),
+        Ok(Reply::Error(sentence)) => Err(sentence),
         // It ended, was ended, or said what makes no sense.
-        Err(_) => Err(STRANGE.to_owned()),
+        Err(_) => Err(NO_ANSWER.to_owned()),
     }
 }
 
 /// The process, and a socket to it, at neither end of which anybody is waited for without end.
 fn spawn() -> io::Result<(Child, UnixStream)> {
     let (child, own) = spawn::with_socket("inspect")?;
-    own.set_read_timeout(Some(PATIENCE))?;
-    own.set_write_timeout(Some(PATIENCE))?;
+    own.set_read_timeout(Some(REPLY_TIMEOUT))?;
+    own.set_write_timeout(Some(REPLY_TIMEOUT))?;
     Ok((child, own))
 }
 
 /// Gives it what it wants to read until it says what it has seen.
-fn converse(mut socket: &UnixStream, disk: &dyn ReadAt, order: &Order) -> io::Result<Seen> {
-    order.emit(&mut socket)?;
-    let mut left = order.bytes.saturating_mul(ROUNDS).saturating_add(BESIDES);
+fn serve_reads(mut socket: &UnixStream, disk: &dyn ReadAt, request: &Request) -> io::Result<Reply> {
+    request.emit(&mut socket)?;
+    let mut left = request.bytes.saturating_mul(MAX_PASSES).saturating_add(EXTRA_BYTES);
     let mut careful = false;
     loop {
-        match Said::parse(&mut socket)? {
-            Said::Seen(seen) => return Ok(seen),
-            Said::Read { offset, len } => {
-                let len = len.min(LONGEST_READ);
+        match Message::parse(&mut socket)? {
+            Message::Reply(reply) => return Ok(reply),
+            Message::Read { offset, len } => {
+                let len = len.min(MAX_READ);
                 // A question costs something, too, whatever it asks for.
-                let cost = (len as u64).max(LEAST);
+                let cost = (len as u64).max(MIN_READ_COST);
                 left = left.checked_sub(cost).ok_or(ErrorKind::InvalidData)?;
                 let mut bytes = vec![0; len];
                 let page = usize::try_from(PAGE - offset % PAGE).unwrap_or(len).min(len);
                 let mut read = |len: usize| match bytes.get_mut(..len) {
-                    Some(bytes) if offset < order.bytes => disk.read_at(bytes, offset),
+                    Some(bytes) if offset < request.bytes => disk.read_at(bytes, offset),
                     _ => Ok(0),
                 };
                 let mut got = read(if careful { page } else { len });
@@ -148,7 +148,10 @@ fn converse(mut socket: &UnixStream, disk: &dyn ReadAt, order: &Order) -> io::Re
                     careful = true;
                     got = read(page);
                 }
-                words::answer(&mut socket, got.map(|got| bytes.get(..got).unwrap_or_default()))?;
+                protocol::send_data(
+                    &mut socket,
+                    got.map(|got| bytes.get(..got).unwrap_or_default()),
+                )?;
             }
         }
     }
@@ -169,12 +172,12 @@ mod test {
     }
 
     /// The two sides face to face, without a process.
-    fn look(disk: &'static [u8], order: &Order) -> Seen {
+    fn run_inspection(disk: &'static [u8], request: &Request) -> Reply {
         let (own, other) = UnixStream::pair().unwrap();
-        let child = thread::spawn(move || child::look(&other));
-        let seen = converse(&own, &Bytes(disk), order).unwrap();
+        let child = thread::spawn(move || child::run_inspection(&other));
+        let reply = serve_reads(&own, &Bytes(disk), request).unwrap();
         child.join().unwrap().unwrap();
-        seen
+        reply
     }
 
     #[test]
@@ -182,16 +185,16 @@ mod test {
         let (own, other) = UnixStream::pair().unwrap();
         let child = thread::spawn(move || {
             let mut other = &other;
-            Order::parse(&mut other).unwrap();
-            let mut into = [0; LONGEST_READ];
-            while (Said::Read { offset: 0, len: LONGEST_READ }).emit(&mut other).is_ok() {
-                if words::answered(&mut other, &mut into).is_err() {
+            Request::parse(&mut other).unwrap();
+            let mut into = [0; MAX_READ];
+            while (Message::Read { offset: 0, len: MAX_READ }).emit(&mut other).is_ok() {
+                if protocol::receive_data(&mut other, &mut into).is_err() {
                     break;
                 }
             }
         });
-        let order = Order { bytes: 4096, task: Task::Usage };
-        let error = converse(&own, &Bytes(&[7; 4096]), &order);
+        let request = Request { bytes: 4096, task: Task::Usage };
+        let error = serve_reads(&own, &Bytes(&[7; 4096]), &request);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
         drop(own);
         child.join().unwrap();
@@ -217,22 +220,26 @@ mod test {
         let start = linux::gpt::Gpt::new(4096, 1024, [1; 16], &[]).start();
         disk[..start.len()].copy_from_slice(&start);
         let (own, other) = UnixStream::pair().unwrap();
-        let child = thread::spawn(move || child::look(&other));
-        let order = Order { bytes: 4 << 20, task: Task::Survey(512) };
-        let seen = converse(&own, &Failing(disk), &order).unwrap();
+        let child = thread::spawn(move || child::run_inspection(&other));
+        let request = Request { bytes: 4 << 20, task: Task::Survey(512) };
+        let reply = serve_reads(&own, &Failing(disk), &request).unwrap();
         child.join().unwrap().unwrap();
-        let Seen::Sight(Sight::Survey(survey)) = seen else { panic!("{seen:?}") };
+        let Reply::Findings(Findings::Survey(survey)) = reply else { panic!("{reply:?}") };
         assert_eq!((survey.table, survey.block), (Some(linux::partition::Scheme::Gpt), 4096));
     }
 
     #[test]
     fn a_disk_without_a_file_system_is_used_whole_and_nobody_knows_whose_it_is() {
         let disk: &'static [u8] = &[7; 1 << 20];
-        let order = Order { bytes: 1 << 20, task: Task::Usage };
-        let Seen::Sight(Sight::Usage(usage)) = look(disk, &order) else { panic!("a usage") };
+        let request = Request { bytes: 1 << 20, task: Task::Usage };
+        let Reply::Findings(Findings::Usage(usage)) = run_inspection(disk, &request) else {
+            panic!("a usage")
+        };
         assert_eq!((usage.used, usage.parts.len()), (Ranges::of(0..1 << 20), 1));
-        let order = Order { task: Task::Owners(Ranges::of(512..1024)), ..order };
-        let Seen::Sight(Sight::Owners(found)) = look(disk, &order) else { panic!("owners") };
+        let request = Request { task: Task::Owners(Ranges::of(512..1024)), ..request };
+        let Reply::Findings(Findings::Owners(found)) = run_inspection(disk, &request) else {
+            panic!("owners")
+        };
         let found: Vec<RangeOwner> = found.into_iter().collect();
         assert_eq!(found, [RangeOwner { partition: 0, owner: filesystem::Owner::Unknown }]);
     }

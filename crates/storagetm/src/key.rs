@@ -11,7 +11,7 @@ use nvme::auth::Hash;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::consent::{self, Stake};
+use crate::confirmation::{self, OverwriteTarget};
 use crate::options::key::{self, Export, Generate, Import, Key as Options, Task};
 use crate::table::table;
 use daemon::event::escaped;
@@ -40,7 +40,7 @@ pub(crate) fn key(options: &Options) -> Result<(), Failure> {
 ///
 /// # Errors
 /// It cannot be written.
-pub(crate) fn say(bytes: &[u8]) -> Result<(), Failure> {
+pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut output = io::stdout();
     match output.write_all(bytes).and_then(|()| output.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -54,10 +54,10 @@ pub(crate) fn say(bytes: &[u8]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// It cannot be written.
-pub(crate) fn say_json<T: Serialize>(what: &T) -> Result<(), Failure> {
+pub(crate) fn print_json<T: Serialize>(what: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(what)
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
-    say((escaped(&text) + "\n").as_bytes())
+    print((escaped(&text) + "\n").as_bytes())
 }
 
 fn generate(store: impl Fn() -> Result<Store, Failure>, options: &Generate) -> Result<(), Failure> {
@@ -65,7 +65,7 @@ fn generate(store: impl Fn() -> Result<Store, Failure>, options: &Generate) -> R
     if let Some(name) = &options.name {
         store()?.put_key(name, &key, options.replace)?;
     }
-    if options.name.is_none() || options.show { say(&key.line()) } else { Ok(()) }
+    if options.name.is_none() || options.show { print(&key.line()) } else { Ok(()) }
 }
 
 fn kind(kind: key::Kind) -> KeyKind {
@@ -132,12 +132,13 @@ fn export(store: &Store, options: &Export) -> Result<(), Failure> {
     };
     match &options.to {
         Some(path) => {
-            if let Some(stake) = Stake::file(path, "--force").map_err(Failure::new)? {
-                consent::ask(&stake, "the key", options.force).map_err(Failure::new)?;
+            if let Some(overwrite) = OverwriteTarget::file(path, "--force").map_err(Failure::new)? {
+                confirmation::confirm(&overwrite, "the key", options.force)
+                    .map_err(Failure::new)?;
             }
             write_private(path, &text)
         }
-        None => say(&text),
+        None => print(&text),
     }
 }
 
@@ -204,10 +205,10 @@ struct Row {
 fn list(store: &Store, json: bool) -> Result<(), Failure> {
     let rows: Vec<Row> = store.key_names().into_iter().map(|name| row(store, name)).collect();
     if json {
-        return say_json(&rows);
+        return print_json(&rows);
     }
     let cells: Vec<_> = rows.iter().map(columns).collect();
-    say(table(["NAME", "KIND", "HASH", "USED BY"], &cells).as_bytes())
+    print(table(["NAME", "KIND", "HASH", "USED BY"], &cells).as_bytes())
 }
 
 fn row(store: &Store, name: Name) -> Row {

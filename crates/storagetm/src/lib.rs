@@ -9,7 +9,7 @@
 //! | `demo` | the built-in disk |
 //! | `listen`, `listeners` | where to listen: the rule, and the sockets |
 //! | `mailbox`, `ledger` | what the engine says, and who has what |
-//! | [`happening`], `output`, `outlet` | what happened, and where it is said |
+//! | [`happening`], `output`, `nonblocking` | what happened, and where it is said |
 //! | `list` | which disks there are |
 //! | `copy` | copies a disk from a place to another |
 //! | `inspect` | what is on a disk, seen by a process without rights |
@@ -17,7 +17,7 @@
 //! | `helper` | starts such processes |
 //! | `boot` | a machine that does nothing but lend its disks |
 //! | `admission` | whom this machine lets in |
-//! | `keyboard`, `keystroke` | what somebody at the screen answers |
+//! | `terminal_keys`, `key_parser` | what somebody at the screen answers |
 //! | `settings`, `choice` | what was said when the machine was booted, and the disks that were named then |
 //! | `image` | makes what boots such a machine |
 //! | `announce` | tells the networks nearby that there are disks to be had here, from a process without rights |
@@ -33,24 +33,24 @@
 
 mod attach;
 mod boot;
-mod consent;
+mod confirmation;
+mod console_ui;
 mod copy;
-mod desk;
 mod find;
 mod hold;
 mod host;
 mod image;
 mod inspect;
 mod key;
-mod keyboard;
-mod keystroke;
+mod key_parser;
 mod list;
+mod nonblocking;
 pub mod options;
-mod outlet;
 mod output;
 mod pair;
 mod serve;
 mod table;
+mod terminal_keys;
 mod unpack;
 
 use std::ffi::OsString;
@@ -67,8 +67,8 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Nearly every task holds keys. Where it is not allowed nothing else can be done about it.
     let _ = linux::sandbox::protect_memory();
     let line: Vec<OsString> = line.into_iter().collect();
-    if !is_init(&line) && options::key::is_told(&line) {
-        return failed(&Failure::usage(options::key::TOLD));
+    if !is_init(&line) && options::key::contains_key(&line) {
+        return failed(&Failure::usage(options::key::KEY_IN_ARGUMENTS));
     }
     let parsed =
         if is_init(&line) { options::parse(["storagetm", "boot"]) } else { options::parse(line) };

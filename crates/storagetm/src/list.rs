@@ -41,7 +41,7 @@ struct Row {
     partition_table: Option<&'static str>,
     contents: Vec<Content>,
     lendable: bool,
-    reasons: Vec<Why>,
+    reasons: Vec<Reason>,
 }
 
 /// Something on a disk.
@@ -54,7 +54,7 @@ struct Content {
 
 /// Something against lending it.
 #[derive(Debug, Serialize)]
-struct Why {
+struct Reason {
     code: &'static str,
     text: String,
 }
@@ -70,7 +70,7 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
             "the disks of this machine cannot be listed: {error}; is /sys mounted?"
         ))
     })?;
-    let disks = chosen(&machine, &options.disks)?;
+    let disks = selected(&machine, &options.disks)?;
     let examined = disks.iter().flat_map(|disk| machine.examined_for(disk));
     let findings = examine(&tree, examined, |_| LIMIT);
     let rows: Vec<Row> = disks.into_iter().map(|disk| row(&machine, disk, &findings)).collect();
@@ -87,7 +87,7 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
 ///
 /// # Errors
 /// One is not there.
-fn chosen<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>, Failure> {
+fn selected<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>, Failure> {
     if names.is_empty() {
         return Ok(machine.disks.iter().filter(|disk| !is_unused(disk)).collect());
     }
@@ -102,11 +102,11 @@ fn chosen<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>, F
         })?;
         found.insert(&disk.name);
     }
-    let is_meant = |disk: &&Disk| {
+    let is_selected = |disk: &&Disk| {
         let whole = disk.part.as_ref().map(|part| &part.of);
         found.contains(&disk.name) || whole.is_some_and(|whole| found.contains(whole))
     };
-    Ok(machine.disks.iter().filter(is_meant).collect())
+    Ok(machine.disks.iter().filter(is_selected).collect())
 }
 
 /// A node that the kernel keeps ready, with no disk behind it.
@@ -152,8 +152,8 @@ fn content(signature: Signature) -> Content {
     Content { kind: signature.kind.word(), label: signature.label, uuid: signature.uuid }
 }
 
-fn reasons(verdict: &Verdict) -> Vec<Why> {
-    let why = |reason: &linux::reason::Reason| Why {
+fn reasons(verdict: &Verdict) -> Vec<Reason> {
+    let why = |reason: &linux::reason::Reason| Reason {
         code: reason.code.word(),
         text: reason.text.clone(),
     };
@@ -182,13 +182,13 @@ fn columns(row: &Row) -> [String; 7] {
         dash(&row.model),
         dash(&row.serial),
         row.transport.to_owned(),
-        on_it(row),
+        content_column(row),
         lendable(row),
     ]
 }
 
 /// The partition table and the marks, in few words.
-fn on_it(row: &Row) -> String {
+fn content_column(row: &Row) -> String {
     let table = row.partition_table.map(str::to_owned);
     let marks = row.contents.iter().map(|content| match &content.label {
         Some(label) => format!("{} \"{label}\"", content.kind),
@@ -235,7 +235,7 @@ mod test {
     #[test]
     fn the_table_says_what_is_on_a_disk_and_why_it_is_not_lent() {
         let content = Content { kind: "ext4", label: Some("ho\x1bme".to_owned()), uuid: None };
-        let why = Why { code: "mounted", text: "mounted at /home".to_owned() };
+        let why = Reason { code: "mounted", text: "mounted at /home".to_owned() };
         let second = Row {
             name: "sda1".to_owned(),
             called: "sda1".to_owned(),
@@ -292,7 +292,7 @@ sda     500.1 GB  Example  -       usb        gpt                yes
         std::fs::remove_dir_all(&root).unwrap();
         let names = |names: &[&str]| -> Result<Vec<&str>, Failure> {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            let disks = chosen(&machine, &names)?;
+            let disks = selected(&machine, &names)?;
             Ok(disks.into_iter().map(|disk| disk.name.as_str()).collect())
         };
         assert_eq!(names(&[]).unwrap(), ["dm-0", "sda", "sda1", "sdb"]);

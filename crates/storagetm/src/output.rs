@@ -14,11 +14,11 @@ use linux::tty;
 
 use rustix::event::PollFlags;
 
-use crate::outlet::Outlet;
+use crate::nonblocking::NonBlockingWriter;
 use daemon::event::ServeEvent;
 
 /// The window of a terminal that does not tell its size.
-const SMALLEST: (u16, u16) = (80, 24);
+const DEFAULT_SIZE: (u16, u16) = (80, 24);
 
 /// What standard output is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ enum Form {
 #[derive(Debug)]
 pub(crate) struct Output {
     form: Form,
-    outlet: Outlet,
+    nonblocking: NonBlockingWriter,
     /// What is on the screen.
     shown: String,
     journal: Option<Journal>,
@@ -61,7 +61,7 @@ impl Output {
         let journal = if is_journal() { None } else { Journal::open(tree, "storagetm") };
         Self {
             form,
-            outlet: Outlet::stdout(),
+            nonblocking: NonBlockingWriter::stdout(),
             shown: String::new(),
             journal,
             notifier: Notifier::open().ok(),
@@ -72,29 +72,29 @@ impl Output {
     /// Nowhere: on a machine of its own, the screens are elsewhere.
     pub(crate) fn silent() -> Self {
         let (journal, notifier, splash) = (None, None, None);
-        let (outlet, shown) = (Outlet::stdout(), String::new());
-        Self { form: Form::Silent, outlet, shown, journal, notifier, splash }
+        let (nonblocking, shown) = (NonBlockingWriter::stdout(), String::new());
+        Self { form: Form::Silent, nonblocking, shown, journal, notifier, splash }
     }
 
     /// Says what happened.
-    pub(crate) fn say(&mut self, event: &ServeEvent) {
+    pub(crate) fn report(&mut self, event: &ServeEvent) {
         let sentence = event.sentence();
         if let Some(sentence) = &sentence {
             let priority = if event.is_problem() { Priority::Warning } else { Priority::Notice };
             self.record(priority, sentence, &event.fields());
         }
         match (self.form, sentence) {
-            (Form::Json, _) => self.say_to_programs(event),
-            (Form::Plain, Some(sentence)) => self.outlet.push(&format!("{sentence}\n")),
+            (Form::Json, _) => self.report_json(event),
+            (Form::Plain, Some(sentence)) => self.nonblocking.push(&format!("{sentence}\n")),
             (Form::Plain, None) | (Form::Screen | Form::Silent, _) => {}
         }
     }
 
     /// Says to programs what people see on the screen.
-    pub(crate) fn say_to_programs(&mut self, event: &ServeEvent) {
+    pub(crate) fn report_json(&mut self, event: &ServeEvent) {
         if self.form == Form::Json {
             let line = |event: &ServeEvent| format!("{}\n", event.json());
-            self.outlet.push_line(&line(event), |count| line(&ServeEvent::Lost { count }));
+            self.nonblocking.push_line(&line(event), |count| line(&ServeEvent::Lost { count }));
         }
     }
 
@@ -104,7 +104,7 @@ impl Output {
             Form::Screen => self.draw(model, state),
             Form::Plain if anew => {
                 let style = Style { utf8: is_utf8(), ..Style::PLAIN };
-                self.outlet.push(&lines(&text(model, style)));
+                self.nonblocking.push(&lines(&text(model, style)));
             }
             Form::Plain | Form::Json | Form::Silent => {}
         }
@@ -132,24 +132,24 @@ impl Output {
     }
 
     fn draw(&mut self, model: &Model, state: &State) {
-        let (width, rows) = tty::window(io::stdout()).unwrap_or(SMALLEST);
+        let (width, rows) = tty::window(io::stdout()).unwrap_or(DEFAULT_SIZE);
         let color = env::var_os("NO_COLOR").is_none();
         let style = Style { width: width.into(), color, utf8: is_utf8() };
         let picture = picture(&screen(model, state, style, rows.into()), style.width);
         if picture != self.shown {
-            self.outlet.push(&picture);
+            self.nonblocking.push(&picture);
             self.shown = picture;
         }
     }
 
     /// Has the screen be drawn again even if nothing changes: somebody else may have written there.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         self.shown.clear();
     }
 
     /// Draws the screen for figures that change all the time, unless the terminal is behind anyway. Returns whether it has.
     pub(crate) fn refresh(&mut self, model: &Model, state: &State) -> bool {
-        let draws = self.form == Form::Screen && !self.outlet.is_waiting();
+        let draws = self.form == Form::Screen && !self.nonblocking.has_pending();
         if draws {
             self.draw(model, state);
         }
@@ -184,7 +184,7 @@ impl Output {
     /// Tells the service manager that the program ends; what is said from now on stands below the screen.
     pub(crate) fn stopping(&mut self) {
         if self.form == Form::Screen {
-            self.outlet.push("\n");
+            self.nonblocking.push("\n");
             self.form = Form::Plain;
         }
         self.splash = None;
@@ -203,33 +203,33 @@ impl Output {
 
     /// Says what still waits to be said, as far as it goes without waiting.
     pub(crate) fn write(&mut self) {
-        self.outlet.write();
+        self.nonblocking.write();
     }
 
     /// Says what still waits to be said, for at most so long.
-    pub(crate) fn drain(&mut self, patience: Duration) {
-        self.outlet.drain(patience);
+    pub(crate) fn drain(&mut self, timeout: Duration) {
+        self.nonblocking.drain(timeout);
     }
 
     /// The descriptor to be polled, and for what: it is writable when more can be said. A program that reads the events
     /// is watched even if nothing waits, since its end is reported whatever is asked for.
     pub(crate) fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let waits = self.outlet.is_waiting();
+        let waits = self.nonblocking.has_pending();
         let flags = if waits { PollFlags::OUT } else { PollFlags::empty() };
-        let is_watched = waits || (self.form == Form::Json && !self.outlet.is_closed());
-        is_watched.then(|| (self.outlet.as_fd(), flags))
+        let is_watched = waits || (self.form == Form::Json && !self.nonblocking.is_closed());
+        is_watched.then(|| (self.nonblocking.as_fd(), flags))
     }
 
     /// Looks whether the program for which the events are is still there.
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn check_closed(&mut self) {
         if self.form == Form::Json {
-            self.outlet.look();
+            self.nonblocking.check_closed();
         }
     }
 
     /// Whether the program for which the events are is gone.
-    pub(crate) fn is_unheard(&self) -> bool {
-        self.form == Form::Json && self.outlet.is_closed()
+    pub(crate) fn reader_gone(&self) -> bool {
+        self.form == Form::Json && self.nonblocking.is_closed()
     }
 }
 

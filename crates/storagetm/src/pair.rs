@@ -1,7 +1,7 @@
 //! `storagetm pair`: has this machine let in by another one, whose screen shows a code, and leaves it with the keys
 //! where the kernel or nvme-cli find them. It knows no disk.
 
-mod outcome;
+mod report;
 
 use std::fs::File;
 use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
@@ -18,7 +18,7 @@ use pair::client::{ClientInfo, Failure as Refusal, Paired, Step};
 use pair::{Client, Code, Invite};
 use zeroize::Zeroizing;
 
-use crate::key::{say, say_json};
+use crate::key::{print, print_json};
 use crate::options::pair::Pair;
 use failure::Failure;
 use keys::key::Key;
@@ -26,16 +26,16 @@ use keys::keyring;
 use keys::record::check_nqn;
 use keys::store::Store;
 use keys::target::{Disk, Target};
-use outcome::{Outcome, advice};
 use remote::address::TargetAddr;
 use remote::host_nqn::HostNqn;
+use report::{Report, advice};
 
 /// How long the other machine may take for a handshake, and for each answer.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PEER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long somebody at the other machine may take to say yes or no; it gives up before.
-const OWNER: Duration = Duration::from_secs(150);
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(150);
 /// Bytes of the longest code, as the text of a QR code has it.
-const LONGEST: usize = 2048;
+const MAX_CODE_LEN: usize = 2048;
 
 /// Has this machine let in.
 ///
@@ -45,33 +45,34 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let tree = Tree::machine();
     let own = HostNqn::find(&tree, options.hostnqn.as_deref());
     check_nqn(&own.nqn).map_err(Failure::usage)?;
-    let asked = options.host.as_deref().map(|host| place(host, options)).transpose()?;
+    let named = options.host.as_deref().map(|host| target_addr(host, options)).transpose()?;
     let store = Store::open(&Store::locate(options.keys.as_deref())?)?;
-    if let Some(place) = asked.as_ref().filter(|_| is_typed(options)) {
+    if let Some(target_addr) = named.as_ref().filter(|_| is_typed(options)) {
         // An address that cannot be reached is reported before the code is asked for.
-        open_channel(place, place.connect()?)?;
+        open_channel(target_addr, target_addr.connect()?)?;
     }
-    let (code, told) = code(options)?;
-    let places = match asked {
-        Some(place) => vec![place],
-        None => told
+    let (code, addresses) = code(options)?;
+    let targets = match named {
+        Some(target_addr) => vec![target_addr],
+        None => addresses
             .iter()
             .filter_map(|at| TargetAddr::parse(at, options.interface.as_deref()).ok())
             .collect(),
     };
-    let (place, socket) = reach(&places)?;
-    let reached = socket.peer_addr().map_err(|error| Failure::new(format!("{place}: {error}")))?;
-    let mut channel = open_channel(place, socket)?;
+    let (target_addr, socket) = connect_first(&targets)?;
+    let reached =
+        socket.peer_addr().map_err(|error| Failure::new(format!("{target_addr}: {error}")))?;
+    let mut channel = open_channel(target_addr, socket)?;
     let name = options.name.clone().unwrap_or_else(linux::net::hostname);
-    let asking = ClientInfo { host: &own.nqn, name: &name, writable: options.writable };
-    let paired = converse(&mut channel, &code, &asking)?;
-    let there = place.endpoint(reached);
+    let client_info = ClientInfo { host: &own.nqn, name: &name, writable: options.writable };
+    let paired = run_pairing(&mut channel, &code, &client_info)?;
+    let there = target_addr.endpoint(reached);
     let target = target(&paired, &own, &there);
-    keep(&store, &tree, &target, |file, note| Outcome::new(&target, &own, &there, file, note))
-        .and_then(|outcome| tell(&outcome, &own, options.json))
+    keep(&store, &tree, &target, |file, note| Report::new(&target, &own, &there, file, note))
+        .and_then(|report| print_report(&report, &own, options.json))
 }
 
-fn place(host: &str, options: &Pair) -> Result<TargetAddr, Failure> {
+fn target_addr(host: &str, options: &Pair) -> Result<TargetAddr, Failure> {
     TargetAddr::parse(host, options.interface.as_deref())
         .map_err(|why| Failure::usage(format!("{host}: {why}")))
 }
@@ -84,7 +85,7 @@ fn is_typed(options: &Pair) -> bool {
 /// The code, and the addresses that came with it.
 fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
     let text = match options.code_file.as_deref() {
-        Some(path) if path != Path::new("-") => line(io::BufReader::new(opened(path)?)),
+        Some(path) if path != Path::new("-") => line(io::BufReader::new(open_file(path)?)),
         _ => {
             let input = io::stdin().lock();
             if is_typed(options) {
@@ -94,25 +95,25 @@ fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
         }
     };
     let text = text.map_err(|error| Failure::new(format!("the code cannot be read: {error}")))?;
-    understood(&text).ok_or_else(|| {
+    parse_code(&text).ok_or_else(|| {
         Failure::usage("this is no code: it has eight digits, or is the text of the QR code (STORAGETM:PAIR/…)")
     })
 }
 
-fn opened(path: &Path) -> Result<File, Failure> {
+fn open_file(path: &Path) -> Result<File, Failure> {
     File::open(path)
         .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
 }
 
 /// The first line, and no more of it than a code has.
 fn line(from: impl BufRead) -> io::Result<Zeroizing<String>> {
-    let mut text = Zeroizing::new(String::with_capacity(LONGEST));
-    let limit = u64::try_from(LONGEST).unwrap_or(u64::MAX);
+    let mut text = Zeroizing::new(String::with_capacity(MAX_CODE_LEN));
+    let limit = u64::try_from(MAX_CODE_LEN).unwrap_or(u64::MAX);
     from.take(limit).read_line(&mut text)?;
     Ok(text)
 }
 
-fn understood(text: &str) -> Option<(Code, Vec<String>)> {
+fn parse_code(text: &str) -> Option<(Code, Vec<String>)> {
     if let Ok(invite) = Invite::parse(text) {
         return Some((invite.code, invite.at));
     }
@@ -120,12 +121,12 @@ fn understood(text: &str) -> Option<(Code, Vec<String>)> {
 }
 
 /// A connection to the first of the places that answers.
-fn reach(places: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpStream), Failure> {
+fn connect_first(targets: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpStream), Failure> {
     let mut last =
         Failure::usage("name the machine: the code has no address in it that can be used");
-    for place in places {
-        match place.connect() {
-            Ok(socket) => return Ok((place, socket)),
+    for target_addr in targets {
+        match target_addr.connect() {
+            Ok(socket) => return Ok((target_addr, socket)),
             Err(failure) => last = failure,
         }
     }
@@ -133,34 +134,38 @@ fn reach(places: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpStream), Fa
 }
 
 /// A channel in which nobody can listen, with whoever is there: who that is, the code tells.
-fn open_channel(place: &TargetAddr, socket: std::net::TcpStream) -> Result<Stream, Failure> {
+fn open_channel(target_addr: &TargetAddr, socket: std::net::TcpStream) -> Result<Stream, Failure> {
     let waits = socket
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| socket.set_write_timeout(Some(PATIENCE)));
-    waits.map_err(|error| Failure::new(format!("{place}: {error}")))?;
-    let everybodys = Psk {
+        .set_read_timeout(Some(PEER_TIMEOUT))
+        .and_then(|()| socket.set_write_timeout(Some(PEER_TIMEOUT)));
+    waits.map_err(|error| Failure::new(format!("{target_addr}: {error}")))?;
+    let public_psk = Psk {
         identity: pair::IDENTITY.to_owned(),
         secret: Secret::new(pair::PSK.to_vec()),
         hash: Hash::Sha256,
         key: None,
     };
-    engine::tls::connect(socket, everybodys, Instant::now() + PATIENCE).map_err(|error| match error
+    engine::tls::connect(socket, public_psk, Instant::now() + PEER_TIMEOUT).map_err(|error| match error
         .kind()
     {
         ErrorKind::PermissionDenied | ErrorKind::ConnectionAborted => Failure::refused(format!(
-            "{place} lets no machine pair with it just now: does its screen show a code? ({error})"
+            "{target_addr} lets no machine pair with it just now: does its screen show a code? ({error})"
         )),
-        _ => Failure::new(format!("{place}: {error}")),
+        _ => Failure::new(format!("{target_addr}: {error}")),
     })
 }
 
 /// Shows that this machine has the code, and waits for what the other one says.
-fn converse(channel: &mut Stream, code: &Code, asking: &ClientInfo<'_>) -> Result<Paired, Failure> {
+fn run_pairing(
+    channel: &mut Stream,
+    code: &Code,
+    client_info: &ClientInfo<'_>,
+) -> Result<Paired, Failure> {
     let mut random = Zeroizing::new([0; 32]);
     if !nvme::auth::chap::system_random(&mut *random) {
         return Err(Failure::new("this machine gives no random bytes"));
     }
-    let mut client = Client::new(code, asking, channel.channel().binding, random);
+    let mut client = Client::new(code, client_info, channel.channel().binding, random);
     let broken = |error: io::Error| Failure::new(format!("the connection broke: {error}"));
     loop {
         while let Some(step) = client.poll() {
@@ -168,23 +173,25 @@ fn converse(channel: &mut Stream, code: &Code, asking: &ClientInfo<'_>) -> Resul
                 Step::Send(bytes) => {
                     channel.write_all(&bytes).and_then(|()| channel.flush()).map_err(broken)?
                 }
-                Step::Authenticated { target } => welcomed(channel, &target).map_err(broken)?,
+                Step::Authenticated { target } => {
+                    authenticated(channel, &target).map_err(broken)?
+                }
                 Step::Paired(paired) => return Ok(*paired),
                 Step::Failed(refusal) => return Err(failed(refusal)),
             }
         }
-        hear(channel, &mut client).map_err(broken)?;
+        receive_bytes(channel, &mut client).map_err(broken)?;
     }
 }
 
-fn welcomed(channel: &Stream, target: &str) -> io::Result<()> {
+fn authenticated(channel: &Stream, target: &str) -> io::Result<()> {
     let sentence =
         format!("The code is right. {target} may ask there whether you may have what you want.");
     let _ = writeln!(io::stderr(), "{}", printable(&sentence, true));
-    channel.socket().set_read_timeout(Some(OWNER))
+    channel.socket().set_read_timeout(Some(CONFIRMATION_TIMEOUT))
 }
 
-fn hear(channel: &mut Stream, client: &mut Client) -> io::Result<()> {
+fn receive_bytes(channel: &mut Stream, client: &mut Client) -> io::Result<()> {
     let mut bytes = Zeroizing::new([0; 4096]);
     match channel.read(&mut *bytes) {
         Ok(0) => client.disconnected(),
@@ -236,14 +243,14 @@ fn keep(
     store: &Store,
     tree: &Tree,
     target: &Target,
-    outcome: impl FnOnce(PathBuf, Option<String>) -> Outcome,
-) -> Result<Outcome, Failure> {
+    report: impl FnOnce(PathBuf, Option<String>) -> Report,
+) -> Result<Report, Failure> {
     let disks: Vec<&str> = target.disks.iter().map(|disk| disk.nqn.as_str()).collect();
     let psks = keyring::psks(target.tls.text(), &target.host, &disks)?;
     let name = store.put_target(target)?;
     let file = store.put_import_keys(&name, &keyring::import_lines(&psks)?)?;
     let note = insert(tree, &psks).err().map(|error| error.to_string());
-    Ok(outcome(file, note))
+    Ok(report(file, note))
 }
 
 /// Puts keys where the kernel looks for them, in place of those for the same host and disk.
@@ -263,11 +270,11 @@ pub(crate) fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), K
     Ok(())
 }
 
-fn tell(outcome: &Outcome, own: &HostNqn, json: bool) -> Result<(), Failure> {
+fn print_report(report: &Report, own: &HostNqn, json: bool) -> Result<(), Failure> {
     if json {
-        return say_json(outcome);
+        return print_json(report);
     }
-    say(outcome.text().as_bytes())?;
+    print(report.text().as_bytes())?;
     if let Some(advice) = advice(own) {
         let _ = writeln!(io::stderr(), "{advice}");
     }

@@ -1,17 +1,17 @@
 //! `storagetm serve`: lends disks until it is told to stop. One loop waits for the machine, the hosts and the owner; the
 //! data path is the engine's.
 
-mod announcing;
-mod churn;
 mod disks;
-mod end;
+mod endpoints;
+mod event_limit;
 mod faults;
 mod flushes;
-mod given;
-mod open;
-mod reach;
+mod mdns;
+mod pairing;
 mod screen;
-mod strangers;
+mod shutdown;
+mod socket_activation;
+mod startup;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -28,11 +28,10 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::desk::Desk;
-use crate::keyboard::Keyboard;
+use crate::console_ui::ConsoleUi;
 use crate::options::{Io, Serve};
 use crate::output::Output;
-use churn::Churn;
+use crate::terminal_keys::TerminalKeys;
 use daemon::access_control::{AccessControl, PendingPairing};
 use daemon::event::{ServeEvent, peer_of};
 use daemon::hotplug::Hotplug;
@@ -45,31 +44,32 @@ use daemon::settings::Settings;
 use daemon::status::{Status, loopback_advice};
 use daemon::worker::Worker;
 use dnssd::Announcer;
+use endpoints::unserved_address_note;
+use event_limit::EventLimit;
 use failure::Failure;
 use faults::Faults;
 use flushes::Flushes;
-use given::Given;
 use nvme::nqn;
-use reach::beyond;
+use socket_activation::InheritedSockets;
 
 /// How often counters and buttons are looked at on a machine that does nothing else.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the sizes of image files are looked at: the kernel does not report that one has grown.
-const SIZES: Duration = Duration::from_secs(2);
+const SIZE_INTERVAL: Duration = Duration::from_secs(2);
 /// Changes that come together are shown together.
 const COALESCE: Duration = Duration::from_millis(200);
 
 /// Why it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum StopReason {
     /// It was told to, by a signal.
-    Told,
+    Signalled,
     /// Somebody at the machine wants it to power off.
     PowerOff,
     /// Somebody at the machine wants it to restart.
     Restart,
     /// Nothing serves any more.
-    Broken,
+    Failed,
 }
 
 /// Lends disks until a signal says to stop.
@@ -78,25 +78,29 @@ pub(crate) enum End {
 /// Why nothing is lent: one sentence.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     // Before this program opens anything: what it was handed has the next numbers.
-    let given = Given::take(options)?;
+    let inherited = InheritedSockets::take(options)?;
     if let Some(base) = &options.nqn {
         nqn::check_base(base).map_err(Failure::usage)?;
     }
     let tree = Tree::machine();
     let settings = if options.boot_settings { Settings::read(&tree) } else { Settings::default() };
     // Whoever hands sockets over has standard output for itself.
-    let quiet = given.is_some() && !options.json;
+    let quiet = inherited.is_some() && !options.json;
     let output = Output::open(&tree, options.json, options.boot_settings, quiet);
-    run(options, settings, output, open_mailbox()?, given, None).map(drop)
+    run(options, settings, output, open_inbox()?, inherited, None).map(drop)
 }
 
-/// Lends all disks of a machine that does nothing else, until somebody at the `desk` or a signal says to stop. What the
+/// Lends all disks of a machine that does nothing else, until somebody at the `console_ui` or a signal says to stop. What the
 /// threads that bring the machine up say comes by the `mailbox`.
 ///
 /// # Errors
 /// Why nothing can be lent: one sentence.
-pub(crate) fn lend_all(settings: Settings, inbox: Inbox, desk: Desk) -> Result<End, Failure> {
-    run(&Serve::everything(), settings, Output::silent(), inbox, None, Some(desk))
+pub(crate) fn lend_all(
+    settings: Settings,
+    inbox: Inbox,
+    console_ui: ConsoleUi,
+) -> Result<StopReason, Failure> {
+    run(&Serve::everything(), settings, Output::silent(), inbox, None, Some(console_ui))
 }
 
 fn run(
@@ -104,20 +108,20 @@ fn run(
     settings: Settings,
     output: Output,
     inbox: Inbox,
-    given: Option<Given>,
-    desk: Option<Desk>,
-) -> Result<End, Failure> {
+    inherited: Option<InheritedSockets>,
+    console_ui: Option<ConsoleUi>,
+) -> Result<StopReason, Failure> {
     raise_limits();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
-    let mut server = Server::open(options, settings, output, inbox, given, desk)?;
+    let mut server = Server::open(options, settings, output, inbox, inherited, console_ui)?;
     server.announce();
     let end = server.run(&mut signals);
-    let broken = server.broken.take();
-    let is_of_machine = server.desk.is_some();
+    let failure_reason = server.failure_reason.take();
+    let is_of_machine = server.console_ui.is_some();
     // A machine that ends has shown what may be lost, and must end all the same.
     let lost = Some(server.close(end)).filter(|lost| !lost.is_empty() && !is_of_machine);
-    let sentence = broken.or_else(|| Some(lost?.join("; ")));
+    let sentence = failure_reason.or_else(|| Some(lost?.join("; ")));
     sentence.map_or(Ok(end), |sentence| Err(Failure::new(sentence)))
 }
 
@@ -125,7 +129,7 @@ fn run(
 ///
 /// # Errors
 /// There is no descriptor for it.
-pub(crate) fn open_mailbox() -> Result<Inbox, Failure> {
+pub(crate) fn open_inbox() -> Result<Inbox, Failure> {
     Inbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
 }
 
@@ -146,23 +150,23 @@ struct Server {
     /// Tells the networks nearby where disks are had, if it is to.
     announcer: Option<Announcer>,
     /// Where somebody can answer, on a terminal that is not a machine's own.
-    keyboard: Option<Keyboard>,
+    terminal_keys: Option<TerminalKeys>,
     /// What a person has chosen to see on the screen.
     screen: State,
     /// Why no code is shown, if none is.
-    no_code: Option<Unavailable>,
+    pairing_unavailable: Option<Unavailable>,
     /// Whether programs are told the codes by which machines are let in.
-    tells_codes: bool,
+    reports_codes: bool,
     /// Why nothing is served any more.
-    broken: Option<String>,
+    failure_reason: Option<String>,
     listeners: Listeners,
     lent_disks: Vec<LentDisk>,
     status: Status,
     /// What disks have failed to do.
     faults: Faults,
-    churn: Churn,
+    event_limit: EventLimit,
     /// Keeps the machine from sleeping while a disk is attached.
-    awake: Inhibitor,
+    sleep_inhibitor: Inhibitor,
     hotplug: Hotplug,
     inbox: Inbox,
     output: Output,
@@ -172,8 +176,8 @@ struct Server {
     digests: bool,
     /// Whether only other machines are to be told where the disks are.
     remote_only: bool,
-    alerts: Alerts,
-    desk: Option<Desk>,
+    timers: Timers,
+    console_ui: Option<ConsoleUi>,
     /// The only peer there will be, at the other end of this.
     only_peer: Option<OwnedFd>,
     /// Of disks whose last host has let go.
@@ -182,17 +186,17 @@ struct Server {
 
 /// When to do what is not done at once.
 #[derive(Debug, Default)]
-struct Alerts {
+struct Timers {
     /// Draw the screen.
     draw: Option<Instant>,
     /// And say all of it where there is no screen.
-    anew: bool,
+    full_text: bool,
     /// Ask for the machine's addresses.
     addresses: Option<Instant>,
     /// Give a sign of life.
     watchdog: Option<Instant>,
     /// Look at counters and buttons, which do not say by themselves that they have changed.
-    look: Option<Instant>,
+    poll_counters: Option<Instant>,
     /// A pause after a wrong code is over.
     code: Option<Instant>,
     /// Look at the sizes of the image files that are lent.
@@ -201,7 +205,7 @@ struct Alerts {
 
 impl Server {
     /// What the owner should know from the start.
-    fn remember(&mut self, options: &Serve, notes: Vec<String>) {
+    fn add_startup_notes(&mut self, options: &Serve, notes: Vec<String>) {
         notes.into_iter().for_each(|note| self.status.note(note));
         if options.all && self.hotplug.is_unavailable() {
             self.status.note(
@@ -217,10 +221,10 @@ impl Server {
         }
     }
 
-    fn keep(&mut self, lent: LentDisk) {
+    fn add_lent_disk(&mut self, lent: LentDisk) {
         self.status.add_disk(lent.export.clone());
         if lent.file_bytes().is_some() {
-            self.alerts.sizes.get_or_insert_with(|| Instant::now() + SIZES);
+            self.timers.sizes.get_or_insert_with(|| Instant::now() + SIZE_INTERVAL);
         }
         lent.notes.iter().for_each(|note| self.status.note(note.clone()));
         self.lent_disks.push(lent);
@@ -229,33 +233,33 @@ impl Server {
     /// Says what is lent, and where.
     fn announce(&mut self) {
         for event in self.listeners.open_events() {
-            self.output.say(&event);
+            self.output.report(&event);
         }
         let exports: Vec<Arc<Export>> = self.status.exports().cloned().collect();
         for export in exports {
-            self.say_lent(&export);
+            self.report_lent(&export);
         }
         self.status.end_startup();
         let model = self.model();
         self.output.show(&model, &self.screen, true);
-        self.show_besides(&model);
-        self.output.say(&ServeEvent::Ready);
+        self.show_other_screens(&model);
+        self.output.report(&ServeEvent::Ready);
         for note in model.notes {
-            self.output.say_to_programs(&ServeEvent::note(note));
+            self.output.report_json(&ServeEvent::note(note));
         }
         self.output.ready(&self.status.summary());
-        self.tell_networks();
-        self.alerts.watchdog = self.output.watchdog_interval().map(|time| Instant::now() + time);
+        self.announce_mdns();
+        self.timers.watchdog = self.output.watchdog_interval().map(|time| Instant::now() + time);
     }
 
-    fn say_lent(&mut self, export: &Arc<Export>) {
+    fn report_lent(&mut self, export: &Arc<Export>) {
         let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
         let nqn = nqn::of(&export.id);
         let one = endpoints.iter().map(|at| at.attach(&nqn, self.digests));
         let all = endpoints.iter().map(|at| at.attach_all(self.digests));
         let lines = one.chain(all).collect();
         let uris = nbd.iter().map(|at| at.uri(&export.short)).collect();
-        self.output.say(&ServeEvent::lent(export, lines, uris));
+        self.output.report(&ServeEvent::lent(export, lines, uris));
     }
 
     /// What the screen shows.
@@ -265,12 +269,12 @@ impl Server {
         let loopback_advice = loopback_advice(reached).filter(|_| !self.listeners.are_fixed());
         let mut model = self.status.model(&self.machine, endpoints, nbd, self.digests);
         // What stands comes before what has happened: the newest message is the last.
-        model.notes.splice(0..0, self.standing(loopback_advice));
-        let no_code = || self.no_code.map(Pairing::Unavailable);
-        model.pairing = self.access_control.pairing(&model.endpoints).or_else(no_code);
+        model.notes.splice(0..0, self.current_notes(loopback_advice));
+        let pairing_unavailable = || self.pairing_unavailable.map(Pairing::Unavailable);
+        model.pairing = self.access_control.pairing(&model.endpoints).or_else(pairing_unavailable);
         model.asking = self.access_control.prompt();
-        let flushing = self.flushes.are_under_way();
-        let mode = self.desk.as_ref().map(Desk::shown);
+        let flushing = self.flushes.any_pending();
+        let mode = self.console_ui.as_ref().map(ConsoleUi::current_mode);
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
         model.link = self.link();
         for disk in &mut model.disks {
@@ -283,41 +287,43 @@ impl Server {
     }
 
     /// What holds just now and is worth knowing, a sentence each.
-    fn standing(&self, loopback_advice: Option<&str>) -> Vec<String> {
+    fn current_notes(&self, loopback_advice: Option<&str>) -> Vec<String> {
         let mut notes: Vec<String> = loopback_advice.map(str::to_owned).into_iter().collect();
-        notes.extend(self.desk.as_ref().and_then(Desk::note));
-        if self.desk.is_some() && self.listeners.is_nearby() {
-            notes.extend(beyond(&self.addresses));
+        notes.extend(self.console_ui.as_ref().and_then(ConsoleUi::note));
+        if self.console_ui.is_some() && self.listeners.is_nearby() {
+            notes.extend(unserved_address_note(&self.addresses));
         }
         let awaited = |address| format!("This machine does not have the address {address} yet.");
         notes.extend(self.listeners.awaited(&self.addresses).into_iter().map(awaited));
-        let waited_for = |disk| format!("There is no disk {disk} yet.");
-        notes.extend(self.hotplug.missing().into_iter().map(waited_for));
+        let missing = |disk| format!("There is no disk {disk} yet.");
+        notes.extend(self.hotplug.missing().into_iter().map(missing));
         notes
     }
 
     /// Shows it where a screen is not all there is: at the desk, and on a boot splash.
-    fn show_besides(&mut self, model: &Model) {
+    fn show_other_screens(&mut self, model: &Model) {
         self.output.show_splash(model);
         let counts = self.output.is_screen() && model.is_attached();
-        if self.desk.is_some() || self.output.has_splash() || counts {
-            self.alerts.look = Some(Instant::now() + LOOK);
+        if self.console_ui.is_some() || self.output.has_splash() || counts {
+            self.timers.poll_counters = Some(Instant::now() + POLL_INTERVAL);
         }
         self.screen.expire(Instant::now());
-        let Some(desk) = &mut self.desk else { return };
-        desk.show(model, &self.screen);
+        let Some(console_ui) = &mut self.console_ui else { return };
+        console_ui.show(model, &self.screen);
     }
 
     /// Waits and does, until told to stop.
-    fn run(&mut self, signals: &mut Signals) -> End {
-        while !self.output.is_unheard() && !self.has_lost_its_only_peer() {
+    fn run(&mut self, signals: &mut Signals) -> StopReason {
+        while !self.output.reader_gone() && !self.only_peer_gone() {
             self.wait(signals);
             for signal in signals.receive() {
                 match signal {
                     Signal::WindowChange => self.redraw_soon(),
-                    Signal::Continue => self.come_back(),
+                    Signal::Continue => self.resume_terminal(),
                     Signal::ReopenPairing => self.worker.unlock(),
-                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => return End::Told,
+                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
+                        return StopReason::Signalled;
+                    }
                 }
             }
             let now = Instant::now();
@@ -326,20 +332,20 @@ impl Server {
             }
             self.hotplug.receive(now);
             self.notice_addresses(now);
-            self.take_events(now);
-            if self.broken.is_some() {
-                return End::Broken;
+            self.handle_events(now);
+            if self.failure_reason.is_some() {
+                return StopReason::Failed;
             }
             if self.access_control.has_changed(now) {
-                self.follow_owner(now);
+                self.apply_host_changes(now);
             }
             let is_used = self.status.exports().any(|export| self.status.is_attached(export));
-            self.awake.update(self.desk.is_some() || is_used, now);
+            self.sleep_inhibitor.update(self.console_ui.is_some() || is_used, now);
             self.output.write();
-            self.output.look();
-            self.do_what_is_due(now);
+            self.output.check_closed();
+            self.run_timers(now);
         }
-        End::Told
+        StopReason::Signalled
     }
 
     /// Waits until something can be done.
@@ -349,137 +355,143 @@ impl Server {
             Some(self.inbox.as_fd()),
             self.address_changes.as_ref().map(AsFd::as_fd),
             self.access_control.descriptor(),
-            self.keyboard.as_ref().and_then(Keyboard::descriptor),
+            self.terminal_keys.as_ref().and_then(TerminalKeys::descriptor),
         ];
         let only_peer = self.only_peer.iter().map(|fd| (fd.as_fd(), PollFlags::empty()));
         let readable = readable.into_iter().flatten().chain(self.hotplug.descriptors());
         let readable = readable.map(|fd| (fd, PollFlags::IN));
-        let desk = self.desk.as_ref().into_iter().flat_map(Desk::ends);
-        let mut ends: Vec<PollFd<'_>> = readable
+        let console_ui = self.console_ui.as_ref().into_iter().flat_map(ConsoleUi::poll_fds);
+        let mut poll_fds: Vec<PollFd<'_>> = readable
             .chain(self.output.descriptor())
             .chain(only_peer)
-            .chain(desk)
+            .chain(console_ui)
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
             .collect();
-        let patience = self.next_alert().map(|at| at.saturating_duration_since(Instant::now()));
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        let _ = poll(&mut ends, patience.as_ref());
+        let timeout = self.next_timer().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let _ = poll(&mut poll_fds, timeout.as_ref());
     }
 
-    fn next_alert(&self) -> Option<Instant> {
-        let alerts = &self.alerts;
-        let shown = [alerts.draw, alerts.look, alerts.code];
-        let own = shown.into_iter().chain([alerts.addresses, alerts.watchdog, alerts.sizes]);
-        let own = own.chain([self.churn.due()]);
-        let others =
-            [self.hotplug.due(), self.access_control.due(), self.keyboard_due(), self.awake.due()];
+    fn next_timer(&self) -> Option<Instant> {
+        let timers = &self.timers;
+        let current_mode = [timers.draw, timers.poll_counters, timers.code];
+        let own = current_mode.into_iter().chain([timers.addresses, timers.watchdog, timers.sizes]);
+        let own = own.chain([self.event_limit.due()]);
+        let others = [
+            self.hotplug.due(),
+            self.access_control.due(),
+            self.terminal_keys_due(),
+            self.sleep_inhibitor.due(),
+        ];
         own.chain(others).flatten().min()
     }
 
     /// Nobody says when a terminal comes back from another job.
-    fn keyboard_due(&self) -> Option<Instant> {
-        let is_away = |keyboard: &&Keyboard| keyboard.descriptor().is_none();
-        self.keyboard.as_ref().filter(is_away).map(|_| Instant::now() + LOOK)
+    fn terminal_keys_due(&self) -> Option<Instant> {
+        let is_away = |terminal_keys: &&TerminalKeys| terminal_keys.descriptor().is_none();
+        self.terminal_keys.as_ref().filter(is_away).map(|_| Instant::now() + POLL_INTERVAL)
     }
 
-    fn do_what_is_due(&mut self, now: Instant) {
-        let is_due = |alert: Option<Instant>| alert.is_some_and(|at| at <= now);
+    fn run_timers(&mut self, now: Instant) {
+        let is_due = |timer: Option<Instant>| timer.is_some_and(|at| at <= now);
         if is_due(self.hotplug.due()) {
-            self.follow_disks(now);
+            self.apply_hotplug(now);
         }
-        if is_due(self.churn.due()) {
-            self.report_churn(now);
+        if is_due(self.event_limit.due()) {
+            self.report_suppressed(now);
         }
-        if is_due(self.alerts.sizes) {
-            self.follow_sizes(now);
+        if is_due(self.timers.sizes) {
+            self.update_file_sizes(now);
         }
-        if is_due(self.alerts.addresses) {
-            self.alerts.addresses = None;
-            self.follow_addresses();
+        if is_due(self.timers.addresses) {
+            self.timers.addresses = None;
+            self.update_listeners();
         }
-        if is_due(self.alerts.draw) {
-            self.alerts.draw = None;
+        if is_due(self.timers.draw) {
+            self.timers.draw = None;
             self.draw();
         }
-        if is_due(self.alerts.look) {
-            self.alerts.look = None;
-            self.desk.iter_mut().for_each(Desk::look);
+        if is_due(self.timers.poll_counters) {
+            self.timers.poll_counters = None;
+            self.console_ui.iter_mut().for_each(ConsoleUi::refresh_buttons);
             let model = self.model();
             let is_drawn = self.output.refresh(&model, &self.screen);
-            self.show_besides(&model);
-            if self.desk.is_some() || is_drawn {
+            self.show_other_screens(&model);
+            if self.console_ui.is_some() || is_drawn {
                 self.access_control.mark_prompted();
             }
         }
-        if is_due(self.alerts.code) {
-            self.alerts.code = None;
-            self.draw_soon(self.tells_codes);
+        if is_due(self.timers.code) {
+            self.timers.code = None;
+            self.draw_soon(self.reports_codes);
         }
-        if is_due(self.alerts.watchdog) {
+        if is_due(self.timers.watchdog) {
             self.output.watchdog();
-            self.alerts.watchdog = self.output.watchdog_interval().map(|time| now + time);
+            self.timers.watchdog = self.output.watchdog_interval().map(|time| now + time);
         }
     }
 
-    fn draw_soon(&mut self, anew: bool) {
-        self.alerts.anew |= anew;
-        self.alerts.draw.get_or_insert_with(|| Instant::now() + COALESCE);
+    fn draw_soon(&mut self, full_text: bool) {
+        self.timers.full_text |= full_text;
+        self.timers.draw.get_or_insert_with(|| Instant::now() + COALESCE);
     }
 
     fn draw(&mut self) {
         let model = self.model();
-        self.output.show(&model, &self.screen, std::mem::take(&mut self.alerts.anew));
-        self.show_besides(&model);
+        self.output.show(&model, &self.screen, std::mem::take(&mut self.timers.full_text));
+        self.show_other_screens(&model);
         self.access_control.mark_prompted();
         self.output.status(&self.status.summary());
     }
 
     /// Says what happened, and has the screen show it.
-    fn say(&mut self, event: &ServeEvent) {
-        self.output.say(event);
+    fn report(&mut self, event: &ServeEvent) {
+        self.output.report(event);
         if event.is_message() {
             event.sentence().into_iter().for_each(|sentence| self.status.note(sentence));
         }
         self.draw_soon(false);
     }
 
-    fn take_events(&mut self, now: Instant) {
+    fn handle_events(&mut self, now: Instant) {
         let Pending { mut events, notes, subjects, view, end, lost } = self.inbox.receive();
         // Whom it does not name has gone, unless he came after it.
         if let Some((before, view)) = view {
             let after = events.split_off(before.min(events.len()));
-            events.into_iter().for_each(|event| self.take_event(event, now));
+            events.into_iter().for_each(|event| self.handle_event(event, now));
             self.show_code(view);
             events = after;
         }
-        events.into_iter().for_each(|event| self.take_event(event, now));
-        self.broken = self.broken.take().or(end);
+        events.into_iter().for_each(|event| self.handle_event(event, now));
+        self.failure_reason = self.failure_reason.take().or(end);
         for note in notes {
-            self.say(&ServeEvent::note(note));
+            self.report(&ServeEvent::note(note));
         }
         for (subject, sentence) in subjects {
             self.status.set_subject(subject, sentence);
             self.draw_soon(false);
         }
         if lost > 0 {
-            self.say(&ServeEvent::note(format!(
+            self.report(&ServeEvent::note(format!(
                 "{lost} more events were not shown, too many at once"
             )));
         }
     }
 
-    fn take_event(&mut self, counted: CountedEvent, now: Instant) {
+    fn handle_event(&mut self, counted: CountedEvent, now: Instant) {
         let CountedEvent { event, count } = counted;
         self.status.record(&event, self.access_control.policy());
         self.faults.record(&event, count);
         match event {
             Event::PairingRequested { peer, request } => {
-                return self.knocked(PendingPairing { peer, request }, now);
+                return self.pairing_requested(PendingPairing { peer, request }, now);
             }
-            Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
+            Event::Detached { ref export, .. } if !export.is_gone() => {
+                self.flush_when_detached(export)
+            }
             _ => {}
         }
-        if self.churn.hides(&event, now) {
+        if self.event_limit.suppresses(&event, now) {
             return self.draw_soon(false);
         }
         let shrunk = self.file_end_before(&event);
@@ -488,9 +500,9 @@ impl Server {
         if let (Some(bytes), ServeEvent::Fault { reason, .. }) = (shrunk, &mut event) {
             *reason = format!("the file ends before that, at {bytes} bytes");
         }
-        self.say(&event);
+        self.report(&event);
         if shrunk.is_some() {
-            self.follow_sizes(now);
+            self.update_file_sizes(now);
         }
     }
 }

@@ -9,15 +9,15 @@ use linux::tty;
 const GAP: usize = 2;
 
 /// No column is made narrower than this.
-const NARROWEST: usize = 8;
+const MIN_WIDTH: usize = 8;
 
 /// Columns as wide as what is in them. Where standard output is a terminal that has not so many, what is in the widest columns
 /// is broken into lines.
 pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
-    fitted(headings, rows, tty::window(stdout()).map(|(columns, _)| columns.into()))
+    table_of_width(headings, rows, tty::window(stdout()).map(|(columns, _)| columns.into()))
 }
 
-fn fitted<const N: usize>(
+fn table_of_width<const N: usize>(
     headings: [&str; N],
     rows: &[[String; N]],
     columns: Option<usize>,
@@ -32,11 +32,11 @@ fn fitted<const N: usize>(
         let cells = cells.iter().filter_map(|row| row.get(at));
         cells.flat_map(|cell| cell.split_whitespace()).map(|word| word.chars().count()).max()
     };
-    let words: Vec<usize> = (0..N).map(|at| word(at).unwrap_or(0).max(NARROWEST)).collect();
+    let words: Vec<usize> = (0..N).map(|at| word(at).unwrap_or(0).max(MIN_WIDTH)).collect();
     if let Some(columns) = columns {
         // Words are broken only where nothing else helps.
         narrow(&mut widths, &words, columns);
-        narrow(&mut widths, &[NARROWEST; N], columns);
+        narrow(&mut widths, &[MIN_WIDTH; N], columns);
     }
     cells.iter().map(|row| lines(row, &widths)).collect()
 }
@@ -56,7 +56,7 @@ fn narrow(widths: &mut [usize], least: &[usize], columns: usize) {
 /// A row, in as many lines as its longest cell takes.
 fn lines(row: &[String], widths: &[usize]) -> String {
     let cells: Vec<Vec<String>> =
-        row.iter().zip(widths).map(|(cell, width)| wrapped(cell, *width)).collect();
+        row.iter().zip(widths).map(|(cell, width)| wrap(cell, *width)).collect();
     let count = cells.iter().map(Vec::len).max().unwrap_or(0);
     let part = |cell: &Vec<String>, at: usize| cell.get(at).cloned().unwrap_or_default();
     (0..count)
@@ -65,7 +65,7 @@ fn lines(row: &[String], widths: &[usize]) -> String {
 }
 
 /// The text in lines of that many characters, broken at blanks where there are some.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+fn wrap(text: &str, width: usize) -> Vec<String> {
     if text.chars().count() <= width {
         return vec![text.to_owned()];
     }
@@ -117,7 +117,7 @@ mod test {
         ];
         let rows = [row.map(str::to_owned), ["sdb", "1 GB", "-", "-", "yes"].map(str::to_owned)];
         let headings = ["NAME", "SIZE", "MODEL", "SERIAL", "LENDABLE"];
-        let text = fitted(headings, &rows, Some(56));
+        let text = table_of_width(headings, &rows, Some(56));
         assert!(text.lines().all(|line| line.chars().count() <= 56), "{text}");
         let wanted = "\
 NAME  SIZE      MODEL        SERIAL          LENDABLE
@@ -127,8 +127,8 @@ sda   500.1 GB  Samsung SSD  S4EVNF0M123456  no: mounted
 sdb   1 GB      -            -               yes
 ";
         assert_eq!(text, wanted);
-        let narrow = fitted(headings, &rows, Some(3));
+        let narrow = table_of_width(headings, &rows, Some(3));
         assert!(narrow.contains("S4EVNF0M\n") || narrow.contains("S4EVNF0M "), "{narrow}");
-        assert_eq!(fitted(headings, &rows, None).lines().count(), 3);
+        assert_eq!(table_of_width(headings, &rows, None).lines().count(), 3);
     }
 }

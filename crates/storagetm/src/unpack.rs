@@ -20,13 +20,13 @@ pub(crate) use child::work;
 use ipc::spawn::command;
 
 /// Bytes of the disk that are taken out of the pipe before the copy: a partition table for blocks of 4096 bytes is in them.
-pub(crate) const FIRST: usize = 32 << 10;
+pub(crate) const HEAD_BYTES: usize = 32 << 10;
 /// Bytes of the longest sentence.
-const LONGEST: u64 = 4096;
+const MAX_ERROR: u64 = 4096;
 /// How long the process may take for its first bytes out of a file.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(120);
 /// Stands for a length that is not known.
-pub(super) const UNKNOWN: u64 = u64::MAX;
+pub(super) const UNKNOWN_LENGTH: u64 = u64::MAX;
 
 /// What a file is packed in, by its start and its end.
 ///
@@ -70,21 +70,21 @@ pub(crate) fn unpack(
     container: Container,
     input: OwnedFd,
     name: &str,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
 ) -> Result<Pipe, String> {
     let cannot = |error: io::Error| format!("{name} cannot be unpacked: {error}");
     let mut unpacker = Unpacker::spawn(container, input, name).map_err(cannot)?;
     let mut output = unpacker.output.take().ok_or_else(|| cannot(ErrorKind::NotFound.into()))?;
     let mut length = Vec::new();
-    take(&mut output, 8, &mut length, patience).map_err(cannot)?;
+    take(&mut output, 8, &mut length, timeout).map_err(cannot)?;
     let Some(length) = length.first_chunk() else {
         unpacker.finish()?;
         return Err(unpacker.sentence(""));
     };
-    let bytes = Some(u64::from_le_bytes(*length)).filter(|bytes| *bytes != UNKNOWN);
+    let bytes = Some(u64::from_le_bytes(*length)).filter(|bytes| *bytes != UNKNOWN_LENGTH);
     let mut head = Vec::new();
-    take(&mut output, FIRST, &mut head, patience).map_err(cannot)?;
-    if head.len() < FIRST {
+    take(&mut output, HEAD_BYTES, &mut head, timeout).map_err(cannot)?;
+    if head.len() < HEAD_BYTES {
         // It is over already: what is wrong with it is known before anything is written.
         unpacker.finish()?;
     }
@@ -92,7 +92,7 @@ pub(crate) fn unpack(
     Ok(Pipe { descriptor: output.into(), head, bytes, finish: Some(finish) })
 }
 
-/// Reads so many bytes, or what there is until the end; waits at most `patience` for each part, or as long as it takes.
+/// Reads so many bytes, or what there is until the end; waits at most `timeout` for each part, or as long as it takes.
 ///
 /// # Errors
 /// It cannot be read, or took too long.
@@ -100,12 +100,12 @@ pub(crate) fn take(
     from: &mut File,
     most: usize,
     into: &mut Vec<u8>,
-    patience: Option<Duration>,
+    timeout: Option<Duration>,
 ) -> io::Result<()> {
-    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     while into.len() < most {
         let mut fds = [PollFd::from_borrowed_fd(from.as_fd(), PollFlags::IN)];
-        if rustix::io::retry_on_intr(|| poll(&mut fds, patience.as_ref()))? == 0 {
+        if rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))? == 0 {
             return Err(ErrorKind::TimedOut.into());
         }
         let mut piece = vec![0; most - into.len()];
@@ -141,12 +141,12 @@ impl Unpacker {
         if let Some(ended) = &self.ended {
             return ended.clone();
         }
-        let mut said = Vec::new();
-        if let Some(words) = self.child.stderr.take() {
-            let _ = words.take(LONGEST).read_to_end(&mut said);
+        let mut text = Vec::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            let _ = stderr.take(MAX_ERROR).read_to_end(&mut text);
         }
         let success = self.child.wait().is_ok_and(|status| status.success());
-        let why = String::from_utf8_lossy(&said);
+        let why = String::from_utf8_lossy(&text);
         let ended = if success { Ok(()) } else { Err(self.sentence(&why)) };
         self.ended = Some(ended.clone());
         ended

@@ -13,9 +13,9 @@ use serde::Serialize;
 use keys::record::Allowed;
 
 /// How long a disk may take to come once the kernel is connected.
-const COMES: Duration = Duration::from_secs(5);
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A connection of the kernel, and what is reached by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -62,7 +62,7 @@ pub(super) fn attach(tree: &Tree, connection: &Connection<'_>) -> Result<Attache
         }
         Err(error) => return Err(error),
     };
-    let devices = wait(tree, &controller, Instant::now() + COMES);
+    let devices = wait(tree, &controller, Instant::now() + DISK_TIMEOUT);
     Ok(Attached { nqn: connection.subsystem.to_owned(), controller, devices, already })
 }
 
@@ -72,7 +72,7 @@ fn wait(tree: &Tree, controller: &str, end: Instant) -> Vec<Device> {
         if !devices.is_empty() || Instant::now() >= end {
             return devices;
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -84,7 +84,7 @@ fn a_disk_is_let_go_of_by_its_path_its_name_or_its_machine() {
         let machine = Machine::new();
         machine.mounted("8:1", "/");
         machine.controller("nvme2", "traddr=10.0.0.2,trsvcid=4421", "nqn.2024-01.test:b");
-        let gone = let_go(&machine.tree(), Some(what), false, &known).unwrap();
+        let gone = detach_matching(&machine.tree(), Some(what), false, &known).unwrap();
         assert_eq!(gone.len(), 1, "{what}");
         assert_eq!(
             (gone[0].controller.as_str(), &gone[0].devices[0][..]),
@@ -106,7 +106,7 @@ fn what_is_not_attached_is_said_and_nothing_else_goes() {
         "10.0.0.1:5000",
         "10.0.0.1/b",
     ] {
-        let failure = let_go(&machine.tree(), Some(what), true, &[]).unwrap_err();
+        let failure = detach_matching(&machine.tree(), Some(what), true, &[]).unwrap_err();
         assert!(failure.to_string().contains("nothing is attached"), "{what}: {failure}");
     }
     assert!(!machine.is_let_go("nvme1"));
@@ -117,11 +117,11 @@ fn a_disk_in_use_stays_unless_it_must_go() {
     let machine = Machine::new();
     machine.mounted("259:1", "/mnt");
     machine.controller("nvme2", "traddr=10.0.0.2,trsvcid=4421", "nqn.2024-01.test:b");
-    let failure = let_go(&machine.tree(), None, false, &[]).unwrap_err().to_string();
+    let failure = detach_matching(&machine.tree(), None, false, &[]).unwrap_err().to_string();
     assert!(failure.contains("/dev/nvme1n1 is in use") && failure.contains("/mnt"), "{failure}");
     assert!(failure.contains("--force"), "{failure}");
     assert!(!machine.is_let_go("nvme1") && !machine.is_let_go("nvme2"), "all or none");
-    let gone = let_go(&machine.tree(), None, true, &[]).unwrap();
+    let gone = detach_matching(&machine.tree(), None, true, &[]).unwrap();
     assert_eq!(gone.len(), 2);
     assert!(machine.is_let_go("nvme1") && machine.is_let_go("nvme2"));
 }
@@ -132,8 +132,8 @@ fn one_of_two_ways_to_a_disk_in_use_may_go() {
     machine.mounted("259:1", "/mnt");
     machine.controller("nvme3", "traddr=10.0.0.2,trsvcid=4420", "nqn.2024-01.test:a");
     machine.write("sys/class/nvme/nvme3/nvme1c3n1/size", "2048\n");
-    assert!(let_go(&machine.tree(), Some("nqn.2024-01.test:a"), false, &[]).is_err());
-    assert_eq!(let_go(&machine.tree(), Some("10.0.0.2"), false, &[]).unwrap().len(), 1);
+    assert!(detach_matching(&machine.tree(), Some("nqn.2024-01.test:a"), false, &[]).is_err());
+    assert_eq!(detach_matching(&machine.tree(), Some("10.0.0.2"), false, &[]).unwrap().len(), 1);
     assert!(machine.is_let_go("nvme3") && !machine.is_let_go("nvme1"));
 }
 
@@ -181,18 +181,21 @@ fn only_a_secret_for_dh_hmac_chap_is_one() {
     fs::create_dir_all(&folder.0).unwrap();
     let tls = Key::generate(KeyKind::Tls, None).unwrap();
     fs::write(&path, tls.text().bytes()).unwrap();
-    assert_eq!(proof(Some(&path)).unwrap_err().status(), 2);
+    assert_eq!(read_chap_key(Some(&path)).unwrap_err().status(), 2);
     let chap = Key::generate(KeyKind::Chap, None).unwrap();
     fs::write(&path, chap.text().bytes()).unwrap();
-    let own = proof(Some(&path)).unwrap();
+    let own = read_chap_key(Some(&path)).unwrap();
     assert!(credentials(own.as_ref(), None).unwrap().is_some_and(|it| it.controller.is_none()));
-    assert!(proof(Some(&folder.0.join("none"))).is_err() && proof(None).unwrap().is_none());
+    assert!(
+        read_chap_key(Some(&folder.0.join("none"))).is_err()
+            && read_chap_key(None).unwrap().is_none()
+    );
 }
 
 #[test]
 fn a_failure_holds_up_no_other_disk() {
     let (well, failed) =
-        each(&[1, 2, 3], |n| if n % 2 == 1 { Ok(*n) } else { Err(Failure::new(n)) });
+        try_each(&[1, 2, 3], |n| if n % 2 == 1 { Ok(*n) } else { Err(Failure::new(n)) });
     assert_eq!((well, failed.unwrap().to_string().as_str()), (vec![1, 3], "2"));
 }
 

@@ -10,42 +10,42 @@ use filesystem::{Owner, Part, PartKind, RangeOwner, Ranges};
 use linux::medium::ReadAt;
 use linux::tree::Tree;
 
-use super::access::Access;
-use super::ending::refused;
+use super::allocated::AllocatedDisk;
 use super::event::Event;
-use super::mask::Mask;
+use super::progress::ProgressReporter;
 use super::remote;
-use super::voice::Voice;
+use super::summary::refused;
+use super::sync_disk::SyncDisk;
 use crate::inspect;
 use crate::options::copy::Copy;
 use ::remote::uri::Locator;
 use failure::Failure;
 
 /// Owners that are named to people one by one; programs get all.
-const NAMED: usize = 100;
+const MAX_NAMED: usize = 100;
 
 /// The same end, of which only what file systems use is copied; and what is to be said of that.
 ///
 /// # Errors
 /// It is a pipe, or cannot be looked at.
-pub(super) fn only_used(end: End) -> Result<(End, Vec<String>), Failure> {
+pub(super) fn allocated_only(end: End) -> Result<(End, Vec<String>), Failure> {
     let End::Disk(place) = end else {
         return Err(Failure::usage("--allocated needs a disk to look at, and a pipe is none"));
     };
     let cannot = |why: String| refused(format!("{why}; without --allocated all of it is copied"));
-    let reading = Access::open(&*place).map_err(cannot)?;
-    let usage = inspect::usage(&reading, reading.disk().bytes).map_err(cannot)?;
-    let mut notes: Vec<String> = usage.parts.iter().filter_map(taken_whole).collect();
-    let (used, all) = (usage.used.bytes(), reading.disk().bytes);
+    let disk = SyncDisk::open(&*place).map_err(cannot)?;
+    let usage = inspect::usage(&disk, disk.disk().bytes).map_err(cannot)?;
+    let mut notes: Vec<String> = usage.parts.iter().filter_map(copied_whole_note).collect();
+    let (used, all) = (usage.used.bytes(), disk.disk().bytes);
     if used < all {
         let (used, all) = (decimal(used), decimal(all));
         notes.push(format!("{used} of {all} are used; the rest becomes zeros"));
     }
-    drop(reading);
-    Ok((End::Disk(Box::new(Mask::new(place, usage.used))), notes))
+    drop(disk);
+    Ok((End::Disk(Box::new(AllocatedDisk::new(place, usage.used))), notes))
 }
 
-fn taken_whole(part: &Part) -> Option<String> {
+fn copied_whole_note(part: &Part) -> Option<String> {
     let PartKind::Opaque(why) = part.kind else { return None };
     let what = match part.number {
         0 => "the disk".to_owned(),
@@ -55,23 +55,26 @@ fn taken_whole(part: &Part) -> Option<String> {
 }
 
 /// Says whose the bytes are that could not be read. The destination is asked: its source has suffered enough.
-pub(super) fn tell_owners(options: &Copy, bad: &[Range<u64>], voice: &mut Voice) {
+pub(super) fn report_owners(options: &Copy, bad: &[Range<u64>], reporter: &mut ProgressReporter) {
     match owners(options, bad) {
         Ok(found) => {
             let count = found.len();
             for (at, found) in found.iter().enumerate() {
-                if voice.is_for_people() {
-                    let said = if at < NAMED { Some(sentence(found)) } else { None };
-                    said.into_iter().for_each(|said| voice.note(&said));
+                if reporter.is_human_readable() {
+                    let said = if at < MAX_NAMED { Some(sentence(found)) } else { None };
+                    said.into_iter().for_each(|said| reporter.note(&said));
                 } else {
-                    voice.event(&Event::Owner { partition: found.partition, path: word(found) });
+                    reporter.event(&Event::Owner {
+                        partition: found.partition,
+                        path: file_path(found),
+                    });
                 }
             }
-            if voice.is_for_people() && count > NAMED {
-                voice.note(&format!("and {} more", count - NAMED));
+            if reporter.is_human_readable() && count > MAX_NAMED {
+                reporter.note(&format!("and {} more", count - MAX_NAMED));
             }
         }
-        Err(why) => voice.note(&format!("which files have bad sectors cannot be told: {why}")),
+        Err(why) => reporter.note(&format!("which files have bad sectors cannot be told: {why}")),
     }
 }
 
@@ -89,15 +92,15 @@ fn owners(
             look(&file, bytes)
         }
         there => {
-            let place = remote::place(&Tree::machine(), options, there);
+            let place = remote::endpoint(&Tree::machine(), options, there);
             let place = place.map_err(|failure| failure.to_string())?;
-            let reading = Access::open(&*place)?;
-            look(&reading, reading.disk().bytes)
+            let disk = SyncDisk::open(&*place)?;
+            look(&disk, disk.disk().bytes)
         }
     }
 }
 
-fn word(found: &RangeOwner) -> Option<&str> {
+fn file_path(found: &RangeOwner) -> Option<&str> {
     match &found.owner {
         Owner::File(path) => Some(path),
         _ => None,

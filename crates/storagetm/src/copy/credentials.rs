@@ -12,7 +12,7 @@ use linux::tree::Tree;
 use nvme::auth::{Credentials, chap};
 use zeroize::Zeroizing;
 
-use super::ending::refused;
+use super::summary::refused;
 use crate::options::copy::Copy;
 use ::remote::uri::Tls;
 use failure::Failure;
@@ -23,7 +23,7 @@ use keys::target::{Disk, Target};
 use remote::host_nqn::HostNqn;
 
 /// Bytes of the longest file of keys or of certificates.
-const LONGEST: usize = 256 << 10;
+const MAX_FILE: usize = 256 << 10;
 
 /// What this machine shows to another one.
 #[derive(Debug, Clone)]
@@ -40,7 +40,7 @@ pub(super) struct Keys {
 
 /// How an NBD connection is secured.
 #[derive(Debug, Clone)]
-pub(super) enum Shown {
+pub(super) enum NbdAuth {
     /// By a key that both ends have.
     Psk(Psk),
     /// By certificates.
@@ -61,7 +61,7 @@ impl Keys {
         let nqn = HostNqn::find(tree, asked).nqn;
         check_nqn(&nqn).map_err(Failure::usage)?;
         let (known, disks) = target.map(|target| (target.tls, target.disks)).unzip();
-        let key = options.key.as_deref().map(named).transpose()?.or(known);
+        let key = options.key.as_deref().map(read_key_file).transpose()?.or(known);
         let none = Self { host: nqn, tls: None, chap: None, disks: disks.unwrap_or_default() };
         match key {
             Some(key) if key.kind() == KeyKind::Chap => {
@@ -73,7 +73,7 @@ impl Keys {
     }
 
     /// Whether there is nothing to secure a connection with, nor to prove itself by.
-    pub(super) fn is_clear(&self) -> bool {
+    pub(super) fn is_plaintext(&self) -> bool {
         self.tls.is_none() && self.chap.is_none()
     }
 
@@ -102,17 +102,18 @@ impl Keys {
     ///
     /// # Errors
     /// Nothing is known to secure it with.
-    pub(super) fn nbd(&self, tls: &Tls, host: &str) -> Result<Shown, Failure> {
+    pub(super) fn nbd(&self, tls: &Tls, host: &str) -> Result<NbdAuth, Failure> {
         if let Some(folder) = &tls.certificates {
             let name = tls.hostname.as_deref().unwrap_or(host);
-            return trust(folder, name).map(|trust| Shown::Certificates(Arc::new(trust)));
+            return read_certificates(folder, name)
+                .map(|read_certificates| NbdAuth::Certificates(Arc::new(read_certificates)));
         }
         if let Some(path) = &tls.psk_file {
-            return listed(path, tls.user.as_deref()).map(Shown::Psk);
+            return psk_from_file(path, tls.user.as_deref()).map(NbdAuth::Psk);
         }
         let key =
             self.tls.as_ref().and_then(|key| nbd_psk(key, tls.user.as_ref().unwrap_or(&self.host)));
-        key.map(Shown::Psk).ok_or_else(|| {
+        key.map(NbdAuth::Psk).ok_or_else(|| {
             refused(format!(
                 "there is no key for {host}: get one by \"storagetm pair\", or name one by --key, \
                  ?tls-psk-file= or ?tls-certificates="
@@ -146,7 +147,7 @@ fn psk(identity: String, secret: Secret) -> Psk {
     Psk { identity, secret, hash: Hash::Sha256, key: None }
 }
 
-fn named(path: &Path) -> Result<Key, Failure> {
+fn read_key_file(path: &Path) -> Result<Key, Failure> {
     let what = path.display().to_string();
     let file =
         File::open(path).map_err(|error| refused(format!("{what} cannot be read: {error}")))?;
@@ -154,7 +155,7 @@ fn named(path: &Path) -> Result<Key, Failure> {
 }
 
 /// The key of that name in a file of lines `NAME:HEX`, or the only one.
-fn listed(path: &Path, user: Option<&str>) -> Result<Psk, Failure> {
+fn psk_from_file(path: &Path, user: Option<&str>) -> Result<Psk, Failure> {
     let text = read(path)?;
     let shown = path.display();
     let keys: Vec<(&[u8], &[u8])> = text
@@ -201,7 +202,7 @@ fn unhex(digits: &[u8]) -> Option<Secret> {
 }
 
 /// What is in a folder as libnbd, nbdkit and qemu have it.
-fn trust(folder: &Path, name: &str) -> Result<Trust, Failure> {
+fn read_certificates(folder: &Path, name: &str) -> Result<Trust, Failure> {
     let authority = read(&folder.join("ca-cert.pem"))?.to_vec();
     let (chain, key) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));
     let own = match chain.exists() || key.exists() {
@@ -212,7 +213,7 @@ fn trust(folder: &Path, name: &str) -> Result<Trust, Failure> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let text = File::open(path).and_then(|file| read_bounded(file, LONGEST));
+    let text = File::open(path).and_then(|file| read_bounded(file, MAX_FILE));
     text.map_err(|error| refused(format!("{} cannot be read: {error}", path.display())))
 }
 
@@ -247,7 +248,8 @@ mod test {
         let path = folder.0.join("psk");
         let line = |name: &str, byte: &str| format!("{name}:{}\n", byte.repeat(32));
         fs::write(&path, line("nqn.2024-01.test:a", "aB") + "# no\n\n" + &line("b", "02")).unwrap();
-        let found = |user| listed(&path, user).map(|psk| (psk.identity, psk.secret.bytes()[0]));
+        let found =
+            |user| psk_from_file(&path, user).map(|psk| (psk.identity, psk.secret.bytes()[0]));
         assert_eq!(found(Some("nqn.2024-01.test:a")).unwrap().1, 0xab);
         assert_eq!(found(Some("b")).unwrap(), ("b".to_owned(), 2));
         assert!(found(Some("c")).is_err());
@@ -265,12 +267,12 @@ mod test {
     fn a_key_that_is_named_is_one_or_the_copy_is_refused() {
         let folder = Scratch::new();
         let path = folder.0.join("key");
-        assert_eq!(named(&path).unwrap_err().status(), 5);
+        assert_eq!(read_key_file(&path).unwrap_err().status(), 5);
         fs::write(&path, "no key").unwrap();
-        let failure = named(&path).unwrap_err();
+        let failure = read_key_file(&path).unwrap_err();
         assert!(failure.status() == 5 && !failure.to_string().contains("no key\n"));
         let key = Key::generate(KeyKind::Chap, None).unwrap();
         fs::write(&path, &*key.line()).unwrap();
-        assert_eq!(named(&path).unwrap(), key);
+        assert_eq!(read_key_file(&path).unwrap(), key);
     }
 }

@@ -154,7 +154,7 @@ impl Finished {
             verified: report.verified,
             bad: length(&report.bad),
             bad_ranges: report.bad.len(),
-            mismatches: unlike(report).len(),
+            mismatches: mismatches(report).len(),
             hash: report.hash.as_ref().map(hexadecimal),
             seconds: tenths(report.elapsed),
         }
@@ -207,7 +207,7 @@ pub(super) fn length(ranges: &[Range<u64>]) -> u64 {
 }
 
 /// The ranges in which the destination does not hold what was read.
-pub(super) fn unlike(report: &Report) -> &[Range<u64>] {
+pub(super) fn mismatches(report: &Report) -> &[Range<u64>] {
     match &report.outcome {
         Outcome::VerifyFailed(ranges) => ranges,
         _ => &[],

@@ -11,13 +11,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use failure::Failure;
 
 /// The exit status of who does not wait for the end.
-const IMPATIENT: i32 = 6;
+const INTERRUPTED_STATUS: i32 = 6;
 
 /// Starts to listen. What is returned becomes true at the first signal; at the second the program ends.
 ///
 /// # Errors
 /// There is no descriptor or thread left.
-pub(super) fn listen() -> Result<Arc<AtomicBool>, Failure> {
+pub(super) fn watch_signals() -> Result<Arc<AtomicBool>, Failure> {
     let cannot = |error| Failure::new(format!("signals cannot be received: {error}"));
     let mut signals = Signals::open().map_err(cannot)?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -28,7 +28,7 @@ pub(super) fn listen() -> Result<Arc<AtomicBool>, Failure> {
             let ends =
                 !matches!(signal, Signal::WindowChange | Signal::Continue | Signal::ReopenPairing);
             if ends && told.swap(true, Ordering::Release) {
-                std::process::exit(IMPATIENT);
+                std::process::exit(INTERRUPTED_STATUS);
             }
         }
     };

@@ -16,8 +16,8 @@ use ::copy::{
 use engine::tls;
 use linux::tree::Tree;
 
-use super::credentials::{self, Keys, Shown};
-use super::ending::refused;
+use super::credentials::{self, Keys, NbdAuth};
+use super::summary::refused;
 use crate::options::copy::Copy;
 use ::remote::uri::{Authority, Locator, Nbd, Nvme, ServerAddr, Tls};
 use failure::Failure;
@@ -28,52 +28,52 @@ use remote::key_selection::{self, KeyCheck, KeySelection};
 use remote::machine;
 
 /// How long the other machine may take for a handshake.
-const PATIENCE: Duration = Duration::from_secs(15);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// After how long a machine that did not answer is not asked again.
-const SLOW: Duration = Duration::from_secs(5);
+const SLOW_ANSWER: Duration = Duration::from_secs(5);
 
 /// A disk on another machine.
 ///
 /// # Errors
 /// A key that is needed for it is not there, or cannot be read. Whether the machine is there is seen later.
-pub(super) fn place(
+pub(super) fn endpoint(
     tree: &Tree,
     options: &Copy,
     there: &Locator,
 ) -> Result<Box<dyn Endpoint>, Failure> {
     match there {
-        Locator::Nvme(nvme) => nvme_place(tree, options, nvme),
-        Locator::Nbd(nbd) => nbd_place(tree, options, nbd),
+        Locator::Nvme(nvme) => nvme_endpoint(tree, options, nvme),
+        Locator::Nbd(nbd) => nbd_endpoint(tree, options, nbd),
         Locator::Path(_) | Locator::Pipe => Err(refused(format!("{there} is on this machine"))),
     }
 }
 
-fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Endpoint>, Failure> {
+fn nvme_endpoint(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Endpoint>, Failure> {
     let machine = machine(&nvme.host)?;
     let host = options.hostnqn.as_deref();
     let accepts = |target: &Target| key_selection::check_key(tree, &machine, target, host);
-    let target = known(options, &machine, options.key.is_some(), accepts)?;
+    let target = known_target(options, &machine, options.key.is_some(), accepts)?;
     let keys = Keys::find(tree, options, target)?;
-    let who = HostIdentity::find(tree, Some(&keys.host));
-    let host = NvmeHost { nqn: who.nqn, id: who.id, credentials: keys.chap.clone() };
+    let identity = HostIdentity::find(tree, Some(&keys.host));
+    let host = NvmeHost { nqn: identity.nqn, id: identity.id, credentials: keys.chap.clone() };
     let wanted = keys.disk(&nvme.name).unwrap_or_else(|| nvme.name.clone());
     let name = Locator::Nvme(nvme.clone()).to_string();
-    let hint = keys.is_clear().then(|| {
+    let hint = keys.is_plaintext().then(|| {
         format!("if it wants a key, this machine is let in by \"storagetm pair {machine}\"")
     });
     let dial = move |subsystem: &str| {
         let psk = keys
             .nvme(subsystem)
             .map_err(|why| DialError::Refused(format!("{subsystem}: {why}")))?;
-        let socket = reach(&machine)?;
+        let socket = connect_tcp(&machine)?;
         match psk {
-            Some(psk) => secured(socket, &machine.to_string(), &Shown::Psk(psk)),
+            Some(psk) => connect_tls(socket, &machine.to_string(), &NbdAuth::Psk(psk)),
             None => Ok(Box::new(socket) as Box<dyn Transport>),
         }
     };
-    let place = NvmeEndpoint::new(&name, &wanted, host, Arc::new(dial)).with_hint(hint);
-    Ok(Box::new(if options.digests { place.with_digests() } else { place }))
+    let endpoint = NvmeEndpoint::new(&name, &wanted, host, Arc::new(dial)).with_hint(hint);
+    Ok(Box::new(if options.digests { endpoint.with_digests() } else { endpoint }))
 }
 
 /// The machine at that place, if it has let this one in; nothing if there a connection may be in the clear, or is secured by a key
@@ -81,18 +81,18 @@ fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Endpoi
 ///
 /// # Errors
 /// It accepts no key of this machine, and was not to be spoken with in the clear; or cannot be reached.
-fn known(
+fn known_target(
     options: &Copy,
     machine: &Machine,
     named: bool,
     accepts: impl Fn(&Target) -> KeyCheck,
 ) -> Result<Option<Target>, Failure> {
-    let known = machine::targets(options.keys.as_deref()).map_err(refused)?;
+    let known_target = machine::targets(options.keys.as_deref()).map_err(refused)?;
     if named {
-        let (all, here) = key_selection::candidates(&known, std::slice::from_ref(machine));
+        let (all, here) = key_selection::candidates(&known_target, std::slice::from_ref(machine));
         return Ok(all.into_iter().take(here.min(1)).next().cloned());
     }
-    match key_selection::select_key(machine, &known, accepts) {
+    match key_selection::select_key(machine, &known_target, accepts) {
         KeySelection::Known(target) => Ok(Some(target.clone())),
         KeySelection::Plaintext => Ok(None),
         KeySelection::NoKeyAccepted if options.insecure => Ok(None),
@@ -101,7 +101,7 @@ fn known(
     }
 }
 
-fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>, Failure> {
+fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>, Failure> {
     let name = nbd.to_string();
     let there = Server::new(&nbd.at)?;
     let host = match &nbd.at {
@@ -113,7 +113,7 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>
     let target = match &there {
         Server::Machine(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
             let accepts = |target: &Target| accepts_nbd(&there, target, options);
-            known(options, machine, options.key.is_some(), accepts)?
+            known_target(options, machine, options.key.is_some(), accepts)?
         }
         _ => None,
     };
@@ -129,12 +129,12 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>
         return Ok(Box::new(NbdEndpoint::new(&name, &nbd.name, Arc::new(dial))));
     };
     let keys = Keys::find(tree, options, target)?;
-    let shown = keys.nbd(&tls, host.map_or("localhost", |host| &host.name))?;
+    let auth = keys.nbd(&tls, host.map_or("localhost", |host| &host.name))?;
     let called = name.clone();
     let dial = move || {
         let mut socket = there.socket()?;
         start_tls(&mut socket, &called)?;
-        secured(socket, &called, &shown)
+        connect_tls(socket, &called, &auth)
     };
     Ok(Box::new(NbdEndpoint::new(&name, &nbd.name, Arc::new(dial)).secured()))
 }
@@ -149,10 +149,12 @@ fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> KeyCheck {
         Err(error) => return KeyCheck::Unreachable(error.to_string()),
     };
     let name = there.to_string();
-    match start_tls(&mut socket, &name).and_then(|()| secured(socket, &name, &Shown::Psk(psk))) {
+    match start_tls(&mut socket, &name)
+        .and_then(|()| connect_tls(socket, &name, &NbdAuth::Psk(psk)))
+    {
         Ok(_) => KeyCheck::Accepted,
         // One that does not answer is not asked by each key.
-        Err(error) if begun.elapsed() > SLOW => KeyCheck::Unreachable(error.to_string()),
+        Err(error) if begun.elapsed() > SLOW_ANSWER => KeyCheck::Unreachable(error.to_string()),
         Err(_) => KeyCheck::Rejected,
     }
 }
@@ -186,39 +188,43 @@ impl Server {
 
     fn connect(&self) -> Result<Box<dyn Transport>, DialError> {
         Ok(match self {
-            Self::Machine(machine) => Box::new(reach(machine)?),
-            Self::Socket(path) => Box::new(unix(path)?),
+            Self::Machine(machine) => Box::new(connect_tcp(machine)?),
+            Self::Socket(path) => Box::new(connect_unix(path)?),
         })
     }
 
     /// For TLS, which asks nothing of a socket that one of either kind cannot do.
     fn socket(&self) -> Result<TcpStream, DialError> {
         match self {
-            Self::Machine(machine) => reach(machine),
-            Self::Socket(path) => Ok(TcpStream::from(OwnedFd::from(unix(path)?))),
+            Self::Machine(machine) => connect_tcp(machine),
+            Self::Socket(path) => Ok(TcpStream::from(OwnedFd::from(connect_unix(path)?))),
         }
     }
 }
 
-fn reach(machine: &Machine) -> Result<TcpStream, DialError> {
+fn connect_tcp(machine: &Machine) -> Result<TcpStream, DialError> {
     machine.connect().map_err(|failure| EndpointError::Unreachable(failure.to_string()))
 }
 
-fn unix(path: &Path) -> Result<UnixStream, DialError> {
+fn connect_unix(path: &Path) -> Result<UnixStream, DialError> {
     UnixStream::connect(path).map_err(|error| {
         EndpointError::Unreachable(format!("{} cannot be reached: {error}", path.display()))
     })
 }
 
 /// The connection, secured; or none.
-fn secured(socket: TcpStream, name: &str, shown: &Shown) -> Result<Box<dyn Transport>, DialError> {
-    let deadline = Instant::now() + PATIENCE;
-    let channel = socket.set_nonblocking(true).and_then(|()| match shown {
-        Shown::Psk(psk) => tls::connect(socket, psk.clone(), deadline),
-        Shown::Certificates(trust) => tls::connect_certified(socket, trust, deadline),
+fn connect_tls(
+    socket: TcpStream,
+    name: &str,
+    auth: &NbdAuth,
+) -> Result<Box<dyn Transport>, DialError> {
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let channel = socket.set_nonblocking(true).and_then(|()| match auth {
+        NbdAuth::Psk(psk) => tls::connect(socket, psk.clone(), deadline),
+        NbdAuth::Certificates(trust) => tls::connect_certified(socket, trust, deadline),
     });
     match channel {
-        Ok(channel) => Ok(Box::new(Secured(channel))),
+        Ok(channel) => Ok(Box::new(TlsTransport(channel))),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Err(EndpointError::Refused(format!("{name} cannot be reached securely: {error}")))
         }
@@ -227,15 +233,15 @@ fn secured(socket: TcpStream, name: &str, shown: &Shown) -> Result<Box<dyn Trans
 }
 
 /// A channel as a copy uses it.
-struct Secured(tls::Stream);
+struct TlsTransport(tls::Stream);
 
-impl Read for Secured {
+impl Read for TlsTransport {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.0.read(bytes)
     }
 }
 
-impl Write for Secured {
+impl Write for TlsTransport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -249,13 +255,13 @@ impl Write for Secured {
     }
 }
 
-impl AsFd for Secured {
+impl AsFd for TlsTransport {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.socket().as_fd()
     }
 }
 
-impl Transport for Secured {
+impl Transport for TlsTransport {
     fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         self.0.socket().set_nonblocking(on)
     }

@@ -45,7 +45,7 @@ impl Inputs<'_> {
         if let Some(path) = &self.options.kernel {
             return Ok((path.clone(), read(path)?));
         }
-        let release = self.running()?;
+        let release = self.running_release()?;
         let places = [
             format!("/boot/vmlinuz-{release}"),
             format!("/usr/lib/modules/{release}/vmlinuz"),
@@ -78,7 +78,7 @@ impl Inputs<'_> {
         let folder = match (&self.options.modules, release) {
             (Some(folder), _) => folder.clone(),
             (None, Some(release)) => self.tree.path(format!("/lib/modules/{release}")),
-            (None, None) => self.tree.path(format!("/lib/modules/{}", self.running()?)),
+            (None, None) => self.tree.path(format!("/lib/modules/{}", self.running_release()?)),
         };
         let index = Index::read(&folder).map_err(|error| unreadable(&folder, &error))?;
         let named = release_of(&folder)?;
@@ -91,7 +91,7 @@ impl Inputs<'_> {
         }
     }
 
-    fn running(&self) -> Result<String, Failure> {
+    fn running_release(&self) -> Result<String, Failure> {
         self.tree.attribute("proc/sys/kernel/osrelease").ok_or_else(|| {
             Failure::new(
                 "which kernel runs cannot be found out; name one with --kernel and --modules",

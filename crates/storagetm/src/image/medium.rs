@@ -16,16 +16,16 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use super::progress::Progress;
-use crate::consent::Stake;
+use crate::confirmation::OverwriteTarget;
 use daemon::examine::{examine, limit_for};
 use daemon::lend::block_device;
 use failure::Failure;
 
 /// What is written, and read back, at once.
-const PIECE: usize = 1 << 20;
+const CHUNK: usize = 1 << 20;
 
 /// How many of the pieces hold a partition table.
-const TABLES: usize = 2;
+const TABLE_CHUNKS: usize = 2;
 
 /// Whether the path is that of a block device.
 pub(super) fn is_device(path: &Path) -> bool {
@@ -33,12 +33,12 @@ pub(super) fn is_device(path: &Path) -> bool {
 }
 
 /// Refuses a disk that must not be written; gives what would be lost.
-pub(super) fn check(tree: &Tree, path: &Path) -> Result<Stake, Failure> {
-    let (machine, disk) = judged(tree, path)?;
-    Ok(Stake::device(path, &machine, &disk, "--force"))
+pub(super) fn check(tree: &Tree, path: &Path) -> Result<OverwriteTarget, Failure> {
+    let (machine, disk) = check_disk(tree, path)?;
+    Ok(OverwriteTarget::device(path, &machine, &disk, "--force"))
 }
 
-fn judged(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
+fn check_disk(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     let (machine, disk) = find(tree, path)?;
     let name = path.display();
     if let Some(part) = &disk.part {
@@ -90,36 +90,36 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
 pub(super) fn write(
     tree: &Tree,
     path: &Path,
-    agreed: &Stake,
+    confirmed: &OverwriteTarget,
     program: &[u8],
     progress: &Progress,
 ) -> Result<usize, Failure> {
     // Since the first look something may have happened to it.
-    let (machine, judged) = judged(tree, path)?;
+    let (machine, check_disk) = check_disk(tree, path)?;
     let opened = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
-    check_same(path, &judged, now(tree, &opened).as_ref())?;
+    check_same(path, &check_disk, current_disk(tree, &opened).as_ref())?;
     let wrong = |error| Failure::new(format!("{} cannot be written: {error}", path.display()));
     let file = buffered(opened.descriptor).map_err(wrong)?;
     // Held by us alone it stays what it is now.
-    let stake = Stake::device(path, &machine, &judged, "--force");
-    if stake != *agreed {
-        return Err(Failure::new(format!("{stake} is not what was there before; try again")));
+    let overwrite = OverwriteTarget::device(path, &machine, &check_disk, "--force");
+    if overwrite != *confirmed {
+        return Err(Failure::new(format!("{overwrite} is not what was there before; try again")));
     }
     let layout = Layout::on(program, opened.bytes, opened.logical_block)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    put(&file, &layout, progress).map_err(wrong)?;
+    write_layout(&file, &layout, progress).map_err(wrong)?;
     Ok(layout.start.len().saturating_add(layout.end.len()))
 }
 
 /// What the kernel says of the disk that was opened.
-fn now(tree: &Tree, opened: &Opened) -> Option<Disk> {
+fn current_disk(tree: &Tree, opened: &Opened) -> Option<Disk> {
     block::by_number(tree, opened.number)
 }
 
 /// A disk that is plugged in as another is pulled out may get its number, but not its place in the kernel's count.
-fn check_same(path: &Path, judged: &Disk, now: Option<&Disk>) -> Result<(), Failure> {
+fn check_same(path: &Path, check_disk: &Disk, current_disk: Option<&Disk>) -> Result<(), Failure> {
     let identity = |disk: &Disk| (disk.number, disk.diskseq, disk.bytes, disk.hardware.clone());
-    if now.is_some_and(|now| identity(now) == identity(judged)) {
+    if current_disk.is_some_and(|current_disk| identity(current_disk) == identity(check_disk)) {
         return Ok(());
     }
     let path = path.display();
@@ -132,20 +132,20 @@ fn buffered(descriptor: OwnedFd) -> io::Result<File> {
     Ok(File::from(descriptor))
 }
 
-fn put(file: &File, layout: &Layout, progress: &Progress) -> io::Result<()> {
-    blank(file, layout)?;
-    let pieces = pieces(layout);
-    for (done, (offset, bytes)) in pieces.iter().enumerate() {
-        if done.saturating_add(TABLES) == pieces.len() {
+fn write_layout(file: &File, layout: &Layout, progress: &Progress) -> io::Result<()> {
+    erase_tables(file, layout)?;
+    let chunks_of = chunks_of(layout);
+    for (done, (offset, bytes)) in chunks_of.iter().enumerate() {
+        if done.saturating_add(TABLE_CHUNKS) == chunks_of.len() {
             file.sync_all()?;
         }
         file.write_all_at(bytes, *offset)?;
-        progress.say("writing, in MiB", done.saturating_add(1), pieces.len());
+        progress.update("writing, in MiB", done.saturating_add(1), chunks_of.len());
     }
     file.sync_all()?;
     // What is read back comes from the disk, not from memory.
     fadvise(file, 0, None, Advice::DontNeed)?;
-    for (done, (offset, bytes)) in pieces.iter().enumerate() {
+    for (done, (offset, bytes)) in chunks_of.iter().enumerate() {
         let mut there = vec![0; bytes.len()];
         file.read_exact_at(&mut there, *offset)?;
         if there != *bytes {
@@ -153,31 +153,31 @@ fn put(file: &File, layout: &Layout, progress: &Progress) -> io::Result<()> {
                 "it does not keep what is written onto it; use another disk",
             ));
         }
-        progress.say("reading back, in MiB", done.saturating_add(1), pieces.len());
+        progress.update("reading back, in MiB", done.saturating_add(1), chunks_of.len());
     }
     Ok(())
 }
 
 /// Takes away both partition tables that may be there: a disk that is written in part boots nothing, and looks it.
-fn blank(file: &File, layout: &Layout) -> io::Result<()> {
+fn erase_tables(file: &File, layout: &Layout) -> io::Result<()> {
     let length = u64::try_from(layout.end.len()).unwrap_or_default();
-    file.write_all_at(&vec![0; layout.start.len().min(PIECE)], 0)?;
+    file.write_all_at(&vec![0; layout.start.len().min(CHUNK)], 0)?;
     file.write_all_at(&vec![0; layout.end.len()], layout.bytes.saturating_sub(length))?;
     file.sync_all()
 }
 
-/// What goes where. The last [`TABLES`] pieces are the partition tables: without them the rest is nothing.
-fn pieces(layout: &Layout) -> Vec<(u64, &[u8])> {
+/// What goes where. The last [`TABLE_CHUNKS`] pieces are the partition tables: without them the rest is nothing.
+fn chunks_of(layout: &Layout) -> Vec<(u64, &[u8])> {
     let end = layout.bytes.saturating_sub(u64::try_from(layout.end.len()).unwrap_or_default());
-    let start = layout.start.chunks(PIECE).scan(0_u64, |offset, piece| {
+    let start = layout.start.chunks(CHUNK).scan(0_u64, |offset, chunk| {
         let here = *offset;
-        *offset = offset.saturating_add(u64::try_from(piece.len()).unwrap_or_default());
-        Some((here, piece))
+        *offset = offset.saturating_add(u64::try_from(chunk.len()).unwrap_or_default());
+        Some((here, chunk))
     });
-    let mut pieces: Vec<(u64, &[u8])> = start.collect();
-    pieces.push((end, &layout.end));
-    pieces.rotate_left(1);
-    pieces
+    let mut chunks_of: Vec<(u64, &[u8])> = start.collect();
+    chunks_of.push((end, &layout.end));
+    chunks_of.rotate_left(1);
+    chunks_of
 }
 
 #[cfg(test)]
@@ -188,9 +188,9 @@ mod test {
     fn pieces_cover_the_layout_and_the_table_is_the_last() {
         let layout = Layout { bytes: 10 << 20, start: vec![1; (2 << 20) + 5], end: vec![2; 100] };
         let places: Vec<(u64, usize)> =
-            pieces(&layout).iter().map(|(offset, bytes)| (*offset, bytes.len())).collect();
+            chunks_of(&layout).iter().map(|(offset, bytes)| (*offset, bytes.len())).collect();
         let mebi = 1 << 20;
-        let wanted = [(mebi, PIECE), (2 * mebi, 5), (10 * mebi - 100, 100), (0, PIECE)];
+        let wanted = [(mebi, CHUNK), (2 * mebi, 5), (10 * mebi - 100, 100), (0, CHUNK)];
         assert_eq!(places, wanted);
     }
 
@@ -200,15 +200,15 @@ mod test {
         let layout = Layout { bytes: 6 << 20, start: vec![1; (2 << 20) + 5], end: vec![2; 100] };
         std::fs::write(&path, vec![9; 6 << 20]).unwrap();
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        blank(&file, &layout).unwrap();
+        erase_tables(&file, &layout).unwrap();
         let blanked = std::fs::read(&path).unwrap();
-        assert!(blanked[..PIECE].iter().chain(&blanked[(6 << 20) - 100..]).all(|&byte| byte == 0));
-        assert_eq!(blanked[PIECE], 9);
-        put(&file, &layout, &Progress::open()).unwrap();
-        let put = std::fs::read(&path).unwrap();
+        assert!(blanked[..CHUNK].iter().chain(&blanked[(6 << 20) - 100..]).all(|&byte| byte == 0));
+        assert_eq!(blanked[CHUNK], 9);
+        write_layout(&file, &layout, &Progress::open()).unwrap();
+        let write_layout = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(put.starts_with(&layout.start) && put.ends_with(&layout.end));
-        assert_eq!(put.len(), 6 << 20);
+        assert!(write_layout.starts_with(&layout.start) && write_layout.ends_with(&layout.end));
+        assert_eq!(write_layout.len(), 6 << 20);
     }
 
     #[test]

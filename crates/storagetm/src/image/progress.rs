@@ -23,7 +23,7 @@ impl Progress {
     }
 
     /// So much of a step is done.
-    pub(super) fn say(&self, step: &'static str, done: usize, all: usize) {
+    pub(super) fn update(&self, step: &'static str, done: usize, all: usize) {
         let mut last = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = last.0 != step;
         if self.terminal && (is_new || done > last.1) {

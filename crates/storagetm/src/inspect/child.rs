@@ -10,29 +10,30 @@ use linux::medium::ReadAt;
 use linux::sandbox;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::words::{self, Order, Said, Seen, Sight, Task};
+use super::protocol::{self, Findings, Message, Reply, Request, Task};
 use failure::Failure;
 
 /// Bytes of memory that it may have: what a disk says of itself must not cost more.
-const MEMORY: u64 = 4 << 30;
+const MAX_MEMORY: u64 = 4 << 30;
 
 /// Looks, until it has said what it has seen.
 ///
 /// # Errors
 /// It was not started by storagetm.
 pub(crate) fn work() -> Result<(), Failure> {
-    let stranger =
+    let not_started_by_us =
         || Failure::usage("storagetm inspect is a part of storagetm copy, which starts it");
-    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|_| stranger())?;
-    rustix::net::getsockname(&socket).map_err(|_| stranger())?;
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|_| not_started_by_us())?;
+    rustix::net::getsockname(&socket).map_err(|_| not_started_by_us())?;
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     // What a kernel lacks of this is no reason not to look: the others hold.
     let _ = sandbox::drop_privileges(parent);
     let _ = sandbox::restrict_files();
-    let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
+    let _ =
+        setrlimit(Resource::As, Rlimit { current: Some(MAX_MEMORY), maximum: Some(MAX_MEMORY) });
     let _ = sandbox::restrict_syscalls();
     // Nobody is there to be told.
-    let _ = look(&socket.into());
+    let _ = run_inspection(&socket.into());
     Ok(())
 }
 
@@ -42,30 +43,30 @@ struct Disk<'a>(Mutex<&'a UnixStream>);
 impl ReadAt for Disk<'_> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let len = buffer.len().min(words::LONGEST_READ);
-        Said::Read { offset, len }.emit(&mut *socket)?;
-        words::answered(&mut *socket, buffer)
+        let len = buffer.len().min(protocol::MAX_READ);
+        Message::Read { offset, len }.emit(&mut *socket)?;
+        protocol::receive_data(&mut *socket, buffer)
     }
 }
 
 /// Does what the other process wants to know.
-pub(super) fn look(mut socket: &UnixStream) -> io::Result<()> {
-    let order = Order::parse(&mut socket)?;
+pub(super) fn run_inspection(mut socket: &UnixStream) -> io::Result<()> {
+    let request = Request::parse(&mut socket)?;
     let disk = Disk(Mutex::new(socket));
-    let bytes = order.bytes;
-    let seen = match &order.task {
-        Task::Usage => filesystem::usage(&disk, bytes).map(Sight::Usage),
-        Task::Owners(ranges) => filesystem::owners(&disk, bytes, ranges).map(Sight::Owners),
+    let bytes = request.bytes;
+    let reply = match &request.task {
+        Task::Usage => filesystem::usage(&disk, bytes).map(Findings::Usage),
+        Task::Owners(ranges) => filesystem::owners(&disk, bytes, ranges).map(Findings::Owners),
         Task::Survey(block) => {
             let block = Some(*block).filter(|block| *block != 0);
-            filesystem::survey(&disk, bytes, block).map(Sight::Survey)
+            filesystem::survey(&disk, bytes, block).map(Findings::Survey)
         }
         Task::Fit(block, to) => {
             let fitted = fitted(&disk, Shape { block: *block, bytes }, *to);
-            fitted.map(|fitted| Sight::Fit(fitted.map_err(|unfit| unfit.to_string())))
+            fitted.map(|fitted| Findings::Fit(fitted.map_err(|unfit| unfit.to_string())))
         }
     };
-    let trouble = |error: io::Error| Seen::Trouble(format!("the disk cannot be read: {error}"));
-    let seen = seen.map_or_else(trouble, Seen::Sight);
-    Said::Seen(seen).emit(&mut socket)
+    let trouble = |error: io::Error| Reply::Error(format!("the disk cannot be read: {error}"));
+    let reply = reply.map_or_else(trouble, Reply::Findings);
+    Message::Reply(reply).emit(&mut socket)
 }

@@ -7,9 +7,9 @@ use linux::tty::Raw;
 use zeroize::Zeroizing;
 
 /// Ctrl-D.
-const END: u8 = 4;
+const CTRL_D: u8 = 4;
 /// Backspace, as either of the two keys sends it.
-const BACK: [u8; 2] = [8, 127];
+const BACKSPACE: [u8; 2] = [8, 127];
 
 /// A line of at most so many bytes from `terminal`, which shows nothing of it meanwhile; the rest of a longer one is
 /// dropped.
@@ -18,20 +18,20 @@ const BACK: [u8; 2] = [8, 127];
 /// The terminal cannot be read.
 pub(crate) fn hidden_line(
     terminal: impl Read + AsFd,
-    most: usize,
+    max: usize,
 ) -> io::Result<Zeroizing<Vec<u8>>> {
     let _raw = Raw::enter(&terminal);
-    line(terminal, most)
+    line(terminal, max)
 }
 
-fn line(mut from: impl Read, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut line = Zeroizing::new(Vec::with_capacity(most));
+fn line(mut from: impl Read, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut line = Zeroizing::new(Vec::with_capacity(max));
     let mut byte = Zeroizing::new([0; 1]);
     while from.read(&mut *byte)? == 1 {
         match byte[0] {
-            b'\n' | b'\r' | END => break,
-            back if BACK.contains(&back) => drop(line.pop()),
-            other if line.len() < most => line.push(other),
+            b'\n' | b'\r' | CTRL_D => break,
+            back if BACKSPACE.contains(&back) => drop(line.pop()),
+            other if line.len() < max => line.push(other),
             _ => {}
         }
     }

@@ -172,11 +172,11 @@ pub struct Remove {
 }
 
 /// What to say to whoever puts a key on the command line. It is not repeated.
-pub(crate) const TOLD: &str = "a key does not belong on the command line, where all users of this machine can read it: \
+pub(crate) const KEY_IN_ARGUMENTS: &str = "a key does not belong on the command line, where all users of this machine can read it: \
 hand it over on standard input or in a file, and make another one in place of this";
 
 /// Whether there is a key on the command line.
-pub(crate) fn is_told(line: &[OsString]) -> bool {
+pub(crate) fn contains_key(line: &[OsString]) -> bool {
     let is_key = |word: &OsString| {
         let word = word.to_string_lossy();
         ["NVMeTLSkey-1:", "DHHC-1:"].iter().any(|begins| word.contains(begins))

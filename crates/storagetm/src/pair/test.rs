@@ -14,45 +14,45 @@ use testkit::Scratch;
 const HOST: &str = "nqn.2024-01.test:laptop";
 
 /// A machine that lends a disk, with a code on its screen.
-struct There {
-    desk: Arc<PairingServer>,
+struct TestTarget {
+    server: Arc<PairingServer>,
     engine: Engine,
-    knocks: Receiver<Arc<PairingRequest>>,
+    requests: Receiver<Arc<PairingRequest>>,
     place: TargetAddr,
 }
 
-impl There {
+impl TestTarget {
     fn new() -> Self {
-        let desk = PairingServer::new(
+        let server = PairingServer::new(
             "desk pc",
             Instant::now(),
             Box::new(|bytes| assert!(nvme::auth::chap::system_random(bytes))),
         );
-        let (send, knocks): (Sender<Arc<PairingRequest>>, _) = channel();
+        let (send, requests): (Sender<Arc<PairingRequest>>, _) = channel();
         let sink = Arc::new(move |event| {
-            if let Event::PairingRequested { request: knock, .. } = event {
-                let _ = send.send(knock);
+            if let Event::PairingRequested { request: request, .. } = event {
+                let _ = send.send(request);
             }
         });
         let engine = Engine::start(Config::default(), sink).unwrap();
-        let everybodys = Psk {
+        let public_psk = Psk {
             identity: pair::IDENTITY.to_owned(),
             secret: Secret::new(pair::PSK.to_vec()),
             hash: Hash::Sha256,
             key: None,
         };
-        let keys = Arc::new(move || vec![everybodys.clone()]);
-        let visits = desk.clone();
+        let keys = Arc::new(move || vec![public_psk.clone()]);
+        let sessions = server.clone();
         let open: engine::MakeSession =
-            Arc::new(move |peer, _, now| Box::new(visits.open_session(peer, now)));
+            Arc::new(move |peer, _, now| Box::new(sessions.open_session(peer, now)));
         let any = "127.0.0.1:0".parse().unwrap();
         let address = engine.listen(any, None, Security::keyed(keys), open).unwrap();
         let place = TargetAddr::parse(&address.to_string(), None).unwrap();
-        Self { desk, engine, knocks, place }
+        Self { server, engine, requests, place }
     }
 
     fn code(&self) -> Code {
-        self.desk.status(Instant::now()).codes.unwrap().digits
+        self.server.status(Instant::now()).codes.unwrap().digits
     }
 
     /// What the client gets that types `code`; `owner` answers if somebody knocks.
@@ -64,15 +64,15 @@ impl There {
     ) -> Result<Paired, Failure> {
         let place = &self.place;
         std::thread::scope(|scope| {
-            let asking = ClientInfo { host: HOST, name: "laptop", writable };
+            let client_info = ClientInfo { host: HOST, name: "laptop", writable };
             let client = scope.spawn(move || {
                 let mut channel = open_channel(place, place.connect()?)?;
-                converse(&mut channel, code, &asking)
+                run_pairing(&mut channel, code, &client_info)
             });
             if let Some(verdict) = verdict {
-                let knock = self.knocks.recv_timeout(PATIENCE).unwrap();
-                assert_eq!((knock.host.as_str(), knock.writable), (HOST, writable));
-                assert!(self.desk.answer(knock.number, verdict));
+                let request = self.requests.recv_timeout(PEER_TIMEOUT).unwrap();
+                assert_eq!((request.host.as_str(), request.writable), (HOST, writable));
+                assert!(self.server.answer(request.number, verdict));
                 self.engine.notify(Notice::StateChanged);
             }
             client.join().unwrap()
@@ -92,12 +92,12 @@ fn disk(nqn: &str) -> pair::Disk {
 
 #[test]
 fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
-    let there = There::new();
+    let peer = TestTarget::new();
     let disks = vec![disk("nqn.2024-01.test:disk0"), disk("nqn.\u{1b}[2J")];
     let verdict = Verdict::Granted { access: Access::ReadOnly, disks };
-    let paired = there.try_code(&there.code(), false, Some(verdict)).unwrap();
+    let paired = peer.try_code(&peer.code(), false, Some(verdict)).unwrap();
     let own = HostNqn { nqn: HOST.to_owned(), is_from_nvme_cli: true };
-    let endpoint = there.place.endpoint("127.0.0.1:4420".parse().unwrap());
+    let endpoint = peer.place.endpoint("127.0.0.1:4420".parse().unwrap());
     let target = target(&paired, &own, &endpoint);
     assert_eq!((target.name.as_str(), target.access), ("desk pc", Allowed::ReadOnly));
     assert_eq!(target.disks.len(), 1, "a name that is none is left out");
@@ -109,7 +109,7 @@ fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
         let lines = std::fs::read_to_string(&file).unwrap();
         assert_eq!(lines.lines().count(), 2);
         assert!(lines.lines().all(|line| line.starts_with(&format!("NVMe1R01 {HOST} nqn."))));
-        Outcome::new(&target, &own, &endpoint, file, note)
+        Report::new(&target, &own, &endpoint, file, note)
     });
     assert!(note.unwrap().text().contains("not in the kernel's keyring"), "this tree has none");
     for kept in ["desk-pc.json", "desk-pc.keys"] {
@@ -121,19 +121,19 @@ fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
 
 #[test]
 fn a_wrong_code_a_no_and_a_closed_desk_end_with_status_3() {
-    let there = There::new();
-    let right = there.code();
+    let peer = TestTarget::new();
+    let right = peer.code();
     let wrong = if Code::parse("12345678").unwrap() == right { "12345679" } else { "12345678" };
-    let failure = there.try_code(&Code::parse(wrong).unwrap(), false, None).unwrap_err();
+    let failure = peer.try_code(&Code::parse(wrong).unwrap(), false, None).unwrap_err();
     assert_eq!(failure.status(), 3, "{failure}");
     // X07: the code that was on the screen is good no longer.
-    there.desk.unlock(Instant::now());
-    assert_eq!(there.try_code(&right, false, None).unwrap_err().status(), 3);
-    there.desk.unlock(Instant::now());
-    let failure = there.try_code(&there.code(), true, Some(Verdict::Denied)).unwrap_err();
+    peer.server.unlock(Instant::now());
+    assert_eq!(peer.try_code(&right, false, None).unwrap_err().status(), 3);
+    peer.server.unlock(Instant::now());
+    let failure = peer.try_code(&peer.code(), true, Some(Verdict::Denied)).unwrap_err();
     assert!(failure.status() == 3 && failure.to_string().contains("said no"), "{failure}");
-    there.desk.close();
-    assert_eq!(there.try_code(&right, false, None).unwrap_err().status(), 3);
+    peer.server.close();
+    assert_eq!(peer.try_code(&right, false, None).unwrap_err().status(), 3);
 }
 
 #[test]
@@ -148,19 +148,19 @@ fn what_is_there_but_pairs_with_nobody_is_said() {
 #[test]
 fn a_code_is_understood_however_it_comes() {
     for text in ["12345678\n", "1234 5678", "1234-5678"] {
-        let (code, told) = understood(text).unwrap();
-        assert_eq!((code, told), (Code::parse("12345678").unwrap(), Vec::new()));
+        let (code, addresses) = parse_code(text).unwrap();
+        assert_eq!((code, addresses), (Code::parse("12345678").unwrap(), Vec::new()));
     }
     let code = Code::long(*b"0123456789abcdef");
     let invite = Invite { at: vec!["10.0.0.1:4420".to_owned()], code: code.clone() };
-    assert_eq!(understood(&format!("{invite}\n")).unwrap(), (code, invite.at));
+    assert_eq!(parse_code(&format!("{invite}\n")).unwrap(), (code, invite.at));
     for wrong in ["", "1234", "123456789", "abcdefgh", "http://example.org"] {
-        assert!(understood(wrong).is_none(), "{wrong}");
+        assert!(parse_code(wrong).is_none(), "{wrong}");
     }
 }
 
 #[test]
 fn no_more_of_a_line_is_read_than_a_code_has() {
     assert_eq!(line(&b"1234 5678\nmore"[..]).unwrap().as_str(), "1234 5678\n");
-    assert_eq!(line(&[b'1'; 10_000][..]).unwrap().len(), LONGEST);
+    assert_eq!(line(&[b'1'; 10_000][..]).unwrap().len(), MAX_CODE_LEN);
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use export::{Access, Event, Export};
 
 use super::flushes::Flushes;
-use super::{COALESCE, SIZES, Server};
-use crate::desk::Desk;
+use super::{COALESCE, SIZE_INTERVAL, Server};
+use crate::console_ui::ConsoleUi;
 use daemon::device::Device;
 use daemon::event::ServeEvent;
 use daemon::flush::Flush;
@@ -19,9 +19,9 @@ use failure::spawn_error;
 
 impl Server {
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
-    pub(super) fn settle(&mut self, export: &Arc<Export>) {
+    pub(super) fn flush_when_detached(&mut self, export: &Arc<Export>) {
         let used = self.status.is_attached(export);
-        if self.desk.is_none() || used || export.access == Access::ReadOnly {
+        if self.console_ui.is_none() || used || export.access == Access::ReadOnly {
             return;
         }
         if !self.flushes.begin(export) {
@@ -40,29 +40,29 @@ impl Server {
         };
         if let Err(error) = std::thread::Builder::new().name("flush".to_owned()).spawn(flush) {
             let sentence = unflushed(export, &spawn_error(&error));
-            self.say(&ServeEvent::note(&sentence));
+            self.report(&ServeEvent::note(&sentence));
             self.flushes.fail(export, sentence);
         }
     }
 
     /// Lends nothing any more, until somebody wants it.
-    pub(super) fn take_back(&mut self) {
-        self.desk.iter_mut().for_each(|desk| desk.mode().lending = false);
+    pub(super) fn withdraw_all(&mut self) {
+        self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().lending = false);
         for lent in std::mem::take(&mut self.lent_disks) {
-            self.withdraw_loan(&lent, "it was taken back at the machine");
-            self.settle(&lent.export);
+            self.withdraw_disk(&lent, "it was taken back at the machine");
+            self.flush_when_detached(&lent.export);
         }
     }
 
-    pub(super) fn follow_disks(&mut self, now: Instant) {
+    pub(super) fn apply_hotplug(&mut self, now: Instant) {
         for change in self.hotplug.look(&self.lent_disks, now) {
-            let lending = self.desk.as_ref().is_none_or(Desk::is_lending);
+            let lending = self.console_ui.as_ref().is_none_or(ConsoleUi::is_lending);
             match change {
                 Change::Added(lent) if lending => self.lend(*lent),
                 Change::Added(_) => {}
                 Change::Removed(device) => self.withdraw(&device),
                 Change::Resized(device, bytes) => self.resize(&device, bytes),
-                Change::Note(note) => self.say(&ServeEvent::note(note)),
+                Change::Note(note) => self.report(&ServeEvent::note(note)),
             }
         }
     }
@@ -70,17 +70,17 @@ impl Server {
     fn lend(&mut self, lent: LentDisk) {
         let unlike = |known: &LentDisk| check_distinct(&known.export, &lent.export);
         if let Err(failure) = self.lent_disks.iter().try_for_each(unlike) {
-            self.say(&ServeEvent::note(failure));
+            self.report(&ServeEvent::note(failure));
             return;
         }
         let lent = lent.with_unique_name(&self.lent_disks);
         let export = lent.export.clone();
         if let Err(failure) = self.worker.lend(&export) {
-            self.say(&ServeEvent::note(failure));
+            self.report(&ServeEvent::note(failure));
             return;
         }
-        self.keep(lent);
-        self.say_lent(&export);
+        self.add_lent_disk(lent);
+        self.report_lent(&export);
         self.draw_soon(true);
     }
 
@@ -88,15 +88,15 @@ impl Server {
         let of_it = |lent: &mut LentDisk| lent.device.as_ref() == Some(device);
         let gone: Vec<LentDisk> = self.lent_disks.extract_if(.., of_it).collect();
         for lent in gone {
-            self.withdraw_loan(&lent, "the disk or its medium is gone");
+            self.withdraw_disk(&lent, "the disk or its medium is gone");
         }
     }
 
-    fn withdraw_loan(&mut self, lent: &LentDisk, reason: &'static str) {
+    fn withdraw_disk(&mut self, lent: &LentDisk, reason: &'static str) {
         self.hotplug.release(lent);
         self.worker.withdraw(&lent.export);
         self.status.remove_disk(&lent.export);
-        self.say(&ServeEvent::withdrawn(&lent.export, reason));
+        self.report(&ServeEvent::withdrawn(&lent.export, reason));
     }
 
     fn resize(&mut self, device: &Device, bytes: u64) {
@@ -109,18 +109,18 @@ impl Server {
         let before = export.bytes();
         if export.resize(bytes) {
             self.worker.resize(export);
-            self.say(&ServeEvent::resized(export, before));
+            self.report(&ServeEvent::resized(export, before));
         }
     }
 
     /// Follows image files as they grow and shrink.
-    pub(super) fn follow_sizes(&mut self, now: Instant) {
+    pub(super) fn update_file_sizes(&mut self, now: Instant) {
         let sizes = self
             .lent_disks
             .iter()
             .filter_map(|lent| Some((lent.export.clone(), lent.file_bytes()?)));
         let sizes: Vec<(Arc<Export>, u64)> = sizes.collect();
-        self.alerts.sizes = (!sizes.is_empty()).then(|| now + SIZES);
+        self.timers.sizes = (!sizes.is_empty()).then(|| now + SIZE_INTERVAL);
         sizes.into_iter().for_each(|(export, bytes)| self.resize_export(&export, bytes));
     }
 

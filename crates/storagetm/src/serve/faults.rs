@@ -3,7 +3,7 @@
 use export::Event;
 
 /// Disks that are kept apart; more than that are not lent by one machine.
-const MOST: usize = 4096;
+const MAX_DISKS: usize = 4096;
 
 /// What disks have failed to do.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ impl Faults {
         if let Some(total) = self.0.iter_mut().find(|total| total.name == export.name) {
             total.count = total.count.saturating_add(count);
             (total.from, total.to) = (total.from.min(from), total.to.max(to));
-        } else if self.0.len() < MOST {
+        } else if self.0.len() < MAX_DISKS {
             self.0.push(Total { name: export.name.clone(), count, from, to });
         }
     }

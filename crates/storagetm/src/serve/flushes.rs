@@ -47,12 +47,12 @@ impl Flushes {
     /// Ends a flush that has succeeded; returns whether the disk must be flushed once more.
     pub(super) fn end(&self, export: &Arc<Export>) -> bool {
         let mut state = self.state();
-        let goes_on = state.of(export).is_some_and(|running| std::mem::take(&mut running.again));
-        if !goes_on {
+        let again = state.of(export).is_some_and(|running| std::mem::take(&mut running.again));
+        if !again {
             state.remove(export);
             self.0.ended.notify_all();
         }
-        goes_on
+        again
     }
 
     /// Ends a flush that has failed, with a sentence: what was written may be lost, and stays so.
@@ -64,7 +64,7 @@ impl Flushes {
     }
 
     /// Returns whether some disk is not at rest: it is being flushed, or a flush of it has failed.
-    pub(super) fn are_under_way(&self) -> bool {
+    pub(super) fn any_pending(&self) -> bool {
         let state = self.state();
         !state.running.is_empty() || !state.failed.is_empty()
     }
@@ -119,10 +119,10 @@ mod test {
     #[test]
     fn one_flush_at_a_time_goes_again_for_later_writes() {
         let (flushes, export) = (Flushes::default(), export());
-        assert!(flushes.begin(&export) && flushes.are_under_way());
+        assert!(flushes.begin(&export) && flushes.any_pending());
         assert!(!flushes.begin(&export) && !flushes.begin(&export));
-        assert!(flushes.end(&export) && flushes.are_under_way());
-        assert!(!flushes.end(&export) && !flushes.are_under_way());
+        assert!(flushes.end(&export) && flushes.any_pending());
+        assert!(!flushes.end(&export) && !flushes.any_pending());
         assert!(flushes.wait(Instant::now()).is_empty());
     }
 
@@ -140,6 +140,6 @@ mod test {
         });
         assert_eq!(flushes.wait(Instant::now() + Duration::from_secs(60)), ["it failed"]);
         end.join().unwrap();
-        assert!(flushes.are_under_way());
+        assert!(flushes.any_pending());
     }
 }

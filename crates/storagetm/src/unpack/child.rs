@@ -8,28 +8,29 @@ use filesystem::{Container, Qcow2};
 use linux::sandbox;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::UNKNOWN;
+use super::UNKNOWN_LENGTH;
 use failure::Failure;
 
 /// Bytes of memory that it may have: what a file says of itself must not cost more.
-const MEMORY: u64 = 1 << 30;
+const MAX_MEMORY: u64 = 1 << 30;
 
 /// Writes what is packed in standard input to standard output, after its length; why not, to standard error.
 ///
 /// # Errors
 /// It was not started by storagetm. It ends with status 1 if not all could be unpacked.
 pub(crate) fn work(format: &str) -> Result<(), Failure> {
-    let stranger =
+    let not_started_by_us =
         || Failure::usage("storagetm unpack is a part of storagetm copy, which starts it");
-    let container = Container::from_name(format).ok_or_else(stranger)?;
+    let container = Container::from_name(format).ok_or_else(not_started_by_us)?;
     let own = |stream: std::os::fd::BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from);
-    let input = own(io::stdin().as_fd()).map_err(|_| stranger())?;
-    let output = own(io::stdout().as_fd()).map_err(|_| stranger())?;
+    let input = own(io::stdin().as_fd()).map_err(|_| not_started_by_us())?;
+    let output = own(io::stdout().as_fd()).map_err(|_| not_started_by_us())?;
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     // What a kernel lacks of this is no reason not to unpack: the others hold.
     let _ = sandbox::drop_privileges(parent);
     let _ = sandbox::restrict_files();
-    let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
+    let _ =
+        setrlimit(Resource::As, Rlimit { current: Some(MAX_MEMORY), maximum: Some(MAX_MEMORY) });
     let _ = sandbox::restrict_syscalls();
     if let Err(error) = unpack(container, &input, output) {
         let _ = io::stderr().write_all(error.to_string().as_bytes());
@@ -39,7 +40,7 @@ pub(crate) fn work(format: &str) -> Result<(), Failure> {
 }
 
 fn unpack(container: Container, input: &File, output: File) -> io::Result<()> {
-    let mut output = Output { output, length: Some(UNKNOWN) };
+    let mut output = Output { output, length: Some(UNKNOWN_LENGTH) };
     if container == Container::Qcow2 {
         let image = Qcow2::open(input)?;
         output.length = Some(image.bytes());

@@ -1,0 +1,146 @@
+//! Lets go of disks: which connections are meant, whether their disks are in use, and their end. It knows no connection of
+//! its own.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use linux::block::Disk;
+use linux::disk::Live;
+use linux::fabrics::{Controller, FabricsError, controllers};
+use linux::in_use::{Machine, Probe};
+use linux::reason::Weight;
+use linux::signature::Contents;
+use linux::tree::Tree;
+use serde::Serialize;
+
+use super::target::TargetSpec;
+use failure::Failure;
+use keys::target::Target;
+use nvme::PORT as NVME_PORT;
+use remote::address::TargetAddr;
+
+/// A connection that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Detached {
+    /// NQN of the disk's subsystem.
+    pub(super) nqn: String,
+    /// What the kernel called the connection.
+    pub(super) controller: String,
+    /// The disks that were reached by it.
+    pub(super) devices: Vec<String>,
+}
+
+/// The connections that are meant: by a disk, an NQN, or the machine; all of them if nothing is said.
+///
+/// # Errors
+/// There is none.
+pub(super) fn matching(
+    tree: &Tree,
+    what: Option<&str>,
+    known: &[Target],
+) -> Result<Vec<Controller>, Failure> {
+    let all = controllers(tree);
+    let Some(what) = what else { return Ok(all) };
+    let device = what.strip_prefix("/dev/").unwrap_or(what);
+    let mut by_name = all.clone();
+    by_name.retain(|it| {
+        it.name == device || it.subsystem == what || it.disks.iter().any(|disk| disk == device)
+    });
+    if !by_name.is_empty() {
+        return Ok(by_name);
+    }
+    let target = TargetSpec::parse(what).map_err(|_| unknown(what))?;
+    let (addresses, port) = addresses(&target.machine, known);
+    let mut there = all;
+    there.retain(|it| {
+        let is_there = it.address.is_some_and(|address| addresses.contains(&address));
+        let part = it.subsystem.rsplit(':').next();
+        let disk = target.disk.as_deref();
+        let is_disk = disk.is_none_or(|disk| disk == it.subsystem || Some(disk) == part);
+        is_there && is_disk && port.is_none_or(|port| it.port == Some(port))
+    });
+    if there.is_empty() {
+        return Err(unknown(what));
+    }
+    Ok(there)
+}
+
+fn unknown(what: &str) -> Failure {
+    Failure::new(format!(
+        "nothing is attached by NVMe/TCP that is called {what}, or comes from there; /sys/class/nvme shows what is"
+    ))
+}
+
+/// The addresses that a machine has or had, and its port if it is not the usual one.
+fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
+    let target = known.iter().find(|target| target.matches(machine));
+    let called = target.map_or(machine, |target| target.address.as_str());
+    // Which interface it is behind does not matter here.
+    let Ok(place) = TargetAddr::parse(called, Some("any")) else { return (Vec::new(), None) };
+    let host = place.host();
+    let literal = host.split('%').next().and_then(|ip| ip.parse::<IpAddr>().ok());
+    let resolved = || place.addresses().map(|all| all.iter().map(SocketAddr::ip).collect());
+    let found = literal.map_or_else(|| resolved().unwrap_or_default(), |address| vec![address]);
+    (found, Some(place.port()).filter(|port| *port != NVME_PORT))
+}
+
+/// Checks that no disk goes away that somebody uses.
+///
+/// # Errors
+/// One is in use: which, and by what.
+pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Failure> {
+    let staying: Vec<Controller> = controllers(tree)
+        .into_iter()
+        .filter(|it| !leaving.iter().any(|leaving| leaving.name == it.name))
+        .collect();
+    // A disk that another connection leads to stays.
+    let stays = |disk: &str| staying.iter().any(|it| it.disks.iter().any(|other| other == disk));
+    let going = leaving.iter().flat_map(|it| &it.disks).filter(|disk| !stays(disk));
+    let machine = Machine::snapshot(tree).map_err(|error| {
+        Failure::new(format!("it cannot be found out whether disks are in use: {error}"))
+    })?;
+    let probe = KernelProbe(Live { tree: tree.clone() });
+    for disk in going.filter_map(|name| machine.disk(name)) {
+        let verdict = machine.judge(disk, &probe);
+        if verdict.is_in_use() {
+            let reasons: Vec<String> = verdict.uses().map(ToString::to_string).collect();
+            let known = verdict.of_weight(Weight::InUse).next().is_some();
+            let state = if known { "is in use" } else { "may be in use" };
+            return Err(Failure::new(format!(
+                "{} {state}: {}; end that first, or say --force, and lose what was not yet written",
+                disk.node.display(),
+                reasons.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Asks the kernel alone: a disk whose machine is away would keep who reads it waiting.
+struct KernelProbe(Live);
+
+impl Probe for KernelProbe {
+    fn contents(&self, _: &Disk) -> io::Result<Contents> {
+        Ok(Contents::default())
+    }
+
+    fn is_busy(&self, disk: &Disk) -> io::Result<bool> {
+        self.0.is_busy(disk)
+    }
+}
+
+/// Ends the connections.
+///
+/// # Errors
+/// The kernel keeps one: those before it have ended.
+pub(super) fn release(tree: &Tree, leaving: Vec<Controller>) -> Result<Vec<Detached>, Failure> {
+    let failed = |it: &Controller, error: FabricsError| {
+        Failure::new(format!("{} ({}) stays attached: {error}", it.name, it.subsystem))
+    };
+    let end = |it: Controller| {
+        it.delete(tree).map_err(|error| failed(&it, error))?;
+        let devices = it.disks.iter().map(|disk| format!("/dev/{disk}")).collect();
+        Ok(Detached { nqn: it.subsystem, controller: it.name, devices })
+    };
+    leaving.into_iter().map(end).collect()
+}

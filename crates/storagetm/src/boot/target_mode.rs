@@ -1,0 +1,245 @@
+//! What a machine that does nothing else runs: drivers by the hardware that is there, the network, and the lending. It
+//! knows no protocol.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use linux::boot::command_line;
+use linux::module::{Drivers, Note};
+use linux::network::{self, Network, Setting};
+use linux::shortfall::{FirmwareLog, Shortfall, survey};
+use linux::tree::Tree;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::console_ui::ConsoleUi;
+use crate::serve::{self, StopReason};
+use daemon::inbox::Inbox;
+use daemon::settings::Settings;
+use failure::Failure;
+
+/// Says to this process, in its environment, that it is the station.
+pub(super) const TARGET_MODE: &str = "STORAGETM_STATION";
+
+/// The exit status that says that the machine is to power off.
+pub(super) const POWER_OFF: i32 = 10;
+
+/// The exit status that says that the machine is to restart.
+pub(super) const RESTART: i32 = 11;
+
+/// Words of the kernel command line that say that somebody wants to see the kernel's messages.
+const VERBOSE_PARAMETERS: [&str; 3] = ["debug", "ignore_loglevel", "loglevel"];
+
+/// Whether this process is the station of a machine whose first program is ours.
+pub(super) fn is_target_mode() -> bool {
+    let parent = rustix::process::getppid();
+    std::env::var_os(TARGET_MODE).is_some() && parent.is_some_and(|parent| parent.is_init())
+}
+
+/// Runs until somebody wants the machine to end.
+pub(super) fn run() -> Result<Infallible, Failure> {
+    let tree = Tree::machine();
+    let text = command_line(&tree);
+    if !text.iter().any(|word| VERBOSE_PARAMETERS.contains(&word.name.as_str())) {
+        // A kernel that cannot be kept quiet writes into the screen; it is drawn over.
+        let _ = linux::pid1::quiet_kernel();
+    }
+    let settings = Settings::read(&tree);
+    let inbox = serve::open_inbox()?;
+    start_driver_loading(tree.clone(), inbox.clone());
+    let network = connect(&tree, &inbox);
+    if let Err(error) = &network {
+        inbox.note(format!("The network cannot be brought up: {error}."));
+    }
+    let console_ui = ConsoleUi::open(&tree);
+    let end = serve::lend_all(settings, inbox, console_ui)?;
+    std::process::exit(match end {
+        StopReason::Restart => RESTART,
+        StopReason::PowerOff | StopReason::Signalled | StopReason::Failed => POWER_OFF,
+    })
+}
+
+/// Has the network be brought up as the kernel command line says, and kept up.
+fn connect(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
+    let line = tree.text("proc/cmdline").unwrap_or_default();
+    let (settings, bad) = Setting::parse_all(&line);
+    bad.iter().for_each(|bad| inbox.note(bad.to_string()));
+    let inbox = inbox.clone();
+    Network::start(settings, move |note| post_note(&inbox, &note))
+}
+
+/// Passes on what the network says: what happened, and how it stands with an interface now. What happened must not be
+/// taken back by the next word on the same interface.
+fn post_note(inbox: &Inbox, note: &network::Note) {
+    use network::Note as N;
+    match note {
+        N::Failed { .. } => inbox.note(format!("{note}.")),
+        N::Address { interface, address } if is_link_local(*address) => {
+            inbox.set_subject(&link_local_subject(interface), None);
+        }
+        N::Conflict { interface, .. } => {
+            inbox.set_subject(&link_local_subject(interface), Some(format!("{note}.")));
+        }
+        N::Gone { interface } => {
+            inbox.set_subject(&link_local_subject(interface), None);
+            inbox.set_subject(interface, None);
+        }
+        note => {
+            if let Some((interface, sentence)) = interface_state(note) {
+                inbox.set_subject(interface, sentence);
+            }
+        }
+    }
+}
+
+/// The subject of an interface's link-local address.
+fn link_local_subject(interface: &str) -> String {
+    format!("{interface} 169.254.0.0/16")
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_link_local())
+}
+
+/// How it stands with an interface; nothing if that is as before. Addresses are not said: the screen has them.
+fn interface_state(note: &network::Note) -> Option<(&str, Option<String>)> {
+    use network::Note as N;
+    match note {
+        N::LinkUp { interface } | N::Lease { interface, .. } => Some((interface, None)),
+        N::LinkDown { interface }
+        | N::LeaseLost { interface, .. }
+        | N::NoAnswer { interface }
+        | N::Unasked { interface, .. }
+        | N::Missing { interface } => Some((interface, Some(format!("{note}.")))),
+        _ => None,
+    }
+}
+
+/// Has drivers be loaded for the hardware that is there and that comes, on a thread of its own: one that waits for its
+/// disks must not keep the screen.
+fn start_driver_loading(tree: Tree, inbox: Inbox) {
+    std::thread::spawn(move || {
+        if let Err(error) = load_drivers(&tree, &inbox) {
+            inbox.note(format!("Drivers are not loaded any more: {error}."));
+        }
+    });
+}
+
+fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
+    let uname = rustix::system::uname();
+    let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
+    if !tree.path(&folder).exists() {
+        // The kernel has all its drivers in itself, or somebody else has loaded them.
+        Shortfalls::open(tree).report(inbox);
+        return Ok(());
+    }
+    let line = tree.text("proc/cmdline").unwrap_or_default();
+    let mut drivers = Drivers::open(tree, &folder, &line)?;
+    let mut say = |note| driver_note(note).into_iter().for_each(|sentence| inbox.note(sentence));
+    drivers.coldplug(&mut say)?;
+    let mut shortfalls = Shortfalls::open(tree);
+    loop {
+        shortfalls.report(inbox);
+        let _ = poll(&mut [PollFd::new(&drivers, PollFlags::IN)], None);
+        drivers.receive(&mut say)?;
+    }
+}
+
+/// Hardware that cannot be used, as the screen shows it now.
+struct Shortfalls {
+    tree: Tree,
+    firmware: Option<FirmwareLog>,
+    shown: BTreeSet<Shortfall>,
+}
+
+impl Shortfalls {
+    fn open(tree: &Tree) -> Self {
+        let firmware = FirmwareLog::open(tree).ok();
+        Self { tree: tree.clone(), firmware, shown: BTreeSet::new() }
+    }
+
+    /// Puts what is new into the mailbox, and takes back what is over.
+    fn report(&mut self, inbox: &Inbox) {
+        let mut now = survey(&self.tree);
+        now.extend(self.firmware.iter_mut().flat_map(FirmwareLog::look).cloned());
+        for over in self.shown.difference(&now) {
+            inbox.set_subject(&over.to_string(), None);
+        }
+        for new in now.difference(&self.shown) {
+            inbox.set_subject(&new.to_string(), Some(new.to_string()));
+        }
+        self.shown = now;
+    }
+}
+
+/// What somebody at the screen should know of a driver.
+fn driver_note(note: Note) -> Option<String> {
+    match note {
+        Note::Loaded(_) => None,
+        // Its hardware is not there after all.
+        Note::Failed { error, .. } if error.raw_os_error() == Some(NO_DEVICE) => None,
+        Note::Failed { name, error } => {
+            Some(format!("The driver {name} could not be loaded: {error}."))
+        }
+        Note::Refused { name, reason } => Some(format!("{name} was not loaded: {reason}.")),
+    }
+}
+
+const NO_DEVICE: i32 = rustix::io::Errno::NODEV.raw_os_error();
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::network::{Mac, Note as N};
+    use std::collections::BTreeMap;
+    use testkit::Scratch;
+
+    fn eth0() -> String {
+        "eth0".to_owned()
+    }
+
+    #[test]
+    fn what_failed_is_not_taken_back_by_what_comes_next() {
+        let inbox = Inbox::open().unwrap();
+        let error = io::ErrorKind::NotFound.into();
+        post_note(&inbox, &N::Failed { interface: eth0(), what: "brought up".to_owned(), error });
+        post_note(&inbox, &N::LinkUp { interface: eth0() });
+        assert_eq!(inbox.receive().notes, ["eth0: could not be brought up: entity not found."]);
+    }
+
+    #[test]
+    fn shortfall_is_shown_until_it_is_over() {
+        let folder = Scratch::new();
+        let device = folder.0.join("sys/bus/pci/devices/0000:00:02.0");
+        std::fs::create_dir_all(&device).unwrap();
+        for (name, text) in [("class", "0x020000"), ("vendor", "0x8086"), ("device", "0x15f3")] {
+            std::fs::write(device.join(name), text).unwrap();
+        }
+        let inbox = Inbox::open().unwrap();
+        let mut shortfalls = Shortfalls::open(&Tree::at(&folder.0));
+        shortfalls.report(&inbox);
+        let shown = inbox.receive().subjects;
+        assert_eq!(shown.len(), 2, "no driver, no card: {shown:?}");
+        assert!(shown.values().all(Option::is_some));
+        std::fs::create_dir_all(folder.0.join("sys/class/net/eth0/device")).unwrap();
+        std::fs::create_dir(device.join("driver")).unwrap();
+        shortfalls.report(&inbox);
+        let over = inbox.receive().subjects;
+        assert_eq!(over.len(), 2);
+        assert!(over.values().all(Option::is_none), "{over:?}");
+    }
+
+    #[test]
+    fn a_conflict_is_over_when_there_is_an_address_and_silence_is_not() {
+        let inbox = Inbox::open().unwrap();
+        let address = [169, 254, 7, 9].into();
+        post_note(&inbox, &N::NoAnswer { interface: eth0() });
+        post_note(&inbox, &N::Conflict { interface: eth0(), address, other: Mac([2; 6]) });
+        let subjects = inbox.receive().subjects;
+        assert_eq!(subjects.values().filter(|sentence| sentence.is_some()).count(), 2);
+        post_note(&inbox, &N::Address { interface: eth0(), address: address.into() });
+        assert_eq!(inbox.receive().subjects, BTreeMap::from([(link_local_subject("eth0"), None)]));
+    }
+}

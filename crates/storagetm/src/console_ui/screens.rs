@@ -1,0 +1,184 @@
+//! The machine's consoles: each shows the same and takes the same keys. It knows no disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use console::{Key, Model, State, Style, picture, screen};
+use linux::tree::Tree;
+use linux::tty::{self, Raw};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+
+use crate::key_parser::KeyParser;
+use crate::nonblocking::NonBlockingWriter;
+
+/// What a serial line is taken for, which does not tell: the smallest terminal that there is.
+const DEFAULT_SIZE: (u16, u16) = (80, 24);
+
+/// Says to a virtual terminal that it is never to turn dark (console_codes(4)), and to any that there is no cursor.
+const INIT_SEQUENCE: &str = "\x1b[9;0]\x1b[?25l\x1b[H\x1b[2J";
+/// The cursor is back, below what is on the screen.
+const RESTORE_SEQUENCE: &str = "\x1b[?25h\n";
+
+/// One console.
+#[derive(Debug)]
+struct Screen {
+    name: String,
+    terminal: File,
+    nonblocking: NonBlockingWriter<File>,
+    _raw: Option<Raw>,
+    utf8: bool,
+    keys: KeyParser,
+    shown: Vec<String>,
+    window: (u16, u16),
+}
+
+/// All consoles.
+#[derive(Debug)]
+pub(crate) struct Screens(Vec<Screen>);
+
+impl Screens {
+    /// Those that the kernel speaks to, or the one that it gives to its first program.
+    pub(crate) fn open(tree: &Tree) -> Self {
+        let active = tree.attribute("sys/class/tty/console/active").unwrap_or_default();
+        let mut found: Vec<Screen> =
+            active.split_whitespace().filter_map(|name| Screen::open(tree, name)).collect();
+        if found.is_empty() {
+            found.extend(Screen::open(tree, "console"));
+        }
+        Self(found)
+    }
+
+    /// Draws it where it is another than what is shown.
+    pub(crate) fn show(&mut self, model: &Model, state: &State) {
+        for screen in &mut self.0 {
+            screen.show(model, state);
+        }
+    }
+
+    /// Writes below what is shown, and leaves the terminals as they were.
+    pub(crate) fn close(mut self, text: &str) {
+        let end = Instant::now() + Duration::from_millis(500);
+        for screen in &mut self.0 {
+            screen.nonblocking.push(RESTORE_SEQUENCE);
+            screen.nonblocking.push(text);
+            screen.nonblocking.drain(end.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Shows words, alone.
+    pub(crate) fn print(&mut self, text: &str) {
+        for screen in &mut self.0 {
+            screen.nonblocking.push(text);
+        }
+    }
+
+    /// Waits for a key, at most so long.
+    pub(crate) fn wait(&self, patience: Duration) {
+        let poll_fds = self.poll_fds();
+        let mut poll_fds: Vec<_> =
+            poll_fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
+        let patience = Timespec::try_from(patience).ok();
+        let _ = poll(&mut poll_fds, patience.as_ref());
+    }
+
+    /// Has everything be drawn anew: somebody else may have written there.
+    pub(crate) fn invalidate(&mut self) {
+        for screen in &mut self.0 {
+            screen.shown.clear();
+        }
+    }
+
+    /// What to wait for.
+    pub(crate) fn poll_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.0.iter().map(|screen| {
+            let write =
+                if screen.nonblocking.has_pending() { PollFlags::OUT } else { PollFlags::empty() };
+            (screen.terminal.as_fd(), PollFlags::IN | write)
+        })
+    }
+
+    /// Writes what waits, and takes the keys that were pressed. A terminal that is gone is left.
+    pub(crate) fn receive(&mut self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        self.0.retain_mut(|screen| {
+            screen.nonblocking.write();
+            screen.read(&mut keys)
+        });
+        keys
+    }
+}
+
+impl Screen {
+    fn open(tree: &Tree, name: &str) -> Option<Self> {
+        // The console of all virtual terminals is whichever is in front.
+        let path = tree.path(format!("dev/{name}"));
+        let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits().cast_signed();
+        let terminal =
+            OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()?;
+        let raw = Raw::enter(&terminal);
+        let mut nonblocking = NonBlockingWriter::new(terminal.try_clone().ok()?);
+        nonblocking.push(INIT_SEQUENCE);
+        Some(Self {
+            utf8: is_virtual(name) && tree.flag("sys/module/vt/parameters/default_utf8"),
+            name: name.to_owned(),
+            terminal,
+            nonblocking,
+            _raw: raw,
+            keys: KeyParser::default(),
+            shown: Vec::new(),
+            window: (0, 0),
+        })
+    }
+
+    fn show(&mut self, model: &Model, state: &State) {
+        // A slow line is not given a picture that is old before it is there.
+        if self.nonblocking.has_pending() {
+            return;
+        }
+        let window = tty::window(&self.terminal).unwrap_or(DEFAULT_SIZE);
+        let style =
+            Style { width: window.0.into(), color: is_virtual(&self.name), utf8: self.utf8 };
+        let lines = screen(model, state, style, window.1.into());
+        if lines != self.shown || window != self.window {
+            self.nonblocking.push(&picture(&lines, style.width));
+            (self.shown, self.window) = (lines, window);
+        }
+    }
+
+    /// Takes the keys; whether the terminal is still there.
+    fn read(&mut self, keys: &mut Vec<Key>) -> bool {
+        let mut some = [0; 64];
+        match self.terminal.read(&mut some) {
+            // A serial line that hangs up comes back; a terminal that ends is gone.
+            Ok(0) => false,
+            Ok(n) => {
+                let some = some.get(..n).unwrap_or_default();
+                keys.extend(some.iter().filter_map(|byte| self.keys.receive(*byte)));
+                true
+            }
+            Err(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+            ),
+        }
+    }
+}
+
+fn is_virtual(name: &str) -> bool {
+    name.strip_prefix("tty").is_some_and(|number| number.parse::<u8>().is_ok())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn virtual_terminals_are_known_by_their_numbers() {
+        assert!(is_virtual("tty0") && is_virtual("tty63"));
+        assert!(!is_virtual("ttyS0") && !is_virtual("console") && !is_virtual("hvc0"));
+    }
+}

@@ -1,0 +1,125 @@
+//! Sources that are packed: recognised by their first bytes, and unpacked or refused. Only files and pipes of this machine
+//! are looked at: what is on a disk, or comes from another machine, is taken as it is.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use ::copy::Pipe;
+use console::attach::quoted;
+use filesystem::Container;
+use filesystem::container::HEAD;
+use linux::partition;
+
+use super::summary::refused;
+use crate::options::copy::Copy;
+use crate::unpack;
+use failure::Failure;
+
+/// What is in a packed file, and what is to be said of that; nothing for one that is not packed.
+///
+/// # Errors
+/// It cannot be unpacked here, or cannot be read.
+pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<String>)>, Failure> {
+    let name = path.display().to_string();
+    let cannot = |error: std::io::Error| refused(format!("{name} cannot be read: {error}"));
+    let Some(container) = unpack::detect(file).map_err(cannot)? else { return Ok(None) };
+    if !container.is_supported() {
+        return Err(unsupported_error(&name, container));
+    }
+    // From its first byte, wherever others are in it.
+    let input = File::open(path).map_err(cannot)?;
+    let pipe = unpack::unpack(container, input.into(), &name, Some(unpack::FIRST_BYTES_TIMEOUT))
+        .map_err(|why| unpack_error(&why))?;
+    Ok(Some((pipe, Some(unpacked_note(&name, container)))))
+}
+
+/// That a block device begins like a packed file: said, and no more.
+pub(super) fn device_note(path: &Path) -> Option<String> {
+    let mut head = vec![0; HEAD];
+    File::open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
+    let container = Container::detect(&head, &[])?;
+    let name = path.display();
+    Some(format!(
+        "{name} begins like {container}; it is copied as it is, since a device is a disk itself"
+    ))
+}
+
+/// A pipe, of which the first bytes are read to see what it is.
+///
+/// # Errors
+/// It is packed in a way that cannot be unpacked here, or cannot be read.
+pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Failure> {
+    let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
+    let (mut from, mut head) = (File::from(pipe.descriptor), Vec::new());
+    unpack::take(&mut from, unpack::HEAD_BYTES, &mut head, None).map_err(cannot)?;
+    let container = Container::detect(&head, &[]).filter(|_| !raw);
+    let pipe = Pipe { head, ..Pipe::from(std::os::fd::OwnedFd::from(from)) };
+    let name = "what comes from the pipe";
+    let (pipe, note) = match container {
+        None => (pipe, None),
+        Some(container) if container.is_supported() && container.is_stream() => {
+            let pipe = unpack::unpack_pipe(container, pipe).map_err(|why| unpack_error(&why))?;
+            (pipe, Some(unpacked_note(name, container)))
+        }
+        Some(container) => return Err(unsupported_error(name, container)),
+    };
+    Ok((pipe, note))
+}
+
+/// Refuses what a stream cannot do: it cannot be gone on with, and its partition table cannot be written anew.
+///
+/// # Errors
+/// `--map` with a stream that is unpacked, or a partition table for blocks of another size than the destination's.
+pub(super) fn check(
+    pipe: &Pipe,
+    note: Option<&String>,
+    options: &Copy,
+    sector: Option<u32>,
+) -> Result<(), Failure> {
+    if note.is_some() && options.map.is_some() {
+        return Err(refused(format!(
+            "{} is unpacked while it is copied, which cannot be gone on with from a map: leave --map out, or unpack it first",
+            options.source
+        )));
+    }
+    let source = options.source.to_string();
+    let block = partition::read(&pipe.head[..]).ok().flatten().map(|table| table.block_size);
+    let (Some(block), Some(sector)) = (block, sector) else { return Ok(()) };
+    if block == sector || options.keep_sectors {
+        return Ok(());
+    }
+    let (destination, table) = (&options.destination, "the partition table that it brings");
+    let first =
+        if note.is_some() { "unpack it into a file first" } else { "write it into a file first" };
+    Err(refused(match options.convert_sectors {
+        true => {
+            format!("{source} is a stream, and {table} cannot be converted on the way: {first}")
+        }
+        false => format!(
+            "{source} is a stream, {table} is for blocks of {block} bytes, and {destination} has blocks of {sector}: no partition \
+             would be found there; to have the table converted, {first}, and copy that with --convert-sectors; to copy byte for \
+             byte all the same, add --keep-sectors"
+        ),
+    }))
+}
+
+fn unpacked_note(name: &str, container: Container) -> String {
+    format!("{name} is {container}, and is unpacked; --format raw copies it as it is")
+}
+
+fn unpack_error(why: &str) -> Failure {
+    refused(format!("{why}; --format raw copies it as it is"))
+}
+
+fn unsupported_error(name: &str, container: Container) -> Failure {
+    let path = quoted(name);
+    let way = match container.is_stream() {
+        true => format!("{} | storagetm copy - DST", container.unpack_command(&path)),
+        false => container.unpack_command(&path),
+    };
+    refused(format!(
+        "{name} is {container}, and a copy of its bytes would be no disk: unpack it first ({way}), or copy it as it is with \
+         --format raw"
+    ))
+}

@@ -1,0 +1,514 @@
+//! Whether what is copied fits its destination: the block sizes that partition tables count in, the place of a GPT's backup,
+//! whole blocks. What does not fit is refused, or the source is shown as it is to be ([`PatchedDisk`]).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::copy::{Connection, CopyError, Disk, End, Endpoint, EndpointError, Outcome, Report};
+use console::attach::quoted;
+use filesystem::Survey;
+use linux::gpt::{Patch, Shape};
+use linux::partition::Scheme;
+
+use super::patched::PatchedDisk;
+use super::summary::{padded, refused};
+use super::sync_disk::SyncDisk;
+use crate::inspect;
+use crate::options::copy::Copy;
+use ::remote::uri::Locator;
+use failure::Failure;
+
+/// What of a container a program does not see from outside.
+const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmware-raid", "zfs"];
+
+/// What is done to the destination once all is copied.
+#[derive(Default)]
+pub(super) struct PostCopy {
+    destination: Option<Arc<dyn Endpoint>>,
+    /// What people call it.
+    name: String,
+    /// Parts of the partition table that the copy itself does not bring.
+    patches: Vec<Patch>,
+    /// Whether the backup of whatever table came is to be moved to the end.
+    relocates_backup: bool,
+    /// What is left to be done by hand.
+    advice: Option<String>,
+    /// The disk onto which a pipe is copied: only then it is known what is left to be done.
+    checks_after: Option<Locator>,
+}
+
+/// What is known before the copy.
+pub(super) struct CopyEnds<'a> {
+    pub(super) options: &'a Copy,
+    /// The source's disk.
+    pub(super) from: &'a Disk,
+    /// What is on it; nothing if it cannot be read.
+    pub(super) survey: Option<&'a Survey>,
+    /// The destination's disk, if it is one and not a file.
+    pub(super) to: Option<&'a Disk>,
+    /// The block size of the destination, as far as it is known.
+    pub(super) sector: Option<u32>,
+}
+
+/// A disk that is used here and by a copy.
+struct CheckedEndpoint {
+    place: Arc<dyn Endpoint>,
+    /// The disk that was looked at and agreed to, until it has been opened once more. After that the copy sees to it itself.
+    confirmed: Mutex<Option<Disk>>,
+}
+
+impl Endpoint for CheckedEndpoint {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let (disk, connection) = self.place.open()?;
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = confirmed.as_ref()
+            && let Some(why) = identity_change(before, &disk)
+        {
+            return Err(EndpointError::Refused(format!(
+                "{} is not the disk any more that was looked at: {why}; nothing was written, try again",
+                disk.name
+            )));
+        }
+        *confirmed = None;
+        Ok((disk, connection))
+    }
+
+    fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
+        self.place.prepare(bytes)
+    }
+}
+
+/// In what a disk differs from the one that was agreed to.
+fn identity_change(before: &Disk, now: &Disk) -> Option<String> {
+    if (now.bytes, now.block) != (before.bytes, before.block) {
+        return Some(format!(
+            "it has {} bytes in blocks of {}, it had {} in blocks of {}",
+            now.bytes, now.block, before.bytes, before.block
+        ));
+    }
+    let renamed = now.identity != before.identity;
+    renamed.then(|| format!("it is \"{}\", it was \"{}\"", now.identity, before.identity))
+}
+
+impl PostCopy {
+    /// Keeps a way to the destination. If that is a disk, it must be the one that was `confirmed` to when the copy opens it.
+    pub(super) fn keep(&mut self, end: End, confirmed: Option<Disk>) -> End {
+        let End::Disk(place) = end else { return end };
+        let place: Arc<dyn Endpoint> = place.into();
+        self.destination = Some(place.clone());
+        self.name = confirmed.as_ref().map(|disk| disk.name.clone()).unwrap_or_default();
+        End::Disk(Box::new(CheckedEndpoint { place, confirmed: Mutex::new(confirmed) }))
+    }
+
+    /// After a copy of a pipe onto a disk: has the backup of the table that came be moved, if that is wanted.
+    pub(super) fn of_pipe(options: &Copy) -> Self {
+        let checks_after = Some(options.destination.clone());
+        Self { relocates_backup: options.fix_gpt, checks_after, ..Self::default() }
+    }
+
+    /// Does what is to be done after a copy that ended well. What goes wrong becomes the outcome.
+    pub(super) fn complete(self, report: &mut Report) -> Option<String> {
+        if !matches!(report.outcome, Outcome::Success | Outcome::BadSectors) {
+            return None;
+        }
+        let place = self.destination?;
+        if (self.relocates_backup || !self.patches.is_empty())
+            && let Err((name, why)) =
+                write(&*place, &self.name, self.patches, self.relocates_backup)
+        {
+            report.outcome = Outcome::Failed(CopyError::PartitionTable { name, why });
+            return None;
+        }
+        self.advice.or_else(|| backup_advice(&*place, &self.checks_after?))
+    }
+}
+
+/// What is left to be done on a disk onto which a pipe was copied.
+fn backup_advice(place: &dyn Endpoint, destination: &Locator) -> Option<String> {
+    let sync_disk = SyncDisk::open(place).ok()?;
+    let disk = sync_disk.disk();
+    let survey = inspect::survey(&sync_disk, disk.bytes, disk.sector).ok()?;
+    is_backup_misplaced(&survey, disk.sector, disk.bytes).then(|| manual_command(destination))
+}
+
+/// Writes the rest of the partition table, and reads it back.
+fn write(
+    place: &dyn Endpoint,
+    name: &str,
+    patches: Vec<Patch>,
+    relocates_backup: bool,
+) -> Result<(), (String, String)> {
+    let named = |why: String| (name.to_owned(), why);
+    let sync_disk = SyncDisk::open(place).map_err(named)?;
+    let patches =
+        if relocates_backup { relocation_patches(&sync_disk).map_err(named)? } else { patches };
+    for patch in patches {
+        sync_disk.write(patch.offset, &patch.bytes).map_err(|error| named(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// What moves the backup of the destination's own table to its end; nothing if it is there, or there is no GPT for
+/// blocks of that size.
+fn relocation_patches(sync_disk: &SyncDisk) -> Result<Vec<Patch>, String> {
+    let disk = sync_disk.disk();
+    let survey = inspect::survey(sync_disk, disk.bytes, disk.sector)?;
+    if !is_backup_misplaced(&survey, disk.sector, disk.bytes) {
+        return Ok(Vec::new());
+    }
+    let shape = Shape { block: survey.block, bytes: disk.bytes };
+    inspect::fit(sync_disk, shape, shape)?
+}
+
+/// Whether there is a GPT for blocks of that size, if it is known, whose backup is not at the end of the disk.
+fn is_backup_misplaced(survey: &Survey, sector: Option<u32>, bytes: u64) -> bool {
+    let fits = sector.is_none_or(|sector| sector == survey.block);
+    survey.table == Some(Scheme::Gpt) && fits && !is_backup_at_end(survey, bytes)
+}
+
+fn is_backup_at_end(survey: &Survey, bytes: u64) -> bool {
+    let block = u64::from(survey.block.max(1));
+    survey.backup_end.is_none_or(|end| end == bytes - bytes % block)
+}
+
+/// The source as it is to be copied, what is to be said before, and what is to be done after.
+///
+/// # Errors
+/// It does not fit.
+pub(super) fn adapt(
+    source: End,
+    ends: &CopyEnds<'_>,
+) -> Result<(End, Vec<String>, PostCopy), Failure> {
+    let mut notes = Vec::new();
+    let End::Disk(place) = source else { return Ok((source, notes, PostCopy::default())) };
+    let patches = patches(&*place, ends, &mut notes)?;
+    let own = ends.from.bytes;
+    let bytes = own.next_multiple_of(u64::from(ends.to.map_or(1, |to| to.block.max(1))));
+    if bytes > own {
+        notes.push(padded(&ends.options.destination.to_string(), bytes - own));
+    }
+    let after = PostCopy {
+        // What lies beyond the source.
+        patches: patches.iter().filter(|it| end(it) > bytes).cloned().collect(),
+        advice: advice(ends, !patches.is_empty()),
+        ..PostCopy::default()
+    };
+    if patches.is_empty() && bytes == own {
+        return Ok((End::Disk(place), notes, after));
+    }
+    let identity_suffix = identity_suffix(ends, !patches.is_empty());
+    let patched = PatchedDisk::new(place, own, bytes, patches, &identity_suffix);
+    Ok((End::Disk(Box::new(patched)), notes, after))
+}
+
+fn end(patch: &Patch) -> u64 {
+    patch.offset.saturating_add(patch.bytes.len() as u64)
+}
+
+/// A map of a copy with another table is none of the disk itself.
+fn identity_suffix(ends: &CopyEnds<'_>, changed: bool) -> String {
+    let to = ends.to.filter(|_| changed);
+    to.map(|to| format!("table {} {}", ends.sector.unwrap_or(0), to.bytes)).unwrap_or_default()
+}
+
+/// What the partition table is to be at the destination, where that is another one.
+fn patches(
+    place: &dyn Endpoint,
+    ends: &CopyEnds<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Patch>, Failure> {
+    let Some((survey, to)) = ends.survey.zip(ends.to) else { return patches_without_survey(ends) };
+    if let Some(sector) = ends.sector {
+        notes.extend(unmountable_notes(survey, sector, ends));
+    }
+    let sector = match (survey.table, ends.sector) {
+        (None, _) => return Ok(Vec::new()),
+        (Some(_), None) if ends.options.convert_sectors => {
+            return Err(unknown_block_size_error(ends));
+        }
+        (Some(_), Some(sector)) if sector != survey.block => sector,
+        _ if ends.options.fix_gpt && !is_backup_at_end(survey, to.bytes) => survey.block,
+        (_, None) if !ends.options.keep_sectors => {
+            notes.push(unknown_block_size_note(ends, survey));
+            return Ok(Vec::new());
+        }
+        _ => return Ok(Vec::new()),
+    };
+    let identity_change = sector != survey.block;
+    if identity_change && ends.options.keep_sectors {
+        return Ok(Vec::new());
+    }
+    if identity_change && !ends.options.convert_sectors {
+        return Err(block_size_error(ends, survey, sector));
+    }
+    // What is recognised in a partition shows where that is, and so in which blocks an MBR counts.
+    if ends.from.sector.is_none() && !survey.block_is_certain() {
+        return Err(refused(format!(
+            "it cannot be told for which block size the MBR of {} was written; --keep-sectors copies it as it is",
+            ends.options.source
+        )));
+    }
+    let from = Shape { block: survey.block, bytes: ends.from.bytes };
+    let sync_disk = SyncDisk::open(place).map_err(refused)?;
+    let fitted = inspect::fit(&sync_disk, from, Shape { block: sector, bytes: to.bytes });
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    fitted.map_err(refused)?.map_err(|why| {
+        refused(format!(
+            "the partition table of {source} cannot be written for {destination}: {why}"
+        ))
+    })
+}
+
+/// Nothing is known of one of the ends: then nothing can be changed.
+fn patches_without_survey(ends: &CopyEnds<'_>) -> Result<Vec<Patch>, Failure> {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    let blocks = ends.from.sector.zip(ends.sector).filter(|(from, to)| from != to);
+    if let (None, Some((from, to)), false) = (ends.survey, blocks, ends.options.keep_sectors) {
+        return Err(refused(format!(
+            "{source} has blocks of {from} bytes and {destination} of {to}, and whether {source} has a partition table, which \
+             would not be found there, cannot be read; --keep-sectors copies it all the same"
+        )));
+    }
+    if !ends.options.convert_sectors {
+        return Ok(Vec::new());
+    }
+    Err(refused(match ends.to {
+        None if *destination == Locator::Pipe => {
+            "the destination is a pipe, and has no block size to convert to".to_owned()
+        }
+        None => format!("{destination} is a file, and has no block size to convert to"),
+        Some(_) => format!("what is on {source} cannot be read, so it cannot be converted"),
+    }))
+}
+
+/// The block size to convert to is not known.
+fn unknown_block_size_error(ends: &CopyEnds<'_>) -> Failure {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    refused(format!(
+        "the block size of {destination} is not known, so the partition table of {source} cannot be converted to it: leave \
+         --convert-sectors out to copy it as it is"
+    ))
+}
+
+fn unknown_block_size_note(ends: &CopyEnds<'_>, survey: &Survey) -> String {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    format!(
+        "the block size of {destination} is not known; the partition table of {source} is for blocks of {} bytes, and is of \
+         use only with these",
+        survey.block
+    )
+}
+
+fn block_size_error(ends: &CopyEnds<'_>, survey: &Survey, sector: u32) -> Failure {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    refused(block_size_sentence(
+        &source.to_string(),
+        survey.block,
+        &destination.to_string(),
+        sector,
+    ))
+}
+
+/// Why a disk would not be readable.
+fn block_size_sentence(source: &str, block: u32, destination: &str, sector: u32) -> String {
+    format!(
+        "the partition table of {source} is for blocks of {block} bytes, and {destination} has blocks of {sector}: no \
+         partition would be found there; to have the table written for these, add --convert-sectors, to copy byte for byte all \
+         the same, --keep-sectors"
+    )
+}
+
+/// The file systems that the destination's blocks are too large for.
+fn unmountable_notes(survey: &Survey, sector: u32, ends: &CopyEnds<'_>) -> Vec<String> {
+    if survey.table.is_some() && survey.block == sector {
+        return Vec::new();
+    }
+    let mut notes = Vec::new();
+    let destination = &ends.options.destination;
+    let named: Vec<String> = survey
+        .unmountable(sector)
+        .map(|content| format!("{content} ({} bytes)", content.unit.unwrap_or(0)))
+        .collect();
+    if !named.is_empty() {
+        notes.push(format!(
+            "{destination} has blocks of {sector} bytes, and what has smaller ones cannot be mounted there: {}; make it \
+             anew and copy its files",
+            named.join(", ")
+        ));
+    }
+    let identity_change =
+        ends.from.sector.is_some_and(|from| from != sector) || survey.table.is_some();
+    let layers = survey.contents.iter().filter(|it| identity_change && LAYERS.contains(&&*it.kind));
+    let layers: Vec<String> = layers.map(ToString::to_string).collect();
+    if !layers.is_empty() {
+        notes.push(format!(
+            "whether what is inside can be used with blocks of {sector} bytes is not known: {}",
+            layers.join(", ")
+        ));
+    }
+    notes
+}
+
+/// That the backup of a GPT is not at the end of a larger disk.
+fn advice(ends: &CopyEnds<'_>, changed: bool) -> Option<String> {
+    let (survey, to) = ends.survey.zip(ends.to).filter(|_| !changed)?;
+    is_backup_misplaced(survey, ends.sector, to.bytes)
+        .then(|| manual_command(&ends.options.destination))
+}
+
+/// What to type to move the backup.
+fn manual_command(destination: &Locator) -> String {
+    let (disk, place) = match destination {
+        Locator::Path(path) => (quoted(&path.display().to_string()), ""),
+        _ => ("DISK".to_owned(), ", on the machine that has it or attaches it"),
+    };
+    format!(
+        "the backup of the partition table is not at the end of {destination}{place}: sgdisk -e {disk} (or: sfdisk \
+         --relocate gpt-bak-std {disk}); --fix-gpt does it with the copy"
+    )
+}
+
+#[cfg(test)]
+mod test {
+    use std::path::Path;
+
+    use ::copy::FileEndpoint;
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        copy: Copy,
+    }
+
+    fn disk(block: u32, sector: Option<u32>) -> Disk {
+        Disk {
+            name: "disk".to_owned(),
+            bytes: 8 << 20,
+            block,
+            sector,
+            writable: true,
+            reports_extents: false,
+            max_zero: 0,
+            max_transfer: 1 << 20,
+            max_connections: 1,
+            remote: true,
+            blank: false,
+            identity: String::new(),
+        }
+    }
+
+    /// What is said before a copy between disks of these block sizes, of which the source has a table for 512.
+    fn said(option: &str, from: Option<u32>, to: Option<u32>) -> Result<Vec<String>, String> {
+        let words = ["copy", option, "nbd://a/b", "nbd://c/d"];
+        let options =
+            Line::try_parse_from(words.iter().filter(|word| !word.is_empty())).unwrap().copy;
+        let survey =
+            Survey { table: Some(Scheme::Gpt), block: 512, partitions: 1, ..Survey::default() };
+        let (from, to) = (disk(1, from), disk(1, to));
+        let ends = CopyEnds {
+            options: &options,
+            from: &from,
+            survey: Some(&survey),
+            to: Some(&to),
+            sector: to.sector,
+        };
+        let place = FileEndpoint::source(Path::new("/dev/null"), "");
+        let mut notes = Vec::new();
+        let patches = patches(&place, &ends, &mut notes).map_err(|error| error.to_string())?;
+        assert!(patches.is_empty());
+        Ok(notes)
+    }
+
+    #[test]
+    fn table_is_not_converted_to_an_unknown_block_size() {
+        let refused = said("--convert-sectors", None, None).unwrap_err();
+        assert!(refused.contains("is not known") && refused.contains("nbd://c/d"), "{refused}");
+        assert_eq!(said("", None, None).unwrap().len(), 1);
+        assert!(said("--keep-sectors", None, None).unwrap().is_empty());
+        assert!(said("", None, Some(512)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn mbr_is_converted_only_if_its_block_size_is_known() {
+        let options = ["copy", "--convert-sectors", "nbd://a/b", "nbd://c/d"];
+        let options = Line::try_parse_from(options).unwrap().copy;
+        let survey = Survey { table: Some(Scheme::Mbr), block: 512, ..Survey::default() };
+        let (from, to) = (disk(1, None), disk(4096, Some(4096)));
+        let place = FileEndpoint::source(Path::new("/dev/null"), "");
+        let (survey, to, sector) = (Some(&survey), Some(&to), to.sector);
+        let ends = CopyEnds { options: &options, from: &from, survey, to, sector };
+        let refused = patches(&place, &ends, &mut Vec::new()).unwrap_err().to_string();
+        assert!(
+            refused.contains("cannot be told") && refused.contains("--keep-sectors"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn source_that_cannot_be_looked_at_is_refused_for_other_blocks() {
+        for (option, status) in [("--yes", false), ("--keep-sectors", true)] {
+            let options = Line::try_parse_from(["copy", option, "nbd://a/b", "nbd://c/d"]);
+            let options = options.unwrap().copy;
+            let (from, to) = (disk(512, Some(512)), disk(4096, Some(4096)));
+            let (to, sector) = (Some(&to), to.sector);
+            let ends = CopyEnds { options: &options, from: &from, survey: None, to, sector };
+            assert_eq!(patches_without_survey(&ends).is_ok(), status, "{option}");
+        }
+    }
+
+    /// A place that leads to another disk at each look.
+    struct Changing(Mutex<Vec<Disk>>, FileEndpoint);
+
+    impl Endpoint for Changing {
+        fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+            let disk = self.0.lock().unwrap().pop().unwrap();
+            self.1.open().map(|(_, connection)| (disk, connection))
+        }
+    }
+
+    #[test]
+    fn disk_that_was_not_agreed_to_is_not_opened() {
+        let confirmed = disk(512, Some(512));
+        let identity = "another".to_owned();
+        for now in [
+            Disk { bytes: 4 << 20, ..confirmed.clone() },
+            Disk { block: 4096, ..confirmed.clone() },
+            Disk { identity, ..confirmed.clone() },
+        ] {
+            let mut after = PostCopy::default();
+            // Once it was opened as agreed, it is the copy's to judge what comes back.
+            for (disks, success) in [
+                (vec![now.clone()], [false].as_slice()),
+                (vec![now.clone(), confirmed.clone()], &[true, true]),
+            ] {
+                let file = FileEndpoint::source(Path::new("/proc/self/exe"), "");
+                let place = Changing(Mutex::new(disks), file);
+                let End::Disk(place) =
+                    after.keep(End::Disk(Box::new(place)), Some(confirmed.clone()))
+                else {
+                    panic!("a disk")
+                };
+                for success in success {
+                    assert_eq!(place.open().is_ok(), *success, "{now:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backup_of_a_table_for_other_blocks_is_left_alone() {
+        let survey = Survey {
+            table: Some(Scheme::Gpt),
+            block: 512,
+            backup_end: Some(4 << 20),
+            ..Survey::default()
+        };
+        assert!(!is_backup_misplaced(&survey, Some(4096), 8 << 20));
+        assert!(
+            is_backup_misplaced(&survey, Some(512), 8 << 20)
+                && is_backup_misplaced(&survey, None, 8 << 20)
+        );
+    }
+}

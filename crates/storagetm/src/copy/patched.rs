@@ -1,0 +1,274 @@
+//! A source as the destination is to hold it: with other bytes in places (a partition table for another disk), and filled
+//! up with zeros to whole blocks.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::copy::{
+    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
+};
+use export::{Account, Buffer, Extent, Pool};
+use linux::gpt::Patch;
+
+/// Offsets that are asked of the source itself are multiples of this, the largest block of any disk.
+const BLOCK: u64 = 4096;
+
+/// A place, and what is different of its disk.
+pub(super) struct PatchedDisk {
+    inner: Box<dyn Endpoint>,
+    patches_of_disk: Arc<Patches>,
+    identity_suffix: String,
+}
+
+#[derive(Debug)]
+struct Patches {
+    /// Bytes of the source itself, and those that it is shown with.
+    source_bytes: u64,
+    bytes: u64,
+    patches: Vec<Patch>,
+}
+
+impl PatchedDisk {
+    /// A disk of `source_bytes` bytes shown with `bytes`, at least as many, and with the patches, of which later ones hide earlier
+    /// ones. `identity_suffix` is added to its identity: a map of this is none of the disk itself.
+    pub(super) fn new(
+        inner: Box<dyn Endpoint>,
+        source_bytes: u64,
+        bytes: u64,
+        patches: Vec<Patch>,
+        identity_suffix: &str,
+    ) -> Self {
+        let patches_of_disk = Arc::new(Patches { source_bytes, bytes, patches });
+        Self { inner, patches_of_disk, identity_suffix: identity_suffix.to_owned() }
+    }
+}
+
+impl Endpoint for PatchedDisk {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let (disk, connection) = self.inner.open()?;
+        if disk.bytes != self.patches_of_disk.source_bytes {
+            let name = &disk.name;
+            return Err(EndpointError::Refused(format!("{name} has changed its size meanwhile")));
+        }
+        let identity = match self.identity_suffix.as_str() {
+            "" => disk.identity.clone(),
+            identity_suffix => format!("{} {identity_suffix}", disk.identity),
+        };
+        let patches_of_disk = self.patches_of_disk.clone();
+        let memory = Pool::new(Pool::MAX_BUFFER).open();
+        let connection = PatchedConnection {
+            connection,
+            patches_of_disk,
+            memory,
+            done: VecDeque::new(),
+            reads: Vec::new(),
+        };
+        Ok((Disk { bytes: self.patches_of_disk.bytes, identity, ..disk }, Box::new(connection)))
+    }
+
+    fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
+        self.inner.prepare(bytes)
+    }
+}
+
+struct PatchedConnection {
+    connection: Box<dyn Connection>,
+    patches_of_disk: Arc<Patches>,
+    /// For reads across the end.
+    memory: Account,
+    done: VecDeque<Completion>,
+    reads: Vec<Read>,
+}
+
+/// A read under way.
+struct Read {
+    tag: u32,
+    offset: u64,
+    /// The buffer that was submitted, where a shorter one is filled.
+    whole: Option<Buffer>,
+}
+
+impl Patches {
+    /// From `offset` on, the bytes that are alike in being the source's own or not, at most `len`.
+    fn run(&self, offset: u64, len: u64) -> (u64, bool) {
+        let end = offset.saturating_add(len);
+        let mut next = end;
+        for place in self.changed_ranges() {
+            if place.contains(&offset) {
+                return (place.end.min(end) - offset, false);
+            }
+            if place.start > offset {
+                next = next.min(place.start);
+            }
+        }
+        (next - offset, true)
+    }
+
+    /// What is not the source's own, in whole blocks.
+    fn changed_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let patched = self.patches.iter().map(|patch| {
+            let end = patch.offset.saturating_add(patch.bytes.len() as u64);
+            patch.offset - patch.offset % BLOCK..end.next_multiple_of(BLOCK)
+        });
+        patched.chain(std::iter::once(self.source_bytes - self.source_bytes % BLOCK..u64::MAX))
+    }
+
+    /// What was read from `offset` on, as it is to be.
+    fn apply(&self, offset: u64, bytes: &mut [u8]) {
+        let end = offset.saturating_add(bytes.len() as u64);
+        for patch in &self.patches {
+            let patched = patch.offset..patch.offset.saturating_add(patch.bytes.len() as u64);
+            let both = patched.start.max(offset)..patched.end.min(end);
+            if both.is_empty() {
+                continue;
+            }
+            let index = |at: u64, from: u64| usize::try_from(at - from).unwrap_or(usize::MAX);
+            let to = bytes.get_mut(index(both.start, offset)..index(both.end, offset));
+            let from =
+                patch.bytes.get(index(both.start, patch.offset)..index(both.end, patch.offset));
+            if let (Some(to), Some(from)) = (to, from) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+impl PatchedConnection {
+    /// Reads what the source itself has of it; the rest is zeros.
+    fn read(&mut self, tag: u32, offset: u64, mut buffer: Buffer) {
+        let source_bytes =
+            self.patches_of_disk.source_bytes.saturating_sub(offset).min(buffer.len() as u64);
+        let source_bytes = usize::try_from(source_bytes).unwrap_or(usize::MAX);
+        if source_bytes == buffer.len() {
+            self.reads.push(Read { tag, offset, whole: None });
+            return self.connection.submit(tag, Request::Read { offset, buffer });
+        }
+        if source_bytes == 0 {
+            buffer.bytes_mut().fill(0);
+            let completion =
+                Completion { tag, result: Ok(()), buffer: Some(buffer), extents: Vec::new() };
+            return self.done.push_back(self.shown(offset, completion));
+        }
+        match self.memory.take(source_bytes) {
+            Some(short) => {
+                self.reads.push(Read { tag, offset, whole: Some(buffer) });
+                self.connection.submit(tag, Request::Read { offset, buffer: short });
+            }
+            None => {
+                let result = Err(::copy::RequestError::Refused);
+                let buffer = Some(buffer);
+                self.done.push_back(Completion { tag, result, buffer, extents: Vec::new() });
+            }
+        }
+    }
+
+    fn shown(&self, offset: u64, mut completion: Completion) -> Completion {
+        if let (Ok(()), Some(buffer)) = (&completion.result, &mut completion.buffer) {
+            self.patches_of_disk.apply(offset, buffer.bytes_mut());
+        }
+        completion
+    }
+
+    fn finished(&mut self, mut completion: Completion) -> Completion {
+        let Some(at) = self.reads.iter().position(|read| read.tag == completion.tag) else {
+            return completion;
+        };
+        let read = self.reads.swap_remove(at);
+        if let Some(mut whole) = read.whole {
+            let short = completion.buffer.take();
+            let short = short.as_ref().map(Buffer::bytes).unwrap_or_default();
+            let (head, tail) = whole.bytes_mut().split_at_mut(short.len());
+            head.copy_from_slice(short);
+            tail.fill(0);
+            completion.buffer = Some(whole);
+        }
+        self.shown(read.offset, completion)
+    }
+}
+
+impl Connection for PatchedConnection {
+    fn submit(&mut self, tag: u32, request: Request) {
+        match request {
+            Request::Read { offset, buffer } => self.read(tag, offset, buffer),
+            Request::Extents { offset, len } => match self.patches_of_disk.run(offset, len) {
+                (len, true) => self.connection.submit(tag, Request::Extents { offset, len }),
+                (len, false) => {
+                    let extents = vec![Extent::data(len)];
+                    self.done.push_back(Completion { tag, result: Ok(()), buffer: None, extents });
+                }
+            },
+            other => self.connection.submit(tag, other),
+        }
+    }
+
+    fn free_slots(&self) -> usize {
+        self.connection.free_slots()
+    }
+
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.connection.advance()
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        if let Some(done) = self.done.pop_front() {
+            return Some(done);
+        }
+        let completion = self.connection.next_completion()?;
+        Some(self.finished(completion))
+    }
+
+    fn interest(&self) -> Interest<'_> {
+        self.connection.interest()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.connection.deadline()
+    }
+
+    fn drop_caches(&mut self) {
+        self.connection.drop_caches();
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn patches_of_disk() -> Patches {
+        let patch = |offset, byte| Patch { offset, bytes: vec![byte; 100] };
+        Patches {
+            source_bytes: 100_001,
+            bytes: 102_400,
+            patches: vec![patch(4000, 1), patch(4050, 2)],
+        }
+    }
+
+    #[test]
+    fn patched_blocks_and_the_end_are_told_as_data() {
+        let patches_of_disk = patches_of_disk();
+        assert_eq!(patches_of_disk.run(0, 102_400), (8192, false));
+        assert_eq!(patches_of_disk.run(8192, 94_208), (98_304 - 8192, true));
+        assert_eq!(patches_of_disk.run(98_304, 4096), (4096, false));
+    }
+
+    #[test]
+    fn later_patches_hide_earlier_ones_wherever_the_read_is_cut() {
+        let patches_of_disk = patches_of_disk();
+        let mut whole = vec![0; 8192];
+        patches_of_disk.apply(0, &mut whole);
+        let wanted = |at: usize| match at {
+            4000..4050 => 1,
+            4050..4150 => 2,
+            _ => 0,
+        };
+        assert!((0..8192).all(|at| whole[at] == wanted(at)));
+        for cut in [1, 3999, 4001, 4060, 4149, 4150, 8191] {
+            let (mut head, mut tail) = (vec![0; cut], vec![0; 8192 - cut]);
+            patches_of_disk.apply(0, &mut head);
+            patches_of_disk.apply(cut as u64, &mut tail);
+            assert!([head, tail].concat() == whole, "{cut}");
+        }
+    }
+}

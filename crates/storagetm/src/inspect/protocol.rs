@@ -1,0 +1,396 @@
+//! What the two processes say to each other: numbers are little-endian, and lengths stand before what they count. What the
+//! one without rights says is believed no more than what is on the disk.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
+
+use filesystem::{RangeOwner, Ranges, Survey, Usage};
+use linux::gpt::{Patch, Shape};
+
+mod survey;
+mod usage;
+
+use usage::{owners, put_owners, put_usage, usage};
+
+/// Bytes that are read of the disk at once.
+pub(super) const MAX_READ: usize = 1 << 20;
+/// Ranges, parts and owners in an answer at most, and bytes of a path.
+const MAX_COUNT: u32 = 1 << 23;
+const MAX_PATH: usize = 64 << 10;
+/// Bytes of all that is said at once at most: as much as the most ranges need.
+const MAX_MESSAGE: u64 = 256 << 20;
+/// What lies between two ranges and is smaller than this is not worth a range.
+const MIN_GAP: u64 = 64 << 10;
+
+/// What is to be looked at.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// The length of the disk.
+    pub(super) bytes: u64,
+    /// What is wanted.
+    pub(super) task: Task,
+}
+
+/// What is to be found out.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Which bytes are used.
+    Usage,
+    /// Which files these bytes belong to.
+    Owners(Ranges),
+    /// What is there; the logical block size, 0 if it is not known.
+    Survey(u32),
+    /// What to write to fit the partition table of a disk with that block size to another one.
+    Fit(u32, Shape),
+}
+
+/// What the process says that looks.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// It wants to read so many bytes.
+    Read { offset: u64, len: usize },
+    /// It is done.
+    Reply(Reply),
+}
+
+/// What it has seen.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// This.
+    Findings(Findings),
+    /// Nothing: a sentence.
+    Error(String),
+}
+
+/// What was wanted.
+#[derive(Debug)]
+pub(super) enum Findings {
+    Usage(Usage),
+    Owners(BTreeSet<RangeOwner>),
+    Survey(Survey),
+    /// What to write; or why the table cannot be fitted.
+    Fit(Result<Vec<Patch>, String>),
+}
+
+impl Request {
+    pub(super) fn emit(&self, to: &mut impl Write) -> io::Result<()> {
+        let mut bytes = self.bytes.to_le_bytes().to_vec();
+        match &self.task {
+            Task::Usage => bytes.push(0),
+            Task::Owners(ranges) => {
+                bytes.push(1);
+                put_ranges(&mut bytes, ranges.iter());
+            }
+            Task::Survey(block) => {
+                bytes.push(2);
+                bytes.extend(block.to_le_bytes());
+            }
+            Task::Fit(block, shape) => {
+                bytes.push(3);
+                bytes.extend(block.to_le_bytes());
+                bytes.extend(shape.block.to_le_bytes());
+                bytes.extend(shape.bytes.to_le_bytes());
+            }
+        }
+        to.write_all(&bytes)
+    }
+
+    pub(super) fn parse(from: &mut impl Read) -> io::Result<Self> {
+        let bytes = u64_value(from)?;
+        let task = match u8_value(from)? {
+            0 => Task::Usage,
+            1 => Task::Owners(ranges(from)?),
+            2 => Task::Survey(u32_value(from)?),
+            3 => {
+                let (block, to) = (u32_value(from)?, u32_value(from)?);
+                Task::Fit(block, Shape { block: to, bytes: u64_value(from)? })
+            }
+            _ => return Err(invalid()),
+        };
+        Ok(Self { bytes, task })
+    }
+}
+
+impl Message {
+    pub(super) fn emit(&self, to: &mut impl Write) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Read { offset, len } => {
+                bytes.push(0);
+                bytes.extend(offset.to_le_bytes());
+                bytes.extend((*len as u64).to_le_bytes());
+            }
+            Self::Reply(Reply::Error(sentence)) => {
+                bytes.push(1);
+                put_text(&mut bytes, sentence);
+            }
+            Self::Reply(Reply::Findings(Findings::Usage(usage))) => {
+                bytes.push(2);
+                put_usage(&mut bytes, usage);
+            }
+            Self::Reply(Reply::Findings(Findings::Owners(found))) => {
+                bytes.push(3);
+                put_owners(&mut bytes, found);
+            }
+            Self::Reply(Reply::Findings(Findings::Survey(survey))) => {
+                bytes.push(4);
+                survey::put(&mut bytes, survey);
+            }
+            Self::Reply(Reply::Findings(Findings::Fit(Ok(patches)))) => {
+                bytes.push(5);
+                survey::put_patches(&mut bytes, patches);
+            }
+            Self::Reply(Reply::Findings(Findings::Fit(Err(why)))) => {
+                bytes.push(6);
+                put_text(&mut bytes, why);
+            }
+        }
+        to.write_all(&bytes)
+    }
+
+    pub(super) fn parse(from: &mut impl Read) -> io::Result<Self> {
+        let from = &mut from.take(MAX_MESSAGE);
+        Ok(match u8_value(from)? {
+            0 => {
+                let (offset, len) = (u64_value(from)?, u64_value(from)?);
+                Self::Read { offset, len: usize::try_from(len).unwrap_or(MAX_READ) }
+            }
+            1 => Self::Reply(Reply::Error(text(from)?)),
+            2 => Self::Reply(Reply::Findings(Findings::Usage(usage(from)?))),
+            3 => Self::Reply(Reply::Findings(Findings::Owners(owners(from)?))),
+            4 => Self::Reply(Reply::Findings(Findings::Survey(survey::parse(from)?))),
+            5 => Self::Reply(Reply::Findings(Findings::Fit(Ok(survey::parse_patches(from)?)))),
+            6 => Self::Reply(Reply::Findings(Findings::Fit(Err(text(from)?)))),
+            _ => return Err(invalid()),
+        })
+    }
+}
+
+/// Gives what was read, or says that it could not be.
+pub(super) fn send_data(to: &mut impl Write, got: io::Result<&[u8]>) -> io::Result<()> {
+    match got {
+        Ok(bytes) => {
+            to.write_all(&(bytes.len() as u64).to_le_bytes())?;
+            to.write_all(bytes)
+        }
+        Err(_) => to.write_all(&u64::MAX.to_le_bytes()),
+    }
+}
+
+/// Takes what was read.
+pub(super) fn receive_data(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    let len = u64_value(from)?;
+    // An error of the disk, which whoever looks can pass over.
+    let unreadable = || io::Error::from(rustix::io::Errno::IO);
+    let len = usize::try_from(len).ok().filter(|_| len != u64::MAX).ok_or_else(unreadable)?;
+    from.read_exact(into.get_mut(..len).ok_or_else(invalid)?)?;
+    Ok(len)
+}
+
+/// The ranges, and what is too small between them.
+fn joined(ranges: &Ranges) -> impl Iterator<Item = Range<u64>> + '_ {
+    let mut all = ranges.iter().peekable();
+    std::iter::from_fn(move || {
+        let mut range = all.next()?;
+        while let Some(next) = all.next_if(|next| next.start - range.end < MIN_GAP) {
+            range.end = next.end;
+        }
+        Some(range)
+    })
+}
+
+fn put_ranges(bytes: &mut Vec<u8>, ranges: impl Iterator<Item = Range<u64>>) {
+    let at = bytes.len();
+    put_count(bytes, 0);
+    let mut count = 0_u32;
+    for range in ranges {
+        bytes.extend(range.start.to_le_bytes());
+        bytes.extend(range.end.to_le_bytes());
+        count = count.saturating_add(1);
+    }
+    bytes.splice(at..at + 4, count.to_le_bytes());
+}
+
+fn ranges(from: &mut impl Read) -> io::Result<Ranges> {
+    Ok(list(from, MAX_COUNT, |from| Ok(u64_value(from)?..u64_value(from)?))?.into_iter().collect())
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.floor_char_boundary(MAX_PATH)).unwrap_or_default();
+    put_count(bytes, text.len());
+    bytes.extend(text.as_bytes());
+}
+
+/// Nothing of it speaks to a terminal, whatever that process has become.
+fn text(from: &mut impl Read) -> io::Result<String> {
+    let len = usize::try_from(u32_value(from)?).ok().filter(|len| *len <= MAX_PATH);
+    let mut bytes = vec![0; len.ok_or_else(invalid)?];
+    from.read_exact(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).collect())
+}
+
+fn put_count(bytes: &mut Vec<u8>, count: usize) {
+    bytes.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+fn u32_value(from: &mut impl Read) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    from.read_exact(&mut bytes)?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// As many as are said to come, at most `most`.
+fn list<R: Read, T>(
+    from: &mut R,
+    most: u32,
+    mut one: impl FnMut(&mut R) -> io::Result<T>,
+) -> io::Result<Vec<T>> {
+    let count = u32_value(from)?;
+    if count > most {
+        return Err(invalid());
+    }
+    (0..count).map(|_| one(from)).collect()
+}
+
+fn u8_value(from: &mut impl Read) -> io::Result<u8> {
+    let mut bytes = [0; 1];
+    from.read_exact(&mut bytes)?;
+    Ok(u8::from_le_bytes(bytes))
+}
+
+fn u64_value(from: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    from.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn invalid() -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, "it makes no sense")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use filesystem::{Content, OpaqueReason, Owner, Part, PartKind};
+
+    #[test]
+    fn survey_and_patches_come_back_as_they_were_said() {
+        let content = Content {
+            partition: 1,
+            kind: "vfat".to_owned(),
+            label: Some("EFI".to_owned()),
+            unit: Some(512),
+        };
+        let survey = Survey {
+            table: Some(linux::partition::Scheme::Gpt),
+            block: 4096,
+            partitions: 1,
+            backup_end: Some(1 << 40),
+            contents: vec![content.clone(), Content { label: None, unit: None, ..content }],
+            empty: false,
+        };
+        let said = Message::Reply(Reply::Findings(Findings::Survey(survey.clone())));
+        let Message::Reply(Reply::Findings(Findings::Survey(heard))) = back(&said) else {
+            panic!("a survey")
+        };
+        assert_eq!(heard, survey);
+        let patches = vec![Patch { offset: 4096, bytes: vec![1, 2, 3] }];
+        let said = Message::Reply(Reply::Findings(Findings::Fit(Ok(patches.clone()))));
+        let Message::Reply(Reply::Findings(Findings::Fit(heard))) = back(&said) else {
+            panic!("patches")
+        };
+        assert_eq!(heard, Ok(patches));
+    }
+
+    fn back(said: &Message) -> Message {
+        let mut bytes = Vec::new();
+        said.emit(&mut bytes).unwrap();
+        let mut from = &bytes[..];
+        let back = Message::parse(&mut from).unwrap();
+        assert!(from.is_empty());
+        // Cut anywhere it is an error, never a panic.
+        (0..bytes.len()).for_each(|cut| assert!(Message::parse(&mut &bytes[..cut]).is_err()));
+        back
+    }
+
+    #[test]
+    fn what_is_said_comes_back() {
+        let used: Ranges = [0..10, 20..30, 1 << 20..2 << 20].into_iter().collect();
+        let parts = vec![
+            Part { number: 1, range: 0..5, kind: PartKind::Ntfs },
+            Part { number: 7, range: 5..9, kind: PartKind::Opaque(OpaqueReason::Unclean) },
+        ];
+        let usage = Usage { used, parts: parts.clone() };
+        let Message::Reply(Reply::Findings(Findings::Usage(usage))) =
+            back(&Message::Reply(Reply::Findings(Findings::Usage(usage))))
+        else {
+            panic!("a usage")
+        };
+        // What is too small between them counts as used.
+        let used: Vec<_> = usage.used.iter().collect();
+        assert_eq!((used, usage.parts), (vec![0..30, 1 << 20..2 << 20], parts));
+        let found = [Owner::File("/a\u{1b}[2J".to_owned()), Owner::Structure, Owner::Free];
+        let found = found.map(|owner| RangeOwner { partition: 2, owner });
+        let said = Message::Reply(Reply::Findings(Findings::Owners(found.into())));
+        let Message::Reply(Reply::Findings(Findings::Owners(found))) = back(&said) else {
+            panic!("owners")
+        };
+        assert_eq!(found.first().unwrap().owner, Owner::File("/a[2J".to_owned()));
+    }
+
+    #[test]
+    fn a_process_that_has_gone_mad_does_not_speak_to_a_terminal_and_does_not_fill_the_memory() {
+        let said = Message::Reply(Reply::Error("\u{1b}[2Jno".to_owned()));
+        let Message::Reply(Reply::Error(sentence)) = back(&said) else { panic!("trouble") };
+        assert_eq!(sentence, "[2Jno");
+        // Eight million owners, each with a path as long as may be.
+        let mut endless = Endless { said: 0 };
+        assert!(Message::parse(&mut endless).is_err());
+        assert!(endless.said <= MAX_MESSAGE);
+    }
+
+    struct Endless {
+        said: u64,
+    }
+
+    impl Read for Endless {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let one = [0, 0, 0, 0, 0, 0, 0, 1, 0];
+            let head = [3, 0, 0, 0x80, 0];
+            for u8_value in &mut *into {
+                let at = usize::try_from(self.said).unwrap();
+                let found = (9 + 0x1_0000) as usize;
+                *u8_value = match at {
+                    0..5 => head[at],
+                    at => one.get((at - 5) % found).copied().unwrap_or(b'x'),
+                };
+                self.said += 1;
+            }
+            Ok(into.len())
+        }
+    }
+
+    #[test]
+    fn counts_are_bounded_before_what_they_count_is_read() {
+        let survey = [&[4, 1][..], &[0; 17]].concat();
+        for (head, most) in [(vec![5], 4_u32), (survey, 4096)] {
+            for (count, kind) in
+                [(most, ErrorKind::UnexpectedEof), (most + 1, ErrorKind::InvalidData)]
+            {
+                let bytes = [&head[..], &count.to_le_bytes()].concat();
+                assert_eq!(Message::parse(&mut &bytes[..]).unwrap_err().kind(), kind, "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_that_has_gone_mad_is_not_followed() {
+        assert!(Message::parse(&mut &[9][..]).is_err());
+        assert!(Message::parse(&mut &[2, 0xff, 0xff, 0xff, 0xff][..]).is_err());
+        assert!(Message::parse(&mut &[1, 0xff, 0xff, 0xff, 0x7f][..]).is_err());
+        let unreadable = receive_data(&mut &[0xff; 8][..], &mut [0; 4]).unwrap_err();
+        assert_eq!(unreadable.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+        assert!(receive_data(&mut &[9, 0, 0, 0, 0, 0, 0, 0, 1][..], &mut [0; 4]).is_err());
+    }
+}

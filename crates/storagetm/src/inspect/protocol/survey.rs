@@ -1,0 +1,75 @@
+//! How what is on a disk, and what is to be written to it, are written between the two processes.
+
+use std::io::{self, Read};
+
+use filesystem::{Content, Survey};
+use linux::gpt::Patch;
+use linux::partition::Scheme;
+
+use super::{invalid, list, put_count, put_text, text, u8_value, u32_value, u64_value};
+
+/// What is recognised on a disk at most.
+const MAX_CONTENTS: u32 = 4096;
+/// Patches of a partition table at most, and bytes of one.
+const MAX_PATCHES: u32 = 4;
+const MAX_PATCH: usize = 2 << 20;
+
+pub(super) fn put(bytes: &mut Vec<u8>, survey: &Survey) {
+    bytes.push(match survey.table {
+        None => 0,
+        Some(Scheme::Gpt) => 1,
+        Some(Scheme::Mbr) => 2,
+    });
+    bytes.extend(survey.block.to_le_bytes());
+    bytes.extend(survey.partitions.to_le_bytes());
+    bytes.extend(survey.backup_end.unwrap_or(u64::MAX).to_le_bytes());
+    bytes.push(u8::from(survey.empty));
+    put_count(bytes, survey.contents.len());
+    for content in &survey.contents {
+        bytes.extend(content.partition.to_le_bytes());
+        put_text(bytes, &content.kind);
+        put_text(bytes, content.label.as_deref().unwrap_or_default());
+        bytes.extend(content.unit.unwrap_or(u32::MAX).to_le_bytes());
+    }
+}
+
+pub(super) fn parse(from: &mut impl Read) -> io::Result<Survey> {
+    let table = match u8_value(from)? {
+        0 => None,
+        1 => Some(Scheme::Gpt),
+        2 => Some(Scheme::Mbr),
+        _ => return Err(invalid()),
+    };
+    let (block, partitions) = (u32_value(from)?, u32_value(from)?);
+    let backup_end = Some(u64_value(from)?).filter(|end| *end != u64::MAX);
+    let empty = u8_value(from)? != 0;
+    let content = |from: &mut _| {
+        let partition = u32_value(from)?;
+        let (kind, label) = (text(from)?, text(from)?);
+        let unit = Some(u32_value(from)?).filter(|unit| *unit != u32::MAX);
+        let label = Some(label).filter(|label| !label.is_empty());
+        Ok(Content { partition, kind, label, unit })
+    };
+    let contents = list(from, MAX_CONTENTS, content)?;
+    Ok(Survey { table, block, partitions, backup_end, contents, empty })
+}
+
+pub(super) fn put_patches(bytes: &mut Vec<u8>, patches: &[Patch]) {
+    put_count(bytes, patches.len());
+    for patch in patches {
+        bytes.extend(patch.offset.to_le_bytes());
+        put_count(bytes, patch.bytes.len());
+        bytes.extend(&patch.bytes);
+    }
+}
+
+pub(super) fn parse_patches(from: &mut impl Read) -> io::Result<Vec<Patch>> {
+    let patch = |from: &mut _| {
+        let (offset, len) = (u64_value(from)?, u32_value(from)?);
+        let len = usize::try_from(len).ok().filter(|len| (1..=MAX_PATCH).contains(len));
+        let mut bytes = vec![0; len.ok_or_else(invalid)?];
+        Read::read_exact(from, &mut bytes)?;
+        Ok(Patch { offset, bytes })
+    };
+    list(from, MAX_PATCHES, patch)
+}

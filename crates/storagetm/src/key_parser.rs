@@ -1,0 +1,115 @@
+//! The keys in what a terminal sends: a byte is a key, unless it belongs to a sequence, as those of arrows, of function
+//! keys and of a terminal's answers, in which there are letters.
+
+use console::Key;
+
+const ESCAPE: u8 = 0x1b;
+
+/// Where in a sequence the next byte stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum KeyParser {
+    /// In none.
+    #[default]
+    Plain,
+    /// Behind ESC: a letter there is a key with Alt, or begins a longer sequence.
+    Escaped,
+    /// Behind CSI (ECMA-48 §5.4): up to the final byte.
+    Control {
+        /// Whether nothing has come yet: a second bracket is a function key of Linux' own terminal.
+        first: bool,
+        /// The last byte of the parameters.
+        parameter: u8,
+    },
+    /// Behind what says that one more byte follows; arrows come so from a terminal in application mode.
+    Last,
+    /// Behind what says that one more byte follows that is no key.
+    Function,
+}
+
+impl KeyParser {
+    /// The key that ends with this byte, if one does.
+    pub(crate) fn receive(&mut self, byte: u8) -> Option<Key> {
+        let (next, key) = match (*self, byte) {
+            (_, ESCAPE) => (Self::Escaped, None),
+            (Self::Plain, key) => (Self::Plain, Some(Key::Byte(key))),
+            (Self::Escaped, b'[') => (Self::Control { first: true, parameter: 0 }, None),
+            (Self::Escaped, b'O') => (Self::Last, None),
+            (Self::Control { first: true, .. }, b'[') => (Self::Function, None),
+            (Self::Control { .. }, parameter @ 0x20..=0x3f) => {
+                (Self::Control { first: false, parameter }, None)
+            }
+            (Self::Control { parameter, .. }, b'~') => (Self::Plain, number_key(parameter)),
+            (Self::Control { .. } | Self::Last, last) => (Self::Plain, letter_key(last)),
+            (Self::Escaped | Self::Function, _) => (Self::Plain, None),
+        };
+        *self = next;
+        key
+    }
+}
+
+/// A key whose sequence ends in a letter.
+fn letter_key(last: u8) -> Option<Key> {
+    match last {
+        b'A' => Some(Key::Up),
+        b'B' => Some(Key::Down),
+        b'H' => Some(Key::Home),
+        b'F' => Some(Key::End),
+        _ => None,
+    }
+}
+
+/// A key whose sequence ends in a number and a tilde.
+fn number_key(parameter: u8) -> Option<Key> {
+    match parameter {
+        b'1' | b'7' => Some(Key::Home),
+        b'4' | b'8' => Some(Key::End),
+        b'5' => Some(Key::PageUp),
+        b'6' => Some(Key::PageDown),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn keys(bytes: &[u8]) -> Vec<Key> {
+        let mut keys = KeyParser::default();
+        bytes.iter().filter_map(|byte| keys.receive(*byte)).collect()
+    }
+
+    #[test]
+    fn no_letter_of_a_sequence_is_a_key() {
+        for sequence in [
+            &b"\x1b[D"[..], // left
+            b"\x1b[[D",     // F4 of a virtual terminal
+            b"\x1b[[A",     // F1 of a virtual terminal
+            b"\x1bOP",      // F1
+            b"\x1bOR",      // F3
+            b"\x1b[1;2P",   // F1 with shift
+            b"\x1b[24;80R", // where the cursor is
+            b"\x1b[?62;c",  // which terminal it is
+            b"\x1bd",       // Alt-d
+            b"\x1b\x1b[D",  // ESC, then left
+        ] {
+            let text = sequence.escape_ascii();
+            let wanted = [Key::Byte(b'x'), Key::Byte(b'y')];
+            assert_eq!(keys(&[b"x", sequence, b"y"].concat()), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn arrows_and_page_keys_are_keys_of_their_own() {
+        for (sequence, key) in [
+            (&b"\x1b[A"[..], Key::Up),
+            (b"\x1bOB", Key::Down),
+            (b"\x1b[1;5A", Key::Up),
+            (b"\x1b[5~", Key::PageUp),
+            (b"\x1b[6~", Key::PageDown),
+            (b"\x1b[H", Key::Home),
+            (b"\x1b[4~", Key::End),
+        ] {
+            assert_eq!(keys(sequence), [key], "{}", sequence.escape_ascii());
+        }
+    }
+}

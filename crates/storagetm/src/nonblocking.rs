@@ -1,0 +1,230 @@
+//! Standard output that never makes the program wait: a reader that has stopped must not stop the loop that listens to
+//! SIGTERM. It knows no format.
+
+use std::collections::VecDeque;
+use std::io::{self, Stdout};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// What a pipe that says it is writable takes without waiting (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+/// Bytes that wait for a reader that has stopped; what comes on top is lost.
+const MAX_PENDING: usize = 1 << 20;
+/// Between two attempts at a reader that says it has room and has none.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Standard output, and what waits to be written to it.
+#[derive(Debug)]
+pub(crate) struct NonBlockingWriter<F = Stdout> {
+    to: F,
+    pending: VecDeque<u8>,
+    /// Lines that found no room since the last that did.
+    lost: u64,
+    closed: bool,
+}
+
+impl NonBlockingWriter {
+    /// Standard output.
+    pub(crate) fn stdout() -> Self {
+        Self::new(io::stdout())
+    }
+}
+
+impl<F: AsFd> NonBlockingWriter<F> {
+    /// That descriptor.
+    pub(crate) fn new(to: F) -> Self {
+        Self { to, pending: VecDeque::new(), lost: 0, closed: false }
+    }
+
+    /// Writes the text as soon as there is room for it.
+    pub(crate) fn push(&mut self, text: &str) {
+        self.queue(text);
+        self.write();
+    }
+
+    /// The same with a line; where lines before it were lost, `lost` makes the line that counts them.
+    pub(crate) fn push_line(&mut self, line: &str, lost: impl FnOnce(u64) -> String) {
+        let before = if self.lost > 0 { lost(self.lost) } else { String::new() };
+        self.lost = if self.queue(&(before + line)) { 0 } else { self.lost.saturating_add(1) };
+        self.write();
+    }
+
+    /// Returns whether there was room.
+    fn queue(&mut self, text: &str) -> bool {
+        let has_room = !self.closed && self.pending.len() + text.len() <= MAX_PENDING;
+        if has_room {
+            self.pending.extend(text.as_bytes());
+        }
+        has_room
+    }
+
+    /// Writes what waits, as far as it goes without waiting.
+    pub(crate) fn write(&mut self) {
+        while !self.pending.is_empty() && self.is_writable(Duration::ZERO) && self.write_chunk() {}
+    }
+
+    /// Writes what waits, for at most so long.
+    pub(crate) fn drain(&mut self, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        while !self.pending.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if !self.is_writable(left) {
+                return;
+            }
+            if !self.write_chunk() {
+                if left.is_zero() {
+                    return;
+                }
+                std::thread::sleep(left.min(RETRY_INTERVAL));
+            }
+        }
+    }
+
+    /// Whether something waits for room.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether the reader was gone at the last attempt to write, or at the last [`NonBlockingWriter::check_closed`].
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Looks whether the reader is gone, without anything to write. Never waits.
+    pub(crate) fn check_closed(&mut self) {
+        let mut fds = [PollFd::new(&self.to, PollFlags::empty())];
+        let ready = poll(&mut fds, Some(&Timespec::default()));
+        if ready.is_ok_and(|ready| ready > 0) {
+            self.close();
+        }
+    }
+
+    /// Whether it got further. A terminal may say that it is writable and then not take a line's end, which is two
+    /// characters to it.
+    fn write_chunk(&mut self) -> bool {
+        let (front, _) = self.pending.as_slices();
+        let chunk = front.get(..CHUNK).unwrap_or(front);
+        match rustix::io::write(&self.to, chunk) {
+            Ok(written) => drop(self.pending.drain(..written)),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return false,
+            Err(_) => self.close(),
+        }
+        true
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.pending.clear();
+    }
+
+    fn is_writable(&self, timeout: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.to, PollFlags::OUT)];
+        let timeout = Timespec::try_from(timeout).ok();
+        poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl<F: AsFd> AsFd for NonBlockingWriter<F> {
+    /// Writable when [`NonBlockingWriter::write`] gets further.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.to.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_reader_that_has_stopped_is_not_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut nonblocking = NonBlockingWriter::new(writer);
+        let line = format!("{}\n", "x".repeat(9_999));
+        for _ in 0..200 {
+            nonblocking.push(&line);
+        }
+        assert!(nonblocking.has_pending());
+        assert!(nonblocking.pending.len() <= MAX_PENDING);
+        let begun = Instant::now();
+        nonblocking.drain(Duration::from_millis(20));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let mut some = [0; 65_536];
+        assert!(reader.read(&mut some).unwrap() >= CHUNK);
+        let before = nonblocking.pending.len();
+        nonblocking.write();
+        assert!(nonblocking.pending.len() < before);
+    }
+
+    #[test]
+    fn lines_that_were_lost_are_counted_by_the_next_one() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut nonblocking = NonBlockingWriter::new(writer);
+        let line = format!("{}\n", "x".repeat(9_999));
+        let sign = |count| format!("{count} lost\n");
+        let pushed = 200;
+        (0..pushed).for_each(|_| nonblocking.push_line(&line, sign));
+        let mut read = vec![0; 65_536];
+        let mut text = String::new();
+        for lines in [&[][..], &["last\n", "end\n"]] {
+            lines.iter().for_each(|line| nonblocking.push_line(line, sign));
+            while nonblocking.has_pending() {
+                let got = reader.read(&mut read).unwrap();
+                text += std::str::from_utf8(&read[..got]).unwrap();
+                nonblocking.write();
+            }
+        }
+        drop(nonblocking);
+        reader.read_to_string(&mut text).unwrap();
+        let kept = text.lines().filter(|line| line.starts_with('x')).count();
+        assert!(kept < pushed, "{kept}");
+        let end = format!("x\n{} lost\nlast\nend\n", pushed - kept);
+        assert!(text.ends_with(&end), "{}", &text[text.len() - 40..]);
+    }
+
+    #[test]
+    fn room_that_is_none_is_not_written_to_for_ever() {
+        use rustix::event::{EventfdFlags, eventfd};
+        // It is writable as long as one can be added; the eight bytes below are a larger number.
+        let counter = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        rustix::io::write(&counter, &(u64::MAX - 9).to_ne_bytes()).unwrap();
+        let mut nonblocking = NonBlockingWriter::new(counter);
+        nonblocking.push("12345678");
+        nonblocking.drain(Duration::from_millis(30));
+        assert!(nonblocking.has_pending() && !nonblocking.is_closed());
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_noticed() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut nonblocking = NonBlockingWriter::new(writer);
+        nonblocking.push("first\n");
+        assert!(!nonblocking.is_closed());
+        drop(reader);
+        nonblocking.push("second\n");
+        assert!(nonblocking.is_closed() && !nonblocking.has_pending());
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_noticed_without_a_word() {
+        let (pipe, pipe_writer) = io::pipe().unwrap();
+        let (socket, socket_writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut outlets = [
+            NonBlockingWriter::new(pipe_writer.as_fd()),
+            NonBlockingWriter::new(socket_writer.as_fd()),
+        ];
+        for nonblocking in &mut outlets {
+            nonblocking.check_closed();
+            assert!(!nonblocking.is_closed());
+        }
+        drop((pipe, socket));
+        for nonblocking in &mut outlets {
+            nonblocking.check_closed();
+            assert!(nonblocking.is_closed());
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! How `storagetm serve` ends: hosts are let go, and what they wrote is on the disks. It knows no event.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use export::{Access, Export, Fault};
+
+use super::{Server, StopReason, serve_event};
+use crate::console_ui;
+use daemon::event::{DiskRef, ServeEvent};
+use daemon::flush::Flush;
+use daemon::worker::WriteTracker;
+use dnssd::Announcer;
+
+/// How long all of it takes at most, whatever hangs, unless the worker has to be killed: then it is half a second more.
+const TOTAL_TIMEOUT: Duration = Duration::from_millis(9500);
+/// How long hosts may take, from the beginning, to end what is under way. The worker process has two seconds more to end.
+const HOST_TIMEOUT: Duration = Duration::from_secs(4);
+/// What the disks have at least to put everything on stable storage, and the reader for the last events.
+const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
+/// Between two looks at whether the writes to a disk have ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Server {
+    /// Ends: hosts are told and disconnected, the disks put everything on stable storage. Returns what may be lost, a
+    /// sentence for each disk.
+    pub(super) fn close(mut self, end: StopReason) -> Vec<String> {
+        let begun = Instant::now();
+        let has_console_ui = self.console_ui.is_some();
+        if let Some(console_ui) = self.console_ui.take() {
+            console_ui.close(match end {
+                StopReason::Restart => "Disconnecting the hosts; then this machine restarts.\n",
+                StopReason::PowerOff => "Disconnecting the hosts; then this machine powers off.\n",
+                StopReason::Signalled | StopReason::Failed => {
+                    "Disconnecting the hosts; then this machine ends.\n"
+                }
+            });
+        }
+        self.terminal_keys = None;
+        self.output.stopping();
+        let exports = self.status.exports();
+        let writable = exports.filter(|export| export.access == Access::Writable);
+        let writable: Vec<(Arc<Export>, WriteTracker)> =
+            writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
+        self.announcer.take().into_iter().for_each(Announcer::stop);
+        let in_time = self.worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
+        for counted in self.inbox.receive().events {
+            self.faults.record(&counted.event, counted.count);
+            if self.event_limit.suppresses(&counted.event, begun) {
+                continue;
+            }
+            let event = serve_event(counted, &self.listeners, &self.access_control);
+            self.output.report(&event);
+        }
+        let (deferred, dropped) = self.event_limit.take_all();
+        for event in deferred {
+            let event = serve_event(event.into(), &self.listeners, &self.access_control);
+            self.output.report(&event);
+        }
+        for total in dropped.into_iter().chain(self.faults.totals()) {
+            self.output.report(&ServeEvent::note(total));
+        }
+        if !in_time {
+            self.output
+                .report(&ServeEvent::note("some hosts did not let go in time and were cut off"));
+        }
+        let end = flush_deadline(begun, Instant::now(), has_console_ui);
+        let (failed, mut lost) = flush(writable, end);
+        // Disks that were taken back are no longer lent, but may still be flushed.
+        lost.extend(self.flushes.wait(end));
+        lost.sort();
+        lost.dedup();
+        for event in failed.into_iter().chain(lost.iter().map(ServeEvent::note)) {
+            self.output.report(&event);
+        }
+        self.output.report(&ServeEvent::Stopped);
+        self.output.drain(MIN_FLUSH_TIME);
+        if has_console_ui && !lost.is_empty() {
+            console_ui::warn(&lost.join("\n"));
+        }
+        lost
+    }
+}
+
+/// When the disks must have put everything on stable storage, if hosts are gone `now`. What comes after that takes time,
+/// too: at a desk a last warning is shown, elsewhere a reader takes the last events.
+fn flush_deadline(begun: Instant, now: Instant, has_console_ui: bool) -> Instant {
+    let rest = if has_console_ui { console_ui::WARNING_TIME } else { MIN_FLUSH_TIME };
+    (begun + TOTAL_TIMEOUT.saturating_sub(rest)).max(now + MIN_FLUSH_TIME)
+}
+
+/// Puts everything on stable storage until `end`. Returns what failed, and sentences about disks that have not answered.
+fn flush(disks: Vec<(Arc<Export>, WriteTracker)>, end: Instant) -> (Vec<ServeEvent>, Vec<String>) {
+    let begun = disks.into_iter().map(|(export, writes)| {
+        // What the first try lacked, such as memory, may be there now.
+        let flush = Flush::start(&*export).or_else(|_| Flush::start(&*export));
+        (export, writes, flush)
+    });
+    let begun: Vec<_> = begun.collect();
+    let (mut failed, mut lost) = (Vec::new(), Vec::new());
+    for (export, writes, flush) in begun {
+        let flushed = flush.and_then(|mut flush| flush.wait(end));
+        while flushed.is_ok() && writes.in_flight() && Instant::now() < end {
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        lost.extend(loss(&export.name, flushed.as_ref().err(), writes.in_flight()));
+        if let Err(error) = flushed
+            && error.kind() != ErrorKind::TimedOut
+        {
+            failed.push(failed_flush(&export, error));
+        }
+    }
+    (failed, lost)
+}
+
+fn failed_flush(export: &Export, error: io::Error) -> ServeEvent {
+    let reason = Fault::from(error).to_string();
+    let which = DiskRef::of(export);
+    ServeEvent::Fault { which, op: "flush", offset: 0, bytes: 0, count: 1, reason }
+}
+
+/// Returns a sentence about what may be lost of a disk whose last flush ended with `error`, if it failed.
+fn loss(name: &str, error: Option<&io::Error>, is_being_written: bool) -> Option<String> {
+    let why = match error {
+        None if !is_being_written => return None,
+        Some(error) if error.kind() != ErrorKind::TimedOut => {
+            format!("could not be flushed ({error})")
+        }
+        _ => "does not answer".to_owned(),
+    };
+    Some(format!("{name} {why}: what was written to it last may be lost"))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn r60_end_takes_ten_seconds_at_most_at_a_desk_too() {
+        let begun = Instant::now();
+        let killed = HOST_TIMEOUT + Duration::from_secs(2);
+        for (has_console_ui, rest) in [(true, console_ui::WARNING_TIME), (false, MIN_FLUSH_TIME)] {
+            for gone in [Duration::ZERO, HOST_TIMEOUT, killed] {
+                let took = flush_deadline(begun, begun + gone, has_console_ui) + rest - begun;
+                assert!(took <= Duration::from_secs(10), "{has_console_ui} {gone:?}: {took:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn r17_final_flush_that_fails_is_a_loss() {
+        let failed = |error: io::Error| loss("/dev/sdz", Some(&error), false).unwrap();
+        let said = failed(rustix::io::Errno::IO.into());
+        assert!(said.starts_with("/dev/sdz could not be flushed (Input/output error"), "{said}");
+        let said = failed(ErrorKind::OutOfMemory.into());
+        assert!(said.ends_with("what was written to it last may be lost"), "{said}");
+        assert!(failed(ErrorKind::TimedOut.into()).contains("does not answer"));
+        assert!(loss("/dev/sdz", None, true).unwrap().contains("does not answer"));
+        assert_eq!(loss("/dev/sdz", None, false), None);
+    }
+}

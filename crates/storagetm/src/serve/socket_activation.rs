@@ -1,0 +1,159 @@
+//! What `storagetm serve` was started with: sockets that listen, or one peer. It knows no disk and no protocol.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use export::Auth;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, sockopt};
+
+use super::Server;
+use crate::options::Serve;
+use daemon::listen::{BindAddr, Listener, ListenerRole, Protocols};
+use failure::Failure;
+
+/// What this program was started with.
+#[derive(Debug)]
+pub(super) enum InheritedSockets {
+    /// Sockets that listen.
+    Listening(Vec<(Listener, OwnedFd)>),
+    /// A peer, at the other end of standard input, and what it must show.
+    Peer(OwnedFd, Auth),
+}
+
+impl InheritedSockets {
+    /// That, if there is something.
+    ///
+    /// # Errors
+    /// It is nothing that hosts can come by.
+    pub(super) fn take(options: &Serve) -> Result<Option<Self>, Failure> {
+        if options.stdin {
+            let socket = standard_input()?;
+            let auth = if options.open { Auth::None } else { auth(socket.as_fd())? };
+            return Ok(Some(Self::Peer(socket, auth)));
+        }
+        let protocols = Protocols::of(&options.protocol);
+        let handed =
+            linux::activation::take().map_err(|missing| Failure::new(missing.to_string()))?;
+        let sockets = handed.into_iter().map(|handed| {
+            let addr = addr(handed.socket.as_fd())?;
+            Ok((Listener::inherited(addr, &handed.name, protocols), handed.socket))
+        });
+        let sockets: Vec<_> = sockets.collect::<Result<_, Failure>>()?;
+        Ok((!sockets.is_empty()).then_some(Self::Listening(sockets)))
+    }
+
+    /// Whether who comes by it must show a key.
+    pub(super) fn is_keyed(&self) -> bool {
+        match self {
+            Self::Listening(sockets) => {
+                sockets.iter().any(|(listener, _)| listener.auth == Auth::Required)
+            }
+            Self::Peer(_, auth) => *auth == Auth::Required,
+        }
+    }
+}
+
+impl Server {
+    /// Has the worker serve those who come by what was given.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub(super) fn receive(&mut self, inherited: InheritedSockets) -> Result<(), Failure> {
+        match inherited {
+            InheritedSockets::Peer(socket, auth) => {
+                let kept = socket.try_clone().map_err(|error| unusable("standard input", error))?;
+                self.worker.adopt(socket, auth, ListenerRole::Nbd);
+                self.only_peer = Some(kept);
+            }
+            InheritedSockets::Listening(sockets) => {
+                for (listener, socket) in sockets {
+                    let listener = self.listeners.adopt(listener);
+                    self.worker.accept(socket, listener.auth, listener.serves);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there will never be anybody any more: the connection is shut in both directions. A peer that merely says no
+    /// more may still wait for answers.
+    pub(super) fn only_peer_gone(&self) -> bool {
+        let gone = |socket: &OwnedFd| {
+            let mut ends = [PollFd::new(socket, PollFlags::empty())];
+            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut ends, Some(&none)).is_ok_and(|ready| ready > 0)
+        };
+        self.only_peer.as_ref().is_some_and(gone)
+    }
+}
+
+/// The peer at the other end of standard input.
+///
+/// # Errors
+/// There is none.
+fn standard_input() -> Result<OwnedFd, Failure> {
+    let input = io::stdin();
+    let is_peer = getpeername(&input).is_ok_and(|peer| peer.is_some()) && is_stream(input.as_fd());
+    if !is_peer {
+        return Err(Failure::new(
+            "--stdin: standard input is no connected socket; inetd, or a client that starts this \
+             program itself, makes it one",
+        ));
+    }
+    input.as_fd().try_clone_to_owned().map_err(|error| unusable("standard input", error))
+}
+
+/// What the peer at the other end must show: by where this end is, as at a socket that listens. What inetd has accepted may
+/// have come from anywhere.
+fn auth(socket: BorrowedFd<'_>) -> Result<Auth, Failure> {
+    let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
+    let Ok(address) = SocketAddr::try_from(address) else { return Ok(Auth::None) };
+    Ok(Listener::inherited(BindAddr::Net(address), "nbd", Protocols::of(&[])).auth)
+}
+
+fn is_stream(socket: BorrowedFd<'_>) -> bool {
+    sockopt::socket_type(socket) == Ok(SocketType::STREAM)
+}
+
+/// Where a socket that was handed over listens.
+fn addr(socket: BorrowedFd<'_>) -> Result<BindAddr, Failure> {
+    let name = "a socket that was handed to this program";
+    if !is_stream(socket) || sockopt::socket_acceptconn(socket) != Ok(true) {
+        return Err(unusable(name, "it is none that listens for connections"));
+    }
+    let address = getsockname(socket).map_err(|errno| unusable(name, errno))?;
+    if address.address_family() != AddressFamily::UNIX {
+        let address = address.try_into().map_err(|_| unusable(name, "it is of no IP address"))?;
+        return Ok(BindAddr::Net(address));
+    }
+    let address = rustix::net::SocketAddrUnix::try_from(address).ok();
+    let path = address.as_ref().and_then(|address| address.path_bytes());
+    let path = path.and_then(|bytes| std::str::from_utf8(bytes).ok());
+    Ok(BindAddr::Path(path.map(PathBuf::from).unwrap_or_default()))
+}
+
+fn unusable(what: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(format!("{what} cannot be used: {why}"))
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_at_standard_input_needs_a_key_unless_it_is_on_this_machine() {
+        let (unix, _other) = UnixStream::pair().unwrap();
+        assert_eq!(auth(unix.as_fd()).unwrap(), Auth::None);
+        let near = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert_eq!(auth(near.as_fd()).unwrap(), Auth::None);
+        // Nothing is sent or heard there: it has the form of an address that others reach.
+        let far = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        assert_eq!(auth(far.as_fd()).unwrap(), Auth::Required);
+    }
+}

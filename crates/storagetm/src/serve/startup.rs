@@ -1,0 +1,363 @@
+//! What `storagetm serve` does once, before it waits: opens the disks, starts the process that serves, opens the sockets. It knows no
+//! event.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use console::attach::quoted;
+use console::{State, Unavailable};
+use engine::Driver;
+use export::Auth;
+use linux::identity::{MachineId, first_controller, machine_id};
+use linux::inhibit::Inhibitor;
+use linux::net::{Address, Changes, addresses, hostname};
+use linux::tree::Tree;
+
+use super::endpoints::bind;
+use super::event_limit::EventLimit;
+use super::faults::Faults;
+use super::flushes::Flushes;
+use super::socket_activation::InheritedSockets;
+use super::{Server, Timers};
+use crate::console_ui::ConsoleUi;
+use crate::options::{Io, Serve};
+use crate::output::Output;
+use crate::terminal_keys::TerminalKeys;
+use crate::unpack;
+use daemon::access_control::AccessControl;
+use daemon::certificates;
+use daemon::hotplug::{Change, Hotplug};
+use daemon::inbox::Inbox;
+use daemon::lend::{LendOptions, LendRequest, LentDisk, block_device, check_distinct, named};
+use daemon::listen::{DefaultScope, Listener, Plan, Protocols, plan};
+use daemon::listeners::Listeners;
+use daemon::settings::Settings;
+use daemon::status::Status;
+use daemon::worker::{Config, Worker};
+use dnssd::Announcer;
+use failure::Failure;
+
+/// Bytes of memory for payloads that the connections of all threads share: enough for a fast disk, and little enough for an
+/// initrd.
+const PAYLOAD_MEMORY: usize = 32 << 20;
+
+/// The part of this machine's memory that payloads may have in all, and the part that connections may have beside that.
+const PAYLOAD_SHARE: u64 = 16;
+const CONNECTION_SHARE: u64 = 8;
+
+/// What a thread has of that at least, however many there are.
+const MIN_PAYLOAD_MEMORY: usize = 4 << 20;
+
+/// The disks that are lent from the start.
+struct Disks {
+    hotplug: Hotplug,
+    lent_disks: Vec<LentDisk>,
+    notes: Vec<String>,
+}
+
+/// The machine's addresses, and where of them to listen.
+struct Network {
+    addresses: Vec<Address>,
+    changes: Option<Changes>,
+    plan: Plan,
+    /// Whether no key is needed anywhere.
+    open: bool,
+    /// Whether a socket that was handed to this program asks for one.
+    keyed: bool,
+}
+
+impl Server {
+    /// Opens the disks, then the sockets. On an error nothing is left behind.
+    pub(super) fn open(
+        options: &Serve,
+        settings: Settings,
+        output: Output,
+        inbox: Inbox,
+        inherited: Option<InheritedSockets>,
+        console_ui: Option<ConsoleUi>,
+    ) -> Result<Self, Failure> {
+        let network = Network::look(options, &settings, inherited.as_ref())?;
+        let disks = Disks::open(options, &settings)?;
+        let (access_control, note) = access_control(options, &network);
+        let may_require_key = network.may_require_key();
+        let terminal_keys =
+            if console_ui.is_none() && output.is_screen() { TerminalKeys::open() } else { None };
+        let (worker, warning) = start(options, machine_identity(&settings), &inbox)?;
+        let mut server = Self {
+            listeners: Listeners::closed(network.plan, network.open),
+            worker,
+            access_control,
+            announcer: (!options.no_announce).then(|| announcer(options, &inbox)),
+            terminal_keys,
+            screen: State::default(),
+            pairing_unavailable: None,
+            reports_codes: options.pair && console_ui.is_none(),
+            failure_reason: None,
+            lent_disks: Vec::new(),
+            status: Status::default(),
+            faults: Faults::default(),
+            sleep_inhibitor: Inhibitor::new(
+                &Tree::machine(),
+                "disks of this machine are attached by others",
+            ),
+            hotplug: disks.hotplug,
+            inbox,
+            output,
+            machine: hostname(),
+            addresses: network.addresses,
+            address_changes: network.changes,
+            digests: options.digests,
+            remote_only: options.boot_settings,
+            timers: Timers::default(),
+            console_ui,
+            only_peer: None,
+            flushes: Flushes::default(),
+            event_limit: EventLimit::default(),
+        };
+        server.add_disks(disks.lent_disks)?;
+        let own = note.into_iter().chain(warning).collect();
+        let notes = [settings.notes, disks.notes, own].concat();
+        server.add_startup_notes(options, notes);
+        server.start_pairing(options, settings.no_pairing || !may_require_key);
+        server.listen()?;
+        inherited.map_or(Ok(()), |inherited| server.receive(inherited))?;
+        Ok(server)
+    }
+
+    /// Hands over the disks, and says who may have them.
+    fn add_disks(&mut self, lent_disks: Vec<LentDisk>) -> Result<(), Failure> {
+        self.apply_host_changes(Instant::now());
+        for lent in lent_disks {
+            self.worker.lend(&lent.export)?;
+            self.add_lent_disk(lent);
+        }
+        Ok(())
+    }
+
+    /// Lets hosts come: they find the disks, and whom to let in is known.
+    fn listen(&mut self) -> Result<(), Failure> {
+        let Self { listeners, worker, addresses, status, .. } = self;
+        let left_out = listeners.open(addresses, &mut |listener| bind(worker, listener))?;
+        left_out.into_iter().for_each(|sentence| status.note(sentence));
+        Ok(())
+    }
+
+    /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
+    fn start_pairing(&mut self, options: &Serve, no_pairing: bool) {
+        let is_read = self.console_ui.is_some() || self.terminal_keys.is_some() || options.pair;
+        self.pairing_unavailable = match self.access_control.can_pair() {
+            false => Some(Unavailable::NoStore),
+            true if no_pairing => Some(Unavailable::Disabled),
+            true if !is_read => Some(Unavailable::NoTerminal),
+            true => None,
+        };
+        if self.pairing_unavailable.is_none() {
+            self.worker.enable_pairing(&self.machine);
+        }
+    }
+}
+
+/// Whose keys are known: at every address, also where none is needed. Without a folder for them, nobody is let in where
+/// one is.
+fn access_control(options: &Serve, network: &Network) -> (AccessControl, Option<String>) {
+    let boot = options.boot_settings.then(Tree::machine);
+    let keys = options.keys.as_deref();
+    let opened = match network.may_require_key() || options.boot_settings {
+        true => AccessControl::open(keys, boot.as_ref()),
+        false => AccessControl::open_existing(keys),
+    };
+    match opened {
+        Ok(access_control) => (access_control, None),
+        Err(failure) => {
+            (AccessControl::none(), Some(format!("No host can be let in by a key: {failure}.")))
+        }
+    }
+}
+
+impl Network {
+    fn look(
+        options: &Serve,
+        settings: &Settings,
+        inherited: Option<&InheritedSockets>,
+    ) -> Result<Self, Failure> {
+        let changes = Changes::open().ok();
+        let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
+        let listen = [&options.listen[..], &settings.listen[..]].concat();
+        let open = options.open || settings.open;
+        let protocols = Protocols::of(&[&options.protocol[..], &settings.protocol].concat());
+        let reach = match (open, settings.routable) {
+            (true, _) => DefaultScope::Everywhere,
+            (false, true) => DefaultScope::Present,
+            (false, false) => DefaultScope::Nearby,
+        };
+        let plan = match inherited {
+            Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
+            _ => plan(&listen, protocols, reach, options.boot_settings, &addresses)?,
+        };
+        let keyed = inherited.is_some_and(InheritedSockets::is_keyed);
+        Ok(Self { addresses, changes, plan, open, keyed })
+    }
+
+    /// Whether hosts must show a key somewhere, now or later.
+    fn may_require_key(&self) -> bool {
+        let keyed = |listener: &Listener| listener.auth == Auth::Required;
+        let fixed = matches!(self.plan, Plan::Fixed(_));
+        !self.open
+            && (self.keyed || !fixed || self.plan.listeners(&self.addresses).iter().any(keyed))
+    }
+}
+
+impl Disks {
+    fn open(options: &Serve, settings: &Settings) -> Result<Self, Failure> {
+        let tree = Tree::machine();
+        let lend_options = LendOptions {
+            base: options.nqn.clone(),
+            allow_in_use: options.allow_in_use,
+            // Whoever names a disk writable for target mode repairs it.
+            force: options.force || options.boot_settings,
+            machine: machine_identity(settings),
+            tree,
+            at_rest: options.boot_settings,
+        };
+        let filter = options.all.then(|| settings.filter.clone());
+        let mut hotplug = Hotplug::open(lend_options.clone(), filter);
+        let mut lent_disks = open_requested(options, &lend_options)?;
+        let mut notes = Vec::new();
+        if options.all {
+            add_present_disks(hotplug.initial_scan(&lent_disks)?, &mut lent_disks, &mut notes);
+        }
+        Ok(Self { hotplug, lent_disks, notes })
+    }
+}
+
+/// Who this machine is.
+fn machine_identity(settings: &Settings) -> MachineId {
+    settings.machine.unwrap_or_else(|| machine_id(&Tree::machine()))
+}
+
+/// The address to fall back to where the kernel does not tell its addresses.
+fn loopback() -> Address {
+    Address {
+        ip: std::net::Ipv4Addr::LOCALHOST.into(),
+        interface: "lo".to_owned(),
+        scope_id: 1,
+        scope: linux::net::Scope::Loopback,
+        tentative: false,
+        deprecated: false,
+        running: true,
+    }
+}
+
+/// Opens the disks that were asked for one by one, and the demo disk.
+fn open_requested(options: &Serve, lend_options: &LendOptions) -> Result<Vec<LentDisk>, Failure> {
+    let mut lent_disks: Vec<LentDisk> = Vec::new();
+    for wanted in options.wanted() {
+        let wanted = LendRequest { path: named(&lend_options.tree, &wanted.path), ..wanted };
+        check_new(&lent_disks, &wanted.path)?;
+        if options.format.is_none() {
+            check_raw(&wanted.path)?;
+        }
+        add(&mut lent_disks, lend_options.lend(&wanted)?)?;
+    }
+    if let Some(size) = options.demo {
+        add(&mut lent_disks, lend_options.lend_demo(size, options.demo_writable())?)?;
+    }
+    Ok(lent_disks)
+}
+
+/// Refuses a file that is packed: no host could make anything of it. What cannot be read is refused with better words when
+/// it is opened.
+fn check_raw(path: &Path) -> Result<(), Failure> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let container = File::open(path).and_then(|file| unpack::detect(&file));
+    let Ok(Some(container)) = container else { return Ok(()) };
+    let name = path.display();
+    let quoted = quoted(&name.to_string());
+    let way = match container.is_stream() {
+        true => format!("{} > disk.img", container.unpack_command(&quoted)),
+        false => container.unpack_command(&quoted),
+    };
+    Err(Failure::new(format!(
+        "{name} is {container}, and hosts would get its bytes as they are: unpack it first ({way}), or lend it as it is with \
+         --format raw"
+    )))
+}
+
+/// Refuses a second path to a disk that is lent already: we hold it ourselves, and it would seem to be in use.
+fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
+    let Some(number) = block_device(path) else { return Ok(()) };
+    let is_it = |lent: &&LentDisk| lent.device.as_ref().is_some_and(|device| device.is(number));
+    lent_disks.iter().find(is_it).map_or(Ok(()), |lent| {
+        let (first, second) = (&lent.export.name, path.display());
+        Err(Failure::new(format!("{first} and {second} are the same disk; name it once")))
+    })
+}
+
+fn add(lent_disks: &mut Vec<LentDisk>, lent: LentDisk) -> Result<(), Failure> {
+    lent_disks.iter().try_for_each(|known| check_distinct(&known.export, &lent.export))?;
+    let lent = lent.with_unique_name(lent_disks);
+    lent_disks.push(lent);
+    Ok(())
+}
+
+/// Takes the disks that are there at the start; those that cannot be told apart are said and left out.
+fn add_present_disks(
+    changes: Vec<Change>,
+    lent_disks: &mut Vec<LentDisk>,
+    notes: &mut Vec<String>,
+) {
+    for change in changes {
+        match change {
+            Change::Added(lent) => {
+                if let Err(failure) = add(lent_disks, *lent) {
+                    notes.push(failure.to_string());
+                }
+            }
+            Change::Note(note) => notes.push(note),
+            Change::Removed(_) | Change::Resized(..) => {}
+        }
+    }
+}
+
+fn announcer(options: &Serve, inbox: &Inbox) -> Announcer {
+    let inbox = inbox.clone();
+    Announcer::new(options.mdns_port, Arc::new(move |sentence| inbox.note(sentence)))
+}
+
+/// Starts the process that serves. What the owner should know of what it was given comes with it.
+fn start(
+    options: &Serve,
+    machine: MachineId,
+    inbox: &Inbox,
+) -> Result<(Worker, Option<String>), Failure> {
+    let driver = match options.io {
+        Io::Auto => Driver::Auto,
+        Io::Uring => Driver::Uring,
+        Io::Blocking => Driver::Blocking,
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.map_or(processors, usize::from);
+    let memory = (PAYLOAD_MEMORY / threads.max(1)).max(MIN_PAYLOAD_MEMORY);
+    let certificates = options.tls_certificates.as_deref().map(certificates::read).transpose()?;
+    let (certificates, warning) = certificates.unzip();
+    let null_dh = options.allow_null_dh;
+    let available = linux::memory::available(&Tree::machine());
+    let part = |part| usize::try_from(available / part).unwrap_or(usize::MAX);
+    let config = Config {
+        driver,
+        threads,
+        memory,
+        budget: part(PAYLOAD_SHARE),
+        connections: part(CONNECTION_SHARE),
+        null_dh,
+        certificates,
+        first_controller: first_controller(machine, std::process::id()),
+    };
+    let inbox = inbox.clone();
+    let worker = Worker::start(&config, Arc::new(move |said| inbox.deliver(said)))?;
+    Ok((worker, warning.flatten()))
+}

@@ -1,0 +1,107 @@
+//! The keys of the terminal that `storagetm serve` runs in.
+
+use std::io::stdin;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use console::Key;
+use linux::tty::{self, Raw};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::key_parser::KeyParser;
+
+/// The keys of the terminal that `storagetm serve` runs in. Ctrl-C stays a signal. While another job has
+/// the terminal, no key is this program's, and the terminal is left as it is.
+#[derive(Debug)]
+pub(crate) struct TerminalKeys {
+    terminal: OwnedFd,
+    raw: Option<Raw>,
+    keys: KeyParser,
+    gone: bool,
+    /// Whether another job had the terminal since the last call.
+    was_away: bool,
+}
+
+impl TerminalKeys {
+    /// That of standard input; nothing if that is no terminal.
+    pub(crate) fn open() -> Option<Self> {
+        let terminal = tty::is_terminal(&stdin()).then(|| stdin().as_fd().try_clone_to_owned());
+        terminal?.ok().map(Self::at)
+    }
+
+    fn at(terminal: OwnedFd) -> Self {
+        let raw = Raw::enter(&terminal);
+        Self { terminal, raw, keys: KeyParser::default(), gone: false, was_away: false }
+    }
+
+    /// Whether the terminal is gone for good, and no key will come any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Readable when keys were pressed; nothing while another job has the terminal, and nobody says when that ends.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        (!tty::is_in_background(&self.terminal)).then(|| self.terminal.as_fd())
+    }
+
+    /// The keys that were pressed, without waiting.
+    pub(crate) fn receive(&mut self) -> Vec<Key> {
+        if self.descriptor().is_none() {
+            self.raw = None;
+            self.was_away = true;
+            return Vec::new();
+        }
+        if self.raw.is_none() {
+            self.raw = Raw::enter(&self.terminal);
+        }
+        let mut pressed = Vec::new();
+        while self.is_readable() && self.read(&mut pressed) {}
+        pressed
+    }
+
+    /// Sets the terminal up again: after this process was stopped and continued it is as the shell has left it.
+    pub(crate) fn resume(&mut self) {
+        self.raw = None;
+    }
+
+    /// Whether the terminal has come back from another job, which may have written there.
+    pub(crate) fn regained_terminal(&mut self) -> bool {
+        self.raw.is_some() && std::mem::take(&mut self.was_away)
+    }
+
+    /// Whether there may be more.
+    fn read(&mut self, pressed: &mut Vec<Key>) -> bool {
+        let mut bytes = [0; 64];
+        match rustix::io::read(&self.terminal, &mut bytes) {
+            Ok(n) if n > 0 => {
+                pressed.extend(bytes.iter().take(n).filter_map(|byte| self.keys.receive(*byte)));
+                return true;
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // It has hung up. Where that is no signal, it would be readable for ever.
+            _ => self.gone = true,
+        }
+        false
+    }
+
+    fn is_readable(&self) -> bool {
+        let mut fds = [PollFd::new(&self.terminal, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_is_gone_is_noticed_and_its_last_keys_are_heard() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut terminal_keys = TerminalKeys::at(reader.into());
+        assert!(terminal_keys.receive().is_empty() && !terminal_keys.is_gone());
+        rustix::io::write(&writer, b"y\x1b[Dn").unwrap();
+        drop(writer);
+        assert_eq!(terminal_keys.receive(), [Key::Byte(b'y'), Key::Byte(b'n')]);
+        assert!(terminal_keys.is_gone());
+    }
+}
