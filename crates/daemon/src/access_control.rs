@@ -1,5 +1,5 @@
-//! Whom this machine lets in: the hosts that its owner knows, and those who knew the code on the screen. It knows no
-//! socket and no screen.
+//! Access control: hosts with keys in the store, and hosts that are paired by the code on the
+//! screen.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,50 +18,52 @@ use failure::Failure;
 use keys::key::Key;
 use keys::store::{PairedHost, Store, Watch};
 
-/// When a clock that was set is looked at again.
+/// Poll interval for changes of the system clock, which affect expiry.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
-/// When a store that cannot be watched is looked at again: who is let in no longer is out within a second.
+/// Poll interval of a store that cannot be watched: revoked access must end within a second.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Callers at most that wait for an answer.
+/// Most pairing requests that wait for the user.
 const MAX_WAITING: usize = 64;
 
-/// Somebody who knew the code, and waits for an answer.
+/// A client that knew the code and waits for the user's answer.
 #[derive(Debug)]
 pub struct PendingPairing {
-    /// From where.
+    /// The client.
     pub peer: Peer,
-    /// Who, and what for.
+    /// Its request.
     pub request: Arc<PairingRequest>,
 }
 
-/// Whom this machine lets in.
+/// The access policy and the pairing requests.
 #[derive(Debug, Default)]
 pub struct AccessControl {
     store: Option<Store>,
     watch: Option<Watch>,
     policy: Policy,
-    /// When to read the list again, whether or not it changes.
+    /// When to read the store again, whether or not it changes.
     due: Option<Instant>,
     complaints: Vec<String>,
-    /// What the code is just now, if there are codes.
+    /// State of the pairing server, if pairing is enabled.
     view: Option<ServerStatus>,
     waiting: VecDeque<PendingPairing>,
-    /// Whom the screen asks about: that is whom an answer is for, whoever is the first by then.
+    /// The request that the screen asks about. An answer applies to it, even if another one is
+    /// first in the queue by then.
     prompted: Option<Arc<PairingRequest>>,
 }
 
 impl AccessControl {
-    /// Nobody but those that an open auth lets in.
+    /// Without a store: only listeners that require no key can be used.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Those in the folder that was asked for, or the usual one; with `boot`, also those whom the machine was booted with.
+    /// Opens the store in folder `asked`, or the default one. With `boot`, includes hosts from
+    /// system credentials and firmware.
     ///
     /// # Errors
-    /// There is no such folder, and none can be made.
+    /// Fails if the folder does not exist and cannot be made.
     pub fn open(asked: Option<&Path>, boot: Option<&Tree>) -> Result<Self, Failure> {
         let store = Store::open(&Store::locate(asked)?)?;
         let store = match boot {
@@ -72,10 +74,10 @@ impl AccessControl {
         Ok(Self { store: Some(store), watch, ..Self::default() })
     }
 
-    /// The same, if there is such a folder already: where no key is needed, none is made.
+    /// Like [`Self::open`], but does not create a store if there is none.
     ///
     /// # Errors
-    /// Others could write into it.
+    /// Fails if other users can write to it.
     pub fn open_existing(asked: Option<&Path>) -> Result<Self, Failure> {
         match Store::locate(asked) {
             Ok(place) if place.is_dir() => Self::open(Some(&place), None),
@@ -83,22 +85,22 @@ impl AccessControl {
         }
     }
 
-    /// Whether hosts that know the code can be kept.
+    /// Returns whether paired hosts can be stored.
     pub fn can_pair(&self) -> bool {
         self.store.is_some()
     }
 
-    /// Readable when the list has changed.
+    /// Readable when the store has changed.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.watch.as_ref().map(AsFd::as_fd)
     }
 
-    /// When to look at the list again, even if nothing was heard.
+    /// When to call [`Self::has_changed`] even without a notification.
     pub fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Whether the list has to be read again at this moment.
+    /// Returns whether the store must be read again.
     pub fn has_changed(&mut self, now: Instant) -> bool {
         let changed = self.watch.as_mut().map(Watch::receive);
         if let Some(Err(_)) = changed {
@@ -107,14 +109,14 @@ impl AccessControl {
         !matches!(changed, None | Some(Ok(false))) || self.due.is_some_and(|due| due <= now)
     }
 
-    /// Reads the list, and gives it if it is another one. What is wrong with it is in the second part, as far as it was not
-    /// said before.
+    /// Reads the store. Returns the policy if it changed, and those warnings that were not returned
+    /// before.
     pub fn read(&mut self, now: Instant) -> (Option<Policy>, Vec<String>) {
         let Some(store) = &self.store else { return (None, Vec::new()) };
         let time = SystemTime::now();
         let (policy, next, complaints) = keys::policy::read(store, time);
         let until = next.map(|next| next.duration_since(time).unwrap_or_default());
-        // A clock that is set moves every end: no sleep is longer than that.
+        // Setting the clock moves all expiry times, so it is checked at least this often.
         let longest = if self.watch.is_none() { POLL_INTERVAL } else { CLOCK_CHECK };
         let wait = until.or_else(|| self.watch.is_none().then_some(longest));
         let wait = wait.map(|wait| wait.min(longest));
@@ -127,12 +129,12 @@ impl AccessControl {
         (changed.then(|| self.policy.clone()), new)
     }
 
-    /// Whom the owner lets in just now.
+    /// The current access policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Takes note of the code that is good now. Tells whether it is another one.
+    /// Stores the pairing state. Returns whether the code changed.
     pub fn set_view(&mut self, view: ServerStatus) -> bool {
         let code = |view: &ServerStatus| view.codes.as_ref().map(|shown| shown.digits.clone());
         let changed = self.view.as_ref().map(code) != Some(code(&view));
@@ -141,18 +143,18 @@ impl AccessControl {
         changed
     }
 
-    /// Whether too many wrong codes have stopped pairing, as far as was shown.
+    /// Returns whether pairing is locked after too many failed attempts.
     pub fn is_stopped(&self) -> bool {
         self.view.as_ref().is_some_and(|view| view.locked)
     }
 
-    /// The code that is good now, to be typed and for a camera.
+    /// The current code, as digits and as a link for a QR code.
     pub fn code(&self, endpoints: &[Endpoint]) -> Option<(String, String)> {
         let shown = self.view.as_ref()?.codes.as_ref()?;
         Some((shown.digits.text().to_owned(), link(shown, endpoints)))
     }
 
-    /// What the screen says of it.
+    /// The pairing state for the screen.
     pub fn pairing(&self, endpoints: &[Endpoint]) -> Option<Pairing> {
         let view = self.view.as_ref()?;
         if view.locked {
@@ -168,35 +170,36 @@ impl AccessControl {
         })
     }
 
-    /// Somebody waits for an answer by the owner.
+    /// Adds a request that waits for the user.
     pub fn enqueue(&mut self, pending: PendingPairing) {
-        // The desk holds fewer: what is beyond comes from no desk.
+        // The pairing server holds fewer; a compromised worker must not exceed that.
         if self.waiting.len() < MAX_WAITING {
             self.waiting.push_back(pending);
         }
     }
 
-    /// Whom the screen asks about.
+    /// The request that the screen should ask about.
     pub fn prompt(&self) -> Option<Asking> {
         let PendingPairing { peer, request } = self.waiting.front()?;
         Some(Asking { name: request.name.clone(), address: peer.remote.ip().to_canonical() })
     }
 
-    /// The screen asks about the first of them now.
+    /// Records that the screen now asks about the first request.
     pub fn mark_prompted(&mut self) {
         self.prompted = self.waiting.front().map(|pending| pending.request.clone());
     }
 
-    /// The one that the answer is for: nobody, if the one whom the screen asks about waits no longer.
+    /// Removes and returns the request that the answer is for. Returns `None` if it was cancelled
+    /// meanwhile.
     pub fn take_answered(&mut self) -> Option<PendingPairing> {
         let asked = self.prompted.take()?;
         self.waiting.pop_front_if(|pending| Arc::ptr_eq(&pending.request, &asked))
     }
 
-    /// Lets a host in that knew the code, from now on.
+    /// Grants access to a paired host.
     ///
     /// # Errors
-    /// Its key cannot be kept.
+    /// Fails if its key cannot be stored.
     pub fn add_host(&self, request: &PairingRequest, access: Access) -> Result<(), Failure> {
         let Some(store) = &self.store else {
             return Err(Failure::new("there is no folder to keep its key in"));
@@ -213,7 +216,7 @@ impl AccessControl {
     }
 }
 
-/// What a host that was let in may do, by the owner's answer to its wish.
+/// The access that the user's answer grants.
 pub fn granted_access(answer: Answer) -> Option<Access> {
     match answer {
         Answer::Change => Some(Access::Writable),
@@ -222,7 +225,7 @@ pub fn granted_access(answer: Answer) -> Option<Access> {
     }
 }
 
-/// The disks that a host may have now, as it is told of them.
+/// The disks that the host may access, for the reply to it.
 pub fn disk_list<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, access: Access) -> Vec<Disk> {
     let disk = |export: &Arc<Export>| Disk {
         nqn: nqn::of(&export.id),
@@ -238,7 +241,8 @@ fn is_over(until: Instant) -> bool {
     until <= Instant::now()
 }
 
-/// The code, and where to go with it: one address, or the picture of it would not fit a small screen.
+/// The link for a QR code. It contains only one address: with more the code would not fit small
+/// screens.
 fn link(shown: &Codes, endpoints: &[Endpoint]) -> String {
     let keyed = || endpoints.iter().filter(|at| at.keyed);
     let best = keyed().find(|at| at.address.is_ipv4()).or_else(|| keyed().next());
@@ -278,7 +282,7 @@ mod test {
         assert!(access_control.take_answered().is_none(), "nobody was asked about yet");
         access_control.mark_prompted();
         access_control.enqueue(pending(2));
-        // The first one goes, and the screen does not show it yet.
+        // The first client disconnects, and the screen is not updated yet.
         let _ = access_control.set_view(view(&[2]));
         assert!(access_control.take_answered().is_none());
         access_control.mark_prompted();

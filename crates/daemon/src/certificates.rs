@@ -1,4 +1,4 @@
-//! The certificates of this machine, as `--tls-certificates` names them. It knows no TLS.
+//! Reads the server certificate files of `--tls-certificates`.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -10,31 +10,31 @@ use zeroize::Zeroizing;
 
 use failure::Failure;
 
-/// This machine's certificate, with those between it and its authority's.
+/// The server certificate and its intermediate certificates.
 const CHAIN: &str = "server-cert.pem";
-/// Its key.
+/// The server's private key.
 const KEY: &str = "server-key.pem";
-/// The certificates of the authority that those of clients are to be of.
+/// CA certificates for client certificates.
 const AUTHORITY: &str = "ca-cert.pem";
 
-/// Bytes of the longest file.
+/// Longest file in bytes.
 const LONGEST: usize = 256 << 10;
 
-/// The texts of the files.
+/// PEM files.
 #[derive(Debug, Clone)]
 pub struct Certificates {
-    /// Of [`CHAIN`].
+    /// Content of [`CHAIN`].
     pub chain: Vec<u8>,
-    /// Of [`KEY`].
+    /// Content of [`KEY`].
     pub key: Secret,
-    /// Of [`AUTHORITY`], if there is that file.
+    /// Content of [`AUTHORITY`], if the file exists.
     pub authority: Option<Vec<u8>>,
 }
 
-/// Reads them in that folder. What the owner should know of them comes with them, a sentence.
+/// Reads the files in `folder`. Also returns a warning if the key is readable by other users.
 ///
 /// # Errors
-/// One is missing, or cannot be read.
+/// Fails if a file is missing or cannot be read.
 pub fn read(folder: &Path) -> Result<(Certificates, Option<String>), Failure> {
     let whole = |name: &str| {
         bounded(&folder.join(name)).map_err(|error| {
@@ -55,7 +55,7 @@ pub fn read(folder: &Path) -> Result<(Certificates, Option<String>), Failure> {
     Ok((certificates, note(&folder.join(KEY))))
 }
 
-/// What is wrong with the rights of a key.
+/// A warning about the permissions of the private key.
 fn note(key: &Path) -> Option<String> {
     let mode = fs::metadata(key).ok()?.permissions().mode();
     (mode & 0o077 != 0).then(|| {

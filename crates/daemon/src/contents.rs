@@ -1,4 +1,4 @@
-//! What is on a disk, in the few words of a screen: its partition table, its file systems and their labels.
+//! Summarizes the contents of a disk for the screen: partition table, file systems, labels.
 
 use linux::block::Disk;
 use linux::in_use::{Machine, Probe};

@@ -1,5 +1,4 @@
-//! The built-in disk: memory with a partition table and a file system that holds one file, which explains itself.
-//! It knows no network.
+//! The demo disk: an in-memory disk with a partition table and a file system with a README.
 
 mod fat;
 
@@ -36,11 +35,11 @@ To lend a real disk, type on the other machine\r\n\
   storagetm list             which disks there are\r\n\
   storagetm serve /dev/sdX   lends one, read-only\r\n";
 
-/// Makes the demo disk: `bytes` of memory; its tables carry `uuid`. If not `writable`, the kernel itself refuses to
-/// change it from now on.
+/// Makes a demo disk of `bytes` bytes with the disk GUID `uuid`. Unless `writable`, seals the
+/// memory against writes.
 ///
 /// # Errors
-/// Those of the kernel: no memory, or no `memfd_create`.
+/// Fails if memory is exhausted, or if the kernel has no `memfd_create`.
 pub(crate) fn open(bytes: u64, uuid: [u8; 16], writable: bool) -> io::Result<File> {
     let memory = memfd_create("storagetm-demo", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let disk = File::from(memory);
@@ -67,7 +66,7 @@ fn fill(disk: &File, bytes: u64, uuid: [u8; 16]) -> io::Result<()> {
     Ok(())
 }
 
-/// Basic data partition, as it lies on disk.
+/// Type GUID of a basic data partition, in on-disk byte order.
 const BASIC_DATA: [u8; 16] = [
     0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7,
 ];
@@ -85,7 +84,8 @@ fn table(blocks: u64, partition: Partition, uuid: [u8; 16]) -> Gpt {
     Gpt::new(BLOCK, blocks, mixed(uuid), &[entry])
 }
 
-/// A UUID as GPT has it: its first three fields little-endian (UEFI 2.10 appendix A).
+/// Converts a UUID to GPT byte order: the first three fields are little-endian (UEFI 2.10 appendix
+/// A).
 fn mixed(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[..4].reverse();
     uuid[4..6].reverse();
@@ -93,14 +93,14 @@ fn mixed(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid
 }
 
-/// Where the partition is, in blocks.
+/// Location of the partition in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Partition {
     first: u64,
     blocks: u64,
 }
 
-/// As large as the disk and FAT16 allow, in whole MiB but for the tables' room at the end.
+/// As large as the disk and FAT16 allow.
 fn partition(blocks: u64) -> Partition {
     let end = blocks - Gpt::tail_blocks(BLOCK);
     Partition { first: FIRST, blocks: (end - FIRST).min(fat::MOST) }
@@ -114,7 +114,7 @@ mod test {
     const UUID: [u8; 16] = [0x2f, 0x6d, 0x1c, 0x52, 0, 1, 0x40, 2, 0x80, 3, 4, 5, 6, 7, 8, 9];
     const SIZES: [u64; 5] = [4 << 20, 64 << 20, 256 << 20, 2 << 30, 8 << 30];
 
-    /// A tool's output, or nothing if this machine does not have it.
+    /// Runs a tool. Returns `None` if it is not installed.
     fn run(tool: &str, arguments: &[&str]) -> Option<(bool, String)> {
         if programs::lacks("the demo disk", &[tool]) {
             return None;
@@ -125,7 +125,7 @@ mod test {
         Some((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// The partition of a demo disk as a sparse file of its own.
+    /// Writes the partition of a demo disk to a sparse file.
     fn partition_file(bytes: u64) -> std::path::PathBuf {
         let path =
             std::env::temp_dir().join(format!("storagetm-fat-{}-{bytes}", std::process::id()));

@@ -1,28 +1,28 @@
-//! Which block device it is, across its coming and going.
+//! Identity of a block device across hot-plug.
 
 use linux::block::{DeviceNumber, Disk};
 
-/// A block device, so that another one by the same name is not taken for it.
+/// A block device. The disk sequence number tells it from a later device with the same name and
+/// number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     number: DeviceNumber,
     diskseq: Option<u64>,
-    /// The kernel's name.
+    /// Kernel name.
     pub name: String,
 }
 
 impl Device {
-    /// That one.
     pub fn of(disk: &Disk) -> Self {
         Self { number: disk.number, diskseq: disk.diskseq, name: disk.name.clone() }
     }
 
-    /// Whether that disk is it for certain, and not one that came to its place.
+    /// Returns whether `disk` is certainly this device, and not another one in its place.
     pub fn is_still(&self, disk: &Disk) -> bool {
         self.diskseq.is_some() && *self == Self::of(disk)
     }
 
-    /// Whether it has that number now.
+    /// Returns whether the device has this number.
     pub fn is(&self, number: DeviceNumber) -> bool {
         self.number == number
     }

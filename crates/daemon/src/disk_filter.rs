@@ -1,27 +1,27 @@
-//! Disks that were asked for before they were there: at boot a disk comes when its driver has found it. It knows no
-//! device node.
+//! Selects disks by name before they exist: at boot a disk appears when its driver has found it.
 
 use std::fmt;
 
 use linux::block::Disk;
 
-/// How a disk is called by those who cannot see it yet.
+/// Selects a disk by name, serial number or WWN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSelector(String);
 
 impl DiskSelector {
-    /// A path below `/dev`, a name of the kernel, of the device mapper or of LVM, a serial number or a world-wide name.
+    /// `name` is a path below `/dev`, a name of the kernel, the device mapper or LVM, a serial
+    /// number or a WWN.
     pub fn new(name: &str) -> Self {
         Self(name.trim().to_owned())
     }
 
-    /// Whether that is this disk. Without a device manager there is no `/dev/disk/by-id`: the serial number or the
-    /// world-wide name at the end of such a path tells.
+    /// Returns whether it selects this disk. Without udev there is no `/dev/disk/by-id`, so the
+    /// serial number or WWN at the end of such a path is compared.
     fn matches(&self, disk: &Disk) -> bool {
         self.matches_position(disk) || self.matches_serial(disk)
     }
 
-    /// Whether the disk is called so only because it was found in that order.
+    /// Returns whether the name depends only on the order of discovery.
     fn matches_position(&self, disk: &Disk) -> bool {
         disk.has_name(&self.0)
     }
@@ -31,8 +31,8 @@ impl DiskSelector {
         !disk.is_partition() && [serial, wwn].into_iter().flatten().any(|own| self.matches_id(own))
     }
 
-    /// Whether it is that number, or a link of `/dev/disk/by-id` that ends with it. The device manager has an underscore
-    /// for a blank, and `0x` for what the kernel calls `naa.`.
+    /// Compares with a serial number or WWN, or the end of a link in `/dev/disk/by-id`. udev writes
+    /// an underscore for a blank, and `0x` for `naa.`.
     fn matches_id(&self, own: &str) -> bool {
         let own = own.to_ascii_lowercase().replace(' ', "_");
         let own = own.strip_prefix("naa.").unwrap_or(&own);
@@ -52,41 +52,42 @@ impl fmt::Display for DiskSelector {
     }
 }
 
-/// Which of all disks are lent, and how.
+/// Which disks to export with `--all`, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskFilter {
-    /// Those, and the writable ones; all disks if none is named here.
+    /// Disks to export beside `writable`; if empty, all disks.
     pub only: Vec<DiskSelector>,
-    /// Those that hosts can change.
+    /// Disks to export writable.
     pub writable: Vec<DiskSelector>,
 }
 
-/// What was said of a disk.
+/// How a disk was selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
-    /// It is one of all.
+    /// As one of all disks.
     Any,
-    /// It was named.
+    /// By name.
     Named,
-    /// It was named writable.
+    /// By name, writable.
     Writable,
 }
 
 impl DiskFilter {
-    /// What was said of a disk; nothing if it is not to be lent.
+    /// Returns how the disk is selected; `None` if it is not to be exported.
     pub fn select(&self, disk: &Disk) -> Option<Selection> {
         let is_writable = self.writable.iter().any(|selector| selector.matches(disk));
         if is_writable { Some(Selection::Writable) } else { self.select_read_only(disk) }
     }
 
-    /// What was said of a disk beside what may be written to.
+    /// Like [`Self::select`], ignoring `writable`.
     pub fn select_read_only(&self, disk: &Disk) -> Option<Selection> {
         let is_named = self.only.iter().any(|selector| selector.matches(disk));
         let any = self.only.is_empty().then_some(Selection::Any);
         if is_named { Some(Selection::Named) } else { any }
     }
 
-    /// The place by which a disk was named writable, if it was by nothing else: another disk may be there later.
+    /// The selector, if the disk is selected as writable only by a name that another disk may get
+    /// later.
     pub fn writable_by_position(&self, disk: &Disk) -> Option<&DiskSelector> {
         if self.writable.iter().any(|selector| selector.matches_serial(disk)) {
             return None;
@@ -94,12 +95,12 @@ impl DiskFilter {
         self.writable.iter().find(|selector| selector.matches_position(disk))
     }
 
-    /// Whether none is named.
+    /// Returns whether no disk is named.
     pub fn is_empty(&self) -> bool {
         self.only.is_empty() && self.writable.is_empty()
     }
 
-    /// Those that are not there.
+    /// Selectors that match none of `disks`.
     pub fn missing<'a>(&'a self, disks: &'a [Disk]) -> impl Iterator<Item = &'a DiskSelector> {
         let all = self.only.iter().chain(&self.writable);
         all.filter(|selector| !disks.iter().any(|disk| selector.matches(disk)))

@@ -1,6 +1,6 @@
-//! What happens while disks are lent, as a line of JSON and as a sentence. It knows no terminal.
+//! Events of `storagetm serve`, in JSON and as sentences.
 //!
-//! The JSON is a contract: `docs/json-events.md` describes it.
+//! The JSON format is stable: `docs/json-events.md`.
 
 mod sentence;
 
@@ -15,196 +15,196 @@ use serde::{Serialize, Serializer};
 use crate::listen::Protocol;
 use crate::rate_limit::CountedEvent;
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum ServeEvent {
-    /// Hosts can connect there.
+    /// A listening socket was opened.
     Listening {
-        /// What is spoken there: `nvme-tcp` or `nbd`.
+        /// Protocol: `nvme-tcp` or `nbd`.
         protocol: &'static str,
-        /// Where.
+        /// Its address.
         #[serde(flatten)]
         at: EventAddr,
         /// `disks` or `discovery`, or both.
         serves: &'static [&'static str],
-        /// Whether hosts must show a key there.
+        /// Whether hosts need a key.
         keyed: bool,
     },
-    /// An address that was listened on is gone from this machine.
+    /// A listening address was removed from this machine.
     Closed {
-        /// What was spoken there.
+        /// Protocol: `nvme-tcp` or `nbd`.
         protocol: &'static str,
-        /// Where.
+        /// Its address.
         #[serde(flatten)]
         at: EventAddr,
     },
-    /// A disk is lent.
+    /// A disk was exported.
     Lent {
-        /// What it is.
+        /// The disk.
         #[serde(flatten)]
         disk: Disk,
-        /// The lines that attach it by NVMe/TCP, then those that attach all disks.
+        /// Command lines that attach it by NVMe/TCP, then those that attach all disks.
         attach: Vec<String>,
-        /// Its addresses for NBD clients; where a key is needed, by `nbds://`.
+        /// Its NBD URIs; `nbds://` if a key is needed.
         nbd: Vec<String>,
     },
-    /// All that was asked for is lent.
+    /// All requested disks are exported.
     Ready,
     /// A host attached a disk.
     Attached {
-        /// What it speaks.
+        /// Protocol of the host.
         protocol: &'static str,
-        /// Which disk.
+        /// The disk.
         #[serde(flatten)]
         which: DiskRef,
-        /// The NVMe Qualified Name that the host gives itself; by NBD, that of the host whose key it has shown, or nothing.
+        /// Host NQN; with NBD, that of the host whose key was used, or empty.
         host: String,
-        /// Where the host is, with its port.
+        /// Address and port of the host.
         address: String,
-        /// What it has shown.
+        /// How the host authenticated.
         #[serde(flatten)]
         shown: HostAuth,
     },
-    /// A host gave a disk back, or is gone.
+    /// A host detached a disk, or disconnected.
     Detached {
-        /// What it spoke.
+        /// Protocol of the host.
         protocol: &'static str,
-        /// Which disk.
+        /// The disk.
         #[serde(flatten)]
         which: DiskRef,
-        /// The NVMe Qualified Name that the host gave itself.
+        /// Host NQN.
         host: String,
-        /// Where the host was, with its port.
+        /// Address and port of the host.
         address: String,
-        /// Why.
+        /// Reason.
         reason: String,
-        /// Bytes that it has read meanwhile.
+        /// Bytes read by this attachment.
         read: u64,
-        /// Bytes that it has written meanwhile.
+        /// Bytes written by this attachment.
         written: u64,
-        /// What it had shown: the channel.
+        /// The secure channel it used.
         #[serde(flatten)]
         shown: HostAuth,
     },
-    /// A code by which another machine is let in; the one before is good no longer.
+    /// A new pairing code, which replaces the previous one.
     Pairing {
-        /// The digits to be typed there.
+        /// The digits to type on the other machine.
         code: String,
-        /// The same for a camera, with where to go.
+        /// A link for a QR code.
         link: String,
     },
-    /// A machine that knew the code wants to change disks, which somebody must allow here.
+    /// A client that knew the code requests write access, which the user must grant.
     Asking {
-        /// The NVMe Qualified Name that the host will give itself.
+        /// Host NQN.
         host: String,
-        /// What the machine calls itself.
+        /// Name of the client.
         name: String,
-        /// Where it is, with its port.
+        /// Address and port of the client.
         address: String,
     },
-    /// A machine that knew the code was let in.
+    /// A host was paired.
     Paired {
-        /// The NVMe Qualified Name that the host will give itself.
+        /// Host NQN.
         host: String,
-        /// What the machine calls itself.
+        /// Name of the client.
         name: String,
-        /// Where it is, with its port.
+        /// Address and port of the client.
         address: String,
-        /// What it may do with disks.
+        /// Access granted.
         #[serde(serialize_with = "access_name")]
         access: Access,
     },
-    /// A host asked for what it may not have.
+    /// A host was denied access.
     Refused {
-        /// What it speaks.
+        /// Protocol of the host.
         protocol: &'static str,
-        /// The NVMe Qualified Name that the host gives itself; nothing if it gives none.
+        /// Host NQN; empty if unknown.
         host: String,
-        /// Where the host is, with its port.
+        /// Address and port of the host.
         address: String,
         /// The name that it asked for.
         wanted: String,
-        /// Why not.
+        /// Reason.
         reason: &'static str,
-        /// How many times within the last second or more; left out if once.
+        /// Number of merged events; omitted if 1.
         #[serde(skip_serializing_if = "is_once")]
         count: u64,
     },
-    /// A peer broke a rule of the protocol and was cut off.
+    /// A peer violated the protocol and was disconnected.
     Violation {
-        /// What it was to speak.
+        /// Protocol of the listener.
         protocol: &'static str,
-        /// Where the peer is, with its port.
+        /// Address and port of the peer.
         address: String,
-        /// The rule, by name.
+        /// Name of the violated rule.
         rule: &'static str,
-        /// How many times within the last second or more; left out if once.
+        /// Number of merged events; omitted if 1.
         #[serde(skip_serializing_if = "is_once")]
         count: u64,
     },
-    /// A disk failed a request, or several within the last second or more.
+    /// A disk failed one or more requests.
     Fault {
-        /// Which disk.
+        /// The disk.
         #[serde(flatten)]
         which: DiskRef,
-        /// What was asked of it.
+        /// The operation.
         op: &'static str,
-        /// The first byte concerned.
+        /// First byte of the failed requests.
         offset: u64,
-        /// Bytes from there to the last one concerned.
+        /// Length of the range in bytes.
         bytes: u64,
-        /// Requests that failed.
+        /// Number of failed requests.
         count: u64,
-        /// How they failed.
+        /// Reason.
         reason: String,
     },
-    /// A disk has another size now.
+    /// The size of a disk changed.
     Resized {
-        /// Which disk.
+        /// The disk.
         #[serde(flatten)]
         which: DiskRef,
-        /// Bytes that it has now.
+        /// New size in bytes.
         bytes: u64,
-        /// Bytes that it had.
+        /// Previous size in bytes.
         before: u64,
     },
-    /// A disk is lent no longer.
+    /// A disk is no longer exported.
     Withdrawn {
-        /// Which disk.
+        /// The disk.
         #[serde(flatten)]
         which: DiskRef,
-        /// Why.
+        /// Reason.
         reason: String,
     },
-    /// Events before this one were lost: the program that reads them did not.
+    /// Events before this one were dropped because the consumer was too slow.
     Lost {
-        /// How many.
+        /// Number of dropped events.
         count: u64,
     },
-    /// Something that is worth knowing and has no event of its own.
+    /// Information without an event of its own.
     Note {
-        /// A sentence.
+        /// The text.
         message: String,
     },
-    /// The program ends; nothing follows.
+    /// The program ends; the last event.
     Stopped,
 }
 
-/// Where something listens.
+/// Address of a listener.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub enum EventAddr {
-    /// At an address.
+    /// A network address.
     Net {
-        /// The address; an IPv6 link-local one with its interface.
+        /// IP address; a link-local IPv6 address with its interface.
         address: String,
-        /// The TCP port.
+        /// TCP port.
         port: u16,
     },
-    /// At a Unix socket.
+    /// A Unix socket.
     Path {
-        /// Its path.
+        /// Path.
         path: String,
     },
 }
@@ -218,7 +218,7 @@ impl fmt::Display for EventAddr {
     }
 }
 
-/// A disk as it is lent.
+/// An exported disk.
 #[derive(Debug, Clone, Serialize)]
 pub struct Disk {
     disk: String,
@@ -237,16 +237,16 @@ fn access_name<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error>
     to.collect_str(access)
 }
 
-/// What a host has shown to be let in.
+/// How a host authenticated.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct HostAuth {
-    /// The owner's name for the host whose keys these are.
+    /// Name of the host in the access policy, if it used a key.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
-    /// The cipher suite of the channel, if it speaks in one.
+    /// Cipher suite of the TLS channel.
     #[serde(skip_serializing_if = "Option::is_none")]
     tls: Option<String>,
-    /// Whether it has proven within the protocol to know its key (DH-HMAC-CHAP).
+    /// Whether it authenticated by DH-HMAC-CHAP.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     chap: bool,
 }
@@ -262,13 +262,13 @@ impl HostAuth {
     }
 }
 
-/// The name in the owner's `policy` of the host whose key was shown, within the protocol or by the channel.
+/// The name in `policy` of the host whose key was used, by DH-HMAC-CHAP or TLS.
 pub fn name_of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Option<String> {
     let id = proven.or_else(|| peer.channel.as_ref().and_then(|channel| channel.key))?;
     policy.hosts.iter().find(|host| host.key == id).map(|host| host.name.clone())
 }
 
-/// Which of the disks that are lent.
+/// Reference to an exported disk.
 #[derive(Debug, Clone, Serialize)]
 pub struct DiskRef {
     disk: String,
@@ -276,21 +276,20 @@ pub struct DiskRef {
 }
 
 impl DiskRef {
-    /// That one.
     pub fn of(export: &Export) -> Self {
         Self { disk: export.name.clone(), nqn: nqn::of(&export.id) }
     }
 }
 
-/// Where a peer is that came by no network.
+/// Address of peers on Unix sockets.
 const UNIX: &str = "unix";
 
-/// Where a peer is, with its port; one that came by no network is at the other end of a Unix socket.
+/// Address and port of a peer; [`UNIX`] for a Unix socket.
 fn address(peer: &Peer) -> String {
     if peer.remote == Peer::LOCAL { UNIX.to_owned() } else { peer.remote.to_string() }
 }
 
-/// Whom an event is about.
+/// The peer of an event, if there is one.
 pub fn peer_of(event: &Event) -> Option<&Peer> {
     match event {
         Event::Attached { peer, .. }
@@ -303,7 +302,6 @@ pub fn peer_of(event: &Event) -> Option<&Peer> {
 }
 
 impl ServeEvent {
-    /// A disk is lent, attached by these lines, and by NBD found there.
     pub fn lent(export: &Export, attach: Vec<String>, nbd: Vec<String>) -> Self {
         let disk = Disk {
             disk: export.name.clone(),
@@ -319,17 +317,14 @@ impl ServeEvent {
         Self::Lent { disk, attach, nbd }
     }
 
-    /// A disk is lent no longer.
     pub fn withdrawn(export: &Arc<Export>, reason: &str) -> Self {
         Self::Withdrawn { which: DiskRef::of(export), reason: reason.to_owned() }
     }
 
-    /// A disk has another size.
     pub fn resized(export: &Export, before: u64) -> Self {
         Self::Resized { which: DiskRef::of(export), bytes: export.bytes(), before }
     }
 
-    /// A machine that knew the code was let in.
     pub fn paired(peer: &Peer, request: &PairingRequest, access: Access) -> Self {
         Self::Paired {
             host: request.host.clone(),
@@ -339,17 +334,16 @@ impl ServeEvent {
         }
     }
 
-    /// A sentence.
     pub fn note(message: impl ToString) -> Self {
         Self::Note { message: message.to_string() }
     }
 
-    /// One line of JSON, without a line break; characters that could steer a terminal are escaped.
+    /// One line of JSON. Characters that could control a terminal are escaped.
     pub fn json(&self) -> String {
         escaped(&serde_json::to_string(self).unwrap_or_default())
     }
 
-    /// The same as fields of a journal entry: `STORAGETM_EVENT`, `STORAGETM_HOST` and so on, escaped.
+    /// The event as journal fields `STORAGETM_EVENT`, `STORAGETM_HOST` and so on, escaped.
     pub fn fields(&self) -> Vec<(String, String)> {
         let Ok(serde_json::Value::Object(members)) = serde_json::to_value(self) else {
             return Vec::new();
@@ -364,7 +358,8 @@ impl ServeEvent {
         members.into_iter().map(field).collect()
     }
 
-    /// Whether it is one of the messages of the screen; who has attached what, the screen shows by itself.
+    /// Returns whether the screen lists it as a message. Attachments are shown elsewhere on the
+    /// screen.
     pub fn is_message(&self) -> bool {
         let kept = matches!(
             self,
@@ -373,7 +368,7 @@ impl ServeEvent {
         kept || self.is_problem()
     }
 
-    /// Whether something went wrong.
+    /// Returns whether it reports a problem.
     pub fn is_problem(&self) -> bool {
         let shrunk = matches!(self, Self::Resized { bytes, before, .. } if bytes < before);
         shrunk || matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
@@ -384,7 +379,8 @@ fn is_once(count: &u64) -> bool {
     *count == 1
 }
 
-/// JSON in which characters that could steer a terminal are escaped; it means the same. Line breaks stay.
+/// Escapes characters in JSON that could control a terminal; the value stays the same. Line breaks
+/// stay.
 pub fn escaped(json: &str) -> String {
     json.split('\n')
         .map(|line| line.chars().map(json_escaped).collect())
@@ -392,7 +388,7 @@ pub fn escaped(json: &str) -> String {
         .join("\n")
 }
 
-/// A character within a JSON string: only there are characters beyond printable ASCII.
+/// Escapes one character. Outside of JSON strings all characters are printable ASCII.
 fn json_escaped(c: char) -> String {
     let shown = printable(c.encode_utf8(&mut [0; 4]), true);
     if shown.chars().eq([c]) {
@@ -403,7 +399,8 @@ fn json_escaped(c: char) -> String {
 }
 
 impl ServeEvent {
-    /// What the engine says of peers that speak `protocol`; the hosts' names are those of the owner's `policy`.
+    /// Converts an engine event of a peer that uses `protocol`; names of hosts are taken from
+    /// `policy`.
     pub fn of(event: impl Into<CountedEvent>, policy: &Policy, protocol: Protocol) -> Self {
         let protocol = protocol.name();
         let CountedEvent { event, count } = event.into();

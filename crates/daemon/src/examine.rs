@@ -1,8 +1,8 @@
-//! Examines disks in a process of its own (`storagetm examine`), many at the same time: one that does not answer keeps a
-//! thread of that process waiting, and nothing else.
+//! Probes disks in a helper process (`storagetm examine`), many at a time: a disk that does not
+//! respond blocks one thread of that process, and nothing else.
 //!
-//! The two processes exchange lines of JSON over a socket: a [`Question`] for each disk, and an [`Answer`] to it whenever
-//! the disk has answered.
+//! The processes exchange lines of JSON over a socket: a [`Question`] for each disk, and an
+//! [`Answer`] when the disk has responded.
 
 mod child;
 
@@ -27,25 +27,25 @@ use crate::device::Device;
 pub use child::work;
 use ipc::spawn;
 
-/// How long a disk may take to be examined before it counts as one that does not answer.
+/// Timeout after which a disk counts as unresponsive.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
-/// The same for a rotational disk that was named: it may have to spin up first.
+/// Timeout for a rotational disk that the user named, which may have to spin up.
 const SPIN_UP: Duration = Duration::from_secs(20);
 
-/// When a disk is slower than most: what depends on it only a little is not held up any longer.
+/// Timeout for disks that matter only for comparison with others.
 pub const SLOW: Duration = Duration::from_secs(1);
 
-/// Bytes of the longest answer: a partition table has a megabyte at most.
+/// Longest answer in bytes; a partition table has at most a megabyte.
 const LONGEST: usize = 16 << 20;
 
-/// What is asked about a disk.
+/// A request to probe a disk.
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     number: u64,
     node: PathBuf,
     bytes: u64,
-    /// The kernel's name of the whole disk. Its parts cannot be opened exclusively at the same time.
+    /// Kernel name of the whole disk. Its partitions are opened exclusively one at a time.
     whole: String,
 }
 
@@ -56,7 +56,7 @@ struct Answer {
     is_busy: Result<bool, Failed>,
 }
 
-/// An error as it travels.
+/// Wire type of an I/O error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Failed {
     errno: Option<i32>,
@@ -76,7 +76,7 @@ impl From<Failed> for io::Error {
     }
 }
 
-/// What was found on one disk.
+/// Result of probing a disk.
 #[derive(Debug, Clone)]
 struct Finding {
     device: Device,
@@ -84,12 +84,12 @@ struct Finding {
     is_busy: Result<bool, Failed>,
 }
 
-/// What was found on disks, by their kernel names. A disk that is not among them has not answered.
+/// Results by kernel name. Disks that have not responded are missing.
 #[derive(Debug, Clone, Default)]
 pub struct Findings(HashMap<String, Finding>);
 
 impl Findings {
-    /// Whether that very disk is among them.
+    /// Returns whether this very disk has been probed.
     pub fn has(&self, disk: &Disk) -> bool {
         self.of(disk).is_ok()
     }
@@ -110,16 +110,16 @@ impl Probe for Findings {
     }
 }
 
-/// The process that examines, with the end of the socket to it.
+/// The helper process and the socket to it.
 type Started = (Option<Child>, UnixStream);
 
-/// Has disks examined, and takes the answers as they come.
+/// Sends disks to the helper process and collects the results.
 #[derive(Debug)]
 pub struct Examiner {
     tree: Tree,
     start: fn() -> io::Result<Started>,
     running: Option<Running>,
-    /// Processes that have nothing to do any more, until they have ended.
+    /// Helper processes that were told to exit.
     leaving: Vec<Child>,
     pending: HashMap<u64, Pending>,
     last: u64,
@@ -137,24 +137,24 @@ struct Running {
 struct Pending {
     device: Device,
     asked: Instant,
-    /// How long it may take.
+    /// Timeout.
     limit: Duration,
-    /// Whether it was found to take longer than [`SLOW`], and than its limit.
+    /// Whether it exceeded [`SLOW`], and its timeout.
     is_slow: bool,
     is_late: bool,
 }
 
-/// A disk has answered.
+/// A disk has responded.
 #[derive(Debug)]
 pub struct Answered {
-    /// The kernel's name.
+    /// Kernel name.
     pub name: String,
-    /// Whether it had been taken for one that does not answer.
+    /// Whether it had exceeded its timeout.
     pub is_late: bool,
 }
 
 impl Examiner {
-    /// One for the disks of the machine at `tree`. Nothing is started yet.
+    /// An examiner for the machine at `tree`. The helper is started on demand.
     pub fn new(tree: Tree) -> Self {
         let start = || spawn::with_socket("examine").map(|(child, socket)| (Some(child), socket));
         Self {
@@ -168,7 +168,7 @@ impl Examiner {
         }
     }
 
-    /// The same with a thread of this process in place of the other process.
+    /// Replaces the helper process by a thread of this process.
     #[cfg(test)]
     pub fn within(mut self) -> Self {
         self.start = || {
@@ -179,8 +179,8 @@ impl Examiner {
         self
     }
 
-    /// Has a disk examined anew, unless an earlier examination has not ended: a disk that does not answer is not asked
-    /// again. If nothing can be asked, that is what is found.
+    /// Probes a disk again, unless a probe of it is in progress. If the helper cannot be started,
+    /// the error is the result.
     pub fn ask(&mut self, disk: &Disk, now: Instant) {
         self.ask_within(disk, LIMIT, now);
     }
@@ -225,7 +225,7 @@ impl Examiner {
         self.findings.0.insert(finding.device.name.clone(), finding);
     }
 
-    /// Takes the answers that have come. Never waits.
+    /// Collects results. Does not block.
     pub fn receive(&mut self) -> Vec<Answered> {
         self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         let Some(running) = &mut self.running else { return Vec::new() };
@@ -249,7 +249,7 @@ impl Examiner {
         Some(Answered { name, is_late })
     }
 
-    /// The process has ended before it answered: nothing is known of the disks that it was asked about.
+    /// Handles the death of the helper: pending probes fail.
     fn lose(&mut self) -> Vec<Answered> {
         self.retire();
         let text = "the process that examines disks has ended".to_owned();
@@ -268,7 +268,7 @@ impl Examiner {
         self.leaving.extend(self.running.take().and_then(|running| running.child));
     }
 
-    /// Takes those that should have answered by `now` for disks that are slow, or do not answer.
+    /// Marks pending probes that exceed [`SLOW`] or their timeout.
     pub fn expire(&mut self, now: Instant) {
         for pending in self.pending.values_mut() {
             pending.is_slow |= pending.asked + SLOW <= now;
@@ -276,17 +276,17 @@ impl Examiner {
         }
     }
 
-    /// Whether the disk is taken for a slow one.
+    /// Returns whether the disk exceeded [`SLOW`].
     pub fn is_slow(&self, disk: &Disk) -> bool {
         self.of(disk).is_some_and(|pending| pending.is_slow)
     }
 
-    /// Whether the disk is taken for one that does not answer.
+    /// Returns whether the disk exceeded its timeout.
     pub fn is_late(&self, disk: &Disk) -> bool {
         self.of(disk).is_some_and(|pending| pending.is_late)
     }
 
-    /// Forgets what was found.
+    /// Discards all results.
     pub fn forget(&mut self) {
         self.findings.0.clear();
     }
@@ -302,22 +302,22 @@ impl Examiner {
         waiting.map(|one| one.asked + if one.is_slow { one.limit } else { SLOW }).min()
     }
 
-    /// When the last of those that have not answered counts as one that does not answer.
+    /// When the last of the pending probes times out.
     fn end(&self) -> Option<Instant> {
         self.pending.values().map(|pending| pending.asked + pending.limit).max()
     }
 
-    /// What was found so far.
+    /// The results so far.
     pub fn findings(&self) -> &Findings {
         &self.findings
     }
 
-    /// Readable when there are answers.
+    /// Readable when there are results.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.running.as_ref().map(|running| running.socket.as_fd())
     }
 
-    /// Waits until there is an answer, at most until `end`; whether there is.
+    /// Waits for a result until `end`. Returns whether there is one.
     pub fn wait(&self, end: Instant) -> bool {
         let Some(descriptor) = self.descriptor() else { return false };
         let mut ends = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
@@ -325,7 +325,7 @@ impl Examiner {
             let left = end.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).ok();
             match poll(&mut ends, left.as_ref()) {
-                // A signal is no reason to stop before the time.
+                // Interrupted by a signal: wait for the rest of the time.
                 Err(Errno::INTR) => {}
                 result => return result.is_ok_and(|ready| ready > 0),
             }
@@ -334,12 +334,12 @@ impl Examiner {
 }
 
 impl Drop for Examiner {
-    /// Reaps the helper processes, on a thread of its own where one still runs.
+    /// Reaps the helper processes, in a thread if one still runs.
     fn drop(&mut self) {
         self.retire();
         self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         for mut child in self.leaving.drain(..) {
-            // It ends at once, unless it waits for a disk: nothing else may wait for that.
+            // It exits at once unless blocked on a disk; then only this thread waits for it.
             let wait = move || drop(child.wait());
             drop(thread::Builder::new().name("reaper".to_owned()).spawn(wait));
         }
@@ -347,7 +347,7 @@ impl Drop for Examiner {
 }
 
 impl Running {
-    /// Takes what has come. Fails at the end, and if it is too much.
+    /// Reads without blocking. Fails at end of file, and if the buffer is full.
     fn receive(&mut self) -> io::Result<()> {
         self.socket.set_nonblocking(true)?;
         let mut some = [0; 1 << 14];
@@ -367,7 +367,7 @@ impl Running {
         result
     }
 
-    /// The lines that are whole.
+    /// Complete lines.
     fn lines(&mut self) -> Vec<Vec<u8>> {
         let end = self.received.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let whole: Vec<u8> = self.received.drain(..end).collect();
@@ -375,7 +375,7 @@ impl Running {
     }
 }
 
-/// Examines disks, each for its `limit` at most: those that have not answered by then are not among the findings.
+/// Probes disks, each for at most its `limit`. Disks that time out are not in the result.
 pub fn examine<'a>(
     tree: &Tree,
     disks: impl IntoIterator<Item = &'a Disk>,
@@ -391,8 +391,7 @@ pub fn examine<'a>(
     std::mem::take(&mut examiner.findings)
 }
 
-/// How long each disk may take to be examined where `named` is what the user has named: the rotational one is given time
-/// to spin up.
+/// Timeouts of disks when the user named `named`: a rotational disk gets time to spin up.
 pub fn limit_for(named: &Disk) -> impl Fn(&Disk) -> Duration {
     let waits = |disk: &Disk| disk.rotational && disk.whole() == named.whole();
     move |disk| if waits(disk) { SPIN_UP } else { LIMIT }
@@ -405,7 +404,7 @@ mod test {
     use std::io::{BufRead, BufReader};
     use std::sync::Mutex;
 
-    /// The other end of the socket of the last examiner that was started.
+    /// The helper's end of the socket of the last examiner.
     static OTHER: Mutex<Option<UnixStream>> = Mutex::new(None);
 
     fn start() -> io::Result<Started> {
@@ -414,7 +413,8 @@ mod test {
         Ok((None, own))
     }
 
-    /// A disk is said not to answer when its time is over, is not asked again, and its answer is known to be late.
+    /// A disk that times out is reported as unresponsive, is not probed again, and its result is
+    /// late.
     #[test]
     fn r60_a_disk_that_does_not_answer_is_asked_once() {
         let name = format!("storagetm-examine-{}", std::process::id());

@@ -1,5 +1,5 @@
-//! Flushes disks by processes of their own (`storagetm flush`): a flush that never ends would keep the process that
-//! waits for it from ending.
+//! Flushes disks in helper processes (`storagetm flush`): a process that is blocked in a flush
+//! cannot exit.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,37 +11,37 @@ use rustix::io::Errno;
 use failure::Failure;
 use ipc::spawn;
 
-/// Between two looks at whether it has ended.
+/// Poll interval.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The exit status for an error that has no number that fits.
+/// Exit status for errors whose number does not fit.
 const FAILED: u8 = 255;
 
-/// A flush that is under way. One that is dropped goes on by itself.
+/// A flush in progress. It continues when this is dropped.
 #[derive(Debug)]
 pub struct Flush(Child);
 
 impl Flush {
-    /// Starts to put on stable storage what was written to `disk`.
+    /// Starts to flush `disk` to stable storage.
     ///
     /// # Errors
-    /// There is no descriptor, no memory, or nothing to start.
+    /// Fails if descriptors, memory or processes are exhausted.
     pub fn start(disk: impl AsFd) -> io::Result<Self> {
         spawn::with_stdin("flush", disk.as_fd().try_clone_to_owned()?).map(Self)
     }
 
-    /// Returns how it ended; `None` if it has not. Never waits.
+    /// Returns the result, or `None` if the flush is in progress. Does not block.
     pub fn ended(&mut self) -> Option<io::Result<()>> {
         let status = self.0.try_wait().transpose()?;
         Some(status.and_then(outcome))
     }
 
-    /// Waits until it has ended, however long that takes; returns how.
+    /// Blocks until the flush is complete and returns the result.
     pub fn outcome(mut self) -> io::Result<()> {
         self.0.wait().and_then(outcome)
     }
 
-    /// Waits until it has ended, at most until `end`; returns how it ended.
+    /// Waits for the result until `end`.
     ///
     /// Fails with `TimedOut` if it has not.
     pub fn wait(&mut self, end: Instant) -> io::Result<()> {
@@ -55,7 +55,7 @@ impl Flush {
     }
 }
 
-/// What fdatasync(2) fails with. Any other exit status is that of a process that has not got so far.
+/// Errors of fdatasync(2). Any other exit status means that the process failed before that.
 const KNOWN: [Errno; 10] = [
     Errno::IO,
     Errno::NOSPC,
@@ -78,10 +78,11 @@ fn outcome(status: ExitStatus) -> io::Result<()> {
     Err((*known.unwrap_or(&Errno::IO)).into())
 }
 
-/// `storagetm flush`: flushes what is its standard input. The exit status is the number of the error, or 0.
+/// `storagetm flush`: flushes the disk that is its standard input. The exit status is the errno, or
+/// 0.
 ///
 /// # Errors
-/// None: the exit status has it.
+/// Does not fail: the exit status has the error.
 pub fn work() -> Result<(), Failure> {
     let status = match rustix::fs::fdatasync(io::stdin()) {
         Ok(()) => 0,
@@ -99,7 +100,7 @@ mod test {
     fn exit_status_of_no_flush_is_an_io_error() {
         let of = |code: i32| outcome(ExitStatus::from_raw(code << 8)).unwrap_err().raw_os_error();
         let (io, full) = (Errno::IO.raw_os_error(), Errno::NOSPC.raw_os_error());
-        // Wrong usage (2) and a panic (101) are no numbers of errors.
+        // Usage errors (2) and panics (101) are not errnos of fdatasync.
         assert_eq!([28, 2, 101, 255].map(of), [full, io, io, io].map(Some));
         let killed = outcome(ExitStatus::from_raw(9)).unwrap_err();
         assert_eq!(killed.raw_os_error(), Some(io));

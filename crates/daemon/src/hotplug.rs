@@ -1,5 +1,5 @@
-//! Follows the block devices of the machine: those that are lent as they go or change size, and with `--all` those that
-//! come. It knows no host.
+//! Hot-plug of block devices: withdraws exports whose disk is removed, announces new sizes, and
+//! with `--all` exports disks that are added.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,76 +18,77 @@ use crate::examine::{Examiner, LIMIT, SLOW};
 use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, devices_to_examine};
 use failure::Failure;
 
-/// A disk that comes is announced in many events: how long to wait for the last of them.
+/// A new disk causes several uevents: how long to wait for the last of them.
 const SETTLE: Duration = Duration::from_millis(200);
-/// The device manager looks at a new disk for a while; a disk that could not be had is asked for once more.
+/// udev keeps a new disk open for a while: when to try again to open a busy disk.
 const RECHECK: Duration = Duration::from_secs(2);
 
-/// Between two tries to list the disks of a machine that fails to list them, at most; the first is after [`SETTLE`].
+/// Longest delay between attempts to list the disks; the first one is [`SETTLE`].
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// Between two looks at whether the descriptors of a disk that is lent no longer are closed.
+/// Poll interval while descriptors of a withdrawn disk are still open.
 const RELEASE: Duration = Duration::from_millis(500);
 
-/// What is to be done about what happened.
+/// What the caller has to do.
 #[derive(Debug)]
 pub enum Change {
-    /// Lend it.
+    /// Export the disk.
     Added(Box<LentDisk>),
-    /// Lend it no longer.
+    /// Withdraw the disk.
     Removed(Device),
-    /// It has another size, in bytes.
+    /// Announce the new size in bytes.
     Resized(Device, u64),
-    /// Say it.
+    /// Tell the user.
     Note(String),
 }
 
-/// A disk, as far as it can be told from others.
+/// The disk that holds a writable position.
 #[derive(Debug)]
 struct PositionHolder {
     device: Device,
     fingerprint: Option<[u8; 16]>,
 }
 
-/// Follows the block devices.
+/// Watches the block devices of this machine.
 #[derive(Debug)]
 pub struct Hotplug {
     options: LendOptions,
-    /// Which of the disks that come are lent; nothing if none is.
+    /// Which added disks to export; `None` for none.
     filter: Option<DiskFilter>,
-    /// The disks that are lent writable when they come again. Not by their paths: another disk may come by the same.
+    /// Fingerprints of disks to export writable when they are added again. Not by path, since
+    /// another disk may appear at it.
     writable: HashSet<[u8; 16]>,
-    /// Who was lent writable because its place was named: the right is for that disk, not for the next one there.
+    /// Disks that were exported writable because their position was named: another disk at the
+    /// position does not get write access.
     positions: HashMap<String, PositionHolder>,
     uevents: Option<Uevents>,
-    /// Kernel names of disks to look at, and when.
+    /// Kernel names of disks to examine at `due`.
     pending: HashSet<String>,
-    /// Whether to look at all disks.
+    /// Whether to examine all disks.
     all: bool,
     due: Option<Instant>,
-    /// How long to wait before another try if the disks cannot be listed; it doubles with each.
+    /// Delay before the next attempt to list the disks; doubles with each.
     pause: Duration,
-    /// Those to look at once more, each at its time.
+    /// Kernel names of disks to examine again, and when.
     rechecks: HashMap<String, Instant>,
-    /// Disks that are lent no longer, each as long as a descriptor of it is open: until then it is busy.
+    /// Withdrawn disks with open descriptors, which are busy until these are closed.
     closing: Vec<(Device, Weak<Export>)>,
-    /// Asks disks what is on them.
     examiner: Examiner,
-    /// Kernel names of disks that are lent, or not, when they have answered.
+    /// Kernel names of disks that are being probed.
     examining: HashSet<String>,
-    /// When one of them has answered, if that was after the last look.
+    /// When a disk responded after the last call of [`Hotplug::look`].
     answered: Option<Instant>,
-    /// Why disks are not lent, as it was said.
+    /// Reasons, as reported, why disks are not exported.
     reported: HashMap<String, String>,
 }
 
 impl Hotplug {
-    /// Starts to listen to the kernel.
+    /// Subscribes to uevents.
     pub fn open(options: LendOptions, filter: Option<DiskFilter>) -> Self {
         let uevents = Uevents::open().ok();
         let examiner = Examiner::new(options.tree.clone());
         Self {
-            // Use is allowed for disks that are named, never for all.
+            // Disks in use may be exported by name, never with `--all`.
             options: LendOptions { allow_in_use: false, ..options },
             filter,
             writable: HashSet::new(),
@@ -106,12 +107,12 @@ impl Hotplug {
         }
     }
 
-    /// Whether the kernel tells nothing here.
+    /// Returns whether uevents are unavailable.
     pub fn is_unavailable(&self) -> bool {
         self.uevents.is_none()
     }
 
-    /// Readable when there are uevents, and when disks have answered.
+    /// Readable when there are uevents or probe results.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.uevents.as_ref().map(AsFd::as_fd).into_iter().chain(self.examiner.descriptor())
     }
@@ -123,12 +124,12 @@ impl Hotplug {
         others.into_iter().flatten().chain(rechecks).min()
     }
 
-    /// Takes uevents, and what disks have answered; never waits.
+    /// Receives uevents and probe results. Does not block.
     pub fn receive(&mut self, now: Instant) {
         for answered in self.examiner.receive() {
             self.answered = Some(now);
             if answered.is_late {
-                // The disk was left out: all of it is looked at anew.
+                // It had timed out: examine the disk again.
                 self.schedule(answered.name, now);
             }
         }
@@ -160,10 +161,10 @@ impl Hotplug {
         self.due = Some(now + SETTLE);
     }
 
-    /// The first look, at every disk.
+    /// Examines all disks.
     ///
     /// # Errors
-    /// A sentence: the machine does not tell which disks it has.
+    /// Fails with a message if the disks of this machine cannot be listed.
     pub fn initial_scan(&mut self, lent_disks: &[LentDisk]) -> Result<Vec<Change>, Failure> {
         let machine = self.options.look().map_err(|error| {
             Failure::new(format!(
@@ -175,12 +176,13 @@ impl Hotplug {
         let names: HashSet<String> = machine.disks.iter().map(|disk| disk.name.clone()).collect();
         let now = Instant::now();
         self.examine_new(&machine, &names, lent_disks, now);
-        // The device manager may be looking at some of them just now.
+        // udev may hold some of them open now.
         self.rechecks.extend(names.into_iter().map(|name| (name, now + RECHECK)));
         Ok(self.wait_for_answers(lent_disks, now + LIMIT))
     }
 
-    /// Waits for the disks to answer until `end`, but for those that are slower than all others.
+    /// Waits for probe results until `end`, or until only disks remain that are much slower than
+    /// the others.
     fn wait_for_answers(&mut self, lent_disks: &[LentDisk], end: Instant) -> Vec<Change> {
         let (mut changes, mut patience) = (Vec::new(), end);
         loop {
@@ -197,7 +199,7 @@ impl Hotplug {
         }
     }
 
-    /// Takes note of a disk that is lent no longer. It is not lent again before its descriptors are closed.
+    /// Records a withdrawn disk. It is not exported again while its descriptors are open.
     pub fn release(&mut self, lent: &LentDisk) {
         let device = lent.device.clone();
         self.closing.extend(device.map(|device| (device, Arc::downgrade(&lent.export))));
@@ -207,15 +209,15 @@ impl Hotplug {
         self.closing.iter().any(|(device, _)| device.is(disk.number))
     }
 
-    /// Forgets what was lent: the next look is a first one, at every disk.
+    /// Has all disks examined again, as at the start.
     pub fn rescan_all(&mut self, now: Instant) {
         self.reported.clear();
         self.schedule_all(now);
     }
 
-    /// Requests to write and to discard that the kernel has sent to the disk since it is there: the fifth and the twelfth
-    /// number of `stat` (the kernel's Documentation/block/stat.rst; before Linux 4.18 there is no twelfth), of a partition
-    /// those of the whole disk.
+    /// Number of write and discard requests that the kernel sent to the disk (of a partition: to
+    /// the whole disk): fields 5 and 12 of `stat` (Documentation/block/stat.rst of the kernel;
+    /// field 12 since Linux 4.18).
     pub fn writes(&self, device: &Device) -> Option<u64> {
         let position = self.options.tree.path("sys/class/block").join(&device.name);
         let whole = position.canonicalize().ok()?;
@@ -227,7 +229,7 @@ impl Hotplug {
         Some(writes.saturating_add(discards.unwrap_or(0)))
     }
 
-    /// Those that were asked for by name and are not there.
+    /// Disks that were named and are not present.
     pub fn missing(&self) -> Vec<String> {
         let Some(filter) = &self.filter else { return Vec::new() };
         if filter.is_empty() {
@@ -237,7 +239,7 @@ impl Hotplug {
         filter.missing(&disks).map(ToString::to_string).collect()
     }
 
-    /// Looks at what was named since the last time.
+    /// Examines the disks of recent uevents.
     pub fn look(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
         self.due = None;
         let second: HashSet<String> =
@@ -263,7 +265,7 @@ impl Hotplug {
         changes
     }
 
-    /// Has those of `names` examined that are not lent.
+    /// Starts to probe those of `names` that are not exported.
     fn examine_new(
         &mut self,
         machine: &Machine,
@@ -289,9 +291,9 @@ impl Hotplug {
         }
     }
 
-    /// Lends those that were examined and may be lent. One that has not answered for too long is left out.
+    /// Exports disks whose probes are complete. A disk that timed out is left out.
     fn lend_ready(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
-        // An answer that has come is in time, however late this is called.
+        // A result that has arrived is in time, however late this is called.
         self.receive(now);
         self.answered = None;
         self.examiner.expire(now);
@@ -320,7 +322,7 @@ impl Hotplug {
         examined.filter_map(|examined| self.lend_one(&examined)).collect()
     }
 
-    /// The disks could not be listed: they are listed again, later each time, and none that was announced is lost.
+    /// Lists the disks again after a delay that grows; keeps the pending names.
     fn schedule_retry(&mut self, now: Instant) {
         if self.due.is_none() {
             self.due = Some(now + self.pause);
@@ -328,17 +330,17 @@ impl Hotplug {
         }
     }
 
-    /// Whether all is known of a disk that will be. What is new since it was asked about is asked for.
+    /// Returns whether all probes for a disk are complete or timed out. Starts missing ones.
     fn has_answered(&mut self, machine: &Machine, disk: &Disk, now: Instant) -> bool {
         let devices = devices_to_examine(machine, disk);
         for device in &devices {
             if !self.examiner.findings().has(device) {
-                // Has no effect while it is being examined.
+                // No effect while a probe is in progress.
                 self.examiner.ask(device, now);
             }
         }
         let (examiner, findings) = (&self.examiner, self.examiner.findings());
-        // One that may only look the same does not hold it up for long.
+        // Disks that are only compared with have the shorter timeout.
         let is_own = |device: &Disk| device.whole() == disk.whole();
         let is_over = |device: &Disk| match is_own(device) {
             true => examiner.is_late(device),
@@ -382,7 +384,7 @@ impl Hotplug {
         }
     }
 
-    /// With `--all`, a disk that was named is lent as if it had been named alone.
+    /// A named disk is exported as if it had been named without `--all`.
     fn allowed(&self, verdict: &Verdict, selection: Selection) -> bool {
         match selection {
             Selection::Any => verdict.allows(Asked::ForAll),
@@ -396,7 +398,7 @@ impl Hotplug {
         !self.writable.is_empty() && self.options.fingerprint(examined).is_some_and(is_one)
     }
 
-    /// Whether another disk than this was lent writable by the name of its place.
+    /// Returns whether another disk was exported writable at this position before.
     fn is_replacement(&self, examined: &ExaminedDisk<'_>) -> bool {
         let position =
             self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
@@ -408,7 +410,7 @@ impl Hotplug {
         })
     }
 
-    /// Takes note of who was lent writable by the name of its place.
+    /// Records the disk that is exported writable because of its position.
     fn record_position(&mut self, examined: &ExaminedDisk<'_>) {
         let position =
             self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
@@ -418,8 +420,8 @@ impl Hotplug {
             .insert(position, PositionHolder { device: Device::of(examined.disk), fingerprint });
     }
 
-    /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions,
-    /// unless it was named.
+    /// Reports why a disk is not exported, unless it is never exported with `--all` anyway, such as
+    /// a partition.
     fn report_refusal(
         &mut self,
         disk: &Disk,
@@ -427,7 +429,7 @@ impl Hotplug {
         selection: Selection,
     ) -> Option<Change> {
         let is_use = verdict.is_in_use() && verdict.allows(Asked::ByNameInUse);
-        // A drive that is there and shows no disk is asked about, too.
+        // Drives without a medium are reported, too.
         let shown = [Code::Silent, Code::Optical, Code::NoMedium];
         let is_shown = verdict.reasons.iter().any(|reason| shown.contains(&reason.code));
         if selection == Selection::Any && (!(is_use || is_shown) || disk.is_partition()) {
@@ -445,7 +447,7 @@ impl Hotplug {
     }
 }
 
-/// Whether it is what `storagetm image --disk` makes: very likely what this machine was booted from.
+/// Returns whether the disk was made by `storagetm image --disk`: probably the boot medium.
 fn boots_target_mode(examined: &ExaminedDisk<'_>) -> bool {
     let table = examined.findings.contents(examined.disk).ok().and_then(|contents| contents.table);
     let entries = table.map(|table| table.entries).unwrap_or_default();
@@ -463,7 +465,7 @@ fn replacement_note(disk: &Disk) -> String {
     )
 }
 
-/// The names, and of partitions those of the whole disks.
+/// Adds the whole disks of partitions.
 fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -> HashSet<String> {
     let whole = |name: &String| match machine.disk(name) {
         Some(disk) => disk.whole().to_owned(),
@@ -472,7 +474,7 @@ fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -
     names.flat_map(|name| [name.clone(), whole(name)]).collect()
 }
 
-/// Which of the lent disks went or have another size.
+/// Exported disks that were removed or have a new size.
 fn changed(disks: &[Disk], lent_disks: &[LentDisk]) -> Vec<Change> {
     let lent = lent_disks.iter().filter_map(|lent| Some((lent, lent.device.as_ref()?)));
     lent.filter_map(|(lent, device)| {
@@ -480,7 +482,7 @@ fn changed(disks: &[Disk], lent_disks: &[LentDisk]) -> Vec<Change> {
         let block = u64::from(lent.export.geometry.block());
         match now.map(|disk| disk.bytes) {
             None | Some(0) => Some(Change::Removed(device.clone())),
-            // A device has whole blocks, whatever size it reports.
+            // The size of a device is rounded down to whole blocks.
             Some(bytes) if bytes - bytes % block != lent.export.bytes() => {
                 Some(Change::Resized(device.clone(), bytes - bytes % block))
             }
@@ -499,7 +501,7 @@ mod test {
     use std::fs;
     use std::path::PathBuf;
 
-    /// A machine made of files, with one disk.
+    /// A machine in a directory, with one disk.
     struct Fake(PathBuf);
 
     impl Fake {
@@ -552,7 +554,7 @@ mod test {
         }
     }
 
-    /// Looks, and again when the disks have answered.
+    /// Examines, then waits for the probe results.
     fn look(hotplug: &mut Hotplug, now: Instant) -> Vec<Change> {
         let mut changes = hotplug.look(&[], now);
         while !hotplug.examining.is_empty() && hotplug.examiner.wait(Instant::now() + LIMIT) {
@@ -562,7 +564,7 @@ mod test {
         changes
     }
 
-    /// Asks a question about the first disk as it is now.
+    /// Calls `question` with the first disk, examined.
     fn examined<T>(fake: &Fake, question: impl FnOnce(&ExaminedDisk<'_>) -> T) -> T {
         let machine = Machine::snapshot(&Tree::at(&fake.0)).unwrap();
         let findings = linux::disk::Live { tree: Tree::at(&fake.0) };
@@ -696,7 +698,7 @@ mod test {
         let named = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
         let mut hotplug = Hotplug { filter: Some(named), ..hotplug };
         let changes = hotplug.initial_scan(&[]).unwrap();
-        // Named, it is opened; what is no block device is then refused for that.
+        // A named disk is opened, and refused because it is not a block device.
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert!(note.starts_with("/dev/sdz") && !note.contains("stick"), "{note}");
     }
@@ -707,7 +709,7 @@ mod test {
         fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
         let mut hotplug = fake.hotplug();
         let before = lent(&fake.disks()[0]);
-        // As held by a flush that has not ended.
+        // Held by a flush in progress.
         let held = before.export.clone();
         hotplug.release(&before);
         drop(before);

@@ -1,4 +1,4 @@
-//! What other threads say, until the program's own thread has time for it. It knows no terminal.
+//! Event queue of the main thread, filled by other threads.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,23 +10,23 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::rate_limit::CountedEvent;
 
-/// What the supervisor of the worker process passes on.
+/// An event of the worker's supervisor.
 #[derive(Debug)]
 pub enum WorkerEvent {
-    /// Something happened; disks are the opener's own.
+    /// An event, with the opener's exports.
     Event(CountedEvent),
-    /// A sentence for the owner.
+    /// A message for the user.
     Note(String),
-    /// The code by which machines are let in, as it is from now on.
+    /// The pairing state changed.
     Pairing(ServerStatus),
-    /// It has died too often, and there is none any more: why, as a sentence. Nothing is served from now on.
+    /// The worker died too often and is not restarted: the reason. Nothing is served any more.
     Lost(String),
 }
 
-/// Events that wait at most; a failing disk or a hostile peer makes many, and those of a kind are alike.
+/// Capacity for events and for notes. More are dropped, since events of a kind are alike.
 const MAX_EVENTS: usize = 4096;
 
-/// Events and notes that came, and a descriptor that is readable when there are some.
+/// Queue of events and notes, with an eventfd that is readable when it is not empty.
 #[derive(Debug, Clone)]
 pub struct Inbox(Arc<Inner>);
 
@@ -36,35 +36,32 @@ struct Inner {
     wake_fd: OwnedFd,
 }
 
-/// What came.
+/// Content of the queue.
 #[derive(Debug, Default)]
 pub struct Pending {
-    /// What the engine says.
+    /// Events of the engine.
     pub events: Vec<CountedEvent>,
-    /// What the threads say that bring the machine up, a sentence each.
+    /// Messages for the user.
     pub notes: Vec<String>,
-    /// How it stands with what they look after: the newest sentence of a subject, or that there is nothing to say of it
-    /// any more.
+    /// Current message of each subject, or `None` if it no longer applies.
     pub subjects: BTreeMap<String, Option<String>>,
-    /// The code by which machines are let in, as it is now, and how many of the events came before it.
+    /// The newest pairing state, and the number of events that precede it.
     pub view: Option<(usize, ServerStatus)>,
-    /// Why nothing is served any more, as a sentence.
+    /// Why nothing is served any more.
     pub end: Option<String>,
-    /// How much was too much.
+    /// Number of dropped events and notes.
     pub lost: usize,
 }
 
 impl Inbox {
-    /// An empty one.
-    ///
     /// # Errors
-    /// No descriptors left.
+    /// Fails if descriptors are exhausted.
     pub fn open() -> rustix::io::Result<Self> {
         let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self(Arc::new(Inner { pending: Mutex::default(), wake_fd })))
     }
 
-    /// Puts an event in, from any thread. Who has which disk is never lost.
+    /// Queues an event. Attachments and pairing requests are never dropped.
     pub fn put(&self, event: impl Into<CountedEvent>) {
         let counted = event.into();
         let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +77,7 @@ impl Inbox {
         let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
-    /// Puts a sentence in, from any thread.
+    /// Queues a message for the user.
     pub fn note(&self, sentence: String) {
         let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.notes.len() < MAX_EVENTS {
@@ -91,7 +88,7 @@ impl Inbox {
         let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
-    /// Takes what the process says that serves, from any thread.
+    /// Queues an event of the supervisor.
     pub fn deliver(&self, said: WorkerEvent) {
         match said {
             WorkerEvent::Event(counted) => self.put(counted),
@@ -108,14 +105,14 @@ impl Inbox {
         let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
-    /// Says how it stands with a subject now, from any thread; what was said of it before is no longer so.
+    /// Replaces the message of a subject.
     pub fn set_subject(&self, subject: &str, sentence: Option<String>) {
         let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.subjects.insert(subject.to_owned(), sentence);
         let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
     }
 
-    /// Takes all that came.
+    /// Takes the content of the queue.
     pub fn receive(&self) -> Pending {
         let _ = rustix::io::read(&self.0.wake_fd, &mut [0; 8]);
         std::mem::take(&mut *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner))

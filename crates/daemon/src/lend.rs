@@ -1,5 +1,5 @@
-//! From a path to an export: is the disk in use, can it be opened, who is it, what is it called.
-//! It knows no network.
+//! Opens a disk and makes an export of it: checks that it is not in use, and determines its
+//! identity and names.
 
 use std::fs::Metadata;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,73 +23,71 @@ use crate::{contents, demo};
 use failure::Failure;
 use nvme::nqn;
 
-/// A disk that is to be lent.
+/// A request to export a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LendRequest {
-    /// The path, as given.
+    /// Path as given by the user.
     pub path: PathBuf,
-    /// Whether hosts may change it.
+    /// Whether to export it writable.
     pub writable: bool,
 }
 
-/// The name of the built-in disk.
+/// Name of the demo disk.
 pub const DEMO: &str = "demo";
 
-/// How disks are to be lent.
+/// Options for exporting disks.
 #[derive(Debug, Clone)]
 pub struct LendOptions {
-    /// The machine.
+    /// File tree of the machine.
     pub tree: Tree,
-    /// What names begin with; made from identities otherwise.
+    /// Prefix of NQNs; `None` to derive them from the identities of disks.
     pub base: Option<String>,
-    /// Whether disks in use are lent, read-only.
+    /// Whether to export disks in use, read-only.
     pub allow_in_use: bool,
-    /// Whether disks are lent writable although what is on them cannot be read.
+    /// Whether to export disks writable whose contents cannot be read.
     pub force: bool,
-    /// Who this machine is.
+    /// Machine ID.
     pub machine: MachineId,
-    /// Whether this machine was booted to use none of its disks itself.
+    /// Whether the machine was booted into target mode, where it uses none of its disks itself.
     pub at_rest: bool,
 }
 
-/// A block device, and what is known of it.
+/// A block device with the results of probing it.
 #[allow(missing_debug_implementations, reason = "the probe has none")]
 #[derive(Clone, Copy)]
 pub struct ExaminedDisk<'a> {
-    /// The machine that it belongs to.
+    /// State of the machine.
     pub machine: &'a Machine,
-    /// The device.
     pub disk: &'a Disk,
-    /// What was found on it, its partitions and its whole disk.
+    /// Probe results of the disk, its partitions and its whole disk.
     pub findings: &'a dyn Probe,
 }
 
-/// A disk that is lent, and what must be kept for that.
+/// An opened disk and its export.
 #[derive(Debug)]
 pub struct LentDisk {
-    /// What hosts get.
+    /// The export.
     pub export: Arc<Export>,
-    /// Which block device it is, if it is one.
+    /// The block device; `None` for images.
     pub device: Option<Device>,
-    /// What its owner should know.
+    /// Messages for the user.
     pub notes: Vec<String>,
-    /// What is on it, in few words; empty if that is not known.
+    /// Summary of the contents; empty if unknown.
     pub contents: String,
-    /// What tells this disk from all others that may take its place; nothing if only the place is known.
+    /// Identifies the disk across reconnection; `None` if it has no unique identifier.
     pub fingerprint: Option<[u8; 16]>,
-    /// The lock on the whole disk of a partition.
+    /// Lock on the whole disk of a partition.
     _whole: Option<OwnedFd>,
 }
 
 impl LentDisk {
-    /// A loan of `export`, which is that block device if it is one.
     pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
         let (notes, contents) = (Vec::new(), String::new());
         Self { export, device, notes, contents, fingerprint: None, _whole: None }
     }
 
-    /// The size now of the image file that it is, as far as this machine knows without asking a server that may not
-    /// answer; nothing if it is no file.
+    /// Current size of an image file, as cached: a network file system is not queried, since its
+    /// server may be unresponsive. Returns `None` for devices.
     pub fn file_bytes(&self) -> Option<u64> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = statx(&*self.export, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
@@ -97,20 +95,20 @@ impl LentDisk {
         (kind == FileType::RegularFile).then_some(stat.stx_size)
     }
 
-    /// The same, with a note of what could not be read of it.
+    /// Adds notes about what could not be read.
     fn noting(mut self, verdict: &Verdict) -> Self {
         let unread = verdict.of_weight(Weight::Unread);
         self.notes.extend(unread.map(|reason| format!("{} {reason}", self.export.name)));
         self
     }
 
-    /// The same with a short name that none of `others` has: one that is taken gets a number.
+    /// Appends a number to the short name if one of `others` has it.
     pub fn with_unique_name(mut self, others: &[Self]) -> Self {
         let is_taken = |name: &str| others.iter().any(|other| other.export.short == name);
         let short = &self.export.short;
         let numbered = (2u32..).map(|number| format!("{short}-{number}"));
         let free = std::iter::once(short.clone()).chain(numbered).find(|name| !is_taken(name));
-        // Nobody else has it yet.
+        // The export is not shared yet.
         if let (Some(free), Some(export)) = (free, Arc::get_mut(&mut self.export)) {
             export.short = free;
         }
@@ -119,10 +117,10 @@ impl LentDisk {
 }
 
 impl LendOptions {
-    /// Opens what was asked for by path.
+    /// Opens a disk by path.
     ///
     /// # Errors
-    /// A sentence: why it cannot be lent, and what to do.
+    /// Fails with a message for the user.
     pub fn lend(&self, request: &LendRequest) -> Result<LentDisk, Failure> {
         let device = block_device(&request.path);
         let Some(number) = device else { return self.lend_opened(request, None, None) };
@@ -150,10 +148,10 @@ impl LendOptions {
         }
     }
 
-    /// Opens a block device that was examined.
+    /// Opens a block device that was probed.
     ///
     /// # Errors
-    /// A sentence: why it cannot be lent, and what to do.
+    /// Fails with a message for the user.
     pub fn lend_examined(
         &self,
         request: &LendRequest,
@@ -166,13 +164,14 @@ impl LendOptions {
         Ok(LentDisk { contents, ..lent.noting(&verdict) })
     }
 
-    /// The machine at this moment. Errors: `/sys/class/block` cannot be read.
+    /// Reads the state of the machine. Fails if `/sys/class/block` cannot be read.
     pub fn look(&self) -> std::io::Result<Machine> {
         let machine = Machine::snapshot(&self.tree)?;
         Ok(if self.at_rest { machine.at_rest() } else { machine })
     }
 
-    /// Refuses a disk that is in use, may be, or does not answer. What else there is against it, opening it says better.
+    /// Refuses a disk that is in use, may be in use, or does not respond. Other problems are
+    /// reported when opening it.
     fn check(&self, request: &LendRequest, verdict: &Verdict) -> Result<(), Failure> {
         let asked = if self.allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
         let asked = if request.writable { Asked::ByName } else { asked };
@@ -211,7 +210,7 @@ impl LendOptions {
         }))
     }
 
-    /// Opens and names it; `number` is that of the block device that was looked at, `known` what is known of it.
+    /// Opens the disk; `number` is the block device that was checked, `examined` its probe results.
     fn lend_opened(
         &self,
         request: &LendRequest,
@@ -260,7 +259,7 @@ impl LendOptions {
             ))
         })?;
         let id = self.id(&request.path, &identity)?;
-        // A device has whole blocks, whatever size it reports.
+        // The size of a device is rounded down to whole blocks.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
         let bytes = opened.bytes + tail;
         if tail > 0 && request.writable {
@@ -298,7 +297,7 @@ impl LendOptions {
         }
     }
 
-    /// The identity, and the node of a disk that looks the same.
+    /// The identity, and the node of another disk with the same identifiers.
     fn identity(
         &self,
         opened: &Opened,
@@ -324,16 +323,16 @@ impl LendOptions {
         (identity::of_block(disk, whole, table.as_ref(), self.machine, twin.is_some()), twin)
     }
 
-    /// What tells this disk from all others that may take its place; nothing if only the place is known.
+    /// Identifies the disk across reconnection; `None` if it has no unique identifier.
     pub fn fingerprint(&self, examined: &ExaminedDisk<'_>) -> Option<[u8; 16]> {
         let (identity, _) = self.of_block(examined);
         (identity.source != Source::Path).then_some(identity.uuid)
     }
 
-    /// The demo disk.
+    /// Makes and opens the demo disk.
     ///
     /// # Errors
-    /// A sentence: no memory for it.
+    /// Fails if memory is exhausted.
     pub fn lend_demo(&self, size: Size, writable: bool) -> Result<LentDisk, Failure> {
         let path = PathBuf::from(DEMO);
         let identity = Identity {
@@ -365,8 +364,8 @@ impl LendOptions {
     }
 }
 
-/// The devices that are examined before a disk is judged and named: it, its partitions, its whole disk, and those that
-/// may look the same. None if the disk is not examined.
+/// The devices to probe before a disk is judged and named: the disk, its partitions, its whole
+/// disk, and disks that may have the same identifiers. Empty if the disk is not to be probed.
 pub fn devices_to_examine<'a>(machine: &'a Machine, disk: &'a Disk) -> Vec<&'a Disk> {
     let mut devices = machine.examined_for(disk);
     if devices.is_empty() {
@@ -382,8 +381,9 @@ pub fn devices_to_examine<'a>(machine: &'a Machine, disk: &'a Disk) -> Vec<&'a D
     devices
 }
 
-/// What a block device is called for short: the last part of its path, dots and all. What stands in `/dev/disk` is long,
-/// and the kernel's name is short, but changes at every start where the device mapper has one.
+/// The short name of a block device: the file name of its path; for paths in `/dev/disk`, which are
+/// long, the device mapper's or the kernel's name. The kernel's name of a device mapper device is
+/// not stable.
 fn device_name(path: &Path, disk: &Disk) -> String {
     let mapper = disk.stacking.dm_name.as_ref();
     let kernel = mapper.unwrap_or(&disk.name);
@@ -392,8 +392,8 @@ fn device_name(path: &Path, disk: &Disk) -> String {
     own.filter(|own| *own != disk.name).unwrap_or_else(|| kernel.clone())
 }
 
-/// The path of what was named: a path that is there, else that of the disk whose name it is (`sda`, `GROUP/VOLUME`,
-/// `/dev/mapper/NAME` where nobody makes such links).
+/// Resolves a name: a path that exists, else the disk with that name (`sda`, `GROUP/VOLUME`, or
+/// `/dev/mapper/NAME` where udev makes no links).
 pub fn named(tree: &Tree, path: &Path) -> PathBuf {
     let disk = || {
         let called = path.to_str()?;
@@ -404,7 +404,7 @@ pub fn named(tree: &Tree, path: &Path) -> PathBuf {
     found.map_or_else(|| path.to_owned(), |disk| disk.path(tree))
 }
 
-/// The path may lead to another disk by now than the one whose use was judged.
+/// Checks that the opened disk is the one that was judged.
 fn check_same(
     request: &LendRequest,
     opened: &Opened,
@@ -417,7 +417,8 @@ fn check_same(
     Err(became_another(request))
 }
 
-/// Another disk may have come by the number of the one that was judged. The one that is open keeps its number.
+/// Checks that the device number was not reused for another disk. It cannot be while the disk is
+/// open.
 fn check_still(tree: &Tree, request: &LendRequest, judged: &Disk) -> Result<(), Failure> {
     let now = block::by_number(tree, judged.number);
     let is_same = now.is_some_and(|now| Device::of(&now) == Device::of(judged));
@@ -429,7 +430,8 @@ fn became_another(request: &LendRequest) -> Failure {
     Failure::new(format!("{path} became another disk while it was being opened; try again"))
 }
 
-/// Memory for payloads is aligned to a page; what asks for more goes through the page cache.
+/// Payload buffers are aligned to pages; disks that require more are accessed through the page
+/// cache.
 fn keep_aligned(opened: &Opened) {
     if opened.memory_alignment as usize > PAGE
         && let Ok(flags) = rustix::fs::fcntl_getfl(&opened.descriptor)
@@ -449,7 +451,7 @@ fn announced(identity: identity::Identity) -> Identity {
     }
 }
 
-/// The number of the block device that the path leads to.
+/// The device number of the block device at `path`.
 pub fn block_device(path: &Path) -> Option<DeviceNumber> {
     let metadata: Metadata = path.metadata().ok()?;
     let number = metadata.rdev();
@@ -462,7 +464,7 @@ pub fn block_device(path: &Path) -> Option<DeviceNumber> {
 /// Refuses two disks that hosts could not tell apart.
 ///
 /// # Errors
-/// A sentence that names both.
+/// Fails with a message that names both.
 pub fn check_distinct(lent: &Export, other: &Export) -> Result<(), Failure> {
     let (first, second) = (&lent.name, &other.name);
     if lent.identity.uuid == other.identity.uuid {

@@ -1,4 +1,4 @@
-//! ListenerRole disks: exports and hot-plug, listeners, the worker process and its supervisor, status.
+//! Serves disks: exports and hot-plug, listeners, the worker process and its supervisor, status.
 #![forbid(unsafe_code)]
 
 pub mod access_control;

@@ -1,5 +1,5 @@
-//! Where to listen: what `--listen`, `--protocol` and `--open` ask for, the addresses without them, and the rules that nothing
-//! beyond this machine and its cables is listened on unasked, and that hosts elsewhere must show a key. It knows no socket.
+//! Plans where to listen: by `--listen`, `--protocol` and `--open`. By default only on loopback and
+//! link-local addresses; hosts on other machines must have a key.
 
 mod option;
 
@@ -14,24 +14,23 @@ use linux::net::{Address, Scope, scope_of};
 use failure::Failure;
 pub use option::{ListenAddr, ListenOption, Protocol};
 
-/// The protocols by which disks are lent.
+/// The protocols to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Protocols {
     nvme: bool,
     nbd: bool,
-    /// Whether the owner has named them.
+    /// Whether the user named them.
     named: bool,
 }
 
 impl Protocols {
-    /// Those that are named; both if none is.
+    /// The named protocols; all if none is named.
     pub fn of(named: &[Protocol]) -> Self {
         let has = |protocol| named.is_empty() || named.contains(&protocol);
         let (nvme, nbd) = (has(Protocol::Nvme), has(Protocol::Nbd));
         Self { nvme, nbd, named: !named.is_empty() }
     }
 
-    /// Whether this is one of them.
     pub fn has(self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Nvme => self.nvme,
@@ -39,13 +38,13 @@ impl Protocols {
         }
     }
 
-    /// The one that is meant where none is said and there is room for one only.
+    /// The protocol for a port that is given without one.
     fn first(self) -> Protocol {
         if self.nvme { Protocol::Nvme } else { Protocol::Nbd }
     }
 }
 
-/// What a socket is for.
+/// What a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListenerRole {
     /// NVMe/TCP: discovery and disks.
@@ -57,7 +56,6 @@ pub enum ListenerRole {
 }
 
 impl ListenerRole {
-    /// The protocol that is spoken there.
     pub fn protocol(self) -> Protocol {
         match self {
             Self::All | Self::Discovery => Protocol::Nvme,
@@ -65,7 +63,6 @@ impl ListenerRole {
         }
     }
 
-    /// What serves disks by a protocol.
     fn disks(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Nvme => Self::All,
@@ -74,27 +71,27 @@ impl ListenerRole {
     }
 }
 
-/// Where a socket listens.
+/// Address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BindAddr {
-    /// At an address, with its scope, and a port; 0 is any free one.
+    /// An IP address with scope, and a port; 0 for any free one.
     Net(SocketAddr),
-    /// At a path. An empty one is a name that is no file's.
+    /// A Unix socket. Empty for an abstract or unnamed one.
     Path(PathBuf),
 }
 
-/// Something to be listened on.
+/// A planned or open listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
-    /// Where.
+    /// Its address.
     pub addr: BindAddr,
-    /// The interface, for a link-local IPv6 address.
+    /// Interface of a link-local IPv6 address.
     pub interface: Option<String>,
-    /// What for.
+    /// What it serves.
     pub serves: ListenerRole,
-    /// What hosts must show there.
+    /// What hosts must present.
     pub auth: Auth,
-    /// Whether nobody has asked for it by name: it may be left out if another program has its place.
+    /// Whether the user did not ask for it: skipped if the port is in use.
     pub optional: bool,
 }
 
@@ -108,9 +105,8 @@ impl Listener {
         Self { interface, ..Self::at(BindAddr::Net(socket), serves) }
     }
 
-    /// At that place.
     fn at(addr: BindAddr, serves: ListenerRole) -> Self {
-        // This machine itself needs no key to what it lends.
+        // No key is needed on this machine itself.
         let is_here = match &addr {
             BindAddr::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
             BindAddr::Path(_) => true,
@@ -119,8 +115,8 @@ impl Listener {
         Self { addr, interface: None, serves, auth, optional: false }
     }
 
-    /// That which listens at that place already, and was handed to this program with a name: the name says the protocol,
-    /// or else the place does.
+    /// A socket passed by the service manager. The protocol follows from its name, else from its
+    /// address.
     pub fn inherited(addr: BindAddr, name: &str, protocols: Protocols) -> Self {
         let serves = match &addr {
             BindAddr::Path(_) => ListenerRole::Nbd,
@@ -136,7 +132,7 @@ impl Listener {
         Self::at(addr, serves)
     }
 
-    /// The standard ports of an address.
+    /// Listeners on the standard ports of an address.
     fn standard(ip: IpAddr, interface: Option<(&str, u32)>, protocols: Protocols) -> Vec<Self> {
         let at = |port, serves| Self::new(ip, interface, port, serves);
         let mut all = Vec::new();
@@ -152,12 +148,12 @@ impl Listener {
         all
     }
 
-    /// The same with its auth open if `open`.
+    /// Requires no key if `open`.
     pub fn with_open_access(self, open: bool) -> Self {
         Self { auth: if open { Auth::None } else { self.auth }, ..self }
     }
 
-    /// The address without its port, an IPv6 link-local one with its interface; the path.
+    /// The path, or the address without port; a link-local IPv6 address with its interface.
     pub fn host(&self) -> String {
         match (&self.addr, &self.interface) {
             (BindAddr::Net(socket), Some(interface)) => format!("{}%{interface}", socket.ip()),
@@ -166,7 +162,7 @@ impl Listener {
         }
     }
 
-    /// The address and the port, if it has one.
+    /// The socket address, unless it is a Unix socket.
     pub fn socket(&self) -> Option<SocketAddr> {
         match self.addr {
             BindAddr::Net(socket) => Some(socket),
@@ -174,7 +170,7 @@ impl Listener {
         }
     }
 
-    /// Whether connections to `local` come from here.
+    /// Returns whether connections to `local` are accepted by this listener.
     pub fn accepts(&self, local: SocketAddr) -> bool {
         self.socket().is_some_and(|own| {
             let any = own.ip().is_unspecified() || own.ip() == local.ip();
@@ -192,37 +188,37 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Where to listen, and whether that changes with the machine's addresses.
+/// Where to listen, and whether that follows the machine's addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// There, and nowhere else.
+    /// Only on these.
     Fixed(Vec<Listener>),
-    /// On all addresses of this machine, IPv4 and IPv6 as far as the kernel has them.
+    /// On the wildcard addresses, IPv4 and IPv6.
     Everywhere(Protocols),
-    /// On the loopback and link-local addresses that there are.
+    /// On present loopback and link-local addresses.
     Nearby(Protocols),
-    /// On all addresses that there are, one by one.
+    /// On each present address.
     Present(Protocols),
-    /// At those, from when they are there.
+    /// On the given addresses as they appear.
     Awaited(Vec<ListenOption>, Protocols),
 }
 
-/// Which addresses are listened on where none is given.
+/// Addresses to listen on if none is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DefaultScope {
-    /// Loopback and link-local ones.
+    /// Loopback and link-local addresses.
     Nearby,
-    /// All that the machine has: it was booted with a request for more than link-local addresses.
+    /// All present addresses: requested when the machine was booted.
     Present,
-    /// All, whether or not the machine has them yet.
+    /// The wildcard addresses.
     Everywhere,
 }
 
-/// Where to listen: at the addresses that are `given`, else by `reach`. At boot the network is not up yet: then addresses
-/// are `awaited`.
+/// Plans where to listen: on the `given` addresses, else by `reach`. If `awaited`, addresses may
+/// appear later, as the network is not up yet at boot.
 ///
 /// # Errors
-/// A link-local address that no interface has, or a protocol that is not to be spoken.
+/// Fails if no interface has a link-local address, or if a protocol is given that is not served.
 pub fn plan(
     given: &[ListenOption],
     protocols: Protocols,
@@ -258,7 +254,7 @@ fn check_spoken(listen: &ListenOption, protocols: Protocols) -> Result<(), Failu
     }
 }
 
-/// The listeners without those that were given before; any free port is another one each time.
+/// Removes duplicates, except for port 0.
 fn deduplicated(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
     let mut once: Vec<Listener> = Vec::new();
     for listener in listeners {
@@ -296,7 +292,7 @@ fn resolve(
     })
 }
 
-/// The interface of a link-local IPv6 address: the one named, or the one that has it.
+/// The interface of a link-local IPv6 address: the named one, or the one that has the address.
 fn interface(
     ip: IpAddr,
     named: Option<&str>,
@@ -348,7 +344,7 @@ impl Plan {
 }
 
 impl ListenOption {
-    /// Whether the machine has the address by now.
+    /// Returns whether the machine has the address.
     pub fn is_at(&self, machine: &[Address]) -> bool {
         let ListenAddr::Address { ip, interface, .. } = &self.addr else { return true };
         let named =
@@ -357,7 +353,7 @@ impl ListenOption {
         ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
     }
 
-    /// The address, if that is what it is.
+    /// The IP address, unless it is a path.
     pub fn ip(&self) -> Option<IpAddr> {
         match self.addr {
             ListenAddr::Address { ip, .. } => Some(ip),
@@ -366,7 +362,7 @@ impl ListenOption {
     }
 }
 
-/// An address that may be listened on unasked, and that somebody can reach.
+/// Whether the address is listened on by default and is usable.
 fn is_nearby(address: &&Address) -> bool {
     match scope_of(address.ip) {
         Scope::Loopback => true,
@@ -375,7 +371,7 @@ fn is_nearby(address: &&Address) -> bool {
     }
 }
 
-/// The interface that goes with an address, if the address alone does not tell.
+/// The interface of a link-local IPv6 address.
 fn scope(address: &Address) -> Option<(&str, u32)> {
     match address.ip {
         IpAddr::V6(ip) if ip.is_unicast_link_local() => {
@@ -385,8 +381,8 @@ fn scope(address: &Address) -> Option<(&str, u32)> {
     }
 }
 
-/// Where hosts reach the disks by NVMe/TCP through `listeners`, the nearest last; all addresses of the machine for one that
-/// listens on all, without the loopback ones unless there are no others.
+/// NVMe/TCP endpoints of `listeners`. A wildcard listener has all addresses of the machine;
+/// loopback addresses only if there are no others.
 pub fn endpoints<'a>(
     listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],
@@ -395,7 +391,7 @@ pub fn endpoints<'a>(
     sorted(disks.flat_map(|listener| reached(listener, machine)).collect())
 }
 
-/// The same by NBD.
+/// The same for NBD.
 pub fn nbd_endpoints<'a>(
     listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],

@@ -1,5 +1,5 @@
-//! The listening sockets: opened at the start, and, where no address was given, with each address that comes; or handed to
-//! this program. It knows no protocol: it is told how to bind.
+//! The listening sockets: opened at start and as addresses appear, or passed by the service
+//! manager.
 
 pub mod path;
 
@@ -15,18 +15,19 @@ use crate::listen::{BindAddr, Listener, ListenerRole, Plan, Protocol, endpoints,
 use failure::Failure;
 use path::SocketFile;
 
-/// Binds a listener; the place that it got comes back.
+/// Binds a listener and returns the address that it got.
 pub type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<BindAddr>;
 
 /// The listening sockets.
 #[derive(Debug)]
 pub struct Listeners {
     plan: Plan,
-    /// Whether hosts need show no key anywhere.
+    /// Whether hosts need no key.
     open: bool,
-    /// As bound; a socket whose address went stays bound, and serves again when it comes back.
+    /// Bound sockets. A socket whose address is removed stays bound, and is in use again when the
+    /// address returns.
     bound: Vec<Bound>,
-    /// Those that could not be bound, and were said.
+    /// Listeners that could not be bound, as reported.
     failed: Vec<Listener>,
 }
 
@@ -35,21 +36,21 @@ struct Bound {
     planned: Listener,
     listener: Listener,
     present: bool,
-    /// Held to be removed at the end.
+    /// Removed when dropped.
     _file: Option<SocketFile>,
 }
 
 impl Listeners {
-    /// Those of the plan, not opened yet; if `open`, hosts need show no key anywhere.
+    /// Listeners of the plan, not opened yet; if `open`, hosts need no key.
     pub fn closed(plan: Plan, open: bool) -> Self {
         Self { plan, open, bound: Vec::new(), failed: Vec::new() }
     }
 
-    /// Opens those that the plan has for a machine with these addresses. What could be left out and is comes back, a
-    /// sentence each.
+    /// Opens the listeners of the plan for these addresses. Returns messages about optional ones
+    /// that could not be opened.
     ///
     /// # Errors
-    /// A taken port, or an address that cannot be had.
+    /// Fails if a port is in use or an address cannot be bound.
     pub fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<Vec<String>, Failure> {
         let mut left_out = Vec::new();
         for planned in self.planned(machine) {
@@ -66,7 +67,7 @@ impl Listeners {
         Ok(left_out)
     }
 
-    /// Takes in one that listens already. How it is from now on comes back.
+    /// Adds a socket that is already listening. Returns it with its access rule.
     pub fn adopt(&mut self, listener: Listener) -> Listener {
         let planned = listener.with_open_access(self.open);
         let listener = planned.clone();
@@ -80,7 +81,7 @@ impl Listeners {
         planned.map(|listener| listener.with_open_access(self.open)).collect()
     }
 
-    /// Whether the plan holds without this one: a machine without IPv6, an address that has just gone.
+    /// Whether the listener may be missing: no IPv6 support, or an address that was just removed.
     fn is_ignorable(&self, error: &io::Error) -> bool {
         let fixed = matches!(self.plan, Plan::Fixed(_));
         let absent = matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
@@ -97,7 +98,8 @@ impl Listeners {
         self.bound.push(Bound { planned, listener, present: true, _file });
     }
 
-    /// Follows the machine's addresses, if the plan says so; what changed comes back.
+    /// Updates the listeners to the machine's addresses, if the plan follows them. Returns the
+    /// changes.
     pub fn update(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<ServeEvent> {
         if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_)) {
             return Vec::new();
@@ -113,7 +115,7 @@ impl Listeners {
         changes
     }
 
-    /// Takes note of which bound addresses are there.
+    /// Records which bound addresses are present.
     fn mark_present(&mut self, planned: &[Listener]) -> Vec<ServeEvent> {
         let mut changes = Vec::new();
         for bound in &mut self.bound {
@@ -123,7 +125,7 @@ impl Listeners {
             let now = planned.iter().find(is_it);
             let present = now.is_some();
             if let Some(now) = now.filter(|now| now.interface != bound.planned.interface) {
-                // The interface has another name; the socket serves on.
+                // The interface was renamed; the socket stays.
                 changes.extend(bound.present.then(|| closed(&bound.listener)));
                 bound.planned.interface.clone_from(&now.interface);
                 bound.listener.interface.clone_from(&now.interface);
@@ -156,7 +158,7 @@ impl Listeners {
         }
     }
 
-    /// What to say of those that are open.
+    /// Events for all open listeners.
     pub fn open_events(&self) -> Vec<ServeEvent> {
         self.bound
             .iter()
@@ -165,12 +167,12 @@ impl Listeners {
             .collect()
     }
 
-    /// Whether the addresses are those that were given, no more and no less.
+    /// Returns whether the addresses were given by the user or the service manager.
     pub fn are_fixed(&self) -> bool {
         matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(..))
     }
 
-    /// Addresses that were given and that the machine does not have yet.
+    /// Given addresses that the machine does not have yet.
     pub fn awaited(&self, machine: &[Address]) -> Vec<IpAddr> {
         match &self.plan {
             Plan::Awaited(given, _) => {
@@ -181,27 +183,27 @@ impl Listeners {
         }
     }
 
-    /// Whether they are those of this machine and its cables, and no others.
+    /// Returns whether only loopback and link-local addresses are listened on.
     pub fn is_nearby(&self) -> bool {
         matches!(self.plan, Plan::Nearby(_))
     }
 
-    /// Those that are open.
+    /// Listeners whose address is present.
     pub fn active(&self) -> impl Iterator<Item = &Listener> {
         self.bound.iter().filter(|bound| bound.present).map(|bound| &bound.listener)
     }
 
-    /// Where hosts reach the disks by NVMe/TCP.
+    /// NVMe/TCP endpoints.
     pub fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
         endpoints(self.active(), machine)
     }
 
-    /// Where they reach them by NBD.
+    /// NBD endpoints.
     pub fn nbd_endpoints(&self, machine: &[Address]) -> Vec<Nbd> {
         nbd_endpoints(self.active(), machine)
     }
 
-    /// What a peer speaks: by the socket that it came to. Where no network is, only NBD is spoken.
+    /// The protocol of a peer by its local address; NBD on Unix sockets.
     pub fn protocol_of(&self, peer: &Peer) -> Protocol {
         let is_it = |bound: &&Bound| bound.listener.accepts(peer.local);
         match self.bound.iter().find(is_it) {

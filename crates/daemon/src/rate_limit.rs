@@ -1,23 +1,23 @@
-//! Rate limit for events that a failing disk or a hostile peer causes with each request: those of one kind are merged
-//! and reported at most once a second, with their number.
+//! Rate limit for events that a failing disk or a hostile peer can cause with every request: events
+//! of a kind are merged and reported at most once a second, with their number.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::Event;
 
-/// Between two reports of one kind.
+/// Shortest interval between reports of one kind.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Kinds that are counted separately. Further ones are merged by the type of the event alone.
 const MAX_KINDS: usize = 16;
 
-/// An event, and how many of its kind it stands for.
+/// An event, or several merged ones.
 #[derive(Debug, Clone)]
 pub struct CountedEvent {
-    /// What happened.
+    /// The event.
     pub event: Event,
-    /// How often.
+    /// Number of merged events.
     pub count: u64,
 }
 
@@ -27,7 +27,7 @@ impl From<Event> for CountedEvent {
     }
 }
 
-/// Events that wait until their kind may be reported again.
+/// Events waiting until their kind may be reported again.
 #[derive(Debug, Default)]
 pub(crate) struct EventRateLimit {
     kinds: Vec<Kind>,
@@ -35,7 +35,7 @@ pub(crate) struct EventRateLimit {
 
 #[derive(Debug)]
 struct Kind {
-    /// One of them.
+    /// An event of the kind.
     sample: Event,
     /// Whether all events of the sample's type belong here.
     is_rest: bool,
@@ -44,7 +44,7 @@ struct Kind {
 }
 
 impl EventRateLimit {
-    /// Takes an event that happened `now`; returns it if it is to be reported at once.
+    /// Adds an event at time `now`. Returns it if it is to be reported at once.
     pub(crate) fn put(&mut self, event: Event, now: Instant) -> Option<CountedEvent> {
         if !matches!(event, Event::Fault { .. } | Event::Refused { .. } | Event::Violation { .. }) {
             return Some(event.into());
@@ -68,7 +68,7 @@ impl EventRateLimit {
         None
     }
 
-    /// Returns what may be reported `now`.
+    /// Returns the events that may be reported at `now`.
     pub(crate) fn take_due(&mut self, now: Instant) -> Vec<CountedEvent> {
         let due = self.kinds.iter_mut().filter(|kind| kind.reported + INTERVAL <= now);
         let taken = due.filter_map(|kind| {
@@ -79,7 +79,7 @@ impl EventRateLimit {
         taken.collect()
     }
 
-    /// Returns all that waits: nothing follows.
+    /// Returns all waiting events.
     pub(crate) fn take_all(&mut self) -> Vec<CountedEvent> {
         std::mem::take(&mut self.kinds).into_iter().filter_map(|kind| kind.waiting).collect()
     }
@@ -90,7 +90,7 @@ impl EventRateLimit {
         waiting.map(|kind| kind.reported + INTERVAL).min()
     }
 
-    /// Drops the kinds of which nothing happened for a while.
+    /// Removes kinds without recent events.
     fn remove_idle(&mut self, now: Instant) {
         self.kinds.retain(|kind| kind.waiting.is_some() || kind.reported + INTERVAL > now);
     }
@@ -100,7 +100,7 @@ fn is_of_type(one: &Event, other: &Event) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
-/// Whether two events differ in nothing but the place on the disk, or the peer's port.
+/// Whether two events differ only in the position on disk or the peer's port.
 fn is_alike(one: &Event, other: &Event) -> bool {
     match (one, other) {
         (
@@ -121,7 +121,7 @@ fn is_alike(one: &Event, other: &Event) -> bool {
     }
 }
 
-/// One event for both: the newer one, which spans the places of both if they are on the same disk.
+/// Merges two events: the newer one, with the range of both if they are on the same disk.
 fn merged(before: CountedEvent, mut event: Event) -> CountedEvent {
     if let (
         Event::Fault { export, offset, len, .. },
@@ -162,7 +162,8 @@ mod test {
         (offset, offset + len, counted.count)
     }
 
-    /// Runs events through a tally, one every `step`, as the reporting thread does; the reports with their times.
+    /// Passes one event every `step` through the rate limit, as the reporter does. Returns the
+    /// reports with their times.
     fn run(events: impl Iterator<Item = Event>, step: Duration) -> Vec<(Duration, CountedEvent)> {
         let (mut rate_limit, begun) = (EventRateLimit::default(), Instant::now());
         let mut reports = Vec::new();

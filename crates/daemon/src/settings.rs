@@ -1,5 +1,5 @@
-//! What the owner said when the machine was booted: `storagetm.` words on the kernel command line, in credentials and in
-//! the firmware's strings. It knows no disk and no socket.
+//! Boot settings: `storagetm.` parameters on the kernel command line, in credentials and in
+//! firmware strings.
 
 use std::env;
 use std::path::PathBuf;
@@ -13,46 +13,46 @@ use linux::tree::Tree;
 use crate::disk_filter::{DiskFilter, DiskSelector};
 use crate::listen::{ListenOption, Protocol};
 
-/// What all our words begin with.
+/// Prefix of all parameters.
 const PREFIX: &str = "storagetm.";
 
-/// What the credential of a host begins with.
+/// Prefix of credentials with a host.
 const HOST: &str = "storagetm.host.";
 
-/// What the owner said.
+/// The boot settings.
 #[derive(Debug, Default)]
 pub struct Settings {
-    /// Which disks are lent.
+    /// Which disks to export.
     pub filter: DiskFilter,
-    /// What to speak; everything if nothing was said.
+    /// Protocols to serve; all if empty.
     pub protocol: Vec<Protocol>,
-    /// Where to listen.
+    /// Addresses to listen on.
     pub listen: Vec<ListenOption>,
-    /// Whether whoever comes is let in without a key.
+    /// Whether hosts need no key.
     pub open: bool,
-    /// Whether no code is shown by which other machines are let in.
+    /// Whether pairing is disabled.
     pub no_pairing: bool,
-    /// Whether `ip=` asks for an address that more than the other end of a cable may reach: disks are lent there, too, to
-    /// hosts with a key.
+    /// Whether `ip=` requests an address beyond link-local: then all addresses are listened on,
+    /// with keys.
     pub routable: bool,
-    /// Who this machine is, if that was said.
+    /// Machine ID, if given.
     pub machine: Option<MachineId>,
-    /// What could not be followed, a sentence each.
+    /// Messages about parameters that were ignored.
     pub notes: Vec<String>,
 }
 
 impl Settings {
-    /// Reads them, wherever they are.
+    /// Reads all sources.
     pub fn read(tree: &Tree) -> Self {
         let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let mut settings = Self::default();
         for word in credentials(tree, own, PREFIX) {
-            // Hosts and their keys are the store's.
+            // Hosts are read by the key store.
             if !word.name.starts_with(HOST) {
                 settings.take(tree, &word);
             }
         }
-        // The command line is what somebody typed: it comes last, and has the last word.
+        // The command line comes last and takes precedence.
         for word in command_line(tree) {
             settings.take(tree, &word);
         }
@@ -94,7 +94,7 @@ impl Settings {
                 Some(id) => self.machine = Some(id),
                 None => self.note(word, "it is firmware, or 32 hexadecimal digits"),
             },
-            // It may be a key whose name has a letter wrong.
+            // The value is not shown: it may be a key under a misspelled name.
             _ => {
                 let word = Parameter { name: word.name.clone(), value: None };
                 self.note(&word, "there is no such setting");
@@ -102,7 +102,7 @@ impl Settings {
         }
     }
 
-    /// Whether the word says yes; one that says neither is noted.
+    /// Parses a boolean. Notes values that are neither true nor false.
     fn yes(&mut self, word: &Parameter, value: &str) -> Option<bool> {
         match value {
             "" | "1" | "yes" | "true" | "on" => Some(true),
@@ -121,7 +121,7 @@ impl Settings {
     }
 }
 
-/// The protocols of these names, with commas between them.
+/// Parses a comma-separated list of protocols.
 fn protocols(names: &str) -> Option<Vec<Protocol>> {
     names.split(',').map(|name| Protocol::from_str(name, false).ok()).collect()
 }

@@ -1,18 +1,18 @@
-//! Sizes of the demo disk as they are typed: `64M`, `1G`. It knows no disk.
+//! Parses sizes of the demo disk: `64M`, `1G`.
 
 use std::str::FromStr;
 
-/// A size that the demo disk can have.
+/// Size of the demo disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(u64);
 
 impl Size {
-    /// The smallest that has room for partition tables and a file system: 4 MiB.
+    /// Smallest size: 4 MiB, enough for partition tables and a file system.
     pub const LEAST: u64 = 4 << 20;
-    /// The largest: 1 TiB.
+    /// Largest size: 1 TiB.
     pub const MOST: u64 = 1 << 40;
 
-    /// Bytes: a multiple of 1 MiB.
+    /// The size in bytes, a multiple of 1 MiB.
     pub fn bytes(self) -> u64 {
         self.0
     }
@@ -21,7 +21,7 @@ impl Size {
 impl FromStr for Size {
     type Err = &'static str;
 
-    /// A number and a unit: M, G or T, by 1024; `MiB` is `M`.
+    /// Parses a number with unit M, G or T (powers of 1024), optionally followed by `iB`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str = "a size is a number and M, G or T: 64M, 1G";
         let text = text.strip_suffix("iB").unwrap_or(text);

@@ -1,4 +1,5 @@
-//! What is lent and who has it, from which the screen is made. It knows no terminal and no socket.
+//! State of the exports: which disks are exported, which hosts have attached them, and messages for
+//! the screen.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -13,21 +14,21 @@ use nvme::nqn;
 
 use crate::event::name_of;
 
-/// Messages since start-up that are kept at most: the latest.
+/// Most messages since start-up that are kept.
 const NOTES: usize = 100;
 
-/// What is lent and who has it.
+/// State of the exports.
 #[derive(Debug, Default)]
 pub struct Status {
     disks: Vec<Entry>,
-    /// Messages of start-up, all of which are kept: a machine has only so many disks and addresses.
+    /// Messages of start-up. All are kept, since their number is bounded.
     startup: Vec<String>,
     is_started: bool,
     /// Messages since then.
     notes: VecDeque<String>,
-    /// Messages that are not kept any more.
+    /// Number of messages that were dropped.
     forgotten: usize,
-    /// How it stands with what others look after, by subject.
+    /// Messages by subject.
     subjects: BTreeMap<String, String>,
 }
 
@@ -39,24 +40,22 @@ struct Entry {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Attachment {
-    /// The owner's name for the host, if it has shown a key.
+    /// Name of the host in the access policy, if it used a key.
     known_as: Option<String>,
     host: String,
     address: SocketAddr,
 }
 
 impl Status {
-    /// A disk is lent.
     pub fn add_disk(&mut self, export: Arc<Export>) {
         self.disks.push(Entry { export, hosts: Vec::new() });
     }
 
-    /// A disk is lent no longer.
     pub fn remove_disk(&mut self, export: &Arc<Export>) {
         self.disks.retain(|entry| !Arc::ptr_eq(&entry.export, export));
     }
 
-    /// Takes note of the hosts that attach and detach disks; those that show a key are called as in the owner's `policy`.
+    /// Records attachments; hosts with a key are named as in `policy`.
     pub fn record(&mut self, event: &Event, policy: &Policy) {
         match event {
             Event::Attached { export, peer, host, proven } => {
@@ -82,7 +81,7 @@ impl Status {
         self.disks.iter_mut().find(|entry| Arc::ptr_eq(&entry.export, export))
     }
 
-    /// Takes note of a sentence for the screen; one that is there already moves to the end.
+    /// Adds a message; one that is already present moves to the end.
     pub fn note(&mut self, sentence: String) {
         self.notes.retain(|known| *known != sentence);
         self.notes.push_back(sentence);
@@ -92,13 +91,13 @@ impl Status {
         }
     }
 
-    /// Ends start-up: later messages take no room from those that there are.
+    /// Ends start-up: the messages so far are kept beside later ones.
     pub fn end_startup(&mut self) {
         self.startup.extend(self.notes.drain(..));
         self.is_started = true;
     }
 
-    /// Takes note of how it stands with a subject; nothing if there is nothing to say of it any more.
+    /// Replaces or removes the message of a subject.
     pub fn set_subject(&mut self, subject: String, sentence: Option<String>) {
         match sentence {
             Some(sentence) => drop(self.subjects.insert(subject, sentence)),
@@ -106,12 +105,12 @@ impl Status {
         }
     }
 
-    /// The exports, in the order in which they were lent.
+    /// The exports, in the order in which they were added.
     pub fn exports(&self) -> impl Iterator<Item = &Arc<Export>> {
         self.disks.iter().map(|entry| &entry.export)
     }
 
-    /// What the screen shows.
+    /// The model of the screen.
     pub fn model(
         &self,
         machine: &str,
@@ -132,7 +131,7 @@ impl Status {
         Model { machine, endpoints, nbd, digests, disks, notes, pairing, asking, link, target_mode }
     }
 
-    /// Whether somebody has attached this one.
+    /// Returns whether a host has attached the export.
     pub fn is_attached(&self, export: &Arc<Export>) -> bool {
         let this = |entry: &&Entry| Arc::ptr_eq(&entry.export, export);
         self.disks.iter().find(this).is_some_and(|entry| !entry.hosts.is_empty())
@@ -148,7 +147,7 @@ impl Status {
     }
 }
 
-/// What to say if no other machine reaches any of these.
+/// Advice for the user if all endpoints are loopback addresses.
 pub fn loopback_advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Option<&'static str> {
     let near = |at: &Endpoint| scope_of(at.address) == Scope::Loopback;
     let mut endpoints = endpoints.peekable();
@@ -173,7 +172,7 @@ impl Entry {
             nqn: known.host.clone(),
             address: known.address.ip().to_canonical(),
         };
-        // A host may have many connections, and is one host.
+        // Shows a host once, whatever the number of its connections.
         let mut attached: Vec<Host> = Vec::new();
         for host in self.hosts.iter().map(host) {
             if !attached.contains(&host) {

@@ -47,41 +47,42 @@ pub use main_loop::work;
 use messages::{Counts, ExportWire, Request, Start, TriesWire};
 use usage::usage_of;
 
-/// Beyond the patience with the hosts, before a worker that is told to stop is ended.
+/// Added to the hosts' timeout before a stopping worker is killed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Takes it. Called on the keeper's thread, so it should not wait for anything, and must not call the [`Worker`].
+/// Receives the worker's events. Called on the supervisor thread: must not block and must not call
+/// the [`Worker`].
 pub type Sink = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
 
-/// How it is to run.
+/// Configuration of the worker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which driver.
+    /// I/O driver.
     pub driver: Driver,
-    /// Its threads.
+    /// Ring threads.
     pub threads: usize,
-    /// Bytes of payload buffers a thread.
+    /// Bytes of payload buffers per thread.
     pub memory: usize,
-    /// Bytes of payload buffers in all.
+    /// Bytes of payload buffers in total.
     pub budget: usize,
-    /// Bytes of memory for connections, beside payloads.
+    /// Bytes of memory for connections, not counting payloads.
     pub connections: usize,
-    /// Whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
+    /// Whether DH-HMAC-CHAP is accepted without a Diffie-Hellman exchange.
     pub null_dh: bool,
-    /// What this machine shows to NBD clients that speak TLS with certificates.
+    /// Server certificates for NBD clients.
     pub certificates: Option<Certificates>,
-    /// Where the numbers of NVMe controllers begin: elsewhere on every machine.
+    /// First NVMe controller ID; differs per machine.
     pub first_controller: u16,
 }
 
-/// The process that serves. Dropping it ends it at once.
+/// Handle of the worker process. Kills it when dropped.
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
     supervisor: Option<JoinHandle<()>>,
 }
 
-/// What the handle and the keeper share.
+/// State shared by the handle and the supervisor thread.
 struct Shared {
     sink: Sink,
     state: Mutex<State>,
@@ -94,54 +95,54 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// All that a worker is told, and how it stands with it.
+/// What the worker was sent, and its current state.
 struct State {
     start: Start,
     listeners: Vec<AssignedListener>,
-    /// A connection that it was given.
+    /// A connection passed by [`Worker::adopt`].
     adopted: Option<OwnedFd>,
     lent: Vec<AssignedDisk>,
-    /// The names of disks that no worker gets just now, once for each reason.
+    /// IDs of exports that are withheld, one entry per reason.
     withheld: Vec<ExportId>,
     last_disk: u64,
     policy: Policy,
-    /// What this machine calls itself to who knows the code, if there is one.
+    /// Name of this machine shown when pairing, if pairing is enabled.
     pairing: Option<String>,
-    /// The count of wrong codes, as reported by workers.
+    /// Failed pairing attempts, as reported by workers.
     tries: FailedAttempts,
-    /// To the worker; none while there is none.
+    /// Channel to the worker; `None` while there is none.
     sender: Option<Sender>,
     process: Option<Pid>,
     running: Option<Running>,
     unconfined: Vec<String>,
-    /// Whether it is meant to end.
+    /// Whether the worker is to stop.
     stopping: bool,
-    /// Whether it said that it did, and whether in time.
+    /// Set when the worker reported that it stopped: whether all hosts disconnected in time.
     stopped: Option<bool>,
 }
 
-/// A listening socket, which stays open here.
+/// A listening socket, kept open here for the next worker.
 struct AssignedListener {
     listener: OwnedFd,
     auth: Auth,
     serves: ListenerRole,
 }
 
-/// A disk that a worker has.
+/// A disk that was sent to the worker.
 struct AssignedDisk {
     disk: u64,
     export: Arc<Export>,
     withdrawn: bool,
-    /// What workers before this one did with it.
+    /// Counters of previous workers.
     before: Counts,
     being_written: bool,
 }
 
 impl Worker {
-    /// Starts the process, without any disk or socket. What happens goes to `sink`.
+    /// Starts the process without disks and sockets. Its events go to `sink`.
     ///
     /// # Errors
-    /// It cannot be started, or cannot run as `config` says: one sentence.
+    /// Fails with a message if the process cannot be started or cannot run with `config`.
     pub fn start(config: &Config, sink: Sink) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
             sink,
@@ -156,13 +157,13 @@ impl Worker {
         Ok(worker)
     }
 
-    /// The driver that runs there, and why.
+    /// Returns the I/O driver in use, and why it was chosen.
     pub fn driver(&self) -> Running {
         let unknown = || Running { driver: Driver::Auto, why: "nothing runs".to_owned() };
         self.shared.state().running.clone().unwrap_or_else(unknown)
     }
 
-    /// In what it is less confined than it should be, for people.
+    /// Returns a message if the sandbox of the worker is incomplete on this system.
     pub fn note(&self) -> Option<String> {
         let parts = self.shared.state().unconfined.clone();
         (!parts.is_empty()).then(|| {
@@ -171,7 +172,7 @@ impl Worker {
         })
     }
 
-    /// Has the worker accept connections at a socket that listens.
+    /// Has the worker accept connections on a listening socket.
     pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: ListenerRole) {
         let mut state = self.shared.state();
         let listeners = AssignedListener { listener, auth, serves };
@@ -179,7 +180,7 @@ impl Worker {
         state.listeners.push(listeners);
     }
 
-    /// Has the worker serve a connection that is there already. A worker that dies takes it along.
+    /// Has the worker serve an existing connection. The connection is lost if the worker dies.
     pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: ListenerRole) {
         let mut state = self.shared.state();
         let request = Request::Adopt { keyed: auth == Auth::Required, serves };
@@ -187,10 +188,10 @@ impl Worker {
         state.adopted = Some(connection);
     }
 
-    /// Lends a disk, in place of one of the same name if there is one.
+    /// Exports a disk; replaces the export of the same ID.
     ///
     /// # Errors
-    /// The disk is to be read-only, and its descriptor is not.
+    /// Fails if the export is read-only and its descriptor is not.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
         let mut state = self.shared.state();
@@ -207,7 +208,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Lends a disk no longer, and has requests for it fail.
+    /// Withdraws an export; requests in flight fail.
     pub fn withdraw(&self, export: &Arc<Export>) {
         export.withdraw();
         let mut state = self.shared.state();
@@ -216,54 +217,58 @@ impl Worker {
         assigned.withdrawn = true;
         let disk = assigned.disk;
         if is_withheld {
-            // No worker has it, and none will report that it is released.
+            // No worker has it, so none will report its release.
             state.lent.retain(|assigned| assigned.disk != disk);
         } else {
             state.send(&Request::Withdraw { disk });
         }
     }
 
-    /// Has hosts see the size that the disk has now: that of `export`.
+    /// Announces the current size of `export` to hosts.
     pub fn resize(&self, export: &Arc<Export>) {
         let mut state = self.shared.state();
         let Some(disk) = state.assigned(export).map(|assigned| assigned.disk) else { return };
         state.send(&Request::Resize { disk, bytes: export.bytes() });
     }
 
-    /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
+    /// Replaces the access policy; revokes access of hosts that it does not contain.
     pub fn set_policy(&self, policy: Policy) {
         let mut state = self.shared.state();
         state.send(&Request::SetPolicy { hosts: messages::hosts(&policy) });
         state.policy = policy;
     }
 
-    /// Has it let in who knows a code, which it says by [`WorkerEvent::Pairing`]. This machine calls itself `name` then.
+    /// Enables pairing. The code is reported by [`WorkerEvent::Pairing`]. `name` is shown to
+    /// clients that know the code.
     pub fn enable_pairing(&self, name: &str) {
         let mut state = self.shared.state();
         state.pairing = Some(name.to_owned());
         state.send_pairing();
     }
 
-    /// Has it show another code, and take tries anew: somebody is at this machine.
+    /// Generates a new code and resets the count of failed attempts: a user at this machine asked
+    /// for it.
     pub fn unlock(&self) {
         let mut state = self.shared.state();
         state.tries = FailedAttempts::default();
         state.send(&Request::Unlock);
     }
 
-    /// Answers [`export::Event::PairingRequested`]: the knock of that number.
+    /// Answers the pairing request with this number.
     pub fn answer(&self, number: u64, verdict: Verdict) {
         let verdict = verdict.into();
         self.shared.state().send(&Request::Answer { number, verdict });
     }
 
-    /// Asks whether hosts' writes to a disk are still on their way. What the last of them did may be known a moment later.
+    /// Returns a handle that tells whether writes of hosts to a disk are in flight. Counters of the
+    /// last write may arrive a moment later.
     pub fn writes(&self, export: &Arc<Export>) -> WriteTracker {
         WriteTracker { shared: self.shared.clone(), export: export.clone() }
     }
 
-    /// Stops: accepts nothing any more, has hosts let go, and ends. Those that have not let go after `patience` are cut
-    /// off. Tells whether there were none. All that happened has been said when this returns.
+    /// Stops the worker: stops listening, asks hosts to disconnect, and closes the remaining
+    /// connections after `patience`. Returns whether all disconnected in time. All events have been
+    /// delivered when this returns.
     pub fn stop(mut self, patience: Duration) -> bool {
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let mut state = self.shared.state();
@@ -281,7 +286,7 @@ impl Worker {
     fn end(&mut self) {
         self.shared.state().end();
         if let Some(supervisor) = self.supervisor.take() {
-            // One that panicked has said so.
+            // A panic was already reported.
             drop(supervisor.join());
         }
     }
@@ -293,7 +298,7 @@ impl Drop for Worker {
     }
 }
 
-/// Whether hosts' writes to a disk are still on their way; may be asked on any thread.
+/// Reports whether writes of hosts to a disk are in flight; usable on any thread.
 #[derive(Debug)]
 pub struct WriteTracker {
     shared: Arc<Shared>,
@@ -301,10 +306,10 @@ pub struct WriteTracker {
 }
 
 impl WriteTracker {
-    /// Whether there are some.
+    /// Returns whether writes are in flight, or may be because the disk is withheld.
     pub fn in_flight(&self) -> bool {
         let mut state = self.shared.state();
-        // Of a disk that is withheld nobody knows yet.
+        // Unknown for a withheld disk.
         state.withheld.contains(&self.export.id)
             || state.assigned(&self.export).is_some_and(|assigned| assigned.being_written)
     }
@@ -354,12 +359,14 @@ impl State {
         self.sender.is_some()
     }
 
-    /// Says it, if there is somebody. Who dies just now is noticed by the keeper, and the next one is told all.
+    /// Sends a request if there is a worker. If it is dying, the supervisor notices, and its
+    /// replacement is sent everything.
     fn send(&self, request: &Request) {
         self.pass(request, None);
     }
 
-    /// An order that was not taken whole makes no sense of the next: such a worker is replaced.
+    /// Sends a request with a descriptor. Closes the channel on failure: after a partial frame the
+    /// worker cannot continue and is replaced.
     fn pass(&self, request: &Request, descriptor: Option<BorrowedFd<'_>>) {
         let Some(sender) = &self.sender else { return };
         if sender.send(request, descriptor).is_err() {
@@ -387,7 +394,7 @@ impl State {
         self.pass(&request, Some(assigned.export.as_fd()));
     }
 
-    /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
+    /// Sends everything to a new worker: first the access policy, then disks and sockets.
     fn send_all(&self) {
         self.send(&Request::SetPolicy { hosts: messages::hosts(&self.policy) });
         self.send_pairing();
@@ -403,15 +410,15 @@ impl State {
         self.lent.iter_mut().find(|assigned| assigned.disk == disk)
     }
 
-    /// The worker is gone, or cannot be ended. What it had begun to write may still be written, so its writable disks are
-    /// withheld until each is released as often as it was.
+    /// Handles the loss of the worker. Its writes may still be in flight, so its writable disks are
+    /// withheld until they are released.
     fn worker_lost(&mut self) -> Vec<Withheld> {
         (self.sender, self.process) = (None, None);
-        // It may have died of a wrong code that it could not report any more.
+        // The worker may have died before reporting a failed attempt.
         if self.pairing.is_some() {
             self.tries.fail(Instant::now());
         }
-        // Nobody else can go on with what was said there.
+        // Another worker cannot continue a session.
         if let Some(connection) = self.adopted.take() {
             let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
         }
@@ -427,14 +434,15 @@ impl State {
                 was_written: assigned.being_written,
             })
             .collect();
-        // After the last worker nobody releases them.
+        // Nothing releases them once no worker will follow.
         if !self.stopping {
             self.withheld.extend(withheld.iter().map(|withheld| withheld.export.id.clone()));
         }
         withheld
     }
 
-    /// Nothing that an old worker has begun will be written to the disk of that name any more.
+    /// Releases one hold on a withheld disk, and sends the disk to the worker when there is no
+    /// other.
     fn release(&mut self, id: &ExportId) {
         if let Some(at) = self.withheld.iter().position(|withheld| withheld == id) {
             self.withheld.swap_remove(at);
@@ -450,7 +458,7 @@ impl State {
         lent.for_each(|assigned| self.send_disk(assigned));
     }
 
-    /// Ends it at once.
+    /// Kills the process.
     fn end(&mut self) {
         self.stopping = true;
         self.sender.iter().for_each(Sender::close);
@@ -460,10 +468,10 @@ impl State {
     }
 }
 
-/// Refuses a read-only disk whose descriptor could write: both processes look, and neither trusts the other.
+/// Refuses a read-only export whose descriptor is writable. Checked on both sides of the channel.
 ///
 /// # Errors
-/// A sentence.
+/// Fails with a message for the user.
 fn check_locked(export: &Export) -> Result<(), String> {
     if export.access == Access::Writable || is_locked(export) {
         return Ok(());
@@ -472,7 +480,7 @@ fn check_locked(export: &Export) -> Result<(), String> {
     Err(format!("{name} is to be lent read-only, but is open for writing; it is not lent"))
 }
 
-/// Whether nothing can be written through it: it was opened for reading only, or its memory is sealed.
+/// Returns whether the descriptor cannot be written to: opened read-only, or sealed memory.
 fn is_locked(descriptor: impl AsFd) -> bool {
     let mode = fcntl_getfl(&descriptor).map(|flags| flags & OFlags::ACCMODE);
     let seals = fcntl_get_seals(&descriptor);

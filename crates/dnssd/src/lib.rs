@@ -1,6 +1,6 @@
-//! Tells the networks nearby that there are disks to be had here, and hears which machines say so: multicast DNS (RFC 6762,
-//! RFC 6763). What strangers send is read by a process of its own, which has no rights and knows no disk; this is how the
-//! others see it.
+//! Announces and finds services by multicast DNS (RFC 6762, RFC 6763). Packets are untrusted, so
+//! the responder runs in a process of its own without privileges; this crate is both the handle of
+//! that process and the process itself.
 //!
 //! | file | is |
 //! |---|---|
@@ -31,22 +31,22 @@ pub use messages::{FoundService, ScopedAddr, Service, ServiceType};
 pub use responder::work;
 pub use service::{LocalEndpoint, services};
 
-/// How long the process may take to say goodbye to the networks.
+/// How long the responder may take to send goodbye packets.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Takes a sentence for the user, on any thread.
+/// Receives messages for the user; called on any thread.
 pub type Notes = Arc<dyn Fn(String) + Send + Sync>;
 
-/// Announces where disks are had, by a process that is started when there is something to tell. Dropping it ends that
-/// without a goodbye.
+/// Announces services. Starts the responder process on the first announcement; dropping this kills
+/// it without goodbye packets.
 pub struct Announcer {
     port: Option<u16>,
     note: Notes,
-    /// Bytes made up for this run, which stand in names that tell nothing.
+    /// Random bytes for names that must not identify the machine.
     nonce: [u8; 4],
     told: Vec<Service>,
     process: Option<Process>,
-    /// Whether it could not be had, which was said.
+    /// Whether the responder failed, which was reported.
     given_up: bool,
 }
 
@@ -57,16 +57,16 @@ impl fmt::Debug for Announcer {
 }
 
 impl Announcer {
-    /// One that has nothing to tell yet; what does not work is passed to `note`, once. At `port` instead of 5353 it speaks
-    /// on the loopback interface, too.
+    /// An announcer without services; the first error is passed to `note`. With `port` in place of
+    /// 5353, the loopback interface is used, too.
     pub fn new(port: Option<u16>, note: Notes) -> Self {
         let mut nonce = [0; 4];
         let given_up = !nvme::auth::chap::system_random(&mut nonce);
         Self { port, note, nonce, told: Vec::new(), process: None, given_up }
     }
 
-    /// Announces from now on that disks are had at these spots of this machine, which is called `machine`, and nowhere
-    /// else. Where a key is needed, that name is not told.
+    /// Replaces the announced services: those of `endpoints`, on this machine called `machine`. The
+    /// name is replaced by a random one if a key is needed.
     pub fn announce(&mut self, machine: &str, endpoints: &[LocalEndpoint], addresses: &[Address]) {
         let services = services(machine, self.nonce, endpoints, addresses, self.port.is_some());
         if self.given_up || services == self.told {
@@ -87,7 +87,7 @@ impl Announcer {
         process.request(&Request::Announce { services })
     }
 
-    /// Takes all back, and ends.
+    /// Withdraws all services and stops the responder.
     pub fn stop(mut self) {
         let Some(process) = &mut self.process else { return };
         process.requests = None;
@@ -98,7 +98,7 @@ impl Announcer {
     }
 }
 
-/// The process, begun. What it has to say is passed to `note`.
+/// Starts the responder process and a thread that passes its errors to `note`.
 fn started(port: Option<u16>, note: Notes) -> io::Result<Process> {
     let (mut process, words) = Process::start()?;
     process.request(&Request::Start { port })?;
@@ -113,11 +113,11 @@ fn started(port: Option<u16>, note: Notes) -> io::Result<Process> {
     Ok(process)
 }
 
-/// What machines on the networks nearby announce, within that time. At `port` instead of 5353, the loopback interface is
-/// asked, too.
+/// Browses for services for the duration `patience`. With `port` in place of 5353, the loopback
+/// interface is used, too.
 ///
 /// # Errors
-/// The network cannot be asked.
+/// Fails if multicast DNS is not available.
 pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<FoundService>, Failure> {
     let failed = |error: &dyn fmt::Display| {
         Failure::new(format!("machines nearby cannot be asked for by multicast DNS: {error}"))
@@ -138,7 +138,7 @@ pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<FoundService>
     Ok(found)
 }
 
-/// What was resolved anew takes the place of what was known.
+/// Adds a service, or replaces the one with the same type and name.
 fn keep(found: &mut Vec<FoundService>, one: FoundService) {
     let known = found.iter_mut().find(|known| (known.kind, &known.name) == (one.kind, &one.name));
     match known {
@@ -147,7 +147,7 @@ fn keep(found: &mut Vec<FoundService>, one: FoundService) {
     }
 }
 
-/// What the process says, on a thread of its own, so that waiting for it can end.
+/// Reads events on a thread of its own, so that waiting for them can time out.
 fn heard(words: ChildStdout) -> io::Result<Receiver<Event>> {
     let (send, receive) = sync_channel(MAX_EVENTS);
     let listen = move || {
@@ -157,7 +157,7 @@ fn heard(words: ChildStdout) -> io::Result<Receiver<Event>> {
     Ok(receive)
 }
 
-/// What the process says, no more than it ought to. A line that is none is left out.
+/// Reads at most [`MAX_EVENTS`] events. Malformed lines are skipped.
 fn lines(words: ChildStdout) -> impl Iterator<Item = Event> {
     let mut words = BufReader::new(words);
     let line = move || {
@@ -173,7 +173,7 @@ fn cannot(error: &dyn fmt::Display) -> String {
     format!("Other machines do not find this one by themselves: {error}.")
 }
 
-/// The process, and how it is told what to do. Dropping it ends it.
+/// The responder process. Killed when dropped.
 #[derive(Debug)]
 struct Process {
     child: Child,
@@ -181,7 +181,7 @@ struct Process {
 }
 
 impl Process {
-    /// Starts it. It gets no environment, no descriptor but the two ends of its own, and no signal of the terminal.
+    /// Spawns the responder with two pipes, without environment, in a process group of its own.
     fn start() -> io::Result<(Self, ChildStdout)> {
         linux::sandbox::set_cloexec_on_all();
         let mut child = Command::new(executable())
@@ -197,7 +197,7 @@ impl Process {
         let (requests, words) = (child.stdin.take(), child.stdout.take());
         let process = Self { child, requests };
         let words = words.ok_or(io::ErrorKind::BrokenPipe)?;
-        // Who does not listen does not hold up who speaks.
+        // Non-blocking: a stalled responder must not block the daemon.
         let requests = process.requests.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         fcntl_setfl(requests, OFlags::NONBLOCK)?;
         Ok((process, words))
@@ -212,7 +212,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if the process has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,27 +1,26 @@
-//! What the process that announces and the one that started it say to each other: a line of JSON each. It knows no
-//! network.
+//! Messages between the responder process and its parent: JSON, one per line.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes of the longest line that is read.
+/// Longest line in bytes.
 pub(super) const MAX_LINE: usize = 64 << 10;
-/// Lines that are heard at most: networks have fewer machines that lend disks, and a stranger can make up any number.
+/// Most events that are read: other machines can announce any number of services.
 pub(super) const MAX_EVENTS: usize = 1024;
 
-/// What is spoken at an address.
+/// The type of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceType {
-    /// NVMe/TCP: its discovery service (NVMe TP 8009).
+    /// NVMe/TCP discovery (NVMe TP 8009).
     Nvme,
     /// NBD.
     Nbd,
 }
 
 impl ServiceType {
-    /// The type of service (RFC 6763 §4.1.2).
+    /// Service type in DNS-SD (RFC 6763 §4.1.2).
     pub(super) fn service_type(self) -> &'static str {
         match self {
             Self::Nvme => "_nvme-disc._tcp.local.",
@@ -30,85 +29,85 @@ impl ServiceType {
     }
 }
 
-/// What is to be done.
+/// A request to the responder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Request {
-    /// Begin: at that port instead of 5353, and then on the loopback interface, too.
+    /// Start; with a port in place of 5353, use the loopback interface, too.
     Start {
         /// The UDP port.
         port: Option<u16>,
     },
-    /// Announce these, and what was announced before no longer.
+    /// Replace the announced services.
     Announce {
-        /// All that is to be announced.
+        /// All services to announce.
         services: Vec<Service>,
     },
-    /// Say which machines announce disks.
+    /// Report services of other machines.
     Browse,
 }
 
-/// A service of this machine, as it is announced.
+/// A service of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// What is spoken.
+    /// Type.
     pub kind: ServiceType,
-    /// The name of the instance.
+    /// Instance name.
     pub name: String,
-    /// The name of the machine, without `.local`.
+    /// Host name without `.local`.
     pub host: String,
-    /// Its TCP port.
+    /// TCP port.
     pub port: u16,
-    /// Its addresses.
+    /// Addresses of the host.
     pub addresses: Vec<IpAddr>,
-    /// The interfaces on which it is announced.
+    /// Interfaces to announce it on.
     pub interfaces: Vec<String>,
     /// Whether a key is needed.
     pub keyed: bool,
 }
 
-/// What the process that announces says.
+/// An event from the responder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Event {
-    /// A machine announces something.
+    /// A service was found.
     Found(FoundService),
-    /// Something does not work: a clause.
+    /// An error, as a clause.
     Note(String),
 }
 
-/// A service of another machine, or of this one, as it was announced: a stranger's word.
+/// A service that was found. All of it is untrusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundService {
-    /// What is spoken.
+    /// Type.
     pub kind: ServiceType,
-    /// The name of the instance.
+    /// Instance name.
     pub name: String,
-    /// The name of the machine.
+    /// Host name.
     pub host: String,
-    /// Its TCP port.
+    /// TCP port.
     pub port: u16,
-    /// Where it is.
+    /// Addresses of the host, nearest first.
     pub addresses: Vec<ScopedAddr>,
-    /// Whether a key is needed, if it was said.
+    /// Whether a key is needed, if announced.
     pub keyed: Option<bool>,
 }
 
-/// An address, and the interface behind which it was heard of.
+/// An address and the interface on which it was received.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ScopedAddr {
-    /// The address.
+    /// IP address.
     pub address: IpAddr,
-    /// The interface's name.
+    /// Name of the interface.
     pub interface: Option<String>,
 }
 
-/// Bytes of the longest name (RFC 1035 §2.3.4), and addresses of a machine at most.
+/// Longest name in bytes (RFC 1035 §2.3.4), and most addresses of a host.
 const NAME: usize = 255;
 const MAX_ADDRESSES: usize = 16;
 
 impl FoundService {
-    /// Whether it is what a machine can announce, and fit to be shown and asked: its names may hold anything still.
+    /// Returns whether all lengths and numbers are in range. Names may contain any character.
     pub(super) fn is_sound(&self) -> bool {
         let named = |name: &str| !name.is_empty() && name.len() <= NAME;
         let plain = |name: &String| {

@@ -1,5 +1,5 @@
-//! `storagetm announcer`: the process that speaks multicast DNS. It takes orders from the one that started it, knows no
-//! disk and no key, and can do nothing but send and receive.
+//! `storagetm announcer`: the multicast DNS responder. It receives requests from its parent, and
+//! its sandbox allows it only to send and receive packets.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -22,19 +22,19 @@ use super::messages::{
 };
 use failure::Failure;
 
-/// Bytes of memory that strangers can make the process use.
+/// Memory limit in bytes; bounds what hostile packets can allocate.
 const MEMORY: u64 = 256 << 20;
-/// How long the networks may take to be told that a service ends.
+/// Timeout for the goodbye packet of a service.
 const GOODBYE: Duration = Duration::from_millis(300);
-/// A goodbye is said twice, this far apart, in case a packet is lost.
+/// Delay before a goodbye packet is repeated, in case the first one is lost.
 const TWICE: Duration = Duration::from_millis(150);
 
-/// Speaks multicast DNS as it is told to, until nobody is there to tell.
+/// Handles requests until the parent closes the pipe.
 ///
 /// # Errors
-/// It was not started by this program.
+/// Fails if it was not started by this program.
 pub fn work() -> Result<(), Failure> {
-    // What a terminal or a service manager tells all processes is for others to act upon.
+    // Signals from the terminal or the service manager are handled by the parent.
     let _deaf = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     if sandbox::drop_privileges(parent).is_err() {
@@ -55,7 +55,7 @@ pub fn work() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What it is told; what is not understood is the end.
+/// Reads requests; ends at the first malformed one.
 fn requests(from: impl BufRead) -> impl Iterator<Item = Request> {
     let mut from = BufReader::new(from);
     std::iter::from_fn(move || {
@@ -71,13 +71,13 @@ fn say(said: &Event) {
     let _one_at_a_time = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
     if let Ok(mut line) = serde_json::to_vec(said) {
         line.push(b'\n');
-        // Who reads no more will end this process.
+        // If the parent does not read, it is about to kill this process.
         let mut output = io::stdout().lock();
         let _ = output.write_all(&line).and_then(|()| output.flush());
     }
 }
 
-/// What speaks, and what it has announced by the full names.
+/// The mDNS daemon, and the announced services by full name.
 struct Responder {
     daemon: ServiceDaemon,
     announced: HashMap<String, Service>,
@@ -90,11 +90,11 @@ impl Responder {
         let daemon = ServiceDaemon::new_with_port(port.unwrap_or(MDNS_PORT));
         let daemon = daemon.map_err(|error| error.to_string())?;
         if port.is_none() {
-            // Who is on this machine knows what it lends.
+            // Not needed: clients on this machine do not browse.
             let loopback = vec![IfKind::LoopbackV4, IfKind::LoopbackV6];
             daemon.disable_interface(loopback).map_err(|error| error.to_string())?;
         }
-        // All threads are there by now.
+        // All threads have been started.
         let _ = sandbox::deny_dangerous_syscalls();
         Ok(Self { daemon, announced: HashMap::new(), interfaces: Vec::new() })
     }
@@ -131,7 +131,7 @@ impl Responder {
         Ok(())
     }
 
-    /// Speaks on the interfaces behind which somebody can have what is announced, and on no others.
+    /// Enables exactly the interfaces of the announced services.
     fn speak_on(&mut self, services: &[Service]) -> mdns_sd::Result<()> {
         let mut wanted: Vec<String> =
             services.iter().flat_map(|service| service.interfaces.clone()).collect();
@@ -163,7 +163,7 @@ impl Responder {
         told.is_some_and(|told| told.recv_timeout(GOODBYE).is_ok())
     }
 
-    /// Says goodbye for all that was announced.
+    /// Sends goodbye packets for all services.
     fn withdraw_all(&self) {
         let told = self.announced.keys().map(|name| self.withdraw(name)).filter(|told| *told);
         if told.count() > 0 {
@@ -174,7 +174,7 @@ impl Responder {
         }
     }
 
-    /// Says what is found from now on, each kind on a thread of its own.
+    /// Reports services as they are found, one thread per type.
     fn browse(&self) -> mdns_sd::Result<()> {
         let room = Arc::new(Mutex::new(MAX_EVENTS));
         for kind in [ServiceType::Nvme, ServiceType::Nbd] {
@@ -194,7 +194,8 @@ impl Responder {
     }
 }
 
-/// Whether the port can be had, which others may share: what takes it later says nothing of it.
+/// Checks that the port can be bound, shared with other responders: the mDNS library does not
+/// report that error.
 fn check(port: u16) -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
@@ -202,11 +203,11 @@ fn check(port: u16) -> io::Result<()> {
     socket.bind(&SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port).into())
 }
 
-/// What the networks are told of it.
+/// The DNS-SD records of a service.
 fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
     let mut text = vec![("keyed", if service.keyed { "1" } else { "0" })];
     if service.kind == ServiceType::Nvme {
-        // NVMe TP 8009: the transport, and whom to ask.
+        // NVMe TP 8009: transport, and NQN of the discovery service.
         text.extend([("p", "tcp"), ("nqn", DISCOVERY_NQN)]);
     }
     let host = format!("{}.local.", service.host);
@@ -217,7 +218,7 @@ fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
 
 fn resolved(kind: ServiceType, service: &ResolvedService) -> FoundService {
     let mut addresses: Vec<ScopedAddr> = service.addresses.iter().map(place).collect();
-    // The nearest first: what is on the same cable needs nothing else to work.
+    // Link-local addresses first: they need no router or DHCP.
     addresses.sort_by_key(|place| {
         (linux::net::scope_of(place.address) != linux::net::Scope::Link, place.clone())
     });
@@ -242,7 +243,7 @@ fn place(address: &ScopedIp) -> ScopedAddr {
     ScopedAddr { address: address.to_ip_addr(), interface }
 }
 
-/// The name of the instance in a full name, in which dots and backslashes have a backslash before them.
+/// The instance name in a full name, in which dots and backslashes are escaped.
 fn instance(full: &str, kind: ServiceType) -> String {
     let end = full.len().saturating_sub(kind.service_type().len() + 1);
     let escaped = full.get(..end).unwrap_or(full);

@@ -1,4 +1,4 @@
-//! From where disks are had on this machine to what the networks are told. It knows no socket.
+//! Determines the services to announce for the listening endpoints of this machine.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,15 +7,15 @@ use linux::net::{Address, Scope, scope_of};
 
 use super::messages::{Service, ServiceType};
 
-/// Bytes of the longest name of an instance (RFC 6763 §4.1.1), with room for a port behind it.
+/// Longest instance name in bytes (RFC 6763 §4.1.1), less room for a port.
 const MAX_INSTANCE_NAME: usize = 56;
 
-/// Where disks are had.
+/// An endpoint that listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalEndpoint {
-    /// What is spoken there.
+    /// Service type.
     pub kind: ServiceType,
-    /// An address of this machine, or the unspecified one for all.
+    /// An address of this machine, or the unspecified address.
     pub address: IpAddr,
     /// The TCP port.
     pub port: u16,
@@ -23,10 +23,11 @@ pub struct LocalEndpoint {
     pub keyed: bool,
 }
 
-/// What is announced of these spots, while the machine has these addresses; with `loopback`, also of those that nobody
-/// else reaches.
+/// Returns the services to announce while the machine has these addresses; with `loopback`,
+/// including loopback endpoints.
 ///
-/// Where a key is needed anywhere, nothing is told of the machine: its name is made of `nonce`.
+/// If any endpoint needs a key, the name of the machine is not revealed: the name is made from
+/// `nonce`.
 pub fn services(
     machine: &str,
     nonce: [u8; 4],
@@ -59,7 +60,7 @@ pub fn services(
     with_unique_names(services.into_values().collect())
 }
 
-/// Each spot with each address at which it is reached.
+/// Each endpoint with each of its addresses.
 fn resolve<'a>(
     endpoints: &'a [LocalEndpoint],
     addresses: &'a [Address],
@@ -85,7 +86,7 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
     }
 }
 
-/// One instance has one port: a second one of the same kind has the port in its name.
+/// Appends the port to the name of further services of one type: instance names must be unique.
 fn with_unique_names(mut services: Vec<Service>) -> Vec<Service> {
     let mut last = None;
     for service in &mut services {
@@ -96,7 +97,7 @@ fn with_unique_names(mut services: Vec<Service>) -> Vec<Service> {
     services
 }
 
-/// As much of the name as an instance may have.
+/// Truncates a name to the length of an instance name.
 fn truncate(name: &str) -> String {
     let fits = |end: &usize| name.is_char_boundary(*end);
     let end = (0..=MAX_INSTANCE_NAME.min(name.len())).rev().find(fits).unwrap_or(0);
@@ -138,7 +139,7 @@ mod test {
         services("Anna's laptop", [0xab, 0xcd, 1, 2], endpoints, &machine(), false)
     }
 
-    /// X01: where a key is needed, not even the name of the machine is told, nor that of a disk.
+    /// X01: with a key, neither the name of the machine nor of a disk is announced.
     #[test]
     fn x01_a_machine_that_wants_a_key_tells_no_name() {
         let keyed = of(&[

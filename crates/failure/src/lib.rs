@@ -1,10 +1,10 @@
-//! Errors of the program: one sentence, and the exit status.
+//! The error type of the program: a message for the user and an exit status.
 
 use std::{fmt, io};
 
 use rustix::io::Errno;
 
-/// Why the program ends.
+/// An error that ends a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     status: u8,
@@ -13,34 +13,34 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Something did not work: exit status 1.
+    /// A failure: exit status 1.
     pub fn new(message: impl fmt::Display) -> Self {
         Self::with_status(1, message)
     }
 
-    /// The options are wrong: exit status 2.
+    /// A usage error: exit status 2.
     pub fn usage(message: impl fmt::Display) -> Self {
         Self::with_status(2, message)
     }
 
-    /// Another machine said no: exit status 3.
+    /// Another machine denied the request: exit status 3.
     pub fn refused(message: impl fmt::Display) -> Self {
         Self::with_status(3, message)
     }
 
-    /// It ended in a way that has an exit status of its own.
+    /// A failure with another exit status.
     pub fn with_status(status: u8, message: impl fmt::Display) -> Self {
         Self { status, message: message.to_string(), is_storage_full: false }
     }
 
-    /// The same, because of that error.
+    /// Records the I/O error that caused it.
     pub fn caused_by(self, error: &io::Error) -> Self {
         let is_storage_full =
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         Self { is_storage_full, ..self }
     }
 
-    /// Whether there was no space left to store something.
+    /// Returns whether it was caused by a full file system or an exceeded quota.
     pub fn is_storage_full(&self) -> bool {
         self.is_storage_full
     }
@@ -51,7 +51,7 @@ impl Failure {
     }
 }
 
-/// Why a process or a thread could not be started.
+/// The reason why a process or a thread could not be started, as a clause.
 pub fn spawn_error(error: &io::Error) -> String {
     // fork(2), pthread_create(3).
     if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) {

@@ -1,8 +1,9 @@
-//! What the two processes say to each other, frame by frame over a socket, and with a frame perhaps a descriptor. It knows
-//! no word of it.
+//! Message channel between two processes over a Unix socket; each message can carry a file
+//! descriptor.
 //!
-//! A frame is its length in four bytes, least significant first, and that many bytes of JSON. A descriptor comes with the
-//! first byte. Frames carry keys, so their memory is wiped.
+//! Wire format: a frame is a 32-bit little-endian length and that many bytes of JSON. The
+//! descriptor is attached to the first byte (`SCM_RIGHTS`). Frames may contain keys, so their
+//! memory is wiped.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -20,34 +21,35 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-/// Bytes before the JSON.
+/// Length of the frame header in bytes.
 const HEADER: usize = 4;
 
-/// The end that speaks.
+/// Sending half of a channel.
 #[derive(Debug)]
 pub struct Sender(UnixStream);
 
-/// The end that listens.
+/// Receiving half of a channel.
 #[derive(Debug)]
 pub struct Receiver {
     socket: UnixStream,
     max_frame: usize,
 }
 
-/// Both ends of one side. Frames of more than `longest` bytes are not taken.
+/// Splits one end of a socket pair into halves. Frames of more than `max_frame` bytes are refused
+/// when received.
 ///
 /// # Errors
-/// No descriptor left.
+/// Fails if descriptors are exhausted.
 pub fn split(socket: UnixStream, max_frame: usize) -> io::Result<(Sender, Receiver)> {
     let other = socket.try_clone()?;
     Ok((Sender(other), Receiver { socket, max_frame }))
 }
 
 impl Sender {
-    /// Says `word`, and passes a copy of the descriptor. Waits until the other side has room for it.
+    /// Sends a message with a duplicate of the descriptor. Blocks while the socket buffer is full.
     ///
     /// # Errors
-    /// The other side is gone.
+    /// Fails if the peer has closed the socket, or on timeout.
     pub fn send(
         &self,
         message: &impl Serialize,
@@ -74,33 +76,34 @@ impl Sender {
         })
     }
 
-    /// Has [`Sender::send`] fail with the other side that takes nothing for so long. What was begun then is in pieces:
-    /// close it.
+    /// Sets a timeout for [`Sender::send`]. After a timeout the stream may end in a partial frame
+    /// and must be closed.
     ///
     /// # Errors
-    /// It is no time.
+    /// Fails if the timeout is zero.
     pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.0.set_write_timeout(Some(timeout))
     }
 
-    /// Has both sides see the end.
+    /// Shuts the socket down for both processes.
     pub fn close(&self) {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 }
 
 impl Receiver {
-    /// Waits for the next word, or the end, at most so long; whether it is there.
+    /// Waits at most `timeout` for a message or the end of the stream. Returns whether there is
+    /// one.
     pub fn is_ready(&self, timeout: Duration) -> bool {
         let timeout = Timespec::try_from(timeout).ok();
         let mut ends = [PollFd::new(&self.socket, PollFlags::IN)];
         poll(&mut ends, timeout.as_ref()).is_ok_and(|ready| ready > 0)
     }
 
-    /// The next word, and the descriptor that came with it. Nothing if the other side is gone.
+    /// Receives a message and its descriptor. Returns `None` at the end of the stream.
     ///
     /// # Errors
-    /// It breaks the rules of this file.
+    /// Fails on I/O errors and on malformed, truncated or oversized frames.
     pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
         let mut header = [0; HEADER];
         let (mut got, descriptor) = self.receive_first(&mut header)?;
@@ -132,7 +135,7 @@ impl Receiver {
         Ok((message.bytes, descriptors.flatten().next()))
     }
 
-    /// Fills `bytes`; less only if the other side is gone.
+    /// Fills `bytes`. Returns a smaller number only at the end of the stream.
     fn fill(&self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut got = 0;
         while let Some(rest) = bytes.get_mut(got..).filter(|rest| !rest.is_empty()) {
@@ -160,7 +163,8 @@ fn retry_on_intr<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Resu
     }
 }
 
-/// The word as a frame. Its memory never grows, as growing would leave a copy behind.
+/// Serializes a message. The buffer is allocated in its final size, since growing would leave an
+/// unwiped copy.
 fn frame(message: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut length = Length(0);
     serde_json::to_writer(&mut length, message)?;
@@ -171,7 +175,7 @@ fn frame(message: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(frame)
 }
 
-/// Counts what is written, and keeps none of it.
+/// Counts bytes that are written.
 struct Length(usize);
 
 impl Write for Length {

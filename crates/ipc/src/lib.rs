@@ -1,5 +1,5 @@
-//! Processes of our own: [`helper`] starts the program once more without privileges, [`channel`] carries frames and
-//! descriptors between the two.
+//! Helper processes: [`spawn`] runs this program again for one task, [`channel`] exchanges messages
+//! and file descriptors.
 #![forbid(unsafe_code)]
 
 pub mod channel;

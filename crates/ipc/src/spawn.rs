@@ -1,5 +1,5 @@
-//! Starts the program once more for one task, which the calling process must not do itself: because its input is not to
-//! be trusted, or because a disk that does not answer would keep it from ever ending.
+//! Spawns this program again for one task: because its input is untrusted, or because a process
+//! that is blocked on an unresponsive disk cannot exit.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,27 +10,29 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-/// The program that runs, whatever has become of its file.
+/// The running executable, even if its file was replaced.
 const SELF: &str = "/proc/self/exe";
 
-/// Starts `storagetm TASK` with one end of a socket as its standard input, and returns the other end.
+/// Spawns `storagetm TASK` with one end of a socket pair as standard input. Returns the other end.
 ///
 /// # Errors
-/// There is no descriptor, no memory, or nothing to start.
+/// Fails if descriptors, memory or processes are exhausted.
 pub fn with_socket(task: &str) -> io::Result<(Child, UnixStream)> {
     let (own, other) = UnixStream::pair()?;
     Ok((with_stdin(task, other.into())?, own))
 }
 
-/// Starts `storagetm TASK` with `input` as its standard input, and no other descriptor, environment or folder.
+/// Spawns `storagetm TASK` with `input` as standard input and no other descriptor, environment or
+/// working directory.
 ///
 /// # Errors
-/// As [`converse`].
+/// As [`with_socket`].
 pub fn with_stdin(task: &str, input: OwnedFd) -> io::Result<Child> {
     command(&[task], input).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
-/// What starts `storagetm WORDS` with `input` as its standard input, without environment and folder.
+/// The command `storagetm ARGUMENTS` with `input` as standard input, without environment and
+/// working directory.
 pub fn command(arguments: &[&str], input: OwnedFd) -> Command {
     linux::sandbox::set_cloexec_on_all();
     let mut command = Command::new(executable());
@@ -44,7 +46,7 @@ pub fn command(arguments: &[&str], input: OwnedFd) -> Command {
     command
 }
 
-/// Where nothing is mounted, the path by which the program was started.
+/// Path of the executable: [`SELF`], or the path that was executed if `/proc` is not mounted.
 pub fn executable() -> PathBuf {
     let proc = PathBuf::from(SELF);
     if proc.symlink_metadata().is_ok() {

@@ -1,5 +1,4 @@
-//! Moments as people write them and files keep them: `2026-12-01T15:00:00Z`, `2026-12-01`, `7d`. All in UTC. It knows
-//! no clock.
+//! Parses and formats points in time in UTC: `2026-12-01T15:00:00Z`, `2026-12-01`, `7d`.
 
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,25 +8,24 @@ use serde::{Deserialize, Serialize};
 const DAY: u64 = 24 * 60 * 60;
 const YEARS: std::ops::RangeInclusive<u64> = 1970..=9999;
 
-/// A timestamp, to the second (RFC 3339 §5.6, only `Z`).
+/// A point in time in seconds (RFC 3339 §5.6, only `Z`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Timestamp(SystemTime);
 
 impl Timestamp {
-    /// That timestamp; what is beyond the second is dropped.
+    /// Truncates to seconds.
     pub fn new(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(at(since.as_secs()))
     }
 
-    /// The timestamp as the system has it.
     pub fn time(self) -> SystemTime {
         self.0
     }
 }
 
-/// Seconds since 1970; the last that can be said if there is none so late.
+/// Converts seconds since 1970; saturates at the end of the year 9999.
 fn at(seconds: u64) -> SystemTime {
     let last = days_before(10_000).saturating_mul(DAY).saturating_sub(1);
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(last))).unwrap_or(UNIX_EPOCH)
@@ -76,7 +74,7 @@ fn parse(text: &str) -> Option<u64> {
     fits.then(|| (days_before(year) + months + day - 1) * DAY + hour * 3600 + minute * 60 + second)
 }
 
-/// Numbers of so many digits each, and nothing else.
+/// Parses numbers of exactly these widths, separated by `between`.
 fn numbers(text: &str, between: char, widths: &[usize]) -> Option<Vec<u64>> {
     let parts: Vec<&str> = text.split(between).collect();
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
@@ -99,13 +97,13 @@ fn month_length(year: u64, month: u64) -> Option<u64> {
     }
 }
 
-/// Days from the beginning of 1970 to that of a year not before it.
+/// Days from 1970-01-01 to January 1st of `year`, which is at least 1970.
 fn days_before(year: u64) -> u64 {
     let leaps = |year: u64| year / 4 - year / 100 + year / 400;
     (year - 1970) * 365 + leaps(year - 1) - leaps(1969)
 }
 
-/// Year, month and day of a number of days since 1970.
+/// Converts days since 1970 to year, month and day.
 fn calendar(days: u64) -> (u64, u64, u64) {
     let year = YEARS.take_while(|year| days_before(*year) <= days).last().unwrap_or(1970);
     let mut rest = days.saturating_sub(days_before(year));
@@ -119,12 +117,12 @@ fn calendar(days: u64) -> (u64, u64, u64) {
     (year, 12, 31)
 }
 
-/// Until when something holds, as it is typed: in so many hours or days, or at a date.
+/// An expiry as the user types it: a duration or a date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry {
-    /// That long from now.
+    /// After this duration.
     In(Duration),
-    /// At that timestamp.
+    /// At this time.
     At(SystemTime),
 }
 
@@ -154,7 +152,7 @@ impl FromStr for Expiry {
 }
 
 impl Expiry {
-    /// The timestamp, if it is still to come.
+    /// Returns the point in time; `None` if it is not in the future.
     pub fn from(self, now: SystemTime) -> Option<Timestamp> {
         let time = match self {
             Self::In(duration) => now.checked_add(duration)?,
@@ -172,7 +170,7 @@ mod test {
         parse(text)
     }
 
-    /// As `date -u -d @SECONDS` has it.
+    /// Reference: `date -u -d @SECONDS`.
     #[test]
     fn moments_are_those_of_the_calendar() {
         for (text, expected) in [

@@ -1,4 +1,4 @@
-//! A key as the owner handles it: its interchange text, and what that says of it. It knows no file.
+//! Keys in the NVMe interchange format.
 
 use std::fmt;
 
@@ -10,19 +10,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-/// Bytes of the longest text of a key, with room for what editors put around it.
+/// Longest key file in bytes, including whitespace.
 pub const MAX_LEN: usize = 512;
 
-/// What keeps the key for NBD apart from all others that are made of the same.
+/// HKDF info string for NBD keys.
 const NBD: &[u8] = b"storagetm nbd psk";
-/// Bytes of a key for NBD.
+/// Length of an NBD key in bytes.
 const NBD_LEN: usize = 32;
 
-/// What a key is for.
+/// Purpose of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyKind {
-    /// Secured channels: `NVMeTLSkey-1:…`.
+    /// TLS: `NVMeTLSkey-1:…`.
     Tls,
     /// DH-HMAC-CHAP: `DHHC-1:…`.
     Chap,
@@ -46,10 +46,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key in an interchange text of either kind.
+    /// Parses a key of either kind.
     ///
     /// # Errors
-    /// What is wrong with it; never any of it.
+    /// Fails with the reason, which does not contain any part of the key.
     pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
         if text.trim_ascii_start().starts_with(b"DHHC-") {
             return chap::Key::parse(text).map(|key| Self::chap(&key));
@@ -57,10 +57,10 @@ impl Key {
         ConfiguredPsk::parse(text).map(|key| Self::tls(&key))
     }
 
-    /// A new key.
+    /// Generates a key.
     ///
     /// # Errors
-    /// A sentence: there is none of that hash, or the machine gives no random bytes.
+    /// Fails with a message if the hash is not available for this kind, or if the CSPRNG fails.
     pub fn generate(kind: KeyKind, hash: Option<Hash>) -> Result<Self, String> {
         match kind {
             KeyKind::Tls if hash == Some(Hash::Sha512) => {
@@ -72,7 +72,7 @@ impl Key {
         }
     }
 
-    /// The TLS key that both machines make of what pairing gave them.
+    /// The TLS key derived from the pairing secret; the same on both machines.
     pub fn from_pairing(secret: &Secret) -> Self {
         let key = pair::keys::DerivedKeys::new(secret).nvme_tls();
         Self::tls(&ConfiguredPsk { hash: Some(Hash::Sha256), key })
@@ -86,12 +86,12 @@ impl Key {
         Self { kind: KeyKind::Chap, hash: key.hash, text: key.emit() }
     }
 
-    /// What it is for.
+    /// The kind of key.
     pub fn kind(&self) -> KeyKind {
         self.kind
     }
 
-    /// The hash that it names, in words.
+    /// Name of the hash in the key.
     pub fn hash(&self) -> &'static str {
         match self.hash {
             None => "none",
@@ -101,17 +101,17 @@ impl Key {
         }
     }
 
-    /// Its text: one line, without its end.
+    /// The key in interchange format, without line break.
     pub fn text(&self) -> &Secret {
         &self.text
     }
 
-    /// The key with which its holder speaks NBD over TLS; nothing if it is no TLS key.
+    /// The PSK for NBD over TLS. Returns `None` for DH-HMAC-CHAP keys.
     pub fn nbd_psk(&self) -> Option<Secret> {
         if self.kind == KeyKind::Tls { nbd_psk(&self.text) } else { None }
     }
 
-    /// The text as it is kept and printed: with the line's end.
+    /// The text with a line break, as in files.
     pub fn line(&self) -> Zeroizing<Vec<u8>> {
         let mut line = Zeroizing::new(Vec::with_capacity(MAX_LEN));
         line.extend_from_slice(self.text.bytes());
@@ -120,8 +120,9 @@ impl Key {
     }
 }
 
-/// The PSK for NBD over TLS that follows from a TLS key in the interchange form: HKDF-SHA-256 (RFC 5869) without a salt,
-/// 32 bytes, for cipher suites with SHA-256. One key lets a host in by both protocols, and neither tells the other's.
+/// Derives the PSK for NBD over TLS from a TLS key in interchange format: HKDF-SHA-256 (RFC 5869)
+/// without salt, 32 bytes, for cipher suites with SHA-256. One configured key serves both
+/// protocols; neither derived key reveals the other.
 pub fn nbd_psk(text: &Secret) -> Option<Secret> {
     let configured = ConfiguredPsk::parse(text.bytes()).ok()?.key;
     let mut psk = vec![0; NBD_LEN];
@@ -137,7 +138,7 @@ fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, String> {
 }
 
 impl Serialize for Key {
-    /// The text itself: only for files that nobody else reads.
+    /// Serializes the key itself: only for private files.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&String::from_utf8_lossy(self.text.bytes()))
     }
@@ -172,7 +173,7 @@ mod test {
         assert!(Key::generate(KeyKind::Tls, Some(Hash::Sha512)).is_err());
     }
 
-    /// The figure is Python's: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.
+    /// Reference, in Python: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.
     #[test]
     fn the_key_for_nbd_follows_from_the_tls_key_alone() {
         let text = b"NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";

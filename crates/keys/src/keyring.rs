@@ -1,5 +1,5 @@
-//! A key as the other machine's kernel needs it: for one host and one subsystem each, in its keyring, or in the form
-//! that nvme-cli imports. It knows not where the key is kept.
+//! Derives PSKs for one host and one subsystem each, for the keyring of the Linux kernel and for
+//! import by nvme-cli.
 
 use export::Secret;
 use nvme::auth::psk::{ConfiguredPsk, Identity, Psk};
@@ -8,14 +8,14 @@ use zeroize::Zeroizing;
 
 use failure::Failure;
 
-/// Bytes of the longest line that nvme-cli reads, with its end.
+/// Longest line that nvme-cli reads, in bytes, with line break.
 const MAX_LINE: usize = 511;
 
-/// The keys for that host and these subsystems, and for asking which there are. Each in the form that Linux looks for
-/// first: identity version 1.
+/// Derives the PSKs for the discovery service and for `subsystems`, each with identity version 1,
+/// which Linux tries first.
 ///
 /// # Errors
-/// A name from which no key can be made.
+/// Fails if no PSK can be derived for one of the names.
 pub fn psks(key: &Secret, host: &str, subsystems: &[&str]) -> Result<Vec<Psk>, Failure> {
     let mut wanted = vec![DISCOVERY];
     wanted.extend(subsystems.iter().filter(|nqn| **nqn != DISCOVERY));
@@ -24,16 +24,16 @@ pub fn psks(key: &Secret, host: &str, subsystems: &[&str]) -> Result<Vec<Psk>, F
         let psks = nvme::auth::psk::derive_psks(key, false, host, subsystem)
             .map_err(|error| Failure::new(format!("{subsystem}: {error}")))?;
         let is_newer = |psk: &Psk| Identity::parse(&psk.identity).is_some_and(|it| it.version == 1);
-        // Those that the specification has come first.
+        // Those defined by the specification come first.
         found.extend(psks.into_iter().find(is_newer));
     }
     Ok(found)
 }
 
-/// A line each, as `nvme tls-key --import` reads them: the identity, and the key itself in the interchange form.
+/// Formats PSKs for `nvme tls-key --import`, one per line: identity, and PSK in interchange format.
 ///
 /// # Errors
-/// A line would be too long for nvme-cli.
+/// Fails if a line is too long for nvme-cli.
 pub fn import_lines(psks: &[Psk]) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mut lines = Zeroizing::new(Vec::with_capacity(psks.len().saturating_mul(MAX_LINE)));
     for psk in psks {
@@ -63,7 +63,7 @@ mod test {
         Ok(String::from_utf8(import_lines(&psks)?.to_vec()).unwrap())
     }
 
-    /// As libnvme 1.14 derives them from the same key, and as its tests have the identity.
+    /// Reference: libnvme 1.14 with the same key.
     #[test]
     fn a_line_is_an_identity_and_the_key_that_belongs_to_it() {
         let key = "NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";

@@ -1,30 +1,29 @@
-//! What the owner calls a key or a host: a name that is a file name, and safe to show. It knows no folder.
+//! Names of keys and hosts: valid as file names and safe to print.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name, in bytes.
+/// Longest name in bytes.
 const MAX_LEN: usize = 64;
 
-/// What to write when the rule was broken.
+/// Error message.
 const RULE: &str = "a name has 1 to 64 letters, digits, dots, underscores and hyphens (ASCII), and begins with none of \
                     the last three";
 
-/// A name of a key or a host.
+/// The name of a key or a host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Name(String);
 
 impl Name {
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What becomes a name of a text from elsewhere: what a name cannot have is a hyphen, and if nothing is left,
-    /// it is `host`.
+    /// Makes a name of untrusted text: replaces other characters by hyphens; `host` if nothing is
+    /// left.
     pub fn sanitized(text: &str) -> Self {
         let allowed = |c: char| if is_plain(c) { c } else { '-' };
         let name: String = text.chars().map(allowed).collect();
@@ -33,8 +32,8 @@ impl Name {
         Self(if name.is_empty() { "host".to_owned() } else { name })
     }
 
-    /// What becomes a name of a host's NQN: what stands behind its last colon, of a UUID the first eight digits, as
-    /// screens show it.
+    /// Makes a name of a host NQN: the part after the last colon; for a UUID its first eight
+    /// digits.
     pub fn from_nqn(nqn: &str) -> Self {
         let last = nqn.rsplit(':').next().unwrap_or(nqn);
         let is_uuid = nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:");
@@ -44,13 +43,13 @@ impl Name {
         }
     }
 
-    /// Whether it is `other`, or that with a number as [`Name::make_unique`] gives it.
+    /// Returns whether it is `other`, or `other` with a number appended by [`Name::make_unique`].
     pub fn is_variant_of(&self, other: &Self) -> bool {
         let number = |rest: &str| rest.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok());
         self.0.strip_prefix(&other.0).is_some_and(|rest| rest.is_empty() || number(rest))
     }
 
-    /// The same with a number, as long as one is taken.
+    /// Appends a number if the name is taken.
     pub fn make_unique(self, is_taken: impl Fn(&Self) -> bool) -> Self {
         let room = MAX_LEN.saturating_sub(8);
         let numbered = |number: u32| {
@@ -105,7 +104,7 @@ impl fmt::Display for Name {
 mod test {
     use super::*;
 
-    /// X53: nothing that steers a terminal, and nothing that leads out of the folder, is a name.
+    /// X53: a name contains no control characters and no path separator.
     #[test]
     fn x53_a_name_is_a_file_name_and_safe_to_show() {
         for right in ["laptop", "a", "my.laptop_2-b", "0", &"a".repeat(64)] {

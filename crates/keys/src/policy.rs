@@ -1,5 +1,5 @@
-//! From what is kept to whom is let in now. What is broken, expired or doubtful lets nobody in, and is said. It knows
-//! no clock: the moment is an argument.
+//! Converts the stored hosts to an access policy. Files that are malformed, expired or ambiguous
+//! grant no access and cause a warning.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -16,12 +16,12 @@ use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
 use crate::record::{HostRecord, Rule};
 use crate::store::Store;
 
-/// Hosts that are let in at most: each has keys to be tried at every handshake.
+/// Most hosts in a policy: their keys are tried in every handshake.
 const MAX_HOSTS: usize = 1024;
-/// A clock that is so far behind what was kept is wrong, and nothing can be said of when it expires.
+/// If the clock is this far behind the time of a record, it is wrong, and expiry cannot be checked.
 const MAX_CLOCK_LAG: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What was read so far.
+/// State while reading the store.
 struct PolicyReader<'a> {
     store: &'a Store,
     now: SystemTime,
@@ -30,7 +30,7 @@ struct PolicyReader<'a> {
     warnings: Vec<String>,
 }
 
-/// Whom the store lets in, when that changes, and what is wrong with it.
+/// Returns the access policy at `now`, when it changes next, and warnings.
 pub fn read(store: &Store, now: SystemTime) -> (Policy, Option<SystemTime>, Vec<String>) {
     let mut reader =
         PolicyReader { store, now, hosts: Vec::new(), next: None, warnings: Vec::new() };
@@ -54,7 +54,7 @@ impl PolicyReader<'_> {
         self.warnings.push(printable(sentence, true));
     }
 
-    /// A file whose name is none would be passed over without a word.
+    /// Warns about files with invalid names, which would be skipped silently.
     fn check_file_names(&mut self) {
         for file in self.store.names(HOSTS) {
             if file.strip_suffix(JSON).is_none_or(|name| name.parse::<Name>().is_err()) {
@@ -86,7 +86,7 @@ impl PolicyReader<'_> {
         }
     }
 
-    /// The host, or nothing if all that it may have has expired.
+    /// The host of a record. Returns `None` if all its rules have expired.
     fn host(&mut self, name: &Name, record: &HostRecord) -> Result<Option<Host>, String> {
         let tls = self.key(&record.tls_key, &record.tls, KeyKind::Tls)?;
         let chap = self.key(&record.chap_key, &record.chap, KeyKind::Chap)?;
@@ -117,7 +117,7 @@ impl PolicyReader<'_> {
         }))
     }
 
-    /// The text of a key that is named or given, and is of that kind.
+    /// The key of this kind, named or inline.
     fn key(
         &self,
         name: &Option<Name>,
@@ -139,7 +139,7 @@ impl PolicyReader<'_> {
         }
     }
 
-    /// What still holds, and when the first of it ends.
+    /// The rules in force. Schedules the expiry of the first one.
     fn rules(&mut self, name: &Name, record: &HostRecord) -> Vec<Rule> {
         let added = record.added.map_or(SystemTime::UNIX_EPOCH, |added| added.time());
         let is_behind = self.now.checked_add(MAX_CLOCK_LAG).is_some_and(|now| now < added);
@@ -164,7 +164,7 @@ impl PolicyReader<'_> {
         self.next = Some(self.next.map_or(moment, |next| next.min(moment)));
     }
 
-    /// Which of two hosts of one NQN is meant nobody knows.
+    /// Removes all hosts that share an NQN, since it is ambiguous which one applies.
     fn drop_duplicates(&mut self) {
         let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for host in &self.hosts {
@@ -191,13 +191,13 @@ impl PolicyReader<'_> {
     }
 }
 
-/// Another number for each host and each of its keys, and another one each time that this program runs, so that it
-/// tells nothing of the keys.
+/// Identifies a host and its keys. Salted with random bytes, so that it reveals nothing about the
+/// keys.
 fn key_id(nqn: &str, keys: [&Option<Secret>; 3]) -> KeyId {
     static SALT: OnceLock<[u8; 32]> = OnceLock::new();
     let salt = SALT.get_or_init(|| {
         let mut salt = [0; 32];
-        // Without it the number would still be another one for another key.
+        // Without a salt, IDs still differ for different keys.
         let _ = nvme::auth::chap::system_random(&mut salt);
         salt
     });

@@ -1,5 +1,4 @@
-//! Files that are nobody else's business: read only if nobody else could, written whole or not at all. It knows not
-//! what is in them.
+//! Private files: refused if other users can read them, and replaced atomically.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,20 +14,20 @@ use failure::Failure;
 pub(crate) const KEYS: &str = "keys";
 pub(crate) const HOSTS: &str = "hosts";
 pub(crate) const TARGETS: &str = "targets";
-/// What the files of hosts end in.
+/// Extension of host files.
 pub(crate) const JSON: &str = ".json";
-/// What the credentials that hold a host begin with.
+/// Prefix of credentials with a host.
 pub(crate) const CREDENTIAL: &str = "storagetm.host.";
 
-/// Rights of everybody but the owner.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
-/// Rights of everybody but the owner to change something.
+/// Write permission bits of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Makes a folder that only its owner may enter, and those in which it lies, if it is not there.
+/// Creates a directory with mode 0700, and its parents.
 ///
 /// # Errors
-/// It cannot be made, or others could put files into it.
+/// Fails if it cannot be created, or if other users can write to it.
 pub(crate) fn make_folder(path: &Path) -> Result<(), Failure> {
     let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
     let meta = made.and_then(|()| fs::metadata(path));
@@ -45,13 +44,13 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is there is this user's or root's.
+/// Checks that the file belongs to this user or to root.
 fn check_owner(path: &Path, meta: &Metadata) -> Result<(), Failure> {
     if meta.uid() == 0 || meta.uid() == geteuid().as_raw() {
         return Ok(());
     }
     let (path, user) = (path.display(), meta.uid());
-    // Root works for the user whose folder it is.
+    // Root may use a directory of another user.
     if geteuid().is_root() {
         return Ok(());
     }
@@ -60,10 +59,10 @@ fn check_owner(path: &Path, meta: &Metadata) -> Result<(), Failure> {
     )))
 }
 
-/// Reads a file of at most `most` bytes that nobody but its owner can read.
+/// Reads a private file of at most `max_len` bytes.
 ///
 /// # Errors
-/// It cannot be read, others could read it, or it is too long.
+/// Fails if it cannot be read, is readable by other users, or is too long.
 pub(crate) fn read(path: &Path, max_len: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::from_ne_bytes(flags.bits().to_ne_bytes());
@@ -90,10 +89,10 @@ fn check_private(path: &Path, meta: &Metadata) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All that comes, at most so many bytes; no copy of it is left behind.
+/// Reads to the end, at most `max_len` bytes, without leaving copies in memory.
 ///
 /// # Errors
-/// It cannot be read, or there is more.
+/// Fails on I/O errors, and if there is more.
 pub fn read_bounded(from: impl Read, max_len: usize) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(max_len.saturating_add(1)));
     let limit = u64::try_from(max_len).unwrap_or(u64::MAX).saturating_add(1);
@@ -107,19 +106,18 @@ pub fn read_bounded(from: impl Read, max_len: usize) -> io::Result<Zeroizing<Vec
     Ok(bytes)
 }
 
-/// Writes the file with mode 0600: whoever reads finds what was there before, or all of this. Only one may write in a
-/// folder at a time ([`Lock`]).
+/// Replaces a file atomically, with mode 0600. The caller must hold the [`Lock`] of the directory.
 ///
 /// # Errors
-/// It cannot be written; what was there is there still.
+/// Fails if it cannot be written; the previous content is kept.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     write_all(&[(path, bytes)])
 }
 
-/// The same for several files that belong together: none is replaced before there is space for all.
+/// Replaces several files; none is replaced before all are written.
 ///
 /// # Errors
-/// One of them cannot be written.
+/// Fails if one of them cannot be written.
 pub(crate) fn write_all(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
     let cannot = |path, error| cannot("be written", path, &error);
     let staged = files.iter().try_for_each(|(path, bytes)| {
@@ -137,14 +135,14 @@ pub(crate) fn write_all(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
     written
 }
 
-/// Where a file stands while it is written.
+/// Path of the temporary file.
 fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.new"))
 }
 
 fn write_temporary(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Of a writer that was killed.
+    // Left by a process that was killed.
     let _ = fs::remove_file(temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     chown_to_folder_owner(temporary, &file)?;
@@ -152,7 +150,7 @@ fn write_temporary(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What root writes into the folder of a service's user is that user's.
+/// Files that root writes into a directory of another user belong to that user.
 fn chown_to_folder_owner(path: &Path, file: &File) -> io::Result<()> {
     let folder = fs::metadata(folder_of(path))?;
     if geteuid().is_root() && folder.uid() != 0 {
@@ -161,10 +159,10 @@ fn chown_to_folder_owner(path: &Path, file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the file for good.
+/// Removes the file durably.
 ///
 /// # Errors
-/// It cannot be removed.
+/// Fails if it cannot be removed.
 pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
     let removed = fs::remove_file(path).and_then(|()| sync_folder(path));
     removed.map_err(|error| cannot("be removed", path, &error))
@@ -177,7 +175,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         None => PathBuf::from("/"),
-        // A bare name is in the folder that one is in.
+        // A bare file name is in the working directory.
         Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
         Some(folder) => folder.to_owned(),
     }
@@ -192,17 +190,17 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::new(format!("{} cannot {what}: {error}{hint}", path.display())).caused_by(error)
 }
 
-/// Held by whoever changes what is in a folder; others wait for it.
+/// Exclusive lock for writing to a directory.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Waits until nobody else changes what is in `folder`.
+    /// Acquires the lock of `folder`; blocks while it is held.
     ///
     /// # Errors
-    /// The folder's file `lock` cannot be made or locked.
+    /// Fails if the lock file cannot be created or locked.
     pub(crate) fn take(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join("lock");
         let opened = rustix::fs::open(
@@ -211,7 +209,7 @@ impl Lock {
             rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
         );
         let file = opened.map_err(|error| cannot("be opened", &path, &error.into()))?;
-        // It is never written to: that would look like a change to those who watch the folder.
+        // The file is opened read-only: writing would trigger the watch of the directory.
         flock(&file, FlockOperation::LockExclusive)
             .map_err(|error| cannot("be locked", &path, &error.into()))?;
         Ok(Self { _file: file.into() })
@@ -258,7 +256,7 @@ mod test {
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
         assert!(read(&path, 9).is_ok());
-        // The rights that count are those of what a link leads to.
+        // Permissions are checked on the target of a symbolic link.
         symlink(&path, folder.0.join("link")).unwrap();
         assert!(read(&folder.0.join("link"), 9).is_ok());
     }

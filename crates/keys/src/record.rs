@@ -1,4 +1,4 @@
-//! What is kept of a host that the owner lets in: a JSON object in a file, or in a credential. It knows no file.
+//! The record of a host: a JSON object in a file or a credential.
 
 use std::time::SystemTime;
 
@@ -10,64 +10,64 @@ use crate::date::Timestamp;
 use crate::key::Key;
 use crate::name::Name;
 
-/// Bytes of the longest file.
+/// Longest file in bytes.
 pub const MAX_LEN: usize = 64 << 10;
 
-/// A host that the owner lets in. A field that is not known makes the whole unreadable: it might take something away.
+/// A host that may connect. Unknown fields are refused, since they may restrict access.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostRecord {
-    /// The name that the host gives itself: its host NQN.
+    /// Host NQN.
     pub nqn: String,
-    /// The name of its key for secured channels.
+    /// Name of its TLS key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<Name>,
-    /// The name of its key for DH-HMAC-CHAP.
+    /// Name of its DH-HMAC-CHAP key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_key: Option<Name>,
-    /// The name of the key with which this machine proves to it who it is.
+    /// Name of the DH-HMAC-CHAP key by which this machine authenticates to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_controller_key: Option<Name>,
-    /// Its key for secured channels, itself.
+    /// Its TLS key, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Key>,
-    /// Its key for DH-HMAC-CHAP, itself.
+    /// Its DH-HMAC-CHAP key, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap: Option<Key>,
-    /// The key with which this machine proves who it is, itself.
+    /// The DH-HMAC-CHAP key by which this machine authenticates to it, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_controller: Option<Key>,
-    /// Whether its TLS key is derived as libnvme did up to 1.13, where that cannot be told from the specification's way.
+    /// Whether its PSK is derived as by libnvme up to 1.13, where the identity does not tell.
     #[serde(default)]
     pub tls_compat: bool,
-    /// What it may have.
+    /// Access rules.
     pub rules: Vec<Rule>,
-    /// When it was let in.
+    /// When it was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub added: Option<Timestamp>,
 }
 
-/// What a host may have.
+/// An access rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// A disk by its name, NQN or serial number; nothing for each that is lent.
+    /// Name, NQN or serial number of a disk; `None` for all exported disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
-    /// What may be done with it, at most.
+    /// Access to it.
     pub access: Allowed,
-    /// Until when.
+    /// End of validity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
 }
 
-/// What may be done with a disk.
+/// Access to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Allowed {
-    /// It may be read.
+    /// Read only.
     ReadOnly,
-    /// It may be read and changed.
+    /// Read and write.
     Writable,
 }
 
@@ -90,41 +90,41 @@ impl From<Access> for Allowed {
 }
 
 impl Rule {
-    /// Whether it holds at that moment.
+    /// Returns whether the rule has not expired at `now`.
     pub fn is_in_force(&self, now: SystemTime) -> bool {
         self.expires.is_none_or(|expires| expires.time() > now)
     }
 }
 
 impl HostRecord {
-    /// The record in a file's or a credential's text.
+    /// Parses a file or a credential.
     ///
     /// # Errors
-    /// A sentence.
+    /// Fails with a message for the user.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let record: Self = serde_json::from_slice(text).map_err(|error| {
-            // The error's own text may quote a value, and a value may be a key.
+            // serde's message may quote a value, which may be a key.
             format!("it is not understood (line {}, column {})", error.line(), error.column())
         })?;
         check_nqn(&record.nqn)?;
         Ok(record)
     }
 
-    /// The text of a file.
+    /// Formats the content of a file.
     pub fn emit(&self) -> Zeroizing<Vec<u8>> {
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_LEN));
-        // Only a failing writer or a map with odd keys can fail, and here is neither.
+        // Cannot fail: the writer is a vector, and there are no maps.
         let _ = serde_json::to_writer_pretty(&mut *text, self);
         text.push(b'\n');
         text
     }
 
-    /// The names of the keys that it uses.
+    /// Names of the keys it refers to.
     pub fn key_names(&self) -> impl Iterator<Item = &Name> {
         [&self.tls_key, &self.chap_key, &self.chap_controller_key].into_iter().flatten()
     }
 
-    /// Whether it has a key by which it can be known.
+    /// Returns whether it has a key for authentication.
     pub fn has_key(&self) -> bool {
         self.tls_key.is_some()
             || self.chap_key.is_some()
@@ -133,13 +133,13 @@ impl HostRecord {
     }
 }
 
-/// The longest NQN, in bytes (NVMe Base 2.0 §4.5).
+/// Longest NQN in bytes (NVMe Base 2.0 §4.5).
 const MAX_NQN: usize = 223;
 
-/// Checks what is given as a host's NQN: a word of printable ASCII that begins as one.
+/// Checks a host NQN: printable ASCII that starts with `nqn.`.
 ///
 /// # Errors
-/// A sentence.
+/// Fails with a message for the user.
 pub fn check_nqn(nqn: &str) -> Result<(), String> {
     let plain = nqn.starts_with("nqn.") && nqn.chars().all(|c| c.is_ascii_graphic());
     if plain && nqn.len() <= MAX_NQN {

@@ -1,5 +1,4 @@
-//! Where the owner's keys are kept, and the hosts that have them: a folder of small files that is read anew whenever
-//! something in it changes. It knows no connection and no screen.
+//! The key store: a directory of keys and hosts, which is watched for changes.
 //!
 //! ```text
 //! DIR/keys/NAME          one key in the interchange form
@@ -28,40 +27,41 @@ pub use crate::private::read_bounded;
 use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
 pub use crate::watch::Watch;
 
-/// The folder of keys and hosts.
+/// The key store.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     pub(crate) credentials: Vec<Credential>,
 }
 
-/// A host that is not in the folder, but was handed to this program.
+/// A host from a credential.
 #[derive(Debug)]
 pub(crate) struct Credential {
     pub(crate) name: String,
     pub(crate) text: Secret,
 }
 
-/// A host that has just been let in by the code on the screen.
+/// A host that was just paired.
 #[derive(Debug)]
 pub struct PairedHost<'a> {
-    /// Its host NQN, as received.
+    /// Host NQN, as received.
     pub nqn: &'a str,
-    /// What its owner calls it, as received.
+    /// Name of the host, as received.
     pub name: &'a str,
-    /// Its key for secured channels, in the interchange form.
+    /// TLS key in interchange format.
     pub tls: &'a Secret,
-    /// The disks that it may have, by NQN; none for each that is lent.
+    /// NQNs of the disks it may access; empty for all exported disks.
     pub disks: &'a [String],
-    /// What it may do with them.
+    /// Access to them.
     pub access: Access,
 }
 
 impl Store {
-    /// The folder that was asked for, else the service's (`$STATE_DIRECTORY`), else this user's.
+    /// Returns the directory: `asked`, else that of the service (`$STATE_DIRECTORY`), else that of
+    /// the user.
     ///
     /// # Errors
-    /// The user has no home.
+    /// Fails if `$HOME` is not set.
     pub fn locate(asked: Option<&Path>) -> Result<PathBuf, Failure> {
         let root = rustix::process::geteuid().is_root();
         let place =
@@ -71,10 +71,10 @@ impl Store {
         })
     }
 
-    /// Opens the folder, and makes it if it is not there. The hosts in this service's credentials belong to it.
+    /// Opens the directory, creating it if needed. Includes hosts from the service's credentials.
     ///
     /// # Errors
-    /// It cannot be made, or others could write into it.
+    /// Fails if it cannot be created, or if other users can write to it.
     pub fn open(folder: &Path) -> Result<Self, Failure> {
         for inner in ["", KEYS, HOSTS] {
             crate::private::make_folder(&folder.join(inner))?;
@@ -84,7 +84,7 @@ impl Store {
         Ok(Self { folder: folder.to_owned(), credentials })
     }
 
-    /// With the hosts in the credentials of the whole system, too, and of the firmware (systemd.system-credentials(7)).
+    /// Includes hosts from system credentials and firmware (systemd.system-credentials(7)).
     pub fn with_boot_credentials(mut self, tree: &Tree) -> Self {
         for folder in ["run/credentials/@system", "run/credentials/@initrd"] {
             self.credentials.extend(credentials_in(&tree.path(folder)));
@@ -94,33 +94,33 @@ impl Store {
         self
     }
 
-    /// The folder itself.
+    /// The directory.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// A descriptor that tells when something in the folder changes.
+    /// Watches the directory for changes.
     ///
     /// # Errors
-    /// This machine watches too many folders already.
+    /// Fails if the inotify limits are reached.
     pub fn watch(&self) -> io::Result<Watch> {
         Watch::open(&self.folder)
     }
 
-    /// The names of all keys.
+    /// Names of all keys.
     pub fn key_names(&self) -> Vec<Name> {
         self.names(KEYS).into_iter().filter_map(|name| name.parse().ok()).collect()
     }
 
-    /// Whether there is a key of that name.
+    /// Returns whether the key exists.
     pub fn has_key(&self, name: &Name) -> bool {
         self.key_path(name).symlink_metadata().is_ok()
     }
 
-    /// The key of that name.
+    /// Reads a key.
     ///
     /// # Errors
-    /// There is none, others could read it, or it is no key.
+    /// Fails if it does not exist, is readable by other users, or is malformed.
     pub fn key(&self, name: &Name) -> Result<Key, Failure> {
         let path = self.key_path(name);
         if !self.has_key(name) {
@@ -133,10 +133,10 @@ impl Store {
         Key::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
     }
 
-    /// Keeps the key under that name.
+    /// Stores a key.
     ///
     /// # Errors
-    /// There is one of that name and it is not to be replaced, or it cannot be written.
+    /// Fails if it exists and `replace` is not set, or if it cannot be written.
     pub fn put_key(&self, name: &Name, key: &Key, replace: bool) -> Result<(), Failure> {
         let _lock = self.lock()?;
         if self.has_key(name) && !replace {
@@ -147,10 +147,10 @@ impl Store {
         crate::private::write(&self.key_path(name), &key.line())
     }
 
-    /// Removes the key of that name, unless a host uses it.
+    /// Removes a key.
     ///
     /// # Errors
-    /// There is none, or a host uses it, or it cannot be removed.
+    /// Fails if it does not exist, is used by a host, or cannot be removed.
     pub fn remove_key(&self, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock()?;
         let users: Vec<String> = self.hosts_using(name).iter().map(Name::to_string).collect();
@@ -169,62 +169,62 @@ impl Store {
         crate::private::remove(&self.key_path(name))
     }
 
-    /// The hosts that use the key of that name.
+    /// Hosts that use a key.
     pub fn hosts_using(&self, key: &Name) -> Vec<Name> {
         let hosts = self.hosts().into_iter();
         let uses = |record: &HostRecord| record.key_names().any(|name| name == key);
         hosts.filter(|(_, found)| found.as_ref().is_ok_and(uses)).map(|(name, _)| name).collect()
     }
 
-    /// All hosts in the folder, by name; a file that cannot be used is the reason why not.
+    /// All hosts in the directory, or why their files cannot be used.
     pub fn hosts(&self) -> Vec<(Name, Result<HostRecord, Failure>)> {
         let names = self.names(HOSTS).into_iter();
         let names = names.filter_map(|name| name.strip_suffix(JSON)?.parse::<Name>().ok());
         names.map(|name| (name.clone(), self.host(&name))).collect()
     }
 
-    /// Whether there is a host of that name.
+    /// Returns whether the host exists.
     pub fn has_host(&self, name: &Name) -> bool {
         self.host_path(name).symlink_metadata().is_ok()
     }
 
-    /// The host of that name.
+    /// Reads a host.
     ///
     /// # Errors
-    /// There is none, others could read it, or it is not understood.
+    /// Fails if it does not exist, is readable by other users, or is malformed.
     pub fn host(&self, name: &Name) -> Result<HostRecord, Failure> {
         let path = self.host_path(name);
         let text = crate::private::read(&path, record::MAX_LEN)?;
         HostRecord::parse(&text).map_err(|why| Failure::new(format!("{}: {why}", path.display())))
     }
 
-    /// The host that is called so, or has that NQN.
+    /// Finds a host by name or NQN.
     pub fn find_host(&self, called: &str) -> Option<Name> {
         let by_name = || self.hosts().into_iter().find(|(name, _)| name.as_str() == called);
         self.host_by_nqn(called).or_else(|| by_name().map(|(name, _)| name))
     }
 
-    /// What the host of that NQN is called here.
+    /// The name of the host with this NQN.
     pub fn host_by_nqn(&self, nqn: &str) -> Option<Name> {
         let has_nqn =
             |found: &Result<HostRecord, Failure>| found.as_ref().is_ok_and(|r| r.nqn == nqn);
         self.hosts().into_iter().find(|(_, found)| has_nqn(found)).map(|(name, _)| name)
     }
 
-    /// Keeps the host under that name, and what was kept under it before no longer.
+    /// Stores a host; replaces one of the same name.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Fails if it cannot be written.
     pub fn put_host(&self, name: &Name, record: &HostRecord) -> Result<(), Failure> {
         let _lock = self.lock()?;
         crate::private::write(&self.host_path(name), &record.emit())
     }
 
-    /// Lets the host of that name in no longer. Returns the names of keys that nobody uses now and that are called as
-    /// the host was: they are removed with it.
+    /// Removes a host, and those of its keys that are named after it and not used by another host.
+    /// Returns the names of the removed keys.
     ///
     /// # Errors
-    /// It cannot be removed.
+    /// Fails if it cannot be removed.
     pub fn remove_host(&self, name: &Name) -> Result<Vec<Name>, Failure> {
         let _lock = self.lock()?;
         let record = self.host(name);
@@ -238,15 +238,15 @@ impl Store {
         Ok(gone)
     }
 
-    /// Lets in a host that has proven to know the code, in place of one of the same NQN: which disks that one might have,
-    /// and until when, stays. Returns what it is called from now on.
+    /// Adds a paired host. If the NQN is known, replaces its keys and access; the disks and the
+    /// expiry of its rules stay. Returns its name.
     ///
     /// # Errors
-    /// Its NQN or its key is none, or it cannot be written.
+    /// Fails if the NQN or the key is invalid, or if it cannot be written.
     pub fn add_paired_host(&self, host: &PairedHost<'_>, now: SystemTime) -> Result<Name, Failure> {
         record::check_nqn(host.nqn).map_err(Failure::new)?;
         if self.is_in_credential(host.nqn) {
-            // Two of one name would lock both out.
+            // A duplicate NQN would deny access to both.
             return Err(Failure::new(format!(
                 "{} is let in by a credential, and only who gave that can change it",
                 host.nqn
@@ -258,7 +258,7 @@ impl Store {
         });
         let known = self.host(&name).ok().filter(|_| host.disks.is_empty());
         let known = known.and_then(|record| remaining_rules(record, host, now));
-        // A key that others use, too, stays theirs.
+        // Keys used by other hosts are not replaced.
         let others = |key: &Name| self.has_key(key) && self.hosts_using(key) != [name.clone()];
         let key_name = name.clone().make_unique(others);
         let rule = |disk| Rule { disk, access: host.access.into(), expires: None };
@@ -288,7 +288,7 @@ impl Store {
         records.any(|record| record.is_ok_and(|record| record.nqn == nqn))
     }
 
-    /// The names of the files in one of the folders, in order. What begins with a dot is being written.
+    /// Sorted names of files in a subdirectory, without temporary files.
     pub(crate) fn names(&self, inner: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.folder.join(inner)) else { return Vec::new() };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -310,7 +310,8 @@ impl Store {
     }
 }
 
-/// What the owner's rules for a host leave to it with the access that it has now; nothing if all have expired.
+/// The rules in force of a known host, with the access granted now. Returns `None` if all have
+/// expired.
 fn remaining_rules(
     record: HostRecord,
     host: &PairedHost<'_>,
@@ -322,13 +323,13 @@ fn remaining_rules(
     (!rules.is_empty()).then_some(rules)
 }
 
-/// Where keys are kept if nothing else was said.
+/// The default directory.
 pub(crate) fn default_folder(
     variable: &dyn Fn(&str) -> Option<OsString>,
     root: bool,
 ) -> Option<PathBuf> {
     let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    // systemd names all of the service's folders, with colons between them.
+    // systemd separates several directories by colons.
     let service = variable("STATE_DIRECTORY").and_then(|all| {
         let first = all.to_str()?.split(':').next()?.to_owned();
         Some(PathBuf::from(first)).filter(|path| path.is_absolute())
@@ -341,7 +342,7 @@ pub(crate) fn default_folder(
     service.or_else(|| if root { Some(PathBuf::from("/var/lib/storagetm")) } else { home() })
 }
 
-/// The hosts among the credentials in a folder. Who may read them is the service manager's to say.
+/// Reads credentials with hosts. The service manager controls who can read them.
 pub(crate) fn credentials_in(folder: &Path) -> Vec<Credential> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
@@ -350,7 +351,7 @@ pub(crate) fn credentials_in(folder: &Path) -> Vec<Credential> {
     names.into_iter().map(|name| read_credential(folder, name)).collect()
 }
 
-/// What cannot be read is an empty text, which is no host, and is said to be none.
+/// Reads a credential. If that fails, the content is empty, which is reported as malformed.
 fn read_credential(folder: &Path, name: String) -> Credential {
     let opened = fs::File::open(folder.join(&name));
     let text = opened.and_then(|file| read_bounded(file, record::MAX_LEN));
@@ -358,25 +359,25 @@ fn read_credential(folder: &Path, name: String) -> Credential {
     Credential { name, text: Secret::new(std::mem::take(&mut text)) }
 }
 
-/// A host in one of the firmware's strings: `io.systemd.credential:NAME=TEXT`.
+/// Parses a firmware string `io.systemd.credential:NAME=TEXT`.
 fn firmware_credential(text: &str) -> Option<Credential> {
     let (name, text) = text.strip_prefix("io.systemd.credential:")?.split_once('=')?;
     let text = Secret::new(text.as_bytes().to_vec());
     name.starts_with(CREDENTIAL).then(|| Credential { name: name.to_owned(), text })
 }
 
-/// Writes something secret to a file that somebody named: only its owner can read it.
+/// Writes a secret to a file given by the user, with mode 0600.
 ///
 /// # Errors
-/// It cannot be written.
+/// Fails if it cannot be written.
 pub fn write_private(path: &Path, text: &[u8]) -> Result<(), Failure> {
     crate::private::write(path, text)
 }
 
-/// A key's text from a file that somebody named, or from standard input.
+/// Reads a key from a file given by the user, or from standard input.
 ///
 /// # Errors
-/// It cannot be read, or is too long for a key.
+/// Fails if it cannot be read, or is malformed.
 pub fn read_key(from: impl Read, what: &str) -> Result<Key, Failure> {
     let text = read_bounded(from, key::MAX_LEN).map_err(|error| match error.kind() {
         ErrorKind::FileTooLarge => Failure::new(format!("{what} is no key: {error}")),

@@ -1,5 +1,4 @@
-//! A machine that has let this one in: where it is, which of its disks may be had, and with which key. It knows no
-//! connection.
+//! Targets that this machine is paired with: address, disks and key.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,38 +10,38 @@ use crate::store::Store;
 use failure::Failure;
 use zeroize::Zeroizing;
 
-/// Bytes of the longest file.
+/// Longest file in bytes.
 const MAX_LEN: usize = 256 << 10;
 
-/// A machine that has let this one in.
+/// A target that this machine is paired with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// What it calls itself.
+    /// Its name.
     pub name: String,
-    /// Where it was reached.
+    /// Address at which it was paired.
     pub address: String,
-    /// The TCP port there.
+    /// TCP port.
     pub port: u16,
-    /// The name under which this machine was let in: its host NQN.
+    /// Host NQN that was used for pairing.
     pub host: String,
-    /// What may be done with its disks.
+    /// Access granted.
     pub access: Allowed,
-    /// The key for secured channels.
+    /// TLS key.
     pub tls: Key,
-    /// The disks that there were.
+    /// Its disks at the time of pairing.
     pub disks: Vec<Disk>,
 }
 
-/// A disk of it.
+/// A disk of a target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
-    /// Its NQN.
+    /// NQN.
     pub nqn: String,
-    /// What it is called there.
+    /// Name on the target.
     pub name: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// What may be done with it.
+    /// Access granted.
     pub access: Allowed,
 }
 
@@ -65,7 +64,8 @@ impl Target {
         }
     }
 
-    /// Whether both are of one machine: of one name, and with a disk in common, or met at one address where one had no disk.
+    /// Returns whether both are the same machine: the same name, and a common disk; or the same
+    /// address if one of them had no disk.
     fn is_same(&self, other: &Self) -> bool {
         let in_common =
             self.disks.iter().any(|disk| other.disks.iter().any(|it| it.nqn == disk.nqn));
@@ -73,14 +73,14 @@ impl Target {
         self.name == other.name && (in_common || (empty && self.address == other.address))
     }
 
-    /// Whether it is the machine that is called so, or was reached there.
+    /// Returns whether it has this name or address.
     pub fn matches(&self, called: &str) -> bool {
         self.name.eq_ignore_ascii_case(called) || self.address == called
     }
 }
 
 impl Store {
-    /// The machines that have let this one in; for each either what is known of it, or why that cannot be read.
+    /// All targets, or why their files cannot be read.
     pub fn targets(&self) -> Vec<(Name, Result<Target, Failure>)> {
         let names = self.names(TARGETS).into_iter();
         let names = names.filter_map(|name| name.strip_suffix(JSON)?.parse().ok());
@@ -94,11 +94,11 @@ impl Store {
             .map_err(|error| Failure::new(format!("{} is not understood: {error}", path.display())))
     }
 
-    /// Remembers a machine that has let this one in, in place of what was known of it, and of no other with the same name. Returns
-    /// the name under which it is kept.
+    /// Stores a target; replaces the record of the same machine, but not of another one with the
+    /// same name. Returns the name of the record.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Fails if it cannot be written.
     pub fn put_target(&self, target: &Target) -> Result<Name, Failure> {
         let _lock = self.lock()?;
         let kept = self.targets();
@@ -122,10 +122,10 @@ impl Store {
         Ok(name)
     }
 
-    /// Keeps something for this machine's own use, in a file of that name; returns its path.
+    /// Stores keys for import in the file `NAME.keys`. Returns its path.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// Fails if it cannot be written.
     pub fn put_import_keys(&self, name: &Name, text: &[u8]) -> Result<std::path::PathBuf, Failure> {
         let _lock = self.lock()?;
         let folder = self.folder().join(TARGETS);
@@ -154,9 +154,9 @@ mod test {
         let put = |target: &Target| store.put_target(target).unwrap().to_string();
         assert_eq!(put(&with_disk("192.0.2.1", "nqn.a")), "localhost");
         assert_eq!(put(&with_disk("192.0.2.2", "nqn.b")), "localhost-2");
-        // Another machine has the address of the first by now.
+        // Another target has the first one's address by now.
         assert_eq!(put(&with_disk("192.0.2.1", "nqn.c")), "localhost-3");
-        // The second was paired with again, by another address.
+        // The second target was paired again at another address.
         assert_eq!(put(&with_disk("192.0.2.9", "nqn.b")), "localhost-2");
         assert_eq!(put(&Target::sample("localhost", "192.0.2.9")), "localhost-2");
         let kept = store.targets();

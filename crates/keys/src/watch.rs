@@ -1,4 +1,4 @@
-//! Tells that something changed among the keys and hosts. It knows not what.
+//! Watches the key store for changes.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,28 +6,28 @@ use std::path::Path;
 
 use crate::private::{HOSTS, KEYS};
 
-/// The folders of a store, watched.
+/// A watch on the directories of a store.
 #[derive(Debug)]
 pub struct Watch(linux::watch::Watch);
 
 impl Watch {
-    /// Watches the store's folder, that of its keys and that of its hosts.
+    /// Watches the directory and those of keys and hosts.
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
         let folders = ["", KEYS, HOSTS].map(|inner| folder.join(inner));
         linux::watch::Watch::open(folders).map(Self)
     }
 
-    /// Whether something changed since the last time. Never waits.
+    /// Returns whether something changed since the last call. Does not block.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// Fails if inotify fails.
     pub fn receive(&mut self) -> io::Result<bool> {
         self.0.receive()
     }
 }
 
 impl AsFd for Watch {
-    /// Readable when [`Watch::receive`] has something.
+    /// Readable when there are changes.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

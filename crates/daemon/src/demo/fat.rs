@@ -1,5 +1,5 @@
-//! A FAT16 file system with one file in its root (ECMA-107, as extended by the FAT specification of 2000 for 32-bit
-//! sector counts). It knows no disk: it makes blocks.
+//! Generates a FAT16 file system with one file in the root directory (ECMA-107, as extended by the
+//! FAT specification of 2000 for 32-bit sector counts).
 
 use super::Partition;
 
@@ -11,12 +11,12 @@ const RESERVED: u64 = 4;
 const ROOT_ENTRIES: u16 = 512;
 const ROOT_BLOCKS: u64 = 32;
 const BLOCK: usize = 512;
-/// The first cluster of the file, and the first that there is.
+/// First cluster of the file, and of the data area.
 const FILE: u16 = 2;
-/// 2026-01-01, as a directory entry has it.
+/// 2026-01-01 as a FAT date.
 const DAY: u16 = (46 << 9) | (1 << 5) | 1;
 
-/// What to write where: block numbers within the partition, and bytes from there on.
+/// Returns the blocks to write: block number within the partition, and content.
 pub(super) fn emit(partition: Partition, serial: u32, file: &[u8]) -> [(u64, Vec<u8>); 5] {
     let layout = Layout::of(partition.blocks);
     let table = table(&layout, file.len());
@@ -30,14 +30,14 @@ pub(super) fn emit(partition: Partition, serial: u32, file: &[u8]) -> [(u64, Vec
     ]
 }
 
-/// Sizes that follow from that of the partition, in blocks.
+/// Sizes in blocks.
 struct Layout {
     cluster: u64,
     table: u64,
 }
 
 impl Layout {
-    /// The smallest clusters with which all are counted in 16 bits.
+    /// Selects the smallest cluster size with which cluster numbers fit in 16 bits.
     fn of(blocks: u64) -> Self {
         let cluster = blocks.div_ceil(MOST_CLUSTERS).next_power_of_two();
         let table = ((blocks / cluster + 2) * 2).div_ceil(BLOCK as u64);
@@ -64,19 +64,19 @@ fn boot(partition: Partition, layout: &Layout, serial: u32) -> Vec<u8> {
     put(&mut boot, 36, &[0x80, 0, 0x29]);
     put(&mut boot, 39, &serial.to_le_bytes());
     put(&mut boot, 43, b"STORAGETM  FAT16   ");
-    // Whoever boots from it gets: hlt, for ever.
+    // Boot code: hlt in a loop.
     put(&mut boot, 62, &[0xf4, 0xeb, 0xfd]);
     put(&mut boot, 510, &[0x55, 0xaa]);
     boot
 }
 
-/// The low 32 bits, as they lie on disk.
+/// The low 32 bits, little-endian.
 fn low(number: u64) -> [u8; 4] {
     let [a, b, c, d, ..] = number.to_le_bytes();
     [a, b, c, d]
 }
 
-/// The allocation table: the file's clusters in a row, all others free.
+/// The file allocation table: the file's clusters in sequence, all others free.
 fn table(layout: &Layout, length: usize) -> Vec<u8> {
     let clusters = (length as u64).div_ceil(BLOCK as u64 * layout.cluster);
     let mut words: Vec<u16> = vec![0xfff8, 0xffff];

@@ -5,7 +5,7 @@ use console::{decimal, host_name, printable, size};
 use super::{HostAuth, ServeEvent, UNIX, is_once};
 
 impl ServeEvent {
-    /// One sentence for people, or nothing where the screen says it all.
+    /// Returns the event as a sentence, or `None` if the screen shows it in another way.
     pub fn sentence(&self) -> Option<String> {
         let sentence = match self {
             Self::Listening { .. } | Self::Lent { .. } | Self::Ready | Self::Pairing { .. } => {
@@ -67,13 +67,13 @@ impl ServeEvent {
 }
 
 impl HostAuth {
-    /// How the connection is protected, as a piece of a sentence.
+    /// How the connection is encrypted, as a clause.
     fn words(&self) -> String {
         self.tls.as_ref().map(|tls| format!(", encrypted ({tls})")).unwrap_or_default()
     }
 }
 
-/// A host as people call it: by its owner's name, if it has shown a key, else by the name that it gives itself.
+/// The host by its name in the access policy if it used a key, else by its NQN.
 fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
     let host = match known_as {
         Some(name) => name.to_owned(),
@@ -83,7 +83,7 @@ fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
     if address == UNIX { format!("{host} on this machine") } else { format!("{host} at {address}") }
 }
 
-/// " 17 times", or nothing for once.
+/// " 17 times", or an empty string for 1.
 fn times(count: u64) -> String {
     if is_once(&count) { String::new() } else { format!(" {count} times") }
 }

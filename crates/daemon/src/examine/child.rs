@@ -1,4 +1,4 @@
-//! `storagetm examine`: the process that examines disks, with a thread for each.
+//! `storagetm examine`: the helper process that probes disks, one thread each.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,22 +13,22 @@ use rustix::net::{AddressFamily, getsockname};
 use super::{Answer, Question};
 use failure::Failure;
 
-/// Memory for a thread's stack: it has little to do.
+/// Stack size of a probe thread.
 const STACK: usize = 256 << 10;
 
-/// Held by whoever opens a part of a disk exclusively.
+/// Locks by whole disk, held while one of its partitions is open exclusively.
 type Turns = HashMap<String, Arc<Mutex<()>>>;
 
-/// Answers questions until the socket is closed.
+/// Answers requests until the socket is closed.
 ///
 /// # Errors
-/// It was not started by this program.
+/// Fails if it was not started by this program.
 pub fn work() -> Result<(), Failure> {
     let socket = socket().ok_or_else(|| {
         Failure::usage("storagetm examine is a part of this program, which starts it by itself")
     })?;
     answer(&socket);
-    // Without waiting for disks that do not answer.
+    // Does not wait for threads that are blocked on disks.
     std::process::exit(0)
 }
 
@@ -38,7 +38,7 @@ fn socket() -> Option<UnixStream> {
     (address.address_family() == AddressFamily::UNIX).then(|| input.into())
 }
 
-/// Reads questions to the end, and has each answered by a thread.
+/// Reads requests and starts a thread for each.
 pub(super) fn answer(socket: &UnixStream) {
     let Ok(answers) = socket.try_clone() else { return };
     let answers = Arc::new(Mutex::new(answers));

@@ -1,4 +1,4 @@
-//! The value of `--listen`: a protocol, an address and a port, or the path of a Unix socket.
+//! Parses the value of `--listen`: a protocol, an address and a port, or the path of a Unix socket.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 
-/// A protocol by which disks are lent.
+/// A storage protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
     /// NVMe/TCP, which Linux attaches by itself
@@ -16,7 +16,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// What programs are told.
+    /// Name in JSON events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nvme => "nvme-tcp",
@@ -25,28 +25,28 @@ impl Protocol {
     }
 }
 
-/// What `--listen` says: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
+/// Value of `--listen`: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenOption {
     /// The protocol, if one was given.
     pub protocol: Option<Protocol>,
-    /// Where.
+    /// The address.
     pub addr: ListenAddr,
 }
 
-/// Where to listen.
+/// Address of `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
-    /// At an address.
+    /// A network address.
     Address {
-        /// The address.
+        /// IP address.
         ip: IpAddr,
-        /// The interface that an IPv6 address is said to be on: `[fe80::1%eth0]`.
+        /// Interface of an IPv6 address: `[fe80::1%eth0]`.
         interface: Option<String>,
         /// The port, if one was given.
         port: Option<u16>,
     },
-    /// At a path.
+    /// A Unix socket.
     Path(PathBuf),
 }
 
@@ -54,7 +54,7 @@ const BRACKETS: &str = "an IPv6 address stands in brackets, as in [::1]:4420 or 
 
 const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809 or unix:/run/x.sock";
 
-/// The longest path of a Unix socket (unix(7)).
+/// Longest path of a Unix socket (unix(7)).
 const LONGEST_PATH: usize = 107;
 
 impl FromStr for ListenOption {
@@ -72,7 +72,7 @@ impl FromStr for ListenOption {
     }
 }
 
-/// Takes the protocol off the front.
+/// Splits off the protocol.
 fn protocol(text: &str) -> Result<(Option<Protocol>, &str), &'static str> {
     match text.split_once(':') {
         Some(("nvme", rest)) => Ok((Some(Protocol::Nvme), rest)),
@@ -116,7 +116,7 @@ fn address(text: &str) -> Result<ListenAddr, &'static str> {
     Ok(ListenAddr::Address { ip, interface, port: port.transpose()? })
 }
 
-/// Refuses an address that no connection can come to.
+/// Refuses addresses that accept no connections.
 fn check_usable(ip: IpAddr) -> Result<(), &'static str> {
     match ip {
         IpAddr::V4(ip) if ip.is_broadcast() => Err(
@@ -134,12 +134,12 @@ fn check_usable(ip: IpAddr) -> Result<(), &'static str> {
     }
 }
 
-/// Whether it is an IPv6 address, perhaps with an interface.
+/// Returns whether it is an IPv6 address, with or without an interface.
 fn is_v6(text: &str) -> bool {
     text.split(['%', '/']).next().unwrap_or_default().parse::<Ipv6Addr>().is_ok()
 }
 
-/// The address without brackets, and the port's text.
+/// Splits into the address without brackets and the text of the port.
 fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or(FORM)?;

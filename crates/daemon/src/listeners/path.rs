@@ -1,5 +1,4 @@
-//! A Unix socket that listens at a path: its file takes the place of one that nobody listens at any more, and is removed
-//! at the end. It knows no protocol.
+//! Listens on Unix sockets at a path: replaces a stale socket file, and removes its own.
 
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
@@ -10,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Listens at that path.
+/// Listens at `path`.
 ///
 /// # Errors
-/// Somebody listens there ([`ErrorKind::AddrInUse`]), there is something else ([`ErrorKind::AlreadyExists`]), or no file can
-/// be made there.
+/// Fails with [`ErrorKind::AddrInUse`] if a process listens there, with
+/// [`ErrorKind::AlreadyExists`] if another kind of file exists, or if the file cannot be made.
 pub fn bind(path: &Path) -> io::Result<OwnedFd> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
@@ -26,7 +25,7 @@ pub fn bind(path: &Path) -> io::Result<OwnedFd> {
     Ok(listener.into())
 }
 
-/// Removes what somebody has left behind who listens no longer.
+/// Removes a socket file that no process listens on.
 fn remove_stale(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(ErrorKind::AlreadyExists.into());
@@ -37,14 +36,14 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether somebody listens there; who has too much to do to answer is not waited for.
+/// Tries to connect. Does not block if the listen queue is full.
 fn probe(path: &Path) -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
 }
 
-/// The file of a socket of ours. Dropping it removes it, unless another one has taken its place.
+/// A socket file of this process. Removed when dropped, unless it was replaced.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -52,7 +51,7 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// That at this path, which was bound just now. Nothing if it is gone already.
+    /// The file of a socket that was just bound at `path`. Returns `None` if it is gone.
     pub fn of(path: &Path) -> Option<Self> {
         let identity = identity(&fs::symlink_metadata(path).ok()?);
         Some(Self { path: path.to_owned(), identity })
@@ -102,7 +101,7 @@ mod test {
         let unresponsive = unresponsive.unwrap();
         rustix::net::bind(&unresponsive, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         rustix::net::listen(&unresponsive, 0).unwrap();
-        // Those that were not accepted stay in the queue, though they are gone: it is full now.
+        // Closed connections stay in the listen queue until accepted: this fills it.
         while probe(&path).is_ok() {}
         assert_eq!(bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
         assert!(path.exists());
@@ -116,7 +115,7 @@ mod test {
         let file = SocketFile::of(&path).unwrap();
         drop(first);
         let second = bind(&path).unwrap();
-        // A file system may give the number of a file that is gone to the next one.
+        // A file system may reuse an inode number at once.
         if SocketFile::of(&path).map(|it| std::mem::ManuallyDrop::new(it).identity)
             != Some(file.identity)
         {

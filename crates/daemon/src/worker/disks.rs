@@ -1,4 +1,4 @@
-//! The disks that the worker process was handed.
+//! The disks that the worker received.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use export::Export;
 use super::messages::{Counts, Report};
 use super::usage::usage_of;
 
-/// The disks that this worker has.
+/// Table of the disks.
 #[derive(Debug, Default)]
 pub(super) struct Disks(Mutex<Vec<DiskEntry>>);
 
@@ -20,19 +20,19 @@ pub(super) struct DiskEntry {
 }
 
 impl Disks {
-    /// Another disk.
+    /// Adds a disk.
     pub(super) fn add(&self, disk: u64, export: Arc<Export>) {
         let reported = usage_of(&export);
         self.entries().push(DiskEntry { disk, export, withdrawn: false, reported });
     }
 
-    /// The disk of that number.
+    /// Returns the export of a disk number.
     pub(super) fn find(&self, disk: u64) -> Option<Arc<Export>> {
         let entries = self.entries();
         entries.iter().find(|entries| entries.disk == disk).map(|entries| entries.export.clone())
     }
 
-    /// It is lent no longer; sessions may still have it for a while.
+    /// Marks a disk as withdrawn; sessions may hold the export for a while.
     pub(super) fn withdraw(&self, disk: u64) {
         let mut entries = self.entries();
         entries
@@ -41,7 +41,7 @@ impl Disks {
             .for_each(|entries| entries.withdrawn = true);
     }
 
-    /// All that are lent.
+    /// Returns all exports that are not withdrawn.
     pub(super) fn lent(&self) -> Vec<Arc<Export>> {
         let entries = self.entries();
         entries
@@ -65,7 +65,7 @@ impl Disks {
 }
 
 impl DiskEntry {
-    /// What is to be told, if it is not what was told last.
+    /// Returns a report of the counters if they changed since the last one.
     pub(super) fn changed_counts(&mut self) -> Option<Report> {
         let counts = usage_of(&self.export);
         let is_news = counts != self.reported;
@@ -73,12 +73,12 @@ impl DiskEntry {
         is_news.then_some(Report::Used { disk: self.disk, counts })
     }
 
-    /// Whether a write of it is in flight, or it may be released.
+    /// Returns whether a write is in flight or the disk waits for its release.
     pub(super) fn may_change(&self) -> bool {
         self.withdrawn || self.reported.being_written
     }
 
-    /// Whether nobody but this table has it any more.
+    /// Returns whether the disk is withdrawn and no session holds the export.
     pub(super) fn is_released(&self) -> bool {
         self.withdrawn && Arc::strong_count(&self.export) == 1
     }

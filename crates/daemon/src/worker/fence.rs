@@ -1,9 +1,11 @@
-//! Keeps writes of a worker that is gone from landing on newer ones. A request that io_uring has handed to a disk outlives
-//! the process that asked for it, and a process that waits for a disk outlives its being killed.
+//! Fencing of a lost worker's writes. A request that io_uring passed to a disk outlives the
+//! process, and a process blocked on a disk survives SIGKILL; without fencing, such a write could
+//! overwrite newer data.
 //!
-//! Writable disks are withheld from the next worker until it is known that no write of the old one is under way: a flush
-//! has ended, and the kernel has no write to the device left. Where it does not count them, the old process must be gone,
-//! unless it had reported that nothing is being written. Disks that are lent read-only are not withheld.
+//! Writable disks are withheld from the next worker until no write of the old one can be in flight:
+//! a flush has completed, and the kernel counts no write in flight to the device. If the kernel
+//! does not count them, the old process must have exited, unless it had reported that no write was
+//! in flight. Read-only disks are not withheld.
 
 use std::process::Child;
 use std::sync::Arc;
@@ -19,16 +21,16 @@ use super::Shared;
 use crate::flush::Flush;
 use crate::inbox::WorkerEvent;
 
-/// Between two looks.
+/// Poll interval.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a disk is withheld before that is reported: those that answer are free at once.
+/// How long a disk is withheld before the user is told.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// A disk that is withheld.
+/// A withheld disk.
 pub(super) struct Withheld {
     pub(super) export: Arc<Export>,
-    /// Whether the worker had reported writes under way.
+    /// Whether the worker had reported writes in flight.
     pub(super) was_written: bool,
 }
 
@@ -38,14 +40,15 @@ struct Check {
     is_reported: bool,
 }
 
-/// Releases each of the disks when that may be, on a thread of its own. `stuck` is the old process, if it cannot be ended.
+/// Releases the disks as soon as it is safe, on a thread of its own. `stuck` is the old process if
+/// it could not be killed.
 pub(super) fn start(shared: Arc<Shared>, stuck: Option<Child>, withheld: Vec<Withheld>) {
     if stuck.is_none() && withheld.is_empty() {
         return;
     }
     let check = |withheld| Check { withheld, flush: None, is_reported: false };
     let checks = withheld.into_iter().map(check).collect();
-    // Without a thread the disks stay withheld, which is safe.
+    // If the thread cannot be started, the disks stay withheld, which is safe.
     let watch = move || watch(&shared, stuck, checks);
     drop(thread::Builder::new().name("fence".to_owned()).spawn(watch));
 }
@@ -63,7 +66,7 @@ fn watch(shared: &Shared, mut stuck: Option<Child>, mut checks: Vec<Check>) {
             }
             !is_free
         });
-        // The process must be waited for, whether or not something depends on it.
+        // The process must be reaped in any case.
         if is_gone && checks.is_empty() {
             return;
         }
@@ -72,12 +75,12 @@ fn watch(shared: &Shared, mut stuck: Option<Child>, mut checks: Vec<Check>) {
 }
 
 impl Check {
-    /// Whether no write that the old process has begun can be under way. Never waits for the disk.
+    /// Returns whether no write of the old process can be in flight. Does not block on the disk.
     fn is_free(&mut self, is_gone: bool) -> bool {
         let export = &self.withheld.export;
         let in_flight = || writes_in_flight(&Tree::machine(), device(export)?);
         if self.flush.is_none() {
-            // A flush before the last of them has ended would have to be repeated.
+            // A flush only counts if it starts after the last write completed.
             if in_flight().is_some_and(|count| count > 0) {
                 return false;
             }
@@ -85,14 +88,14 @@ impl Check {
         }
         match self.flush.as_mut().and_then(Flush::ended) {
             None => return false,
-            // It has answered, but no later flush may report success: this one has taken the error.
+            // The disk responded, but this flush consumed the error: later ones must fail, too.
             Some(Err(_)) => export.flush_failed(),
             Some(Ok(())) => {}
         }
         match in_flight() {
             Some(0) => true,
             Some(_) => {
-                // Those that are under way now may be the ones that count.
+                // Writes in flight now may be the old ones: flush again.
                 self.flush = None;
                 false
             }
@@ -118,7 +121,8 @@ impl Check {
     }
 }
 
-/// Which block device it is, if it is one. What is written to the device under an image may be anybody's.
+/// The block device of the export. `None` for images: writes to the device below are not
+/// necessarily ours.
 fn device(export: &Export) -> Option<DeviceNumber> {
     let stat = fstat(export).ok()?;
     let number = stat.st_rdev;

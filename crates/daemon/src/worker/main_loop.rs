@@ -1,5 +1,5 @@
-//! `storagetm worker`: the process that serves. It takes orders from the one that started it, and knows nothing else of
-//! the machine: no file, no name, no address that it was not handed.
+//! `storagetm worker`: the worker process. It receives requests from the opener and has access to
+//! nothing but the descriptors that it receives.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -24,15 +24,15 @@ use crate::rate_limit::EventRateLimit;
 use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver, Sender};
 
-/// ListenerRole, until it is told to stop or nobody is there to tell.
+/// Serves until told to stop, or until the opener exits.
 ///
 /// # Errors
-/// It was not started by `storagetm serve`.
+/// Fails if it was not started by `storagetm serve`.
 pub fn work() -> Result<(), Failure> {
     let socket = socket().ok_or_else(|| {
         Failure::usage("storagetm worker is a part of storagetm serve, which starts it by itself")
     })?;
-    // What a terminal or a service manager tells all processes is the opener's to act upon.
+    // Signals from the terminal or the service manager are handled by the opener.
     let _ignored = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     let Ok(unconfined) = sandbox::drop_privileges(parent) else { return Ok(()) };
@@ -45,14 +45,14 @@ pub fn work() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The socket to the opener: where others have their standard input.
+/// The socket to the opener, passed as standard input.
 fn socket() -> Option<UnixStream> {
     let input = io::stdin().as_fd().try_clone_to_owned().ok()?;
     let address = getsockname(&input).ok()?;
     (address.address_family() == AddressFamily::UNIX).then(|| input.into())
 }
 
-/// What the worker works with.
+/// State of the worker process.
 struct WorkerProcess {
     engine: Engine,
     sessions: Arc<Sessions>,
@@ -63,10 +63,11 @@ struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Opens all that is ever opened, and gives away the right to open more. In what that did not work is reported.
+    /// Opens all resources, then drops the right to open more. Reports what could not be
+    /// restricted.
     ///
     /// # Errors
-    /// A sentence.
+    /// Fails with a message for the user.
     fn start(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("cannot start to serve: {}", spawn_error(&error));
         engine::tls::prepare().map_err(cannot)?;
@@ -104,7 +105,7 @@ impl WorkerProcess {
         })
     }
 
-    /// Takes orders to the last one. Without the opener there is nothing left to do.
+    /// Handles requests until the channel is closed.
     fn run(mut self, sender: Sender, mut requests: Receiver) {
         let reporter = Reporter {
             sender,
@@ -118,7 +119,7 @@ impl WorkerProcess {
             pairing: None,
         };
         let reporter = thread::Builder::new().name("reporter".to_owned()).spawn(|| reporter.run());
-        // Without it nobody would hear what happens here: another worker may have more luck.
+        // Without the reporter no event would reach the opener: exit, and be replaced.
         let Ok(reporter) = reporter else { return };
         self.reporter = Some(reporter);
         while let Ok(Some((request, descriptor))) = requests.receive() {
@@ -159,12 +160,12 @@ impl WorkerProcess {
                 self.with_pairing_server(|server| server.unlock(Instant::now()))
             }
             (Request::Answer { number, verdict }, _) => {
-                // Nobody hears it who waits no longer.
+                // Fails if the client disconnected: nothing to do.
                 self.with_pairing_server(|server| {
                     let _ = server.answer(number, verdict.into());
                 });
             }
-            // The opener says this once, or with a descriptor.
+            // The opener does not send these: a second start, or a request without its descriptor.
             (Request::Start(_) | Request::Stop { .. }, _)
             | (Request::Accept { .. } | Request::Adopt { .. } | Request::Lend(_), None) => return,
         }
@@ -204,7 +205,7 @@ impl WorkerProcess {
         self.disks.withdraw(disk);
         let catalogue = &self.sessions.catalogue;
         export.withdraw();
-        // Another disk may be lent by that name meanwhile.
+        // Another disk may be exported under this ID by now.
         if catalogue.find(&export.id).is_some_and(|lent| Arc::ptr_eq(&lent, &export)) {
             catalogue.withdraw(&export.id);
         }
@@ -221,7 +222,7 @@ impl WorkerProcess {
         let _ = self.stopped.set(in_time);
         wake(&self.inbox);
         if let Some(reporter) = self.reporter {
-            // One that panicked has said so.
+            // A panic was already reported.
             drop(reporter.join());
         }
     }

@@ -1,7 +1,7 @@
-//! What the two processes say to each other: the orders of the one that opens, the reports of the one that serves. It
-//! knows no socket.
+//! IPC messages between opener and worker: requests and reports.
 //!
-//! The types of the workspace stand here once more as they travel. Disks travel by number: each that is lent gets another.
+//! Wire types mirror the types of other crates, which do not implement serde. Each export that is
+//! sent gets a new disk number.
 
 mod event;
 mod pairing;
@@ -20,50 +20,50 @@ use crate::listen::ListenerRole;
 pub(super) use event::{EventWire, PeerWire};
 pub(super) use pairing::{TriesWire, VerdictWire, ViewWire};
 
-/// Bytes of the longest order: a policy of thousands of hosts.
+/// Longest request in bytes: a policy with thousands of hosts.
 pub(super) const MAX_REQUEST: usize = 8 << 20;
 
-/// Bytes of the longest report.
+/// Longest report in bytes.
 pub(super) const MAX_REPORT: usize = 64 << 10;
 
-/// What the process that opens says.
+/// A request from the opener.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// How to run. The first order.
+    /// Configuration; always the first request.
     Start(Start),
-    /// Accept connections; the listening socket comes with it.
+    /// Accept connections on the listening socket that is attached.
     Accept {
         keyed: bool,
         #[serde(with = "RoleWire")]
         serves: ListenerRole,
     },
-    /// Serve a connection that is there already; it comes with it.
+    /// Serve the connection that is attached.
     Adopt {
         keyed: bool,
         #[serde(with = "RoleWire")]
         serves: ListenerRole,
     },
-    /// Lend a disk; its descriptor comes with it.
+    /// Export the disk whose descriptor is attached.
     Lend(Box<ExportWire>),
-    /// Lend it no longer.
+    /// Withdraw an export.
     Withdraw { disk: u64 },
-    /// It is that long now.
+    /// The disk has a new size.
     Resize { disk: u64, bytes: u64 },
-    /// A flush of it has failed elsewhere: no later one succeeds.
+    /// A flush failed in another process: all later ones must fail.
     FailFlush { disk: u64 },
-    /// Let those in, and nobody else.
+    /// Replace the access policy.
     SetPolicy { hosts: Vec<HostWire> },
-    /// Let in who knows the code, from now on. The machine calls itself that, and so many wrong codes were tried already.
+    /// Enable pairing under this machine name, with the failed attempts so far.
     EnablePairing { name: String, tries: TriesWire },
-    /// Show another code, and take tries anew.
+    /// Generate a new code and reset failed attempts.
     Unlock,
-    /// The owner's answer to who has shown the code.
+    /// The user's answer to a pairing request.
     Answer { number: u64, verdict: VerdictWire },
-    /// Let hosts go, and end.
+    /// Disconnect hosts and exit.
     Stop { milliseconds: u64 },
 }
 
-/// How to run.
+/// Configuration of the worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Start {
     pub(super) driver: DriverWire,
@@ -76,7 +76,6 @@ pub(super) struct Start {
     pub(super) first_controller: u16,
 }
 
-/// What a socket is for.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "ListenerRole")]
 enum RoleWire {
@@ -85,7 +84,7 @@ enum RoleWire {
     Nbd,
 }
 
-/// What this machine shows to those who speak TLS with certificates: texts in PEM.
+/// Server certificates in PEM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct CertificatesWire {
     chain: SecretWire,
@@ -105,10 +104,10 @@ impl From<&Certificates> for CertificatesWire {
 }
 
 impl CertificatesWire {
-    /// The same as the engine needs it.
+    /// Converts them for the engine.
     ///
     /// # Errors
-    /// A sentence: what of it is of no use.
+    /// Fails with a message if one of them is invalid.
     pub(super) fn certificates(&self) -> Result<tls::Certificates, String> {
         let authority = self.authority.as_ref().map(|hidden| hidden.0.bytes());
         tls::Certificates::new(self.chain.0.bytes(), &self.key.0, authority)
@@ -116,7 +115,6 @@ impl CertificatesWire {
     }
 }
 
-/// A driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum DriverWire {
     Auto,
@@ -144,35 +142,34 @@ impl From<DriverWire> for Driver {
     }
 }
 
-/// What the process that serves says.
+/// A report from the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
-    /// It runs, and how. The first report.
+    /// Started; always the first report.
     Running { driver: DriverWire, why: String, unconfined: Vec<String> },
-    /// It cannot run.
+    /// Could not start.
     Failed { sentence: String },
-    /// Something happened.
+    /// An event.
     Event(EventWire),
-    /// Something that the owner should know.
+    /// A message for the user.
     Note { sentence: String },
-    /// What has been done with a disk.
+    /// Counters of a disk.
     Used { disk: u64, counts: Counts },
-    /// The code is another one, or may not be tried now.
+    /// The pairing code or its state changed.
     Pairing(ViewWire),
-    /// Nobody uses a disk any more that was withdrawn.
+    /// A withdrawn disk is not used any more.
     Released { disk: u64 },
-    /// All hosts have let go, or were cut off after the time given.
+    /// All hosts disconnected, or were disconnected after the timeout.
     Stopped { in_time: bool },
 }
 
 impl Report {
-    /// That it runs.
     pub(super) fn running(running: &Running, unconfined: Vec<String>) -> Self {
         Self::Running { driver: running.driver.into(), why: running.why.clone(), unconfined }
     }
 }
 
-/// A disk as it is lent.
+/// An export without its descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ExportWire {
     pub(super) disk: u64,
@@ -192,7 +189,6 @@ pub(super) struct ExportWire {
 }
 
 impl ExportWire {
-    /// All of `export` but its descriptor.
     pub(super) fn new(disk: u64, export: &Export) -> Self {
         Self {
             disk,
@@ -212,7 +208,7 @@ impl ExportWire {
         }
     }
 
-    /// The export, with its descriptor. Nothing if there is no such disk.
+    /// The export with its descriptor. Returns `None` if the geometry is invalid.
     pub(super) fn export(self, descriptor: std::os::fd::OwnedFd) -> Option<Export> {
         let geometry = Geometry::new(self.block, self.physical)?;
         let (name, id) = (&self.name, self.id);
@@ -230,7 +226,7 @@ impl ExportWire {
     }
 }
 
-/// What has been done with a disk since it was lent.
+/// I/O counters and state of an export.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counts {
     pub(super) reads: u64,
@@ -242,12 +238,11 @@ pub(super) struct Counts {
     pub(super) flush_failed: bool,
 }
 
-/// What a peer must show.
 pub(super) fn auth(keyed: bool) -> Auth {
     if keyed { Auth::Required } else { Auth::None }
 }
 
-/// A host that the owner knows.
+/// A host of the access policy.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct HostWire {
     nqn: String,
@@ -298,17 +293,16 @@ impl From<HostWire> for Host {
     }
 }
 
-/// The hosts of a policy.
 pub(super) fn hosts(policy: &Policy) -> Vec<HostWire> {
     policy.hosts.iter().map(|host| HostWire::from(&**host)).collect()
 }
 
-/// The policy of these hosts.
 pub(super) fn policy(hosts: Vec<HostWire>) -> Policy {
     Policy { hosts: hosts.into_iter().map(|wire| Arc::new(wire.into())).collect() }
 }
 
-/// A secret: two digits a byte, so that it is read from the frame without a copy that would stay.
+/// A secret in hexadecimal, so that it is decoded straight from the frame, leaving no copy in
+/// memory.
 #[derive(Debug, Clone)]
 pub(super) struct SecretWire(pub(super) Secret);
 

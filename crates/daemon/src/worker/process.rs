@@ -1,4 +1,4 @@
-//! Starts the program once more, as the worker. It knows nothing of what the worker does.
+//! Spawns the worker process.
 
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
 use std::os::fd::OwnedFd;
@@ -12,15 +12,17 @@ use super::Shared;
 use crate::inbox::WorkerEvent;
 use ipc::spawn::executable;
 
-/// Lines of the worker's own that are passed on at most, and bytes of each: it should have none.
+/// Most lines of output that are forwarded, and their longest length: only panics should cause
+/// output.
 const MAX_LINES: usize = 64;
 const MAX_LINE: u64 = 1000;
 
-/// Starts it. It has one descriptor, the other end of the socket; where others have a standard error, it has a pipe,
-/// whose lines are notes. It gets no environment, and no signal of the terminal.
+/// Spawns the worker with the other end of the socket as standard input. Its output goes to a pipe
+/// and is reported as notes. It inherits no environment and no other descriptor, and is in a
+/// process group of its own.
 ///
 /// # Errors
-/// There is no descriptor, no memory, or nothing to start.
+/// Fails if descriptors, memory or processes are exhausted.
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
     linux::sandbox::set_cloexec_on_all();
     let (own, other) = UnixStream::pair()?;
@@ -41,7 +43,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
     Ok((child, own))
 }
 
-/// Has what it says besides, as when it panics, be said as a note.
+/// Forwards the worker's output, such as panic messages, as notes.
 fn forward_output(output: PipeReader, shared: &Arc<Shared>) {
     let mut output = BufReader::new(output);
     for _ in 0..MAX_LINES {
@@ -51,7 +53,7 @@ fn forward_output(output: PipeReader, shared: &Arc<Shared>) {
             _ => return,
         }
     }
-    // Nobody waits for somebody who reads no more.
+    // Drain the pipe so that the worker does not block on it.
     let _ = io::copy(&mut output, &mut io::sink());
 }
 

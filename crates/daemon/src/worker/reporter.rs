@@ -1,8 +1,8 @@
-//! The worker's thread that reports: what happened, what has been done with each disk, and which code is good. It knows no
-//! protocol.
+//! The reporter thread of the worker: sends events, I/O counters and the pairing state to the
+//! opener.
 //!
-//! It is a thread of its own so that orders are always taken, however much there is to report: the opener may wait until
-//! an order is taken, and hear reports no sooner.
+//! It is separate from the main loop to avoid a deadlock: the opener may block until a request is
+//! received, and receives no reports meanwhile.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -18,44 +18,44 @@ use crate::inbox::Inbox;
 use crate::rate_limit::{CountedEvent, EventRateLimit};
 use ipc::channel::Sender;
 
-/// How often disks are looked at that are used, and those that are attached and rest. Nobody looks at others.
+/// Poll intervals for counters: of disks in use, and of idle attached disks. Other disks are not
+/// polled.
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The subject of a note to the scribe itself: there is something new to look at.
+/// Inbox subject by which other threads wake the reporter.
 const WAKE: &str = "look";
 
-/// Who reports.
+/// The reporter.
 pub(super) struct Reporter {
     pub(super) sender: Sender,
     pub(super) inbox: Inbox,
     pub(super) disks: Arc<Disks>,
     pub(super) sessions: Arc<Sessions>,
-    /// Set when all connections have gone, with whether that was in time.
+    /// Set when all connections are closed: whether that was in time.
     pub(super) stopped: Arc<OnceLock<bool>>,
-    /// Attachments there are.
+    /// Number of attachments.
     pub(super) attached: usize,
-    /// Events whose kind was reported a moment ago.
     pub(super) rate_limit: EventRateLimit,
-    /// Events and notes that were too many at once.
+    /// Events and notes dropped because the inbox was full.
     pub(super) lost: usize,
-    /// The pairing that was told last, and what of it may change by time alone.
+    /// Generation of the pairing state that was last reported.
     pub(super) pairing: Option<u64>,
 }
 
-/// Has the scribe look.
+/// Wakes the reporter.
 pub(super) fn wake(inbox: &Inbox) {
     inbox.set_subject(WAKE, None);
 }
 
 impl Reporter {
-    /// Reports until all is over, or nobody hears it any more.
+    /// Reports until the worker has stopped, or the channel is closed.
     pub(super) fn run(mut self) {
         let mut timeout = None;
         while let Ok(next) = self.round(timeout) {
             timeout = next;
             if let Some(in_time) = self.stopped.get().copied() {
-                // What happened last was said before it was set.
+                // All events precede `stopped`, so this round reports the last of them.
                 let _ = self.round(Some(Duration::ZERO));
                 let _ = self.report_rest();
                 let _ = self.sender.send(&Report::Stopped { in_time }, None);
@@ -64,7 +64,7 @@ impl Reporter {
         }
     }
 
-    /// Waits, and reports what there is; how long to wait then.
+    /// Waits for at most `timeout`, then reports. Returns the next timeout.
     fn round(&mut self, timeout: Option<Duration>) -> std::io::Result<Option<Duration>> {
         self.wait(timeout);
         let pending = self.inbox.receive();
@@ -96,14 +96,15 @@ impl Reporter {
         let _ = poll(&mut [PollFd::new(&self.inbox, PollFlags::IN)], timeout.as_ref());
     }
 
-    /// Reports what still waits: nothing follows.
+    /// Reports all pending events.
     fn report_rest(&mut self) -> std::io::Result<()> {
         let rest = self.rate_limit.take_all();
         rest.iter().try_for_each(|counted| self.report(counted))?;
         self.report_lost()
     }
 
-    /// Reports how much was too much. What is lost is of the kinds that are tallied, so this is as rare as they are.
+    /// Reports the number of dropped events. Only rate-limited kinds are dropped, so this is as
+    /// rare.
     fn report_lost(&mut self) -> std::io::Result<()> {
         match std::mem::take(&mut self.lost) {
             0 => Ok(()),
@@ -119,7 +120,7 @@ impl Reporter {
             Event::Attached { .. } => self.attached = self.attached.saturating_add(1),
             Event::Detached { .. } => {
                 self.attached = self.attached.saturating_sub(1);
-                // What its host did is to be known before it is gone.
+                // The counters must be reported before the host is reported as gone.
                 self.report_usage()?;
             }
             _ => {}
@@ -128,7 +129,7 @@ impl Reporter {
         event.map_or(Ok(()), |event| self.send(&Report::Event(event)))
     }
 
-    /// Reports what has been done with the disks since; whether that is anything.
+    /// Reports changed counters and released disks. Returns whether there were any.
     fn report_usage(&self) -> std::io::Result<bool> {
         let mut entries = self.disks.entries();
         let mut reports: Vec<Report> =
@@ -140,7 +141,7 @@ impl Reporter {
         Ok(!reports.is_empty())
     }
 
-    /// When the disks must be looked at again; never, if nobody uses any.
+    /// When to poll the counters again; `None` if no disk is in use.
     fn next_usage_report(&self, changed: bool) -> Option<Duration> {
         let waits = self.disks.entries().iter().any(DiskEntry::may_change);
         (self.attached > 0 || waits).then_some(if changed || waits {
@@ -150,7 +151,7 @@ impl Reporter {
         })
     }
 
-    /// Reports the code that is good now, if that is another one; when it changes by time alone.
+    /// Reports the pairing state if it changed. Returns when it changes by itself.
     fn report_pairing(&mut self, now: Instant) -> std::io::Result<Option<Instant>> {
         let Some(server) = self.sessions.pairing_server() else { return Ok(None) };
         let view = server.status(now);
@@ -167,7 +168,7 @@ impl Reporter {
     }
 }
 
-/// Never in no time at all: what is due then is due in the next round.
+/// The next deadline, at least 10 ms ahead to avoid a busy loop.
 fn deadline(server: &PairingServer, now: Instant) -> Option<Instant> {
     server.deadline(now).map(|at| at.max(now + Duration::from_millis(10)))
 }

@@ -1,5 +1,5 @@
-//! The sessions of the worker's connections, and the keys with which a channel to them is made. It knows no driver and no
-//! socket.
+//! Creates the sessions of the worker's connections, and derives the PSKs that are accepted in TLS
+//! handshakes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -18,19 +18,19 @@ use super::disks::Disks;
 use crate::listen::{ListenerRole, Protocol};
 use keys::key::nbd_psk;
 
-/// What sessions are made of.
+/// Factory of sessions.
 pub(super) struct Sessions {
     pub(super) catalogue: Arc<Catalogue>,
     disks: Arc<Disks>,
     target: Arc<Target>,
     nbd: Arc<nbd_server::Server>,
-    /// What is shown to NBD clients that speak TLS without a key.
+    /// Certificates for NBD clients that use TLS without a PSK.
     certificates: Option<Certificates>,
     pairing: Mutex<Option<Arc<PairingServer>>>,
     keys: Mutex<HostKeys>,
 }
 
-/// The keys of the owner's hosts, as of a generation of the catalogue.
+/// PSKs of the hosts in the access policy, as of a generation of the catalogue.
 #[derive(Default)]
 struct HostKeys {
     generation: Option<u64>,
@@ -39,8 +39,8 @@ struct HostKeys {
 }
 
 impl Sessions {
-    /// Of `disks`. `null_dh`: whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do. Numbers of NVMe controllers
-    /// begin at `first_controller`.
+    /// `null_dh`: whether DH-HMAC-CHAP is accepted without a Diffie-Hellman exchange. Controller
+    /// IDs start at `first_controller`.
     pub(super) fn new(
         disks: Arc<Disks>,
         null_dh: bool,
@@ -63,17 +63,17 @@ impl Sessions {
         })
     }
 
-    /// Who pairs machines, if anybody does.
+    /// The pairing server, if pairing is enabled.
     pub(super) fn pairing_server(&self) -> Option<Arc<PairingServer>> {
         lock(&self.pairing).clone()
     }
 
-    /// Pairs machines from `now` on, after those wrong codes. This one calls itself `name`.
+    /// Enables pairing under the machine name `name`, with the failed attempts so far.
     pub(super) fn pair(&self, name: &str, tries: FailedAttempts, now: Instant) {
         *lock(&self.pairing) = Some(PairingServer::resume(name, now, Box::new(fill_random), tries));
     }
 
-    /// How a socket's sessions are made.
+    /// The session factory of a listener.
     pub(super) fn open(self: &Arc<Self>, serves: ListenerRole) -> MakeSession {
         let port = match serves {
             ListenerRole::All => Port::Any,
@@ -95,7 +95,7 @@ impl Sessions {
         Arc::new(move |peer, account, now| Box::new(server.session(peer, start, account, now)))
     }
 
-    /// Who is let in at a socket.
+    /// What a listener demands of connections.
     pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: ListenerRole) -> Security {
         let (keys, plain) = (self.clone(), self.clone());
         match serves.protocol() {
@@ -108,7 +108,7 @@ impl Sessions {
             Protocol::Nbd => Security {
                 auth,
                 keys: Some(Arc::new(move || keys.with_host_keys(|keys| keys.nbd.clone()))),
-                // Who it is, a client can show by TLS alone.
+                // NBD has no authentication other than TLS.
                 plain: Arc::new(|| false),
                 negotiation: Some(self.negotiators(auth)),
                 certificates: self.certificates.clone(),
@@ -116,7 +116,7 @@ impl Sessions {
         }
     }
 
-    /// What is said to NBD clients in the clear.
+    /// Factory of the plaintext negotiation before TLS with NBD clients.
     fn negotiators(self: &Arc<Self>, auth: Auth) -> Arc<dyn Fn(&Peer) -> Negotiator + Send + Sync> {
         let sessions = self.clone();
         Arc::new(move |_| {
@@ -126,7 +126,7 @@ impl Sessions {
         })
     }
 
-    /// Whether there is a key or a certificate to speak TLS with.
+    /// Whether there is a key or certificate for TLS.
     fn can_secure(&self) -> bool {
         self.certificates.is_some() || self.with_host_keys(|keys| !keys.nbd.is_empty())
     }
@@ -144,7 +144,7 @@ impl Sessions {
         NegotiationStep { consumed: reaction.consumed, reply: reaction.reply, next }
     }
 
-    /// The keys with which a channel for NVMe/TCP may be made just now.
+    /// The PSKs that NVMe/TCP hosts may use now.
     fn keys(&self) -> Vec<Psk> {
         let mut psks = self.with_host_keys(|keys| keys.nvme.clone());
         let generated = self.target.generated_psks(Instant::now());
@@ -153,7 +153,8 @@ impl Sessions {
         psks
     }
 
-    /// Those of the owner's hosts. Made once for each change of what is lent or who is let in.
+    /// Calls `look` with the PSKs of all hosts; derives them again if exports or policy have
+    /// changed.
     fn with_host_keys<T>(&self, look: impl FnOnce(&HostKeys) -> T) -> T {
         let mut keys = lock(&self.keys);
         let generation = self.catalogue.generation();
@@ -166,20 +167,20 @@ impl Sessions {
         look(&keys)
     }
 
-    /// A host's keys: one for each name that it may connect to.
+    /// PSKs of a host: one per NQN that it may connect to.
     fn psks_of(&self, host: &Host) -> Vec<Psk> {
         let Some(text) = &host.tls else { return Vec::new() };
         let lent = self.disks.lent();
         let allowed = lent.iter().filter(|export| host.access(export).is_some());
         let names = allowed.map(|export| nqn::of(&export.id)).chain([DISCOVERY_NQN.to_owned()]);
         let derived = |name: &str| auth::psk::derive_psks(text, host.tls_compat, &host.nqn, name);
-        // What is wrong with a key was said when it was read.
+        // Invalid keys were reported when they were read.
         let psks = names.flat_map(|name| derived(&name).unwrap_or_default());
         psks.filter_map(|psk| to_tls_psk(psk, host.key)).collect()
     }
 }
 
-/// A host's keys for NBD: one for each name by which it may present itself.
+/// NBD PSKs of a host: one per identity that it may present.
 fn nbd_psks_of(host: &Host) -> Vec<Psk> {
     let Some(secret) = host.tls.as_ref().and_then(nbd_psk) else { return Vec::new() };
     let named = |name: &String| Psk {
@@ -191,12 +192,12 @@ fn nbd_psks_of(host: &Host) -> Vec<Psk> {
     [&host.name, &host.nqn].map(named).into()
 }
 
-/// Whether the peer came in the channel that everybody can make.
+/// Whether the peer used the well-known pairing PSK.
 fn is_pairing_channel(peer: &Peer) -> bool {
     peer.channel.as_ref().is_some_and(|channel| channel.identity == pair::IDENTITY)
 }
 
-/// Whether somebody who speaks in the clear can still show who it is.
+/// Whether some host can authenticate in plaintext: by DH-HMAC-CHAP, and without TLS.
 fn can_authenticate_in_plaintext(policy: &Policy) -> bool {
     policy.hosts.iter().any(|host| host.chap.is_some() && host.tls.is_none())
 }
@@ -215,7 +216,7 @@ fn pairing_psk() -> Psk {
     Psk { identity: pair::IDENTITY.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
 }
 
-/// Without random bytes there is no code that is none to guess.
+/// Aborts if the CSPRNG fails: a predictable pairing code must never be shown.
 fn fill_random(bytes: &mut [u8]) {
     if !auth::chap::system_random(bytes) {
         std::process::abort();

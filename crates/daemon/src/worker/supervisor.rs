@@ -1,4 +1,4 @@
-//! The opener's thread that hears the worker, and starts another one when it dies. It knows no protocol.
+//! The supervisor thread of the opener: receives reports, and restarts a worker that died.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,30 +18,31 @@ use crate::inbox::WorkerEvent;
 use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver};
 
-/// Workers that are started anew at most within [`RESTART_WINDOW`].
+/// Most restarts within [`RESTART_WINDOW`].
 const MAX_RESTARTS: usize = 3;
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
 
-/// Before another try, when one could not even be started.
+/// Delay before another attempt to spawn a worker.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a worker may take no orders. One that takes none for longer does not work any more, and the program, which
-/// waits for it meanwhile, must not wait for good.
+/// How long sending a request may block. A worker that does not receive for longer is stuck and is
+/// replaced.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a silent worker is looked at.
+/// Poll interval for the death of a worker that reports nothing.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A worker that lives.
+/// A running worker.
 struct LiveWorker {
     child: Child,
     receiver: Receiver,
 }
 
-/// Starts the thread, and it the first worker; `told` hears how that went. The worker ends when the thread does.
+/// Starts the thread and the first worker, and sends the outcome to `started`. The worker ends with
+/// the thread.
 ///
 /// # Errors
-/// There is no thread to be had.
+/// Fails if no thread can be started.
 pub(super) fn start(
     shared: Arc<Shared>,
     started: mpsc::Sender<Result<(), Failure>>,
@@ -77,7 +78,7 @@ fn supervise(shared: &Arc<Shared>, mut live: LiveWorker) {
     }
 }
 
-/// Another worker in place of one that died; nothing if it was meant to, or if this happens too often.
+/// Restarts the worker. Returns `None` if it was meant to stop, or died too often.
 fn replace(
     shared: &Arc<Shared>,
     mut how: String,
@@ -110,14 +111,14 @@ fn is_too_often(exits: &mut VecDeque<Instant>, now: Instant) -> bool {
     exits.len() > MAX_RESTARTS
 }
 
-/// Starts a worker and tells it all.
+/// Spawns a worker and sends it the current state.
 fn start_worker(shared: &Arc<Shared>) -> Result<LiveWorker, Failure> {
     let (mut child, socket) = spawn(shared).map_err(|error| cannot(&spawn_error(&error)))?;
     let result = handshake(shared, &child, socket);
     if result.is_err() {
         shared.state().process = None;
         let _ = child.kill();
-        // It has had no disk that it could wait for.
+        // It has no disk yet, so it cannot be blocked on one.
         let _ = end(&mut child);
     }
     result.map(|receiver| LiveWorker { child, receiver })
@@ -132,7 +133,7 @@ fn handshake(
         channel::split(socket, MAX_REPORT).map_err(|error| cannot(&error))?;
     sender.set_timeout(SEND_TIMEOUT).map_err(|error| cannot(&error))?;
     let start = {
-        // From here on whoever stops all this can end it, however it goes.
+        // From here on `Worker::stop` can kill the process.
         let mut state = shared.state();
         if state.stopping {
             return Err(cannot(&"it is to stop"));
@@ -159,7 +160,8 @@ fn handshake(
     Ok(receiver)
 }
 
-/// Hears a worker to its end; how that was, as a piece of a sentence. Nothing if its process cannot be ended.
+/// Receives reports until the worker ends. Returns how it ended, as a clause; `None` if the process
+/// could not be killed.
 fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
     let mut validator = ReportValidator::default();
     let is_valid = loop {
@@ -176,12 +178,12 @@ fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
                 }
             }
             Ok(None) => break true,
-            // A worker that dies in the middle of a word is none that lies.
+            // A truncated frame is a crash, not a violation.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break true,
             Err(_) => break false,
         }
     };
-    // From here on its number may become another process's.
+    // The PID may be reused from here on.
     shared.state().process = None;
     if !is_valid {
         let _ = live.child.kill();
@@ -192,10 +194,10 @@ fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
     Some(if is_valid { how } else { "said what it cannot know, and was ended".to_owned() })
 }
 
-/// Whether it has ended but for threads that wait for a disk: these keep its end of the socket open.
+/// Whether the process is dead except for threads blocked on a disk, which keep the socket open.
 fn is_dead(child: &Child) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-    // The name of the program may have any character in it.
+    // The program name may contain any character.
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
     state.is_some_and(|rest| rest.starts_with(['Z', 'X']))
 }
@@ -203,7 +205,7 @@ fn is_dead(child: &Child) -> bool {
 fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> Result<(), ()> {
     match report {
         Report::Event(event) => validator.accept(shared, event)?,
-        // Where no code is to be shown, none is.
+        // Not valid while pairing is disabled.
         Report::Pairing(_) if shared.state().pairing.is_none() => return Err(()),
         Report::Pairing(wire) => {
             let view = wire.view(Instant::now()).ok_or(())?;
@@ -219,7 +221,7 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
                 |assigned: &super::AssignedDisk| assigned.disk == disk && assigned.withdrawn;
             shared.state().lent.retain(|assigned| !released(assigned));
         }
-        // Believed only from a worker that was asked to stop.
+        // Only valid after a stop request.
         Report::Stopped { .. } if !shared.state().stopping => return Err(()),
         Report::Stopped { in_time } => {
             shared.state().stopped = Some(in_time);
@@ -230,8 +232,8 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
     Ok(())
 }
 
-/// Waits for its end, which has begun; how that was. Nothing if it has not ended although it was killed: it waits for a
-/// disk, and nobody knows for how long.
+/// Waits for the process to exit, killing it if needed. Returns how it ended; `None` if it survives
+/// SIGKILL because it is blocked on a disk.
 fn end(child: &mut Child) -> Option<String> {
     let how = wait_for(child);
     if how.is_some() {

@@ -1,4 +1,4 @@
-//! What has been done with a disk, summed up over the workers that have had it.
+//! I/O counters of a disk, summed over all workers that served it.
 
 use std::sync::atomic::Ordering;
 
@@ -8,7 +8,7 @@ use super::messages::{Counts, Request};
 use super::{AssignedDisk, WriteTracker};
 
 impl AssignedDisk {
-    /// Takes over what the worker counts.
+    /// Adds the worker's counters to those of previous workers.
     pub(super) fn count(&mut self, counts: Counts) {
         let (usage, before) = (&self.export.usage, self.before);
         let pairs = [
@@ -29,7 +29,7 @@ impl AssignedDisk {
 }
 
 impl WriteTracker {
-    /// Has all later flushes of the disk fail, since one has failed outside the worker.
+    /// Has all later flushes of the disk fail, because one failed in another process.
     pub fn fail_flush(&self) {
         self.export.flush_failed();
         let mut state = self.shared.state();
@@ -38,7 +38,7 @@ impl WriteTracker {
     }
 }
 
-/// What has been done with an export, as it stands there.
+/// The current counters of an export.
 pub(super) fn usage_of(export: &Export) -> Counts {
     let usage = &export.usage;
     Counts {

@@ -1,5 +1,5 @@
-//! From what the worker says to what the program knows. The worker talks to strangers, and one of them may have taken it
-//! over: what it says is a claim, bounded in size and number, about disks that it was given and no others.
+//! Validates the worker's reports. The worker talks to untrusted peers and may be compromised:
+//! reports are bounded in size and number, and may refer only to disks that it was sent.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,16 @@ use super::messages::{EventWire, PeerWire};
 use crate::inbox::WorkerEvent;
 use crate::rate_limit::CountedEvent;
 
-/// Attachments there may be at once, above what the engine lets in.
+/// Most attachments at a time; above the engine's limit.
 const MAX_ATTACHMENTS: usize = 4096;
 
-/// Different rules and reasons that a worker may name.
+/// Most distinct names of rules and reasons.
 const MAX_NAMES: usize = 512;
 
-/// What stands for a name beyond these.
+/// Replaces names beyond that.
 const OTHER: &str = "another";
 
-/// Who has attached what, as the worker said.
+/// Tracks the attachments that the worker reported.
 #[derive(Debug, Default)]
 pub(super) struct ReportValidator {
     attached: Vec<Attachment>,
@@ -34,10 +34,10 @@ struct Attachment {
 }
 
 impl ReportValidator {
-    /// Says what happened. Nothing is said of disks that there are not.
+    /// Checks a reported event and emits it.
     ///
     /// # Errors
-    /// No honest worker says this.
+    /// Fails if a correct worker could not have reported it.
     pub(super) fn accept(&mut self, shared: &Shared, event: EventWire) -> Result<(), ()> {
         let export = |disk: u64| {
             shared.state().disk_by_number(disk).map(|assigned| assigned.export.clone()).ok_or(())
@@ -61,7 +61,7 @@ impl ReportValidator {
             EventWire::Violation { peer, rule, .. } => {
                 Event::Violation { peer: peer.into(), rule: interned(&rule) }
             }
-            // Who was not told to show a code has let nobody try one.
+            // Not valid while pairing is disabled.
             EventWire::PairingRequested { .. } if shared.state().pairing.is_none() => {
                 return Err(());
             }
@@ -108,18 +108,18 @@ impl ReportValidator {
         Ok(())
     }
 
-    /// The worker is gone, and with it all connections.
+    /// Reports all attachments as detached when the worker is gone.
     pub(super) fn lose(self, shared: &Shared) {
         for Attachment { export, peer, host } in self.attached {
             let reason = Reason::Ended;
-            // How much it was, it took with it.
+            // The byte counts were lost with the worker.
             let event = Event::Detached { export, peer, host, reason, read: 0, written: 0 };
             shared.emit(WorkerEvent::Event(event.into()));
         }
     }
 }
 
-/// The name, kept for good: there are as many as there are rules.
+/// Interns a name; leaked, since the number of names is bounded.
 fn interned(text: &str) -> &'static str {
     static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +145,7 @@ mod test {
     use export::{Auth, Fault, Geometry, Identity, Secret};
     use std::sync::Condvar;
 
-    /// What is said of a worker that has the disk number 1.
+    /// A worker with disk number 1.
     fn shared() -> (Shared, Arc<Mutex<Vec<WorkerEvent>>>) {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let config = Config {
@@ -206,7 +206,7 @@ mod test {
         assert_eq!(validator.attached.len(), MAX_ATTACHMENTS);
     }
 
-    /// X45: a worker that a stranger has taken over lets nobody in where no code is shown.
+    /// X45: a compromised worker cannot cause pairing where it is disabled.
     #[test]
     fn x45_nobody_knocks_where_no_code_is_shown() {
         let (shared, heard) = shared();

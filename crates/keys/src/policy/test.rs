@@ -1,4 +1,4 @@
-//! Whom the store lets in: from files as owners leave them, whole and broken.
+//! Tests of the policy with valid and broken stores.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -44,7 +44,7 @@ fn host(nqn: &str, rest: &str) -> String {
 
 const READ: &str = r#""rules": [{"access": "read-only"}]"#;
 
-/// The only sentence, and that nobody is let in.
+/// The only warning, of a store that grants no access.
 fn only_warning(store: &Store) -> String {
     let (policy, _, warnings) = read(&store, now());
     assert_eq!(policy.hosts, []);
@@ -106,7 +106,7 @@ fn what_has_expired_is_not_there_and_the_next_end_is_told() {
     assert_eq!(rules_at(now() + 2 * HOUR), (None, None));
 }
 
-/// A machine whose clock begins at 1970 would let in everybody whose time was over long ago.
+/// With a clock that starts at 1970, all expired rules would be in force again.
 #[test]
 fn with_a_clock_that_is_behind_nothing_that_expires_is_given() {
     let (_folder, store) = store();
@@ -199,7 +199,7 @@ fn more_hosts_than_can_be_tried_are_left_out() {
     assert_eq!((policy.hosts.len(), warnings.len()), (MAX_HOSTS, 1));
 }
 
-/// X53: what files and credentials are called cannot steer a terminal.
+/// X53: names of files and credentials cannot inject terminal control sequences.
 #[test]
 fn x53_complaints_are_safe_to_show() {
     let (_folder, mut store) = store();
@@ -230,17 +230,17 @@ fn a_credential_holds_a_host_with_its_keys() {
     assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(key.text()));
     assert!(!format!("{store:?} {policy:?}").contains(&text[16..40]));
-    // Who knew the code and calls itself so does not put it out.
+    // A client with the same NQN that knew the code does not replace it.
     let (nqn, tls) = (NQN, key.text());
     let paired = PairedHost { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
     assert!(store.add_paired_host(&paired, now()).is_err());
     assert_eq!(read(&store, now()).0, policy);
-    // The same host in a file, too: which of them counts is not clear.
+    // Also defined in a file: ambiguous.
     write(&store, "hosts/one.json", &host(NQN, READ));
     assert!(only_warning(&store).contains("laptop"));
 }
 
-/// X19: a store as it is made lets nobody in.
+/// X19: a new store grants no access.
 #[test]
 fn x19_a_new_store_has_no_key_and_no_host() {
     let folder = Scratch::new();
@@ -271,7 +271,7 @@ fn a_guest_is_kept_and_takes_the_place_of_itself() {
     let (policy, _, warnings) = read(&store, now());
     assert_eq!((policy.hosts.len(), warnings.len()), (1, 0), "{warnings:?}");
     assert_eq!(policy.host(NQN).unwrap().rules[0].disk.as_deref(), Some("nqn.2024-01.test:a"));
-    // Another host by the same name is another one, whatever it calls itself.
+    // Another host with the same name gets another name.
     let other =
         store.add_paired_host(&paired("nqn.2024-01.test:b", "\u{1b}laptop-2"), now()).unwrap();
     assert_ne!(other, called);
@@ -296,7 +296,7 @@ fn a_removed_host_takes_its_own_key_along_and_no_other() {
     store.remove_key(&name("chap")).unwrap();
 }
 
-/// X16: that a host is taken away is told at once.
+/// X16: removal of a host is notified at once.
 #[test]
 fn x16_changes_are_told_to_whoever_watches() {
     let (_folder, store) = store();

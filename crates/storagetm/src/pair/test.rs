@@ -30,7 +30,7 @@ impl TestTarget {
         );
         let (send, requests): (Sender<Arc<PairingRequest>>, _) = channel();
         let sink = Arc::new(move |event| {
-            if let Event::PairingRequested { request: request, .. } = event {
+            if let Event::PairingRequested { request, .. } = event {
                 let _ = send.send(request);
             }
         });

@@ -1,4 +1,4 @@
-//! What happened, as one process tells the other. It knows no socket.
+//! Wire types of events.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::{SecretWire, auth};
 use crate::rate_limit::CountedEvent;
 
-/// Who is at the other end of a connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) struct PeerWire {
     remote: SocketAddr,
@@ -59,7 +58,7 @@ impl From<PeerWire> for Peer {
     }
 }
 
-/// Something that happened: [`export::Event`], with disks by number.
+/// [`export::Event`] with disk numbers in place of exports.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) enum EventWire {
     Attached {
@@ -133,7 +132,7 @@ enum FaultWire {
 }
 
 impl EventWire {
-    /// What happened, to disks of these numbers. Nothing if it happened to a disk that has none.
+    /// Converts an event. Returns `None` if its disk has no number.
     pub(in crate::worker) fn new(
         counted: &CountedEvent,
         number: impl Fn(&Arc<Export>) -> Option<u64>,
@@ -183,7 +182,7 @@ impl EventWire {
         })
     }
 
-    /// How many of its kind it stands for: at least one, whatever was received.
+    /// Number of merged events, at least 1 whatever was received.
     pub(in crate::worker) fn count(&self) -> u64 {
         match self {
             Self::Refused { count, .. }

@@ -1,4 +1,4 @@
-//! What the two processes say of pairing. It knows no socket.
+//! Wire types of pairing.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use super::SecretWire;
 
-/// The owner's answer to a host that has shown the code.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) enum VerdictWire {
     Granted(GrantWire),
@@ -66,8 +65,8 @@ impl From<VerdictWire> for Verdict {
     }
 }
 
-/// What the screen shows of pairing. The two processes have clocks of their own: times are how long it is until then, in
-/// milliseconds.
+/// The pairing state. Times are sent as milliseconds from now: `Instant`s are not comparable
+/// between processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) struct ViewWire {
     shown: Option<ShownWire>,
@@ -78,7 +77,7 @@ pub(in crate::worker) struct ViewWire {
     waiting: Vec<u64>,
 }
 
-/// The wrong codes that were tried before a worker was started; how long nobody may try, in milliseconds.
+/// Failed pairing attempts of previous workers; `wait` is the remaining lockout in milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) struct TriesWire {
     failures: u32,
@@ -87,13 +86,11 @@ pub(in crate::worker) struct TriesWire {
 }
 
 impl TriesWire {
-    /// As they count from `now` on.
     pub(in crate::worker) fn new(tries: &FailedAttempts, now: Instant) -> Self {
         let wait = tries.wait_until.map(|until| left(until, now));
         Self { failures: tries.failures, stops: tries.lockouts, wait }
     }
 
-    /// As they count from `now` on.
     pub(in crate::worker) fn tries(&self, now: Instant) -> FailedAttempts {
         let until = |wait| now.checked_add(Duration::from_millis(wait));
         let wait_until = self.wait.and_then(until);
@@ -114,7 +111,6 @@ struct ShownWire {
 }
 
 impl ViewWire {
-    /// What is to be shown from `now` on.
     pub(in crate::worker) fn new(view: &ServerStatus, now: Instant) -> Self {
         let code = |code: &Code| SecretWire(Secret::new(code.text().as_bytes().to_vec()));
         let shown = view.codes.as_ref().map(|shown| ShownWire {
@@ -132,7 +128,7 @@ impl ViewWire {
         }
     }
 
-    /// What is to be shown from `now` on. Nothing if its codes are none.
+    /// Returns `None` if a code is malformed.
     pub(in crate::worker) fn view(self, now: Instant) -> Option<ServerStatus> {
         let at = |milliseconds: u64| now.checked_add(Duration::from_millis(milliseconds));
         let shown = match self.shown {
