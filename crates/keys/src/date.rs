@@ -3,41 +3,47 @@
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jiff::SignedDuration;
+use jiff::civil::{DateTime, date};
 use serde::{Deserialize, Serialize};
 
 const DAY: u64 = 24 * 60 * 60;
-const YEARS: std::ops::RangeInclusive<u64> = 1970..=9999;
+const EPOCH: DateTime = date(1970, 1, 1).at(0, 0, 0, 0);
 
-/// A point in time in seconds (RFC 3339 §5.6, only `Z`).
+/// The forms of a timestamp, the first of which is written.
+const FORMATS: [&str; 3] = ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%MZ", "%Y-%m-%d"];
+
+/// A point in time in seconds, from 1970 to 9999 (RFC 3339 §5.6, only `Z`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub struct Timestamp(SystemTime);
+pub struct Timestamp(DateTime);
 
 impl Timestamp {
-    /// Truncates to seconds.
+    /// Truncates to seconds, and clamps to the range.
     pub fn new(time: SystemTime) -> Self {
-        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(at(since.as_secs()))
+        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let seconds = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+        let last = date(9999, 12, 31).at(23, 59, 59, 0);
+        Self(EPOCH.saturating_add(seconds).min(last))
     }
 
     pub fn time(self) -> SystemTime {
-        self.0
+        UNIX_EPOCH + self.0.duration_since(EPOCH).unsigned_abs()
     }
-}
-
-/// Converts seconds since 1970; saturates at the end of the year 9999.
-fn at(seconds: u64) -> SystemTime {
-    let last = days_before(10_000).saturating_mul(DAY).saturating_sub(1);
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(last))).unwrap_or(UNIX_EPOCH)
 }
 
 impl FromStr for Timestamp {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse(text)
-            .map(|seconds| Self(at(seconds)))
-            .ok_or("a date looks like 2026-12-01 or 2026-12-01T15:00:00Z")
+        let timestamp = FORMATS.into_iter().find_map(|format| {
+            let day = || Some(jiff::civil::Date::strptime(format, text).ok()?.at(0, 0, 0, 0));
+            let time = DateTime::strptime(format, text).ok().or_else(day)?;
+            // The parser is more tolerant than the format.
+            let is_exact = time.strftime(format).to_string() == text;
+            (is_exact && time >= EPOCH).then_some(Self(time))
+        });
+        timestamp.ok_or("a date looks like 2026-12-01 or 2026-12-01T15:00:00Z")
     }
 }
 
@@ -51,70 +57,8 @@ impl TryFrom<String> for Timestamp {
 
 impl From<Timestamp> for String {
     fn from(timestamp: Timestamp) -> Self {
-        let since = timestamp.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let (days, second) = (since / DAY, since % DAY);
-        let (year, month, day) = calendar(days);
-        let (hour, minute) = (second / 3600, second / 60 % 60);
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
+        timestamp.0.strftime(FORMATS[0]).to_string()
     }
-}
-
-/// Seconds since 1970.
-fn parse(text: &str) -> Option<u64> {
-    let (date, time) = match text.split_once('T') {
-        Some((date, time)) => (date, time.strip_suffix('Z')?),
-        None => (text, "00:00:00"),
-    };
-    let [year, month, day] = numbers(date, '-', &[4, 2, 2])?.try_into().ok()?;
-    let time = if time.len() == 5 { format!("{time}:00") } else { time.to_owned() };
-    let [hour, minute, second] = numbers(&time, ':', &[2, 2, 2])?.try_into().ok()?;
-    let length = if YEARS.contains(&year) { month_length(year, month)? } else { 0 };
-    let fits = (1..=length).contains(&day) && hour < 24 && minute < 60 && second < 60;
-    let months: u64 = (1..month).filter_map(|month| month_length(year, month)).sum();
-    fits.then(|| (days_before(year) + months + day - 1) * DAY + hour * 3600 + minute * 60 + second)
-}
-
-/// Parses numbers of exactly these widths, separated by `between`.
-fn numbers(text: &str, between: char, widths: &[usize]) -> Option<Vec<u64>> {
-    let parts: Vec<&str> = text.split(between).collect();
-    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    let right = parts.iter().map(|part| part.len()).eq(widths.iter().copied());
-    let numbers = || parts.iter().map(|part| part.parse().ok()).collect();
-    if right && parts.iter().all(|part| digits(part)) { numbers() } else { None }
-}
-
-fn is_leap(year: u64) -> bool {
-    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-}
-
-/// Days of a month, 1 to 12.
-fn month_length(year: u64, month: u64) -> Option<u64> {
-    match month {
-        2 => Some(if is_leap(year) { 29 } else { 28 }),
-        4 | 6 | 9 | 11 => Some(30),
-        1..=12 => Some(31),
-        _ => None,
-    }
-}
-
-/// Days from 1970-01-01 to January 1st of `year`, which is at least 1970.
-fn days_before(year: u64) -> u64 {
-    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
-    (year - 1970) * 365 + leaps(year - 1) - leaps(1969)
-}
-
-/// Converts days since 1970 to year, month and day.
-fn calendar(days: u64) -> (u64, u64, u64) {
-    let year = YEARS.take_while(|year| days_before(*year) <= days).last().unwrap_or(1970);
-    let mut rest = days.saturating_sub(days_before(year));
-    for month in 1..=12 {
-        let length = month_length(year, month).unwrap_or(31);
-        if rest < length {
-            return (year, month, rest + 1);
-        }
-        rest -= length;
-    }
-    (year, 12, 31)
 }
 
 /// An expiry as the user types it: a duration or a date.
@@ -166,8 +110,13 @@ impl Expiry {
 mod test {
     use super::*;
 
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
     fn seconds(text: &str) -> Option<u64> {
-        parse(text)
+        let time = text.parse::<Timestamp>().ok()?.time();
+        Some(time.duration_since(UNIX_EPOCH).unwrap().as_secs())
     }
 
     /// Reference: `date -u -d @SECONDS`.
@@ -181,11 +130,11 @@ mod test {
             ("9999-12-31T23:59:59Z", 253_402_300_799),
         ] {
             assert_eq!(seconds(text), Some(expected), "{text}");
-            assert_eq!(String::from(Timestamp(at(expected))), text);
+            assert_eq!(String::from(Timestamp::new(at(expected))), text);
         }
         assert_eq!(seconds("2026-12-01"), Some(1_796_083_200));
         assert_eq!(seconds("2026-12-01T15:30Z"), Some(1_796_083_200 + 15 * 3600 + 1800));
-        assert_eq!(String::from(Timestamp(at(u64::MAX))), "9999-12-31T23:59:59Z");
+        assert_eq!(String::from(Timestamp::new(at(1 << 60))), "9999-12-31T23:59:59Z");
     }
 
     #[test]
