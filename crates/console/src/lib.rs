@@ -24,7 +24,7 @@ pub use model::{Asking, Disk, Host, Link, Model, Pairing, TargetMode, Unavailabl
 pub use page::Style;
 pub use printable::{host_name, printable, printable_lines};
 pub use screen::{picture, screen};
-pub use size::{binary, decimal, size};
+pub use size::{binary, decimal, parse_size, size};
 pub use state::{Answer, Command, Key, State, View};
 pub use text::{splash, text};
 pub use width::columns;

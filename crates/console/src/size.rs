@@ -1,4 +1,4 @@
-//! Formats sizes.
+//! Formats and parses sizes.
 
 const DECIMAL: [&str; 7] = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
 const BINARY: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -45,9 +45,47 @@ fn tenths(bytes: u64, unit: u128) -> u128 {
     (u128::from(bytes) * 10 + unit / 2) / unit
 }
 
+/// Parses a number of bytes with an optional unit K, M, G or T (powers of 1024), which may be
+/// followed by `iB`. Returns `None` for another form, or if the size does not fit into 64 bits.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.strip_suffix("iB").unwrap_or(text);
+    let shift = match text.chars().next_back()?.to_ascii_uppercase() {
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => 0,
+    };
+    let digits = text.len().checked_sub(usize::from(shift > 0))?;
+    let number: u64 = text.get(..digits)?.parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn units_of_typed_sizes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("4096", Some(4096)),
+            ("500K", Some(500 << 10)),
+            ("64M", Some(64 << 20)),
+            ("1GiB", Some(1 << 30)),
+            ("1t", Some(1 << 40)),
+            ("", None),
+            ("K", None),
+            ("iB", None),
+            ("-1M", None),
+            ("1.5G", None),
+            ("64X", None),
+            ("é", None),
+            ("99999999T", None),
+            ("99999999999999999999G", None),
+        ] {
+            assert_eq!(parse_size(text), bytes, "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_formatted_in_both_units() {

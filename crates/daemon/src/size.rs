@@ -21,22 +21,14 @@ impl Size {
 impl FromStr for Size {
     type Err = &'static str;
 
-    /// Parses a number with unit M, G or T (powers of 1024), optionally followed by `iB`.
+    /// Parses a size with a unit (see [`console::parse_size`]).
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "a size is a number and M, G or T: 64M, 1G";
-        let text = text.strip_suffix("iB").unwrap_or(text);
-        let (number, shift) = match text.char_indices().next_back() {
-            Some((at, 'M' | 'm')) => (text.get(..at), 20),
-            Some((at, 'G' | 'g')) => (text.get(..at), 30),
-            Some((at, 'T' | 't')) => (text.get(..at), 40),
-            _ => return Err(FORM),
-        };
-        let number: u64 = number.and_then(|number| number.parse().ok()).ok_or(FORM)?;
-        let bytes = number.checked_mul(1 << shift).ok_or("the size goes from 4M to 1T")?;
-        if !(Self::LEAST..=Self::MOST).contains(&bytes) {
-            return Err("the size goes from 4M to 1T");
+        let bytes = console::parse_size(text).ok_or("a size is a number and M, G or T: 64M, 1G")?;
+        match (Self::LEAST..=Self::MOST).contains(&bytes) {
+            true if bytes.is_multiple_of(1 << 20) => Ok(Self(bytes)),
+            true => Err("the size is a multiple of 1M"),
+            false => Err("the size goes from 4M to 1T"),
         }
-        Ok(Self(bytes))
     }
 }
 

@@ -19,16 +19,10 @@ impl Rate {
 impl FromStr for Rate {
     type Err = &'static str;
 
-    /// A number, perhaps with a unit: K, M, G or T, by 1024; `MiB` is `M`.
+    /// Parses a size for each second (see [`console::parse_size`]).
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "a rate is bytes a second, with K, M or G: 500K, 20M";
-        let text = text.strip_suffix("iB").unwrap_or(text);
-        let unit = |letters: [char; 2], shift: u32| Some((text.strip_suffix(letters)?, shift));
-        let found = unit(['K', 'k'], 10).or_else(|| unit(['M', 'm'], 20));
-        let found = found.or_else(|| unit(['G', 'g'], 30)).or_else(|| unit(['T', 't'], 40));
-        let (number, shift) = found.unwrap_or((text, 0));
-        let number: u64 = number.parse().map_err(|_| FORM)?;
-        let bytes = number.checked_mul(1 << shift).ok_or("that is faster than anything")?;
+        let bytes = console::parse_size(text);
+        let bytes = bytes.ok_or("a rate is bytes a second, with K, M or G: 500K, 20M")?;
         if bytes < Self::LEAST { Err("the slowest is 4K") } else { Ok(Self(bytes)) }
     }
 }
