@@ -143,42 +143,42 @@ mod test {
     #[test]
     fn a_reader_that_has_stopped_is_not_waited_for() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let mut nonblocking = NonBlockingWriter::new(writer);
+        let mut writer = NonBlockingWriter::new(writer);
         let line = format!("{}\n", "x".repeat(9_999));
         for _ in 0..200 {
-            nonblocking.push(&line);
+            writer.push(&line);
         }
-        assert!(nonblocking.has_pending());
-        assert!(nonblocking.pending.len() <= MAX_PENDING);
+        assert!(writer.has_pending());
+        assert!(writer.pending.len() <= MAX_PENDING);
         let begun = Instant::now();
-        nonblocking.drain(Duration::from_millis(20));
+        writer.drain(Duration::from_millis(20));
         assert!(begun.elapsed() < Duration::from_secs(5));
         let mut some = [0; 65_536];
         assert!(reader.read(&mut some).unwrap() >= CHUNK);
-        let before = nonblocking.pending.len();
-        nonblocking.write();
-        assert!(nonblocking.pending.len() < before);
+        let before = writer.pending.len();
+        writer.write();
+        assert!(writer.pending.len() < before);
     }
 
     #[test]
     fn lines_that_were_lost_are_counted_by_the_next_one() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let mut nonblocking = NonBlockingWriter::new(writer);
+        let mut writer = NonBlockingWriter::new(writer);
         let line = format!("{}\n", "x".repeat(9_999));
         let sign = |count| format!("{count} lost\n");
         let pushed = 200;
-        (0..pushed).for_each(|_| nonblocking.push_line(&line, sign));
+        (0..pushed).for_each(|_| writer.push_line(&line, sign));
         let mut read = vec![0; 65_536];
         let mut text = String::new();
         for lines in [&[][..], &["last\n", "end\n"]] {
-            lines.iter().for_each(|line| nonblocking.push_line(line, sign));
-            while nonblocking.has_pending() {
+            lines.iter().for_each(|line| writer.push_line(line, sign));
+            while writer.has_pending() {
                 let got = reader.read(&mut read).unwrap();
                 text += std::str::from_utf8(&read[..got]).unwrap();
-                nonblocking.write();
+                writer.write();
             }
         }
-        drop(nonblocking);
+        drop(writer);
         reader.read_to_string(&mut text).unwrap();
         let kept = text.lines().filter(|line| line.starts_with('x')).count();
         assert!(kept < pushed, "{kept}");
@@ -192,21 +192,21 @@ mod test {
         // It is writable as long as one can be added; the eight bytes below are a larger number.
         let counter = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         rustix::io::write(&counter, &(u64::MAX - 9).to_ne_bytes()).unwrap();
-        let mut nonblocking = NonBlockingWriter::new(counter);
-        nonblocking.push("12345678");
-        nonblocking.drain(Duration::from_millis(30));
-        assert!(nonblocking.has_pending() && !nonblocking.is_closed());
+        let mut writer = NonBlockingWriter::new(counter);
+        writer.push("12345678");
+        writer.drain(Duration::from_millis(30));
+        assert!(writer.has_pending() && !writer.is_closed());
     }
 
     #[test]
     fn a_reader_that_is_gone_is_noticed() {
         let (reader, writer) = io::pipe().unwrap();
-        let mut nonblocking = NonBlockingWriter::new(writer);
-        nonblocking.push("first\n");
-        assert!(!nonblocking.is_closed());
+        let mut writer = NonBlockingWriter::new(writer);
+        writer.push("first\n");
+        assert!(!writer.is_closed());
         drop(reader);
-        nonblocking.push("second\n");
-        assert!(nonblocking.is_closed() && !nonblocking.has_pending());
+        writer.push("second\n");
+        assert!(writer.is_closed() && !writer.has_pending());
     }
 
     #[test]
@@ -217,14 +217,14 @@ mod test {
             NonBlockingWriter::new(pipe_writer.as_fd()),
             NonBlockingWriter::new(socket_writer.as_fd()),
         ];
-        for nonblocking in &mut outlets {
-            nonblocking.check_closed();
-            assert!(!nonblocking.is_closed());
+        for writer in &mut outlets {
+            writer.check_closed();
+            assert!(!writer.is_closed());
         }
         drop((pipe, socket));
-        for nonblocking in &mut outlets {
-            nonblocking.check_closed();
-            assert!(nonblocking.is_closed());
+        for writer in &mut outlets {
+            writer.check_closed();
+            assert!(writer.is_closed());
         }
     }
 }

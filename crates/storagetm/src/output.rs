@@ -37,7 +37,7 @@ enum Form {
 #[derive(Debug)]
 pub(crate) struct Output {
     form: Form,
-    nonblocking: NonBlockingWriter,
+    writer: NonBlockingWriter,
     /// What is on the screen.
     shown: String,
     journal: Option<Journal>,
@@ -61,7 +61,7 @@ impl Output {
         let journal = if is_journal() { None } else { Journal::open(tree, "storagetm") };
         Self {
             form,
-            nonblocking: NonBlockingWriter::stdout(),
+            writer: NonBlockingWriter::stdout(),
             shown: String::new(),
             journal,
             notifier: Notifier::open().ok(),
@@ -72,8 +72,8 @@ impl Output {
     /// Nowhere: on a machine of its own, the screens are elsewhere.
     pub(crate) fn silent() -> Self {
         let (journal, notifier, splash) = (None, None, None);
-        let (nonblocking, shown) = (NonBlockingWriter::stdout(), String::new());
-        Self { form: Form::Silent, nonblocking, shown, journal, notifier, splash }
+        let (writer, shown) = (NonBlockingWriter::stdout(), String::new());
+        Self { form: Form::Silent, writer, shown, journal, notifier, splash }
     }
 
     /// Says what happened.
@@ -85,7 +85,7 @@ impl Output {
         }
         match (self.form, sentence) {
             (Form::Json, _) => self.report_json(event),
-            (Form::Plain, Some(sentence)) => self.nonblocking.push(&format!("{sentence}\n")),
+            (Form::Plain, Some(sentence)) => self.writer.push(&format!("{sentence}\n")),
             (Form::Plain, None) | (Form::Screen | Form::Silent, _) => {}
         }
     }
@@ -94,7 +94,7 @@ impl Output {
     pub(crate) fn report_json(&mut self, event: &ServeEvent) {
         if self.form == Form::Json {
             let line = |event: &ServeEvent| format!("{}\n", event.json());
-            self.nonblocking.push_line(&line(event), |count| line(&ServeEvent::Lost { count }));
+            self.writer.push_line(&line(event), |count| line(&ServeEvent::Lost { count }));
         }
     }
 
@@ -104,7 +104,7 @@ impl Output {
             Form::Screen => self.draw(model, state),
             Form::Plain if anew => {
                 let style = Style { utf8: is_utf8(), ..Style::PLAIN };
-                self.nonblocking.push(&lines(&text(model, style)));
+                self.writer.push(&lines(&text(model, style)));
             }
             Form::Plain | Form::Json | Form::Silent => {}
         }
@@ -137,7 +137,7 @@ impl Output {
         let style = Style { width: width.into(), color, utf8: is_utf8() };
         let picture = picture(&screen(model, state, style, rows.into()), style.width);
         if picture != self.shown {
-            self.nonblocking.push(&picture);
+            self.writer.push(&picture);
             self.shown = picture;
         }
     }
@@ -149,7 +149,7 @@ impl Output {
 
     /// Draws the screen for figures that change all the time, unless the terminal is behind anyway. Returns whether it has.
     pub(crate) fn refresh(&mut self, model: &Model, state: &State) -> bool {
-        let draws = self.form == Form::Screen && !self.nonblocking.has_pending();
+        let draws = self.form == Form::Screen && !self.writer.has_pending();
         if draws {
             self.draw(model, state);
         }
@@ -184,7 +184,7 @@ impl Output {
     /// Tells the service manager that the program ends; what is said from now on stands below the screen.
     pub(crate) fn stopping(&mut self) {
         if self.form == Form::Screen {
-            self.nonblocking.push("\n");
+            self.writer.push("\n");
             self.form = Form::Plain;
         }
         self.splash = None;
@@ -203,33 +203,33 @@ impl Output {
 
     /// Says what still waits to be said, as far as it goes without waiting.
     pub(crate) fn write(&mut self) {
-        self.nonblocking.write();
+        self.writer.write();
     }
 
     /// Says what still waits to be said, for at most so long.
     pub(crate) fn drain(&mut self, timeout: Duration) {
-        self.nonblocking.drain(timeout);
+        self.writer.drain(timeout);
     }
 
     /// The descriptor to be polled, and for what: it is writable when more can be said. A program that reads the events
     /// is watched even if nothing waits, since its end is reported whatever is asked for.
     pub(crate) fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let waits = self.nonblocking.has_pending();
+        let waits = self.writer.has_pending();
         let flags = if waits { PollFlags::OUT } else { PollFlags::empty() };
-        let is_watched = waits || (self.form == Form::Json && !self.nonblocking.is_closed());
-        is_watched.then(|| (self.nonblocking.as_fd(), flags))
+        let is_watched = waits || (self.form == Form::Json && !self.writer.is_closed());
+        is_watched.then(|| (self.writer.as_fd(), flags))
     }
 
     /// Looks whether the program for which the events are is still there.
     pub(crate) fn check_closed(&mut self) {
         if self.form == Form::Json {
-            self.nonblocking.check_closed();
+            self.writer.check_closed();
         }
     }
 
     /// Whether the program for which the events are is gone.
     pub(crate) fn reader_gone(&self) -> bool {
-        self.form == Form::Json && self.nonblocking.is_closed()
+        self.form == Form::Json && self.writer.is_closed()
     }
 }
 

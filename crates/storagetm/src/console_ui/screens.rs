@@ -28,7 +28,7 @@ const RESTORE_SEQUENCE: &str = "\x1b[?25h\n";
 struct Screen {
     name: String,
     terminal: File,
-    nonblocking: NonBlockingWriter<File>,
+    writer: NonBlockingWriter<File>,
     _raw: Option<Raw>,
     utf8: bool,
     keys: KeyParser,
@@ -63,16 +63,16 @@ impl Screens {
     pub(crate) fn close(mut self, text: &str) {
         let end = Instant::now() + Duration::from_millis(500);
         for screen in &mut self.0 {
-            screen.nonblocking.push(RESTORE_SEQUENCE);
-            screen.nonblocking.push(text);
-            screen.nonblocking.drain(end.saturating_duration_since(Instant::now()));
+            screen.writer.push(RESTORE_SEQUENCE);
+            screen.writer.push(text);
+            screen.writer.drain(end.saturating_duration_since(Instant::now()));
         }
     }
 
     /// Shows words, alone.
     pub(crate) fn print(&mut self, text: &str) {
         for screen in &mut self.0 {
-            screen.nonblocking.push(text);
+            screen.writer.push(text);
         }
     }
 
@@ -96,7 +96,7 @@ impl Screens {
     pub(crate) fn poll_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         self.0.iter().map(|screen| {
             let write =
-                if screen.nonblocking.has_pending() { PollFlags::OUT } else { PollFlags::empty() };
+                if screen.writer.has_pending() { PollFlags::OUT } else { PollFlags::empty() };
             (screen.terminal.as_fd(), PollFlags::IN | write)
         })
     }
@@ -105,7 +105,7 @@ impl Screens {
     pub(crate) fn receive(&mut self) -> Vec<Key> {
         let mut keys = Vec::new();
         self.0.retain_mut(|screen| {
-            screen.nonblocking.write();
+            screen.writer.write();
             screen.read(&mut keys)
         });
         keys
@@ -120,13 +120,13 @@ impl Screen {
         let terminal =
             OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()?;
         let raw = Raw::enter(&terminal);
-        let mut nonblocking = NonBlockingWriter::new(terminal.try_clone().ok()?);
-        nonblocking.push(INIT_SEQUENCE);
+        let mut writer = NonBlockingWriter::new(terminal.try_clone().ok()?);
+        writer.push(INIT_SEQUENCE);
         Some(Self {
             utf8: is_virtual(name) && tree.flag("sys/module/vt/parameters/default_utf8"),
             name: name.to_owned(),
             terminal,
-            nonblocking,
+            writer,
             _raw: raw,
             keys: KeyParser::default(),
             shown: Vec::new(),
@@ -136,7 +136,7 @@ impl Screen {
 
     fn show(&mut self, model: &Model, state: &State) {
         // A slow line is not given a picture that is old before it is there.
-        if self.nonblocking.has_pending() {
+        if self.writer.has_pending() {
             return;
         }
         let window = tty::window(&self.terminal).unwrap_or(DEFAULT_SIZE);
@@ -144,7 +144,7 @@ impl Screen {
             Style { width: window.0.into(), color: is_virtual(&self.name), utf8: self.utf8 };
         let lines = screen(model, state, style, window.1.into());
         if lines != self.shown || window != self.window {
-            self.nonblocking.push(&picture(&lines, style.width));
+            self.writer.push(&picture(&lines, style.width));
             (self.shown, self.window) = (lines, window);
         }
     }

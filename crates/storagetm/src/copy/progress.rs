@@ -55,15 +55,15 @@ impl ProgressReporter {
 
     /// Says it, if it is said as JSON.
     pub(super) fn event(&mut self, event: &Event<'_>) {
-        if let Form::Json(nonblocking) = &mut self.form {
-            push(nonblocking, event);
+        if let Form::Json(writer) = &mut self.form {
+            push(writer, event);
         }
     }
 
     /// Says a sentence to people, and to programs as a note.
     pub(super) fn note(&mut self, sentence: &str) {
         match &mut self.form {
-            Form::Json(nonblocking) => push(nonblocking, &Event::Note { message: sentence }),
+            Form::Json(writer) => push(writer, &Event::Note { message: sentence }),
             Form::Bar(bar) => bar.suspend(|| print_line(sentence)),
             Form::Lines => print_line(sentence),
         }
@@ -77,8 +77,8 @@ impl ProgressReporter {
         match &mut self.form {
             Form::Bar(bar) => show(bar, progress),
             Form::Lines if is_new || due(LINE_INTERVAL) => print_line(&line(progress)),
-            Form::Json(nonblocking) if is_new || due(EVENT_INTERVAL) => {
-                push(nonblocking, &Event::progress(&progress.phase.to_string(), progress));
+            Form::Json(writer) if is_new || due(EVENT_INTERVAL) => {
+                push(writer, &Event::progress(&progress.phase.to_string(), progress));
             }
             Form::Lines | Form::Json(_) => return,
         }
@@ -113,16 +113,16 @@ impl ProgressReporter {
     /// Says what still waits.
     pub(super) fn close(&mut self) {
         self.clear();
-        if let Form::Json(nonblocking) = &mut self.form {
-            nonblocking.drain(DRAIN_TIMEOUT);
+        if let Form::Json(writer) = &mut self.form {
+            writer.drain(DRAIN_TIMEOUT);
         }
     }
 
     /// Whether the program for which the events are is gone.
     pub(super) fn reader_gone(&mut self) -> bool {
-        let Form::Json(nonblocking) = &mut self.form else { return false };
-        nonblocking.check_closed();
-        nonblocking.is_closed()
+        let Form::Json(writer) = &mut self.form else { return false };
+        writer.check_closed();
+        writer.is_closed()
     }
 
     /// Whether people read it.
@@ -131,8 +131,8 @@ impl ProgressReporter {
     }
 }
 
-fn push(nonblocking: &mut NonBlockingWriter<OwnedFd>, event: &Event<'_>) {
-    nonblocking.push_line(&event.line(), |count| Event::Lost { count }.line());
+fn push(writer: &mut NonBlockingWriter<OwnedFd>, event: &Event<'_>) {
+    writer.push_line(&event.line(), |count| Event::Lost { count }.line());
 }
 
 fn stream(data_on_stdout: bool) -> Result<OwnedFd, Failure> {
