@@ -1,5 +1,5 @@
-//! `storagetm attach` and `storagetm detach`: have this machine's kernel attach disks of another one, and let go of them. They
-//! know no protocol.
+//! `storagetm attach` and `storagetm detach`: attaches disks of another machine with the kernel's
+//! NVMe/TCP host driver, and detaches them.
 
 mod detach;
 mod kernel;
@@ -29,10 +29,11 @@ use remote::machine;
 use remote::query::Disk;
 use target::{FoundTarget, Resolver, TargetSpec, interface};
 
-/// Has the kernel attach disks of another machine.
+/// Attaches disks of another machine with the kernel's NVMe/TCP host driver.
 ///
 /// # Errors
-/// One is not: those before it stay attached. Status 3 if the other machine said no.
+/// Fails if a disk cannot be attached; the disks before it stay attached. Exit status 3 if the
+/// other machine refused.
 pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
     let target = TargetSpec::parse(&options.target)?;
     if options.all && target.disk.is_some() {
@@ -66,7 +67,7 @@ pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
     failed.map_or(Ok(()), Err)
 }
 
-/// What is common to the disks of one machine.
+/// The parameters that all disks of one target share.
 struct AttachRequest<'a> {
     tree: &'a Tree,
     options: &'a Attach,
@@ -101,7 +102,7 @@ impl AttachRequest<'_> {
     }
 }
 
-/// Puts the keys where the kernel looks for them, if there are any.
+/// Puts the PSKs into the kernel's keyring, if the target has a key.
 fn insert_keys(tree: &Tree, there: &FoundTarget<'_>, disks: &[Disk]) -> Result<(), Failure> {
     let Some(target) = there.target else { return Ok(()) };
     let names: Vec<&str> = disks.iter().map(|disk| disk.nqn.as_str()).collect();
@@ -109,7 +110,7 @@ fn insert_keys(tree: &Tree, there: &FoundTarget<'_>, disks: &[Disk]) -> Result<(
     pair::insert(tree, &psks).map_err(Failure::new)
 }
 
-/// The secret in a file.
+/// Reads a DH-HMAC-CHAP secret from a file.
 fn read_chap_key(path: Option<&Path>) -> Result<Option<Key>, Failure> {
     let Some(path) = path else { return Ok(None) };
     let what = path.display().to_string();
@@ -122,7 +123,7 @@ fn read_chap_key(path: Option<&Path>) -> Result<Option<Key>, Failure> {
     Ok(Some(key))
 }
 
-/// By what this machine proves itself when it asks which disks there are.
+/// Returns the DH-HMAC-CHAP credentials for the discovery connection.
 fn credentials(
     own: Option<&Key>,
     other: Option<&Key>,
@@ -133,7 +134,8 @@ fn credentials(
     Ok(Some(Arc::new(Credentials { controller, ..Credentials::new(parse(own)?) })))
 }
 
-/// Does it with each. What failed is said, and the last of it comes back: the others are done all the same.
+/// Applies `done` to each element. Prints all failures but the last, which is returned: a failure
+/// does not stop the rest.
 fn try_each<T, R>(all: &[T], done: impl Fn(&T) -> Result<R, Failure>) -> (Vec<R>, Option<Failure>) {
     let (mut well, mut failed) = (Vec::new(), None::<Failure>);
     for one in all {
@@ -176,10 +178,10 @@ fn lines(attached: &Attached) -> Vec<String> {
     attached.devices.iter().map(line).collect()
 }
 
-/// Has the kernel let go of disks that are attached.
+/// Detaches disks.
 ///
 /// # Errors
-/// One is in use, or stays: nothing goes if one is in use.
+/// Fails if one is in use (then nothing is detached), or if the kernel keeps one.
 pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
     let tree = Tree::machine();
     let known = machine::readable_targets(options.keys.as_deref())?;
@@ -190,7 +192,7 @@ pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
     print(summary(&detached).as_bytes())
 }
 
-/// A line for each connection that has ended.
+/// Returns a line for each connection that has ended.
 fn summary(detached: &[Detached]) -> String {
     if detached.is_empty() {
         return "nothing was attached by NVMe/TCP\n".to_owned();

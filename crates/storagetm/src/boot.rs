@@ -1,8 +1,8 @@
-//! `storagetm boot`: a machine that does nothing but lend its disks.
+//! `storagetm boot`: target mode, a machine that only exports its disks.
 //!
-//! The first program (`init`) stays small: it mounts what the kernel offers, starts a second process, takes in orphans,
-//! and ends the machine. That second process (`target_mode`) does the rest, so that whatever happens to it, there is still
-//! somebody who can say so on the screen.
+//! PID 1 (`init`) is small: it mounts the kernel's file systems, starts a child, reaps orphaned
+//! processes, and powers the machine off. The child (`target_mode`) does the rest, so that a crash
+//! of it can still be shown on the screen.
 
 mod init;
 mod target_mode;
@@ -12,10 +12,10 @@ use std::convert::Infallible;
 use crate::options::Boot;
 use failure::Failure;
 
-/// Runs the machine, or the part of it that this process is.
+/// Runs PID 1 or its child.
 ///
 /// # Errors
-/// This is no machine that was booted for it, or why it cannot lend.
+/// Fails if this machine was not booted by an image of storagetm, or if it cannot export its disks.
 pub(crate) fn boot(_: &Boot) -> Result<Infallible, Failure> {
     if std::process::id() == 1 {
         init::run()

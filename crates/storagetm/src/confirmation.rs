@@ -1,5 +1,5 @@
-//! Asks before an existing disk or file is overwritten: shows what it is and what is on it, and has its name typed.
-//! The one rule for all commands that write; scripts give an option instead.
+//! Confirmation before an existing disk or file is overwritten: shows what it is and what is on it,
+//! and asks for its name. All commands that write use it; scripts pass an option instead.
 
 use std::fmt;
 use std::fs::File;
@@ -12,26 +12,26 @@ use linux::in_use::Machine;
 
 use crate::inspect;
 
-/// Bytes of the longest answer that is read.
+/// Maximum length of an answer.
 const MAX_ANSWER: u64 = 256;
 
 /// A disk or a file that would be overwritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OverwriteTarget {
-    /// The path or address, as it was typed.
+    /// The path or address, as typed.
     pub(crate) path: String,
-    /// What is typed to agree: the last part of it.
+    /// The name to be typed: the last part of the path.
     pub(crate) name: String,
-    /// What it is and what is on it.
+    /// Model, serial number, size and contents.
     pub(crate) description: String,
-    /// Its length.
+    /// Size.
     pub(crate) bytes: u64,
-    /// The option by which scripts agree.
+    /// The option that confirms without a prompt.
     pub(crate) option: &'static str,
 }
 
 impl OverwriteTarget {
-    /// A disk of this machine.
+    /// Describes a disk of this machine.
     pub(crate) fn device(
         path: &Path,
         machine: &Machine,
@@ -60,10 +60,10 @@ impl OverwriteTarget {
         }
     }
 
-    /// A regular file that is there; nothing if there is none.
+    /// Describes a regular file. Returns `None` if there is none.
     ///
     /// # Errors
-    /// A sentence: whether it is there cannot be found out.
+    /// Fails with a sentence if the file cannot be examined.
     pub(crate) fn file(path: &Path, option: &'static str) -> Result<Option<Self>, String> {
         let meta = match path.metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -87,7 +87,7 @@ impl OverwriteTarget {
     }
 }
 
-/// What is on a disk, for a [`OverwriteTarget::description`].
+/// Describes the contents of a disk, for [`OverwriteTarget::description`].
 pub(crate) fn contents(survey: Result<filesystem::Survey, String>) -> String {
     survey.map_or_else(|_| "what is on it cannot be read".to_owned(), |survey| survey.describe())
 }
@@ -98,10 +98,10 @@ impl fmt::Display for OverwriteTarget {
     }
 }
 
-/// Has the person at the terminal agree by typing the name, unless the option was `given`. `with` is what is to be written.
+/// Asks the user to type the name, unless the option was `given`. `with` is what is to be written.
 ///
 /// # Errors
-/// A sentence: they do not agree, or there is no terminal.
+/// Fails with a sentence if the user declines, or if there is no terminal.
 pub(crate) fn confirm(overwrite: &OverwriteTarget, with: &str, given: bool) -> Result<(), String> {
     if given {
         return Ok(());
@@ -124,7 +124,7 @@ pub(crate) fn confirm(overwrite: &OverwriteTarget, with: &str, given: bool) -> R
     Err(format!("{} is left as it is: that was not its name", overwrite.path))
 }
 
-/// Whether the line that comes is the disk's name, or yes.
+/// Returns whether the line read is the name, or `yes`.
 fn is_confirmed(input: impl BufRead, name: &str) -> bool {
     let mut line = String::new();
     let read = input.take(MAX_ANSWER).read_line(&mut line);

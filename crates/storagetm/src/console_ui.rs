@@ -1,4 +1,4 @@
-//! What a machine in target mode is operated by: its consoles, their keys, the power button.
+//! Console UI of target mode: the consoles, their keys, and the power button.
 
 pub(crate) mod screens;
 
@@ -13,7 +13,6 @@ use rustix::event::PollFlags;
 
 use crate::console_ui::screens::Screens;
 
-/// Consoles, keys and the power button.
 #[derive(Debug)]
 pub(crate) struct ConsoleUi {
     tree: Tree,
@@ -22,10 +21,10 @@ pub(crate) struct ConsoleUi {
     mode: TargetMode,
 }
 
-/// How long the last warning is shown before the machine ends.
+/// How long the last warning is shown before the machine is powered off.
 pub(crate) const WARNING_TIME: Duration = Duration::from_secs(3);
 
-/// Shows a last warning on the screens, after [`ConsoleUi::close`].
+/// Shows a last warning on the consoles, after [`ConsoleUi::close`].
 pub(crate) fn warn(text: &str) {
     let mut screens = Screens::open(&Tree::machine());
     screens.print(&format!("storagetm: {}\n", console::printable_lines(text)));
@@ -33,7 +32,7 @@ pub(crate) fn warn(text: &str) {
 }
 
 impl ConsoleUi {
-    /// Those of this machine.
+    /// Opens the consoles and buttons of this machine.
     pub(crate) fn open(tree: &Tree) -> Self {
         Self {
             tree: tree.clone(),
@@ -47,23 +46,20 @@ impl ConsoleUi {
         }
     }
 
-    /// What the machine does now.
     pub(crate) fn mode(&mut self) -> &mut TargetMode {
         &mut self.mode
     }
 
-    /// The same, to be shown.
     pub(crate) fn current_mode(&self) -> TargetMode {
         self.mode.clone()
     }
 
-    /// What is worth knowing of the machine itself.
+    /// Returns a note about the machine itself: that it runs on its battery.
     pub(crate) fn note(&self) -> Option<String> {
         let percent = battery::charge(&self.tree)?;
         Some(format!("This machine runs on its battery ({percent} %): plug it in."))
     }
 
-    /// Whether the disks are lent.
     pub(crate) fn is_lending(&self) -> bool {
         self.mode.lending
     }
@@ -73,33 +69,32 @@ impl ConsoleUi {
         self.screens.show(model, state);
     }
 
-    /// Has all be drawn anew: the kernel may have written there.
+    /// Forces a full redraw: the kernel may have written to the consoles.
     pub(crate) fn redraw(&mut self) {
         self.screens.invalidate();
     }
 
-    /// Buttons that have come since.
+    /// Opens buttons that were plugged in since.
     pub(crate) fn refresh_buttons(&mut self) {
         self.buttons.refresh();
     }
 
-    /// The last words.
+    /// Prints a last text, and restores the terminals.
     pub(crate) fn close(self, text: &str) {
         self.screens.close(text);
     }
 
-    /// What to wait for.
+    /// File descriptors to poll.
     pub(crate) fn poll_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let buttons = self.buttons.descriptors().map(|button| (button, PollFlags::IN));
         self.screens.poll_fds().chain(buttons)
     }
 
-    /// Whether the power button was pressed.
     pub(crate) fn is_power_pressed(&mut self) -> bool {
         self.buttons.receive()
     }
 
-    /// The keys that were pressed.
+    /// Returns the keys that were pressed.
     pub(crate) fn keys(&mut self) -> Vec<Key> {
         self.screens.receive()
     }

@@ -1,5 +1,5 @@
-//! `storagetm copy`: finds both ends, sees that nothing is overwritten that should not be, and says how the copy goes
-//! and how it ended. It knows not how a copy is made.
+//! `storagetm copy`: opens both ends, asks before it overwrites anything, and reports progress and
+//! result. The copy itself is done by the crate `copy`.
 
 mod allocated;
 mod compressed;
@@ -42,10 +42,10 @@ use progress::ProgressReporter;
 use summary::{Names, refused};
 use sync_disk::SyncDisk;
 
-/// Makes the copy.
+/// Copies.
 ///
 /// # Errors
-/// It was not made, or not all of it: the exit status says which.
+/// Fails if the copy was not made, or not completely; `docs/copy.md` lists the exit statuses.
 pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
     check(options)?;
     let mut reporter = ProgressReporter::open(options.json, options.destination == Locator::Pipe)?;
@@ -62,21 +62,21 @@ pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
     done
 }
 
-/// Both ends, and what is known of them.
+/// Both ends of a copy, examined.
 struct PreparedCopy {
     source: CopyEnd,
     destination: CopyEnd,
-    /// Bytes of the source, if it is a disk or a file and not a pipe.
+    /// Size of the source; `None` for a pipe.
     bytes: Option<u64>,
-    /// The destination's disk, if it is one and not a file: what was agreed to.
+    /// The destination if it is a disk: the one that the user confirmed.
     confirmed: Option<Disk>,
     resumed: bool,
     after: PostCopy,
-    /// What else is worth knowing.
+    /// Notes for the user.
     notes: Vec<String>,
 }
 
-/// What is wrong with the line itself.
+/// Checks the options against each other.
 fn check(options: &Copy) -> Result<(), Failure> {
     let (source, destination) = (&options.source, &options.destination);
     if (source, destination) == (&Locator::Pipe, &Locator::Pipe) {
@@ -107,7 +107,7 @@ fn check(options: &Copy) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether a path is that of the map, or of a file that is kept beside it, however it is written.
+/// Returns whether a path is the map or one of its backup files, also by another spelling.
 fn is_map_file(path: &Path, map: &Path) -> bool {
     let beside = |summary: &str| {
         let mut name = map.as_os_str().to_owned();
@@ -118,7 +118,7 @@ fn is_map_file(path: &Path, map: &Path) -> bool {
     ["", ".bak", ".new"].into_iter().any(|summary| beside(summary) == path)
 }
 
-/// The path without links and detours, also of a file that is not there yet.
+/// Resolves symbolic links and `..`, also for a file that does not exist yet.
 fn canonical(path: &Path) -> PathBuf {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or_else(|| Path::new(".")).canonicalize();
@@ -126,13 +126,13 @@ fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().ok().or_else(made).unwrap_or_else(|| path.to_owned())
 }
 
-/// Finds both ends. Nothing is written.
+/// Opens and examines both ends. Writes nothing.
 fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let tree = Tree::machine();
     let map = options.map.as_deref().map(|map| find_map(map, options.allocated)).transpose()?;
     let map = map.flatten();
     let resumed = map.is_some();
-    // One in which nothing is done is no leave to overwrite what is there.
+    // A map without finished ranges does not permit overwriting.
     let resumes = map.is_some_and(|map| map.sum(State::Finished) > 0);
     let raw = options.format.is_some();
     let source = match &options.source {
@@ -209,7 +209,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     })
 }
 
-/// What is copied to.
+/// Opens the destination.
 fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<CopyEnd, Failure> {
     match &options.destination {
         Locator::Path(path) => {
@@ -225,8 +225,8 @@ fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<CopyEnd, Fa
     }
 }
 
-/// What is on a destination that is on another machine, as for one of this machine: what would be lost, and the block size
-/// that a partition table on it is for.
+/// Examines a remote destination: adds what would be overwritten, and returns the block size of its
+/// partition table.
 fn examine(destination: CopyEnd, to: Option<&Disk>, options: &Copy) -> (CopyEnd, Option<u32>) {
     let (End::Disk(place), Some(to), None) = (&destination.end, to, &destination.overwrite) else {
         return (destination, None);
@@ -255,7 +255,7 @@ fn examine(destination: CopyEnd, to: Option<&Disk>, options: &Copy) -> (CopyEnd,
     (destination.with_overwrite(overwrite), block)
 }
 
-/// What is on the source; nothing for what is copied into a pipe, which fits anything.
+/// Examines the contents of the source. Returns `None` if the destination is a pipe.
 fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
     let (End::Disk(place), false) = (end, options.destination == Locator::Pipe) else {
         return Ok(None);
@@ -265,8 +265,8 @@ fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
     inspect::survey(&sync_disk, disk.bytes, disk.sector).map(Some)
 }
 
-/// The map to go on from, if there is one. A file that is none would be lost; one of a part of the disk tells nothing of
-/// the whole.
+/// Reads the map to resume from, if it exists. Rejects a file of another format, which would be
+/// overwritten, and a map of an allocated-only copy without `--allocated`.
 fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     let cannot = |error| refused(format!("the map {} cannot be read: {error}", path.display()));
     let mut first = [0];
@@ -274,14 +274,14 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(cannot)?,
     };
-    // A comment, a figure, an empty line, or what a crash of the machine leaves of them.
+    // First bytes of a map: a comment, a number, an empty line, or NULs left by a crash.
     if count == 1 && !b"#0\n\r\t \0".contains(&first[0]) {
         return Err(refused(format!(
             "{} is there, and is no map: name another file, or remove it",
             path.display()
         )));
     }
-    // It is read here as it will be: of one that was torn the copy beside it counts.
+    // As the copy loads it: with the backup if the map is truncated.
     let map = ::copy::map::load(path)
         .map_err(|why| refused(format!("the map {}: {why}", path.display())))?;
     let part = map.as_ref().is_some_and(|map| is_allocated_map(&map.metadata.source));
@@ -294,18 +294,20 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     Ok(map)
 }
 
-/// Whether a map whose source is called so is of a part of a disk. More may stand behind that: a table that was changed.
+/// Returns whether a map with this source identity is of an allocated-only copy. A suffix for a
+/// changed partition table may follow.
 fn is_allocated_map(source: &str) -> bool {
     source.split_whitespace().any(|word| word == allocated::ALLOCATED)
 }
 
-/// The disk of a source. The minimum block size of an NBD server says how requests are aligned, not in what an MBR counts.
+/// Drops the sector size of an NBD source: its minimum block size is about the alignment of
+/// requests, not about the units of an MBR.
 fn with_known_sector(disk: Disk, source: &Locator) -> Disk {
     let sector = disk.sector.filter(|_| !matches!(source, Locator::Nbd(_)));
     Disk { sector, ..disk }
 }
 
-/// What there is to know of a disk before it is copied; nothing of a pipe.
+/// Opens a disk and returns its parameters; `None` for a pipe.
 fn open_disk(end: &End) -> Result<Option<Disk>, Failure> {
     match end {
         End::Disk(place) => place.open().map(|(disk, _)| Some(disk)).map_err(refused),
@@ -313,7 +315,7 @@ fn open_disk(end: &End) -> Result<Option<Disk>, Failure> {
     }
 }
 
-/// Has what would be overwritten agreed to, unless it is too small anyway.
+/// Asks before overwriting, unless the destination is too small anyway.
 fn confirm_overwrite(options: &Copy, ready: &PreparedCopy) -> Result<(), Failure> {
     let Some(overwrite) = &ready.destination.overwrite else { return Ok(()) };
     let is_disk = ready.destination.is_disk;
@@ -333,7 +335,7 @@ fn run(
     ready: PreparedCopy,
     reporter: &mut ProgressReporter,
 ) -> Result<(), Failure> {
-    // Until here Ctrl-C ends the program at once: nothing was written.
+    // Until here the default action of SIGINT ends the program; nothing was written.
     let stop = interrupt::watch_signals()?;
     let (source, destination) = (options.source.to_string(), options.destination.to_string());
     let (resume_command, map) =
@@ -390,7 +392,7 @@ fn settings(options: &Copy) -> Settings {
     }
 }
 
-/// The line that goes on with this copy, as it was typed; nothing if it would begin anew.
+/// Returns the command line that resumes this copy, or `None` without a map.
 fn resume_command(options: &Copy) -> Option<String> {
     options.map.as_ref()?;
     let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));

@@ -1,4 +1,4 @@
-//! `storagetm find`: which machines nearby lend disks, and which disks. It knows no disk of this machine.
+//! `storagetm find`: lists targets on the local network and their disks.
 
 mod report;
 
@@ -17,14 +17,14 @@ use remote::machine::{self, Machine, machines};
 use remote::query::{self, Disk, Initiator, QueryError};
 use report::Row;
 
-/// Machines that are asked at most, and at once.
+/// Maximum number of machines that are queried, and of parallel queries.
 const MAX_MACHINES: usize = 64;
 const MAX_PARALLEL: usize = 16;
 
-/// Looks for machines, asks each, and says what came of it.
+/// Browses for machines, queries each, and prints the result.
 ///
 /// # Errors
-/// The network cannot be asked.
+/// Fails if multicast DNS is not available.
 pub(crate) fn find(options: &Find) -> Result<(), Failure> {
     let known = machine::targets(options.keys.as_deref())?;
     let found = dnssd::browse(options.mdns_port, Duration::from_secs(options.timeout))?;
@@ -36,26 +36,27 @@ pub(crate) fn find(options: &Find) -> Result<(), Failure> {
     if options.json { print_json(&rows) } else { print(report::text(&rows).as_bytes()) }
 }
 
-/// Asks them at the same time; one that is slow holds up nobody for long.
+/// Queries the machines in parallel, so that a slow one does not delay the others.
 fn query_all(tree: &Tree, machines: &[Machine], known: &[Target], insecure: bool) -> Vec<Row> {
     std::thread::scope(|scope| {
         let query_machine = move |machine| query_machine(tree, machine, known, insecure);
         let ask = |machine| scope.spawn(move || Row::new(machine, &query_machine(machine)));
         let asked: Vec<_> = machines.iter().map(ask).collect();
-        // One that panicked would say nothing of its machine, and all of the others.
+        // A thread that panicked must not lose the results of the others.
         asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
     })
 }
 
-/// What a machine has answered.
+/// The answer of a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct MachineDisks<'a> {
-    /// Which machine it is, if it has let this one in.
+    /// The stored target, if this machine was paired with it.
     of: Option<&'a Target>,
     disks: Result<Vec<Disk>, QueryError>,
 }
 
-/// Asks a machine by the keys of those that it may be. In the clear only if this machine has no key, or that was asked for.
+/// Queries a machine with the keys that may be for it. In the clear only if this machine has no
+/// keys, or with `--insecure`.
 fn query_machine<'a>(
     tree: &Tree,
     machine: &Machine,
@@ -72,7 +73,7 @@ fn query_machine<'a>(
             &Initiator { host: &identity, key: Some(&target.tls), chap: None },
         ) {
             Err(QueryError::KeyRequired) => {}
-            // A server without TLS ends the connection.
+            // A server without TLS closes the connection.
             Err(QueryError::Protocol(_)) if machine.keyed != Some(true) => {}
             disks => return MachineDisks { of: Some(target), disks },
         }
@@ -88,7 +89,7 @@ fn query_machine<'a>(
     MachineDisks { of: None, disks: refusal.map_or_else(clear, Err) }
 }
 
-/// Asks at the first of its addresses that can be reached.
+/// Queries the first reachable address.
 fn query_addresses(machine: &Machine, initiator: &Initiator<'_>) -> Result<Vec<Disk>, QueryError> {
     let mut last = QueryError::Unreachable("it has no address".to_owned());
     for place in &machine.nvme {

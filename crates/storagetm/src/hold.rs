@@ -1,4 +1,4 @@
-//! `storagetm hold`: keeps what is on the terminal until somebody has read it. It knows no disk.
+//! `storagetm hold`: keeps the terminal as it is until a key is pressed.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -10,10 +10,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::options::Hold;
 use failure::Failure;
 
-/// Longer than anybody waits, and no more than a clock can count.
+/// A timeout that `Instant` can represent.
 const MAX_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Waits for a key, or until the time is over.
+/// Waits for a key or for the timeout.
 pub(crate) fn hold(options: &Hold) -> Result<(), Failure> {
     println!("Press a key to go on; without one it goes on in {} seconds.", options.timeout);
     let _raw = Raw::enter(io::stdin());
@@ -21,8 +21,8 @@ pub(crate) fn hold(options: &Hold) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits for a byte. Where there is nobody who could press a key (no terminal, or one that hung up) the time is waited
-/// for all the same: what comes next may be a restart, and somebody may still read the screen.
+/// Waits for a byte. Without a terminal, or after a hang-up, waits for the full time: a restart may
+/// follow, and the screen may still be read.
 fn wait(mut input: impl AsFd + Read, timeout: Duration) {
     let end = Instant::now() + timeout;
     let left = || end.saturating_duration_since(Instant::now());

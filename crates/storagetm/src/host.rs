@@ -1,4 +1,4 @@
-//! `storagetm host`: the hosts that may attach disks, which disks, and until when. Shows no key.
+//! `storagetm host`: access rules of hosts. Prints no secrets.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -17,10 +17,10 @@ use keys::name::Name;
 use keys::record::{Allowed, HostRecord, Rule, check_nqn};
 use keys::store::Store;
 
-/// Does what was asked for.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// It cannot be done.
+/// Fails with a sentence.
 pub(crate) fn host(options: &Options) -> Result<(), Failure> {
     let store = Store::open(&Store::locate(options.keys.as_deref())?)?;
     match &options.task {
@@ -48,7 +48,7 @@ fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Re
     print(report(&name, &record, keys).as_bytes())
 }
 
-/// What it is called here: a host that is known, or a name that is taken, only with `--replace`.
+/// Chooses the name of the host. A known host, or a name in use, requires `--replace`.
 fn name(store: &Store, options: &Add, host_row: Option<&Name>) -> Result<Name, Failure> {
     if let Some(host_row) = host_row.filter(|_| !options.replace) {
         return Err(Failure::new(format!(
@@ -70,7 +70,7 @@ fn name(store: &Store, options: &Add, host_row: Option<&Name>) -> Result<Name, F
     Ok(name)
 }
 
-/// The host with the keys that it had, and nothing that it may have.
+/// Returns a record with the host's keys and without rules.
 fn record_without_rules(options: &Add, before: Option<HostRecord>, now: SystemTime) -> HostRecord {
     let new = HostRecord {
         nqn: options.nqn.clone(),
@@ -103,7 +103,7 @@ fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
     Ok(options.disk.iter().map(|disk| rule(Some(disk.clone()))).collect())
 }
 
-/// The keys that are named take the place of those that it had.
+/// Replaces the host's keys by the named ones.
 fn assign_keys(store: &Store, record: &mut HostRecord, options: &Add) -> Result<(), Failure> {
     let named = [
         (&options.tls_key, &mut record.tls_key, &mut record.tls, KeyKind::Tls),
@@ -132,7 +132,7 @@ fn check_kind(store: &Store, name: &Name, kind: KeyKind) -> Result<(), Failure> 
     Err(Failure::new(format!("the key {name} is for {found}, and one for {kind} is needed")))
 }
 
-/// A TLS key of its own, called as the host is.
+/// Generates a TLS key named after the host.
 fn make_key(store: &Store, record: &mut HostRecord, host: &Name) -> Result<(), Failure> {
     let key = Key::generate(KeyKind::Tls, Some(nvme::auth::Hash::Sha256)).map_err(Failure::new)?;
     let name = host.clone().make_unique(|name| store.has_key(name));
@@ -141,7 +141,7 @@ fn make_key(store: &Store, record: &mut HostRecord, host: &Name) -> Result<(), F
     Ok(())
 }
 
-/// What was done, and what is to be done at the host; `keys` is the folder that was named.
+/// Returns what was done and the next steps; `keys` is the state directory if one was named.
 fn report(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
     let keys =
         keys.map(|keys| printable(&quoted(&keys.to_string_lossy()), true)).unwrap_or_default();
@@ -222,7 +222,7 @@ fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {
     print(format!("{name} is let in no longer.{}\n", keys.concat()).as_bytes())
 }
 
-/// One host, and none of its keys.
+/// A host in the list; contains no secrets.
 #[derive(Debug, Serialize)]
 struct Row {
     name: Name,
@@ -235,7 +235,7 @@ struct Row {
     problem: Option<String>,
 }
 
-/// What it may have.
+/// An access rule.
 #[derive(Debug, Serialize)]
 struct AccessRow {
     disk: Option<String>,

@@ -1,4 +1,4 @@
-//! `storagetm image`: makes something that boots into target mode. It knows no network.
+//! `storagetm image`: builds a bootable image of target mode.
 
 mod inputs;
 mod medium;
@@ -23,7 +23,7 @@ use inputs::{Inputs, Modules};
 use progress::Progress;
 use report::{Kind, Report};
 
-/// What boot loaders show in their menu.
+/// Shown in the menu of boot loaders.
 const OS_RELEASE: &str = concat!(
     "ID=storagetm\nNAME=storagetm\nPRETTY_NAME=\"Lend this machine's disks (storagetm ",
     env!("CARGO_PKG_VERSION"),
@@ -31,14 +31,14 @@ const OS_RELEASE: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     "\n"
 );
-/// For any machine the firmware of many drivers comes along, and that must stay small.
+/// Size limit of firmware files in a generic image, which includes many drivers.
 const MAX_FIRMWARE_FILE: u64 = 256 << 10;
 
-/// Makes the image.
+/// Builds the image.
 pub(crate) fn image(options: &Image) -> Result<(), Failure> {
     let progress = Progress::open();
     let inputs = Inputs { tree: Tree::machine(), options };
-    // Found out once: a stick that comes or goes while the image is made turns no file into a disk, nor back.
+    // Determined once, so that hot-plug during the build cannot turn a file into a disk or back.
     let is_device = options.disk.as_deref().is_some_and(medium::is_device);
     let overwrite = check_target(options, is_device)?;
     let made = make(&inputs, overwrite.as_ref().filter(|_| is_device), &progress);
@@ -65,7 +65,7 @@ fn make<'a>(
     }
 }
 
-/// What speaks against the target is said, and what would be lost is agreed to, before anything slow is done.
+/// Checks the target, and asks before overwriting, before anything slow is done.
 fn check_target(options: &Image, is_device: bool) -> Result<Option<OverwriteTarget>, Failure> {
     let overwrite = match (&options.disk, &options.initramfs, &options.uki) {
         (Some(disk), _, _) if is_device => Some(medium::check(&Tree::machine(), disk)?),
@@ -116,7 +116,7 @@ fn write_disk(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<R
     Ok(report.of_size(disk.len()))
 }
 
-/// A kernel, the drivers and this program as one EFI program.
+/// Builds an EFI program of the kernel, the drivers and this program.
 fn make_uki(
     inputs: &Inputs<'_>,
     kind: Kind,
@@ -138,7 +138,7 @@ fn make_uki(
     Ok((efi::make(&parts).map_err(Failure::new)?, report))
 }
 
-/// The drivers and this program.
+/// Builds an initramfs of the drivers and this program.
 fn make_initramfs(
     inputs: &Inputs<'_>,
     modules: &Modules,

@@ -1,6 +1,6 @@
-//! What is on a disk, as far as its own bytes tell: which of them hold something, and whose they are. The bytes may be
-//! hostile, so they are looked at by a process without rights (`storagetm inspect`), which has nothing but a socket to
-//! ask for more of them. It knows no file system.
+//! Examines the contents of a disk: allocated ranges, file owners, partition table. The data are
+//! untrusted, so a process without privileges (`storagetm inspect`) parses them; it reads the disk
+//! through a socket to this process.
 
 mod child;
 mod protocol;
@@ -19,21 +19,22 @@ pub(crate) use child::work;
 use ipc::spawn;
 use protocol::{Findings, MAX_READ, Message, Reply, Request, Task};
 
-/// How long the other process may be silent: it has nothing to wait for but us.
+/// Timeout of the child's messages: it waits for nothing but this process.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How often it may read each byte of a disk, the least bytes that a question counts for, and what it may read besides: a
-/// tree on the disk that is a loop must not keep it busy for ever.
+/// Read budget: passes over the disk, minimum cost of a read, and a constant; so that a cyclic
+/// structure on the disk cannot keep the child busy forever.
 const MAX_PASSES: u64 = 4;
 const MIN_READ_COST: u64 = 128;
 const EXTRA_BYTES: u64 = 64 << 20;
-/// Bytes up to a multiple of which is read at once, once a read has failed: so that no more is missing than cannot be read.
+/// After a failed read, reads are split at multiples of this, so that only unreadable data is
+/// missing.
 const PAGE: u64 = 4096;
 
-/// What of a disk of so many bytes holds something.
+/// Returns the allocated ranges of a disk of `bytes` bytes.
 ///
 /// # Errors
-/// A sentence: the disk cannot be read, or what is on it was too much for the one who looked.
+/// Fails with a sentence if the disk cannot be read, or if the child exceeds a limit.
 pub(crate) fn usage(disk: &dyn ReadAt, bytes: u64) -> Result<Usage, String> {
     match run_request(disk, &Request { bytes, task: Task::Usage })? {
         Findings::Usage(usage) => Ok(usage),
@@ -41,7 +42,7 @@ pub(crate) fn usage(disk: &dyn ReadAt, bytes: u64) -> Result<Usage, String> {
     }
 }
 
-/// Whose the bytes of `ranges` are.
+/// Returns the files and structures that `ranges` belong to.
 ///
 /// # Errors
 /// As [`usage`].
@@ -56,7 +57,8 @@ pub(crate) fn owners(
     }
 }
 
-/// What is on a disk of so many bytes, whose logical block size is `block`, if it is known.
+/// Returns the partition table and the contents of a disk; `block` is its logical block size, if
+/// known.
 ///
 /// # Errors
 /// As [`usage`].
@@ -67,8 +69,8 @@ pub(crate) fn survey(disk: &dyn ReadAt, bytes: u64, block: Option<u32>) -> Resul
     }
 }
 
-/// What is to be written so that the partition table of a disk of the shape `from` fits one of the shape `to`; a clause why
-/// it cannot be fitted.
+/// Returns the patches that adapt the partition table of a disk of shape `from` to one of shape
+/// `to`, or the reason why it cannot be adapted.
 ///
 /// # Errors
 /// As [`usage`].
@@ -86,10 +88,11 @@ pub(crate) fn fit(
     }
 }
 
-/// Bytes at each end of a disk that a partition table may take.
+/// Maximum size of a partition table at each end of a disk.
 const MAX_TABLE: u64 = 2 << 20;
 
-/// Whether that is all that a partition table needs: what lies at an end of the new disk, or zeros over the old backup.
+/// Validates a patch from the child: it must lie at an end of the new disk, or erase the old
+/// backup.
 fn is_of_table(patch: &Patch, from: Shape, to: Shape) -> bool {
     let len = patch.bytes.len() as u64;
     let Some(end) = patch.offset.checked_add(len) else { return false };
@@ -104,19 +107,18 @@ fn run_request(disk: &dyn ReadAt, request: &Request) -> Result<Findings, String>
     let cannot = |error: io::Error| format!("the disk's contents cannot be looked at: {error}");
     let (mut child, socket) = spawn().map_err(cannot)?;
     let reply = serve_reads(&socket, disk, request);
-    // It has nothing left to say.
     drop(socket);
     let _ = child.kill();
     let _ = child.wait();
     match reply {
         Ok(Reply::Findings(findings)) => Ok(findings),
         Ok(Reply::Error(sentence)) => Err(sentence),
-        // It ended, was ended, or said what makes no sense.
+        // The child ended, was killed, or sent an invalid message.
         Err(_) => Err(NO_ANSWER.to_owned()),
     }
 }
 
-/// The process, and a socket to it, at neither end of which anybody is waited for without end.
+/// Starts the child, with a socket that has timeouts.
 fn spawn() -> io::Result<(Child, UnixStream)> {
     let (child, own) = spawn::with_socket("inspect")?;
     own.set_read_timeout(Some(REPLY_TIMEOUT))?;
@@ -124,7 +126,7 @@ fn spawn() -> io::Result<(Child, UnixStream)> {
     Ok((child, own))
 }
 
-/// Gives it what it wants to read until it says what it has seen.
+/// Serves the child's reads until it replies.
 fn serve_reads(mut socket: &UnixStream, disk: &dyn ReadAt, request: &Request) -> io::Result<Reply> {
     request.emit(&mut socket)?;
     let mut left = request.bytes.saturating_mul(MAX_PASSES).saturating_add(EXTRA_BYTES);
@@ -134,7 +136,7 @@ fn serve_reads(mut socket: &UnixStream, disk: &dyn ReadAt, request: &Request) ->
             Message::Reply(reply) => return Ok(reply),
             Message::Read { offset, len } => {
                 let len = len.min(MAX_READ);
-                // A question costs something, too, whatever it asks for.
+                // Every read has a minimum cost.
                 let cost = (len as u64).max(MIN_READ_COST);
                 left = left.checked_sub(cost).ok_or(ErrorKind::InvalidData)?;
                 let mut bytes = vec![0; len];
@@ -171,7 +173,7 @@ mod test {
         }
     }
 
-    /// The two sides face to face, without a process.
+    /// Both sides connected directly, without a process.
     fn run_inspection(disk: &'static [u8], request: &Request) -> Reply {
         let (own, other) = UnixStream::pair().unwrap();
         let child = thread::spawn(move || child::run_inspection(&other));
@@ -200,7 +202,7 @@ mod test {
         child.join().unwrap();
     }
 
-    /// A disk with a GPT, of which the page behind the table cannot be read.
+    /// A disk with a GPT, with the page after the table unreadable.
     struct Failing(Vec<u8>);
 
     const BAD: std::ops::Range<u64> = 64 << 10..68 << 10;

@@ -1,5 +1,5 @@
-//! `storagetm key`: makes, keeps, hands over and lists keys. It knows no connection. What is secret goes to standard
-//! output when that was asked for, and to nowhere else.
+//! `storagetm key`: generates, imports, exports and lists keys. Secrets are only written to
+//! standard output or the named file, and only on request.
 
 pub(crate) mod prompt;
 
@@ -21,10 +21,10 @@ use keys::name::Name;
 use keys::store::{Store, read_key, write_private};
 use keys::{keyring, record};
 
-/// Does what was asked for.
+/// Runs the subcommand.
 ///
 /// # Errors
-/// It cannot be done.
+/// Fails with a sentence.
 pub(crate) fn key(options: &Options) -> Result<(), Failure> {
     let store = || Store::open(&Store::locate(options.keys.as_deref())?);
     match &options.task {
@@ -36,10 +36,10 @@ pub(crate) fn key(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// Writes to standard output. That nobody reads it to the end is no failure.
+/// Writes to standard output. A closed pipe is not an error.
 ///
 /// # Errors
-/// It cannot be written.
+/// Fails on any other write error.
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut output = io::stdout();
     match output.write_all(bytes).and_then(|()| output.flush()) {
@@ -50,10 +50,10 @@ pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// Writes as JSON, safe to show.
+/// Prints JSON, with control characters escaped.
 ///
 /// # Errors
-/// It cannot be written.
+/// Fails on a write error.
 pub(crate) fn print_json<T: Serialize>(what: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(what)
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
@@ -99,7 +99,7 @@ fn from_file(path: &Path) -> Result<Key, Failure> {
     read_key(file, &what)
 }
 
-/// At a terminal one line is enough, and is not shown.
+/// At a terminal one line is read, without echo.
 fn from_standard_input() -> Result<Key, Failure> {
     let input = io::stdin().lock();
     if !input.is_terminal() {
@@ -142,7 +142,7 @@ fn export(store: &Store, options: &Export) -> Result<(), Failure> {
     }
 }
 
-/// A line `NAME:HEX` for each host that uses the key, or for the one that is named.
+/// Returns a line `NAME:HEX` for each host that uses the key, or for the named one.
 fn for_nbd(store: &Store, key: &Key, options: &Export) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let name = &options.name;
     let psk = key
@@ -168,7 +168,7 @@ fn for_nbd(store: &Store, key: &Key, options: &Export) -> Result<Zeroizing<Vec<u
     Ok(lines)
 }
 
-/// Bytes of the longest line of a PSK file: a name, a colon, 32 bytes in two digits each, and the line's end.
+/// Maximum length of a line of a PSK file: a name, a colon, 32 bytes in hexadecimal, and a newline.
 const LONGEST_LINE: usize = 64 + 1 + 64 + 1;
 
 fn hex(byte: u8) -> [u8; 2] {
@@ -176,13 +176,13 @@ fn hex(byte: u8) -> [u8; 2] {
     [byte >> 4, byte & 15].map(|digit| DIGITS.get(usize::from(digit)).copied().unwrap_or(b'0'))
 }
 
-/// What a host is called, by its NQN or as it is given: an NQN has colons, which the files of NBD clients cannot have.
+/// Returns the host's name, also for an NQN: NBD PSK files cannot contain an NQN, which has colons.
 fn name_of(store: &Store, host: &str) -> Result<Name, Failure> {
     let known = store.find_host(host);
     known.map_or_else(|| host.parse().map_err(|why| Failure::new(format!("{host}: {why}"))), Ok)
 }
 
-/// The NQN of a host by the name that it has here, or as it is given.
+/// Returns the NQN of a host that was named, or the argument if it is an NQN.
 fn nqn_of(store: &Store, host: &str) -> Result<String, Failure> {
     if let Some(name) = store.find_host(host) {
         return store.host(&name).map(|record| record.nqn);
@@ -192,7 +192,7 @@ fn nqn_of(store: &Store, host: &str) -> Result<String, Failure> {
     Ok(host.to_owned())
 }
 
-/// One key, and nothing of it.
+/// A key in the list; contains no secret.
 #[derive(Debug, Serialize)]
 struct Row {
     name: Name,

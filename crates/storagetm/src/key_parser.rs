@@ -1,33 +1,33 @@
-//! The keys in what a terminal sends: a byte is a key, unless it belongs to a sequence, as those of arrows, of function
-//! keys and of a terminal's answers, in which there are letters.
+//! Parses terminal input into keys. Escape sequences (arrows, function keys, replies of the
+//! terminal) contain letters that must not be taken for keys.
 
 use console::Key;
 
 const ESCAPE: u8 = 0x1b;
 
-/// Where in a sequence the next byte stands.
+/// Parser state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum KeyParser {
-    /// In none.
+    /// Outside of a sequence.
     #[default]
     Plain,
-    /// Behind ESC: a letter there is a key with Alt, or begins a longer sequence.
+    /// After ESC: a letter is a key with Alt, or starts a longer sequence.
     Escaped,
-    /// Behind CSI (ECMA-48 §5.4): up to the final byte.
+    /// After CSI (ECMA-48 §5.4), up to the final byte.
     Control {
-        /// Whether nothing has come yet: a second bracket is a function key of Linux' own terminal.
+        /// No byte has followed yet: a second bracket is a function key of the Linux console.
         first: bool,
-        /// The last byte of the parameters.
+        /// Last parameter byte.
         parameter: u8,
     },
-    /// Behind what says that one more byte follows; arrows come so from a terminal in application mode.
+    /// One more byte follows (SS3): arrows in application mode.
     Last,
-    /// Behind what says that one more byte follows that is no key.
+    /// One more byte follows, which is not a key.
     Function,
 }
 
 impl KeyParser {
-    /// The key that ends with this byte, if one does.
+    /// Returns the key that this byte completes.
     pub(crate) fn receive(&mut self, byte: u8) -> Option<Key> {
         let (next, key) = match (*self, byte) {
             (_, ESCAPE) => (Self::Escaped, None),
@@ -47,7 +47,6 @@ impl KeyParser {
     }
 }
 
-/// A key whose sequence ends in a letter.
 fn letter_key(last: u8) -> Option<Key> {
     match last {
         b'A' => Some(Key::Up),
@@ -58,7 +57,6 @@ fn letter_key(last: u8) -> Option<Key> {
     }
 }
 
-/// A key whose sequence ends in a number and a tilde.
 fn number_key(parameter: u8) -> Option<Key> {
     match parameter {
         b'1' | b'7' => Some(Key::Home),

@@ -1,33 +1,21 @@
-//! The program `storagetm`: the only crate that knows all others.
+//! The program `storagetm`: command line, screens, and the wiring of all other crates.
 //!
-//! | module | is |
+//! | module | content |
 //! |---|---|
-//! | [`options`] | the table of options |
-//! | `serve` | lends disks until it is told to stop: one loop that waits for what the machine, the hosts and the owner do |
-//! | `lend`, `device` | from a path to an export; which block device it is |
-//! | `follow` | `--all`: disks as they come, go and change |
-//! | `demo` | the built-in disk |
-//! | `listen`, `listeners` | where to listen: the rule, and the sockets |
-//! | `mailbox`, `ledger` | what the engine says, and who has what |
-//! | [`happening`], `output`, `nonblocking` | what happened, and where it is said |
-//! | `list` | which disks there are |
-//! | `copy` | copies a disk from a place to another |
-//! | `inspect` | what is on a disk, seen by a process without rights |
-//! | `examine`, `flush` | what a disk is asked by a process that may wait for ever |
-//! | `helper` | starts such processes |
-//! | `boot` | a machine that does nothing but lend its disks |
-//! | `admission` | whom this machine lets in |
-//! | `terminal_keys`, `key_parser` | what somebody at the screen answers |
-//! | `settings`, `choice` | what was said when the machine was booted, and the disks that were named then |
-//! | `image` | makes what boots such a machine |
-//! | `announce` | tells the networks nearby that there are disks to be had here, from a process without rights |
-//! | `find` | looks for machines that lend disks, and asks what they have |
-//! | `attach` | hands disks of other machines to the kernel, and takes them away again |
-//! | `store` | where keys and hosts are kept, and whom that lets in |
-//! | `key`, `host`, `pair` | what the owner does with them |
-//! | `keyring` | a key as the other machine's kernel needs it |
-//! | `worker` | the process that talks to hosts, and what it is told |
-//! | `hold` | keeps a terminal as it is until somebody has read it |
+//! | [`options`] | the table of command-line options |
+//! | `serve` | `serve`: the event loop of the daemon |
+//! | `output`, `nonblocking` | events as JSON, text, screen and journal entries |
+//! | `console_ui`, `terminal_keys`, `key_parser` | consoles of target mode; keys of a terminal |
+//! | `boot` | `boot`: PID 1 and its child in target mode |
+//! | `image` | `image`: bootable images of target mode |
+//! | `list` | `list`: the disks of this machine |
+//! | `copy` | `copy` |
+//! | `inspect`, `unpack` | child processes without privileges that parse disk contents and unpack files |
+//! | `confirmation` | confirmation before overwriting |
+//! | `find`, `attach` | `find`, `attach`, `detach`: disks of other machines |
+//! | `key`, `host`, `pair` | `key`, `host`, `pair`: keys, access rules, pairing |
+//! | `hold` | `hold`: waits for a key |
+//! | `table` | text in columns |
 
 #![forbid(unsafe_code)]
 
@@ -61,10 +49,10 @@ use std::process::ExitCode;
 use failure::Failure;
 use options::Task;
 
-/// Does what the command line says. The exit status is 0, 1 if something did not work, 2 if the line is wrong, or 3 if
-/// another machine said no.
+/// Runs the program. Exit status 0 on success, 1 on failure, 2 for a usage error, 3 if another
+/// machine refused; `copy` has more.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // Nearly every task holds keys. Where it is not allowed nothing else can be done about it.
+    // Best effort: nearly every task handles keys.
     let _ = linux::sandbox::protect_memory();
     let line: Vec<OsString> = line.into_iter().collect();
     if !is_init(&line) && options::key::contains_key(&line) {
@@ -110,8 +98,8 @@ fn failed(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.status())
 }
 
-/// Whether the kernel has started this as the first program of an initramfs: by the name `/init`, and with the words of
-/// its command line that it did not know.
+/// Returns whether the kernel started this as PID 1 of an initramfs, by the name `/init`. Its
+/// arguments are then kernel parameters that the kernel did not recognize.
 fn is_init(line: &[OsString]) -> bool {
     let name = line.first().map(Path::new).and_then(Path::file_name);
     std::process::id() == 1 && name.is_some_and(|name| name == "init")

@@ -1,4 +1,4 @@
-//! `storagetm list`: every disk, what is on it, and whether it may be lent. It knows no network.
+//! `storagetm list`: the disks of this machine, their contents, and whether they may be exported.
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
@@ -21,7 +21,6 @@ use daemon::examine::{LIMIT, examine};
 use daemon::lend::block_device;
 use failure::Failure;
 
-/// One disk.
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
@@ -44,7 +43,6 @@ struct Row {
     reasons: Vec<Reason>,
 }
 
-/// Something on a disk.
 #[derive(Debug, Serialize)]
 struct Content {
     kind: &'static str,
@@ -52,7 +50,7 @@ struct Content {
     uuid: Option<String>,
 }
 
-/// Something against lending it.
+/// A reason against exporting a disk.
 #[derive(Debug, Serialize)]
 struct Reason {
     code: &'static str,
@@ -62,7 +60,7 @@ struct Reason {
 /// Lists the disks on standard output.
 ///
 /// # Errors
-/// The machine does not tell which disks it has.
+/// Fails if the disks cannot be enumerated.
 pub(crate) fn list(options: &List) -> Result<(), Failure> {
     let tree = Tree::machine();
     let machine = Machine::snapshot(&tree).map_err(|error| {
@@ -83,10 +81,10 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
     }
 }
 
-/// Those that were named, each with its partitions; all that are of use if none was.
+/// Returns the named disks, each with its partitions; all usable disks if none is named.
 ///
 /// # Errors
-/// One is not there.
+/// Fails if a disk does not exist.
 fn selected<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>, Failure> {
     if names.is_empty() {
         return Ok(machine.disks.iter().filter(|disk| !is_unused(disk)).collect());
@@ -109,7 +107,7 @@ fn selected<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>,
     Ok(machine.disks.iter().filter(is_selected).collect())
 }
 
-/// A node that the kernel keeps ready, with no disk behind it.
+/// Returns whether this is a preallocated device node without a disk (loop, nbd, ...).
 fn is_unused(disk: &Disk) -> bool {
     let spare = [Transport::Loop, Transport::Nbd, Transport::Zram, Transport::Ram, Transport::Md];
     disk.bytes == 0 && spare.contains(&disk.transport)
@@ -168,7 +166,7 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
 
 const HEADINGS: [&str; 7] = ["NAME", "SIZE", "MODEL", "SERIAL", "TRANSPORT", "CONTENT", "LENDABLE"];
 
-/// Columns as wide as what is in them, or as the terminal allows.
+/// Columns as wide as their content, or as the terminal allows.
 fn table(rows: &[Row]) -> String {
     table::table(HEADINGS, &rows.iter().map(columns).collect::<Vec<_>>())
 }
@@ -187,7 +185,7 @@ fn columns(row: &Row) -> [String; 7] {
     ]
 }
 
-/// The partition table and the marks, in few words.
+/// Partition table and signatures.
 fn content_column(row: &Row) -> String {
     let table = row.partition_table.map(str::to_owned);
     let marks = row.contents.iter().map(|content| match &content.label {

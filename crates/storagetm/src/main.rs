@@ -1,4 +1,4 @@
-//! The program. It knows nothing: the library does the work.
+//! The program `storagetm`; see the library.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,4 @@
-//! Standard output that never makes the program wait: a reader that has stopped must not stop the loop that listens to
-//! SIGTERM. It knows no format.
+//! Non-blocking writer for standard output: a stalled reader must not block the event loop.
 
 use std::collections::VecDeque;
 use std::io::{self, Stdout};
@@ -9,50 +8,48 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// What a pipe that says it is writable takes without waiting (`PIPE_BUF`).
+/// A pipe that is writable accepts this many bytes without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
-/// Bytes that wait for a reader that has stopped; what comes on top is lost.
+/// Maximum number of pending bytes; more is dropped.
 const MAX_PENDING: usize = 1 << 20;
-/// Between two attempts at a reader that says it has room and has none.
+/// Pause between attempts if a writable descriptor returns `EAGAIN`.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Standard output, and what waits to be written to it.
+/// A descriptor, and the bytes pending for it.
 #[derive(Debug)]
 pub(crate) struct NonBlockingWriter<F = Stdout> {
     to: F,
     pending: VecDeque<u8>,
-    /// Lines that found no room since the last that did.
+    /// Lines dropped since the last accepted one.
     lost: u64,
     closed: bool,
 }
 
 impl NonBlockingWriter {
-    /// Standard output.
     pub(crate) fn stdout() -> Self {
         Self::new(io::stdout())
     }
 }
 
 impl<F: AsFd> NonBlockingWriter<F> {
-    /// That descriptor.
     pub(crate) fn new(to: F) -> Self {
         Self { to, pending: VecDeque::new(), lost: 0, closed: false }
     }
 
-    /// Writes the text as soon as there is room for it.
+    /// Queues the text, and writes what can be written.
     pub(crate) fn push(&mut self, text: &str) {
         self.queue(text);
         self.write();
     }
 
-    /// The same with a line; where lines before it were lost, `lost` makes the line that counts them.
+    /// Queues a line. If lines were dropped before it, `lost` makes a line with their number.
     pub(crate) fn push_line(&mut self, line: &str, lost: impl FnOnce(u64) -> String) {
         let before = if self.lost > 0 { lost(self.lost) } else { String::new() };
         self.lost = if self.queue(&(before + line)) { 0 } else { self.lost.saturating_add(1) };
         self.write();
     }
 
-    /// Returns whether there was room.
+    /// Returns whether the text was accepted.
     fn queue(&mut self, text: &str) -> bool {
         let has_room = !self.closed && self.pending.len() + text.len() <= MAX_PENDING;
         if has_room {
@@ -61,12 +58,12 @@ impl<F: AsFd> NonBlockingWriter<F> {
         has_room
     }
 
-    /// Writes what waits, as far as it goes without waiting.
+    /// Writes pending bytes without blocking.
     pub(crate) fn write(&mut self) {
         while !self.pending.is_empty() && self.is_writable(Duration::ZERO) && self.write_chunk() {}
     }
 
-    /// Writes what waits, for at most so long.
+    /// Writes pending bytes, at most for `timeout`.
     pub(crate) fn drain(&mut self, timeout: Duration) {
         let end = Instant::now() + timeout;
         while !self.pending.is_empty() {
@@ -83,17 +80,17 @@ impl<F: AsFd> NonBlockingWriter<F> {
         }
     }
 
-    /// Whether something waits for room.
     pub(crate) fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// Whether the reader was gone at the last attempt to write, or at the last [`NonBlockingWriter::check_closed`].
+    /// Returns whether the reader had closed its end at the last write or
+    /// [`NonBlockingWriter::check_closed`].
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Looks whether the reader is gone, without anything to write. Never waits.
+    /// Checks whether the reader has closed its end. Never blocks.
     pub(crate) fn check_closed(&mut self) {
         let mut fds = [PollFd::new(&self.to, PollFlags::empty())];
         let ready = poll(&mut fds, Some(&Timespec::default()));
@@ -102,8 +99,8 @@ impl<F: AsFd> NonBlockingWriter<F> {
         }
     }
 
-    /// Whether it got further. A terminal may say that it is writable and then not take a line's end, which is two
-    /// characters to it.
+    /// Returns whether progress was made. A terminal may be writable and still not accept a
+    /// newline, which takes two characters.
     fn write_chunk(&mut self) -> bool {
         let (front, _) = self.pending.as_slices();
         let chunk = front.get(..CHUNK).unwrap_or(front);
@@ -129,7 +126,7 @@ impl<F: AsFd> NonBlockingWriter<F> {
 }
 
 impl<F: AsFd> AsFd for NonBlockingWriter<F> {
-    /// Writable when [`NonBlockingWriter::write`] gets further.
+    /// Writable when [`NonBlockingWriter::write`] makes progress.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.to.as_fd()
     }
@@ -189,7 +186,8 @@ mod test {
     #[test]
     fn room_that_is_none_is_not_written_to_for_ever() {
         use rustix::event::{EventfdFlags, eventfd};
-        // It is writable as long as one can be added; the eight bytes below are a larger number.
+        // An eventfd is writable as long as 1 can be added; the eight bytes below are a larger
+        // number.
         let counter = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         rustix::io::write(&counter, &(u64::MAX - 9).to_ne_bytes()).unwrap();
         let mut writer = NonBlockingWriter::new(counter);

@@ -1,5 +1,5 @@
-//! Says what happens: as JSON, on a terminal or in plain lines, to the journal and to the service manager.
-//! It knows no disk and no host.
+//! Output of `storagetm serve`: JSON events, a terminal screen or plain lines, the journal, and the
+//! service manager.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -17,28 +17,28 @@ use rustix::event::PollFlags;
 use crate::nonblocking::NonBlockingWriter;
 use daemon::event::ServeEvent;
 
-/// The window of a terminal that does not tell its size.
+/// Assumed size of a terminal that does not report one.
 const DEFAULT_SIZE: (u16, u16) = (80, 24);
 
-/// What standard output is for.
+/// Form of standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// Programs.
+    /// One JSON event per line.
     Json,
-    /// A person at a terminal: all is drawn anew when something changes.
+    /// A terminal, redrawn on changes.
     Screen,
-    /// A file, a pipe, the journal: lines.
+    /// A file, a pipe or the journal: lines.
     Plain,
-    /// Nothing: it is said elsewhere.
+    /// Nothing is written.
     Silent,
 }
 
-/// Where it is said.
+/// Where events and the screen are written.
 #[derive(Debug)]
 pub(crate) struct Output {
     form: Form,
     writer: NonBlockingWriter,
-    /// What is on the screen.
+    /// The picture on the screen.
     shown: String,
     journal: Option<Journal>,
     notifier: Option<Notifier>,
@@ -46,9 +46,10 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Finds out what there is. If `quiet`, standard output is somebody else's, unless it is the journal.
+    /// Detects the form of output. If `quiet`, standard output belongs to another program, unless
+    /// it is the journal.
     pub(crate) fn open(tree: &Tree, json: bool, splash: bool, quiet: bool) -> Self {
-        // What does not fit on a screen is reached by keys.
+        // The screen is scrolled by keys, so standard input must be a terminal as well.
         let terminal = tty::is_terminal(&io::stdout())
             && tty::is_terminal(&io::stdin())
             && env_is_not("TERM", "dumb");
@@ -69,14 +70,14 @@ impl Output {
         }
     }
 
-    /// Nowhere: on a machine of its own, the screens are elsewhere.
+    /// No output: target mode has its own screens.
     pub(crate) fn silent() -> Self {
         let (journal, notifier, splash) = (None, None, None);
         let (writer, shown) = (NonBlockingWriter::stdout(), String::new());
         Self { form: Form::Silent, writer, shown, journal, notifier, splash }
     }
 
-    /// Says what happened.
+    /// Reports an event.
     pub(crate) fn report(&mut self, event: &ServeEvent) {
         let sentence = event.sentence();
         if let Some(sentence) = &sentence {
@@ -90,7 +91,7 @@ impl Output {
         }
     }
 
-    /// Says to programs what people see on the screen.
+    /// Writes an event in JSON mode only.
     pub(crate) fn report_json(&mut self, event: &ServeEvent) {
         if self.form == Form::Json {
             let line = |event: &ServeEvent| format!("{}\n", event.json());
@@ -98,7 +99,7 @@ impl Output {
         }
     }
 
-    /// Draws the screen; where there is none, says all that it would show if `anew`.
+    /// Draws the screen. In plain form prints the full text if `anew`.
     pub(crate) fn show(&mut self, model: &Model, state: &State, anew: bool) {
         match self.form {
             Form::Screen => self.draw(model, state),
@@ -109,7 +110,7 @@ impl Output {
             Form::Plain | Form::Json | Form::Silent => {}
         }
         if anew && self.journal.is_some() {
-            // What is on the screen lets in whoever reads it; what is in the journal must not.
+            // Pairing codes grant access and must not be written to the journal.
             let hidden = Some(Pairing::Unavailable(Unavailable::Hidden));
             let model = Model { pairing: hidden, ..model.clone() };
             for line in text(&model, Style { utf8: true, ..Style::PLAIN })
@@ -121,12 +122,12 @@ impl Output {
         }
     }
 
-    /// Shows on a boot splash, of which there is one from time to time, what fits there: one line.
+    /// Shows one line on a boot splash, if there is one.
     pub(crate) fn show_splash(&mut self, model: &Model) {
         self.splash.iter_mut().for_each(|splash| splash.show(&console::splash(model)));
     }
 
-    /// Whether [`Output::show_splash`] wants to be called now and then.
+    /// Returns whether [`Output::show_splash`] is to be called regularly.
     pub(crate) fn has_splash(&self) -> bool {
         self.splash.is_some()
     }
@@ -142,12 +143,12 @@ impl Output {
         }
     }
 
-    /// Has the screen be drawn again even if nothing changes: somebody else may have written there.
+    /// Forces a redraw: another program may have written to the terminal.
     pub(crate) fn invalidate(&mut self) {
         self.shown.clear();
     }
 
-    /// Draws the screen for figures that change all the time, unless the terminal is behind anyway. Returns whether it has.
+    /// Redraws changing counters, unless the terminal is slow. Returns whether it did.
     pub(crate) fn refresh(&mut self, model: &Model, state: &State) -> bool {
         let draws = self.form == Form::Screen && !self.writer.has_pending();
         if draws {
@@ -156,7 +157,7 @@ impl Output {
         draws
     }
 
-    /// A sentence to the journal; that it may be behind or gone is no reason to stop.
+    /// Writes to the journal. Errors are ignored.
     fn record(&self, priority: Priority, sentence: &str, fields: &[(String, String)]) {
         if let Some(journal) = &self.journal {
             let fields: Vec<(&str, &str)> =
@@ -165,23 +166,23 @@ impl Output {
         }
     }
 
-    /// Whether there is a person to read it at once, and nobody else.
     pub(crate) fn is_screen(&self) -> bool {
         self.form == Form::Screen
     }
 
-    /// Tells the service manager that all is lent, and how things are.
+    /// Notifies the service manager that startup is complete (`READY=1`), with a status.
     pub(crate) fn ready(&self, status: &str) {
         self.status(status);
         let _ = self.notifier.as_ref().map(Notifier::ready);
     }
 
-    /// Tells the service manager how things are.
+    /// Sends a status to the service manager.
     pub(crate) fn status(&self, status: &str) {
         let _ = self.notifier.as_ref().map(|notifier| notifier.status(status));
     }
 
-    /// Tells the service manager that the program ends; what is said from now on stands below the screen.
+    /// Notifies the service manager that the program is stopping. Later output is printed below the
+    /// screen.
     pub(crate) fn stopping(&mut self) {
         if self.form == Form::Screen {
             self.writer.push("\n");
@@ -191,28 +192,28 @@ impl Output {
         let _ = self.notifier.as_ref().map(Notifier::stopping);
     }
 
-    /// How often the service manager wants a sign of life.
+    /// Interval of watchdog notifications, if the service manager wants them.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         self.notifier.as_ref().and_then(Notifier::watchdog_interval)
     }
 
-    /// A sign of life.
+    /// Sends a watchdog notification.
     pub(crate) fn watchdog(&self) {
         let _ = self.notifier.as_ref().map(Notifier::watchdog);
     }
 
-    /// Says what still waits to be said, as far as it goes without waiting.
+    /// Writes pending output without blocking.
     pub(crate) fn write(&mut self) {
         self.writer.write();
     }
 
-    /// Says what still waits to be said, for at most so long.
+    /// Writes pending output, at most for `timeout`.
     pub(crate) fn drain(&mut self, timeout: Duration) {
         self.writer.drain(timeout);
     }
 
-    /// The descriptor to be polled, and for what: it is writable when more can be said. A program that reads the events
-    /// is watched even if nothing waits, since its end is reported whatever is asked for.
+    /// Returns the descriptor to poll. In JSON mode it is polled even if nothing is pending, to
+    /// detect that the reader is gone (POLLERR is always reported).
     pub(crate) fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let waits = self.writer.has_pending();
         let flags = if waits { PollFlags::OUT } else { PollFlags::empty() };
@@ -220,14 +221,14 @@ impl Output {
         is_watched.then(|| (self.writer.as_fd(), flags))
     }
 
-    /// Looks whether the program for which the events are is still there.
+    /// Checks whether the reader of the events is gone.
     pub(crate) fn check_closed(&mut self) {
         if self.form == Form::Json {
             self.writer.check_closed();
         }
     }
 
-    /// Whether the program for which the events are is gone.
+    /// Returns whether the reader of the events is gone.
     pub(crate) fn reader_gone(&self) -> bool {
         self.form == Form::Json && self.writer.is_closed()
     }
@@ -243,7 +244,8 @@ fn env_is_not(name: &str, value: &str) -> bool {
     env::var_os(name).is_none_or(|set| set != value)
 }
 
-/// Whether the locale has more than ASCII (POSIX.1-2017, environment variables: the first that is set decides).
+/// Returns whether the locale's encoding is UTF-8 (POSIX.1-2017: the first variable that is set
+/// decides).
 fn is_utf8() -> bool {
     let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
@@ -251,7 +253,7 @@ fn is_utf8() -> bool {
     locale.contains("utf-8") || locale.contains("utf8")
 }
 
-/// Whether standard output is the journal already: systemd names its device and inode.
+/// Returns whether standard output is the journal: `JOURNAL_STREAM` has its device and inode.
 fn is_journal() -> bool {
     let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
     let output = rustix::fs::fstat(io::stdout());

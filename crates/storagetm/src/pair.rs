@@ -1,5 +1,5 @@
-//! `storagetm pair`: has this machine let in by another one, whose screen shows a code, and leaves it with the keys
-//! where the kernel or nvme-cli find them. It knows no disk.
+//! `storagetm pair`: pairs this host with a target by the code on its screen, and stores the key
+//! for the kernel and nvme-cli.
 
 mod report;
 
@@ -30,17 +30,17 @@ use remote::address::TargetAddr;
 use remote::host_nqn::HostNqn;
 use report::{Report, advice};
 
-/// How long the other machine may take for a handshake, and for each answer.
+/// Timeout of the handshake, and of each message.
 const PEER_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long somebody at the other machine may take to say yes or no; it gives up before.
+/// How long the user at the target may take to confirm; the target gives up earlier.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(150);
-/// Bytes of the longest code, as the text of a QR code has it.
+/// Maximum length of a code, as text of a QR code.
 const MAX_CODE_LEN: usize = 2048;
 
-/// Has this machine let in.
+/// Pairs with a target.
 ///
 /// # Errors
-/// It cannot be done: status 3 if the other machine refused.
+/// Fails with a sentence; exit status 3 if the target refused.
 pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let tree = Tree::machine();
     let own = HostNqn::find(&tree, options.hostnqn.as_deref());
@@ -48,7 +48,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let named = options.host.as_deref().map(|host| target_addr(host, options)).transpose()?;
     let store = Store::open(&Store::locate(options.keys.as_deref())?)?;
     if let Some(target_addr) = named.as_ref().filter(|_| is_typed(options)) {
-        // An address that cannot be reached is reported before the code is asked for.
+        // Reports an unreachable address before asking for the code.
         open_channel(target_addr, target_addr.connect()?)?;
     }
     let (code, addresses) = code(options)?;
@@ -77,12 +77,12 @@ fn target_addr(host: &str, options: &Pair) -> Result<TargetAddr, Failure> {
         .map_err(|why| Failure::usage(format!("{host}: {why}")))
 }
 
-/// Whether the code is typed at a terminal.
+/// Returns whether the code is typed at a terminal.
 fn is_typed(options: &Pair) -> bool {
     options.code_file.is_none() && io::stdin().is_terminal()
 }
 
-/// The code, and the addresses that came with it.
+/// Returns the code, and the addresses in it.
 fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
     let text = match options.code_file.as_deref() {
         Some(path) if path != Path::new("-") => line(io::BufReader::new(open_file(path)?)),
@@ -105,7 +105,7 @@ fn open_file(path: &Path) -> Result<File, Failure> {
         .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
 }
 
-/// The first line, and no more of it than a code has.
+/// Reads the first line, at most [`MAX_CODE_LEN`] bytes.
 fn line(from: impl BufRead) -> io::Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(MAX_CODE_LEN));
     let limit = u64::try_from(MAX_CODE_LEN).unwrap_or(u64::MAX);
@@ -120,7 +120,7 @@ fn parse_code(text: &str) -> Option<(Code, Vec<String>)> {
     Code::parse(text).ok().map(|code| (code, Vec::new()))
 }
 
-/// A connection to the first of the places that answers.
+/// Connects to the first address that answers.
 fn connect_first(targets: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpStream), Failure> {
     let mut last =
         Failure::usage("name the machine: the code has no address in it that can be used");
@@ -133,7 +133,7 @@ fn connect_first(targets: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpSt
     Err(last)
 }
 
-/// A channel in which nobody can listen, with whoever is there: who that is, the code tells.
+/// Opens an encrypted channel with the public PSK. It authenticates nobody: the code does.
 fn open_channel(target_addr: &TargetAddr, socket: std::net::TcpStream) -> Result<Stream, Failure> {
     let waits = socket
         .set_read_timeout(Some(PEER_TIMEOUT))
@@ -155,7 +155,7 @@ fn open_channel(target_addr: &TargetAddr, socket: std::net::TcpStream) -> Result
     })
 }
 
-/// Shows that this machine has the code, and waits for what the other one says.
+/// Runs the pairing protocol, and waits for the target's verdict.
 fn run_pairing(
     channel: &mut Stream,
     code: &Code,
@@ -214,7 +214,7 @@ fn failed(refusal: Refusal) -> Failure {
     }
 }
 
-/// What is kept of the other machine. A disk with a name that is none cannot be attached by it.
+/// Returns the record of the target. Disks with invalid NQNs are left out.
 fn target(paired: &Paired, own: &HostNqn, there: &console::attach::Endpoint) -> Target {
     let usable = paired.disks.iter().filter(|disk| check_nqn(&disk.nqn).is_ok());
     let disk = |disk: &pair::Disk| Disk {
@@ -238,7 +238,8 @@ fn least(one: Access, other: Access) -> Access {
     if one == Access::Writable { other } else { one }
 }
 
-/// Keeps the target, writes the keys for nvme-cli, and hands them to the kernel if that can be.
+/// Stores the target, writes the keys for nvme-cli, and inserts them into the kernel's keyring if
+/// possible.
 fn keep(
     store: &Store,
     tree: &Tree,
@@ -253,10 +254,10 @@ fn keep(
     Ok(report(file, note))
 }
 
-/// Puts keys where the kernel looks for them, in place of those for the same host and disk.
+/// Inserts PSKs into the kernel's keyring, replacing those for the same host and subsystem.
 ///
 /// # Errors
-/// It takes none.
+/// Fails if the keyring is not available.
 pub(crate) fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), KeyringError> {
     let keyring = Keyring::find(tree)?;
     for psk in psks {

@@ -1,5 +1,5 @@
-//! `storagetm serve`: lends disks until it is told to stop. One loop waits for the machine, the hosts and the owner; the
-//! data path is the engine's.
+//! `storagetm serve`: exports disks until it is stopped. One event loop handles hot-plug,
+//! addresses, hosts and the user; the data path is in the engine.
 
 mod disks;
 mod endpoints;
@@ -52,49 +52,50 @@ use flushes::Flushes;
 use nvme::nqn;
 use socket_activation::InheritedSockets;
 
-/// How often counters and buttons are looked at on a machine that does nothing else.
+/// Interval at which counters and buttons are polled in target mode.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the sizes of image files are looked at: the kernel does not report that one has grown.
+/// Interval at which the sizes of image files are polled: the kernel does not report changes.
 const SIZE_INTERVAL: Duration = Duration::from_secs(2);
-/// Changes that come together are shown together.
+/// Changes within this time are shown together.
 const COALESCE: Duration = Duration::from_millis(200);
 
-/// Why it ends.
+/// Why the program stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopReason {
-    /// It was told to, by a signal.
+    /// A signal.
     Signalled,
-    /// Somebody at the machine wants it to power off.
+    /// The user requested a power-off.
     PowerOff,
-    /// Somebody at the machine wants it to restart.
+    /// The user requested a restart.
     Restart,
-    /// Nothing serves any more.
+    /// The worker process failed for good.
     Failed,
 }
 
-/// Lends disks until a signal says to stop.
+/// Exports disks until a signal.
 ///
 /// # Errors
-/// Why nothing is lent: one sentence.
+/// Fails with a sentence if nothing can be exported.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
-    // Before this program opens anything: what it was handed has the next numbers.
+    // Before any other descriptor is opened: passed sockets have the next numbers
+    // (sd_listen_fds(3)).
     let inherited = InheritedSockets::take(options)?;
     if let Some(base) = &options.nqn {
         nqn::check_base(base).map_err(Failure::usage)?;
     }
     let tree = Tree::machine();
     let settings = if options.boot_settings { Settings::read(&tree) } else { Settings::default() };
-    // Whoever hands sockets over has standard output for itself.
+    // A program that passes sockets uses standard output itself.
     let quiet = inherited.is_some() && !options.json;
     let output = Output::open(&tree, options.json, options.boot_settings, quiet);
     run(options, settings, output, open_inbox()?, inherited, None).map(drop)
 }
 
-/// Lends all disks of a machine that does nothing else, until somebody at the `console_ui` or a signal says to stop. What the
-/// threads that bring the machine up say comes by the `mailbox`.
+/// Exports all disks in target mode, until the console UI or a signal ends it. The threads that
+/// configure the machine post to `inbox`.
 ///
 /// # Errors
-/// Why nothing can be lent: one sentence.
+/// Fails with a sentence if nothing can be exported.
 pub(crate) fn lend_all(
     settings: Settings,
     inbox: Inbox,
@@ -119,22 +120,22 @@ fn run(
     let end = server.run(&mut signals);
     let failure_reason = server.failure_reason.take();
     let is_of_machine = server.console_ui.is_some();
-    // A machine that ends has shown what may be lost, and must end all the same.
+    // In target mode possible losses were shown on the screen, and must not prevent the power-off.
     let lost = Some(server.close(end)).filter(|lost| !lost.is_empty() && !is_of_machine);
     let sentence = failure_reason.or_else(|| Some(lost?.join("; ")));
     sentence.map_or(Ok(end), |sentence| Err(Failure::new(sentence)))
 }
 
-/// Where other threads put what they have to say.
+/// Opens the inbox for notes of other threads.
 ///
 /// # Errors
-/// There is no descriptor for it.
+/// Fails if no descriptor is available.
 pub(crate) fn open_inbox() -> Result<Inbox, Failure> {
     Inbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
 }
 
-/// A descriptor a connection and two a disk: as many as are to be had. What io_uring shares with the program counts as
-/// locked memory before Linux 5.12, for the process that talks to hosts, too, which is not root's.
+/// Raises the limits of open files (one descriptor per connection, two per disk) and of locked
+/// memory, which io_uring rings count as before Linux 5.12; the unprivileged worker inherits them.
 fn raise_limits() {
     for resource in [Resource::Nofile, Resource::Memlock] {
         let mut limit = getrlimit(resource);
@@ -147,25 +148,25 @@ fn raise_limits() {
 struct Server {
     worker: Worker,
     access_control: AccessControl,
-    /// Tells the networks nearby where disks are had, if it is to.
+    /// Announces the disks by multicast DNS, if enabled.
     announcer: Option<Announcer>,
-    /// Where somebody can answer, on a terminal that is not a machine's own.
+    /// Keys of the terminal, outside of target mode.
     terminal_keys: Option<TerminalKeys>,
-    /// What a person has chosen to see on the screen.
+    /// View state of the screen.
     screen: State,
-    /// Why no code is shown, if none is.
+    /// Why no pairing code is shown, if so.
     pairing_unavailable: Option<Unavailable>,
-    /// Whether programs are told the codes by which machines are let in.
+    /// Whether pairing codes are reported as JSON events.
     reports_codes: bool,
-    /// Why nothing is served any more.
+    /// Why the worker failed for good.
     failure_reason: Option<String>,
     listeners: Listeners,
     lent_disks: Vec<LentDisk>,
     status: Status,
-    /// What disks have failed to do.
+    /// Failed requests of disks.
     faults: Faults,
     event_limit: EventLimit,
-    /// Keeps the machine from sleeping while a disk is attached.
+    /// Prevents suspend while a disk is attached.
     sleep_inhibitor: Inhibitor,
     hotplug: Hotplug,
     inbox: Inbox,
@@ -174,37 +175,37 @@ struct Server {
     addresses: Vec<Address>,
     address_changes: Option<Changes>,
     digests: bool,
-    /// Whether only other machines are to be told where the disks are.
+    /// Whether loopback addresses are left out of what is shown.
     remote_only: bool,
     timers: Timers,
     console_ui: Option<ConsoleUi>,
-    /// The only peer there will be, at the other end of this.
+    /// The socket of the only client (`--stdin`).
     only_peer: Option<OwnedFd>,
-    /// Of disks whose last host has let go.
+    /// Flushes of disks whose last host has detached.
     flushes: Flushes,
 }
 
-/// When to do what is not done at once.
+/// Deadlines of deferred work.
 #[derive(Debug, Default)]
 struct Timers {
-    /// Draw the screen.
+    /// Redraw the screen.
     draw: Option<Instant>,
-    /// And say all of it where there is no screen.
+    /// Print the full text where there is no screen.
     full_text: bool,
-    /// Ask for the machine's addresses.
+    /// Reread the machine's addresses.
     addresses: Option<Instant>,
-    /// Give a sign of life.
+    /// Send a watchdog notification.
     watchdog: Option<Instant>,
-    /// Look at counters and buttons, which do not say by themselves that they have changed.
+    /// Poll counters and buttons.
     poll_counters: Option<Instant>,
-    /// A pause after a wrong code is over.
+    /// The lockout after a wrong pairing code ends.
     code: Option<Instant>,
-    /// Look at the sizes of the image files that are lent.
+    /// Poll the sizes of exported image files.
     sizes: Option<Instant>,
 }
 
 impl Server {
-    /// What the owner should know from the start.
+    /// Adds notes about the configuration.
     fn add_startup_notes(&mut self, options: &Serve, notes: Vec<String>) {
         notes.into_iter().for_each(|note| self.status.note(note));
         if options.all && self.hotplug.is_unavailable() {
@@ -230,7 +231,7 @@ impl Server {
         self.lent_disks.push(lent);
     }
 
-    /// Says what is lent, and where.
+    /// Reports the exported disks and endpoints, and that startup is complete.
     fn announce(&mut self) {
         for event in self.listeners.open_events() {
             self.output.report(&event);
@@ -262,13 +263,13 @@ impl Server {
         self.output.report(&ServeEvent::lent(export, lines, uris));
     }
 
-    /// What the screen shows.
+    /// Returns the model of the screen.
     fn model(&self) -> Model {
         let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
         let reached = endpoints.iter().chain(nbd.iter().filter_map(Nbd::endpoint));
         let loopback_advice = loopback_advice(reached).filter(|_| !self.listeners.are_fixed());
         let mut model = self.status.model(&self.machine, endpoints, nbd, self.digests);
-        // What stands comes before what has happened: the newest message is the last.
+        // State before messages: the newest message is the last.
         model.notes.splice(0..0, self.current_notes(loopback_advice));
         let pairing_unavailable = || self.pairing_unavailable.map(Pairing::Unavailable);
         model.pairing = self.access_control.pairing(&model.endpoints).or_else(pairing_unavailable);
@@ -286,7 +287,7 @@ impl Server {
         model
     }
 
-    /// What holds just now and is worth knowing, a sentence each.
+    /// Returns notes about the current state.
     fn current_notes(&self, loopback_advice: Option<&str>) -> Vec<String> {
         let mut notes: Vec<String> = loopback_advice.map(str::to_owned).into_iter().collect();
         notes.extend(self.console_ui.as_ref().and_then(ConsoleUi::note));
@@ -300,7 +301,7 @@ impl Server {
         notes
     }
 
-    /// Shows it where a screen is not all there is: at the desk, and on a boot splash.
+    /// Updates the consoles of target mode and the boot splash.
     fn show_other_screens(&mut self, model: &Model) {
         self.output.show_splash(model);
         let counts = self.output.is_screen() && model.is_attached();
@@ -312,7 +313,7 @@ impl Server {
         console_ui.show(model, &self.screen);
     }
 
-    /// Waits and does, until told to stop.
+    /// The event loop.
     fn run(&mut self, signals: &mut Signals) -> StopReason {
         while !self.output.reader_gone() && !self.only_peer_gone() {
             self.wait(signals);
@@ -348,7 +349,7 @@ impl Server {
         StopReason::Signalled
     }
 
-    /// Waits until something can be done.
+    /// Waits for an event or a timer.
     fn wait(&self, signals: &Signals) {
         let readable = [
             Some(signals.as_fd()),
@@ -386,7 +387,7 @@ impl Server {
         own.chain(others).flatten().min()
     }
 
-    /// Nobody says when a terminal comes back from another job.
+    /// There is no event for a terminal that comes back to the foreground, so it is polled.
     fn terminal_keys_due(&self) -> Option<Instant> {
         let is_away = |terminal_keys: &&TerminalKeys| terminal_keys.descriptor().is_none();
         self.terminal_keys.as_ref().filter(is_away).map(|_| Instant::now() + POLL_INTERVAL)
@@ -444,7 +445,7 @@ impl Server {
         self.output.status(&self.status.summary());
     }
 
-    /// Says what happened, and has the screen show it.
+    /// Reports an event, and schedules a redraw.
     fn report(&mut self, event: &ServeEvent) {
         self.output.report(event);
         if event.is_message() {
@@ -455,7 +456,7 @@ impl Server {
 
     fn handle_events(&mut self, now: Instant) {
         let Pending { mut events, notes, subjects, view, end, lost } = self.inbox.receive();
-        // Whom it does not name has gone, unless he came after it.
+        // The view reflects all events before it.
         if let Some((before, view)) = view {
             let after = events.split_off(before.min(events.len()));
             events.into_iter().for_each(|event| self.handle_event(event, now));
@@ -507,7 +508,7 @@ impl Server {
     }
 }
 
-/// What the engine says, with what is known of whom it is about.
+/// Returns the event with its protocol and host name.
 fn serve_event(
     counted: CountedEvent,
     listeners: &Listeners,

@@ -1,18 +1,17 @@
-//! Rows of text in columns.
+//! Text tables.
 
 use std::io::stdout;
 
 use console::printable;
 use linux::tty;
 
-/// Between two columns.
+/// Spaces between columns.
 const GAP: usize = 2;
 
-/// No column is made narrower than this.
+/// Minimum column width.
 const MIN_WIDTH: usize = 8;
 
-/// Columns as wide as what is in them. Where standard output is a terminal that has not so many, what is in the widest columns
-/// is broken into lines.
+/// Formats a table. On a terminal that is too narrow, the widest columns are wrapped.
 pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
     table_of_width(headings, rows, tty::window(stdout()).map(|(columns, _)| columns.into()))
 }
@@ -34,14 +33,14 @@ fn table_of_width<const N: usize>(
     };
     let words: Vec<usize> = (0..N).map(|at| word(at).unwrap_or(0).max(MIN_WIDTH)).collect();
     if let Some(columns) = columns {
-        // Words are broken only where nothing else helps.
+        // Words are broken only if wrapping is not enough.
         narrow(&mut widths, &words, columns);
         narrow(&mut widths, &[MIN_WIDTH; N], columns);
     }
     cells.iter().map(|row| lines(row, &widths)).collect()
 }
 
-/// Takes from the widest column, and again, until all fit. The first stays: it is what a line is found by.
+/// Shrinks the widest column until the table fits. The first column is never shrunk.
 fn narrow(widths: &mut [usize], least: &[usize], columns: usize) {
     let gaps = GAP * widths.len().saturating_sub(1);
     while widths.iter().sum::<usize>() + gaps > columns {
@@ -53,7 +52,7 @@ fn narrow(widths: &mut [usize], least: &[usize], columns: usize) {
     }
 }
 
-/// A row, in as many lines as its longest cell takes.
+/// Formats a row, which has as many lines as its longest cell.
 fn lines(row: &[String], widths: &[usize]) -> String {
     let cells: Vec<Vec<String>> =
         row.iter().zip(widths).map(|(cell, width)| wrap(cell, *width)).collect();
@@ -64,7 +63,7 @@ fn lines(row: &[String], widths: &[usize]) -> String {
         .collect()
 }
 
-/// The text in lines of that many characters, broken at blanks where there are some.
+/// Wraps text at blanks where possible.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     if text.chars().count() <= width {
         return vec![text.to_owned()];

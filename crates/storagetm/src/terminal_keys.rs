@@ -1,4 +1,4 @@
-//! The keys of the terminal that `storagetm serve` runs in.
+//! Keys of the terminal that `storagetm serve` runs in.
 
 use std::io::stdin;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,20 +10,20 @@ use rustix::io::Errno;
 
 use crate::key_parser::KeyParser;
 
-/// The keys of the terminal that `storagetm serve` runs in. Ctrl-C stays a signal. While another job has
-/// the terminal, no key is this program's, and the terminal is left as it is.
+/// Terminal input in raw mode; Ctrl-C still raises a signal. While another job is in the
+/// foreground, nothing is read, and the terminal modes are left alone.
 #[derive(Debug)]
 pub(crate) struct TerminalKeys {
     terminal: OwnedFd,
     raw: Option<Raw>,
     keys: KeyParser,
     gone: bool,
-    /// Whether another job had the terminal since the last call.
+    /// Whether another job was in the foreground since the last call.
     was_away: bool,
 }
 
 impl TerminalKeys {
-    /// That of standard input; nothing if that is no terminal.
+    /// Opens standard input. Returns `None` if it is not a terminal.
     pub(crate) fn open() -> Option<Self> {
         let terminal = tty::is_terminal(&stdin()).then(|| stdin().as_fd().try_clone_to_owned());
         terminal?.ok().map(Self::at)
@@ -34,17 +34,18 @@ impl TerminalKeys {
         Self { terminal, raw, keys: KeyParser::default(), gone: false, was_away: false }
     }
 
-    /// Whether the terminal is gone for good, and no key will come any more.
+    /// Returns whether the terminal has hung up.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone
     }
 
-    /// Readable when keys were pressed; nothing while another job has the terminal, and nobody says when that ends.
+    /// Returns the descriptor to poll; `None` while another job is in the foreground, the end of
+    /// which must be polled for.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         (!tty::is_in_background(&self.terminal)).then(|| self.terminal.as_fd())
     }
 
-    /// The keys that were pressed, without waiting.
+    /// Returns the keys that were pressed. Never blocks.
     pub(crate) fn receive(&mut self) -> Vec<Key> {
         if self.descriptor().is_none() {
             self.raw = None;
@@ -59,17 +60,18 @@ impl TerminalKeys {
         pressed
     }
 
-    /// Sets the terminal up again: after this process was stopped and continued it is as the shell has left it.
+    /// Enters raw mode again after SIGCONT: the shell has changed the terminal modes.
     pub(crate) fn resume(&mut self) {
         self.raw = None;
     }
 
-    /// Whether the terminal has come back from another job, which may have written there.
+    /// Returns whether another job, which may have written to the terminal, has left the
+    /// foreground.
     pub(crate) fn regained_terminal(&mut self) -> bool {
         self.raw.is_some() && std::mem::take(&mut self.was_away)
     }
 
-    /// Whether there may be more.
+    /// Returns whether there may be more input.
     fn read(&mut self, pressed: &mut Vec<Key>) -> bool {
         let mut bytes = [0; 64];
         match rustix::io::read(&self.terminal, &mut bytes) {
@@ -78,7 +80,7 @@ impl TerminalKeys {
                 return true;
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
-            // It has hung up. Where that is no signal, it would be readable for ever.
+            // Hang-up: without SIGHUP the descriptor would stay readable forever.
             _ => self.gone = true,
         }
         false

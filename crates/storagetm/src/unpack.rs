@@ -1,5 +1,5 @@
-//! Files that are packed: what they are packed in, and the process without rights that unpacks them (`storagetm unpack`). It
-//! has the file, a pipe for what is in it, and a pipe for a sentence.
+//! Compressed and packaged files: detection, and the process without privileges that unpacks them
+//! (`storagetm unpack`). It has the file, a pipe for the content, and a pipe for an error message.
 
 mod child;
 
@@ -19,19 +19,20 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub(crate) use child::work;
 use ipc::spawn::command;
 
-/// Bytes of the disk that are taken out of the pipe before the copy: a partition table for blocks of 4096 bytes is in them.
+/// Bytes read from the pipe before the copy: enough for a partition table with blocks of 4096
+/// bytes.
 pub(crate) const HEAD_BYTES: usize = 32 << 10;
-/// Bytes of the longest sentence.
+/// Maximum length of the error message.
 const MAX_ERROR: u64 = 4096;
-/// How long the process may take for its first bytes out of a file.
+/// Timeout for the first bytes from a file.
 pub(crate) const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(120);
-/// Stands for a length that is not known.
+/// An unknown length.
 pub(super) const UNKNOWN_LENGTH: u64 = u64::MAX;
 
-/// What a file is packed in, by its start and its end.
+/// Detects the format of a file by its first and last bytes.
 ///
 /// # Errors
-/// It cannot be read.
+/// Fails if the file cannot be read.
 pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
     let bytes = file.metadata()?.len();
     let part = |offset: u64, most: usize| {
@@ -44,7 +45,7 @@ pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
     Ok(Container::detect(&head, &tail))
 }
 
-/// What is in a pipe, of which its beginning was read; the rest is read by a thread.
+/// Unpacks a pipe whose head was read already. A thread feeds the rest.
 ///
 /// # Errors
 /// As [`unpack`].
@@ -54,18 +55,18 @@ pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, Stri
     let Pipe { descriptor, head, .. } = pipe;
     let feed = move || {
         let (mut from, mut input) = (File::from(descriptor), input);
-        // The unpacking process reports a closed pipe itself.
+        // The child reports a truncated stream itself.
         let _ = input.write_all(&head).and_then(|()| io::copy(&mut from, &mut input));
     };
     thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(cannot)?;
-    // The program before it may take its time.
+    // No timeout: the program that writes the pipe may be slow.
     unpack(container, output.into(), "what comes from the pipe", None)
 }
 
-/// What is in a packed file, as a pipe that says at its end whether it was all.
+/// Unpacks a file. The returned pipe reports at its end whether the content was complete.
 ///
 /// # Errors
-/// A sentence: it is damaged at its very beginning, or cannot be unpacked here.
+/// Fails with a sentence if the file is damaged at its beginning, or cannot be unpacked.
 pub(crate) fn unpack(
     container: Container,
     input: OwnedFd,
@@ -85,17 +86,17 @@ pub(crate) fn unpack(
     let mut head = Vec::new();
     take(&mut output, HEAD_BYTES, &mut head, timeout).map_err(cannot)?;
     if head.len() < HEAD_BYTES {
-        // It is over already: what is wrong with it is known before anything is written.
+        // Already complete: report damage before anything is written.
         unpacker.finish()?;
     }
     let finish = Box::new(move || unpacker.finish());
     Ok(Pipe { descriptor: output.into(), head, bytes, finish: Some(finish) })
 }
 
-/// Reads so many bytes, or what there is until the end; waits at most `timeout` for each part, or as long as it takes.
+/// Reads `most` bytes, or up to the end of the stream; waits at most `timeout` for each part.
 ///
 /// # Errors
-/// It cannot be read, or took too long.
+/// Fails on a read error or timeout.
 pub(crate) fn take(
     from: &mut File,
     most: usize,
@@ -117,7 +118,7 @@ pub(crate) fn take(
     Ok(())
 }
 
-/// The process; it ends with this.
+/// The child process; killed when dropped.
 struct Unpacker {
     child: Child,
     name: String,
@@ -136,7 +137,7 @@ impl Unpacker {
         Ok(Self { child, name: name.to_owned(), container, output, ended: None })
     }
 
-    /// Waits for its end, after which its word counts.
+    /// Waits for the child, and returns its result.
     fn finish(&mut self) -> Result<(), String> {
         if let Some(ended) = &self.ended {
             return ended.clone();

@@ -1,5 +1,4 @@
-//! Lets go of disks: which connections are meant, whether their disks are in use, and their end. It knows no connection of
-//! its own.
+//! Selects the connections to end, checks that their disks are not in use, and ends them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,16 +23,17 @@ use remote::address::TargetAddr;
 pub(super) struct Detached {
     /// NQN of the disk's subsystem.
     pub(super) nqn: String,
-    /// What the kernel called the connection.
+    /// The kernel's name of the connection.
     pub(super) controller: String,
-    /// The disks that were reached by it.
+    /// The disks of the connection.
     pub(super) devices: Vec<String>,
 }
 
-/// The connections that are meant: by a disk, an NQN, or the machine; all of them if nothing is said.
+/// Returns the connections that match a device, an NQN or a machine; all of them if `what` is
+/// `None`.
 ///
 /// # Errors
-/// There is none.
+/// Fails if none matches.
 pub(super) fn matching(
     tree: &Tree,
     what: Option<&str>,
@@ -71,11 +71,11 @@ fn unknown(what: &str) -> Failure {
     ))
 }
 
-/// The addresses that a machine has or had, and its port if it is not the usual one.
+/// Returns the addresses that a machine has or had, and its port if that is not the default.
 fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
     let target = known.iter().find(|target| target.matches(machine));
     let called = target.map_or(machine, |target| target.address.as_str());
-    // Which interface it is behind does not matter here.
+    // The interface does not matter here.
     let Ok(place) = TargetAddr::parse(called, Some("any")) else { return (Vec::new(), None) };
     let host = place.host();
     let literal = host.split('%').next().and_then(|ip| ip.parse::<IpAddr>().ok());
@@ -84,16 +84,16 @@ fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
     (found, Some(place.port()).filter(|port| *port != NVME_PORT))
 }
 
-/// Checks that no disk goes away that somebody uses.
+/// Checks that none of the disks is in use.
 ///
 /// # Errors
-/// One is in use: which, and by what.
+/// Fails with the name of a disk that is in use, and by what.
 pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Failure> {
     let staying: Vec<Controller> = controllers(tree)
         .into_iter()
         .filter(|it| !leaving.iter().any(|leaving| leaving.name == it.name))
         .collect();
-    // A disk that another connection leads to stays.
+    // A disk that is reached by another connection as well stays (multipath).
     let stays = |disk: &str| staying.iter().any(|it| it.disks.iter().any(|other| other == disk));
     let going = leaving.iter().flat_map(|it| &it.disks).filter(|disk| !stays(disk));
     let machine = Machine::snapshot(tree).map_err(|error| {
@@ -116,7 +116,7 @@ pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Fa
     Ok(())
 }
 
-/// Asks the kernel alone: a disk whose machine is away would keep who reads it waiting.
+/// Asks the kernel only: reading from a disk whose target is away would block.
 struct KernelProbe(Live);
 
 impl Probe for KernelProbe {
@@ -132,7 +132,7 @@ impl Probe for KernelProbe {
 /// Ends the connections.
 ///
 /// # Errors
-/// The kernel keeps one: those before it have ended.
+/// Fails if the kernel keeps one; those before it have ended.
 pub(super) fn release(tree: &Tree, leaving: Vec<Controller>) -> Result<Vec<Detached>, Failure> {
     let failed = |it: &Controller, error: FabricsError| {
         Failure::new(format!("{} ({}) stays attached: {error}", it.name, it.subsystem))

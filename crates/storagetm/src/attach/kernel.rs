@@ -1,4 +1,4 @@
-//! Hands a disk's connection to the kernel, and waits for the disk. It knows no machine by name.
+//! Has the kernel connect to a subsystem, and waits for the block devices.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,44 +12,41 @@ use serde::Serialize;
 
 use keys::record::Allowed;
 
-/// How long a disk may take to come once the kernel is connected.
+/// Time for the block devices to appear once the kernel is connected.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often it is looked for.
+/// Interval of the checks for them.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A connection of the kernel, and what is reached by it.
+/// A connection of the kernel, and its disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Attached {
     /// NQN of the disk's subsystem.
     pub(super) nqn: String,
-    /// The kernel's name of the connection: `nvme1`.
+    /// The kernel's name of the controller: `nvme1`.
     pub(super) controller: String,
-    /// The disks.
     pub(super) devices: Vec<Device>,
-    /// Whether it was there before.
+    /// Whether the connection existed before.
     pub(super) already: bool,
 }
 
-/// A disk that came.
+/// An attached disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Device {
-    /// Its path: `/dev/nvme1n1`.
+    /// Device path: `/dev/nvme1n1`.
     pub(super) path: String,
-    /// Its size.
     pub(super) bytes: u64,
-    /// What may be done with it.
     pub(super) access: Allowed,
 }
 
-/// Has the kernel connect, and waits until the disks are there; none if they do not come.
+/// Connects, and waits until the disks are there. The list is empty if none appears in time.
 ///
 /// # Errors
-/// It does not connect.
+/// Fails if the kernel cannot connect.
 pub(super) fn attach(tree: &Tree, connection: &Connection<'_>) -> Result<Attached, FabricsError> {
     let (controller, already) = match connect(tree, connection) {
         Ok(connected) => {
             let name = format!("nvme{}", connected.instance);
-            // The disk is attached, whatever becomes of its entry.
+            // The disk is attached even if it cannot be registered.
             let _ = register(tree, &name);
             (name, false)
         }
@@ -76,7 +73,7 @@ fn wait(tree: &Tree, controller: &str, end: Instant) -> Vec<Device> {
     }
 }
 
-/// The disks of a connection that can be opened by now.
+/// Returns the disks of a controller whose device nodes exist.
 pub(super) fn devices(tree: &Tree, controller: &str) -> Vec<Device> {
     disks_of(tree, controller).iter().filter_map(|name| device(tree, name)).collect()
 }

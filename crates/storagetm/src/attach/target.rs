@@ -1,4 +1,4 @@
-//! Which machine and which of its disks were meant: as typed, and what that leads to. It knows no kernel.
+//! The target and the disk that a user named, and how they are found.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,38 +18,34 @@ use remote::key_selection::{self, KeySelection};
 use remote::machine::{Machine, machines};
 use remote::query::{self, Disk, Initiator, QueryError};
 
-/// How long machines may take to say that they are called so.
+/// How long multicast DNS is browsed for a machine.
 const BROWSE_TIME: Duration = Duration::from_secs(3);
-/// Places at which a machine is looked for that is no longer where it was.
+/// Maximum number of addresses that are tried for a machine that is no longer at its known address.
 const MAX_ADDRESSES: usize = 16;
 
-/// What was typed.
+/// A target and a disk, as typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TargetSpec {
-    /// The machine.
     pub(super) machine: String,
-    /// The disk.
     pub(super) disk: Option<String>,
 }
 
-/// A machine that was reached, and what it lends.
+/// A target that was reached, and the disks that it exports to this host.
 #[derive(Debug)]
 pub(super) struct FoundTarget<'a> {
-    /// Where.
     pub(super) place: TargetAddr,
-    /// Which it is, if it has let this one in.
+    /// The stored record of the target, if this machine was paired with it.
     pub(super) target: Option<&'a Target>,
-    /// The identity of this machine for it.
+    /// This machine's NQN and host id.
     pub(super) identity: HostIdentity,
-    /// Its disks.
     pub(super) disks: Vec<Disk>,
 }
 
 impl TargetSpec {
-    /// The machine and the disk in `MACHINE`, `MACHINE/DISK` or `nvme://MACHINE/DISK`.
+    /// Parses `MACHINE`, `MACHINE/DISK` or `nvme://MACHINE/DISK`.
     ///
     /// # Errors
-    /// A sentence.
+    /// Fails with a usage error.
     pub(super) fn parse(text: &str) -> Result<Self, Failure> {
         let rest = text.strip_prefix("nvme://").unwrap_or(text);
         if rest.contains("://") {
@@ -69,15 +65,15 @@ impl TargetSpec {
         Ok(Self { machine: machine.to_owned(), disk: disk.map(str::to_owned) })
     }
 
-    /// The disk, if it was given by its NQN.
+    /// Returns the disk if it was given as an NQN.
     fn nqn(&self) -> Option<&str> {
         self.disk.as_deref().filter(|disk| check_nqn(disk).is_ok())
     }
 
-    /// Those of the disks that were meant.
+    /// Returns the disks that were named.
     ///
     /// # Errors
-    /// None was, or it is not clear which.
+    /// Fails if none matches, or if several do and `all` is not set.
     pub(super) fn choose(&self, there: &FoundTarget<'_>, all: bool) -> Result<Vec<Disk>, Failure> {
         let names = |disk: &Disk| is_called(disk, there.target, self.disk.as_deref().unwrap_or(""));
         let chosen: Vec<Disk> = match &self.disk {
@@ -106,7 +102,8 @@ impl TargetSpec {
     }
 }
 
-/// Whether a disk is meant by that name: its NQN, the last part of that, or what it is called at its machine.
+/// Returns whether `name` names the disk: its NQN, the last part of the NQN, or its name on the
+/// target.
 fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
     let known = remote::machine::disk_name(disk, of).unwrap_or_default();
     let last = known.rsplit('/').next().unwrap_or(known);
@@ -125,7 +122,7 @@ fn disk_names(there: &FoundTarget<'_>) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// What is needed to look for a machine.
+/// What is needed to find a target.
 pub(super) struct Resolver<'a> {
     pub(super) tree: &'a Tree,
     pub(super) options: &'a Attach,
@@ -134,11 +131,11 @@ pub(super) struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    /// Reaches the machine, and asks which disks it lends: where it was when it let this one in, at its address, or
-    /// wherever on the networks nearby it says to be.
+    /// Connects to the target and lists its disks. Tries the address stored at pairing, the address
+    /// that was typed, and then multicast DNS.
     ///
     /// # Errors
-    /// A sentence.
+    /// Fails with a sentence.
     pub(super) fn reach(&self, spec: &TargetSpec) -> Result<FoundTarget<'a>, Failure> {
         let place = TargetAddr::parse(&spec.machine, self.options.interface.as_deref());
         let called = place.as_ref().map_or_else(|_| spec.machine.clone(), TargetAddr::host);
@@ -174,11 +171,11 @@ impl<'a> Resolver<'a> {
         let asked = self.options.hostnqn.as_deref().or_else(|| Some(target?.host.as_str()));
         let identity = HostIdentity::find(self.tree, asked);
         let key = target.map(|target| &target.tls);
-        // Only the disk itself says what it is called there.
+        // The disk's name on the target is only known by asking each disk.
         let looks = spec.disk.is_some() && spec.nqn().is_none();
         let initiator = Initiator { host: &identity, key, chap: self.chap.clone() };
         let disks = match (query::list_disks(place, &initiator, looks), spec.nqn()) {
-            // Not every target tells at each of its ports what it has.
+            // Some targets offer discovery at one of their ports only.
             (Err(QueryError::Protocol(why)), Some(nqn)) => {
                 vec![assumed_disk(place, nqn).ok_or(QueryError::Protocol(why))?]
             }
@@ -187,10 +184,12 @@ impl<'a> Resolver<'a> {
         Ok(FoundTarget { place: place.clone(), target, identity, disks })
     }
 
-    /// The machine at a place that nothing else is known of; nothing if it is to be asked in the clear.
+    /// Returns the stored target at an address of unknown identity, or `None` if it is to be
+    /// queried in the clear.
     fn select_target(&self, place: &TargetAddr) -> Result<Option<&'a Target>, QueryError> {
         if self.chap.is_some() {
-            // It proves itself in another way; what was met there wants its key as well.
+            // DH-HMAC-CHAP authenticates this host; a stored target at that address requires its
+            // PSK as well.
             let (all, here) = key_selection::candidates(self.known, std::slice::from_ref(place));
             return Ok(all.into_iter().take(here.min(1)).next());
         }
@@ -205,7 +204,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Asks the networks nearby for a machine of that name, or for one that knows the key of `target`.
+    /// Browses multicast DNS for a machine of that name, or for one that accepts the key of
+    /// `target`.
     fn browse(
         &self,
         spec: &TargetSpec,
@@ -230,7 +230,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// A disk that nobody has told of: at the first address of the machine.
+/// Returns a disk that no discovery log lists, at the first address of the target.
 fn assumed_disk(place: &TargetAddr, nqn: &str) -> Option<Disk> {
     let at = place.addresses().ok()?.into_iter().next()?;
     Some(Disk {
@@ -260,7 +260,7 @@ fn sentence(machine: &str, refusal: QueryError) -> Failure {
     }
 }
 
-/// The interface behind which an address is: as typed, or by the number in the address.
+/// Returns the interface of a link-local address: from the typed zone, or from the scope id.
 pub(super) fn interface(place: &TargetAddr, at: SocketAddr) -> Option<String> {
     if linux::net::scope_of(at.ip()) != linux::net::Scope::Link {
         return None;

@@ -1,4 +1,5 @@
-//! Attaching and detaching on a machine that is a folder: what the kernel is told, and what is never done.
+//! Attaching and detaching with a directory in place of `/sys` and `/dev`: what is written to the
+//! kernel.
 
 use std::fs;
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use super::*;
 use keys::target::Target;
 use testkit::Scratch;
 
-/// A machine with a disk of another one, mounted or not.
+/// A machine with an attached disk, mounted or not.
 struct Machine(Scratch);
 
 impl Machine {

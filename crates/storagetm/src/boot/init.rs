@@ -1,4 +1,4 @@
-//! The first program of the machine. It knows no disk and no network.
+//! PID 1 of target mode: supervises the child process that exports the disks.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -16,25 +16,26 @@ use rustix::process::{Pid, kill_process};
 use crate::boot::target_mode::{POWER_OFF, RESTART, TARGET_MODE};
 use crate::console_ui::screens::Screens;
 
-/// How long the station may take to let its hosts go.
+/// Time for the child to disconnect its hosts after SIGTERM.
 const TERM_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a process may take to be ended; one that waits for a disk that answers no more cannot be.
+/// Time for a process to end after SIGKILL; one that waits for a disk that does not answer may
+/// never end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of the station's last words that are shown.
+/// Bytes of the child's standard error that are shown after a crash.
 const STDERR_TAIL: usize = 1500;
 
-/// The station's process, for the thread that hears signals; 0 if there is none.
+/// Process id of the child, for the signal thread; 0 if there is none.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
-/// What a signal asked for: 0 nothing, 1 to power off, 2 to restart.
+/// What a signal requested: 0 nothing, 1 power off, 2 restart.
 static REQUESTED: AtomicU8 = AtomicU8::new(0);
 
-/// Runs the machine to its end.
+/// Runs until the machine is powered off or restarted.
 pub(super) fn run() -> ! {
     let problems = pid1::mount_all();
-    // Without it Ctrl-Alt-Del restarts the machine at once, which is no worse than it always was.
+    // If this fails, Ctrl-Alt-Del restarts the machine at once.
     let _ = pid1::catch_ctrl_alt_del();
     let tree = Tree::machine();
     handle_signals();
@@ -46,7 +47,7 @@ pub(super) fn run() -> ! {
         }
     };
     loop {
-        // What was asked for is tried now; if it does not work, somebody must be heard anew.
+        // A request is tried once; if the shutdown fails, a new one is needed.
         REQUESTED.store(0, Ordering::SeqCst);
         let error = pid1::shut_down(power);
         let text = format!("The machine cannot be ended by itself ({error}): press its button.");
@@ -54,7 +55,7 @@ pub(super) fn run() -> ! {
     }
 }
 
-/// Has a station run, and another one if somebody wants that after a failure.
+/// Runs the child, and starts it again if the user asks for that after a failure.
 fn supervise(tree: &Tree, problems: &[String]) -> Power {
     if !problems.is_empty()
         && let Some(power) = prompt(tree, &problems.join("\n"))
@@ -83,7 +84,7 @@ fn start() -> std::io::Result<(Child, thread::JoinHandle<String>)> {
         .spawn()?;
     CHILD.store(child.id().cast_signed(), Ordering::SeqCst);
     if requested().is_some() {
-        // It was asked for before there was anybody to be told.
+        // The signal came before the child existed.
         signal_child(rustix::process::Signal::TERM);
     }
     let errors = child.stderr.take();
@@ -91,7 +92,7 @@ fn start() -> std::io::Result<(Child, thread::JoinHandle<String>)> {
     Ok((child, text))
 }
 
-/// The end of all that is said.
+/// Returns the last [`STDERR_TAIL`] bytes of the stream.
 fn stderr_tail(mut from: impl Read) -> String {
     let mut text = Vec::new();
     let mut some = [0; 1024];
@@ -103,7 +104,7 @@ fn stderr_tail(mut from: impl Read) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Waits for the station's end: what the machine is to do then, or why nobody knows.
+/// Waits for the child's end. Returns the requested power state, or the reason for the failure.
 fn wait_for_child(child: &Child, text: thread::JoinHandle<String>) -> Result<Power, String> {
     let pid = Pid::from_child(child);
     let ended = pid1::wait_for(pid);
@@ -130,7 +131,7 @@ fn requested() -> Option<Power> {
     }
 }
 
-/// Ctrl-Alt-Del comes as SIGINT; SIGTERM is for whoever can send one.
+/// Ctrl-Alt-Del is delivered as SIGINT.
 fn handle_signals() {
     let Ok(mut signals) = Signals::open() else { return };
     thread::spawn(move || {
@@ -150,7 +151,7 @@ fn handle_signals() {
     });
 }
 
-/// Has the station end; if it does not, ends it; if that does not work either, ends the machine.
+/// Sends SIGTERM to the child, then SIGKILL after [`TERM_TIMEOUT`], then powers off without it.
 fn begin_shutdown(requested: u8, power: Power) {
     REQUESTED.store(requested, Ordering::SeqCst);
     signal_child(rustix::process::Signal::TERM);
@@ -168,7 +169,7 @@ fn signal_child(signal: rustix::process::Signal) {
     }
 }
 
-/// Shows why nothing is lent, and waits for a key: nothing if it is to be tried again.
+/// Shows why no disk is exported, and waits for a key. Returns `None` to try again.
 fn prompt(tree: &Tree, reason: &str) -> Option<Power> {
     let mut screens = Screens::open(tree);
     screens.print(&format!(

@@ -1,5 +1,5 @@
-//! What a machine that does nothing else runs: drivers by the hardware that is there, the network, and the lending. It
-//! knows no protocol.
+//! The child of PID 1 in target mode: loads drivers for the hardware, configures the network, and
+//! exports the disks.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -20,30 +20,30 @@ use daemon::inbox::Inbox;
 use daemon::settings::Settings;
 use failure::Failure;
 
-/// Says to this process, in its environment, that it is the station.
+/// Set in the environment of the child of PID 1.
 pub(super) const TARGET_MODE: &str = "STORAGETM_STATION";
 
-/// The exit status that says that the machine is to power off.
+/// Exit status that requests a power-off.
 pub(super) const POWER_OFF: i32 = 10;
 
-/// The exit status that says that the machine is to restart.
+/// Exit status that requests a restart.
 pub(super) const RESTART: i32 = 11;
 
-/// Words of the kernel command line that say that somebody wants to see the kernel's messages.
+/// Kernel parameters that request kernel messages on the console.
 const VERBOSE_PARAMETERS: [&str; 3] = ["debug", "ignore_loglevel", "loglevel"];
 
-/// Whether this process is the station of a machine whose first program is ours.
+/// Returns whether this process is the child of a PID 1 that is storagetm.
 pub(super) fn is_target_mode() -> bool {
     let parent = rustix::process::getppid();
     std::env::var_os(TARGET_MODE).is_some() && parent.is_some_and(|parent| parent.is_init())
 }
 
-/// Runs until somebody wants the machine to end.
+/// Runs until a power-off or restart is requested.
 pub(super) fn run() -> Result<Infallible, Failure> {
     let tree = Tree::machine();
     let text = command_line(&tree);
     if !text.iter().any(|word| VERBOSE_PARAMETERS.contains(&word.name.as_str())) {
-        // A kernel that cannot be kept quiet writes into the screen; it is drawn over.
+        // If this fails, kernel messages appear on the screen until the next redraw.
         let _ = linux::pid1::quiet_kernel();
     }
     let settings = Settings::read(&tree);
@@ -61,7 +61,7 @@ pub(super) fn run() -> Result<Infallible, Failure> {
     })
 }
 
-/// Has the network be brought up as the kernel command line says, and kept up.
+/// Configures the network as the kernel command line requests, and keeps it configured.
 fn connect(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
     let line = tree.text("proc/cmdline").unwrap_or_default();
     let (settings, bad) = Setting::parse_all(&line);
@@ -70,8 +70,8 @@ fn connect(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
     Network::start(settings, move |note| post_note(&inbox, &note))
 }
 
-/// Passes on what the network says: what happened, and how it stands with an interface now. What happened must not be
-/// taken back by the next word on the same interface.
+/// Passes on network notes: failures as messages, everything else as the current state of its
+/// interface, which the next note about the interface replaces.
 fn post_note(inbox: &Inbox, note: &network::Note) {
     use network::Note as N;
     match note {
@@ -94,7 +94,7 @@ fn post_note(inbox: &Inbox, note: &network::Note) {
     }
 }
 
-/// The subject of an interface's link-local address.
+/// The status subject of an interface's link-local address.
 fn link_local_subject(interface: &str) -> String {
     format!("{interface} 169.254.0.0/16")
 }
@@ -103,7 +103,8 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
-/// How it stands with an interface; nothing if that is as before. Addresses are not said: the screen has them.
+/// Returns an interface and its new state (`None` in the pair: nothing to report), or `None` if the
+/// note changes nothing. Addresses are not included: the screen shows them.
 fn interface_state(note: &network::Note) -> Option<(&str, Option<String>)> {
     use network::Note as N;
     match note {
@@ -117,8 +118,8 @@ fn interface_state(note: &network::Note) -> Option<(&str, Option<String>)> {
     }
 }
 
-/// Has drivers be loaded for the hardware that is there and that comes, on a thread of its own: one that waits for its
-/// disks must not keep the screen.
+/// Loads drivers for present and hot-plugged hardware, on a thread: a driver that waits for its
+/// disks must not block the screen.
 fn start_driver_loading(tree: Tree, inbox: Inbox) {
     std::thread::spawn(move || {
         if let Err(error) = load_drivers(&tree, &inbox) {
@@ -131,7 +132,7 @@ fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
     let uname = rustix::system::uname();
     let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
     if !tree.path(&folder).exists() {
-        // The kernel has all its drivers in itself, or somebody else has loaded them.
+        // The kernel has its drivers built in, or they are loaded already.
         Shortfalls::open(tree).report(inbox);
         return Ok(());
     }
@@ -147,7 +148,7 @@ fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
     }
 }
 
-/// Hardware that cannot be used, as the screen shows it now.
+/// Unusable hardware, as the screen shows it now.
 struct Shortfalls {
     tree: Tree,
     firmware: Option<FirmwareLog>,
@@ -160,7 +161,7 @@ impl Shortfalls {
         Self { tree: tree.clone(), firmware, shown: BTreeSet::new() }
     }
 
-    /// Puts what is new into the mailbox, and takes back what is over.
+    /// Reports new entries, and clears those that are resolved.
     fn report(&mut self, inbox: &Inbox) {
         let mut now = survey(&self.tree);
         now.extend(self.firmware.iter_mut().flat_map(FirmwareLog::look).cloned());
@@ -174,11 +175,11 @@ impl Shortfalls {
     }
 }
 
-/// What somebody at the screen should know of a driver.
+/// Returns the message about a driver for the screen, if there is one.
 fn driver_note(note: Note) -> Option<String> {
     match note {
         Note::Loaded(_) => None,
-        // Its hardware is not there after all.
+        // The hardware is not present after all.
         Note::Failed { error, .. } if error.raw_os_error() == Some(NO_DEVICE) => None,
         Note::Failed { name, error } => {
             Some(format!("The driver {name} could not be loaded: {error}."))

@@ -1,4 +1,4 @@
-//! The machine's consoles: each shows the same and takes the same keys. It knows no disk.
+//! The machine's consoles: each shows the same and accepts the same keys.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -15,15 +15,15 @@ use rustix::fs::OFlags;
 use crate::key_parser::KeyParser;
 use crate::nonblocking::NonBlockingWriter;
 
-/// What a serial line is taken for, which does not tell: the smallest terminal that there is.
+/// Assumed size of a terminal that does not report one, such as a serial line.
 const DEFAULT_SIZE: (u16, u16) = (80, 24);
 
-/// Says to a virtual terminal that it is never to turn dark (console_codes(4)), and to any that there is no cursor.
+/// Disables blanking of a virtual terminal (console_codes(4)), hides the cursor and clears the
+/// screen.
 const INIT_SEQUENCE: &str = "\x1b[9;0]\x1b[?25l\x1b[H\x1b[2J";
-/// The cursor is back, below what is on the screen.
+/// Shows the cursor again, below the screen's content.
 const RESTORE_SEQUENCE: &str = "\x1b[?25h\n";
 
-/// One console.
 #[derive(Debug)]
 struct Screen {
     name: String,
@@ -36,12 +36,11 @@ struct Screen {
     window: (u16, u16),
 }
 
-/// All consoles.
 #[derive(Debug)]
 pub(crate) struct Screens(Vec<Screen>);
 
 impl Screens {
-    /// Those that the kernel speaks to, or the one that it gives to its first program.
+    /// Opens the kernel's active consoles, or `/dev/console` if there are none.
     pub(crate) fn open(tree: &Tree) -> Self {
         let active = tree.attribute("sys/class/tty/console/active").unwrap_or_default();
         let mut found: Vec<Screen> =
@@ -52,14 +51,14 @@ impl Screens {
         Self(found)
     }
 
-    /// Draws it where it is another than what is shown.
+    /// Draws the screen where it has changed.
     pub(crate) fn show(&mut self, model: &Model, state: &State) {
         for screen in &mut self.0 {
             screen.show(model, state);
         }
     }
 
-    /// Writes below what is shown, and leaves the terminals as they were.
+    /// Prints `text` below the screen's content, and restores the terminals.
     pub(crate) fn close(mut self, text: &str) {
         let end = Instant::now() + Duration::from_millis(500);
         for screen in &mut self.0 {
@@ -69,14 +68,14 @@ impl Screens {
         }
     }
 
-    /// Shows words, alone.
+    /// Prints `text` only.
     pub(crate) fn print(&mut self, text: &str) {
         for screen in &mut self.0 {
             screen.writer.push(text);
         }
     }
 
-    /// Waits for a key, at most so long.
+    /// Waits for a key, at most `patience`.
     pub(crate) fn wait(&self, patience: Duration) {
         let poll_fds = self.poll_fds();
         let mut poll_fds: Vec<_> =
@@ -85,14 +84,14 @@ impl Screens {
         let _ = poll(&mut poll_fds, patience.as_ref());
     }
 
-    /// Has everything be drawn anew: somebody else may have written there.
+    /// Forces a full redraw: other programs may have written to the consoles.
     pub(crate) fn invalidate(&mut self) {
         for screen in &mut self.0 {
             screen.shown.clear();
         }
     }
 
-    /// What to wait for.
+    /// File descriptors to poll.
     pub(crate) fn poll_fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         self.0.iter().map(|screen| {
             let write =
@@ -101,7 +100,8 @@ impl Screens {
         })
     }
 
-    /// Writes what waits, and takes the keys that were pressed. A terminal that is gone is left.
+    /// Writes pending output, and returns the keys that were pressed. Drops a terminal that is
+    /// gone.
     pub(crate) fn receive(&mut self) -> Vec<Key> {
         let mut keys = Vec::new();
         self.0.retain_mut(|screen| {
@@ -114,7 +114,7 @@ impl Screens {
 
 impl Screen {
     fn open(tree: &Tree, name: &str) -> Option<Self> {
-        // The console of all virtual terminals is whichever is in front.
+        // `tty0` is the virtual terminal in the foreground.
         let path = tree.path(format!("dev/{name}"));
         let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits().cast_signed();
         let terminal =
@@ -135,7 +135,7 @@ impl Screen {
     }
 
     fn show(&mut self, model: &Model, state: &State) {
-        // A slow line is not given a picture that is old before it is there.
+        // On a slow line a frame is skipped rather than queued.
         if self.writer.has_pending() {
             return;
         }
@@ -149,11 +149,11 @@ impl Screen {
         }
     }
 
-    /// Takes the keys; whether the terminal is still there.
+    /// Reads keys. Returns whether the terminal still exists.
     fn read(&mut self, keys: &mut Vec<Key>) -> bool {
         let mut some = [0; 64];
         match self.terminal.read(&mut some) {
-            // A serial line that hangs up comes back; a terminal that ends is gone.
+            // A serial line that hung up comes back; end of file means that the terminal is gone.
             Ok(0) => false,
             Ok(n) => {
                 let some = some.get(..n).unwrap_or_default();

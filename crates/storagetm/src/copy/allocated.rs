@@ -1,5 +1,5 @@
-//! A disk of which only a part counts: the rest is said to be holes, and so becomes zeros at the destination without
-//! being read. It knows not why.
+//! Allocated-only view of a disk: reports everything outside the given ranges as holes, so that it
+//! becomes zeros at the destination without being read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,17 +11,16 @@ use ::copy::{
 use export::Extent;
 use filesystem::Ranges;
 
-/// What ends the identity of a disk of which only a part counts.
+/// Suffix of the identity of an allocated-only view.
 pub(super) const ALLOCATED: &str = "allocated";
 
-/// A place, and the bytes that count of its disk.
+/// A disk, and its allocated ranges.
 pub(super) struct AllocatedDisk {
     inner: Box<dyn Endpoint>,
     used: Arc<Ranges>,
 }
 
 impl AllocatedDisk {
-    /// Of that place.
     pub(super) fn new(inner: Box<dyn Endpoint>, used: Ranges) -> Self {
         Self { inner, used: Arc::new(used) }
     }
@@ -31,7 +30,7 @@ impl Endpoint for AllocatedDisk {
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let (disk, connection) = self.inner.open()?;
         let reports_extents = disk.reports_extents;
-        // A map of the whole disk is not one of this.
+        // A map of the whole disk does not apply to this view.
         let identity = format!("{} {ALLOCATED}", disk.identity);
         let (used, done, reads) = (self.used.clone(), VecDeque::new(), Vec::new());
         let masked = AllocatedConnection { connection, used, reports_extents, done, reads };
@@ -46,15 +45,15 @@ impl Endpoint for AllocatedDisk {
 struct AllocatedConnection {
     connection: Box<dyn Connection>,
     used: Arc<Ranges>,
-    /// Whether the connection itself tells what is hole.
+    /// Whether the connection itself reports holes.
     reports_extents: bool,
     done: VecDeque<Completion>,
-    /// The reads under way: their tags, and where they begin.
+    /// Reads in flight: tag and offset.
     reads: Vec<(u32, u64)>,
 }
 
 impl AllocatedConnection {
-    /// What does not count is zeros, also where it was read with what does, or is read again.
+    /// Zeroes unallocated bytes of a completed read, which may span both kinds.
     fn blanked_completion(&mut self, mut completion: Completion) -> Completion {
         let at = self.reads.iter().position(|(tag, _)| *tag == completion.tag);
         if let (Some(at), Some(buffer)) = (at, &mut completion.buffer) {
@@ -65,7 +64,7 @@ impl AllocatedConnection {
     }
 }
 
-/// Makes zeros of all that does not count of what was read from `offset` on.
+/// Zeroes the unallocated bytes of a buffer that was read at `offset`.
 fn blank(used: &Ranges, mut offset: u64, mut bytes: &mut [u8]) {
     while !bytes.is_empty() {
         let (len, is_used) = run(used, offset, bytes.len() as u64);
@@ -79,7 +78,7 @@ fn blank(used: &Ranges, mut offset: u64, mut bytes: &mut [u8]) {
     }
 }
 
-/// From `offset` on, the bytes up to the next change, at most `len`, and whether they count.
+/// Returns the length of the run at `offset`, at most `len`, and whether it is allocated.
 fn run(used: &Ranges, offset: u64, len: u64) -> (u64, bool) {
     let end = offset.saturating_add(len);
     match used.within(offset..end).iter().next() {

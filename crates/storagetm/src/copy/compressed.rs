@@ -1,5 +1,6 @@
-//! Sources that are packed: recognised by their first bytes, and unpacked or refused. Only files and pipes of this machine
-//! are looked at: what is on a disk, or comes from another machine, is taken as it is.
+//! Compressed or packaged sources (gzip, xz, zstd, qcow2, ...): detected by their first bytes, and
+//! unpacked or rejected. Only local files and pipes are examined; disks and remote sources are
+//! copied as they are.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -16,10 +17,11 @@ use crate::options::copy::Copy;
 use crate::unpack;
 use failure::Failure;
 
-/// What is in a packed file, and what is to be said of that; nothing for one that is not packed.
+/// Returns a pipe with the unpacked content of a file, and a note; `None` if the file is not
+/// packed.
 ///
 /// # Errors
-/// It cannot be unpacked here, or cannot be read.
+/// Fails if the file cannot be unpacked or read.
 pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<String>)>, Failure> {
     let name = path.display().to_string();
     let cannot = |error: std::io::Error| refused(format!("{name} cannot be read: {error}"));
@@ -27,14 +29,14 @@ pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<Stri
     if !container.is_supported() {
         return Err(unsupported_error(&name, container));
     }
-    // From its first byte, wherever others are in it.
+    // A new file description starts at offset 0.
     let input = File::open(path).map_err(cannot)?;
     let pipe = unpack::unpack(container, input.into(), &name, Some(unpack::FIRST_BYTES_TIMEOUT))
         .map_err(|why| unpack_error(&why))?;
     Ok(Some((pipe, Some(unpacked_note(&name, container)))))
 }
 
-/// That a block device begins like a packed file: said, and no more.
+/// Returns a note if a block device begins like a packed file.
 pub(super) fn device_note(path: &Path) -> Option<String> {
     let mut head = vec![0; HEAD];
     File::open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
@@ -45,10 +47,10 @@ pub(super) fn device_note(path: &Path) -> Option<String> {
     ))
 }
 
-/// A pipe, of which the first bytes are read to see what it is.
+/// Reads the head of a pipe, and unpacks it if it is packed.
 ///
 /// # Errors
-/// It is packed in a way that cannot be unpacked here, or cannot be read.
+/// Fails if the format is not supported, or if the pipe cannot be read.
 pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Failure> {
     let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
     let (mut from, mut head) = (File::from(pipe.descriptor), Vec::new());
@@ -67,10 +69,11 @@ pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Fa
     Ok((pipe, note))
 }
 
-/// Refuses what a stream cannot do: it cannot be gone on with, and its partition table cannot be written anew.
+/// Rejects options that a stream does not support: resuming, and converting the partition table.
 ///
 /// # Errors
-/// `--map` with a stream that is unpacked, or a partition table for blocks of another size than the destination's.
+/// Fails for `--map` with an unpacked stream, or for a partition table for another block size than
+/// the destination's.
 pub(super) fn check(
     pipe: &Pipe,
     note: Option<&String>,

@@ -1,5 +1,5 @@
-//! What is on the disk that is copied, where the owner asks for it: which part of it is used at all (`--allocated`), and
-//! whose the bad sectors are (`--files`). The looking is done by a process without rights.
+//! Use of the source's contents: the allocated ranges (`--allocated`), and the files that bad
+//! sectors belong to (`--files`). A process without privileges parses the file systems.
 
 use std::fs::File;
 use std::ops::Range;
@@ -21,13 +21,13 @@ use crate::options::copy::Copy;
 use ::remote::uri::Locator;
 use failure::Failure;
 
-/// Owners that are named to people one by one; programs get all.
+/// Maximum number of owners listed in human-readable output; JSON has all.
 const MAX_NAMED: usize = 100;
 
-/// The same end, of which only what file systems use is copied; and what is to be said of that.
+/// Returns an allocated-only view of the disk, and notes.
 ///
 /// # Errors
-/// It is a pipe, or cannot be looked at.
+/// Fails for a pipe, or if the disk cannot be examined.
 pub(super) fn allocated_only(end: End) -> Result<(End, Vec<String>), Failure> {
     let End::Disk(place) = end else {
         return Err(Failure::usage("--allocated needs a disk to look at, and a pipe is none"));
@@ -54,7 +54,8 @@ fn copied_whole_note(part: &Part) -> Option<String> {
     Some(format!("{what} is copied whole: {why}"))
 }
 
-/// Says whose the bytes are that could not be read. The destination is asked: its source has suffered enough.
+/// Reports the files that unreadable bytes belong to. Reads the destination, to spare the failing
+/// source.
 pub(super) fn report_owners(options: &Copy, bad: &[Range<u64>], reporter: &mut ProgressReporter) {
     match owners(options, bad) {
         Ok(found) => {

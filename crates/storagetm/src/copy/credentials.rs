@@ -1,5 +1,5 @@
-//! With what a connection to another machine is secured: a key that was named, the one that pairing has left, a file of
-//! keys, or certificates. It knows no connection.
+//! Credentials for connections to other machines: a named key, the key from pairing, a PSK file, or
+//! certificates.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,36 +22,34 @@ use keys::store::{read_bounded, read_key};
 use keys::target::{Disk, Target};
 use remote::host_nqn::HostNqn;
 
-/// Bytes of the longest file of keys or of certificates.
+/// Maximum size of a key or certificate file.
 const MAX_FILE: usize = 256 << 10;
 
-/// What this machine shows to another one.
+/// Credentials of this machine for one target.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
-    /// Its host NQN.
+    /// Host NQN.
     pub(super) host: String,
-    /// The key of secured channels.
+    /// The key for TLS.
     tls: Option<Key>,
-    /// The key by which it proves who it is within NVMe.
+    /// The secret for DH-HMAC-CHAP.
     pub(super) chap: Option<Arc<Credentials>>,
-    /// The disks that the machine had when it let this one in.
+    /// The disks that the target had at pairing.
     disks: Vec<Disk>,
 }
 
 /// How an NBD connection is secured.
 #[derive(Debug, Clone)]
 pub(super) enum NbdAuth {
-    /// By a key that both ends have.
     Psk(Psk),
-    /// By certificates.
     Certificates(Arc<Trust>),
 }
 
 impl Keys {
-    /// What there is for that machine: the key that was named, else the one that pairing has left.
+    /// Returns the credentials for a target: the named key, else the one from pairing.
     ///
     /// # Errors
-    /// A key cannot be read. Then there is no connection, rather than one without it.
+    /// Fails if a key cannot be read: there is no fallback to plaintext.
     pub(super) fn find(
         tree: &Tree,
         options: &Copy,
@@ -72,15 +70,15 @@ impl Keys {
         }
     }
 
-    /// Whether there is nothing to secure a connection with, nor to prove itself by.
+    /// Returns whether there are no credentials.
     pub(super) fn is_plaintext(&self) -> bool {
         self.tls.is_none() && self.chap.is_none()
     }
 
-    /// The key for a secured channel to that subsystem; nothing if the connection is to be in the clear.
+    /// Derives the TLS PSK for a subsystem. Returns `None` for a plaintext connection.
     ///
     /// # Errors
-    /// None can be derived for that name.
+    /// Fails if no PSK can be derived.
     pub(super) fn nvme(&self, subsystem: &str) -> Result<Option<Psk>, String> {
         let Some(key) = &self.tls else { return Ok(None) };
         let psks = nvme::auth::psk::derive_psks(key.text(), false, &self.host, subsystem);
@@ -98,10 +96,10 @@ impl Keys {
         psk.map(Some).ok_or_else(|| "no key can be derived for it".to_owned())
     }
 
-    /// How an NBD connection is secured that is to be.
+    /// Returns the credentials for an NBD connection with TLS.
     ///
     /// # Errors
-    /// Nothing is known to secure it with.
+    /// Fails if there are none.
     pub(super) fn nbd(&self, tls: &Tls, host: &str) -> Result<NbdAuth, Failure> {
         if let Some(folder) = &tls.certificates {
             let name = tls.hostname.as_deref().unwrap_or(host);
@@ -121,8 +119,8 @@ impl Keys {
         })
     }
 
-    /// The NQN of the disk that the other machine called so when it let this one in: `sda` is `/dev/sda`, and `disk` is
-    /// `/srv/disk.img`.
+    /// Returns the NQN of the disk with that name at pairing: `sda` matches `/dev/sda`, and `disk`
+    /// matches `/srv/disk.img`.
     pub(super) fn disk(&self, name: &str) -> Option<String> {
         let parts = |disk: &Disk| {
             let path = Path::new(&disk.name);
@@ -138,7 +136,7 @@ impl Keys {
     }
 }
 
-/// The key of an NBD connection, by which a host of that name goes.
+/// Derives the NBD PSK of a host.
 pub(super) fn nbd_psk(key: &Key, host: &str) -> Option<Psk> {
     Some(psk(host.to_owned(), key.nbd_psk()?))
 }
@@ -154,7 +152,7 @@ fn read_key_file(path: &Path) -> Result<Key, Failure> {
     read_key(file, &what).map_err(|failure| refused(format!("{what}: {failure}")))
 }
 
-/// The key of that name in a file of lines `NAME:HEX`, or the only one.
+/// Reads the PSK of `user` from a file of `NAME:HEX` lines, or the only one.
 fn psk_from_file(path: &Path, user: Option<&str>) -> Result<Psk, Failure> {
     let text = read(path)?;
     let shown = path.display();
@@ -201,7 +199,7 @@ fn unhex(digits: &[u8]) -> Option<Secret> {
     Some(Secret::new(bytes))
 }
 
-/// What is in a folder as libnbd, nbdkit and qemu have it.
+/// Reads a certificate directory laid out as for libnbd, nbdkit and qemu.
 fn read_certificates(folder: &Path, name: &str) -> Result<Trust, Failure> {
     let authority = read(&folder.join("ca-cert.pem"))?.to_vec();
     let (chain, key) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));

@@ -1,4 +1,4 @@
-//! What `storagetm copy --json` says: an event a line. It knows no stream.
+//! Events of `storagetm copy --json`: one JSON object per line.
 
 use std::ops::Range;
 
@@ -7,117 +7,104 @@ use serde::Serialize;
 
 use daemon::event::escaped;
 
-/// Something that happened.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub(super) enum Event<'a> {
-    /// All was looked at, and nothing has been written.
+    /// Both ends were examined; nothing has been written.
     Started {
-        /// As it was typed.
+        /// As typed.
         source: &'a str,
-        /// As it was typed.
+        /// As typed.
         destination: &'a str,
-        /// Bytes that there are; null for a pipe.
+        /// Size of the source; null for a pipe.
         bytes: Option<u64>,
-        /// Whether an earlier copy is gone on with.
+        /// Whether an earlier copy is resumed.
         resumed: bool,
     },
-    /// How far it is: once a second.
+    /// Progress, once a second.
     Progress {
-        /// The word for what is being done.
         phase: &'a str,
-        /// Bytes that are done with in this phase.
+        /// Bytes done in this phase.
         done: u64,
-        /// Bytes that there are; null for a pipe.
+        /// Bytes in total; null for a pipe.
         total: Option<u64>,
-        /// Bytes a second.
+        /// Bytes per second.
         rate: u64,
-        /// Seconds that it takes still, if that can be said.
+        /// Estimated seconds left, if known.
         eta: Option<u64>,
-        /// Bytes that could not be read so far.
+        /// Unreadable bytes so far.
         bad: u64,
-        /// Requests that the source failed so far.
+        /// Failed read requests so far.
         errors: u64,
         /// Bytes of zeros that were not sent.
         zeroes: u64,
-        /// Since the beginning.
+        /// Seconds since the start.
         seconds: f64,
     },
-    /// An end is being reached again.
+    /// A connection was lost and is being re-established.
     Reconnecting {
-        /// Which.
         name: &'a str,
-        /// Why it was lost.
         reason: &'a str,
     },
-    /// Events before this one were lost: the reader did not read.
+    /// Events were dropped because the reader was too slow.
     Lost {
-        /// How many.
         count: u64,
     },
-    /// Something else worth knowing.
     Note {
-        /// A sentence.
         message: &'a str,
     },
-    /// A range that could not be read.
+    /// An unreadable range.
     Bad {
-        /// Its first byte.
         offset: u64,
-        /// Its length.
         bytes: u64,
     },
-    /// A range in which the destination does not hold what was read.
+    /// A range in which the destination differs from what was read.
     Mismatch {
-        /// Its first byte.
         offset: u64,
-        /// Its length.
         bytes: u64,
     },
-    /// Whose bytes are that could not be read, with --files.
+    /// The owner of unreadable bytes, with --files.
     Owner {
-        /// The partition's number; 0 for the whole disk.
+        /// Partition number; 0 for the whole disk.
         partition: u32,
-        /// The file's path in its file system; null for what is no file's.
+        /// Path in the file system; null if the bytes belong to no file.
         path: Option<&'a str>,
     },
-    /// The end: nothing follows.
+    /// The last event.
     Finished(Finished),
 }
 
-/// How it ended.
+/// Result of a copy.
 #[derive(Debug, Serialize)]
 pub(super) struct Finished {
-    /// The word for it.
     outcome: &'static str,
-    /// The sentence that says why, unless all went well.
+    /// The reason, unless the copy succeeded.
     reason: Option<String>,
-    /// The length of the source.
+    /// Size of the source.
     bytes: u64,
-    /// Bytes that were read and written.
+    /// Bytes read and written.
     copied: u64,
     /// Bytes of zeros that were not sent.
     zeroes: u64,
-    /// Bytes that an earlier run had finished.
+    /// Bytes finished by an earlier run.
     earlier: u64,
-    /// Bytes that were sent again after an end was lost.
+    /// Bytes sent again after a connection was lost.
     resent: u64,
-    /// Bytes of the destination that were compared.
+    /// Bytes of the destination that were verified.
     verified: u64,
-    /// Bytes that could not be read.
+    /// Unreadable bytes.
     bad: u64,
-    /// Ranges that could not be read; only the first of very many are events.
+    /// Unreadable ranges; the number of `bad` events is limited.
     bad_ranges: usize,
-    /// Ranges that differ, likewise.
+    /// Differing ranges; the number of `mismatch` events is limited.
     mismatches: usize,
-    /// BLAKE3 of all of it, in hexadecimal, if all was read.
+    /// BLAKE3 of the source in hexadecimal, if all of it was read.
     hash: Option<String>,
-    /// How long it took.
+    /// Duration in seconds.
     seconds: f64,
 }
 
 impl<'a> Event<'a> {
-    /// How far it is, in the phase of that name.
     pub(super) fn progress(phase: &'a str, progress: &Progress) -> Self {
         Self::Progress {
             phase,
@@ -132,16 +119,15 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// A line, with its end.
+    /// Returns the event as a line of JSON.
     pub(super) fn line(&self) -> String {
-        // None of the strings or numbers above can fail to be written.
+        // Serialization of these types cannot fail.
         let json = serde_json::to_string(self).unwrap_or_default();
         escaped(&json) + "\n"
     }
 }
 
 impl Finished {
-    /// What the report says, and the sentence about it.
     pub(super) fn new(report: &Report, reason: Option<String>) -> Self {
         Self {
             outcome: word(&report.outcome),
@@ -160,7 +146,7 @@ impl Finished {
         }
     }
 
-    /// It was refused before there was anything to report.
+    /// A copy that was rejected before it started.
     pub(super) fn refused(reason: String) -> Self {
         Self {
             outcome: "refused",
@@ -191,22 +177,22 @@ fn word(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// As `b3sum` writes it.
+/// Formats a hash as `b3sum` does.
 pub(super) fn hexadecimal(hash: &[u8; 32]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Seconds, to a tenth.
+/// Rounds to tenths of a second.
 fn tenths(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 10.0).round() / 10.0
 }
 
-/// Bytes in the ranges.
+/// Total length of the ranges.
 pub(super) fn length(ranges: &[Range<u64>]) -> u64 {
     ranges.iter().map(|range| range.end.saturating_sub(range.start)).fold(0, u64::saturating_add)
 }
 
-/// The ranges in which the destination does not hold what was read.
+/// Returns the ranges in which the destination differs from what was read.
 pub(super) fn mismatches(report: &Report) -> &[Range<u64>] {
     match &report.outcome {
         Outcome::VerifyFailed(ranges) => ranges,

@@ -1,5 +1,4 @@
-//! Tells a copy to stop when somebody asks for it: by Ctrl-C, by the service manager, by closing the terminal. It knows
-//! no copy.
+//! Stops a copy on SIGINT, SIGTERM or SIGHUP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +9,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use failure::Failure;
 
-/// The exit status of who does not wait for the end.
+/// Exit status after a second signal.
 const INTERRUPTED_STATUS: i32 = 6;
 
-/// Starts to listen. What is returned becomes true at the first signal; at the second the program ends.
+/// Starts the signal thread. The returned flag is set by the first signal; the second ends the
+/// program.
 ///
 /// # Errors
-/// There is no descriptor or thread left.
+/// Fails if no descriptor or thread is available.
 pub(super) fn watch_signals() -> Result<Arc<AtomicBool>, Failure> {
     let cannot = |error| Failure::new(format!("signals cannot be received: {error}"));
     let mut signals = Signals::open().map_err(cannot)?;

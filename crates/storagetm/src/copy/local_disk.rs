@@ -1,5 +1,5 @@
-//! Disks and files of this machine as ends of a copy: whether they may be, and what keeps others from them meanwhile.
-//! It knows no network.
+//! Local disks, files and pipes as ends of a copy: whether they may be used, and the locks held
+//! meanwhile.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -31,49 +31,47 @@ use daemon::examine::{Findings, examine, limit_for};
 use daemon::lend::{block_device, named};
 use failure::Failure;
 
-/// The device manager holds a disk's lock while it looks at it: that is waited for.
+/// udev locks a disk while it probes it.
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a disk that is to be rescued may take to be examined: a sector that it cannot read costs it half a minute.
+/// Time limit for examining a failing disk: a bad sector can take half a minute.
 const EXAMINE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An end of a copy that is on this machine.
+/// An end of a copy, local or remote.
 pub(super) struct CopyEnd {
-    /// The end itself.
     pub(super) end: End,
-    /// What must be agreed to before it is written.
+    /// What must be confirmed before it is overwritten.
     pub(super) overwrite: Option<OverwriteTarget>,
-    /// What it is unpacked from.
+    /// The note that it is unpacked.
     pub(super) note: Option<String>,
-    /// Whether it is a disk, here or on another machine, and neither a file nor a pipe.
+    /// Whether it is a disk, local or remote, and neither a file nor a pipe.
     pub(super) is_disk: bool,
-    /// What else is worth knowing of it.
+    /// Notes for the user.
     pub(super) notes: Vec<String>,
-    /// Keeps others away as long as it is held.
     guard: Guard,
 }
 
-/// What keeps others away, as long as it is held.
+/// Locks held until the copy ends.
 pub(super) enum Guard {
     Nothing,
     Disk { _opened: Box<Opened> },
     Locked { _file: File },
 }
 
-/// How a destination may be treated.
+/// Permission to use a destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Permission {
-    /// A file that is there may be overwritten.
+    /// An existing file may be overwritten.
     pub(super) force: bool,
-    /// A map tells of what an earlier copy has finished there.
+    /// A map of an earlier copy to it is resumed.
     pub(super) resumes: bool,
 }
 
-/// What is copied from.
+/// Opens a source.
 ///
 /// # Errors
-/// It is not there, may not be read, or is in use.
+/// Fails if it does not exist, may not be read, or is in use.
 pub(super) fn source(
     tree: &Tree,
     path: &Path,
@@ -93,17 +91,17 @@ pub(super) fn source(
     }
 }
 
-/// What is copied to.
+/// Opens a destination.
 ///
 /// # Errors
-/// It may not be written: it is in use, it is there already, or it is the source.
+/// Fails if it is in use, exists already, or is the source.
 pub(super) fn destination(
     tree: &Tree,
     path: &Path,
     permission: Permission,
     source: Option<&Path>,
 ) -> Result<CopyEnd, Failure> {
-    // Any other name may be that of a file to be made.
+    // Any other name may be that of a new file.
     let path = &if path.starts_with("/dev") { named(tree, path) } else { path.to_owned() };
     let source = source.map(|source| named(tree, source));
     let source = source.as_deref();
@@ -129,34 +127,33 @@ pub(super) fn destination(
     }
 }
 
-/// Standard input or output.
+/// Returns standard input or output as a pipe.
 ///
 /// # Errors
-/// There is no descriptor left.
+/// Fails if no descriptor is available.
 pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Pipe, Failure> {
     let copied = rustix::io::dup(stream);
     copied.map(Pipe::from).map_err(|error| refused(format!("the pipe cannot be used: {error}")))
 }
 
-/// Returns a pipe that is read from, unpacked if it is packed.
+/// Returns a pipe to read from, unpacked if it is packed.
 ///
 /// # Errors
-/// Fails if it is packed in a way that cannot be unpacked here, or cannot be read.
+/// Fails if the format is not supported, or if the pipe cannot be read.
 pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<CopyEnd, Failure> {
     let (pipe, note) = compressed::stream(pipe, raw)?;
     Ok(CopyEnd::from_pipe(pipe, note, Guard::Nothing))
 }
 
 impl CopyEnd {
-    /// An end on another machine.
     pub(super) fn remote(place: Box<dyn Endpoint>) -> Self {
         Self { is_disk: true, ..Self::plain(End::Disk(place), Guard::Nothing) }
     }
 
-    /// The same, of which only what file systems use is copied.
+    /// Replaces the end by its allocated-only view.
     ///
     /// # Errors
-    /// It is a pipe, or cannot be looked at.
+    /// Fails for a pipe, or if the disk cannot be examined.
     pub(super) fn allocated_only(mut self, name: &Locator) -> Result<Self, Failure> {
         if self.note.is_some() {
             return Err(Failure::usage(format!(
@@ -168,10 +165,11 @@ impl CopyEnd {
         Ok(Self { end, ..self })
     }
 
-    /// The same as it is to be copied to the other end; what is to be said of that, and what is to be done after.
+    /// Adapts the source to the destination; returns notes, and what is left to be done after the
+    /// copy.
     ///
     /// # Errors
-    /// It does not fit.
+    /// Fails if the partition table does not fit.
     pub(super) fn adapted(
         self,
         ends: &CopyEnds<'_>,
@@ -180,27 +178,22 @@ impl CopyEnd {
         Ok((Self { end, ..self }, notes, after))
     }
 
-    /// The same, to be agreed to.
     pub(super) fn with_overwrite(self, overwrite: OverwriteTarget) -> Self {
         Self { overwrite: Some(overwrite), ..self }
     }
 
-    /// A pipe, what is to be said of it, and what is to be held until the copy is over.
     pub(super) fn from_pipe(pipe: Pipe, note: Option<String>, guard: Guard) -> Self {
         Self { note, ..Self::plain(End::Pipe(pipe), guard) }
     }
 
-    /// Standard output, or another pipe that is written to.
     pub(super) fn pipe(pipe: Pipe) -> Self {
         Self::plain(End::Pipe(pipe), Guard::Nothing)
     }
 
-    /// The end, and what is to be held until the copy is over.
     pub(super) fn split(self) -> (End, Guard) {
         (self.end, self.guard)
     }
 
-    /// Neither a disk nor at stake, and with nothing to be said of it.
     fn plain(end: End, guard: Guard) -> Self {
         Self { end, overwrite: None, note: None, is_disk: false, notes: Vec::new(), guard }
     }
@@ -214,7 +207,7 @@ impl CopyEnd {
     }
 }
 
-/// What is read or written from its start to its end.
+/// Returns whether the file type is read or written sequentially.
 fn is_stream(kind: &std::fs::FileType) -> bool {
     kind.is_fifo() || kind.is_char_device()
 }
@@ -243,7 +236,7 @@ fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<CopyEnd
     Ok(CopyEnd { notes, ..local_disk })
 }
 
-/// Refuses a disk that is in use, may be, or does not answer.
+/// Rejects a disk that is in use, may be in use, or does not answer.
 fn check_source(path: &Path, verdict: &Verdict, allow_in_use: bool) -> Result<(), Failure> {
     let name = path.display();
     if let Some(reason) = verdict.reasons.iter().find(|reason| reason.code == Code::Silent) {
@@ -290,10 +283,10 @@ fn destination_device(tree: &Tree, path: &Path, force: bool) -> Result<CopyEnd, 
     let findings = examine_disk(tree, &machine, &disk, limit_for(&disk));
     let verdict = machine.judge(&disk, &findings);
     check_destination(path, &verdict, force)?;
-    // Opened as it will be, to hear what the kernel says of it; the copy takes it for itself after that.
+    // Opened as for the copy, to find out whether the kernel allows it; the copy opens it again.
     let opened = open(tree, path, OpenFor::Writing, false);
     let target = opened.map_err(|error| open_error(path, error, false))?.path;
-    // A disk that is pulled out keeps its number as long as this is open, so no other one can come to its name.
+    // While this descriptor is open, the disk's device number cannot be reused by another one.
     let file = OpenOptions::new().read(true).write(true).open(&target);
     let file = file.map_err(|error| io_error(path, "be opened", &error))?;
     if block_device(&target) != Some(disk.number) {
@@ -308,7 +301,8 @@ fn destination_device(tree: &Tree, path: &Path, force: bool) -> Result<CopyEnd, 
     Ok(CopyEnd::device(place, Some(overwrite), Guard::Locked { _file: file }))
 }
 
-/// Refuses a disk that is in use, may be, or cannot be written; without `force` also one whose content cannot be read.
+/// Rejects a disk that is in use, may be in use, or cannot be written; without `force` also one
+/// whose contents cannot be read.
 fn check_destination(path: &Path, verdict: &Verdict, force: bool) -> Result<(), Failure> {
     let name = path.display();
     let first = |weight| verdict.of_weight(weight).next();
@@ -339,7 +333,7 @@ fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<
     let file = file.map_err(|error| io_error(&path, "be written", &error))?;
     lock(&path, &file, FlockOperation::NonBlockingLockExclusive)?;
     lock_ranges(tree, &path, &file, OpenFor::Writing)?;
-    // What a map tells of is gone on with.
+    // The destination of a resumed copy needs no confirmation.
     let asks = !permission.force && !permission.resumes;
     let overwrite =
         if asks { OverwriteTarget::file(&path, "--force").map_err(refused)? } else { None };
@@ -379,7 +373,7 @@ fn new_file(path: &Path, permission: Permission) -> Result<CopyEnd, Failure> {
     ))
 }
 
-/// The machine at this moment, and the disk in it.
+/// Returns a snapshot of the machine, and the disk in it.
 fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     let unknown = |why: String| {
         refused(format!("{}: whether it is in use cannot be found out: {why}", path.display()))
@@ -391,7 +385,7 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
-/// What is on a disk, its partitions and its whole disk, as far as they have answered within their `limit`.
+/// Examines a disk, its partitions and its whole disk, each within its `limit`.
 fn examine_disk(
     tree: &Tree,
     machine: &Machine,
@@ -402,12 +396,13 @@ fn examine_disk(
     examine(tree, machine.examined_for(disk).into_iter().chain(whole), limit)
 }
 
-/// Who it is, whatever is on it; for what is only read also by its partition table. Empty if nothing tells.
+/// Returns a stable identity of the disk, independent of its contents; for a source, the partition
+/// table may identify it. Empty if there is none.
 fn identity(machine: &Machine, disk: &Disk, findings: Option<&Findings>) -> String {
     let whole = machine.disk(disk.whole()).unwrap_or(disk);
     let contents = findings.and_then(|findings| findings.contents(whole).ok());
     let table = contents.and_then(|contents| contents.table);
-    // The machine is not asked for: who is known by his place alone is not known.
+    // An identity by location alone is none: another disk may take the same place.
     let nobody = MachineId { bytes: [0; 16], stable: false };
     let who = identity::of_block(disk, whole, table.as_ref(), nobody, false);
     if who.source == Source::Path {
@@ -444,10 +439,10 @@ fn lock(path: &Path, file: &File, operation: FlockOperation) -> Result<(), Failu
     )))
 }
 
-/// Takes the byte-range locks that keep other programs away, as QEMU does.
+/// Takes byte-range locks compatible with QEMU's.
 ///
 /// # Errors
-/// Another program has it.
+/// Fails if another program holds one.
 fn lock_ranges(tree: &Tree, path: &Path, file: &File, sync_disk: OpenFor) -> Result<(), Failure> {
     let name = path.display();
     match (range_lock::claim(tree, file, sync_disk), sync_disk) {
@@ -474,7 +469,7 @@ fn not_a_disk(path: &Path) -> Failure {
     refused(format!("{} is neither a disk nor a file; name one", path.display()))
 }
 
-/// The same errors, for who copies and does not lend.
+/// Rewords the error of opening a disk for a copy.
 fn open_error(path: &Path, error: OpenError, is_source: bool) -> Failure {
     let name = path.display();
     match error {

@@ -1,5 +1,6 @@
-//! Whether what is copied fits its destination: the block sizes that partition tables count in, the place of a GPT's backup,
-//! whole blocks. What does not fit is refused, or the source is shown as it is to be ([`PatchedDisk`]).
+//! Adapts the partition table to the destination: block size, position of the GPT backup, padding
+//! to whole blocks. Rejects what does not fit, or presents the source with a changed table
+//! ([`PatchedDisk`]).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,42 +18,42 @@ use crate::options::copy::Copy;
 use ::remote::uri::Locator;
 use failure::Failure;
 
-/// What of a container a program does not see from outside.
+/// Layers whose contents are not visible from outside.
 const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmware-raid", "zfs"];
 
-/// What is done to the destination once all is copied.
+/// What is done to the destination after the copy.
 #[derive(Default)]
 pub(super) struct PostCopy {
     destination: Option<Arc<dyn Endpoint>>,
-    /// What people call it.
+    /// Name for messages.
     name: String,
-    /// Parts of the partition table that the copy itself does not bring.
+    /// Parts of the partition table beyond the source's size.
     patches: Vec<Patch>,
-    /// Whether the backup of whatever table came is to be moved to the end.
+    /// Whether the GPT backup is to be moved to the end of the disk.
     relocates_backup: bool,
-    /// What is left to be done by hand.
+    /// Advice for the user.
     advice: Option<String>,
-    /// The disk onto which a pipe is copied: only then it is known what is left to be done.
+    /// The destination of a copied pipe: its table can only be examined afterwards.
     checks_after: Option<Locator>,
 }
 
-/// What is known before the copy.
+/// Both ends, as known before the copy.
 pub(super) struct CopyEnds<'a> {
     pub(super) options: &'a Copy,
-    /// The source's disk.
     pub(super) from: &'a Disk,
-    /// What is on it; nothing if it cannot be read.
+    /// Contents of the source; `None` if they cannot be read.
     pub(super) survey: Option<&'a Survey>,
-    /// The destination's disk, if it is one and not a file.
+    /// The destination, if it is a disk.
     pub(super) to: Option<&'a Disk>,
-    /// The block size of the destination, as far as it is known.
+    /// Logical block size of the destination, if known.
     pub(super) sector: Option<u32>,
 }
 
-/// A disk that is used here and by a copy.
+/// An endpoint that checks at the next open that it still is the confirmed disk.
 struct CheckedEndpoint {
     place: Arc<dyn Endpoint>,
-    /// The disk that was looked at and agreed to, until it has been opened once more. After that the copy sees to it itself.
+    /// The confirmed disk, until it has been opened once more. Later reconnects are checked by the
+    /// copy itself.
     confirmed: Mutex<Option<Disk>>,
 }
 
@@ -77,7 +78,7 @@ impl Endpoint for CheckedEndpoint {
     }
 }
 
-/// In what a disk differs from the one that was agreed to.
+/// Returns how a disk differs from the confirmed one.
 fn identity_change(before: &Disk, now: &Disk) -> Option<String> {
     if (now.bytes, now.block) != (before.bytes, before.block) {
         return Some(format!(
@@ -90,7 +91,8 @@ fn identity_change(before: &Disk, now: &Disk) -> Option<String> {
 }
 
 impl PostCopy {
-    /// Keeps a way to the destination. If that is a disk, it must be the one that was `confirmed` to when the copy opens it.
+    /// Keeps the destination for [`PostCopy::complete`]. The returned end checks that it still is
+    /// the `confirmed` disk.
     pub(super) fn keep(&mut self, end: End, confirmed: Option<Disk>) -> End {
         let End::Disk(place) = end else { return end };
         let place: Arc<dyn Endpoint> = place.into();
@@ -99,13 +101,14 @@ impl PostCopy {
         End::Disk(Box::new(CheckedEndpoint { place, confirmed: Mutex::new(confirmed) }))
     }
 
-    /// After a copy of a pipe onto a disk: has the backup of the table that came be moved, if that is wanted.
+    /// After a pipe was copied to a disk: relocates the GPT backup if `--fix-gpt` is given, else
+    /// checks whether that is advisable.
     pub(super) fn of_pipe(options: &Copy) -> Self {
         let checks_after = Some(options.destination.clone());
         Self { relocates_backup: options.fix_gpt, checks_after, ..Self::default() }
     }
 
-    /// Does what is to be done after a copy that ended well. What goes wrong becomes the outcome.
+    /// Finishes a successful copy; a failure becomes the outcome. Returns advice for the user.
     pub(super) fn complete(self, report: &mut Report) -> Option<String> {
         if !matches!(report.outcome, Outcome::Success | Outcome::BadSectors) {
             return None;
@@ -122,7 +125,7 @@ impl PostCopy {
     }
 }
 
-/// What is left to be done on a disk onto which a pipe was copied.
+/// Returns advice if the GPT backup on the destination is not at its end.
 fn backup_advice(place: &dyn Endpoint, destination: &Locator) -> Option<String> {
     let sync_disk = SyncDisk::open(place).ok()?;
     let disk = sync_disk.disk();
@@ -130,7 +133,7 @@ fn backup_advice(place: &dyn Endpoint, destination: &Locator) -> Option<String> 
     is_backup_misplaced(&survey, disk.sector, disk.bytes).then(|| manual_command(destination))
 }
 
-/// Writes the rest of the partition table, and reads it back.
+/// Writes the rest of the partition table, and verifies it.
 fn write(
     place: &dyn Endpoint,
     name: &str,
@@ -147,8 +150,8 @@ fn write(
     Ok(())
 }
 
-/// What moves the backup of the destination's own table to its end; nothing if it is there, or there is no GPT for
-/// blocks of that size.
+/// Returns the patches that move the GPT backup to the end of the disk. Empty if it is there, or if
+/// there is no GPT for this block size.
 fn relocation_patches(sync_disk: &SyncDisk) -> Result<Vec<Patch>, String> {
     let disk = sync_disk.disk();
     let survey = inspect::survey(sync_disk, disk.bytes, disk.sector)?;
@@ -159,7 +162,7 @@ fn relocation_patches(sync_disk: &SyncDisk) -> Result<Vec<Patch>, String> {
     inspect::fit(sync_disk, shape, shape)?
 }
 
-/// Whether there is a GPT for blocks of that size, if it is known, whose backup is not at the end of the disk.
+/// Returns whether there is a GPT for this block size whose backup is not at the end of the disk.
 fn is_backup_misplaced(survey: &Survey, sector: Option<u32>, bytes: u64) -> bool {
     let fits = sector.is_none_or(|sector| sector == survey.block);
     survey.table == Some(Scheme::Gpt) && fits && !is_backup_at_end(survey, bytes)
@@ -170,10 +173,10 @@ fn is_backup_at_end(survey: &Survey, bytes: u64) -> bool {
     survey.backup_end.is_none_or(|end| end == bytes - bytes % block)
 }
 
-/// The source as it is to be copied, what is to be said before, and what is to be done after.
+/// Returns the source as it is to be copied, notes, and what is to be done after the copy.
 ///
 /// # Errors
-/// It does not fit.
+/// Fails if the partition table does not fit.
 pub(super) fn adapt(
     source: End,
     ends: &CopyEnds<'_>,
@@ -204,13 +207,14 @@ fn end(patch: &Patch) -> u64 {
     patch.offset.saturating_add(patch.bytes.len() as u64)
 }
 
-/// A map of a copy with another table is none of the disk itself.
+/// Suffix of the source's identity: a map of a copy with a changed table does not apply to the
+/// unchanged disk.
 fn identity_suffix(ends: &CopyEnds<'_>, changed: bool) -> String {
     let to = ends.to.filter(|_| changed);
     to.map(|to| format!("table {} {}", ends.sector.unwrap_or(0), to.bytes)).unwrap_or_default()
 }
 
-/// What the partition table is to be at the destination, where that is another one.
+/// Returns the patches to the partition table for the destination, if it has to change.
 fn patches(
     place: &dyn Endpoint,
     ends: &CopyEnds<'_>,
@@ -240,7 +244,7 @@ fn patches(
     if identity_change && !ends.options.convert_sectors {
         return Err(block_size_error(ends, survey, sector));
     }
-    // What is recognised in a partition shows where that is, and so in which blocks an MBR counts.
+    // A file system found in a partition confirms the block size of an MBR.
     if ends.from.sector.is_none() && !survey.block_is_certain() {
         return Err(refused(format!(
             "it cannot be told for which block size the MBR of {} was written; --keep-sectors copies it as it is",
@@ -258,7 +262,7 @@ fn patches(
     })
 }
 
-/// Nothing is known of one of the ends: then nothing can be changed.
+/// One of the ends is not a disk, or cannot be examined: the table cannot be changed.
 fn patches_without_survey(ends: &CopyEnds<'_>) -> Result<Vec<Patch>, Failure> {
     let (source, destination) = (&ends.options.source, &ends.options.destination);
     let blocks = ends.from.sector.zip(ends.sector).filter(|(from, to)| from != to);
@@ -280,7 +284,6 @@ fn patches_without_survey(ends: &CopyEnds<'_>) -> Result<Vec<Patch>, Failure> {
     }))
 }
 
-/// The block size to convert to is not known.
 fn unknown_block_size_error(ends: &CopyEnds<'_>) -> Failure {
     let (source, destination) = (&ends.options.source, &ends.options.destination);
     refused(format!(
@@ -308,7 +311,6 @@ fn block_size_error(ends: &CopyEnds<'_>, survey: &Survey, sector: u32) -> Failur
     ))
 }
 
-/// Why a disk would not be readable.
 fn block_size_sentence(source: &str, block: u32, destination: &str, sector: u32) -> String {
     format!(
         "the partition table of {source} is for blocks of {block} bytes, and {destination} has blocks of {sector}: no \
@@ -317,7 +319,7 @@ fn block_size_sentence(source: &str, block: u32, destination: &str, sector: u32)
     )
 }
 
-/// The file systems that the destination's blocks are too large for.
+/// Notes about contents that do not work with the destination's block size.
 fn unmountable_notes(survey: &Survey, sector: u32, ends: &CopyEnds<'_>) -> Vec<String> {
     if survey.table.is_some() && survey.block == sector {
         return Vec::new();
@@ -348,14 +350,14 @@ fn unmountable_notes(survey: &Survey, sector: u32, ends: &CopyEnds<'_>) -> Vec<S
     notes
 }
 
-/// That the backup of a GPT is not at the end of a larger disk.
+/// Returns advice if the GPT backup is not at the end of the destination.
 fn advice(ends: &CopyEnds<'_>, changed: bool) -> Option<String> {
     let (survey, to) = ends.survey.zip(ends.to).filter(|_| !changed)?;
     is_backup_misplaced(survey, ends.sector, to.bytes)
         .then(|| manual_command(&ends.options.destination))
 }
 
-/// What to type to move the backup.
+/// Returns the command that moves the GPT backup.
 fn manual_command(destination: &Locator) -> String {
     let (disk, place) = match destination {
         Locator::Path(path) => (quoted(&path.display().to_string()), ""),
@@ -399,7 +401,7 @@ mod test {
         }
     }
 
-    /// What is said before a copy between disks of these block sizes, of which the source has a table for 512.
+    /// Returns the notes on a copy between disks of these block sizes, with a source table for 512.
     fn said(option: &str, from: Option<u32>, to: Option<u32>) -> Result<Vec<String>, String> {
         let words = ["copy", option, "nbd://a/b", "nbd://c/d"];
         let options =
@@ -458,7 +460,7 @@ mod test {
         }
     }
 
-    /// A place that leads to another disk at each look.
+    /// An endpoint that returns another disk at each open.
     struct Changing(Mutex<Vec<Disk>>, FileEndpoint);
 
     impl Endpoint for Changing {
@@ -478,7 +480,7 @@ mod test {
             Disk { identity, ..confirmed.clone() },
         ] {
             let mut after = PostCopy::default();
-            // Once it was opened as agreed, it is the copy's to judge what comes back.
+            // After one successful open the copy itself checks reconnects.
             for (disks, success) in [
                 (vec![now.clone()], [false].as_slice()),
                 (vec![now.clone(), confirmed.clone()], &[true, true]),

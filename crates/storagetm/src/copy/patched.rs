@@ -1,5 +1,5 @@
-//! A source as the destination is to hold it: with other bytes in places (a partition table for another disk), and filled
-//! up with zeros to whole blocks.
+//! View of a source with patched bytes (a changed partition table), padded with zeros to whole
+//! blocks.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use ::copy::{
 use export::{Account, Buffer, Extent, Pool};
 use linux::gpt::Patch;
 
-/// Offsets that are asked of the source itself are multiples of this, the largest block of any disk.
+/// Reads from the source are aligned to this, the largest logical block size.
 const BLOCK: u64 = 4096;
 
-/// A place, and what is different of its disk.
+/// A disk, and the changes to it.
 pub(super) struct PatchedDisk {
     inner: Box<dyn Endpoint>,
     patches_of_disk: Arc<Patches>,
@@ -24,15 +24,16 @@ pub(super) struct PatchedDisk {
 
 #[derive(Debug)]
 struct Patches {
-    /// Bytes of the source itself, and those that it is shown with.
+    /// Size of the source, and of the view.
     source_bytes: u64,
     bytes: u64,
     patches: Vec<Patch>,
 }
 
 impl PatchedDisk {
-    /// A disk of `source_bytes` bytes shown with `bytes`, at least as many, and with the patches, of which later ones hide earlier
-    /// ones. `identity_suffix` is added to its identity: a map of this is none of the disk itself.
+    /// Presents a disk of `source_bytes` as one of `bytes` (at least as many), with patches; later
+    /// patches take precedence. `identity_suffix` is appended to its identity, so that a map of the
+    /// unchanged disk does not apply.
     pub(super) fn new(
         inner: Box<dyn Endpoint>,
         source_bytes: u64,
@@ -76,22 +77,22 @@ impl Endpoint for PatchedDisk {
 struct PatchedConnection {
     connection: Box<dyn Connection>,
     patches_of_disk: Arc<Patches>,
-    /// For reads across the end.
+    /// Buffers for reads that cross the end of the source.
     memory: Account,
     done: VecDeque<Completion>,
     reads: Vec<Read>,
 }
 
-/// A read under way.
+/// A read in flight.
 struct Read {
     tag: u32,
     offset: u64,
-    /// The buffer that was submitted, where a shorter one is filled.
+    /// The submitted buffer, where a shorter one is being filled.
     whole: Option<Buffer>,
 }
 
 impl Patches {
-    /// From `offset` on, the bytes that are alike in being the source's own or not, at most `len`.
+    /// Returns the length of the run at `offset`, at most `len`, and whether it is unchanged.
     fn run(&self, offset: u64, len: u64) -> (u64, bool) {
         let end = offset.saturating_add(len);
         let mut next = end;
@@ -106,7 +107,7 @@ impl Patches {
         (next - offset, true)
     }
 
-    /// What is not the source's own, in whole blocks.
+    /// Returns the changed ranges, in whole blocks.
     fn changed_ranges(&self) -> impl Iterator<Item = Range<u64>> {
         let patched = self.patches.iter().map(|patch| {
             let end = patch.offset.saturating_add(patch.bytes.len() as u64);
@@ -115,7 +116,7 @@ impl Patches {
         patched.chain(std::iter::once(self.source_bytes - self.source_bytes % BLOCK..u64::MAX))
     }
 
-    /// What was read from `offset` on, as it is to be.
+    /// Applies the patches to a buffer that was read at `offset`.
     fn apply(&self, offset: u64, bytes: &mut [u8]) {
         let end = offset.saturating_add(bytes.len() as u64);
         for patch in &self.patches {
@@ -136,7 +137,7 @@ impl Patches {
 }
 
 impl PatchedConnection {
-    /// Reads what the source itself has of it; the rest is zeros.
+    /// Reads the part within the source; the rest is zeros.
     fn read(&mut self, tag: u32, offset: u64, mut buffer: Buffer) {
         let source_bytes =
             self.patches_of_disk.source_bytes.saturating_sub(offset).min(buffer.len() as u64);

@@ -1,5 +1,4 @@
-//! Says how far a copy is: as a bar on a terminal, as a line every ten seconds elsewhere, as JSON if asked for. It
-//! knows no disk.
+//! Progress of a copy: a bar on a terminal, a line every ten seconds elsewhere, or JSON events.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -14,22 +13,22 @@ use super::event::Event;
 use crate::nonblocking::NonBlockingWriter;
 use failure::Failure;
 
-/// Between two lines where there is no terminal.
+/// Interval of lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
-/// Between two events.
+/// Interval of JSON progress events.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a reader that has stopped is waited for at the end.
+/// How long the end waits for a slow reader.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// The bar with its length known, and without.
+/// Progress bar with and without a known total.
 const BAR: &str = "{prefix:>9} [{wide_bar}] {msg}";
 const SPINNER: &str = "{prefix:>9} {spinner} {msg}";
 
-/// Where and how it is said.
+/// Reports progress and results in one of three forms.
 pub(super) struct ProgressReporter {
     form: Form,
     phase: Option<Phase>,
     said: Instant,
-    /// The end that is being reached again, as it was said last.
+    /// The connection being re-established, as last reported.
     reconnecting: Option<String>,
 }
 
@@ -40,10 +39,11 @@ enum Form {
 }
 
 impl ProgressReporter {
-    /// JSON on standard output, or on standard error if the data is there; else for people, on standard error.
+    /// JSON goes to standard output, or to standard error if the data does; human-readable output
+    /// goes to standard error.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// Fails if no descriptor is available.
     pub(super) fn open(json: bool, data_on_stdout: bool) -> Result<Self, Failure> {
         let form = match (json, data_on_stdout) {
             (true, _) => Form::Json(NonBlockingWriter::new(stream(data_on_stdout)?)),
@@ -53,14 +53,14 @@ impl ProgressReporter {
         Ok(Self { form, phase: None, said: Instant::now(), reconnecting: None })
     }
 
-    /// Says it, if it is said as JSON.
+    /// Writes the event in JSON mode.
     pub(super) fn event(&mut self, event: &Event<'_>) {
         if let Form::Json(writer) = &mut self.form {
             push(writer, event);
         }
     }
 
-    /// Says a sentence to people, and to programs as a note.
+    /// Prints a sentence, or writes it as a note event.
     pub(super) fn note(&mut self, sentence: &str) {
         match &mut self.form {
             Form::Json(writer) => push(writer, &Event::Note { message: sentence }),
@@ -69,7 +69,7 @@ impl ProgressReporter {
         }
     }
 
-    /// Says how far it is, if it is time to.
+    /// Reports progress if an interval has passed.
     pub(super) fn progress(&mut self, progress: &Progress) {
         self.report_reconnecting(progress);
         let is_new = self.phase != Some(progress.phase) && progress.phase != Phase::Checking;
@@ -85,7 +85,7 @@ impl ProgressReporter {
         (self.phase, self.said) = (Some(progress.phase), Instant::now());
     }
 
-    /// Says once that an end was lost, and once that it is there again.
+    /// Reports once that a connection was lost, and once that it is back.
     fn report_reconnecting(&mut self, progress: &Progress) {
         let name = progress.reconnecting.as_ref().map(|(name, _)| name.clone());
         if name == self.reconnecting {
@@ -103,14 +103,14 @@ impl ProgressReporter {
         self.reconnecting = name;
     }
 
-    /// Takes the bar away: the copy is over.
+    /// Removes the bar.
     pub(super) fn clear(&mut self) {
         if let Form::Bar(bar) = &self.form {
             bar.finish_and_clear();
         }
     }
 
-    /// Says what still waits.
+    /// Writes pending events.
     pub(super) fn close(&mut self) {
         self.clear();
         if let Form::Json(writer) = &mut self.form {
@@ -118,14 +118,13 @@ impl ProgressReporter {
         }
     }
 
-    /// Whether the program for which the events are is gone.
+    /// Returns whether the reader of the events has closed the pipe.
     pub(super) fn reader_gone(&mut self) -> bool {
         let Form::Json(writer) = &mut self.form else { return false };
         writer.check_closed();
         writer.is_closed()
     }
 
-    /// Whether people read it.
     pub(super) fn is_human_readable(&self) -> bool {
         !matches!(self.form, Form::Json(_))
     }
@@ -166,7 +165,7 @@ fn show(bar: &ProgressBar, progress: &Progress) {
     bar.tick();
 }
 
-/// For people, on standard error. That nobody reads it is no failure of the copy.
+/// Prints to standard error. A write error does not fail the copy.
 fn print_line(sentence: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(sentence, true));
 }
@@ -178,7 +177,7 @@ fn line(progress: &Progress) -> String {
     }
 }
 
-/// How much, how fast, how long still, and what could not be read.
+/// Formats amount, rate, time left and errors.
 fn figures(progress: &Progress) -> String {
     let mut parts = vec![amount(progress)];
     if progress.rate > 0 {

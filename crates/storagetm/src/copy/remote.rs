@@ -1,5 +1,4 @@
-//! Disks on other machines as ends of a copy: how they are reached, and how that is secured. It knows no disk of this
-//! one.
+//! Remote disks as ends of a copy: connection and authentication.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -27,16 +26,16 @@ use remote::host_identity::HostIdentity;
 use remote::key_selection::{self, KeyCheck, KeySelection};
 use remote::machine;
 
-/// How long the other machine may take for a handshake.
+/// Timeout of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// After how long a machine that did not answer is not asked again.
+/// A machine that took longer than this to fail is not tried with further keys.
 const SLOW_ANSWER: Duration = Duration::from_secs(5);
 
-/// A disk on another machine.
+/// Returns the endpoint of a remote disk. Does not connect to it yet, except to select a key.
 ///
 /// # Errors
-/// A key that is needed for it is not there, or cannot be read. Whether the machine is there is seen later.
+/// Fails if a required key is missing or cannot be read.
 pub(super) fn endpoint(
     tree: &Tree,
     options: &Copy,
@@ -76,11 +75,12 @@ fn nvme_endpoint(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn End
     Ok(Box::new(if options.digests { endpoint.with_digests() } else { endpoint }))
 }
 
-/// The machine at that place, if it has let this one in; nothing if there a connection may be in the clear, or is secured by a key
-/// that was `named`.
+/// Returns the stored target at an address. `None` if the connection may be in the clear, or if a
+/// key was `named`.
 ///
 /// # Errors
-/// It accepts no key of this machine, and was not to be spoken with in the clear; or cannot be reached.
+/// Fails if the target accepts none of the keys and `--insecure` is not given, or if it cannot be
+/// reached.
 fn known_target(
     options: &Copy,
     machine: &Machine,
@@ -108,7 +108,7 @@ fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoi
         ServerAddr::Tcp(host) => Some(host),
         ServerAddr::Unix(_) => None,
     };
-    // A file of keys or certificates on the command line decides how the connection is secured.
+    // A PSK file or certificates in the URI take precedence.
     let shows = |tls: &Tls| tls.psk_file.is_some() || tls.certificates.is_some();
     let target = match &there {
         Server::Machine(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
@@ -118,8 +118,7 @@ fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoi
         _ => None,
     };
     let tls = match (&nbd.tls, &target) {
-        // A machine that has let this one in is spoken to by its key, whatever was typed; and so is one for which a key was
-        // named.
+        // A paired machine is always contacted with its key, and so is one with `--key`.
         (None, Some(_)) => Some(Tls::default()),
         (None, None) if host.is_some() && options.key.is_some() => Some(Tls::default()),
         (tls, _) => tls.clone(),
@@ -153,7 +152,7 @@ fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> KeyCheck {
         .and_then(|()| connect_tls(socket, &name, &NbdAuth::Psk(psk)))
     {
         Ok(_) => KeyCheck::Accepted,
-        // One that does not answer is not asked by each key.
+        // A server that does not answer is not tried with every key.
         Err(error) if begun.elapsed() > SLOW_ANSWER => KeyCheck::Unreachable(error.to_string()),
         Err(_) => KeyCheck::Rejected,
     }
@@ -163,7 +162,6 @@ fn machine(host: &Authority) -> Result<Machine, Failure> {
     Machine::parse(&host.to_string(), None).map_err(Failure::usage)
 }
 
-/// Where an NBD server is.
 enum Server {
     Machine(Machine),
     Socket(Box<Path>),
@@ -193,7 +191,7 @@ impl Server {
         })
     }
 
-    /// For TLS, which asks nothing of a socket that one of either kind cannot do.
+    /// The socket for TLS, which works the same on either kind.
     fn socket(&self) -> Result<TcpStream, DialError> {
         match self {
             Self::Machine(machine) => connect_tcp(machine),
@@ -212,7 +210,7 @@ fn connect_unix(path: &Path) -> Result<UnixStream, DialError> {
     })
 }
 
-/// The connection, secured; or none.
+/// Performs the TLS handshake.
 fn connect_tls(
     socket: TcpStream,
     name: &str,
@@ -232,7 +230,7 @@ fn connect_tls(
     }
 }
 
-/// A channel as a copy uses it.
+/// A TLS stream as transport of a copy.
 struct TlsTransport(tls::Stream);
 
 impl Read for TlsTransport {

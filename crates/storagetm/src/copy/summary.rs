@@ -1,4 +1,4 @@
-//! How a copy ended: for people, for programs, and as an exit status. It knows no disk.
+//! Result of a copy: as text, as a JSON event, and as an exit status (`docs/copy.md`).
 
 use std::ops::Range;
 
@@ -9,38 +9,35 @@ use super::event::{Event, Finished, hexadecimal, length, mismatches};
 use super::progress::{ProgressReporter, duration};
 use failure::Failure;
 
-/// It could not go on.
+/// I/O or connection failure.
 const FAILED: u8 = 1;
-/// There were bad sectors.
+/// Bad sectors.
 const BAD: u8 = 3;
-/// The destination does not hold what was read.
+/// Verification failed.
 const MISMATCH: u8 = 4;
-/// It was not begun.
+/// Rejected before it started.
 const REFUSED: u8 = 5;
-/// It was told to stop.
+/// Stopped by a signal.
 const INTERRUPTED: u8 = 6;
-/// A peer violated its protocol.
+/// Protocol violation by the peer.
 const VIOLATION: u8 = 7;
 
-/// Ranges that are named to people one by one.
+/// Maximum number of ranges listed in human-readable output.
 const MAX_NAMED: usize = 16;
-/// Ranges of each kind that are events; the map has all of them.
+/// Maximum number of range events of each kind; the map has all.
 const MAX_EVENTS: usize = 1000;
 
-/// What the end is told with.
+/// Names for the messages about the result.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Names<'a> {
-    /// What was copied.
     pub(super) source: &'a str,
-    /// To where.
     pub(super) destination: &'a str,
-    /// The line that goes on with it, if there is a map.
+    /// The command that resumes the copy, if there is a map.
     pub(super) resume_command: Option<&'a str>,
-    /// The map, if there is one.
     pub(super) map: Option<&'a str>,
 }
 
-/// A copy that is not begun: nothing was written.
+/// Rejects a copy before anything is written.
 pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
     Failure::with_status(REFUSED, sentence)
 }
@@ -48,7 +45,7 @@ pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
 /// Reports how the copy ended, and what is left to do.
 ///
 /// # Errors
-/// All but success, with the exit status that it has.
+/// Fails with the exit status of the outcome, unless it is success.
 pub(super) fn conclude(
     report: &Report,
     names: Names<'_>,
@@ -72,7 +69,6 @@ pub(super) fn conclude(
     failure.map_or(Ok(()), Err)
 }
 
-/// That the last block was filled up.
 pub(super) fn padded(destination: &str, zeros: u64) -> String {
     format!("the last block of {destination} is filled up with {zeros} bytes of zeros")
 }
@@ -133,7 +129,7 @@ fn counted(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// What could not be read, and what differs: the first ranges.
+/// Reports unreadable and differing ranges, up to a limit.
 fn report_ranges(report: &Report, reporter: &mut ProgressReporter) {
     if reporter.is_human_readable() {
         print_ranges(&report.bad, "could not be read", reporter);
@@ -161,7 +157,7 @@ fn print_ranges(ranges: &[Range<u64>], what: &str, reporter: &mut ProgressReport
     }
 }
 
-/// What was done, in two lines.
+/// Summarizes what was done, in two lines.
 fn summary(report: &Report) -> Vec<String> {
     let moved = report.copied.saturating_add(report.zeroes);
     let seconds = report.elapsed.as_secs_f64();

@@ -1,4 +1,5 @@
-//! Reads and writes any bytes of a place, one request at a time, for what is looked at and changed besides the copy.
+//! Synchronous byte-granular access to an endpoint, one request at a time, for examining and
+//! patching a disk outside of the copy.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,11 +10,11 @@ use export::{Account, Pool};
 use linux::medium::ReadAt;
 use rustix::event::{PollFd, Timespec, poll};
 
-/// Bytes that are read at once at most.
+/// Maximum size of one request.
 const MAX_TRANSFER: u64 = 256 << 10;
-/// How long one read may take.
+/// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a connection that waits for nothing in particular is left alone.
+/// Poll interval of a connection without an event of its own.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One connection to a disk.
@@ -24,25 +25,24 @@ pub(super) struct SyncDisk {
 }
 
 impl SyncDisk {
-    /// Of that place.
+    /// Connects to the endpoint.
     ///
     /// # Errors
-    /// A sentence: there is no way to it.
+    /// Fails with a sentence.
     pub(super) fn open(place: &dyn Endpoint) -> Result<Self, String> {
         let (disk, connection) = place.open().map_err(|error| error.to_string())?;
         let memory = Pool::new(1 << 20).open();
         Ok(Self { disk, connection: RefCell::new(connection), memory })
     }
 
-    /// The disk.
     pub(super) fn disk(&self) -> &Disk {
         &self.disk
     }
 
-    /// Writes whole blocks, puts them on stable storage, and reads them back past this machine's memory of them.
+    /// Writes whole blocks, flushes, and reads them back with caches dropped.
     ///
     /// # Errors
-    /// They cannot be written, or are not what is read back.
+    /// Fails if a request fails, or if the data differ.
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let most = usize::try_from(MAX_TRANSFER.min(self.disk.max_transfer.into())).unwrap_or(512);
         let pieces = || (offset..).step_by(most.max(1)).zip(bytes.chunks(most.max(1)));
@@ -61,7 +61,6 @@ impl SyncDisk {
         Ok(())
     }
 
-    /// Reads whole blocks.
     fn blocks(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
         let size = usize::try_from(len).unwrap_or(0);
         let buffer = self.memory.take(size).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -70,7 +69,7 @@ impl SyncDisk {
         Ok(buffer.bytes().to_vec())
     }
 
-    /// Does the request to its end.
+    /// Executes one request.
     fn run(&self, request: Request) -> io::Result<Completion> {
         let mut connection = self.connection.borrow_mut();
         connection.submit(0, request);

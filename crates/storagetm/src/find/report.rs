@@ -1,4 +1,4 @@
-//! What came of looking for machines, for people and for scripts. It knows no connection, and trusts no text.
+//! Result of `storagetm find`, as text and as JSON. Strings from the network are untrusted.
 
 use console::attach::{Endpoint, quoted};
 use console::{decimal, printable};
@@ -10,26 +10,26 @@ use remote::address::TargetAddr;
 use remote::machine::{Machine, disk_name};
 use remote::query::{Disk, QueryError};
 
-/// Characters of a stranger's text that are shown.
+/// Maximum length of a string from the network.
 const MAX_CHARS: usize = 64;
 
-/// A machine, and what it said.
+/// A machine and its answer.
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     name: String,
     addresses: Vec<String>,
     keyed: Option<bool>,
-    /// What it calls itself to those whom it has let in.
+    /// Its name at pairing.
     paired: Option<String>,
     disks: Vec<DiskRow>,
-    /// The line by which it lets this machine in, where that is what is missing.
+    /// The command that pairs with it, if it requires a key.
     pair: Option<String>,
     nbd: Option<String>,
-    /// Why it did not say which disks it has.
+    /// Why there is no list of its disks.
     reason: Option<String>,
 }
 
-/// A disk, and the line that attaches it.
+/// A disk, and the command that attaches it.
 #[derive(Debug, Serialize)]
 struct DiskRow {
     nqn: String,
@@ -76,13 +76,13 @@ impl Row {
     }
 }
 
-/// Whether the name means the same in a URI, and to a shell.
+/// Returns whether the name needs no quoting in a URI and in a shell.
 fn is_plain(name: &str) -> bool {
     name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
 impl DiskRow {
-    /// `called` is what tells it from others of its machine.
+    /// `called` distinguishes the disk from others of its machine.
     fn new(
         disk: &Disk,
         there: Option<&TargetAddr>,
@@ -145,8 +145,8 @@ fn truncated_reason(text: &str) -> String {
     text.chars().take(MAX_CHARS.saturating_mul(4)).collect()
 }
 
-/// Host and port as a URI has them (RFC 3986 §3.2.2): an IPv6 address in brackets, with its interface behind `%25` (RFC 6874 §2).
-/// Beside an IPv4 address a URI has no place for an interface.
+/// Formats host and port for a URI (RFC 3986 §3.2.2): an IPv6 address in brackets, with the zone
+/// after `%25` (RFC 6874 §2). A URI cannot express the interface of an IPv4 address.
 fn authority(place: &TargetAddr) -> String {
     let host = place.host();
     let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
@@ -173,7 +173,7 @@ fn pair(place: &TargetAddr) -> String {
     }
 }
 
-/// For people.
+/// Formats the result for a terminal.
 pub(super) fn text(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "No machine nearby says that it lends disks. On the other one `storagetm serve` must run, on the same \
@@ -322,7 +322,7 @@ mod test {
         );
     }
 
-    /// X53: what a stranger announces steers no terminal, and is no longer than a line.
+    /// X53: announced strings contain no control characters, and are truncated.
     #[test]
     fn x53_text_from_the_network_is_shown_harmless() {
         let evil = format!("\u{1b}[2J\u{202e}{}", "x".repeat(200));

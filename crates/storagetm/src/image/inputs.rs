@@ -1,4 +1,4 @@
-//! What an image is made of, and where it is on this machine. It knows no image.
+//! Inputs of an image, and where they are on this machine.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -9,29 +9,23 @@ use linux::tree::Tree;
 use crate::options::image::Image;
 use failure::Failure;
 
-/// Where the stub is.
 const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 
-/// Where things are looked for.
 #[derive(Debug)]
 pub(super) struct Inputs<'a> {
-    /// The machine.
     pub(super) tree: Tree,
-    /// What was asked for.
     pub(super) options: &'a Image,
 }
 
 /// The modules of a kernel.
 #[derive(Debug)]
 pub(super) struct Modules {
-    /// What is said of them.
     pub(super) index: Index,
-    /// The kernel's release.
     pub(super) release: String,
 }
 
 impl Inputs<'_> {
-    /// This program, as it runs.
+    /// Returns the running program's file.
     pub(super) fn program(&self) -> Result<Vec<u8>, Failure> {
         fs::read("/proc/self/exe").map_err(|error| {
             Failure::new(format!(
@@ -40,7 +34,7 @@ impl Inputs<'_> {
         })
     }
 
-    /// The kernel image, and its path.
+    /// Returns the kernel image and its path.
     pub(super) fn kernel(&self) -> Result<(PathBuf, Vec<u8>), Failure> {
         if let Some(path) = &self.options.kernel {
             return Ok((path.clone(), read(path)?));
@@ -61,7 +55,7 @@ impl Inputs<'_> {
         Ok((path.clone(), read(&path)?))
     }
 
-    /// The stub of systemd.
+    /// Returns the EFI stub of systemd.
     pub(super) fn stub(&self) -> Result<Vec<u8>, Failure> {
         let path = self.options.stub.clone().unwrap_or_else(|| self.tree.path(STUB));
         if self.options.stub.is_none() && !path.exists() {
@@ -73,7 +67,7 @@ impl Inputs<'_> {
         read(&path)
     }
 
-    /// The modules of the kernel of that release, or of the running one.
+    /// Returns the modules of a kernel release, or of the running kernel.
     pub(super) fn modules(&self, release: Option<&str>) -> Result<Modules, Failure> {
         let folder = match (&self.options.modules, release) {
             (Some(folder), _) => folder.clone(),
@@ -108,7 +102,7 @@ fn unreadable(folder: &Path, error: &std::io::Error) -> Failure {
     ))
 }
 
-/// The folder of modules has the release as its name, and a link to it may have another.
+/// The module directory is named after the release; a symbolic link may have another name.
 fn release_of(folder: &Path) -> Result<String, Failure> {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let name = folder.file_name().and_then(|name| name.to_str());
@@ -125,7 +119,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
 }
 
-/// The time that files in the image have: `SOURCE_DATE_EPOCH` (reproducible-builds.org), or the start of time.
+/// Time stamp of files in the image: `SOURCE_DATE_EPOCH` (reproducible-builds.org), or 0.
 pub(super) fn time() -> Result<u32, Failure> {
     let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(0) };
     text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
@@ -141,7 +135,7 @@ mod test {
     use crate::options::Task;
     use crate::options::parse;
 
-    /// A machine whose running kernel is 6.12, with the modules of that one.
+    /// A machine with kernel 6.12 running, and its modules.
     struct Machine {
         root: PathBuf,
     }

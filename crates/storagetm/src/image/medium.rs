@@ -1,5 +1,4 @@
-//! Writes an EFI program onto a disk of this machine, so that firmware boots from it: only one that is not in use, and
-//! that may be overwritten.
+//! Writes a bootable EFI system partition to a disk that is not in use.
 
 use std::fs::File;
 use std::io;
@@ -21,18 +20,17 @@ use daemon::examine::{examine, limit_for};
 use daemon::lend::block_device;
 use failure::Failure;
 
-/// What is written, and read back, at once.
+/// Bytes per write.
 const CHUNK: usize = 1 << 20;
 
-/// How many of the pieces hold a partition table.
+/// Number of chunks that hold a partition table.
 const TABLE_CHUNKS: usize = 2;
 
-/// Whether the path is that of a block device.
 pub(super) fn is_device(path: &Path) -> bool {
     block_device(path).is_some()
 }
 
-/// Refuses a disk that must not be written; gives what would be lost.
+/// Checks that the disk may be written, and returns its description for the confirmation.
 pub(super) fn check(tree: &Tree, path: &Path) -> Result<OverwriteTarget, Failure> {
     let (machine, disk) = check_disk(tree, path)?;
     Ok(OverwriteTarget::device(path, &machine, &disk, "--force"))
@@ -57,7 +55,7 @@ fn check_disk(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
-/// Whether firmware could not boot from such a disk, or somebody needs what is on it.
+/// Returns whether firmware cannot boot from such a disk, or the disk may be in use.
 fn forbids(code: Code) -> bool {
     let odd = [
         Code::BootArea,
@@ -86,7 +84,7 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
-/// Writes the program onto the disk, and reads back that it is there. Gives the bytes that were written.
+/// Writes the layout to the disk and verifies it. Returns the number of bytes written.
 pub(super) fn write(
     tree: &Tree,
     path: &Path,
@@ -94,14 +92,14 @@ pub(super) fn write(
     program: &[u8],
     progress: &Progress,
 ) -> Result<usize, Failure> {
-    // Since the first look something may have happened to it.
-    let (machine, check_disk) = check_disk(tree, path)?;
+    // The disk may have changed since the first check.
+    let (machine, expected) = check_disk(tree, path)?;
     let opened = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
-    check_same(path, &check_disk, current_disk(tree, &opened).as_ref())?;
+    check_same(path, &expected, current_disk(tree, &opened).as_ref())?;
     let wrong = |error| Failure::new(format!("{} cannot be written: {error}", path.display()));
     let file = buffered(opened.descriptor).map_err(wrong)?;
-    // Held by us alone it stays what it is now.
-    let overwrite = OverwriteTarget::device(path, &machine, &check_disk, "--force");
+    // The disk is open exclusively; compare with what was confirmed.
+    let overwrite = OverwriteTarget::device(path, &machine, &expected, "--force");
     if overwrite != *confirmed {
         return Err(Failure::new(format!("{overwrite} is not what was there before; try again")));
     }
@@ -111,22 +109,22 @@ pub(super) fn write(
     Ok(layout.start.len().saturating_add(layout.end.len()))
 }
 
-/// What the kernel says of the disk that was opened.
+/// Returns the disk that was opened, as the kernel describes it.
 fn current_disk(tree: &Tree, opened: &Opened) -> Option<Disk> {
     block::by_number(tree, opened.number)
 }
 
-/// A disk that is plugged in as another is pulled out may get its number, but not its place in the kernel's count.
-fn check_same(path: &Path, check_disk: &Disk, current_disk: Option<&Disk>) -> Result<(), Failure> {
+/// A disk that is hot-plugged meanwhile can reuse the device number, but not `diskseq`.
+fn check_same(path: &Path, expected: &Disk, current: Option<&Disk>) -> Result<(), Failure> {
     let identity = |disk: &Disk| (disk.number, disk.diskseq, disk.bytes, disk.hardware.clone());
-    if current_disk.is_some_and(|current_disk| identity(current_disk) == identity(check_disk)) {
+    if current.is_some_and(|current| identity(current) == identity(expected)) {
         return Ok(());
     }
     let path = path.display();
     Err(Failure::new(format!("{path} became another disk while it was being opened; try again")))
 }
 
-/// Straight writes would ask for aligned memory, and this is no matter of speed.
+/// Direct I/O would require aligned buffers; speed does not matter here.
 fn buffered(descriptor: OwnedFd) -> io::Result<File> {
     fcntl_setfl(&descriptor, fcntl_getfl(&descriptor)? - OFlags::DIRECT)?;
     Ok(File::from(descriptor))
@@ -143,7 +141,7 @@ fn write_layout(file: &File, layout: &Layout, progress: &Progress) -> io::Result
         progress.update("writing, in MiB", done.saturating_add(1), chunks_of.len());
     }
     file.sync_all()?;
-    // What is read back comes from the disk, not from memory.
+    // Read back from the disk, not from the page cache.
     fadvise(file, 0, None, Advice::DontNeed)?;
     for (done, (offset, bytes)) in chunks_of.iter().enumerate() {
         let mut there = vec![0; bytes.len()];
@@ -158,7 +156,7 @@ fn write_layout(file: &File, layout: &Layout, progress: &Progress) -> io::Result
     Ok(())
 }
 
-/// Takes away both partition tables that may be there: a disk that is written in part boots nothing, and looks it.
+/// Erases both partition tables first: a partly written disk must not look bootable.
 fn erase_tables(file: &File, layout: &Layout) -> io::Result<()> {
     let length = u64::try_from(layout.end.len()).unwrap_or_default();
     file.write_all_at(&vec![0; layout.start.len().min(CHUNK)], 0)?;
@@ -166,7 +164,8 @@ fn erase_tables(file: &File, layout: &Layout) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What goes where. The last [`TABLE_CHUNKS`] pieces are the partition tables: without them the rest is nothing.
+/// Returns offsets and data in write order. The last [`TABLE_CHUNKS`] chunks are the partition
+/// tables.
 fn chunks_of(layout: &Layout) -> Vec<(u64, &[u8])> {
     let end = layout.bytes.saturating_sub(u64::try_from(layout.end.len()).unwrap_or_default());
     let start = layout.start.chunks(CHUNK).scan(0_u64, |offset, chunk| {

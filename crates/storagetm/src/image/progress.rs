@@ -1,15 +1,14 @@
-//! Says how far the work is, on standard error: a line that changes on a terminal, a line a step elsewhere.
-//! It knows no image.
+//! Progress on standard error: a line that is updated on a terminal, one line per step elsewhere.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use linux::tty;
 
-/// Back to the start of the line, and clear it.
+/// Carriage return, erase line.
 const CLEAR: &str = "\r\x1b[K";
 
-/// Where it is said. Several threads may say it.
+/// Progress of the current step. Thread-safe.
 #[derive(Debug)]
 pub(super) struct Progress {
     terminal: bool,
@@ -17,12 +16,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Finds out whether there is a terminal.
     pub(super) fn open() -> Self {
         Self { terminal: tty::is_terminal(&io::stderr()), step: Mutex::new(("", 0)) }
     }
 
-    /// So much of a step is done.
+    /// Reports that `done` of `all` units are done.
     pub(super) fn update(&self, step: &'static str, done: usize, all: usize) {
         let mut last = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = last.0 != step;
@@ -34,7 +32,7 @@ impl Progress {
         *last = (step, done);
     }
 
-    /// Takes the line away.
+    /// Erases the line.
     pub(super) fn clear(&self) {
         if self.terminal {
             let _ = write!(io::stderr(), "{CLEAR}");

@@ -1,4 +1,4 @@
-//! What was made, for people and for programs. It knows no file but its name.
+//! Result of `storagetm image`, as text and as JSON.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,19 +9,15 @@ use serde::Serialize;
 use daemon::event::escaped;
 use failure::Failure;
 
-/// What kind of image it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Kind {
-    /// An initramfs.
     Initramfs,
-    /// An EFI program.
     Uki,
-    /// A disk.
     Disk,
 }
 
-/// What was made: one JSON line.
+/// What was built: one JSON line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Report {
     event: &'static str,
@@ -34,19 +30,17 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// An image with so many drivers and firmware files for the kernel of that release.
     pub(super) fn new(kind: Kind, kernel: &str, modules: usize, firmware: usize) -> Self {
         let kernel = kernel.to_owned();
         Self { event: "image", kind, path: String::new(), bytes: 0, kernel, modules, firmware }
     }
 
-    /// The same, of so many bytes.
     pub(super) fn of_size(mut self, bytes: usize) -> Self {
         self.bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self
     }
 
-    /// Says it on standard output.
+    /// Prints the result to standard output.
     pub(super) fn print(mut self, path: &Path, json: bool) -> Result<(), Failure> {
         self.path = path.display().to_string();
         let text = if json { self.json()? } else { self.text() };
@@ -69,7 +63,7 @@ impl Report {
         )
     }
 
-    /// What to do with it.
+    /// Returns the next step for the user.
     fn next(&self, path: &str) -> String {
         match self.kind {
             Kind::Initramfs => format!(

@@ -1,4 +1,4 @@
-//! Writes a file so that it is there as a whole or not at all. It knows no image.
+//! Atomic replacement of a file.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use failure::Failure;
 
-/// Where devices are, and the one folder among them for files.
+/// The device directory, and the directory below it that holds files.
 const DEVICES: [&str; 2] = ["/dev", "/dev/shm"];
 
-/// Refuses what is no regular file, a folder that is not there, and the name of a device that is not there.
+/// Rejects a path that is not a regular file, a missing directory, and a missing device node.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     if path.metadata().is_ok_and(|there| !there.is_file()) {
         return Err(Failure::new(format!(
@@ -37,7 +37,7 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     Err(Failure::new(format!("{} is no folder that is there; make it first", folder.display())))
 }
 
-/// Writes beside the file, and takes its place at the end. What was half written goes.
+/// Writes a temporary file next to `path` and renames it. Removes it on failure.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     check(path)?;
     let beside = beside(path);
@@ -46,12 +46,12 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
         let _ = fs::remove_file(&beside);
         Failure::new(format!("{} cannot be written: {error}", path.display()))
     })?;
-    // That the name lasts as well is a comfort: the file itself is on the disk.
+    // Best effort: the data are already synced.
     let _ = File::open(folder(path)).and_then(|folder| folder.sync_all());
     Ok(())
 }
 
-/// Whether a file in that folder would be among the devices.
+/// Returns whether the directory is in `/dev` (except `/dev/shm`).
 pub(crate) fn is_among_devices(folder: &Path) -> bool {
     let [devices, files] = DEVICES;
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
@@ -69,7 +69,7 @@ fn folder(path: &Path) -> PathBuf {
     folder.map_or_else(|| PathBuf::from("."), Path::to_owned)
 }
 
-/// A name in the same folder that no other run of this program has.
+/// Returns a unique temporary name in the same directory.
 fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     folder(path).join(format!(".{name}.{}.new", std::process::id()))

@@ -1,4 +1,5 @@
-//! `storagetm inspect`: the process that looks at what is on a disk. It gives its rights away before it sees a byte of it.
+//! `storagetm inspect`: the process that parses a disk's contents. It drops its privileges before
+//! it reads any of it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,31 +14,30 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::protocol::{self, Findings, Message, Reply, Request, Task};
 use failure::Failure;
 
-/// Bytes of memory that it may have: what a disk says of itself must not cost more.
+/// Memory limit, against crafted structures.
 const MAX_MEMORY: u64 = 4 << 30;
 
-/// Looks, until it has said what it has seen.
+/// Serves one request.
 ///
 /// # Errors
-/// It was not started by storagetm.
+/// Fails if it was not started by storagetm.
 pub(crate) fn work() -> Result<(), Failure> {
     let not_started_by_us =
         || Failure::usage("storagetm inspect is a part of storagetm copy, which starts it");
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|_| not_started_by_us())?;
     rustix::net::getsockname(&socket).map_err(|_| not_started_by_us())?;
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
-    // What a kernel lacks of this is no reason not to look: the others hold.
+    // Best effort: each restriction that the kernel lacks is backed by the others.
     let _ = sandbox::drop_privileges(parent);
     let _ = sandbox::restrict_files();
     let _ =
         setrlimit(Resource::As, Rlimit { current: Some(MAX_MEMORY), maximum: Some(MAX_MEMORY) });
     let _ = sandbox::restrict_syscalls();
-    // Nobody is there to be told.
     let _ = run_inspection(&socket.into());
     Ok(())
 }
 
-/// The other process's disk, as far as it gives it.
+/// The disk, read through the parent process.
 struct Disk<'a>(Mutex<&'a UnixStream>);
 
 impl ReadAt for Disk<'_> {
@@ -49,7 +49,7 @@ impl ReadAt for Disk<'_> {
     }
 }
 
-/// Does what the other process wants to know.
+/// Executes the parent's request.
 pub(super) fn run_inspection(mut socket: &UnixStream) -> io::Result<()> {
     let request = Request::parse(&mut socket)?;
     let disk = Disk(Mutex::new(socket));

@@ -1,5 +1,5 @@
-//! What the two processes say to each other: numbers are little-endian, and lengths stand before what they count. What the
-//! one without rights says is believed no more than what is on the disk.
+//! Messages between the two processes: integers are little-endian, and lengths precede the data.
+//! The child is untrusted: its messages are validated like the disk's contents.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,63 +13,59 @@ mod usage;
 
 use usage::{owners, put_owners, put_usage, usage};
 
-/// Bytes that are read of the disk at once.
+/// Maximum size of one read.
 pub(super) const MAX_READ: usize = 1 << 20;
-/// Ranges, parts and owners in an answer at most, and bytes of a path.
+/// Maximum number of ranges, parts and owners in a reply, and length of a path.
 const MAX_COUNT: u32 = 1 << 23;
 const MAX_PATH: usize = 64 << 10;
-/// Bytes of all that is said at once at most: as much as the most ranges need.
+/// Maximum size of a message: as much as the maximum number of ranges needs.
 const MAX_MESSAGE: u64 = 256 << 20;
-/// What lies between two ranges and is smaller than this is not worth a range.
+/// Smaller gaps between two ranges are merged.
 const MIN_GAP: u64 = 64 << 10;
 
-/// What is to be looked at.
+/// A request to the child.
 #[derive(Debug)]
 pub(super) struct Request {
-    /// The length of the disk.
+    /// Size of the disk.
     pub(super) bytes: u64,
-    /// What is wanted.
     pub(super) task: Task,
 }
 
-/// What is to be found out.
 #[derive(Debug)]
 pub(super) enum Task {
-    /// Which bytes are used.
+    /// The allocated ranges.
     Usage,
-    /// Which files these bytes belong to.
+    /// The owners of these ranges.
     Owners(Ranges),
-    /// What is there; the logical block size, 0 if it is not known.
+    /// The contents; the logical block size, 0 if unknown.
     Survey(u32),
-    /// What to write to fit the partition table of a disk with that block size to another one.
+    /// The patches that adapt the partition table of a disk with this block size to another disk.
     Fit(u32, Shape),
 }
 
-/// What the process says that looks.
+/// A message from the child.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// It wants to read so many bytes.
+    /// A read request.
     Read { offset: u64, len: usize },
-    /// It is done.
+    /// The final reply.
     Reply(Reply),
 }
 
-/// What it has seen.
 #[derive(Debug)]
 pub(super) enum Reply {
-    /// This.
     Findings(Findings),
-    /// Nothing: a sentence.
+    /// A sentence.
     Error(String),
 }
 
-/// What was wanted.
+/// The results of the four tasks.
 #[derive(Debug)]
 pub(super) enum Findings {
     Usage(Usage),
     Owners(BTreeSet<RangeOwner>),
     Survey(Survey),
-    /// What to write; or why the table cannot be fitted.
+    /// The patches, or why the table cannot be adapted.
     Fit(Result<Vec<Patch>, String>),
 }
 
@@ -167,7 +163,7 @@ impl Message {
     }
 }
 
-/// Gives what was read, or says that it could not be.
+/// Sends data that were read, or that the read failed.
 pub(super) fn send_data(to: &mut impl Write, got: io::Result<&[u8]>) -> io::Result<()> {
     match got {
         Ok(bytes) => {
@@ -178,17 +174,17 @@ pub(super) fn send_data(to: &mut impl Write, got: io::Result<&[u8]>) -> io::Resu
     }
 }
 
-/// Takes what was read.
+/// Receives data.
 pub(super) fn receive_data(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     let len = u64_value(from)?;
-    // An error of the disk, which whoever looks can pass over.
+    // An I/O error of the disk, from which the parser may continue.
     let unreadable = || io::Error::from(rustix::io::Errno::IO);
     let len = usize::try_from(len).ok().filter(|_| len != u64::MAX).ok_or_else(unreadable)?;
     from.read_exact(into.get_mut(..len).ok_or_else(invalid)?)?;
     Ok(len)
 }
 
-/// The ranges, and what is too small between them.
+/// Merges ranges with small gaps.
 fn joined(ranges: &Ranges) -> impl Iterator<Item = Range<u64>> + '_ {
     let mut all = ranges.iter().peekable();
     std::iter::from_fn(move || {
@@ -222,7 +218,7 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// Nothing of it speaks to a terminal, whatever that process has become.
+/// Strips control characters: the child is untrusted.
 fn text(from: &mut impl Read) -> io::Result<String> {
     let len = usize::try_from(u32_value(from)?).ok().filter(|len| *len <= MAX_PATH);
     let mut bytes = vec![0; len.ok_or_else(invalid)?];
@@ -240,7 +236,7 @@ fn u32_value(from: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// As many as are said to come, at most `most`.
+/// Reads a count and as many elements, at most `most`.
 fn list<R: Read, T>(
     from: &mut R,
     most: u32,
@@ -309,7 +305,7 @@ mod test {
         let mut from = &bytes[..];
         let back = Message::parse(&mut from).unwrap();
         assert!(from.is_empty());
-        // Cut anywhere it is an error, never a panic.
+        // Truncated anywhere it is an error, never a panic.
         (0..bytes.len()).for_each(|cut| assert!(Message::parse(&mut &bytes[..cut]).is_err()));
         back
     }
@@ -327,7 +323,7 @@ mod test {
         else {
             panic!("a usage")
         };
-        // What is too small between them counts as used.
+        // Small gaps count as used.
         let used: Vec<_> = usage.used.iter().collect();
         assert_eq!((used, usage.parts), (vec![0..30, 1 << 20..2 << 20], parts));
         let found = [Owner::File("/a\u{1b}[2J".to_owned()), Owner::Structure, Owner::Free];
@@ -344,7 +340,7 @@ mod test {
         let said = Message::Reply(Reply::Error("\u{1b}[2Jno".to_owned()));
         let Message::Reply(Reply::Error(sentence)) = back(&said) else { panic!("trouble") };
         assert_eq!(sentence, "[2Jno");
-        // Eight million owners, each with a path as long as may be.
+        // Eight million owners, each with a path of the maximum length.
         let mut endless = Endless { said: 0 };
         assert!(Message::parse(&mut endless).is_err());
         assert!(endless.said <= MAX_MESSAGE);

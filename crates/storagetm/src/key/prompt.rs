@@ -1,4 +1,4 @@
-//! Takes a secret line from the terminal without showing it. It knows not what it is.
+//! Reads a secret line from the terminal without echo.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -6,16 +6,14 @@ use std::os::fd::AsFd;
 use linux::tty::Raw;
 use zeroize::Zeroizing;
 
-/// Ctrl-D.
 const CTRL_D: u8 = 4;
-/// Backspace, as either of the two keys sends it.
+/// Backspace and Delete.
 const BACKSPACE: [u8; 2] = [8, 127];
 
-/// A line of at most so many bytes from `terminal`, which shows nothing of it meanwhile; the rest of a longer one is
-/// dropped.
+/// Reads a line of at most `max` bytes without echo; discards the rest.
 ///
 /// # Errors
-/// The terminal cannot be read.
+/// Fails if the terminal cannot be read.
 pub(crate) fn hidden_line(
     terminal: impl Read + AsFd,
     max: usize,

@@ -1,4 +1,4 @@
-//! What came of pairing, for people and for scripts. It knows no connection, and shows no key.
+//! Result of `storagetm pair`, as text and as JSON. Contains no key.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,6 @@ use keys::record::Allowed;
 use keys::target::Target;
 use remote::host_nqn::{FILE, HostNqn};
 
-/// What came of it.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     target: String,
@@ -22,12 +21,12 @@ pub(super) struct Report {
     disks: Vec<Row>,
     #[serde(skip)]
     note: Option<String>,
-    /// The lines by which this program copies the first disk, and attaches all.
+    /// The commands of this program that copy the first disk, and attach all.
     #[serde(skip)]
     storagetm_commands: Option<[String; 2]>,
 }
 
-/// A disk, and the line that attaches it.
+/// A disk, and the command that attaches it.
 #[derive(Debug, Serialize)]
 struct Row {
     nqn: String,
@@ -38,7 +37,7 @@ struct Row {
 }
 
 impl Row {
-    /// What a URI calls it: the last part of its name, or its NQN where that is not plain.
+    /// The name in a URI: the last part of the disk's name, or the NQN if that needs quoting.
     fn uri_name(&self) -> &str {
         let last = self.name.rsplit('/').next().unwrap_or_default();
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -47,7 +46,7 @@ impl Row {
 }
 
 impl Report {
-    /// What is to be said: `note` is why the key is not in the kernel's keyring, if it is not.
+    /// `note` is the reason why the key is not in the kernel's keyring, if so.
     pub(super) fn new(
         target: &Target,
         own: &HostNqn,
@@ -55,7 +54,7 @@ impl Report {
         keys_file: PathBuf,
         note: Option<String>,
     ) -> Self {
-        // Whom nvme-cli would call otherwise must be called so in each line.
+        // If nvme-cli would use another host NQN, each command needs --hostnqn.
         let host =
             if own.is_from_nvme_cli { String::new() } else { format!(" --hostnqn {}", own.nqn) };
         let disks = target.disks.iter().map(|disk| Row {
@@ -82,7 +81,6 @@ impl Report {
         }
     }
 
-    /// For people.
     pub(super) fn text(&self) -> String {
         let what = match self.access {
             Allowed::ReadOnly => "may read its disks",
@@ -114,7 +112,7 @@ impl Report {
         }
     }
 
-    /// The lines for this program.
+    /// Commands of this program.
     fn storagetm_commands(&self) -> Vec<String> {
         let Some([copy, attach]) = &self.storagetm_commands else {
             return vec!["It lends none just now; when it does: storagetm find".to_owned()];
@@ -147,7 +145,7 @@ impl Report {
     }
 }
 
-/// Why the file of the host NQN should be written, if nvme-cli has none.
+/// Advises to write the host NQN file if nvme-cli has none.
 pub(super) fn advice(own: &HostNqn) -> Option<String> {
     let advice = format!(
         "nvme-cli calls this machine otherwise, or nothing: to leave --hostnqn out, write {} to {FILE}",
@@ -195,7 +193,7 @@ mod test {
     fn the_lines_to_be_typed_are_there() {
         let text = report(true, None).0.text();
         assert!(text.contains("\n  storagetm attach 10.0.0.1\n"), "{text}");
-        // A name that is not plain gives way to the NQN.
+        // A name that needs quoting is replaced by the NQN.
         let copy = "\n  storagetm copy nvme://10.0.0.1/nqn.2024-01.test%3Adisk0 ";
         assert!(text.contains(copy), "{text}");
         assert!(text.contains("\n  nvme connect-all -t tcp -a 10.0.0.1 -s 4420 --tls\n"), "{text}");
@@ -205,7 +203,7 @@ mod test {
         assert!(text.contains("nvme tls-key --import --keyfile /s/a.keys"), "{text}");
     }
 
-    /// X53: what the other machine says of itself cannot steer this terminal, and no key is in what is said.
+    /// X53: strings from the target contain no control characters, and no key is printed.
     #[test]
     fn x53_nothing_steers_the_terminal_and_no_key_is_told() {
         let (report, secret) = report(true, None);

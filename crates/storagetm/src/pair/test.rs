@@ -1,4 +1,4 @@
-//! Pairing with a desk behind a real channel on this machine: what the person at the client sees come of it.
+//! Pairing with a server over a TLS channel on this machine.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,7 +13,7 @@ use testkit::Scratch;
 
 const HOST: &str = "nqn.2024-01.test:laptop";
 
-/// A machine that lends a disk, with a code on its screen.
+/// A target with a code on its screen.
 struct TestTarget {
     server: Arc<PairingServer>,
     engine: Engine,
@@ -55,7 +55,7 @@ impl TestTarget {
         self.server.status(Instant::now()).codes.unwrap().digits
     }
 
-    /// What the client gets that types `code`; `owner` answers if somebody knocks.
+    /// Runs a client with `code`; `verdict` answers its request.
     fn try_code(
         &self,
         code: &Code,
@@ -126,7 +126,7 @@ fn a_wrong_code_a_no_and_a_closed_desk_end_with_status_3() {
     let wrong = if Code::parse("12345678").unwrap() == right { "12345679" } else { "12345678" };
     let failure = peer.try_code(&Code::parse(wrong).unwrap(), false, None).unwrap_err();
     assert_eq!(failure.status(), 3, "{failure}");
-    // X07: the code that was on the screen is good no longer.
+    // X07: the code on the screen is no longer valid.
     peer.server.unlock(Instant::now());
     assert_eq!(peer.try_code(&right, false, None).unwrap_err().status(), 3);
     peer.server.unlock(Instant::now());

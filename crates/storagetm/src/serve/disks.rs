@@ -1,4 +1,5 @@
-//! The disks of `storagetm serve` as they come, go, change and come to rest. It knows no address and no key.
+//! Exported disks of `storagetm serve`: hot-plug, size changes, and flushes after the last host has
+//! detached.
 
 use std::io;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use daemon::worker::WriteTracker;
 use failure::spawn_error;
 
 impl Server {
-    /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
+    /// In target mode, flushes a writable disk when its last host has detached: it may be unplugged
+    /// then.
     pub(super) fn flush_when_detached(&mut self, export: &Arc<Export>) {
         let used = self.status.is_attached(export);
         if self.console_ui.is_none() || used || export.access == Access::ReadOnly {
@@ -31,7 +33,7 @@ impl Server {
         let writes = self.worker.writes(export);
         let flush = move || {
             if let Err(error) = flush(&of, &writes, &flushes) {
-                // No later flush may report success: this one has taken the error.
+                // The kernel reports a write-back error once: no later flush may report success.
                 writes.fail_flush();
                 let sentence = unflushed(&of, &error);
                 inbox.note(sentence.clone());
@@ -45,7 +47,7 @@ impl Server {
         }
     }
 
-    /// Lends nothing any more, until somebody wants it.
+    /// Withdraws all disks.
     pub(super) fn withdraw_all(&mut self) {
         self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().lending = false);
         for lent in std::mem::take(&mut self.lent_disks) {
@@ -113,7 +115,7 @@ impl Server {
         }
     }
 
-    /// Follows image files as they grow and shrink.
+    /// Polls the sizes of image files.
     pub(super) fn update_file_sizes(&mut self, now: Instant) {
         let sizes = self
             .lent_disks
@@ -124,7 +126,7 @@ impl Server {
         sizes.into_iter().for_each(|(export, bytes)| self.resize_export(&export, bytes));
     }
 
-    /// The size of an image file that has become shorter, if that is why a read failed.
+    /// Returns the size of an image file that was truncated, if that is why a read failed.
     pub(super) fn file_end_before(&self, event: &Event) -> Option<u64> {
         let Event::Fault { export, op: "read", offset, len, .. } = event else { return None };
         let lent = self.lent_disks.iter().find(|lent| Arc::ptr_eq(&lent.export, export))?;
@@ -134,10 +136,10 @@ impl Server {
     }
 }
 
-/// Flushes a disk until nothing has been written to it since.
+/// Flushes a disk until nothing has been written since.
 fn flush(export: &Arc<Export>, writes: &WriteTracker, flushes: &Flushes) -> io::Result<()> {
     loop {
-        // What a host has asked for before it went may still be on its way to the disk.
+        // Writes of a disconnected host may still be in flight.
         while writes.in_flight() {
             std::thread::sleep(COALESCE);
         }

@@ -1,5 +1,5 @@
-//! Where `storagetm serve` is reached: the sockets of its listeners, and what is told of them as addresses come and go. It
-//! knows no disk.
+//! Listening sockets of `storagetm serve`, and the endpoints shown to the user, as addresses
+//! change.
 
 use std::io;
 use std::net::IpAddr;
@@ -16,26 +16,26 @@ use daemon::listeners::path;
 use daemon::worker::Worker;
 
 impl Server {
-    /// Where hosts reach the disks by NVMe/TCP.
+    /// NVMe/TCP endpoints.
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
         let mut endpoints = self.listeners.endpoints(&self.addresses);
         endpoints.retain(|at| self.is_advertised(at));
         endpoints
     }
 
-    /// Where they reach them by NBD.
+    /// NBD endpoints.
     pub(super) fn nbd_endpoints(&self) -> Vec<Nbd> {
         let mut endpoints = self.listeners.nbd_endpoints(&self.addresses);
         endpoints.retain(|at| at.endpoint().is_none_or(|at| self.is_advertised(at)));
         endpoints
     }
 
-    /// Where nobody works, this machine itself is no host.
+    /// In target mode nobody attaches from the machine itself.
     fn is_advertised(&self, at: &Endpoint) -> bool {
         !self.remote_only || scope_of(at.address) != Scope::Loopback
     }
 
-    /// Whether a cable is connected, for a screen without an address.
+    /// Returns the state of the network link.
     pub(super) fn link(&self) -> Link {
         match linux::net::cards(&Tree::machine()) {
             cards if cards.is_empty() => Link::NoCard,
@@ -44,7 +44,7 @@ impl Server {
         }
     }
 
-    /// Takes note that addresses have come or gone, to look a moment later.
+    /// Schedules an update after address changes.
     pub(super) fn notice_addresses(&mut self, now: Instant) {
         let changed = self.address_changes.as_mut().map(Changes::receive);
         match changed {
@@ -56,11 +56,11 @@ impl Server {
         }
     }
 
-    /// Listens at the addresses that there are now, and tells of them.
+    /// Listens on the current addresses, and reports changes.
     pub(super) fn update_listeners(&mut self) {
         let before = (self.endpoints(), self.nbd_endpoints());
         let Ok(now) = addresses() else {
-            // The kernel was busy: what is known stays true until it answers.
+            // Keep the known addresses, and try again.
             self.timers.addresses = Some(Instant::now() + Duration::from_secs(1));
             return;
         };
@@ -77,7 +77,7 @@ impl Server {
     }
 }
 
-/// Has the worker serve at a place; that which it got comes back.
+/// Binds a listener and passes it to the worker. Returns its address.
 pub(super) fn bind(worker: &Worker, listener: &Listener) -> io::Result<BindAddr> {
     let (socket, addr) = match &listener.addr {
         BindAddr::Net(address) => {
@@ -91,15 +91,15 @@ pub(super) fn bind(worker: &Worker, listener: &Listener) -> io::Result<BindAddr>
     Ok(addr)
 }
 
-/// The interface that alone may bring connections to an address: that of a link-local IPv4 address, which Linux would
-/// otherwise answer on every other, too. The scope of an IPv6 one says the same by itself.
+/// Returns the interface to bind to for a link-local IPv4 address, which Linux would otherwise
+/// accept on all interfaces. IPv6 has the scope id.
 fn interface_of(ip: IpAddr) -> Option<String> {
     let near = matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
     let own = |address: &Address| near && address.ip == ip;
     addresses().ok()?.into_iter().find(own).map(|address| address.interface)
 }
 
-/// What to say of addresses that other machines reach by more than a cable: nothing is lent there unasked.
+/// Returns a note about a routable address that is not served without `storagetm.listen`.
 pub(super) fn unserved_address_note(addresses: &[Address]) -> Option<String> {
     let is_beyond = |address: &&Address| address.is_usable() && address.scope == Scope::Global;
     let address = addresses.iter().find(is_beyond)?;

@@ -1,6 +1,6 @@
-//! Rate limit for the events of hosts that attach and detach disks in a loop.
+//! Rate limit for attach and detach events of a host that reconnects in a loop.
 //!
-//! Who has a disk is always recorded; what is limited is what the journal and programs get of it.
+//! Only reporting (journal, JSON) is limited; the state of attachments is always recorded.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,16 +12,16 @@ use export::Event;
 
 use super::{Server, serve_event};
 
-/// For how long the attachments of a host are counted.
+/// Window in which a host's attach events are counted.
 const WINDOW: Duration = Duration::from_secs(10);
-/// How many of them are reported meanwhile: a client may have many connections.
+/// Maximum number of reported events per window: a client may have many connections.
 const MAX_EVENTS: usize = 64;
-/// Addresses that are counted separately. Hosts at further ones are counted together.
+/// Maximum number of addresses with a window of their own; all others share one.
 const MAX_ADDRESSES: usize = 64;
-/// Those further ones.
+/// The key of the shared window.
 const OTHER_ADDRESSES: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// What hosts have attached of late.
+/// Windows by address.
 #[derive(Debug, Default)]
 pub(super) struct EventLimit(HashMap<IpAddr, Window>);
 
@@ -29,14 +29,14 @@ pub(super) struct EventLimit(HashMap<IpAddr, Window>);
 struct Window {
     end: Instant,
     reported: usize,
-    /// Attachments that were not reported and still hold.
+    /// Unreported attachments that still exist.
     deferred: Vec<Event>,
-    /// Attachments that were over before they were reported.
+    /// Number of unreported attachments that have ended.
     dropped: u64,
 }
 
 impl EventLimit {
-    /// Returns whether the event, which has just happened, is not to be reported now.
+    /// Returns whether the event must not be reported now.
     pub(super) fn suppresses(&mut self, event: &Event, now: Instant) -> bool {
         match event {
             Event::Attached { peer, .. } => {
@@ -66,19 +66,19 @@ impl EventLimit {
         })
     }
 
-    /// When to call [`EventLimit::take_due`].
+    /// Deadline of [`EventLimit::take_due`].
     pub(super) fn due(&self) -> Option<Instant> {
         self.0.values().filter(|window| window.has_suppressed()).map(|window| window.end).min()
     }
 
-    /// Ends the windows that are over `now`: returns the attachments that still hold, and a sentence for each host with
-    /// others.
+    /// Ends expired windows. Returns the deferred events, and a sentence for each host with dropped
+    /// ones.
     fn take_due(&mut self, now: Instant) -> (Vec<Event>, Vec<String>) {
         let over = self.0.extract_if(|_, window| window.end <= now).collect();
         Self::summarize(over)
     }
 
-    /// The same for all windows: nothing follows.
+    /// Ends all windows, at shutdown.
     pub(super) fn take_all(&mut self) -> (Vec<Event>, Vec<String>) {
         Self::summarize(self.0.drain().collect())
     }
@@ -107,7 +107,7 @@ impl Window {
         self.dropped > 0 || !self.deferred.is_empty()
     }
 
-    /// Returns whether the event ends an attachment that was not reported.
+    /// Returns whether the event ends a deferred attachment.
     fn cancels(&mut self, event: &Event) -> bool {
         let at = self.deferred.iter().position(|attached| is_pair(attached, event));
         at.map(|at| self.deferred.swap_remove(at)).inspect(|_| self.dropped += 1).is_some()
@@ -126,7 +126,7 @@ fn is_pair(attached: &Event, detached: &Event) -> bool {
 }
 
 impl Server {
-    /// Reports what was held back of hosts, for windows that are over.
+    /// Reports deferred events of expired windows.
     pub(super) fn report_suppressed(&mut self, now: Instant) {
         let (events, sentences) = self.event_limit.take_due(now);
         for event in events {

@@ -1,11 +1,11 @@
-//! What disks failed to do while they were lent, summed up for the end.
+//! Failed requests of exported disks, totaled at shutdown.
 
 use export::Event;
 
-/// Disks that are kept apart; more than that are not lent by one machine.
+/// Maximum number of disks that are tracked.
 const MAX_DISKS: usize = 4096;
 
-/// What disks have failed to do.
+/// Totals by disk.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Vec<Total>);
 
@@ -18,7 +18,7 @@ struct Total {
 }
 
 impl Faults {
-    /// Takes `count` failures that `event` stands for; nothing else counts.
+    /// Adds `count` failures if `event` is a fault.
     pub(super) fn record(&mut self, event: &Event, count: u64) {
         let Event::Fault { export, offset, len, .. } = event else { return };
         let (from, to) = (*offset, offset.saturating_add(*len));
@@ -30,7 +30,7 @@ impl Faults {
         }
     }
 
-    /// A sentence for each disk that failed more than one request.
+    /// Returns a sentence for each disk with more than one failed request.
     pub(super) fn totals(&self) -> Vec<String> {
         let several = self.0.iter().filter(|total| total.count > 1);
         let sentence = |Total { name, count, from, to }: &Total| {

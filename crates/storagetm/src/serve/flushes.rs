@@ -1,11 +1,11 @@
-//! Flushes of disks that their hosts have let go of, each on a thread of its own, for a disk one at a time.
+//! Flushes of disks whose last host has detached: one thread per flush, at most one per disk.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use export::Export;
 
-/// The flushes that are under way, and what has failed.
+/// Running and failed flushes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flushes(Arc<Shared>);
 
@@ -24,7 +24,7 @@ struct State {
 #[derive(Debug)]
 struct Running {
     export: Arc<Export>,
-    /// Whether its disk must be flushed once more, for what was written since.
+    /// Whether another flush must follow, for later writes.
     again: bool,
 }
 
@@ -33,7 +33,7 @@ impl Flushes {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether a flush must be started. One that is under way goes once more instead.
+    /// Returns whether a flush must be started. A running one is repeated instead.
     pub(super) fn begin(&self, export: &Arc<Export>) -> bool {
         let mut state = self.state();
         if let Some(running) = state.of(export) {
@@ -44,7 +44,7 @@ impl Flushes {
         true
     }
 
-    /// Ends a flush that has succeeded; returns whether the disk must be flushed once more.
+    /// Ends a successful flush. Returns whether it must be repeated.
     pub(super) fn end(&self, export: &Arc<Export>) -> bool {
         let mut state = self.state();
         let again = state.of(export).is_some_and(|running| std::mem::take(&mut running.again));
@@ -55,7 +55,7 @@ impl Flushes {
         again
     }
 
-    /// Ends a flush that has failed, with a sentence: what was written may be lost, and stays so.
+    /// Ends a failed flush. The failure is kept until shutdown.
     pub(super) fn fail(&self, export: &Arc<Export>, sentence: String) {
         let mut state = self.state();
         state.remove(export);
@@ -63,13 +63,13 @@ impl Flushes {
         self.0.ended.notify_all();
     }
 
-    /// Returns whether some disk is not at rest: it is being flushed, or a flush of it has failed.
+    /// Returns whether a disk is being flushed, or a flush has failed.
     pub(super) fn any_pending(&self) -> bool {
         let state = self.state();
         !state.running.is_empty() || !state.failed.is_empty()
     }
 
-    /// Waits for those under way, at most until `end`; returns what may be lost, a sentence each.
+    /// Waits for running flushes until `end`. Returns a sentence for each possible loss.
     pub(super) fn wait(&self, end: Instant) -> Vec<String> {
         let left = end.saturating_duration_since(Instant::now());
         let is_running = |state: &mut State| !state.running.is_empty();

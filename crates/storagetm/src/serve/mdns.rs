@@ -1,4 +1,4 @@
-//! What `storagetm serve` has the networks told: where disks are had, as addresses come and go. It knows no event.
+//! Multicast DNS announcements of the listeners of `storagetm serve`.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use dnssd::{LocalEndpoint, ServiceType};
 use super::Server;
 
 impl Server {
-    /// Tells the networks nearby where disks are had now.
+    /// Announces the current listeners.
     pub(super) fn announce_mdns(&mut self) {
         let Some(announcer) = &mut self.announcer else { return };
         let mdns_endpoints = mdns_endpoints(self.listeners.active());
@@ -18,7 +18,7 @@ impl Server {
     }
 }
 
-/// NVMe's discovery where it has a port of its own, else at that of the disks.
+/// Announces NVMe at the discovery port of an address where there is one, else at the I/O port.
 fn mdns_endpoints<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<LocalEndpoint> {
     let here: Vec<(SocketAddr, &Listener)> = here.filter_map(tcp_listener).collect();
     let has_discovery = |tcp_listener: SocketAddr| {

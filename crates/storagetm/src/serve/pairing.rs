@@ -1,5 +1,4 @@
-//! Those who are not let in yet: what the owner's list, the code on the screen and the keys pressed there do for them. It
-//! knows no disk but what is told of it.
+//! Pairing requests, and changes of the access rules.
 
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use daemon::event::ServeEvent;
 use daemon::listen::Protocol;
 
 impl Server {
-    /// Somebody knew the code: it may read. To change disks takes an answer at the screen.
+    /// Grants read access to a host that knew the code; write access is asked for on the screen.
     pub(super) fn pairing_requested(&mut self, caller: PendingPairing, now: Instant) {
         let somebody = self.console_ui.is_some() || self.terminal_keys.is_some();
         if caller.request.writable && somebody {
@@ -33,7 +32,7 @@ impl Server {
         self.decide(&caller, Some(Access::ReadOnly), now);
     }
 
-    /// Lets in, or not, who knew the code, and tells it so.
+    /// Stores the host if access is granted, and sends the verdict.
     fn decide(&mut self, caller: &PendingPairing, access: Option<Access>, now: Instant) {
         let PendingPairing { peer, request } = caller;
         let kept = access.map(|access| (access, self.access_control.add_host(request, access)));
@@ -59,14 +58,14 @@ impl Server {
         self.draw_soon(false);
     }
 
-    /// Answers the machine that the screen asks about.
+    /// Applies the user's answer to the pending request.
     pub(super) fn answer(&mut self, answer: Answer, now: Instant) {
         if let Some(caller) = self.access_control.take_answered() {
             self.decide(&caller, access_control::granted_access(answer), now);
         }
     }
 
-    /// Shows the code that is good from now on.
+    /// Shows the current pairing code.
     pub(super) fn show_code(&mut self, view: ServerStatus) {
         self.timers.code = view.wait_until;
         if view.locked && !self.access_control.is_stopped() {
@@ -86,7 +85,7 @@ impl Server {
         self.draw_soon(another && self.reports_codes);
     }
 
-    /// Lets in whom the owner's list has now, and cuts off whom it has no longer.
+    /// Applies changed access rules: hosts that are no longer allowed are disconnected.
     pub(super) fn apply_host_changes(&mut self, now: Instant) {
         let (policy, complaints) = self.access_control.read(now);
         policy.into_iter().for_each(|policy| self.worker.set_policy(policy));

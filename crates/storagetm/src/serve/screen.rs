@@ -1,4 +1,4 @@
-//! The screen of `storagetm serve` and of target mode: the keys, and what they want.
+//! Keys of the screen of `storagetm serve` and of target mode.
 
 use std::time::Instant;
 
@@ -9,9 +9,9 @@ use crate::console_ui::ConsoleUi;
 use crate::terminal_keys::TerminalKeys;
 
 impl Server {
-    /// Takes the keys that were pressed, and the power button; returns why the program ends, if it does.
+    /// Handles keys and the power button. Returns the reason to stop, if there is one.
     pub(super) fn read_keys(&mut self, now: Instant) -> Option<StopReason> {
-        // The button was pressed on purpose: it asks nothing, as on any machine.
+        // The power button needs no confirmation.
         if self.console_ui.as_mut().is_some_and(ConsoleUi::is_power_pressed) {
             return Some(StopReason::PowerOff);
         }
@@ -24,7 +24,7 @@ impl Server {
         for key in keys {
             let model = self.model();
             let command = self.screen.press(key, &model, now);
-            // A key press means that the screen is being read.
+            // The screen is being read: redraw at once.
             self.timers.draw = Some(now);
             let end = command.and_then(|command| self.run_command(command, now));
             if end.is_some() {
@@ -34,13 +34,13 @@ impl Server {
         None
     }
 
-    /// Takes the terminal again, which another program has had meanwhile.
+    /// Sets the terminal up again after SIGCONT.
     pub(super) fn resume_terminal(&mut self) {
         self.terminal_keys.iter_mut().for_each(TerminalKeys::resume);
         self.redraw_soon();
     }
 
-    /// Draws all of the screen, whether or not something has changed.
+    /// Schedules a full redraw.
     pub(super) fn redraw_soon(&mut self) {
         self.output.invalidate();
         self.draw_soon(false);

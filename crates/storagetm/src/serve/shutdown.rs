@@ -1,4 +1,4 @@
-//! How `storagetm serve` ends: hosts are let go, and what they wrote is on the disks. It knows no event.
+//! Shutdown of `storagetm serve`: disconnects hosts and flushes disks.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use daemon::flush::Flush;
 use daemon::worker::WriteTracker;
 use dnssd::Announcer;
 
-/// How long all of it takes at most, whatever hangs, unless the worker has to be killed: then it is half a second more.
+/// Time limit of the shutdown. Killing the worker takes half a second more.
 const TOTAL_TIMEOUT: Duration = Duration::from_millis(9500);
-/// How long hosts may take, from the beginning, to end what is under way. The worker process has two seconds more to end.
+/// Time for hosts to finish requests in flight. The worker has two more seconds to exit.
 const HOST_TIMEOUT: Duration = Duration::from_secs(4);
-/// What the disks have at least to put everything on stable storage, and the reader for the last events.
+/// Minimum time for flushing, and for the reader of the last events.
 const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
-/// Between two looks at whether the writes to a disk have ended.
+/// Interval of the check for writes in flight.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Server {
-    /// Ends: hosts are told and disconnected, the disks put everything on stable storage. Returns what may be lost, a
-    /// sentence for each disk.
+    /// Disconnects hosts and flushes disks. Returns a sentence for each disk that may have lost
+    /// data.
     pub(super) fn close(mut self, end: StopReason) -> Vec<String> {
         let begun = Instant::now();
         let has_console_ui = self.console_ui.is_some();
@@ -67,7 +67,7 @@ impl Server {
         }
         let end = flush_deadline(begun, Instant::now(), has_console_ui);
         let (failed, mut lost) = flush(writable, end);
-        // Disks that were taken back are no longer lent, but may still be flushed.
+        // Withdrawn disks may still be flushed.
         lost.extend(self.flushes.wait(end));
         lost.sort();
         lost.dedup();
@@ -83,17 +83,17 @@ impl Server {
     }
 }
 
-/// When the disks must have put everything on stable storage, if hosts are gone `now`. What comes after that takes time,
-/// too: at a desk a last warning is shown, elsewhere a reader takes the last events.
+/// Deadline of the flushes, if the hosts are gone at `now`. Leaves time for the last warning on the
+/// consoles, or for the reader of the last events.
 fn flush_deadline(begun: Instant, now: Instant, has_console_ui: bool) -> Instant {
     let rest = if has_console_ui { console_ui::WARNING_TIME } else { MIN_FLUSH_TIME };
     (begun + TOTAL_TIMEOUT.saturating_sub(rest)).max(now + MIN_FLUSH_TIME)
 }
 
-/// Puts everything on stable storage until `end`. Returns what failed, and sentences about disks that have not answered.
+/// Flushes the disks until `end`. Returns failures, and sentences about disks that did not answer.
 fn flush(disks: Vec<(Arc<Export>, WriteTracker)>, end: Instant) -> (Vec<ServeEvent>, Vec<String>) {
     let begun = disks.into_iter().map(|(export, writes)| {
-        // What the first try lacked, such as memory, may be there now.
+        // Transient failures, such as lack of memory, are retried once.
         let flush = Flush::start(&*export).or_else(|_| Flush::start(&*export));
         (export, writes, flush)
     });
@@ -120,7 +120,7 @@ fn failed_flush(export: &Export, error: io::Error) -> ServeEvent {
     ServeEvent::Fault { which, op: "flush", offset: 0, bytes: 0, count: 1, reason }
 }
 
-/// Returns a sentence about what may be lost of a disk whose last flush ended with `error`, if it failed.
+/// Returns a sentence if data may be lost after a flush that ended with `error`.
 fn loss(name: &str, error: Option<&io::Error>, is_being_written: bool) -> Option<String> {
     let why = match error {
         None if !is_being_written => return None,

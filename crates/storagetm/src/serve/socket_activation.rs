@@ -1,4 +1,5 @@
-//! What `storagetm serve` was started with: sockets that listen, or one peer. It knows no disk and no protocol.
+//! Inherited sockets: listeners from socket activation (sd_listen_fds(3)), or one connected client
+//! on standard input (inetd).
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,20 +15,18 @@ use crate::options::Serve;
 use daemon::listen::{BindAddr, Listener, ListenerRole, Protocols};
 use failure::Failure;
 
-/// What this program was started with.
 #[derive(Debug)]
 pub(super) enum InheritedSockets {
-    /// Sockets that listen.
     Listening(Vec<(Listener, OwnedFd)>),
-    /// A peer, at the other end of standard input, and what it must show.
+    /// A connected client on standard input, and the authentication it requires.
     Peer(OwnedFd, Auth),
 }
 
 impl InheritedSockets {
-    /// That, if there is something.
+    /// Takes inherited sockets, if there are any.
     ///
     /// # Errors
-    /// It is nothing that hosts can come by.
+    /// Fails if a socket cannot be used.
     pub(super) fn take(options: &Serve) -> Result<Option<Self>, Failure> {
         if options.stdin {
             let socket = standard_input()?;
@@ -45,7 +44,7 @@ impl InheritedSockets {
         Ok((!sockets.is_empty()).then_some(Self::Listening(sockets)))
     }
 
-    /// Whether who comes by it must show a key.
+    /// Returns whether a client must authenticate.
     pub(super) fn is_keyed(&self) -> bool {
         match self {
             Self::Listening(sockets) => {
@@ -57,10 +56,10 @@ impl InheritedSockets {
 }
 
 impl Server {
-    /// Has the worker serve those who come by what was given.
+    /// Passes the sockets to the worker.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// Fails if no descriptor is available.
     pub(super) fn receive(&mut self, inherited: InheritedSockets) -> Result<(), Failure> {
         match inherited {
             InheritedSockets::Peer(socket, auth) => {
@@ -78,8 +77,8 @@ impl Server {
         Ok(())
     }
 
-    /// Whether there will never be anybody any more: the connection is shut in both directions. A peer that merely says no
-    /// more may still wait for answers.
+    /// Returns whether the only client is gone. A half-closed connection may still wait for
+    /// replies.
     pub(super) fn only_peer_gone(&self) -> bool {
         let gone = |socket: &OwnedFd| {
             let mut ends = [PollFd::new(socket, PollFlags::empty())];
@@ -90,10 +89,10 @@ impl Server {
     }
 }
 
-/// The peer at the other end of standard input.
+/// Returns standard input as a connected socket.
 ///
 /// # Errors
-/// There is none.
+/// Fails if it is not one.
 fn standard_input() -> Result<OwnedFd, Failure> {
     let input = io::stdin();
     let is_peer = getpeername(&input).is_ok_and(|peer| peer.is_some()) && is_stream(input.as_fd());
@@ -106,8 +105,8 @@ fn standard_input() -> Result<OwnedFd, Failure> {
     input.as_fd().try_clone_to_owned().map_err(|error| unusable("standard input", error))
 }
 
-/// What the peer at the other end must show: by where this end is, as at a socket that listens. What inetd has accepted may
-/// have come from anywhere.
+/// Returns the required authentication, by the local address as for a listener: inetd accepts
+/// connections from anywhere.
 fn auth(socket: BorrowedFd<'_>) -> Result<Auth, Failure> {
     let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
     let Ok(address) = SocketAddr::try_from(address) else { return Ok(Auth::None) };
@@ -118,7 +117,7 @@ fn is_stream(socket: BorrowedFd<'_>) -> bool {
     sockopt::socket_type(socket) == Ok(SocketType::STREAM)
 }
 
-/// Where a socket that was handed over listens.
+/// Returns the address of an inherited listening socket.
 fn addr(socket: BorrowedFd<'_>) -> Result<BindAddr, Failure> {
     let name = "a socket that was handed to this program";
     if !is_stream(socket) || sockopt::socket_acceptconn(socket) != Ok(true) {
@@ -152,7 +151,7 @@ mod test {
         assert_eq!(auth(unix.as_fd()).unwrap(), Auth::None);
         let near = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         assert_eq!(auth(near.as_fd()).unwrap(), Auth::None);
-        // Nothing is sent or heard there: it has the form of an address that others reach.
+        // Sends nothing: the socket only has a routable local address.
         let far = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         assert_eq!(auth(far.as_fd()).unwrap(), Auth::Required);
     }

@@ -1,5 +1,4 @@
-//! What `storagetm serve` does once, before it waits: opens the disks, starts the process that serves, opens the sockets. It knows no
-//! event.
+//! Startup of `storagetm serve`: opens the disks, starts the worker, opens the listeners.
 
 use std::fs::File;
 use std::path::Path;
@@ -39,37 +38,37 @@ use daemon::worker::{Config, Worker};
 use dnssd::Announcer;
 use failure::Failure;
 
-/// Bytes of memory for payloads that the connections of all threads share: enough for a fast disk, and little enough for an
-/// initrd.
+/// Payload memory shared by the connections of all threads: enough for a fast disk, and small
+/// enough for an initrd.
 const PAYLOAD_MEMORY: usize = 32 << 20;
 
-/// The part of this machine's memory that payloads may have in all, and the part that connections may have beside that.
+/// Share of available memory for payloads, and for connections (divisors).
 const PAYLOAD_SHARE: u64 = 16;
 const CONNECTION_SHARE: u64 = 8;
 
-/// What a thread has of that at least, however many there are.
+/// Minimum payload memory per thread.
 const MIN_PAYLOAD_MEMORY: usize = 4 << 20;
 
-/// The disks that are lent from the start.
+/// The disks that are exported at startup.
 struct Disks {
     hotplug: Hotplug,
     lent_disks: Vec<LentDisk>,
     notes: Vec<String>,
 }
 
-/// The machine's addresses, and where of them to listen.
+/// The machine's addresses, and where to listen.
 struct Network {
     addresses: Vec<Address>,
     changes: Option<Changes>,
     plan: Plan,
-    /// Whether no key is needed anywhere.
+    /// Whether keys are required nowhere (`--open`).
     open: bool,
-    /// Whether a socket that was handed to this program asks for one.
+    /// Whether an inherited socket requires a key.
     keyed: bool,
 }
 
 impl Server {
-    /// Opens the disks, then the sockets. On an error nothing is left behind.
+    /// Opens the disks, then the listeners. Leaves nothing behind on failure.
     pub(super) fn open(
         options: &Serve,
         settings: Settings,
@@ -126,7 +125,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Hands over the disks, and says who may have them.
+    /// Sends the access rules and the disks to the worker.
     fn add_disks(&mut self, lent_disks: Vec<LentDisk>) -> Result<(), Failure> {
         self.apply_host_changes(Instant::now());
         for lent in lent_disks {
@@ -136,7 +135,7 @@ impl Server {
         Ok(())
     }
 
-    /// Lets hosts come: they find the disks, and whom to let in is known.
+    /// Opens the listeners, after the disks and the access rules.
     fn listen(&mut self) -> Result<(), Failure> {
         let Self { listeners, worker, addresses, status, .. } = self;
         let left_out = listeners.open(addresses, &mut |listener| bind(worker, listener))?;
@@ -144,7 +143,7 @@ impl Server {
         Ok(())
     }
 
-    /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
+    /// Starts pairing if the code can be shown and hosts can be stored.
     fn start_pairing(&mut self, options: &Serve, no_pairing: bool) {
         let is_read = self.console_ui.is_some() || self.terminal_keys.is_some() || options.pair;
         self.pairing_unavailable = match self.access_control.can_pair() {
@@ -159,8 +158,7 @@ impl Server {
     }
 }
 
-/// Whose keys are known: at every address, also where none is needed. Without a folder for them, nobody is let in where
-/// one is.
+/// Opens the access rules. Without a state directory no host is authorized by key.
 fn access_control(options: &Serve, network: &Network) -> (AccessControl, Option<String>) {
     let boot = options.boot_settings.then(Tree::machine);
     let keys = options.keys.as_deref();
@@ -200,7 +198,7 @@ impl Network {
         Ok(Self { addresses, changes, plan, open, keyed })
     }
 
-    /// Whether hosts must show a key somewhere, now or later.
+    /// Returns whether a listener requires a key, now or later.
     fn may_require_key(&self) -> bool {
         let keyed = |listener: &Listener| listener.auth == Auth::Required;
         let fixed = matches!(self.plan, Plan::Fixed(_));
@@ -215,7 +213,7 @@ impl Disks {
         let lend_options = LendOptions {
             base: options.nqn.clone(),
             allow_in_use: options.allow_in_use,
-            // Whoever names a disk writable for target mode repairs it.
+            // In target mode a disk is only named writable to repair it.
             force: options.force || options.boot_settings,
             machine: machine_identity(settings),
             tree,
@@ -232,12 +230,12 @@ impl Disks {
     }
 }
 
-/// Who this machine is.
+/// Returns the machine id that NQNs are derived from.
 fn machine_identity(settings: &Settings) -> MachineId {
     settings.machine.unwrap_or_else(|| machine_id(&Tree::machine()))
 }
 
-/// The address to fall back to where the kernel does not tell its addresses.
+/// Fallback if the kernel's addresses cannot be read.
 fn loopback() -> Address {
     Address {
         ip: std::net::Ipv4Addr::LOCALHOST.into(),
@@ -250,7 +248,7 @@ fn loopback() -> Address {
     }
 }
 
-/// Opens the disks that were asked for one by one, and the demo disk.
+/// Opens the named disks, and the demo disk.
 fn open_requested(options: &Serve, lend_options: &LendOptions) -> Result<Vec<LentDisk>, Failure> {
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in options.wanted() {
@@ -267,7 +265,7 @@ fn open_requested(options: &Serve, lend_options: &LendOptions) -> Result<Vec<Len
     Ok(lent_disks)
 }
 
-/// Refuses a file that is packed: no host could make anything of it. What cannot be read is refused with better words when
+/// Rejects a compressed or packaged file, which hosts could not use. Read errors are reported when
 /// it is opened.
 fn check_raw(path: &Path) -> Result<(), Failure> {
     if !path.is_file() {
@@ -287,7 +285,7 @@ fn check_raw(path: &Path) -> Result<(), Failure> {
     )))
 }
 
-/// Refuses a second path to a disk that is lent already: we hold it ourselves, and it would seem to be in use.
+/// Rejects a second path to the same disk, which would appear to be in use by this process.
 fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
     let Some(number) = block_device(path) else { return Ok(()) };
     let is_it = |lent: &&LentDisk| lent.device.as_ref().is_some_and(|device| device.is(number));
@@ -304,7 +302,7 @@ fn add(lent_disks: &mut Vec<LentDisk>, lent: LentDisk) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes the disks that are there at the start; those that cannot be told apart are said and left out.
+/// Adds the disks present at startup; leaves out disks with the same identity, with a note.
 fn add_present_disks(
     changes: Vec<Change>,
     lent_disks: &mut Vec<LentDisk>,
@@ -328,7 +326,7 @@ fn announcer(options: &Serve, inbox: &Inbox) -> Announcer {
     Announcer::new(options.mdns_port, Arc::new(move |sentence| inbox.note(sentence)))
 }
 
-/// Starts the process that serves. What the owner should know of what it was given comes with it.
+/// Starts the worker. Returns a warning about the certificates, if there is one.
 fn start(
     options: &Serve,
     machine: MachineId,

@@ -1,4 +1,5 @@
-//! `storagetm unpack`: the process that unpacks a file. It gives its rights away before it sees a byte of it.
+//! `storagetm unpack`: the process that unpacks a file. It drops its privileges before it reads any
+//! of it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,13 +12,15 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use super::UNKNOWN_LENGTH;
 use failure::Failure;
 
-/// Bytes of memory that it may have: what a file says of itself must not cost more.
+/// Memory limit, against crafted files.
 const MAX_MEMORY: u64 = 1 << 30;
 
-/// Writes what is packed in standard input to standard output, after its length; why not, to standard error.
+/// Writes the length and the content of the file on standard input to standard output, and an error
+/// message to standard error.
 ///
 /// # Errors
-/// It was not started by storagetm. It ends with status 1 if not all could be unpacked.
+/// Fails if it was not started by storagetm. Exits with status 1 if the file cannot be unpacked
+/// completely.
 pub(crate) fn work(format: &str) -> Result<(), Failure> {
     let not_started_by_us =
         || Failure::usage("storagetm unpack is a part of storagetm copy, which starts it");
@@ -26,7 +29,7 @@ pub(crate) fn work(format: &str) -> Result<(), Failure> {
     let input = own(io::stdin().as_fd()).map_err(|_| not_started_by_us())?;
     let output = own(io::stdout().as_fd()).map_err(|_| not_started_by_us())?;
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
-    // What a kernel lacks of this is no reason not to unpack: the others hold.
+    // Best effort: each restriction that the kernel lacks is backed by the others.
     let _ = sandbox::drop_privileges(parent);
     let _ = sandbox::restrict_files();
     let _ =
@@ -51,7 +54,8 @@ fn unpack(container: Container, input: &File, output: File) -> io::Result<()> {
     output.begin()
 }
 
-/// What comes out, after its length: which is written only once the first bytes are known to be sound.
+/// The content, preceded by its length, which is written once the first bytes are known to be
+/// valid.
 struct Output {
     output: File,
     length: Option<u64>,

@@ -1,4 +1,4 @@
-//! How what is on a disk, and what is to be written to it, are written between the two processes.
+//! Encoding of the contents of a disk, and of patches.
 
 use std::io::{self, Read};
 
@@ -8,9 +8,9 @@ use linux::partition::Scheme;
 
 use super::{invalid, list, put_count, put_text, text, u8_value, u32_value, u64_value};
 
-/// What is recognised on a disk at most.
+/// Maximum number of contents.
 const MAX_CONTENTS: u32 = 4096;
-/// Patches of a partition table at most, and bytes of one.
+/// Maximum number of patches, and size of one.
 const MAX_PATCHES: u32 = 4;
 const MAX_PATCH: usize = 2 << 20;
 

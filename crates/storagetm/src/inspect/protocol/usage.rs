@@ -1,4 +1,4 @@
-//! How used bytes, and whose bytes are, are written between the two processes.
+//! Encoding of allocated ranges, and of owners.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -10,7 +10,6 @@ use super::{
     u32_value, u64_value,
 };
 
-/// Which bytes are used.
 pub(super) fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
     put_count(bytes, usage.parts.len());
     for part in &usage.parts {
@@ -29,7 +28,6 @@ pub(super) fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
     put_ranges(bytes, joined(&usage.used));
 }
 
-/// Which bytes are used.
 pub(super) fn usage(from: &mut impl Read) -> io::Result<Usage> {
     let part = |from: &mut _| {
         let number = u32_value(from)?;
@@ -49,7 +47,6 @@ pub(super) fn usage(from: &mut impl Read) -> io::Result<Usage> {
     Ok(Usage { parts, used: ranges(from)? })
 }
 
-/// Whose some bytes are.
 pub(super) fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<RangeOwner>) {
     put_count(bytes, found.len());
     for RangeOwner { partition, owner } in found {
@@ -66,7 +63,6 @@ pub(super) fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<RangeOwner>) {
     }
 }
 
-/// Whose some bytes are.
 pub(super) fn owners(from: &mut impl Read) -> io::Result<BTreeSet<RangeOwner>> {
     let found = |from: &mut _| {
         let partition = u32_value(from)?;
