@@ -276,7 +276,7 @@ mod test {
     }
 
     #[test]
-    fn an_answer_is_for_the_one_whom_the_screen_asks_about() {
+    fn answer_applies_to_the_prompted_request() {
         let mut access_control = AccessControl::none();
         access_control.enqueue(pending(1));
         assert!(access_control.take_answered().is_none(), "nobody was asked about yet");
@@ -291,14 +291,14 @@ mod test {
     }
 
     #[test]
-    fn callers_are_counted() {
+    fn pairing_requests_are_bounded() {
         let mut access_control = AccessControl::none();
         (0..1000).for_each(|number| access_control.enqueue(pending(number)));
         assert_eq!(access_control.waiting.len(), MAX_WAITING);
     }
 
     #[test]
-    fn a_store_that_nobody_watches_is_read_each_second() {
+    fn unwatched_store_is_polled_each_second() {
         let folder = testkit::Scratch::new();
         let mut access_control = AccessControl::open(Some(&folder.0), None).unwrap();
         let now = Instant::now();

@@ -18,7 +18,7 @@ const KEY: &str = "server-key.pem";
 const AUTHORITY: &str = "ca-cert.pem";
 
 /// Longest file in bytes.
-const LONGEST: usize = 256 << 10;
+const MAX_LEN: usize = 256 << 10;
 
 /// PEM files.
 #[derive(Debug, Clone)]
@@ -68,9 +68,9 @@ fn note(key: &Path) -> Option<String> {
 }
 
 fn bounded(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST + 1));
-    File::open(path)?.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > LONGEST {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LEN + 1));
+    File::open(path)?.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_LEN {
         return Err(io::Error::new(ErrorKind::FileTooLarge, "it is too long for one"));
     }
     Ok(bytes)
@@ -82,7 +82,7 @@ mod test {
     use testkit::Scratch;
 
     #[test]
-    fn the_files_are_those_of_other_tools_and_a_key_that_others_can_read_is_said() {
+    fn certificates_are_read_and_readable_key_warned() {
         let folder = Scratch::new();
         let file = |name: &str| folder.0.join(name);
         let missing = read(&folder.0).unwrap_err().to_string();
@@ -98,7 +98,7 @@ mod test {
         fs::write(file(AUTHORITY), "authority").unwrap();
         let (found, note) = read(&folder.0).unwrap();
         assert_eq!((found.authority.as_deref(), note), (Some(&b"authority"[..]), None));
-        fs::write(file(CHAIN), vec![b'x'; LONGEST + 1]).unwrap();
+        fs::write(file(CHAIN), vec![b'x'; MAX_LEN + 1]).unwrap();
         assert!(read(&folder.0).is_err());
     }
 }

@@ -87,15 +87,16 @@ mod test {
     }
 
     #[test]
-    fn a_disk_is_described_with_its_partitions() {
+    fn disk_is_described_with_its_partitions() {
         let folder = Scratch::new();
         let machine = machine(&folder);
         let disk = machine.disk("sda").unwrap();
-        let said = |found: Vec<(&'static str, Contents)>| describe(&machine, disk, &Found(found));
-        assert_eq!(said(vec![]), "");
-        assert_eq!(said(vec![("sda", marked(Kind::Ext4, Some("data")))]), "ext4 \"data\"");
+        let described =
+            |found: Vec<(&'static str, Contents)>| describe(&machine, disk, &Found(found));
+        assert_eq!(described(vec![]), "");
+        assert_eq!(described(vec![("sda", marked(Kind::Ext4, Some("data")))]), "ext4 \"data\"");
         let parts =
             vec![("sda1", marked(Kind::Vfat, Some("EFI"))), ("sda2", marked(Kind::Ext4, None))];
-        assert_eq!(said(parts), "vfat \"EFI\", ext4");
+        assert_eq!(described(parts), "vfat \"EFI\", ext4");
     }
 }

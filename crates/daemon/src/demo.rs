@@ -76,17 +76,17 @@ fn table(blocks: u64, partition: Partition, uuid: [u8; 16]) -> Gpt {
     own[15] ^= 1; // The partition's own identity, beside the disk's.
     let entry = Entry {
         kind: BASIC_DATA,
-        guid: mixed(own),
+        guid: to_gpt_order(own),
         first: partition.first,
         last: partition.first + partition.blocks - 1,
         name: "storagetm demo",
     };
-    Gpt::new(BLOCK, blocks, mixed(uuid), &[entry])
+    Gpt::new(BLOCK, blocks, to_gpt_order(uuid), &[entry])
 }
 
 /// Converts a UUID to GPT byte order: the first three fields are little-endian (UEFI 2.10 appendix
 /// A).
-fn mixed(mut uuid: [u8; 16]) -> [u8; 16] {
+fn to_gpt_order(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid[..4].reverse();
     uuid[4..6].reverse();
     uuid[6..8].reverse();
@@ -103,7 +103,7 @@ struct Partition {
 /// As large as the disk and FAT16 allow.
 fn partition(blocks: u64) -> Partition {
     let end = blocks - Gpt::tail_blocks(BLOCK);
-    Partition { first: FIRST, blocks: (end - FIRST).min(fat::MOST) }
+    Partition { first: FIRST, blocks: (end - FIRST).min(fat::MAX_BLOCKS) }
 }
 
 #[cfg(test)]
@@ -139,7 +139,7 @@ mod test {
     }
 
     #[test]
-    fn the_file_system_is_sound() {
+    fn file_system_passes_fsck() {
         for bytes in SIZES {
             let path = partition_file(bytes);
             let checked = run("fsck.vfat", &["-n", "-v", path.to_str().unwrap()]);
@@ -155,7 +155,7 @@ mod test {
     }
 
     #[test]
-    fn the_partition_table_is_sound() {
+    fn partition_table_passes_sfdisk() {
         for bytes in SIZES {
             let disk = open(bytes, UUID, true).unwrap();
             assert_eq!(disk.metadata().unwrap().len(), bytes);
@@ -178,7 +178,7 @@ mod test {
     }
 
     #[test]
-    fn the_kernel_refuses_to_change_a_demo_disk_that_is_not_writable() {
+    fn read_only_demo_disk_is_sealed() {
         let disk = open(4 << 20, UUID, false).unwrap();
         assert!(disk.write_all_at(b"x", 0).is_err());
         let disk = open(4 << 20, UUID, true).unwrap();
@@ -187,7 +187,7 @@ mod test {
     }
 
     #[test]
-    fn the_file_says_how_to_give_the_disk_back() {
+    fn readme_explains_how_to_disconnect() {
         assert!(README.contains("nvme disconnect-all"));
         assert!(README.lines().all(|line| line.len() <= 80));
     }

@@ -132,29 +132,29 @@ mod test {
     }
 
     fn filter(only: &[&str], writable: &[&str]) -> DiskFilter {
-        let calls = |names: &[&str]| names.iter().map(|name| DiskSelector::new(name)).collect();
-        DiskFilter { only: calls(only), writable: calls(writable) }
+        let selectors = |names: &[&str]| names.iter().map(|name| DiskSelector::new(name)).collect();
+        DiskFilter { only: selectors(only), writable: selectors(writable) }
     }
 
     #[test]
-    fn without_names_it_is_any_disk() {
+    fn without_names_every_disk_is_selected() {
         for disk in disks() {
             assert_eq!(DiskFilter::default().select(&disk), Some(Selection::Any));
         }
     }
 
     #[test]
-    fn a_disk_is_known_by_each_of_its_names_and_the_others_are_left_out() {
+    fn disk_is_selected_by_any_of_its_names() {
         let disks = disks();
         for name in ["sdb", "/dev/sdb", "wd-s2", "/dev/disk/by-id/ata-Example_WD-S2"] {
             let filter = filter(&[name], &[]);
-            let said: Vec<_> = disks.iter().map(|disk| filter.select(disk)).collect();
-            assert_eq!(said, [None, Some(Selection::Named)], "{name}");
+            let selections: Vec<_> = disks.iter().map(|disk| filter.select(disk)).collect();
+            assert_eq!(selections, [None, Some(Selection::Named)], "{name}");
         }
     }
 
     #[test]
-    fn numbers_are_known_as_the_device_manager_writes_them() {
+    fn serial_numbers_match_udev_links() {
         let matches_id = |called: &str, own| DiskSelector::new(called).matches_id(own);
         let naa = "naa.5000c50056789abc";
         for called in ["/dev/disk/by-id/wwn-0x5000c50056789abc", "0x5000C50056789ABC", naa] {
@@ -167,11 +167,11 @@ mod test {
     }
 
     #[test]
-    fn a_writable_disk_alone_leaves_the_others_as_they_are() {
+    fn writable_selector_keeps_other_disks_selected() {
         let disks = disks();
         let filter = filter(&[], &["S1", "S9"]);
-        let said: Vec<_> = disks.iter().map(|disk| filter.select(disk)).collect();
-        assert_eq!(said, [Some(Selection::Writable), Some(Selection::Any)]);
+        let selections: Vec<_> = disks.iter().map(|disk| filter.select(disk)).collect();
+        assert_eq!(selections, [Some(Selection::Writable), Some(Selection::Any)]);
         let missing: Vec<String> = filter.missing(&disks).map(ToString::to_string).collect();
         assert_eq!(missing, ["S9"]);
     }

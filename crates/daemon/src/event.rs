@@ -361,11 +361,11 @@ impl ServeEvent {
     /// Returns whether the screen lists it as a message. Attachments are shown elsewhere on the
     /// screen.
     pub fn is_message(&self) -> bool {
-        let kept = matches!(
+        let is_notable = matches!(
             self,
             Self::Note { .. } | Self::Paired { .. } | Self::Withdrawn { .. } | Self::Resized { .. }
         );
-        kept || self.is_problem()
+        is_notable || self.is_problem()
     }
 
     /// Returns whether it reports a problem.
@@ -472,7 +472,7 @@ mod test {
     }
 
     #[test]
-    fn the_first_events_have_the_form_of_the_contract() {
+    fn startup_events_have_documented_form() {
         let listening = ServeEvent::Listening {
             protocol: Protocol::Nvme.name(),
             at: EventAddr::Net { address: "127.0.0.1".to_owned(), port: 4420 },
@@ -497,7 +497,7 @@ mod test {
     }
 
     #[test]
-    fn what_the_engine_says_has_the_form_of_the_contract() {
+    fn engine_events_have_documented_form() {
         let (export, peer) = (export(), peer());
         let host = "nqn.host".to_owned();
         for (event, json) in [
@@ -544,7 +544,7 @@ mod test {
     }
 
     #[test]
-    fn who_comes_with_a_key_is_told_with_the_key_and_the_channel() {
+    fn attachment_event_has_key_and_channel() {
         let host = Host {
             nqn: "nqn.host".to_owned(),
             name: "laptop".to_owned(),
@@ -578,7 +578,7 @@ mod test {
     }
 
     #[test]
-    fn a_pairing_is_a_message_after_the_wrong_code_before_it() {
+    fn pairing_is_a_message_after_a_wrong_code() {
         let request = PairingRequest {
             number: 1,
             host: "nqn.host".to_owned(),
@@ -594,7 +594,7 @@ mod test {
     }
 
     #[test]
-    fn the_journal_gets_each_member_as_a_field_and_none_that_steers_a_terminal() {
+    fn journal_fields_are_escaped() {
         let refused = Event::Refused {
             peer: peer(),
             host: "a\x1b[2J\nb".to_owned(),
@@ -609,7 +609,7 @@ mod test {
     }
 
     #[test]
-    fn a_code_is_for_programs_that_asked_for_it_and_never_a_sentence() {
+    fn pairing_code_is_an_event_without_sentence() {
         let pairing =
             ServeEvent::Pairing { code: "12345678".to_owned(), link: "storagetm:x".to_owned() };
         assert_eq!(pairing.json(), r#"{"event":"pairing","code":"12345678","link":"storagetm:x"}"#);
@@ -617,7 +617,7 @@ mod test {
     }
 
     #[test]
-    fn disks_that_change_or_go_have_the_form_of_the_contract() {
+    fn resize_and_withdraw_events_have_documented_form() {
         let export = export();
         assert_eq!(
             ServeEvent::resized(&export, 512).json(),
@@ -631,7 +631,7 @@ mod test {
     }
 
     #[test]
-    fn a_hostile_name_reaches_neither_terminal_nor_log_raw_and_survives_in_json() {
+    fn hostile_name_is_escaped_everywhere() {
         let host = "\x1b[2J\u{9b}\u{202e}\u{e0001}\"\n\x7f".to_owned();
         let event = ServeEvent::of(
             Event::Attached { export: export(), peer: peer(), host: host.clone(), proven: None },
@@ -647,7 +647,7 @@ mod test {
     }
 
     #[test]
-    fn events_that_stand_for_many_have_their_number() {
+    fn merged_events_have_a_count() {
         let of = |event, count| {
             ServeEvent::of(CountedEvent { event, count }, &Policy::default(), Protocol::Nvme)
         };
@@ -664,7 +664,7 @@ mod test {
     }
 
     #[test]
-    fn sentences_say_who_what_and_why() {
+    fn sentences_name_host_disk_and_reason() {
         let detached = Event::Detached {
             export: export(),
             peer: peer(),
@@ -681,7 +681,7 @@ mod test {
     }
 
     #[test]
-    fn who_gives_no_name_and_comes_by_no_network_is_told_as_such() {
+    fn anonymous_host_on_unix_socket_is_described() {
         let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, ..peer() };
         let host = String::new();
         let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
@@ -700,11 +700,11 @@ mod test {
             wanted: wanted.to_owned(),
             why: "not lent",
         };
-        let said = |event| ServeEvent::of(event, &Policy::default(), Protocol::Nbd).sentence();
+        let sentence = |event| ServeEvent::of(event, &Policy::default(), Protocol::Nbd).sentence();
         assert_eq!(
-            said(refused("")).unwrap(),
+            sentence(refused("")).unwrap(),
             "a host without a name on this machine was refused: not lent"
         );
-        assert!(said(refused("sdb")).unwrap().contains("asked for sdb and was refused"));
+        assert!(sentence(refused("sdb")).unwrap().contains("asked for sdb and was refused"));
     }
 }

@@ -37,7 +37,7 @@ const SPIN_UP: Duration = Duration::from_secs(20);
 pub const SLOW: Duration = Duration::from_secs(1);
 
 /// Longest answer in bytes; a partition table has at most a megabyte.
-const LONGEST: usize = 16 << 20;
+const MAX_LEN: usize = 16 << 20;
 
 /// A request to probe a disk.
 #[derive(Debug, Serialize, Deserialize)]
@@ -233,7 +233,7 @@ impl Examiner {
         let lines = running.lines();
         let mut answered: Vec<Answered> = lines.iter().filter_map(|line| self.take(line)).collect();
         if is_over {
-            answered.extend(self.lose());
+            answered.extend(self.fail_pending());
         } else if self.pending.is_empty() {
             self.retire();
         }
@@ -250,7 +250,7 @@ impl Examiner {
     }
 
     /// Handles the death of the helper: pending probes fail.
-    fn lose(&mut self) -> Vec<Answered> {
+    fn fail_pending(&mut self) -> Vec<Answered> {
         self.retire();
         let text = "the process that examines disks has ended".to_owned();
         let failed = Failed { errno: None, text };
@@ -359,7 +359,7 @@ impl Running {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => break Err(error),
             }
-            if self.received.len() > LONGEST {
+            if self.received.len() > MAX_LEN {
                 break Err(ErrorKind::InvalidData.into());
             }
         };
@@ -416,7 +416,7 @@ mod test {
     /// A disk that times out is reported as unresponsive, is not probed again, and its result is
     /// late.
     #[test]
-    fn r60_a_disk_that_does_not_answer_is_asked_once() {
+    fn r60_unresponsive_disk_is_probed_once() {
         let name = format!("storagetm-examine-{}", std::process::id());
         let root = std::env::temp_dir().join(name);
         let place = root.join("sys/class/block/sdz");
@@ -504,7 +504,7 @@ mod test {
     }
 
     #[test]
-    fn an_examiner_that_ends_leaves_a_reason() {
+    fn dead_examiner_fails_pending_probes() {
         let failed = Failed { errno: Some(13), text: String::new() };
         assert_eq!(io::Error::from(failed).kind(), ErrorKind::PermissionDenied);
         let failed = Failed::from(io::Error::other("some words"));

@@ -97,7 +97,7 @@ mod test {
     use std::os::unix::process::ExitStatusExt;
 
     #[test]
-    fn exit_status_of_no_flush_is_an_io_error() {
+    fn unknown_exit_status_is_an_io_error() {
         let of = |code: i32| outcome(ExitStatus::from_raw(code << 8)).unwrap_err().raw_os_error();
         let (io, full) = (Errno::IO.raw_os_error(), Errno::NOSPC.raw_os_error());
         // Usage errors (2) and panics (101) are not errnos of fdatasync.

@@ -184,17 +184,17 @@ impl Hotplug {
     /// Waits for probe results until `end`, or until only disks remain that are much slower than
     /// the others.
     fn wait_for_answers(&mut self, lent_disks: &[LentDisk], end: Instant) -> Vec<Change> {
-        let (mut changes, mut patience) = (Vec::new(), end);
+        let (mut changes, mut deadline) = (Vec::new(), end);
         loop {
             let now = Instant::now();
             changes.extend(self.lend_ready(lent_disks, now));
-            if self.examining.is_empty() || now >= patience {
+            if self.examining.is_empty() || now >= deadline {
                 return changes;
             }
-            if self.examiner.wait(patience) {
+            if self.examiner.wait(deadline) {
                 let now = Instant::now();
                 self.receive(now);
-                patience = end.min(now + SLOW);
+                deadline = end.min(now + SLOW);
             }
         }
     }
@@ -579,7 +579,7 @@ mod test {
     }
 
     #[test]
-    fn a_lent_disk_is_hotpluged_as_it_grows_goes_or_becomes_another() {
+    fn exported_disk_follows_resize_removal_and_replacement() {
         let fake = Fake::new("changes");
         let lent_disks = [lent(&fake.disks()[0])];
         assert!(changed(&fake.disks(), &lent_disks).is_empty());
@@ -605,7 +605,7 @@ mod test {
     }
 
     #[test]
-    fn a_disk_in_use_is_left_out_and_that_is_said_once() {
+    fn disk_in_use_is_skipped_and_reported_once() {
         let fake = Fake::new("use");
         fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
         let mut hotplug = fake.hotplug();
@@ -641,7 +641,7 @@ mod test {
     }
 
     #[test]
-    fn a_place_that_is_named_writable_is_for_the_disk_that_was_there() {
+    fn writable_position_is_for_its_first_disk() {
         let fake = Fake::new("position");
         fake.write("sys/class/block/sdz/device/serial", "S1\n");
         let named = |name| DiskFilter { only: Vec::new(), writable: vec![DiskSelector::new(name)] };
@@ -660,7 +660,7 @@ mod test {
     }
 
     #[test]
-    fn why_a_disk_that_was_named_is_not_lent_is_said() {
+    fn refusal_of_a_named_disk_is_reported() {
         let fake = Fake::new("named");
         fake.disk(0, 7);
         let mut hotplug = fake.hotplug();
@@ -686,7 +686,7 @@ mod test {
     }
 
     #[test]
-    fn a_stick_that_boots_into_target_mode_is_lent_only_by_name() {
+    fn target_mode_stick_is_exported_only_by_name() {
         let fake = Fake::new("stick");
         let stick = image::disk::Disk::image(b"an EFI program").unwrap();
         fs::write(fake.0.join("dev/sdz"), stick.whole()).unwrap();

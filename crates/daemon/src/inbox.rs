@@ -89,8 +89,8 @@ impl Inbox {
     }
 
     /// Queues an event of the supervisor.
-    pub fn deliver(&self, said: WorkerEvent) {
-        match said {
+    pub fn deliver(&self, event: WorkerEvent) {
+        match event {
             WorkerEvent::Event(counted) => self.put(counted),
             WorkerEvent::Note(sentence) => self.note(sentence),
             WorkerEvent::Pairing(view) => {
@@ -140,7 +140,7 @@ mod test {
     }
 
     #[test]
-    fn a_flood_is_bounded_and_who_has_what_is_never_lost() {
+    fn flood_is_bounded_and_attachments_are_kept() {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Arc::new(Export::new("d", "n", Identity::default(), geometry, 512, disk));
@@ -160,7 +160,7 @@ mod test {
     }
 
     #[test]
-    fn a_view_stands_where_it_came() {
+    fn pairing_state_keeps_its_order_among_events() {
         let inbox = Inbox::open().unwrap();
         let view = |failures| {
             let waiting = Vec::new();

@@ -506,7 +506,7 @@ mod test {
     }
 
     #[test]
-    fn image_with_a_part_of_a_block_is_lent_read_only_whole() {
+    fn image_with_partial_block_is_read_only_in_full() {
         let path = image("tail.img", (1 << 20) + 100);
         let lent = options().lend(&request(&path, false)).unwrap();
         let export = &lent.export;
@@ -521,7 +521,7 @@ mod test {
     }
 
     #[test]
-    fn disk_that_came_by_the_same_number_is_another() {
+    fn reused_device_number_is_detected() {
         let root = std::env::temp_dir().join(format!("storagetm-lend-{}", std::process::id()));
         let place = root.join("sys/class/block/sdz");
         fs::create_dir_all(&place).unwrap();
@@ -542,7 +542,7 @@ mod test {
     }
 
     #[test]
-    fn a_read_only_image_is_open_read_only() {
+    fn read_only_image_is_opened_read_only() {
         let path = image("ro.img", 1 << 20);
         let lent = options().lend(&request(&path, false)).unwrap();
         fs::remove_file(&path).unwrap();
@@ -550,7 +550,7 @@ mod test {
     }
 
     #[test]
-    fn two_images_with_the_same_name_clash_only_below_a_base() {
+    fn images_of_one_name_clash_only_with_nqn_base() {
         let (a, b) = (image("same.img", 4096), image("other.img", 4096));
         let named = LendOptions { base: Some("nqn.2026-01.com.example".to_owned()), ..options() };
         let first = named.lend(&request(&a, false)).unwrap().export;
@@ -564,7 +564,7 @@ mod test {
     }
 
     #[test]
-    fn disks_of_one_short_name_are_told_apart_by_a_number() {
+    fn duplicate_short_names_get_a_number() {
         let images = ["same.one.img", "same.one.raw", "same.one"].map(|name| image(name, 4096));
         let mut lent_disks: Vec<LentDisk> = Vec::new();
         for path in &images {
@@ -580,7 +580,7 @@ mod test {
     }
 
     #[test]
-    fn the_demo_disk_is_the_same_after_a_restart() {
+    fn demo_disk_identity_is_stable() {
         let size: Size = "4M".parse().unwrap();
         let one = options().lend_demo(size, false).unwrap().export;
         let two = options().lend_demo(size, true).unwrap().export;

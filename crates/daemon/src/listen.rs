@@ -477,7 +477,7 @@ mod test {
         Protocols::of(&[])
     }
 
-    fn said(listeners: &[Listener]) -> Vec<String> {
+    fn texts(listeners: &[Listener]) -> Vec<String> {
         listeners.iter().map(ToString::to_string).collect()
     }
 
@@ -495,11 +495,11 @@ mod test {
     }
 
     #[test]
-    fn an_awaited_address_is_listened_on_from_when_it_is_there() {
+    fn awaited_address_is_listened_on_when_present() {
         let given = [listen("192.168.1.5"), listen("[fe80::1%eth0]:4000"), listen("[::1]:0")];
         let plan = plan(&given, both(), DefaultScope::Everywhere, true, &[]).unwrap();
         assert_eq!(plan.listeners(&[]), []);
-        let found = said(&plan.listeners(&machine()));
+        let found = texts(&plan.listeners(&machine()));
         let wanted = [
             "192.168.1.5 port 4420",
             "192.168.1.5 port 8009",
@@ -510,7 +510,7 @@ mod test {
     }
 
     #[test]
-    fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
+    fn only_loopback_needs_no_key_unless_open() {
         let auth = |text| {
             let listeners = plan(&[listen(text)], nvme(), DefaultScope::Nearby, false, &machine())
                 .unwrap()
@@ -533,7 +533,7 @@ mod test {
     }
 
     #[test]
-    fn unasked_it_listens_on_loopback_and_link_local_addresses_at_the_standard_ports() {
+    fn default_is_loopback_and_link_local_on_standard_ports() {
         let listeners = plan(&[], nvme(), DefaultScope::Nearby, false, &machine())
             .unwrap()
             .listeners(&machine());
@@ -547,7 +547,7 @@ mod test {
             "::1 port 4420",
             "::1 port 8009",
         ];
-        assert_eq!(said(&listeners), wanted);
+        assert_eq!(texts(&listeners), wanted);
         let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
         let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
         assert!(
@@ -559,16 +559,16 @@ mod test {
     }
 
     #[test]
-    fn open_without_an_address_means_everywhere() {
+    fn open_without_address_listens_on_wildcard() {
         let listeners = plan(&[], nvme(), DefaultScope::Everywhere, false, &machine())
             .unwrap()
             .listeners(&machine());
         let wanted = ["0.0.0.0 port 4420", "0.0.0.0 port 8009", ":: port 4420", ":: port 8009"];
-        assert_eq!(said(&listeners), wanted);
+        assert_eq!(texts(&listeners), wanted);
     }
 
     #[test]
-    fn a_port_that_is_given_serves_both_discovery_and_disks() {
+    fn given_port_serves_discovery_and_disks() {
         let plan = plan(
             &[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")],
             both(),
@@ -578,12 +578,12 @@ mod test {
         )
         .unwrap();
         let listeners = plan.listeners(&[]);
-        assert_eq!(said(&listeners), ["127.0.0.1 port 5000"]);
+        assert_eq!(texts(&listeners), ["127.0.0.1 port 5000"]);
         assert_eq!(listeners[0].serves, ListenerRole::All);
     }
 
     #[test]
-    fn a_link_local_address_is_bound_with_its_scope() {
+    fn link_local_address_is_bound_with_its_scope() {
         for text in ["[fe80::1]:1", "[fe80::1%eth0]:1"] {
             let listeners = plan(&[listen(text)], nvme(), DefaultScope::Nearby, false, &machine())
                 .unwrap()
@@ -597,7 +597,7 @@ mod test {
     }
 
     #[test]
-    fn lines_to_be_typed_name_the_addresses_that_others_reach() {
+    fn endpoints_are_reachable_addresses() {
         let everywhere = Plan::Everywhere(both()).listeners(&[]);
         let ends: Vec<String> =
             endpoints(everywhere.iter(), &machine()).iter().map(ToString::to_string).collect();
@@ -610,7 +610,7 @@ mod test {
     }
 
     #[test]
-    fn each_protocol_has_its_port_and_one_port_has_one_protocol() {
+    fn each_port_has_one_protocol() {
         let at = |text: &str, protocols| {
             let plan =
                 plan(&[listen(text)], protocols, DefaultScope::Nearby, false, &machine()).unwrap();
@@ -636,7 +636,7 @@ mod test {
     }
 
     #[test]
-    fn what_nobody_asked_for_by_name_may_be_left_out() {
+    fn unrequested_listeners_are_optional() {
         let optional = |given: &[ListenOption], protocols| {
             let plan = plan(given, protocols, DefaultScope::Nearby, false, &machine()).unwrap();
             let listeners = plan.listeners(&machine());
@@ -649,7 +649,7 @@ mod test {
     }
 
     #[test]
-    fn a_socket_that_was_handed_over_speaks_what_its_name_or_its_place_says() {
+    fn inherited_socket_protocol_follows_name_or_address() {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         for (addr, name, serves, auth) in [
             (BindAddr::Path("/run/x".into()), "unknown", ListenerRole::Nbd, Auth::None),
@@ -668,7 +668,7 @@ mod test {
     }
 
     #[test]
-    fn nbd_clients_are_told_addresses_and_paths() {
+    fn nbd_endpoints_have_addresses_and_paths() {
         let given = ["nbd:127.0.0.1:1", "nvme:127.0.0.1:2", "unix:/run/x"].map(listen);
         let listeners =
             plan(&given, both(), DefaultScope::Nearby, false, &[]).unwrap().listeners(&[]);

@@ -151,9 +151,9 @@ impl Listeners {
             }
             Err(_) if self.failed.contains(&planned) => None,
             Err(error) => {
-                let said = ServeEvent::note(bind_error(&planned, &error));
+                let event = ServeEvent::note(bind_error(&planned, &error));
                 self.failed.push(planned);
-                Some(said)
+                Some(event)
             }
         }
     }
@@ -326,26 +326,26 @@ mod test {
     }
 
     #[test]
-    fn addresses_that_come_are_listened_on_and_those_that_go_are_said() {
+    fn listeners_follow_added_and_removed_addresses() {
         let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
         let mut listeners =
             opened_of(Plan::Nearby(nvme()), false, std::slice::from_ref(&lo), &mut any).unwrap();
         assert_eq!(listeners.open_events().len(), 2);
         let both = [lo.clone(), link];
-        let came = json(&listeners.update(&both, &mut any));
-        assert_eq!(came.len(), 2);
-        assert!(came[0].contains(r#""address":"fe80::1%eth0","port":4420"#), "{came:?}");
+        let added = json(&listeners.update(&both, &mut any));
+        assert_eq!(added.len(), 2);
+        assert!(added[0].contains(r#""address":"fe80::1%eth0","port":4420"#), "{added:?}");
         assert!(listeners.update(&both, &mut any).is_empty());
         assert_eq!(listeners.endpoints(&both).len(), 2);
-        let went = json(&listeners.update(std::slice::from_ref(&lo), &mut any));
-        assert!(went.iter().all(|line| line.contains("closed")), "{went:?}");
+        let removed = json(&listeners.update(std::slice::from_ref(&lo), &mut any));
+        assert!(removed.iter().all(|line| line.contains("closed")), "{removed:?}");
         assert_eq!(listeners.endpoints(&[lo]).len(), 1);
         let mut never = |_: &Listener| -> io::Result<BindAddr> { panic!("it is still bound") };
         assert_eq!(listeners.update(&both, &mut never).len(), 2);
     }
 
     #[test]
-    fn an_address_that_was_given_is_awaited_and_listened_on_once() {
+    fn given_address_is_awaited_and_bound_once() {
         let given = ["192.168.1.5", "192.168.1.5:4420"].map(|text| text.parse().unwrap());
         let mut taken = Vec::new();
         let mut once = |listener: &Listener| -> io::Result<BindAddr> {
@@ -371,19 +371,22 @@ mod test {
     }
 
     #[test]
-    fn an_interface_that_gets_another_name_is_not_bound_anew() {
+    fn renamed_interface_is_not_bound_again() {
         let before = [address("fe80::1")];
         let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
         let mut listeners = opened_of(Plan::Nearby(nvme()), false, &before, &mut any).unwrap();
         let mut never = |_: &Listener| -> io::Result<BindAddr> { panic!("it is still bound") };
-        let said = json(&listeners.update(&after, &mut never));
-        assert_eq!(said.len(), 4, "{said:?}");
-        assert!(said[1].contains("listening") && said[1].contains("fe80::1%enp3s0"), "{said:?}");
+        let events = json(&listeners.update(&after, &mut never));
+        assert_eq!(events.len(), 4, "{events:?}");
+        assert!(
+            events[1].contains("listening") && events[1].contains("fe80::1%enp3s0"),
+            "{events:?}"
+        );
         assert_eq!(listeners.endpoints(&after)[0].interface.as_deref(), Some("enp3s0"));
     }
 
     #[test]
-    fn a_taken_port_is_said_with_what_to_do() {
+    fn busy_port_error_suggests_another() {
         let plan = Plan::Fixed(Plan::Nearby(nvme()).listeners(&[address("127.0.0.1")]));
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let failure = opened_of(plan, false, &[], &mut taken).unwrap_err();
@@ -395,7 +398,7 @@ mod test {
     }
 
     #[test]
-    fn a_machine_without_ipv6_listens_everywhere_else() {
+    fn machine_without_ipv6_listens_on_ipv4() {
         let mut four = |listener: &Listener| {
             if listener.socket().is_some_and(|socket| socket.is_ipv4()) {
                 return Ok(listener.addr.clone());
@@ -407,7 +410,7 @@ mod test {
     }
 
     #[test]
-    fn an_address_that_cannot_be_had_later_is_said_once() {
+    fn later_bind_error_is_reported_once() {
         let mut listeners = opened_of(Plan::Nearby(nvme()), false, &[], &mut any).unwrap();
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let machine = [address("169.254.1.1")];
@@ -416,7 +419,7 @@ mod test {
     }
 
     #[test]
-    fn a_taken_port_for_nbd_is_a_note_unless_nbd_was_asked_for() {
+    fn busy_nbd_port_fails_only_if_nbd_was_requested() {
         let mut taken = |listener: &Listener| match listener.serves {
             ListenerRole::Nbd => Err(ErrorKind::AddrInUse.into()),
             _ => Ok(listener.addr.clone()),
@@ -427,14 +430,14 @@ mod test {
         assert_eq!(left_out.len(), 1);
         assert!(left_out[0].contains("127.0.0.1 port 10809: another program"), "{left_out:?}");
         assert!(left_out[0].contains("--listen nbd:127.0.0.1:PORT"), "{left_out:?}");
-        assert!(listeners.update(&machine, &mut taken).is_empty(), "it was said");
+        assert!(listeners.update(&machine, &mut taken).is_empty(), "it was reported");
         let named = Protocols::of(&[Protocol::Nbd]);
         let failed = Listeners::closed(Plan::Nearby(named), false).open(&machine, &mut taken);
         assert!(failed.is_err());
     }
 
     #[test]
-    fn what_a_peer_speaks_follows_from_where_it_came_to() {
+    fn protocol_follows_from_local_address() {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
         for addr in [net("0.0.0.0:7"), net("127.0.0.1:4420"), BindAddr::Path("/run/x".into())] {
@@ -445,9 +448,9 @@ mod test {
         assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
         assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);
         assert_eq!(listeners.protocol_of(&peer(Peer::LOCAL)), Protocol::Nbd);
-        let said = json(&listeners.open_events());
+        let events = json(&listeners.open_events());
         let last = r#"{"event":"listening","protocol":"nbd","path":"/run/x","serves":["disks"],"keyed":false}"#;
-        assert_eq!(said[2], last);
+        assert_eq!(events[2], last);
         assert!(listeners.are_fixed());
     }
 }

@@ -182,7 +182,7 @@ mod test {
 
     /// 1 GiB of unreadable sectors at 10,000 requests a second: 2,097,152 failures in 210 s.
     #[test]
-    fn r62_a_gibibyte_of_bad_sectors_is_an_event_a_second() {
+    fn r62_gibibyte_of_bad_sectors_is_an_event_a_second() {
         let disk = export();
         let sectors = (1u64 << 30) / 512;
         let events = (0..sectors).map(|sector| fault(&disk, sector * 512));
@@ -201,7 +201,7 @@ mod test {
     }
 
     #[test]
-    fn failures_that_are_rare_are_reported_each_at_once() {
+    fn rare_failures_are_reported_at_once() {
         let disk = export();
         let reports = run((0..5).map(|n| fault(&disk, n)), Duration::from_secs(2));
         let times: Vec<u64> = reports.iter().map(|(at, _)| at.as_secs()).collect();
@@ -209,7 +209,7 @@ mod test {
     }
 
     #[test]
-    fn disks_requests_and_peers_are_told_apart() {
+    fn disks_operations_and_peers_are_separate_kinds() {
         let (one, other) = (export(), export());
         let write = Event::Fault {
             export: one.clone(),
@@ -231,7 +231,7 @@ mod test {
     }
 
     #[test]
-    fn a_flood_of_many_peers_is_bounded_and_counted() {
+    fn flood_from_many_peers_is_bounded_and_counted() {
         let events = (0..10_000u32).map(|n| violation((n % 200) as u8, "rule"));
         let reports = run(events, Duration::from_micros(100));
         assert!(reports.len() <= 3 * (MAX_KINDS + 1), "{}", reports.len());

@@ -46,77 +46,78 @@ impl Settings {
     pub fn read(tree: &Tree) -> Self {
         let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let mut settings = Self::default();
-        for word in credentials(tree, own, PREFIX) {
+        for parameter in credentials(tree, own, PREFIX) {
             // Hosts are read by the key store.
-            if !word.name.starts_with(HOST) {
-                settings.take(tree, &word);
+            if !parameter.name.starts_with(HOST) {
+                settings.apply(tree, &parameter);
             }
         }
         // The command line comes last and takes precedence.
-        for word in command_line(tree) {
-            settings.take(tree, &word);
+        for parameter in command_line(tree) {
+            settings.apply(tree, &parameter);
         }
         let (network, _) = Setting::parse_all(&tree.text("proc/cmdline").unwrap_or_default());
         settings.routable = network.iter().any(Setting::asks_for_routable);
         settings
     }
 
-    fn take(&mut self, tree: &Tree, word: &Parameter) {
-        let Some(name) = word.name.strip_prefix(PREFIX) else { return };
-        let value = word.value.as_deref().unwrap_or_default();
+    fn apply(&mut self, tree: &Tree, parameter: &Parameter) {
+        let Some(name) = parameter.name.strip_prefix(PREFIX) else { return };
+        let value = parameter.value.as_deref().unwrap_or_default();
         match (name, value) {
             (name, _) if name.starts_with("host.") => {
-                let word = Parameter { name: word.name.clone(), value: None };
-                self.note(&word, "keys come in a credential, where not everybody reads them");
+                let parameter = Parameter { name: parameter.name.clone(), value: None };
+                self.note(&parameter, "keys come in a credential, where not everybody reads them");
             }
-            ("open", _) => self.open = self.yes(word, value).unwrap_or(self.open),
+            ("open", _) => self.open = self.parse_bool(parameter, value).unwrap_or(self.open),
             ("pair", _) => {
-                self.no_pairing = self.yes(word, value).map_or(self.no_pairing, |yes| !yes);
+                self.no_pairing =
+                    self.parse_bool(parameter, value).map_or(self.no_pairing, |yes| !yes);
             }
             ("disk" | "writable" | "protocol" | "listen" | "machine_id", "") => {
-                self.note(word, "it needs a value");
+                self.note(parameter, "it needs a value");
             }
             ("disk", disk) => add(&mut self.filter.only, DiskSelector::new(disk)),
             ("writable", disk) => add(&mut self.filter.writable, DiskSelector::new(disk)),
             ("protocol", names) => match protocols(names) {
                 Some(named) => named.into_iter().for_each(|it| add(&mut self.protocol, it)),
-                None => self.note(word, "the protocols are nvme and nbd"),
+                None => self.note(parameter, "the protocols are nvme and nbd"),
             },
             ("listen", address) => match address.parse() {
                 Ok(address) => add(&mut self.listen, address),
-                Err(reason) => self.note(word, reason),
+                Err(reason) => self.note(parameter, reason),
             },
             ("machine_id", "firmware") => match firmware_id(tree) {
                 Some(id) => self.machine = Some(id),
-                None => self.note(word, "the firmware tells none"),
+                None => self.note(parameter, "the firmware tells none"),
             },
             ("machine_id", digits) => match MachineId::parse(digits) {
                 Some(id) => self.machine = Some(id),
-                None => self.note(word, "it is firmware, or 32 hexadecimal digits"),
+                None => self.note(parameter, "it is firmware, or 32 hexadecimal digits"),
             },
             // The value is not shown: it may be a key under a misspelled name.
             _ => {
-                let word = Parameter { name: word.name.clone(), value: None };
-                self.note(&word, "there is no such setting");
+                let parameter = Parameter { name: parameter.name.clone(), value: None };
+                self.note(&parameter, "there is no such setting");
             }
         }
     }
 
     /// Parses a boolean. Notes values that are neither true nor false.
-    fn yes(&mut self, word: &Parameter, value: &str) -> Option<bool> {
+    fn parse_bool(&mut self, parameter: &Parameter, value: &str) -> Option<bool> {
         match value {
             "" | "1" | "yes" | "true" | "on" => Some(true),
             "0" | "no" | "false" | "off" => Some(false),
             _ => {
-                self.note(word, "it is yes or no");
+                self.note(parameter, "it is yes or no");
                 None
             }
         }
     }
 
-    fn note(&mut self, word: &Parameter, reason: &str) {
-        let name = &word.name;
-        let value = word.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+    fn note(&mut self, parameter: &Parameter, reason: &str) {
+        let name = &parameter.name;
+        let value = parameter.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
         self.notes.push(format!("{name}{value} is ignored: {reason}"));
     }
 }
@@ -140,14 +141,14 @@ mod test {
 
     fn settings(line: &str) -> Settings {
         let mut settings = Settings::default();
-        for word in parse_command_line(line) {
-            settings.take(&Tree::at("/nonexistent"), &word);
+        for parameter in parse_command_line(line) {
+            settings.apply(&Tree::at("/nonexistent"), &parameter);
         }
         settings
     }
 
     #[test]
-    fn every_setting_is_followed_and_other_words_are_not_ours() {
+    fn all_settings_are_read_and_others_ignored() {
         let found = settings(
             "quiet root=off storagetm.disk=/dev/sda storagetm.disk=/dev/sda storagetm.writable=S2 \
              storagetm.listen=127.0.0.1:4420 storagetm.open storagetm.machine-id=\
@@ -161,7 +162,7 @@ mod test {
     }
 
     #[test]
-    fn what_cannot_be_followed_is_said_and_stops_nothing() {
+    fn invalid_settings_are_noted_and_ignored() {
         let found = settings(
             "storagetm.disk= storagetm.listen=here storagetm.open=perhaps storagetm.speed=9 \
              storagetm.machine_id=firmware storagetm.machine_id=0 storagetm.disk=sda",
@@ -173,7 +174,7 @@ mod test {
     }
 
     #[test]
-    fn keys_are_not_taken_from_the_command_line_and_not_shown() {
+    fn keys_on_the_command_line_are_ignored_and_hidden() {
         let found = settings("storagetm.host.laptop={secret}");
         assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
         let found = settings("storagetm.hosts.laptop={secret}");
@@ -181,7 +182,7 @@ mod test {
     }
 
     #[test]
-    fn the_protocols_are_named_once_or_with_commas() {
+    fn protocols_are_repeated_or_comma_separated() {
         let named = |line| settings(line).protocol;
         assert_eq!(named("storagetm.protocol=nvme"), [Protocol::Nvme]);
         let both = [Protocol::Nbd, Protocol::Nvme];
@@ -190,7 +191,7 @@ mod test {
     }
 
     #[test]
-    fn dhcp_and_fixed_addresses_are_lent_at() {
+    fn dhcp_and_static_addresses_are_listened_on() {
         for (line, routable) in [
             ("quiet ip=dhcp", true),
             ("ip=eth0:any", true),
@@ -207,7 +208,7 @@ mod test {
     }
 
     #[test]
-    fn the_last_word_on_open_counts() {
+    fn last_value_of_a_setting_wins() {
         assert!(!settings("storagetm.open storagetm.open=no").open);
         assert!(settings("storagetm.pair=no").no_pairing);
         assert!(!settings("storagetm.pair=no storagetm.pair").no_pairing);

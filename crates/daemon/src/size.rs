@@ -8,9 +8,9 @@ pub struct Size(u64);
 
 impl Size {
     /// Smallest size: 4 MiB, enough for partition tables and a file system.
-    pub const LEAST: u64 = 4 << 20;
+    pub const MIN: u64 = 4 << 20;
     /// Largest size: 1 TiB.
-    pub const MOST: u64 = 1 << 40;
+    pub const MAX: u64 = 1 << 40;
 
     /// The size in bytes, a multiple of 1 MiB.
     pub fn bytes(self) -> u64 {
@@ -24,7 +24,7 @@ impl FromStr for Size {
     /// Parses a size with a unit (see [`console::parse_size`]).
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bytes = console::parse_size(text).ok_or("a size is a number and M, G or T: 64M, 1G")?;
-        match (Self::LEAST..=Self::MOST).contains(&bytes) {
+        match (Self::MIN..=Self::MAX).contains(&bytes) {
             true if bytes.is_multiple_of(1 << 20) => Ok(Self(bytes)),
             true => Err("the size is a multiple of 1M"),
             false => Err("the size goes from 4M to 1T"),

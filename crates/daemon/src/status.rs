@@ -227,7 +227,7 @@ mod test {
     }
 
     #[test]
-    fn attachments_are_counted_in_and_out_one_by_one() {
+    fn attachments_are_counted() {
         let mut status = Status::default();
         let disk = export("a");
         status.add_disk(disk.clone());
@@ -255,7 +255,7 @@ mod test {
     }
 
     #[test]
-    fn a_host_that_shows_its_key_is_called_by_its_owners_name() {
+    fn host_with_key_is_named_as_in_the_policy() {
         let (disk, key) = (export("a"), export::KeyId::new(7));
         let known = export::Host {
             nqn: "h".to_owned(),
@@ -282,7 +282,7 @@ mod test {
     }
 
     #[test]
-    fn messages_are_kept_once_and_those_that_are_not_are_counted() {
+    fn messages_are_unique_and_dropped_ones_counted() {
         let mut status = Status::default();
         status.end_startup();
         (0..20).for_each(|n| status.note(format!("note {}", n % 9)));
@@ -295,7 +295,7 @@ mod test {
     }
 
     #[test]
-    fn startup_messages_and_later_ones_do_not_push_each_other_out() {
+    fn startup_messages_are_kept_beside_later_ones() {
         let mut status = Status::default();
         let first = NOTES + 20;
         (0..first).for_each(|n| status.note(format!("first {n}")));
@@ -311,7 +311,7 @@ mod test {
     }
 
     #[test]
-    fn addresses_that_only_this_machine_reaches_are_said_to_be_so() {
+    fn loopback_only_endpoints_get_advice() {
         let at = |address: &str| Endpoint {
             address: address.parse().unwrap(),
             interface: None,

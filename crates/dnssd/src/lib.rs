@@ -44,7 +44,7 @@ pub struct Announcer {
     note: Notes,
     /// Random bytes for names that must not identify the machine.
     nonce: [u8; 4],
-    told: Vec<Service>,
+    announced: Vec<Service>,
     process: Option<Process>,
     /// Whether the responder failed, which was reported.
     given_up: bool,
@@ -52,7 +52,7 @@ pub struct Announcer {
 
 impl fmt::Debug for Announcer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Announcer").field("told", &self.told).finish_non_exhaustive()
+        f.debug_struct("Announcer").field("announced", &self.announced).finish_non_exhaustive()
     }
 }
 
@@ -62,27 +62,27 @@ impl Announcer {
     pub fn new(port: Option<u16>, note: Notes) -> Self {
         let mut nonce = [0; 4];
         let given_up = !nvme::auth::chap::system_random(&mut nonce);
-        Self { port, note, nonce, told: Vec::new(), process: None, given_up }
+        Self { port, note, nonce, announced: Vec::new(), process: None, given_up }
     }
 
     /// Replaces the announced services: those of `endpoints`, on this machine called `machine`. The
     /// name is replaced by a random one if a key is needed.
     pub fn announce(&mut self, machine: &str, endpoints: &[LocalEndpoint], addresses: &[Address]) {
         let services = services(machine, self.nonce, endpoints, addresses, self.port.is_some());
-        if self.given_up || services == self.told {
+        if self.given_up || services == self.announced {
             return;
         }
-        self.told.clone_from(&services);
-        if let Err(error) = self.tell(services) {
-            (self.note)(cannot(&error));
+        self.announced.clone_from(&services);
+        if let Err(error) = self.send(services) {
+            (self.note)(unavailable(&error));
             (self.given_up, self.process) = (true, None);
         }
     }
 
-    fn tell(&mut self, services: Vec<Service>) -> io::Result<()> {
+    fn send(&mut self, services: Vec<Service>) -> io::Result<()> {
         let process = match &mut self.process {
             Some(process) => process,
-            None => self.process.insert(started(self.port, self.note.clone())?),
+            None => self.process.insert(start_responder(self.port, self.note.clone())?),
         };
         process.request(&Request::Announce { services })
     }
@@ -99,13 +99,13 @@ impl Announcer {
 }
 
 /// Starts the responder process and a thread that passes its errors to `note`.
-fn started(port: Option<u16>, note: Notes) -> io::Result<Process> {
-    let (mut process, words) = Process::start()?;
+fn start_responder(port: Option<u16>, note: Notes) -> io::Result<Process> {
+    let (mut process, output) = Process::start()?;
     process.request(&Request::Start { port })?;
     let pass_on = move || {
-        for said in lines(words) {
-            if let Event::Note(sentence) = said {
-                note(cannot(&sentence));
+        for event in lines(output) {
+            if let Event::Note(sentence) = event {
+                note(unavailable(&sentence));
             }
         }
     };
@@ -122,15 +122,15 @@ pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<FoundService>
     let failed = |error: &dyn fmt::Display| {
         Failure::new(format!("machines nearby cannot be asked for by multicast DNS: {error}"))
     };
-    let (mut process, words) = Process::start().map_err(|error| failed(&error))?;
+    let (mut process, output) = Process::start().map_err(|error| failed(&error))?;
     let requests = [Request::Start { port }, Request::Browse];
-    let told = requests.iter().try_for_each(|request| process.request(request));
-    told.map_err(|error| failed(&error))?;
-    let heard = heard(words).map_err(|error| failed(&error))?;
+    let sent = requests.iter().try_for_each(|request| process.request(request));
+    sent.map_err(|error| failed(&error))?;
+    let events = spawn_reader(output).map_err(|error| failed(&error))?;
     let (mut found, end) = (Vec::new(), Instant::now() + patience);
-    while let Ok(said) = heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        match said {
-            Event::Found(one) if one.is_sound() => keep(&mut found, one),
+    while let Ok(event) = events.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match event {
+            Event::Found(one) if one.is_sound() => insert(&mut found, one),
             Event::Found(_) => {}
             Event::Note(sentence) => return Err(failed(&sentence)),
         }
@@ -139,7 +139,7 @@ pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<FoundService>
 }
 
 /// Adds a service, or replaces the one with the same type and name.
-fn keep(found: &mut Vec<FoundService>, one: FoundService) {
+fn insert(found: &mut Vec<FoundService>, one: FoundService) {
     let known = found.iter_mut().find(|known| (known.kind, &known.name) == (one.kind, &one.name));
     match known {
         Some(known) => *known = one,
@@ -148,28 +148,28 @@ fn keep(found: &mut Vec<FoundService>, one: FoundService) {
 }
 
 /// Reads events on a thread of its own, so that waiting for them can time out.
-fn heard(words: ChildStdout) -> io::Result<Receiver<Event>> {
+fn spawn_reader(output: ChildStdout) -> io::Result<Receiver<Event>> {
     let (send, receive) = sync_channel(MAX_EVENTS);
     let listen = move || {
-        let _ = lines(words).try_for_each(|said| send.send(said));
+        let _ = lines(output).try_for_each(|event| send.send(event));
     };
     thread::Builder::new().name("announcer".to_owned()).spawn(listen)?;
     Ok(receive)
 }
 
 /// Reads at most [`MAX_EVENTS`] events. Malformed lines are skipped.
-fn lines(words: ChildStdout) -> impl Iterator<Item = Event> {
-    let mut words = BufReader::new(words);
+fn lines(output: ChildStdout) -> impl Iterator<Item = Event> {
+    let mut output = BufReader::new(output);
     let line = move || {
         let mut line = Vec::new();
         let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
-        let got = words.by_ref().take(limit).read_until(b'\n', &mut line).ok()?;
+        let got = output.by_ref().take(limit).read_until(b'\n', &mut line).ok()?;
         (got > 0).then_some(line)
     };
     std::iter::from_fn(line).take(MAX_EVENTS).filter_map(|line| serde_json::from_slice(&line).ok())
 }
 
-fn cannot(error: &dyn fmt::Display) -> String {
+fn unavailable(error: &dyn fmt::Display) -> String {
     format!("Other machines do not find this one by themselves: {error}.")
 }
 
@@ -194,13 +194,13 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        let (requests, words) = (child.stdin.take(), child.stdout.take());
+        let (requests, output) = (child.stdin.take(), child.stdout.take());
         let process = Self { child, requests };
-        let words = words.ok_or(io::ErrorKind::BrokenPipe)?;
+        let output = output.ok_or(io::ErrorKind::BrokenPipe)?;
         // Non-blocking: a stalled responder must not block the daemon.
         let requests = process.requests.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         fcntl_setfl(requests, OFlags::NONBLOCK)?;
-        Ok((process, words))
+        Ok((process, output))
     }
 
     fn request(&mut self, request: &Request) -> io::Result<()> {

@@ -139,7 +139,7 @@ pub(super) mod test {
     }
 
     #[test]
-    fn what_no_machine_can_announce_is_left_out() {
+    fn invalid_announcement_is_rejected() {
         assert!(found("a", "10.0.0.1").is_sound());
         let behind = |interface: &str| {
             let mut found = found("a", "fe80::1");
@@ -164,7 +164,7 @@ pub(super) mod test {
     }
 
     #[test]
-    fn an_order_is_one_line() {
+    fn request_is_one_line() {
         let request = Request::Announce { services: Vec::new() };
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);

@@ -27,7 +27,7 @@ const MEMORY: u64 = 256 << 20;
 /// Timeout for the goodbye packet of a service.
 const GOODBYE: Duration = Duration::from_millis(300);
 /// Delay before a goodbye packet is repeated, in case the first one is lost.
-const TWICE: Duration = Duration::from_millis(150);
+const REPEAT_DELAY: Duration = Duration::from_millis(150);
 
 /// Handles requests until the parent closes the pipe.
 ///
@@ -35,7 +35,7 @@ const TWICE: Duration = Duration::from_millis(150);
 /// Fails if it was not started by this program.
 pub fn work() -> Result<(), Failure> {
     // Signals from the terminal or the service manager are handled by the parent.
-    let _deaf = Signals::open();
+    let _ignored = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     if sandbox::drop_privileges(parent).is_err() {
         return Ok(());
@@ -50,7 +50,7 @@ pub fn work() -> Result<(), Failure> {
     };
     match Responder::start(port) {
         Ok(responder) => responder.run(requests),
-        Err(why) => say(&Event::Note(why)),
+        Err(why) => send_event(&Event::Note(why)),
     }
     Ok(())
 }
@@ -66,10 +66,10 @@ fn requests(from: impl BufRead) -> impl Iterator<Item = Request> {
     })
 }
 
-fn say(said: &Event) {
+fn send_event(event: &Event) {
     static OUTPUT: Mutex<()> = Mutex::new(());
     let _one_at_a_time = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Ok(mut line) = serde_json::to_vec(said) {
+    if let Ok(mut line) = serde_json::to_vec(event) {
         line.push(b'\n');
         // If the parent does not read, it is about to kill this process.
         let mut output = io::stdout().lock();
@@ -107,14 +107,14 @@ impl Responder {
                 Request::Browse => self.browse(),
             };
             if let Err(error) = done {
-                say(&Event::Note(error.to_string()));
+                send_event(&Event::Note(error.to_string()));
             }
         }
         self.withdraw_all();
     }
 
     fn announce(&mut self, services: Vec<Service>) -> mdns_sd::Result<()> {
-        self.speak_on(&services)?;
+        self.enable_interfaces(&services)?;
         let mut wanted = HashMap::new();
         for service in services {
             let info = info(&service)?;
@@ -132,7 +132,7 @@ impl Responder {
     }
 
     /// Enables exactly the interfaces of the announced services.
-    fn speak_on(&mut self, services: &[Service]) -> mdns_sd::Result<()> {
+    fn enable_interfaces(&mut self, services: &[Service]) -> mdns_sd::Result<()> {
         let mut wanted: Vec<String> =
             services.iter().flat_map(|service| service.interfaces.clone()).collect();
         wanted.sort();
@@ -142,12 +142,12 @@ impl Responder {
             self.interfaces.clear();
         }
         let named = |name: &String| IfKind::Name(name.clone());
-        let gone = self.interfaces.iter().filter(|name| !wanted.contains(name)).map(named);
-        let (gone, come): (Vec<IfKind>, Vec<IfKind>) = (
-            gone.collect(),
+        let removed = self.interfaces.iter().filter(|name| !wanted.contains(name)).map(named);
+        let (removed, added): (Vec<IfKind>, Vec<IfKind>) = (
+            removed.collect(),
             wanted.iter().filter(|name| !self.interfaces.contains(name)).map(named).collect(),
         );
-        for (kinds, enabled) in [(gone, false), (come, true)] {
+        for (kinds, enabled) in [(removed, false), (added, true)] {
             match (kinds.is_empty(), enabled) {
                 (true, _) => {}
                 (_, true) => self.daemon.enable_interface(kinds)?,
@@ -159,15 +159,15 @@ impl Responder {
     }
 
     fn withdraw(&self, name: &str) -> bool {
-        let told = self.daemon.unregister(name).ok();
-        told.is_some_and(|told| told.recv_timeout(GOODBYE).is_ok())
+        let result = self.daemon.unregister(name).ok();
+        result.is_some_and(|result| result.recv_timeout(GOODBYE).is_ok())
     }
 
     /// Sends goodbye packets for all services.
     fn withdraw_all(&self) {
-        let told = self.announced.keys().map(|name| self.withdraw(name)).filter(|told| *told);
-        if told.count() > 0 {
-            thread::sleep(TWICE);
+        let withdrawn = self.announced.keys().filter(|name| self.withdraw(name));
+        if withdrawn.count() > 0 {
+            thread::sleep(REPEAT_DELAY);
         }
         if let Ok(ended) = self.daemon.shutdown() {
             let _ = ended.recv_timeout(GOODBYE);
@@ -176,17 +176,17 @@ impl Responder {
 
     /// Reports services as they are found, one thread per type.
     fn browse(&self) -> mdns_sd::Result<()> {
-        let room = Arc::new(Mutex::new(MAX_EVENTS));
+        let remaining = Arc::new(Mutex::new(MAX_EVENTS));
         for kind in [ServiceType::Nvme, ServiceType::Nbd] {
             let found = self.daemon.browse(kind.service_type())?;
-            let room = room.clone();
+            let remaining = remaining.clone();
             thread::spawn(move || {
                 for event in found.iter() {
                     let ServiceEvent::ServiceResolved(service) = event else { continue };
-                    let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
-                    let Some(left) = room.checked_sub(1) else { return };
-                    *room = left;
-                    say(&Event::Found(resolved(kind, &service)));
+                    let mut remaining = remaining.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(left) = remaining.checked_sub(1) else { return };
+                    *remaining = left;
+                    send_event(&Event::Found(resolved(kind, &service)));
                 }
             });
         }
@@ -260,7 +260,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_name_is_what_its_owner_wrote() {
+    fn instance_name_is_unescaped() {
         for (full, name) in [
             ("desk._nvme-disc._tcp.local.", "desk"),
             ("Anna's pc (2)._nvme-disc._tcp.local.", "Anna's pc (2)"),
@@ -273,7 +273,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_announced_says_whom_to_ask_and_no_more() {
+    fn announcement_has_discovery_nqn_and_nothing_else() {
         let service = Service {
             kind: ServiceType::Nvme,
             name: "storagetm-abcd".to_owned(),
@@ -292,7 +292,7 @@ mod test {
     }
 
     #[test]
-    fn orders_end_where_they_make_no_sense() {
+    fn requests_end_at_the_first_malformed_line() {
         let lines = b"{\"start\":{\"port\":null}}\n\"browse\"\nmount everything\n\"browse\"\n";
         let requests: Vec<Request> = requests(&lines[..]).collect();
         assert_eq!(requests, [Request::Start { port: None }, Request::Browse]);

@@ -141,7 +141,7 @@ mod test {
 
     /// X01: with a key, neither the name of the machine nor of a disk is announced.
     #[test]
-    fn x01_a_machine_that_wants_a_key_tells_no_name() {
+    fn x01_keyed_machine_is_announced_without_its_name() {
         let keyed = of(&[
             endpoint(ServiceType::Nvme, "fe80::1", 8009, true),
             endpoint(ServiceType::Nbd, "fe80::1", 10809, true),
@@ -161,7 +161,7 @@ mod test {
     }
 
     #[test]
-    fn an_open_machine_is_announced_by_its_name_at_each_address() {
+    fn open_machine_is_announced_by_its_name() {
         let open = of(&[
             endpoint(ServiceType::Nvme, "0.0.0.0", 8009, false),
             endpoint(ServiceType::Nvme, "::", 8009, false),
@@ -175,7 +175,7 @@ mod test {
     }
 
     #[test]
-    fn a_second_port_has_a_name_of_its_own_and_loopback_is_told_to_nobody() {
+    fn second_port_is_named_and_loopback_not_announced() {
         let two = [
             endpoint(ServiceType::Nvme, "127.0.0.1", 4420, false),
             endpoint(ServiceType::Nvme, "127.0.0.1", 5000, false),

@@ -73,7 +73,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_limit_on_processes_is_named_as_the_reason() {
+    fn process_limit_is_named_as_the_reason() {
         let error = io::Error::from_raw_os_error(Errno::AGAIN.raw_os_error());
         assert!(spawn_error(&error).contains("ulimit -u"));
         assert!(!spawn_error(&io::ErrorKind::NotFound.into()).contains("ulimit"));

@@ -200,11 +200,11 @@ mod test {
     }
 
     #[test]
-    fn arguments_come_whole_in_order_and_with_their_own_descriptor() {
+    fn messages_keep_order_and_descriptors() {
         let (sender, mut receiver) = pair(1 << 20);
         let (mut reader, writer) = io::pipe().unwrap();
         let long = "x".repeat(300_000);
-        let said = std::thread::spawn(move || {
+        let sending = std::thread::spawn(move || {
             sender.send(&"one", None).unwrap();
             sender.send(&long, Some(writer.as_fd())).unwrap();
             sender.send(&"three", None).unwrap();
@@ -216,7 +216,7 @@ mod test {
         let (three, none) = receiver.receive::<String>().unwrap().unwrap();
         assert_eq!((three.as_str(), none.is_none()), ("three", true));
         assert!(receiver.receive::<String>().unwrap().is_none());
-        said.join().unwrap();
+        sending.join().unwrap();
         rustix::io::write(passed.unwrap(), b"through").unwrap();
         let mut through = String::new();
         reader.read_to_string(&mut through).unwrap();
@@ -224,7 +224,7 @@ mod test {
     }
 
     #[test]
-    fn who_takes_nothing_is_not_waited_for_for_ever() {
+    fn send_times_out_if_the_peer_does_not_read() {
         let (sender, receiver) = pair(1 << 20);
         sender.set_timeout(Duration::from_millis(20)).unwrap();
         let long = "x".repeat(100_000);
@@ -234,7 +234,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_too_long_cut_off_or_no_word_is_an_error() {
+    fn oversized_truncated_or_malformed_frame_fails() {
         let (sender, mut receiver) = pair(8);
         sender.send(&"longer than that", None).unwrap();
         assert!(receiver.receive::<String>().is_err());

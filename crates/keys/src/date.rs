@@ -121,7 +121,7 @@ mod test {
 
     /// Reference: `date -u -d @SECONDS`.
     #[test]
-    fn moments_are_those_of_the_calendar() {
+    fn timestamps_match_the_calendar() {
         for (text, expected) in [
             ("1970-01-01T00:00:00Z", 0),
             ("2000-02-29T23:59:59Z", 951_868_799),
@@ -138,7 +138,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_no_moment_is_refused() {
+    fn malformed_timestamp_is_refused() {
         for wrong in [
             "",
             "2026",
@@ -162,7 +162,7 @@ mod test {
     }
 
     #[test]
-    fn an_expiry_is_a_while_or_a_date_and_still_to_come() {
+    fn expiry_is_a_duration_or_future_date() {
         let now = at(1_796_083_200);
         let after = |text: &str| text.parse::<Expiry>().ok()?.from(now).map(String::from);
         assert_eq!(after("2h").as_deref(), Some("2026-12-01T02:00:00Z"));

@@ -156,7 +156,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_new_key_is_another_each_time_and_reads_as_what_it_is() {
+    fn generated_keys_differ_and_parse() {
         for (kind, hash, begins, word) in [
             (KeyKind::Tls, None, "NVMeTLSkey-1:00:", "none"),
             (KeyKind::Tls, Some(Hash::Sha256), "NVMeTLSkey-1:01:", "sha256"),
@@ -175,7 +175,7 @@ mod test {
 
     /// Reference, in Python: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.
     #[test]
-    fn the_key_for_nbd_follows_from_the_tls_key_alone() {
+    fn nbd_psk_is_derived_from_tls_key() {
         let text = b"NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
         let psk = Key::parse(text).unwrap().nbd_psk().unwrap();
         let hex: String = psk.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -184,7 +184,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_wrong_with_a_text_is_said_without_the_text() {
+    fn key_errors_do_not_contain_the_key() {
         let key = Key::generate(KeyKind::Tls, None).unwrap();
         let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
         let mut damaged = text.clone().into_bytes();

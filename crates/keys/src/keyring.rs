@@ -65,7 +65,7 @@ mod test {
 
     /// Reference: libnvme 1.14 with the same key.
     #[test]
-    fn a_line_is_an_identity_and_the_key_that_belongs_to_it() {
+    fn import_line_has_identity_and_matching_psk() {
         let key = "NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
         let found = lines(key, &[DISK, DISCOVERY]).unwrap();
         let found: Vec<&str> = found.lines().collect();
@@ -86,7 +86,7 @@ mod test {
     }
 
     #[test]
-    fn names_that_do_not_fit_are_said() {
+    fn too_long_names_are_refused() {
         let key = "NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
         assert!(lines(key, &["a b"]).is_err());
         assert!(lines(key, &[&"a".repeat(223)]).is_ok());

@@ -51,9 +51,9 @@ impl Name {
 
     /// Appends a number if the name is taken.
     pub fn make_unique(self, is_taken: impl Fn(&Self) -> bool) -> Self {
-        let room = MAX_LEN.saturating_sub(8);
+        let max_stem = MAX_LEN.saturating_sub(8);
         let numbered = |number: u32| {
-            let stem: String = self.0.chars().take(room).collect();
+            let stem: String = self.0.chars().take(max_stem).collect();
             Self(format!("{stem}-{number}"))
         };
         if !is_taken(&self) {
@@ -106,7 +106,7 @@ mod test {
 
     /// X53: a name contains no control characters and no path separator.
     #[test]
-    fn x53_a_name_is_a_file_name_and_safe_to_show() {
+    fn x53_name_is_a_file_name_and_printable() {
         for right in ["laptop", "a", "my.laptop_2-b", "0", &"a".repeat(64)] {
             assert_eq!(right.parse::<Name>().unwrap().as_str(), right);
         }
@@ -121,7 +121,7 @@ mod test {
     }
 
     #[test]
-    fn a_name_is_made_of_what_the_host_says() {
+    fn name_is_made_of_untrusted_text() {
         assert_eq!(Name::sanitized("Anna's laptop").as_str(), "Anna-s-laptop");
         assert_eq!(Name::sanitized("\u{1b}[31m").as_str(), "31m");
         assert_eq!(Name::sanitized("///").as_str(), "host");
@@ -132,7 +132,7 @@ mod test {
     }
 
     #[test]
-    fn a_taken_name_gets_a_number() {
+    fn taken_name_gets_a_number() {
         let taken = ["a", "a-2"];
         let name = Name::sanitized("a").make_unique(|name| taken.contains(&name.as_str()));
         assert_eq!(name.as_str(), "a-3");

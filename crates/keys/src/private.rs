@@ -223,7 +223,7 @@ mod test {
     use testkit::Scratch;
 
     #[test]
-    fn a_file_is_written_whole_and_private_and_nothing_is_left_beside_it() {
+    fn file_is_replaced_atomically_with_mode_0600() {
         let folder = Scratch::new();
         let path = folder.0.join("a");
         write(&path, b"one").unwrap();
@@ -235,7 +235,7 @@ mod test {
     }
 
     #[test]
-    fn a_write_that_fails_leaves_what_was_there() {
+    fn failed_write_keeps_previous_content() {
         let folder = Scratch::new();
         let path = folder.0.join("a");
         fs::create_dir(&path).unwrap();
@@ -245,7 +245,7 @@ mod test {
     }
 
     #[test]
-    fn what_others_could_read_is_not_read() {
+    fn file_readable_by_others_is_refused() {
         let folder = Scratch::new();
         let path = folder.0.join("a");
         write(&path, b"one").unwrap();
@@ -262,7 +262,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_too_long_or_no_file_is_not_read() {
+    fn oversized_or_special_file_is_not_read() {
         let folder = Scratch::new();
         let path = folder.0.join("a");
         write(&path, &[b'x'; 10]).unwrap();
@@ -273,7 +273,7 @@ mod test {
     }
 
     #[test]
-    fn a_folder_that_others_can_change_is_not_trusted() {
+    fn directory_writable_by_others_is_refused() {
         let folder = Scratch::new();
         let inner = folder.0.join("a/b");
         make_folder(&inner).unwrap();
@@ -285,7 +285,7 @@ mod test {
     }
 
     #[test]
-    fn only_one_has_the_lock() {
+    fn lock_is_exclusive() {
         let folder = Scratch::new();
         let lock = Lock::take(&folder.0).unwrap();
         let path = folder.0.clone();

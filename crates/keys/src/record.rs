@@ -162,7 +162,7 @@ mod test {
     }"#;
 
     #[test]
-    fn a_record_reads_as_it_was_written() {
+    fn record_round_trips() {
         let record = HostRecord::parse(EXAMPLE.as_bytes()).unwrap();
         assert_eq!(record.tls_key.as_ref().unwrap().as_str(), "laptop");
         assert_eq!(record.rules[0], Rule { disk: None, access: Allowed::ReadOnly, expires: None });
@@ -174,7 +174,7 @@ mod test {
     }
 
     #[test]
-    fn a_record_may_hold_the_keys_themselves() {
+    fn record_with_inline_keys_round_trips() {
         let key = Key::generate(KeyKind::Chap, None).unwrap();
         let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
         let json = format!(r#"{{"nqn": "nqn.2024-01.test:a", "chap": "{text}", "rules": []}}"#);
@@ -187,7 +187,7 @@ mod test {
     }
 
     #[test]
-    fn the_credential_in_the_documents_is_understood() {
+    fn documented_credential_is_valid() {
         let page = include_str!("../../../docs/security.md");
         let (_, text) = page.split_once("```json\n").unwrap();
         let (text, _) = text.split_once("```").unwrap();
@@ -200,7 +200,7 @@ mod test {
     }
 
     #[test]
-    fn a_record_that_is_not_wholly_understood_is_none() {
+    fn record_with_unknown_content_is_refused() {
         for (from, to) in [
             ("\"access\": \"writable\"", "\"access\": \"everything\""),
             ("expires", "expire"),

@@ -232,10 +232,11 @@ impl Store {
         let Ok(record) = record else { return Ok(Vec::new()) };
         let own = |key: &&Name| key.is_variant_of(name);
         let unused = |key: &&Name| self.hosts_using(key).is_empty() && self.has_key(key);
-        let mut gone: Vec<Name> = record.key_names().filter(own).filter(unused).cloned().collect();
-        gone.dedup();
-        gone.iter().try_for_each(|key| crate::private::remove(&self.key_path(key)))?;
-        Ok(gone)
+        let mut removed: Vec<Name> =
+            record.key_names().filter(own).filter(unused).cloned().collect();
+        removed.dedup();
+        removed.iter().try_for_each(|key| crate::private::remove(&self.key_path(key)))?;
+        Ok(removed)
     }
 
     /// Adds a paired host. If the NQN is known, replaces its keys and access; the disks and the

@@ -101,14 +101,14 @@ impl Store {
     /// Fails if it cannot be written.
     pub fn put_target(&self, target: &Target) -> Result<Name, Failure> {
         let _lock = self.lock()?;
-        let kept = self.targets();
+        let stored = self.targets();
         let same = |(_, known): &&(Name, Result<Target, Failure>)| {
             known.as_ref().is_ok_and(|known| known.is_same(target))
         };
-        let name = match kept.iter().find(same) {
+        let name = match stored.iter().find(same) {
             Some((name, _)) => name.clone(),
             None => {
-                let is_taken = |name: &Name| kept.iter().any(|(other, _)| other == name);
+                let is_taken = |name: &Name| stored.iter().any(|(other, _)| other == name);
                 Name::sanitized(&target.name).make_unique(is_taken)
             }
         };
@@ -148,7 +148,7 @@ mod test {
     }
 
     #[test]
-    fn two_machines_of_one_name_are_both_kept() {
+    fn targets_of_one_name_are_both_kept() {
         let folder = Scratch::new();
         let store = Store::open(&folder.0.join("keys")).unwrap();
         let put = |target: &Target| store.put_target(target).unwrap().to_string();
@@ -159,8 +159,8 @@ mod test {
         // The second target was paired again at another address.
         assert_eq!(put(&with_disk("192.0.2.9", "nqn.b")), "localhost-2");
         assert_eq!(put(&Target::sample("localhost", "192.0.2.9")), "localhost-2");
-        let kept = store.targets();
-        let addresses = kept.iter().map(|(_, target)| &target.as_ref().unwrap().address);
+        let stored = store.targets();
+        let addresses = stored.iter().map(|(_, target)| &target.as_ref().unwrap().address);
         let mut addresses: Vec<_> = addresses.collect();
         addresses.sort();
         assert_eq!(addresses, ["192.0.2.1", "192.0.2.1", "192.0.2.9"]);

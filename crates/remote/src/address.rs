@@ -213,7 +213,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_machine_is_found_however_it_is_typed() {
+    fn all_forms_of_addresses_are_parsed() {
         for (text, expected) in [
             ("192.168.1.5", "192.168.1.5"),
             ("192.168.1.5:4420", "192.168.1.5"),
@@ -253,7 +253,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_no_machine_is_refused() {
+    fn malformed_target_address_is_refused() {
         for wrong in [
             "",
             ":1",
@@ -276,7 +276,7 @@ mod test {
     }
 
     #[test]
-    fn the_lines_name_the_interface_of_a_link_local_address_only() {
+    fn interface_is_shown_for_link_local_address_only() {
         let addr = TargetAddr::parse("169.254.1.1%eth0", None).unwrap();
         let there = addr.endpoint("169.254.1.1:4420".parse().unwrap());
         assert_eq!(
@@ -311,14 +311,14 @@ mod test {
             addr.check_interface(addr.interface.as_deref().unwrap(), own)
         };
         assert!(check("fe80::9%eth0", &own).is_ok());
-        let said = check("fe80::9%enp3s0", &own).unwrap_err().to_string();
-        assert!(said.ends_with("try fe80::9%eth0 or fe80::9%wlan0"), "{said}");
-        let said = check("fe80::9%enp3s0", &own[..2]).unwrap_err().to_string();
-        assert!(said.ends_with("none of its interfaces is connected just now"), "{said}");
+        let message = check("fe80::9%enp3s0", &own).unwrap_err().to_string();
+        assert!(message.ends_with("try fe80::9%eth0 or fe80::9%wlan0"), "{message}");
+        let message = check("fe80::9%enp3s0", &own[..2]).unwrap_err().to_string();
+        assert!(message.ends_with("none of its interfaces is connected just now"), "{message}");
     }
 
     #[test]
-    fn a_machine_that_is_not_there_is_said() {
+    fn unreachable_machine_is_reported() {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let addr = TargetAddr::parse(&nobody.to_string(), None).unwrap();
         assert!(addr.connect().unwrap_err().to_string().contains("cannot be reached"));

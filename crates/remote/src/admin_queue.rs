@@ -113,8 +113,8 @@ impl AdminQueue {
         match self.queue.direct_recv() {
             Some(mut window) => {
                 let (start, end) = (window.start, window.end);
-                let room = window.buffer.bytes_mut().get_mut(start..end).unwrap_or_default();
-                let got = nonzero(self.stream.read(room)?)?;
+                let space = window.buffer.bytes_mut().get_mut(start..end).unwrap_or_default();
+                let got = nonzero(self.stream.read(space)?)?;
                 self.queue.direct_received(window, got);
             }
             None => {

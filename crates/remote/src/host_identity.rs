@@ -62,7 +62,7 @@ mod test {
     use testkit::Scratch;
 
     #[test]
-    fn a_name_has_one_identifier() {
+    fn each_nqn_has_one_host_identifier() {
         let folder = Scratch::new();
         let tree = Tree::at(&folder.0);
         let named =
@@ -86,7 +86,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_no_uuid_is_none() {
+    fn malformed_uuid_is_refused() {
         for wrong in [
             "",
             "1-2-3-4-5",

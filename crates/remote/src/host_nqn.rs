@@ -71,7 +71,7 @@ mod test {
     }
 
     #[test]
-    fn the_host_nqn_is_nvme_clis_if_it_has_one() {
+    fn host_nqn_is_taken_from_nvme_cli() {
         let folder = Scratch::new();
         let tree = Tree::at(&folder.0);
         let find = |asked| HostNqn::find(&tree, asked);
@@ -79,7 +79,7 @@ mod test {
         let made = find(None);
         assert_eq!(made, find(None), "the same each time");
         assert!(made.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:") && !made.is_from_nvme_cli);
-        assert!(!made.nqn.contains("0123"), "the machine's identifier is not told");
+        assert!(!made.nqn.contains("0123"), "the machine ID is not revealed");
         write(&folder, "sys/class/dmi/id/product_uuid", "4c4c4544-0000-1111-2222-333344445555\n");
         assert!(find(None).nqn.ends_with(":4c4c4544-0000-1111-2222-333344445555"));
         write(&folder, "etc/nvme/hostnqn", "nqn.2024-01.test:a\n");
@@ -92,7 +92,7 @@ mod test {
     }
 
     #[test]
-    fn a_uuid_has_its_form() {
+    fn uuid_form_is_checked() {
         assert!(is_uuid("4c4c4544-0000-1111-2222-333344445555"));
         for wrong in [
             "",

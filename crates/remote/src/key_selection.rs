@@ -113,7 +113,7 @@ mod test {
     }
 
     #[test]
-    fn x60_known_machine_is_found_at_any_address_by_its_key() {
+    fn x60_target_is_found_at_any_address_by_its_key() {
         let known = [Target::sample("desk", "192.0.2.1"), Target::sample("far", "192.0.2.2")];
         let is_far = |target: &Target| match target.name.as_str() {
             "far" => KeyCheck::Accepted,
@@ -134,13 +134,13 @@ mod test {
     }
 
     #[test]
-    fn only_machine_that_was_met_at_an_address_is_taken_for_it() {
+    fn only_target_paired_at_address_needs_no_check() {
         let known = [Target::sample("desk", "192.0.2.1")];
         assert_eq!(select_key(&addr("192.0.2.1"), &known, rejects), KeySelection::Known(&known[0]));
     }
 
     #[test]
-    fn without_keys_and_on_loopback_connections_are_clear() {
+    fn without_keys_and_on_loopback_plaintext_is_used() {
         let known = [Target::sample("desk", "192.0.2.1")];
         assert_eq!(select_key(&addr("192.0.2.9"), &[], rejects), KeySelection::Plaintext);
         assert_eq!(select_key(&addr("127.0.0.1"), &known, rejects), KeySelection::Plaintext);
@@ -150,7 +150,7 @@ mod test {
     }
 
     #[test]
-    fn key_of_the_machine_met_there_is_tried_first() {
+    fn key_of_target_paired_at_address_is_first() {
         let known: Vec<Target> = (0..20u8)
             .map(|number| format!("192.0.2.{number}"))
             .map(|address| Target::sample(&address, &address))

@@ -144,7 +144,7 @@ mod test {
     }
 
     #[test]
-    fn what_one_machine_announces_is_put_together() {
+    fn services_are_grouped_by_machine() {
         let near = [("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))];
         let keyed =
             FoundService { keyed: Some(true), ..found(ServiceType::Nbd, "b", 10809, &near[..1]) };
@@ -163,7 +163,7 @@ mod test {
     }
 
     #[test]
-    fn folder_that_was_named_must_be_there() {
+    fn given_folder_must_exist() {
         assert!(targets(Some(Path::new("/nonexistent"))).is_err());
     }
 }

@@ -346,7 +346,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_no_address_is_a_path() {
+    fn anything_but_a_uri_is_a_path() {
         for path in ["disk.img", "/dev/sda", "./nbd://x", "a b", "c:\\disk", "2://x", "--"] {
             assert_eq!(parse(path), Ok(Locator::Path(path.into())), "{path}");
         }
@@ -373,7 +373,7 @@ mod test {
     }
 
     #[test]
-    fn addresses_are_taken_apart_and_shown_as_they_were_typed() {
+    fn uris_are_formatted_as_typed() {
         for text in [
             "nvme://192.168.1.5/sda",
             "nvme://old-laptop:4421/nqn.2014-08.org.nvmexpress:uuid:1",
@@ -399,7 +399,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_written_in_hexadecimal_is_taken_back() {
+    fn percent_encoding_is_decoded() {
         let nbd = nbd_of("nbds://a%40b@host/d%20%C3%A9?tls-psk-file=%2Fetc%2Fk&tls-hostname=x.y");
         let tls = nbd.tls.unwrap();
         assert_eq!((nbd.name.as_str(), tls.user.as_deref()), ("d é", Some("a@b")));
@@ -420,7 +420,7 @@ mod test {
     }
 
     #[test]
-    fn what_begins_as_an_address_and_is_none_is_refused_in_a_sentence() {
+    fn malformed_uri_is_refused() {
         for wrong in [
             "",
             "http://host/disk",

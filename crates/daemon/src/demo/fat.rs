@@ -4,9 +4,9 @@
 use super::Partition;
 
 /// The largest partition, in blocks: 65524 clusters of 32 KiB.
-pub(super) const MOST: u64 = MOST_CLUSTERS * 64;
+pub(super) const MAX_BLOCKS: u64 = MAX_CLUSTERS * 64;
 
-const MOST_CLUSTERS: u64 = 65524;
+const MAX_CLUSTERS: u64 = 65524;
 const RESERVED: u64 = 4;
 const ROOT_ENTRIES: u16 = 512;
 const ROOT_BLOCKS: u64 = 32;
@@ -39,7 +39,7 @@ struct Layout {
 impl Layout {
     /// Selects the smallest cluster size with which cluster numbers fit in 16 bits.
     fn of(blocks: u64) -> Self {
-        let cluster = blocks.div_ceil(MOST_CLUSTERS).next_power_of_two();
+        let cluster = blocks.div_ceil(MAX_CLUSTERS).next_power_of_two();
         let table = ((blocks / cluster + 2) * 2).div_ceil(BLOCK as u64);
         Self { cluster, table }
     }
@@ -79,10 +79,10 @@ fn low(number: u64) -> [u8; 4] {
 /// The file allocation table: the file's clusters in sequence, all others free.
 fn table(layout: &Layout, length: usize) -> Vec<u8> {
     let clusters = (length as u64).div_ceil(BLOCK as u64 * layout.cluster);
-    let mut words: Vec<u16> = vec![0xfff8, 0xffff];
-    words.extend((FILE + 1..).zip(1..clusters).map(|(next, _)| next));
-    words.push(0xffff);
-    let mut table: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut entries: Vec<u16> = vec![0xfff8, 0xffff];
+    entries.extend((FILE + 1..).zip(1..clusters).map(|(next, _)| next));
+    entries.push(0xffff);
+    let mut table: Vec<u8> = entries.iter().flat_map(|word| word.to_le_bytes()).collect();
     table.resize(table.len().next_multiple_of(BLOCK), 0);
     table
 }
@@ -115,8 +115,8 @@ mod test {
     use super::*;
 
     #[test]
-    fn every_size_has_a_number_of_clusters_that_means_fat16() {
-        for blocks in [6100, 8192, 65535, 65536, 131_072, 520_000, MOST - 1, MOST] {
+    fn every_size_has_a_fat16_cluster_count() {
+        for blocks in [6100, 8192, 65535, 65536, 131_072, 520_000, MAX_BLOCKS - 1, MAX_BLOCKS] {
             let layout = Layout::of(blocks);
             let data = blocks - RESERVED - 2 * layout.table - ROOT_BLOCKS;
             let clusters = data / layout.cluster;
@@ -126,12 +126,12 @@ mod test {
     }
 
     #[test]
-    fn the_file_is_a_chain_that_ends() {
+    fn file_is_a_terminated_cluster_chain() {
         let layout = Layout { cluster: 1, table: 16 };
-        let words: Vec<u16> = table(&layout, 1025)
+        let entries: Vec<u16> = table(&layout, 1025)
             .chunks(2)
             .map(|word| u16::from_le_bytes([word[0], word[1]]))
             .collect();
-        assert_eq!(words[..6], [0xfff8, 0xffff, 3, 4, 0xffff, 0]);
+        assert_eq!(entries[..6], [0xfff8, 0xffff, 3, 4, 0xffff, 0]);
     }
 }

@@ -20,7 +20,7 @@ impl ServeEvent {
             Self::Closed { at, .. } => format!("{at} is gone from this machine"),
             Self::Attached { which, host, address, shown, .. } => {
                 let who = who(shown.key.as_deref(), host, address);
-                format!("{} is attached by {who}{}", which.disk, shown.words())
+                format!("{} is attached by {who}{}", which.disk, shown.encryption())
             }
             Self::Detached { which, host, address, reason, read, written, shown, .. } => {
                 let who = who(shown.key.as_deref(), host, address);
@@ -68,7 +68,7 @@ impl ServeEvent {
 
 impl HostAuth {
     /// How the connection is encrypted, as a clause.
-    fn words(&self) -> String {
+    fn encryption(&self) -> String {
         self.tls.as_ref().map(|tls| format!(", encrypted ({tls})")).unwrap_or_default()
     }
 }

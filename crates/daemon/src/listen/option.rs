@@ -55,7 +55,7 @@ const BRACKETS: &str = "an IPv6 address stands in brackets, as in [::1]:4420 or 
 const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809 or unix:/run/x.sock";
 
 /// Longest path of a Unix socket (unix(7)).
-const LONGEST_PATH: usize = 107;
+const MAX_PATH: usize = 107;
 
 impl FromStr for ListenOption {
     type Err = &'static str;
@@ -89,7 +89,7 @@ fn path(path: &str) -> Result<ListenAddr, &'static str> {
     if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
         return Err("the path of a Unix socket begins with a slash, as in unix:/run/x.sock");
     }
-    if path.len() > LONGEST_PATH {
+    if path.len() > MAX_PATH {
         return Err("the path of a Unix socket has at most 107 bytes");
     }
     Ok(ListenAddr::Path(path.into()))
@@ -162,7 +162,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn addresses_in_every_form() {
+    fn all_forms_of_listen_addresses_are_parsed() {
         let (nvme, nbd) = (Some(Protocol::Nvme), Some(Protocol::Nbd));
         for (text, protocol, ip, interface, port) in [
             ("192.168.1.5", None, "192.168.1.5", None, None),
@@ -184,7 +184,7 @@ mod test {
     }
 
     #[test]
-    fn a_path_is_for_nbd() {
+    fn path_is_for_nbd() {
         let wanted = ListenOption {
             protocol: Some(Protocol::Nbd),
             addr: ListenAddr::Path("/run/x y".into()),
@@ -195,8 +195,8 @@ mod test {
     }
 
     #[test]
-    fn what_is_no_address_is_said() {
-        let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
+    fn malformed_listen_address_is_refused() {
+        let long = format!("unix:/{}", "x".repeat(MAX_PATH));
         for (text, part) in [
             ("", "looks like"),
             ("here", "looks like"),

@@ -77,7 +77,7 @@ mod test {
     use testkit::Scratch;
 
     #[test]
-    fn what_was_left_behind_is_replaced_and_nothing_else_is() {
+    fn only_stale_socket_files_are_replaced() {
         let folder = Scratch::new();
         let path = folder.0.join("x.sock");
         drop(bind(&path).unwrap());
@@ -93,7 +93,7 @@ mod test {
     }
 
     #[test]
-    fn who_listens_and_does_not_answer_is_not_waited_for() {
+    fn unresponsive_listener_does_not_block() {
         let folder = Scratch::new();
         let path = folder.0.join("x.sock");
         let unresponsive =
@@ -108,7 +108,7 @@ mod test {
     }
 
     #[test]
-    fn the_file_goes_with_the_socket_unless_it_is_another_ones() {
+    fn socket_file_is_removed_unless_replaced() {
         let folder = Scratch::new();
         let path = folder.0.join("x.sock");
         let first = bind(&path).unwrap();

@@ -358,7 +358,7 @@ mod test {
     }
 
     #[test]
-    fn a_policy_arrives_as_it_left_and_shows_no_key_on_the_way() {
+    fn policy_survives_the_wire_format_without_debug_keys() {
         let secret = |text: &str| Some(Secret::new(text.as_bytes().to_vec()));
         let host = Host {
             nqn: "nqn.2026-01.com.example:laptop".to_owned(),
@@ -381,14 +381,14 @@ mod test {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused() {
+    fn malformed_secret_is_refused() {
         for text in ["\"0\"", "\"0g\"", "\"é\"", "7"] {
             assert!(serde_json::from_str::<SecretWire>(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn a_disk_arrives_with_all_that_is_known_of_it() {
+    fn export_survives_the_wire_format() {
         let disk = || std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(4096, 16384).unwrap();
         let identity = Identity {
@@ -411,7 +411,7 @@ mod test {
     }
 
     #[test]
-    fn a_code_arrives_with_the_time_that_it_has_left() {
+    fn pairing_code_keeps_its_remaining_time() {
         let now = Instant::now();
         let later = now + Duration::from_secs(600);
         let (digits, long) = (Code::digits([7; 8]), Code::long([9; 16]));

@@ -179,7 +179,7 @@ mod test {
     use export::{Export, Geometry, Identity};
 
     #[test]
-    fn a_disk_is_released_when_nobody_has_it_any_more() {
+    fn disk_is_released_with_its_last_reference() {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Arc::new(Export::new("d", "n", Identity::default(), geometry, 512, disk));

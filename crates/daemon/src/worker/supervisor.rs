@@ -189,7 +189,7 @@ fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
         let _ = live.child.kill();
     }
     let how = end(&mut live.child);
-    validator.lose(shared);
+    validator.detach_all(shared);
     let how = how?;
     Some(if is_valid { how } else { "said what it cannot know, and was ended".to_owned() })
 }
@@ -260,7 +260,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn three_in_a_minute_are_replaced_and_the_fourth_is_not() {
+    fn worker_is_restarted_three_times_a_minute() {
         let (mut exits, begun) = (VecDeque::new(), Instant::now());
         let at = |seconds| begun + Duration::from_secs(seconds);
         let often: Vec<bool> =

@@ -109,7 +109,7 @@ impl ReportValidator {
     }
 
     /// Reports all attachments as detached when the worker is gone.
-    pub(super) fn lose(self, shared: &Shared) {
+    pub(super) fn detach_all(self, shared: &Shared) {
         for Attachment { export, peer, host } in self.attached {
             let reason = Reason::Ended;
             // The byte counts were lost with the worker.
@@ -147,7 +147,7 @@ mod test {
 
     /// A worker with disk number 1.
     fn shared() -> (Shared, Arc<Mutex<Vec<WorkerEvent>>>) {
-        let heard = Arc::new(Mutex::new(Vec::new()));
+        let emitted = Arc::new(Mutex::new(Vec::new()));
         let config = Config {
             driver: Driver::Auto,
             threads: 1,
@@ -169,13 +169,13 @@ mod test {
             before: Counts::default(),
             being_written: false,
         });
-        let sink = heard.clone();
+        let sink = emitted.clone();
         let shared = Shared {
-            sink: Arc::new(move |said| sink.lock().unwrap().push(said)),
+            sink: Arc::new(move |event| sink.lock().unwrap().push(event)),
             state: Mutex::new(state),
             stopped: Condvar::new(),
         };
-        (shared, heard)
+        (shared, emitted)
     }
 
     fn peer() -> PeerWire {
@@ -193,24 +193,24 @@ mod test {
     }
 
     #[test]
-    fn a_worker_speaks_of_its_own_disks_and_of_hosts_that_came() {
-        let (shared, heard) = shared();
+    fn reports_on_unknown_disks_and_hosts_are_refused() {
+        let (shared, emitted) = shared();
         let mut validator = ReportValidator::default();
         assert!(validator.accept(&shared, detached()).is_err());
         assert!(validator.accept(&shared, attached(2)).is_err());
         assert!(validator.accept(&shared, attached(1)).is_ok());
         assert!(validator.accept(&shared, detached()).is_ok());
         assert!(validator.accept(&shared, detached()).is_err());
-        assert_eq!(heard.lock().unwrap().len(), 2);
+        assert_eq!(emitted.lock().unwrap().len(), 2);
         while validator.accept(&shared, attached(1)).is_ok() {}
         assert_eq!(validator.attached.len(), MAX_ATTACHMENTS);
     }
 
     /// X45: a compromised worker cannot cause pairing where it is disabled.
     #[test]
-    fn x45_nobody_knocks_where_no_code_is_shown() {
-        let (shared, heard) = shared();
-        let knocked = || EventWire::PairingRequested {
+    fn x45_pairing_request_is_refused_if_pairing_is_disabled() {
+        let (shared, emitted) = shared();
+        let pairing = || EventWire::PairingRequested {
             peer: peer(),
             number: 1,
             host: "h".to_owned(),
@@ -218,29 +218,29 @@ mod test {
             writable: false,
             secret: SecretWire(Secret::new(vec![1; 32])),
         };
-        assert!(ReportValidator::default().accept(&shared, knocked()).is_err());
-        assert!(heard.lock().unwrap().is_empty());
+        assert!(ReportValidator::default().accept(&shared, pairing()).is_err());
+        assert!(emitted.lock().unwrap().is_empty());
         shared.state().pairing = Some("machine".to_owned());
-        assert!(ReportValidator::default().accept(&shared, knocked()).is_ok());
-        assert_eq!(heard.lock().unwrap().len(), 1);
+        assert!(ReportValidator::default().accept(&shared, pairing()).is_ok());
+        assert_eq!(emitted.lock().unwrap().len(), 1);
     }
 
     #[test]
-    fn hosts_of_a_worker_that_died_are_gone() {
-        let (shared, heard) = shared();
+    fn hosts_of_a_dead_worker_are_detached() {
+        let (shared, emitted) = shared();
         let mut validator = ReportValidator::default();
         validator.accept(&shared, attached(1)).unwrap();
-        validator.lose(&shared);
-        let heard = heard.lock().unwrap();
+        validator.detach_all(&shared);
+        let emitted = emitted.lock().unwrap();
         assert!(matches!(
-            heard.last(),
+            emitted.last(),
             Some(WorkerEvent::Event(CountedEvent { event: Event::Detached { .. }, .. }))
         ));
     }
 
     #[test]
-    fn words_that_a_worker_coins_are_counted() {
-        let (shared, heard) = shared();
+    fn number_of_names_from_a_worker_is_bounded() {
+        let (shared, emitted) = shared();
         let fault = |op: String| EventWire::Fault {
             disk: 1,
             op,
@@ -252,8 +252,8 @@ mod test {
         for n in 0..2 * MAX_NAMES {
             ReportValidator::default().accept(&shared, fault(format!("coined {n}"))).unwrap();
         }
-        let heard = heard.lock().unwrap();
-        let last = heard.last();
+        let emitted = emitted.lock().unwrap();
+        let last = emitted.last();
         let Some(WorkerEvent::Event(CountedEvent { event: Event::Fault { op, .. }, .. })) = last
         else {
             panic!("{last:?}")

@@ -53,7 +53,7 @@ fn only_warning(store: &Store) -> String {
 }
 
 #[test]
-fn a_host_is_let_in_with_its_keys_and_rules() {
+fn host_gets_its_keys_and_rules() {
     let (_folder, store) = store();
     let rules = r#""chap_key": "chap", "tls_compat": true,
         "rules": [{"access": "read-only"}, {"disk": "sdb", "access": "writable"},
@@ -73,7 +73,7 @@ fn a_host_is_let_in_with_its_keys_and_rules() {
 }
 
 #[test]
-fn the_keys_number_is_another_one_for_each_host_and_key() {
+fn key_id_differs_per_host_and_key() {
     let (_folder, store) = store();
     write(&store, "hosts/one.json", &host(NQN, READ));
     write(&store, "hosts/two.json", &host("nqn.2024-01.test:two", READ));
@@ -90,7 +90,7 @@ fn the_keys_number_is_another_one_for_each_host_and_key() {
 }
 
 #[test]
-fn what_has_expired_is_not_there_and_the_next_end_is_told() {
+fn expired_rules_are_dropped_and_next_expiry_returned() {
     let (_folder, store) = store();
     let rules = r#""rules": [
         {"access": "read-only", "expires": "2026-12-01T02:00:00Z"},
@@ -108,7 +108,7 @@ fn what_has_expired_is_not_there_and_the_next_end_is_told() {
 
 /// With a clock that starts at 1970, all expired rules would be in force again.
 #[test]
-fn with_a_clock_that_is_behind_nothing_that_expires_is_given() {
+fn expiring_rules_need_a_plausible_clock() {
     let (_folder, store) = store();
     let rules = r#""added": "2026-12-01", "rules": [
         {"access": "read-only"}, {"disk": "a", "access": "writable", "expires": "2026-12-02"}]"#;
@@ -123,7 +123,7 @@ fn with_a_clock_that_is_behind_nothing_that_expires_is_given() {
 }
 
 #[test]
-fn a_broken_file_lets_nobody_in_and_is_said() {
+fn broken_host_file_grants_no_access_and_warns() {
     for (text, word) in [
         ("".to_owned(), "not understood"),
         ("{".to_owned(), "not understood"),
@@ -140,22 +140,22 @@ fn a_broken_file_lets_nobody_in_and_is_said() {
     ] {
         let (_folder, store) = store();
         write(&store, "hosts/one.json", &text);
-        let said = only_warning(&store);
-        assert!(said.contains(word) && said.contains("one"), "{text:.80}: {said}");
+        let warning = only_warning(&store);
+        assert!(warning.contains(word) && warning.contains("one"), "{text:.80}: {warning}");
     }
 }
 
 #[test]
-fn a_host_with_one_broken_key_is_not_let_in_with_the_other() {
+fn host_with_one_malformed_key_is_refused() {
     let (_folder, store) = store();
     write(&store, "hosts/one.json", &host(NQN, &format!(r#""chap_key": "chap", {READ}"#)));
     write(&store, "keys/chap", "DHHC-1:00:hunter2:");
-    let said = only_warning(&store);
-    assert!(!said.contains("hunter2"), "{said}");
+    let warning = only_warning(&store);
+    assert!(!warning.contains("hunter2"), "{warning}");
 }
 
 #[test]
-fn files_that_others_can_read_let_nobody_in() {
+fn files_readable_by_others_grant_no_access() {
     for file in ["hosts/one.json", "keys/laptop"] {
         let (_folder, store) = store();
         write(&store, "hosts/one.json", &host(NQN, READ));
@@ -165,7 +165,7 @@ fn files_that_others_can_read_let_nobody_in() {
 }
 
 #[test]
-fn one_broken_file_is_no_reason_to_keep_others_out() {
+fn broken_file_does_not_affect_other_hosts() {
     let (_folder, store) = store();
     write(&store, "hosts/one.json", &host(NQN, READ));
     write(&store, "hosts/two.json", "{");
@@ -178,7 +178,7 @@ fn one_broken_file_is_no_reason_to_keep_others_out() {
 }
 
 #[test]
-fn two_hosts_of_one_name_are_both_left_out() {
+fn hosts_with_the_same_nqn_are_left_out() {
     let (_folder, store) = store();
     write(&store, "hosts/one.json", &host(NQN, READ));
     write(&store, "hosts/two.json", &host(NQN, READ));
@@ -186,7 +186,7 @@ fn two_hosts_of_one_name_are_both_left_out() {
 }
 
 #[test]
-fn more_hosts_than_can_be_tried_are_left_out() {
+fn excess_hosts_are_left_out() {
     let (_folder, store) = store();
     for number in 0..=MAX_HOSTS {
         write(
@@ -201,7 +201,7 @@ fn more_hosts_than_can_be_tried_are_left_out() {
 
 /// X53: names of files and credentials cannot inject terminal control sequences.
 #[test]
-fn x53_complaints_are_safe_to_show() {
+fn x53_warnings_are_printable() {
     let (_folder, mut store) = store();
     write(&store, "hosts/\u{1b}[2J.json", "");
     let credential = |name: &str, text: &str| Credential {
@@ -214,11 +214,11 @@ fn x53_complaints_are_safe_to_show() {
         .push(credential("storagetm.host.x", r#"{"nqn": "nqn.\u001b[2J", "rules": []}"#));
     let (_, _, warnings) = read(&store, now());
     assert_eq!(warnings.len(), 3, "{warnings:?}");
-    assert!(warnings.iter().all(|said| !said.contains(['\u{1b}', '\n'])), "{warnings:?}");
+    assert!(warnings.iter().all(|warning| !warning.contains(['\u{1b}', '\n'])), "{warnings:?}");
 }
 
 #[test]
-fn a_credential_holds_a_host_with_its_keys() {
+fn credential_contains_host_with_inline_keys() {
     let (folder, mut store) = store();
     let key = Key::generate(KeyKind::Tls, None).unwrap();
     let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
@@ -251,7 +251,7 @@ fn x19_a_new_store_has_no_key_and_no_host() {
 }
 
 #[test]
-fn a_guest_is_kept_and_takes_the_place_of_itself() {
+fn paired_host_is_stored_and_replaces_itself() {
     let (_folder, store) = store();
     let tls = Key::from_pairing(&Secret::new(vec![7; 32]));
     let paired =
@@ -280,7 +280,7 @@ fn a_guest_is_kept_and_takes_the_place_of_itself() {
 }
 
 #[test]
-fn a_removed_host_takes_its_own_key_along_and_no_other() {
+fn removing_a_host_removes_only_its_own_key() {
     let (_folder, store) = store();
     write(&store, "hosts/laptop.json", &host(NQN, READ));
     write(
@@ -298,7 +298,7 @@ fn a_removed_host_takes_its_own_key_along_and_no_other() {
 
 /// X16: removal of a host is notified at once.
 #[test]
-fn x16_changes_are_told_to_whoever_watches() {
+fn x16_watch_reports_removal_of_a_host() {
     let (_folder, store) = store();
     write(&store, "hosts/laptop.json", &host(NQN, READ));
     let mut watch = store.watch().unwrap();
@@ -311,14 +311,14 @@ fn x16_changes_are_told_to_whoever_watches() {
 }
 
 #[test]
-fn an_allowance_reads_as_an_access() {
+fn allowed_converts_to_access_and_back() {
     for access in [Access::ReadOnly, Access::Writable] {
         assert_eq!(Access::from(Allowed::from(access)), access);
     }
 }
 
 #[test]
-fn the_usual_place_is_the_services_else_the_users() {
+fn default_folder_is_of_service_else_of_user() {
     let place = |set: &[(&str, &str)], root| {
         let variable =
             |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).into());
@@ -337,7 +337,7 @@ fn the_usual_place_is_the_services_else_the_users() {
 }
 
 #[test]
-fn who_knew_the_code_gets_no_more_disks_and_time_than_the_owner_gave_that_host() {
+fn pairing_does_not_extend_a_hosts_rules() {
     let (_folder, store) = store();
     let rules = r#""chap_key": "chap",
         "rules": [{"disk": "sdb", "access": "writable", "expires": "2999-01-01T00:00:00Z"}]"#;
