@@ -175,7 +175,8 @@ impl Job {
             self.end(Ok(()));
         } else if moved == 0 {
             // The disk is shorter than it was when it was opened.
-            self.end(Err(Fault::Io));
+            let reads = self.admitted.op() == Op::Read;
+            self.end(Err(if reads { Fault::Io } else { Fault::NoSpace }));
         }
     }
 
@@ -193,7 +194,7 @@ impl Job {
             }
             Phase::ZeroRange if lacks(errno) => self.fill(),
             _ => {
-                if self.has_taken_a_flushs_error(errno) {
+                if self.has_consumed_writeback_error(errno) {
                     self.admitted.export().flush_failed();
                 }
                 self.end(Err(Fault::from_errno(errno.raw_os_error())));
@@ -204,7 +205,7 @@ impl Job {
     /// Returns whether this call has consumed the error of an earlier cached write: the kernel
     /// reports a writeback error once per descriptor, to the first sync. Direct I/O fails on its
     /// own account only.
-    fn has_taken_a_flushs_error(&self, errno: Errno) -> bool {
+    fn has_consumed_writeback_error(&self, errno: Errno) -> bool {
         let is_cached = || {
             let flags = rustix::fs::fcntl_getfl(self.admitted.export());
             flags.is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
@@ -494,6 +495,17 @@ mod test {
             job.advance(Err(Errno::AGAIN));
         }
         assert_eq!(job.result(), Some(Err(Fault::Io)));
+    }
+
+    #[test]
+    fn transfer_without_progress_fails_by_its_direction() {
+        let grant = grant(memory(1 << 16), 1 << 16);
+        for (op, fault) in [(Op::Read, Fault::Io), (WRITE, Fault::NoSpace)] {
+            let mut job = Job::new(admit(&grant, op, 4, 2, 1));
+            job.advance(Ok(512));
+            job.advance(Ok(0));
+            assert_eq!(job.result(), Some(Err(fault)), "{op:?}");
+        }
     }
 
     #[test]

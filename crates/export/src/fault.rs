@@ -38,20 +38,28 @@ impl Fault {
         Self::Busy,
     ];
 
-    /// Maps an errno to a fault.
+    /// Maps an errno to a fault: [`Fault::Io`] if it has none of its own.
     pub fn from_errno(errno: i32) -> Self {
-        match errno {
+        Self::of_errno(errno).unwrap_or(Self::Io)
+    }
+
+    /// Returns the fault that an errno of a disk stands for. `None` for an errno that is not about
+    /// the disk, such as `ENOMEM`: a retry may succeed.
+    pub fn of_errno(errno: i32) -> Option<Self> {
+        Some(match errno {
+            EIO | ENODATA | EILSEQ | ETIMEDOUT | EREMOTEIO => Self::Io,
             ENOSPC | EDQUOT | EFBIG => Self::NoSpace,
             EPERM | EACCES | EROFS | EBADF => Self::ReadOnly,
             EINVAL => Self::Misaligned,
             EOPNOTSUPP | ENOSYS | ENOTTY => Self::Unsupported,
             ENODEV | ENXIO | ENOMEDIUM | ESHUTDOWN => Self::Gone,
-            _ => Self::Io,
-        }
+            _ => return None,
+        })
     }
 }
 
 const EPERM: i32 = 1;
+const EIO: i32 = 5;
 const ENXIO: i32 = 6;
 const EBADF: i32 = 9;
 const EACCES: i32 = 13;
@@ -62,8 +70,12 @@ const EFBIG: i32 = 27;
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 const ENOSYS: i32 = 38;
+const ENODATA: i32 = 61;
+const EILSEQ: i32 = 84;
 const EOPNOTSUPP: i32 = 95;
 const ESHUTDOWN: i32 = 108;
+const ETIMEDOUT: i32 = 110;
+const EREMOTEIO: i32 = 121;
 const EDQUOT: i32 = 122;
 const ENOMEDIUM: i32 = 123;
 
@@ -93,17 +105,21 @@ mod test {
     use super::*;
 
     #[test]
-    fn errno_becomes_the_fault_that_a_peer_can_act_on() {
-        for (errno, fault) in [
-            (5, Fault::Io),
-            (28, Fault::NoSpace),
-            (30, Fault::ReadOnly),
-            (22, Fault::Misaligned),
-            (95, Fault::Unsupported),
-            (19, Fault::Gone),
-            (61, Fault::Io),
-        ] {
-            assert_eq!(Fault::from(io::Error::from_raw_os_error(errno)), fault, "errno {errno}");
+    fn each_errno_of_a_disk_has_one_fault() {
+        let table: [(Fault, &[i32]); 6] = [
+            (Fault::Io, &[5, 61, 84, 110, 121]),
+            (Fault::NoSpace, &[27, 28, 122]),
+            (Fault::ReadOnly, &[1, 9, 13, 30]),
+            (Fault::Misaligned, &[22]),
+            (Fault::Unsupported, &[25, 38, 95]),
+            (Fault::Gone, &[6, 19, 108, 123]),
+        ];
+        for errno in 0..200 {
+            let row = table.iter().find(|(_, errnos)| errnos.contains(&errno));
+            let fault = row.map(|(fault, _)| *fault);
+            assert_eq!(Fault::of_errno(errno), fault, "errno {errno}");
+            let error = io::Error::from_raw_os_error(errno);
+            assert_eq!(Fault::from(error), fault.unwrap_or(Fault::Io), "errno {errno}");
         }
     }
 }

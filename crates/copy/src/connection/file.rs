@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use export::{Extent, Pool};
+use export::{Extent, Fault, Pool};
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
@@ -199,7 +199,7 @@ impl FileEndpoint {
                 EndpointError::Refused(format!("{name} is in use: unmount it first"))
             }
             Some(Errno::EXIST) => EndpointError::Refused(format!("{name} exists already")),
-            Some(Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM) => self.unreachable(error),
+            Some(errno) if fault(errno) == Some(Fault::Gone) => self.unreachable(error),
             _ => EndpointError::Refused(format!("{name}: {error}")),
         }
     }
@@ -279,7 +279,9 @@ impl FileConnection {
 
     fn complete(&mut self, tag: u32, result: io::Result<()>, buffer: Option<export::Buffer>) {
         let errno = result.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        if let Err(errno @ (Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM)) = errno {
+        if let Err(errno) = errno
+            && fault(errno) == Some(Fault::Gone)
+        {
             self.opened.removed.store(true, Ordering::Release);
             self.lost = Some(errno);
         }
@@ -345,17 +347,19 @@ impl Connection for FileConnection {
     }
 }
 
+fn fault(errno: Errno) -> Option<Fault> {
+    Fault::of_errno(errno.raw_os_error())
+}
+
 /// Maps an error of the kernel.
 fn failed(errno: Errno) -> RequestError {
-    match errno {
-        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => RequestError::NoSpace,
-        Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::BADF => RequestError::ReadOnly,
-        Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY => RequestError::Unsupported,
-        Errno::INVAL => RequestError::OutOfRange,
-        Errno::IO | Errno::NODATA | Errno::ILSEQ | Errno::REMOTEIO | Errno::TIMEDOUT => {
-            RequestError::Media
-        }
-        _ => RequestError::Refused,
+    match fault(errno) {
+        Some(Fault::Io) => RequestError::Media,
+        Some(Fault::NoSpace) => RequestError::NoSpace,
+        Some(Fault::ReadOnly) => RequestError::ReadOnly,
+        Some(Fault::Unsupported) => RequestError::Unsupported,
+        Some(Fault::OutOfRange | Fault::Misaligned) => RequestError::OutOfRange,
+        Some(Fault::Gone | Fault::Busy) | None => RequestError::Refused,
     }
 }
 
@@ -396,7 +400,8 @@ fn write_all(
     Ok(())
 }
 
-/// Data and holes of a range, from its start on.
+/// Data and holes of a range, from its start on. Unlike the engine, which reports what it cannot
+/// find out as data and what is beyond the end of the file too, a copy fails.
 fn extents(file: &File, offset: u64, len: u64) -> Result<Vec<Extent>, Errno> {
     let end = offset.saturating_add(len);
     let mut at = offset;
