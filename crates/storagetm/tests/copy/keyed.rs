@@ -256,12 +256,12 @@ fn a_machine_that_was_paired_with_is_copied_from_by_its_name_for_the_disk() {
     let target = target(&there, &image, &["--pair"]);
     let port = target.port("nvme");
     pair(&target, &here);
-    let froms = [
+    let sources = [
         format!("nvme://{ELSEWHERE}:{port}/disk"),
         format!("nvme://{ELSEWHERE}:{port}/disk.img"),
         format!("nbds://{ELSEWHERE}:{}/disk", target.port("nbd")),
     ];
-    for (number, from) in froms.iter().enumerate() {
+    for (number, from) in sources.iter().enumerate() {
         let to = folder.path(&format!("copy{number}.img"));
         ends_with(0, &["--keys", &here, from, &to]);
         assert_equal(&image, &to);
@@ -272,6 +272,6 @@ fn a_machine_that_was_paired_with_is_copied_from_by_its_name_for_the_disk() {
     let file = file.into_iter().find(|path| path.extension().is_some_and(|it| it == "json"));
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(file.unwrap(), open).unwrap();
-    let said = ends_with(5, &["--keys", &here, &froms[0], &folder.path("never.img")]);
+    let said = ends_with(5, &["--keys", &here, &sources[0], &folder.path("never.img")]);
     assert!(said.contains("can be read by others"), "{said}");
 }
