@@ -7,6 +7,7 @@ mod connect;
 mod controller;
 mod queue;
 mod slots;
+mod submission;
 
 use std::rc::Rc;
 

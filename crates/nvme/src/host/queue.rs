@@ -5,14 +5,17 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use export::{Body, Buffer, DirectRecv, Segment};
+use export::{Body, Buffer, DirectRecv, Pool, Segment};
 use zerocopy::IntoBytes;
 
-use super::auth::InBandAuth;
+use super::auth::{self, AuthStep, InBandAuth, OnSuccess};
 use super::connect::Options;
-use super::slots::{Command, Data, Receiving, Slots};
+use super::slots::{Command, Data, Receiving, Slots, length};
+use super::submission::SubmissionQueue;
 use super::{CloseReason, Completion, Payload, Step, SubmitError};
 use crate::auth::Credentials;
+use crate::auth::chap::Names;
+use crate::auth::psk::Psk;
 use crate::status::Status;
 use crate::tcp::{Deframer, Framer, Pdu, Piece, Side, Violation, pdu};
 use crate::wire::fabrics::{ConnectData, ConnectResponse};
@@ -22,18 +25,18 @@ use crate::wire::{Cqe, Sgl, Sqe};
 #[derive(Debug)]
 pub struct Queue {
     options: Options,
-    pub(super) data: Box<ConnectData>,
+    data: Box<ConnectData>,
     state: ConnectionState,
     deframer: Deframer,
-    pub(super) framer: Framer,
+    framer: Framer,
     maxh2cdata: u32,
-    pub(super) steps: VecDeque<Step>,
+    steps: VecDeque<Step>,
     slots: Slots,
     sq: SubmissionQueue,
     /// Command that receives the payload of the current PDU, and whether the PDU completes it.
     receiving: Option<(u16, bool)>,
     /// Authentication state, if there are credentials.
-    pub(super) auth: Option<Box<InBandAuth>>,
+    auth: Option<Box<InBandAuth>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,44 +47,6 @@ enum ConnectionState {
     AwaitingConnect,
     Live,
     Closed,
-}
-
-/// State of the submission queue.
-#[derive(Debug)]
-struct SubmissionQueue {
-    entries: u16,
-    /// Entries after the last reported head.
-    unacknowledged: u16,
-    /// The last reported head.
-    head: u16,
-    flow_control: bool,
-    in_flight: u16,
-}
-
-impl SubmissionQueue {
-    fn can_submit(&self) -> bool {
-        let full = self.entries.saturating_sub(1);
-        self.in_flight < full && (!self.flow_control || self.unacknowledged < full)
-    }
-
-    fn advance(&mut self) {
-        self.in_flight = self.in_flight.saturating_add(1);
-        self.unacknowledged = self.unacknowledged.saturating_add(1);
-    }
-
-    /// Processes SQHD (NVMe Base 2.0 §3.3.3.2).
-    fn update_head(&mut self, head: u16) -> Result<(), Violation> {
-        if !self.flow_control {
-            return Ok(());
-        }
-        let forward = u32::from(head) + u32::from(self.entries) - u32::from(self.head);
-        let consumed = u16::try_from(forward % u32::from(self.entries)).unwrap_or(u16::MAX);
-        if head >= self.entries || consumed > self.unacknowledged {
-            return Err(Violation::HeadOutOfRange);
-        }
-        (self.head, self.unacknowledged) = (head, self.unacknowledged - consumed);
-        Ok(())
-    }
 }
 
 /// Minimum rest of a payload in bytes to receive it directly into its buffer.
@@ -105,7 +70,7 @@ impl Queue {
             maxh2cdata: 0,
             steps: VecDeque::new(),
             slots: Slots::new(entries),
-            sq: SubmissionQueue { entries, unacknowledged: 0, head: 0, flow_control, in_flight: 0 },
+            sq: SubmissionQueue::new(entries, flow_control),
             receiving: None,
             auth: None,
             data: Box::new(data),
@@ -153,20 +118,15 @@ impl Queue {
     /// Returns the number of commands in flight.
     #[must_use]
     pub fn in_flight(&self) -> u16 {
-        self.sq.in_flight
+        self.sq.in_flight()
     }
 
     fn send_command(&mut self, sqe: Sqe, payload: Payload, tag: u32) -> u16 {
         match payload {
             Payload::None => self.send_capsule(sqe, Data::None, tag),
             Payload::Receive(buffer) => {
-                let want = length(&buffer);
-                let receiving = Receiving { buffer: Some(buffer), ..Receiving::new(want) };
-                self.send_capsule(
-                    sqe.with_data(Sgl::transport(want)),
-                    Data::Receiving(receiving),
-                    tag,
-                )
+                let sqe = sqe.with_data(Sgl::transport(length(&buffer)));
+                self.send_capsule(sqe, Data::Receiving(Receiving::new(buffer)), tag)
             }
             Payload::Send(buffer) if length(&buffer) <= self.options.capsule_data => {
                 self.send_in_capsule(sqe, buffer, tag)
@@ -189,7 +149,7 @@ impl Queue {
     }
 
     /// Sends a command without in-capsule data.
-    pub(super) fn send_capsule(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
+    fn send_capsule(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
         let cid = self.claim(data, tag);
         let steps = &mut self.steps;
         self.framer.command(sqe.with_cid(cid), &mut |segment| steps.push_back(Step::Send(segment)));
@@ -197,9 +157,9 @@ impl Queue {
     }
 
     /// Allocates a slot. There are as many as entries, and [`SubmissionQueue`] keeps one free.
-    pub(super) fn claim(&mut self, data: Data, tag: u32) -> u16 {
+    fn claim(&mut self, data: Data, tag: u32) -> u16 {
         self.sq.advance();
-        self.slots.claim(Command { tag, data }).unwrap_or_default()
+        self.slots.claim(Command::new(tag, data)).unwrap_or_default()
     }
 
     // ---- what comes in
@@ -282,68 +242,124 @@ impl Queue {
         let cid = cqe.cid.get();
         let status = cqe.outcome();
         let command = self.slots.find(cid)?;
-        match &command.data {
-            // After success the data must be complete.
-            Data::Receiving(receiving)
-                if status.is_success() && receiving.got != receiving.want =>
-            {
-                return Err(Violation::DataMissing);
-            }
-            _ => {}
+        // After success the data must be complete.
+        if let Data::Receiving(receiving) = command.data()
+            && status.is_success()
+            && !receiving.is_complete()
+        {
+            return Err(Violation::DataMissing);
         }
         self.sq.update_head(cqe.sqhd.get())?;
         self.finish(cid, status, cqe.result())
     }
 
     fn finish(&mut self, cid: u16, status: Status, result: u64) -> Result<(), Violation> {
-        let Command { tag, data } = self.slots.release(cid)?;
-        self.sq.in_flight = self.sq.in_flight.saturating_sub(1);
-        let step = match data {
-            Data::Connect => match self.connected(status, result) {
-                Some(step) => step,
-                None => return Ok(()),
-            },
+        let (tag, data) = self.slots.release(cid)?.into_parts();
+        self.sq.complete();
+        let (status, buffer) = match data {
+            Data::Connect => {
+                self.connected(status, result);
+                return Ok(());
+            }
             Data::Auth => {
-                self.message_sent(status);
+                self.continue_auth(|auth| auth.message_sent(status));
                 return Ok(());
             }
-            Data::Receiving(Receiving { buffer, digest_error, auth: true, .. }) => {
-                let status = if digest_error { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
-                self.message_received(status, buffer.as_ref().map_or(&[], Buffer::bytes));
+            Data::Receiving(receiving) if receiving.is_auth() => {
+                let (buffer, status) = receiving.finish(status);
+                let bytes = buffer.as_ref().map_or(&[][..], Buffer::bytes);
+                self.continue_auth(|auth| auth.message_received(status, bytes));
                 return Ok(());
             }
-            Data::Receiving(Receiving { buffer, digest_error, .. }) => {
-                // The command fails, the connection continues (NVMe/TCP 1.0 §3.3.1.1).
-                let status = if digest_error { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
-                Step::Completed(Completion { tag, status, result, buffer })
+            Data::Receiving(receiving) => {
+                let (buffer, status) = receiving.finish(status);
+                (status, buffer)
             }
-            Data::None | Data::AwaitingR2t { .. } => {
-                Step::Completed(Completion { tag, status, result, buffer: None })
-            }
+            Data::None | Data::AwaitingR2t { .. } => (status, None),
         };
-        self.steps.push_back(step);
+        self.steps.push_back(Step::Completed(Completion { tag, status, result, buffer }));
         Ok(())
     }
 
-    /// Handles the response to Connect. Returns `None` if authentication was started.
-    fn connected(&mut self, status: Status, result: u64) -> Option<Step> {
+    /// Handles the response to Connect. Starts authentication if it is required.
+    fn connected(&mut self, status: Status, result: u64) {
         #[allow(clippy::cast_possible_truncation, reason = "dword 0 of two")]
         let dw0 = result as u32;
         if !status.is_success() {
-            return Some(Step::Refused(status, dw0));
+            return self.steps.push_back(Step::Refused(status, dw0));
         }
         let response = ConnectResponse::parse(dw0);
-        let requested = response.authentication_required || self.requires_controller_auth();
-        if requested && self.authenticate_for_connect(response) {
-            return None;
+        let requires_controller = self.auth.as_ref().is_some_and(|auth| auth.requires_controller());
+        let requested = response.authentication_required || requires_controller;
+        if !requested || !self.start_auth(OnSuccess::Connect(response)) {
+            self.go_live(response);
         }
-        self.go_live();
-        Some(Step::Connected(response))
     }
 
-    pub(super) fn go_live(&mut self) {
+    fn go_live(&mut self, response: ConnectResponse) {
         self.state = ConnectionState::Live;
+        self.steps.push_back(Step::Connected(response));
     }
+
+    // ---- authentication
+
+    /// Authenticates again on a connected queue with credentials. [`Step::Completed`] with `tag`
+    /// has the result. Returns whether authentication was started.
+    pub fn reauthenticate(&mut self, tag: u32) -> bool {
+        self.can_submit() && self.start_auth(OnSuccess::Report(tag))
+    }
+
+    /// Returns the PSKs that the last authentication generated, if the credentials request them.
+    pub fn take_psks(&mut self) -> Vec<Psk> {
+        self.auth.as_mut().map(|auth| auth.take_psks()).unwrap_or_default()
+    }
+
+    /// Starts an authentication. Returns `false` without credentials.
+    fn start_auth(&mut self, on_success: OnSuccess) -> bool {
+        let name = |nqn: Result<&str, _>| nqn.map(str::to_owned).unwrap_or_default();
+        let names = Names { host: name(self.data.hostnqn()), subsystem: name(self.data.subnqn()) };
+        let message = self.auth.as_mut().and_then(|auth| auth.start(names, on_success));
+        let Some(message) = message else { return false };
+        self.send_message(&message);
+        true
+    }
+
+    fn continue_auth(&mut self, next: impl FnOnce(&mut InBandAuth) -> AuthStep) {
+        let Some(auth) = &mut self.auth else { return };
+        match next(auth) {
+            AuthStep::Send(message) => self.send_message(&message),
+            AuthStep::Receive => self.receive_message(),
+            AuthStep::Done(OnSuccess::Connect(response), status) if status.is_success() => {
+                self.go_live(response);
+            }
+            AuthStep::Done(OnSuccess::Connect(_), status) => {
+                self.steps.push_back(Step::Refused(status, 0));
+            }
+            AuthStep::Done(OnSuccess::Report(tag), status) => {
+                let completion = Completion { tag, status, result: 0, buffer: None };
+                self.steps.push_back(Step::Completed(completion));
+            }
+            AuthStep::None => {}
+        }
+    }
+
+    fn send_message(&mut self, message: &[u8]) {
+        let tl = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let cid = self.claim(Data::Auth, 0);
+        let sqe = auth::send_command(tl).with_data(Sgl::in_capsule(0, tl)).with_cid(cid);
+        let steps = &mut self.steps;
+        let mut send = |segment| steps.push_back(Step::Send(segment));
+        self.framer.command_with(sqe, Body::Shared(Arc::from(message)), message.len(), &mut send);
+    }
+
+    fn receive_message(&mut self) {
+        let buffer = Pool::new(auth::MAX_MESSAGE as usize).open().take(auth::MAX_MESSAGE as usize);
+        let receiving = Receiving::auth(buffer, auth::MAX_MESSAGE);
+        let sqe = auth::receive_command().with_data(Sgl::transport(auth::MAX_MESSAGE));
+        self.send_capsule(sqe, Data::Receiving(receiving), 0);
+    }
+
+    // ---- data transfers
 
     /// Handles the header of a C2HData PDU (NVMe/TCP 1.0 §3.6.2.9): in order, within the buffer.
     fn data(
@@ -354,56 +370,31 @@ impl Queue {
         last: bool,
         success: bool,
     ) -> Result<(), Violation> {
-        let Data::Receiving(receiving) = &mut self.slots.find(cid)?.data else {
+        let Data::Receiving(receiving) = self.slots.find(cid)?.data() else {
             return Err(Violation::DataUnsolicited);
         };
-        let left = receiving.want.saturating_sub(receiving.got);
-        if receiving.ended {
-            return Err(Violation::DataUnsolicited);
-        }
-        if offset != receiving.got {
-            return Err(Violation::DataOffsetNotExpected);
-        }
-        if len > left {
-            return Err(Violation::DataBeyondTransfer);
-        }
-        if success && !last {
-            return Err(Violation::SuccessWithoutLast);
-        }
-        if len == left && !last {
-            return Err(Violation::LastFlagMissing);
-        }
-        if success && len != left {
-            return Err(Violation::DataMissing);
-        }
-        receiving.ended = last;
+        receiving.begin(offset, len, last, success)?;
         self.receiving = Some((cid, success));
         Ok(())
     }
 
     fn receiving(&mut self) -> Option<&mut Receiving> {
         let (cid, _) = self.receiving?;
-        match &mut self.slots.find(cid).ok()?.data {
+        match self.slots.find(cid).ok()?.data() {
             Data::Receiving(receiving) => Some(receiving),
             _ => None,
         }
     }
 
     fn payload(&mut self, data: &[u8]) {
-        let Some(Receiving { buffer: Some(buffer), got, .. }) = self.receiving() else { return };
-        let start = *got as usize;
-        if let Some(target) = buffer.bytes_mut().get_mut(start..start + data.len()) {
-            target.copy_from_slice(data);
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
-        {
-            *got += data.len() as u32;
+        if let Some(receiving) = self.receiving() {
+            receiving.append(data);
         }
     }
 
     fn payload_end(&mut self, digest_ok: bool) -> Result<(), Violation> {
         if let Some(receiving) = self.receiving() {
-            receiving.digest_error |= !digest_ok;
+            receiving.end(digest_ok);
         }
         match self.receiving.take() {
             Some((cid, true)) => self.finish(cid, Status::SUCCESS, 0),
@@ -414,7 +405,7 @@ impl Queue {
     /// Handles R2T (NVMe/TCP 1.0 §3.6.2.10): in order, within the buffer. Any other request would
     /// make the host disclose its memory.
     fn r2t(&mut self, cid: u16, ttag: u16, offset: u32, len: u32) -> Result<(), Violation> {
-        let Data::AwaitingR2t { buffer, requested } = &mut self.slots.find(cid)?.data else {
+        let Data::AwaitingR2t { buffer, requested } = self.slots.find(cid)?.data() else {
             return Err(Violation::R2tUnexpected);
         };
         if len == 0 {
@@ -461,9 +452,7 @@ impl Queue {
         {
             return None;
         }
-        let receiving = self.receiving()?;
-        let start = receiving.got as usize;
-        let buffer = receiving.buffer.take()?;
+        let (buffer, start) = self.receiving()?.lend()?;
         Some(DirectRecv { buffer, start, end: start + left as usize, token: 0 })
     }
 
@@ -473,11 +462,7 @@ impl Queue {
         let got = got.min(end - start);
         self.deframer.skip_payload(buffer.bytes().get(start..start + got).unwrap_or_default());
         if let Some(receiving) = self.receiving() {
-            #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
-            {
-                receiving.got += got as u32;
-            }
-            receiving.buffer = Some(buffer);
+            receiving.take_back(buffer, got);
         }
         let _ = self.receive(&[]);
     }
@@ -499,9 +484,4 @@ impl Queue {
         self.state = ConnectionState::Closed;
         self.steps.push_back(Step::Close(end));
     }
-}
-
-/// Returns the length of a buffer, which is far below 4 GiB.
-fn length(buffer: &Buffer) -> u32 {
-    u32::try_from(buffer.len()).unwrap_or(u32::MAX)
 }

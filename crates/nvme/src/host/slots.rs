@@ -4,13 +4,29 @@ use std::rc::Rc;
 
 use export::Buffer;
 
+use crate::status::Status;
 use crate::tcp::Violation;
 
 /// A command in flight.
 #[derive(Debug)]
 pub(super) struct Command {
-    pub(super) tag: u32,
-    pub(super) data: Data,
+    tag: u32,
+    data: Data,
+}
+
+impl Command {
+    pub(super) fn new(tag: u32, data: Data) -> Self {
+        Self { tag, data }
+    }
+
+    pub(super) fn data(&mut self) -> &mut Data {
+        &mut self.data
+    }
+
+    /// Returns the tag of the user, and the transfer.
+    pub(super) fn into_parts(self) -> (u32, Data) {
+        (self.tag, self.data)
+    }
 }
 
 /// Data transfer of a command.
@@ -32,22 +48,114 @@ pub(super) enum Data {
 #[derive(Debug)]
 pub(super) struct Receiving {
     /// `None` while the driver receives into it.
-    pub(super) buffer: Option<Buffer>,
-    pub(super) want: u32,
-    pub(super) got: u32,
+    buffer: Option<Buffer>,
+    want: u32,
+    got: u32,
     /// LAST_PDU was received.
-    pub(super) ended: bool,
+    ended: bool,
     /// A data digest was wrong.
-    pub(super) digest_error: bool,
+    digest_error: bool,
     /// Authentication Receive.
-    pub(super) auth: bool,
+    auth: bool,
 }
 
 impl Receiving {
-    /// Returns a transfer of `want` bytes.
-    pub(super) fn new(want: u32) -> Self {
-        Self { buffer: None, want, got: 0, ended: false, digest_error: false, auth: false }
+    /// Returns a transfer that fills `buffer`.
+    pub(super) fn new(buffer: Buffer) -> Self {
+        let want = length(&buffer);
+        Self { buffer: Some(buffer), want, got: 0, ended: false, digest_error: false, auth: false }
     }
+
+    /// Returns the transfer of Authentication Receive: `want` bytes.
+    pub(super) fn auth(buffer: Option<Buffer>, want: u32) -> Self {
+        Self { buffer, want, got: 0, ended: false, digest_error: false, auth: true }
+    }
+
+    /// Returns whether all data was received.
+    pub(super) fn is_complete(&self) -> bool {
+        self.got == self.want
+    }
+
+    /// Returns whether it belongs to Authentication Receive.
+    pub(super) fn is_auth(&self) -> bool {
+        self.auth
+    }
+
+    /// Checks the header of a C2HData PDU: in order, within the buffer.
+    pub(super) fn begin(
+        &mut self,
+        offset: u32,
+        len: u32,
+        last: bool,
+        success: bool,
+    ) -> Result<(), Violation> {
+        let left = self.want.saturating_sub(self.got);
+        if self.ended {
+            return Err(Violation::DataUnsolicited);
+        }
+        if offset != self.got {
+            return Err(Violation::DataOffsetNotExpected);
+        }
+        if len > left {
+            return Err(Violation::DataBeyondTransfer);
+        }
+        if success && !last {
+            return Err(Violation::SuccessWithoutLast);
+        }
+        if len == left && !last {
+            return Err(Violation::LastFlagMissing);
+        }
+        if success && len != left {
+            return Err(Violation::DataMissing);
+        }
+        self.ended = last;
+        Ok(())
+    }
+
+    /// Stores received payload.
+    pub(super) fn append(&mut self, data: &[u8]) {
+        let Some(buffer) = &mut self.buffer else { return };
+        let start = self.got as usize;
+        if let Some(target) = buffer.bytes_mut().get_mut(start..start + data.len()) {
+            target.copy_from_slice(data);
+        }
+        self.advance(data.len());
+    }
+
+    fn advance(&mut self, len: usize) {
+        #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
+        {
+            self.got += len as u32;
+        }
+    }
+
+    /// Ends the payload of a PDU.
+    pub(super) fn end(&mut self, digest_ok: bool) {
+        self.digest_error |= !digest_ok;
+    }
+
+    /// Lends the buffer to the driver, with the index of the next byte.
+    pub(super) fn lend(&mut self) -> Option<(Buffer, usize)> {
+        Some((self.buffer.take()?, self.got as usize))
+    }
+
+    /// Takes the buffer back, with `got` bytes received.
+    pub(super) fn take_back(&mut self, buffer: Buffer, got: usize) {
+        self.advance(got);
+        self.buffer = Some(buffer);
+    }
+
+    /// Returns the buffer, and the status of the command: a wrong data digest fails it, the
+    /// connection continues (NVMe/TCP 1.0 §3.3.1.1).
+    pub(super) fn finish(self, status: Status) -> (Option<Buffer>, Status) {
+        let status = if self.digest_error { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
+        (self.buffer, status)
+    }
+}
+
+/// Returns the length of a buffer, which is far below 4 GiB.
+pub(super) fn length(buffer: &Buffer) -> u32 {
+    u32::try_from(buffer.len()).unwrap_or(u32::MAX)
 }
 
 /// The slots of one queue. A command identifier combines the slot number with a count of its uses,
@@ -106,7 +214,7 @@ mod test {
     use super::*;
 
     fn command() -> Command {
-        Command { tag: 7, data: Data::None }
+        Command::new(7, Data::None)
     }
 
     #[test]
