@@ -24,7 +24,6 @@ pub mod journal;
 pub mod keyring;
 pub mod machine;
 pub mod medium;
-mod member;
 pub mod memory;
 pub mod module;
 pub mod mount;

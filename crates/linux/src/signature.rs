@@ -2,10 +2,11 @@
 //! encryption. Input is untrusted.
 
 use crate::medium::{ReadAt, Tolerant, array, label, le32, le64, utf16, window};
-use crate::member;
 use crate::partition::{self, Table, guid_text};
 use serde::{Deserialize, Serialize};
 use std::io;
+
+mod member;
 
 /// Covers every signature except those counted from the end: the last is that of btrfs at 64 KiB.
 const HEAD: usize = 72 << 10;

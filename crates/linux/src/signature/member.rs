@@ -1,8 +1,8 @@
 //! Signatures of members of arrays and pools that are not at the start of the device: RAID, DRBD,
 //! ZFS.
 
+use super::{Kind, Signature, uuid};
 use crate::medium::{ReadAt, array, label, le32, le64, window};
-use crate::signature::{Kind, Signature, uuid};
 use std::io;
 
 const MD_MAGIC: u32 = 0xa92b_4efc;
@@ -18,7 +18,7 @@ const ZFS_MAGIC: u64 = 0x00ba_b10c;
 const DRBD_MAGIC: [u32; 3] = [0x8374_026b, 0x8374_026c, 0x8374_026d];
 
 /// Returns all such signatures on a disk of `bytes` bytes that begins with `head`.
-pub(crate) fn find<R: ReadAt + ?Sized>(
+pub(super) fn find<R: ReadAt + ?Sized>(
     reader: &R,
     head: &[u8],
     bytes: u64,
