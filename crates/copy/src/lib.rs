@@ -25,7 +25,6 @@ mod run;
 mod same_disk;
 mod sample;
 mod shared;
-mod stream_copy;
 mod sync_io;
 mod thread_io;
 pub mod transport;

@@ -2,7 +2,8 @@
 
 mod copying;
 mod monitor;
-pub(crate) mod verifying;
+mod stream_copy;
+mod verifying;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,10 +12,8 @@ use std::sync::atomic::AtomicBool;
 use crate::map::{self, Map, MapMetadata, Position, State};
 use crate::prepare::{self, PrepareError, PreparedCopy};
 use crate::sync_io::SyncIoError;
-use crate::{
-    CopyError, End, Endpoint, Job, Outcome, Phase, Progress, Refusal, Report, Settings, stream_copy,
-};
-pub(crate) use monitor::{Monitor, StageProgress, spawn};
+use crate::{CopyError, End, Endpoint, Job, Outcome, Phase, Progress, Refusal, Report, Settings};
+use monitor::Monitor;
 
 /// Runs a copy.
 pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress)) -> Report {
@@ -37,7 +36,7 @@ pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress))
 }
 
 /// An early end of the copy; otherwise the outcome follows from the report.
-pub(crate) type StageResult = Result<(), Outcome>;
+type StageResult = Result<(), Outcome>;
 
 fn disks(
     source: Arc<dyn Endpoint>,
@@ -95,7 +94,7 @@ fn prepare_error(prepare_error: PrepareError) -> Outcome {
 }
 
 /// The outcome of a failed synchronous request.
-pub(crate) fn sync_io_error(sync_io_error: SyncIoError) -> Outcome {
+fn sync_io_error(sync_io_error: SyncIoError) -> Outcome {
     match sync_io_error {
         SyncIoError::Cancelled => Outcome::Interrupted,
         SyncIoError::Disconnected => Outcome::Failed(CopyError::Internal),

@@ -13,12 +13,13 @@ use export::{Account, Buffer, Pool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::monitor::{Monitor, StageProgress, spawn};
+use super::{StageResult, sync_io_error, verifying};
 use crate::compare::read;
 use crate::hash_tree::{HashTree, RangeHash, TreeShape, is_zero};
 use crate::map::{Map, State};
 use crate::prepare;
 use crate::rate::RateLimit;
-use crate::run::{Monitor, StageProgress, StageResult, spawn, sync_io_error, verifying};
 use crate::sync_io::{SyncIo, SyncIoError};
 use crate::thread_io::OpenedEndpoint;
 use crate::{
