@@ -16,6 +16,7 @@
 mod blocking;
 mod blocking_op;
 mod disk;
+mod handshaker;
 mod inbox;
 mod link;
 mod listen;
@@ -33,9 +34,9 @@ use std::{fmt, io};
 
 use export::{Account, Budget, Event, Notice, Peer, Session};
 
+pub use handshaker::limit::Limits;
 pub use listen::bind;
 pub use security::{MakeNegotiator, NegotiationStep, Negotiator, NextStep, Predicate, Security};
-pub use tls::limit::Limits;
 
 use inbox::Inboxes;
 use link::{Bounds, ConnectionTable, Link};
@@ -75,6 +76,9 @@ pub type MakeSession = Arc<dyn Fn(Peer, Account, Instant) -> Box<dyn Session> + 
 
 /// Receives the events of sessions. Called on the driver threads, so it must not block.
 pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Passes a connection to a driver, which then makes its session.
+type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
 
 /// Selects the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

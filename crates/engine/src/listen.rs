@@ -13,13 +13,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
+use crate::handshaker::{Handshaker, Incoming, ReportLimit};
 use crate::inbox::{Inbox, Message};
-use crate::link::{ConnectionTable, Link};
+use crate::link::ConnectionTable;
 use crate::security::{
     Detected, ListenerConfig, NOT_LOCAL, PLAIN_REFUSED, Security, TOO_MANY, refuse,
 };
-use crate::tls::{Handshaker, Incoming, ReportLimit};
-use crate::{Limits, MakeSession, Shared};
+use crate::{Adopt, Limits, MakeSession, Shared};
 
 /// Length of the listen backlog.
 const BACKLOG: i32 = 128;
@@ -45,9 +45,6 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 
 /// Time limit for the handshake, including the wait for the first byte.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Passes an accepted connection to a driver.
-pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
 
 /// Handle of the accept thread.
 #[derive(Debug)]

@@ -2,10 +2,9 @@
 //! authority. The system's trust store is never used.
 
 mod certificates;
-mod handshaker;
-mod hello;
-pub(crate) mod limit;
+pub(crate) mod hello;
 mod outbox;
+mod peer_name;
 mod record;
 mod records;
 mod s2n;
@@ -22,7 +21,9 @@ use export::{KeyId, Secret};
 pub use certificates::{Certificates, Trust};
 pub use stream::{Stream, connect, connect_certified};
 
-pub(crate) use handshaker::{Handshaker, Incoming, ReportLimit};
+pub(crate) use records::Records;
+pub(crate) use s2n::{Established, Handshake, HandshakeError, Progress};
+pub(crate) use session::TlsSession;
 
 /// Hash algorithm of a PSK, which restricts the cipher suites it can be used with (RFC 8446
 /// §4.2.11).

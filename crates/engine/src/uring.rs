@@ -2,14 +2,11 @@
 //! `worker`; the ownership of memory that the kernel uses is documented in `ring`.
 
 mod blocking_pool;
-
 mod connection;
 mod failed_session;
 mod files;
-mod receiving;
 mod ring;
 mod rx_coalescing;
-mod sending;
 mod slots;
 mod spin;
 mod worker;

@@ -2,18 +2,13 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
 
-use export::Secret;
-use s2n_tls::callbacks::VerifyHostNameCallback;
+use export::{Auth, Secret};
 use s2n_tls::config::Config;
+use s2n_tls::enums::ClientAuthType;
 use s2n_tls::error::Error;
 
-use super::s2n;
-
-/// Longest accepted name in a certificate, in bytes.
-const MAX_NAME: usize = 255;
+use super::s2n::{self, Handshake, HandshakeError, Socket, failed};
 
 /// A server's certificate, and the authority of its clients. Parsed once; cheap to clone.
 #[derive(Clone)]
@@ -44,12 +39,28 @@ impl Certificates {
         Ok(Self { config, verifies_clients: authority.is_some() })
     }
 
-    pub(super) fn config(&self) -> Config {
-        self.config.clone()
-    }
-
-    pub(super) fn verifies_clients(&self) -> bool {
-        self.verifies_clients
+    /// Starts a handshake as server; `early` was already received. With [`Auth::Required`] the
+    /// client must present a certificate.
+    ///
+    /// # Errors
+    /// Fails if there is no memory, or a client certificate is required and no authority is
+    /// configured.
+    pub(crate) fn serve(
+        &self,
+        socket: Socket,
+        early: Vec<u8>,
+        auth: Auth,
+    ) -> Result<Handshake, HandshakeError> {
+        let wanted = match (auth, self.verifies_clients) {
+            (Auth::Required, true) => ClientAuthType::Required,
+            (Auth::Required, false) => {
+                let why = "no certification authority is configured";
+                return Err(HandshakeError { why, is_early: true, is_cut: false });
+            }
+            (Auth::None, true) => ClientAuthType::Optional,
+            (Auth::None, false) => ClientAuthType::None,
+        };
+        Handshake::serve_certified(socket, early, self.config.clone(), wanted)
     }
 }
 
@@ -86,7 +97,16 @@ impl Trust {
         Ok(())
     }
 
-    pub(super) fn config(&self) -> Result<Config, Error> {
+    /// Starts a handshake as client.
+    ///
+    /// # Errors
+    /// Fails if there is no memory, or one of the certificates or the key cannot be used.
+    pub(super) fn begin(&self, socket: Socket) -> Result<Handshake, HandshakeError> {
+        let config = self.config().map_err(|error| failed(&error, true))?;
+        Handshake::begin_certified(socket, config, &self.name)
+    }
+
+    fn config(&self) -> Result<Config, Error> {
         let mut builder = s2n::certified()?;
         builder.trust_pem(&self.authority)?;
         if let Some((chain, key)) = &self.own {
@@ -99,34 +119,4 @@ impl Trust {
 fn unusable(what: &str, error: &Error) -> io::Error {
     let why = error.message();
     io::Error::new(ErrorKind::InvalidData, format!("{what} cannot be used: {why}"))
-}
-
-/// Records the first name in a client's certificate and accepts any: the certificate itself is
-/// verified by the TLS library, and the name is authorized by the policy. Names with control
-/// characters, which could be displayed deceptively, are discarded.
-#[derive(Clone, Default)]
-pub(super) struct PeerName(Arc<OnceLock<String>>);
-
-impl PeerName {
-    /// Returns the name; empty if there was none.
-    pub(super) fn name(&self) -> String {
-        self.0.get().cloned().unwrap_or_default()
-    }
-}
-
-impl VerifyHostNameCallback for PeerName {
-    fn verify_host_name(&self, name: &str) -> bool {
-        let is_valid = name.len() <= MAX_NAME && !name.chars().any(char::is_control);
-        self.0.get_or_init(|| if is_valid { name.to_owned() } else { String::new() });
-        true
-    }
-}
-
-/// Accepts a server certificate that contains this address.
-pub(super) struct ExpectedAddress(pub(super) IpAddr);
-
-impl VerifyHostNameCallback for ExpectedAddress {
-    fn verify_host_name(&self, name: &str) -> bool {
-        name.parse() == Ok(self.0)
-    }
 }

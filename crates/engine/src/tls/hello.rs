@@ -15,7 +15,7 @@ const PRE_SHARED_KEY: u16 = 41;
 
 /// Result of parsing the received records.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Hello {
+pub(crate) enum Hello {
     /// Incomplete: at least this many more bytes are needed.
     Incomplete(usize),
     /// Complete. The first identity; empty if there is none.
@@ -25,7 +25,7 @@ pub(super) enum Hello {
 }
 
 /// Parses the bytes from the start of the connection.
-pub(super) fn parse(bytes: &[u8]) -> Hello {
+pub(crate) fn parse(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut rest = bytes;
     for _ in 0..MAX_RECORDS {

@@ -21,7 +21,7 @@ pub(super) const SMALL: usize = 64;
 
 /// Both directions.
 #[derive(Debug)]
-pub(super) struct Records {
+pub(crate) struct Records {
     pub(super) sealer: Sealer,
     opener: Opener,
     /// Whether tickets are accepted.
@@ -48,7 +48,7 @@ pub(super) enum Opened {
 }
 
 impl Records {
-    pub(super) fn new(established: Established) -> Self {
+    pub(crate) fn new(established: Established) -> Self {
         let Established { is_client, sealer, opener, .. } = established;
         Self { sealer, opener, is_client, message: Vec::new(), update_requested: false, updates: 0 }
     }

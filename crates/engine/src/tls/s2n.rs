@@ -24,7 +24,7 @@ use std::slice;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use export::{Auth, Channel};
+use export::Channel;
 use s2n_tls::config::{Builder, Config};
 use s2n_tls::connection::Connection;
 use s2n_tls::enums::{Blinding, ClientAuthType, Mode, PskHmac, Version};
@@ -34,7 +34,7 @@ use s2n_tls::psk::Psk as Key;
 use s2n_tls::security::Policy;
 use zeroize::Zeroizing;
 
-use super::certificates::{Certificates, ExpectedAddress, PeerName, Trust};
+use super::peer_name::{ExpectedAddress, PeerName};
 use super::record::{Opener, Sealer};
 use super::suite::{Suite, Traffic};
 use super::{Hash, Psk};
@@ -59,7 +59,7 @@ const MAX_STEPS: usize = 10;
 pub(super) type Socket = Arc<dyn AsFd + Send + Sync>;
 
 /// State of a handshake.
-pub(super) enum Progress {
+pub(crate) enum Progress {
     /// Waits for the socket to become readable.
     WantRead,
     /// Waits for the socket to become writable.
@@ -70,8 +70,8 @@ pub(super) enum Progress {
 
 /// The result of a handshake.
 #[derive(Debug)]
-pub(super) struct Established {
-    pub(super) channel: Channel,
+pub(crate) struct Established {
+    pub(crate) channel: Channel,
     /// Whether this end is the client, which may receive tickets.
     pub(super) is_client: bool,
     pub(super) sealer: Sealer,
@@ -80,17 +80,17 @@ pub(super) struct Established {
 
 /// Why a handshake failed.
 #[derive(Debug)]
-pub(super) struct HandshakeError {
+pub(crate) struct HandshakeError {
     /// Message of the library.
     pub(super) why: &'static str,
     /// Whether nothing was sent yet, so that an alert must be in clear text.
-    pub(super) is_early: bool,
+    pub(crate) is_early: bool,
     /// Whether the connection was lost before an alert of the peer.
     pub(super) is_cut: bool,
 }
 
 /// A handshake in progress.
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     /// `Some` until it is dropped, which happens before `wire` is freed.
     connection: Option<Connection>,
     wire: NonNull<Wire>,
@@ -186,7 +186,7 @@ impl Handshake {
     ///
     /// # Errors
     /// Fails if there is no memory, or the library does not accept a key.
-    pub(super) fn serve(
+    pub(crate) fn serve(
         socket: Socket,
         early: Vec<u8>,
         keys: Vec<Psk>,
@@ -203,32 +203,21 @@ impl Handshake {
             .map_err(|error| failed(&error, true))
     }
 
-    /// Starts a handshake as server with certificates. With [`Auth::Required`] the client must
-    /// present one.
+    /// Starts a handshake as server with the certificate in `config`, which asks for a certificate
+    /// of the client as `wanted`.
     ///
     /// # Errors
-    /// Fails if there is no memory, or a client certificate is required and no authority is
-    /// configured.
+    /// Fails if there is no memory.
     pub(super) fn serve_certified(
         socket: Socket,
         early: Vec<u8>,
-        certificates: &Certificates,
-        auth: Auth,
+        config: Config,
+        wanted: ClientAuthType,
     ) -> Result<Self, HandshakeError> {
-        let required = auth == Auth::Required;
-        let wanted = match (certificates.verifies_clients(), required) {
-            (true, true) => ClientAuthType::Required,
-            (true, false) => ClientAuthType::Optional,
-            (false, false) => ClientAuthType::None,
-            (false, true) => {
-                let why = "no certification authority is configured";
-                return Err(HandshakeError { why, is_early: true, is_cut: false });
-            }
-        };
         let name = PeerName::default();
+        let required = wanted == ClientAuthType::Required;
         let make = || {
             let peer_auth = PeerAuth::Client { name: name.clone(), required };
-            let config = certificates.config();
             let mut this = Self::new(Mode::Server, socket, early, config, peer_auth)?;
             if let Some(connection) = &mut this.connection {
                 connection.set_client_auth_type(wanted)?;
@@ -239,20 +228,25 @@ impl Handshake {
         make().map_err(|error| failed(&error, true))
     }
 
-    /// Starts a handshake as client with certificates.
+    /// Starts a handshake as client with the certificates in `config`. The server's must contain
+    /// `name`, a host name or an address.
     ///
     /// # Errors
-    /// Fails if there is no memory, or `trust` cannot be used.
-    pub(super) fn begin_certified(socket: Socket, trust: &Trust) -> Result<Self, HandshakeError> {
+    /// Fails if there is no memory, or the name cannot be used.
+    pub(super) fn begin_certified(
+        socket: Socket,
+        config: Config,
+        name: &str,
+    ) -> Result<Self, HandshakeError> {
         let make = || {
-            let peer_auth = PeerAuth::Server(trust.name.clone());
-            let mut this = Self::new(Mode::Client, socket, Vec::new(), trust.config()?, peer_auth)?;
-            match (trust.name.parse(), &mut this.connection) {
+            let peer_auth = PeerAuth::Server(name.to_owned());
+            let mut this = Self::new(Mode::Client, socket, Vec::new(), config, peer_auth)?;
+            match (name.parse(), &mut this.connection) {
                 // An address must not be used as a server name (RFC 6066 §3).
                 (Ok(address), Some(connection)) => {
                     connection.set_verify_host_callback(ExpectedAddress(address))?;
                 }
-                (Err(_), Some(connection)) => drop(connection.set_server_name(&trust.name)?),
+                (Err(_), Some(connection)) => drop(connection.set_server_name(name)?),
                 (_, None) => {}
             }
             Ok(this)
@@ -310,7 +304,7 @@ impl Handshake {
     ///
     /// # Errors
     /// Fails if the handshake has failed. The connection can only be closed then.
-    pub(super) fn advance(&mut self) -> Result<Progress, HandshakeError> {
+    pub(crate) fn advance(&mut self) -> Result<Progress, HandshakeError> {
         let Some(connection) = &mut self.connection else { return Ok(Progress::WantRead) };
         let progress = connection.poll_negotiate().map_ok(drop);
         SECRETS.with_borrow_mut(|secrets| self.secrets.append(secrets));
@@ -401,7 +395,8 @@ fn psk(key: &Psk) -> Result<Key, Error> {
     builder.build()
 }
 
-fn failed(error: &Error, is_early: bool) -> HandshakeError {
+/// Returns an error of the library as that of a handshake.
+pub(super) fn failed(error: &Error, is_early: bool) -> HandshakeError {
     let is_cut = matches!(error.kind(), ErrorType::IOError | ErrorType::ConnectionClosed);
     HandshakeError { why: error.message(), is_early, is_cut }
 }

@@ -48,8 +48,7 @@ pub fn connect_certified(
 ) -> io::Result<Stream> {
     trust.check()?;
     let socket = Arc::new(socket);
-    let handshake =
-        Handshake::begin_certified(socket.clone(), trust).map_err(certificate_refused)?;
+    let handshake = trust.begin(socket.clone()).map_err(certificate_refused)?;
     complete(socket, handshake, deadline, certificate_refused)
 }
 

@@ -29,6 +29,9 @@
 
 #![allow(unsafe_code, reason = "the one file of the crate that hands addresses to the kernel")]
 
+mod receiving;
+mod sending;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -48,11 +51,11 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::files::{FileTable, FixedFile};
-use super::receiving::Receiving;
-use super::sending::Sending;
 use super::slots::{Key, Slots};
 use crate::disk::{Call, Job};
 use crate::inbox::Inbox;
+pub(super) use receiving::{LARGE, Receiving};
+pub(super) use sending::Sending;
 
 /// Entries of the submission queue. If it is full, the kernel is entered early.
 const ENTRIES: u32 = 512;
@@ -426,7 +429,7 @@ fn disk_entry(job: &mut Job, file: &FixedFile) -> squeue::Entry {
 }
 
 /// Returns the length as a 32-bit number. A buffer above 4 GiB would be transferred in parts.
-pub(super) fn length(bytes: &[u8]) -> u32 {
+fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
@@ -445,7 +448,7 @@ impl Wake {
 }
 
 /// Returns a message header for `vectors`.
-pub(super) fn header(vectors: &mut [iovec]) -> msghdr {
+fn header(vectors: &mut [iovec]) -> msghdr {
     // SAFETY: integers and pointers, for which zero is a valid value.
     let mut header: msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = vectors.as_mut_ptr();

@@ -2,6 +2,8 @@
 //! this end sends first, and TLS handshakes; many concurrently, each with a deadline, with rate
 //! limits per address.
 
+pub(super) mod limit;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,19 +15,17 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::hello::{self, Hello};
-use super::limit::HandshakeLimiter;
-use super::records::Records;
-use super::s2n::{Established, Handshake, HandshakeError, Progress};
-use super::session::TlsSession;
-use super::{Hash, Psk};
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
-use crate::listen::Adopt;
 use crate::negotiation::{Negotiation, Progress as NegotiationProgress};
 use crate::recv_buffer::RecvBuffer as Bytes;
 use crate::security::{ListenerConfig, PLAIN_REFUSED, TOO_MANY, refuse};
-use crate::{Limits, MakeSession, Sink};
+use crate::tls::hello::{self, Hello};
+use crate::tls::{
+    Established, Handshake, HandshakeError, Hash, Progress, Psk, Records, TlsSession,
+};
+use crate::{Adopt, Limits, MakeSession, Sink};
+use limit::HandshakeLimiter;
 
 /// A connection without a session yet.
 pub(crate) struct Incoming {
@@ -377,7 +377,7 @@ impl PendingHandshake {
         let (security, socket) = (&self.incoming.config.security, self.incoming.link.clone());
         match &security.certificates {
             Some(certificates) if name.is_empty() => {
-                Handshake::serve_certified(socket, received, certificates, security.auth)
+                certificates.serve(socket, received, security.auth)
             }
             _ => {
                 let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());

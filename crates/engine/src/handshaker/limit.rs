@@ -29,7 +29,7 @@ const MAX_BUCKETS: usize = 1024;
 
 /// The buckets of all addresses.
 #[derive(Debug)]
-pub(crate) struct HandshakeLimiter {
+pub(super) struct HandshakeLimiter {
     limits: Limits,
     buckets: HashMap<Network, Bucket>,
 }
@@ -43,12 +43,12 @@ struct Bucket {
 
 impl HandshakeLimiter {
     /// Returns a limiter with full buckets.
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self { limits, buckets: HashMap::new() }
     }
 
     /// Takes one token from the bucket of an address. Returns whether there was one.
-    pub(crate) fn take(&mut self, source: Network, now: Instant) -> bool {
+    pub(super) fn take(&mut self, source: Network, now: Instant) -> bool {
         if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&source) {
             self.evict(now);
         }
@@ -61,7 +61,7 @@ impl HandshakeLimiter {
     }
 
     /// Returns the token of a handshake that succeeded.
-    pub(crate) fn give_back(&mut self, source: Network) {
+    pub(super) fn give_back(&mut self, source: Network) {
         if let Some(bucket) = self.buckets.get_mut(&source) {
             bucket.milli_tokens = bucket.milli_tokens.saturating_add(1000).min(full(self.limits));
         }

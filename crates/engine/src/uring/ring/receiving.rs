@@ -10,14 +10,14 @@ use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
 
-use super::files::FixedFile;
-use super::ring::{header, length};
-use super::slots::Key;
+use super::super::files::FixedFile;
+use super::super::slots::Key;
+use super::{header, length};
 use crate::link::Link;
 use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, window};
 
 /// From this size on a direct receive, or a request, counts as large.
-pub(super) const LARGE: usize = 16 << 10;
+pub(crate) const LARGE: usize = 16 << 10;
 
 /// Bytes received into the receive buffer after a large direct receive, and while requests are
 /// large: the header of the next request is expected there, and anything beyond it would have to be

@@ -10,10 +10,10 @@ use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
 
-use super::files::FixedFile;
+use super::super::files::FixedFile;
+use super::super::slots::Key;
+use super::header;
 use super::receiving::vector;
-use super::ring::header;
-use super::slots::Key;
 use crate::link::Link;
 
 /// Most vectors of one send; the kernel accepts 1024.
