@@ -260,7 +260,7 @@ impl Worker {
         self.shared.state().send(&Request::Answer { number, verdict });
     }
 
-    /// Returns a handle that tells whether writes of hosts to a disk are in flight. Counters of the
+    /// Returns a handle that reports whether writes of hosts to a disk are in flight. Counters of the
     /// last write may arrive a moment later.
     pub fn writes(&self, export: &Arc<Export>) -> WriteTracker {
         WriteTracker { shared: self.shared.clone(), export: export.clone() }

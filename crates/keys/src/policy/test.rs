@@ -46,7 +46,7 @@ const READ: &str = r#""rules": [{"access": "read-only"}]"#;
 
 /// The only warning, of a store that grants no access.
 fn only_warning(store: &Store) -> String {
-    let (policy, _, warnings) = read(&store, now());
+    let (policy, _, warnings) = read(store, now());
     assert_eq!(policy.hosts, []);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     warnings[0].clone()
