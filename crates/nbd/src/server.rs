@@ -1,26 +1,30 @@
 //! The server side of NBD.
 //!
 //! A [`Session`] is one connection, from the hello to the last reply; a [`Greeter`] is its start in
-//! the clear where TLS may follow. `negotiation` answers options (with `offer`, the description of
-//! an export, and `access`, the access checks), `transmission` processes requests, `read`,
-//! `streamed_read`, `write` and `status` execute them in pieces through `slots`, and `reply`
-//! encodes replies. The [`Server`] holds what connections share.
+//! the clear where TLS may follow. A session is in one of two phases: `negotiation` processes client
+//! flags and options (with `offer`, the description of an export), and creates the `attachment` to
+//! the chosen export; `transmission` executes requests in pieces. Its parts are `slots` (requests in
+//! flight), `payload` (data of writes), `read_memory` (memory in turn) and `streamed_reads`.
+//! `reply` and `status` encode replies, `outbox` keeps them for the driver, and `authorizer` checks
+//! access. The [`Server`] holds what connections share.
 
-mod access;
+mod attachment;
+mod authorizer;
 mod command;
 mod fault;
 mod greeter;
 mod negotiation;
 mod offer;
-mod read;
+mod outbox;
+mod payload;
+mod read_memory;
 mod reply;
 mod session;
 mod slots;
 mod status;
-mod streamed_read;
+mod streamed_reads;
 mod transmission;
 mod violation;
-mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,6 +108,6 @@ impl Server {
         account: Account,
         now: Instant,
     ) -> Session {
-        Session::new(self.clone(), peer, start, account, now)
+        Session::new(self.catalogue.clone(), peer, start, account, now)
     }
 }

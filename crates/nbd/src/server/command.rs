@@ -5,18 +5,18 @@ use export::Op;
 use zerocopy::FromBytes;
 
 use super::Violation;
-use super::reply::Mode;
+use super::reply::{Mode, ReplyTo};
 use crate::wire::errno;
 use crate::wire::request::{self, ExtendedRequest, Request, flags};
 
 /// A request header, compact or extended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
-    pub(super) flags: u16,
-    pub(super) command: u16,
-    pub(super) cookie: u64,
-    pub(super) offset: u64,
-    pub(super) len: u64,
+    flags: u16,
+    command: u16,
+    cookie: u64,
+    offset: u64,
+    len: u64,
 }
 
 /// A command with its flags.
@@ -66,6 +66,16 @@ impl Header {
             len: request.len.get(),
         };
         Ok(Some((header, size_of::<ExtendedRequest>())))
+    }
+
+    /// Returns what a reply refers to.
+    pub(super) fn reply_to(&self) -> ReplyTo {
+        ReplyTo::new(self.cookie, self.offset)
+    }
+
+    /// Returns the offset and the length in bytes.
+    pub(super) fn range(&self) -> (u64, u64) {
+        (self.offset, self.len)
     }
 
     /// Returns the length of the payload. A write always has one; with extended headers other

@@ -17,6 +17,11 @@ pub(super) fn errno(fault: Fault, op: Op) -> u32 {
     }
 }
 
+/// Returns whether a fault is reported to the administrator.
+pub(super) fn is_reported(fault: Fault) -> bool {
+    !matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy)
+}
+
 #[cfg(test)]
 mod test {
     use super::*;

@@ -1,46 +1,35 @@
 //! Block status: encodes the extents of `base:allocation` in place, over the records returned by
 //! the driver (NBD, Metadata querying).
 
-use export::{Buffer, Extent, Extents, Head};
+use export::{Buffer, Extent, Extents, Head, Segment};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::U32;
 
-use super::command::Command;
-use super::negotiation::CONTEXT;
 use super::reply::{BufferPart, Mode, ReplyTo, chunk};
-use super::session::Session;
-use super::slots::{Slot, Task};
-use crate::wire::errno::EIO;
 use crate::wire::meta::{Descriptor, ExtendedDescriptor, STATE_HOLE, STATE_ZERO};
 use crate::wire::reply::{BLOCK_STATUS, BLOCK_STATUS_EXT, BlockStatusExt};
 
-impl Session {
-    /// Completes a block status request. With `known` unset the disk cannot report extents, and the
-    /// range is reported as data.
-    pub(super) fn status_ended(&mut self, at: u8, buffer: Option<Buffer>, known: bool) {
-        let Some(slot) = self.slots.get(at) else { return };
-        let (slot, to) = (*slot, ReplyTo { cookie: slot.cookie, offset: slot.offset });
-        match buffer {
-            Some(mut buffer) => {
-                if !known {
-                    buffer.bytes_mut().fill(0);
-                }
-                self.send_status(&slot, to, buffer);
-            }
-            None => self.send_result(to, if slot.error == 0 { EIO } else { slot.error }, true),
-        }
-        self.release(at);
-    }
+/// The metadata context id of `base:allocation`.
+pub(super) const CONTEXT: u32 = 1;
 
-    fn send_status(&mut self, slot: &Slot, to: ReplyTo, mut buffer: Buffer) {
-        let mode = self.mode();
-        let one = matches!(slot.task, Task::Command(Command::Status { one: true }));
-        let range = (slot.offset.saturating_sub(slot.first), slot.len);
-        let most = if one { 1 } else { usize::MAX };
-        let (count, len) = describe(buffer.bytes_mut(), range, mode, most);
-        let head = status_head(mode, to, count, len);
-        self.send(BufferPart { buffer, start: 0, len }.with_head(head));
+/// Encodes the reply to a block status request for `len` bytes after the first `skip` bytes of the
+/// extents in `buffer`; with `one`, for their first extent. With `known` unset the disk cannot
+/// report extents, and the range is reported as data.
+pub(super) fn reply(
+    mode: Mode,
+    to: ReplyTo,
+    range: (u64, u64),
+    one: bool,
+    mut buffer: Buffer,
+    known: bool,
+) -> Segment {
+    if !known {
+        buffer.bytes_mut().fill(0);
     }
+    let most = if one { 1 } else { usize::MAX };
+    let (count, len) = describe(buffer.bytes_mut(), range, mode, most);
+    let head = status_head(mode, to, count, len);
+    BufferPart::new(buffer, 0, len).with_head(head)
 }
 
 /// Encodes the chunk header and the fixed part before the descriptors.

@@ -1,370 +1,497 @@
-//! Requests: parsed, checked, executed in pieces and answered (NBD, Transmission phase). Reads,
-//! writes and block status have their own modules.
+//! Requests: parsed, checked, executed in pieces and answered (NBD, Transmission phase).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use export::{
-    Buffer, Denied, Event, Extent, Fault, Op, Outcome, PAGE, Pool, Request, Step, Ticket,
+    Account, Buffer, Denied, DirectRecv, Fault, Fence, Head, Op, Outcome, Peer, Purpose, Reason,
+    Request, Ticket,
 };
 
+use super::attachment::Attachment;
+use super::authorizer::Authorizer;
 use super::command::{Command, Header};
-use super::fault::errno;
-use super::reply::{Mode, ReplyTo};
-use super::session::{Attachment, Phase, Session};
-use super::slots::{Slot, Task, split_ticket, ticket};
-use super::write::Payload;
-use super::{MAX_PAYLOAD, MAX_READ_MEMORY, MAX_SKIP, PIECE, Violation};
-use crate::wire::errno::{EINVAL, EOVERFLOW, ESHUTDOWN};
+use super::fault::{errno, is_reported};
+use super::outbox::Outbox;
+use super::payload::{PayloadReceiver, Received};
+use super::read_memory::ReadMemory;
+use super::reply::{self, BufferPart, Mode};
+use super::slots::{Slot, Slots, Task, split_ticket, ticket};
+use super::streamed_reads::StreamedReads;
+use super::{MAX_SKIP, PIECE, Violation, status};
+use crate::wire::errno::{EIO, ESHUTDOWN};
 
-impl Session {
+/// A connection in the transmission phase: its export and its requests.
+#[derive(Debug)]
+pub(super) struct Transmission {
+    attachment: Attachment,
+    state: State,
+    slots: Slots,
+    payload: PayloadReceiver,
+    read_memory: ReadMemory,
+    streamed: StreamedReads,
+    /// Writes waiting until another request releases its exclusive access to the disk.
+    blocked_writes: VecDeque<Request>,
+    /// Number of requests submitted to the driver and not completed.
+    submitted: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    /// The client sent DISC: requests in flight complete, then the connection is closed.
+    Disconnecting,
+    /// The server shuts down: submitted requests complete, all others are refused.
+    Stopping,
+    /// The rest of a reply that has begun cannot be sent.
+    Aborted,
+}
+
+impl Transmission {
+    /// Starts the transmission phase. Payloads use memory of `account` and its siblings.
+    pub(super) fn new(attachment: Attachment, account: &Account) -> Self {
+        Self {
+            attachment,
+            state: State::Running,
+            slots: Slots::new(),
+            payload: PayloadReceiver::new(account.sibling(Purpose::Stream)),
+            read_memory: ReadMemory::new(account.clone()),
+            streamed: StreamedReads::new(account.clone()),
+            blocked_writes: VecDeque::new(),
+            submitted: 0,
+        }
+    }
+
+    pub(super) fn fence(&self) -> &Arc<Fence> {
+        self.attachment.fence()
+    }
+
+    fn mode(&self) -> Mode {
+        self.attachment.mode()
+    }
+
+    pub(super) fn can_receive(&self) -> bool {
+        match self.state {
+            State::Disconnecting | State::Aborted => false,
+            _ if self.payload.is_receiving() => !self.payload.is_stalled(),
+            _ => self.slots.has_room(),
+        }
+    }
+
+    /// Processes one message from the start of `left`. Returns the number of bytes consumed; zero
+    /// if it is incomplete.
+    pub(super) fn receive(&mut self, left: &[u8], out: &mut Outbox) -> Result<usize, Violation> {
+        if !self.payload.is_receiving() {
+            return self.request(left, out);
+        }
+        let (n, received) = self.payload.receive(left);
+        self.received(received, out);
+        Ok(n)
+    }
+
+    pub(super) fn direct_recv(&mut self) -> Option<DirectRecv> {
+        self.payload.direct_recv()
+    }
+
+    pub(super) fn direct_received(&mut self, window: DirectRecv, got: usize, out: &mut Outbox) {
+        let received = self.payload.direct_received(window, got);
+        self.received(received, out);
+    }
+
+    /// Processes a completed disk request.
+    pub(super) fn complete(&mut self, ticket: &Ticket, outcome: Outcome, out: &mut Outbox) {
+        self.submitted = self.submitted.saturating_sub(1);
+        self.ended(ticket, outcome, true, out);
+    }
+
+    /// Handles a change of shared state. Returns the reason to close the connection, if there is
+    /// one.
+    pub(super) fn changed(
+        &mut self,
+        authorizer: &mut Authorizer,
+        out: &mut Outbox,
+    ) -> Option<Reason> {
+        let reason = self.attachment.recheck(authorizer, out);
+        if reason.is_none() {
+            for _ in 0..self.blocked_writes.len() {
+                if let Some(request) = self.blocked_writes.pop_front() {
+                    self.admit(request, out);
+                }
+            }
+        }
+        reason
+    }
+
+    /// Starts the shutdown: refuses all requests that are not submitted yet, and later ones.
+    pub(super) fn stop(&mut self, out: &mut Outbox) {
+        self.state = State::Stopping;
+        for request in std::mem::take(&mut self.blocked_writes) {
+            let outcome = Outcome { result: Err(Fault::Gone), buffer: None };
+            self.ended(&request.ticket, outcome, false, out);
+        }
+        for at in self.slots.busy() {
+            if let Some(slot) = self.slots.get(at) {
+                slot.refuse_rest(ESHUTDOWN);
+            }
+            self.finish_if_done(at, out);
+        }
+    }
+
+    /// Resumes requests that waited for memory, one piece of each in turn.
+    pub(super) fn resume(&mut self, out: &mut Outbox) {
+        if let Some(at) = self.streamed.active() {
+            self.advance(at, out);
+        }
+        if self.payload.is_stalled() {
+            self.payload.allocate(&self.slots);
+        }
+        while let Some(at) = self.read_memory.first() {
+            if self.is_aborted() || !self.issue(at, out) {
+                return;
+            }
+            let more = self.slots.get(at).is_some_and(|slot| slot.has_more());
+            self.read_memory.rotate(at, more);
+        }
+    }
+
+    /// Returns whether the connection must be closed at once.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.state == State::Aborted
+    }
+
+    /// Returns the reason to close the connection once the last request has completed after DISC or
+    /// at shutdown.
+    pub(super) fn end(&self) -> Option<Reason> {
+        match self.state {
+            State::Stopping if self.submitted == 0 => Some(Reason::Stopping),
+            State::Disconnecting if self.slots.is_idle() => Some(Reason::Peer),
+            _ => None,
+        }
+    }
+
+    /// Reports that the client no longer uses the export.
+    pub(super) fn report_detached(&mut self, peer: &Peer, reason: Reason, out: &mut Outbox) {
+        self.attachment.report_detached(peer, reason, out);
+    }
+
+    // ---- requests
+
     /// Processes the header of a request. Returns the number of bytes consumed; zero if it is
     /// incomplete.
-    pub(super) fn request(&mut self, left: &[u8]) -> Result<usize, Violation> {
+    fn request(&mut self, left: &[u8], out: &mut Outbox) -> Result<usize, Violation> {
         let mode = self.mode();
         let Some((header, len)) = Header::parse(left, mode)? else { return Ok(0) };
         let payload = header.payload(mode);
-        match self.check(&header) {
-            Ok((Command::Disc, _)) => self.phase = Phase::Disconnecting,
-            Ok((command, blocks)) => self.begin(&header, command, blocks),
+        match self.attachment.check(&header, self.state == State::Stopping) {
+            Ok((Command::Disc, _)) => self.state = State::Disconnecting,
+            Ok((command, blocks)) => self.begin(&header, command, blocks, out),
             Err(_) if payload > MAX_SKIP => return Err(Violation::PayloadTooLong),
-            Err(error) => self.refuse(&header, payload, error),
+            Err(error) if payload == 0 => {
+                out.send(reply::result(mode, header.reply_to(), error, true));
+            }
+            Err(error) => self.payload.expect_refused(payload, header.reply_to(), error),
         }
         Ok(len)
     }
 
-    /// Checks a request. Returns the command and the affected blocks in bytes, or the error value
-    /// of its reply.
-    fn check(&self, header: &Header) -> Result<(Command, (u64, u64)), u32> {
-        let attachment = self.attachment.as_ref().ok_or(EINVAL)?;
-        let command = Command::parse(header, attachment.mode, attachment.flags, attachment.status)?;
-        if self.phase == Phase::Stopping && command != Command::Disc {
-            return Err(ESHUTDOWN);
-        }
-        let blocks = match command {
-            Command::Disc => (0, 0),
-            Command::Flush if (header.offset, header.len) != (0, 0) => return Err(EINVAL),
-            _ => attachment.blocks(command.op(), header.offset, header.len)?,
-        };
-        if !command.is_offered(attachment.flags) {
-            return Err(EINVAL);
-        }
-        attachment.shape(command, header, blocks).map(|blocks| (command, blocks))
-    }
-
-    /// Answers a request with an error, after its payload has been received.
-    fn refuse(&mut self, header: &Header, payload: u64, error: u32) {
-        let to = ReplyTo { cookie: header.cookie, offset: header.offset };
-        if payload == 0 {
-            self.send_result(to, error, true);
-        } else {
-            self.payload = Some(Payload::Refused { left: payload, to, error });
-        }
-    }
-
-    fn begin(&mut self, header: &Header, command: Command, (first, end): (u64, u64)) {
+    fn begin(
+        &mut self,
+        header: &Header,
+        command: Command,
+        (first, end): (u64, u64),
+        out: &mut Outbox,
+    ) {
         let simple = self.mode() == Mode::Simple;
         let task = match command {
             Command::Read { .. } if simple && end - first > PIECE => Task::StreamedRead,
             command => Task::Command(command),
         };
-        let asked = (header.offset, header.len);
-        let slot = Slot::new(header.cookie, asked, task, (first, end));
+        let (_, len) = header.range();
+        let slot = Slot::new(header.reply_to(), len, task, (first, end));
         let Some(at) = self.slots.claim(slot) else { return };
         match task {
-            Task::StreamedRead => self.queue_streamed_read(at),
-            Task::Command(Command::Flush) => self.submit(at, Op::Flush, (0, 0), None),
-            Task::Command(Command::Write { .. }) => self.expect_payload(at, header.len),
-            _ => self.advance(at),
+            Task::StreamedRead => {
+                self.streamed.push(at);
+                self.next_streamed_read(out);
+            }
+            Task::Command(Command::Flush) => self.submit(at, Op::Flush, (0, 0), None, out),
+            Task::Command(Command::Write { .. }) if len != 0 => self.expect_payload(at, len),
+            _ => self.advance(at, out),
         }
     }
 
     /// Submits as many pieces as may be in flight, and completes the request if there are no more.
-    pub(super) fn advance(&mut self, at: u8) {
+    fn advance(&mut self, at: u8, out: &mut Outbox) {
         while self.slots.get(at).is_some_and(|slot| slot.has_more()) {
-            if !self.issue(at) {
-                self.mark_starved(at);
+            if !self.issue(at, out) {
+                if self.streamed.active() != Some(at) {
+                    self.read_memory.wait(at);
+                }
                 break;
             }
         }
-        self.finish_if_done(at);
+        self.finish_if_done(at, out);
     }
 
     /// Submits the next piece. Returns whether there was memory for it.
-    fn issue(&mut self, at: u8) -> bool {
+    fn issue(&mut self, at: u8, out: &mut Outbox) -> bool {
         let Some(slot) = self.slots.get(at) else { return true };
-        let start = slot.next;
-        let len = slot.piece().min(slot.end - start);
-        let (op, task, piece) = (slot.op(), slot.task, slot.piece_at(start));
-        let buffer = match memory_for(task, len) {
-            0 => None,
-            want => match self.take(at, task, piece, want) {
-                Some(buffer) => Some(buffer),
-                None => return false,
-            },
+        let ((start, len, piece), op, task) = (slot.next_piece(), slot.op(), slot.task());
+        let memory = task.memory_for(len);
+        let buffer = match task {
+            _ if memory == 0 => None,
+            Task::StreamedRead => self.streamed.take(piece, memory),
+            _ => self.read_memory.take(at, memory),
         };
-        if let Some(slot) = self.slots.get(at) {
-            slot.next = start + len;
+        if memory != 0 && buffer.is_none() {
+            return false;
         }
-        self.submit(at, op, (start, len), buffer);
+        if let Some(slot) = self.slots.get(at) {
+            slot.skip(len);
+        }
+        self.submit(at, op, (start, len), buffer, out);
         true
     }
 
-    /// Allocates memory for a piece. Returns `None` while other requests wait, to prevent
-    /// starvation, and while too much read data waits to be sent.
-    fn take(&mut self, at: u8, task: Task, piece: u32, len: usize) -> Option<Buffer> {
-        if task == Task::StreamedRead {
-            return self.streamed.as_ref()?.take(piece, len);
-        }
-        let turn = self.starved.front().is_none_or(|&first| first == at);
-        if turn && self.read_memory.held() < MAX_READ_MEMORY {
-            self.read_memory.take(len)
-        } else {
-            None
-        }
-    }
-
-    fn mark_starved(&mut self, at: u8) {
-        let Some(slot) = self.slots.get(at) else { return };
-        if slot.task != Task::StreamedRead && !std::mem::replace(&mut slot.starving, true) {
-            self.starved.push_back(at);
-        }
-    }
-
-    /// Resumes requests that waited for memory, one piece of each in turn.
-    pub(super) fn resume_starved(&mut self) {
-        if let Some(at) = self.streamed.as_ref().map(|long| long.slot()) {
-            self.advance(at);
-        }
-        if self.payload.as_ref().is_some_and(Payload::is_stalled) {
-            self.allocate_piece();
-        }
-        while let Some(&at) = self.starved.front() {
-            if !self.issue(at) {
-                return;
-            }
-            self.rotate(at);
-        }
-    }
-
-    /// Moves the first starved slot to the end of the queue, or removes it if it has no more
-    /// pieces.
-    fn rotate(&mut self, at: u8) {
-        if self.starved.front() != Some(&at) {
-            return;
-        }
-        self.starved.pop_front();
-        if let Some(slot) = self.slots.get(at) {
-            slot.starving = slot.has_more();
-            if slot.starving {
-                self.starved.push_back(at);
-            }
-        }
-    }
-
     /// Submits a piece of `len` bytes at `start`.
-    pub(super) fn submit(
+    fn submit(
         &mut self,
         at: u8,
         op: Op,
         (start, len): (u64, u64),
         buffer: Option<Buffer>,
+        out: &mut Outbox,
     ) {
-        let shift = self
-            .attachment
-            .as_ref()
-            .map_or(0, |attachment| attachment.grant.export().geometry.shift());
+        let shift = self.attachment.shift();
         let Some(slot) = self.slots.get(at) else { return };
-        slot.in_flight += 1;
-        let ticket = ticket(at, slot.piece_at(start));
-        self.admit(Request { op, lba: start >> shift, blocks: len >> shift, buffer, ticket });
+        let ticket = ticket(at, slot.submitted(start));
+        self.admit(Request { op, lba: start >> shift, blocks: len >> shift, buffer, ticket }, out);
     }
 
     /// Passes a request through the gate; queues it while another request has exclusive access to
     /// the disk.
-    pub(super) fn admit(&mut self, request: Request) {
-        let Some(attachment) = &self.attachment else { return };
-        match attachment.grant.admit(request) {
+    fn admit(&mut self, request: Request, out: &mut Outbox) {
+        match self.attachment.admit(request) {
             Ok(admitted) => {
                 self.submitted += 1;
-                self.out.push_back(Step::Submit(admitted));
+                out.submit(admitted);
             }
             Err(denied) => {
                 let Denied { fault, request } = *denied;
                 if fault == Fault::Busy {
-                    if attachment.grant.export().was_released() {
-                        self.out.push_back(Step::Notify);
+                    if self.attachment.was_released() {
+                        out.notify();
                     }
                     return self.blocked_writes.push_back(request);
                 }
                 let outcome = Outcome { result: Err(fault), buffer: request.buffer };
-                self.ended(&request.ticket, outcome, false);
+                self.ended(&request.ticket, outcome, false, out);
             }
         }
     }
 
+    // ---- completions
+
     /// Completes a piece. `submitted` is set if it was submitted to the driver.
-    pub(super) fn ended(&mut self, ticket: &Ticket, outcome: Outcome, submitted: bool) {
+    fn ended(&mut self, ticket: &Ticket, outcome: Outcome, submitted: bool, out: &mut Outbox) {
         let (at, piece) = split_ticket(ticket);
         let Some(slot) = self.slots.get(at) else { return };
-        slot.in_flight = slot.in_flight.saturating_sub(1);
-        let task = slot.task;
-        let result = outcome.result.or_else(|fault| ignore_unsupported_hint(task, fault));
+        slot.completed();
+        let task = slot.task();
+        let result = outcome.result.or_else(|fault| task.ignore(fault));
         if let Err(fault) = result {
-            self.failed(at, piece, fault, submitted);
+            self.failed(at, piece, fault, submitted, out);
         }
         let buffer = outcome.buffer.filter(|_| result.is_ok());
         match task {
-            Task::Command(Command::Read { .. }) => self.read_ended(at, piece, buffer),
-            Task::Command(Command::Status { .. }) => {
-                self.status_ended(at, buffer, outcome.result.is_ok());
+            Task::Command(Command::Read { .. }) => self.read_ended(at, piece, buffer, out),
+            Task::Command(Command::Status { one }) => {
+                self.status_ended(at, one, buffer, outcome.result.is_ok(), out);
             }
-            Task::StreamedRead => self.streamed_read_ended(at, piece, buffer),
-            _ => self.advance(at),
+            Task::StreamedRead => self.streamed_read_ended(at, piece, buffer, out),
+            _ => self.advance(at, out),
         }
     }
 
     /// Records and reports the failure of a piece.
-    fn failed(&mut self, at: u8, piece: u32, fault: Fault, submitted: bool) {
+    fn failed(&mut self, at: u8, piece: u32, fault: Fault, submitted: bool, out: &mut Outbox) {
         let Some(slot) = self.slots.get(at) else { return };
         let op = slot.op();
-        slot.error = if slot.error == 0 { errno(fault, op) } else { slot.error };
-        let offset = slot.start_of(piece);
-        let len = slot.piece().min(slot.end.saturating_sub(offset));
-        let Some(attachment) = self.attachment.as_ref().filter(|_| submitted && is_reported(fault))
-        else {
-            return;
-        };
-        let (export, op) = (attachment.grant.export().clone(), op.name());
-        self.out.push_back(Step::Report(Event::Fault { export, op, offset, len, fault }));
+        slot.fail(errno(fault, op));
+        if submitted && is_reported(fault) {
+            out.report(self.attachment.fault(op, slot.range_of(piece), fault));
+        }
     }
 
     /// Completes a request that has no more pieces.
-    pub(super) fn finish_if_done(&mut self, at: u8) {
+    fn finish_if_done(&mut self, at: u8, out: &mut Outbox) {
         let Some(slot) = self.slots.get(at).filter(|slot| slot.is_done()) else { return };
-        match slot.task {
+        match slot.task() {
             Task::Free => {}
-            Task::StreamedRead => self.end_streamed_read(at),
-            Task::Command(Command::Trim { durable: true }) if slot.error == 0 => {
-                slot.task = Task::FinalFlush;
-                self.submit(at, Op::Flush, (0, 0), None);
+            Task::StreamedRead => self.end_streamed_read(at, out),
+            Task::Command(Command::Trim { durable: true }) if slot.error() == 0 => {
+                slot.flush_next();
+                self.submit(at, Op::Flush, (0, 0), None, out);
             }
-            Task::Command(_) | Task::FinalFlush => self.finish(at),
+            Task::Command(_) | Task::FinalFlush => self.finish(at, out),
         }
     }
 
     /// Sends the single reply to a request.
-    fn finish(&mut self, at: u8) {
+    fn finish(&mut self, at: u8, out: &mut Outbox) {
+        let mode = self.mode();
         let Some(slot) = self.slots.get(at) else { return };
-        let (to, error, op, len) =
-            (ReplyTo { cookie: slot.cookie, offset: slot.offset }, slot.error, slot.op(), slot.len);
+        let (error, op) = (slot.error(), slot.op());
         let read = matches!(op, Op::Read | Op::Extents);
-        if let (0, Op::Write { .. } | Op::Zero { .. }, Some(attachment)) =
-            (error, op, &mut self.attachment)
-        {
-            attachment.written = attachment.written.saturating_add(len);
+        if error == 0 && matches!(op, Op::Write { .. } | Op::Zero { .. }) {
+            self.attachment.count_written(slot.len());
         }
-        self.send_result(to, error, read);
+        out.send(reply::result(mode, slot.reply_to(), error, read));
         self.release(at);
     }
 
-    pub(super) fn release(&mut self, at: u8) {
-        if self.slots.get(at).is_some_and(|slot| slot.starving) {
-            self.starved.retain(|&other| other != at);
-        }
+    fn release(&mut self, at: u8) {
+        self.read_memory.forget(at);
         self.slots.release(at);
     }
 
-    /// Refuses everything that is not submitted yet.
-    pub(super) fn refuse_unsubmitted(&mut self) {
-        for request in std::mem::take(&mut self.blocked_writes) {
-            let outcome = Outcome { result: Err(Fault::Gone), buffer: None };
-            self.ended(&request.ticket, outcome, false);
-        }
-        for at in self.slots.busy() {
-            if let Some(slot) = self.slots.get(at) {
-                let whole = slot.next >= slot.end && !slot.receiving;
-                if slot.error == 0 && !whole {
-                    (slot.error, slot.error_pending) = (ESHUTDOWN, true);
+    // ---- reads and block status
+
+    /// Completes a piece of a read; `buffer` is `None` if it failed. Each piece is answered as it
+    /// completes, clipped to the requested bytes.
+    fn read_ended(&mut self, at: u8, piece: u32, buffer: Option<Buffer>, out: &mut Outbox) {
+        let mode = self.mode();
+        let Some(slot) = self.slots.get(at) else { return };
+        let (to, done, error) = (slot.reply_to(), slot.is_done(), slot.pending_error());
+        match buffer {
+            Some(buffer) => {
+                let (offset, start, len) = slot.clip(piece, buffer.len());
+                let part = BufferPart::new(buffer, start, len);
+                self.attachment.count_read(len);
+                out.send(reply::data(mode, to, offset, part, done && error.is_none()));
+                if let Some(error) = error.filter(|_| done) {
+                    out.send(reply::result(mode, to, error, true));
                 }
             }
-            self.finish_if_done(at);
-        }
-    }
-}
-
-impl Attachment {
-    /// Returns the affected blocks of a range in bytes, if the gate would admit the request.
-    fn blocks(&self, op: Op, offset: u64, len: u64) -> Result<(u64, u64), u32> {
-        let shift = self.grant.export().geometry.shift();
-        // A saturated sum is beyond the end of every disk.
-        let past = offset.saturating_add(len);
-        let (lba, rest) = (offset >> shift, past & self.mask());
-        let end = (past >> shift) + u64::from(rest != 0);
-        let count = if len == 0 { 0 } else { end - lba };
-        let (first, bytes) =
-            self.grant.permits(op, lba, count).map_err(|fault| errno(fault, op))?;
-        // The last block may be incomplete.
-        if past > self.grant.export().bytes() {
-            return Err(errno(Fault::OutOfRange, op));
-        }
-        Ok((first, first.saturating_add(bytes)))
-    }
-
-    fn mask(&self) -> u64 {
-        u64::from(self.grant.export().geometry.block()) - 1
-    }
-
-    /// Checks length and alignment for each command. Shrinks a trim to whole blocks.
-    fn shape(
-        &self,
-        command: Command,
-        header: &Header,
-        (first, end): (u64, u64),
-    ) -> Result<(u64, u64), u32> {
-        let long = header.len > MAX_PAYLOAD.into();
-        let whole = (header.offset | header.len) & self.mask() == 0;
-        match command {
-            Command::Read { whole: true } if long || end - first > Pool::MAX_BUFFER as u64 => {
-                Err(EOVERFLOW)
+            None => {
+                let (offset, ..) = slot.clip(piece, 0);
+                out.send(reply::piece_error(mode, to, offset, slot.error(), done));
             }
-            Command::Read { .. } if long => Err(EINVAL),
-            Command::Write { .. } if long || !whole => Err(EINVAL),
-            Command::Zero { .. } if !whole => Err(EINVAL),
-            Command::Status { .. } if header.len == 0 => Err(EINVAL),
-            Command::Trim { .. } => Ok(self.shrink(header.offset, header.len)),
-            _ => Ok((first, end)),
+        }
+        if done { self.release(at) } else { self.advance(at, out) }
+    }
+
+    /// Completes a block status request.
+    fn status_ended(
+        &mut self,
+        at: u8,
+        one: bool,
+        buffer: Option<Buffer>,
+        known: bool,
+        out: &mut Outbox,
+    ) {
+        let mode = self.mode();
+        let Some(slot) = self.slots.get(at) else { return };
+        let to = slot.reply_to();
+        out.send(match buffer {
+            Some(buffer) => status::reply(mode, to, slot.range_in_blocks(), one, buffer, known),
+            None if slot.error() == 0 => reply::result(mode, to, EIO, true),
+            None => reply::result(mode, to, slot.error(), true),
+        });
+        self.release(at);
+    }
+
+    fn next_streamed_read(&mut self, out: &mut Outbox) {
+        if let Some(at) = self.streamed.activate() {
+            self.advance(at, out);
         }
     }
 
-    /// Returns the blocks that lie completely inside a range.
-    fn shrink(&self, offset: u64, len: u64) -> (u64, u64) {
-        let mask = self.mask();
-        let first = offset.saturating_add(mask) & !mask;
-        let end = offset.saturating_add(len) & !mask;
-        (first, end.max(first))
-    }
-}
-
-/// Returns how much memory a piece of `len` bytes needs.
-fn memory_for(task: Task, len: u64) -> usize {
-    match task {
-        Task::StreamedRead | Task::Command(Command::Read { .. }) => {
-            usize::try_from(len).unwrap_or(usize::MAX)
+    /// Completes a piece of the active streamed read; `buffer` is `None` if it failed.
+    fn streamed_read_ended(
+        &mut self,
+        at: u8,
+        piece: u32,
+        buffer: Option<Buffer>,
+        out: &mut Outbox,
+    ) {
+        match buffer {
+            Some(buffer) => {
+                self.streamed.store(piece, buffer);
+                self.send_ready_pieces(at, out);
+            }
+            // The reply has begun, so the error cannot be sent.
+            None if self.streamed.has_begun() => return self.state = State::Aborted,
+            None => {}
         }
-        Task::Command(Command::Status { one: true }) => Extent::LEN,
-        Task::Command(Command::Status { .. }) => PAGE,
-        _ => 0,
+        self.advance(at, out);
     }
-}
 
-/// Ignores that a disk does not support a hint: trim, cache, block status.
-fn ignore_unsupported_hint(task: Task, fault: Fault) -> Result<(), Fault> {
-    let hint = matches!(
-        task,
-        Task::Command(Command::Trim { .. } | Command::Cache | Command::Status { .. })
-    );
-    if hint && fault == Fault::Unsupported { Ok(()) } else { Err(fault) }
-}
+    /// Sends the pieces that are next in order.
+    fn send_ready_pieces(&mut self, at: u8, out: &mut Outbox) {
+        let Some(slot) = self.slots.get(at).filter(|slot| slot.error() == 0) else { return };
+        while let Some((piece, buffer)) = self.streamed.next_piece() {
+            let head = if piece == 0 { reply::simple(slot.reply_to(), 0) } else { Head::new(&[]) };
+            let (_, start, len) = slot.clip(piece, buffer.len());
+            self.attachment.count_read(len);
+            out.stream(BufferPart::new(buffer, start, len).with_head(head));
+        }
+    }
 
-/// Returns whether a fault is reported to the administrator.
-fn is_reported(fault: Fault) -> bool {
-    !matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy)
+    /// Ends the active or a queued streamed read, which has been sent or has failed.
+    fn end_streamed_read(&mut self, at: u8, out: &mut Outbox) {
+        let mode = self.mode();
+        let Some(slot) = self.slots.get(at) else { return };
+        let (to, error) = (slot.reply_to(), slot.error());
+        let begun = self.streamed.end(at);
+        if begun && error != 0 {
+            return self.state = State::Aborted;
+        }
+        if !begun {
+            out.send(reply::result(mode, to, error, true));
+        }
+        self.release(at);
+        if self.streamed.active().is_none() {
+            out.end_stream();
+        }
+        self.next_streamed_read(out);
+    }
+
+    // ---- writes
+
+    fn expect_payload(&mut self, at: u8, len: u64) {
+        if let Some(slot) = self.slots.get(at) {
+            slot.expect_payload();
+        }
+        self.payload.expect_write(at, len, &self.slots);
+    }
+
+    /// Submits the piece of a write that has been received, or answers a refused request.
+    fn received(&mut self, received: Received, out: &mut Outbox) {
+        match received {
+            Received::Skipped => {}
+            Received::Refused { to, error } => {
+                out.send(reply::result(self.mode(), to, error, true));
+            }
+            Received::Write { at, piece, last } => {
+                if let Some(buffer) = piece {
+                    self.write_piece(at, buffer, out);
+                }
+                if !last {
+                    return self.payload.allocate(&self.slots);
+                }
+                if let Some(slot) = self.slots.get(at) {
+                    slot.payload_received();
+                }
+                self.finish_if_done(at, out);
+            }
+        }
+    }
+
+    fn write_piece(&mut self, at: u8, buffer: Buffer, out: &mut Outbox) {
+        let Some(slot) = self.slots.get(at).filter(|slot| slot.error() == 0) else { return };
+        let ((start, ..), op, len) = (slot.next_piece(), slot.op(), buffer.len() as u64);
+        slot.skip(len);
+        self.submit(at, op, (start, len), Some(buffer), out);
+    }
 }

@@ -1,6 +1,6 @@
 //! Reads whose simple reply is sent in several pieces.
 
-use export::{Fault, Reason};
+use export::{Fault, Notice, Reason};
 use nbd::wire::errno;
 
 use crate::messages::{Mode, RequestHeader, attach, data_of, error_of, read, replies};
@@ -82,5 +82,19 @@ fn streamed_read_memory_is_bounded() {
     }
     let received = world.received(id);
     assert_eq!(data_of(&received, 0, SIZE).unwrap(), world.disk);
+    world.end_all();
+}
+
+#[test]
+fn nothing_follows_the_close_of_a_cut_streamed_reply() {
+    let mut world = World::with_pool(1 << 20);
+    let id = attach(&mut world, MODE);
+    world.conn(id).not_receiving = true;
+    world.send(id, &read(1, 0, SIZE as u64).bytes(MODE));
+    world.send(id, &read(2, 0, 200 << 10).bytes(MODE));
+    world.send(id, &read(3, 0, 200 << 10).bytes(MODE));
+    assert_eq!(world.waiting(id), 0, "the last read waits for memory");
+    world.notify(Notice::Stopping);
+    assert_eq!(world.conn(id).closed, Some(Reason::Ended));
     world.end_all();
 }

@@ -1,15 +1,25 @@
-//! Payloads: write data is received into buffers and submitted piece by piece; payloads of refused
-//! requests are skipped.
+//! Payloads: write data is received into buffers, piece by piece; payloads of refused requests are
+//! skipped.
 
-use export::{Buffer, DirectRecv};
+use export::{Account, Buffer, DirectRecv};
 
 use super::reply::ReplyTo;
-use super::session::Session;
+use super::slots::Slots;
 use super::{MIN_DIRECT_RECV, PIECE};
 
-/// A payload being received.
+/// Receives the payload of one request at a time.
 #[derive(Debug)]
-pub(super) enum Payload {
+pub(super) struct PayloadReceiver {
+    /// Memory for the data of writes. A separate account: a write that waits for memory stops
+    /// reception, and must not wait for read replies, which the peer may not receive before it has
+    /// sent the whole write.
+    memory: Account,
+    /// The payload being received.
+    payload: Option<Payload>,
+}
+
+#[derive(Debug)]
+enum Payload {
     /// Of a refused request: the error is sent after it has been skipped.
     Refused {
         /// Bytes not received yet.
@@ -23,7 +33,7 @@ pub(super) enum Payload {
 
 /// The payload of a write.
 #[derive(Debug)]
-pub(super) struct WritePayload {
+struct WritePayload {
     at: u8,
     /// Bytes not received yet, of this and later pieces.
     left: u64,
@@ -35,11 +45,21 @@ pub(super) struct WritePayload {
     stalled: bool,
 }
 
-impl Payload {
-    /// Returns whether it waits for memory.
-    pub(super) fn is_stalled(&self) -> bool {
-        matches!(self, Self::Write(write) if write.stalled)
-    }
+/// What has been received.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// A part of a payload that is skipped.
+    Skipped,
+    /// The last of a payload that is skipped.
+    Refused { to: ReplyTo, error: u32 },
+    /// A part of the payload of a write.
+    Write {
+        at: u8,
+        /// A piece that is full.
+        piece: Option<Buffer>,
+        /// Whether the payload is complete.
+        last: bool,
+    },
 }
 
 impl WritePayload {
@@ -75,83 +95,78 @@ impl WritePayload {
     }
 }
 
-impl Session {
-    /// Starts to receive the payload of a write.
-    pub(super) fn expect_payload(&mut self, at: u8, len: u64) {
-        if len == 0 {
-            return self.finish_if_done(at);
-        }
-        if let Some(slot) = self.slots.get(at) {
-            slot.receiving = true;
-        }
+impl PayloadReceiver {
+    pub(super) fn new(memory: Account) -> Self {
+        Self { memory, payload: None }
+    }
+
+    /// Starts to receive `len` bytes for the write in slot `at`.
+    pub(super) fn expect_write(&mut self, at: u8, len: u64, slots: &Slots) {
         let write = WritePayload { at, left: len, buffer: None, got: 0, stalled: false };
         self.payload = Some(Payload::Write(write));
-        self.allocate_piece();
+        self.allocate(slots);
+    }
+
+    /// Starts to skip `left` bytes of a request that is answered with `error`.
+    pub(super) fn expect_refused(&mut self, left: u64, to: ReplyTo, error: u32) {
+        self.payload = Some(Payload::Refused { left, to, error });
+    }
+
+    /// Returns whether a payload is incomplete.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.payload.is_some()
+    }
+
+    /// Returns whether the payload waits for memory.
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(&self.payload, Some(Payload::Write(write)) if write.stalled)
     }
 
     /// Allocates memory for the current piece. A write that has failed needs none.
-    pub(super) fn allocate_piece(&mut self) {
+    pub(super) fn allocate(&mut self, slots: &Slots) {
         let Some(Payload::Write(write)) = &mut self.payload else { return };
-        let failed = self.slots.get(write.at).is_none_or(|slot| slot.error != 0);
-        if failed || write.buffer.is_some() {
+        if write.buffer.is_some() || slots.has_failed(write.at) {
             write.stalled = false;
             return;
         }
         let len = usize::try_from(write.left.min(PIECE)).unwrap_or(0);
-        write.buffer = self.write_memory.take(len);
+        write.buffer = self.memory.take(len);
         write.stalled = write.buffer.is_none();
     }
 
     /// Processes bytes of a payload. Returns how many were consumed.
-    pub(super) fn receive_payload(&mut self, bytes: &[u8]) -> usize {
+    pub(super) fn receive(&mut self, bytes: &[u8]) -> (usize, Received) {
         match &mut self.payload {
-            None => 0,
+            None => (0, Received::Skipped),
             Some(Payload::Write(write)) => {
                 let n = write.take(bytes);
-                self.submit_if_full();
-                n
+                (n, self.received())
             }
             Some(Payload::Refused { left, to, error }) => {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= n as u64;
                 let (left, to, error) = (*left, *to, *error);
-                if left == 0 {
-                    self.payload = None;
-                    self.send_result(to, error, true);
+                if left != 0 {
+                    return (n, Received::Skipped);
                 }
-                n
+                self.payload = None;
+                (n, Received::Refused { to, error })
             }
         }
     }
 
-    /// Submits the current piece if it is full, and ends the payload if it was the last.
-    fn submit_if_full(&mut self) {
-        let Some(Payload::Write(write)) = &mut self.payload else { return };
-        let (at, left, buffer) = (write.at, write.left, write.take_if_full());
-        if let Some(buffer) = buffer {
-            self.write_piece(at, buffer);
-        }
-        if left == 0 {
+    /// Takes the current piece if it is full, and ends the payload if it was the last.
+    fn received(&mut self) -> Received {
+        let Some(Payload::Write(write)) = &mut self.payload else { return Received::Skipped };
+        let (at, piece, last) = (write.at, write.take_if_full(), write.left == 0);
+        if last {
             self.payload = None;
-            if let Some(slot) = self.slots.get(at) {
-                slot.receiving = false;
-            }
-            self.finish_if_done(at);
-        } else {
-            self.allocate_piece();
         }
-    }
-
-    fn write_piece(&mut self, at: u8, buffer: Buffer) {
-        let Some(slot) = self.slots.get(at).filter(|slot| slot.error == 0) else { return };
-        let (start, len) = (slot.next, buffer.len() as u64);
-        slot.next += len;
-        let op = slot.op();
-        self.submit(at, op, (start, len), Some(buffer));
+        Received::Write { at, piece, last }
     }
 
     /// Returns the current piece for a direct receive, if enough of it is outstanding.
-    pub(super) fn offer_direct_recv(&mut self) -> Option<DirectRecv> {
+    pub(super) fn direct_recv(&mut self) -> Option<DirectRecv> {
         let Some(Payload::Write(write)) = &mut self.payload else { return None };
         let start = write.got;
         let buffer = write.buffer.take_if(|buffer| buffer.len() - start >= MIN_DIRECT_RECV)?;
@@ -160,14 +175,16 @@ impl Session {
     }
 
     /// Returns the buffer of a direct receive, with `got` bytes received into it.
-    pub(super) fn end_direct_recv(&mut self, window: DirectRecv, got: usize) {
+    pub(super) fn direct_received(&mut self, window: DirectRecv, got: usize) -> Received {
         let DirectRecv { buffer, start, end, token } = window;
-        let Some(Payload::Write(write)) = &mut self.payload else { return };
-        if u32::from(write.at) == token {
-            write.buffer = Some(buffer);
-            write.stalled = false;
-            write.advance(got.min(end.saturating_sub(start)));
-            self.submit_if_full();
+        match &mut self.payload {
+            Some(Payload::Write(write)) if u32::from(write.at) == token => {
+                write.buffer = Some(buffer);
+                write.stalled = false;
+                write.advance(got.min(end.saturating_sub(start)));
+                self.received()
+            }
+            _ => Received::Skipped,
         }
     }
 }
