@@ -1,5 +1,5 @@
 //! Rate limit for events that a failing disk or a hostile peer can cause with every request: events
-//! of a kind are merged and reported at most once a second, with their number.
+//! of a kind are merged and reported at most once a second, with their number. A token bucket would drop them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

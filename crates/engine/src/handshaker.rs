@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use export::{Auth, Network, Peer, Purpose, Secret};
+use export::{Auth, Network, Peer, Purpose, Secret, TokenBucket, TokenRate};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -57,8 +57,8 @@ impl Handshaker {
                 limiter: HandshakeLimiter::new(limits),
                 at_once: limits.at_once.max(1),
                 pending: Vec::new(),
-                failure_reports: ReportLimit::default(),
-                flood_reports: ReportLimit::default(),
+                failure_reports: TokenBucket::full(REPORTS, Instant::now()),
+                flood_reports: TokenBucket::full(REPORTS, Instant::now()),
                 sink,
                 adopt,
             };
@@ -87,31 +87,8 @@ impl Drop for Handshaker {
     }
 }
 
-/// Rate limit for reports that any peer can cause: a burst, and one per second on average.
-#[derive(Debug, Default)]
-pub(crate) struct ReportLimit {
-    recent: u32,
-    since: Option<Instant>,
-}
-
-/// Size of the burst.
-const BURST: u32 = 10;
-
-impl ReportLimit {
-    /// Returns whether one more report is within the limit, and counts it.
-    pub(crate) fn allows(&mut self, now: Instant) -> bool {
-        let since = *self.since.get_or_insert(now);
-        let passed = now.saturating_duration_since(since).as_secs();
-        let passed = u32::try_from(passed).unwrap_or(u32::MAX);
-        if passed > 0 {
-            self.since = Some(now);
-        }
-        self.recent = self.recent.saturating_sub(passed);
-        let allowed = self.recent < BURST;
-        self.recent += u32::from(allowed);
-        allowed
-    }
-}
+/// Rate limit for reports that any peer can cause.
+pub(crate) const REPORTS: TokenRate = TokenRate { per_second: 1, burst: 10 };
 
 /// State of the thread.
 struct HandshakeThread {
@@ -122,8 +99,8 @@ struct HandshakeThread {
     /// Negotiations and handshakes in progress, the oldest first.
     pending: Vec<PendingHandshake>,
     /// Rate limits on reports of failed handshakes, and of refused attempts.
-    failure_reports: ReportLimit,
-    flood_reports: ReportLimit,
+    failure_reports: TokenBucket,
+    flood_reports: TokenBucket,
     sink: Sink,
     adopt: Adopt,
 }
@@ -281,7 +258,7 @@ impl HandshakeThread {
 
     fn report(&mut self, handshake: &PendingHandshake, why: &'static str) {
         let limit = if why == FLOOD { &mut self.flood_reports } else { &mut self.failure_reports };
-        if limit.allows(Instant::now()) {
+        if limit.take(1, Instant::now()) {
             refuse(&self.sink, handshake.incoming.link.peer(), why);
         }
     }
@@ -299,7 +276,7 @@ impl HandshakeThread {
     fn adopt_tls(&mut self, handshake: PendingHandshake, established: Established) {
         // A public key does not authenticate, so it counts as a failed attempt.
         if established.channel.key.is_some() {
-            self.limiter.give_back(handshake.source);
+            self.limiter.give_back(handshake.source, Instant::now());
         }
         handshake.incoming.link.set_channel(established.channel.clone());
         if !handshake.incoming.link.has_room() {
@@ -453,7 +430,6 @@ fn random_psk(name: &[u8]) -> Option<Psk> {
 
 #[cfg(test)]
 mod test {
-    use std::time::Duration;
 
     use super::*;
 
@@ -470,15 +446,5 @@ mod test {
         assert_eq!((&one.identity[..], &two.identity[..]), ("NVMe1R01 b", "NVMe1R01 b"));
         assert_ne!(one.secret, two.secret);
         assert_eq!(select_psk(known.to_vec(), b""), None);
-    }
-
-    #[test]
-    fn reports_are_rate_limited() {
-        let (mut limit, now) = (ReportLimit::default(), Instant::now());
-        let count = |limit: &mut ReportLimit, at| (0..1000).filter(|_| limit.allows(at)).count();
-        assert_eq!(count(&mut limit, now), 10);
-        assert_eq!(count(&mut limit, now + Duration::from_millis(900)), 0);
-        assert_eq!(count(&mut limit, now + Duration::from_millis(3100)), 3);
-        assert_eq!(count(&mut limit, now + Duration::from_secs(3600)), 10);
     }
 }

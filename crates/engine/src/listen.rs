@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{Auth, Notice, Peer};
+use export::{Auth, Notice, Peer, TokenBucket};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::handshaker::{Handshaker, Incoming, ReportLimit};
+use crate::handshaker::{Handshaker, Incoming, REPORTS};
 use crate::inbox::{Inbox, Message};
 use crate::link::ConnectionTable;
 use crate::security::{
@@ -101,7 +101,7 @@ impl Acceptor {
             adopt,
             listeners: Vec::new(),
             waiting: Vec::new(),
-            refused: ReportLimit::default(),
+            refused: TokenBucket::full(REPORTS, Instant::now()),
         };
         let thread = std::thread::Builder::new()
             .name("accept".to_owned())
@@ -222,7 +222,7 @@ struct AcceptThread {
     /// Connections without a first byte yet, the oldest first.
     waiting: Vec<Incoming>,
     /// Rate limit on reports of refused connections.
-    refused: ReportLimit,
+    refused: TokenBucket,
 }
 
 /// What is ready after a wait.
@@ -336,7 +336,7 @@ impl AcceptThread {
     fn admit(&mut self, socket: OwnedFd, config: Arc<ListenerConfig>, is_loopback: bool) {
         let Ok(peer) = peer_of(&socket, config.security.auth) else { return };
         if is_loopback && !is_local(&socket, &peer) {
-            if self.refused.allows(Instant::now()) {
+            if self.refused.take(1, Instant::now()) {
                 refuse(&self.shared.sink, peer, NOT_LOCAL);
             }
             return;
@@ -346,7 +346,7 @@ impl AcceptThread {
             Some(link) => {
                 self.dispatch(Incoming { link, config, until: Instant::now() + HANDSHAKE_TIMEOUT })
             }
-            None if self.refused.allows(Instant::now()) => {
+            None if self.refused.take(1, Instant::now()) => {
                 refuse(&self.shared.sink, peer, TOO_MANY)
             }
             None => {}
@@ -362,7 +362,7 @@ impl AcceptThread {
             Detected::Unknown => self.waiting.push(incoming),
             Detected::Plain => (self.adopt)(incoming.link, incoming.config.open.clone()),
             Detected::ServerFirst | Detected::Tls => self.handshaker.admit(incoming),
-            Detected::Refused if self.refused.allows(Instant::now()) => {
+            Detected::Refused if self.refused.take(1, Instant::now()) => {
                 refuse(&self.shared.sink, incoming.link.peer(), PLAIN_REFUSED);
             }
             Detected::Refused | Detected::Closed => {}

@@ -15,6 +15,7 @@
 //! | [`Segment`] | data to be sent: a small inline head, perhaps a body and a tail |
 //! | [`Budget`], [`Pool`], [`Account`] | limits on payload memory: process, thread, connection |
 //! | [`Buffer`] | a page-aligned payload buffer from a pool |
+//! | [`TokenBucket`], [`NetworkBuckets`] | rate limits on what unauthenticated peers can cause |
 //! | [`Extents`] | allocation status of ranges of a disk |
 //!
 //! # Example
@@ -88,6 +89,7 @@ mod request;
 mod secret;
 mod segment;
 mod session;
+mod token_bucket;
 
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, PAGE, Pool};
@@ -105,3 +107,4 @@ pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
 pub use secret::Secret;
 pub use segment::{Body, Head, Segment};
 pub use session::{DirectRecv, Notice, Reason, Session, Step};
+pub use token_bucket::{NetworkBuckets, TokenBucket, TokenRate};

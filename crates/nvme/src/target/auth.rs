@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use export::{Body, Buffer, Event, Host, KeyId, Reason, Step};
+use export::{Body, Buffer, Event, Host, KeyId, Network, Reason, Step};
 
 use super::HANDSHAKE_TIMEOUT;
 use super::admin::PendingAdmin;
@@ -161,8 +161,8 @@ impl Queue {
             return self.close(Reason::Refused);
         }
         auth.deadline = auth.deadline.or(Some(self.now + HANDSHAKE_TIMEOUT));
-        let (address, cost) = (self.peer.remote.ip(), auth.transaction.cost(bytes));
-        let may = cost.is_zero() || self.target.rate_limiter().try_take(address, cost, self.now);
+        let (network, cost) = (Network::of(self.peer.remote), auth.transaction.cost(bytes));
+        let may = cost.is_zero() || self.target.rate_limiter().try_take(network, cost, self.now);
         let progress = if may {
             auth.spent += cost;
             auth.transaction.send(bytes, keys.as_ref())
@@ -206,7 +206,7 @@ impl Queue {
     fn on_authenticated(&mut self, authentication: Authentication) -> bool {
         let Some(auth) = &mut self.auth else { return true };
         let spent = std::mem::take(&mut auth.spent);
-        self.target.rate_limiter().refund(self.peer.remote.ip(), spent, self.now);
+        self.target.rate_limiter().refund(Network::of(self.peer.remote), spent, self.now);
         let first = auth.authenticated.replace(authentication.key).is_none() && auth.required;
         (auth.key, auth.deadline) = (authentication.key, None);
         if first && let Err(why) = self.authorize() {

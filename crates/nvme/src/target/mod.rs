@@ -127,9 +127,9 @@ impl Target {
     /// same identifier. Targets on several machines should use different values of `start`; any
     /// number is valid.
     pub fn with_config(catalogue: Arc<Catalogue>, config: AuthConfig, start: u16) -> Arc<Self> {
-        let (generated, rate_limit) = Default::default();
-        let registry = Mutex::new(Registry::starting_at(start));
-        Arc::new(Self { catalogue, start: Instant::now(), config, registry, generated, rate_limit })
+        let (start, registry) = (Instant::now(), Mutex::new(Registry::starting_at(start)));
+        let (generated, rate_limit) = (Mutex::default(), Mutex::new(RateLimiter::new(start)));
+        Arc::new(Self { catalogue, start, config, registry, generated, rate_limit })
     }
 
     /// Returns the TLS PSKs that DH-HMAC-CHAP generated, each with the key that the host
