@@ -288,5 +288,5 @@ fn peer(binding: [u8; 32]) -> Peer {
     let (identity, cipher) = (IDENTITY.to_owned(), String::new());
     let channel =
         Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
-    Peer { remote: address, local: address, auth: Auth::Required, channel }
+    Peer { channel, ..Peer::ip(address, address, Auth::Required) }
 }

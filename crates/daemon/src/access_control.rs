@@ -14,6 +14,7 @@ use linux::tree::Tree;
 use nvme::nqn;
 use pair::{Codes, Disk, Invite, ServerStatus};
 
+use crate::status::shown_address;
 use failure::Failure;
 use keys::key::Key;
 use keys::store::{PairedHost, Store, Watch};
@@ -181,7 +182,7 @@ impl AccessControl {
     /// The request that the screen should ask about.
     pub fn prompt(&self) -> Option<Asking> {
         let PendingPairing { peer, request } = self.waiting.front()?;
-        Some(Asking { name: request.name.clone(), address: peer.remote.ip().to_canonical() })
+        Some(Asking { name: request.name.clone(), address: shown_address(peer.transport) })
     }
 
     /// Records that the screen now asks about the first request.
@@ -257,7 +258,7 @@ mod test {
 
     fn pending(number: u64) -> PendingPairing {
         let address = "10.0.0.2:1".parse().unwrap();
-        let peer = Peer { remote: address, local: address, auth: Auth::Required, channel: None };
+        let peer = Peer::ip(address, address, Auth::Required);
         let (host, name, secret) = (String::new(), String::new(), Secret::new(vec![1; 32]));
         let request = Arc::new(PairingRequest { number, host, name, writable: true, secret });
         PendingPairing { peer, request }

@@ -281,12 +281,9 @@ impl DiskRef {
     }
 }
 
-/// Address of peers on Unix sockets.
-const UNIX: &str = "unix";
-
-/// Address and port of a peer; [`UNIX`] for a Unix socket.
+/// Address and port of a peer; `unix` for a Unix socket.
 fn address(peer: &Peer) -> String {
-    if peer.remote == Peer::LOCAL { UNIX.to_owned() } else { peer.remote.to_string() }
+    peer.transport.to_string()
 }
 
 /// The peer of an event, if there is one.
@@ -463,12 +460,11 @@ mod test {
     }
 
     fn peer() -> Peer {
-        Peer {
-            remote: "10.0.0.2:5000".parse().unwrap(),
-            local: "10.0.0.1:4420".parse().unwrap(),
-            auth: export::Auth::None,
-            channel: None,
-        }
+        Peer::ip(
+            "10.0.0.2:5000".parse().unwrap(),
+            "10.0.0.1:4420".parse().unwrap(),
+            export::Auth::None,
+        )
     }
 
     #[test]
@@ -682,7 +678,7 @@ mod test {
 
     #[test]
     fn anonymous_host_on_unix_socket_is_described() {
-        let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, ..peer() };
+        let peer = Peer { transport: export::Transport::Unix, ..peer() };
         let host = String::new();
         let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
         let event = ServeEvent::of(attached, &Policy::default(), Protocol::Nbd);

@@ -131,12 +131,11 @@ mod test {
     use export::{Export, Geometry, Identity, Peer};
 
     fn peer() -> Peer {
-        Peer {
-            remote: "10.0.0.2:5000".parse().unwrap(),
-            local: "10.0.0.1:4420".parse().unwrap(),
-            auth: export::Auth::None,
-            channel: None,
-        }
+        Peer::ip(
+            "10.0.0.2:5000".parse().unwrap(),
+            "10.0.0.1:4420".parse().unwrap(),
+            export::Auth::None,
+        )
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use console::attach::{Endpoint, Nbd};
 use export::Auth;
 use linux::net::{Address, Scope, scope_of};
+use serde::{Deserialize, Serialize};
 
 use failure::Failure;
 pub use option::{ListenAddr, ListenOption, Protocol};
@@ -45,7 +46,7 @@ impl Protocols {
 }
 
 /// What a listener serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ListenerRole {
     /// NVMe/TCP: discovery and disks.
     All,

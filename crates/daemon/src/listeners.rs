@@ -205,12 +205,9 @@ impl Listeners {
 
     /// The protocol of a peer by its local address; NBD on Unix sockets.
     pub fn protocol_of(&self, peer: &Peer) -> Protocol {
-        let is_it = |bound: &&Bound| bound.listener.accepts(peer.local);
-        match self.bound.iter().find(is_it) {
-            Some(bound) => bound.listener.serves.protocol(),
-            None if peer.local == Peer::LOCAL => Protocol::Nbd,
-            None => Protocol::Nvme,
-        }
+        let Some(local) = peer.local() else { return Protocol::Nbd };
+        let listener = self.bound.iter().find(|bound| bound.listener.accepts(local));
+        listener.map_or(Protocol::Nvme, |bound| bound.listener.serves.protocol())
     }
 }
 
@@ -443,11 +440,11 @@ mod test {
         for addr in [net("0.0.0.0:7"), net("127.0.0.1:4420"), BindAddr::Path("/run/x".into())] {
             drop(listeners.adopt(Listener::inherited(addr, "", Protocols::of(&[]))));
         }
-        let peer = |local| Peer { remote: local, local, auth: Auth::None, channel: None };
+        let peer = |local| Peer::ip(local, local, Auth::None);
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));
         assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
         assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);
-        assert_eq!(listeners.protocol_of(&peer(Peer::LOCAL)), Protocol::Nbd);
+        assert_eq!(listeners.protocol_of(&Peer::unix(Auth::None)), Protocol::Nbd);
         let events = json(&listeners.open_events());
         let last = r#"{"event":"listening","protocol":"nbd","path":"/run/x","serves":["disks"],"keyed":false}"#;
         assert_eq!(events[2], last);

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::Event;
+use export::{Event, Export};
+use serde::{Deserialize, Serialize};
 
 /// Shortest interval between reports of one kind.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -13,16 +14,16 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const MAX_KINDS: usize = 16;
 
 /// An event, or several merged ones.
-#[derive(Debug, Clone)]
-pub struct CountedEvent {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CountedEvent<D = Arc<Export>> {
     /// The event.
-    pub event: Event,
+    pub event: Event<D>,
     /// Number of merged events.
     pub count: u64,
 }
 
-impl From<Event> for CountedEvent {
-    fn from(event: Event) -> Self {
+impl<D> From<Event<D>> for CountedEvent<D> {
+    fn from(event: Event<D>) -> Self {
         Self { event, count: 1 }
     }
 }
@@ -111,11 +112,11 @@ fn is_alike(one: &Event, other: &Event) -> bool {
             Event::Refused { peer, host, wanted, why },
             Event::Refused { peer: its_peer, host: its_host, wanted: its_wanted, why: its_why },
         ) => {
-            peer.remote.ip() == its_peer.remote.ip()
+            peer.network() == its_peer.network()
                 && (host, wanted, why) == (its_host, its_wanted, its_why)
         }
         (Event::Violation { peer, rule }, Event::Violation { peer: its_peer, rule: its_rule }) => {
-            peer.remote.ip() == its_peer.remote.ip() && rule == its_rule
+            peer.network() == its_peer.network() && rule == its_rule
         }
         _ => false,
     }
@@ -153,7 +154,7 @@ mod test {
 
     fn violation(address: u8, rule: &'static str) -> Event {
         let remote = format!("10.0.0.{address}:{}", 1000 + u16::from(address)).parse().unwrap();
-        let peer = Peer { remote, local: Peer::LOCAL, auth: Auth::None, channel: None };
+        let peer = Peer::ip(remote, remote, Auth::None);
         Event::Violation { peer, rule }
     }
 

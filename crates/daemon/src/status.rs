@@ -2,13 +2,13 @@
 //! the screen.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use console::attach::{Endpoint, Nbd};
 use console::{Disk, Host, Link, Model};
-use export::{Event, Export, Policy};
+use export::{Event, Export, Policy, Transport};
 use linux::net::{Scope, scope_of};
 use nvme::nqn;
 
@@ -43,7 +43,7 @@ struct Attachment {
     /// Name of the host in the access policy, if it used a key.
     known_as: Option<String>,
     host: String,
-    address: SocketAddr,
+    transport: Transport,
 }
 
 impl Status {
@@ -61,13 +61,13 @@ impl Status {
             Event::Attached { export, peer, host, proven } => {
                 let known_as = name_of(peer, *proven, policy);
                 if let Some(entry) = self.entry(export) {
-                    let (host, address) = (host.clone(), peer.remote);
-                    entry.hosts.push(Attachment { known_as, host, address });
+                    let (host, transport) = (host.clone(), peer.transport);
+                    entry.hosts.push(Attachment { known_as, host, transport });
                 }
             }
             Event::Detached { export, peer, host, .. } => {
                 if let Some(entry) = self.entry(export) {
-                    entry.detach(host, peer.remote);
+                    entry.detach(host, peer.transport);
                 }
             }
             Event::Refused { .. }
@@ -157,9 +157,17 @@ pub fn loopback_advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Opt
     )
 }
 
+/// Returns the address to show for a peer; for a Unix socket that of this machine.
+pub fn shown_address(transport: Transport) -> IpAddr {
+    match transport {
+        Transport::Ip { remote, .. } => remote.ip().to_canonical(),
+        Transport::Unix => Ipv4Addr::LOCALHOST.into(),
+    }
+}
+
 impl Entry {
-    fn detach(&mut self, host: &str, address: SocketAddr) {
-        let this = |known: &Attachment| known.host == host && known.address == address;
+    fn detach(&mut self, host: &str, transport: Transport) {
+        let this = |known: &Attachment| known.host == host && known.transport == transport;
         if let Some(at) = self.hosts.iter().position(this) {
             self.hosts.remove(at);
         }
@@ -170,7 +178,7 @@ impl Entry {
         let host = |known: &Attachment| Host {
             known_as: known.known_as.clone(),
             nqn: known.host.clone(),
-            address: known.address.ip().to_canonical(),
+            address: shown_address(known.transport),
         };
         // Shows a host once, whatever the number of its connections.
         let mut attached: Vec<Host> = Vec::new();
@@ -209,12 +217,7 @@ mod test {
     }
 
     fn peer(remote: &str) -> Peer {
-        Peer {
-            remote: remote.parse().unwrap(),
-            local: "10.0.0.1:4420".parse().unwrap(),
-            auth: export::Auth::None,
-            channel: None,
-        }
+        Peer::ip(remote.parse().unwrap(), "10.0.0.1:4420".parse().unwrap(), export::Auth::None)
     }
 
     fn attached(export: &Arc<Export>, remote: &str) -> Event {

@@ -183,7 +183,7 @@ impl Worker {
     /// Has the worker serve an existing connection. The connection is lost if the worker dies.
     pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: ListenerRole) {
         let mut state = self.shared.state();
-        let request = Request::Adopt { keyed: auth == Auth::Required, serves };
+        let request = Request::Adopt { auth, serves };
         state.pass(&request, Some(connection.as_fd()));
         state.adopted = Some(connection);
     }
@@ -234,7 +234,7 @@ impl Worker {
     /// Replaces the access policy; revokes access of hosts that it does not contain.
     pub fn set_policy(&self, policy: Policy) {
         let mut state = self.shared.state();
-        state.send(&Request::SetPolicy { hosts: messages::hosts(&policy) });
+        state.send(&Request::SetPolicy { policy: policy.clone() });
         state.policy = policy;
     }
 
@@ -256,7 +256,6 @@ impl Worker {
 
     /// Answers the pairing request with this number.
     pub fn answer(&self, number: u64, verdict: Verdict) {
-        let verdict = verdict.into();
         self.shared.state().send(&Request::Answer { number, verdict });
     }
 
@@ -329,7 +328,7 @@ impl State {
     fn new(config: &Config) -> Self {
         Self {
             start: Start {
-                driver: config.driver.into(),
+                driver: config.driver,
                 threads: config.threads,
                 memory: config.memory,
                 budget: config.budget,
@@ -375,8 +374,7 @@ impl State {
     }
 
     fn send_listener(&self, listeners: &AssignedListener) {
-        let keyed = listeners.auth == Auth::Required;
-        let request = Request::Accept { keyed, serves: listeners.serves };
+        let request = Request::Accept { auth: listeners.auth, serves: listeners.serves };
         self.pass(&request, Some(listeners.listener.as_fd()));
     }
 
@@ -396,7 +394,7 @@ impl State {
 
     /// Sends everything to a new worker: first the access policy, then disks and sockets.
     fn send_all(&self) {
-        self.send(&Request::SetPolicy { hosts: messages::hosts(&self.policy) });
+        self.send(&Request::SetPolicy { policy: self.policy.clone() });
         self.send_pairing();
         self.lent.iter().for_each(|assigned| self.send_disk(assigned));
         self.listeners.iter().for_each(|listeners| self.send_listener(listeners));

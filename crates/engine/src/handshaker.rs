@@ -207,7 +207,7 @@ impl HandshakeThread {
         let new = std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
         for incoming in new {
             let peer = incoming.link.peer();
-            let source = Network::of(peer.remote);
+            let source = peer.network();
             let open = incoming.config.open.clone();
             let negotiation = incoming.config.security.negotiation.clone();
             let phase = match negotiation.map(|negotiation| negotiation(&peer)) {

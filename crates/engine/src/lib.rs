@@ -81,7 +81,7 @@ pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
 
 /// Selects the driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Driver {
     /// `Uring` if the kernel supports and permits it, else `Blocking`.
     #[default]
@@ -236,7 +236,7 @@ impl Engine {
 
     /// Accepts connections from `listener`, a socket of [`bind`] or any other listening TCP or Unix
     /// socket. `open` makes the session of each connection that `security` admits. Returns the
-    /// bound address, or [`Peer::LOCAL`] for a Unix socket.
+    /// bound address, or `None` for a Unix socket.
     ///
     /// # Errors
     /// Fails if it is not such a socket.
@@ -245,7 +245,7 @@ impl Engine {
         listener: OwnedFd,
         security: Security,
         open: MakeSession,
-    ) -> io::Result<SocketAddr> {
+    ) -> io::Result<Option<SocketAddr>> {
         self.acceptor.accept(listener, security, open)
     }
 
@@ -269,7 +269,8 @@ impl Engine {
         security: Security,
         open: MakeSession,
     ) -> io::Result<SocketAddr> {
-        self.accept(bind(address, interface)?, security, open)
+        let bound = self.accept(bind(address, interface)?, security, open)?;
+        bound.ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// Passes `notice` to every session.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Channel, Fence, Network, Peer, Tenant};
+use export::{Channel, Fence, Peer, Tenant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::net::Shutdown;
@@ -130,7 +130,7 @@ impl AsFd for Link {
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Link({})", self.peer.remote)
+        write!(f, "Link({})", self.peer.transport)
     }
 }
 
@@ -319,7 +319,7 @@ fn unestablished(links: &[Weak<Link>]) -> impl Iterator<Item = Arc<Link>> {
 /// Selects the connection to close for a new one: the oldest of the network that has the most, so
 /// that a flood from one network closes its own connections.
 fn eviction_candidate(unestablished: &[Arc<Link>]) -> Option<&Arc<Link>> {
-    let network = |link: &Arc<Link>| Network::of(link.peer.remote);
+    let network = |link: &Arc<Link>| link.peer.network();
     let mut counts = HashMap::new();
     unestablished.iter().for_each(|link| *counts.entry(network(link)).or_insert(0) += 1);
     let most = counts.values().copied().max()?;
@@ -346,7 +346,7 @@ mod test {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        let peer = Peer { remote: nowhere, local: nowhere, auth: Auth::None, channel: None };
+        let peer = Peer::ip(nowhere, nowhere, Auth::None);
         (table.insert(ours, peer), theirs)
     }
 

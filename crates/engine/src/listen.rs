@@ -110,7 +110,7 @@ impl Acceptor {
         Ok(Self { queue, table, inbox, thread })
     }
 
-    /// Accepts from `socket` from now on. Returns the bound address; [`Peer::LOCAL`] for a Unix
+    /// Accepts from `socket` from now on. Returns the bound address, or `None` for a Unix
     /// socket.
     ///
     /// # Errors
@@ -120,10 +120,10 @@ impl Acceptor {
         socket: OwnedFd,
         security: Security,
         open: MakeSession,
-    ) -> io::Result<SocketAddr> {
-        let bound = match Transport::of(&socket)? {
-            Transport::Tcp => rustix::net::getsockname(&socket)?.try_into()?,
-            Transport::Unix => Peer::LOCAL,
+    ) -> io::Result<Option<SocketAddr>> {
+        let bound: Option<SocketAddr> = match is_tcp(&socket)? {
+            true => Some(rustix::net::getsockname(&socket)?.try_into()?),
+            false => None,
         };
         if !sockopt::socket_acceptconn(&socket)? {
             return Err(Errno::INVAL.into());
@@ -131,7 +131,7 @@ impl Acceptor {
         // An inherited socket may be blocking, and would stall this thread.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let config = Arc::new(ListenerConfig { security, open });
-        let is_loopback = bound.ip().to_canonical().is_loopback();
+        let is_loopback = bound.is_some_and(|at| at.ip().to_canonical().is_loopback());
         self.notify(|queue| queue.listeners.push(Listener { socket, config, is_loopback }));
         Ok(bound)
     }
@@ -147,7 +147,8 @@ impl Acceptor {
         open: MakeSession,
     ) -> io::Result<()> {
         let peer = peer_of(&socket, security.auth)?;
-        if peer.local.ip().to_canonical().is_loopback() && !is_local(&socket, &peer) {
+        let is_loopback = |local: SocketAddr| local.ip().to_canonical().is_loopback();
+        if peer.local().is_some_and(is_loopback) && !is_local(&socket, &peer) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, NOT_LOCAL));
         }
         // An inherited socket may be non-blocking, and then io_uring would not wait for it.
@@ -386,7 +387,8 @@ const LOOPBACK: &str = "lo";
 /// well. Such a connection has neither a socket bound to the loopback interface nor a loopback
 /// address at the other end, to which packets are sent over the loopback interface only.
 fn is_local(socket: &OwnedFd, peer: &Peer) -> bool {
-    peer.remote.ip().to_canonical().is_loopback() || is_bound_to_loopback(socket)
+    let is_loopback = |remote: SocketAddr| remote.ip().to_canonical().is_loopback();
+    peer.remote().is_none_or(is_loopback) || is_bound_to_loopback(socket)
 }
 
 fn is_bound_to_loopback(socket: &OwnedFd) -> bool {
@@ -394,23 +396,18 @@ fn is_bound_to_loopback(socket: &OwnedFd) -> bool {
     device.is_ok_and(|device| device.is_some_and(|name| name == LOOPBACK.as_bytes()))
 }
 
-/// Transport of transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
-    Tcp,
-    Unix,
-}
-
-impl Transport {
-    fn of(socket: &OwnedFd) -> Result<Self, Errno> {
-        if sockopt::socket_type(socket)? != SocketType::STREAM {
-            return Err(Errno::PROTOTYPE);
-        }
-        match sockopt::socket_domain(socket)? {
-            AddressFamily::INET | AddressFamily::INET6 => Ok(Self::Tcp),
-            AddressFamily::UNIX => Ok(Self::Unix),
-            _ => Err(Errno::AFNOSUPPORT),
-        }
+/// Returns whether it is a TCP socket, and not a Unix stream socket.
+///
+/// # Errors
+/// Fails if it is neither.
+fn is_tcp(socket: &OwnedFd) -> Result<bool, Errno> {
+    if sockopt::socket_type(socket)? != SocketType::STREAM {
+        return Err(Errno::PROTOTYPE);
+    }
+    match sockopt::socket_domain(socket)? {
+        AddressFamily::INET | AddressFamily::INET6 => Ok(true),
+        AddressFamily::UNIX => Ok(false),
+        _ => Err(Errno::AFNOSUPPORT),
     }
 }
 
@@ -419,23 +416,21 @@ fn too_many() -> io::Error {
 }
 
 fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {
-    let transport = Transport::of(socket)?;
+    let is_tcp = is_tcp(socket)?;
     let remote = rustix::net::getpeername(socket)?;
-    if transport == Transport::Unix {
-        return Ok(Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth, channel: None });
+    if !is_tcp {
+        return Ok(Peer::unix(auth));
     }
     let local = rustix::net::getsockname(socket)?;
     let remote = remote.ok_or(Errno::NOTCONN)?;
-    Ok(Peer { remote: remote.try_into()?, local: local.try_into()?, auth, channel: None })
+    Ok(Peer::ip(remote.try_into()?, local.try_into()?, auth))
 }
 
 /// Sets socket options for storage traffic. Failures are ignored: they only cost performance.
 fn tune(socket: &OwnedFd, peer: &Peer) {
-    if Transport::of(socket) != Ok(Transport::Tcp) {
-        return;
-    }
+    let Some(remote) = peer.remote() else { return };
     let _ = tune_tcp(socket);
-    if is_on_link(peer.remote.ip()) {
+    if is_on_link(remote.ip()) {
         let _ = sockopt::set_tcp_congestion(socket, LOCAL_CONGESTION_CONTROL);
     }
 }

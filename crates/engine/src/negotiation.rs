@@ -168,8 +168,7 @@ mod test {
     #[test]
     fn unconsumed_bytes_do_not_stay_in_the_socket() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let peer =
-            Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
+        let peer = Peer::unix(Auth::None);
         let table = ConnectionTable::new(Bounds { total: 1, unestablished: 1 });
         let link = table.insert(near.into(), peer).unwrap();
         let negotiation = |bytes: &[u8]| {

@@ -135,7 +135,7 @@ fn both_ends_agree_on_the_channel() {
             assert_eq!((peer.auth, theirs.key), (Auth::Required, key.key));
             assert_eq!((&theirs.identity, &theirs.binding), (identity, binding));
             assert_eq!(*identity, key.identity);
-            assert_eq!(peer.remote, stream.socket().local_addr().unwrap());
+            assert_eq!(peer.remote().unwrap(), stream.socket().local_addr().unwrap());
             let other = server.connect(key).unwrap();
             assert_ne!(other.channel().binding, *binding);
         }

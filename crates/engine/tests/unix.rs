@@ -76,12 +76,11 @@ fn unix_socket_is_served() {
         let listener = UnixListener::bind(&path).unwrap();
         let security = Security::open();
         let at = server.engine.accept(listener.into(), security, server.open.clone()).unwrap();
-        assert_eq!(at, Peer::LOCAL);
+        assert_eq!(at, None);
         let mut clients: Vec<_> =
             (0..10).map(|_| client(UnixStream::connect(&path).unwrap())).collect();
         clients.iter_mut().for_each(works);
-        let here =
-            Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
+        let here = Peer::unix(Auth::None);
         assert_eq!(server.peers.lock().unwrap()[..], vec![here; 10]);
         drop(clients);
         wait_for("the clients to go", || server.engine.connections() == 0);
@@ -111,7 +110,7 @@ fn blocking_listener_is_accepted_from() {
     let address = listener.local_addr().unwrap();
     let security = Security::open();
     let at = server.engine.accept(listener.into(), security.clone(), server.open.clone()).unwrap();
-    assert_eq!(at, address);
+    assert_eq!(at, Some(address));
     let other: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
     let other = server.engine.listen(other, None, security, server.open.clone()).unwrap();
     for address in [address, other, address, other] {
@@ -129,14 +128,14 @@ fn existing_connection_is_adopted() {
         let (far_tcp, from) = listener.accept().unwrap();
         let (unix, far_unix) = UnixStream::pair().unwrap();
         let ends: [(OwnedFd, OwnedFd, _); 2] =
-            [(tcp.into(), far_tcp.into(), from), (unix.into(), far_unix.into(), Peer::LOCAL)];
+            [(tcp.into(), far_tcp.into(), Some(from)), (unix.into(), far_unix.into(), None)];
         for (near, far, from) in ends {
             // A non-blocking one works as well, without busy waiting.
             rustix::io::ioctl_fionbio(&far, true).unwrap();
             server.engine.adopt(far, Security::open(), server.open.clone()).unwrap();
             let mut client = client(near);
             works(&mut client);
-            assert_eq!(server.peers.lock().unwrap().pop().unwrap().remote, from);
+            assert_eq!(server.peers.lock().unwrap().pop().unwrap().remote(), from);
             drop(client);
             wait_for("it to go", || server.engine.connections() == 0);
         }

@@ -188,7 +188,7 @@ mod test {
                 binding: [0; 32],
             })
         });
-        Peer { remote: address, local: address, auth, channel }
+        Peer { channel, ..Peer::ip(address, address, auth) }
     }
 
     fn ask(catalogue: &Catalogue, peer: &Peer, proven: Option<u64>) -> Result<Access, Refusal> {

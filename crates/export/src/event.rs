@@ -1,16 +1,24 @@
 //! Events for the log, the screen and `--json`. Libraries emit them; only the program prints.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Export, Fault, KeyId, Peer, Reason, Secret};
 
+/// A phrase of this program. An alias, because a reference in the type would make serde borrow.
+type Phrase = &'static str;
+
 /// Something that the administrator may want to know.
-#[derive(Debug, Clone)]
-pub enum Event {
+///
+/// `D` stands for a disk: the export, or what identifies it for another process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Event<D = Arc<Export>> {
     /// A host attached a disk.
     Attached {
         /// The disk.
-        export: Arc<Export>,
+        export: D,
         /// The connection it attached over.
         peer: Peer,
         /// The name that the host claims (NVMe: its host NQN), as received.
@@ -21,7 +29,7 @@ pub enum Event {
     /// A host detached a disk, or its connection was lost.
     Detached {
         /// The disk.
-        export: Arc<Export>,
+        export: D,
         /// The connection it had attached over.
         peer: Peer,
         /// The name that the host claims, as received.
@@ -42,7 +50,8 @@ pub enum Event {
         /// The name of the export that it asked for, as received.
         wanted: String,
         /// The reason, as a phrase for people.
-        why: &'static str,
+        #[serde(deserialize_with = "interned")]
+        why: Phrase,
     },
     /// A host has proven that it knows the pairing code, and waits for the user's decision.
     PairingRequested {
@@ -56,14 +65,16 @@ pub enum Event {
         /// The connection.
         peer: Peer,
         /// The violated rule, as named by the protocol's crate.
-        rule: &'static str,
+        #[serde(deserialize_with = "interned")]
+        rule: Phrase,
     },
     /// A disk request failed.
     Fault {
         /// The disk.
-        export: Arc<Export>,
+        export: D,
         /// The operation, see [`Op::name`](crate::Op::name).
-        op: &'static str,
+        #[serde(deserialize_with = "interned")]
+        op: Phrase,
         /// Offset of the first byte.
         offset: u64,
         /// Length in bytes.
@@ -73,8 +84,54 @@ pub enum Event {
     },
 }
 
+impl<D> Event<D> {
+    /// Returns the event with its disk replaced by what `map` returns; `None` if that is `None`.
+    pub fn map_export<T>(self, map: impl FnOnce(D) -> Option<T>) -> Option<Event<T>> {
+        Some(match self {
+            Self::Attached { export, peer, host, proven } => {
+                Event::Attached { export: map(export)?, peer, host, proven }
+            }
+            Self::Detached { export, peer, host, reason, read, written } => {
+                Event::Detached { export: map(export)?, peer, host, reason, read, written }
+            }
+            Self::Fault { export, op, offset, len, fault } => {
+                Event::Fault { export: map(export)?, op, offset, len, fault }
+            }
+            Self::Refused { peer, host, wanted, why } => Event::Refused { peer, host, wanted, why },
+            Self::PairingRequested { peer, request } => Event::PairingRequested { peer, request },
+            Self::Violation { peer, rule } => Event::Violation { peer, rule },
+        })
+    }
+}
+
+/// Maximum number of different phrases that are deserialized; further ones become [`OTHER`].
+const MAX_PHRASES: usize = 512;
+
+/// Maximum length of a deserialized phrase in bytes.
+const MAX_PHRASE: usize = 200;
+
+/// Stands for phrases beyond these limits.
+const OTHER: &str = "another";
+
+/// Deserializes a phrase of this program. Allocates each once, for as long as the process runs, and
+/// so many at most: a compromised sender cannot use up memory.
+fn interned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let phrase = String::deserialize(deserializer)?;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(phrase) = known.get(phrase.as_str()) {
+        return Ok(phrase);
+    }
+    if known.len() >= MAX_PHRASES || phrase.len() > MAX_PHRASE {
+        return Ok(OTHER);
+    }
+    let phrase: &'static str = Box::leak(phrase.into_boxed_str());
+    known.insert(phrase);
+    Ok(phrase)
+}
+
 /// A request for access by a host that has proven that it knows the pairing code.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairingRequest {
     /// Identifies the request in the answer.
     pub number: u64,
@@ -86,4 +143,51 @@ pub struct PairingRequest {
     pub writable: bool,
     /// The secret shared with the host, from which keys are derived.
     pub secret: Secret,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::{Auth, KeyId, Peer};
+
+    fn sent(event: &Event<u64>) -> Event<u64> {
+        serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()
+    }
+
+    fn fault(op: &'static str) -> Event<u64> {
+        Event::Fault { export: 1, op, offset: 2, len: 3, fault: Fault::Io }
+    }
+
+    #[test]
+    fn events_arrive_as_they_were_sent() {
+        let peer =
+            || Peer::ip(([10, 0, 0, 2], 1).into(), ([10, 0, 0, 1], 2).into(), Auth::Required);
+        let host = || "host".to_owned();
+        let proven = Some(KeyId::new(u64::MAX));
+        let (read, written, reason) = (1, u64::MAX, Reason::Timeout);
+        let secret = Secret::new(vec![0, 255]);
+        let (name, number, writable) = ("name".to_owned(), 3, true);
+        let request = Arc::new(PairingRequest { number, host: host(), name, writable, secret });
+        let unix = || Peer::unix(Auth::None);
+        let events = [
+            Event::Attached { export: 7, peer: peer(), host: host(), proven },
+            Event::Detached { export: 7, peer: peer(), host: host(), reason, read, written },
+            Event::Refused { peer: unix(), host: host(), wanted: "disk".to_owned(), why: "why" },
+            Event::PairingRequested { peer: peer(), request },
+            Event::Violation { peer: unix(), rule: "rule" },
+            fault("read"),
+        ];
+        for event in events {
+            assert_eq!(format!("{:?}", sent(&event)), format!("{event:?}"));
+        }
+    }
+
+    #[test]
+    fn deserialized_phrases_are_bounded() {
+        for n in 0..2 * MAX_PHRASES {
+            sent(&fault(Box::leak(format!("made up {n}").into_boxed_str())));
+        }
+        let last = sent(&fault("one more"));
+        assert!(matches!(last, Event::Fault { op: OTHER, .. }), "{last:?}");
+    }
 }

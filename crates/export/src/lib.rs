@@ -42,7 +42,7 @@
 //! catalogue.publish(Arc::new(export));
 //!
 //! // A peer of a listener without authentication asks for it.
-//! let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
+//! let peer = Peer::unix(Auth::None);
 //! let caller = Caller { peer: &peer, host: "nqn.2026-01.org.example:host", proven: None };
 //! let grant = catalogue.grant(&caller, nqn).map_err(|refusal| format!("{refusal:?}"))?;
 //!
@@ -101,7 +101,7 @@ pub use fault::Fault;
 pub use fence::Fence;
 pub use geometry::Geometry;
 pub use id::ExportId;
-pub use peer::{Auth, Channel, Network, Peer, Tenant};
+pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Host, KeyId, Policy, Refusal, Rule};
 pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
 pub use secret::Secret;

@@ -1,13 +1,16 @@
 //! The peer of a connection: its address and what it has proven. Claims of the peer are not part
 //! of it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::KeyId;
 
 /// Whether a listener requires authentication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Auth {
     /// Every peer has access.
     None,
@@ -16,36 +19,61 @@ pub enum Auth {
 }
 
 /// The two ends of a connection, and how it is protected.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// The peer's address; [`Peer::LOCAL`] for a Unix socket or an inherited descriptor.
-    pub remote: SocketAddr,
-    /// The local address that the peer connected to.
-    pub local: SocketAddr,
+    /// How the peer is connected.
+    pub transport: Transport,
     /// What the listener requires.
     pub auth: Auth,
     /// The TLS channel; `None` for a connection in clear text.
     pub channel: Option<Arc<Channel>>,
 }
 
+/// How a peer is connected, and its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// TCP.
+    Ip {
+        /// The peer's address.
+        remote: SocketAddr,
+        /// The local address that it connected to.
+        local: SocketAddr,
+    },
+    /// A Unix socket: a peer on this machine.
+    Unix,
+}
+
+impl fmt::Display for Transport {
+    /// Writes the peer's address, or `unix`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip { remote, .. } => remote.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 /// The part of an address that one host cannot vary: an IPv4 address, an IPv6 /64 prefix, or a
-/// link-local IPv6 address with its interface.
+/// link-local IPv6 address with its interface. All Unix sockets are one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Network(IpAddr, u32);
+pub struct Network(Option<(IpAddr, u32)>);
 
 impl Network {
+    /// The network of peers that are connected to a Unix socket.
+    pub const LOCAL: Self = Self(None);
+
     /// Returns the network of a peer's address.
     pub fn of(remote: SocketAddr) -> Self {
-        match (remote.ip().to_canonical(), remote) {
+        Self(Some(match (remote.ip().to_canonical(), remote) {
             (IpAddr::V6(ip), SocketAddr::V6(at)) if ip.is_unicast_link_local() => {
-                Self(ip.into(), at.scope_id())
+                (ip.into(), at.scope_id())
             }
             (IpAddr::V6(ip), _) => {
                 let [a, b, c, d, ..] = ip.segments();
-                Self(IpAddr::from([a, b, c, d, 0, 0, 0, 0]), 0)
+                (IpAddr::from([a, b, c, d, 0, 0, 0, 0]), 0)
             }
-            (ip, _) => Self(ip, 0),
-        }
+            (ip, _) => (ip, 0),
+        }))
     }
 }
 
@@ -60,18 +88,47 @@ pub enum Tenant {
 }
 
 impl Peer {
+    /// Returns a peer that is connected over TCP, in clear text.
+    pub fn ip(remote: SocketAddr, local: SocketAddr, auth: Auth) -> Self {
+        Self { transport: Transport::Ip { remote, local }, auth, channel: None }
+    }
+
+    /// Returns a peer that is connected to a Unix socket, in clear text.
+    pub fn unix(auth: Auth) -> Self {
+        Self { transport: Transport::Unix, auth, channel: None }
+    }
+
+    /// Returns the peer's address; `None` if it is not connected over a network.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        match self.transport {
+            Transport::Ip { remote, .. } => Some(remote),
+            Transport::Unix => None,
+        }
+    }
+
+    /// Returns the local address that the peer connected to; `None` if it is not connected over a
+    /// network.
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self.transport {
+            Transport::Ip { local, .. } => Some(local),
+            Transport::Unix => None,
+        }
+    }
+
+    /// Returns the peer's network.
+    pub fn network(&self) -> Network {
+        self.remote().map_or(Network::LOCAL, Network::of)
+    }
+
     /// Returns what the peer's use of memory and connections is charged to.
     pub fn tenant(&self) -> Tenant {
         let key = self.channel.as_ref().and_then(|channel| channel.key);
-        key.map_or_else(|| Tenant::Network(Network::of(self.remote)), Tenant::Host)
+        key.map_or_else(|| Tenant::Network(self.network()), Tenant::Host)
     }
-
-    /// The address of a peer on this machine that did not connect over a network.
-    pub const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 }
 
 /// An established TLS 1.3 channel with mutual authentication.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Channel {
     /// The host's key from which the channel's PSK was derived; `None` if it was established with
     /// certificates or, for pairing, with a PSK that is public.

@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Access, Channel, Export, Peer, Secret};
 
 /// Identifies the set of keys of a host. Changes when any of the keys changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct KeyId(u64);
 
 impl KeyId {
@@ -23,7 +25,7 @@ impl KeyId {
 }
 
 /// A host that the administrator has authorized.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Its host NQN.
     pub nqn: String,
@@ -45,7 +47,7 @@ pub struct Host {
 }
 
 /// Allows a host the use of one export or of all.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Name, identifier or serial number of an export; `None` for every export.
     pub disk: Option<String>,
@@ -97,7 +99,7 @@ impl Host {
 }
 
 /// The hosts that the administrator has authorized.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Each host once.
     pub hosts: Vec<Arc<Host>>,

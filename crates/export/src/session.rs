@@ -11,6 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Admitted, Buffer, Event, Fence, Outcome, Segment, Ticket};
 
 /// The protocol of one connection: received bytes and completed requests in, [`Step`]s out.
@@ -106,7 +108,7 @@ pub enum Notice {
 }
 
 /// Why a connection was closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// The peer closed the connection, or it was lost.
     Peer,

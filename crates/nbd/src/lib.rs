@@ -33,7 +33,7 @@
 //!     Export::new("/dev/zero", nqn, Identity::default(), geometry, 1 << 20, disk.into());
 //! let catalogue = Arc::new(Catalogue::default());
 //! catalogue.publish(Arc::new(export));
-//! let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
+//! let peer = Peer::unix(Auth::None);
 //! let (pool, now) = (Pool::new(1 << 20), Instant::now());
 //! let mut session = Server::new(catalogue).session(peer, Start::Hello, pool.open(), now);
 //!

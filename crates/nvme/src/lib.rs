@@ -31,7 +31,7 @@
 //! // The target, with a session for one connection of a listener without authentication.
 //! let now = Instant::now();
 //! let target = Target::new(Arc::new(Catalogue::default()));
-//! let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
+//! let peer = Peer::unix(Auth::None);
 //! let mut session = target.session(peer, Port::Any, Pool::new(1 << 20).open(), now);
 //!
 //! // The host, with the Admin queue of a dynamic controller.

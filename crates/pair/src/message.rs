@@ -17,6 +17,7 @@
 use std::fmt;
 
 use export::Access;
+use serde::{Deserialize, Serialize};
 
 use crate::agreement::{Authenticator, TAG_LEN, Tag};
 use crate::code::CodeKind;
@@ -47,7 +48,7 @@ mod kind {
 }
 
 /// A disk that the host may access.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The subsystem NQN.
     pub nqn: String,

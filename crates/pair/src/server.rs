@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use export::{Access, Peer};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::message::{Disk, RefusalReason, machine_name};
@@ -31,7 +32,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
 
 /// The decision about a host that had the code.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     /// Access is granted.
     Granted {

@@ -2,7 +2,9 @@
 
 use console::{decimal, host_name, printable, size};
 
-use super::{HostAuth, ServeEvent, UNIX, is_once};
+use export::Transport;
+
+use super::{HostAuth, ServeEvent, is_once};
 
 impl ServeEvent {
     /// Returns the event as a sentence, or `None` if the screen shows it in another way.
@@ -80,7 +82,11 @@ fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
         None if host.is_empty() => "a host without a name".to_owned(),
         None => host_name(host, true),
     };
-    if address == UNIX { format!("{host} on this machine") } else { format!("{host} at {address}") }
+    if address == Transport::Unix.to_string() {
+        format!("{host} on this machine")
+    } else {
+        format!("{host} at {address}")
+    }
 }
 
 /// " 17 times", or an empty string for 1.

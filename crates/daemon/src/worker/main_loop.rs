@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use engine::{Config, Engine};
-use export::Notice;
+use export::{Auth, Notice};
 use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
 
+use super::check_locked;
 use super::disks::Disks;
-use super::messages::{self, CertificatesWire, ExportWire, MAX_REQUEST, Report, Request, Start};
+use super::messages::{CertificatesWire, ExportWire, MAX_REQUEST, Report, Request, Start};
 use super::reporter::{Reporter, wake};
 use super::sessions::Sessions;
-use super::{check_locked, messages::auth};
 use crate::inbox::Inbox;
 use crate::listen::ListenerRole;
 use crate::rate_limit::EventRateLimit;
@@ -77,7 +77,7 @@ impl WorkerProcess {
         let inbox = Inbox::open().map_err(|error| cannot(error.into()))?;
         let events = inbox.clone();
         let config = Config {
-            driver: start.driver.into(),
+            driver: start.driver,
             threads: start.threads,
             memory: start.memory,
             budget: start.budget,
@@ -132,11 +132,11 @@ impl WorkerProcess {
 
     fn handle(&self, request: Request, descriptor: Option<OwnedFd>) {
         match (request, descriptor) {
-            (Request::Accept { keyed, serves }, Some(listener)) => {
-                self.accept(listener, keyed, serves);
+            (Request::Accept { auth, serves }, Some(listener)) => {
+                self.accept(listener, auth, serves);
             }
-            (Request::Adopt { keyed, serves }, Some(connection)) => {
-                self.adopt(connection, keyed, serves);
+            (Request::Adopt { auth, serves }, Some(connection)) => {
+                self.adopt(connection, auth, serves);
             }
             (Request::Lend(lent), Some(disk)) => self.lend(*lent, disk),
             (Request::Withdraw { disk }, _) => self.withdraw(disk),
@@ -149,9 +149,7 @@ impl WorkerProcess {
                     export.flush_failed();
                 }
             }
-            (Request::SetPolicy { hosts }, _) => {
-                self.sessions.catalogue.set_policy(messages::policy(hosts))
-            }
+            (Request::SetPolicy { policy }, _) => self.sessions.catalogue.set_policy(policy),
             (Request::EnablePairing { name, tries }, _) => {
                 let now = Instant::now();
                 self.sessions.pair(&name, tries.tries(now), now);
@@ -162,7 +160,7 @@ impl WorkerProcess {
             (Request::Answer { number, verdict }, _) => {
                 // Fails if the client disconnected: nothing to do.
                 self.with_pairing_server(|server| {
-                    let _ = server.answer(number, verdict.into());
+                    let _ = server.answer(number, verdict);
                 });
             }
             // The opener does not send these: a second start, or a request without its descriptor.
@@ -173,16 +171,16 @@ impl WorkerProcess {
         wake(&self.inbox);
     }
 
-    fn accept(&self, listener: OwnedFd, keyed: bool, serves: ListenerRole) {
-        let security = self.sessions.security(auth(keyed), serves);
+    fn accept(&self, listener: OwnedFd, auth: Auth, serves: ListenerRole) {
+        let security = self.sessions.security(auth, serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.accept(listener, security, open) {
             self.inbox.note(format!("connections cannot be accepted: {error}"));
         }
     }
 
-    fn adopt(&self, connection: OwnedFd, keyed: bool, serves: ListenerRole) {
-        let security = self.sessions.security(auth(keyed), serves);
+    fn adopt(&self, connection: OwnedFd, auth: Auth, serves: ListenerRole) {
+        let security = self.sessions.security(auth, serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.adopt(connection, security, open) {
             self.inbox.note(format!("the connection cannot be served: {error}"));

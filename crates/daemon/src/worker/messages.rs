@@ -1,24 +1,17 @@
-//! IPC messages between opener and worker: requests and reports.
-//!
-//! Wire types mirror the types of other crates, which do not implement serde. Each export that is
-//! sent gets a new disk number.
+//! IPC messages between opener and worker: requests and reports. Each export that is sent gets a new
+//! disk number.
 
-mod event;
 mod pairing;
 
-use std::sync::Arc;
-
 use engine::{Driver, Running, tls};
-use export::{
-    Access, Auth, Cache, Export, ExportId, Geometry, Host, Identity, KeyId, Policy, Rule, Secret,
-};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use zeroize::Zeroizing;
+use export::{Access, Auth, Cache, Export, ExportId, Geometry, Identity, Policy, Secret};
+use pair::Verdict;
+use serde::{Deserialize, Serialize};
 
 use crate::certificates::Certificates;
 use crate::listen::ListenerRole;
-pub(super) use event::{EventWire, PeerWire};
-pub(super) use pairing::{TriesWire, VerdictWire, ViewWire};
+use crate::rate_limit::CountedEvent;
+pub(super) use pairing::{TriesWire, ViewWire};
 
 /// Longest request in bytes: a policy with thousands of hosts.
 pub(super) const MAX_REQUEST: usize = 8 << 20;
@@ -32,17 +25,9 @@ pub(super) enum Request {
     /// Configuration; always the first request.
     Start(Start),
     /// Accept connections on the listening socket that is attached.
-    Accept {
-        keyed: bool,
-        #[serde(with = "RoleWire")]
-        serves: ListenerRole,
-    },
+    Accept { auth: Auth, serves: ListenerRole },
     /// Serve the connection that is attached.
-    Adopt {
-        keyed: bool,
-        #[serde(with = "RoleWire")]
-        serves: ListenerRole,
-    },
+    Adopt { auth: Auth, serves: ListenerRole },
     /// Export the disk whose descriptor is attached.
     Lend(Box<ExportWire>),
     /// Withdraw an export.
@@ -52,13 +37,13 @@ pub(super) enum Request {
     /// A flush failed in another process: all later ones must fail.
     FailFlush { disk: u64 },
     /// Replace the access policy.
-    SetPolicy { hosts: Vec<HostWire> },
+    SetPolicy { policy: Policy },
     /// Enable pairing under this machine name, with the failed attempts so far.
     EnablePairing { name: String, tries: TriesWire },
     /// Generate a new code and reset failed attempts.
     Unlock,
     /// The user's answer to a pairing request.
-    Answer { number: u64, verdict: VerdictWire },
+    Answer { number: u64, verdict: Verdict },
     /// Disconnect hosts and exit.
     Stop { milliseconds: u64 },
 }
@@ -66,7 +51,7 @@ pub(super) enum Request {
 /// Configuration of the worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Start {
-    pub(super) driver: DriverWire,
+    pub(super) driver: Driver,
     pub(super) threads: usize,
     pub(super) memory: usize,
     pub(super) budget: usize,
@@ -76,28 +61,20 @@ pub(super) struct Start {
     pub(super) first_controller: u16,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "ListenerRole")]
-enum RoleWire {
-    All,
-    Discovery,
-    Nbd,
-}
-
 /// Server certificates in PEM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct CertificatesWire {
-    chain: SecretWire,
-    key: SecretWire,
-    authority: Option<SecretWire>,
+    chain: Secret,
+    key: Secret,
+    authority: Option<Secret>,
 }
 
 impl From<&Certificates> for CertificatesWire {
     fn from(certificates: &Certificates) -> Self {
-        let hidden = |text: &Vec<u8>| SecretWire(Secret::new(text.clone()));
+        let hidden = |text: &Vec<u8>| Secret::new(text.clone());
         Self {
             chain: hidden(&certificates.chain),
-            key: SecretWire(certificates.key.clone()),
+            key: certificates.key.clone(),
             authority: certificates.authority.as_ref().map(hidden),
         }
     }
@@ -109,36 +86,9 @@ impl CertificatesWire {
     /// # Errors
     /// Fails with a message if one of them is invalid.
     pub(super) fn certificates(&self) -> Result<tls::Certificates, String> {
-        let authority = self.authority.as_ref().map(|hidden| hidden.0.bytes());
-        tls::Certificates::new(self.chain.0.bytes(), &self.key.0, authority)
+        let authority = self.authority.as_ref().map(Secret::bytes);
+        tls::Certificates::new(self.chain.bytes(), &self.key, authority)
             .map_err(|error| format!("--tls-certificates: {error}"))
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum DriverWire {
-    Auto,
-    Uring,
-    Blocking,
-}
-
-impl From<Driver> for DriverWire {
-    fn from(driver: Driver) -> Self {
-        match driver {
-            Driver::Auto => Self::Auto,
-            Driver::Uring => Self::Uring,
-            Driver::Blocking => Self::Blocking,
-        }
-    }
-}
-
-impl From<DriverWire> for Driver {
-    fn from(wire: DriverWire) -> Self {
-        match wire {
-            DriverWire::Auto => Self::Auto,
-            DriverWire::Uring => Self::Uring,
-            DriverWire::Blocking => Self::Blocking,
-        }
     }
 }
 
@@ -146,11 +96,11 @@ impl From<DriverWire> for Driver {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
     /// Started; always the first report.
-    Running { driver: DriverWire, why: String, unconfined: Vec<String> },
+    Running { driver: Driver, why: String, unconfined: Vec<String> },
     /// Could not start.
     Failed { sentence: String },
     /// An event.
-    Event(EventWire),
+    Event(CountedEvent<u64>),
     /// A message for the user.
     Note { sentence: String },
     /// Counters of a disk.
@@ -165,7 +115,7 @@ pub(super) enum Report {
 
 impl Report {
     pub(super) fn running(running: &Running, unconfined: Vec<String>) -> Self {
-        Self::Running { driver: running.driver.into(), why: running.why.clone(), unconfined }
+        Self::Running { driver: running.driver, why: running.why.clone(), unconfined }
     }
 }
 
@@ -238,122 +188,16 @@ pub(super) struct Counts {
     pub(super) flush_failed: bool,
 }
 
-pub(super) fn auth(keyed: bool) -> Auth {
-    if keyed { Auth::Required } else { Auth::None }
-}
-
-/// A host of the access policy.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct HostWire {
-    nqn: String,
-    name: String,
-    key: u64,
-    tls: Option<SecretWire>,
-    tls_compat: bool,
-    chap: Option<SecretWire>,
-    chap_controller: Option<SecretWire>,
-    rules: Vec<RuleWire>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct RuleWire {
-    disk: Option<String>,
-    access: Access,
-}
-
-impl From<&Host> for HostWire {
-    fn from(host: &Host) -> Self {
-        let rule = |rule: &Rule| RuleWire { disk: rule.disk.clone(), access: rule.access };
-        Self {
-            nqn: host.nqn.clone(),
-            name: host.name.clone(),
-            key: host.key.number(),
-            tls: host.tls.clone().map(SecretWire),
-            tls_compat: host.tls_compat,
-            chap: host.chap.clone().map(SecretWire),
-            chap_controller: host.chap_controller.clone().map(SecretWire),
-            rules: host.rules.iter().map(rule).collect(),
-        }
-    }
-}
-
-impl From<HostWire> for Host {
-    fn from(wire: HostWire) -> Self {
-        let rule = |wire: RuleWire| Rule { disk: wire.disk, access: wire.access };
-        Self {
-            nqn: wire.nqn,
-            name: wire.name,
-            key: KeyId::new(wire.key),
-            tls: wire.tls.map(|hidden| hidden.0),
-            tls_compat: wire.tls_compat,
-            chap: wire.chap.map(|hidden| hidden.0),
-            chap_controller: wire.chap_controller.map(|hidden| hidden.0),
-            rules: wire.rules.into_iter().map(rule).collect(),
-        }
-    }
-}
-
-pub(super) fn hosts(policy: &Policy) -> Vec<HostWire> {
-    policy.hosts.iter().map(|host| HostWire::from(&**host)).collect()
-}
-
-pub(super) fn policy(hosts: Vec<HostWire>) -> Policy {
-    Policy { hosts: hosts.into_iter().map(|wire| Arc::new(wire.into())).collect() }
-}
-
-/// A secret in hexadecimal, so that it is decoded straight from the frame, leaving no copy in
-/// memory.
-#[derive(Debug, Clone)]
-pub(super) struct SecretWire(pub(super) Secret);
-
-impl Serialize for SecretWire {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bytes = self.0.bytes();
-        let mut text = Zeroizing::new(String::with_capacity(bytes.len().saturating_mul(2)));
-        for digit in bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
-            text.extend(char::from_digit(digit.into(), 16));
-        }
-        serializer.serialize_str(&text)
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretWire {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Digits).map(|bytes| Self(Secret::new(bytes)))
-    }
-}
-
-struct Digits;
-
-impl de::Visitor<'_> for Digits {
-    type Value = Vec<u8>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("two digits a byte")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
-        let mut bytes = Vec::with_capacity(text.len() / 2);
-        for pair in text.as_bytes().chunks(2) {
-            bytes.push(byte(pair).ok_or_else(|| E::custom("no digits"))?);
-        }
-        Ok(bytes)
-    }
-}
-
-fn byte(pair: &[u8]) -> Option<u8> {
-    let [high, low] = pair else { return None };
-    let digit = |byte: &u8| char::from(*byte).to_digit(16);
-    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
-}
-
 #[cfg(test)]
 mod test {
     use super::*;
+    use export::{Host, KeyId, Rule};
     use pair::{Code, Codes, ServerStatus};
+    use serde::de::DeserializeOwned;
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    fn travel<T: Serialize + de::DeserializeOwned>(wire: &T) -> T {
+    fn travel<T: Serialize + DeserializeOwned>(wire: &T) -> T {
         serde_json::from_str(&serde_json::to_string(wire).unwrap()).unwrap()
     }
 
@@ -374,16 +218,16 @@ mod test {
             ],
         };
         let before = Policy { hosts: vec![Arc::new(host)] };
-        let request = Request::SetPolicy { hosts: hosts(&before) };
+        let request = Request::SetPolicy { policy: before.clone() };
         assert!(!format!("{request:?}").contains("secret"));
-        let Request::SetPolicy { hosts } = travel(&request) else { panic!("another request") };
-        assert_eq!(policy(hosts), before);
+        let Request::SetPolicy { policy } = travel(&request) else { panic!("another request") };
+        assert_eq!(policy, before);
     }
 
     #[test]
     fn malformed_secret_is_refused() {
         for text in ["\"0\"", "\"0g\"", "\"é\"", "7"] {
-            assert!(serde_json::from_str::<SecretWire>(text).is_err(), "{text}");
+            assert!(serde_json::from_str::<Secret>(text).is_err(), "{text}");
         }
     }
 

@@ -12,7 +12,7 @@ use pair::PairingServer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::disks::{DiskEntry, Disks};
-use super::messages::{EventWire, Report, ViewWire};
+use super::messages::{Report, ViewWire};
 use super::sessions::Sessions;
 use crate::inbox::Inbox;
 use crate::rate_limit::{CountedEvent, EventRateLimit};
@@ -125,8 +125,9 @@ impl Reporter {
             }
             _ => {}
         }
-        let event = EventWire::new(counted, |export| self.disks.number(export));
-        event.map_or(Ok(()), |event| self.send(&Report::Event(event)))
+        let CountedEvent { event, count } = counted.clone();
+        let event = event.map_export(|export| self.disks.number(&export));
+        event.map_or(Ok(()), |event| self.send(&Report::Event(CountedEvent { event, count })))
     }
 
     /// Reports changed counters and released disks. Returns whether there were any.

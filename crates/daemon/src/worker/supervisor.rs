@@ -144,7 +144,7 @@ fn handshake(
     sender.send(&Request::Start(start), None).map_err(|error| cannot(&error))?;
     let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
         Some((Report::Running { driver, why, unconfined }, _)) => {
-            (Running { driver: driver.into(), why }, unconfined)
+            (Running { driver, why }, unconfined)
         }
         Some((Report::Failed { sentence }, _)) => return Err(Failure::new(sentence)),
         _ => return Err(cannot(&"the process that was to do it ended at once")),

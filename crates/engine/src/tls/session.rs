@@ -384,8 +384,7 @@ mod test {
     impl Pair {
         fn new(memory: usize) -> Self {
             let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
-            let peer =
-                Peer { remote: nowhere, local: nowhere, auth: Auth::Required, channel: None };
+            let peer = Peer::ip(nowhere, nowhere, Auth::Required);
             let (account, now) = (Pool::new(memory).open(), Instant::now());
             let (records, recv_buffer) =
                 (Records::new(established(1, 2)), TlsSession::recv_buffer().unwrap());

@@ -56,7 +56,7 @@ pub(crate) struct Events {
 
 fn peer() -> Peer {
     let address = |port| ([127, 0, 0, 1], port).into();
-    Peer { remote: address(1024), local: address(10809), auth: Auth::None, channel: None }
+    Peer::ip(address(1024), address(10809), Auth::None)
 }
 
 /// Creates the export `sda`.

@@ -353,7 +353,7 @@ pub(crate) fn peer(auth: Auth, key: Option<u64>) -> Peer {
         })
     });
     let address = |port| ([127, 0, 0, 1], port).into();
-    Peer { remote: address(1024), local: address(10809), auth, channel }
+    Peer { channel, ..Peer::ip(address(1024), address(10809), auth) }
 }
 
 /// Creates a peer authenticated by a certificate with that name.

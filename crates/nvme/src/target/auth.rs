@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use export::{Body, Buffer, Event, Host, KeyId, Network, Reason, Step};
+use export::{Body, Buffer, Event, Host, KeyId, Reason, Step};
 
 use super::HANDSHAKE_TIMEOUT;
 use super::admin::PendingAdmin;
@@ -161,7 +161,7 @@ impl Queue {
             return self.close(Reason::Refused);
         }
         auth.deadline = auth.deadline.or(Some(self.now + HANDSHAKE_TIMEOUT));
-        let (network, cost) = (Network::of(self.peer.remote), auth.transaction.cost(bytes));
+        let (network, cost) = (self.peer.network(), auth.transaction.cost(bytes));
         let may = cost.is_zero() || self.target.rate_limiter().try_take(network, cost, self.now);
         let progress = if may {
             auth.spent += cost;
@@ -206,7 +206,7 @@ impl Queue {
     fn on_authenticated(&mut self, authentication: Authentication) -> bool {
         let Some(auth) = &mut self.auth else { return true };
         let spent = std::mem::take(&mut auth.spent);
-        self.target.rate_limiter().refund(Network::of(self.peer.remote), spent, self.now);
+        self.target.rate_limiter().refund(self.peer.network(), spent, self.now);
         let first = auth.authenticated.replace(authentication.key).is_none() && auth.required;
         (auth.key, auth.deadline) = (authentication.key, None);
         if first && let Err(why) = self.authorize() {

@@ -19,12 +19,13 @@ impl Queue {
         let host = self.binding.as_ref().map_or("", |binding| &binding.controller.host.nqn);
         let current_grant = self.target.catalogue.visible(&self.caller(host));
         let security = self.security();
-        let here = self.peer.local;
+        let here = self.peer.local();
+        let port = here.map_or(0, |here| here.port());
         let disks_at = match self.port {
-            Port::Any => here.port(),
+            Port::Any => port,
             Port::Discovery { disks_at } => disks_at,
         };
-        let own = entry(subtype::CURRENT_DISCOVERY, here, here.port(), DISCOVERY_NQN);
+        let own = entry(subtype::CURRENT_DISCOVERY, here, port, DISCOVERY_NQN);
         let disks = current_grant
             .iter()
             .filter_map(|export| entry(subtype::NVM, here, disks_at, &nqn::of(&export.id)));
@@ -45,8 +46,8 @@ impl Queue {
     }
 }
 
-fn entry(subtype: u8, here: SocketAddr, port: u16, nqn: &str) -> Option<DiscoveryEntry> {
-    let (family, address) = match here.ip().to_canonical() {
+fn entry(subtype: u8, here: Option<SocketAddr>, port: u16, nqn: &str) -> Option<DiscoveryEntry> {
+    let (family, address) = match here?.ip().to_canonical() {
         IpAddr::V4(address) => (adrfam::IPV4, address.to_string()),
         IpAddr::V6(address) => (adrfam::IPV6, address.to_string()),
     };
@@ -63,7 +64,7 @@ mod test {
 
     #[test]
     fn ipv4_mapped_address_is_reported_as_ipv4() {
-        let here = "[::ffff:192.0.2.1]:8009".parse().unwrap();
+        let here = "[::ffff:192.0.2.1]:8009".parse().ok();
         let entry = entry(subtype::NVM, here, 4420, "nqn.x").unwrap();
         assert_eq!(entry.adrfam, adrfam::IPV4);
         assert!(entry.traddr.starts_with(b"192.0.2.1 "));

@@ -225,10 +225,8 @@ impl World {
     /// Opens a connection. Nothing has been sent yet.
     pub(crate) fn connect(&mut self, options: Options, data: ConnectData) -> usize {
         let peer = Peer {
-            remote: self.remote,
-            local: "192.0.2.1:4420".parse().unwrap(),
-            auth: self.auth,
             channel: self.channel.clone(),
+            ..Peer::ip(self.remote, "192.0.2.1:4420".parse().unwrap(), self.auth)
         };
         let host = match &self.credentials {
             None => host::Queue::new(options, data),

@@ -128,7 +128,7 @@ impl World {
     pub(crate) fn open(&mut self) -> Id {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (remote, local) = (address(1024), address(4420));
-        let peer = Peer { remote, local, auth: self.auth, channel: None };
+        let peer = Peer::ip(remote, local, self.auth);
         let account = self.pool.open();
         let session = self.target.session(peer, self.port, account.clone(), self.now);
         self.conns.push(Conn {

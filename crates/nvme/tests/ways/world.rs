@@ -75,7 +75,7 @@ pub(crate) struct World {
 
 fn peer() -> Peer {
     let address = "192.0.2.9:50000".parse().unwrap();
-    Peer { remote: address, local: address, auth: Auth::None, channel: None }
+    Peer::ip(address, address, Auth::None)
 }
 
 impl World {

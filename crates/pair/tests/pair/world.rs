@@ -32,7 +32,7 @@ pub(crate) fn peer(identity: &str, binding: [u8; 32]) -> Peer {
     let (identity, cipher) = (identity.to_owned(), "TLS_AES_128_GCM_SHA256".to_owned());
     let channel =
         Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
-    Peer { remote: address, local: address, auth: Auth::Required, channel }
+    Peer { channel, ..Peer::ip(address, address, Auth::Required) }
 }
 
 pub(crate) struct World {

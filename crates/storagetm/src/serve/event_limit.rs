@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daemon::event::ServeEvent;
+use daemon::status::shown_address;
 use export::Event;
 
 use super::{Server, serve_event};
@@ -40,7 +41,7 @@ impl EventLimit {
     pub(super) fn suppresses(&mut self, event: &Event, now: Instant) -> bool {
         match event {
             Event::Attached { peer, .. } => {
-                let window = self.window(peer.remote.ip(), now);
+                let window = self.window(shown_address(peer.transport), now);
                 let suppresses = window.reported >= MAX_EVENTS;
                 if suppresses {
                     window.deferred.push(event.clone());
@@ -122,7 +123,7 @@ fn is_pair(attached: &Event, detached: &Event) -> bool {
     else {
         return false;
     };
-    Arc::ptr_eq(export, its_export) && (peer.remote, host) == (its_peer.remote, its_host)
+    Arc::ptr_eq(export, its_export) && (peer.transport, host) == (its_peer.transport, its_host)
 }
 
 impl Server {
@@ -144,7 +145,7 @@ mod test {
 
     fn peer(remote: &str) -> Peer {
         let local = "10.0.0.1:4420".parse().unwrap();
-        Peer { remote: remote.parse().unwrap(), local, auth: Auth::None, channel: None }
+        Peer::ip(remote.parse().unwrap(), local, Auth::None)
     }
 
     fn pair(export: &Arc<Export>, remote: &str) -> [Event; 2] {

@@ -2,68 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use export::{Access, Secret};
-use pair::{Code, Codes, FailedAttempts, ServerStatus, Verdict};
+use export::Secret;
+use pair::{Code, Codes, FailedAttempts, ServerStatus};
 use serde::{Deserialize, Serialize};
-
-use super::SecretWire;
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) enum VerdictWire {
-    Granted(GrantWire),
-    Denied,
-    Full,
-    Unkept,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct GrantWire {
-    access: Access,
-    disks: Vec<DiskWire>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct DiskWire {
-    nqn: String,
-    name: String,
-    model: String,
-    bytes: u64,
-    access: Access,
-}
-
-impl From<Verdict> for VerdictWire {
-    fn from(verdict: Verdict) -> Self {
-        let wire = |disk: pair::Disk| {
-            let pair::Disk { nqn, name, model, bytes, access } = disk;
-            DiskWire { nqn, name, model, bytes, access }
-        };
-        match verdict {
-            Verdict::Granted { access, disks } => {
-                Self::Granted(GrantWire { access, disks: disks.into_iter().map(wire).collect() })
-            }
-            Verdict::Denied => Self::Denied,
-            Verdict::NoSpace => Self::Full,
-            Verdict::NotStored => Self::Unkept,
-        }
-    }
-}
-
-impl From<VerdictWire> for Verdict {
-    fn from(wire: VerdictWire) -> Self {
-        let disk = |wire: DiskWire| {
-            let DiskWire { nqn, name, model, bytes, access } = wire;
-            pair::Disk { nqn, name, model, bytes, access }
-        };
-        match wire {
-            VerdictWire::Granted(GrantWire { access, disks }) => {
-                Self::Granted { access, disks: disks.into_iter().map(disk).collect() }
-            }
-            VerdictWire::Denied => Self::Denied,
-            VerdictWire::Full => Self::NoSpace,
-            VerdictWire::Unkept => Self::NotStored,
-        }
-    }
-}
 
 /// The pairing state. Times are sent as milliseconds from now: `Instant`s are not comparable
 /// between processes.
@@ -105,14 +46,14 @@ fn left(at: Instant, now: Instant) -> u64 {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct ShownWire {
-    digits: SecretWire,
-    long: SecretWire,
+    digits: Secret,
+    long: Secret,
     expires: u64,
 }
 
 impl ViewWire {
     pub(in crate::worker) fn new(view: &ServerStatus, now: Instant) -> Self {
-        let code = |code: &Code| SecretWire(Secret::new(code.text().as_bytes().to_vec()));
+        let code = |code: &Code| Secret::new(code.text().as_bytes().to_vec());
         let shown = view.codes.as_ref().map(|shown| ShownWire {
             digits: code(&shown.digits),
             long: code(&shown.long),
@@ -152,6 +93,6 @@ impl ViewWire {
     }
 }
 
-fn code(hidden: &SecretWire) -> Option<Code> {
-    Code::parse(std::str::from_utf8(hidden.0.bytes()).ok()?).ok()
+fn code(hidden: &Secret) -> Option<Code> {
+    Code::parse(std::str::from_utf8(hidden.bytes()).ok()?).ok()
 }
