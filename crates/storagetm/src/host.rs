@@ -32,9 +32,9 @@ pub(crate) fn host(options: &Options) -> Result<(), Failure> {
 
 fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Result<(), Failure> {
     check_nqn(&options.nqn).map_err(Failure::usage)?;
-    let host_row = store.host_by_nqn(&options.nqn);
-    let name = name(store, options, host_row.as_ref())?;
-    let before = host_row.as_ref().map(|host_row| store.host(host_row)).transpose()?;
+    let known = store.host_by_nqn(&options.nqn);
+    let name = name(store, options, known.as_ref())?;
+    let before = known.as_ref().map(|known| store.host(known)).transpose()?;
     let mut record =
         HostRecord { rules: rules(options, now)?, ..record_without_rules(options, before, now) };
     assign_keys(store, &mut record, options)?;
@@ -42,27 +42,27 @@ fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Re
         make_key(store, &mut record, &name)?;
     }
     store.put_host(&name, &record)?;
-    if let Some(old) = host_row.filter(|host_row| *host_row != name) {
+    if let Some(old) = known.filter(|known| *known != name) {
         store.remove_host(&old)?;
     }
     print(report(&name, &record, keys).as_bytes())
 }
 
 /// Chooses the name of the host. A known host, or a name in use, requires `--replace`.
-fn name(store: &Store, options: &Add, host_row: Option<&Name>) -> Result<Name, Failure> {
-    if let Some(host_row) = host_row.filter(|_| !options.replace) {
+fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Failure> {
+    if let Some(known) = known.filter(|_| !options.replace) {
         return Err(Failure::new(format!(
-            "{} is let in already, as {host_row}: add --replace to change what it may have",
+            "{} is let in already, as {known}: add --replace to change what it may have",
             options.nqn
         )));
     }
     let made = || {
-        host_row
+        known
             .cloned()
             .unwrap_or_else(|| Name::from_nqn(&options.nqn).make_unique(|n| store.has_host(n)))
     };
     let name = options.name.clone().unwrap_or_else(made);
-    if store.has_host(&name) && host_row != Some(&name) {
+    if store.has_host(&name) && known != Some(&name) {
         return Err(Failure::new(format!(
             "another host is called {name} already: choose another --name"
         )));
@@ -275,7 +275,7 @@ fn host_row(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> R
     let tls = record.tls_key.is_some() || record.tls.is_some();
     let chap = record.chap_key.is_some() || record.chap.is_some();
     let proves = [(tls, KeyKind::Tls), (chap, KeyKind::Chap)];
-    let access_text = |rule: &Rule| AccessRow {
+    let access_row = |rule: &Rule| AccessRow {
         disk: rule.disk.clone(),
         access: rule.access,
         expires: rule.expires,
@@ -286,7 +286,7 @@ fn host_row(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> R
         keys: record.key_names().cloned().collect(),
         proves_by: proves.into_iter().filter_map(|(has, kind)| has.then_some(kind)).collect(),
         tls_compat: record.tls_compat,
-        rules: record.rules.iter().map(access_text).collect(),
+        rules: record.rules.iter().map(access_row).collect(),
         added: record.added,
         problem: problem.map(|failure| failure.to_string()),
         nqn: Some(record.nqn),
@@ -296,24 +296,23 @@ fn host_row(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> R
 fn columns(row: &Row) -> [String; 4] {
     let keys: Vec<&str> = row.keys.iter().map(Name::as_str).collect();
     let keys = if keys.is_empty() { "-".to_owned() } else { keys.join(", ") };
-    let access_text: Vec<String> = row.rules.iter().map(rule_text).collect();
-    let access_text =
-        if access_text.is_empty() { "nothing".to_owned() } else { access_text.join("; ") };
-    let access_text = match &row.problem {
+    let access: Vec<String> = row.rules.iter().map(rule_text).collect();
+    let access = if access.is_empty() { "nothing".to_owned() } else { access.join("; ") };
+    let access = match &row.problem {
         Some(problem) => format!("nothing: {problem}"),
-        None => access_text,
+        None => access,
     };
-    [row.name.to_string(), row.nqn.clone().unwrap_or_else(|| "-".to_owned()), keys, access_text]
+    [row.name.to_string(), row.nqn.clone().unwrap_or_else(|| "-".to_owned()), keys, access]
 }
 
-fn rule_text(access_text: &AccessRow) -> String {
-    let disk = access_text.disk.as_deref().unwrap_or("each disk");
-    let access = match access_text.access {
+fn rule_text(rule: &AccessRow) -> String {
+    let disk = rule.disk.as_deref().unwrap_or("each disk");
+    let access = match rule.access {
         Allowed::ReadOnly => "read-only",
         Allowed::Writable => "writable",
     };
-    match access_text.expires {
-        Some(expires) if access_text.expired => {
+    match rule.expires {
+        Some(expires) if rule.expired => {
             format!("nothing of {disk}: over since {}", String::from(expires))
         }
         Some(expires) => format!("{disk}, {access}, until {}", String::from(expires)),

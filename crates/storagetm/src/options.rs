@@ -1,5 +1,4 @@
-//! The options of the program: one table, from which parser, help, man pages and completions are made.
-//! It knows no disk and no socket.
+//! Command-line options: one table for the parser, help, man pages and completions.
 
 pub mod attach;
 pub mod copy;
@@ -26,22 +25,21 @@ use key::Key;
 use pair::Pair;
 
 const ABOUT: &str = "\
-storagetm makes disks of this machine attachable from another one over the network, by NVMe/TCP, \
-with nothing but what every Linux distribution brings on the other side, and by NBD. It shows the \
-exact line to type there.
+storagetm lends disks of this machine to other machines over the network, by NVMe/TCP and NBD. The \
+other machine needs no more than a Linux distribution includes; storagetm shows the command to run \
+there.
 
-Disks are lent read-only unless --writable says otherwise, and a disk that this machine uses \
-itself is not lent.";
+Disks are read-only unless --writable is given, and a disk that is in use on this machine is not lent.";
 
 const EXAMPLES: &str = "\
 Examples:
-  storagetm list                             which disks are there, and which may be lent
+  storagetm list                             list the disks and whether they may be lent
   storagetm serve --demo                     lend a small built-in disk, to try it out
   storagetm serve /dev/sdb                   lend a disk read-only
   storagetm serve --writable disk.img        lend a disk image, and let hosts change it
-  storagetm serve --all                      lend every disk that is not in use, as they come and go
+  storagetm serve --all                      lend every disk that is not in use, with hot-plug
 
-Then type on the other machine the line that is shown, as root, for example:
+Then run the command that is shown on the other machine, as root, for example:
   nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0";
 
 const USAGE: &str = "\
@@ -51,35 +49,35 @@ storagetm serve [OPTIONS] DISK...
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
-  Try it out, with no disk and no rights needed:
+  Try it without a disk and without root:
     storagetm serve --demo
   Lend a disk and an image; hosts may change only the image:
     storagetm serve /dev/disk/by-id/usb-Example_123 --writable disk.img
-  Be reachable from the whole network at one address, by machines that have a key or the code:
+  Listen on one routable address; hosts need a key or the pairing code:
     storagetm serve --all --listen 192.168.1.5
-  For a script: any free port, and one JSON event a line on standard output:
+  For a script: any free port, and JSON events on standard output:
     storagetm serve --json --listen 127.0.0.1:0 disk.img
-  For NBD clients of this machine alone, or as a server that the client starts and ends itself:
+  For local NBD clients, or started by the client itself:
     storagetm serve --listen unix:/run/disk.sock disk.img
     nbdinfo -- [ storagetm serve disk.img ]
 
-Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address not be listened \
-on, 2 if the options are wrong.";
+Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address cannot be \
+bound, 2 if the options are wrong.";
 
 const BOOT_EXAMPLES: &str = "\
-It is the only program of the initramfs that `storagetm image` makes; the kernel starts it. It mounts \
-nothing but what the kernel itself offers, loads the drivers of the hardware that is there, brings up \
-the network, and lends every disk read-only. It writes to no disk.
+This is PID 1 of the initramfs that `storagetm image` builds. It mounts only the kernel's own file \
+systems, loads drivers for the hardware, configures the network, and lends every disk read-only. It \
+writes to no disk.
 
 On the kernel command line:
   storagetm.disk=PATH        lend this disk only; may be repeated
-  storagetm.writable=PATH    lend this disk so that hosts can change it; may be repeated
-  storagetm.protocol=NAME    speak only nvme, or only nbd
-  storagetm.listen=ADDRESS   listen there, as --listen of `storagetm serve`
-  storagetm.open             let in whoever comes, without a key and unencrypted, at every address
-  storagetm.pair=no          show no code by which other machines are let in
+  storagetm.writable=PATH    lend this disk writable; may be repeated
+  storagetm.protocol=NAME    serve only nvme, or only nbd
+  storagetm.listen=ADDRESS   listen on ADDRESS, as with storagetm serve --listen
+  storagetm.open             access without a key and without encryption, on every address
+  storagetm.pair=no          show no pairing code
   storagetm.machine_id=firmware|HEX
-  ip=link-local|dhcp|...     as dracut.cmdline(7) has it; link-local addresses are always there";
+  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -91,60 +89,60 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "storagetm", version, long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Options {
-    /// What is to be done.
+    /// The subcommand.
     #[command(subcommand)]
     pub task: Task,
 }
 
-/// What is to be done.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Task {
     /// Lend disks until Ctrl-C
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Serve),
-    /// Copy a disk: from another machine, to one, or on this one
+    /// Copy a disk from or to another machine, or on this one
     Copy(Box<copy::Copy>),
     /// List the disks of this machine, what is on them, and whether they may be lent
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
-    /// Be the first program of a machine that is booted only to lend its disks
+    /// Run target mode: PID 1 of a machine that only lends its disks
     #[command(after_help = BOOT_EXAMPLES)]
     Boot(Boot),
-    /// Make something that boots into target mode: an initramfs, an EFI program, or a USB stick
+    /// Build an image that boots into target mode: an initramfs, an EFI program, or a USB stick
     Image(Image),
-    /// Make, keep and hand over the keys by which other machines are let in
+    /// Generate, import, export and list keys
     Key(Key),
-    /// Say which machines are let in, to which disks, and until when
+    /// Manage which hosts may attach which disks, and until when
     Host(Host),
-    /// Be let in by another machine that lends disks, by the code on its screen
+    /// Pair with a machine that lends disks, by the code on its screen
     Pair(Pair),
-    /// Look for machines that lend disks on the networks that this one is on
+    /// Find machines on the local network that lend disks
     Find(Find),
-    /// Have this machine's kernel attach disks that another one lends
+    /// Attach disks of another machine with the kernel's NVMe/TCP driver
     Attach(Attach),
-    /// Have this machine's kernel let go of disks that were attached
+    /// Detach disks
     Detach(Detach),
-    /// Keep what is on the terminal until a key is pressed
+    /// Wait for a key press
     Hold(Hold),
-    /// Be the process that looks at what is on a disk; `storagetm copy` starts it
+    /// Parse the contents of a disk (child process of `storagetm copy`)
     #[command(hide = true)]
     Inspect,
-    /// Be the process that unpacks a file; `storagetm copy` starts it
+    /// Unpack a file (child process of `storagetm copy`)
     #[command(hide = true)]
     Unpack {
-        /// What it is packed in
+        /// The format
         format: String,
     },
-    /// Be the process that examines disks, which may not answer
+    /// Examine disks that may hang (child process)
     #[command(hide = true)]
     Examine,
-    /// Be the process that flushes a disk, which may not answer
+    /// Flush a disk that may hang (child process)
     #[command(hide = true)]
     Flush,
-    /// Be the process that talks to hosts; `storagetm serve` starts it
+    /// Serve hosts (child process of `storagetm serve`)
     #[command(hide = true)]
     Worker,
-    /// Be the process that speaks multicast DNS; `storagetm serve` and `storagetm find` start it
+    /// Multicast DNS (child process of `storagetm serve` and `storagetm find`)
     #[command(hide = true)]
     Announcer,
 }
@@ -160,11 +158,11 @@ pub struct Serve {
     #[arg(value_name = "DISK", group = "what")]
     pub disks: Vec<PathBuf>,
 
-    /// Lend every disk that is not in use, and follow disks as they come, go and change size
+    /// Lend every disk that is not in use, with hot-plug and size changes
     #[arg(long, group = "what", conflicts_with = "disks")]
     pub all: bool,
 
-    /// Lend a built-in disk held in memory, of 256M or as large as said: 64M, 1G
+    /// Lend a built-in disk in memory, of 256M or the given size: 64M, 1G
     #[arg(
         long,
         group = "what",
@@ -175,73 +173,72 @@ pub struct Serve {
     )]
     pub demo: Option<Size>,
 
-    /// Lend DISK so that hosts can change it; may be repeated ("demo" for the built-in disk)
+    /// Lend DISK writable; may be repeated ("demo" for the built-in disk)
     #[arg(long, value_name = "DISK", group = "what")]
     pub writable: Vec<PathBuf>,
 
-    /// Speak these protocols: nvme, nbd, or both with a comma between them
+    /// Protocols to serve, separated by commas: nvme, nbd
     ///
-    /// Without this option both are spoken; NBD is then left out where another program has its port already.
+    /// Default: both; NBD is then left out if its port is in use.
     #[arg(long, value_name = "PROTOCOL", value_enum, value_delimiter = ',')]
     pub protocol: Vec<Protocol>,
 
-    /// ListenOption there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated
+    /// Listen on this address: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated
     ///
-    /// The form is [PROTOCOL:]ADDRESS[:PORT], or unix:PATH for NBD at a Unix socket; the protocol is nvme or nbd, an IPv6
-    /// address stands in brackets. A port that is given has one protocol: the one that is said, else nvme if that is
-    /// spoken, with discovery and the disks; 0 means any free one. Otherwise the ports are 4420 (nvme), 8009 (nvme,
-    /// discovery only) and 10809 (nbd). Without this option: every loopback and link-local address of this machine, as
-    /// they come and go; or the sockets that systemd, or a client that starts its own server, has opened for this program
-    /// (LISTEN_FDS).
+    /// The form is [PROTOCOL:]ADDRESS[:PORT], or unix:PATH for NBD on a Unix socket; PROTOCOL is nvme or nbd, an IPv6
+    /// address is in brackets. A given port serves one protocol: PROTOCOL, else nvme (discovery and disks) if that is
+    /// served; 0 is any free port. The default ports are 4420 (nvme), 8009 (nvme, discovery only) and 10809 (nbd).
+    /// Default: every loopback and link-local address of this machine, also new ones; or the sockets passed by systemd
+    /// or by a client that starts its own server (LISTEN_FDS).
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<ListenOption>,
 
-    /// Speak NBD with the one client at the other end of standard input, and end when it has gone
+    /// Serve one NBD client, connected to standard input, and exit when it disconnects
     ///
-    /// As for inetd. Nothing is written to standard output. A client that came over the network needs a key as anywhere
-    /// else, unless --open.
+    /// As for inetd. Nothing is written to standard output. A client from the network needs a key, unless --open is
+    /// given.
     #[arg(long, conflicts_with_all = ["listen", "pair", "json", "boot_settings"])]
     pub stdin: bool,
 
-    /// Let in whoever comes, without a key, and encrypt nothing
+    /// Allow access without a key and without encryption
     ///
-    /// Whoever reaches an address that is listened on can then read the disks, and change the writable ones. Without
-    /// --listen, this listens on all addresses. Without --open, only this machine itself (the loopback addresses) needs no
-    /// key; hosts get one by `storagetm pair` and the code on the screen, or by `storagetm host add`.
+    /// Anyone who can reach a listening address can then read the disks, and write to the writable ones. Without
+    /// --listen, this listens on all addresses. Without --open, only the loopback addresses need no key; hosts get one
+    /// by `storagetm pair` and the code on the screen, or by `storagetm host add`.
     #[arg(long)]
     pub open: bool,
 
-    /// Show a code by which other machines are let in (storagetm pair), also without a screen
+    /// Show a pairing code (storagetm pair), also without a terminal
     ///
-    /// On a terminal a code is shown anyway, where keys are needed. With --json it is an event. Ten wrong codes in a row stop
-    /// pairing for an hour, the next ten for two, and so on; the signal SIGUSR1 makes a new code at once.
+    /// On a terminal a code is shown anyway if keys are required. With --json it is an event. Ten wrong codes in a row
+    /// lock pairing for an hour, the next ten for two, and so on; SIGUSR1 unlocks it with a new code.
     #[arg(long, conflicts_with = "open")]
     pub pair: bool,
 
-    /// Where the keys and the hosts that have them are kept
+    /// Directory of keys and hosts
     ///
-    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
-    /// Let NBD clients come by TLS with certificates, too: DIR holds server-cert.pem, server-key.pem and ca-cert.pem
+    /// Accept NBD clients with TLS certificates: DIR holds server-cert.pem, server-key.pem and ca-cert.pem
     ///
-    /// These are the names that qemu, nbdkit and libnbd have for them. Where a key is needed, a certificate of that
-    /// authority does instead: the first name in it must be that of a host that was let in (storagetm host), whose rules
-    /// then hold. Without ca-cert.pem no certificate will do there.
+    /// The file names are those of qemu, nbdkit and libnbd. A client certificate of that authority replaces the key: its
+    /// first name must be that of an authorized host (storagetm host), whose rules apply. Without ca-cert.pem client
+    /// certificates are not accepted.
     #[arg(long, value_name = "DIR")]
     pub tls_certificates: Option<PathBuf>,
 
-    /// Accept DH-HMAC-CHAP without a Diffie-Hellman exchange, for hosts that can do no other
+    /// Accept DH-HMAC-CHAP without a Diffie-Hellman exchange, for hosts that do not support it
     ///
-    /// Whoever has recorded such a connection can then try out keys at leisure.
+    /// A recorded connection then allows offline guessing of the key.
     #[arg(long)]
     pub allow_null_dh: bool,
 
-    /// Do not tell the networks nearby that there are disks to be had here
+    /// Do not announce the disks by multicast DNS
     ///
-    /// Without this option `storagetm find` on other machines finds this one, by multicast DNS (_nvme-disc._tcp and
-    /// _nbd._tcp). Where a key is needed it is announced under a name made up anew each time, which tells nothing.
+    /// Default: `storagetm find` on other machines finds this one (_nvme-disc._tcp and _nbd._tcp). Where a key is
+    /// required it is announced under a random name.
     #[arg(long)]
     pub no_announce: bool,
 
@@ -251,61 +248,61 @@ pub struct Serve {
 
     /// Name disks BASE.NAME, where NAME is the last part of the path
     ///
-    /// BASE is an NVMe Qualified Name, such as nqn.2026-01.com.example:laptop. Without this option the name comes from
-    /// the disk's own identity, and stays the same whatever the kernel calls the disk.
+    /// BASE is an NVMe Qualified Name, such as nqn.2026-01.com.example:laptop. By default the name is derived from
+    /// the identity of the disk, and does not depend on the kernel's name for it.
     #[arg(long, value_name = "BASE")]
     pub nqn: Option<String>,
 
-    /// Lend files as they are, also what is packed (qcow2, VMDK, gzip and the like) and of which hosts could make nothing
+    /// Lend files as they are, also compressed and packaged ones (qcow2, VMDK, gzip, ...), which hosts cannot use
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
 
-    /// Lend disks read-only even if this machine uses them
+    /// Lend disks read-only even if they are in use on this machine
     ///
-    /// What hosts then read may be half-written. A disk in use is never lent writable, and --all leaves it out even so.
+    /// Hosts may then read inconsistent data. A disk in use is never lent writable, and --all still leaves it out.
     #[arg(long)]
     pub allow_in_use: bool,
 
-    /// Lend a disk writable even if what is on it cannot be read
+    /// Lend a disk writable even if its contents cannot be examined
     ///
-    /// A disk that fails to read its first or last sectors may be part of an array or a volume group that cannot be
-    /// seen. Reading it needs no --force.
+    /// A disk whose first or last sectors are unreadable may be part of an array or a volume group. Reading it needs no
+    /// --force.
     #[arg(long)]
     pub force: bool,
 
-    /// How to reach the disks and the network: by io_uring, by blocking calls, or the first that works
+    /// I/O driver: io_uring, blocking calls, or the first that works
     #[arg(long, value_name = "DRIVER", value_enum, default_value_t = Io::Auto)]
     pub io: Io,
 
-    /// Threads that serve hosts; as many as there are processors if not given
+    /// Worker threads; default: the number of processors
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
 
-    /// Put header and data digests into the lines to be typed, against faulty networks
+    /// Show attach commands with header and data digests, for unreliable networks
     #[arg(long)]
     pub digests: bool,
 
-    /// Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.protocol=,
+    /// Also apply boot parameters: storagetm.disk=, storagetm.writable=, storagetm.protocol=,
     /// storagetm.listen=, storagetm.open, storagetm.pair= and storagetm.machine_id=
     ///
-    /// They are looked for on the kernel command line, among the service's credentials, and in the firmware's SMBIOS
-    /// strings (io.systemd.credential:storagetm.disk=…). With storagetm.disk=, --all means those disks.
+    /// They are read from the kernel command line, the service's credentials, and the firmware's SMBIOS strings
+    /// (io.systemd.credential:storagetm.disk=…). With storagetm.disk=, --all means those disks.
     #[arg(long, requires = "all")]
     pub boot_settings: bool,
 
-    /// Write what happens as JSON, one event a line, instead of the screen
+    /// Write JSON events, one per line, instead of the screen
     #[arg(long)]
     pub json: bool,
 }
 
-/// The options of `storagetm boot`: all else is on the kernel command line.
+/// The options of `storagetm boot`: all settings are on the kernel command line.
 #[derive(Debug, Args)]
 pub struct Boot {}
 
 /// The options of `storagetm hold`.
 #[derive(Debug, Args)]
 pub struct Hold {
-    /// Go on by itself after so many seconds
+    /// Continue after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
 }
@@ -313,26 +310,26 @@ pub struct Hold {
 /// The options of `storagetm list`.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Only these, each with its partitions: sda, /dev/sda, mapper/NAME, GROUP/VOLUME
+    /// List only these disks, each with its partitions: sda, /dev/sda, mapper/NAME, GROUP/VOLUME
     #[arg(value_name = "DISK")]
     pub disks: Vec<String>,
-    /// Write a JSON array, one object a disk
+    /// Write a JSON array, one object per disk
     #[arg(long)]
     pub json: bool,
 }
 
-/// How to reach the disks and the network.
+/// I/O drivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Io {
-    /// By io_uring where the kernel allows it
+    /// io_uring if the kernel supports it, else blocking calls
     Auto,
-    /// By io_uring, or not at all
+    /// io_uring only
     Uring,
-    /// By blocking calls
+    /// Blocking calls
     Blocking,
 }
 
-/// What a file is taken for, whatever it looks like.
+/// Formats of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// The bytes of a disk
@@ -340,7 +337,7 @@ pub enum Format {
 }
 
 impl Serve {
-    /// Every disk, as they come and go, and nothing else that differs from the defaults.
+    /// The options of target mode: all disks with hot-plug, boot settings and pairing.
     pub(crate) fn everything() -> Self {
         Self {
             disks: Vec::new(),
@@ -369,7 +366,7 @@ impl Serve {
         }
     }
 
-    /// The disks that were asked for by path, each once, in the order given; `--writable` wins.
+    /// Returns the disks named by path, each once, in the order given; `--writable` takes precedence.
     pub fn wanted(&self) -> Vec<LendRequest> {
         let mut wanted: Vec<LendRequest> = Vec::new();
         let writable = self.writable.iter().filter(|path| !self.is_demo(path));
@@ -381,7 +378,7 @@ impl Serve {
         wanted
     }
 
-    /// Whether the demo disk may be changed.
+    /// Returns whether the demo disk is writable.
     pub fn demo_writable(&self) -> bool {
         self.writable.iter().any(|path| self.is_demo(path))
     }
@@ -395,15 +392,15 @@ impl Serve {
     }
 }
 
-/// The table itself, for man pages and completions.
+/// Returns the table, for man pages and completions.
 pub fn command() -> clap::Command {
     Options::command()
 }
 
-/// Reads the command line.
+/// Parses the command line.
 ///
 /// # Errors
-/// What [`clap`] says of it: also when help or the version is asked for.
+/// Fails with the error of [`clap`], also for `--help` and `--version`.
 pub fn parse<I, T>(line: I) -> Result<Options, clap::Error>
 where
     I: IntoIterator<Item = T>,

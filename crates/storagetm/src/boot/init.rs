@@ -113,14 +113,14 @@ fn wait_for_child(child: &Child, text: thread::JoinHandle<String>) -> Result<Pow
         return Ok(power);
     }
     let text = text.join().unwrap_or_default();
-    let power = match ended {
+    let cause = match ended {
         Ok(Exit::Exited(POWER_OFF)) => return Ok(Power::Off),
         Ok(Exit::Exited(RESTART)) => return Ok(Power::Restart),
         Ok(Exit::Exited(status)) => format!("the program ended with status {status}"),
         Ok(Exit::Killed(signal)) => format!("the program was ended by signal {signal}"),
         Err(error) => format!("the program is lost: {error}"),
     };
-    Err(format!("{}\n({power})", text.trim()))
+    Err(format!("{}\n({cause})", text.trim()))
 }
 
 fn requested() -> Option<Power> {

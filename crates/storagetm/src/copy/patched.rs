@@ -18,7 +18,7 @@ const BLOCK: u64 = 4096;
 /// A disk, and the changes to it.
 pub(super) struct PatchedDisk {
     inner: Box<dyn Endpoint>,
-    patches_of_disk: Arc<Patches>,
+    changes: Arc<Patches>,
     identity_suffix: String,
 }
 
@@ -41,15 +41,15 @@ impl PatchedDisk {
         patches: Vec<Patch>,
         identity_suffix: &str,
     ) -> Self {
-        let patches_of_disk = Arc::new(Patches { source_bytes, bytes, patches });
-        Self { inner, patches_of_disk, identity_suffix: identity_suffix.to_owned() }
+        let changes = Arc::new(Patches { source_bytes, bytes, patches });
+        Self { inner, changes, identity_suffix: identity_suffix.to_owned() }
     }
 }
 
 impl Endpoint for PatchedDisk {
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let (disk, connection) = self.inner.open()?;
-        if disk.bytes != self.patches_of_disk.source_bytes {
+        if disk.bytes != self.changes.source_bytes {
             let name = &disk.name;
             return Err(EndpointError::Refused(format!("{name} has changed its size meanwhile")));
         }
@@ -57,16 +57,16 @@ impl Endpoint for PatchedDisk {
             "" => disk.identity.clone(),
             identity_suffix => format!("{} {identity_suffix}", disk.identity),
         };
-        let patches_of_disk = self.patches_of_disk.clone();
+        let changes = self.changes.clone();
         let memory = Pool::new(Pool::MAX_BUFFER).open();
         let connection = PatchedConnection {
             connection,
-            patches_of_disk,
+            changes,
             memory,
             done: VecDeque::new(),
             reads: Vec::new(),
         };
-        Ok((Disk { bytes: self.patches_of_disk.bytes, identity, ..disk }, Box::new(connection)))
+        Ok((Disk { bytes: self.changes.bytes, identity, ..disk }, Box::new(connection)))
     }
 
     fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
@@ -76,7 +76,7 @@ impl Endpoint for PatchedDisk {
 
 struct PatchedConnection {
     connection: Box<dyn Connection>,
-    patches_of_disk: Arc<Patches>,
+    changes: Arc<Patches>,
     /// Buffers for reads that cross the end of the source.
     memory: Account,
     done: VecDeque<Completion>,
@@ -140,7 +140,7 @@ impl PatchedConnection {
     /// Reads the part within the source; the rest is zeros.
     fn read(&mut self, tag: u32, offset: u64, mut buffer: Buffer) {
         let source_bytes =
-            self.patches_of_disk.source_bytes.saturating_sub(offset).min(buffer.len() as u64);
+            self.changes.source_bytes.saturating_sub(offset).min(buffer.len() as u64);
         let source_bytes = usize::try_from(source_bytes).unwrap_or(usize::MAX);
         if source_bytes == buffer.len() {
             self.reads.push(Read { tag, offset, whole: None });
@@ -167,7 +167,7 @@ impl PatchedConnection {
 
     fn shown(&self, offset: u64, mut completion: Completion) -> Completion {
         if let (Ok(()), Some(buffer)) = (&completion.result, &mut completion.buffer) {
-            self.patches_of_disk.apply(offset, buffer.bytes_mut());
+            self.changes.apply(offset, buffer.bytes_mut());
         }
         completion
     }
@@ -193,7 +193,7 @@ impl Connection for PatchedConnection {
     fn submit(&mut self, tag: u32, request: Request) {
         match request {
             Request::Read { offset, buffer } => self.read(tag, offset, buffer),
-            Request::Extents { offset, len } => match self.patches_of_disk.run(offset, len) {
+            Request::Extents { offset, len } => match self.changes.run(offset, len) {
                 (len, true) => self.connection.submit(tag, Request::Extents { offset, len }),
                 (len, false) => {
                     let extents = vec![Extent::data(len)];
@@ -237,7 +237,7 @@ impl Connection for PatchedConnection {
 mod test {
     use super::*;
 
-    fn patches_of_disk() -> Patches {
+    fn changes() -> Patches {
         let patch = |offset, byte| Patch { offset, bytes: vec![byte; 100] };
         Patches {
             source_bytes: 100_001,
@@ -248,17 +248,17 @@ mod test {
 
     #[test]
     fn patched_blocks_and_the_end_are_told_as_data() {
-        let patches_of_disk = patches_of_disk();
-        assert_eq!(patches_of_disk.run(0, 102_400), (8192, false));
-        assert_eq!(patches_of_disk.run(8192, 94_208), (98_304 - 8192, true));
-        assert_eq!(patches_of_disk.run(98_304, 4096), (4096, false));
+        let changes = changes();
+        assert_eq!(changes.run(0, 102_400), (8192, false));
+        assert_eq!(changes.run(8192, 94_208), (98_304 - 8192, true));
+        assert_eq!(changes.run(98_304, 4096), (4096, false));
     }
 
     #[test]
     fn later_patches_hide_earlier_ones_wherever_the_read_is_cut() {
-        let patches_of_disk = patches_of_disk();
+        let changes = changes();
         let mut whole = vec![0; 8192];
-        patches_of_disk.apply(0, &mut whole);
+        changes.apply(0, &mut whole);
         let wanted = |at: usize| match at {
             4000..4050 => 1,
             4050..4150 => 2,
@@ -267,8 +267,8 @@ mod test {
         assert!((0..8192).all(|at| whole[at] == wanted(at)));
         for cut in [1, 3999, 4001, 4060, 4149, 4150, 8191] {
             let (mut head, mut tail) = (vec![0; cut], vec![0; 8192 - cut]);
-            patches_of_disk.apply(0, &mut head);
-            patches_of_disk.apply(cut as u64, &mut tail);
+            changes.apply(0, &mut head);
+            changes.apply(cut as u64, &mut tail);
             assert!([head, tail].concat() == whole, "{cut}");
         }
     }

@@ -87,12 +87,12 @@ fn known_target(
     named: bool,
     accepts: impl Fn(&Target) -> KeyCheck,
 ) -> Result<Option<Target>, Failure> {
-    let known_target = machine::targets(options.keys.as_deref()).map_err(refused)?;
+    let known = machine::targets(options.keys.as_deref()).map_err(refused)?;
     if named {
-        let (all, here) = key_selection::candidates(&known_target, std::slice::from_ref(machine));
+        let (all, here) = key_selection::candidates(&known, std::slice::from_ref(machine));
         return Ok(all.into_iter().take(here.min(1)).next().cloned());
     }
-    match key_selection::select_key(machine, &known_target, accepts) {
+    match key_selection::select_key(machine, &known, accepts) {
         KeySelection::Known(target) => Ok(Some(target.clone())),
         KeySelection::Plaintext => Ok(None),
         KeySelection::NoKeyAccepted if options.insecure => Ok(None),

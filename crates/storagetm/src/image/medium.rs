@@ -132,18 +132,18 @@ fn buffered(descriptor: OwnedFd) -> io::Result<File> {
 
 fn write_layout(file: &File, layout: &Layout, progress: &Progress) -> io::Result<()> {
     erase_tables(file, layout)?;
-    let chunks_of = chunks_of(layout);
-    for (done, (offset, bytes)) in chunks_of.iter().enumerate() {
-        if done.saturating_add(TABLE_CHUNKS) == chunks_of.len() {
+    let chunks = chunks_of(layout);
+    for (done, (offset, bytes)) in chunks.iter().enumerate() {
+        if done.saturating_add(TABLE_CHUNKS) == chunks.len() {
             file.sync_all()?;
         }
         file.write_all_at(bytes, *offset)?;
-        progress.update("writing, in MiB", done.saturating_add(1), chunks_of.len());
+        progress.update("writing, in MiB", done.saturating_add(1), chunks.len());
     }
     file.sync_all()?;
     // Read back from the disk, not from the page cache.
     fadvise(file, 0, None, Advice::DontNeed)?;
-    for (done, (offset, bytes)) in chunks_of.iter().enumerate() {
+    for (done, (offset, bytes)) in chunks.iter().enumerate() {
         let mut there = vec![0; bytes.len()];
         file.read_exact_at(&mut there, *offset)?;
         if there != *bytes {
@@ -151,7 +151,7 @@ fn write_layout(file: &File, layout: &Layout, progress: &Progress) -> io::Result
                 "it does not keep what is written onto it; use another disk",
             ));
         }
-        progress.update("reading back, in MiB", done.saturating_add(1), chunks_of.len());
+        progress.update("reading back, in MiB", done.saturating_add(1), chunks.len());
     }
     Ok(())
 }
@@ -173,10 +173,10 @@ fn chunks_of(layout: &Layout) -> Vec<(u64, &[u8])> {
         *offset = offset.saturating_add(u64::try_from(chunk.len()).unwrap_or_default());
         Some((here, chunk))
     });
-    let mut chunks_of: Vec<(u64, &[u8])> = start.collect();
-    chunks_of.push((end, &layout.end));
-    chunks_of.rotate_left(1);
-    chunks_of
+    let mut chunks: Vec<(u64, &[u8])> = start.collect();
+    chunks.push((end, &layout.end));
+    chunks.rotate_left(1);
+    chunks
 }
 
 #[cfg(test)]

@@ -1,19 +1,18 @@
-//! The options of `storagetm attach` and `storagetm detach`. They know no kernel.
+//! The options of `storagetm attach` and `storagetm detach`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
 const ATTACH: &str = "\
-Hands the connection to the NVMe/TCP host of this machine's kernel: what is attached is a disk like any other, \
-/dev/nvmeXnY, and stays when this program has ended. Nothing else is needed for it, not even nvme-cli. The driver is \
-loaded if it is not there.
+Attaches disks with the kernel's NVMe/TCP host driver, as /dev/nvmeXnY. They stay attached after this program has \
+exited. nvme-cli is not needed; the driver is loaded if necessary.
 
-TARGET is an address, a name in DNS, a machine that has let this one in (storagetm pair), or the name under which \
-storagetm find shows one. DISK is the disk's NVMe Qualified Name, its last part, or what it is called there.
+TARGET is an address, a DNS name, the name of a paired machine (storagetm pair), or a name that storagetm find \
+shows. DISK is the NVMe Qualified Name of the disk, its last part, or the name of the disk on the target.
 
-With a key (storagetm pair) the connection is encrypted: the key is put into the kernel's keyring, and the program \
-tlshd (package ktls-utils) must run, which does the handshake for the kernel.";
+With a key (storagetm pair) the connection is encrypted: the key is inserted into the kernel's keyring. tlshd \
+(package ktls-utils) must be running: it does the TLS handshake for the kernel.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -22,14 +21,14 @@ Examples:
   One of several, and all of them:
     storagetm attach 192.168.1.5/sda
     storagetm attach 192.168.1.5 --all
-  By address, as nvme-cli and others write it:
+  By address and NQN:
     storagetm attach nvme://192.168.1.5:4420/nqn.2014-08.org.nvmexpress:uuid:…
 
-Exit status: 0 if the disk is there, 1 if not, 2 if the options are wrong, 3 if the other machine said no.";
+Exit status: 0 if the disk is attached, 1 if not, 2 if the options are wrong, 3 if the other machine refused.";
 
 const DETACH: &str = "\
-The kernel ends the connection, and the disk goes away. A disk that is in use (mounted, swapped to, part of another \
-one) stays, unless --force is given: what was not yet written is lost then.";
+The kernel disconnects, and the disk disappears. A disk that is in use (mounted, used as swap space, part of another \
+one) is not detached without --force, which loses data that were not yet written.";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:
@@ -38,50 +37,50 @@ Examples:
     storagetm detach 192.168.1.5
     storagetm detach --all
 
-Exit status: 0 if the disks are gone, 1 if one is not, 2 if the options are wrong.";
+Exit status: 0 if the disks are detached, 1 if one is not, 2 if the options are wrong.";
 
 /// The options of `storagetm attach`.
 #[derive(Debug, Args)]
 #[command(long_about = ATTACH, after_help = ATTACH_EXAMPLES)]
 pub struct Attach {
-    /// The machine, and which of its disks; that may be left out if it has one
+    /// The machine, and one of its disks, which may be omitted if there is only one
     #[arg(value_name = "TARGET[/DISK]")]
     pub target: String,
 
-    /// All disks that may be had there
+    /// All disks of the machine that this one may attach
     #[arg(long)]
     pub all: bool,
 
-    /// The interface behind which a link-local address is
+    /// The interface of a link-local address
     #[arg(long, value_name = "IF")]
     pub interface: Option<String>,
 
-    /// Where the keys of machines are kept that have let this one in
+    /// Directory of the keys of paired machines
     ///
-    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
-    /// Attach in the clear what accepts none of the keys that this machine has
+    /// Attach without encryption if the target accepts none of the keys of this machine
     ///
-    /// Whoever is on the way can then read and change everything. Without a key for any machine, and on the loopback interface,
-    /// it is done without this option.
+    /// Anyone on the network path can then read and change everything. Not needed if this machine has no keys, nor on
+    /// the loopback interface.
     #[arg(long)]
     pub insecure: bool,
 
-    /// Read the secret by which this machine proves itself (DHHC-1:…, DH-HMAC-CHAP) from a file
+    /// File with the DH-HMAC-CHAP secret of this host (DHHC-1:…)
     #[arg(long, value_name = "FILE")]
     pub chap_key: Option<PathBuf>,
 
-    /// Read the secret by which the other machine must prove itself from a file
+    /// File with the DH-HMAC-CHAP secret of the controller, for bidirectional authentication
     #[arg(long, value_name = "FILE", requires = "chap_key")]
     pub chap_controller_key: Option<PathBuf>,
 
-    /// Be called so there; what stands in /etc/nvme/hostnqn if not given
+    /// Host NQN; default: the content of /etc/nvme/hostnqn
     #[arg(long, value_name = "NQN")]
     pub hostnqn: Option<String>,
 
-    /// How long the kernel goes on trying when the other machine is away; -1 for ever
+    /// How long the kernel tries to reconnect (ctrl_loss_tmo); -1 forever
     #[arg(
         long,
         value_name = "SECONDS",
@@ -91,15 +90,15 @@ pub struct Attach {
     )]
     pub patience: i32,
 
-    /// Put header and data digests around everything, against faulty networks
+    /// Use header and data digests, for unreliable networks
     #[arg(long)]
     pub digests: bool,
 
-    /// Write what came of it as a JSON array, one object a disk
+    /// Write the result as a JSON array, one object per disk
     #[arg(long)]
     pub json: bool,
 
-    /// Ask for names at this UDP port, and on the loopback interface too, instead of 5353
+    /// Use this UDP port for multicast DNS, also on the loopback interface, instead of 5353
     #[arg(long, value_name = "PORT", hide = true)]
     pub mdns_port: Option<u16>,
 }
@@ -116,7 +115,7 @@ pub struct Detach {
     #[arg(value_name = "DISK|TARGET", group = "which")]
     pub what: Option<String>,
 
-    /// All that is attached by NVMe/TCP
+    /// All disks attached by NVMe/TCP
     #[arg(long, group = "which")]
     pub all: bool,
 
@@ -124,13 +123,13 @@ pub struct Detach {
     #[arg(long)]
     pub force: bool,
 
-    /// Where the machines are kept that have let this one in
+    /// Directory of the keys of paired machines
     ///
-    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
-    /// Write what came of it as a JSON array, one object a connection
+    /// Write the result as a JSON array, one object per connection
     #[arg(long)]
     pub json: bool,
 }

@@ -1,31 +1,30 @@
-//! The options of `storagetm find`. They know no network.
+//! The options of `storagetm find`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
 const ABOUT: &str = "\
-Machines that lend disks say so on the networks that they are on, by multicast DNS (DNS-SD: _nvme-disc._tcp for NVMe/TCP, \
-_nbd._tcp for NBD). Each that answers is asked which disks it has, and the line that attaches one is shown.
+Machines that lend disks announce themselves by multicast DNS (DNS-SD: _nvme-disc._tcp for NVMe/TCP, _nbd._tcp for \
+NBD). Each machine found is queried for its disks, and the commands that attach them are shown.
 
-A machine that wants a key first tells neither its name nor its disks to those who have none: it is called storagetm-XXXX, \
-and what is shown is the line by which a key is had. Anybody on the network can answer, under any name: what proves a \
-machine is its key.";
+A machine that requires a key shows neither its name nor its disks without one: it appears as storagetm-XXXX, with the \
+command that pairs with it. Announcements are not authenticated: only a key proves the identity of a machine.";
 
 const EXAMPLES: &str = "\
 Examples:
-  Which machines are there, and what have they got?
+  List machines and their disks:
     storagetm find
-  The same for a script, without waiting long:
+  The same for a script, with a short timeout:
     storagetm find --timeout 1 --json | jq -r '.[].disks[].attach'
 
-Exit status: 0, also if nobody answers; 1 if the network cannot be asked, 2 if the options are wrong.";
+Exit status: 0, also if no machine is found; 1 if multicast DNS is not available, 2 if the options are wrong.";
 
 /// The options of `storagetm find`.
 #[derive(Debug, Args)]
 #[command(long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Find {
-    /// How long machines may take to answer
+    /// How long to wait for answers
     #[arg(
         long,
         value_name = "SECONDS",
@@ -34,23 +33,23 @@ pub struct Find {
     )]
     pub timeout: u64,
 
-    /// Where the keys of machines are kept that have let this one in
+    /// Directory of the keys of paired machines
     ///
-    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
-    /// Ask machines in the clear that accept none of the keys that this machine has
+    /// Query machines without encryption if they accept none of the keys of this machine
     ///
-    /// Without a key for any machine this one asks in the clear anyway.
+    /// Not needed if this machine has no keys.
     #[arg(long)]
     pub insecure: bool,
 
-    /// Write a JSON array, one object a machine
+    /// Write a JSON array, one object per machine
     #[arg(long)]
     pub json: bool,
 
-    /// Ask at this UDP port, and on the loopback interface too, instead of 5353
+    /// Use this UDP port, also on the loopback interface, instead of 5353
     #[arg(long, value_name = "PORT", hide = true)]
     pub mdns_port: Option<u16>,
 }

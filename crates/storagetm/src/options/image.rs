@@ -1,4 +1,4 @@
-//! The options of `storagetm image`. They know no file.
+//! The options of `storagetm image`.
 
 use std::path::PathBuf;
 
@@ -6,22 +6,22 @@ use clap::{Args, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
-  A USB stick that turns any PC into a disk (boot from it, type on another machine what it shows):
+  A USB stick that boots any PC into target mode:
     storagetm image --disk /dev/sdX
-  The same as a file, to be written onto a stick later, or onto many:
+  The same as a file, to be written to sticks later:
     storagetm image --disk storagetm.img
-  An entry in the boot menu of this machine (systemd-boot finds it by itself):
+  An entry in the boot menu of this machine (systemd-boot detects it):
     storagetm image --for this-machine --uki /boot/efi/EFI/Linux/storagetm.efi
   An initramfs for the kernel of this machine, for any boot loader:
     storagetm image --initramfs /boot/storagetm.img
-  With another kernel than the running one:
+  With a kernel other than the running one:
     storagetm image --kernel /boot/vmlinuz-6.12 --modules /lib/modules/6.12 --uki storagetm.efi
 
-The image holds a kernel, its drivers and this program, and nothing else. The same files give the same \
-bytes; SOURCE_DATE_EPOCH sets the time that files in it have. Nothing is signed: with Secure Boot, sign \
+The image holds a kernel, its drivers and this program, and nothing else. It is reproducible; \
+SOURCE_DATE_EPOCH sets the time stamp of its files. Nothing is signed: with Secure Boot, sign \
 the EFI program with your own key (sbsign --key KEY --cert CERT storagetm.efi).
 
-Exit status: 0 if the image was made, 1 if not, 2 if the options are wrong.";
+Exit status: 0 if the image was built, 1 if not, 2 if the options are wrong.";
 
 /// The options of `storagetm image`.
 #[derive(Debug, Args)]
@@ -31,33 +31,33 @@ Exit status: 0 if the image was made, 1 if not, 2 if the options are wrong.";
     after_help = EXAMPLES
 )]
 pub struct Image {
-    /// Write an initramfs, to be booted with the kernel by any boot loader
+    /// Write an initramfs, for any boot loader
     #[arg(long, value_name = "FILE", group = "product")]
     pub initramfs: Option<PathBuf>,
 
-    /// Write an EFI program (a unified kernel image), which firmware and boot loaders start by itself
+    /// Write an EFI program (a unified kernel image), which firmware and boot loaders start directly
     #[arg(long, value_name = "FILE", group = "product")]
     pub uki: Option<PathBuf>,
 
-    /// Write a disk that EFI firmware boots from: an image file, or straight onto a USB stick
+    /// Write a bootable disk for EFI firmware: an image file, or directly to a USB stick
     ///
-    /// A stick is overwritten as a whole, after its name was typed (or with --force), and never if it is in use.
+    /// All of the stick is overwritten, after confirmation (or with --force), and never if it is in use.
     #[arg(long, value_name = "FILE|DEVICE", group = "product")]
     pub disk: Option<PathBuf>,
 
-    /// With drivers for any PC, or only for the hardware of this one
+    /// Include drivers for any PC, or only for the hardware of this one
     #[arg(long = "for", value_name = "MACHINE", value_enum, default_value_t = For::Generic)]
     pub machine: For,
 
-    /// The kernel; the running one's if not given
+    /// The kernel; default: the running one
     #[arg(long, value_name = "VMLINUZ")]
     pub kernel: Option<PathBuf>,
 
-    /// The folder of the kernel's modules; /lib/modules/VERSION if not given
+    /// Directory of the kernel's modules; default: /lib/modules/VERSION
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
 
-    /// The kernel command line, with what storagetm boot reads from it
+    /// The kernel command line, with the parameters of storagetm boot
     #[arg(
         long,
         value_name = "TEXT",
@@ -67,25 +67,25 @@ pub struct Image {
     )]
     pub command_line: String,
 
-    /// The start of the EFI program: linuxx64.efi.stub of systemd, found by itself where systemd-boot is installed
+    /// The EFI stub: linuxx64.efi.stub of systemd; default: that of the installed systemd-boot
     #[arg(long, value_name = "FILE", conflicts_with = "initramfs")]
     pub stub: Option<PathBuf>,
 
-    /// Where the drivers' firmware is
+    /// Directory of firmware files
     ///
-    /// For any PC only files of 256 KiB at most are taken, which network cards of home and office need.
+    /// For any PC only files of at most 256 KiB are included: enough for common network cards.
     #[arg(long, value_name = "DIR", default_value = "/lib/firmware")]
     pub firmware: PathBuf,
 
-    /// Leave the drivers' firmware out
+    /// Include no firmware files
     #[arg(long, conflicts_with = "firmware")]
     pub no_firmware: bool,
 
-    /// Overwrite the file or disk, if it is there, without asking
+    /// Overwrite an existing file or disk without asking
     #[arg(long, visible_alias = "overwrite")]
     pub force: bool,
 
-    /// Write what was made as one JSON line
+    /// Write the result as one line of JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -93,7 +93,7 @@ pub struct Image {
 /// Which machine an image is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum For {
-    /// Only this one: smaller, and starts sooner
+    /// This machine only: smaller, and boots faster
     ThisMachine,
     /// Any PC
     Generic,

@@ -1,4 +1,4 @@
-//! The options of `storagetm key`. They know no key.
+//! The options of `storagetm key`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,27 +8,26 @@ use clap::{Args, Subcommand, ValueEnum};
 use keys::name::Name;
 
 const ABOUT: &str = "\
-A key lets a machine in: who has it may have what `storagetm host add` says, and nobody can read or change what goes \
-over the network. A TLS key (NVMeTLSkey-1:…) does both, and is all that most need; a DH-HMAC-CHAP key (DHHC-1:…) \
-proves who the machine is and encrypts nothing.
+A key authenticates a host, whose access `storagetm host add` defines. A TLS key (NVMeTLSkey-1:…) also encrypts the \
+connection, and is all that most setups need; a DH-HMAC-CHAP key (DHHC-1:…) authenticates only.
 
-Keys are kept in files that only their owner can read, one a file. They are taken from standard input or a file, never \
+Keys are stored in one file each, readable by their owner only. They are read from standard input or a file, never \
 from the command line, where all users of this machine could read them.";
 
 const EXAMPLES: &str = "\
 Examples:
-  Print a new TLS key, and keep none of it:
+  Print a new TLS key without storing it:
     storagetm key generate
-  Make a key and keep it by a name, for storagetm host add --tls-key:
+  Generate and store a key, for storagetm host add --tls-key:
     storagetm key generate --name laptop
-  Take one over that another machine has made:
+  Import a key from another machine:
     storagetm key import laptop < key.txt
-  Write what the host needs to connect to a disk, for nvme-cli 2.9 or newer:
+  Export the PSKs that a host needs to attach a disk, for nvme-cli 2.9 or newer:
     storagetm key export laptop --for-host laptop --disk nqn.2014-08.org.nvmexpress:uuid:… --to laptop.keys
-    (there, as root) nvme tls-key --import --keyfile laptop.keys
-  Write what NBD clients of that host need to come by TLS:
+    (on the host, as root) nvme tls-key --import --keyfile laptop.keys
+  Export the PSK for NBD clients of that host:
     storagetm key export laptop --nbd --to laptop.psk
-    (there) nbdinfo 'nbds://laptop@ADDRESS/DISK?tls-psk-file=laptop.psk'
+    (on the host) nbdinfo 'nbds://laptop@ADDRESS/DISK?tls-psk-file=laptop.psk'
 
 Exit status: 0 if it was done, 1 if not, 2 if the options are wrong.";
 
@@ -36,45 +35,45 @@ Exit status: 0 if it was done, 1 if not, 2 if the options are wrong.";
 #[derive(Debug, Args)]
 #[command(long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Key {
-    /// What is to be done.
+    /// The subcommand.
     #[command(subcommand)]
     pub task: Task,
 
-    /// Where keys and hosts are kept
+    /// Directory of keys and hosts
     ///
-    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
     #[arg(long, value_name = "DIR", global = true)]
     pub keys: Option<PathBuf>,
 }
 
-/// What is to be done with keys.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Task {
-    /// Make a new key, and print it or keep it by a name
+    /// Generate a key, and print or store it
     Generate(Generate),
-    /// Keep a key that was made elsewhere; its text is read from standard input or a file
+    /// Store an existing key, read from standard input or a file
     Import(Import),
-    /// Write a key in the form in which keys are handed over, or in that which nvme-cli or NBD clients read
+    /// Write a key in the interchange format, or in a format for nvme-cli or NBD clients
     Export(Export),
-    /// List the keys that are kept, and which hosts use them; never the keys themselves
+    /// List the names of the stored keys, and the hosts that use them
     List(List),
     /// Remove a key that no host uses
     Remove(Remove),
 }
 
-/// What a key is for.
+/// Kinds of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// Encrypted connections: NVMeTLSkey-1:…
     Tls,
-    /// Proof of who a host is, without encryption: DHHC-1:…
+    /// Authentication without encryption: DHHC-1:…
     Chap,
 }
 
-/// The hash by which each host's own key is made of a key.
+/// Hashes for the derivation of the retained key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Hash {
-    /// The key is used as it is
+    /// No derivation
     None,
     /// SHA-256: a key of 32 bytes
     Sha256,
@@ -87,23 +86,23 @@ pub enum Hash {
 /// The options of `storagetm key generate`.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// What the key is for
+    /// Kind of the key
     #[arg(value_name = "KIND", value_enum, default_value_t = Kind::Tls)]
     pub kind: Kind,
 
-    /// The hash by which each host's own key is made of it; it also sets how long the key is
+    /// The hash for deriving the retained key; it also determines the key's length
     #[arg(long, value_name = "HASH", value_enum, default_value_t = Hash::Sha256)]
     pub hash: Hash,
 
-    /// Keep it by this name, and print nothing secret
+    /// Store it under this name, and print no secret
     #[arg(long, value_name = "NAME")]
     pub name: Option<Name>,
 
-    /// Print it as well as keep it
+    /// Also print it
     #[arg(long, requires = "name")]
     pub show: bool,
 
-    /// Take the place of a key of that name; hosts that use it are cut off until they have the new one
+    /// Replace the key of that name; hosts that use it are disconnected until they have the new one
     #[arg(long, requires = "name")]
     pub replace: bool,
 }
@@ -111,14 +110,14 @@ pub struct Generate {
 /// The options of `storagetm key import`.
 #[derive(Debug, Args)]
 pub struct Import {
-    /// The name by which it is kept: letters, digits, dots, underscores, hyphens
+    /// Name of the key: letters, digits, dots, underscores, hyphens
     pub name: Name,
 
-    /// Read it from this file, not from standard input
+    /// Read it from this file instead of standard input
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 
-    /// Take the place of a key of that name; hosts that use it are cut off until they have the new one
+    /// Replace the key of that name; hosts that use it are disconnected until they have the new one
     #[arg(long)]
     pub replace: bool,
 }
@@ -129,29 +128,29 @@ pub struct Export {
     /// The key's name
     pub name: Name,
 
-    /// Write what this host needs, a line a disk, as `nvme tls-key --import` reads it: a host's name, or its NQN
+    /// Write the derived PSKs of this host (a name or an NQN), one line per disk, for `nvme tls-key --import`
     ///
-    /// The key itself is not in it, only what follows from it for this host and these disks, and for finding them
+    /// The key itself is not included, only the PSKs for this host with these disks and with the discovery subsystem
     /// (nvme discover, nvme connect-all).
     #[arg(long, value_name = "HOST", requires = "form")]
     pub for_host: Option<String>,
 
-    /// A disk that the host connects to, by its NQN, as `storagetm serve` shows it; may be repeated
+    /// NQN of a disk that the host attaches, as `storagetm serve` shows it; may be repeated
     #[arg(long, value_name = "NQN", requires = "for_host", group = "form")]
     pub disk: Vec<String>,
 
-    /// Write what NBD clients need, as the PSK files of libnbd, qemu and nbdkit have it: NAME:HEX
+    /// Write a PSK file for libnbd, qemu and nbdkit: NAME:HEX
     ///
-    /// A line for each host that uses the key, or only that of --for-host. The key itself is not in it, only what follows
-    /// from it for NBD.
+    /// One line for each host that uses the key, or only that of --for-host. The key itself is not included, only the
+    /// PSK derived for NBD.
     #[arg(long, group = "form", conflicts_with = "disk")]
     pub nbd: bool,
 
-    /// Write to this file, which only its owner can read, not to standard output
+    /// Write to this file, readable by its owner only, instead of standard output
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
 
-    /// Overwrite the file, if it is there, without asking
+    /// Overwrite an existing file without asking
     #[arg(long, requires = "to")]
     pub force: bool,
 }
@@ -159,7 +158,7 @@ pub struct Export {
 /// The options of `storagetm key list`.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Write a JSON array, one object a key
+    /// Write a JSON array, one object per key
     #[arg(long)]
     pub json: bool,
 }
@@ -171,11 +170,11 @@ pub struct Remove {
     pub name: Name,
 }
 
-/// What to say to whoever puts a key on the command line. It is not repeated.
+/// Error for a key on the command line; it must not repeat the key.
 pub(crate) const KEY_IN_ARGUMENTS: &str = "a key does not belong on the command line, where all users of this machine can read it: \
-hand it over on standard input or in a file, and make another one in place of this";
+pass it on standard input or in a file, and replace this key by a new one";
 
-/// Whether there is a key on the command line.
+/// Returns whether an argument contains a key.
 pub(crate) fn contains_key(line: &[OsString]) -> bool {
     let is_key = |word: &OsString| {
         let word = word.to_string_lossy();

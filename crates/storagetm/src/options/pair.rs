@@ -1,4 +1,4 @@
-//! The options of `storagetm pair`. They know no socket.
+//! The options of `storagetm pair`.
 
 use std::path::PathBuf;
 
@@ -6,23 +6,23 @@ use clap::Args;
 
 const ABOUT: &str = "\
 On the machine that lends its disks, `storagetm serve` (or the machine booted into target mode) shows a code of eight \
-digits. Typed here, it proves to both machines that they are the ones in front of you, and leaves them with a new key \
-that nobody else has: the code itself is no key, is good once, and is worth nothing afterwards.
+digits. Typed here, it authenticates both machines to each other, and they agree on a new key. The code is not the key: \
+it is valid once, and worthless afterwards.
 
-As root the key goes where the kernel looks for it, and the line that is shown then attaches the disks; otherwise it \
-is written to a file that only you can read, with the line by which root imports it.";
+As root, the key is inserted into the kernel's keyring, and the command that attaches the disks is shown; otherwise \
+the key is written to a file readable by you only, and the command for root to import it is shown.";
 
 const EXAMPLES: &str = "\
 Examples:
-  The line that the other machine's screen shows:
+  As the other machine's screen shows it:
     storagetm pair fe80::1%eth0
-  Ask to be allowed to change disks, too (somebody at the other machine must agree):
+  Request write access (to be confirmed on the screen of the other machine):
     storagetm pair 192.168.1.5 --writable
   For a script, with the code on standard input:
     storagetm pair 192.168.1.5 --code-file - --json
 
-Exit status: 0 if this machine is let in, 1 if something did not work, 2 if the options are wrong, 3 if the other \
-machine said no or the code was wrong.";
+Exit status: 0 if the machines are paired, 1 on failure, 2 if the options are wrong, 3 if the other machine \
+refused or the code was wrong.";
 
 /// The options of `storagetm pair`.
 #[derive(Debug, Args)]
@@ -30,37 +30,37 @@ machine said no or the code was wrong.";
 pub struct Pair {
     /// The machine that lends disks: 192.168.1.5, name.local:4420, fe80::1%eth0, [fe80::1%eth0]:4420
     ///
-    /// It may be left out if the text of the QR code is given for the code: that has the address in it.
+    /// It may be omitted if the code is the text of the QR code, which contains the address.
     #[arg(value_name = "HOST[:PORT]", required_unless_present = "code_file")]
     pub host: Option<String>,
 
-    /// Ask to be allowed to change disks, too
+    /// Request write access
     #[arg(long)]
     pub writable: bool,
 
-    /// The interface behind which a link-local address is
+    /// The interface of a link-local address
     #[arg(long, value_name = "IF")]
     pub interface: Option<String>,
 
-    /// Read the code from a file, or from standard input if this is -
+    /// Read the code from a file; - is standard input
     #[arg(long, value_name = "FILE")]
     pub code_file: Option<PathBuf>,
 
-    /// What the other machine is to call this one; its host name if not given
+    /// Name of this host on the other machine; default: the host name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Be let in under this host NQN; what stands in /etc/nvme/hostnqn if not given
+    /// Host NQN; default: the content of /etc/nvme/hostnqn
     #[arg(long, value_name = "NQN")]
     pub hostnqn: Option<String>,
 
-    /// Where what is known of the other machine is kept
+    /// Directory of the keys of paired machines
     ///
-    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
-    /// Write what came of it as a JSON object
+    /// Write the result as a JSON object
     #[arg(long)]
     pub json: bool,
 }

@@ -1,16 +1,16 @@
-//! How fast a copy may be, as it is typed: `500K`, `20M`, `1G`. It knows no clock.
+//! Parses a rate limit: `500K`, `20M`, `1G`.
 
 use std::str::FromStr;
 
-/// Bytes a second.
+/// Bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(u64);
 
 impl Rate {
-    /// The slowest: 4 KiB a second.
-    const LEAST: u64 = 4 << 10;
+    /// Minimum: 4 KiB per second.
+    const MIN: u64 = 4 << 10;
 
-    /// Bytes a second.
+    /// Bytes per second.
     pub fn bytes(self) -> u64 {
         self.0
     }
@@ -19,11 +19,11 @@ impl Rate {
 impl FromStr for Rate {
     type Err = &'static str;
 
-    /// Parses a size for each second (see [`console::parse_size`]).
+    /// Parses a size per second (see [`console::parse_size`]).
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bytes = console::parse_size(text);
-        let bytes = bytes.ok_or("a rate is bytes a second, with K, M or G: 500K, 20M")?;
-        if bytes < Self::LEAST { Err("the slowest is 4K") } else { Ok(Self(bytes)) }
+        let bytes = bytes.ok_or("a rate is in bytes per second, with K, M or G: 500K, 20M")?;
+        if bytes < Self::MIN { Err("the minimum is 4K") } else { Ok(Self(bytes)) }
     }
 }
 

@@ -13,8 +13,8 @@ impl Server {
     /// Announces the current listeners.
     pub(super) fn announce_mdns(&mut self) {
         let Some(announcer) = &mut self.announcer else { return };
-        let mdns_endpoints = mdns_endpoints(self.listeners.active());
-        announcer.announce(&self.machine, &mdns_endpoints, &self.addresses);
+        let found = mdns_endpoints(self.listeners.active());
+        announcer.announce(&self.machine, &found, &self.addresses);
     }
 }
 
@@ -78,11 +78,8 @@ mod test {
                 ..listener(ListenerRole::Nbd, "127.0.0.1:1")
             },
         ];
-        let mdns_endpoints = mdns_endpoints(here.iter());
-        let told: Vec<_> = mdns_endpoints
-            .iter()
-            .map(|mdns_endpoint| (mdns_endpoint.kind, mdns_endpoint.port, mdns_endpoint.keyed))
-            .collect();
+        let found = mdns_endpoints(here.iter());
+        let told: Vec<_> = found.iter().map(|it| (it.kind, it.port, it.keyed)).collect();
         assert_eq!(
             told,
             [
