@@ -137,7 +137,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn only_the_name_or_yes_is_an_agreement() {
+    fn only_the_name_or_yes_confirms() {
         for (typed, agrees) in [
             ("sdb\n", true),
             (" yes \n", true),
@@ -156,7 +156,7 @@ mod test {
 
     /// The tests have no terminal.
     #[test]
-    fn without_a_terminal_nobody_agrees() {
+    fn confirmation_without_a_terminal_fails() {
         if io::stdin().is_terminal() && io::stderr().is_terminal() {
             println!("skip asking without a terminal: there is one");
             return;

@@ -404,7 +404,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn map_of_a_part_is_known_also_if_the_table_was_changed() {
+    fn allocated_map_is_detected_with_a_changed_table() {
         assert!(
             is_allocated_map("disk 7 allocated")
                 && is_allocated_map("disk 7 allocated table 4096 8388608")

@@ -231,7 +231,7 @@ mod test {
     }
 
     #[test]
-    fn a_disk_without_a_file_system_is_used_whole_and_nobody_knows_whose_it_is() {
+    fn disk_without_file_system_is_all_used_and_unowned() {
         let disk: &'static [u8] = &[7; 1 << 20];
         let request = Request { bytes: 1 << 20, task: Task::Usage };
         let Reply::Findings(Findings::Usage(usage)) = run_inspection(disk, &request) else {

@@ -77,7 +77,7 @@ mod test {
     }
 
     #[test]
-    fn no_letter_of_a_sequence_is_a_key() {
+    fn letters_in_escape_sequences_are_not_keys() {
         for sequence in [
             &b"\x1b[D"[..], // left
             b"\x1b[[D",     // F4 of a virtual terminal

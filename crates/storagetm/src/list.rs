@@ -231,7 +231,7 @@ mod test {
     }
 
     #[test]
-    fn the_table_says_what_is_on_a_disk_and_why_it_is_not_lent() {
+    fn table_shows_contents_and_reasons() {
         let content = Content { kind: "ext4", label: Some("ho\x1bme".to_owned()), uuid: None };
         let why = Reason { code: "mounted", text: "mounted at /home".to_owned() };
         let second = Row {
@@ -254,7 +254,7 @@ sda     500.1 GB  Example  -       usb        gpt                yes
     }
 
     #[test]
-    fn a_hostile_label_does_not_reach_the_terminal_raw_and_survives_in_json() {
+    fn hostile_label_is_escaped() {
         let label = "\x1b\u{9b}2J\u{202e}\x7f".to_owned();
         let content = Content { kind: "ext4", label: Some(label.clone()), uuid: None };
         let text = json(&[Row { contents: vec![content], ..example() }]).unwrap();

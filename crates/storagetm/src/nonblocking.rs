@@ -138,7 +138,7 @@ mod test {
     use std::io::Read;
 
     #[test]
-    fn a_reader_that_has_stopped_is_not_waited_for() {
+    fn stalled_reader_does_not_block() {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut writer = NonBlockingWriter::new(writer);
         let line = format!("{}\n", "x".repeat(9_999));
@@ -158,7 +158,7 @@ mod test {
     }
 
     #[test]
-    fn lines_that_were_lost_are_counted_by_the_next_one() {
+    fn dropped_lines_are_counted_by_the_next_one() {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut writer = NonBlockingWriter::new(writer);
         let line = format!("{}\n", "x".repeat(9_999));
@@ -184,7 +184,7 @@ mod test {
     }
 
     #[test]
-    fn room_that_is_none_is_not_written_to_for_ever() {
+    fn spurious_writability_does_not_loop() {
         use rustix::event::{EventfdFlags, eventfd};
         // An eventfd is writable as long as 1 can be added; the eight bytes below are a larger
         // number.
@@ -197,7 +197,7 @@ mod test {
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_noticed() {
+    fn closed_reader_is_detected() {
         let (reader, writer) = io::pipe().unwrap();
         let mut writer = NonBlockingWriter::new(writer);
         writer.push("first\n");
@@ -208,7 +208,7 @@ mod test {
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_noticed_without_a_word() {
+    fn closed_reader_is_detected_without_writing() {
         let (pipe, pipe_writer) = io::pipe().unwrap();
         let (socket, socket_writer) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut outlets = [

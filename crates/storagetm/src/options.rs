@@ -479,7 +479,7 @@ mod test {
     }
 
     #[test]
-    fn a_disk_is_read_only_unless_it_is_named_writable() {
+    fn disk_is_read_only_unless_named_writable() {
         let options = serve("a b --writable b --writable c").unwrap();
         assert_eq!(options.wanted(), [disk("a", false), disk("b", true), disk("c", true)]);
     }

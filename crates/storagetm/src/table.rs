@@ -96,7 +96,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn x53_columns_hold_what_they_are_given_and_nothing_that_steers_a_terminal() {
+    fn x53_table_cells_have_no_control_characters() {
         let rows =
             [["a".to_owned(), "long one".to_owned()], ["\u{1b}[2J".to_owned(), String::new()]];
         assert_eq!(

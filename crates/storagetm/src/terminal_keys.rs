@@ -97,7 +97,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_terminal_that_is_gone_is_noticed_and_its_last_keys_are_heard() {
+    fn hung_up_terminal_is_detected_after_its_last_keys() {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut terminal_keys = TerminalKeys::at(reader.into());
         assert!(terminal_keys.receive().is_empty() && !terminal_keys.is_gone());

@@ -166,7 +166,7 @@ fn shown(port: u16, words: &[&str]) -> String {
 }
 
 #[test]
-fn a_machine_that_lends_is_found_with_its_disk_beside_another_responder() {
+fn target_is_found_beside_another_responder() {
     if !has_multicast() {
         return;
     }
@@ -184,7 +184,7 @@ fn a_machine_that_lends_is_found_with_its_disk_beside_another_responder() {
 }
 
 #[test]
-fn the_process_that_hears_strangers_has_no_rights_and_ends_with_the_one_that_started_it() {
+fn announcer_is_unprivileged_and_ends_with_its_parent() {
     let port = free_port();
     let mut running = serve(port, &[]);
     let pid = running.announcer();
@@ -214,7 +214,7 @@ fn the_process_that_hears_strangers_has_no_rights_and_ends_with_the_one_that_sta
 }
 
 #[test]
-fn who_is_not_to_say_so_says_nothing() {
+fn no_announce_sends_nothing() {
     let port = free_port();
     let running = serve(port, &["--no-announce"]);
     assert_eq!(running.find_announcer(), None);
@@ -223,7 +223,7 @@ fn who_is_not_to_say_so_says_nothing() {
 
 /// A goodbye has a time to live of zero (RFC 6762 §10.1): nobody waits for a machine that has ended.
 #[test]
-fn who_ends_takes_back_what_was_announced() {
+fn shutdown_withdraws_announcements() {
     if !has_multicast() {
         return;
     }
@@ -258,7 +258,7 @@ fn is_goodbye(packet: &[u8]) -> bool {
 
 /// X01, X53: a machine that wants a key is found, and that is all; what a stranger announces is shown harmless.
 #[test]
-fn x01_x53_a_machine_that_wants_a_key_is_shown_with_the_way_to_one_and_a_stranger_harmless() {
+fn x01_x53_keyed_target_and_hostile_names_are_shown_safely() {
     if !has_multicast() {
         return;
     }
@@ -308,7 +308,7 @@ fn garbage_from_the_network_is_survived() {
 }
 
 #[test]
-fn the_process_alone_is_of_no_use() {
+fn announcer_cannot_be_started_alone() {
     let output = Command::new(PROGRAM).arg("announcer").stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("start it by themselves"));

@@ -103,7 +103,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn a_generated_key_is_printed_and_not_kept_or_kept_and_not_printed() {
+fn generated_key_is_either_printed_or_stored() {
     let owner = Owner::new();
     let printed = owner.right(&["key", "generate"]);
     assert!(printed.starts_with("NVMeTLSkey-1:01:") && printed.ends_with(":\n"), "{printed}");
@@ -121,7 +121,7 @@ fn a_generated_key_is_printed_and_not_kept_or_kept_and_not_printed() {
 }
 
 #[test]
-fn a_key_is_taken_over_from_standard_input_or_a_file() {
+fn key_is_imported_from_stdin_or_a_file() {
     let owner = Owner::with_keys();
     assert_eq!(owner.right(&["key", "export", "tls"]), format!("{TLS}\n"));
     let file = owner.0.join("handed over");
@@ -136,7 +136,7 @@ fn a_key_is_taken_over_from_standard_input_or_a_file() {
 }
 
 #[test]
-fn what_is_no_key_is_refused_and_not_repeated() {
+fn invalid_key_is_refused_and_not_printed() {
     let owner = Owner::new();
     let damaged = TLS.replace("VRL", "VRM");
     for (text, word) in [
@@ -177,7 +177,7 @@ fn no_command_takes_a_key_as_an_argument() {
 
 /// X53: names that could steer a terminal or lead elsewhere are refused.
 #[test]
-fn x53_names_with_escapes_are_refused_and_never_shown_as_they_are() {
+fn x53_names_with_escapes_are_refused() {
     let owner = Owner::with_keys();
     for name in ["\u{1b}[2J", "../a", "a/b", ".a", "", "a\nb", "é"] {
         for line in [
@@ -204,7 +204,7 @@ fn x53_names_with_escapes_are_refused_and_never_shown_as_they_are() {
 }
 
 #[test]
-fn a_host_is_let_in_and_what_to_do_is_said() {
+fn added_host_is_stored_and_next_steps_are_printed() {
     let owner = Owner::new();
     let said = owner.right(&["host", "add", NQN, "--name", "laptop", "--disk", DISK]);
     assert!(said.starts_with(&format!("laptop may read {DISK}.\n")), "{said}");
@@ -228,7 +228,7 @@ fn a_host_is_let_in_and_what_to_do_is_said() {
 }
 
 #[test]
-fn next_step_of_a_host_names_the_folder_that_was_named() {
+fn next_steps_contain_the_named_state_directory() {
     let owner = Owner::new();
     let said = owner.right(&["host", "add", NQN]);
     let export = "storagetm key export host-11111111 --for-host host-11111111";
@@ -272,7 +272,7 @@ fn what_the_host_needs_is_written_for_nvme_cli() {
 }
 
 #[test]
-fn a_known_host_keeps_its_key_when_what_it_may_have_changes() {
+fn known_host_keeps_its_key_when_rules_change() {
     let owner = Owner::new();
     owner.right(&["host", "add", NQN, "--name", "laptop"]);
     let key = owner.right(&["key", "export", "laptop"]);
@@ -310,7 +310,7 @@ fn a_known_host_keeps_its_key_when_what_it_may_have_changes() {
 }
 
 #[test]
-fn hosts_are_added_only_with_what_is_there_and_fits() {
+fn host_needs_existing_keys_of_the_right_kind() {
     let owner = Owner::with_keys();
     for (rest, status, word) in [
         (&["--tls-key", "none"][..], 1, "no key none"),
@@ -348,7 +348,7 @@ fn a_key_in_use_is_not_removed_and_a_removed_host_is_gone() {
 }
 
 #[test]
-fn files_that_others_can_read_are_not_used_and_how_to_mend_it_is_said() {
+fn world_readable_files_are_rejected_with_advice() {
     let owner = Owner::with_keys();
     fs::set_permissions(owner.path("keys/tls"), fs::Permissions::from_mode(0o644)).unwrap();
     let (status, said) = owner.wrong(&["key", "export", "tls"]);
@@ -362,7 +362,7 @@ fn files_that_others_can_read_are_not_used_and_how_to_mend_it_is_said() {
 
 /// X53: of all that is printed, only what was asked for holds a key, and files that hold one are the owner's alone.
 #[test]
-fn x53_no_output_but_the_one_that_was_asked_for_has_a_key_in_it() {
+fn x53_keys_are_printed_only_on_request() {
     let owner = Owner::with_keys();
     let mut said = String::new();
     for line in [
@@ -398,7 +398,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// Whoever is told of a machine that is not there, or of a code that is none, is told so at once.
 #[test]
-fn pairing_that_cannot_begin_says_why() {
+fn impossible_pairing_is_reported() {
     let owner = Owner::new();
     for (line, input, status, word) in [
         (&["pair"][..], "", 2, "HOST"),

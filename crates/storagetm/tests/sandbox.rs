@@ -169,7 +169,7 @@ fn attach(address: SocketAddr, nqn: &str) -> Attached<TcpStream> {
 }
 
 #[test]
-fn x46_the_process_that_talks_to_hosts_has_no_rights() {
+fn x46_worker_has_no_privileges() {
     let running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     running.ready();
     let path = proc(running.worker());
@@ -243,7 +243,7 @@ fn disks_are_read_and_written_by_both_drivers_without_rights() {
 }
 
 #[test]
-fn a_worker_that_dies_is_replaced_and_hosts_attach_again() {
+fn dead_worker_is_replaced_and_hosts_reattach() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 5);
     let running = Running::serve(&["--listen", "127.0.0.1:0", &image]);
@@ -262,7 +262,7 @@ fn a_worker_that_dies_is_replaced_and_hosts_attach_again() {
 }
 
 #[test]
-fn workers_that_die_again_and_again_end_it() {
+fn repeatedly_dying_worker_ends_the_program() {
     let mut running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     running.ready();
     let mut last = None;
@@ -275,7 +275,7 @@ fn workers_that_die_again_and_again_end_it() {
 }
 
 #[test]
-fn a_worker_does_not_outlive_the_process_that_opened_its_disks() {
+fn worker_does_not_outlive_its_parent() {
     let mut running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     running.ready();
     let worker = running.worker();
@@ -290,7 +290,7 @@ fn a_worker_does_not_outlive_the_process_that_opened_its_disks() {
 }
 
 #[test]
-fn a_signal_of_the_terminal_or_the_service_manager_does_not_end_the_worker() {
+fn signals_to_the_process_group_do_not_end_the_worker() {
     let running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     let (address, names) = running.ready();
     let worker = running.worker();
@@ -302,7 +302,7 @@ fn a_signal_of_the_terminal_or_the_service_manager_does_not_end_the_worker() {
 }
 
 #[test]
-fn a_worker_started_by_hand_says_what_it_is() {
+fn manually_started_worker_is_refused() {
     let output = Command::new(PROGRAM).arg("worker").stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("storagetm serve"));
@@ -359,8 +359,8 @@ fn keep(folder: &Folder, kind: &str, key: &str) -> String {
 }
 
 #[test]
-fn hosts_with_keys_are_let_in_without_rights() {
-    if !is_alone("hosts_with_keys_are_let_in_without_rights") {
+fn tls_hosts_are_accepted_by_the_unprivileged_worker() {
+    if !is_alone("tls_hosts_are_accepted_by_the_unprivileged_worker") {
         return;
     }
     for driver in ["uring", "blocking"] {
@@ -385,8 +385,8 @@ fn hosts_with_keys_are_let_in_without_rights() {
 }
 
 #[test]
-fn hosts_that_prove_who_they_are_are_let_in_without_rights() {
-    if !is_alone("hosts_that_prove_who_they_are_are_let_in_without_rights") {
+fn chap_hosts_are_accepted_by_the_unprivileged_worker() {
+    if !is_alone("chap_hosts_are_accepted_by_the_unprivileged_worker") {
         return;
     }
     for driver in ["uring", "blocking"] {
@@ -413,7 +413,7 @@ fn hosts_that_prove_who_they_are_are_let_in_without_rights() {
 
 /// A client that has this program for itself is not left waiting by a worker that dies: nobody else knows what was said.
 #[test]
-fn the_only_client_is_let_go_with_the_process_that_served_it() {
+fn only_client_is_disconnected_with_its_worker() {
     let folder = Folder::new();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(LONG)).unwrap();

@@ -153,7 +153,7 @@ fn refused(disk: &str, part: &str) {
 }
 
 #[test]
-fn what_is_no_disk_is_refused_in_one_sentence() {
+fn invalid_disk_is_refused_in_one_sentence() {
     let folder = Folder::new();
     refused(&text(&folder.0.join("missing.img")), "no such disk or file");
     refused(&text(&folder.0), "directory");
@@ -167,7 +167,7 @@ fn what_is_no_disk_is_refused_in_one_sentence() {
 }
 
 #[test]
-fn a_disk_that_may_not_be_opened_is_refused_in_one_sentence() {
+fn unopenable_disk_is_refused_in_one_sentence() {
     let folder = Folder::new();
     let image = folder.image("secret.img", 1 << 20);
     fs::set_permissions(&image, fs::Permissions::from_mode(0o600)).unwrap();
@@ -188,7 +188,7 @@ fn a_disk_that_may_not_be_opened_is_refused_in_one_sentence() {
 }
 
 #[test]
-fn a_taken_port_is_said_in_one_sentence_and_nothing_is_left_behind() {
+fn port_in_use_is_reported_in_one_sentence() {
     let taken = TcpListener::bind(ANY_PORT).unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let folder = Folder::new();
@@ -219,7 +219,7 @@ fn wrong_options_end_with_status_2() {
 }
 
 #[test]
-fn hosts_show_a_key_everywhere_but_on_this_machine_unless_the_door_is_open() {
+fn keys_are_required_except_on_loopback_or_with_open() {
     let folder = Folder::new();
     let keys = text(&folder.0.join("keys"));
     for (more, address, keyed) in [
@@ -238,7 +238,7 @@ fn hosts_show_a_key_everywhere_but_on_this_machine_unless_the_door_is_open() {
 }
 
 #[test]
-fn the_first_events_say_where_what_and_that_all_is_ready() {
+fn first_events_are_listeners_disks_and_ready() {
     let folder = Folder::new();
     let (one, two) = (folder.image("one.img", (1 << 20) + 7), folder.image("two.img", 2 << 20));
     let mut running =
@@ -262,7 +262,7 @@ fn the_first_events_say_where_what_and_that_all_is_ready() {
 }
 
 #[test]
-fn plain_lines_have_the_lines_to_be_typed_and_nothing_for_terminals() {
+fn plain_output_has_commands_and_no_escapes() {
     let mut running = Running::serve(&["--demo", "--listen", ANY_PORT]);
     let lines: Vec<String> = std::iter::from_fn(|| Some(running.line()))
         .take_while(|line| !line.starts_with("    nvme connect -t tcp"))
@@ -275,7 +275,7 @@ fn plain_lines_have_the_lines_to_be_typed_and_nothing_for_terminals() {
 }
 
 #[test]
-fn a_host_that_connects_is_answered_and_does_not_hold_up_the_end() {
+fn connected_host_does_not_delay_shutdown() {
     let mut running = Running::serve(&["--json", "--demo=64M", "--listen", ANY_PORT]);
     let events = running.events_until("ready");
     let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
@@ -297,7 +297,7 @@ fn a_host_that_connects_is_answered_and_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn two_disks_with_one_identity_are_an_error_that_names_both() {
+fn two_disks_with_one_identity_are_refused() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 1 << 20);
     let link = text(&folder.0.join("link.img"));
@@ -368,7 +368,7 @@ fn list_shows_the_disks_of_this_machine() {
 }
 
 #[test]
-fn it_runs_in_an_empty_folder_as_the_only_file_there() {
+fn program_runs_alone_in_an_empty_root() {
     if !geteuid().is_root() {
         println!("skip serve in an empty chroot: it needs root");
         return;

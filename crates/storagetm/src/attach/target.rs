@@ -315,7 +315,7 @@ mod test {
     }
 
     #[test]
-    fn the_disk_that_is_meant_is_clear_or_it_is_asked_for() {
+    fn ambiguous_disk_is_refused() {
         let mut known = Target::sample("desk", "10.0.0.1");
         known.disks.push(Kept {
             nqn: "nqn.a:uuid:1".to_owned(),

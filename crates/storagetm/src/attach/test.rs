@@ -70,7 +70,7 @@ impl Machine {
 }
 
 #[test]
-fn a_disk_is_let_go_of_by_its_path_its_name_or_its_machine() {
+fn disk_is_detached_by_path_nqn_or_machine() {
     let known = [Target::sample("desk pc", "10.0.0.1")];
     for what in [
         "/dev/nvme1n1",
@@ -96,7 +96,7 @@ fn a_disk_is_let_go_of_by_its_path_its_name_or_its_machine() {
 }
 
 #[test]
-fn what_is_not_attached_is_said_and_nothing_else_goes() {
+fn unknown_disk_is_reported_and_nothing_detached() {
     let machine = Machine::new();
     machine.mounted("8:1", "/");
     for what in [
@@ -139,7 +139,7 @@ fn one_of_two_ways_to_a_disk_in_use_may_go() {
 }
 
 #[test]
-fn what_came_is_told_with_its_size() {
+fn attached_disk_is_printed_with_its_size() {
     let machine = Machine::new();
     let devices = kernel::devices(&machine.tree(), "nvme1");
     let device = kernel::Device {
@@ -201,7 +201,7 @@ fn a_failure_holds_up_no_other_disk() {
 }
 
 #[test]
-fn what_was_detached_is_said_and_that_it_was_nothing() {
+fn detached_disks_or_none_are_printed() {
     assert_eq!(summary(&[]), "nothing was attached by NVMe/TCP\n");
     let detached = |devices: &[&str]| Detached {
         nqn: "nqn.x".to_owned(),

@@ -202,7 +202,7 @@ mod test {
     }
 
     #[test]
-    fn what_failed_is_not_taken_back_by_what_comes_next() {
+    fn failure_is_not_cleared_by_the_next_note() {
         let inbox = Inbox::open().unwrap();
         let error = io::ErrorKind::NotFound.into();
         post_note(&inbox, &N::Failed { interface: eth0(), what: "brought up".to_owned(), error });
@@ -233,7 +233,7 @@ mod test {
     }
 
     #[test]
-    fn a_conflict_is_over_when_there_is_an_address_and_silence_is_not() {
+    fn address_clears_the_conflict_but_not_no_answer() {
         let inbox = Inbox::open().unwrap();
         let address = [169, 254, 7, 9].into();
         post_note(&inbox, &N::NoAnswer { interface: eth0() });

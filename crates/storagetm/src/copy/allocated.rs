@@ -139,7 +139,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn what_does_not_count_is_a_hole_up_to_the_next_that_does() {
+    fn unallocated_ranges_are_holes() {
         let used: Ranges = [0..10, 20..30].into_iter().collect();
         assert_eq!(run(&used, 0, 100), (10, true));
         assert_eq!(run(&used, 5, 2), (2, true));
@@ -150,7 +150,7 @@ mod test {
     }
 
     #[test]
-    fn what_does_not_count_reads_as_zeros() {
+    fn unallocated_ranges_read_as_zeros() {
         let used: Ranges = [0..10, 20..30].into_iter().collect();
         let mut bytes = [1; 40];
         blank(&used, 5, &mut bytes);

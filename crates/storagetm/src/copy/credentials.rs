@@ -222,7 +222,7 @@ mod test {
     use testkit::Scratch;
 
     #[test]
-    fn a_disk_is_known_by_the_name_that_it_had_there_if_only_one_had_it() {
+    fn disk_name_on_the_target_is_resolved_if_unique() {
         let disk = |name: &str| Disk {
             nqn: format!("nqn.2024-01.test:{name}"),
             name: name.to_owned(),
@@ -262,7 +262,7 @@ mod test {
     }
 
     #[test]
-    fn a_key_that_is_named_is_one_or_the_copy_is_refused() {
+    fn invalid_key_file_is_refused() {
         let folder = Scratch::new();
         let path = folder.0.join("key");
         assert_eq!(read_key_file(&path).unwrap_err().status(), 5);

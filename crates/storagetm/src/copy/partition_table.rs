@@ -449,7 +449,7 @@ mod test {
     }
 
     #[test]
-    fn source_that_cannot_be_looked_at_is_refused_for_other_blocks() {
+    fn unreadable_source_is_refused_for_other_blocks() {
         for (option, status) in [("--yes", false), ("--keep-sectors", true)] {
             let options = Line::try_parse_from(["copy", option, "nbd://a/b", "nbd://c/d"]);
             let options = options.unwrap().copy;

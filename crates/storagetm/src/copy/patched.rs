@@ -247,7 +247,7 @@ mod test {
     }
 
     #[test]
-    fn patched_blocks_and_the_end_are_told_as_data() {
+    fn patched_blocks_and_padding_are_reported_as_data() {
         let changes = changes();
         assert_eq!(changes.run(0, 102_400), (8192, false));
         assert_eq!(changes.run(8192, 94_208), (98_304 - 8192, true));
@@ -255,7 +255,7 @@ mod test {
     }
 
     #[test]
-    fn later_patches_hide_earlier_ones_wherever_the_read_is_cut() {
+    fn later_patches_take_precedence_in_split_reads() {
         let changes = changes();
         let mut whole = vec![0; 8192];
         changes.apply(0, &mut whole);

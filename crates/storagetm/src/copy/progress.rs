@@ -270,7 +270,7 @@ mod test {
     }
 
     #[test]
-    fn what_was_lost_is_said_once() {
+    fn lost_connection_is_reported_once() {
         let (read, write) = io::pipe().unwrap();
         let form = Form::Json(NonBlockingWriter::new(write.into()));
         let mut reporter =

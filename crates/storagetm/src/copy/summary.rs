@@ -218,7 +218,7 @@ mod test {
 
     /// The exit statuses are a contract: `docs/copy.md`.
     #[test]
-    fn each_way_to_end_has_its_exit_status_and_a_sentence() {
+    fn each_outcome_has_its_exit_status() {
         assert_eq!(exit_of(&report(Outcome::Success)).0, 0);
         let lost = CopyError::Lost { name: "a".to_owned(), why: "reset".to_owned() };
         let (status, said) = exit_of(&report(Outcome::Failed(lost)));
@@ -251,7 +251,7 @@ mod test {
     }
 
     #[test]
-    fn the_summary_says_what_was_done_and_nothing_that_was_not() {
+    fn summary_lists_only_what_was_done() {
         let mut done = report(Outcome::Success);
         done.hash = Some([1; 32]);
         let lines = summary(&done);

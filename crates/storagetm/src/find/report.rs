@@ -287,7 +287,7 @@ mod test {
     }
 
     #[test]
-    fn a_disk_is_called_by_its_own_name_where_that_says_which() {
+    fn disk_is_named_by_its_name_if_unambiguous() {
         let called =
             |nqn: &str, name: &str| Disk { name: Some(name.to_owned()), ..disk(nqn, "Example") };
         let disks = vec![
@@ -306,7 +306,7 @@ mod test {
     }
 
     #[test]
-    fn who_wants_a_key_is_shown_with_the_way_to_one() {
+    fn machine_that_requires_a_key_is_shown_with_pair() {
         let mut keyed = machine("storagetm-abcd");
         keyed.keyed = Some(true);
         let row = Row::new(&keyed, &MachineDisks { of: None, disks: Err(QueryError::KeyRequired) });

@@ -184,7 +184,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn pieces_cover_the_layout_and_the_table_is_the_last() {
+    fn chunks_cover_the_layout_and_the_table_is_last() {
         let layout = Layout { bytes: 10 << 20, start: vec![1; (2 << 20) + 5], end: vec![2; 100] };
         let places: Vec<(u64, usize)> =
             chunks_of(&layout).iter().map(|(offset, bytes)| (*offset, bytes.len())).collect();
@@ -194,7 +194,7 @@ mod test {
     }
 
     #[test]
-    fn a_file_of_the_size_of_a_disk_gets_the_layout_and_loses_old_tables() {
+    fn layout_is_written_and_old_tables_are_erased() {
         let path = std::env::temp_dir().join(format!("storagetm-medium-{}", std::process::id()));
         let layout = Layout { bytes: 6 << 20, start: vec![1; (2 << 20) + 5], end: vec![2; 100] };
         std::fs::write(&path, vec![9; 6 << 20]).unwrap();
@@ -211,7 +211,7 @@ mod test {
     }
 
     #[test]
-    fn what_firmware_cannot_boot_from_and_what_is_used_is_never_written() {
+    fn unbootable_and_used_disks_are_never_written() {
         for code in
             [Code::Mounted, Code::Busy, Code::Doubt, Code::Empty, Code::BootArea, Code::Zoned]
         {

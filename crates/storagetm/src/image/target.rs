@@ -80,7 +80,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn the_name_of_a_device_that_is_not_there_gets_no_file() {
+    fn missing_device_name_does_not_become_a_file() {
         for path in ["/dev/sdx-absent", "/dev/../dev/absent", "/dev/disk/by-id/absent"] {
             let error = write(Path::new(path), b"x").unwrap_err().to_string();
             assert!(error.contains("no such device"), "{path}: {error}");
@@ -88,7 +88,7 @@ mod test {
     }
 
     #[test]
-    fn a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it() {
+    fn file_is_replaced_atomically() {
         let folder = std::env::temp_dir().join(format!("storagetm-target-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("image");

@@ -271,7 +271,7 @@ mod test {
     use filesystem::{Content, OpaqueReason, Owner, Part, PartKind};
 
     #[test]
-    fn survey_and_patches_come_back_as_they_were_said() {
+    fn survey_and_patches_round_trip() {
         let content = Content {
             partition: 1,
             kind: "vfat".to_owned(),
@@ -311,7 +311,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_said_comes_back() {
+    fn messages_round_trip() {
         let used: Ranges = [0..10, 20..30, 1 << 20..2 << 20].into_iter().collect();
         let parts = vec![
             Part { number: 1, range: 0..5, kind: PartKind::Ntfs },
@@ -336,7 +336,7 @@ mod test {
     }
 
     #[test]
-    fn a_process_that_has_gone_mad_does_not_speak_to_a_terminal_and_does_not_fill_the_memory() {
+    fn compromised_child_cannot_write_escapes_or_fill_memory() {
         let said = Message::Reply(Reply::Error("\u{1b}[2Jno".to_owned()));
         let Message::Reply(Reply::Error(sentence)) = back(&said) else { panic!("trouble") };
         assert_eq!(sentence, "[2Jno");
@@ -381,7 +381,7 @@ mod test {
     }
 
     #[test]
-    fn a_process_that_has_gone_mad_is_not_followed() {
+    fn invalid_message_of_the_child_is_rejected() {
         assert!(Message::parse(&mut &[9][..]).is_err());
         assert!(Message::parse(&mut &[2, 0xff, 0xff, 0xff, 0xff][..]).is_err());
         assert!(Message::parse(&mut &[1, 0xff, 0xff, 0xff, 0x7f][..]).is_err());

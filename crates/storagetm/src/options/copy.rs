@@ -234,7 +234,7 @@ mod test {
     }
 
     #[test]
-    fn the_last_word_on_verifying_counts() {
+    fn last_verify_option_takes_precedence() {
         assert!(!copy("a b").unwrap().no_verify);
         assert!(copy("a b --verify --no-verify").unwrap().no_verify);
         assert!(!copy("a b --no-verify --verify").unwrap().no_verify);

@@ -32,7 +32,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn rates_are_bytes_a_second_with_or_without_a_unit() {
+    fn rates_are_parsed_with_or_without_a_unit() {
         for (text, bytes) in [
             ("4096", 4096),
             ("500K", 500 << 10),

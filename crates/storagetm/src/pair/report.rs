@@ -190,7 +190,7 @@ mod test {
     }
 
     #[test]
-    fn the_lines_to_be_typed_are_there() {
+    fn text_contains_the_commands() {
         let text = report(true, None).0.text();
         assert!(text.contains("\n  storagetm attach 10.0.0.1\n"), "{text}");
         // A name that needs quoting is replaced by the NQN.
@@ -205,7 +205,7 @@ mod test {
 
     /// X53: strings from the target contain no control characters, and no key is printed.
     #[test]
-    fn x53_nothing_steers_the_terminal_and_no_key_is_told() {
+    fn x53_report_has_no_escapes_and_no_key() {
         let (report, secret) = report(true, None);
         let (text, json) = (report.text(), serde_json::to_string(&report).unwrap());
         assert!(!text.contains('\u{1b}') && text.contains("desk\\u{a}pc"), "{text}");

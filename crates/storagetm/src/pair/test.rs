@@ -91,7 +91,7 @@ fn disk(nqn: &str) -> pair::Disk {
 }
 
 #[test]
-fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
+fn code_authorizes_and_both_derive_the_same_key() {
     let peer = TestTarget::new();
     let disks = vec![disk("nqn.2024-01.test:disk0"), disk("nqn.\u{1b}[2J")];
     let verdict = Verdict::Granted { access: Access::ReadOnly, disks };
@@ -120,7 +120,7 @@ fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
 }
 
 #[test]
-fn a_wrong_code_a_no_and_a_closed_desk_end_with_status_3() {
+fn refused_pairing_ends_with_status_3() {
     let peer = TestTarget::new();
     let right = peer.code();
     let wrong = if Code::parse("12345678").unwrap() == right { "12345679" } else { "12345678" };
@@ -137,7 +137,7 @@ fn a_wrong_code_a_no_and_a_closed_desk_end_with_status_3() {
 }
 
 #[test]
-fn what_is_there_but_pairs_with_nobody_is_said() {
+fn server_without_pairing_is_reported() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let place = TargetAddr::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
     let socket = place.connect().unwrap();
@@ -146,7 +146,7 @@ fn what_is_there_but_pairs_with_nobody_is_said() {
 }
 
 #[test]
-fn a_code_is_understood_however_it_comes() {
+fn codes_are_parsed_in_all_notations() {
     for text in ["12345678\n", "1234 5678", "1234-5678"] {
         let (code, addresses) = parse_code(text).unwrap();
         assert_eq!((code, addresses), (Code::parse("12345678").unwrap(), Vec::new()));

@@ -117,7 +117,7 @@ mod test {
     }
 
     #[test]
-    fn one_flush_at_a_time_goes_again_for_later_writes() {
+    fn running_flush_is_repeated_for_later_writes() {
         let (flushes, export) = (Flushes::default(), export());
         assert!(flushes.begin(&export) && flushes.any_pending());
         assert!(!flushes.begin(&export) && !flushes.begin(&export));

@@ -137,7 +137,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn r60_end_takes_ten_seconds_at_most_at_a_desk_too() {
+    fn r60_shutdown_takes_at_most_ten_seconds() {
         let begun = Instant::now();
         let killed = HOST_TIMEOUT + Duration::from_secs(2);
         for (has_console_ui, rest) in [(true, console_ui::WARNING_TIME), (false, MIN_FLUSH_TIME)] {

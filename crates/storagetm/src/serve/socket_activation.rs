@@ -146,7 +146,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_peer_at_standard_input_needs_a_key_unless_it_is_on_this_machine() {
+    fn remote_client_on_stdin_needs_a_key() {
         let (unix, _other) = UnixStream::pair().unwrap();
         assert_eq!(auth(unix.as_fd()).unwrap(), Auth::None);
         let near = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

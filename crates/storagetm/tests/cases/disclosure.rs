@@ -211,8 +211,8 @@ fn listened() -> (BTreeSet<u16>, usize) {
 
 /// X01: at every port, in every way to begin, who has no key learns nothing of the disk or the machine.
 #[test]
-fn x01_a_peer_without_a_key_learns_nothing_at_any_port() {
-    if !is_alone("disclosure::x01_a_peer_without_a_key_learns_nothing_at_any_port") {
+fn x01_keyless_peer_learns_nothing_at_any_port() {
+    if !is_alone("disclosure::x01_keyless_peer_learns_nothing_at_any_port") {
         return;
     }
     let (cable, folder) = (Cable::lay(), Folder::new());
@@ -252,8 +252,8 @@ fn x01_a_peer_without_a_key_learns_nothing_at_any_port() {
 
 /// X02: where a key is asked for, who speaks in the clear is cut off without a word.
 #[test]
-fn x02_in_the_clear_a_keyed_port_says_nothing_and_closes() {
-    if !is_alone("disclosure::x02_in_the_clear_a_keyed_port_says_nothing_and_closes") {
+fn x02_keyed_port_closes_plaintext_connections() {
+    if !is_alone("disclosure::x02_keyed_port_closes_plaintext_connections") {
         return;
     }
     for driver in ["uring", "blocking"] {

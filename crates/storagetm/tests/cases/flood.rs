@@ -77,8 +77,8 @@ fn memory(process: &Path) -> u64 {
 /// another one is let in by the code as soon as ever, and memory stays as it was. (Tries of codes are counted for all
 /// addresses together, so that nobody has more of them by having more addresses: that is X06.)
 #[test]
-fn x54_a_flood_from_one_address_keeps_nobody_else_out() {
-    if !is_alone("flood::x54_a_flood_from_one_address_keeps_nobody_else_out") {
+fn x54_flood_from_one_address_does_not_block_others() {
+    if !is_alone("flood::x54_flood_from_one_address_does_not_block_others") {
         return;
     }
     let (folder, guests) = (Folder::new(), Folder::new());

@@ -37,8 +37,8 @@ impl Drop for Small {
 }
 
 #[test]
-fn full_state_directory_is_told_to_both_ends() {
-    if !is_alone("full::full_state_directory_is_told_to_both_ends") {
+fn full_state_directory_is_reported_to_both_ends() {
+    if !is_alone("full::full_state_directory_is_reported_to_both_ends") {
         return;
     }
     let (folder, guests) = (Folder::new(), Folder::new());

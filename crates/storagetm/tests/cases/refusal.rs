@@ -65,8 +65,8 @@ fn command(opcode: u8) -> Sqe {
 
 /// X17: who may read does not write, by no command, and has no other disk.
 #[test]
-fn x17_a_host_that_may_read_changes_nothing_and_has_no_other_disk() {
-    if !is_alone("refusal::x17_a_host_that_may_read_changes_nothing_and_has_no_other_disk") {
+fn x17_read_only_host_cannot_write_or_use_other_disks() {
+    if !is_alone("refusal::x17_read_only_host_cannot_write_or_use_other_disks") {
         return;
     }
     let folder = Folder::new();
@@ -116,8 +116,8 @@ fn x17_a_host_that_may_read_changes_nothing_and_has_no_other_disk() {
 
 /// X18: who knows the code and wants to change disks may read them, unless somebody at the screen says more.
 #[test]
-fn x18_without_somebody_at_the_screen_nobody_may_change_a_disk() {
-    if !is_alone("refusal::x18_without_somebody_at_the_screen_nobody_may_change_a_disk") {
+fn x18_write_access_needs_confirmation_on_a_screen() {
+    if !is_alone("refusal::x18_write_access_needs_confirmation_on_a_screen") {
         return;
     }
     let (folder, guests) = (Folder::new(), Folder::new());

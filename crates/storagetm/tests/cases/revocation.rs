@@ -38,8 +38,8 @@ fn serve(folder: &Folder, driver: &str) -> Running {
 
 /// X16 for a host with a key for TLS.
 #[test]
-fn x16_a_removed_host_is_cut_off_within_a_second_and_stays_out() {
-    if !is_alone("revocation::x16_a_removed_host_is_cut_off_within_a_second_and_stays_out") {
+fn x16_removed_host_is_disconnected_within_a_second() {
+    if !is_alone("revocation::x16_removed_host_is_disconnected_within_a_second") {
         return;
     }
     for driver in ["uring", "blocking"] {
@@ -72,8 +72,8 @@ fn removed(driver: &str) -> Duration {
 
 /// X16 for a host that proves itself with DH-HMAC-CHAP.
 #[test]
-fn x16_a_removed_host_that_proved_itself_is_cut_off_too() {
-    if !is_alone("revocation::x16_a_removed_host_that_proved_itself_is_cut_off_too") {
+fn x16_removed_chap_host_is_disconnected() {
+    if !is_alone("revocation::x16_removed_chap_host_is_disconnected") {
         return;
     }
     assert!(is_in_time(|| Some(removed_with_chap())));
@@ -110,10 +110,8 @@ fn moment(after: Duration) -> (SystemTime, String) {
 
 /// X16 for a host whose time is over.
 #[test]
-fn x16_a_host_whose_time_is_over_is_cut_off_within_a_second_and_stays_out() {
-    if !is_alone(
-        "revocation::x16_a_host_whose_time_is_over_is_cut_off_within_a_second_and_stays_out",
-    ) {
+fn x16_expired_host_is_disconnected_within_a_second() {
+    if !is_alone("revocation::x16_expired_host_is_disconnected_within_a_second") {
         return;
     }
     let mut seconds = [5, 10, 30, 60].into_iter();

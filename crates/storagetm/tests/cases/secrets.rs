@@ -111,8 +111,8 @@ fn x19_no_key_and_no_password_is_built_in() {
 
 /// X19: where nobody was let in, no key opens, and none is made up.
 #[test]
-fn x19_with_no_hosts_kept_nobody_is_let_in() {
-    if !is_alone("secrets::x19_with_no_hosts_kept_nobody_is_let_in") {
+fn x19_without_hosts_all_access_is_refused() {
+    if !is_alone("secrets::x19_without_hosts_all_access_is_refused") {
         return;
     }
     let folder = Folder::new();
@@ -212,8 +212,8 @@ fn converse(channel: &mut Stream, client: &mut Client) -> bool {
 
 /// X53: what hosts call themselves, and call disks, steers no terminal and begins no line, in either form of output.
 #[test]
-fn x53_hostile_names_are_never_said_as_they_are() {
-    if !is_alone("secrets::x53_hostile_names_are_never_said_as_they_are") {
+fn x53_hostile_names_are_always_escaped() {
+    if !is_alone("secrets::x53_hostile_names_are_always_escaped") {
         return;
     }
     for form in [&["serve", "--json", "--pair"][..], &["serve"], &["serve", "--pair"]] {
@@ -262,8 +262,8 @@ fn secret(key: &str) -> String {
 
 /// X53: after all that can be done with keys and codes, these are nowhere but where they were asked for.
 #[test]
-fn x53_no_key_and_no_code_is_said_or_dumped() {
-    if !is_alone("secrets::x53_no_key_and_no_code_is_said_or_dumped") {
+fn x53_keys_and_codes_are_not_printed_or_dumped() {
+    if !is_alone("secrets::x53_keys_and_codes_are_not_printed_or_dumped") {
         return;
     }
     let (folder, guests) = (Folder::new(), Folder::new());

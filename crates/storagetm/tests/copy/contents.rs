@@ -31,7 +31,7 @@ fn disk(folder: &Folder) -> String {
 
 /// R45: only what is used is read, and the tree of files is the same.
 #[test]
-fn r45_only_what_is_used_is_copied_with_every_file() {
+fn r45_allocated_copy_contains_every_file() {
     if programs::lacks("copies of file systems", &["mke2fs", "debugfs", "e2fsck"]) {
         return;
     }
@@ -59,7 +59,7 @@ fn r45_only_what_is_used_is_copied_with_every_file() {
 
 /// R42: what is left out is zeros for the map as well, and a map of a part is none of the whole.
 #[test]
-fn a_copy_of_what_is_used_is_gone_on_with_as_such_only() {
+fn allocated_copy_is_resumed_only_with_allocated() {
     if programs::lacks("copies of file systems", &["mke2fs"]) {
         return;
     }
@@ -135,7 +135,7 @@ fn x42_copy_probes_mounts_and_assembles_nothing() {
 
 /// R45: what is not understood, or was not put in order, is copied whole.
 #[test]
-fn what_is_not_understood_is_copied_whole() {
+fn unsupported_file_system_is_copied_whole() {
     if programs::lacks("copies of file systems", &["mke2fs", "debugfs"]) {
         return;
     }
@@ -194,7 +194,7 @@ fn the_files_with_bad_sectors_are_named() {
 
 /// X44: what looks for files is another process, and whatever becomes of it, all can be copied without.
 #[test]
-fn a_crafted_file_system_costs_no_more_than_the_option() {
+fn crafted_file_system_disables_only_the_option() {
     if programs::lacks("copies of file systems", &["mke2fs"]) {
         return;
     }

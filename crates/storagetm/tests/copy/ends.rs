@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::scene::{Attached, Folder, MIB, allocated, assert_equal, copy, ends_with, run};
 
 #[test]
-fn a_file_is_copied_with_its_holes_and_the_hash_is_that_of_b3sum() {
+fn file_is_copied_with_holes_and_hashed_like_b3sum() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 9 * MIB + 513);
     let to = folder.path("copy.img");
@@ -36,7 +36,7 @@ fn zeros_are_written_if_that_is_asked_for() {
 }
 
 #[test]
-fn a_file_that_is_there_is_overwritten_only_by_force() {
+fn existing_file_is_overwritten_only_with_force() {
     let folder = Folder::new();
     let (image, to) = (folder.image("disk.img", MIB), folder.path("copy.img"));
     fs::write(&to, vec![9; 3 << 20]).unwrap();
@@ -97,7 +97,7 @@ fn with_data_on_standard_output_events_are_on_standard_error() {
 }
 
 #[test]
-fn a_block_device_is_written_after_consent_only_and_read_as_well() {
+fn block_device_is_read_and_written_after_confirmation() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 3 * MIB);
     let backing = folder.path("backing");

@@ -139,7 +139,7 @@ fn one_pair(source: &str, from: u32, image: &str, destination: &str, to: u32, be
 
 /// R54: the backup of a GPT belongs at the end, also of a larger disk.
 #[test]
-fn r54_backup_gpt_is_moved_or_said_to_be_left_behind() {
+fn r54_backup_gpt_is_moved_or_reported() {
     let folder = Folder::new();
     let image = folder.path("source.img");
     for block in BLOCKS {

@@ -144,8 +144,8 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
 
 /// X60: keys belong to the machine. By another address it is spoken to by them, and a stranger not at all.
 #[test]
-fn x60_known_machine_is_never_spoken_to_in_the_clear() {
-    if !is_alone("keyed::x60_known_machine_is_never_spoken_to_in_the_clear") {
+fn x60_known_machine_is_never_contacted_in_plaintext() {
+    if !is_alone("keyed::x60_known_machine_is_never_contacted_in_plaintext") {
         return;
     }
     add_other();
@@ -246,8 +246,8 @@ fn keyed_target_that_is_restarted_is_copied_on() {
 
 /// What pairing leaves is enough: the machine's address, and the disk's name there.
 #[test]
-fn a_machine_that_was_paired_with_is_copied_from_by_its_name_for_the_disk() {
-    if !is_alone("keyed::a_machine_that_was_paired_with_is_copied_from_by_its_name_for_the_disk") {
+fn paired_machine_is_copied_from_by_disk_name() {
+    if !is_alone("keyed::paired_machine_is_copied_from_by_disk_name") {
         return;
     }
     let folder = Folder::new();

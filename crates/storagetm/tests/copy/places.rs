@@ -16,7 +16,7 @@ use crate::scene::{
 use crate::target::{Running, Target};
 
 #[test]
-fn a_disk_is_copied_from_a_target_and_onto_one_by_nvme() {
+fn disk_is_copied_from_and_to_a_target_by_nvme() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 12 * MIB);
     let other = folder.path("other.img");
@@ -44,7 +44,7 @@ fn a_disk_is_copied_from_a_target_and_onto_one_by_nvme() {
 }
 
 #[test]
-fn a_disk_is_copied_from_a_target_and_onto_one_by_nbd() {
+fn disk_is_copied_from_and_to_a_target_by_nbd() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 12 * MIB);
     let other = folder.path("other.img");
@@ -103,7 +103,7 @@ fn nbdkit_is_a_source_and_a_destination() {
 
 /// A destination that forgets what it is told: it answers each write well, and has nothing of it.
 #[test]
-fn a_destination_that_does_not_hold_what_was_written_is_found_out() {
+fn corrupting_destination_fails_verification() {
     if !has("nbdkit") {
         return;
     }
@@ -145,7 +145,7 @@ fn r16_a_failed_write_is_a_failed_copy() {
 
 /// R15: what cannot be read is exactly what is said to be bad, and all else is copied.
 #[test]
-fn r15_bad_sectors_are_told_and_all_else_is_copied() {
+fn r15_bad_sectors_are_reported_and_the_rest_copied() {
     if !has("nbdkit") {
         return;
     }
@@ -198,7 +198,7 @@ fn rescue_map(bad: &[(u64, u64)], bytes: u64) -> String {
 
 /// R23: a server that goes away and comes back is gone on with.
 #[test]
-fn r23_a_server_that_comes_back_is_gone_on_with() {
+fn r23_copy_continues_after_server_restart() {
     if !has("nbdkit") {
         return;
     }
@@ -228,7 +228,7 @@ fn r23_a_server_that_comes_back_is_gone_on_with() {
 
 /// R23: so is a target of this program, by either protocol, in both directions.
 #[test]
-fn r23_a_target_that_is_killed_and_started_again_is_gone_on_with() {
+fn r23_copy_continues_after_target_restart() {
     for protocol in ["nvme", "nbd"] {
         let folder = Folder::new();
         let (image, other) = (folder.path("disk.img"), folder.path("other.img"));
@@ -267,7 +267,7 @@ fn r23_a_target_that_is_killed_and_started_again_is_gone_on_with() {
 
 /// A server that does not come back ends the copy when patience does, and the map goes on from there.
 #[test]
-fn a_server_that_does_not_come_back_is_a_failure_that_can_be_gone_on_with() {
+fn lost_server_is_a_failure_that_can_be_resumed() {
     if !has("nbdkit") {
         return;
     }

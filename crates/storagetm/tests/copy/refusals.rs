@@ -26,7 +26,7 @@ fn wrong_options_end_with_status_2() {
 }
 
 #[test]
-fn what_is_no_place_for_a_disk_is_refused_in_one_sentence() {
+fn invalid_destination_is_refused_in_one_sentence() {
     let folder = Folder::new();
     let image = folder.image("disk.img", MIB);
     let link = folder.path("link");
@@ -116,7 +116,7 @@ fn the_map_and_what_is_kept_beside_it_are_no_ends() {
 }
 
 #[test]
-fn a_key_that_cannot_be_read_is_no_reason_to_go_without() {
+fn unreadable_key_causes_no_plaintext_fallback() {
     let folder = Folder::new();
     let key = folder.path("key");
     let to = folder.path("copy.img");

@@ -14,7 +14,7 @@ const MEMBERS: [&str; 11] = [
 ];
 
 #[test]
-fn events_begin_with_started_and_end_with_finished_and_have_all_members() {
+fn events_have_all_members_in_order() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 6 * MIB);
     let to = folder.path("copy.img");
@@ -76,7 +76,7 @@ fn without_a_terminal_there_are_plain_lines() {
 }
 
 #[test]
-fn an_interrupted_copy_says_how_to_go_on_and_does() {
+fn interrupted_copy_prints_how_to_resume() {
     let folder = Folder::new();
     let image = folder.path("disk.img");
     std::fs::write(&image, crate::scene::noise(5, 24 << 20)).unwrap();

@@ -26,14 +26,14 @@ fn ends_without_a_reader(words: &[&str]) {
 }
 
 #[test]
-fn a_disk_is_lent_no_longer_if_nobody_reads_the_events() {
+fn serve_stops_if_the_event_reader_is_gone() {
     let folder = Folder::new();
     let image = folder.hole("image", MIB);
     ends_without_a_reader(&["serve", "--json", "--no-announce", "--listen", "127.0.0.1:0", &image]);
 }
 
 #[test]
-fn a_copy_stops_if_nobody_reads_its_events() {
+fn copy_stops_if_the_event_reader_is_gone() {
     let folder = Folder::new();
     let (source, copied) = (folder.noise("source", 8 * MIB), folder.path("copied"));
     // At this rate it would take longer than the test waits.

@@ -27,7 +27,7 @@ fn interop_nbdinfo_starts_us_by_itself() {
 }
 
 #[test]
-fn interop_nbdinfo_is_told_what_a_disk_can() {
+fn interop_nbdinfo_shows_the_disk_features() {
     if lacks("nbdinfo is told what a disk can", &["nbdinfo"]) {
         return;
     }
@@ -78,7 +78,7 @@ fn interop_nbdinfo_maps_the_holes() {
 }
 
 #[test]
-fn interop_nbdinfo_lists_the_disks_and_says_why_not() {
+fn interop_nbdinfo_lists_the_disks() {
     if lacks("nbdinfo lists the disks", &["nbdinfo"]) {
         return;
     }

@@ -47,7 +47,7 @@ fn on_both(test: impl Fn(&mut Server)) {
 }
 
 #[test]
-fn a_reset_in_the_middle_of_replies_ends_nothing_but_its_connection() {
+fn reset_during_replies_ends_only_its_connection() {
     on_both(|server| {
         for round in 0..40u64 {
             let mut socket = transmitting(server.port());
@@ -61,7 +61,7 @@ fn a_reset_in_the_middle_of_replies_ends_nothing_but_its_connection() {
 }
 
 #[test]
-fn a_reset_in_the_middle_of_a_write_ends_nothing_but_its_connection() {
+fn reset_during_a_write_ends_only_its_connection() {
     on_both(|server| {
         for round in 0..40u32 {
             let mut socket = transmitting(server.port());
@@ -73,7 +73,7 @@ fn a_reset_in_the_middle_of_a_write_ends_nothing_but_its_connection() {
 }
 
 #[test]
-fn a_reset_in_the_middle_of_the_haggling_ends_nothing_but_its_connection() {
+fn reset_during_negotiation_ends_only_its_connection() {
     on_both(|server| {
         let go = option(7, &[&4u32.to_be_bytes()[..], b"disk", &[0, 0]].concat());
         for cut in 0..go.len() {
@@ -85,7 +85,7 @@ fn a_reset_in_the_middle_of_the_haggling_ends_nothing_but_its_connection() {
 }
 
 #[test]
-fn what_was_never_agreed_on_is_refused_and_the_connection_lives() {
+fn unnegotiated_request_is_refused() {
     on_both(|server| {
         let mut socket = transmitting(server.port());
         let wrong = [
@@ -132,7 +132,7 @@ fn x26_the_largest_request_is_served_and_a_larger_one_is_refused() {
 
 /// X22: lengths of options that end nowhere.
 #[test]
-fn x22_lengths_that_are_lies_end_nothing_but_their_connection() {
+fn x22_wrong_lengths_end_only_their_connection() {
     on_both(|server| {
         for number in [EXPORT_NAME, 2, 3, 5, 6, 7, STRUCTURED_REPLY, 9, 10, 11, 0, u32::MAX] {
             for len in [0, 1, 3, 4097, 1 << 20, 1 << 31, u32::MAX] {
@@ -147,7 +147,7 @@ fn x22_lengths_that_are_lies_end_nothing_but_their_connection() {
 }
 
 #[test]
-fn what_is_no_nbd_at_all_ends_nothing() {
+fn garbage_instead_of_nbd_is_survived() {
     on_both(|server| {
         for noise in
             ["GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01", "\0\0\u{80}\0", "IHAVEOPT"]
@@ -162,7 +162,7 @@ fn what_is_no_nbd_at_all_ends_nothing() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_keeps_nobody_waiting() {
+fn client_that_does_not_read_does_not_block_others() {
     on_both(|server| {
         let mut silent = transmitting(server.port());
         let all: Vec<Vec<u8>> = (0..512).map(|at| request(0, READ, at, 0, 1 << 20)).collect();

@@ -62,7 +62,7 @@ impl Scene {
 
 /// X02: who comes in the clear is told that TLS is needed, and nothing else.
 #[test]
-fn x02_interop_who_comes_in_the_clear_learns_nothing() {
+fn x02_interop_plaintext_client_learns_nothing() {
     if lacks("who comes in the clear learns nothing", &["nbdinfo", "qemu-nbd"]) {
         return;
     }
@@ -126,7 +126,7 @@ fn interop_a_key_works_at_a_loopback_address() {
 }
 
 #[test]
-fn interop_a_wrong_key_lets_nobody_in() {
+fn interop_wrong_key_is_refused() {
     if lacks("a wrong key lets nobody in", &["nbdinfo"]) {
         return;
     }
@@ -230,7 +230,7 @@ fn interop_certificates_let_gnutls_clients_in() {
 }
 
 #[test]
-fn interop_a_client_notices_that_the_server_is_another() {
+fn interop_client_rejects_another_server() {
     if lacks("a client notices that the server is another", &["nbdinfo", "openssl"]) {
         return;
     }

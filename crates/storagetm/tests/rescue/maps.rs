@@ -162,7 +162,7 @@ fn read_of(log: &str) -> [usize; 2] {
 
 /// What ddrescue has found to be bad, we try again, and are done when it can be read.
 #[test]
-fn r46_interop_we_try_again_what_ddrescue_could_not_read() {
+fn r46_interop_bad_sectors_of_ddrescue_are_retried() {
     if lacks(
         "we try again what ddrescue could not read",
         &["nbdkit", "ddrescue", "nbdfuse", "fusermount3"],

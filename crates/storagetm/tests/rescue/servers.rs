@@ -45,7 +45,7 @@ fn interop_nbdkit_is_copied_from_and_to() {
 
 /// Filters that answer late and out of order, that know neither holes nor zeros, and that serve one request at a time.
 #[test]
-fn interop_servers_with_odd_manners_are_copied_from_and_to() {
+fn interop_unusual_servers_are_copied_from_and_to() {
     if lacks("servers with odd manners are copied from and to", &["nbdkit"]) {
         return;
     }

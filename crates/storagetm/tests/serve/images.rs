@@ -230,7 +230,7 @@ fn nbd(port: u64) -> Talk<TcpStream> {
 }
 
 #[test]
-fn image_that_changes_its_size_is_followed_and_named() {
+fn image_size_changes_are_reported() {
     let folder = Folder::new();
     let image = folder.image("log.img", SIZE);
     let running = Running::serve(&["--json", "--listen", "nbd:127.0.0.1:0", &image]);

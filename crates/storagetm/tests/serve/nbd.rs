@@ -44,7 +44,7 @@ fn first_block<S: Read + Write>(talk: &mut Talk<S>, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn nbd_is_spoken_where_it_is_asked_for_and_events_say_so() {
+fn nbd_is_served_on_request_and_reported() {
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
         let (one, two) = (image(&folder, "one.img", 1), image(&folder, "two.img", 2));
@@ -104,7 +104,7 @@ fn names_are_short_and_each_is_there_once() {
 }
 
 #[test]
-fn a_socket_that_was_left_behind_is_replaced_and_other_files_are_not() {
+fn stale_socket_is_replaced_but_no_other_file() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 3);
     let path = folder.0.join("x.sock");
@@ -124,7 +124,7 @@ fn a_socket_that_was_left_behind_is_replaced_and_other_files_are_not() {
 }
 
 #[test]
-fn a_protocol_that_is_not_to_be_spoken_is_not_listened_for() {
+fn disabled_protocol_has_no_listener() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 3);
     for (line, status) in [
@@ -157,7 +157,7 @@ fn activated(listener: OwnedFd, words: &[&str]) -> Running {
 }
 
 #[test]
-fn a_socket_that_was_handed_over_is_served_and_standard_output_is_left_alone() {
+fn activation_socket_is_served_without_stdout() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 4);
     let path = folder.0.join("x.sock");
@@ -181,7 +181,7 @@ fn a_socket_that_was_handed_over_is_served_and_standard_output_is_left_alone() {
 }
 
 #[test]
-fn the_only_client_is_served_on_standard_input_and_its_end_is_the_end() {
+fn stdin_client_is_served_until_it_disconnects() {
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
         let disk = image(&folder, "disk.img", 5);
@@ -204,7 +204,7 @@ fn the_only_client_is_served_on_standard_input_and_its_end_is_the_end() {
 }
 
 #[test]
-fn a_client_on_standard_input_that_says_no_more_still_gets_its_answers() {
+fn half_closed_client_on_stdin_gets_its_replies() {
     const READS: usize = 1000;
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
@@ -227,7 +227,7 @@ fn a_client_on_standard_input_that_says_no_more_still_gets_its_answers() {
 }
 
 #[test]
-fn a_client_that_breaks_the_rules_on_standard_input_ends_the_program_too() {
+fn protocol_violation_on_stdin_ends_the_program() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
     let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -245,7 +245,7 @@ fn a_client_that_breaks_the_rules_on_standard_input_ends_the_program_too() {
 }
 
 #[test]
-fn standard_input_that_is_no_client_is_said() {
+fn stdin_without_a_client_is_reported() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
     let said = sentence(&run(&["serve", "--stdin", &disk]), 1);
@@ -255,7 +255,7 @@ fn standard_input_that_is_no_client_is_said() {
 
 /// Whoever means it to have one socket and no other does not get all that it listens at by itself.
 #[test]
-fn a_socket_that_is_announced_and_not_handed_over_is_said() {
+fn missing_activation_socket_is_reported() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
     let line = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve \"$1\" 3<&-";
@@ -283,7 +283,7 @@ fn nbdinfo_starts_it_and_ends_it() {
 }
 
 #[test]
-fn a_folder_without_certificates_is_said() {
+fn missing_certificates_are_reported() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
     let here = text(&folder.0);
