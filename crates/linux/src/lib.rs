@@ -17,6 +17,7 @@ pub mod disk;
 pub mod fabrics;
 pub mod gpt;
 pub mod hardware;
+pub mod host_port;
 pub mod identity;
 pub mod in_use;
 pub mod inhibit;

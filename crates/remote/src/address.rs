@@ -7,6 +7,7 @@ use std::{fmt, io};
 use console::attach::Endpoint;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use linux::host_port::{HostPort, HostPortError};
 use linux::net::{Address, Scope};
 
 use failure::Failure;
@@ -32,26 +33,30 @@ impl TargetAddr {
     /// # Errors
     /// Fails with a message for the user if the text has none of these forms.
     pub fn parse(text: &str, interface: Option<&str>) -> Result<Self, String> {
-        let (host, port) = split(text).ok_or(FORM)?;
-        let port = port
-            .map_or(Ok(NVME_PORT), str::parse)
-            .map_err(|_| "a port is a number from 1 to 65535")?;
-        let (host, zone) = match host.split_once('%') {
-            Some((host, zone)) => (host, Some(zone)),
-            None => (host, None),
-        };
-        let interface = zone.or(interface).map(str::to_owned);
-        let plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic() && c != '%' && c != '/');
-        let named = interface.as_deref().is_none_or(|name| !name.is_empty() && plain(name));
-        if host.is_empty() || port == 0 || !plain(host) || !named {
-            return Err(FORM.to_owned());
+        let parsed = HostPort::parse(text).map_err(|error| match error {
+            HostPortError::Port => error.to_string(),
+            _ => FORM.to_owned(),
+        })?;
+        let zone = parsed.zone.or_else(|| interface.map(str::to_owned));
+        Self::new(HostPort { zone, ..parsed }, NVME_PORT)
+    }
+
+    /// The target at a host; the port is `usual` if it has none.
+    ///
+    /// # Errors
+    /// Fails with a message for the user if a link-local address has no zone, or if the port is 0.
+    pub(crate) fn new(at: HostPort, usual: u16) -> Result<Self, String> {
+        let HostPort { host, zone: interface, port, .. } = at;
+        let port = port.unwrap_or(usual);
+        if port == 0 {
+            return Err(HostPortError::Port.to_string());
         }
-        if is_link_local_6(host) && interface.is_none() {
+        if is_link_local_6(&host) && interface.is_none() {
             return Err(format!(
                 "{host} is a link-local address: say behind which interface, as in {host}%eth0"
             ));
         }
-        Ok(Self { host: host.to_owned(), interface, port })
+        Ok(Self { host, interface, port })
     }
 
     /// The target at an IP address; `interface` is kept for link-local addresses only.
@@ -77,11 +82,31 @@ impl TargetAddr {
         format!("{}{zone}", self.host)
     }
 
+    /// The host name or IP address, without the interface.
+    pub fn name(&self) -> &str {
+        &self.host
+    }
+
+    /// The interface, if one is named.
+    pub fn interface(&self) -> Option<&str> {
+        self.interface.as_deref()
+    }
+
+    /// The IP address, if the host is one and not a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+
+    /// Formats it as in a URI, with the port unless it is the `usual` one.
+    pub(crate) fn authority(&self, usual: u16) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host()) } else { self.host() };
+        if self.port == usual { host } else { format!("{host}:{}", self.port) }
+    }
+
     /// Returns whether this is a loopback address or `localhost`. Other names may resolve
     /// differently each time.
     pub fn is_loopback(&self) -> bool {
-        let address: Option<IpAddr> = self.host.parse().ok();
-        address.map_or_else(|| self.is_localhost(), is_loopback)
+        self.ip().map_or_else(|| self.is_localhost(), is_loopback)
     }
 
     /// Connects to the first of its addresses that accepts the connection.
@@ -175,11 +200,9 @@ impl TargetAddr {
 
 impl fmt::Display for TargetAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
-        match (self.host.contains(':'), self.port) {
-            (_, NVME_PORT) => write!(f, "{}{zone}", self.host),
-            (true, port) => write!(f, "[{}{zone}]:{port}", self.host),
-            (false, port) => write!(f, "{}{zone}:{port}", self.host),
+        match self.port {
+            NVME_PORT => f.write_str(&self.host()),
+            _ => f.write_str(&self.authority(NVME_PORT)),
         }
     }
 }
@@ -190,22 +213,6 @@ fn is_loopback(address: IpAddr) -> bool {
 
 fn is_link_local_6(host: &str) -> bool {
     host.parse().is_ok_and(|ip: std::net::Ipv6Addr| ip.is_unicast_link_local())
-}
-
-/// Splits into the host without brackets and the text of the port.
-fn split(text: &str) -> Option<(&str, Option<&str>)> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']')?;
-        return match rest.strip_prefix(':') {
-            Some(port) => Some((host, Some(port))),
-            None => rest.is_empty().then_some((host, None)),
-        };
-    }
-    match text.split_once(':') {
-        Some((_, rest)) if rest.contains(':') => Some((text, None)),
-        Some((host, port)) => Some((host, Some(port))),
-        None => Some((text, None)),
-    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,13 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use linux::host_port::{HostPort, HostPortError};
+use nvme::PORT as NVME_PORT;
+
+use crate::address::TargetAddr;
+
 /// The TCP port of NBD servers (NBD, Protocol phases).
 const NBD_PORT: u16 = 10809;
-/// The TCP port of NVMe controllers (NVMe/TCP 1.0 §3.1.1).
-const NVME_PORT: u16 = 4420;
 
 /// The accepted forms, for error messages.
 const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME or \
@@ -31,7 +34,7 @@ pub enum Locator {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvme {
     /// Host and port.
-    pub host: Authority,
+    pub host: TargetAddr,
     /// Name or NQN of the disk; empty if the target has only one.
     pub name: String,
 }
@@ -51,20 +54,9 @@ pub struct Nbd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerAddr {
     /// TCP.
-    Tcp(Authority),
+    Tcp(TargetAddr),
     /// A Unix socket.
     Unix(PathBuf),
-}
-
-/// Host and port of a URI.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Authority {
-    /// Host name or IP address, without brackets.
-    pub name: String,
-    /// Interface of a link-local address.
-    pub interface: Option<String>,
-    /// The TCP port.
-    pub port: u16,
 }
 
 /// TLS settings of a connection.
@@ -118,6 +110,15 @@ impl fmt::Display for Locator {
     }
 }
 
+impl fmt::Display for ServerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host) => host.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for Nbd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
@@ -131,25 +132,6 @@ impl fmt::Display for Nbd {
                 write!(f, "{scheme}+unix://{user}/{}?socket={}", self.name, path.display())
             }
         }
-    }
-}
-
-impl Authority {
-    /// Formats it as in a URI, with the port unless it is the `usual` one.
-    fn authority(&self, usual: u16) -> String {
-        let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
-        let name = match self.name.contains(':') {
-            true => format!("[{}{zone}]", self.name),
-            false => format!("{}{zone}", self.name),
-        };
-        if self.port == usual { name } else { format!("{name}:{}", self.port) }
-    }
-}
-
-impl fmt::Display for Authority {
-    /// Always with the port.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.authority(0))
     }
 }
 
@@ -200,60 +182,30 @@ impl Parts {
     }
 
     /// Parses host and port; the port is `usual` if the URI has none.
-    fn authority_with_default(&self, usual: u16) -> Result<Authority, String> {
-        let (name, port) = match split_brackets(&self.host)? {
-            Some((inside, port)) => (decode_zone(inside), port),
-            None => split_port(&self.host)?,
-        };
-        let (name, interface) = match name.split_once('%') {
-            Some((name, zone)) => (name.to_owned(), Some(zone.to_owned())),
-            None => (name, None),
-        };
-        let is_named = |text: &str| !text.is_empty() && text.chars().all(is_plain);
-        if !is_named(&name) || !interface.as_deref().is_none_or(is_named) {
-            return Err("it names no machine, as in nvme://192.168.1.5/NAME or \
-                        nvme://[fe80::1%eth0]/NAME"
-                .to_owned());
+    fn authority_with_default(&self, usual: u16) -> Result<TargetAddr, String> {
+        let at = HostPort::parse(&decoded_authority(&self.host)).map_err(|error| match error {
+            HostPortError::Host => "it names no machine, as in nvme://192.168.1.5/NAME or \
+                                    nvme://[fe80::1%eth0]/NAME"
+                .to_owned(),
+            _ => error.to_string(),
+        })?;
+        if at.host.contains(':') && !at.in_brackets {
+            return Err("an IPv6 address stands in brackets, as in [fe80::1%eth0]".to_owned());
         }
-        let port = port.map_or(Ok(usual), str::parse).ok().filter(|port| *port > 0);
-        let port = port.ok_or("a port is a number from 1 to 65535")?;
-        Ok(Authority { name, interface, port })
+        TargetAddr::new(at, usual)
     }
 }
 
-fn is_plain(c: char) -> bool {
-    c.is_ascii_graphic() && !"%/\\\"<>".contains(c)
-}
-
-/// Splits `[HOST]:PORT`. Returns `None` if there are no brackets.
-fn split_brackets(host: &str) -> Result<Option<(&str, Option<&str>)>, String> {
-    let Some(rest) = host.strip_prefix('[') else { return Ok(None) };
-    let (inside, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
-    match rest.strip_prefix(':') {
-        Some(port) => Ok(Some((inside, Some(port)))),
-        None if rest.is_empty() => Ok(Some((inside, None))),
-        None => Err("behind the bracket only a port may stand, as in [::1]:4420".to_owned()),
+/// Decodes the zone separator: `%25` (RFC 6874 §2), or a bare `%` as users type it. Outside of
+/// brackets, other characters may be encoded, too.
+fn decoded_authority(text: &str) -> String {
+    match text.split_once("%25") {
+        Some((address, zone)) if text.starts_with('[') && !zone.starts_with(']') => {
+            format!("{address}%{zone}")
+        }
+        _ if text.starts_with('[') => text.to_owned(),
+        _ => percent_decoded(text).unwrap_or_else(|_| text.to_owned()),
     }
-}
-
-/// Decodes the zone separator: `%25` (RFC 6874 §2), or a bare `%` as users type it.
-fn decode_zone(inside: &str) -> String {
-    match inside.split_once("%25") {
-        Some((address, zone)) if !zone.is_empty() => format!("{address}%{zone}"),
-        _ => inside.to_owned(),
-    }
-}
-
-fn split_port(host: &str) -> Result<(String, Option<&str>), String> {
-    let (name, port) = match host.split_once(':') {
-        Some((name, port)) => (name, Some(port)),
-        None => (host, None),
-    };
-    if port.is_some_and(|port| port.contains(':')) {
-        return Err("an IPv6 address stands in brackets, as in [fe80::1%eth0]".to_owned());
-    }
-    // A name or an IPv4 address may have a zone, too.
-    Ok((percent_decoded(name).unwrap_or_else(|_| name.to_owned()), port))
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use linux::host_port::{HostPort, HostPortError};
 
 /// A storage protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -101,19 +102,24 @@ fn address(text: &str) -> Result<ListenAddr, &'static str> {
             "an address has no prefix length here: leave out the slash and what follows it",
         );
     }
-    let (host, port) = split(text)?;
-    let port = port.map(|port| port.parse().map_err(|_| "a port is a number up to 65535"));
-    let (host, interface) = match host.split_once('%') {
-        Some((host, name)) => (host, Some(name.to_owned())),
-        None => (host, None),
-    };
+    let parsed = HostPort::parse(text).map_err(|error| match error {
+        HostPortError::Port => "a port is a number up to 65535",
+        _ => FORM,
+    })?;
+    let HostPort { host, zone: interface, port, in_brackets } = parsed;
+    if host.contains(':') && !in_brackets {
+        return Err(BRACKETS);
+    }
     let ip: IpAddr = host.parse().map_err(|_| FORM)?;
+    if in_brackets && ip.is_ipv4() {
+        return Err(FORM);
+    }
     check_usable(ip)?;
     let has_zone = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     if interface.is_some() && !has_zone {
         return Err("only a link-local IPv6 address has an interface, as in [fe80::1%eth0]");
     }
-    Ok(ListenAddr::Address { ip, interface, port: port.transpose()? })
+    Ok(ListenAddr::Address { ip, interface, port })
 }
 
 /// Refuses addresses that accept no connections.
@@ -137,24 +143,6 @@ fn check_usable(ip: IpAddr) -> Result<(), &'static str> {
 /// Returns whether it is an IPv6 address, with or without an interface.
 fn is_v6(text: &str) -> bool {
     text.split(['%', '/']).next().unwrap_or_default().parse::<Ipv6Addr>().is_ok()
-}
-
-/// Splits into the address without brackets and the text of the port.
-fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or(FORM)?;
-        let is_six = is_v6(host);
-        return match rest.strip_prefix(':') {
-            Some(port) if is_six => Ok((host, Some(port))),
-            None if is_six && rest.is_empty() => Ok((host, None)),
-            _ => Err(FORM),
-        };
-    }
-    match text.split_once(':') {
-        None => Ok((text, None)),
-        Some((_, rest)) if rest.contains(':') => Err(BRACKETS),
-        Some((host, port)) => Ok((host, Some(port))),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::FabricsError;
+use crate::host_port::HostPort;
 use crate::tree::Tree;
 
 const CLASS: &str = "sys/class/nvme";
@@ -47,13 +48,11 @@ fn read(tree: &Tree, name: String) -> Option<Controller> {
             .map(str::to_owned)
     };
     let traddr = part("traddr").unwrap_or_default();
-    let (ip, zone) = match traddr.split_once('%') {
-        Some((ip, zone)) => (ip, Some(zone.to_owned())),
-        None => (traddr.as_str(), None),
-    };
+    let address = HostPort::parse(&traddr).ok();
+    let zone = address.as_ref().and_then(|address| address.zone.clone());
     Some(Controller {
         subsystem: word("subsysnqn")?,
-        address: ip.parse().ok(),
+        address: address.and_then(|address| address.host.parse().ok()),
         port: part("trsvcid").and_then(|port| port.parse().ok()),
         interface: part("host_iface").or(zone),
         state: word("state").unwrap_or_default(),

@@ -77,10 +77,8 @@ fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
     let called = target.map_or(machine, |target| target.address.as_str());
     // The interface does not matter here.
     let Ok(place) = TargetAddr::parse(called, Some("any")) else { return (Vec::new(), None) };
-    let host = place.host();
-    let literal = host.split('%').next().and_then(|ip| ip.parse::<IpAddr>().ok());
     let resolved = || place.addresses().map(|all| all.iter().map(SocketAddr::ip).collect());
-    let found = literal.map_or_else(|| resolved().unwrap_or_default(), |address| vec![address]);
+    let found = place.ip().map_or_else(|| resolved().unwrap_or_default(), |address| vec![address]);
     (found, Some(place.port()).filter(|port| *port != NVME_PORT))
 }
 

@@ -1,9 +1,10 @@
 //! The target and the disk that a user named, and how they are found.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use linux::host_port::HostPort;
 use linux::net::addresses;
 use linux::tree::Tree;
 use nvme::auth::Credentials;
@@ -244,7 +245,7 @@ fn assumed_disk(place: &TargetAddr, nqn: &str) -> Option<Disk> {
 }
 
 fn is_address(host: &str) -> bool {
-    host.split('%').next().is_some_and(|ip| ip.parse::<std::net::IpAddr>().is_ok())
+    HostPort::parse(host).is_ok_and(|at| at.host.parse::<IpAddr>().is_ok())
 }
 
 fn sentence(machine: &str, refusal: QueryError) -> Failure {
@@ -265,7 +266,7 @@ pub(super) fn interface(place: &TargetAddr, at: SocketAddr) -> Option<String> {
     if linux::net::scope_of(at.ip()) != linux::net::Scope::Link {
         return None;
     }
-    if let Some((_, zone)) = place.host().split_once('%') {
+    if let Some(zone) = place.interface() {
         return Some(zone.to_owned());
     }
     let SocketAddr::V6(at) = at else { return None };

@@ -1,6 +1,5 @@
 //! Remote disks as ends of a copy: connection and authentication.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +17,7 @@ use linux::tree::Tree;
 use super::credentials::{self, Keys, NbdAuth};
 use super::summary::refused;
 use crate::options::copy::Copy;
-use ::remote::uri::{Authority, Locator, Nbd, Nvme, ServerAddr, Tls};
+use ::remote::uri::{Locator, Nbd, Nvme, ServerAddr, Tls};
 use failure::Failure;
 use keys::target::Target;
 use remote::address::TargetAddr as Machine;
@@ -49,7 +48,7 @@ pub(super) fn endpoint(
 }
 
 fn nvme_endpoint(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Endpoint>, Failure> {
-    let machine = machine(&nvme.host)?;
+    let machine = nvme.host.clone();
     let host = options.hostnqn.as_deref();
     let accepts = |target: &Target| key_selection::check_key(tree, &machine, target, host);
     let target = known_target(options, &machine, options.key.is_some(), accepts)?;
@@ -103,7 +102,7 @@ fn known_target(
 
 fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>, Failure> {
     let name = nbd.to_string();
-    let there = Server::new(&nbd.at)?;
+    let there = nbd.at.clone();
     let host = match &nbd.at {
         ServerAddr::Tcp(host) => Some(host),
         ServerAddr::Unix(_) => None,
@@ -111,7 +110,7 @@ fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoi
     // A PSK file or certificates in the URI take precedence.
     let shows = |tls: &Tls| tls.psk_file.is_some() || tls.certificates.is_some();
     let target = match &there {
-        Server::Machine(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
+        ServerAddr::Tcp(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
             let accepts = |target: &Target| accepts_nbd(&there, target, options);
             known_target(options, machine, options.key.is_some(), accepts)?
         }
@@ -124,14 +123,14 @@ fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoi
         (tls, _) => tls.clone(),
     };
     let Some(tls) = tls else {
-        let dial = move || there.connect();
+        let dial = move || connect(&there);
         return Ok(Box::new(NbdEndpoint::new(&name, &nbd.name, Arc::new(dial))));
     };
     let keys = Keys::find(tree, options, target)?;
-    let auth = keys.nbd(&tls, host.map_or("localhost", |host| &host.name))?;
+    let auth = keys.nbd(&tls, host.map_or("localhost", |host| host.name()))?;
     let called = name.clone();
     let dial = move || {
-        let mut socket = there.socket()?;
+        let mut socket = socket(&there)?;
         start_tls(&mut socket, &called)?;
         connect_tls(socket, &called, &auth)
     };
@@ -139,11 +138,11 @@ fn nbd_endpoint(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoi
 }
 
 /// Tries a key with an NBD server.
-fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> KeyCheck {
+fn accepts_nbd(there: &ServerAddr, target: &Target, options: &Copy) -> KeyCheck {
     let host = options.hostnqn.as_deref().unwrap_or(&target.host);
     let Some(psk) = credentials::nbd_psk(&target.tls, host) else { return KeyCheck::Rejected };
     let begun = Instant::now();
-    let mut socket = match there.socket() {
+    let mut socket = match socket(there) {
         Ok(socket) => socket,
         Err(error) => return KeyCheck::Unreachable(error.to_string()),
     };
@@ -158,45 +157,18 @@ fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> KeyCheck {
     }
 }
 
-fn machine(host: &Authority) -> Result<Machine, Failure> {
-    Machine::parse(&host.to_string(), None).map_err(Failure::usage)
+fn connect(server: &ServerAddr) -> Result<Box<dyn Transport>, DialError> {
+    Ok(match server {
+        ServerAddr::Tcp(machine) => Box::new(connect_tcp(machine)?),
+        ServerAddr::Unix(path) => Box::new(connect_unix(path)?),
+    })
 }
 
-enum Server {
-    Machine(Machine),
-    Socket(Box<Path>),
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Machine(machine) => machine.fmt(f),
-            Self::Socket(path) => path.display().fmt(f),
-        }
-    }
-}
-
-impl Server {
-    fn new(at: &ServerAddr) -> Result<Self, Failure> {
-        Ok(match at {
-            ServerAddr::Tcp(host) => Self::Machine(machine(host)?),
-            ServerAddr::Unix(path) => Self::Socket(path.as_path().into()),
-        })
-    }
-
-    fn connect(&self) -> Result<Box<dyn Transport>, DialError> {
-        Ok(match self {
-            Self::Machine(machine) => Box::new(connect_tcp(machine)?),
-            Self::Socket(path) => Box::new(connect_unix(path)?),
-        })
-    }
-
-    /// The socket for TLS, which works the same on either kind.
-    fn socket(&self) -> Result<TcpStream, DialError> {
-        match self {
-            Self::Machine(machine) => connect_tcp(machine),
-            Self::Socket(path) => Ok(TcpStream::from(OwnedFd::from(connect_unix(path)?))),
-        }
+/// Connects a socket for TLS, which needs nothing that sockets of only one kind support.
+fn socket(server: &ServerAddr) -> Result<TcpStream, DialError> {
+    match server {
+        ServerAddr::Tcp(machine) => connect_tcp(machine),
+        ServerAddr::Unix(path) => Ok(TcpStream::from(OwnedFd::from(connect_unix(path)?))),
     }
 }
 

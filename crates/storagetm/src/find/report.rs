@@ -148,12 +148,11 @@ fn truncated_reason(text: &str) -> String {
 /// Formats host and port for a URI (RFC 3986 §3.2.2): an IPv6 address in brackets, with the zone
 /// after `%25` (RFC 6874 §2). A URI cannot express the interface of an IPv4 address.
 fn authority(place: &TargetAddr) -> String {
-    let host = place.host();
-    let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
-    match (address.contains(':'), zone) {
-        (true, "") => format!("[{address}]:{}", place.port()),
-        (true, zone) => format!("[{address}%25{zone}]:{}", place.port()),
-        (false, _) => format!("{address}:{}", place.port()),
+    let (address, port) = (place.name(), place.port());
+    match (address.contains(':'), place.interface()) {
+        (true, None) => format!("[{address}]:{port}"),
+        (true, Some(zone)) => format!("[{address}%25{zone}]:{port}"),
+        (false, _) => format!("{address}:{port}"),
     }
 }
 
@@ -162,14 +161,10 @@ fn nbd(place: &TargetAddr, keyed: bool) -> String {
 }
 
 fn pair(place: &TargetAddr) -> String {
-    let host = place.host();
-    let (address, interface) = match host.split_once('%') {
-        Some((address, interface)) => (address, Some(interface.to_owned())),
-        None => (host.as_str(), None),
-    };
-    match address.parse() {
-        Ok(address) => Endpoint { address, interface, port: place.port(), keyed: true }.pair(),
-        Err(_) => format!("storagetm pair {}", quoted(&place.to_string())),
+    let interface = place.interface().map(str::to_owned);
+    match place.ip() {
+        Some(address) => Endpoint { address, interface, port: place.port(), keyed: true }.pair(),
+        None => format!("storagetm pair {}", quoted(&place.to_string())),
     }
 }
 
