@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use linux::gpt::{Gpt, Partition as Entry};
+use linux::partition::swap_guid;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 /// The block size of the demo disk, in bytes.
@@ -76,21 +77,12 @@ fn table(blocks: u64, partition: Partition, uuid: [u8; 16]) -> Gpt {
     own[15] ^= 1; // The partition's own identity, beside the disk's.
     let entry = Entry {
         kind: BASIC_DATA,
-        guid: to_gpt_order(own),
+        guid: swap_guid(own),
         first: partition.first,
         last: partition.first + partition.blocks - 1,
         name: "storagetm demo",
     };
-    Gpt::new(BLOCK, blocks, to_gpt_order(uuid), &[entry])
-}
-
-/// Converts a UUID to GPT byte order: the first three fields are little-endian (UEFI 2.10 appendix
-/// A).
-fn to_gpt_order(mut uuid: [u8; 16]) -> [u8; 16] {
-    uuid[..4].reverse();
-    uuid[4..6].reverse();
-    uuid[6..8].reverse();
-    uuid
+    Gpt::new(BLOCK, blocks, swap_guid(uuid), &[entry])
 }
 
 /// Location of the partition in blocks.

@@ -131,7 +131,7 @@ fn gpt<R: ReadAt + ?Sized>(reader: &R, block_size: u32) -> io::Result<Option<Tab
     Ok(Some(Table {
         scheme: Scheme::Gpt,
         block_size,
-        guid: Some(text_order(header.raw_guid)),
+        guid: Some(swap_guid(header.raw_guid)),
         entries,
     }))
 }
@@ -178,16 +178,17 @@ fn parse_entry(number: u32, entry: &[u8], block_size: u32) -> Option<Entry> {
     (kind != [0; 16]).then_some(())?;
     Some(Entry {
         number,
-        kind: guid_text(&text_order(kind)),
-        guid: Some(text_order(array(entry, 16)?)),
+        kind: guid_text(&swap_guid(kind)),
+        guid: Some(swap_guid(array(entry, 16)?)),
         name: utf16(entry.get(56..128)?, false),
         start: first.checked_mul(block_size.into())?,
         bytes: blocks.checked_mul(block_size.into())?,
     })
 }
 
-/// GUIDs are stored with the first three fields in little-endian order (UEFI 2.10 appendix A).
-fn text_order(mut guid: [u8; 16]) -> [u8; 16] {
+/// Converts a GUID between the order of its text and its on-disk order, in which the first three
+/// fields are little-endian (UEFI 2.10 appendix A).
+pub fn swap_guid(mut guid: [u8; 16]) -> [u8; 16] {
     let (fields, _) = guid.split_at_mut(8);
     let (first, rest) = fields.split_at_mut(4);
     let (second, third) = rest.split_at_mut(2);
