@@ -1,5 +1,5 @@
-//! `storagetm find` and the process that announces, by the program itself: over multicast on the loopback interface, at a
-//! port of their own. A machine that lets no multicast through there skips with its reason. It knows no kernel's host.
+//! `storagetm find` and the announcer process, over multicast on the loopback interface at a port
+//! of their own. Skipped with a note if multicast is not available.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -18,13 +18,13 @@ const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 /// What takes longer does not come about.
 const LONG: Duration = Duration::from_secs(30);
 
-/// A UDP port that nobody has just now.
+/// Returns a UDP port that is free.
 fn free_port() -> u16 {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     socket.local_addr().unwrap().port()
 }
 
-/// Somebody else on this machine who listens there, as a responder of the distribution's does.
+/// Another multicast DNS responder on this machine.
 fn neighbour(port: u16) -> UdpSocket {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -102,13 +102,13 @@ fn serve(port: u16, more: &[&str]) -> Running {
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let ready = lines.any(|line| line.contains("\"ready\""));
-    // A program whose events nobody reads any more ends.
+    // A program whose event reader is gone would end.
     std::thread::spawn(move || lines.for_each(drop));
     assert!(ready, "it never was ready");
     Running(child)
 }
 
-/// The process that announces, alone, told to begin.
+/// Starts the announcer process alone.
 fn announcer(port: u16) -> (Running, ChildStdin) {
     let mut child = Command::new(PROGRAM)
         .arg("announcer")
@@ -152,8 +152,8 @@ fn found(port: u16, count: usize) -> Vec<Value> {
     }
 }
 
-/// The same as people see them, once those words are there. Who has just answered does not answer again for a second
-/// (RFC 6762 §6).
+/// Returns the text output once it contains those words. A responder does not repeat an answer
+/// within a second (RFC 6762 §6).
 fn shown(port: u16, words: &[&str]) -> String {
     let end = Instant::now() + LONG;
     loop {
@@ -221,7 +221,7 @@ fn no_announce_sends_nothing() {
     assert!(find(port, &[]).starts_with("No machine nearby"));
 }
 
-/// A goodbye has a time to live of zero (RFC 6762 §10.1): nobody waits for a machine that has ended.
+/// A goodbye has a TTL of zero (RFC 6762 §10.1).
 #[test]
 fn shutdown_withdraws_announcements() {
     if !has_multicast() {
@@ -256,7 +256,8 @@ fn is_goodbye(packet: &[u8]) -> bool {
         && packet.windows(10).any(|some| some == b"_nvme-disc")
 }
 
-/// X01, X53: a machine that wants a key is found, and that is all; what a stranger announces is shown harmless.
+/// X01, X53: a machine that requires a key shows nothing else, and hostile announcements are
+/// escaped.
 #[test]
 fn x01_x53_keyed_target_and_hostile_names_are_shown_safely() {
     if !has_multicast() {
@@ -279,7 +280,7 @@ fn x01_x53_keyed_target_and_hostile_names_are_shown_safely() {
     assert!(!find(port, &["--json"]).contains('\u{1b}'));
 }
 
-/// What strangers send that is no DNS ends nothing (reference case: garbage in multicast DNS).
+/// Packets that are not DNS are ignored (reference case: garbage in multicast DNS).
 #[test]
 fn garbage_from_the_network_is_survived() {
     if !has_multicast() {

@@ -1,5 +1,5 @@
-//! Keys and hosts as their owner meets them: what is printed, what is kept and with which rights, what is refused; and
-//! that no key is anywhere but where it was asked for.
+//! Keys and hosts: what is printed, what is stored with which permissions, what is refused; and
+//! that keys appear only where requested.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -20,7 +20,7 @@ const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-5555
 const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
-/// A folder that is removed at the end, and the program told to keep its keys there.
+/// A temporary directory with the state directory of the program.
 struct Owner(PathBuf);
 
 impl Owner {
@@ -76,7 +76,7 @@ impl Owner {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What it says when it does not go well, and how it ends.
+    /// Returns the exit status and the error message.
     fn wrong(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.run(arguments);
         assert_eq!(output.stdout, b"", "{arguments:?}");
@@ -158,7 +158,7 @@ fn invalid_key_is_refused_and_not_printed() {
     assert!(!owner.path("keys/a").exists());
 }
 
-/// A key on the command line would be there for all users of the machine to read, and is not repeated in what is said.
+/// A key on the command line is visible to all users, and must not be repeated in the error.
 #[test]
 fn no_command_takes_a_key_as_an_argument() {
     let owner = Owner::new();
@@ -237,7 +237,7 @@ fn next_steps_contain_the_named_state_directory() {
     assert!(said.contains("nvme keys import --keyfile host-11111111.keys"), "{said}");
 }
 
-/// The line that the program itself says to type, typed.
+/// Runs the command that the program printed.
 #[test]
 fn what_the_host_needs_is_written_for_nvme_cli() {
     let owner = Owner::with_keys();
@@ -302,7 +302,7 @@ fn known_host_keeps_its_key_when_rules_change() {
     assert_eq!(listed[0]["rules"][1]["disk"], "sdb");
     assert_eq!(listed[0]["rules"][1]["access"], "writable");
     assert_eq!(listed[0]["rules"][1]["expired"], false);
-    // By another name it is still one host.
+    // Under another name it is the same host.
     owner.right(&["host", "add", NQN, "--replace", "--name", "desk"]);
     let listed = owner.json(&["host", "list", "--json"]);
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &Value::from("desk")));
@@ -360,7 +360,8 @@ fn world_readable_files_are_rejected_with_advice() {
     assert!(status == Some(1) && said.contains("chmod 700"), "{said}");
 }
 
-/// X53: of all that is printed, only what was asked for holds a key, and files that hold one are the owner's alone.
+/// X53: only requested output contains a key, and files with keys are accessible by their owner
+/// only.
 #[test]
 fn x53_keys_are_printed_only_on_request() {
     let owner = Owner::with_keys();
@@ -396,7 +397,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Whoever is told of a machine that is not there, or of a code that is none, is told so at once.
+/// An unreachable machine and an invalid code are reported at once.
 #[test]
 fn impossible_pairing_is_reported() {
     let owner = Owner::new();
@@ -427,7 +428,7 @@ fn a_key_is_handed_over_as_nbd_clients_read_it() {
     let (name, hex) = line.trim_end().split_once(':').unwrap();
     assert_eq!((name, hex.len()), ("laptop", 64));
     assert!(hex.chars().all(|c| c.is_ascii_hexdigit()), "{line}");
-    // By any name, and for a host that is known by its NQN, it is the same key.
+    // By any name, and for a host known by its NQN, it is the same key.
     let other = owner.right(&["key", "export", "tls", "--nbd", "--for-host", "other"]);
     assert_eq!(other, format!("other:{hex}\n"));
     assert_eq!(owner.right(&["key", "export", "tls", "--nbd", "--for-host", NQN]), line);

@@ -1,5 +1,5 @@
-//! `storagetm copy` beside other people's programs: their servers, with faults that they are made to have, and GNU ddrescue,
-//! whose maps it goes on from. Each test is skipped by name where its program is not installed.
+//! `storagetm copy` with other programs: NBD servers with injected faults, and GNU ddrescue, whose
+//! maps it resumes. Skipped with a note where a program is not installed.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

@@ -179,7 +179,7 @@ fn x46_worker_has_no_privileges() {
         assert_eq!(said(set), "0000000000000000", "{set}");
     }
     assert_eq!((said("NoNewPrivs").as_str(), said("Seccomp").as_str()), ("1", "2"));
-    // Not dumpable: what the kernel tells of it is root's.
+    // Not dumpable: its `/proc` files belong to root.
     assert_eq!(fs::metadata(path.join("mem")).unwrap().uid(), 0);
     let limits = fs::read_to_string(path.join("limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
@@ -411,7 +411,7 @@ fn chap_hosts_are_accepted_by_the_unprivileged_worker() {
     }
 }
 
-/// A client that has this program for itself is not left waiting by a worker that dies: nobody else knows what was said.
+/// The only client is disconnected if the worker dies: its session cannot be taken over.
 #[test]
 fn only_client_is_disconnected_with_its_worker() {
     let folder = Folder::new();

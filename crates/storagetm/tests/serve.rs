@@ -137,7 +137,7 @@ fn run(arguments: &[&str]) -> Output {
     output
 }
 
-/// The one sentence that a failure says.
+/// Returns the sentence of a failure.
 fn sentence(output: &Output, status: i32) -> String {
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(status), "{said}");

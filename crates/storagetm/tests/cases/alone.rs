@@ -1,5 +1,5 @@
-//! A network of the test's own, where every address is this machine's, and a cable from there to another one. Root has
-//! them by right, others by a user namespace. It knows not what is sent there.
+//! A network namespace with a veth pair to a second namespace. Root may create it, other users in a
+//! user namespace.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -40,9 +40,9 @@ pub(crate) fn is_alone(test: &str) -> bool {
     if said.contains("unshare failed") {
         println!("skip {test}: no network of its own is to be had: {said}");
     } else {
-        // A name that is none would run nothing, and that would be no failure.
+        // An unknown test name would run nothing and succeed.
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
-        // What the test has to say; that it passed is said once.
+        // The output of the test, without the harness's own lines.
         said.lines().filter(|line| !line.starts_with("test ")).for_each(|line| println!("{line}"));
     }
     false

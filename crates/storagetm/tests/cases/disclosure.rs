@@ -1,4 +1,4 @@
-//! What somebody learns who has shown no key, and where anybody is answered at all: X01, X02, X52.
+//! What an unauthenticated peer can learn, and which addresses answer at all: X01, X02, X52.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -22,11 +22,11 @@ use crate::tap::Tap;
 /// Addresses of the cable's near end that are answered unasked.
 const NEAR: [&str; 2] = ["169.254.7.9", "fe80::1"];
 const PORTS: [u16; 3] = [4420, 8009, 10809];
-/// The last of them, where this end speaks first.
+/// The last of them, where the client speaks first.
 const NBD: u16 = 10809;
-/// How long a peer that is not let in is listened to.
+/// How long an unauthenticated peer reads.
 const MOMENT: Duration = Duration::from_millis(300);
-/// Less than the ten seconds for which somebody who has not said all yet is waited for.
+/// Less than the ten-second timeout of incomplete handshakes.
 const SOON: Duration = Duration::from_secs(5);
 
 /// Says that it wants to speak NVMe/TCP (NVMe/TCP 1.0 §3.6.2.2).
@@ -60,7 +60,7 @@ fn answer(address: SocketAddr, bytes: &[u8], patience: Duration) -> (Vec<u8>, bo
     }
 }
 
-/// What comes back in the channel that everybody can make: to that, and to who is silent at last.
+/// Returns the reply in the public pairing channel, to `bytes` and to silence.
 fn whisper(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
     channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
@@ -68,7 +68,7 @@ fn whisper(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     hear(channel)
 }
 
-/// Tries to pair without the code; all that is said to that in the channel.
+/// Tries to pair with a wrong code; returns everything received in the channel.
 fn guess(address: SocketAddr, code: &Code) -> Vec<u8> {
     let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
     channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
@@ -98,7 +98,7 @@ fn send(channel: &mut Stream, bytes: &[u8]) {
     channel.write_all(bytes).and_then(|()| channel.flush()).unwrap();
 }
 
-/// All that somebody without a key gets to hear there, on the wire and in channels.
+/// Returns everything an unauthenticated peer receives, on the wire and in TLS channels.
 fn interrogate(target: SocketAddr, wrong: &Code, disk: &str) -> Vec<u8> {
     let tap = Tap::on(target);
     let mut heard = Vec::new();
@@ -119,7 +119,7 @@ fn interrogate(target: SocketAddr, wrong: &Code, disk: &str) -> Vec<u8> {
         key: None,
     };
     assert!(secured(tap.address, stranger).is_err());
-    // In the channel for pairing there is no disk, whatever it is called.
+    // The pairing channel offers no disk under any name.
     let through = || secured(tap.address, everybodys());
     assert!(Guest::new(LAPTOP, disk).attach(through).is_err());
     heard.extend(tap.heard());
@@ -157,7 +157,7 @@ fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
     heard
 }
 
-/// What is nobody's business, as the owner is told it.
+/// Strings that must not be disclosed, from the events of the server.
 fn secrets(lent: &Value) -> Vec<String> {
     let texts = ["nqn", "disk", "name", "model", "serial"].map(|name| lent[name].as_str().unwrap());
     let uuid = texts[0].rsplit(':').next().unwrap();
@@ -209,7 +209,8 @@ fn listened() -> (BTreeSet<u16>, usize) {
     (tcp.iter().filter(|row| row[3] == "0A").map(port).collect(), udp.len())
 }
 
-/// X01: at every port, in every way to begin, who has no key learns nothing of the disk or the machine.
+/// X01: at every port, with every opening, an unauthenticated peer learns nothing about the disk or
+/// the machine.
 #[test]
 fn x01_keyless_peer_learns_nothing_at_any_port() {
     if !is_alone("disclosure::x01_keyless_peer_learns_nothing_at_any_port") {
@@ -242,7 +243,7 @@ fn x01_keyless_peer_learns_nothing_at_any_port() {
     assert!(heard.len() > 500, "only {} bytes: was anybody asked?", heard.len());
     let told: Vec<&String> = secrets.iter().filter(|secret| contains(&heard, secret)).collect();
     assert!(told.is_empty(), "told: {told:?}");
-    // The ears are good: this machine itself is told.
+    // Positive control: a loopback client does receive them.
     let tap = Tap::on(([127, 0, 0, 1], 4420).into());
     let open = Guest::new(DESK, nqn).attach_plain(tap.address);
     open.unwrap().read(0).unwrap();
@@ -250,7 +251,7 @@ fn x01_keyless_peer_learns_nothing_at_any_port() {
     assert!(contains(&tap.heard(), serial), "the serial number {serial} is told who may know");
 }
 
-/// X02: where a key is asked for, who speaks in the clear is cut off without a word.
+/// X02: a port that requires a key closes plaintext connections without a reply.
 #[test]
 fn x02_keyed_port_closes_plaintext_connections() {
     if !is_alone("disclosure::x02_keyed_port_closes_plaintext_connections") {
@@ -314,7 +315,7 @@ fn x52_unasked_only_link_local_and_loopback_addresses_answer() {
     assert!(!told.iter().any(|name| name == "listening"), "{told:?}");
 }
 
-/// Whether somebody behind a router is answered there.
+/// Returns whether a peer behind a router gets an answer.
 fn routed(at: SocketAddr) -> bool {
     let far = "10.99.0.2:0".parse::<SocketAddr>().unwrap();
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -1,4 +1,5 @@
-//! A peer that keeps the machine busy without a key keeps nobody else out (X54) and leaves nothing behind (R38).
+//! A flood of unauthenticated connections does not lock out other hosts (X54) and leaves nothing
+//! behind (R38).
 
 use std::fs;
 use std::io::Write;
@@ -15,17 +16,17 @@ use crate::alone::{ELSEWHERE, is_alone};
 use crate::host::{everybodys, plain, secured};
 use crate::scene::{Folder, KEYED, LAPTOP, Running, field, find, right};
 
-/// How long it goes on.
+/// Duration of the flood.
 const FLOOD: Duration = Duration::from_secs(4);
-/// The time in which somebody with the code is let in meanwhile, on a machine that may have other work: less than the ten
-/// seconds after which those who say nothing are let go of.
+/// Time limit for pairing during the flood: less than the ten-second timeout of incomplete
+/// handshakes.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Connections that each kind of flood holds open at most.
 const HELD: usize = 200;
 /// Kibibytes by which the process that talks to hosts may grow: less than 4 for each of a flood's connections.
 const GROWTH: u64 = 8 << 10;
 
-/// Begins a handshake with a key that nobody knows.
+/// Starts a handshake with an unknown key.
 fn stranger(address: SocketAddr) -> Option<TcpStream> {
     let psk = Psk {
         identity: format!("NVMe1R01 {LAPTOP} nqn.2024-01.test:disk"),
@@ -37,7 +38,7 @@ fn stranger(address: SocketAddr) -> Option<TcpStream> {
     None
 }
 
-/// Makes a channel to pair in, and says what is no hello there, or nothing.
+/// Opens a pairing channel, and sends an invalid hello or nothing.
 fn visitor(address: SocketAddr, speaks: bool) -> Option<TcpStream> {
     let mut channel = secured(address, everybodys()).ok()?;
     if speaks {
@@ -73,9 +74,9 @@ fn memory(process: &Path) -> u64 {
     said.strip_suffix(" kB").unwrap().trim().parse().unwrap()
 }
 
-/// X54: while one address comes again and again, with a key that is none, to pair and then not, or just to be there,
-/// another one is let in by the code as soon as ever, and memory stays as it was. (Tries of codes are counted for all
-/// addresses together, so that nobody has more of them by having more addresses: that is X06.)
+/// X54: while one address floods the server with bad keys, abandoned pairings and idle connections,
+/// another one can pair without delay, and memory use does not grow. (Wrong codes are counted for
+/// all addresses together: X06.)
 #[test]
 fn x54_flood_from_one_address_does_not_block_others() {
     if !is_alone("flood::x54_flood_from_one_address_does_not_block_others") {
@@ -120,7 +121,7 @@ fn x54_flood_from_one_address_does_not_block_others() {
     assert_eq!(paired.filter(|line| line.contains(&from_elsewhere)).count(), 2, "{said}");
 }
 
-/// How long it takes somebody at another address who has the code.
+/// Returns how long pairing from another address takes.
 fn pair_from_elsewhere(running: &Running, guests: &Folder, port: u16) -> Duration {
     let code = running.code();
     let place = format!("{ELSEWHERE}:{port}");

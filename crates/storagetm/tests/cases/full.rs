@@ -1,4 +1,5 @@
-//! A folder of keys that has no space left: both ends of a pairing are told, and the host is not let in.
+//! A state directory on a full file system: both ends of a pairing get an error, and the host is
+//! not authorized.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -69,7 +70,7 @@ fn full_state_directory_is_reported_to_both_ends() {
     assert_eq!(fs::read_dir(small.0.join("hosts")).unwrap().count(), 0);
     let targets = fs::read_dir(guests.0.join("state/targets"));
     assert_eq!(targets.map_or(0, Iterator::count), 0);
-    // With space it is let in.
+    // With free space it is authorized.
     fs::remove_file(small.0.join("fill")).unwrap();
     let code = told.iter().rev().find(|event| event["event"] == "pairing");
     let code = code.map_or_else(|| running.code(), |it| it["code"].as_str().unwrap().to_owned());

@@ -1,5 +1,5 @@
-//! A host that may be refused: it attaches a disk in the clear or in a channel, under any name, and sends any command. It
-//! knows nothing of the program under test.
+//! A host that may be refused: attaches a disk in plaintext or with TLS under any name, and sends
+//! any command.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A host, as it says it is.
+/// The identity a host claims.
 #[derive(Clone)]
 pub(crate) struct Guest {
     pub(crate) host: String,
@@ -223,7 +223,7 @@ impl<S: Read + Write> Attached<S> {
         self.io.ask(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
     }
 
-    /// Sends an I/O command with data as its code says; whether it worked.
+    /// Sends an I/O command with data as its opcode implies; returns whether it succeeded.
     pub(crate) fn ask_io(&mut self, sqe: Sqe) -> Result<bool, String> {
         let payload = self.payload(sqe.opcode);
         Ok(self.io.ask(sqe, payload)?.status.is_success())

@@ -1,5 +1,5 @@
-//! Loopback addresses: nobody but this machine reaches them, whatever its network is set up to (X59), and a key that the
-//! owner knows works there as at every other address.
+//! Loopback addresses cannot be reached from other machines in any network configuration (X59), and
+//! keys work on them as elsewhere.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -15,7 +15,7 @@ use crate::host::{Guest, plain};
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running};
 use crate::talk::Talk;
 
-/// How long a neighbour waits for an answer.
+/// How long a peer waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Has this machine take packets for 127.0.0.0/8 from the cable, as container software does, and the other one send them.
@@ -74,7 +74,7 @@ fn x59_a_neighbour_does_not_reach_loopback_listeners() {
     let reached = std::thread::scope(|scope| {
         scope.spawn(|| std::io::Write::write(&mut other.accept().unwrap().0, b"x").unwrap());
         let reached = is_answered(&cable, port);
-        // Ends the thread if nobody came.
+        // Ends the accepting thread.
         drop(TcpStream::connect(("127.0.0.1", port)));
         reached
     });
@@ -117,7 +117,7 @@ fn a_known_key_works_at_a_loopback_address() {
     assert_eq!(attached["host"], LAPTOP, "{attached}");
     assert!(attached["tls"].is_string() && attached["key"].is_string(), "{attached}");
     drop(disk);
-    // Nothing need be shown there.
+    // No key is needed there.
     assert_eq!(guest.attach_plain(address).unwrap().read(0).unwrap(), vec![7; 4096]);
     // But what is shown must be true: another host's name, or another key.
     let other = Guest::new(DESK, &name);

@@ -63,7 +63,7 @@ fn capsule(cid: u16) -> Vec<u8> {
     bytes
 }
 
-/// Asks for the whole disk many times. Returns what holds the memory; nothing if it is not let in.
+/// Reads the whole disk many times. Returns what holds the memory, or `None` if access is refused.
 fn hog_nvme(address: SocketAddr, disk: &str) -> Option<Box<dyn std::any::Any>> {
     let guest = Guest { depth: 64, ..Guest::new(LAPTOP, disk) };
     let mut attached = guest.attach(|| from(GREEDY, address)).ok()?;

@@ -1,4 +1,5 @@
-//! The same over NBD: what somebody learns who has shown no key, what one host's key opens, and until when: X01 to X04, X16.
+//! X01 to X04 and X16 over NBD: what an unauthenticated client learns, and what a host's key
+//! grants, until when.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +26,7 @@ fn serve(folder: &Folder, driver: &str, more: &[&str]) -> Running {
     Running::serve(&[&line[..], more].concat())
 }
 
-/// The key with which NBD clients speak TLS, as its owner hands it over.
+/// The PSK of NBD clients, as `storagetm key export` writes it.
 fn psk(folder: &Folder, name: &str) -> tls::Psk {
     let line = folder.owner(&["key", "export", name, "--nbd"]);
     let (identity, hex) = line.trim().split_once(':').unwrap();
@@ -74,8 +75,8 @@ fn rest(mut stream: impl Read) -> Vec<u8> {
     all
 }
 
-/// X01, X02: where a key is needed, every option but those that lead to TLS or to the end has one answer, and no answer
-/// tells of the disk or the machine.
+/// X01, X02: where a key is required, every option but STARTTLS and ABORT gets the same error, and
+/// no reply mentions the disk or the machine.
 #[test]
 fn x01_x02_before_tls_every_option_has_one_answer() {
     for driver in ["uring", "blocking"] {
@@ -119,11 +120,11 @@ fn x03_what_came_before_tls_is_forgotten() {
     let key = psk(&folder, "laptop");
     let mut talk = Talk(tls::connect(talk.0, key, Instant::now() + 30 * SECOND).unwrap());
     talk.go("").unwrap().unwrap();
-    // A simple reply, as nobody has asked for others in the channel.
+    // A simple reply, as structured replies were not negotiated in the channel.
     assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![7; 512]));
 }
 
-/// X04: whoever says more in the clear, once TLS was asked for, is not the one who asked.
+/// X04: plaintext bytes after STARTTLS may come from another sender.
 #[test]
 fn x04_bytes_after_starttls_end_the_connection() {
     for driver in ["uring", "blocking"] {
@@ -139,7 +140,7 @@ fn x04_bytes_after_starttls_end_the_connection() {
     }
 }
 
-/// A host's key opens what its rules say, and no more; nobody else's key is of any use.
+/// A host's key grants what its rules say, and no more; other keys are refused.
 #[test]
 fn a_key_opens_what_its_host_may_have() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! What somebody may not have who may have something, or says so: X15, X17, X18.
+//! What a host cannot access beyond its rules, or under another name: X15, X17, X18.
 
 use std::fs;
 
@@ -27,7 +27,7 @@ fn x15_another_hosts_name_without_its_key_is_refused() {
     let (address, names, _) = running.settled();
     let disk = &names[0];
     let spoofed = Guest::new(LAPTOP, disk);
-    // In the clear, with the desk's channel, in the channel of nobody, with the desk's key under the laptop's name.
+    // In plaintext, with the pairing PSK, with an unknown key, and with another host's key.
     assert!(spoofed.attach_plain(address).is_err());
     assert!(spoofed.attach(|| secured(address, known(&desk, DESK, disk))).is_err());
     assert!(spoofed.attach(|| secured(address, everybodys())).is_err());
@@ -36,11 +36,11 @@ fn x15_another_hosts_name_without_its_key_is_refused() {
     let channel = || secured(address, known(&laptop, LAPTOP, disk));
     assert!(Guest::new(DESK, disk).attach(channel).is_err());
     assert!(Guest::new(prover, disk).attach(channel).is_err());
-    // Who has to prove itself does not get by with nothing, nor with another key.
+    // A host with a DH-HMAC-CHAP key is refused without it or with another one.
     assert!(Guest::new(prover, disk).attach_plain(address).is_err());
     assert!(Guest::new(prover, disk).proving(&other).attach_plain(address).is_err());
     assert!(Guest::new(LAPTOP, disk).proving(&chap).attach_plain(address).is_err());
-    // With its own key each is let in, and was not before.
+    // With its own key each host is accepted.
     let mut right = spoofed.attach_tls(address, &laptop).unwrap();
     assert_eq!(right.read(0).unwrap(), vec![5; 4096]);
     let events = running.until("attached");
@@ -63,7 +63,7 @@ fn command(opcode: u8) -> Sqe {
     Sqe { opcode, ..IoCommand::Flush { nsid: 1 }.emit() }
 }
 
-/// X17: who may read does not write, by no command, and has no other disk.
+/// X17: a read-only host cannot write by any command, and cannot attach other disks.
 #[test]
 fn x17_read_only_host_cannot_write_or_use_other_disks() {
     if !is_alone("refusal::x17_read_only_host_cannot_write_or_use_other_disks") {
@@ -98,7 +98,7 @@ fn x17_read_only_host_cannot_write_or_use_other_disks() {
     assert!(!disk.ask_admin(unlock).unwrap_or(false));
     assert!(!disk.write(0).unwrap());
     assert_eq!(disk.read(0).unwrap(), vec![1; 4096]);
-    // Neither with a key for that one, which nobody gave it, nor with its own.
+    // Neither with a key derived for that disk nor with its own.
     let second = Guest::new(LAPTOP, &names[1]);
     assert!(second.attach_tls(address, &key).is_err());
     assert!(second.attach(|| secured(address, known(&key, LAPTOP, &names[0]))).is_err());
@@ -114,7 +114,8 @@ fn x17_read_only_host_cannot_write_or_use_other_disks() {
     assert_eq!(fs::read(&one).unwrap()[..512], [0xaa; 512]);
 }
 
-/// X18: who knows the code and wants to change disks may read them, unless somebody at the screen says more.
+/// X18: a host that knows the code and requests write access gets read access, unless the user
+/// confirms on the screen.
 #[test]
 fn x18_write_access_needs_confirmation_on_a_screen() {
     if !is_alone("refusal::x18_write_access_needs_confirmation_on_a_screen") {
@@ -125,7 +126,7 @@ fn x18_write_access_needs_confirmation_on_a_screen() {
     let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), "--writable", &image];
     let running = Running::serve(&line);
     let (address, names, code) = running.settled();
-    // Also a host that the owner had let change disks until now.
+    // Also a host that had write access before.
     folder.let_in(LAPTOP, "laptop", "tls", &["--writable"]);
     let place = format!("{ELSEWHERE}:{}", address.port());
     let words = ["--writable", "--json", "--code-file", "-", "--hostnqn", LAPTOP];

@@ -1,5 +1,5 @@
-//! Wrong codes on a machine without a keyboard: a signal lets pairing go on, and the death of the process that counts them
-//! gives none of the tries back (X62).
+//! Wrong codes on a machine without a terminal: a signal unlocks pairing, and a restart of the
+//! worker does not reset the counter (X62).
 
 use std::thread;
 use std::time::Duration;
@@ -28,7 +28,7 @@ impl Scene {
         (Self { running, place, guests, _folder: folder }, code)
     }
 
-    /// Tries a code. Returns the exit status, and what is said.
+    /// Tries a code. Returns the exit status and the output.
     fn pair(&self, code: &str) -> (Option<i32>, String) {
         let keys = self.guests.keys();
         let line = ["pair", &self.place, "--hostnqn", LAPTOP, "--name", "guest", "--keys", &keys];

@@ -1,4 +1,4 @@
-//! A host that is let in no longer is cut off within a second, and stays out: X16.
+//! A host whose access is revoked is disconnected within a second, and stays out: X16.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -82,7 +82,7 @@ fn x16_removed_chap_host_is_disconnected() {
 fn removed_with_chap() -> Duration {
     let folder = Folder::new();
     let key = folder.let_in(LAPTOP, "laptop", "chap", &[]);
-    // Because of another one, who speaks in the clear is still heard afterwards.
+    // Another host exists, so that plaintext connections are still answered.
     folder.let_in("nqn.2024-01.test:other", "other", "chap", &[]);
     let running = serve(&folder, "auto");
     let (address, names, _) = running.settled();
@@ -118,8 +118,8 @@ fn x16_expired_host_is_disconnected_within_a_second() {
     assert!(is_in_time(|| expired(seconds.next()?)));
 }
 
-/// How long after its time is over a host is cut off, which is in so many seconds. Nothing where this machine is too slow
-/// to have it let in before.
+/// Returns how long after its expiry a host is disconnected; `None` if this machine is too slow to
+/// attach it before.
 fn expired(seconds: u64) -> Option<Duration> {
     let folder = Folder::new();
     let (end, text) = moment(Duration::from_secs(seconds));

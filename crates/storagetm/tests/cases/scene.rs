@@ -1,4 +1,4 @@
-//! The program under test, its folder and its commands. It knows no protocol.
+//! The program under test, its directory and its commands.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -26,7 +26,7 @@ pub(crate) const DESK: &str =
 /// Bytes of a disk of the tests.
 pub(crate) const SIZE: usize = 1 << 20;
 
-/// A folder that is removed at the end, with the owner's keys in it.
+/// A temporary directory with keys and images.
 pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
@@ -50,12 +50,12 @@ impl Folder {
         self.0.join(inside).to_str().unwrap().to_owned()
     }
 
-    /// Where the owner's keys are.
+    /// The state directory.
     pub(crate) fn keys(&self) -> String {
         self.path("state")
     }
 
-    /// What a command about keys or hosts prints if all goes well.
+    /// Runs a key or host command that must succeed; returns its output.
     pub(crate) fn owner(&self, words: &[&str]) -> String {
         right(&[words, &["--keys", &self.keys()]].concat(), "")
     }
@@ -174,7 +174,8 @@ impl Running {
         (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
     }
 
-    /// The same with `--pair`, once the process that talks to hosts knows who is let in and what is lent: a code comes last.
+    /// The same with `--pair`, once the worker has the access rules and the disks: the code comes
+    /// last.
     pub(crate) fn settled(&self) -> (SocketAddr, Vec<String>, String) {
         let (address, names) = self.ready();
         (address, names, self.code())
@@ -185,7 +186,7 @@ impl Running {
         self.next("pairing")["code"].as_str().unwrap().to_owned()
     }
 
-    /// All that it has said, on standard output and standard error.
+    /// All output on standard output and standard error.
     pub(crate) fn said(&self) -> Vec<u8> {
         self.said.lock().unwrap().clone()
     }

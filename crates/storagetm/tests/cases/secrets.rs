@@ -109,7 +109,7 @@ fn x19_no_key_and_no_password_is_built_in() {
     }
 }
 
-/// X19: where nobody was let in, no key opens, and none is made up.
+/// X19: without authorized hosts every key is refused, and no key is generated.
 #[test]
 fn x19_without_hosts_all_access_is_refused() {
     if !is_alone("secrets::x19_without_hosts_all_access_is_refused") {
@@ -148,7 +148,7 @@ const HOSTILE: [&str; 5] = [
     "nqn.2024-01.test:\u{2028}\u{2066}\u{feff}",
 ];
 
-/// Whether each character is one that a terminal shows, and each line is one that the program itself has begun.
+/// Returns whether all characters are printable, and each line starts as the program writes it.
 fn is_harmless(said: &[u8]) -> bool {
     said.iter().all(|byte| *byte == b'\n' || (b' '..=b'~').contains(byte))
 }
@@ -165,7 +165,7 @@ fn hello(host: &str, name: &str) -> Vec<u8> {
 /// Comes with hostile names to the open auth and to the keyed one, in every way.
 fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
     for name in HOSTILE {
-        // Whether it is let in under that name is not the question here.
+        // Whether access is granted does not matter here.
         let _ = Guest::new(name, disk).attach_plain(open).map(|mut disk| disk.read(0));
         let _ = Guest::new(LAPTOP, name).attach_plain(open);
         let raw = |bytes: Vec<u8>| {
@@ -320,7 +320,7 @@ fn x53_keys_and_codes_are_not_printed_or_dumped() {
     assert_eq!(field(&status, "Seccomp").as_deref(), Some("2"));
 }
 
-/// What was said of codes to the program that asked for them, and all the rest.
+/// Separates the pairing events from all other output.
 fn split(said: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let is_code = |line: &&[u8]| line.starts_with(b"{\"event\":\"pairing\"");
     let (told, rest): (Vec<&[u8]>, Vec<&[u8]>) =

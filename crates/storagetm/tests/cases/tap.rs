@@ -1,4 +1,4 @@
-//! A relay that keeps every byte that comes back. It knows no protocol.
+//! A relay that records every byte from the server.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

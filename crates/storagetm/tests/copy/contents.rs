@@ -57,7 +57,8 @@ fn r45_allocated_copy_contains_every_file() {
     assert_equal(&disk, &whole);
 }
 
-/// R42: what is left out is zeros for the map as well, and a map of a part is none of the whole.
+/// R42: ranges that were left out are zeros in the map as well; a map of an allocated copy does not
+/// apply to the whole disk.
 #[test]
 fn allocated_copy_is_resumed_only_with_allocated() {
     if programs::lacks("copies of file systems", &["mke2fs"]) {
@@ -80,7 +81,8 @@ const CALLS: &str = "trace=execve,execveat,mount,fsopen,fsmount,open_tree,move_m
 /// Files by which devices are assembled.
 const ASSEMBLERS: [&str; 4] = ["/dev/loop", "/dev/mapper", "/dev/md", "/dev/btrfs-control"];
 
-/// Runs a copy under strace; the calls that it and all its processes made, or nothing where none may be traced.
+/// Runs a copy under strace; returns the system calls of all its processes, or `None` if tracing is
+/// not permitted.
 fn traced(folder: &Folder, words: &[&str]) -> Option<String> {
     let trace = folder.path("trace");
     let mut strace = programs::command("strace");

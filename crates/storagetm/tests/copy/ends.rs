@@ -115,7 +115,7 @@ fn block_device_is_read_and_written_after_confirmation() {
     assert_equal(&backing, &back);
 }
 
-/// The program before the pipe failed: that is no copy.
+/// The writer of the pipe failed: the copy must fail.
 #[test]
 fn a_pipe_with_nothing_in_it_is_no_copy_of_a_disk() {
     let folder = Folder::new();

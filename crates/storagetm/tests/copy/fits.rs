@@ -182,7 +182,7 @@ fn r54_piped_image_is_checked_and_its_backup_moved() {
     }
 }
 
-/// R54: a copy that is gone on with after its end is as it was.
+/// R54: a resumed copy that was complete is unchanged.
 #[test]
 fn r54_converted_copy_is_gone_on_with_by_its_map() {
     let folder = Folder::new();
@@ -222,7 +222,7 @@ fn r59_odd_image_is_copied_whole_by_every_protocol() {
     }
 }
 
-/// R59: whatever is no whole block is filled up with zeros, and that is said.
+/// R59: a partial last block is padded with zeros, with a note.
 #[test]
 fn r59_odd_image_onto_a_disk_is_filled_up_with_zeros() {
     let folder = Folder::new();

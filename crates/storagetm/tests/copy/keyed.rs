@@ -1,4 +1,4 @@
-//! Copies from targets that let in by keys only: in a network of the test's own, where a key is needed.
+//! Copies from targets that require keys, in a network namespace.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -27,7 +27,8 @@ fn owner(keys: &str, words: &[&str]) {
     assert!(run.status.success(), "{words:?}: {}", String::from_utf8_lossy(&run.stderr));
 }
 
-/// X20: who has the key gets the disk by either protocol; with another key, or in the clear, there is no copy.
+/// X20: with the key the disk is copied by either protocol; with another key, or in plaintext, it
+/// is not.
 #[test]
 fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
     if !is_alone("keyed::x20_a_key_secures_the_copy_and_a_wrong_one_ends_it") {
@@ -59,7 +60,7 @@ fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
     assert!(!Path::new(&never).exists());
 }
 
-/// Has `here` let in by the target that shows a code.
+/// Pairs the state directory `here` with the target.
 fn pair(target: &Target, here: &str) {
     let at = format!("{ELSEWHERE}:{}", target.port("nvme"));
     let mut pair = Command::new(PROGRAM)
@@ -125,7 +126,7 @@ impl Tap {
     }
 }
 
-/// Without a far end, what is no TLS is heard out, and TLS is hung up on.
+/// Without a far end, plaintext is read to its end, and TLS is disconnected.
 fn relay(mut near: TcpStream, mut far: Option<TcpStream>, keep: impl Fn(&[u8])) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = near.read(&mut bytes) {
@@ -142,7 +143,8 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
 }
 
-/// X60: keys belong to the machine. By another address it is spoken to by them, and a stranger not at all.
+/// X60: keys belong to the machine. At another address it is contacted with them, and an unknown
+/// machine is not contacted.
 #[test]
 fn x60_known_machine_is_never_contacted_in_plaintext() {
     if !is_alone("keyed::x60_known_machine_is_never_contacted_in_plaintext") {
@@ -166,7 +168,7 @@ fn x60_known_machine_is_never_contacted_in_plaintext() {
         assert_equal(&image, &to);
     }
     assert!(nvme.sent().iter().all(|sent| sent.first() == Some(&0x16)), "TLS from the first byte");
-    // NBD agrees on TLS in the clear, and says nothing else.
+    // NBD negotiates STARTTLS in plaintext, and sends nothing else.
     assert!(
         nbd.sent()
             .iter()
@@ -180,7 +182,7 @@ fn x60_known_machine_is_never_contacted_in_plaintext() {
     assert!(stranger.sent().iter().all(|sent| sent.first() == Some(&0x16)));
 }
 
-/// X60: a target that needs no key is copied from only if that is said, once there is a key for any machine.
+/// X60: once there is a key for any machine, a target without keys needs --insecure.
 #[test]
 fn x60_open_target_needs_insecure_where_keys_are_kept() {
     if !is_alone("keyed::x60_open_target_needs_insecure_where_keys_are_kept") {
@@ -203,7 +205,7 @@ fn x60_open_target_needs_insecure_where_keys_are_kept() {
         assert!(!Path::new(&never).exists());
         ends_with(0, &["--force", "--keys", &here, "--insecure", &source, &to]);
         assert_equal(&image, &to);
-        // Without any key there is nobody to be taken for another.
+        // Without any stored key there is no machine to be impersonated.
         ends_with(0, &["--force", &source, &to]);
     }
 }
@@ -266,7 +268,7 @@ fn paired_machine_is_copied_from_by_disk_name() {
         ends_with(0, &["--keys", &here, from, &to]);
         assert_equal(&image, &to);
     }
-    // Who has what others can read has no secret.
+    // Keys in a world-readable directory are not secret.
     let kept = Path::new(&here).join("targets");
     let file = fs::read_dir(kept).unwrap().map(|entry| entry.unwrap().path());
     let file = file.into_iter().find(|path| path.extension().is_some_and(|it| it == "json"));

@@ -1,4 +1,4 @@
-//! A copy that is killed again and again, and goes on each time.
+//! A copy that is killed repeatedly, and resumed each time.
 
 use std::fs;
 use std::process::Stdio;
@@ -50,7 +50,7 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     assert!(finished < 10, "it was killed while it copied: {finished}");
 }
 
-/// How many bytes are copied, as the map says: lines of position, size and `+`.
+/// Returns the number of copied bytes in a map: lines of position, size and `+`.
 fn rescued(map: &str) -> u64 {
     let text = fs::read_to_string(map).unwrap_or_default();
     let size = |line: &str| -> Option<u64> {
@@ -74,7 +74,7 @@ fn r41_a_torn_map_is_not_believed() {
     let output = run(&["--map", &map, &image, &to]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     match output.status.code() {
-        // Either it says so, or it goes on from what is whole of it.
+        // Either the map is rejected, or the copy resumes from its valid part.
         Some(5) => assert!(said.contains("map"), "{said}"),
         Some(0) => {}
         other => panic!("{other:?}: {said}"),

@@ -1,4 +1,4 @@
-//! Nothing that is there is overwritten unasked: one rule for all commands.
+//! Existing files and disks are not overwritten without confirmation, by any command.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -77,7 +77,7 @@ fn image_and_key_files_are_overwritten_only_by_force() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     for kind in ["--disk", "--uki", "--initramfs"] {
-        // There is no such kernel: what comes after consent fails.
+        // The kernel does not exist: the command fails after the confirmation.
         let line =
             ["image", "--kernel", "/nonexistent/kernel", "--modules", "/nonexistent", kind, &file];
         let (status, said) = run(&line);

@@ -116,7 +116,7 @@ fn r50_containers_are_refused_with_the_way_out() {
     }
 }
 
-/// X43: what a disk, or another machine, says of itself makes it no other image.
+/// X43: contents of a disk or a remote source that look like an image are not unpacked.
 #[test]
 fn x43_an_image_within_a_disk_is_copied_as_it_is() {
     let folder = Folder::new();

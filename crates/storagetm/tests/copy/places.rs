@@ -35,7 +35,7 @@ fn disk_is_copied_from_and_to_a_target_by_nvme() {
     let written = fs::read(&other).unwrap();
     assert!(written[..12 << 20] == fs::read(&image).unwrap()[..]);
     assert!(written[12 << 20..].iter().all(|byte| *byte == 3));
-    // R43: read-only, too small, or no such disk.
+    // R43: read-only, too small, or missing.
     let said = ends_with(5, &["--yes", &to, &from]);
     assert!(said.contains("read-only"), "{said}");
     let said = ends_with(5, &[&format!("nvme://127.0.0.1:{port}/nothing"), &folder.path("x")]);
@@ -101,7 +101,7 @@ fn nbdkit_is_a_source_and_a_destination() {
     assert_equal(&image, &other);
 }
 
-/// A destination that forgets what it is told: it answers each write well, and has nothing of it.
+/// A destination that acknowledges each write and discards it.
 #[test]
 fn corrupting_destination_fails_verification() {
     if !has("nbdkit") {
@@ -143,7 +143,7 @@ fn r16_a_failed_write_is_a_failed_copy() {
     }
 }
 
-/// R15: what cannot be read is exactly what is said to be bad, and all else is copied.
+/// R15: exactly the unreadable sectors are reported as bad, and all else is copied.
 #[test]
 fn r15_bad_sectors_are_reported_and_the_rest_copied() {
     if !has("nbdkit") {
@@ -196,7 +196,7 @@ fn rescue_map(bad: &[(u64, u64)], bytes: u64) -> String {
     text
 }
 
-/// R23: a server that goes away and comes back is gone on with.
+/// R23: a copy continues when the server comes back.
 #[test]
 fn r23_copy_continues_after_server_restart() {
     if !has("nbdkit") {
@@ -265,7 +265,8 @@ fn r23_copy_continues_after_target_restart() {
     }
 }
 
-/// A server that does not come back ends the copy when patience does, and the map goes on from there.
+/// If the server does not come back, the copy fails after `--patience`, and can be resumed from the
+/// map.
 #[test]
 fn lost_server_is_a_failure_that_can_be_resumed() {
     if !has("nbdkit") {

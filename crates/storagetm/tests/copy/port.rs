@@ -1,9 +1,9 @@
-//! Ports for servers that have to be told theirs. It knows no server.
+//! Ports for servers that need a fixed one.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A port that nobody has, and that nobody is given who asks for any: below those that Linux gives out (32768 on).
+/// Returns a free port below the ephemeral range of Linux (from 32768).
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = std::process::id() * 16;

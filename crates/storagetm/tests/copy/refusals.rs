@@ -65,7 +65,7 @@ fn a_refusal_is_an_event_too() {
     assert!(events[0]["reason"].as_str().unwrap().contains("no such disk or file"));
 }
 
-/// R42: a map that was made for another disk is no leave to go on.
+/// R42: a map of another disk cannot be resumed.
 #[test]
 fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     let folder = Folder::new();
@@ -76,7 +76,7 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     // Another size.
     let longer = folder.image("longer.img", 5 * MIB);
     ends_with(5, &["--map", &map, &longer, &to]);
-    // The same size, and another content: what the map says is done is not what is there.
+    // Same size, other content: the finished ranges of the map do not apply.
     let other = folder.path("other.img");
     crate::scene::fill(&other, 4 * MIB, 12345);
     let text = fs::read_to_string(&map).unwrap();

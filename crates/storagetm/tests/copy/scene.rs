@@ -1,4 +1,4 @@
-//! What the tests have at hand: a folder, images, and the program run to its end. It knows no test.
+//! Test environment: a directory, images, and the program run to its end.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -86,7 +86,7 @@ pub(crate) fn run(words: &[&str]) -> Output {
     copy(words).output().unwrap()
 }
 
-/// Runs it to its end, which must have that status; what it said on standard error.
+/// Runs the program to its end, which must have that status; returns its standard error.
 #[track_caller]
 pub(crate) fn ends_with(status: i32, words: &[&str]) -> String {
     let output = run(words);
@@ -95,7 +95,7 @@ pub(crate) fn ends_with(status: i32, words: &[&str]) -> String {
     said
 }
 
-/// The events that it said, the last of which must be `finished`.
+/// Returns the events, the last of which must be `finished`.
 #[track_caller]
 pub(crate) fn events(output: &Output) -> Vec<Value> {
     let said = std::str::from_utf8(&output.stdout).unwrap();
@@ -135,7 +135,7 @@ pub(crate) fn until_arrived(path: &str, bytes: u64) {
     }
 }
 
-/// Waits until somebody's server listens there; its name is there before.
+/// Waits until a server listens on the socket.
 #[track_caller]
 pub(crate) fn until_listens(socket: &str) {
     let end = Instant::now() + LONG;
@@ -145,7 +145,7 @@ pub(crate) fn until_listens(socket: &str) {
     }
 }
 
-/// Whether there is such a program; says so if not.
+/// Returns whether the program is installed; prints a note if not.
 pub(crate) fn has(program: &str) -> bool {
     !programs::lacks(&format!("a copy with {program}"), &[program])
 }

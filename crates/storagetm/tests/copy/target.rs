@@ -1,4 +1,4 @@
-//! This program's own target as a process. It knows no test.
+//! A storagetm target as a process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

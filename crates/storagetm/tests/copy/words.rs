@@ -1,4 +1,4 @@
-//! What it says while it copies: lines, events, and where to go on.
+//! Output of a copy: lines, events, and how to resume.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ fn r47_progress_is_true() {
     assert!((0..4).any(|_| longest_silence(&events(&run(&line))) < 2.0));
 }
 
-/// The most seconds between two words of how far it is, none of which is wrong.
+/// Returns the longest time in seconds between two progress events.
 fn longest_silence(events: &[Value]) -> f64 {
     let is_told = |event: &&Value| event["event"] == "progress" && event["phase"] != "checking";
     let progress: Vec<&Value> = events.iter().filter(is_told).collect();

@@ -1,4 +1,4 @@
-//! Block devices that fail, or do not answer while they are told not to.
+//! Block devices that fail, or stop answering on request.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ pub(crate) struct Device {
     pub(crate) path: String,
     fuse: Option<Background>,
     server: Option<Background>,
-    /// Where it is told to answer, or not.
+    /// Controls whether requests are answered.
     control: Option<UnixStream>,
 }
 
@@ -39,7 +39,7 @@ impl Device {
         Self::new(folder, name, &["eval", &size, &pread, "pwrite=cat >/dev/null"], &[])
     }
 
-    /// One that answers, until it is told not to. It holds what is in `image`.
+    /// A device that answers until it is paused, with the content of `image`.
     pub(crate) fn pausing(folder: &Folder, name: &str, image: &str) -> Option<Self> {
         let control = folder.path(&format!("{name}.control"));
         let pause = format!("pause-control={control}");

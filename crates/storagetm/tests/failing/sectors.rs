@@ -44,7 +44,7 @@ fn r61_an_unreadable_head_is_lent_and_copied_with_a_note() {
     serve.terminate();
 }
 
-/// What it is part of cannot be seen, so it is written only by those who say so.
+/// It may be part of an array that cannot be seen, so writing needs --force.
 #[test]
 fn r61_an_unreadable_head_is_written_only_with_force() {
     if cannot("an unreadable head is written only with force") {

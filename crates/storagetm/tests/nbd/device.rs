@@ -18,7 +18,7 @@ struct Device {
 }
 
 impl Device {
-    /// Nothing where this machine has no loop device to spare.
+    /// Returns `None` if this machine has no free loop device.
     fn new(folder: &Folder, io: &str, image: &str) -> Option<Self> {
         let server = Server::unix(folder, &["--io", io, "--writable", image]);
         let file = folder.path("device");
@@ -133,7 +133,7 @@ fn r04_interop_random_requests_leave_what_they_should() {
             }
         }
         drop(file);
-        // Past whatever this machine has kept.
+        // Bypasses the page cache.
         says("blockdev", &["--flushbufs", device]);
         assert!(fs::read(device).unwrap() == copy);
     });

@@ -1,4 +1,4 @@
-//! Other people's programs: whether they are there, and how they end. It knows none of them, and no protocol.
+//! Other programs: whether they are installed, and how they end.
 
 use std::fs::File;
 use std::io::Write;
@@ -87,7 +87,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
     output
 }
 
-/// What it prints when all goes well.
+/// Returns the output of a successful run.
 pub(crate) fn says(name: &str, words: &[&str]) -> String {
     let output = run(program(name).args(words));
     let (out, error) = (text(&output.stdout), text(&output.stderr));

@@ -22,7 +22,7 @@ fn interop_nbdinfo_starts_us_by_itself() {
     let export = &told["exports"][0];
     assert_eq!(export["export-size"], 3 * MIB);
     assert_eq!(export["is_read_only"], false);
-    // What it ran before is gone, with its socket: it can be done again.
+    // The earlier process and its socket are gone: it can be started again.
     says("nbdinfo", &start);
 }
 
@@ -92,7 +92,7 @@ fn interop_nbdinfo_lists_the_disks() {
     assert_eq!(names, ["one", "other"], "{told}");
     assert_eq!(says("nbdinfo", &["--size", &server.uri("other")]).trim(), (2 * MIB).to_string());
     says("nbdinfo", &["--is", "read-only", &server.uri("one")]);
-    // Two disks: the empty name is none of them.
+    // With two disks the empty name is ambiguous.
     for wrong in ["", "third", "../one", "one.img", "%00"] {
         fails("nbdinfo", &["--size", &server.uri(wrong)]);
     }

@@ -1,5 +1,5 @@
-//! Clients that break off, lie about lengths, or never say anything: none of them may end the server, or keep it from the
-//! next one.
+//! Clients that disconnect, send wrong lengths, or send nothing: none may end the server or block
+//! other clients.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ fn transmitting(port: u16) -> TcpStream {
     crate::raw::transmitting(port, "disk")
 }
 
-/// Goes away so that the server hears of it by a reset, whatever it is about to send.
+/// Closes the connection with a reset.
 fn reset(socket: TcpStream) {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
     drop(socket);

@@ -1,4 +1,4 @@
-//! Doors where a key or a certificate is needed, by clients of GnuTLS and OpenSSL. It knows how those are told theirs.
+//! Listeners that require a key or a certificate, with clients that use GnuTLS and OpenSSL.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use crate::foreign::{Folder, MIB, fails, lacks, program, run, same, says};
 use crate::server::{DRIVERS, PROGRAM, Server};
 
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
-/// Every address, which asks for a key even of who comes from this machine.
+/// Any address, which requires a key also from this machine.
 const KEYED: &str = "nbd:0.0.0.0:0";
 
 /// A target with a host `laptop` that has a key, and the file in which other programs want that key.
@@ -48,7 +48,7 @@ impl Scene {
         self.folder.path("psk/keys.psk")
     }
 
-    /// Writable for who has a key.
+    /// Writable with a key.
     fn serve(&self, io: &str, more: &[&str]) -> Server {
         let keys = self.folder.path("keys");
         let words = ["--io", io, "--listen", KEYED, "--keys", &keys, "--writable", &self.image];
@@ -60,7 +60,7 @@ impl Scene {
     }
 }
 
-/// X02: who comes in the clear is told that TLS is needed, and nothing else.
+/// X02: a plaintext client is told that TLS is required, and nothing else.
 #[test]
 fn x02_interop_plaintext_client_learns_nothing() {
     if lacks("who comes in the clear learns nothing", &["nbdinfo", "qemu-nbd"]) {
@@ -158,7 +158,8 @@ fn interop_a_key_lets_qemu_in() {
     same(&scene.image, copy);
 }
 
-/// Certificates of an authority, made by OpenSSL: `ca`, `server` and `client`, and one `stranger` of another authority.
+/// Certificates made with OpenSSL: `ca`, `server` and `client`, and `stranger` of another
+/// authority.
 fn certificates(folder: &Folder) -> String {
     let at = folder.path("pki");
     fs::create_dir(&at).unwrap();
@@ -214,7 +215,7 @@ fn interop_certificates_let_gnutls_clients_in() {
         fs::copy(format!("{at}/ca-cert.pem"), format!("{unknown}/ca-cert.pem")).unwrap();
         let stranger = format!("{uri}{unknown}");
         fails("nbdinfo", &["--size", &stranger]);
-        // One of the owner's authority, for somebody who was not let in, is not enough either.
+        // A certificate of the right authority for an unknown host is refused as well.
         for other in ["stranger", "visitor"] {
             for end in ["key.pem", "cert.pem"] {
                 fs::copy(format!("{at}/{other}-{end}"), format!("{unknown}/client-{end}")).unwrap();

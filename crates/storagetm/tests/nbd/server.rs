@@ -1,4 +1,4 @@
-//! The program, serving NBD, with what a client must know to come to it. It knows no client.
+//! The program serving NBD, and how clients reach it.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +18,7 @@ pub(crate) const DRIVERS: [&str; 2] = ["uring", "blocking"];
 pub(crate) struct Server {
     child: Child,
     lines: Receiver<String>,
-    /// What it said until it was ready.
+    /// Events until it was ready.
     pub(crate) events: Vec<Value>,
     /// What follows the name of a disk in an address, and what goes before.
     place: (String, String),

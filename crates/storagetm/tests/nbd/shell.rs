@@ -1,4 +1,5 @@
-//! Scripts for libnbd's own programming interface, which can ask for what no tool asks for. Each script says what it expects.
+//! Scripts for libnbd's programming interface, for requests that its tools do not make. Each script
+//! checks its own expectations.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
-//! R46: GNU ddrescue goes on from our map, and we from its, without reading again what is rescued. R15: what could not be
-//! read is just what was made unreadable.
+//! R46: GNU ddrescue resumes from our map, and we from its map, without reading rescued data again.
+//! R15: exactly the sectors made unreadable are bad.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -30,7 +30,7 @@ fn map_of(bad: &[(usize, usize)]) -> String {
     text
 }
 
-/// The bad sectors that a map tells: lines of position, size and status behind the first, which is the position now.
+/// Returns the bad sectors of a map: lines of position, size and status after the current position.
 fn bad_of(map: &str) -> Vec<(usize, usize)> {
     let number = |word: &str| usize::from_str_radix(word.trim_start_matches("0x"), 16).unwrap();
     let lines = map.lines().filter(|line| !line.starts_with('#')).skip(1);

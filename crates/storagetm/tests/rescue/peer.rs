@@ -12,7 +12,7 @@ use crate::port::free_port;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 
-/// A server of somebody else's; ended with its handle.
+/// A server of another project; ended with its handle.
 pub(crate) struct Peer {
     running: Option<Background>,
     /// A process that left whoever started it.

@@ -1,4 +1,4 @@
-//! A host on a stream that blocks: it attaches a disk and reads it. It knows nothing of the program under test.
+//! A host on a blocking stream: attaches a disk and reads it.
 
 use std::io::{Read, Write};
 

@@ -83,7 +83,7 @@ fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
     let program = format!("by another program (process {}, qemu", paused.0.id());
     assert!(copied.status.code() == Some(5) && said.contains(&program), "{said}");
     assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0), "nothing was written");
-    // Allowed, it is lent read-only, and that is said; the machine keeps what it has.
+    // With --allow-in-use it is lent read-only, with a note.
     let allowed = ["--json", "--listen", ANY_PORT, "--allow-in-use", &image];
     let mut running = Running::serve(&allowed);
     running.events_until("ready");
@@ -197,7 +197,7 @@ fn r58_clones_on_two_machines_are_two_disks() {
     stop(&mut two);
     assert_ne!(here[0]["nqn"], there[0]["nqn"]);
     assert_ne!(here[0]["serial"], there[0]["serial"]);
-    // The same disk on another machine, as when it is moved, is one that nobody knows either.
+    // The same disk on another machine has the same identity.
     let mut three = on_machine("2", &first);
     let moved = lent(&three);
     stop(&mut three);
@@ -247,7 +247,7 @@ fn image_size_changes_are_reported() {
     };
     resize(2 * SIZE);
     resized(2 * SIZE, SIZE);
-    // The process that serves is told meanwhile.
+    // The worker is notified meanwhile.
     let end = Instant::now() + LONG;
     while nbd(port).go("log").unwrap().unwrap().0 != 2 * SIZE {
         assert!(Instant::now() < end, "NBD clients do not see the new size");

@@ -1,4 +1,5 @@
-//! NBD as people and scripts meet it: where it is spoken, what is said of that, and how the program is started by others.
+//! NBD for users and scripts: where it is served, what is reported, and how the program is started
+//! by clients.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -163,7 +164,7 @@ fn activation_socket_is_served_without_stdout() {
     let path = folder.0.join("x.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let mut running = activated(listener.into(), &[&disk]);
-    // Who comes before it is ready waits in the socket's queue.
+    // A client that connects before it is ready waits in the socket's backlog.
     assert_eq!(first_block(&mut unix(&path), ""), [4; 512]);
     running.signal(Signal::TERM);
     assert!(running.end().success());

@@ -1,5 +1,4 @@
-//! A client of NBD that can say no more than a test needs, and says what it is told to. It knows nothing of the program
-//! under test, and has its figures from the protocol's text.
+//! A minimal NBD client for tests; its constants are from the protocol's text.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 
