@@ -21,7 +21,7 @@ use daemon::settings::Settings;
 use failure::Failure;
 
 /// Set in the environment of the child of PID 1.
-pub(super) const TARGET_MODE: &str = "STORAGETM_STATION";
+pub(super) const TARGET_MODE: &str = "STORAGETM_TARGET_MODE";
 
 /// Exit status that requests a power-off.
 pub(super) const POWER_OFF: i32 = 10;
