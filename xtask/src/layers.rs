@@ -22,9 +22,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("image", &["export", "linux"]),
     ("filesystem", &["export", "linux"]),
     ("failure", &["console"]),
+    ("protocol", &["nbd", "nvme"]),
     ("ipc", &["linux"]),
     ("keys", &["console", "export", "failure", "linux", "nvme", "pair"]),
-    ("dnssd", &["failure", "ipc", "linux", "nvme"]),
+    ("dnssd", &["failure", "ipc", "linux", "nvme", "protocol"]),
     (
         "remote",
         &["console", "dnssd", "engine", "export", "failure", "keys", "linux", "nbd", "nvme"],

@@ -12,8 +12,8 @@ use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
 use nvme::nqn;
 use serde::{Serialize, Serializer};
 
-use crate::listen::Protocol;
 use crate::rate_limit::CountedEvent;
+use protocol::Protocol;
 
 /// An event.
 #[derive(Debug, Clone, Serialize)]

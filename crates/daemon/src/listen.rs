@@ -13,13 +13,13 @@ use linux::net::{Address, Scope, scope_of};
 use serde::{Deserialize, Serialize};
 
 use failure::Failure;
-pub use option::{ListenAddr, ListenOption, Protocol};
+pub use option::{ListenAddr, ListenOption};
+use protocol::{PROTOCOLS, Protocol, Role, Row};
 
 /// The protocols to serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Protocols {
-    nvme: bool,
-    nbd: bool,
+    served: Vec<Protocol>,
     /// Whether the user named them.
     named: bool,
 }
@@ -27,48 +27,46 @@ pub struct Protocols {
 impl Protocols {
     /// The named protocols; all if none is named.
     pub fn of(named: &[Protocol]) -> Self {
-        let has = |protocol| named.is_empty() || named.contains(&protocol);
-        let (nvme, nbd) = (has(Protocol::Nvme), has(Protocol::Nbd));
-        Self { nvme, nbd, named: !named.is_empty() }
+        let all = PROTOCOLS.iter().map(|row| row.protocol);
+        let served = all.filter(|protocol| named.is_empty() || named.contains(protocol)).collect();
+        Self { served, named: !named.is_empty() }
     }
 
-    pub fn has(self, protocol: Protocol) -> bool {
-        match protocol {
-            Protocol::Nvme => self.nvme,
-            Protocol::Nbd => self.nbd,
-        }
+    pub fn has(&self, protocol: Protocol) -> bool {
+        self.served.contains(&protocol)
+    }
+
+    /// The protocol of an inherited socket that does not show which one it is for: the least
+    /// preferred, whose clients start servers themselves.
+    fn last(&self) -> Protocol {
+        self.served.last().copied().unwrap_or(PROTOCOLS[0].protocol)
     }
 
     /// The protocol for a port that is given without one.
-    fn first(self) -> Protocol {
-        if self.nvme { Protocol::Nvme } else { Protocol::Nbd }
+    fn first(&self) -> Protocol {
+        self.served.first().copied().unwrap_or(PROTOCOLS[0].protocol)
     }
 }
 
 /// What a listener serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ListenerRole {
-    /// NVMe/TCP: discovery and disks.
-    All,
-    /// NVMe/TCP: discovery; the disks are at [`nvme::PORT`].
-    Discovery,
-    /// NBD.
-    Nbd,
+pub struct Service {
+    pub protocol: Protocol,
+    pub role: Role,
 }
 
-impl ListenerRole {
-    pub fn protocol(self) -> Protocol {
-        match self {
-            Self::All | Self::Discovery => Protocol::Nvme,
-            Self::Nbd => Protocol::Nbd,
-        }
+impl Service {
+    pub fn disks(protocol: Protocol) -> Self {
+        Self { protocol, role: Role::Disks }
     }
 
-    fn disks(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Nvme => Self::All,
-            Protocol::Nbd => Self::Nbd,
-        }
+    pub fn discovery(protocol: Protocol) -> Self {
+        Self { protocol, role: Role::Discovery }
+    }
+
+    /// The protocol of Unix sockets.
+    pub fn unix() -> Self {
+        Self::disks(Protocol::on_unix().unwrap_or(PROTOCOLS[0].protocol))
     }
 }
 
@@ -89,7 +87,7 @@ pub struct Listener {
     /// Interface of a link-local IPv6 address.
     pub interface: Option<String>,
     /// What it serves.
-    pub serves: ListenerRole,
+    pub serves: Service,
     /// What hosts must present.
     pub auth: Auth,
     /// Whether the user did not ask for it: skipped if the port is in use.
@@ -97,7 +95,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    fn new(ip: IpAddr, interface: Option<(&str, u32)>, port: u16, serves: ListenerRole) -> Self {
+    fn new(ip: IpAddr, interface: Option<(&str, u32)>, port: u16, serves: Service) -> Self {
         let socket = match (ip, interface) {
             (IpAddr::V6(ip), Some((_, scope))) => SocketAddrV6::new(ip, port, 0, scope).into(),
             (ip, _) => SocketAddr::new(ip, port),
@@ -106,7 +104,7 @@ impl Listener {
         Self { interface, ..Self::at(BindAddr::Net(socket), serves) }
     }
 
-    fn at(addr: BindAddr, serves: ListenerRole) -> Self {
+    fn at(addr: BindAddr, serves: Service) -> Self {
         // No key is needed on this machine itself.
         let is_here = match &addr {
             BindAddr::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
@@ -118,35 +116,27 @@ impl Listener {
 
     /// A socket passed by the service manager. The protocol follows from its name, else from its
     /// address.
-    pub fn inherited(addr: BindAddr, name: &str, protocols: Protocols) -> Self {
+    pub fn inherited(addr: BindAddr, name: &str, protocols: &Protocols) -> Self {
         let serves = match &addr {
-            BindAddr::Path(_) => ListenerRole::Nbd,
-            BindAddr::Net(_) if name.starts_with("nvme") => ListenerRole::All,
-            BindAddr::Net(_) if name.starts_with("nbd") => ListenerRole::Nbd,
-            BindAddr::Net(socket) if socket.port() == nvme::DISCOVERY_PORT => {
-                ListenerRole::Discovery
-            }
-            BindAddr::Net(socket) if socket.port() == nvme::PORT => ListenerRole::All,
-            BindAddr::Net(_) if protocols.nbd => ListenerRole::Nbd,
-            BindAddr::Net(_) => ListenerRole::All,
+            BindAddr::Path(_) => Service::unix(),
+            BindAddr::Net(socket) => named_service(name)
+                .or_else(|| service_at(socket.port()))
+                .unwrap_or_else(|| Service::disks(protocols.last())),
         };
         Self::at(addr, serves)
     }
 
     /// Listeners on the standard ports of an address.
-    fn standard(ip: IpAddr, interface: Option<(&str, u32)>, protocols: Protocols) -> Vec<Self> {
-        let at = |port, serves| Self::new(ip, interface, port, serves);
-        let mut all = Vec::new();
-        if protocols.nvme {
-            all.extend([
-                at(nvme::PORT, ListenerRole::All),
-                at(nvme::DISCOVERY_PORT, ListenerRole::Discovery),
-            ]);
-        }
-        if protocols.nbd {
-            all.push(Self { optional: !protocols.named, ..at(nbd::wire::PORT, ListenerRole::Nbd) });
-        }
-        all
+    fn standard(ip: IpAddr, interface: Option<(&str, u32)>, protocols: &Protocols) -> Vec<Self> {
+        let rows = PROTOCOLS.iter().filter(|row| protocols.has(row.protocol));
+        let of_row = |row: &'static Row| {
+            row.ports.iter().map(move |port| {
+                let service = Service { protocol: row.protocol, role: port.role };
+                let optional = row.optional && !protocols.named;
+                Self { optional, ..Self::new(ip, interface, port.number, service) }
+            })
+        };
+        rows.flat_map(of_row).collect()
     }
 
     /// Requires no key if `open`.
@@ -178,6 +168,20 @@ impl Listener {
             any && own.port() == local.port()
         })
     }
+}
+
+/// The service that the name of an inherited socket begins with.
+fn named_service(name: &str) -> Option<Service> {
+    let row = PROTOCOLS.iter().find(|row| name.starts_with(row.option))?;
+    Some(Service::disks(row.protocol))
+}
+
+/// The service of a standard port.
+fn service_at(port: u16) -> Option<Service> {
+    PROTOCOLS.iter().find_map(|row| {
+        let standard = row.ports.iter().find(|standard| standard.number == port)?;
+        Some(Service { protocol: row.protocol, role: standard.role })
+    })
 }
 
 impl fmt::Display for Listener {
@@ -234,34 +238,31 @@ pub fn plan(
             DefaultScope::Everywhere => Plan::Everywhere(protocols),
         });
     }
-    given.iter().try_for_each(|listen| check_spoken(listen, protocols))?;
+    given.iter().try_for_each(|listen| check_spoken(listen, &protocols))?;
     if awaited {
         return Ok(Plan::Awaited(given.to_vec(), protocols));
     }
     let resolved: Result<Vec<_>, _> =
-        given.iter().map(|listen| resolve(listen, protocols, machine)).collect();
+        given.iter().map(|listen| resolve(listen, &protocols, machine)).collect();
     Ok(Plan::Fixed(deduplicated(resolved?.into_iter().flatten())))
 }
 
-fn check_spoken(listen: &ListenOption, protocols: Protocols) -> Result<(), Failure> {
-    match listen.protocol.filter(|protocol| !protocols.has(*protocol)) {
-        None => Ok(()),
-        Some(Protocol::Nbd) => {
-            Err(Failure::usage("--listen nbd:… or unix:… needs nbd among those of --protocol"))
-        }
-        Some(Protocol::Nvme) => {
-            Err(Failure::usage("--listen nvme:… needs nvme among those of --protocol"))
-        }
-    }
+fn check_spoken(listen: &ListenOption, protocols: &Protocols) -> Result<(), Failure> {
+    let Some(protocol) = listen.protocol.filter(|protocol| !protocols.has(*protocol)) else {
+        return Ok(());
+    };
+    let row = protocol.row();
+    let (name, unix) = (row.option, if row.unix { " or unix:…" } else { "" });
+    Err(Failure::usage(format!("--listen {name}:…{unix} needs {name} among those of --protocol")))
 }
 
 /// Removes duplicates, except for port 0.
 fn deduplicated(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
     let mut once: Vec<Listener> = Vec::new();
     for listener in listeners {
-        let protocol = listener.serves.protocol();
+        let protocol = listener.serves.protocol;
         let is_it =
-            |known: &Listener| known.addr == listener.addr && known.serves.protocol() == protocol;
+            |known: &Listener| known.addr == listener.addr && known.serves.protocol == protocol;
         let is_any = listener.socket().is_some_and(|socket| socket.port() == 0);
         if is_any || !once.iter().any(is_it) {
             once.push(listener);
@@ -272,24 +273,26 @@ fn deduplicated(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> 
 
 fn resolve(
     listen: &ListenOption,
-    protocols: Protocols,
+    protocols: &Protocols,
     machine: &[Address],
 ) -> Result<Vec<Listener>, Failure> {
     let (ip, named, port) = match &listen.addr {
         ListenAddr::Path(path) => {
-            return Ok(vec![Listener::at(BindAddr::Path(path.clone()), ListenerRole::Nbd)]);
+            return Ok(vec![Listener::at(BindAddr::Path(path.clone()), Service::unix())]);
         }
         ListenAddr::Address { ip, interface, port } => (*ip, interface.as_deref(), *port),
     };
     let found = interface(ip, named, machine)?;
     let interface = found.as_ref().map(|(name, scope)| (name.as_str(), *scope));
-    let one = |protocol| Protocols::of(&[protocol]);
     Ok(match port {
         Some(port) => {
             let protocol = listen.protocol.unwrap_or_else(|| protocols.first());
-            vec![Listener::new(ip, interface, port, ListenerRole::disks(protocol))]
+            vec![Listener::new(ip, interface, port, Service::disks(protocol))]
         }
-        None => Listener::standard(ip, interface, listen.protocol.map_or(protocols, one)),
+        None => match listen.protocol {
+            Some(protocol) => Listener::standard(ip, interface, &Protocols::of(&[protocol])),
+            None => Listener::standard(ip, interface, protocols),
+        },
     })
 }
 
@@ -324,20 +327,20 @@ impl Plan {
             Self::Everywhere(protocols) => {
                 [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
                     .into_iter()
-                    .flat_map(|ip| Listener::standard(ip, None, *protocols))
+                    .flat_map(|ip| Listener::standard(ip, None, protocols))
                     .collect()
             }
             Self::Nearby(protocols) => {
                 let near = machine.iter().filter(is_nearby);
-                near.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
+                near.flat_map(|at| Listener::standard(at.ip, scope(at), protocols)).collect()
             }
             Self::Present(protocols) => {
                 let usable = machine.iter().filter(|at| is_nearby(at) || at.is_usable());
-                usable.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
+                usable.flat_map(|at| Listener::standard(at.ip, scope(at), protocols)).collect()
             }
             Self::Awaited(given, protocols) => {
                 let here = given.iter().filter(|listen| listen.is_at(machine));
-                let resolved = here.filter_map(|listen| resolve(listen, *protocols, machine).ok());
+                let resolved = here.filter_map(|listen| resolve(listen, protocols, machine).ok());
                 deduplicated(resolved.flatten())
             }
         }
@@ -388,7 +391,7 @@ pub fn endpoints<'a>(
     listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],
 ) -> Vec<Endpoint> {
-    let disks = listeners.filter(|listener| listener.serves == ListenerRole::All);
+    let disks = listeners.filter(|listener| listener.serves == Service::disks(Protocol::Nvme));
     sorted(disks.flat_map(|listener| reached(listener, machine)).collect())
 }
 
@@ -398,7 +401,7 @@ pub fn nbd_endpoints<'a>(
     machine: &[Address],
 ) -> Vec<Nbd> {
     let disks: Vec<&Listener> =
-        listeners.filter(|listener| listener.serves == ListenerRole::Nbd).collect();
+        listeners.filter(|listener| listener.serves == Service::disks(Protocol::Nbd)).collect();
     let net = sorted(disks.iter().flat_map(|listener| reached(listener, machine)).collect());
     let paths = disks.iter().filter_map(|listener| match &listener.addr {
         BindAddr::Path(path) if !path.as_os_str().is_empty() => {
@@ -580,7 +583,7 @@ mod test {
         .unwrap();
         let listeners = plan.listeners(&[]);
         assert_eq!(texts(&listeners), ["127.0.0.1 port 5000"]);
-        assert_eq!(listeners[0].serves, ListenerRole::All);
+        assert_eq!(listeners[0].serves, Service::disks(Protocol::Nvme));
     }
 
     #[test]
@@ -623,12 +626,27 @@ mod test {
         let nbd = || Protocols::of(&[Protocol::Nbd]);
         let one = |text: &str, serves| vec![(text.to_owned(), serves)];
         assert_eq!(at("127.0.0.1", both()).len(), 3);
-        assert_eq!(at("127.0.0.1", nbd()), one("127.0.0.1 port 10809", ListenerRole::Nbd));
-        assert_eq!(at("nbd:127.0.0.1", both()), one("127.0.0.1 port 10809", ListenerRole::Nbd));
-        assert_eq!(at("127.0.0.1:0", both()), one("127.0.0.1 port 0", ListenerRole::All));
-        assert_eq!(at("127.0.0.1:0", nbd()), one("127.0.0.1 port 0", ListenerRole::Nbd));
-        assert_eq!(at("nbd:127.0.0.1:7", both()), one("127.0.0.1 port 7", ListenerRole::Nbd));
-        assert_eq!(at("unix:/run/x", both()), one("/run/x", ListenerRole::Nbd));
+        assert_eq!(
+            at("127.0.0.1", nbd()),
+            one("127.0.0.1 port 10809", Service::disks(Protocol::Nbd))
+        );
+        assert_eq!(
+            at("nbd:127.0.0.1", both()),
+            one("127.0.0.1 port 10809", Service::disks(Protocol::Nbd))
+        );
+        assert_eq!(
+            at("127.0.0.1:0", both()),
+            one("127.0.0.1 port 0", Service::disks(Protocol::Nvme))
+        );
+        assert_eq!(
+            at("127.0.0.1:0", nbd()),
+            one("127.0.0.1 port 0", Service::disks(Protocol::Nbd))
+        );
+        assert_eq!(
+            at("nbd:127.0.0.1:7", both()),
+            one("127.0.0.1 port 7", Service::disks(Protocol::Nbd))
+        );
+        assert_eq!(at("unix:/run/x", both()), one("/run/x", Service::disks(Protocol::Nbd)));
         for (text, protocols) in [("nvme:[::1]", nbd()), ("unix:/run/x", nvme())] {
             let failure =
                 plan(&[listen(text)], protocols, DefaultScope::Nearby, false, &[]).unwrap_err();
@@ -643,8 +661,8 @@ mod test {
             let listeners = plan.listeners(&machine());
             listeners.iter().filter(|at| at.optional).map(|at| at.serves).collect::<Vec<_>>()
         };
-        assert_eq!(optional(&[], both()), [ListenerRole::Nbd; 4]);
-        assert_eq!(optional(&[listen("127.0.0.1")], both()), [ListenerRole::Nbd]);
+        assert_eq!(optional(&[], both()), [Service::disks(Protocol::Nbd); 4]);
+        assert_eq!(optional(&[listen("127.0.0.1")], both()), [Service::disks(Protocol::Nbd)]);
         assert_eq!(optional(&[listen("nbd:127.0.0.1")], both()), []);
         assert_eq!(optional(&[], Protocols::of(&[Protocol::Nvme, Protocol::Nbd])), []);
     }
@@ -653,19 +671,27 @@ mod test {
     fn inherited_socket_protocol_follows_name_or_address() {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         for (addr, name, serves, auth) in [
-            (BindAddr::Path("/run/x".into()), "unknown", ListenerRole::Nbd, Auth::None),
-            (BindAddr::Path("/run/x".into()), "nvme", ListenerRole::Nbd, Auth::None),
-            (net("127.0.0.1:4420"), "", ListenerRole::All, Auth::None),
-            (net("0.0.0.0:8009"), "storagetm.socket", ListenerRole::Discovery, Auth::Required),
-            (net("[::]:10809"), "", ListenerRole::Nbd, Auth::Required),
-            (net("[::1]:77"), "", ListenerRole::Nbd, Auth::None),
-            (net("[::1]:77"), "nvme-disks", ListenerRole::All, Auth::None),
-            (net("127.0.0.1:4420"), "nbd", ListenerRole::Nbd, Auth::None),
+            (BindAddr::Path("/run/x".into()), "unknown", Service::disks(Protocol::Nbd), Auth::None),
+            (BindAddr::Path("/run/x".into()), "nvme", Service::disks(Protocol::Nbd), Auth::None),
+            (net("127.0.0.1:4420"), "", Service::disks(Protocol::Nvme), Auth::None),
+            (
+                net("0.0.0.0:8009"),
+                "storagetm.socket",
+                Service::discovery(Protocol::Nvme),
+                Auth::Required,
+            ),
+            (net("[::]:10809"), "", Service::disks(Protocol::Nbd), Auth::Required),
+            (net("[::1]:77"), "", Service::disks(Protocol::Nbd), Auth::None),
+            (net("[::1]:77"), "nvme-disks", Service::disks(Protocol::Nvme), Auth::None),
+            (net("127.0.0.1:4420"), "nbd", Service::disks(Protocol::Nbd), Auth::None),
         ] {
-            let listener = Listener::inherited(addr, name, both());
+            let listener = Listener::inherited(addr, name, &both());
             assert_eq!((listener.serves, listener.auth), (serves, auth), "{listener} {name}");
         }
-        assert_eq!(Listener::inherited(net("[::1]:77"), "", nvme()).serves, ListenerRole::All);
+        assert_eq!(
+            Listener::inherited(net("[::1]:77"), "", &nvme()).serves,
+            Service::disks(Protocol::Nvme)
+        );
     }
 
     #[test]

@@ -11,9 +11,10 @@ use export::{Auth, Peer};
 use linux::net::Address;
 
 use crate::event::{EventAddr, ServeEvent};
-use crate::listen::{BindAddr, Listener, ListenerRole, Plan, Protocol, endpoints, nbd_endpoints};
+use crate::listen::{BindAddr, Listener, Plan, Service, endpoints, nbd_endpoints};
 use failure::Failure;
 use path::SocketFile;
+use protocol::{PROTOCOLS, Protocol, Role};
 
 /// Binds a listener and returns the address that it got.
 pub type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<BindAddr>;
@@ -205,27 +206,27 @@ impl Listeners {
 
     /// The protocol of a peer by its local address; NBD on Unix sockets.
     pub fn protocol_of(&self, peer: &Peer) -> Protocol {
-        let Some(local) = peer.local() else { return Protocol::Nbd };
+        let Some(local) = peer.local() else { return Service::unix().protocol };
         let listener = self.bound.iter().find(|bound| bound.listener.accepts(local));
-        listener.map_or(Protocol::Nvme, |bound| bound.listener.serves.protocol())
+        listener.map_or(PROTOCOLS[0].protocol, |bound| bound.listener.serves.protocol)
     }
 }
 
 fn opened(listener: &Listener) -> ServeEvent {
     ServeEvent::Listening {
-        protocol: listener.serves.protocol().name(),
+        protocol: listener.serves.protocol.name(),
         at: at(listener),
-        serves: match listener.serves {
-            ListenerRole::All => &["discovery", "disks"],
-            ListenerRole::Discovery => &["discovery"],
-            ListenerRole::Nbd => &["disks"],
+        serves: match listener.serves.role {
+            Role::Disks if listener.serves.protocol.row().discovery => &["discovery", "disks"],
+            Role::Disks => &["disks"],
+            Role::Discovery => &["discovery"],
         },
         keyed: listener.auth == Auth::Required,
     }
 }
 
 fn closed(listener: &Listener) -> ServeEvent {
-    ServeEvent::Closed { protocol: listener.serves.protocol().name(), at: at(listener) }
+    ServeEvent::Closed { protocol: listener.serves.protocol.name(), at: at(listener) }
 }
 
 fn at(listener: &Listener) -> EventAddr {
@@ -240,7 +241,7 @@ fn bind_error(listener: &Listener, error: &io::Error) -> String {
     let host = listener.host();
     let host = if socket.is_ipv6() { format!("[{host}]") } else { host };
     match error.kind() {
-        ErrorKind::AddrInUse if listener.serves == ListenerRole::Nbd => format!(
+        ErrorKind::AddrInUse if listener.serves.protocol == Protocol::Nbd => format!(
             "cannot listen for NBD on {listener}: another program does already; stop it, or choose \
              another port, as with --listen nbd:{host}:PORT"
         ),
@@ -417,8 +418,8 @@ mod test {
 
     #[test]
     fn busy_nbd_port_fails_only_if_nbd_was_requested() {
-        let mut taken = |listener: &Listener| match listener.serves {
-            ListenerRole::Nbd => Err(ErrorKind::AddrInUse.into()),
+        let mut taken = |listener: &Listener| match listener.serves.protocol {
+            Protocol::Nbd => Err(ErrorKind::AddrInUse.into()),
             _ => Ok(listener.addr.clone()),
         };
         let machine = [address("127.0.0.1")];
@@ -438,7 +439,7 @@ mod test {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
         for addr in [net("0.0.0.0:7"), net("127.0.0.1:4420"), BindAddr::Path("/run/x".into())] {
-            drop(listeners.adopt(Listener::inherited(addr, "", Protocols::of(&[]))));
+            drop(listeners.adopt(Listener::inherited(addr, "", &Protocols::of(&[]))));
         }
         let peer = |local| Peer::ip(local, local, Auth::None);
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));

@@ -11,7 +11,8 @@ use linux::network::Setting;
 use linux::tree::Tree;
 
 use crate::disk_filter::{DiskFilter, DiskSelector};
-use crate::listen::{ListenOption, Protocol};
+use crate::listen::ListenOption;
+use protocol::Protocol;
 
 /// Prefix of all parameters.
 const PREFIX: &str = "storagetm.";

@@ -39,7 +39,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::certificates::Certificates;
 use crate::inbox::WorkerEvent;
-use crate::listen::ListenerRole;
+use crate::listen::Service;
 use failure::{Failure, spawn_error};
 use fence::Withheld;
 use ipc::channel::Sender;
@@ -125,7 +125,7 @@ struct State {
 struct AssignedListener {
     listener: OwnedFd,
     auth: Auth,
-    serves: ListenerRole,
+    serves: Service,
 }
 
 /// A disk that was sent to the worker.
@@ -173,7 +173,7 @@ impl Worker {
     }
 
     /// Has the worker accept connections on a listening socket.
-    pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: ListenerRole) {
+    pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: Service) {
         let mut state = self.shared.state();
         let listeners = AssignedListener { listener, auth, serves };
         state.send_listener(&listeners);
@@ -181,7 +181,7 @@ impl Worker {
     }
 
     /// Has the worker serve an existing connection. The connection is lost if the worker dies.
-    pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: ListenerRole) {
+    pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Service) {
         let mut state = self.shared.state();
         let request = Request::Adopt { auth, serves };
         state.pass(&request, Some(connection.as_fd()));

@@ -27,7 +27,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use failure::Failure;
 use ipc::spawn::executable;
 use messages::{Event, MAX_EVENTS, MAX_LINE, Request};
-pub use messages::{FoundService, ScopedAddr, Service, ServiceType};
+pub use messages::{FoundService, ScopedAddr, Service};
 pub use responder::work;
 pub use service::{LocalEndpoint, services};
 

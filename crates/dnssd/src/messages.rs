@@ -2,32 +2,13 @@
 
 use std::net::IpAddr;
 
+use protocol::Protocol;
 use serde::{Deserialize, Serialize};
 
 /// Longest line in bytes.
 pub(super) const MAX_LINE: usize = 64 << 10;
 /// Most events that are read: other machines can announce any number of services.
 pub(super) const MAX_EVENTS: usize = 1024;
-
-/// The type of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ServiceType {
-    /// NVMe/TCP discovery (NVMe TP 8009).
-    Nvme,
-    /// NBD.
-    Nbd,
-}
-
-impl ServiceType {
-    /// Service type in DNS-SD (RFC 6763 §4.1.2).
-    pub(super) fn service_type(self) -> &'static str {
-        match self {
-            Self::Nvme => "_nvme-disc._tcp.local.",
-            Self::Nbd => "_nbd._tcp.local.",
-        }
-    }
-}
 
 /// A request to the responder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +32,7 @@ pub(super) enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Type.
-    pub kind: ServiceType,
+    pub kind: Protocol,
     /// Instance name.
     pub name: String,
     /// Host name without `.local`.
@@ -80,7 +61,7 @@ pub(super) enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundService {
     /// Type.
-    pub kind: ServiceType,
+    pub kind: Protocol,
     /// Instance name.
     pub name: String,
     /// Host name.
@@ -129,7 +110,7 @@ pub(super) mod test {
 
     pub(crate) fn found(name: &str, address: &str) -> FoundService {
         FoundService {
-            kind: ServiceType::Nvme,
+            kind: Protocol::Nvme,
             name: name.to_owned(),
             host: "a.local.".to_owned(),
             port: 8009,

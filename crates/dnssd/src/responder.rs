@@ -13,14 +13,12 @@ use linux::signal::Signals;
 use mdns_sd::{
     IfKind, MDNS_PORT, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo,
 };
-use nvme::wire::fabrics::DISCOVERY_NQN;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
-use super::messages::{
-    Event, FoundService, MAX_EVENTS, MAX_LINE, Request, ScopedAddr, Service, ServiceType,
-};
+use super::messages::{Event, FoundService, MAX_EVENTS, MAX_LINE, Request, ScopedAddr, Service};
 use failure::Failure;
+use protocol::{PROTOCOLS, Protocol};
 
 /// Memory limit in bytes; bounds what hostile packets can allocate.
 const MEMORY: u64 = 256 << 20;
@@ -177,8 +175,8 @@ impl Responder {
     /// Reports services as they are found, one thread per type.
     fn browse(&self) -> mdns_sd::Result<()> {
         let remaining = Arc::new(Mutex::new(MAX_EVENTS));
-        for kind in [ServiceType::Nvme, ServiceType::Nbd] {
-            let found = self.daemon.browse(kind.service_type())?;
+        for kind in PROTOCOLS.iter().map(|row| row.protocol) {
+            let found = self.daemon.browse(kind.row().service_type)?;
             let remaining = remaining.clone();
             thread::spawn(move || {
                 for event in found.iter() {
@@ -197,7 +195,7 @@ impl Responder {
 /// Checks that the port can be bound, shared with other responders: the mDNS library does not
 /// report that error.
 fn check(port: u16) -> io::Result<()> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(socket2::Protocol::UDP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind(&SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port).into())
@@ -206,17 +204,14 @@ fn check(port: u16) -> io::Result<()> {
 /// The DNS-SD records of a service.
 fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
     let mut text = vec![("keyed", if service.keyed { "1" } else { "0" })];
-    if service.kind == ServiceType::Nvme {
-        // NVMe TP 8009: transport, and NQN of the discovery service.
-        text.extend([("p", "tcp"), ("nqn", DISCOVERY_NQN)]);
-    }
+    text.extend(service.kind.row().txt);
     let host = format!("{}.local.", service.host);
-    let kind = service.kind.service_type();
+    let kind = service.kind.row().service_type;
     let addresses: &[IpAddr] = &service.addresses;
     ServiceInfo::new(kind, &service.name, &host, addresses, service.port, &text[..])
 }
 
-fn resolved(kind: ServiceType, service: &ResolvedService) -> FoundService {
+fn resolved(kind: Protocol, service: &ResolvedService) -> FoundService {
     let mut addresses: Vec<ScopedAddr> = service.addresses.iter().map(place).collect();
     // Link-local addresses first: they need no router or DHCP.
     addresses.sort_by_key(|place| {
@@ -244,8 +239,8 @@ fn place(address: &ScopedIp) -> ScopedAddr {
 }
 
 /// The instance name in a full name, in which dots and backslashes are escaped.
-fn instance(full: &str, kind: ServiceType) -> String {
-    let end = full.len().saturating_sub(kind.service_type().len() + 1);
+fn instance(full: &str, kind: Protocol) -> String {
+    let end = full.len().saturating_sub(kind.row().service_type.len() + 1);
     let escaped = full.get(..end).unwrap_or(full);
     let mut name = String::with_capacity(escaped.len());
     let mut chars = escaped.chars();
@@ -268,14 +263,14 @@ mod test {
             ("", ""),
             ("\u{e9}", ""),
         ] {
-            assert_eq!(instance(full, ServiceType::Nvme), name, "{full:?}");
+            assert_eq!(instance(full, Protocol::Nvme), name, "{full:?}");
         }
     }
 
     #[test]
     fn announcement_has_discovery_nqn_and_nothing_else() {
         let service = Service {
-            kind: ServiceType::Nvme,
+            kind: Protocol::Nvme,
             name: "storagetm-abcd".to_owned(),
             host: "storagetm-abcd0102".to_owned(),
             port: 8009,

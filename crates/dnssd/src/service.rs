@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use linux::net::{Address, Scope, scope_of};
 
-use super::messages::{Service, ServiceType};
+use super::messages::Service;
+use protocol::Protocol;
 
 /// Longest instance name in bytes (RFC 6763 §4.1.1), less room for a port.
 const MAX_INSTANCE_NAME: usize = 56;
@@ -14,7 +15,7 @@ const MAX_INSTANCE_NAME: usize = 56;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalEndpoint {
     /// Service type.
-    pub kind: ServiceType,
+    pub kind: Protocol,
     /// An address of this machine, or the unspecified address.
     pub address: IpAddr,
     /// The TCP port.
@@ -42,7 +43,7 @@ pub fn services(
     let host = format!("storagetm-{}", digits(&nonce));
     let name =
         if secret { format!("storagetm-{}", digits(&nonce[..2])) } else { truncate(machine) };
-    let mut services: BTreeMap<(ServiceType, u16), Service> = BTreeMap::new();
+    let mut services: BTreeMap<(Protocol, u16), Service> = BTreeMap::new();
     for (endpoint, at) in reached {
         let service = services.entry((endpoint.kind, endpoint.port)).or_insert_with(|| Service {
             kind: endpoint.kind,
@@ -131,7 +132,7 @@ mod test {
         ]
     }
 
-    fn endpoint(kind: ServiceType, address: &str, port: u16, keyed: bool) -> LocalEndpoint {
+    fn endpoint(kind: Protocol, address: &str, port: u16, keyed: bool) -> LocalEndpoint {
         LocalEndpoint { kind, address: address.parse().unwrap(), port, keyed }
     }
 
@@ -143,9 +144,9 @@ mod test {
     #[test]
     fn x01_keyed_machine_is_announced_without_its_name() {
         let keyed = of(&[
-            endpoint(ServiceType::Nvme, "fe80::1", 8009, true),
-            endpoint(ServiceType::Nbd, "fe80::1", 10809, true),
-            endpoint(ServiceType::Nvme, "127.0.0.1", 8009, false),
+            endpoint(Protocol::Nvme, "fe80::1", 8009, true),
+            endpoint(Protocol::Nbd, "fe80::1", 10809, true),
+            endpoint(Protocol::Nvme, "127.0.0.1", 8009, false),
         ]);
         assert_eq!(keyed.len(), 2);
         for service in &keyed {
@@ -154,8 +155,8 @@ mod test {
             assert!(!serde_json::to_string(service).unwrap().contains("Anna"));
         }
         let mixed = of(&[
-            endpoint(ServiceType::Nvme, "fe80::1", 8009, true),
-            endpoint(ServiceType::Nbd, "192.168.1.5", 10809, false),
+            endpoint(Protocol::Nvme, "fe80::1", 8009, true),
+            endpoint(Protocol::Nbd, "192.168.1.5", 10809, false),
         ]);
         assert!(mixed.iter().all(|service| service.name == "storagetm-abcd"));
     }
@@ -163,9 +164,9 @@ mod test {
     #[test]
     fn open_machine_is_announced_by_its_name() {
         let open = of(&[
-            endpoint(ServiceType::Nvme, "0.0.0.0", 8009, false),
-            endpoint(ServiceType::Nvme, "::", 8009, false),
-            endpoint(ServiceType::Nbd, "0.0.0.0", 10809, false),
+            endpoint(Protocol::Nvme, "0.0.0.0", 8009, false),
+            endpoint(Protocol::Nvme, "::", 8009, false),
+            endpoint(Protocol::Nbd, "0.0.0.0", 10809, false),
         ]);
         assert_eq!(open.len(), 2);
         assert_eq!(open[0].name, "Anna's laptop");
@@ -177,14 +178,14 @@ mod test {
     #[test]
     fn second_port_is_named_and_loopback_not_announced() {
         let two = [
-            endpoint(ServiceType::Nvme, "127.0.0.1", 4420, false),
-            endpoint(ServiceType::Nvme, "127.0.0.1", 5000, false),
+            endpoint(Protocol::Nvme, "127.0.0.1", 4420, false),
+            endpoint(Protocol::Nvme, "127.0.0.1", 5000, false),
         ];
         assert_eq!(of(&two), []);
         let two = services("Anna's laptop", [0; 4], &two, &machine(), true);
         let names: Vec<&str> = two.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["Anna's laptop", "Anna's laptop 5000"]);
-        assert_eq!(of(&[endpoint(ServiceType::Nvme, "10.0.0.1", 4420, false)]), []);
+        assert_eq!(of(&[endpoint(Protocol::Nvme, "10.0.0.1", 4420, false)]), []);
         assert_eq!(truncate(&"\u{e9}".repeat(40)).len(), 56);
         assert_eq!(truncate(&format!("a{}", "\u{e9}".repeat(40))).len(), 55);
     }

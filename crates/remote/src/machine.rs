@@ -4,11 +4,12 @@ use std::path::Path;
 
 use super::query::Disk;
 use crate::address::TargetAddr;
-use dnssd::{FoundService, ScopedAddr, ServiceType};
+use dnssd::{FoundService, ScopedAddr};
 use failure::Failure;
 use keys::store::Store;
 use keys::target::Target;
 use nvme::{DISCOVERY_PORT, PORT as NVME_PORT};
+use protocol::Protocol;
 
 /// A machine that announces disks by DNS-SD.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +59,8 @@ impl Machine {
         };
         let addresses = found.addresses.iter().map(at);
         match found.kind {
-            ServiceType::Nvme => self.nvme.extend(addresses),
-            ServiceType::Nbd => self.nbd.extend(addresses),
+            Protocol::Nvme => self.nvme.extend(addresses),
+            Protocol::Nbd => self.nbd.extend(addresses),
         }
         // A key is required if any of the services requires one.
         self.keyed = match (self.keyed, found.keyed) {
@@ -124,7 +125,7 @@ mod test {
     use super::*;
 
     fn found(
-        kind: ServiceType,
+        kind: Protocol,
         name: &str,
         port: u16,
         addresses: &[(&str, Option<&str>)],
@@ -147,10 +148,10 @@ mod test {
     fn services_are_grouped_by_machine() {
         let near = [("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))];
         let keyed =
-            FoundService { keyed: Some(true), ..found(ServiceType::Nbd, "b", 10809, &near[..1]) };
+            FoundService { keyed: Some(true), ..found(Protocol::Nbd, "b", 10809, &near[..1]) };
         let all = machines(vec![
-            found(ServiceType::Nvme, "b", 8009, &near),
-            found(ServiceType::Nvme, "a", 5000, &near[1..]),
+            found(Protocol::Nvme, "b", 8009, &near),
+            found(Protocol::Nvme, "a", 5000, &near[1..]),
             keyed,
         ]);
         let names: Vec<&str> = all.iter().map(|machine| machine.name.as_str()).collect();

@@ -16,13 +16,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use attach::{Attach, Detach};
 use daemon::lend::{DEMO, LendRequest};
-use daemon::listen::{ListenOption, Protocol};
+use daemon::listen::ListenOption;
 use daemon::size::Size;
 use find::Find;
 use host::Host;
 use image::Image;
 use key::Key;
 use pair::Pair;
+use protocol::Protocol;
 
 const ABOUT: &str = "\
 storagetm lends disks of this machine to other machines over the network, by NVMe/TCP and NBD. The \

@@ -37,7 +37,6 @@ use daemon::event::{ServeEvent, peer_of};
 use daemon::hotplug::Hotplug;
 use daemon::inbox::{Inbox, Pending};
 use daemon::lend::LentDisk;
-use daemon::listen::Protocol;
 use daemon::listeners::Listeners;
 use daemon::rate_limit::CountedEvent;
 use daemon::settings::Settings;
@@ -50,6 +49,7 @@ use failure::Failure;
 use faults::Faults;
 use flushes::Flushes;
 use nvme::nqn;
+use protocol::Protocol;
 use socket_activation::InheritedSockets;
 
 /// Interval at which counters and buttons are polled in target mode.

@@ -4,27 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::ValueEnum;
 use linux::host_port::{HostPort, HostPortError};
-
-/// A storage protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Protocol {
-    /// NVMe/TCP, which Linux attaches by itself
-    Nvme,
-    /// NBD, which qemu, libguestfs, nbdcopy and many others speak
-    Nbd,
-}
-
-impl Protocol {
-    /// Name in JSON events.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nvme => "nvme-tcp",
-            Self::Nbd => "nbd",
-        }
-    }
-}
+use protocol::Protocol;
 
 /// Value of `--listen`: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,18 +47,19 @@ impl FromStr for ListenOption {
         let Some(path) = rest.strip_prefix("unix:") else {
             return Ok(Self { protocol, addr: address(rest)? });
         };
-        if protocol == Some(Protocol::Nvme) {
+        let unix = Protocol::on_unix();
+        if protocol.is_some() && protocol != unix {
             return Err("a Unix socket is for NBD only, as in nbd:unix:/run/x.sock");
         }
-        Ok(Self { protocol: Some(Protocol::Nbd), addr: self::path(path)? })
+        Ok(Self { protocol: unix, addr: self::path(path)? })
     }
 }
 
 /// Splits off the protocol.
 fn protocol(text: &str) -> Result<(Option<Protocol>, &str), &'static str> {
+    let named = |name: &str| Protocol::from_option(name);
     match text.split_once(':') {
-        Some(("nvme", rest)) => Ok((Some(Protocol::Nvme), rest)),
-        Some(("nbd", rest)) => Ok((Some(Protocol::Nbd), rest)),
+        Some((name, rest)) if named(name).is_some() => Ok((named(name), rest)),
         Some(("unix", _)) => Ok((None, text)),
         Some((word, _)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) && !is_v6(text) => {
             Err("the protocols are nvme and nbd, as in nbd:127.0.0.1:10809")

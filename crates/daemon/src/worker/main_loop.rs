@@ -19,7 +19,7 @@ use super::messages::{CertificatesWire, ExportWire, MAX_REQUEST, Report, Request
 use super::reporter::{Reporter, wake};
 use super::sessions::Sessions;
 use crate::inbox::Inbox;
-use crate::listen::ListenerRole;
+use crate::listen::Service;
 use crate::rate_limit::EventRateLimit;
 use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver, Sender};
@@ -171,7 +171,7 @@ impl WorkerProcess {
         wake(&self.inbox);
     }
 
-    fn accept(&self, listener: OwnedFd, auth: Auth, serves: ListenerRole) {
+    fn accept(&self, listener: OwnedFd, auth: Auth, serves: Service) {
         let security = self.sessions.security(auth, serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.accept(listener, security, open) {
@@ -179,7 +179,7 @@ impl WorkerProcess {
         }
     }
 
-    fn adopt(&self, connection: OwnedFd, auth: Auth, serves: ListenerRole) {
+    fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Service) {
         let security = self.sessions.security(auth, serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.adopt(connection, security, open) {

@@ -9,7 +9,7 @@ use pair::Verdict;
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::Certificates;
-use crate::listen::ListenerRole;
+use crate::listen::Service;
 use crate::rate_limit::CountedEvent;
 pub(super) use pairing::{TriesWire, ViewWire};
 
@@ -25,9 +25,9 @@ pub(super) enum Request {
     /// Configuration; always the first request.
     Start(Start),
     /// Accept connections on the listening socket that is attached.
-    Accept { auth: Auth, serves: ListenerRole },
+    Accept { auth: Auth, serves: Service },
     /// Serve the connection that is attached.
-    Adopt { auth: Auth, serves: ListenerRole },
+    Adopt { auth: Auth, serves: Service },
     /// Export the disk whose descriptor is attached.
     Lend(Box<ExportWire>),
     /// Withdraw an export.

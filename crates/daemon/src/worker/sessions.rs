@@ -15,8 +15,9 @@ use nvme::wire::fabrics::DISCOVERY_NQN;
 use pair::{FailedAttempts, PairingServer};
 
 use super::disks::Disks;
-use crate::listen::{ListenerRole, Protocol};
+use crate::listen::Service;
 use keys::key::nbd_psk;
+use protocol::{Protocol, Role};
 
 /// Factory of sessions.
 pub(super) struct Sessions {
@@ -74,12 +75,17 @@ impl Sessions {
     }
 
     /// The session factory of a listener.
-    pub(super) fn open(self: &Arc<Self>, serves: ListenerRole) -> MakeSession {
-        let port = match serves {
-            ListenerRole::All => Port::Any,
-            ListenerRole::Discovery => Port::Discovery { disks_at: nvme::PORT },
-            ListenerRole::Nbd => return self.open_nbd(nbd_server::Start::HelloSent),
-        };
+    pub(super) fn open(self: &Arc<Self>, serves: Service) -> MakeSession {
+        match serves.protocol {
+            Protocol::Nvme => self.open_nvme(match serves.role {
+                Role::Disks => Port::Any,
+                Role::Discovery => Port::Discovery { disks_at: nvme::PORT },
+            }),
+            Protocol::Nbd => self.open_nbd(nbd_server::Start::HelloSent),
+        }
+    }
+
+    fn open_nvme(self: &Arc<Self>, port: Port) -> MakeSession {
         let sessions = self.clone();
         Arc::new(move |peer, account, now| {
             let pairing = sessions.pairing_server().filter(|_| is_pairing_channel(&peer));
@@ -96,9 +102,9 @@ impl Sessions {
     }
 
     /// What a listener demands of connections.
-    pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: ListenerRole) -> Security {
+    pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: Service) -> Security {
         let (keys, plain) = (self.clone(), self.clone());
-        match serves.protocol() {
+        match serves.protocol {
             Protocol::Nvme => Security {
                 auth,
                 keys: Some(Arc::new(move || keys.keys())),

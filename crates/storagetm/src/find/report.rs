@@ -203,8 +203,9 @@ fn lines(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use dnssd::{FoundService, ScopedAddr, ServiceType};
+    use dnssd::{FoundService, ScopedAddr};
     use keys::target::Target;
+    use protocol::Protocol;
     use remote::machine::machines;
 
     fn disk(nqn: &str, model: &str) -> Disk {
@@ -221,18 +222,18 @@ mod test {
     fn machine(name: &str) -> Machine {
         let all = vec![
             found(
-                ServiceType::Nvme,
+                Protocol::Nvme,
                 name,
                 8009,
                 &[("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))],
             ),
-            found(ServiceType::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
+            found(Protocol::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
         ];
         machines(all).remove(0)
     }
 
     fn found(
-        kind: ServiceType,
+        kind: Protocol,
         name: &str,
         port: u16,
         spots: &[(&str, Option<&str>)],

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use export::Auth;
 
-use daemon::listen::{BindAddr, Listener, ListenerRole};
-use dnssd::{LocalEndpoint, ServiceType};
+use daemon::listen::{BindAddr, Listener, Service};
+use dnssd::LocalEndpoint;
+use protocol::{Protocol, Role};
 
 use super::Server;
 
@@ -21,12 +22,12 @@ impl Server {
 /// Announces NVMe at the discovery port of an address where there is one, else at the I/O port.
 fn mdns_endpoints<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<LocalEndpoint> {
     let here: Vec<(SocketAddr, &Listener)> = here.filter_map(tcp_listener).collect();
-    let has_discovery = |tcp_listener: SocketAddr| {
-        here.iter()
-            .any(|(it, of)| of.serves == ListenerRole::Discovery && it.ip() == tcp_listener.ip())
+    let has_discovery = |at: SocketAddr, protocol: Protocol| {
+        let discovery = Service::discovery(protocol);
+        here.iter().any(|(it, of)| of.serves == discovery && it.ip() == at.ip())
     };
     let chosen = here.iter().filter(|(tcp_listener, of)| {
-        of.serves != ListenerRole::All || !has_discovery(*tcp_listener)
+        of.serves.role == Role::Discovery || !has_discovery(*tcp_listener, of.serves.protocol)
     });
     chosen.map(|(tcp_listener, of)| mdns_endpoint(*tcp_listener, of)).collect()
 }
@@ -39,12 +40,8 @@ fn tcp_listener(listener: &Listener) -> Option<(SocketAddr, &Listener)> {
 }
 
 fn mdns_endpoint(tcp_listener: SocketAddr, listener: &Listener) -> LocalEndpoint {
-    let kind = match listener.serves {
-        ListenerRole::All | ListenerRole::Discovery => ServiceType::Nvme,
-        ListenerRole::Nbd => ServiceType::Nbd,
-    };
     LocalEndpoint {
-        kind,
+        kind: listener.serves.protocol,
         address: tcp_listener.ip(),
         port: tcp_listener.port(),
         keyed: listener.auth == Auth::Required,
@@ -55,7 +52,7 @@ fn mdns_endpoint(tcp_listener: SocketAddr, listener: &Listener) -> LocalEndpoint
 mod test {
     use super::*;
 
-    fn listener(serves: ListenerRole, tcp_listener: &str) -> Listener {
+    fn listener(serves: Service, tcp_listener: &str) -> Listener {
         let auth = if tcp_listener.starts_with("127.") { Auth::None } else { Auth::Required };
         Listener {
             addr: BindAddr::Net(tcp_listener.parse().unwrap()),
@@ -69,13 +66,13 @@ mod test {
     #[test]
     fn discovery_is_announced_at_its_own_port_where_it_has_one() {
         let here = [
-            listener(ListenerRole::All, "10.0.0.1:4420"),
-            listener(ListenerRole::Discovery, "10.0.0.1:8009"),
-            listener(ListenerRole::All, "127.0.0.1:5000"),
-            listener(ListenerRole::Nbd, "10.0.0.1:10809"),
+            listener(Service::disks(Protocol::Nvme), "10.0.0.1:4420"),
+            listener(Service::discovery(Protocol::Nvme), "10.0.0.1:8009"),
+            listener(Service::disks(Protocol::Nvme), "127.0.0.1:5000"),
+            listener(Service::disks(Protocol::Nbd), "10.0.0.1:10809"),
             Listener {
                 addr: BindAddr::Path("/run/a".into()),
-                ..listener(ListenerRole::Nbd, "127.0.0.1:1")
+                ..listener(Service::disks(Protocol::Nbd), "127.0.0.1:1")
             },
         ];
         let found = mdns_endpoints(here.iter());
@@ -83,9 +80,9 @@ mod test {
         assert_eq!(
             told,
             [
-                (ServiceType::Nvme, 8009, true),
-                (ServiceType::Nvme, 5000, false),
-                (ServiceType::Nbd, 10809, true)
+                (Protocol::Nvme, 8009, true),
+                (Protocol::Nvme, 5000, false),
+                (Protocol::Nbd, 10809, true)
             ]
         );
     }

@@ -9,7 +9,7 @@ use pair::{ServerStatus, Verdict};
 use super::Server;
 use daemon::access_control::{self, PendingPairing};
 use daemon::event::ServeEvent;
-use daemon::listen::Protocol;
+use protocol::Protocol;
 
 impl Server {
     /// Grants read access to a host that knew the code; write access is asked for on the screen.

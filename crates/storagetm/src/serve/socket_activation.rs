@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, sockopt};
 
 use super::Server;
 use crate::options::Serve;
-use daemon::listen::{BindAddr, Listener, ListenerRole, Protocols};
+use daemon::listen::{BindAddr, Listener, Protocols, Service};
 use failure::Failure;
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl InheritedSockets {
             linux::activation::take().map_err(|missing| Failure::new(missing.to_string()))?;
         let sockets = handed.into_iter().map(|handed| {
             let addr = addr(handed.socket.as_fd())?;
-            Ok((Listener::inherited(addr, &handed.name, protocols), handed.socket))
+            Ok((Listener::inherited(addr, &handed.name, &protocols), handed.socket))
         });
         let sockets: Vec<_> = sockets.collect::<Result<_, Failure>>()?;
         Ok((!sockets.is_empty()).then_some(Self::Listening(sockets)))
@@ -64,7 +64,7 @@ impl Server {
         match inherited {
             InheritedSockets::Peer(socket, auth) => {
                 let kept = socket.try_clone().map_err(|error| unusable("standard input", error))?;
-                self.worker.adopt(socket, auth, ListenerRole::Nbd);
+                self.worker.adopt(socket, auth, Service::unix());
                 self.only_peer = Some(kept);
             }
             InheritedSockets::Listening(sockets) => {
@@ -110,7 +110,7 @@ fn standard_input() -> Result<OwnedFd, Failure> {
 fn auth(socket: BorrowedFd<'_>) -> Result<Auth, Failure> {
     let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
     let Ok(address) = SocketAddr::try_from(address) else { return Ok(Auth::None) };
-    Ok(Listener::inherited(BindAddr::Net(address), "nbd", Protocols::of(&[])).auth)
+    Ok(Listener::inherited(BindAddr::Net(address), "nbd", &Protocols::of(&[])).auth)
 }
 
 fn is_stream(socket: BorrowedFd<'_>) -> bool {

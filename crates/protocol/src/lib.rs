@@ -1,0 +1,136 @@
+//! The table of the storage protocols that disks are served over.
+//!
+//! A new protocol is one row here, one variant of [`Protocol`], and its services in the worker.
+#![forbid(unsafe_code)]
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// A storage protocol.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// NVMe/TCP, which Linux attaches by itself
+    Nvme,
+    /// NBD, which qemu, libguestfs, nbdcopy and many others speak
+    Nbd,
+}
+
+/// What a listener of a protocol offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Disks, and discovery where the protocol has it.
+    Disks,
+    /// Discovery only.
+    Discovery,
+}
+
+/// A standard TCP port.
+#[derive(Debug, Clone, Copy)]
+pub struct Port {
+    /// Its number, as registered with IANA.
+    pub number: u16,
+    /// What is offered there.
+    pub role: Role,
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Its name in options, and what the name of an inherited socket begins with.
+    pub option: &'static str,
+    /// Its name in JSON events.
+    pub name: &'static str,
+    /// The standard ports; the first one offers disks.
+    pub ports: &'static [Port],
+    /// Whether disks come with discovery.
+    pub discovery: bool,
+    /// Service type in DNS-SD (RFC 6763 §4.1.2).
+    pub service_type: &'static str,
+    /// Keys and values of the TXT record in DNS-SD.
+    pub txt: &'static [(&'static str, &'static str)],
+    /// Whether it can be served on Unix sockets.
+    pub unix: bool,
+    /// Whether another program may have its port, unless the user has named the protocol.
+    pub optional: bool,
+}
+
+/// All protocols, in the order in which they are preferred.
+pub const PROTOCOLS: &[Row] = &[
+    Row {
+        protocol: Protocol::Nvme,
+        option: "nvme",
+        name: "nvme-tcp",
+        ports: &[
+            Port { number: nvme::PORT, role: Role::Disks },
+            Port { number: nvme::DISCOVERY_PORT, role: Role::Discovery },
+        ],
+        discovery: true,
+        // NVMe TP 8009.
+        service_type: "_nvme-disc._tcp.local.",
+        txt: &[("p", "tcp"), ("nqn", nvme::wire::fabrics::DISCOVERY_NQN)],
+        unix: false,
+        optional: false,
+    },
+    Row {
+        protocol: Protocol::Nbd,
+        option: "nbd",
+        name: "nbd",
+        ports: &[Port { number: nbd::wire::PORT, role: Role::Disks }],
+        discovery: false,
+        service_type: "_nbd._tcp.local.",
+        txt: &[],
+        unix: true,
+        optional: true,
+    },
+];
+
+impl Protocol {
+    /// Returns the row of the protocol.
+    pub fn row(self) -> &'static Row {
+        let row = PROTOCOLS.iter().find(|row| row.protocol == self);
+        row.unwrap_or(&PROTOCOLS[0])
+    }
+
+    /// Returns the name in JSON events.
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Returns the protocol with this name in options.
+    pub fn from_option(name: &str) -> Option<Self> {
+        PROTOCOLS.iter().find(|row| row.option == name).map(|row| row.protocol)
+    }
+
+    /// Returns the protocol that is served on Unix sockets.
+    pub fn on_unix() -> Option<Self> {
+        PROTOCOLS.iter().find(|row| row.unix).map(|row| row.protocol)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn every_protocol_has_one_row() {
+        for protocol in Protocol::value_variants() {
+            let rows = PROTOCOLS.iter().filter(|row| row.protocol == *protocol);
+            assert_eq!(rows.count(), 1, "{protocol:?}");
+            let value = protocol.to_possible_value().unwrap();
+            assert_eq!(Protocol::from_option(value.get_name()), Some(*protocol));
+            assert_eq!(protocol.row().ports[0].role, Role::Disks);
+        }
+    }
+
+    #[test]
+    fn standard_ports_are_distinct() {
+        let ports: Vec<u16> =
+            PROTOCOLS.iter().flat_map(|row| row.ports).map(|port| port.number).collect();
+        assert!((1..ports.len()).all(|n| !ports[n..].contains(&ports[n - 1])), "{ports:?}");
+    }
+}
