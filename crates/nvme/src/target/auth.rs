@@ -4,22 +4,20 @@
 
 use std::time::{Duration, Instant};
 
-use export::{Body, Buffer, Event, Host, KeyId, Reason, Step};
+use export::{Body, Buffer, Host, KeyId};
 
 use super::HANDSHAKE_TIMEOUT;
-use super::admin::PendingAdmin;
-use super::binding::Binding;
+use super::access::InBandKey;
+use super::context::Context;
 use super::controller::ControllerType;
-use super::io::Work;
-use super::queue::Queue;
-use super::transfer::LengthCheck;
+use super::queue::{LengthCheck, Queue, check_to_host};
+use super::work::Work;
 use crate::auth::chap::{Key, Names};
-use crate::auth::{AuthConfig, Authentication, ControllerAuth, Keys, Progress, QueueContext};
+use crate::auth::{Authentication, ControllerAuth, Keys, Progress, QueueContext};
 use crate::command::FabricsCommand;
 use crate::status::Status;
 use crate::wire::auth::{Explanation, SECP, SPSP};
 use crate::wire::command::Sqe;
-use crate::wire::opcode;
 
 /// Maximum message length in bytes. Linux uses the same; the largest DH group fits.
 const MAX_MESSAGE: u32 = 4096;
@@ -28,44 +26,182 @@ const MAX_MESSAGE: u32 = 4096;
 #[derive(Debug)]
 pub(super) struct InBandAuth {
     transaction: ControllerAuth,
-    /// Identifier of the host's keys at the time of Connect.
-    pub(super) key: KeyId,
-    /// Whether the host must authenticate before it uses the queue.
-    required: bool,
-    /// The key that the host has authenticated with.
-    pub(super) authenticated: Option<KeyId>,
+    /// Identifier of the host's keys at the time of Connect, or of those it has authenticated with.
+    key: KeyId,
+    /// Whether the host must still authenticate before it uses the queue.
+    pending: bool,
     /// Deadline of the transaction in progress.
     deadline: Option<Instant>,
     /// Calculation time spent for the peer before it authenticated.
     spent: Duration,
 }
 
+/// What a message of the host leads to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Verdict {
+    /// The host may use the queue from now on.
+    pub(super) granted: bool,
+    /// The connection must close.
+    pub(super) close: bool,
+}
+
 impl InBandAuth {
-    /// State of a queue that must authenticate before `until` if `required` is set.
-    pub(super) fn new(
-        transaction: ControllerAuth,
-        key: KeyId,
-        required: bool,
-        deadline: Instant,
-    ) -> Self {
-        let deadline = required.then_some(deadline);
-        Self { transaction, key, required, authenticated: None, deadline, spent: Duration::ZERO }
+    /// Returns the state of queue `qid`, which must authenticate in time if that is required.
+    pub(super) fn new(cx: &Context, qid: u16, names: Names, keys: InBandKey) -> Self {
+        let InBandKey { key, required } = keys;
+        let secured = cx.peer().channel.is_some();
+        let context = QueueContext { admin: qid == 0, secured };
+        let transaction = ControllerAuth::new(names, cx.target().config().clone(), context);
+        let deadline = required.then_some(cx.handshake_deadline());
+        Self { transaction, key, pending: required, deadline, spent: Duration::ZERO }
     }
 
     /// Returns whether the host must still authenticate.
     pub(super) fn is_pending(&self) -> bool {
-        self.required && self.authenticated.is_none()
+        self.pending
+    }
+
+    /// Returns the key that the host must still authenticate with.
+    pub(super) fn pending_key(&self) -> Option<KeyId> {
+        self.pending.then_some(self.key)
+    }
+
+    /// Returns whether the host must still authenticate, and no failure was reported yet.
+    pub(super) fn is_unreported(&self) -> bool {
+        self.pending && !self.transaction.has_failed()
+    }
+
+    /// Returns the deadline of the transaction in progress.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Handles Authentication Send and Authentication Receive. Returns whether the connection must
+    /// close.
+    pub(super) fn command(
+        &mut self,
+        queue: &mut Queue,
+        tag: u16,
+        sqe: &Sqe,
+        command: FabricsCommand,
+        capsule: Option<Buffer>,
+    ) -> Result<bool, Status> {
+        match command {
+            FabricsCommand::AuthSend { secp, spsp, tl } => {
+                check(secp, spsp, tl)?;
+                queue.set_work(tag, Work::AuthMessage);
+                queue.receive_data(tag, sqe, tl.into(), LengthCheck::Exact, capsule)?;
+                Ok(false)
+            }
+            FabricsCommand::AuthReceive { secp, spsp, al } => {
+                check(secp, spsp, al)?;
+                check_to_host(sqe, al.into(), LengthCheck::AtLeast, capsule.as_ref())?;
+                self.receive(queue, tag, al as usize)
+            }
+            _ => Err(Status::AUTHENTICATION_REQUIRED.dnr()),
+        }
+    }
+
+    /// Handles Authentication Receive: sends the pending message, padded with zeros to `room`
+    /// bytes. Returns whether the connection must close.
+    fn receive(&mut self, queue: &mut Queue, tag: u16, room: usize) -> Result<bool, Status> {
+        let reply = self.transaction.receive(room);
+        let is_closed = self.transaction.is_closed();
+        let Ok(mut message) = reply else {
+            return Err(Status::INVALID_FIELD.dnr());
+        };
+        message.resize(room, 0);
+        queue.finish_with_data(tag, Body::Shared(message.into()), room);
+        Ok(is_closed)
+    }
+
+    /// Processes the message of an Authentication Send. The command succeeds in any case; the
+    /// result of the message is in the reply, which the host reads by Authentication Receive.
+    pub(super) fn message(&mut self, cx: &mut Context, queue: &mut Queue, bytes: &[u8]) -> Verdict {
+        let close = Verdict { close: true, ..Verdict::default() };
+        if self.transaction.has_failed() {
+            // The failure was reported. A host that sends more instead of reading it is
+            // disconnected.
+            return close;
+        }
+        let host = queue.controller().ok();
+        let host = host.and_then(|controller| cx.policy_host(controller.host().nqn()));
+        let keys = host.and_then(|host| keys(&host));
+        let now = cx.now();
+        self.deadline = self.deadline.or(Some(now + HANDSHAKE_TIMEOUT));
+        let (network, cost) = (cx.peer().network(), self.transaction.cost(bytes));
+        let may = cost.is_zero() || cx.target().rate_limiter().try_take(network, cost, now);
+        let progress = if may {
+            self.spent += cost;
+            self.transaction.send(bytes, keys.as_ref())
+        } else {
+            self.transaction.refuse(Explanation::Failed)
+        };
+        match progress {
+            Progress::Continue => Verdict::default(),
+            Progress::Authenticated(authentication) => {
+                self.authenticated(cx, queue, *authentication)
+            }
+            Progress::Failed(why) => {
+                self.fail(cx, queue, why.description());
+                Verdict::default()
+            }
+            Progress::AbortedByHost => {
+                let why = "it aborted DH-HMAC-CHAP authentication (check the controller key)";
+                self.fail(cx, queue, why);
+                close
+            }
+        }
+    }
+
+    fn fail(&mut self, cx: &mut Context, queue: &mut Queue, why: &'static str) {
+        self.pending = true;
+        cx.set_proven(None);
+        queue.report_refused(cx.peer(), why);
+    }
+
+    /// Grants access after authentication. The connection must close if access was denied after the
+    /// last message of the transaction.
+    fn authenticated(
+        &mut self,
+        cx: &mut Context,
+        queue: &mut Queue,
+        authentication: Authentication,
+    ) -> Verdict {
+        let spent = std::mem::take(&mut self.spent);
+        cx.target().rate_limiter().refund(cx.peer().network(), spent, cx.now());
+        cx.set_proven(Some(authentication.key));
+        let first = std::mem::replace(&mut self.pending, false);
+        (self.key, self.deadline) = (authentication.key, None);
+        if first && let Err(why) = authorize(cx, queue) {
+            self.fail(cx, queue, why);
+            self.transaction.refuse(Explanation::Failed);
+            self.deadline = Some(cx.now() + HANDSHAKE_TIMEOUT);
+            return Verdict { granted: false, close: authentication.is_last };
+        }
+        if let Ok(controller) = queue.controller()
+            && !authentication.psks.is_empty()
+        {
+            controller.set_concatenated();
+            cx.target().store_generated(authentication.key, authentication.psks, cx.now());
+        }
+        Verdict { granted: first, close: false }
     }
 }
 
-/// Returns the controller side of an authentication transaction on queue `qid`.
-pub(super) fn transaction(
-    names: Names,
-    config: &AuthConfig,
-    qid: u16,
-    secured: bool,
-) -> ControllerAuth {
-    ControllerAuth::new(names, config.clone(), QueueContext { admin: qid == 0, secured })
+/// Grants the host access to the subsystem and takes its queue identifier.
+fn authorize(cx: &Context, queue: &mut Queue) -> Result<(), &'static str> {
+    let Some(binding) = queue.binding_mut() else { return Err("the connection is closed") };
+    let controller = binding.controller();
+    let grant = match controller.kind() {
+        ControllerType::Io if !binding.is_admin() => cx.current_grant(controller),
+        _ => cx.find_subsystem(controller.subsystem(), controller.host().nqn())?.1,
+    };
+    binding.set_grant(grant);
+    if !binding.is_admin() && !binding.take_qid() {
+        return Err("the queue identifier is in use");
+    }
+    Ok(())
 }
 
 /// Returns the DH-HMAC-CHAP keys of `host`, or `None` if it has none.
@@ -73,204 +209,6 @@ fn keys(host: &Host) -> Option<Keys> {
     let key = Key::parse(host.chap.as_ref()?.bytes()).ok()?;
     let controller = host.chap_controller.as_ref().and_then(|text| Key::parse(text.bytes()).ok());
     Some(Keys { id: host.key, host: key, controller, compat: host.tls_compat })
-}
-
-impl Queue {
-    /// Returns the key that the host has authenticated with on this queue.
-    pub(super) fn authenticated_key(&self) -> Option<KeyId> {
-        self.auth.as_ref().and_then(|auth| auth.authenticated)
-    }
-
-    /// Returns whether the host must still authenticate.
-    pub(super) fn is_unauthenticated(&self) -> bool {
-        self.auth.as_ref().is_some_and(|auth| auth.is_pending())
-    }
-
-    /// Restarts the keep-alive timer of the controller. An unauthenticated I/O queue must not keep
-    /// the controller of another host alive.
-    pub(super) fn restart_keep_alive(&self) {
-        let own = |binding: &&Binding| binding.qid == 0 || !self.is_unauthenticated();
-        if let Some(binding) = self.binding.as_ref().filter(own) {
-            binding.controller.restart_keep_alive(self.now);
-        }
-    }
-
-    /// Reports a connection that closes before authentication completes, unless a failure was
-    /// reported already.
-    pub(super) fn report_unauthenticated(&mut self) {
-        let quiet = |auth: &InBandAuth| auth.is_pending() && !auth.transaction.has_failed();
-        if self.auth.as_deref().is_some_and(quiet) {
-            self.report_refused("DH-HMAC-CHAP authentication was not completed");
-        }
-    }
-
-    /// Returns the deadline of the transaction in progress.
-    pub(super) fn auth_deadline(&self) -> Option<Instant> {
-        self.auth.as_ref().and_then(|auth| auth.deadline)
-    }
-
-    /// Handles a command of a host that has not authenticated.
-    pub(super) fn unauthenticated_command(
-        &mut self,
-        tag: u16,
-        sqe: &Sqe,
-        capsule: Option<Buffer>,
-    ) -> Result<(), Status> {
-        if sqe.opcode != opcode::fabrics::OPCODE {
-            return Err(Status::AUTHENTICATION_REQUIRED.dnr());
-        }
-        let command = FabricsCommand::parse(sqe)?;
-        self.auth_command(tag, sqe, command, capsule)
-    }
-
-    /// Handles Authentication Send and Authentication Receive.
-    pub(super) fn auth_command(
-        &mut self,
-        tag: u16,
-        sqe: &Sqe,
-        command: FabricsCommand,
-        capsule: Option<Buffer>,
-    ) -> Result<(), Status> {
-        if self.auth.is_none() {
-            return Err(Status::INVALID_OPCODE.dnr());
-        }
-        match command {
-            FabricsCommand::AuthSend { secp, spsp, tl } => {
-                check(secp, spsp, tl)?;
-                self.set_work(tag, Work::Admin(Box::new(PendingAdmin::AuthMessage)));
-                self.receive_data(tag, sqe, tl.into(), LengthCheck::Exact, capsule)
-            }
-            FabricsCommand::AuthReceive { secp, spsp, al } => {
-                check(secp, spsp, al)?;
-                Self::check_to_host(sqe, al.into(), LengthCheck::AtLeast, capsule.as_ref())?;
-                self.auth_receive(tag, al as usize)
-            }
-            _ => Err(Status::AUTHENTICATION_REQUIRED.dnr()),
-        }
-    }
-
-    /// Processes the message of an Authentication Send. The command succeeds in any case; the
-    /// result of the message is in the reply, which the host reads by Authentication Receive.
-    pub(super) fn auth_message(&mut self, tag: u16, bytes: &[u8]) {
-        let keys = self.policy_host().and_then(|host| keys(&host));
-        let Some(auth) = &mut self.auth else { return };
-        if auth.transaction.has_failed() {
-            // The failure was reported. A host that sends more instead of reading it is
-            // disconnected.
-            self.finish(tag, Status::SUCCESS);
-            return self.close(Reason::Refused);
-        }
-        auth.deadline = auth.deadline.or(Some(self.now + HANDSHAKE_TIMEOUT));
-        let (network, cost) = (self.peer.network(), auth.transaction.cost(bytes));
-        let may = cost.is_zero() || self.target.rate_limiter().try_take(network, cost, self.now);
-        let progress = if may {
-            auth.spent += cost;
-            auth.transaction.send(bytes, keys.as_ref())
-        } else {
-            auth.transaction.refuse(Explanation::Failed)
-        };
-        let is_closed = self.progress(progress);
-        self.finish(tag, Status::SUCCESS);
-        if is_closed {
-            self.close(Reason::Refused);
-        }
-    }
-
-    /// Applies the result of a message. Returns whether the connection must close.
-    fn progress(&mut self, progress: Progress) -> bool {
-        match progress {
-            Progress::Continue => false,
-            Progress::Authenticated(authentication) => self.on_authenticated(*authentication),
-            Progress::Failed(why) => {
-                self.authentication_failed(why.description());
-                false
-            }
-            Progress::AbortedByHost => {
-                self.authentication_failed(
-                    "it aborted DH-HMAC-CHAP authentication (check the controller key)",
-                );
-                true
-            }
-        }
-    }
-
-    fn authentication_failed(&mut self, why: &'static str) {
-        if let Some(auth) = &mut self.auth {
-            (auth.required, auth.authenticated) = (true, None);
-        }
-        self.report_refused(why);
-    }
-
-    /// Grants access after authentication. Returns whether the connection must close because access
-    /// was denied after the last message of the transaction.
-    fn on_authenticated(&mut self, authentication: Authentication) -> bool {
-        let Some(auth) = &mut self.auth else { return true };
-        let spent = std::mem::take(&mut auth.spent);
-        self.target.rate_limiter().refund(self.peer.network(), spent, self.now);
-        let first = auth.authenticated.replace(authentication.key).is_none() && auth.required;
-        (auth.key, auth.deadline) = (authentication.key, None);
-        if first && let Err(why) = self.authorize() {
-            self.authentication_failed(why);
-            let Some(auth) = &mut self.auth else { return true };
-            auth.transaction.refuse(Explanation::Failed);
-            auth.deadline = Some(self.now + HANDSHAKE_TIMEOUT);
-            return authentication.is_last;
-        }
-        if let Some(binding) = self.binding.as_ref().filter(|_| !authentication.psks.is_empty()) {
-            binding.controller.set_concatenated();
-            self.target.store_generated(authentication.key, authentication.psks, self.now);
-        }
-        false
-    }
-
-    /// Grants the host access to the subsystem and takes its queue identifier.
-    fn authorize(&mut self) -> Result<(), &'static str> {
-        let Some(binding) = &self.binding else { return Err("the connection is closed") };
-        let (qid, controller) = (binding.qid, binding.controller.clone());
-        let (_, grant) = match controller.kind {
-            ControllerType::Io if qid != 0 => (
-                ControllerType::Io,
-                self.current_grant(&controller.subsystem, &controller.host.nqn),
-            ),
-            _ => self.find_subsystem(&controller.subsystem, &controller.host.nqn)?,
-        };
-        if let Some(binding) = &mut self.binding {
-            binding.set_grant(grant);
-            if qid != 0 && !binding.take_qid() {
-                return Err("the queue identifier is in use");
-            }
-        }
-        if qid == 0 {
-            self.begin_admin();
-        }
-        Ok(())
-    }
-
-    /// Handles Authentication Receive: sends the pending message, padded with zeros to `room`
-    /// bytes.
-    fn auth_receive(&mut self, tag: u16, room: usize) -> Result<(), Status> {
-        let Some(auth) = &mut self.auth else { return Err(Status::INVALID_OPCODE.dnr()) };
-        let reply = auth.transaction.receive(room);
-        let is_closed = auth.transaction.is_closed();
-        let Ok(mut message) = reply else {
-            return Err(Status::INVALID_FIELD.dnr());
-        };
-        message.resize(room, 0);
-        self.finish_with_data(tag, Body::Shared(message.into()), room);
-        if is_closed {
-            self.close(Reason::Refused);
-        }
-        Ok(())
-    }
-
-    /// Reports that the host of this queue was denied access.
-    pub(super) fn report_refused(&mut self, why: &'static str) {
-        let Some(binding) = &self.binding else { return };
-        let (host, wanted) =
-            (binding.controller.host.nqn.clone(), binding.controller.subsystem.clone());
-        let peer = self.peer.clone();
-        self.steps.push_back(Step::Report(Event::Refused { peer, host, wanted, why }));
-    }
 }
 
 /// Checks the fields that both commands have (NVMe Base 2.0 §6.1, §6.2).

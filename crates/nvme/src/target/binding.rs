@@ -1,37 +1,61 @@
 //! Binding of a connection to a queue of a controller, made by Connect.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use export::Grant;
+use export::{Export, Grant, Op};
 
-use super::controller::{ByteCounts, Controller, QueueCounters};
-use super::fabrics::Connect;
+use super::NSID;
+use super::controller::{Controller, ControllerType};
+use super::counters::{ByteCounts, QueueCounters};
+use crate::status::Status;
+
+/// Parameters of the queue that a Connect requests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Connect {
+    qid: u16,
+    entries: u16,
+    flow_control: bool,
+    keep_alive: u32,
+}
+
+impl Connect {
+    pub(super) fn new(qid: u16, entries: u16, flow_control: bool, keep_alive: u32) -> Self {
+        Self { qid, entries, flow_control, keep_alive }
+    }
+
+    pub(super) fn qid(&self) -> u16 {
+        self.qid
+    }
+
+    /// Returns the Keep Alive Timeout in milliseconds.
+    pub(super) fn keep_alive(&self) -> u32 {
+        self.keep_alive
+    }
+}
 
 /// The controller and queue of a connection, and the access it grants.
 #[derive(Debug)]
 pub(super) struct Binding {
-    pub(super) controller: Arc<Controller>,
+    controller: Arc<Controller>,
     /// Queue identifier; zero is the Admin queue.
-    pub(super) qid: u16,
+    qid: u16,
     /// Reset count of the controller at Connect.
-    pub(super) resets: u32,
+    resets: u32,
     /// Whether the I/O queue owns its identifier. Not before the host is authenticated, if it must
     /// be.
-    pub(super) joined: bool,
+    joined: bool,
     /// Entries of the submission queue.
-    pub(super) entries: u16,
+    entries: u16,
     /// Submission queue head; `None` if SQ flow control is disabled.
-    pub(super) head: Option<u16>,
-    /// Access to the disk; `None` for a discovery controller, or while the disk is gone. Set by
-    /// [`Binding::set_grant`].
-    pub(super) grant: Option<Grant>,
+    head: Option<u16>,
+    /// Access to the disk; `None` for a discovery controller, or while the disk is gone.
+    grant: Option<Grant>,
     /// Export that was reported as attached.
-    pub(super) attached: Option<Arc<export::Export>>,
+    attached: Option<Arc<Export>>,
     /// Byte counts when it was attached.
-    pub(super) before: ByteCounts,
+    before: ByteCounts,
     /// Byte counters of this queue.
-    pub(super) counters: Arc<QueueCounters>,
+    counters: Arc<QueueCounters>,
 }
 
 impl Binding {
@@ -42,7 +66,7 @@ impl Binding {
     ) -> Self {
         let mut binding = Self {
             qid: connect.qid,
-            resets: controller.resets.load(Ordering::Acquire),
+            resets: controller.resets(),
             joined: false,
             entries: connect.entries,
             head: connect.flow_control.then_some(1 % connect.entries),
@@ -54,6 +78,46 @@ impl Binding {
         };
         binding.set_grant(grant);
         binding
+    }
+
+    pub(super) fn controller(&self) -> &Arc<Controller> {
+        &self.controller
+    }
+
+    /// Returns the queue identifier.
+    pub(super) fn qid(&self) -> u16 {
+        self.qid
+    }
+
+    pub(super) fn is_admin(&self) -> bool {
+        self.qid == 0
+    }
+
+    // ---- the submission queue
+
+    /// Returns the number of entries of the submission queue.
+    pub(super) fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Returns the submission queue head, or `None` if SQ flow control is disabled.
+    pub(super) fn head(&self) -> Option<u16> {
+        self.head
+    }
+
+    /// Counts a command that was taken from the submission queue.
+    pub(super) fn advance_head(&mut self) {
+        if let Some(head) = &mut self.head {
+            *head = head.checked_add(1).filter(|next| *next < self.entries).unwrap_or(0);
+        }
+    }
+
+    // ---- access to the disk
+
+    /// Returns the access to the disk, or `None` for a discovery controller, or while the disk is
+    /// gone.
+    pub(super) fn grant(&self) -> Option<&Grant> {
+        self.grant.as_ref()
     }
 
     /// Replaces the grant. If it is for the same disk, the fence and the writes in flight carry
@@ -72,9 +136,30 @@ impl Binding {
         }
     }
 
+    /// Counts a disk request of `len` bytes.
+    pub(super) fn count(&self, op: Op, len: u64) {
+        self.counters.add(op, len);
+    }
+
+    /// Returns the export that was reported as attached.
+    pub(super) fn attached(&self) -> Option<&Arc<Export>> {
+        self.attached.as_ref()
+    }
+
+    /// Replaces the export that was reported as attached. Returns the one before, with the bytes
+    /// that were transferred since it was attached.
+    pub(super) fn attach(&mut self, now: Option<Arc<Export>>) -> Option<(Arc<Export>, ByteCounts)> {
+        let byte_counts = self.controller.byte_counts();
+        let before = std::mem::replace(&mut self.before, byte_counts);
+        let detached = std::mem::replace(&mut self.attached, now)?;
+        Some((detached, byte_counts.since(before)))
+    }
+
+    // ---- membership in the controller
+
     /// Returns whether a reset has deleted the queue. Never the Admin queue.
     pub(super) fn is_stale(&self) -> bool {
-        self.qid != 0 && self.resets != self.controller.resets.load(Ordering::Acquire)
+        self.qid != 0 && self.resets != self.controller.resets()
     }
 
     /// Returns whether the queue may use the disk: not after a reset or shutdown.
@@ -84,25 +169,25 @@ impl Binding {
 
     /// Takes the queue identifier of an I/O queue. Returns whether it was free.
     pub(super) fn take_qid(&mut self) -> bool {
-        // Holds the lock: a reset must not delete the open queues in between.
-        let mut shared = self.controller.shared();
-        let granted = !self.is_stale() && self.qid <= shared.granted;
-        self.joined = granted && shared.open.insert(self.qid);
+        self.joined = self.controller.open_queue(self.qid, self.resets);
         self.joined
     }
 
     /// Releases the queue identifier; ends the controller if it is the Admin queue.
     pub(super) fn leave(&self) {
-        // Holds the lock: a reset, after which another queue may own the identifier, must not
-        // happen in between.
-        let mut shared = self.controller.shared();
-        if self.joined && !self.is_stale() {
-            shared.open.remove(&self.qid);
+        if self.joined {
+            self.controller.close_queue(self.qid, self.resets);
         }
-        drop(shared);
         if self.qid == 0 {
             self.controller.end();
         }
+    }
+
+    /// Adds a failed command to the error log of the controller.
+    pub(super) fn log_error(&self, cid: u16, status: Status, lba: u64) {
+        let has_namespace = self.controller.kind() == ControllerType::Io && self.qid != 0;
+        let nsid = if has_namespace { NSID } else { 0 };
+        self.controller.log_error(self.qid, cid, status.to_field(), nsid, lba);
     }
 }
 

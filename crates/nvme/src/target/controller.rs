@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Fence, KeyId, Op, Peer, Tenant};
+use export::{Fence, KeyId, Peer, Tenant};
 use zerocopy::little_endian::{U16, U32, U64};
 
+use super::counters::{ByteCounts, QueueCounters};
+use crate::status::Status;
 use crate::wire::log::ErrorEntry;
 
 /// Controller type (CNTRLTYPE).
@@ -22,22 +24,36 @@ pub(super) enum ControllerType {
 /// Host NQN and host identifier from Connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostIdentity {
-    pub(super) nqn: String,
-    pub(super) id: [u8; 16],
+    nqn: String,
+    id: [u8; 16],
+}
+
+impl HostIdentity {
+    pub(super) fn new(nqn: &str, id: [u8; 16]) -> Self {
+        Self { nqn: nqn.to_owned(), id }
+    }
+
+    pub(super) fn nqn(&self) -> &str {
+        &self.nqn
+    }
+
+    pub(super) fn id(&self) -> &[u8; 16] {
+        &self.id
+    }
 }
 
 /// A controller: created by the Connect of its Admin queue, ends with that queue.
 #[derive(Debug)]
 pub(super) struct Controller {
-    pub(super) id: u16,
-    pub(super) kind: ControllerType,
+    id: u16,
+    kind: ControllerType,
     /// Subsystem NQN.
-    pub(super) subsystem: String,
-    pub(super) host: HostIdentity,
+    subsystem: String,
+    host: HostIdentity,
     /// Tenant whose controller limit it counts against.
-    pub(super) tenant: Tenant,
+    tenant: Tenant,
     /// Key of the secure channel of the Admin queue, if it uses one. The I/O queues must match.
-    pub(super) channel: Option<Option<KeyId>>,
+    channel: Option<Option<KeyId>>,
     /// Set when authentication generated a TLS PSK (secure channel concatenation): further queues
     /// must use a secure channel.
     concatenated: AtomicBool,
@@ -45,28 +61,28 @@ pub(super) struct Controller {
     ready: AtomicBool,
     ended: AtomicBool,
     /// Number of resets. Each one deletes the I/O queues that exist.
-    pub(super) resets: AtomicU32,
+    resets: AtomicU32,
     /// Milliseconds from `start` to the last traffic of the host.
     last_traffic: AtomicU64,
     /// Keep Alive Timeout in milliseconds; zero disables it.
-    pub(super) keep_alive: AtomicU32,
+    keep_alive: AtomicU32,
     /// Set if the volatile write cache is disabled (Feature 06h): every write is durable.
-    pub(super) write_through: AtomicBool,
+    write_through: AtomicBool,
     /// Whether `shared.aborts` is not empty.
-    pub(super) has_aborts: AtomicBool,
+    has_aborts: AtomicBool,
     shared: Mutex<Shared>,
 }
 
 /// State that Admin commands change.
 #[derive(Debug, Default)]
-pub(super) struct Shared {
+struct Shared {
     /// I/O queues granted by Number of Queues; zero before that.
-    pub(super) granted: u16,
+    granted: u16,
     /// Identifiers of connected I/O queues.
-    pub(super) open: BTreeSet<u16>,
+    open: BTreeSet<u16>,
     /// Fences of the I/O queues.
     fences: Vec<Weak<Fence>>,
-    pub(super) aborts: Vec<Abort>,
+    aborts: Vec<Abort>,
     errors: VecDeque<ErrorEntry>,
     error_count: u64,
     /// Counters of the open queues.
@@ -85,63 +101,26 @@ impl Shared {
     }
 }
 
-/// Bytes read from and written to the disk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct ByteCounts {
-    pub(super) read: u64,
-    pub(super) written: u64,
-}
-
-/// Byte counters of one queue. Only the queue's thread writes them.
-#[derive(Debug, Default)]
-pub(super) struct QueueCounters {
-    read: AtomicU64,
-    written: AtomicU64,
-}
-
-impl QueueCounters {
-    /// Counts a disk request of `len` bytes.
-    pub(super) fn add(&self, op: Op, len: u64) {
-        let counter = match op {
-            Op::Read => &self.read,
-            Op::Write { .. } => &self.written,
-            _ => return,
-        };
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
-    }
-
-    fn byte_counts(&self) -> ByteCounts {
-        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        ByteCounts { read: now(&self.read), written: now(&self.written) }
-    }
-}
-
-impl ByteCounts {
-    fn add(&mut self, other: Self) {
-        self.read = self.read.wrapping_add(other.read);
-        self.written = self.written.wrapping_add(other.written);
-    }
-
-    /// Returns the difference to an earlier value.
-    pub(super) fn since(self, before: Self) -> Self {
-        let (read, written) = (self.read, self.written);
-        Self {
-            read: read.saturating_sub(before.read),
-            written: written.saturating_sub(before.written),
-        }
-    }
-}
-
 /// An Abort addressed to the I/O queue of the command it names.
 #[derive(Debug)]
-pub(super) struct Abort {
-    pub(super) sqid: u16,
-    pub(super) cid: u16,
+struct Abort {
+    sqid: u16,
+    cid: u16,
     /// Slot of the Abort command.
-    pub(super) by: u16,
+    by: u16,
     /// Result, once the queue has handled it.
-    pub(super) aborted: Option<bool>,
+    aborted: Option<bool>,
 }
+
+impl Abort {
+    /// Returns whether queue `qid` has not handled it yet.
+    fn is_pending(&self, qid: u16) -> bool {
+        self.sqid == qid && self.aborted.is_none()
+    }
+}
+
+/// Maximum of outstanding Aborts: ACL 3, zero's based.
+pub(super) const MAX_ABORTS: usize = 4;
 
 /// Entries of the error log: ELPE 63, zero's based.
 pub(super) const ERROR_ENTRIES: usize = 64;
@@ -176,7 +155,29 @@ impl Controller {
         }
     }
 
-    pub(super) fn shared(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn id(&self) -> u16 {
+        self.id
+    }
+
+    pub(super) fn kind(&self) -> ControllerType {
+        self.kind
+    }
+
+    /// Returns the subsystem NQN.
+    pub(super) fn subsystem(&self) -> &str {
+        &self.subsystem
+    }
+
+    pub(super) fn host(&self) -> &HostIdentity {
+        &self.host
+    }
+
+    /// Returns the tenant whose controller limit it counts against.
+    pub(super) fn tenant(&self) -> Tenant {
+        self.tenant
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
@@ -206,6 +207,130 @@ impl Controller {
         let mut byte_counts = shared.closed;
         shared.counters.iter().for_each(|one| byte_counts.add(one.byte_counts()));
         byte_counts
+    }
+
+    // ---- I/O queues
+
+    /// Returns the number of resets. Each one deletes the I/O queues that exist.
+    pub(super) fn resets(&self) -> u32 {
+        self.resets.load(Ordering::Acquire)
+    }
+
+    /// Returns the number of I/O queues granted by Number of Queues; zero before that.
+    pub(super) fn granted_queues(&self) -> u16 {
+        self.shared().granted
+    }
+
+    /// Grants `count` I/O queues. Fails after the first one was created (NVMe Base 2.0
+    /// §5.27.1.5).
+    pub(super) fn grant_queues(&self, count: u16) -> Result<(), Status> {
+        let mut shared = self.shared();
+        if !shared.open.is_empty() {
+            return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
+        }
+        shared.granted = count;
+        Ok(())
+    }
+
+    /// Takes the identifier of an I/O queue that joined after `resets` resets. Returns whether it
+    /// was free.
+    pub(super) fn open_queue(&self, qid: u16, resets: u32) -> bool {
+        // Holds the lock: a reset must not delete the open queues in between.
+        let mut shared = self.shared();
+        resets == self.resets() && qid <= shared.granted && shared.open.insert(qid)
+    }
+
+    /// Releases the identifier of an I/O queue that joined after `resets` resets.
+    pub(super) fn close_queue(&self, qid: u16, resets: u32) {
+        // Holds the lock: a reset, after which another queue may own the identifier, must not
+        // happen in between.
+        let mut shared = self.shared();
+        if resets == self.resets() {
+            shared.open.remove(&qid);
+        }
+    }
+
+    /// Performs the part of a Controller Level Reset that the queues share: deletes the I/O queues
+    /// (NVMe Base 2.0 §3.7.2).
+    pub(super) fn reset(&self) {
+        self.close_fences();
+        let mut shared = self.shared();
+        shared.granted = 0;
+        shared.open.clear();
+        // The commands were deleted with their queues. A new queue may use the same identifiers.
+        shared.aborts.iter_mut().for_each(|abort| abort.aborted = abort.aborted.or(Some(false)));
+        self.resets.fetch_add(1, Ordering::AcqRel);
+        drop(shared);
+        self.set_write_through(false);
+    }
+
+    // ---- Aborts of commands of I/O queues
+
+    /// Adds an Abort by the command in slot `by` of the Admin queue. Returns whether the queue
+    /// exists.
+    pub(super) fn add_abort(&self, sqid: u16, cid: u16, by: u16) -> Result<bool, Status> {
+        let mut shared = self.shared();
+        if shared.aborts.len() >= MAX_ABORTS {
+            return Err(Status::ABORT_LIMIT_EXCEEDED.dnr());
+        }
+        if !shared.open.contains(&sqid) {
+            return Ok(false);
+        }
+        shared.aborts.push(Abort { sqid, cid, by, aborted: None });
+        drop(shared);
+        self.has_aborts.store(true, Ordering::Release);
+        Ok(true)
+    }
+
+    /// Returns the commands of a queue that are to be aborted.
+    pub(super) fn pending_aborts(&self, qid: u16) -> Vec<u16> {
+        if !self.has_aborts.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let shared = self.shared();
+        let own = shared.aborts.iter().filter(|abort| abort.is_pending(qid));
+        own.map(|abort| abort.cid).collect()
+    }
+
+    /// Stores the result of an Abort.
+    pub(super) fn set_aborted(&self, qid: u16, cid: u16, aborted: bool) {
+        let mut shared = self.shared();
+        let mut pending = shared.aborts.iter_mut().filter(|abort| abort.is_pending(qid));
+        if let Some(abort) = pending.find(|abort| abort.cid == cid) {
+            abort.aborted = Some(aborted);
+        }
+    }
+
+    /// Takes the Aborts that have a result: the slot of each, and whether the command was aborted.
+    pub(super) fn take_aborts(&self) -> Vec<(u16, bool)> {
+        let mut shared = self.shared();
+        let Shared { open, aborts, .. } = &mut *shared;
+        // The commands of a closed queue are gone.
+        let settled = |abort: &mut Abort| abort.aborted.is_some() || !open.contains(&abort.sqid);
+        let done = aborts.extract_if(.., settled);
+        let done = done.map(|abort| (abort.by, abort.aborted == Some(true))).collect();
+        self.has_aborts.store(!aborts.is_empty(), Ordering::Release);
+        done
+    }
+
+    // ---- state
+
+    /// Returns whether the volatile write cache is disabled (Feature 06h): every write is durable.
+    pub(super) fn is_write_through(&self) -> bool {
+        self.write_through.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_write_through(&self, on: bool) {
+        self.write_through.store(on, Ordering::Relaxed);
+    }
+
+    /// Returns the Keep Alive Timeout in milliseconds; zero disables it.
+    pub(super) fn keep_alive(&self) -> u32 {
+        self.keep_alive.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_keep_alive(&self, millis: u32) {
+        self.keep_alive.store(millis, Ordering::Relaxed);
     }
 
     /// Returns CSTS.RDY.
@@ -243,7 +368,7 @@ impl Controller {
     /// [`Controller::close_fences`]. Closes it at once if the controller was reset since.
     pub(super) fn register_fence(&self, fence: &Arc<Fence>, resets: u32) {
         let mut shared = self.shared();
-        if !self.is_ready() || resets != self.resets.load(Ordering::Acquire) {
+        if !self.is_ready() || resets != self.resets() {
             return fence.close();
         }
         shared.fences.retain(|other| other.strong_count() != 0);
@@ -264,7 +389,7 @@ impl Controller {
         grace: Duration,
         idle: Option<Duration>,
     ) -> Option<Instant> {
-        let keep_alive = match self.keep_alive.load(Ordering::Relaxed) {
+        let keep_alive = match self.keep_alive() {
             0 => idle?,
             millis => Duration::from_millis(millis.into()) + grace,
         };

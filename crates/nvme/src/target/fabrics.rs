@@ -1,128 +1,305 @@
-//! Fabrics commands: Connect, Property Get and Set, Disconnect (NVMe Base 2.0 §6).
+//! What a connection is used for: nothing before Connect and authentication, then the Admin queue or
+//! an I/O queue of a controller. Dispatches commands to that, and handles Fabrics commands (NVMe
+//! Base 2.0 §6).
 
-use export::{Auth, Buffer, Event, Reason, Step};
+use std::time::Instant;
+
+use export::{Account, Buffer, Event, Fence, Grant, Outcome, Reason};
 use zerocopy::FromBytes;
 
-use super::QUEUE_ENTRIES;
-use super::admin::{Admin, PendingAdmin};
-use super::auth::InBandAuth;
-use super::binding::Binding;
-use super::controller::{Controller, ControllerType, HostIdentity};
-use super::io::{Work, check_no_data};
-use super::queue::Queue;
-use super::transfer::LengthCheck;
-use crate::command::{FabricsCommand, PropertySize};
-use crate::nqn;
+use super::access::{ConnectRefusal, refusal_text};
+use super::admin::AdminQueue;
+use super::auth::{InBandAuth, Verdict};
+use super::binding::{Binding, Connect};
+use super::context::Context;
+use super::controller::ControllerType;
+use super::io::{self, IoQueue};
+use super::outbox::Outbox;
+use super::queue::{Queue, check_no_data};
+use super::slots::{BufferWait, SlotState};
+use super::transfers::{Received, Transfers};
+use super::work::Work;
+use super::{DISCOVERY_IDLE_TIMEOUT, KEEP_ALIVE_GRACE, connect};
+use crate::command::FabricsCommand;
 use crate::status::Status;
+use crate::tcp::Violation;
 use crate::wire::command::Sqe;
-use crate::wire::fabrics::{
-    CNTLID_DYNAMIC, ConnectData, ConnectField, ConnectResponse, DISCOVERY_NQN, cattr, property,
-};
+use crate::wire::completion::Cqe;
+use crate::wire::fabrics::{ConnectData, ConnectResponse};
+use crate::wire::opcode;
 use crate::wire::text::NqnError;
-use crate::wire::{fabrics, opcode};
 
-/// Fields of a Connect whose data is pending.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Connect {
-    pub(super) qid: u16,
-    pub(super) entries: u16,
-    pub(super) flow_control: bool,
-    keep_alive: u32,
-}
-
-/// CNTLID for any controller in the static controller model (NVMe Base 2.0 §6.3).
-const CNTLID_STATIC_ANY: u16 = 0xfffe;
-
-/// Refusal of a Connect: status, dword 0 of the response, and the reason for the administrator.
-/// No reason is reported if nothing can be done about it, such as an I/O queue of a controller that
-/// ended with a restart.
+/// A connection above its PDUs.
 #[derive(Debug)]
-pub(super) struct ConnectRefusal {
-    status: Status,
-    dw0: u32,
-    why: Option<&'static str>,
+pub(super) struct Fabrics {
+    cx: Context,
+    queue: Queue,
+    role: Role,
+    /// Authentication state, if the host has DH-HMAC-CHAP keys.
+    auth: Option<Box<InBandAuth>>,
 }
 
-impl ConnectRefusal {
-    pub(super) fn new(status: Status, dw0: u32, why: Option<&'static str>) -> Self {
-        Self { status, dw0, why }
-    }
-
-    /// Denies access to the host, with Connect Invalid Host.
-    pub(super) fn access_denied(why: &'static str) -> Self {
-        let dw0 = ConnectField::Hostnqn.dw0();
-        Self::new(Status::CONNECT_INVALID_HOST.dnr(), dw0, Some(why))
-    }
+/// What the connection is used for.
+#[derive(Debug)]
+enum Role {
+    /// Not connected, or an Admin queue whose host must still authenticate.
+    Undecided,
+    Admin(Box<AdminQueue>),
+    Io(IoQueue),
+    Closed,
 }
 
-impl From<Status> for ConnectRefusal {
-    fn from(status: Status) -> Self {
-        Self::new(status.dnr(), 0, None)
+impl Fabrics {
+    pub(super) fn new(cx: Context, account: Account) -> Self {
+        Self { cx, queue: Queue::new(account), role: Role::Undecided, auth: None }
     }
-}
 
-impl From<ConnectField> for ConnectRefusal {
-    fn from(field: ConnectField) -> Self {
-        Self::new(Status::CONNECT_INVALID_PARAMETERS.dnr(), field.dw0(), None)
+    pub(super) fn context(&self) -> &Context {
+        &self.cx
     }
-}
 
-impl Queue {
-    /// Handles a command on a connection that is not a queue yet. Only Connect is valid.
-    pub(super) fn connect_command(
+    pub(super) fn set_now(&mut self, now: Instant) {
+        self.cx.set_now(now);
+    }
+
+    pub(super) fn out(&mut self) -> &mut Outbox {
+        self.queue.out()
+    }
+
+    pub(super) fn transfers(&mut self) -> &mut Transfers {
+        self.queue.transfers()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.is_full()
+    }
+
+    /// Returns whether Connect has succeeded.
+    pub(super) fn is_connected(&self) -> bool {
+        self.queue.binding().is_some()
+    }
+
+    /// Returns whether the host must still authenticate.
+    pub(super) fn is_unauthenticated(&self) -> bool {
+        self.auth.as_ref().is_some_and(|auth| auth.is_pending())
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.role, Role::Closed)
+    }
+
+    /// Returns whether no disk request is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.slots().none_submitted()
+    }
+
+    /// Returns the fence of the writes of the connection.
+    pub(super) fn fence(&self) -> Option<&std::sync::Arc<Fence>> {
+        self.queue.grant().map(Grant::fence)
+    }
+
+    // ---- commands
+
+    /// Handles a command with its in-capsule data, of which `capsule` receives what follows.
+    pub(super) fn command(&mut self, sqe: &Sqe, capsule: Option<Buffer>) -> Result<(), Violation> {
+        let cid = sqe.cid.get();
+        if let Some(binding) = self.queue.binding_mut() {
+            binding.advance_head();
+        }
+        if self.queue.slots().is_outstanding(cid) && !self.drop_event_request(cid) {
+            self.queue.respond(Cqe::new(cid, Status::COMMAND_ID_CONFLICT.dnr()));
+            return Ok(());
+        }
+        let tag = self.queue.slots_mut().claim(cid).ok_or(Violation::QueueOverrun)?;
+        if let Err(status) = self.dispatch(tag, sqe, capsule) {
+            self.fail(tag, status);
+        }
+        Ok(())
+    }
+
+    fn drop_event_request(&mut self, cid: u16) -> bool {
+        match &mut self.role {
+            Role::Admin(admin) => admin.drop_event_request(&mut self.queue, cid),
+            _ => false,
+        }
+    }
+
+    fn dispatch(&mut self, tag: u16, sqe: &Sqe, capsule: Option<Buffer>) -> Result<(), Status> {
+        if !self.is_connected() {
+            return connect::command(&mut self.queue, tag, sqe, capsule);
+        }
+        if sqe.opcode == opcode::fabrics::OPCODE {
+            return self.fabrics_command(tag, sqe, capsule);
+        }
+        if self.is_unauthenticated() {
+            return Err(Status::AUTHENTICATION_REQUIRED.dnr());
+        }
+        match &mut self.role {
+            Role::Admin(admin) => admin.command(&self.cx, &mut self.queue, tag, sqe, capsule),
+            Role::Io(io) => io.command(&mut self.queue, tag, sqe, capsule),
+            Role::Undecided | Role::Closed => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+        }
+    }
+
+    /// Completes a command that failed before submission.
+    fn fail(&mut self, tag: u16, status: Status) {
+        match &mut self.role {
+            Role::Io(io) => io.fail(&mut self.queue, tag, status),
+            _ => self.queue.finish(tag, status),
+        }
+    }
+
+    /// Handles the end of a payload.
+    pub(super) fn payload_end(&mut self, digest_ok: bool) {
+        match self.queue.transfers().payload_end(digest_ok) {
+            Some(Received { tag, data: Some(data) }) => self.data_received(tag, data),
+            Some(Received { tag, data: None }) => self.fail(tag, Status::TRANSIENT_TRANSPORT_ERROR),
+            None => {}
+        }
+    }
+
+    /// Continues a command whose data was received.
+    fn data_received(&mut self, tag: u16, buffer: Buffer) {
+        let Self { cx, queue, role, .. } = self;
+        match (queue.take_work(tag), role) {
+            (Work::Connect(connect), _) => self.connect_data_received(tag, connect, &buffer),
+            (Work::AuthMessage, _) => self.auth_message(tag, &buffer),
+            (work, Role::Io(_)) => io::data_received(queue, tag, work, buffer),
+            (work, Role::Admin(admin)) => admin.data_received(cx, queue, tag, work, &buffer),
+            (_, Role::Undecided | Role::Closed) => queue.finish(tag, Status::INTERNAL_ERROR),
+        }
+    }
+
+    /// Continues a command after its disk request.
+    pub(super) fn completed(&mut self, tag: u16, outcome: Outcome) {
+        if !self.is_closed() {
+            self.queue.slots_mut().set_state(tag, SlotState::Pending);
+        }
+        match &mut self.role {
+            Role::Io(_) => io::drive(&mut self.queue, tag, Some(outcome)),
+            Role::Admin(admin) => admin.completed(&mut self.queue, tag, &outcome),
+            Role::Undecided => {}
+            Role::Closed => self.queue.completed_after_leave(tag),
+        }
+    }
+
+    /// Retries the allocations that slots wait for.
+    pub(super) fn retry_allocations(&mut self) {
+        let queue = &mut self.queue;
+        for _ in 0..queue.transfers().awaiting_second_phase() {
+            if let Some(tag) = queue.transfers().next_awaiting_second_phase() {
+                io::drive(queue, tag, None);
+            }
+        }
+        let mut last = None;
+        while let Some((tag, wait)) =
+            queue.transfers().first_waiting().filter(|&(tag, _)| last != Some(tag))
+        {
+            match wait {
+                BufferWait::R2t(want) => queue.send_r2t(tag, want),
+                BufferWait::Read => io::drive(queue, tag, None),
+            }
+            last = Some(tag);
+        }
+    }
+
+    // ---- Fabrics commands
+
+    /// Handles a Fabrics command of a queue.
+    fn fabrics_command(
         &mut self,
         tag: u16,
-        sqe: Sqe,
+        sqe: &Sqe,
         capsule: Option<Buffer>,
     ) -> Result<(), Status> {
-        if sqe.opcode != opcode::fabrics::OPCODE {
-            return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
+        let may_carry_data =
+            matches!(sqe.fctype(), opcode::fabrics::CONNECT | opcode::fabrics::AUTHENTICATION_SEND);
+        let is_unauthenticated = self.is_unauthenticated();
+        if matches!(self.role, Role::Admin(_)) && !is_unauthenticated && !may_carry_data {
+            check_no_data(capsule.as_ref())?;
         }
-        let FabricsCommand::Connect { recfmt, qid, sqsize, cattr, kato } =
-            FabricsCommand::parse(&sqe)?
-        else {
-            return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
-        };
-        if recfmt != 0 {
-            return Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr());
+        let command = FabricsCommand::parse(sqe)?;
+        let is_auth =
+            matches!(command, FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. });
+        match &mut self.role {
+            _ if is_unauthenticated => self.auth_command(tag, sqe, command, capsule),
+            Role::Admin(_) if is_auth => self.auth_command(tag, sqe, command, capsule),
+            Role::Io(_) if is_auth && self.auth.is_some() => {
+                self.auth_command(tag, sqe, command, capsule)
+            }
+            Role::Admin(admin) => match command {
+                FabricsCommand::PropertyGet { attrib, offset } => {
+                    let value = admin.property(attrib, offset)?;
+                    self.queue.finish_with(tag, Status::SUCCESS, value);
+                    Ok(())
+                }
+                FabricsCommand::PropertySet { attrib, offset, value } => {
+                    admin.set_property(&mut self.queue, tag, attrib, offset, value)
+                }
+                // Disconnect is not valid on the Admin queue (NVMe Base 2.0 §6.4).
+                FabricsCommand::Disconnect { .. } => Err(Status::INVALID_QUEUE_TYPE.dnr()),
+                _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            },
+            Role::Io(_) => match command {
+                FabricsCommand::Disconnect { recfmt: 0 } => {
+                    self.queue.finish(tag, Status::SUCCESS);
+                    self.close(Reason::Peer);
+                    Ok(())
+                }
+                FabricsCommand::Disconnect { .. } => Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()),
+                _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            },
+            Role::Undecided | Role::Closed => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
         }
-        let Some(entries) = entries(qid, sqsize) else {
-            self.refuse(tag, ConnectField::Sqsize.into());
-            return Ok(());
-        };
-        let flow_control = cattr & cattr::DISABLE_SQ_FLOW_CONTROL == 0;
-        let connect = Connect { qid, entries, flow_control, keep_alive: kato };
-        self.set_work(tag, Work::Admin(Box::new(PendingAdmin::Connect(connect))));
-        self.receive_data(tag, &sqe, size_of::<ConnectData>() as u64, LengthCheck::Exact, capsule)
     }
 
-    fn refuse(&mut self, tag: u16, refused: ConnectRefusal) {
-        self.finish_with(tag, refused.status, refused.dw0.into());
+    fn auth_command(
+        &mut self,
+        tag: u16,
+        sqe: &Sqe,
+        command: FabricsCommand,
+        capsule: Option<Buffer>,
+    ) -> Result<(), Status> {
+        let auth = self.auth.as_mut().ok_or(Status::INVALID_OPCODE.dnr())?;
+        if auth.command(&mut self.queue, tag, sqe, command, capsule)? {
+            self.close(Reason::Refused);
+        }
+        Ok(())
     }
 
-    /// Continues a Connect whose data was received.
-    pub(super) fn connect_data_received(&mut self, tag: u16, connect: Connect, buffer: &Buffer) {
-        let Ok(data) = ConnectData::read_from_bytes(buffer.bytes()) else {
-            return self.finish(tag, Status::DATA_SGL_LENGTH_INVALID.dnr());
-        };
-        self.connect(tag, connect, Box::new(data));
+    fn auth_message(&mut self, tag: u16, message: &Buffer) {
+        let Some(auth) = &mut self.auth else { return };
+        let Verdict { granted, close } =
+            auth.message(&mut self.cx, &mut self.queue, message.bytes());
+        if granted && self.queue.binding().is_some_and(Binding::is_admin) {
+            self.begin_admin();
+        }
+        self.queue.finish(tag, Status::SUCCESS);
+        if close {
+            self.close(Reason::Refused);
+        }
     }
 
-    fn connect(&mut self, tag: u16, connect: Connect, data: Box<ConnectData>) {
-        let connected = match connect.qid {
-            0 => self.connect_admin(&connect, &data),
-            _ => self.connect_io(&connect, &data),
-        };
-        match connected {
+    // ---- Connect
+
+    fn connect_data_received(&mut self, tag: u16, connect: Box<Connect>, buffer: &Buffer) {
+        match ConnectData::read_from_bytes(buffer.bytes()) {
+            Ok(data) => self.connect(tag, connect, Box::new(data)),
+            Err(_) => self.queue.finish(tag, Status::DATA_SGL_LENGTH_INVALID.dnr()),
+        }
+    }
+
+    fn connect(&mut self, tag: u16, connect: Box<Connect>, data: Box<ConnectData>) {
+        match connect::establish(&self.cx, &connect, &data) {
             Ok(Some((binding, auth))) => self.connected(tag, binding, auth),
-            Ok(None) => self
-                .set_work(tag, Work::Admin(Box::new(PendingAdmin::BlockedConnect(connect, data)))),
-            Err(refused) => {
-                self.report_refusal(&data, &refused);
-                self.refuse(tag, refused);
+            Ok(None) => self.queue.set_work(tag, Work::BlockedConnect(connect, data)),
+            Err(refusal) => {
+                self.report_refusal(&data, &refusal);
+                let (status, dw0) = refusal.response();
+                self.queue.finish_with(tag, status, dw0.into());
                 // One attempt per connection. Otherwise a peer could try names, and fill the
                 // journal, at line rate.
-                if self.peer.auth == Auth::Required {
+                if self.cx.requires_keys() {
                     self.close(Reason::Refused);
                 }
             }
@@ -130,281 +307,169 @@ impl Queue {
     }
 
     /// Retries a Connect that waits for orphaned writes.
-    pub(super) fn retry_connect(&mut self) {
+    fn retry_connect(&mut self) {
         let tag = 0;
-        let Some(slot) = self.slots.get(tag) else { return };
-        match std::mem::take(&mut slot.work) {
-            Work::Admin(waiting) => match *waiting {
-                PendingAdmin::BlockedConnect(connect, data) => self.connect(tag, connect, data),
-                mismatches => slot.work = Work::Admin(Box::new(mismatches)),
-            },
-            mismatches => slot.work = mismatches,
+        match self.queue.take_work(tag) {
+            Work::BlockedConnect(connect, data) => self.connect(tag, connect, data),
+            other => self.queue.set_work(tag, other),
         }
     }
 
-    /// Reports a Connect that timed out while waiting for orphaned writes.
-    pub(super) fn report_blocked_connect(&mut self) {
-        let Some(Work::Admin(waiting)) =
-            self.slots.get(0).map(|slot| std::mem::take(&mut slot.work))
-        else {
-            return;
-        };
-        if let PendingAdmin::BlockedConnect(_, data) = *waiting {
+    /// Ends a connection whose Connect did not succeed in time. Reports a Connect that waited for
+    /// orphaned writes.
+    pub(super) fn connect_timed_out(&mut self) {
+        if let Work::BlockedConnect(_, data) = self.queue.take_work(0) {
             let why = "writes of a lost connection are still in flight on the disk";
             let busy = Status::CONNECT_CONTROLLER_BUSY;
             self.report_refusal(&data, &ConnectRefusal::new(busy, 0, Some(why)));
         }
+        self.close(Reason::Timeout);
     }
 
-    fn connected(&mut self, tag: u16, binding: Binding, auth: Option<InBandAuth>) {
-        let (flow, qid) = (binding.head.is_some(), binding.qid);
-        let response = ConnectResponse::new(binding.controller.id);
-        self.auth = auth.map(Box::new);
+    fn connected(&mut self, tag: u16, binding: Binding, auth: Option<Box<InBandAuth>>) {
+        let (is_admin, response) =
+            (binding.is_admin(), ConnectResponse::new(binding.controller().id()));
+        self.auth = auth;
         let authentication_required = self.is_unauthenticated();
         let dw0 = ConnectResponse { authentication_required, ..response }.emit();
-        if let Some(channel) = &self.peer.channel {
-            self.target.generated().renew(&channel.identity, self.now);
+        if let Some(channel) = &self.cx.peer().channel {
+            self.cx.target().renew_generated(&channel.identity, self.cx.now());
         }
         // The response to Connect counts as the first entry of the new queue.
-        let cid = self.slots.get(tag).map_or(0, |slot| slot.cid);
-        self.go_live(binding);
+        let cid = self.queue.slots().cid(tag).unwrap_or(0);
+        self.queue.bind(binding);
         self.restart_keep_alive();
-        if qid == 0 {
-            self.begin_admin();
+        match is_admin {
+            false => self.role = Role::Io(IoQueue::default()),
+            true if authentication_required => {}
+            true => self.begin_admin(),
         }
-        self.respond_connect(cid, dw0, flow);
+        self.queue.respond_connect(cid, dw0);
     }
 
     /// Creates the state of the Admin queue, and reports the attached export. An unauthenticated
     /// host has none.
-    pub(super) fn begin_admin(&mut self) {
-        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
+    fn begin_admin(&mut self) {
+        let grant = self.queue.grant();
         let attached = grant.map(|grant| grant.export().clone());
-        let generation = self.target.catalogue.generation();
-        self.admin = Some(Box::new(Admin::new(generation, grant)));
-        self.report_attached(attached, Reason::Ended);
-    }
-
-    /// Handles the Connect of an Admin queue: creates a controller. Returns `None` while orphaned
-    /// writes to the disk are in flight: a late write must not overwrite newer data of any host.
-    fn connect_admin(
-        &mut self,
-        connect: &Connect,
-        data: &ConnectData,
-    ) -> Result<Option<(Binding, Option<InBandAuth>)>, ConnectRefusal> {
-        let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
-        let nqn = host_nqn(data)?.to_owned();
-        let host = HostIdentity { nqn, id: data.hostid };
-        if !matches!(data.cntlid.get(), CNTLID_DYNAMIC | CNTLID_STATIC_ANY) {
-            return Err(ConnectField::Cntlid.into());
-        }
-        let auth = self.check_host(&host.nqn, subsystem, 0)?;
-        let (kind, grant) = match &auth {
-            Some(auth) if auth.is_pending() => (kind_of(subsystem), None),
-            _ => self
-                .find_subsystem(subsystem, &host.nqn)
-                .map_err(|why| self.subsystem_refusal(why))?,
-        };
-        if self.has_orphaned_writes(subsystem) {
-            return Ok(None);
-        }
-        let (peer, alive, now) = (&self.peer, connect.keep_alive, self.now);
-        let new_controller =
-            |id| Controller::new(id, kind, subsystem, host.clone(), peer, alive, now);
-        // Retryable: another controller may end.
-        let busy = || {
-            ConnectRefusal::new(
-                Status::CONNECT_CONTROLLER_BUSY,
-                0,
-                Some("too many controllers for this host"),
-            )
-        };
-        let controller =
-            self.target.register(kind, peer.tenant(), new_controller).ok_or_else(busy)?;
-        Ok(Some((Binding::new(connect, controller, grant), auth)))
-    }
-
-    /// Handles the Connect of an I/O queue. Returns `None` while orphaned writes to the disk are in
-    /// flight, such as those of an earlier queue with the same identifier.
-    fn connect_io(
-        &mut self,
-        connect: &Connect,
-        data: &ConnectData,
-    ) -> Result<Option<(Binding, Option<InBandAuth>)>, ConnectRefusal> {
-        let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
-        let host = host_nqn(data)?;
-        let auth = self.check_host(host, subsystem, connect.qid)?;
-        let controller = self.target.find(data.cntlid.get()).ok_or(ConnectField::Cntlid)?;
-        let expected = &controller.host;
-        let mismatches = [
-            (controller.subsystem != subsystem, ConnectField::Subnqn),
-            (expected.nqn != host, ConnectField::Hostnqn),
-            (expected.id != data.hostid, ConnectField::Hostid),
-        ];
-        if let Some((_, field)) = mismatches.into_iter().find(|(differs, _)| *differs) {
-            // With keys required, the status must not disclose controllers of other hosts.
-            let keys_required = self.peer.auth == Auth::Required;
-            return Err(if keys_required { ConnectField::Cntlid } else { field }.into());
-        }
-        if controller.kind == ControllerType::Discovery {
-            return Err(ConnectField::Qid.into());
-        }
-        if !controller.is_ready() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR.into());
-        }
-        if !controller.accepts_channel(self.channel()) {
-            return Err(ConnectRefusal::access_denied(
-                "all its connections must use TLS with the same key, or none",
-            ));
-        }
-        let due = auth.as_ref().is_some_and(InBandAuth::is_pending);
-        let grant = if due { None } else { self.current_grant(subsystem, host) };
-        if connect.qid > controller.shared().granted {
-            return Err(ConnectField::Qid.into());
-        }
-        if self.has_orphaned_writes(subsystem) {
-            return Ok(None);
-        }
-        let mut binding = Binding::new(connect, controller, grant);
-        // An unauthenticated host must not occupy the queue identifier.
-        if !due && !binding.take_qid() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR.into());
-        }
-        Ok(Some((binding, auth)))
-    }
-
-    /// Returns whether orphaned writes to the disk are in flight. Checked for unauthenticated hosts
-    /// as well, because there is no second check after authentication.
-    fn has_orphaned_writes(&self, subsystem: &str) -> bool {
-        self.target
-            .catalogue
-            .find(&nqn::export_id(subsystem))
-            .is_some_and(|export| export.has_orphans())
+        self.role = Role::Admin(Box::new(AdminQueue::new(&self.cx, grant)));
+        let (peer, proven) = (self.cx.peer(), self.cx.proven());
+        self.queue.report_attached(peer, proven, attached, Reason::Ended);
     }
 
     /// Reports a refused host.
-    fn report_refusal(&mut self, data: &ConnectData, refused: &ConnectRefusal) {
-        let Some(why) = refused.why else { return };
+    fn report_refusal(&mut self, data: &ConnectData, refusal: &ConnectRefusal) {
+        let Some(why) = refusal.why() else { return };
         let name = |nqn: Result<&str, NqnError>| nqn.unwrap_or_default().to_owned();
         let (host, wanted) = (name(data.hostnqn()), name(data.subnqn()));
-        self.steps.push_back(Step::Report(Event::Refused {
-            peer: self.peer.clone(),
-            host,
-            wanted,
-            why,
-        }));
+        let peer = self.cx.peer().clone();
+        self.queue.out().report(Event::Refused { peer, host, wanted, why });
     }
 
-    /// Handles Fabrics commands of a connected Admin queue.
-    pub(super) fn fabrics_command(
-        &mut self,
-        tag: u16,
-        sqe: &Sqe,
-        capsule: Option<Buffer>,
-    ) -> Result<(), Status> {
-        check_capsule_data(sqe, capsule.as_ref())?;
-        match FabricsCommand::parse(sqe)? {
-            FabricsCommand::PropertyGet { attrib, offset } => {
-                let value = self.property(attrib, offset)?;
-                self.finish_with(tag, Status::SUCCESS, value);
-            }
-            FabricsCommand::PropertySet { attrib, offset, value } => {
-                self.set_property(tag, attrib, offset, value)?;
-            }
-            FabricsCommand::Connect { .. } => return Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
-            // Disconnect is not valid on the Admin queue (NVMe Base 2.0 §6.4).
-            FabricsCommand::Disconnect { .. } => return Err(Status::INVALID_QUEUE_TYPE.dnr()),
-            auth @ (FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. }) => {
-                return self.auth_command(tag, sqe, auth, capsule);
-            }
+    // ---- changes from outside
+
+    /// Returns whether the controller has ended, or a reset has deleted the queue.
+    pub(super) fn has_ended(&self) -> bool {
+        self.queue
+            .binding()
+            .is_some_and(|binding| binding.controller().has_ended() || binding.is_stale())
+    }
+
+    /// Handles a change of state that the connection shares with others.
+    pub(super) fn changed(&mut self) {
+        if !self.is_connected() {
+            return self.retry_connect();
         }
-        Ok(())
-    }
-
-    /// Handles Fabrics commands of an I/O queue: Disconnect and authentication.
-    pub(super) fn fabrics_on_io_queue(
-        &mut self,
-        tag: u16,
-        sqe: &Sqe,
-        capsule: Option<Buffer>,
-    ) -> Result<(), Status> {
-        match FabricsCommand::parse(sqe)? {
-            auth @ (FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. })
-                if self.auth.is_some() =>
-            {
-                self.auth_command(tag, sqe, auth, capsule)
+        if self.close_if_revoked() {
+            return;
+        }
+        self.refresh_grant();
+        match &mut self.role {
+            Role::Admin(admin) => admin.changed(&self.cx, &mut self.queue),
+            _ => io::process_aborts(&mut self.queue),
+        }
+        for _ in 0..self.queue.awaiting_exclusive() {
+            if let Some(tag) = self.queue.next_awaiting_exclusive() {
+                io::retry(&mut self.queue, tag);
             }
-            FabricsCommand::Disconnect { recfmt: 0 } => {
-                self.finish(tag, Status::SUCCESS);
-                self.close(Reason::Peer);
-                Ok(())
-            }
-            FabricsCommand::Disconnect { .. } => Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()),
-            _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
         }
     }
 
-    fn property(&self, size: PropertySize, offset: u32) -> Result<u64, Status> {
-        let admin = self.admin.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        let value = match (offset, size) {
-            (property::CAP, PropertySize::Eight) => capabilities().0,
-            (property::VS, PropertySize::Four) => VERSION.into(),
-            (property::CC, PropertySize::Four) => admin.cc.0.into(),
-            (property::CSTS, PropertySize::Four) => admin.csts.0.into(),
-            _ => return Err(Status::INVALID_FIELD.dnr()),
+    /// Closes the connection if the access of its host was revoked. Returns whether it was.
+    fn close_if_revoked(&mut self) -> bool {
+        let Ok(controller) = self.queue.controller() else { return false };
+        let pending = self.auth.as_ref().and_then(|auth| auth.pending_key());
+        let Err(refusal) = self.cx.check_still_allowed(controller, pending) else { return false };
+        if matches!(self.role, Role::Admin(_)) {
+            self.queue.report_refused(self.cx.peer(), refusal_text(refusal));
+        }
+        self.close(Reason::Refused);
+        true
+    }
+
+    /// Updates the grant after the disk was removed, replaced or came back.
+    fn refresh_grant(&mut self) {
+        let is_unauthenticated = self.is_unauthenticated();
+        let Some(binding) = self.queue.binding_mut() else { return };
+        if binding.controller().kind() != ControllerType::Io || is_unauthenticated {
+            return;
+        }
+        binding.set_grant(self.cx.current_grant(binding.controller()));
+        let now = binding.grant().filter(|_| binding.is_admin()).map(Grant::export);
+        let same = match (binding.attached(), now) {
+            (Some(before), Some(now)) => std::sync::Arc::ptr_eq(before, now),
+            (before, now) => before.is_none() && now.is_none(),
         };
-        Ok(value)
-    }
-
-    fn set_property(
-        &mut self,
-        tag: u16,
-        size: PropertySize,
-        offset: u32,
-        value: u64,
-    ) -> Result<(), Status> {
-        match (offset, size, u32::try_from(value)) {
-            (property::CC, PropertySize::Four, Ok(value)) => {
-                self.configure(tag, fabrics::Cc(value))
-            }
-            _ => Err(Status::INVALID_FIELD.dnr()),
+        if !same {
+            let now = now.cloned();
+            let (peer, proven) = (self.cx.peer(), self.cx.proven());
+            self.queue.report_attached(peer, proven, now, Reason::Ended);
         }
     }
-}
 
-/// VS: NVMe 2.0.
-pub(super) const VERSION: u32 = 0x0002_0000;
+    // ---- timers
 
-/// Returns CAP: queues of [`QUEUE_ENTRIES`], NVM command set, ready within 7.5 s.
-pub(super) fn capabilities() -> fabrics::Cap {
-    let cap = fabrics::Cap::default().with_mqes(u64::from(QUEUE_ENTRIES - 1)).with_cqr(1);
-    cap.with_to(15).with_css(fabrics::Cap::CSS_NVM)
-}
-
-/// Returns the queue size for SQSIZE, or `None` if it is invalid. MQES limits I/O queues only.
-fn entries(qid: u16, sqsize: u32) -> Option<u16> {
-    let largest = if qid == 0 { u32::from(u16::MAX) } else { QUEUE_ENTRIES.into() };
-    let entries = Some(sqsize).filter(|sqsize| (2..=largest).contains(sqsize))?;
-    // A larger Admin queue is accepted; no more entries than this are used at once.
-    u16::try_from(entries.min(QUEUE_ENTRIES.into())).ok()
-}
-
-fn kind_of(subsystem: &str) -> ControllerType {
-    if subsystem == DISCOVERY_NQN { ControllerType::Discovery } else { ControllerType::Io }
-}
-
-/// Returns the host NQN. It may be empty: SPDK's perf sends none by default.
-fn host_nqn(data: &ConnectData) -> Result<&str, ConnectField> {
-    match data.hostnqn() {
-        Err(NqnError::Empty) => Ok(""),
-        mismatches => mismatches.map_err(|_| ConnectField::Hostnqn),
+    /// Restarts the keep-alive timer of the controller. An unauthenticated I/O queue must not keep
+    /// the controller of another host alive.
+    pub(super) fn restart_keep_alive(&self) {
+        let own = |binding: &&Binding| binding.is_admin() || !self.is_unauthenticated();
+        if let Some(binding) = self.queue.binding().filter(own) {
+            binding.controller().restart_keep_alive(self.cx.now());
+        }
     }
-}
 
-/// Refuses in-capsule data, except for Connect and Authentication Send.
-fn check_capsule_data(sqe: &Sqe, capsule: Option<&Buffer>) -> Result<(), Status> {
-    match sqe.fctype() {
-        opcode::fabrics::CONNECT | opcode::fabrics::AUTHENTICATION_SEND => Ok(()),
-        _ => check_no_data(capsule),
+    /// Returns when keep-alive expires, or the transaction in progress.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let auth = self.auth.as_ref().and_then(|auth| auth.deadline());
+        self.keep_alive_deadline().into_iter().chain(auth).min()
+    }
+
+    fn keep_alive_deadline(&self) -> Option<Instant> {
+        let binding = self.queue.binding().filter(|binding| binding.is_admin())?;
+        let idle = (binding.controller().kind() == ControllerType::Discovery)
+            .then_some(DISCOVERY_IDLE_TIMEOUT);
+        binding.controller().keep_alive_deadline(KEEP_ALIVE_GRACE, idle)
+    }
+
+    // ---- the end
+
+    /// Closes the connection, unless it is closed.
+    pub(super) fn close(&mut self, reason: Reason) {
+        if !self.is_closed() {
+            self.leave(reason);
+            self.queue.out().close(reason);
+        }
+    }
+
+    /// Ends the use of the connection: leaves the controller, or ends it if this is the Admin queue.
+    pub(super) fn leave(&mut self, reason: Reason) {
+        // A failure was reported already.
+        let unreported = self.auth.as_ref().is_some_and(|auth| auth.is_unreported());
+        if unreported && matches!(reason, Reason::Peer | Reason::Timeout) {
+            let why = "DH-HMAC-CHAP authentication was not completed";
+            self.queue.report_refused(self.cx.peer(), why);
+        }
+        self.role = Role::Closed;
+        self.queue.leave(self.cx.peer(), reason);
     }
 }

@@ -1,45 +1,56 @@
 //! The controller side of NVMe/TCP.
 //!
-//! One [`Queue`] is the session of one connection: the Admin queue or an I/O queue of a controller.
+//! One [`Connection`] is the session of one connection, in layers that call each other from top to
+//! bottom only:
+//!
+//! | module | holds |
+//! |---|---|
+//! | `connection` | PDUs, states, timers: the [`export::Session`] |
+//! | `fabrics` | what the connection is: dispatches commands to the queue that Connect made of it |
+//! | `connect`, `auth`, `admin`, `io` | Connect, in-band authentication, and the command sets |
+//! | `queue` | the commands in flight, what is sent for them, and their access to the disk |
+//! | `transfers`, `outbox`, `binding` | slots and data, output, the queue's controller |
+//!
 //! Queues of one controller share its state (`controller`); controllers are registered in the
-//! [`Target`]. Modules follow the command sets: `fabrics`, `admin` (with `identify`, `log`,
-//! `feature`, `event`), `discovery`, `io` (with `fused`, `ranges`), `auth`. `access` asks the
-//! policy. `transfer`, `response` and `abort` are used by all.
+//! [`Target`]. `context` is who is at the other end of a connection, `access` asks the policy about
+//! it. `work`, `job` and `pair` are the states of commands. To add a command, write a module of
+//! `admin` or `io`, and call it from the dispatch of its `mod.rs`.
 
-mod abort;
 mod access;
 mod admin;
 mod auth;
 mod binding;
+mod connect;
+mod connection;
+mod context;
 mod controller;
-mod discovery;
-mod event;
+mod counters;
 mod fabrics;
-mod feature;
-mod fused;
 mod generated;
-mod identify;
 mod io;
-mod log;
+mod job;
+mod outbox;
+mod pair;
 mod queue;
-mod ranges;
 mod rate_limit;
-mod response;
+mod receiving;
 mod slots;
-mod transfer;
+mod transfers;
+mod work;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Account, Catalogue, KeyId, Peer, Tenant};
+use export::{Account, Catalogue, Fault, KeyId, Op, Peer, Tenant};
 
+pub use connection::Connection;
 use controller::{Controller, ControllerType};
 use generated::GeneratedPsks;
-pub use queue::Queue;
 use rate_limit::RateLimiter;
 
 use crate::auth::AuthConfig;
 use crate::auth::psk::Psk;
+use crate::status::{Direction, Status};
 
 /// What a port serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +81,12 @@ const MAX_CONTROLLERS_PER_HOST: usize = 128;
 
 /// Maximum I/O queues of a controller.
 const MAX_IO_QUEUES: u16 = 64;
+
+/// NSID of the only namespace of a subsystem.
+const NSID: u32 = 1;
+
+/// Broadcast NSID.
+const NSID_ALL: u32 = 0xffff_ffff;
 
 /// Timeout for ICReq, Connect and authentication.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -144,6 +161,24 @@ impl Target {
         psks.into_iter().for_each(|psk| generated.insert(key, psk, now));
     }
 
+    fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    fn config(&self) -> &AuthConfig {
+        &self.config
+    }
+
+    /// Returns how long it has existed.
+    fn uptime(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.start)
+    }
+
+    /// Extends the lifetime of the generated PSK that a host has connected with.
+    fn renew_generated(&self, identity: &str, now: Instant) {
+        self.generated().renew(identity, now);
+    }
+
     fn rate_limiter(&self) -> MutexGuard<'_, RateLimiter> {
         self.rate_limit.lock().unwrap_or_else(|poison| poison.into_inner())
     }
@@ -160,8 +195,8 @@ impl Target {
         port: Port,
         account: Account,
         now: Instant,
-    ) -> Queue {
-        Queue::new(self.clone(), peer, port, account, now)
+    ) -> Connection {
+        Connection::new(self.clone(), peer, port, account, now)
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -179,7 +214,8 @@ impl Target {
         let mut registry = self.registry();
         registry.controllers.retain(|controller| controller.strong_count() != 0);
         let live = registry.controllers.iter().filter_map(Weak::upgrade);
-        if live.filter(|controller| controller.tenant == tenant).count() >= MAX_CONTROLLERS_PER_HOST
+        if live.filter(|controller| controller.tenant() == tenant).count()
+            >= MAX_CONTROLLERS_PER_HOST
         {
             return None;
         }
@@ -192,16 +228,16 @@ impl Target {
     fn find(&self, id: u16) -> Option<Arc<Controller>> {
         let registry = self.registry();
         let mut live = registry.controllers.iter().filter_map(Weak::upgrade);
-        live.find(|controller| controller.id == id && !controller.has_ended())
+        live.find(|controller| controller.id() == id && !controller.has_ended())
     }
 
     /// Returns the controller identifiers of a subsystem in ascending order.
     fn ids(&self, subsystem: &str) -> Vec<u16> {
         let registry = self.registry();
         let live = registry.controllers.iter().filter_map(Weak::upgrade);
-        let own =
-            live.filter(|controller| controller.subsystem == subsystem && !controller.has_ended());
-        let mut ids: Vec<u16> = own.map(|controller| controller.id).collect();
+        let own = live
+            .filter(|controller| controller.subsystem() == subsystem && !controller.has_ended());
+        let mut ids: Vec<u16> = own.map(|controller| controller.id()).collect();
         ids.sort_unstable();
         ids
     }
@@ -221,7 +257,7 @@ impl Registry {
     /// not advance the sequence of I/O controllers.
     fn free_id(&mut self, kind: ControllerType) -> Option<u16> {
         let Self { controllers, io_ids, discovery_ids } = self;
-        let taken = |id| controllers.iter().filter_map(Weak::upgrade).any(|other| other.id == id);
+        let taken = |id| controllers.iter().filter_map(Weak::upgrade).any(|other| other.id() == id);
         match kind {
             ControllerType::Io => io_ids.allocate(taken),
             ControllerType::Discovery => discovery_ids.allocate(taken),
@@ -245,4 +281,11 @@ impl IdAllocator {
         }
         None
     }
+}
+
+/// Returns the status of a command whose disk request failed. A failed flush counts as a failed
+/// write.
+fn fault_status(fault: Fault, op: Op) -> Status {
+    let direction = if op == Op::Read { Direction::Read } else { Direction::Write };
+    Status::from_fault(fault, direction)
 }

@@ -1,469 +1,397 @@
-//! The session of one connection: the Admin queue or an I/O queue of a controller. Parses PDUs and
-//! dispatches commands to the other modules.
+//! The commands in flight of a connection, what is sent for them, and their access to the disk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use export::{
-    Account, Buffer, DirectRecv, Event, Fence, Grant, KeyId, Notice, Outcome, Peer, Purpose,
-    Reason, Session, Step, Ticket,
+    Account, Body, Buffer, Event, Exclusive, Export, Fault, Grant, KeyId, Op, Peer, Reason,
+    Request, Ticket,
 };
-use zerocopy::IntoBytes;
 
-use super::admin::Admin;
-use super::auth::InBandAuth;
 use super::binding::Binding;
-use super::controller::ControllerType;
-use super::fused::FusedFirst;
-use super::slots::{SlotState, Slots};
-use super::{
-    DISCOVERY_IDLE_TIMEOUT, HANDSHAKE_TIMEOUT, KEEP_ALIVE_GRACE, MAX_CAPSULE_DATA, MAX_TRANSFER,
-    Port, Target,
-};
+use super::controller::Controller;
+use super::outbox::Outbox;
+use super::slots::{BufferWait, SlotState, Slots};
+use super::transfers::Transfers;
+use super::work::Work;
+use super::{MAX_TRANSFER, fault_status};
+use crate::command::DataPointer;
 use crate::status::Status;
-use crate::tcp::{Deframer, Framer, Pdu, Piece, Side, Violation, pdu};
+use crate::tcp::pdu;
 use crate::wire::command::Sqe;
 use crate::wire::completion::Cqe;
 
-/// Session of one NVMe/TCP connection on the target side.
+/// What all commands of a connection use.
 #[derive(Debug)]
-pub struct Queue {
-    pub(super) target: Arc<Target>,
-    pub(super) peer: Peer,
-    pub(super) port: Port,
-    pub(super) now: Instant,
-    pub(super) opened_at: Instant,
-    pub(super) state: ConnectionState,
-    pub(super) deframer: Deframer,
-    pub(super) framer: Framer,
-    pub(super) steps: VecDeque<Step>,
-    /// Bytes to send in `out`.
-    pub(super) queued_bytes: usize,
-    /// Slot that receives the payload of the current PDU, if any.
-    pub(super) incoming: Option<u16>,
-    /// A command with in-capsule data that waits for a buffer.
-    pub(super) stalled: Option<(Sqe, u32)>,
-    /// Buffers for in-capsule data. A separate account: a command that waits for one blocks the
-    /// receive stream, so it must not depend on data further back in the stream.
-    pub(super) capsule_buffers: Account,
-    /// Buffers for all other transfers.
-    pub(super) transfer_buffers: Account,
-    /// Buffers for commands that already hold one. A separate account prevents a deadlock between
-    /// such commands.
-    pub(super) second_phase_buffers: Account,
-    pub(super) slots: Slots,
-    /// Slots that wait for a transfer buffer, in order.
-    pub(super) awaiting_buffer: VecDeque<u16>,
-    /// Slots that wait for a second-phase buffer.
-    pub(super) awaiting_second_phase: VecDeque<u16>,
+pub(super) struct Queue {
+    transfers: Transfers,
+    out: Outbox,
+    /// Set by Connect.
+    binding: Option<Binding>,
     /// Slots that wait for another request's exclusive access to the disk to end.
-    pub(super) awaiting_exclusive: VecDeque<u16>,
-    /// A fused first command. The next command must be its second.
-    pub(super) fused: Option<FusedFirst>,
-    pub(super) binding: Option<Binding>,
-    pub(super) admin: Option<Box<Admin>>,
-    /// Authentication state, if the host has DH-HMAC-CHAP keys.
-    pub(super) auth: Option<Box<InBandAuth>>,
+    awaiting_exclusive: VecDeque<u16>,
 }
 
+/// How the length in the data pointer must relate to that of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ConnectionState {
-    /// Expects ICReq.
-    AwaitingIcReq,
-    /// Expects Connect.
-    AwaitingConnect,
-    /// Connected to a controller.
-    Live,
-    /// The program stops: requests in flight complete, nothing is received.
-    Stopping,
-    /// Closed, or closing.
-    Closed,
+pub(super) enum LengthCheck {
+    /// Equal: blocks.
+    Exact,
+    /// At least: data structures. Linux hosts send 4096 bytes with any Dataset Management.
+    AtLeast,
 }
-
-/// Back-pressure: no commands are received while this many bytes are to be sent. A command of 72
-/// bytes can request a megabyte.
-const MAX_QUEUED_BYTES: usize = 1 << 18;
-
-/// Minimum rest of a payload in bytes to receive it directly into its buffer.
-const MIN_DIRECT_RECV: u32 = 8192;
 
 impl Queue {
-    pub(super) fn new(
-        target: Arc<Target>,
-        peer: Peer,
-        port: Port,
-        account: Account,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(account: Account) -> Self {
         Self {
-            target,
-            peer,
-            port,
-            now,
-            opened_at: now,
-            state: ConnectionState::AwaitingIcReq,
-            deframer: Deframer::new(Side::Target, MAX_CAPSULE_DATA),
-            framer: Framer::default(),
-            steps: VecDeque::new(),
-            queued_bytes: 0,
-            incoming: None,
-            stalled: None,
-            capsule_buffers: account.sibling(Purpose::Stream),
-            second_phase_buffers: account.sibling(Purpose::SecondPhase),
-            transfer_buffers: account,
-            slots: Slots::new(1),
-            awaiting_buffer: VecDeque::new(),
-            awaiting_second_phase: VecDeque::new(),
-            awaiting_exclusive: VecDeque::new(),
-            fused: None,
+            transfers: Transfers::new(account),
+            out: Outbox::default(),
             binding: None,
-            admin: None,
-            auth: None,
+            awaiting_exclusive: VecDeque::new(),
         }
     }
 
     /// Binds the connection to a queue of a controller.
-    pub(super) fn go_live(&mut self, binding: Binding) {
-        self.slots = Slots::new(binding.entries);
+    pub(super) fn bind(&mut self, binding: Binding) {
+        self.transfers.resize(binding.entries());
         self.binding = Some(binding);
-        self.state = ConnectionState::Live;
     }
 
-    fn piece(&mut self, piece: Piece<'_>) -> Result<usize, Violation> {
-        match piece {
-            Piece::Incomplete => Ok(0),
-            Piece::Header(n, pdu) => self.pdu(pdu).map(|()| n),
-            Piece::Padding(n) => Ok(n),
-            Piece::Payload(data) => {
-                self.payload_received(data);
-                Ok(data.len())
-            }
-            Piece::PayloadEnd(n, digest_ok) => {
-                self.payload_end(digest_ok);
-                Ok(n)
-            }
-        }
-    }
-
-    fn pdu(&mut self, pdu: Pdu) -> Result<(), Violation> {
-        match (self.state, pdu) {
-            (_, Pdu::Term { .. }) => {
-                self.steps.push_back(Step::Report(Event::Violation {
-                    peer: self.peer.clone(),
-                    rule: "H2CTermReq",
-                }));
-                self.close(Reason::Peer);
-                Ok(())
-            }
-            (ConnectionState::AwaitingIcReq, Pdu::IcReq(request)) => self.initialize(&request),
-            (ConnectionState::AwaitingIcReq, _) => Err(Violation::IcReqMissing),
-            (_, Pdu::IcReq(_)) => Err(Violation::IcReqRepeated),
-            (_, Pdu::Command { sqe, data }) => self.capsule(sqe, data),
-            (_, Pdu::Data { cccid, ttag, offset, len, last, .. }) => {
-                self.h2c_data(cccid, ttag, offset, len, last)
-            }
-            _ => Err(Violation::PduTypeWrongDirection),
-        }
-    }
-
-    /// Handles ICReq (NVMe/TCP 1.0 §3.6.2.2).
-    fn initialize(&mut self, request: &pdu::IcReq) -> Result<(), Violation> {
-        if request.pfv.get() != 0 {
-            return Err(Violation::PduFormatVersionUnknown);
-        }
-        if request.hpda > 31 {
-            return Err(Violation::HpdaTooLarge);
-        }
-        let digests = request.dgst & 0b11;
-        let (header, data) = (digests & 1 != 0, digests & 2 != 0);
-        // CPDA 0: Linux hosts refuse other values.
-        #[allow(clippy::cast_possible_truncation, reason = "1 MiB")]
-        let response = pdu::IcResp::new(0, digests, MAX_TRANSFER as u32);
-        self.send(Framer::plain(response.as_bytes()));
-        self.deframer.set_digests(header, data);
-        self.framer.set_layout(header, data, request.hpda);
-        self.state = ConnectionState::AwaitingConnect;
-        Ok(())
-    }
-
-    /// Handles a command capsule whose header was received, with `data` bytes to follow.
-    pub(super) fn capsule(&mut self, sqe: Sqe, data: u32) -> Result<(), Violation> {
-        let buffer = match data {
-            0 => None,
-            _ => match self.capsule_buffers.take(data as usize) {
-                Some(buffer) => Some(buffer),
-                None => {
-                    self.stalled = Some((sqe, data));
-                    return Ok(());
-                }
-            },
-        };
-        self.command(sqe, buffer)
-    }
-
-    fn command(&mut self, sqe: Sqe, capsule: Option<Buffer>) -> Result<(), Violation> {
-        let cid = sqe.cid.get();
-        self.advance_head();
-        if self.slots.is_outstanding(cid) && !self.drop_event_request(cid) {
-            self.respond(Cqe::new(cid, Status::COMMAND_ID_CONFLICT.dnr()));
-            return Ok(());
-        }
-        let tag = self.slots.claim(cid).ok_or(Violation::QueueOverrun)?;
-        if let Err(status) = self.dispatch(tag, sqe, capsule) {
-            self.fail_command(tag, status);
-        }
-        Ok(())
-    }
-
-    fn dispatch(&mut self, tag: u16, sqe: Sqe, capsule: Option<Buffer>) -> Result<(), Status> {
-        match self.binding.as_ref().map(|binding| binding.qid) {
-            None => self.connect_command(tag, sqe, capsule),
-            Some(_) if self.is_unauthenticated() => {
-                self.unauthenticated_command(tag, &sqe, capsule)
-            }
-            Some(0) => self.admin_command(tag, sqe, capsule),
-            Some(_) => self.io_command(tag, sqe, capsule),
-        }
-    }
-
-    pub(super) fn violated(&mut self, violation: Violation, header: &[u8]) {
-        let (fes, fei) = violation.fes_fei();
-        let kind = header.first().copied().unwrap_or_default();
-        // An invalid H2CTermReq is not answered with C2HTermReq.
-        if kind != pdu::kind::H2C_TERM_REQ {
-            let hlen = pdu::hlen_of(kind).unwrap_or(8).into();
-            let header = header.get(..header.len().min(hlen)).unwrap_or_default();
-            self.send(Framer::terminate(pdu::kind::C2H_TERM_REQ, fes, fei, header));
-        }
-        self.steps.push_back(Step::Report(Event::Violation {
-            peer: self.peer.clone(),
-            rule: violation.name(),
-        }));
-        self.close(Reason::Violation);
-    }
-
-    pub(super) fn close(&mut self, reason: Reason) {
-        if self.state != ConnectionState::Closed {
-            self.leave(reason);
-            self.steps.push_back(Step::Close(reason));
-        }
-    }
-
-    /// Closes the queue: leaves the controller, or ends it if this is the Admin queue.
-    fn leave(&mut self, reason: Reason) {
-        if matches!(reason, Reason::Peer | Reason::Timeout) {
-            self.report_unauthenticated();
-        }
-        self.state = ConnectionState::Closed;
-        self.stalled = None;
-        self.awaiting_buffer.clear();
-        self.awaiting_second_phase.clear();
+    /// Drops all commands that were not submitted to the disk, and leaves the controller, or ends
+    /// it if this is the Admin queue. Writes in flight become orphans.
+    pub(super) fn leave(&mut self, peer: &Peer, reason: Reason) {
         self.awaiting_exclusive.clear();
-        self.slots.clear();
+        self.transfers.clear();
         if let Some(binding) = &self.binding {
             binding.leave();
         }
-        self.report_attached(None, reason);
-        // Writes in flight become orphans.
+        self.report_attached(peer, None, None, reason);
         self.binding = None;
-        self.steps.push_back(Step::Notify);
+        self.out.notify();
     }
 
-    fn state_changed(&mut self) {
-        let Some(binding) = &self.binding else { return self.retry_connect() };
-        if binding.controller.has_ended() || binding.is_stale() {
-            // When the program stops, requests in flight are still completed.
-            return if self.state == ConnectionState::Stopping {
-                self.stop_when_idle()
-            } else {
-                self.close(Reason::Ended)
-            };
+    pub(super) fn out(&mut self) -> &mut Outbox {
+        &mut self.out
+    }
+
+    /// Returns whether so much is to be sent that no command may be received.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.is_full()
+    }
+
+    pub(super) fn transfers(&mut self) -> &mut Transfers {
+        &mut self.transfers
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        self.transfers.slots()
+    }
+
+    pub(super) fn slots_mut(&mut self) -> &mut Slots {
+        self.transfers.slots_mut()
+    }
+
+    pub(super) fn binding(&self) -> Option<&Binding> {
+        self.binding.as_ref()
+    }
+
+    pub(super) fn binding_mut(&mut self) -> Option<&mut Binding> {
+        self.binding.as_mut()
+    }
+
+    /// Returns the controller of the queue.
+    pub(super) fn controller(&self) -> Result<&Arc<Controller>, Status> {
+        let binding = self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        Ok(binding.controller())
+    }
+
+    /// Returns the access to the disk.
+    pub(super) fn grant(&self) -> Option<&Grant> {
+        self.binding.as_ref()?.grant()
+    }
+
+    /// Returns the binary logarithm of the block size.
+    pub(super) fn shift(&self) -> u8 {
+        self.grant().map_or(9, |grant| grant.export().geometry.shift())
+    }
+
+    /// Sets the operation of a slot.
+    pub(super) fn set_work(&mut self, tag: u16, work: Work) {
+        if let Some(current) = self.slots_mut().work_mut(tag) {
+            *current = work;
         }
-        if self.close_if_revoked() {
+    }
+
+    /// Takes the operation of a slot, to be set again unless the command completes.
+    pub(super) fn take_work(&mut self, tag: u16) -> Work {
+        self.slots_mut().work_mut(tag).map(std::mem::take).unwrap_or_default()
+    }
+
+    // ---- responses
+
+    /// Completes a command with `status` and result zero.
+    pub(super) fn finish(&mut self, tag: u16, status: Status) {
+        self.finish_with(tag, status, 0);
+    }
+
+    /// Completes a command with a result in dwords 0 and 1.
+    pub(super) fn finish_with(&mut self, tag: u16, status: Status, result: u64) {
+        let Some((cid, work)) = self.slots_mut().release(tag) else { return };
+        if let Some(binding) = self.binding.as_ref().filter(|_| !status.is_success()) {
+            binding.log_error(cid, status, work.lba());
+        }
+        drop(work);
+        self.respond(Cqe::new(cid, status).with_result(result));
+    }
+
+    /// Completes a command that returns data. If SQ flow control is disabled, the SUCCESS flag of
+    /// the last C2HData PDU replaces the response capsule (NVMe/TCP 1.0 §3.3.2.2).
+    pub(super) fn finish_with_data(&mut self, tag: u16, body: Body, len: usize) {
+        let Some((cid, _)) = self.slots_mut().release(tag) else { return };
+        let elide_response = self.binding.as_ref().is_some_and(|binding| binding.head().is_none());
+        let flags = pdu::flag::LAST_PDU | if elide_response { pdu::flag::SUCCESS } else { 0 };
+        self.out.data(flags, cid, body, len);
+        if !elide_response {
+            self.respond(Cqe::new(cid, Status::SUCCESS));
+        }
+    }
+
+    /// Sends the response to Connect, the first response of the new queue.
+    pub(super) fn respond_connect(&mut self, cid: u16, dw0: u32) {
+        let cqe = Cqe::new(cid, Status::SUCCESS).with_dw0(dw0);
+        // Without flow control SQHD is FFFFh here (NVMe Base 2.0 §6.3).
+        let head = self.binding.as_ref().and_then(Binding::head).unwrap_or(u16::MAX);
+        self.out.response(cqe.with_sqhd(head));
+    }
+
+    pub(super) fn respond(&mut self, cqe: Cqe) {
+        let head = self.binding.as_ref().and_then(Binding::head).unwrap_or(0);
+        self.out.response(cqe.with_sqhd(head));
+    }
+
+    // ---- data from the host
+
+    /// Receives `len` bytes of data for a command, from its capsule or by R2T.
+    pub(super) fn receive_data(
+        &mut self,
+        tag: u16,
+        sqe: &Sqe,
+        len: u64,
+        size: LengthCheck,
+        capsule: Option<Buffer>,
+    ) -> Result<(), Status> {
+        let want = sqe.sgl1.length.get();
+        let (has, fits) = (u64::from(want), u64::from(want) <= MAX_TRANSFER);
+        if has < len || (size == LengthCheck::Exact && has != len) {
+            return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
+        }
+        if want == 0 || !fits {
+            return Err(Status::INVALID_FIELD.dnr());
+        }
+        match (DataPointer::parse(&sqe.sgl1)?, capsule) {
+            (DataPointer::InCapsule { .. }, Some(buffer)) if buffer.len() as u64 == has => {
+                self.transfers.receive_in_capsule(tag, buffer, want);
+            }
+            (DataPointer::InCapsule { .. }, _) => return Err(Status::DATA_SGL_LENGTH_INVALID.dnr()),
+            (DataPointer::Transport { .. }, None) => self.send_r2t(tag, want),
+            (DataPointer::Transport { .. }, Some(_)) => return Err(Status::INVALID_FIELD.dnr()),
+        }
+        Ok(())
+    }
+
+    /// Requests all data of a command by one R2T, as soon as a buffer is available.
+    pub(super) fn send_r2t(&mut self, tag: u16, want: u32) {
+        match self.transfers.allocate(tag, want as usize) {
+            Some(buffer) => {
+                self.transfers.receive_solicited(tag, buffer, want);
+                let cid = self.slots().cid(tag).unwrap_or(0);
+                self.out.r2t(cid, tag, want);
+            }
+            None => self.transfers.wait_for_buffer(tag, BufferWait::R2t(want)),
+        }
+    }
+
+    // ---- disk requests
+
+    /// Submits a request to the disk after [`Grant::admit`]. Completes the command if the request
+    /// is refused; queues it if another request holds exclusive access.
+    pub(super) fn submit(
+        &mut self,
+        tag: u16,
+        op: Op,
+        lba: u64,
+        blocks: u64,
+        buffer: Option<Buffer>,
+        exclusive: Option<&Exclusive>,
+    ) {
+        let request = Request { op, lba, blocks, buffer, ticket: Ticket::new(tag.into()) };
+        // Data of a write may arrive after the reset that deleted its queue. The write must not
+        // overwrite newer data.
+        if self.binding.as_ref().is_some_and(|binding| !binding.is_usable()) {
+            return self.finish(tag, Status::ABORTED_SQ_DELETION);
+        }
+        let Some((binding, grant)) =
+            self.binding.as_ref().and_then(|binding| Some((binding, binding.grant()?)))
+        else {
+            return self.finish(tag, Status::INVALID_NAMESPACE.dnr());
+        };
+        let admitted = match exclusive {
+            Some(exclusive) => grant.admit_exclusive(request, exclusive),
+            None => grant.admit(request),
+        };
+        match admitted {
+            Ok(admitted) => {
+                binding.count(op, admitted.len());
+                self.transfers.slots_mut().set_state(tag, SlotState::Submitted);
+                self.out.submit(admitted);
+            }
+            Err(denied) if denied.fault == Fault::Busy => {
+                if grant.export().was_released() {
+                    self.out.notify();
+                }
+                self.await_exclusive(tag, Some(denied.request));
+            }
+            Err(denied) => self.fail_unreported(tag, op, denied.fault),
+        }
+    }
+
+    /// Makes a command wait for another one's exclusive access to end: with a request that was
+    /// refused for that reason, or before the command has one.
+    pub(super) fn await_exclusive(&mut self, tag: u16, request: Option<Request>) {
+        if let Some(request) = request {
+            self.slots_mut().set_state(tag, SlotState::AwaitingExclusive(request));
+        }
+        self.awaiting_exclusive.push_back(tag);
+    }
+
+    /// Returns how many slots wait for exclusive access to end.
+    pub(super) fn awaiting_exclusive(&self) -> usize {
+        self.awaiting_exclusive.len()
+    }
+
+    /// Takes the next slot that waits for exclusive access to end.
+    pub(super) fn next_awaiting_exclusive(&mut self) -> Option<u16> {
+        self.awaiting_exclusive.pop_front()
+    }
+
+    /// Completes a command whose disk request failed, and reports that.
+    pub(super) fn fail_io(
+        &mut self,
+        tag: u16,
+        op: Op,
+        lba: u64,
+        blocks: u32,
+        fault: Option<Fault>,
+    ) {
+        let fault = fault.unwrap_or(Fault::Io);
+        self.report_io_fault(op, lba, blocks.into(), fault);
+        self.fail_unreported(tag, op, fault);
+    }
+
+    /// Completes a command whose disk request was refused.
+    pub(super) fn fail_unreported(&mut self, tag: u16, op: Op, fault: Fault) {
+        self.finish(tag, fault_status(fault, op));
+    }
+
+    // ---- commands that end early
+
+    /// Aborts a command that has not been submitted to the disk (NVMe Base 2.0 §5.1). Returns
+    /// whether it was aborted.
+    pub(super) fn abort(&mut self, cid: u16) -> bool {
+        let Some(tag) = self.slots().find(cid) else { return false };
+        let submitted = matches!(self.slots().state(tag), Some(SlotState::Submitted));
+        let abortable = !submitted && self.slots().work(tag).is_some_and(Work::is_abortable);
+        if abortable {
+            self.complete_early(tag, Status::ABORT_REQUESTED);
+        }
+        abortable
+    }
+
+    /// Completes a command that has not been submitted to the disk with `status`. If an R2T is
+    /// outstanding, the slot is kept until the host has sent the data, which is discarded.
+    pub(super) fn complete_early(&mut self, tag: u16, status: Status) {
+        if matches!(self.slots().state(tag), None | Some(SlotState::Submitted)) {
             return;
         }
-        self.refresh_grant();
-        if self.admin.is_some() {
-            self.admin_changed();
-        } else {
-            self.process_aborts();
-        }
-        for _ in 0..self.awaiting_exclusive.len() {
-            if let Some(tag) = self.awaiting_exclusive.pop_front() {
-                self.retry_exclusive(tag);
-            }
+        self.awaiting_exclusive.retain(|&other| other != tag);
+        let cid = self.slots().cid(tag);
+        match cid.filter(|_| self.transfers.cancel(tag)) {
+            Some(cid) => self.respond(Cqe::new(cid, status)),
+            None => self.finish(tag, status),
         }
     }
 
-    /// Returns the key of the secure channel of this connection, if it uses one.
-    pub(super) fn channel(&self) -> Option<Option<KeyId>> {
-        self.peer.channel.as_ref().map(|channel| channel.key)
-    }
-
-    fn stop_when_idle(&mut self) {
-        if self.state == ConnectionState::Stopping && self.slots.none_submitted() {
-            self.close(Reason::Stopping);
+    /// Handles the completion of a disk request after [`Queue::leave`].
+    pub(super) fn completed_after_leave(&mut self, tag: u16) {
+        let held_exclusive = self.slots().work(tag).is_some_and(Work::holds_exclusive);
+        self.slots_mut().release(tag);
+        if held_exclusive || self.slots().none_submitted() {
+            self.out.notify();
         }
     }
 
-    /// Returns when keep-alive expires.
-    pub(super) fn keep_alive_deadline(&self) -> Option<Instant> {
-        let binding = self.binding.as_ref().filter(|binding| binding.qid == 0)?;
-        let idle = (binding.controller.kind == ControllerType::Discovery)
-            .then_some(DISCOVERY_IDLE_TIMEOUT);
-        binding.controller.keep_alive_deadline(KEEP_ALIVE_GRACE, idle)
+    // ---- events
+
+    /// Reports a disk request that failed.
+    pub(super) fn report_io_fault(&mut self, op: Op, lba: u64, blocks: u64, fault: Fault) {
+        let Some(export) = self.grant().map(|grant| grant.export().clone()) else { return };
+        let shift = export.geometry.shift();
+        let (op, offset, len) = (op.name(), lba << shift, blocks << shift);
+        self.out.report(Event::Fault { export, op, offset, len, fault });
+    }
+
+    /// Reports that the host of this queue was denied access.
+    pub(super) fn report_refused(&mut self, peer: &Peer, why: &'static str) {
+        let Ok(controller) = self.controller() else { return };
+        let (host, wanted) =
+            (controller.host().nqn().to_owned(), controller.subsystem().to_owned());
+        self.out.report(Event::Refused { peer: peer.clone(), host, wanted, why });
+    }
+
+    /// Reports the export that the host, with the key it has `proven`, has attached from now on,
+    /// and the detach of the one before.
+    pub(super) fn report_attached(
+        &mut self,
+        peer: &Peer,
+        proven: Option<KeyId>,
+        now: Option<Arc<Export>>,
+        reason: Reason,
+    ) {
+        let Some(binding) = &mut self.binding else { return };
+        if binding.attached().is_none() && now.is_none() {
+            return;
+        }
+        let (peer, host) = (peer.clone(), binding.controller().host().nqn().to_owned());
+        if let Some((export, bytes)) = binding.attach(now.clone()) {
+            let (peer, host, read, written) =
+                (peer.clone(), host.clone(), bytes.read(), bytes.written());
+            self.out.report(Event::Detached { export, peer, host, reason, read, written });
+        }
+        if let Some(export) = now {
+            self.out.report(Event::Attached { export, peer, host, proven });
+        }
     }
 }
 
-impl Session for Queue {
-    fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
-        self.now = now;
-        self.restart_keep_alive();
-        let mut consumed = 0;
-        while self.can_receive() {
-            let Some(left) =
-                bytes.get(consumed..).filter(|left| !left.is_empty() || self.deframer.at_end())
-            else {
-                break;
-            };
-            match self.deframer.next(left).and_then(|piece| match piece {
-                Piece::Incomplete => Ok(None),
-                piece => self.piece(piece).map(Some),
-            }) {
-                Ok(Some(n)) => consumed += n,
-                Ok(None) => break,
-                Err(violation) => {
-                    self.violated(violation, left);
-                    return bytes.len();
-                }
-            }
-        }
-        if self.state == ConnectionState::Closed { bytes.len() } else { consumed }
+/// Checks the data pointer of a command that transfers `len` bytes to the host.
+pub(super) fn check_to_host(
+    sqe: &Sqe,
+    len: u64,
+    size: LengthCheck,
+    capsule: Option<&Buffer>,
+) -> Result<(), Status> {
+    let DataPointer::Transport { length } = DataPointer::parse(&sqe.sgl1)? else {
+        return Err(Status::SGL_TYPE_INVALID.dnr());
+    };
+    check_no_data(capsule)?;
+    let has = u64::from(length);
+    if has < len || (size == LengthCheck::Exact && has != len) {
+        return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
     }
+    Ok(())
+}
 
-    fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome) {
-        self.now = now;
-        #[allow(clippy::cast_possible_truncation, reason = "tickets are made of slots")]
-        let tag = ticket.number() as u16;
-        if self.state == ConnectionState::Closed {
-            let held_exclusive =
-                self.slots.get(tag).is_some_and(|slot| slot.work.holds_exclusive());
-            self.slots.release(tag);
-            if held_exclusive || self.slots.none_submitted() {
-                self.steps.push_back(Step::Notify);
-            }
-            return;
-        }
-        self.set_slot_state(tag, SlotState::Pending);
-        self.drive(tag, Some(outcome));
-    }
-
-    fn notify(&mut self, now: Instant, notice: &Notice) {
-        self.now = now;
-        match (self.state, notice) {
-            (ConnectionState::Closed, _) => {}
-            (_, Notice::Disconnected) => self.leave(Reason::Peer),
-            (_, Notice::Stopping) => self.state = ConnectionState::Stopping,
-            (_, Notice::StateChanged) => self.state_changed(),
-        }
-    }
-
-    fn tick(&mut self, now: Instant) {
-        self.now = now;
-        let awaiting_second_phase =
-            |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        match self.state {
-            ConnectionState::AwaitingIcReq | ConnectionState::AwaitingConnect
-                if awaiting_second_phase(Some(self.opened_at + HANDSHAKE_TIMEOUT)) =>
-            {
-                self.report_blocked_connect();
-                self.close(Reason::Timeout)
-            }
-            ConnectionState::Live
-                if awaiting_second_phase(self.keep_alive_deadline())
-                    || awaiting_second_phase(self.auth_deadline()) =>
-            {
-                self.close(Reason::Timeout)
-            }
-            _ => {}
-        }
-    }
-
-    fn poll(&mut self) -> Option<Step> {
-        if self.steps.is_empty() {
-            self.retry_allocations();
-            self.resume_stalled();
-            self.stop_when_idle();
-        }
-        let step = self.steps.pop_front()?;
-        if let Step::Send(segment) = &step {
-            self.queued_bytes -= segment.len();
-        }
-        Some(step)
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        match self.state {
-            ConnectionState::AwaitingIcReq | ConnectionState::AwaitingConnect => {
-                Some(self.opened_at + HANDSHAKE_TIMEOUT)
-            }
-            ConnectionState::Live => {
-                self.keep_alive_deadline().into_iter().chain(self.auth_deadline()).min()
-            }
-            ConnectionState::Stopping | ConnectionState::Closed => None,
-        }
-    }
-
-    fn can_receive(&self) -> bool {
-        let open = matches!(
-            self.state,
-            ConnectionState::AwaitingIcReq
-                | ConnectionState::AwaitingConnect
-                | ConnectionState::Live
-        );
-        open && self.stalled.is_none() && self.queued_bytes < MAX_QUEUED_BYTES
-    }
-
-    fn is_established(&self) -> bool {
-        self.binding.is_some() && !self.is_unauthenticated()
-    }
-
-    fn fence(&self) -> Option<&Arc<Fence>> {
-        self.binding.as_ref()?.grant.as_ref().map(Grant::fence)
-    }
-
-    fn direct_recv(&mut self) -> Option<DirectRecv> {
-        let left = self.deframer.payload_left();
-        let token = self.incoming?;
-        if left < MIN_DIRECT_RECV || !self.deframer.at_payload() || !self.can_receive() {
-            return None;
-        }
-        let receiving = self.receiving()?;
-        let start = receiving.got as usize;
-        let buffer = receiving.buffer.take()?;
-        Some(DirectRecv { buffer, start, end: start + left as usize, token: token.into() })
-    }
-
-    fn direct_received(&mut self, now: Instant, recv: DirectRecv, got: usize) {
-        self.now = now;
-        let DirectRecv { buffer, start, end, .. } = recv;
-        let got = got.min(end - start);
-        self.deframer.skip_payload(buffer.bytes().get(start..start + got).unwrap_or_default());
-        if let Some(receiving) = self.receiving() {
-            #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
-            {
-                receiving.got += got as u32;
-            }
-            receiving.buffer = Some(buffer);
-        }
-        self.restart_keep_alive();
-        // Regardless of back-pressure: no further bytes may arrive that would trigger the end of
-        // this payload.
-        if self.deframer.at_end()
-            && let Ok(Piece::PayloadEnd(_, digest_ok)) = self.deframer.next(&[])
-        {
-            self.payload_end(digest_ok);
-        }
-    }
+/// Refuses in-capsule data for a command that takes none.
+pub(super) fn check_no_data(capsule: Option<&Buffer>) -> Result<(), Status> {
+    if capsule.is_some() { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
 }

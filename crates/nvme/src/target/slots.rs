@@ -1,17 +1,17 @@
 //! Commands in flight of a queue, each in a slot. The slot number is the transfer tag and the
 //! ticket of the disk request.
 
-use export::{Buffer, Request};
+use export::Request;
 
-use super::io::Work;
-use super::transfer::BufferWait;
+use super::receiving::Receiving;
+use super::work::Work;
 
 /// A command in flight.
 #[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) cid: u16,
-    pub(super) state: SlotState,
-    pub(super) work: Work,
+struct Slot {
+    cid: u16,
+    state: SlotState,
+    work: Work,
     /// Whether the host may reuse `cid`.
     answered: bool,
 }
@@ -35,17 +35,13 @@ pub(super) enum SlotState {
     Discarding { got: u32, want: u32 },
 }
 
-/// Data transfer from the host.
-#[derive(Debug)]
-pub(super) struct Receiving {
-    /// `None` while the driver receives into it.
-    pub(super) buffer: Option<Buffer>,
-    pub(super) got: u32,
-    pub(super) want: u32,
-    /// Whether a data digest was wrong. The command fails with a transient transport error.
-    pub(super) digest_error: bool,
-    /// Whether it was requested by R2T.
-    pub(super) solicited: bool,
+/// What a slot that waits for a buffer does with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum BufferWait {
+    /// Requests that many bytes by R2T.
+    R2t(u32),
+    /// Submits a read to the disk.
+    Read,
 }
 
 /// The slots of one queue.
@@ -85,13 +81,13 @@ impl Slots {
         Some(tag)
     }
 
-    /// Frees a slot and its command identifier.
-    pub(super) fn release(&mut self, tag: u16) {
+    /// Frees a slot and its command identifier. Returns the identifier and the command.
+    pub(super) fn release(&mut self, tag: u16) -> Option<(u16, Work)> {
         self.release_cid(tag);
-        if let Some(slot) = self.slots.get_mut(usize::from(tag)) {
-            (slot.state, slot.work) = (SlotState::Free, Work::None);
-            self.free.push(tag);
-        }
+        let slot = self.slots.get_mut(usize::from(tag))?;
+        slot.state = SlotState::Free;
+        self.free.push(tag);
+        Some((slot.cid, std::mem::take(&mut slot.work)))
     }
 
     /// Frees the command identifier of a slot that stays in use.
@@ -117,9 +113,35 @@ impl Slots {
         u16::try_from(tag).ok()
     }
 
-    /// Returns the slot with that number.
-    pub(super) fn get(&mut self, tag: u16) -> Option<&mut Slot> {
-        self.slots.get_mut(usize::from(tag))
+    /// Returns the command identifier of a slot.
+    pub(super) fn cid(&self, tag: u16) -> Option<u16> {
+        Some(self.slots.get(usize::from(tag))?.cid)
+    }
+
+    /// Returns the command in a slot.
+    pub(super) fn work(&self, tag: u16) -> Option<&Work> {
+        Some(&self.slots.get(usize::from(tag))?.work)
+    }
+
+    /// Returns the command in a slot, to change its state.
+    pub(super) fn work_mut(&mut self, tag: u16) -> Option<&mut Work> {
+        Some(&mut self.slots.get_mut(usize::from(tag))?.work)
+    }
+
+    /// Returns the state of a slot.
+    pub(super) fn state(&self, tag: u16) -> Option<&SlotState> {
+        Some(&self.slots.get(usize::from(tag))?.state)
+    }
+
+    /// Returns the state of a slot, to change it.
+    pub(super) fn state_mut(&mut self, tag: u16) -> Option<&mut SlotState> {
+        Some(&mut self.slots.get_mut(usize::from(tag))?.state)
+    }
+
+    pub(super) fn set_state(&mut self, tag: u16, state: SlotState) {
+        if let Some(current) = self.state_mut(tag) {
+            *current = state;
+        }
     }
 
     /// Frees every slot whose request was not submitted.
@@ -149,7 +171,7 @@ mod test {
         assert_eq!(slots.find(0xffff), Some(tag));
         assert!(slots.is_outstanding(0xffff) && !slots.is_outstanding(0));
         assert_eq!(slots.find(0), None);
-        slots.release(tag);
+        assert_eq!(slots.release(tag).map(|(cid, _)| cid), Some(0xffff));
         assert_eq!(slots.find(0xffff), None);
         assert_eq!(slots.free.len(), 4);
     }

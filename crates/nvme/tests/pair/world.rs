@@ -83,7 +83,7 @@ pub(crate) struct Disk {
 /// A connection with both ends.
 pub(crate) struct Connection {
     pub(crate) host: host::Queue,
-    session: Option<nvme::target::Queue>,
+    session: Option<nvme::target::Connection>,
     to_target: Direction,
     to_host: Direction,
     pub(crate) done: Vec<Completion>,

@@ -11,7 +11,7 @@ use export::{
     Notice, Op, Peer, Policy, Pool, Reason, Session, Step,
 };
 use nvme::auth::AuthConfig;
-use nvme::target::{Port, Queue, Target};
+use nvme::target::{Connection, Port, Target};
 use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
 use nvme::wire::completion::Cqe;
 
@@ -44,7 +44,7 @@ pub(crate) struct World {
 
 /// A connection on the driver's side.
 pub(crate) struct Conn {
-    session: Queue,
+    session: Connection,
     account: Account,
     /// Received and not yet consumed.
     stage: Vec<u8>,
@@ -177,7 +177,7 @@ impl World {
     }
 
     /// Returns the session of a connection.
-    pub(crate) fn session(&mut self, id: Id) -> &mut Queue {
+    pub(crate) fn session(&mut self, id: Id) -> &mut Connection {
         &mut self.conns[id].session
     }
 

@@ -1,10 +1,10 @@
 //! Commands of several disk requests: Compare, Verify, Dataset Management, Copy. A [`Job`] yields
-//! its requests one after the other; `io` submits them.
+//! its requests one after the other; `io::job` submits them.
 
-use export::{Buffer, Fault, Grant, Op};
+use export::{Buffer, Grant, Op};
 use zerocopy::FromBytes;
 
-use super::io::direction;
+use super::fault_status;
 use crate::status::Status;
 use crate::wire::dataset::{CopyRange0, CopyRange1, DsmRange};
 
@@ -180,10 +180,6 @@ impl Job {
     }
 }
 
-fn refuse(fault: Fault, op: Op) -> Status {
-    Status::from_fault(fault, direction(op))
-}
-
 impl Dataset {
     /// Checks all ranges before the first discard (NVM 1.0 §3.2.3).
     fn load(&mut self, buffer: &Buffer, grant: &Grant) -> Result<(), Status> {
@@ -192,7 +188,7 @@ impl Dataset {
         for range in ranges {
             let (lba, blocks) = (range.slba.get(), range.nlb.get());
             let op = if self.deallocate { Op::Discard } else { Op::Read };
-            grant.permits(op, lba, blocks.into()).map_err(|fault| refuse(fault, op))?;
+            grant.permits(op, lba, blocks.into()).map_err(|fault| fault_status(fault, op))?;
             self.ranges.push((lba, blocks));
         }
         Ok(())
@@ -218,7 +214,9 @@ impl Copy {
         self.sources = source_ranges(self.format, self.count, buffer.bytes())?;
         let mut total = 0_u64;
         for &(lba, blocks) in &self.sources {
-            grant.permits(Op::Read, lba, blocks.into()).map_err(|fault| refuse(fault, Op::Read))?;
+            grant
+                .permits(Op::Read, lba, blocks.into())
+                .map_err(|fault| fault_status(fault, Op::Read))?;
             if blocks > MSSRL.into() {
                 return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr());
             }
@@ -228,7 +226,7 @@ impl Copy {
             return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr());
         }
         let write = Op::Write { durable: self.durable };
-        grant.permits(write, self.to, total).map(|_| ()).map_err(|fault| refuse(fault, write))
+        grant.permits(write, self.to, total).map(|_| ()).map_err(|fault| fault_status(fault, write))
     }
 
     fn chunk(&self) -> Option<(u64, u32)> {

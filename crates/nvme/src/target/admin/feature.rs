@@ -1,17 +1,17 @@
 //! Get Features and Set Features (NVMe Base 2.0 §5.15, §5.27). No feature is saveable.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use export::{Access, Cache};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::MAX_IO_QUEUES;
-use super::admin::AdminResult;
-use super::controller::ControllerType;
-use super::io::{NSID, NSID_ALL};
-use super::queue::Queue;
+use super::AdminResult;
+use super::event::Events;
 use crate::status::Status;
+use crate::target::context::Context;
+use crate::target::controller::ControllerType;
+use crate::target::queue::Queue;
+use crate::target::{MAX_IO_QUEUES, NSID, NSID_ALL};
 use crate::wire::feature::{
     EXTENDED_HOST_IDENTIFIER, HostBehavior, NumberOfQueues, Timestamp, VOLATILE_WRITE_CACHE_ENABLE,
     aec, capability, fid, sel,
@@ -40,7 +40,7 @@ struct Element {
 }
 
 /// Features of an I/O controller.
-pub(super) const IO_FEATURES: &[u8] = &[
+const IO_FEATURES: &[u8] = &[
     fid::ARBITRATION,
     fid::POWER_MANAGEMENT,
     fid::TEMPERATURE_THRESHOLD,
@@ -58,7 +58,7 @@ pub(super) const IO_FEATURES: &[u8] = &[
 ];
 
 /// Features of a discovery controller (NVMe Base 2.0 §3.1.2.3).
-pub(super) const DISCOVERY_FEATURES: &[u8] = &[
+const DISCOVERY_FEATURES: &[u8] = &[
     fid::ASYNC_EVENT_CONFIGURATION,
     fid::KEEP_ALIVE_TIMER,
     fid::HOST_IDENTIFIER,
@@ -75,195 +75,181 @@ const MAX_METADATA: usize = 4096;
 /// Namespace Write Protection Config: write protected.
 const WRITE_PROTECTED: u32 = 1;
 
-impl Queue {
-    fn kind(&self) -> ControllerType {
-        self.binding.as_ref().map_or(ControllerType::Discovery, |binding| binding.controller.kind)
+/// Returns the features of a type of controller.
+pub(super) fn supported(kind: ControllerType) -> &'static [u8] {
+    match kind {
+        ControllerType::Io => IO_FEATURES,
+        ControllerType::Discovery => DISCOVERY_FEATURES,
     }
+}
 
-    fn check_feature(&self, fid: u8) -> Result<(), Status> {
-        let supported =
-            if self.kind() == ControllerType::Io { IO_FEATURES } else { DISCOVERY_FEATURES };
-        if supported.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
-    }
+fn check_feature(queue: &Queue, fid: u8) -> Result<(), Status> {
+    let supported = supported(queue.controller()?.kind());
+    if supported.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
+}
 
-    /// Handles Set Features without data. Returns dword 0.
-    pub(super) fn set_feature(
+impl Features {
+    /// Handles Set Features without data.
+    pub(super) fn set(
         &mut self,
+        queue: &mut Queue,
+        events: &mut Events,
         fid: u8,
         save: bool,
         nsid: u32,
         value: u32,
-    ) -> Result<u32, Status> {
-        self.check_feature(fid)?;
+    ) -> Result<AdminResult, Status> {
+        check_feature(queue, fid)?;
         if save {
             return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
         }
+        let controller = queue.controller()?;
         match fid {
-            fid::NUMBER_OF_QUEUES => return self.set_queue_count(value),
-            fid::VOLATILE_WRITE_CACHE => self.set_write_cache(value)?,
-            fid::ASYNC_EVENT_CONFIGURATION => self.set_events(value)?,
-            fid::KEEP_ALIVE_TIMER => self.set_keep_alive(value),
+            fid::NUMBER_OF_QUEUES => return set_queue_count(queue, value),
+            // If the cache is disabled, every write is durable.
+            fid::VOLATILE_WRITE_CACHE => {
+                controller.set_write_through(value & VOLATILE_WRITE_CACHE_ENABLE == 0);
+            }
+            fid::ASYNC_EVENT_CONFIGURATION => {
+                events.set_enabled(value);
+                events.send(queue);
+            }
+            fid::KEEP_ALIVE_TIMER => controller.set_keep_alive(value),
             // Over fabrics, Connect carries it (NVMe Base 2.0 §5.27.1.25).
             fid::HOST_IDENTIFIER => return Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
-            fid::NAMESPACE_WRITE_PROTECTION => return self.refuse_write_protection(nsid, value),
+            fid::NAMESPACE_WRITE_PROTECTION => refuse_write_protection(queue, nsid, value)?,
             fid::POWER_MANAGEMENT if value & 0x1f != 0 => return Err(Status::INVALID_FIELD.dnr()),
             _ => *self.stored_value(fid).ok_or(Status::INVALID_FIELD.dnr())? = value,
         }
-        Ok(0)
+        Ok(AdminResult::Dword(0))
     }
 
     fn stored_value(&mut self, fid: u8) -> Option<&mut u32> {
-        let features = &mut self.admin.as_mut()?.features;
         match fid {
-            fid::ARBITRATION => Some(&mut features.arbitration),
-            fid::POWER_MANAGEMENT => Some(&mut features.power),
-            fid::TEMPERATURE_THRESHOLD => Some(&mut features.temperature),
-            fid::ERROR_RECOVERY => Some(&mut features.recovery),
-            fid::WRITE_ATOMICITY => Some(&mut features.atomicity),
+            fid::ARBITRATION => Some(&mut self.arbitration),
+            fid::POWER_MANAGEMENT => Some(&mut self.power),
+            fid::TEMPERATURE_THRESHOLD => Some(&mut self.temperature),
+            fid::ERROR_RECOVERY => Some(&mut self.recovery),
+            fid::WRITE_ATOMICITY => Some(&mut self.atomicity),
             _ => None,
         }
     }
 
-    fn set_queue_count(&mut self, value: u32) -> Result<u32, Status> {
-        let requested = NumberOfQueues::parse(value).ok_or(Status::INVALID_FIELD.dnr())?;
-        let binding = self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        let mut shared = binding.controller.shared();
-        // Not after the first I/O queue was created (NVMe Base 2.0 §5.27.1.5).
-        if !shared.open.is_empty() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
-        }
-        let granted = u32::from(MAX_IO_QUEUES).min(requested.submission).min(requested.completion);
-        shared.granted = u16::try_from(granted).unwrap_or(MAX_IO_QUEUES);
-        Ok(NumberOfQueues { submission: granted, completion: granted }.emit())
-    }
-
-    /// Sets the volatile write cache. If it is disabled, every write is durable.
-    fn set_write_cache(&mut self, value: u32) -> Result<(), Status> {
-        let binding = self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        let off = value & VOLATILE_WRITE_CACHE_ENABLE == 0;
-        binding.controller.write_through.store(off, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn set_events(&mut self, value: u32) -> Result<(), Status> {
-        let admin = self.admin.as_mut().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        admin.events.enabled = value;
-        self.send_events();
-        Ok(())
-    }
-
-    fn set_keep_alive(&mut self, millis: u32) {
-        if let Some(binding) = &self.binding {
-            binding.controller.keep_alive.store(millis, Ordering::Relaxed);
-        }
-    }
-
-    /// Accepts only the current value: the administrator decides about write access, not the host.
-    fn refuse_write_protection(&self, nsid: u32, value: u32) -> Result<u32, Status> {
-        let current = self.write_protection(nsid)?;
-        if value & 0b111 == current { Ok(0) } else { Err(Status::FEATURE_NOT_CHANGEABLE.dnr()) }
-    }
-
-    fn write_protection(&self, nsid: u32) -> Result<u32, Status> {
-        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
-        let grant = grant.filter(|_| nsid == NSID).ok_or(Status::INVALID_NAMESPACE.dnr())?;
-        Ok(if grant.access() == Access::ReadOnly { WRITE_PROTECTED } else { 0 })
-    }
-
     /// Handles Set Features with data.
-    pub(super) fn set_feature_data(
+    pub(super) fn set_data(
         &mut self,
+        cx: &Context,
+        queue: &Queue,
         fid: u8,
         cdw11: u32,
         data: &[u8],
-    ) -> Result<(), Status> {
-        self.check_feature(fid)?;
-        let now = self.now;
+    ) -> Result<AdminResult, Status> {
+        check_feature(queue, fid)?;
         let invalid = Status::INVALID_FIELD.dnr();
-        let features =
-            &mut self.admin.as_mut().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?.features;
         match fid {
             fid::TIMESTAMP => {
                 let (time, _) = Timestamp::read_from_prefix(data).map_err(|_| invalid)?;
-                features.time = Some((time.get(), now));
+                self.time = Some((time.get(), cx.now()));
             }
             fid::HOST_BEHAVIOR_SUPPORT => {
                 let (behavior, _) = HostBehavior::read_from_prefix(data).map_err(|_| invalid)?;
-                features.behavior = Some(behavior);
+                self.behavior = Some(behavior);
             }
-            fid::CONTROLLER_METADATA => features.set_metadata(cdw11, data)?,
+            fid::CONTROLLER_METADATA => self.set_metadata(cdw11, data)?,
             fid::HOST_IDENTIFIER => return Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             _ => return Err(invalid),
         }
-        Ok(())
+        Ok(AdminResult::Dword(0))
     }
 
     /// Handles Get Features.
-    pub(super) fn get_feature(
+    #[allow(clippy::too_many_arguments, reason = "the fields of the command")]
+    pub(super) fn get(
         &mut self,
+        cx: &Context,
+        queue: &Queue,
+        events: &Events,
         fid: u8,
         select: u8,
         nsid: u32,
         cdw11: u32,
     ) -> Result<AdminResult, Status> {
-        self.check_feature(fid)?;
-        match select {
-            sel::CURRENT => self.current_feature(fid, nsid, cdw11),
-            sel::SUPPORTED_CAPABILITIES => Ok(AdminResult::Dword(capabilities(fid))),
+        check_feature(queue, fid)?;
+        let is_stored = self.stored_value(fid).is_some();
+        match (select, fid) {
+            (sel::CURRENT, _) => self.current(cx, queue, events, fid, nsid, cdw11),
+            (sel::SUPPORTED_CAPABILITIES, _) => Ok(AdminResult::Dword(capabilities(fid))),
             // No feature is saveable, so the saved value is the default.
-            sel::DEFAULT | sel::SAVED => self.default_feature(fid, nsid, cdw11),
+            (sel::DEFAULT | sel::SAVED, fid::VOLATILE_WRITE_CACHE) => {
+                Ok(AdminResult::Dword(u32::from(is_cached(queue))))
+            }
+            (sel::DEFAULT | sel::SAVED, fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER) => {
+                Ok(AdminResult::Dword(0))
+            }
+            (sel::DEFAULT | sel::SAVED, _) if is_stored => Ok(AdminResult::Dword(0)),
+            (sel::DEFAULT | sel::SAVED, _) => self.current(cx, queue, events, fid, nsid, cdw11),
             _ => Err(Status::INVALID_FIELD.dnr()),
         }
     }
 
-    fn default_feature(&mut self, fid: u8, nsid: u32, cdw11: u32) -> Result<AdminResult, Status> {
-        match fid {
-            fid::VOLATILE_WRITE_CACHE => Ok(AdminResult::Dword(u32::from(self.is_cached()))),
-            fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER => Ok(AdminResult::Dword(0)),
-            _ if self.stored_value(fid).is_some() => Ok(AdminResult::Dword(0)),
-            _ => self.current_feature(fid, nsid, cdw11),
-        }
-    }
-
-    /// Returns whether the disk has a volatile write cache.
-    pub(super) fn is_cached(&self) -> bool {
-        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
-        grant.is_some_and(|grant| grant.export().cache == Cache::Volatile)
-    }
-
-    fn current_feature(&mut self, fid: u8, nsid: u32, cdw11: u32) -> Result<AdminResult, Status> {
+    fn current(
+        &mut self,
+        cx: &Context,
+        queue: &Queue,
+        events: &Events,
+        fid: u8,
+        nsid: u32,
+        cdw11: u32,
+    ) -> Result<AdminResult, Status> {
         if let Some(&mut value) = self.stored_value(fid) {
             return Ok(AdminResult::Dword(value));
         }
-        let missing = Status::COMMAND_SEQUENCE_ERROR.dnr();
-        let (admin, binding) =
-            (self.admin.as_ref().ok_or(missing)?, self.binding.as_ref().ok_or(missing)?);
-        let controller = &binding.controller;
+        let controller = queue.controller()?;
         Ok(match fid {
             fid::VOLATILE_WRITE_CACHE => {
-                let on = self.is_cached() && !controller.write_through.load(Ordering::Relaxed);
-                AdminResult::Dword(u32::from(on))
+                AdminResult::Dword(u32::from(is_cached(queue) && !controller.is_write_through()))
             }
             fid::NUMBER_OF_QUEUES => {
-                let granted = u32::from(controller.shared().granted);
-                AdminResult::Dword(
-                    NumberOfQueues { submission: granted, completion: granted }.emit(),
-                )
+                let granted = u32::from(controller.granted_queues());
+                let count = NumberOfQueues { submission: granted, completion: granted };
+                AdminResult::Dword(count.emit())
             }
-            fid::ASYNC_EVENT_CONFIGURATION => AdminResult::Dword(admin.events.enabled),
-            fid::KEEP_ALIVE_TIMER => {
-                AdminResult::Dword(controller.keep_alive.load(Ordering::Relaxed))
+            fid::ASYNC_EVENT_CONFIGURATION => AdminResult::Dword(events.enabled()),
+            fid::KEEP_ALIVE_TIMER => AdminResult::Dword(controller.keep_alive()),
+            fid::TIMESTAMP => AdminResult::Page(self.timestamp(cx.now()).as_bytes().to_vec()),
+            fid::HOST_BEHAVIOR_SUPPORT => AdminResult::Page(self.behavior()),
+            fid::CONTROLLER_METADATA => AdminResult::Page(self.metadata()),
+            fid::HOST_IDENTIFIER => {
+                AdminResult::Page(host_identifier(controller.host().id(), cdw11)?)
             }
-            fid::TIMESTAMP => {
-                AdminResult::Page(admin.features.timestamp(self.now).as_bytes().to_vec())
-            }
-            fid::HOST_BEHAVIOR_SUPPORT => AdminResult::Page(admin.features.behavior()),
-            fid::CONTROLLER_METADATA => AdminResult::Page(admin.features.metadata()),
-            fid::HOST_IDENTIFIER => AdminResult::Page(host_identifier(&controller.host.id, cdw11)?),
-            fid::NAMESPACE_WRITE_PROTECTION => AdminResult::Dword(self.write_protection(nsid)?),
+            fid::NAMESPACE_WRITE_PROTECTION => AdminResult::Dword(write_protection(queue, nsid)?),
             _ => return Err(Status::INVALID_FIELD.dnr()),
         })
     }
+}
+
+fn set_queue_count(queue: &Queue, value: u32) -> Result<AdminResult, Status> {
+    let requested = NumberOfQueues::parse(value).ok_or(Status::INVALID_FIELD.dnr())?;
+    let granted = u32::from(MAX_IO_QUEUES).min(requested.submission).min(requested.completion);
+    queue.controller()?.grant_queues(u16::try_from(granted).unwrap_or(MAX_IO_QUEUES))?;
+    let count = NumberOfQueues { submission: granted, completion: granted };
+    Ok(AdminResult::Dword(count.emit()))
+}
+
+/// Accepts only the current value: the administrator decides about write access, not the host.
+fn refuse_write_protection(queue: &Queue, nsid: u32, value: u32) -> Result<(), Status> {
+    let current = write_protection(queue, nsid)?;
+    if value & 0b111 == current { Ok(()) } else { Err(Status::FEATURE_NOT_CHANGEABLE.dnr()) }
+}
+
+fn write_protection(queue: &Queue, nsid: u32) -> Result<u32, Status> {
+    let grant = queue.grant().filter(|_| nsid == NSID).ok_or(Status::INVALID_NAMESPACE.dnr())?;
+    Ok(if grant.access() == Access::ReadOnly { WRITE_PROTECTED } else { 0 })
+}
+
+/// Returns whether the disk has a volatile write cache.
+pub(super) fn is_cached(queue: &Queue) -> bool {
+    queue.grant().is_some_and(|grant| grant.export().cache == Cache::Volatile)
 }
 
 fn host_identifier(id: &[u8; 16], cdw11: u32) -> Result<Vec<u8>, Status> {

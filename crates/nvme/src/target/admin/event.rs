@@ -1,25 +1,32 @@
 //! Asynchronous events (NVMe Base 2.0 §5.2).
 
+use std::collections::VecDeque;
+
 use export::{Access, Grant};
 
-use super::admin::{MAX_EVENT_REQUESTS, PendingAdmin};
-use super::controller::ControllerType;
-use super::io::Work;
-use super::queue::Queue;
 use crate::status::Status;
+use crate::target::context::Context;
+use crate::target::controller::ControllerType;
+use crate::target::queue::Queue;
+use crate::target::work::Work;
 use crate::wire::feature::{AsyncEvent, aec};
+
+/// Maximum of outstanding Asynchronous Event Requests: AERL 3, zero's based.
+pub(super) const MAX_EVENT_REQUESTS: usize = 4;
 
 /// Event state of one controller.
 #[derive(Debug)]
 pub(super) struct Events {
     /// Asynchronous Event Configuration: the events that the host has enabled.
-    pub(super) enabled: u32,
+    enabled: u32,
     namespace: EventState,
     discovery: EventState,
     /// State at the last check.
     last: Snapshot,
     /// Whether the namespace changed since the host read the Changed Namespace List.
-    pub(super) changed: bool,
+    changed: bool,
+    /// Slots of outstanding Asynchronous Event Requests, oldest first.
+    requests: VecDeque<u16>,
 }
 
 /// State of one event: masked after it was sent, until its log page is read.
@@ -55,11 +62,29 @@ impl Events {
             discovery: EventState::default(),
             last,
             changed: false,
+            requests: VecDeque::new(),
         }
     }
 
-    /// Forgets configuration and pending events at a reset.
-    pub(super) fn reset(&mut self) {
+    /// Returns the events that the host has enabled.
+    pub(super) fn enabled(&self) -> u32 {
+        self.enabled
+    }
+
+    pub(super) fn set_enabled(&mut self, enabled: u32) {
+        self.enabled = enabled;
+    }
+
+    /// Returns whether the namespace changed since the host read the Changed Namespace List.
+    pub(super) fn namespace_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Forgets configuration, pending events and requests at a reset.
+    pub(super) fn reset(&mut self, queue: &mut Queue) {
+        for tag in std::mem::take(&mut self.requests) {
+            queue.slots_mut().release(tag);
+        }
         (self.enabled, self.namespace, self.discovery) =
             (0, EventState::default(), EventState::default());
         self.changed = false;
@@ -106,52 +131,38 @@ impl Events {
         }
         None
     }
-}
 
-impl Queue {
     /// Handles Asynchronous Event Request: completes it at once if an event is pending.
-    pub(super) fn request_event(&mut self, tag: u16) -> Result<(), Status> {
-        let admin = self.admin.as_mut().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        if admin.requests.len() >= MAX_EVENT_REQUESTS {
+    pub(super) fn request(&mut self, queue: &mut Queue, tag: u16) -> Result<(), Status> {
+        if self.requests.len() >= MAX_EVENT_REQUESTS {
             return Err(Status::ASYNC_EVENT_LIMIT_EXCEEDED.dnr());
         }
-        admin.requests.push_back(tag);
-        self.set_work(tag, Work::Admin(Box::new(PendingAdmin::Event)));
-        self.send_events();
+        self.requests.push_back(tag);
+        queue.set_work(tag, Work::Event);
+        self.send(queue);
         Ok(())
     }
 
-    /// Drops an Asynchronous Event Request whose command identifier the host reuses. Returns
-    /// whether there was one.
-    ///
-    /// SPDK's host forgets its requests when it detaches, and reuses their identifiers for the
-    /// shutdown.
-    pub(super) fn drop_event_request(&mut self, cid: u16) -> bool {
-        let (Some(tag), Some(admin)) = (self.slots.find(cid), &mut self.admin) else {
-            return false;
-        };
-        let Some(position) = admin.requests.iter().position(|&request| request == tag) else {
-            return false;
-        };
-        admin.requests.remove(position);
-        self.slots.release(tag);
-        true
+    /// Forgets the request in that slot. Returns whether there was one.
+    pub(super) fn forget(&mut self, tag: u16) -> bool {
+        let position = self.requests.iter().position(|&request| request == tag);
+        position.and_then(|position| self.requests.remove(position)).is_some()
     }
 
     /// Detects changes, and completes event requests.
-    pub(super) fn check_events(&mut self) {
-        let (Some(admin), Some(binding)) = (&mut self.admin, &self.binding) else { return };
-        let generation = self.target.catalogue.generation();
-        admin.events.detect_changes(binding.controller.kind, generation, binding.grant.as_ref());
-        self.send_events();
+    pub(super) fn check(&mut self, cx: &Context, queue: &mut Queue) {
+        let Ok(controller) = queue.controller() else { return };
+        let generation = cx.target().catalogue().generation();
+        self.detect_changes(controller.kind(), generation, queue.grant());
+        self.send(queue);
     }
 
-    pub(super) fn send_events(&mut self) {
-        while let Some(admin) = &mut self.admin {
-            let Some(&tag) = admin.requests.front() else { return };
-            let Some(event) = admin.events.next_event() else { return };
-            admin.requests.pop_front();
-            self.finish_with(tag, Status::SUCCESS, event.emit().into());
+    /// Completes requests with the events that are pending.
+    pub(super) fn send(&mut self, queue: &mut Queue) {
+        while let Some(&tag) = self.requests.front() {
+            let Some(event) = self.next_event() else { return };
+            self.requests.pop_front();
+            queue.finish_with(tag, Status::SUCCESS, event.emit().into());
         }
     }
 }

@@ -1,0 +1,93 @@
+//! Commands of one disk request: Read, Write, Flush, Write Zeroes.
+
+use export::{Body, Buffer, Fault, Op, Outcome, Pool};
+
+use super::{check_transfer, is_durable};
+use crate::status::Status;
+use crate::target::queue::{LengthCheck, Queue, check_no_data, check_to_host};
+use crate::target::slots::BufferWait;
+use crate::target::work::Work;
+use crate::wire::command::Sqe;
+
+/// Handles Read.
+pub(super) fn read(
+    queue: &mut Queue,
+    tag: u16,
+    sqe: &Sqe,
+    lba: u64,
+    blocks: u32,
+    capsule: Option<Buffer>,
+) -> Result<(), Status> {
+    let len = check_transfer(queue, Op::Read, lba, blocks)?;
+    check_to_host(sqe, len, LengthCheck::Exact, capsule.as_ref())?;
+    queue.set_work(tag, Work::Read { lba, blocks });
+    start_read(queue, tag, lba, blocks);
+    Ok(())
+}
+
+/// Handles Write: of the number of blocks from the first block, with FUA or not.
+pub(super) fn write(
+    queue: &mut Queue,
+    tag: u16,
+    sqe: &Sqe,
+    (lba, blocks, fua): (u64, u32, bool),
+    capsule: Option<Buffer>,
+) -> Result<(), Status> {
+    let durable = is_durable(queue, fua);
+    let len = check_transfer(queue, Op::Write { durable }, lba, blocks)?;
+    queue.set_work(tag, Work::Write { lba, blocks, durable });
+    queue.receive_data(tag, sqe, len, LengthCheck::Exact, capsule)
+}
+
+/// Handles a command without data.
+pub(super) fn no_data(
+    queue: &mut Queue,
+    tag: u16,
+    op: Op,
+    lba: u64,
+    blocks: u32,
+    capsule: Option<Buffer>,
+) -> Result<(), Status> {
+    check_no_data(capsule.as_ref())?;
+    queue.set_work(tag, Work::NoData { op, lba, blocks });
+    queue.submit(tag, op, lba, blocks.into(), None, None);
+    Ok(())
+}
+
+/// Continues a command: from the start, or after its disk request with `outcome`.
+pub(super) fn step(queue: &mut Queue, tag: u16, work: Work, outcome: Option<Outcome>) {
+    let (op, lba, blocks) = match work {
+        Work::Read { lba, blocks } => (Op::Read, lba, blocks),
+        Work::Write { lba, blocks, durable } => (Op::Write { durable }, lba, blocks),
+        Work::NoData { op, lba, blocks } => (op, lba, blocks),
+        other => return queue.set_work(tag, other),
+    };
+    queue.set_work(tag, work);
+    match (op, outcome) {
+        (Op::Read, None) => start_read(queue, tag, lba, blocks),
+        (Op::Read, Some(Outcome { result: Ok(()), buffer: Some(buffer) })) => {
+            let len = buffer.len();
+            queue.finish_with_data(tag, Body::Whole(buffer), len);
+        }
+        (Op::Read, Some(outcome)) => {
+            queue.fail_io(tag, op, lba, blocks, outcome.result.err());
+        }
+        (_, Some(Outcome { result: Ok(()), .. })) => queue.finish(tag, Status::SUCCESS),
+        (Op::Write { .. }, None) => queue.fail_io(tag, op, lba, blocks, None),
+        (_, None) => queue.submit(tag, op, lba, blocks.into(), None, None),
+        (_, Some(outcome)) => queue.fail_io(tag, op, lba, blocks, outcome.result.err()),
+    }
+}
+
+/// Submits a read as soon as a buffer is available.
+pub(super) fn start_read(queue: &mut Queue, tag: u16, lba: u64, blocks: u32) {
+    let len = (blocks as usize) << queue.shift();
+    // Possible only if the disk was replaced by one with larger blocks after the check.
+    if len > Pool::MAX_BUFFER {
+        return queue.fail_unreported(tag, Op::Read, Fault::Gone);
+    }
+    match queue.transfers().allocate(tag, len) {
+        Some(buffer) => queue.submit(tag, Op::Read, lba, blocks.into(), Some(buffer), None),
+        None => queue.transfers().wait_for_buffer(tag, BufferWait::Read),
+    }
+}

@@ -1,0 +1,73 @@
+//! The commands in flight: what a slot is used for.
+
+use export::Op;
+
+use super::binding::Connect;
+use super::job::Job;
+use super::pair::{FusedHalf, FusedPair};
+use crate::command::AdminCommand;
+use crate::wire::fabrics::ConnectData;
+
+/// The operation of a command in flight, with its state.
+#[derive(Debug, Default)]
+pub(super) enum Work {
+    /// No operation.
+    #[default]
+    None,
+    Read {
+        lba: u64,
+        blocks: u32,
+    },
+    Write {
+        lba: u64,
+        blocks: u32,
+        durable: bool,
+    },
+    /// A single request without data: Flush, Write Zeroes.
+    NoData {
+        op: Op,
+        lba: u64,
+        blocks: u32,
+    },
+    /// Several requests in sequence.
+    Job(Box<Job>),
+    /// One command of a fused pair that is not complete.
+    FusedHalf(Box<FusedHalf>),
+    /// A complete fused pair, in the slot of its first command.
+    FusedPair(Box<FusedPair>),
+    /// Connect: waits for its data.
+    Connect(Box<Connect>),
+    /// Connect: waits for orphaned writes of earlier connections to end.
+    BlockedConnect(Box<Connect>, Box<ConnectData>),
+    /// Authentication Send: waits for its message.
+    AuthMessage,
+    /// An Admin command: waits for its data.
+    Admin(Box<AdminCommand>),
+    /// Asynchronous Event Request: waits for an event.
+    Event,
+    /// Abort: waits for the queue that owns the command.
+    Abort,
+    /// Shutdown: waits for writes of the I/O queues in flight, then for the flush of the disk.
+    Shutdown,
+}
+
+impl Work {
+    /// Returns whether the command can be aborted before it is submitted to the disk. An Abort is
+    /// completed by another queue, and a shutdown takes place in any case.
+    pub(super) fn is_abortable(&self) -> bool {
+        !matches!(self, Self::FusedPair(_) | Self::FusedHalf(_) | Self::Abort | Self::Shutdown)
+    }
+
+    /// Returns whether it is a pair that holds or awaits exclusive access to the disk.
+    pub(super) fn holds_exclusive(&self) -> bool {
+        matches!(self, Self::FusedPair(pair) if pair.holds_exclusive())
+    }
+
+    /// Returns the first block, for the error log.
+    pub(super) fn lba(&self) -> u64 {
+        match self {
+            Self::Read { lba, .. } | Self::Write { lba, .. } | Self::NoData { lba, .. } => *lba,
+            _ => 0,
+        }
+    }
+}
