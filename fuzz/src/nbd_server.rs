@@ -144,7 +144,7 @@ impl Harness<'_> {
 
     /// Completes any held disk request.
     fn finish(&mut self, id: Id) {
-        let held = self.world.conn(id).jobs.len();
+        let held = self.world.jobs(id).len();
         if held == 0 {
             return;
         }

@@ -2,6 +2,14 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+mod disk;
+mod driver;
+mod random;
 mod scratch;
+mod stream;
 
+pub use disk::{POISON, execute, export, poison};
+pub use driver::{Conn, Driver, Id};
+pub use random::Random;
 pub use scratch::Scratch;
+pub use stream::{Chunks, Stream};

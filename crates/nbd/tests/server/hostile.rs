@@ -143,7 +143,7 @@ fn requests_in_flight_are_bounded() {
     world.conn(id).hold = true;
     let one = read(1, 0, 512).bytes(Mode::Simple);
     world.send(id, &one.repeat(300));
-    assert_eq!(world.conn(id).jobs.len(), 128);
+    assert_eq!(world.jobs(id).len(), 128);
     assert_eq!(world.waiting(id), (300 - 128) * size_of::<Request>());
     world.finish_all(id);
     assert_eq!(world.received(id).len(), 300 * (16 + 512));

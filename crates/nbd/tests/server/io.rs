@@ -149,8 +149,8 @@ fn every_command_submits_the_matching_disk_request() {
         ] {
             let len = if command == request::FLUSH { 0 } else { 1024 };
             world.send(id, &RequestHeader::new(command, 1, 0, len).flags(flags).bytes(mode));
-            assert_eq!(world.conn(id).jobs[0].op(), op);
-            assert_eq!(world.conn(id).jobs[0].len(), len);
+            assert_eq!(world.jobs(id)[0].op(), op);
+            assert_eq!(world.jobs(id)[0].len(), len);
             assert!(world.received(id).is_empty(), "no reply before completion");
             world.finish(id, 0, Ok(()));
             assert!(!world.received(id).is_empty());
@@ -168,13 +168,13 @@ fn fua_replies_follow_stable_storage() {
         let payload = if mode == Mode::Extended { request::PAYLOAD_LEN } else { 0 };
         let header = RequestHeader::new(request::WRITE, 1, 0, 512).flags(FUA | payload).bytes(mode);
         world.send(id, &[header, vec![1; 512]].concat());
-        assert_eq!(world.conn(id).jobs[0].op(), Op::Write { durable: true });
+        assert_eq!(world.jobs(id)[0].op(), Op::Write { durable: true });
         world.finish(id, 0, Ok(()));
         world.received(id);
         world.send(id, &RequestHeader::new(TRIM, 2, 0, 512).flags(FUA).bytes(mode));
         world.finish(id, 0, Ok(()));
         assert!(world.received(id).is_empty());
-        assert_eq!(world.conn(id).jobs[0].op(), Op::Flush);
+        assert_eq!(world.jobs(id)[0].op(), Op::Flush);
         world.finish(id, 0, Err(Fault::Io));
         assert_eq!(error_of(&world.received(id)), errno::EIO);
         world.end_all();
@@ -187,7 +187,7 @@ fn trim_is_shrunk_to_whole_blocks() {
     let id = attach(&mut world, Mode::Simple);
     world.conn(id).hold = true;
     world.send(id, &RequestHeader::new(TRIM, 1, 100, 2000).bytes(Mode::Simple));
-    let job = &world.conn(id).jobs[0];
+    let job = world.jobs(id)[0];
     assert_eq!((job.offset(), job.len()), (512, 1536));
     world.finish(id, 0, Ok(()));
     world.received(id);
@@ -310,12 +310,10 @@ fn long_zero_request_is_split() {
     world.conn(id).hold = true;
     world.send(id, &RequestHeader::new(WRITE_ZEROES, 1, 512, 5 << 30).bytes(Mode::Extended));
     let mut total = 0;
-    while let Some(job) = world.conn(id).jobs.pop_front() {
+    while let Some((id, job)) = world.jobs.pop_front() {
         assert_eq!(job.offset(), 512 + total);
         total += job.len();
-        let (ticket, outcome) = job.finish(Ok(()));
-        let now = world.now;
-        export::Session::complete(&mut world.conn(id).session, now, ticket, outcome);
+        world.complete(id, job, Ok(()));
         world.run();
     }
     assert_eq!(total, 5 << 30);
@@ -388,9 +386,9 @@ fn r10_flush_covers_writes_of_other_connections() {
     assert_eq!(error_of(&world.exchange(a, &write(Mode::Simple, 1, 0, &[9; 512]))), 0);
     world.conn(b).hold = true;
     world.send(b, &RequestHeader::new(request::FLUSH, 1, 0, 0).bytes(Mode::Simple));
-    assert_eq!(world.conn(b).jobs[0].op(), Op::Flush);
+    assert_eq!(world.jobs(b)[0].op(), Op::Flush);
     let export = world.export();
-    assert!(std::sync::Arc::ptr_eq(world.conn(b).jobs[0].export(), &export));
+    assert!(std::sync::Arc::ptr_eq(world.jobs(b)[0].export(), &export));
     world.finish_all(b);
     world.end_all();
 }

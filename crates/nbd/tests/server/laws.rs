@@ -158,7 +158,7 @@ proptest! {
         let request: Vec<u8> = request.collect();
         request.chunks(cut).for_each(|part| world.send(id, part));
         for which in order {
-            let held = world.conn(id).jobs.len();
+            let held = world.jobs(id).len();
             if held != 0 {
                 world.finish(id, which % held, Ok(()));
             }

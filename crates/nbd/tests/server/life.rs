@@ -219,7 +219,7 @@ fn disconnect_at_any_byte_leaks_nothing() {
             world.conn(id).hold = cut % 2 == 0;
             world.conn(id).not_receiving = cut % 3 == 0;
             world.send(id, &whole[..cut]);
-            if cut % 5 == 0 && !world.conn(id).jobs.is_empty() {
+            if cut % 5 == 0 && !world.jobs(id).is_empty() {
                 world.finish(id, 0, Err(Fault::Io));
             }
             world.end_all();

@@ -332,7 +332,7 @@ fn x01_client_without_a_known_key_learns_nothing() {
 fn options_sent_together_are_answered_in_order() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Extended);
-    assert!(world.conn(id).session_is_established());
+    assert!(world.conn(id).is_established());
 }
 
 /// A disk whose last block is incomplete is readable to its last byte.

@@ -34,7 +34,7 @@ fn other_replies_wait_for_a_streamed_read() {
     world.send(id, &read(2, 0, 512).bytes(MODE));
     world.send(id, &read(3, 0, 600 << 10).bytes(MODE));
     world.send(id, &RequestHeader::new(nbd::wire::request::FLUSH, 4, 0, 0).bytes(MODE));
-    assert_eq!(world.conn(id).jobs.len(), 5, "the second long read waits");
+    assert_eq!(world.jobs(id).len(), 5, "the second long read waits");
     world.finish(id, 3, Ok(()));
     assert_eq!(replies(&world.received(id), |_| 512).len(), 1, "nothing has begun yet");
     world.finish(id, 0, Ok(()));
