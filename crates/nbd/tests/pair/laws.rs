@@ -3,6 +3,7 @@
 
 use nbd::client::{Options, Request};
 use proptest::prelude::*;
+use testkit::Chunks;
 
 use crate::world::{SIZE, World};
 
@@ -15,7 +16,7 @@ const AREA: usize = 64 << 10;
 fn play(form: u8, piece: usize, direct: bool, seed: u64, rounds: &[Vec<Draw>]) {
     let options = Options::new("sda");
     let mut world = World::new(Options { extended: form == 0, structured: form < 2, ..options });
-    (world.piece, world.direct) = (piece, direct);
+    (world.chunks, world.direct) = (Chunks::UpTo(piece), direct);
     world.seed(seed);
     let mut model = world.disk.clone();
     for round in rounds {

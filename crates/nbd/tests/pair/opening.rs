@@ -118,7 +118,7 @@ fn export_published_again_has_its_new_size() {
     world.catalogue.withdraw(&"nqn.x:sda".into());
     smaller.access = Access::ReadOnly;
     world.catalogue.publish(std::sync::Arc::new(smaller));
-    world.notify(&Notice::StateChanged);
+    world.notify(Notice::StateChanged);
     world.reconnect(Options::new("sda"));
     let opened = world.events.opened.unwrap();
     assert_eq!((opened.bytes, opened.is_writable()), (SIZE as u64 / 2, false));

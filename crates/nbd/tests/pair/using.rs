@@ -96,7 +96,7 @@ fn r31_stopping_server_completes_requests_in_flight() {
     let buffer = world.memory.take(4096).unwrap();
     world.submit(Request::Read { offset: 0, buffer }, 1);
     world.run();
-    world.notify(&Notice::Stopping);
+    world.notify(Notice::Stopping);
     let buffer = world.memory.take(4096).unwrap();
     world.submit(Request::Read { offset: 0, buffer }, 2);
     world.run();
@@ -113,7 +113,7 @@ fn r31_stopping_server_completes_requests_in_flight() {
 fn shrunk_disk_fails_only_requests_beyond_its_end() {
     let mut world = World::new(Options::new("sda"));
     world.catalogue.find(&"nqn.x:sda".into()).unwrap().resize(SIZE as u64 / 2);
-    world.notify(&Notice::StateChanged);
+    world.notify(Notice::StateChanged);
     assert_eq!(world.read(SIZE as u64 / 2, 4096), Err(errno::EINVAL));
     assert_eq!(world.write(SIZE as u64 / 2, &[1; 512]), Err(errno::ENOSPC));
     assert_eq!(world.read(0, 4096).unwrap().len(), 4096);

@@ -1,17 +1,15 @@
-//! Client and server in memory: the connection is two byte strings, the disk a `Vec<u8>`,
-//! randomness a seed.
+//! Client and server in memory.
 
-use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use export::{
-    Access, Account, Admitted, Auth, Catalogue, Channel, Export, Extent, Extents, Fault, Geometry,
-    Identity, KeyId, Notice, Op, Peer, Pool, Reason, Session as _,
+    Access, Account, Auth, Catalogue, Channel, Export, Identity, KeyId, Notice, Peer, Pool, Reason,
 };
 use nbd::client::{Client, Done, End, ExportInfo, ListEntry, Options, Refusal, Request, Step};
-use nbd::server::{Server, Session, Start};
+use nbd::server::{Server, Start};
+use testkit::{Chunks, Driver, Id, Random, Stream};
 
 /// Size of the disk in bytes.
 pub(crate) const SIZE: usize = 2 << 20;
@@ -20,26 +18,29 @@ pub(crate) const SIZE: usize = 2 << 20;
 pub(crate) struct World {
     pub(crate) catalogue: Arc<Catalogue>,
     server: Arc<Server>,
-    pub(crate) disk: Vec<u8>,
-    /// Results of the next disk requests.
-    pub(crate) faults: VecDeque<Result<(), Fault>>,
+    driver: Driver,
+    /// The current connection.
+    id: Id,
     pub(crate) client: Client,
-    session: Option<Session>,
-    to_server: Vec<u8>,
-    to_client: Vec<u8>,
-    /// Bytes delivered but not consumed, by server and client.
-    arrived: (usize, usize),
-    jobs: Vec<Admitted>,
+    to_client: Stream,
     /// Disk requests do not complete while set.
     pub(crate) hold_disk: bool,
-    /// Maximum number of bytes delivered at once.
-    pub(crate) piece: usize,
-    pub(crate) direct: bool,
-    seed: u64,
-    pool: Pool,
     pub(crate) memory: Account,
     pub(crate) events: Events,
-    now: Instant,
+}
+
+impl Deref for World {
+    type Target = Driver;
+
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
 }
 
 /// Events of client and server.
@@ -61,11 +62,9 @@ fn peer() -> Peer {
 
 /// Creates the export `sda`.
 pub(crate) fn export(access: Access) -> Export {
-    let file = std::fs::File::open("/dev/null").unwrap().into();
-    let geometry = Geometry::new(512, 4096).unwrap();
     let identity = Identity::default();
-    let mut export = Export::new("/dev/sda", "nqn.x:sda", identity, geometry, SIZE as u64, file);
-    (export.access, export.discard) = (access, true);
+    let mut export = testkit::export("/dev/sda", "nqn.x:sda", identity, (512, 4096), SIZE as u64);
+    export.access = access;
     export
 }
 
@@ -102,76 +101,59 @@ impl World {
     ) -> Self {
         let catalogue = Arc::new(Catalogue::default());
         exports.into_iter().for_each(|export| catalogue.publish(Arc::new(export)));
-        let (server, pool, now) =
-            (Server::new(catalogue.clone()), Pool::new(8 << 20), Instant::now());
-        let session = Some(server.session(peer, start, pool.open(), now));
+        let disk = (0..SIZE).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect();
+        let mut driver = Driver::new(Pool::new(8 << 20), disk);
+        driver.chunks = Chunks::UpTo(1 << 16);
         let mut world = Self {
+            server: Server::new(catalogue.clone()),
             catalogue,
-            server,
-            disk: (0..SIZE).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect(),
-            faults: VecDeque::new(),
+            driver,
+            id: 0,
             client: Client::new(options),
-            session,
-            to_server: Vec::new(),
-            to_client: Vec::new(),
-            arrived: (0, 0),
-            jobs: Vec::new(),
+            to_client: Stream::default(),
             hold_disk: false,
-            piece: 1 << 16,
-            direct: false,
-            seed: 0x9e37_79b9_7f4a_7c15,
-            pool,
             memory: Pool::new(256 << 20).open(),
             events: Events::default(),
-            now,
         };
-        world.run();
+        world.open(peer, start);
         world
     }
 
-    pub(crate) fn seed(&mut self, seed: u64) {
-        self.seed = seed | 1;
+    fn open(&mut self, peer: Peer, start: Start) {
+        let account = self.pool.open();
+        let session = self.server.session(peer, start, account.clone(), self.now);
+        self.id = self.driver.add(session, account);
+        self.driver.conn(self.id).hold = true;
+        self.run();
     }
 
-    /// Returns a pseudo-random number below `below`.
-    pub(crate) fn random(&mut self, below: usize) -> usize {
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        usize::try_from(self.seed >> 11).unwrap() % below.max(1)
+    pub(crate) fn seed(&mut self, seed: u64) {
+        self.random = Random::new(seed);
     }
 
     /// Replaces the connection by a new one to the same server.
     pub(crate) fn reconnect(&mut self, options: Options) {
-        self.notify(&Notice::Disconnected);
+        self.driver.disconnect(self.id);
         self.run();
-        self.client = Client::new(options);
-        let account = self.pool.open();
-        self.session = Some(self.server.session(peer(), Start::Hello, account, self.now));
-        (self.to_server, self.to_client, self.arrived) = (Vec::new(), Vec::new(), (0, 0));
+        (self.client, self.to_client) = (Client::new(options), Stream::default());
         self.events = Events::default();
-        self.run();
+        self.open(peer(), Start::Hello);
     }
 
-    pub(crate) fn notify(&mut self, notice: &Notice) {
-        if let Some(session) = &mut self.session {
-            session.notify(self.now, notice);
-        }
+    pub(crate) fn notify(&mut self, notice: Notice) {
+        self.driver.notify(notice);
         self.run();
     }
 
     /// Runs until neither side makes progress.
     pub(crate) fn run(&mut self) {
-        loop {
-            let progress = self.drain_client() | self.drain_server();
-            let progress = progress
-                | self.deliver_to_server()
-                | self.deliver_to_client()
-                | self.complete_one();
-            if !progress {
-                return;
-            }
-        }
+        while self.drain_client()
+            | self.driver.drain(self.id)
+            | self.driver.deliver(self.id)
+            | self.deliver_to_client()
+            | (!self.hold_disk && self.driver.complete_any())
+        {}
+        self.events.closed = self.driver.conn(self.id).closed;
     }
 
     fn drain_client(&mut self) -> bool {
@@ -179,7 +161,7 @@ impl World {
         while let Some(step) = self.client.poll() {
             progress = true;
             match step {
-                Step::Send(segment) => self.to_server.extend(segment.parts().concat()),
+                Step::Send(segment) => self.driver.conn(self.id).incoming.push_segment(&segment),
                 Step::StartTls => self.events.secure = true,
                 Step::Opened(opened) => self.events.opened = Some(*opened),
                 Step::Listed(listed) => self.events.listed = Some(listed),
@@ -191,87 +173,20 @@ impl World {
         progress
     }
 
-    fn drain_server(&mut self) -> bool {
-        let mut progress = false;
-        let Some(session) = &mut self.session else { return false };
-        while let Some(step) = session.poll() {
-            progress = true;
-            match step {
-                export::Step::Send(segment) => self.to_client.extend(segment.parts().concat()),
-                export::Step::Submit(job) => self.jobs.push(job),
-                export::Step::Close(reason) => self.events.closed = Some(reason),
-                export::Step::Report(_) | export::Step::Notify => {}
-            }
-        }
-        progress
-    }
-
-    /// Returns how many bytes to deliver now.
-    fn next_len(&mut self, waiting: usize) -> usize {
-        let most = self.piece.min(waiting);
-        if most == 0 { 0 } else { self.random(most) + 1 }
-    }
-
-    fn deliver_to_server(&mut self) -> bool {
-        let next_len = self.next_len(self.to_server.len() - self.arrived.0);
-        let Some(session) = &mut self.session else { return false };
-        if self.events.closed.is_some() || !session.can_receive() {
-            return false;
-        }
-        self.arrived.0 += next_len;
-        if self.direct
-            && self.arrived.0 != 0
-            && let Some(mut window) = session.direct_recv()
-        {
-            let got = self.arrived.0.min(window.end - window.start);
-            let place = window.start..window.start + got;
-            window.buffer.bytes_mut()[place].copy_from_slice(&self.to_server[..got]);
-            self.to_server.drain(..got);
-            self.arrived.0 -= got;
-            session.direct_received(self.now, window, got);
-            return true;
-        }
-        let taken = session.receive(self.now, &self.to_server[..self.arrived.0]);
-        self.to_server.drain(..taken);
-        self.arrived.0 -= taken;
-        next_len != 0 || taken != 0
-    }
-
     fn deliver_to_client(&mut self) -> bool {
-        let next_len = self.next_len(self.to_client.len() - self.arrived.1);
-        self.arrived.1 += next_len;
-        if self.direct
-            && self.arrived.1 != 0
+        self.to_client.push(&self.driver.received(self.id));
+        let fresh = self.to_client.arrive(self.driver.chunks, &mut self.driver.random);
+        if self.driver.direct
+            && !self.to_client.arrived().is_empty()
             && let Some(mut window) = self.client.direct_recv()
         {
-            let got = self.arrived.1.min(window.end - window.start);
-            let place = window.start..window.start + got;
-            window.buffer.bytes_mut()[place].copy_from_slice(&self.to_client[..got]);
-            self.to_client.drain(..got);
-            self.arrived.1 -= got;
+            let got = self.to_client.fill(&mut window);
             self.client.direct_received(window, got);
             return true;
         }
-        let taken = self.client.receive(&self.to_client[..self.arrived.1]);
-        self.to_client.drain(..taken);
-        self.arrived.1 -= taken;
-        next_len != 0 || taken != 0
-    }
-
-    /// Completes a random disk request.
-    fn complete_one(&mut self) -> bool {
-        if self.hold_disk || self.jobs.is_empty() {
-            return false;
-        }
-        let at = self.random(self.jobs.len());
-        let mut job = self.jobs.swap_remove(at);
-        let result = self.faults.pop_front().unwrap_or(Ok(()));
-        let result = result.map(|()| execute(&mut self.disk, &mut job));
-        let (ticket, outcome) = job.finish(result);
-        if let Some(session) = &mut self.session {
-            session.complete(self.now, ticket, outcome);
-        }
-        true
+        let taken = self.client.receive(self.to_client.arrived());
+        self.to_client.consume(taken);
+        fresh != 0 || taken != 0
     }
 
     // ---- requests
@@ -304,27 +219,5 @@ impl World {
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), u32> {
         let request = self.write_request(offset, bytes);
         self.complete(request).result.map_err(|error| error.errno)
-    }
-}
-
-/// Executes a disk request.
-fn execute(disk: &mut [u8], job: &mut Admitted) {
-    let start = usize::try_from(job.offset()).unwrap();
-    let place = &mut disk[start..start + usize::try_from(job.len()).unwrap()];
-    match job.op() {
-        Op::Read => job.bytes_mut().copy_from_slice(place),
-        Op::Write { .. } => place.copy_from_slice(job.bytes_mut()),
-        Op::Zero { .. } | Op::Discard => place.fill(0),
-        Op::Extents => {
-            let mut extents = Extents::emit(job.bytes_mut());
-            for block in place.chunks(512) {
-                let hole = block.iter().all(|&byte| byte == 0);
-                let extent = if hole { Extent::hole(512) } else { Extent::data(512) };
-                if !extents.push(extent) {
-                    break;
-                }
-            }
-        }
-        Op::Flush | Op::Prefetch => {}
     }
 }

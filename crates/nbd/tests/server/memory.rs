@@ -5,7 +5,7 @@ use std::sync::Arc;
 use export::{Budget, Buffer, KeyId, PAGE, Pool, Purpose, Tenant};
 
 use crate::messages::{MODES, Mode, attach, data_of, error_of, read, replies, write};
-use crate::world::{POISON, SIZE, World};
+use crate::world::{SIZE, World};
 
 /// Case R33: many long requests with memory for a single piece.
 #[test]
@@ -95,7 +95,7 @@ fn x38_stale_memory_is_never_sent() {
             received.extend(world.exchange(id, &read(cookie, SIZE as u64, 1).bytes(mode)));
         }
         // The magic of a structured chunk contains the byte once.
-        let poison = received.windows(2).filter(|two| two == &[POISON; 2]).count();
+        let poison = received.windows(2).filter(|two| two == &[testkit::POISON; 2]).count();
         assert_eq!(poison, 0);
         world.end_all();
     }

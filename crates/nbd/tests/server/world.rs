@@ -7,7 +7,7 @@ use export::{Access, Auth, Catalogue, Channel, Export, Identity, KeyId, Peer, Po
 use nbd::server::{Server, Start};
 use testkit::Driver;
 
-pub(crate) use testkit::{Id, POISON};
+pub(crate) use testkit::Id;
 
 /// The NQN of the disk; its short name is `sda`.
 pub(crate) const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
