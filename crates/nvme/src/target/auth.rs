@@ -4,20 +4,20 @@
 
 use std::time::{Duration, Instant};
 
-use export::{Body, Buffer, Host, KeyId};
+use export::{Body, Host, KeyId};
 
 use super::HANDSHAKE_TIMEOUT;
 use super::access::InBandKey;
+use super::capsule::{Capsule, LengthCheck};
 use super::context::Context;
 use super::controller::ControllerType;
-use super::queue::{LengthCheck, Queue, check_to_host};
+use super::queue::Queue;
 use super::work::Work;
 use crate::auth::chap::{Key, Names};
 use crate::auth::{Authentication, ControllerAuth, Keys, Progress, QueueContext};
 use crate::command::FabricsCommand;
 use crate::status::Status;
 use crate::wire::auth::{Explanation, SECP, SPSP};
-use crate::wire::command::Sqe;
 
 /// Maximum message length in bytes. Linux uses the same; the largest DH group fits.
 const MAX_MESSAGE: u32 = 4096;
@@ -81,21 +81,20 @@ impl InBandAuth {
     pub(super) fn command(
         &mut self,
         queue: &mut Queue,
-        tag: u16,
-        sqe: &Sqe,
+        capsule: Capsule<'_>,
         command: FabricsCommand,
-        capsule: Option<Buffer>,
     ) -> Result<bool, Status> {
+        let tag = capsule.tag();
         match command {
             FabricsCommand::AuthSend { secp, spsp, tl } => {
                 check(secp, spsp, tl)?;
                 queue.set_work(tag, Work::AuthMessage);
-                queue.receive_data(tag, sqe, tl.into(), LengthCheck::Exact, capsule)?;
+                queue.receive_data(capsule, tl.into(), LengthCheck::Exact)?;
                 Ok(false)
             }
             FabricsCommand::AuthReceive { secp, spsp, al } => {
                 check(secp, spsp, al)?;
-                check_to_host(sqe, al.into(), LengthCheck::AtLeast, capsule.as_ref())?;
+                capsule.check_to_host(al.into(), LengthCheck::AtLeast)?;
                 self.receive(queue, tag, al as usize)
             }
             _ => Err(Status::AUTHENTICATION_REQUIRED.dnr()),

@@ -2,20 +2,18 @@
 
 use std::sync::Arc;
 
-use export::Buffer;
-
 use super::QUEUE_ENTRIES;
 use super::access::{ConnectRefusal, InBandKey};
 use super::auth::InBandAuth;
 use super::binding::{Binding, Connect};
+use super::capsule::{Capsule, LengthCheck};
 use super::context::Context;
 use super::controller::{Controller, ControllerType, HostIdentity};
-use super::queue::{LengthCheck, Queue};
+use super::queue::Queue;
 use super::work::Work;
 use crate::auth::chap::Names;
 use crate::command::FabricsCommand;
 use crate::status::Status;
-use crate::wire::command::Sqe;
 use crate::wire::fabrics::{CNTLID_DYNAMIC, ConnectData, ConnectField, DISCOVERY_NQN, cattr};
 use crate::wire::opcode;
 use crate::wire::text::NqnError;
@@ -27,12 +25,8 @@ const CNTLID_STATIC_ANY: u16 = 0xfffe;
 type Connected = (Binding, Option<Box<InBandAuth>>);
 
 /// Handles a command on a connection that is not a queue yet. Only Connect is valid.
-pub(super) fn command(
-    queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
-    capsule: Option<Buffer>,
-) -> Result<(), Status> {
+pub(super) fn command(queue: &mut Queue, capsule: Capsule<'_>) -> Result<(), Status> {
+    let (tag, sqe) = (capsule.tag(), capsule.sqe());
     if sqe.opcode != opcode::fabrics::OPCODE {
         return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
     }
@@ -51,7 +45,7 @@ pub(super) fn command(
     let flow_control = cattr & cattr::DISABLE_SQ_FLOW_CONTROL == 0;
     let connect = Connect::new(qid, entries, flow_control, kato);
     queue.set_work(tag, Work::Connect(Box::new(connect)));
-    queue.receive_data(tag, sqe, size_of::<ConnectData>() as u64, LengthCheck::Exact, capsule)
+    queue.receive_data(capsule, size_of::<ConnectData>() as u64, LengthCheck::Exact)
 }
 
 /// Returns the queue size for SQSIZE, or `None` if it is invalid. MQES limits I/O queues only.

@@ -2,6 +2,7 @@
 //! an I/O queue of a controller. Dispatches commands to that, and handles Fabrics commands (NVMe
 //! Base 2.0 §6).
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use export::{Account, Buffer, Event, Fence, Grant, Outcome, Reason};
@@ -11,11 +12,12 @@ use super::access::{ConnectRefusal, refusal_text};
 use super::admin::AdminQueue;
 use super::auth::{InBandAuth, Verdict};
 use super::binding::{Binding, Connect};
+use super::capsule::Capsule;
 use super::context::Context;
 use super::controller::ControllerType;
 use super::io::{self, IoQueue};
 use super::outbox::Outbox;
-use super::queue::{Queue, check_no_data};
+use super::queue::Queue;
 use super::slots::{BufferWait, SlotState};
 use super::transfers::{Received, Transfers};
 use super::work::Work;
@@ -94,14 +96,14 @@ impl Fabrics {
     }
 
     /// Returns the fence of the writes of the connection.
-    pub(super) fn fence(&self) -> Option<&std::sync::Arc<Fence>> {
+    pub(super) fn fence(&self) -> Option<&Arc<Fence>> {
         self.queue.grant().map(Grant::fence)
     }
 
     // ---- commands
 
-    /// Handles a command with its in-capsule data, of which `capsule` receives what follows.
-    pub(super) fn command(&mut self, sqe: &Sqe, capsule: Option<Buffer>) -> Result<(), Violation> {
+    /// Handles a command. `buffer` is for the in-capsule data that follows.
+    pub(super) fn command(&mut self, sqe: &Sqe, buffer: Option<Buffer>) -> Result<(), Violation> {
         let cid = sqe.cid.get();
         if let Some(binding) = self.queue.binding_mut() {
             binding.advance_head();
@@ -111,7 +113,7 @@ impl Fabrics {
             return Ok(());
         }
         let tag = self.queue.slots_mut().claim(cid).ok_or(Violation::QueueOverrun)?;
-        if let Err(status) = self.dispatch(tag, sqe, capsule) {
+        if let Err(status) = self.dispatch(Capsule::new(tag, sqe, buffer)) {
             self.fail(tag, status);
         }
         Ok(())
@@ -124,19 +126,19 @@ impl Fabrics {
         }
     }
 
-    fn dispatch(&mut self, tag: u16, sqe: &Sqe, capsule: Option<Buffer>) -> Result<(), Status> {
+    fn dispatch(&mut self, capsule: Capsule<'_>) -> Result<(), Status> {
         if !self.is_connected() {
-            return connect::command(&mut self.queue, tag, sqe, capsule);
+            return connect::command(&mut self.queue, capsule);
         }
-        if sqe.opcode == opcode::fabrics::OPCODE {
-            return self.fabrics_command(tag, sqe, capsule);
+        if capsule.sqe().opcode == opcode::fabrics::OPCODE {
+            return self.fabrics_command(capsule);
         }
         if self.is_unauthenticated() {
             return Err(Status::AUTHENTICATION_REQUIRED.dnr());
         }
         match &mut self.role {
-            Role::Admin(admin) => admin.command(&self.cx, &mut self.queue, tag, sqe, capsule),
-            Role::Io(io) => io.command(&mut self.queue, tag, sqe, capsule),
+            Role::Admin(admin) => admin.command(&self.cx, &mut self.queue, capsule),
+            Role::Io(io) => io.command(&mut self.queue, capsule),
             Role::Undecided | Role::Closed => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
         }
     }
@@ -206,62 +208,43 @@ impl Fabrics {
     // ---- Fabrics commands
 
     /// Handles a Fabrics command of a queue.
-    fn fabrics_command(
-        &mut self,
-        tag: u16,
-        sqe: &Sqe,
-        capsule: Option<Buffer>,
-    ) -> Result<(), Status> {
-        let may_carry_data =
-            matches!(sqe.fctype(), opcode::fabrics::CONNECT | opcode::fabrics::AUTHENTICATION_SEND);
-        let is_unauthenticated = self.is_unauthenticated();
-        if matches!(self.role, Role::Admin(_)) && !is_unauthenticated && !may_carry_data {
-            check_no_data(capsule.as_ref())?;
+    fn fabrics_command(&mut self, capsule: Capsule<'_>) -> Result<(), Status> {
+        if self.is_unauthenticated() {
+            let command = FabricsCommand::parse(capsule.sqe())?;
+            return self.auth_command(capsule, command);
         }
-        let command = FabricsCommand::parse(sqe)?;
-        let is_auth =
-            matches!(command, FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. });
-        match &mut self.role {
-            _ if is_unauthenticated => self.auth_command(tag, sqe, command, capsule),
-            Role::Admin(_) if is_auth => self.auth_command(tag, sqe, command, capsule),
-            Role::Io(_) if is_auth && self.auth.is_some() => {
-                self.auth_command(tag, sqe, command, capsule)
+        if let Role::Admin(_) = self.role {
+            check_capsule_data(&capsule)?;
+        }
+        let command = FabricsCommand::parse(capsule.sqe())?;
+        match (command, &mut self.role) {
+            (FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. }, role)
+                if self.auth.is_some() || matches!(role, Role::Admin(_)) =>
+            {
+                self.auth_command(capsule, command)
             }
-            Role::Admin(admin) => match command {
-                FabricsCommand::PropertyGet { attrib, offset } => {
-                    let value = admin.property(attrib, offset)?;
-                    self.queue.finish_with(tag, Status::SUCCESS, value);
-                    Ok(())
-                }
-                FabricsCommand::PropertySet { attrib, offset, value } => {
-                    admin.set_property(&mut self.queue, tag, attrib, offset, value)
-                }
-                // Disconnect is not valid on the Admin queue (NVMe Base 2.0 §6.4).
-                FabricsCommand::Disconnect { .. } => Err(Status::INVALID_QUEUE_TYPE.dnr()),
-                _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
-            },
-            Role::Io(_) => match command {
-                FabricsCommand::Disconnect { recfmt: 0 } => {
-                    self.queue.finish(tag, Status::SUCCESS);
-                    self.close(Reason::Peer);
-                    Ok(())
-                }
-                FabricsCommand::Disconnect { .. } => Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()),
-                _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
-            },
-            Role::Undecided | Role::Closed => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+            (command, Role::Admin(admin)) => {
+                admin.fabrics_command(&mut self.queue, capsule.tag(), command)
+            }
+            (FabricsCommand::Disconnect { recfmt: 0 }, Role::Io(_)) => {
+                self.queue.finish(capsule.tag(), Status::SUCCESS);
+                self.close(Reason::Peer);
+                Ok(())
+            }
+            (FabricsCommand::Disconnect { .. }, Role::Io(_)) => {
+                Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr())
+            }
+            _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
         }
     }
 
     fn auth_command(
         &mut self,
-        tag: u16,
-        sqe: &Sqe,
+        capsule: Capsule<'_>,
         command: FabricsCommand,
-        capsule: Option<Buffer>,
     ) -> Result<(), Status> {
         let auth = self.auth.as_mut().ok_or(Status::INVALID_OPCODE.dnr())?;
-        if auth.command(&mut self.queue, tag, sqe, command, capsule)? {
+        if auth.command(&mut self.queue, capsule, command)? {
             self.close(Reason::Refused);
         }
         Ok(())
@@ -417,7 +400,7 @@ impl Fabrics {
         binding.set_grant(self.cx.current_grant(binding.controller()));
         let now = binding.grant().filter(|_| binding.is_admin()).map(Grant::export);
         let same = match (binding.attached(), now) {
-            (Some(before), Some(now)) => std::sync::Arc::ptr_eq(before, now),
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
             (before, now) => before.is_none() && now.is_none(),
         };
         if !same {
@@ -471,5 +454,13 @@ impl Fabrics {
         }
         self.role = Role::Closed;
         self.queue.leave(self.cx.peer(), reason);
+    }
+}
+
+/// Refuses in-capsule data, except for Connect and Authentication Send.
+fn check_capsule_data(capsule: &Capsule<'_>) -> Result<(), Status> {
+    match capsule.sqe().fctype() {
+        opcode::fabrics::CONNECT | opcode::fabrics::AUTHENTICATION_SEND => Ok(()),
+        _ => capsule.check_no_data(),
     }
 }

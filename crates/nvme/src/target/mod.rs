@@ -9,7 +9,7 @@
 //! | `fabrics` | what the connection is: dispatches commands to the queue that Connect made of it |
 //! | `connect`, `auth`, `admin`, `io` | Connect, in-band authentication, and the command sets |
 //! | `queue` | the commands in flight, what is sent for them, and their access to the disk |
-//! | `transfers`, `outbox`, `binding` | slots and data, output, the queue's controller |
+//! | `capsule`, `transfers`, `outbox`, `binding` | a received command; slots and data, output, the queue's controller |
 //!
 //! Queues of one controller share its state (`controller`); controllers are registered in the
 //! [`Target`]. `context` is who is at the other end of a connection, `access` asks the policy about
@@ -20,6 +20,7 @@ mod access;
 mod admin;
 mod auth;
 mod binding;
+mod capsule;
 mod connect;
 mod connection;
 mod context;

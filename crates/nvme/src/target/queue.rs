@@ -9,6 +9,7 @@ use export::{
 };
 
 use super::binding::Binding;
+use super::capsule::{Capsule, LengthCheck};
 use super::controller::Controller;
 use super::outbox::Outbox;
 use super::slots::{BufferWait, SlotState, Slots};
@@ -18,7 +19,6 @@ use super::{MAX_TRANSFER, fault_status};
 use crate::command::DataPointer;
 use crate::status::Status;
 use crate::tcp::pdu;
-use crate::wire::command::Sqe;
 use crate::wire::completion::Cqe;
 
 /// What all commands of a connection use.
@@ -30,15 +30,6 @@ pub(super) struct Queue {
     binding: Option<Binding>,
     /// Slots that wait for another request's exclusive access to the disk to end.
     awaiting_exclusive: VecDeque<u16>,
-}
-
-/// How the length in the data pointer must relate to that of the command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LengthCheck {
-    /// Equal: blocks.
-    Exact,
-    /// At least: data structures. Linux hosts send 4096 bytes with any Dataset Management.
-    AtLeast,
 }
 
 impl Queue {
@@ -174,21 +165,18 @@ impl Queue {
     /// Receives `len` bytes of data for a command, from its capsule or by R2T.
     pub(super) fn receive_data(
         &mut self,
-        tag: u16,
-        sqe: &Sqe,
+        capsule: Capsule<'_>,
         len: u64,
-        size: LengthCheck,
-        capsule: Option<Buffer>,
+        check: LengthCheck,
     ) -> Result<(), Status> {
-        let want = sqe.sgl1.length.get();
-        let (has, fits) = (u64::from(want), u64::from(want) <= MAX_TRANSFER);
-        if has < len || (size == LengthCheck::Exact && has != len) {
-            return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
-        }
-        if want == 0 || !fits {
+        let (tag, sgl) = (capsule.tag(), &capsule.sqe().sgl1);
+        let want = sgl.length.get();
+        let has = u64::from(want);
+        check.apply(has, len)?;
+        if has == 0 || has > MAX_TRANSFER {
             return Err(Status::INVALID_FIELD.dnr());
         }
-        match (DataPointer::parse(&sqe.sgl1)?, capsule) {
+        match (DataPointer::parse(sgl)?, capsule.into_buffer()) {
             (DataPointer::InCapsule { .. }, Some(buffer)) if buffer.len() as u64 == has => {
                 self.transfers.receive_in_capsule(tag, buffer, want);
             }
@@ -371,27 +359,4 @@ impl Queue {
             self.out.report(Event::Attached { export, peer, host, proven });
         }
     }
-}
-
-/// Checks the data pointer of a command that transfers `len` bytes to the host.
-pub(super) fn check_to_host(
-    sqe: &Sqe,
-    len: u64,
-    size: LengthCheck,
-    capsule: Option<&Buffer>,
-) -> Result<(), Status> {
-    let DataPointer::Transport { length } = DataPointer::parse(&sqe.sgl1)? else {
-        return Err(Status::SGL_TYPE_INVALID.dnr());
-    };
-    check_no_data(capsule)?;
-    let has = u64::from(length);
-    if has < len || (size == LengthCheck::Exact && has != len) {
-        return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
-    }
-    Ok(())
-}
-
-/// Refuses in-capsule data for a command that takes none.
-pub(super) fn check_no_data(capsule: Option<&Buffer>) -> Result<(), Status> {
-    if capsule.is_some() { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
 }

@@ -17,12 +17,12 @@ use feature::Features;
 use log::{LogRequest, Logs};
 
 use super::MAX_TRANSFER;
+use super::capsule::{Capsule, LengthCheck};
 use super::context::Context;
-use super::queue::{LengthCheck, Queue, check_no_data, check_to_host};
+use super::queue::Queue;
 use super::work::Work;
-use crate::command::{AdminCommand, PropertySize, Transfer};
+use crate::command::{AdminCommand, FabricsCommand, PropertySize, Transfer};
 use crate::status::Status;
-use crate::wire::command::Sqe;
 use crate::wire::fabrics::{Cc, property};
 
 /// State of a controller that only its Admin queue uses.
@@ -58,11 +58,10 @@ impl AdminQueue {
         &mut self,
         cx: &Context,
         queue: &mut Queue,
-        tag: u16,
-        sqe: &Sqe,
-        capsule: Option<Buffer>,
+        capsule: Capsule<'_>,
     ) -> Result<(), Status> {
-        let command = AdminCommand::parse(sqe)?;
+        let tag = capsule.tag();
+        let command = AdminCommand::parse(capsule.sqe())?;
         // Before CSTS.RDY only Keep Alive.
         if !queue.controller()?.is_ready() && !matches!(command, AdminCommand::KeepAlive) {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
@@ -70,16 +69,15 @@ impl AdminQueue {
         match command.data_len() {
             Transfer::FromHost(len) => {
                 queue.set_work(tag, Work::Admin(Box::new(command)));
-                return queue.receive_data(tag, sqe, len, LengthCheck::AtLeast, capsule);
+                return queue.receive_data(capsule, len, LengthCheck::AtLeast);
             }
             Transfer::ToHost(len) => {
-                let most = len.min(MAX_TRANSFER + 1);
-                check_to_host(sqe, most, LengthCheck::AtLeast, capsule.as_ref())?;
+                capsule.check_to_host(len.min(MAX_TRANSFER + 1), LengthCheck::AtLeast)?;
                 if len > MAX_TRANSFER {
                     return Err(Status::INVALID_FIELD.dnr());
                 }
             }
-            Transfer::None => check_no_data(capsule.as_ref())?,
+            Transfer::None => capsule.check_no_data()?,
         }
         self.execute(cx, queue, tag, command)
     }
@@ -147,13 +145,30 @@ impl AdminQueue {
         }
     }
 
-    /// Handles Property Get.
-    pub(super) fn property(&self, size: PropertySize, offset: u32) -> Result<u64, Status> {
-        self.configuration.property(size, offset)
+    /// Handles a Fabrics command of a host that has authenticated.
+    pub(super) fn fabrics_command(
+        &mut self,
+        queue: &mut Queue,
+        tag: u16,
+        command: FabricsCommand,
+    ) -> Result<(), Status> {
+        match command {
+            FabricsCommand::PropertyGet { attrib, offset } => {
+                let value = self.configuration.property(attrib, offset)?;
+                queue.finish_with(tag, Status::SUCCESS, value);
+                Ok(())
+            }
+            FabricsCommand::PropertySet { attrib, offset, value } => {
+                self.set_property(queue, tag, attrib, offset, value)
+            }
+            // Disconnect is not valid on the Admin queue (NVMe Base 2.0 §6.4).
+            FabricsCommand::Disconnect { .. } => Err(Status::INVALID_QUEUE_TYPE.dnr()),
+            _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+        }
     }
 
     /// Handles Property Set: of CC (NVMe Base 2.0 §3.1.3.5).
-    pub(super) fn set_property(
+    fn set_property(
         &mut self,
         queue: &mut Queue,
         tag: u16,

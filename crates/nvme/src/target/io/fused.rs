@@ -8,11 +8,12 @@ use export::{Buffer, Exclusive, Op, Outcome};
 use super::{check_transfer, is_durable};
 use crate::command::IoCommand;
 use crate::status::Status;
+use crate::target::capsule::{Capsule, LengthCheck};
 use crate::target::pair::{FusedHalf, FusedPair, MAX_FUSED_BYTES, PairStep};
-use crate::target::queue::{LengthCheck, Queue};
+use crate::target::queue::Queue;
 use crate::target::slots::SlotState;
 use crate::target::work::Work;
-use crate::wire::command::{Fuse, Sqe};
+use crate::wire::command::Fuse;
 
 /// Matches the commands of fused pairs.
 #[derive(Debug, Default)]
@@ -36,17 +37,16 @@ impl Fusion {
     pub(super) fn match_command(
         &mut self,
         queue: &mut Queue,
-        tag: u16,
-        sqe: &Sqe,
+        capsule: &Capsule<'_>,
     ) -> Result<Fuse, Status> {
-        let fuse = sqe.fuse();
+        let fuse = capsule.sqe().fuse();
         let previous = self.first.take();
         match (fuse, previous) {
             (Fuse::Reserved, _) => Err(Status::INVALID_FIELD.dnr()),
             (Fuse::Second, Some(FusedFirst::Failed)) => Err(Status::ABORTED_FAILED_FUSED.dnr()),
             (Fuse::Second, None) => Err(Status::ABORTED_MISSING_FUSED.dnr()),
             (Fuse::Second, Some(FusedFirst::Slot(first))) => {
-                link_halves(queue, first, tag);
+                link_halves(queue, first, capsule.tag());
                 Ok(fuse)
             }
             (_, previous) => {
@@ -66,11 +66,10 @@ impl Fusion {
     pub(super) fn command(
         &mut self,
         queue: &mut Queue,
-        tag: u16,
-        sqe: &Sqe,
+        capsule: Capsule<'_>,
         command: IoCommand,
-        capsule: Option<Buffer>,
     ) -> Result<(), Status> {
+        let tag = capsule.tag();
         let (first, lba, blocks, fua) = match command {
             IoCommand::Compare { slba, nlb, .. } => (true, slba, nlb, false),
             IoCommand::Write { slba, nlb, fua, .. } => (false, slba, nlb, fua),
@@ -86,7 +85,7 @@ impl Fusion {
         }
         let half = FusedHalf::new(first, lba, blocks, durable, partner);
         queue.set_work(tag, Work::FusedHalf(Box::new(half)));
-        queue.receive_data(tag, sqe, len, LengthCheck::Exact, capsule)?;
+        queue.receive_data(capsule, len, LengthCheck::Exact)?;
         if first {
             self.first = Some(FusedFirst::Slot(tag));
         }

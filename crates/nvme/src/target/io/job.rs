@@ -6,66 +6,62 @@ use export::{Buffer, Fault, Op, Outcome, Pool};
 use super::single::start_read;
 use super::{check_access, check_transfer, is_durable};
 use crate::status::Status;
+use crate::target::capsule::{Capsule, LengthCheck};
 use crate::target::job::{Job, JobStep};
-use crate::target::queue::{LengthCheck, Queue, check_no_data};
+use crate::target::queue::Queue;
 use crate::target::work::Work;
-use crate::wire::command::Sqe;
 
 /// Handles Compare.
 pub(super) fn compare(
     queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
+    capsule: Capsule<'_>,
     lba: u64,
     blocks: u32,
-    capsule: Option<Buffer>,
 ) -> Result<(), Status> {
     let len = check_transfer(queue, Op::Read, lba, blocks)?;
-    queue.set_work(tag, Work::Job(Box::new(Job::compare(lba, blocks))));
-    queue.receive_data(tag, sqe, len, LengthCheck::Exact, capsule)
+    queue.set_work(capsule.tag(), Work::Job(Box::new(Job::compare(lba, blocks))));
+    queue.receive_data(capsule, len, LengthCheck::Exact)
 }
 
 /// Handles Verify.
 pub(super) fn verify(
     queue: &mut Queue,
-    tag: u16,
+    capsule: &Capsule<'_>,
     lba: u64,
     blocks: u32,
-    capsule: Option<Buffer>,
 ) -> Result<(), Status> {
-    check_no_data(capsule.as_ref())?;
+    capsule.check_no_data()?;
     check_access(queue, Op::Read, lba, blocks)?;
     let job = Job::verify(lba, blocks, queue.shift());
-    step(queue, tag, Box::new(job), None);
+    step(queue, capsule.tag(), Box::new(job), None);
     Ok(())
 }
 
 /// Handles Dataset Management.
 pub(super) fn dataset(
     queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
+    capsule: Capsule<'_>,
     ranges: u16,
     deallocate: bool,
-    capsule: Option<Buffer>,
 ) -> Result<(), Status> {
-    queue.set_work(tag, Work::Job(Box::new(Job::dataset(deallocate, ranges))));
-    queue.receive_data(tag, sqe, u64::from(ranges) * 16, LengthCheck::AtLeast, capsule)
+    queue.set_work(capsule.tag(), Work::Job(Box::new(Job::dataset(deallocate, ranges))));
+    queue.receive_data(capsule, u64::from(ranges) * 16, LengthCheck::AtLeast)
 }
 
-/// Handles Copy: to the block, of the number of ranges in the format, with FUA or not.
+/// Handles Copy.
 pub(super) fn copy(
     queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
-    (to, ranges, format, fua): (u64, u16, u8, bool),
-    capsule: Option<Buffer>,
+    capsule: Capsule<'_>,
+    to: u64,
+    ranges: u16,
+    format: u8,
+    fua: bool,
 ) -> Result<(), Status> {
     let range_len = Job::copy_range_len(format).ok_or(Status::INVALID_FIELD.dnr())?;
     let len = u64::from(ranges) * range_len;
     let job = Job::copy(to, format, ranges, queue.shift(), is_durable(queue, fua));
-    queue.set_work(tag, Work::Job(Box::new(job)));
-    queue.receive_data(tag, sqe, len, LengthCheck::AtLeast, capsule)
+    queue.set_work(capsule.tag(), Work::Job(Box::new(job)));
+    queue.receive_data(capsule, len, LengthCheck::AtLeast)
 }
 
 /// Continues a command whose data was received.

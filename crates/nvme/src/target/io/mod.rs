@@ -11,13 +11,14 @@ use fused::Fusion;
 
 use super::MAX_TRANSFER;
 use super::binding::Binding;
+use super::capsule::Capsule;
 use super::queue::Queue;
 use super::slots::SlotState;
 use super::work::Work;
 use super::{NSID, NSID_ALL, fault_status};
 use crate::command::IoCommand;
 use crate::status::Status;
-use crate::wire::command::{Fuse, Sqe};
+use crate::wire::command::Fuse;
 
 /// State of an I/O queue beyond its commands in flight.
 #[derive(Debug, Default)]
@@ -30,19 +31,18 @@ impl IoQueue {
     pub(super) fn command(
         &mut self,
         queue: &mut Queue,
-        tag: u16,
-        sqe: &Sqe,
-        capsule: Option<Buffer>,
+        capsule: Capsule<'_>,
     ) -> Result<(), Status> {
+        let sqe = capsule.sqe();
         if !queue.binding().is_some_and(Binding::is_usable) {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
-        let fuse = self.fusion.match_command(queue, tag, sqe)?;
+        let fuse = self.fusion.match_command(queue, &capsule)?;
         let command = IoCommand::parse(sqe)?;
         check_namespace(queue, &command, sqe.nsid.get())?;
         match fuse {
-            Fuse::Normal => execute(queue, tag, sqe, command, capsule),
-            _ => self.fusion.command(queue, tag, sqe, command, capsule),
+            Fuse::Normal => execute(queue, capsule, command),
+            _ => self.fusion.command(queue, capsule, command),
         }
     }
 
@@ -53,31 +53,23 @@ impl IoQueue {
 }
 
 /// Executes a command that is not fused: one line for each.
-fn execute(
-    queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
-    command: IoCommand,
-    capsule: Option<Buffer>,
-) -> Result<(), Status> {
+fn execute(queue: &mut Queue, capsule: Capsule<'_>, command: IoCommand) -> Result<(), Status> {
     match command {
-        IoCommand::Read { slba, nlb, .. } => single::read(queue, tag, sqe, slba, nlb, capsule),
-        IoCommand::Write { slba, nlb, fua, .. } => {
-            single::write(queue, tag, sqe, (slba, nlb, fua), capsule)
-        }
-        IoCommand::Flush { .. } => single::no_data(queue, tag, Op::Flush, 0, 0, capsule),
+        IoCommand::Read { slba, nlb, .. } => single::read(queue, capsule, slba, nlb),
+        IoCommand::Write { slba, nlb, fua, .. } => single::write(queue, capsule, slba, nlb, fua),
+        IoCommand::Flush { .. } => single::no_data(queue, &capsule, Op::Flush, 0, 0),
         IoCommand::WriteZeroes { slba, nlb, fua, deallocate, .. } => {
             let durable = is_durable(queue, fua);
             let op = Op::Zero { unmap: deallocate, durable, fast: false };
-            single::no_data(queue, tag, op, slba, nlb, capsule)
+            single::no_data(queue, &capsule, op, slba, nlb)
         }
-        IoCommand::Compare { slba, nlb, .. } => job::compare(queue, tag, sqe, slba, nlb, capsule),
-        IoCommand::Verify { slba, nlb, .. } => job::verify(queue, tag, slba, nlb, capsule),
+        IoCommand::Compare { slba, nlb, .. } => job::compare(queue, capsule, slba, nlb),
+        IoCommand::Verify { slba, nlb, .. } => job::verify(queue, &capsule, slba, nlb),
         IoCommand::DatasetManagement { ranges, deallocate, .. } => {
-            job::dataset(queue, tag, sqe, ranges, deallocate, capsule)
+            job::dataset(queue, capsule, ranges, deallocate)
         }
         IoCommand::Copy { sdlba, ranges, format, fua, .. } => {
-            job::copy(queue, tag, sqe, (sdlba, ranges, format, fua), capsule)
+            job::copy(queue, capsule, sdlba, ranges, format, fua)
         }
     }
 }

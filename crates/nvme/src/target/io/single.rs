@@ -1,54 +1,53 @@
 //! Commands of one disk request: Read, Write, Flush, Write Zeroes.
 
-use export::{Body, Buffer, Fault, Op, Outcome, Pool};
+use export::{Body, Fault, Op, Outcome, Pool};
 
 use super::{check_transfer, is_durable};
 use crate::status::Status;
-use crate::target::queue::{LengthCheck, Queue, check_no_data, check_to_host};
+use crate::target::capsule::{Capsule, LengthCheck};
+use crate::target::queue::Queue;
 use crate::target::slots::BufferWait;
 use crate::target::work::Work;
-use crate::wire::command::Sqe;
 
 /// Handles Read.
 pub(super) fn read(
     queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
+    capsule: Capsule<'_>,
     lba: u64,
     blocks: u32,
-    capsule: Option<Buffer>,
 ) -> Result<(), Status> {
+    let tag = capsule.tag();
     let len = check_transfer(queue, Op::Read, lba, blocks)?;
-    check_to_host(sqe, len, LengthCheck::Exact, capsule.as_ref())?;
+    capsule.check_to_host(len, LengthCheck::Exact)?;
     queue.set_work(tag, Work::Read { lba, blocks });
     start_read(queue, tag, lba, blocks);
     Ok(())
 }
 
-/// Handles Write: of the number of blocks from the first block, with FUA or not.
+/// Handles Write.
 pub(super) fn write(
     queue: &mut Queue,
-    tag: u16,
-    sqe: &Sqe,
-    (lba, blocks, fua): (u64, u32, bool),
-    capsule: Option<Buffer>,
+    capsule: Capsule<'_>,
+    lba: u64,
+    blocks: u32,
+    fua: bool,
 ) -> Result<(), Status> {
     let durable = is_durable(queue, fua);
     let len = check_transfer(queue, Op::Write { durable }, lba, blocks)?;
-    queue.set_work(tag, Work::Write { lba, blocks, durable });
-    queue.receive_data(tag, sqe, len, LengthCheck::Exact, capsule)
+    queue.set_work(capsule.tag(), Work::Write { lba, blocks, durable });
+    queue.receive_data(capsule, len, LengthCheck::Exact)
 }
 
 /// Handles a command without data.
 pub(super) fn no_data(
     queue: &mut Queue,
-    tag: u16,
+    capsule: &Capsule<'_>,
     op: Op,
     lba: u64,
     blocks: u32,
-    capsule: Option<Buffer>,
 ) -> Result<(), Status> {
-    check_no_data(capsule.as_ref())?;
+    capsule.check_no_data()?;
+    let tag = capsule.tag();
     queue.set_work(tag, Work::NoData { op, lba, blocks });
     queue.submit(tag, op, lba, blocks.into(), None, None);
     Ok(())
