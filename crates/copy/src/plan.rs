@@ -268,7 +268,7 @@ impl Plan {
         if let Some(range) = self.holes.query(run.start) {
             return Some(Next::QueryExtents(range));
         }
-        let Some((end, zero)) = self.holes.at(run.start) else { return Some(Next::Wait) };
+        let Some((end, zero)) = self.holes.extent_at(run.start) else { return Some(Next::Wait) };
         let end = end.min(run.end);
         let unit = if zero { self.limits.zeros } else { self.limits.chunk };
         let range = run.start..end.min(above(run.start, unit));
@@ -329,7 +329,7 @@ impl Plan {
 
     /// Records the answer to a query; without extents the source is taken not to support them.
     pub(crate) fn extents_received(&mut self, asked: Range<u64>, extents: &[Extent]) {
-        self.holes.answered(asked, extents);
+        self.holes.record_reply(asked, extents);
     }
 
     /// Records that a query was lost with its connection.

@@ -31,7 +31,7 @@ pub(crate) fn check_samples(
         let at = sample.range.start;
         let len = usize::try_from(sample.range.end - at).unwrap_or(usize::MAX);
         match read_sync(connection, at, len) {
-            Ok(Ok(buffer)) if sample.is_of(buffer.bytes()) => confirmed = true,
+            Ok(Ok(buffer)) if sample.matches(buffer.bytes()) => confirmed = true,
             Ok(Ok(_)) => {
                 return Ok(Some(format!("its data at byte {at} has changed")));
             }

@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::hash_tree::is_zero;
 
-/// Bytes of a sample, unless the block size of the disk is larger.
-const LEN: u32 = 4096;
+/// Length of a sample in bytes, unless the block size of the disk is larger.
+const MIN_LEN: u32 = 4096;
 
 /// The hash of one sampled block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,22 +23,22 @@ impl Sample {
     /// bytes. Returns `None` if `bytes` is empty.
     pub(crate) fn of(offset: u64, bytes: &[u8], block: u32) -> Option<Self> {
         let len = usize::try_from(sample_len(block)).unwrap_or(usize::MAX);
-        let found = bytes.chunks(len).enumerate().find(|(_, chunk)| !is_zero(chunk));
-        let (at, chunk) = found.or_else(|| bytes.chunks(len).enumerate().next())?;
-        let start = offset.saturating_add(at as u64 * len as u64);
+        let nonzero = bytes.chunks(len).enumerate().find(|(_, chunk)| !is_zero(chunk));
+        let (index, chunk) = nonzero.or_else(|| bytes.chunks(len).enumerate().next())?;
+        let start = offset.saturating_add(index as u64 * len as u64);
         let range = start..start.saturating_add(chunk.len() as u64);
-        Some(Self { range, hash: blake3::hash(chunk), zero: found.is_none() })
+        Some(Self { range, hash: blake3::hash(chunk), zero: nonzero.is_none() })
     }
 
-    /// Whether `bytes` are the same as those sampled.
-    pub(crate) fn is_of(&self, bytes: &[u8]) -> bool {
+    /// Returns whether `bytes` are those that were sampled.
+    pub(crate) fn matches(&self, bytes: &[u8]) -> bool {
         blake3::hash(bytes) == self.hash
     }
 }
 
-/// Bytes of a sample of a disk with this block size.
+/// Returns the length in bytes of a sample of a disk with this block size.
 pub(crate) fn sample_len(block: u32) -> u64 {
-    u64::from(block.max(1)).max(u64::from(LEN)).next_multiple_of(block.max(1).into())
+    u64::from(block.max(1)).max(u64::from(MIN_LEN)).next_multiple_of(block.max(1).into())
 }
 
 /// The first, the last and one random sample of a disk.
@@ -67,14 +67,14 @@ impl Samples {
         reservoir.count += 1;
         if reservoir.count == 1 {
             reservoir.first = Some(sample.clone());
-        } else if mix(reservoir.count).is_multiple_of(reservoir.count) {
+        } else if splitmix64(reservoir.count).is_multiple_of(reservoir.count) {
             // Reservoir sampling: each sample so far is kept with the same probability.
             reservoir.random = Some(sample.clone());
         }
         reservoir.last = Some(sample);
     }
 
-    /// The samples that are kept, without duplicates.
+    /// Returns the samples that are kept, without duplicates.
     pub(crate) fn all(&self) -> Vec<Sample> {
         let reservoir = self.lock();
         let mut all: Vec<Sample> = Vec::new();
@@ -91,8 +91,8 @@ impl Samples {
     }
 }
 
-/// The finalizer of SplitMix64: a pseudorandom number from a counter.
-fn mix(count: u64) -> u64 {
+/// SplitMix64: returns a pseudorandom number for a counter.
+fn splitmix64(count: u64) -> u64 {
     let mut bits = count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -111,7 +111,7 @@ mod test {
         bytes[9000] = 1;
         let sample = Sample::of(1 << 20, &bytes, 512).unwrap();
         assert_eq!(sample.range, (1 << 20) + 8192..(1 << 20) + 12288);
-        assert!(sample.is_of(&bytes[8192..12288]) && !sample.is_of(&bytes[4096..8192]));
+        assert!(sample.matches(&bytes[8192..12288]) && !sample.matches(&bytes[4096..8192]));
         assert_eq!(Sample::of(0, &bytes, 65536).unwrap().range, 0..20000);
         assert_eq!(Sample::of(0, &[1; 512], 512).unwrap().range, 0..512);
         assert_eq!(Sample::of(0, &[], 512), None);

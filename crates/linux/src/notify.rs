@@ -13,24 +13,25 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Notifier {
     socket: Option<UnixDatagram>,
-    watchdog: Option<Duration>,
+    watchdog_timeout: Option<Duration>,
 }
 
 impl Notifier {
-    /// Connects as `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` demand.
+    /// Connects to the socket `NOTIFY_SOCKET`, and reads the watchdog timeout from `WATCHDOG_USEC` and
+    /// `WATCHDOG_PID`.
     ///
     /// # Errors
     /// Fails if the socket cannot be reached.
     pub fn open() -> io::Result<Self> {
         let socket = env::var_os("NOTIFY_SOCKET").map(connect).transpose()?;
         let pid = env::var("WATCHDOG_PID").ok();
-        let watchdog = env::var("WATCHDOG_USEC").ok();
-        Ok(Self { socket, watchdog: interval(watchdog.as_deref(), pid.as_deref()) })
+        let timeout = env::var("WATCHDOG_USEC").ok();
+        Ok(Self { socket, watchdog_timeout: watchdog_timeout(timeout.as_deref(), pid.as_deref()) })
     }
 
     /// Returns the interval for [`Notifier::watchdog`]: half of the watchdog timeout.
     pub fn watchdog_interval(&self) -> Option<Duration> {
-        self.socket.as_ref().and(self.watchdog).map(|time| time / 2)
+        self.socket.as_ref().and(self.watchdog_timeout).map(|timeout| timeout / 2)
     }
 
     /// Reports that startup is complete.
@@ -48,7 +49,7 @@ impl Notifier {
         self.send("WATCHDOG=1")
     }
 
-    /// Sets the status line that `systemctl status` shows; line breaks become blanks.
+    /// Sets the status line that `systemctl status` shows; line breaks are replaced by spaces.
     pub fn status(&self, status: &str) -> io::Result<()> {
         self.send(&format!("STATUS={}", status.replace(['\n', '\r'], " ")))
     }
@@ -65,14 +66,19 @@ fn connect(name: OsString) -> io::Result<UnixDatagram> {
     let address = match name.as_bytes() {
         [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
         [b'/', ..] => SocketAddr::from_pathname(&name)?,
-        _ => return Err(Error::new(ErrorKind::Unsupported, "NOTIFY_SOCKET is no Unix socket")),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "NOTIFY_SOCKET is not a Unix socket address",
+            ));
+        }
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
     Ok(socket)
 }
 
-fn interval(microseconds: Option<&str>, pid: Option<&str>) -> Option<Duration> {
+fn watchdog_timeout(microseconds: Option<&str>, pid: Option<&str>) -> Option<Duration> {
     if pid.is_some_and(|pid| pid.parse() != Ok(std::process::id())) {
         return None;
     }
@@ -95,8 +101,8 @@ mod tests {
         let fake = Fake::new();
         let path = fake.root.join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
-        let watchdog = Some(Duration::from_secs(4));
-        let notifier = Notifier { socket: Some(connect(path.into()).unwrap()), watchdog };
+        let watchdog_timeout = Some(Duration::from_secs(4));
+        let notifier = Notifier { socket: Some(connect(path.into()).unwrap()), watchdog_timeout };
         notifier.ready().unwrap();
         notifier.status("two\nlines").unwrap();
         notifier.watchdog().unwrap();
@@ -117,7 +123,7 @@ mod tests {
 
     #[test]
     fn without_a_service_manager_nothing_is_sent() {
-        let notifier = Notifier { socket: None, watchdog: Some(Duration::from_secs(4)) };
+        let notifier = Notifier { socket: None, watchdog_timeout: Some(Duration::from_secs(4)) };
         notifier.ready().unwrap();
         assert_eq!(notifier.watchdog_interval(), None);
     }
@@ -125,15 +131,15 @@ mod tests {
     #[test]
     fn watchdog_of_another_process_is_ignored() {
         let own = std::process::id().to_string();
-        assert_eq!(interval(Some("2000000"), Some(&own)), Some(Duration::from_secs(2)));
-        assert_eq!(interval(Some("2000000"), None), Some(Duration::from_secs(2)));
-        assert_eq!(interval(Some("2000000"), Some("1")), None);
-        assert_eq!(interval(Some("0"), None), None);
-        assert_eq!(interval(Some("soon"), None), None);
+        assert_eq!(watchdog_timeout(Some("2000000"), Some(&own)), Some(Duration::from_secs(2)));
+        assert_eq!(watchdog_timeout(Some("2000000"), None), Some(Duration::from_secs(2)));
+        assert_eq!(watchdog_timeout(Some("2000000"), Some("1")), None);
+        assert_eq!(watchdog_timeout(Some("0"), None), None);
+        assert_eq!(watchdog_timeout(Some("soon"), None), None);
     }
 
     #[test]
-    fn a_socket_of_another_kind_is_refused() {
+    fn vsock_address_is_unsupported() {
         assert!(connect("vsock:2:1234".into()).is_err());
     }
 }

@@ -4,8 +4,8 @@ use core::fmt;
 
 use export::Fault;
 
-/// A status: code in bits 7:0, code type in bits 10:8, retry delay in 12:11, More in 13, Do Not
-/// Retry in 14 (NVMe Base 2.0 §3.3.3.2.1). This is the status field of a completion without its
+/// A status: status code (SC) in bits 7:0, status code type (SCT) in 10:8, command retry delay (CRD)
+/// in 12:11, More (M) in 13, Do Not Retry (DNR) in 14 (NVMe Base 2.0 §3.3.3.2.1). This is the status field of a completion without its
 /// phase tag.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Status(u16);
@@ -24,7 +24,7 @@ impl Status {
     const MORE: u16 = 1 << 13;
     const DNR: u16 = 1 << 14;
 
-    /// Creates a status from code type (3 bits) and code.
+    /// Creates a status from SCT (3 bits) and SC.
     #[must_use]
     pub const fn new(sct: u8, sc: u8) -> Self {
         Self(u16::from_be_bytes([sct & 0b111, sc]))
@@ -42,7 +42,7 @@ impl Status {
         Self(self.0 | Self::MORE)
     }
 
-    /// Returns the status without More, Do Not Retry and retry delay, for comparisons.
+    /// Returns the status without More, Do Not Retry and Command Retry Delay, for comparisons.
     #[must_use]
     pub const fn code(self) -> Self {
         Self(self.0 & Self::CODE)
@@ -104,11 +104,11 @@ impl Status {
     }
 }
 
-/// Table of statuses: name, code type, code, text.
+/// Table of statuses: name, SCT, SC, text.
 macro_rules! statuses {
-    ($($name:ident $sct:literal $sc:literal $sentence:literal)*) => {
+    ($($name:ident $sct:literal $sc:literal $text:literal)*) => {
         impl Status { $(
-            #[doc = concat!($sentence, " (", stringify!($sct), "h/", stringify!($sc), ").")]
+            #[doc = concat!($text, " (", stringify!($sct), "h/", stringify!($sc), ").")]
             pub const $name: Self = Self::new($sct, $sc);
         )* }
 
@@ -116,9 +116,9 @@ macro_rules! statuses {
         pub const ALL: &[Status] = &[$(Status::$name),*];
 
         /// Returns name and text of a status without flags.
-        fn row(code: Status) -> Option<(&'static str, &'static str)> {
+        fn name_and_text(code: Status) -> Option<(&'static str, &'static str)> {
             match code {
-                $(Status::$name => Some((stringify!($name), $sentence)),)*
+                $(Status::$name => Some((stringify!($name), $text)),)*
                 _ => None,
             }
         }
@@ -177,7 +177,7 @@ statuses! {
     INVALID_CONTROLLER_IDENTIFIER  1 0x1f "invalid controller identifier"
     COMMAND_SET_NOT_SUPPORTED      1 0x29 "the command set is not supported"
     COMMAND_SET_NOT_ENABLED        1 0x2a "the command set is not enabled"
-    COMMAND_SETS_REJECTED          1 0x2b "the combination of command sets is not supported"
+    COMMAND_SET_COMBINATION        1 0x2b "the combination of command sets is not supported"
     INVALID_COMMAND_SET            1 0x2c "invalid command set"
     CONNECT_INCOMPATIBLE_FORMAT    1 0x80 "the record format of Connect is not supported"
     CONNECT_CONTROLLER_BUSY        1 0x81 "the controller is busy"
@@ -216,7 +216,7 @@ impl Status {
 
 impl fmt::Debug for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match row(self.code()) {
+        match name_and_text(self.code()) {
             Some((name, _)) => f.write_str(name)?,
             None => write!(f, "{:x}h/{:02x}h", self.sct(), self.sc())?,
         }
@@ -226,8 +226,8 @@ impl fmt::Debug for Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sentence = row(self.code()).map_or("the command failed", |(_, sentence)| sentence);
-        write!(f, "{sentence} ({:x}h/{:02x}h)", self.sct(), self.sc())
+        let text = name_and_text(self.code()).map_or("the command failed", |(_, text)| text);
+        write!(f, "{text} ({:x}h/{:02x}h)", self.sct(), self.sc())
     }
 }
 
@@ -246,7 +246,7 @@ mod test {
     }
 
     #[test]
-    fn numbers_survive_the_completion_field() {
+    fn status_field_round_trips() {
         for &status in ALL {
             let back = Status::from_field(status.dnr().more().to_field());
             assert_eq!((back.sct(), back.sc(), back.is_dnr()), (status.sct(), status.sc(), true));

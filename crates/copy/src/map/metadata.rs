@@ -1,11 +1,11 @@
-//! Data of storagetm in the comments of a map: identities of the disks, and hashes of what was
-//! copied.
+//! Metadata in the comments of a ddrescue map file: identities of the disks, and hashes of the copied
+//! ranges.
 
 use std::fmt::Write as _;
 
 use crate::hash_tree::{HashValue, RangeHash};
 
-/// Data in the comments of a map.
+/// Metadata in the comments of a map file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MapMetadata {
     /// Length of the source in bytes, if storagetm wrote the map.
@@ -14,7 +14,7 @@ pub struct MapMetadata {
     pub source: String,
     /// Identity of the destination; empty if unknown.
     pub destination: String,
-    /// Hashes of what was copied.
+    /// Hashes of the copied ranges.
     pub hashes: Vec<RangeHash>,
     /// Whether the file is complete: its last line was read.
     pub complete: bool,
@@ -28,22 +28,23 @@ impl MapMetadata {
     pub(crate) fn emit(&self, text: &mut String) {
         let Some(bytes) = self.bytes else { return };
         let _ = writeln!(text, "{PREFIX}bytes {bytes}");
-        emit_name(text, "source", &self.source);
-        emit_name(text, "destination", &self.destination);
-        for mark in &self.hashes {
-            let _ = write!(text, "{PREFIX}hash 0x{:X} 0x{:X} ", mark.offset, mark.len);
-            let _ = match mark.value {
+        emit_identity(text, "source", &self.source);
+        emit_identity(text, "destination", &self.destination);
+        for range in &self.hashes {
+            let _ = write!(text, "{PREFIX}hash 0x{:X} 0x{:X} ", range.offset, range.len);
+            let _ = match range.value {
                 HashValue::Zero => writeln!(text, "zero"),
-                HashValue::Hash(sum) => {
-                    writeln!(text, "{}", blake3::Hash::from_bytes(sum).to_hex())
+                HashValue::Hash(hash) => {
+                    writeln!(text, "{}", blake3::Hash::from_bytes(hash).to_hex())
                 }
             };
         }
     }
 
-    /// An identity as it is saved: on one line, without control characters.
-    pub(crate) fn printable(name: &str) -> String {
-        let plain: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    /// Returns an identity as it is saved: on one line, without control characters.
+    pub(crate) fn printable(identity: &str) -> String {
+        let plain: String =
+            identity.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         plain.trim().to_owned()
     }
 
@@ -54,8 +55,9 @@ impl MapMetadata {
 
     /// Parses a comment. Ignores other comments, and those of later versions.
     pub(crate) fn parse(&mut self, line: &str) {
-        let Some((word, rest)) =
-            line.strip_prefix(PREFIX).map(|ours| ours.split_once(' ').unwrap_or((ours, "")))
+        let Some((word, rest)) = line
+            .strip_prefix(PREFIX)
+            .map(|comment| comment.split_once(' ').unwrap_or((comment, "")))
         else {
             return;
         };
@@ -70,10 +72,10 @@ impl MapMetadata {
     }
 }
 
-fn emit_name(text: &mut String, word: &str, name: &str) {
-    let plain = MapMetadata::printable(name);
+fn emit_identity(text: &mut String, key: &str, identity: &str) {
+    let plain = MapMetadata::printable(identity);
     if !plain.is_empty() {
-        let _ = writeln!(text, "{PREFIX}{word} {plain}");
+        let _ = writeln!(text, "{PREFIX}{key} {plain}");
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Piece {
 }
 
 /// Granularity of zeros within data, in bytes.
-const GRAIN: usize = 1 << 16;
+const GRANULARITY: usize = 1 << 16;
 
 impl Piece {
     pub(super) fn new(range: Range<u64>, state: PieceState) -> Self {
@@ -57,7 +57,7 @@ impl Piece {
             self.push(self.range.clone(), true);
         } else {
             let mut at = self.range.start;
-            for part in buffer.bytes().chunks(GRAIN) {
+            for part in buffer.bytes().chunks(GRANULARITY) {
                 let end = at.saturating_add(part.len() as u64);
                 self.push(at..end, is_zero(part));
                 at = end;

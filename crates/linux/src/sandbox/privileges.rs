@@ -1,5 +1,5 @@
-//! Drops the user, the capabilities and the limits of the calling process. They apply to the
-//! calling thread, so no others may exist yet.
+//! Drops privileges: user, capabilities and core dumps. User and capabilities are attributes of the
+//! calling thread, so no other threads may exist yet.
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -15,14 +15,14 @@ use rustix::thread::{
 /// The base of an unassigned range of user identifiers: not used by people, services, containers or
 /// systemd. The process identifier is added, so that no other process has the same user. As
 /// `nobody` it would share a user with other processes, which could trace and signal it.
-const FIRST_USER: u32 = 0x7000_0000;
+const FIRST_UID: u32 = 0x7000_0000;
 
-/// If user identifiers are limited, as in a container.
+/// Fallback where the user namespace does not map the range above, as in a container.
 const NOBODY: u32 = 65534;
 
-/// Drops the user, the capabilities, and privileges by executing programs. Makes the process die
-/// with its parent, excludes its memory from core dumps, and prevents others from tracing it.
-/// Returns a sentence for each gap.
+/// Changes to an unprivileged user, clears the capabilities and sets `no_new_privs`. Makes the
+/// process die with its parent, excludes its memory from core dumps, and prevents others from
+/// tracing it. Returns a message for each of these steps that failed.
 ///
 /// # Errors
 /// Fails if `parent` has ended already.
@@ -31,29 +31,30 @@ pub fn drop_privileges(parent: Pid) -> Result<Vec<String>, Errno> {
     if getppid() != Some(parent) {
         return Err(Errno::SRCH);
     }
-    let mut left = Vec::new();
+    let mut failures = Vec::new();
     empty_bounding_set();
     // Root without capabilities: the service manager has removed even the right to change the user.
-    let is_able = !permitted().is_empty();
-    if rustix::process::geteuid().is_root() && !change_user() && is_able {
-        left.push("its user could not be changed, and stays root".to_owned());
+    let had_capabilities = !permitted_capabilities().is_empty();
+    if rustix::process::geteuid().is_root() && !change_user() && had_capabilities {
+        failures.push("it could not change its user, and still runs as root".to_owned());
     }
     if empty_capabilities().is_err() {
-        left.push("its capabilities could not be given up".to_owned());
+        failures.push("its capabilities could not be dropped".to_owned());
     }
     if set_no_new_privs(true).is_err() {
-        left.push("it might gain rights by starting programs".to_owned());
+        failures.push("it may gain privileges by executing programs".to_owned());
     }
-    // A change of the user clears it.
+    // A change of the user clears the parent-death signal,
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // A change of the user clears this, too.
+    // and makes the process dumpable.
     if protect_memory().is_err() {
-        left.push("its memory could be seen by others".to_owned());
+        failures.push("other processes may read its memory".to_owned());
     }
-    if getppid() == Some(parent) { Ok(left) } else { Err(Errno::SRCH) }
+    if getppid() == Some(parent) { Ok(failures) } else { Err(Errno::SRCH) }
 }
 
-/// Requires `CAP_SETPCAP`. Without it there is nothing to gain, with `no_new_privs`.
+/// Clears the capability bounding set. Requires `CAP_SETPCAP`; without it nothing is lost, because
+/// `no_new_privs` has the same effect.
 fn empty_bounding_set() {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
@@ -63,13 +64,13 @@ fn empty_bounding_set() {
 
 /// Changes to an unprivileged user. Returns whether that succeeded.
 fn change_user() -> bool {
-    let own = u32::try_from(getpid().as_raw_nonzero().get()).ok();
-    let own = own.and_then(|own| FIRST_USER.checked_add(own));
-    own.into_iter().chain([NOBODY]).any(|number| become_user(number).is_ok())
+    let pid = u32::try_from(getpid().as_raw_nonzero().get()).ok();
+    let uid = pid.and_then(|pid| FIRST_UID.checked_add(pid));
+    uid.into_iter().chain([NOBODY]).any(|uid| set_user(uid).is_ok())
 }
 
-fn become_user(number: u32) -> Result<(), Errno> {
-    let (user, group) = (Uid::from_raw(number), Gid::from_raw(number));
+fn set_user(uid: u32) -> Result<(), Errno> {
+    let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)
@@ -82,12 +83,12 @@ fn empty_capabilities() -> Result<(), Errno> {
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     match set_capabilities(None, sets) {
         // A process without capabilities may not be allowed to set them.
-        Err(_) if permitted().is_empty() => Ok(()),
+        Err(_) if permitted_capabilities().is_empty() => Ok(()),
         result => result,
     }
 }
 
-fn permitted() -> CapabilitySet {
+fn permitted_capabilities() -> CapabilitySet {
     capabilities(None).map_or(CapabilitySet::all(), |sets| sets.permitted)
 }
 

@@ -250,7 +250,7 @@ fn control(fua: bool, limited_retry: bool) -> u32 {
     flag(fua, FUA) | flag(limited_retry, LIMITED_RETRY)
 }
 
-/// Converts a count of 1 to 65536 to zero's based; clamps other values.
+/// Converts a count of 1 to 65536 to 0's based; clamps other values.
 pub(super) fn zeros_based(count: u32) -> u16 {
     u16::try_from(count.saturating_sub(1)).unwrap_or(u16::MAX)
 }

@@ -12,7 +12,7 @@ pub struct Options {
     pub header_digest: bool,
     /// Requests data digests.
     pub data_digest: bool,
-    /// HPDA: alignment of data in PDUs to the host, in dwords, zero's based: 0 to 31.
+    /// HPDA: alignment of data in PDUs to the host, in dwords, 0's based: 0 to 31.
     pub hpda: u8,
     /// Queue identifier; zero is the Admin queue.
     pub qid: u16,

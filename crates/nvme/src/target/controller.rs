@@ -119,10 +119,10 @@ impl Abort {
     }
 }
 
-/// Maximum of outstanding Aborts: ACL 3, zero's based.
+/// Maximum of outstanding Aborts: ACL 3, 0's based.
 pub(super) const MAX_ABORTS: usize = 4;
 
-/// Entries of the error log: ELPE 63, zero's based.
+/// Entries of the error log: ELPE 63, 0's based.
 pub(super) const ERROR_ENTRIES: usize = 64;
 
 impl Controller {

@@ -67,11 +67,11 @@ pub struct IcReq {
     pub ch: CommonHeader,
     /// PDU format version: zero.
     pub pfv: U16,
-    /// Host PDU data alignment, in dwords, zero's based: 0 to 31.
+    /// Host PDU data alignment, in dwords, 0's based: 0 to 31.
     pub hpda: u8,
     /// Digests requested: bit 0 header, bit 1 data.
     pub dgst: u8,
-    /// Outstanding R2T PDUs per command, zero's based.
+    /// Outstanding R2T PDUs per command, 0's based.
     pub maxr2t: U32,
     rsvd: [u8; 112],
 }
@@ -84,7 +84,7 @@ pub struct IcResp {
     pub ch: CommonHeader,
     /// PDU format version: zero.
     pub pfv: U16,
-    /// Controller PDU data alignment, in dwords, zero's based: 0 to 31.
+    /// Controller PDU data alignment, in dwords, 0's based: 0 to 31.
     pub cpda: u8,
     /// Digests enabled: bit 0 header, bit 1 data.
     pub dgst: u8,
@@ -187,7 +187,7 @@ pub fn hlen_of(pdu_type: u8) -> Option<u8> {
 }
 
 impl IcReq {
-    /// Creates an ICReq; `hpda` and `maxr2t` are zero's based.
+    /// Creates an ICReq; `hpda` and `maxr2t` are 0's based.
     pub fn new(hpda: u8, dgst: u8, maxr2t: u32) -> Self {
         let ch = CommonHeader {
             pdu_type: kind::IC_REQ,
@@ -200,7 +200,7 @@ impl IcReq {
 }
 
 impl IcResp {
-    /// Creates an ICResp; `cpda` is zero's based, `maxh2cdata` in bytes.
+    /// Creates an ICResp; `cpda` is 0's based, `maxh2cdata` in bytes.
     pub fn new(cpda: u8, dgst: u8, maxh2cdata: u32) -> Self {
         let ch = CommonHeader {
             pdu_type: kind::IC_RESP,

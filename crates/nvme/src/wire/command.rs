@@ -180,7 +180,7 @@ pub struct ConnectCmd {
     pub recfmt: U16,
     /// Queue identifier; 0 is the Admin queue.
     pub qid: U16,
-    /// Submission queue size, zero's based.
+    /// Submission queue size, 0's based.
     pub sqsize: U16,
     /// Connect attributes: see [`super::fabrics::cattr`].
     pub cattr: u8,

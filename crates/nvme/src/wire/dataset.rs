@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub struct DsmRange {
     /// Context attributes: hints only.
     pub cattr: U32,
-    /// Length in logical blocks, not zero's based.
+    /// Length in logical blocks, not 0's based.
     pub nlb: U32,
     /// First logical block.
     pub slba: U64,
@@ -27,7 +27,7 @@ pub struct CopyRange0 {
     pub(crate) _rsvd0: [u8; 8],
     /// First logical block.
     pub slba: U64,
-    /// Length in logical blocks, zero's based: see [`Self::blocks`].
+    /// Length in logical blocks, 0's based: see [`Self::blocks`].
     pub nlb: U16,
     pub(crate) _rsvd18: [u8; 6],
     /// Expected initial logical block reference tag.
@@ -48,7 +48,7 @@ pub struct CopyRange1 {
     pub(crate) _rsvd0: [u8; 8],
     /// First logical block.
     pub slba: U64,
-    /// Length in logical blocks, zero's based: see [`Self::blocks`].
+    /// Length in logical blocks, 0's based: see [`Self::blocks`].
     pub nlb: U16,
     pub(crate) _rsvd18: [u8; 8],
     /// Expected logical block storage and reference tags.

@@ -210,7 +210,7 @@ macro_rules! bit_fields {
 bit_fields! {
     /// CAP, Controller Capabilities (NVMe Base 2.0 §3.1.3.1).
     Cap: u64 {
-        /// Maximum Queue Entries Supported, zero's based.
+        /// Maximum Queue Entries Supported, 0's based.
         mqes, with_mqes: 0, 16;
         /// Contiguous Queues Required: 1 over fabrics.
         cqr, with_cqr: 16, 1;

@@ -212,7 +212,7 @@ pub struct LbaRange {
     pub(crate) _rsvd2: [u8; 14],
     /// First logical block.
     pub slba: U64,
-    /// Length in logical blocks, zero's based.
+    /// Length in logical blocks, 0's based.
     pub nlb: U64,
     /// Unique identifier of the range.
     pub guid: [u8; 16],

@@ -1,4 +1,4 @@
-//! Class 9: Admin commands (NVMe Base 2.0 §5).
+//! Admin commands (NVMe Base 2.0 §5).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Class 4: command capsules: data pointers, identifiers, queue depth, fused pairs (NVMe/TCP 1.0 §3.3.2, NVMe Base 2.0
+//! Command capsules: data pointers, identifiers, queue depth, fused pairs (NVMe/TCP 1.0 §3.3.2, NVMe Base 2.0
 //! §3.3.3.1, §3.4.2).
 
 use nvme::command::{AdminCommand, IoCommand};

@@ -1,4 +1,4 @@
-//! Class 1: connection initialization (NVMe/TCP 1.0 §3.5, §3.6.2.2).
+//! Connection initialization (NVMe/TCP 1.0 §3.5, §3.6.2.2).
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn assert_terminates(bytes: &[u8], fes: u16, fei: u32) {
 }
 
 /// Returns an ICReq with one byte changed.
-fn changed(at: usize, value: u8) -> Vec<u8> {
+fn ic_req_with(at: usize, value: u8) -> Vec<u8> {
     let mut request = ic_req(PLAIN);
     request[at] = value;
     request
@@ -51,20 +51,20 @@ fn other_protocols_are_refused() {
 
 #[test]
 fn ic_req_with_wrong_length_or_version_is_refused() {
-    assert_terminates(&changed(2, 127), 1, 2);
-    assert_terminates(&changed(2, 24), 1, 2);
-    assert_terminates(&changed(4, 129), 1, 4);
-    assert_terminates(&changed(4, 127), 1, 4);
-    assert_terminates(&changed(4, 0), 1, 4);
-    assert_terminates(&changed(7, 0xff), 1, 4);
-    assert_terminates(&changed(8, 1), 6, 8);
-    assert_terminates(&changed(9, 1), 6, 8);
+    assert_terminates(&ic_req_with(2, 127), 1, 2);
+    assert_terminates(&ic_req_with(2, 24), 1, 2);
+    assert_terminates(&ic_req_with(4, 129), 1, 4);
+    assert_terminates(&ic_req_with(4, 127), 1, 4);
+    assert_terminates(&ic_req_with(4, 0), 1, 4);
+    assert_terminates(&ic_req_with(7, 0xff), 1, 4);
+    assert_terminates(&ic_req_with(8, 1), 6, 8);
+    assert_terminates(&ic_req_with(9, 1), 6, 8);
 }
 
 #[test]
 fn hpda_above_31_is_refused() {
-    assert_terminates(&changed(10, 32), 1, 10);
-    assert_terminates(&changed(10, 255), 1, 10);
+    assert_terminates(&ic_req_with(10, 32), 1, 10);
+    assert_terminates(&ic_req_with(10, 255), 1, 10);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Class 7: Connect and the properties (NVMe Base 2.0 §3.1.3, §6).
+//! Connect and the properties (NVMe Base 2.0 §3.1.3, §6).
 
 use export::{Event, Fault, Reason};
 use nvme::command::{AdminCommand, FabricsCommand, PropertySize};

@@ -1,4 +1,4 @@
-//! Class 10: commands of the NVM command set (NVM 1.0 §3).
+//! Commands of the NVM command set (NVM 1.0 §3).
 
 use export::{Access, Fault};
 use nvme::command::{AdminCommand, IoCommand};

@@ -1,4 +1,4 @@
-//! Class 11: loss of connections at any moment, and reconnects (NVMe Base 2.0 §3.6, §3.9).
+//! Loss of connections at any moment, and reconnects (NVMe Base 2.0 §3.6, §3.9).
 
 use std::time::Duration;
 

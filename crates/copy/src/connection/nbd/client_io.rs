@@ -23,8 +23,8 @@ impl Protocol for Client {
         self.direct_recv()
     }
 
-    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize) {
-        self.direct_received(direct_recv, got);
+    fn direct_received(&mut self, direct_recv: DirectRecv, len: usize) {
+        self.direct_received(direct_recv, len);
     }
 }
 
@@ -33,7 +33,7 @@ impl ClientIo {
         Ok(Self { transport: BufferedTransport::new(transport)?, client: Client::new(options) })
     }
 
-    /// The next step that is not `Send`.
+    /// Queues what the client sends. Returns its next other step, or `None` if it needs more input.
     pub(super) fn poll(&mut self) -> Option<Step> {
         loop {
             match self.client.poll()? {
@@ -43,6 +43,10 @@ impl ClientIo {
         }
     }
 
+    /// Blocks until the client has a step other than `Send`.
+    ///
+    /// # Errors
+    /// Fails if the connection fails or `deadline` passes.
     pub(super) fn wait_for_step(&mut self, deadline: Instant) -> io::Result<Step> {
         loop {
             if let Some(step) = self.poll() {

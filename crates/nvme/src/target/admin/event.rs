@@ -11,7 +11,7 @@ use crate::target::queue::Queue;
 use crate::target::work::Work;
 use crate::wire::feature::{AsyncEvent, aec};
 
-/// Maximum of outstanding Asynchronous Event Requests: AERL 3, zero's based.
+/// Maximum of outstanding Asynchronous Event Requests: AERL 3, 0's based.
 pub(super) const MAX_EVENT_REQUESTS: usize = 4;
 
 /// Event state of one controller.

@@ -140,14 +140,14 @@ fn describe_io(queue: &Queue, data: &mut IdentifyController) {
     data.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS;
     data.oaes.set(IO_EVENTS);
     data.lpa = lpa::COMMAND_EFFECTS | lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
-    data.frmw = 0b11; // one read-only slot
+    data.frmw = 0b11; // one firmware slot, read-only
     (data.sqes, data.cqes) = (0x66, 0x44);
     data.nn.set(NSID);
     data.mnan.set(NSID);
     data.fuses.set(FUSES_COMPARE_AND_WRITE);
     let present = if is_cached(queue) { vwc::PRESENT } else { 0 };
     data.vwc = present | vwc::FLUSH_ALL;
-    data.nwpc = 1; // no write protection and write protection
+    data.nwpc = 1; // No Write Protect and Write Protect states
     data.acwu.set(acwu(queue));
     data.ocfs.set(0b11); // copy descriptor formats 0 and 1
     data.ioccsz.set((64 + MAX_CAPSULE_DATA) / 16);
@@ -155,7 +155,7 @@ fn describe_io(queue: &Queue, data: &mut IdentifyController) {
     data.ofcs.set(OFCS_DISCONNECT);
 }
 
-/// Returns ACWU, zero's based, in blocks.
+/// Returns ACWU, 0's based, in blocks.
 fn acwu(queue: &Queue) -> u16 {
     u16::try_from((MAX_FUSED_BYTES >> queue.shift()).saturating_sub(1)).unwrap_or(u16::MAX)
 }

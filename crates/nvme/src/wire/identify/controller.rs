@@ -27,11 +27,11 @@ pub struct IdentifyController {
     pub ieee: [u8; 3],
     /// Multi-path and sharing: see [`cmic`].
     pub cmic: u8,
-    /// Maximum Data Transfer Size: 2^n memory pages; 0 is no limit.
+    /// Maximum Data Transfer Size: 2^n memory pages; 0 means no limit.
     pub mdts: u8,
     /// Controller identifier.
     pub cntlid: U16,
-    /// Version, as VS.
+    /// Version, in the format of the VS property.
     pub ver: U32,
     /// Runtime D3 resume latency in microseconds.
     pub rtd3r: U32,
@@ -70,17 +70,17 @@ pub struct IdentifyController {
     pub mec: u8,
     /// Optional Admin commands: see [`oacs`].
     pub oacs: U16,
-    /// Abort Command Limit, zero's based.
+    /// Abort Command Limit, 0's based.
     pub acl: u8,
-    /// Asynchronous Event Request Limit, zero's based.
+    /// Asynchronous Event Request Limit, 0's based.
     pub aerl: u8,
     /// Firmware updates: bit 0 slot 1 read-only, bits 3:1 slots.
     pub frmw: u8,
     /// Log page attributes: see [`lpa`].
     pub lpa: u8,
-    /// Error log entries, zero's based.
+    /// Error log entries, 0's based.
     pub elpe: u8,
-    /// Power states, zero's based.
+    /// Power states, 0's based.
     pub npss: u8,
     /// Admin vendor specific command configuration.
     pub avscc: u8,
@@ -158,15 +158,15 @@ pub struct IdentifyController {
     pub fna: u8,
     /// Volatile write cache: see [`vwc`].
     pub vwc: u8,
-    /// Atomic write unit normal, in blocks, zero's based.
+    /// Atomic write unit normal, in blocks, 0's based.
     pub awun: U16,
-    /// Atomic write unit power fail, in blocks, zero's based.
+    /// Atomic write unit power fail, in blocks, 0's based.
     pub awupf: U16,
     /// I/O command set vendor specific command configuration.
     pub icsvscc: u8,
     /// Namespace write protection capabilities.
     pub nwpc: u8,
-    /// Atomic compare and write unit, in blocks, zero's based.
+    /// Atomic compare and write unit, in blocks, 0's based.
     pub acwu: U16,
     /// Optional Copy formats: bit n for format n.
     pub ocfs: U16,
@@ -247,17 +247,17 @@ const _: () = assert!(size_of::<PowerState>() == 32);
 )]
 #[repr(C)]
 pub struct IdentifyControllerNvm {
-    /// Verify size limit: 2^n memory pages; 0 is no limit.
+    /// Verify size limit: 2^n memory pages; 0 means no limit.
     pub vsl: u8,
-    /// Write Zeroes size limit: 2^n memory pages; 0 is no limit.
+    /// Write Zeroes size limit: 2^n memory pages; 0 means no limit.
     pub wzsl: u8,
-    /// Write Uncorrectable size limit: 2^n memory pages; 0 is no limit.
+    /// Write Uncorrectable size limit: 2^n memory pages; 0 means no limit.
     pub wusl: u8,
-    /// Dataset Management ranges limit; 0 is no limit.
+    /// Dataset Management ranges limit; 0 means no limit.
     pub dmrl: u8,
-    /// Dataset Management range size limit in blocks; 0 is no limit.
+    /// Dataset Management range size limit in blocks; 0 means no limit.
     pub dmrsl: U32,
-    /// Dataset Management size limit in blocks; 0 is no limit.
+    /// Dataset Management size limit in blocks; 0 means no limit.
     pub dmsl: U64,
     pub(crate) _rsvd16: [u8; 4080],
 }
@@ -351,7 +351,7 @@ pub mod vwc {
     /// Volatile write cache present.
     pub const PRESENT: u8 = 1 << 0;
     /// Flush with NSID FFFFFFFFh is not supported.
-    pub const FLUSH_ALL_REFUSED: u8 = 0b10 << 1;
+    pub const FLUSH_ALL_UNSUPPORTED: u8 = 0b10 << 1;
     /// Flush with NSID FFFFFFFFh is supported.
     pub const FLUSH_ALL: u8 = 0b11 << 1;
 }

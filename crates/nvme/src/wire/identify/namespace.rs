@@ -18,7 +18,7 @@ pub struct IdentifyNamespace {
     pub nuse: U64,
     /// Features: see [`nsfeat`].
     pub nsfeat: u8,
-    /// Number of LBA formats, zero's based.
+    /// Number of LBA formats, 0's based.
     pub nlbaf: u8,
     /// Formatted LBA size: format index in bits 3:0 and 6:5.
     pub flbas: u8,
@@ -36,37 +36,37 @@ pub struct IdentifyNamespace {
     pub fpi: u8,
     /// Deallocated block features: see [`dlfeat`].
     pub dlfeat: u8,
-    /// Atomic write unit normal, in blocks, zero's based.
+    /// Atomic write unit normal, in blocks, 0's based.
     pub nawun: U16,
-    /// Atomic write unit power fail, in blocks, zero's based.
+    /// Atomic write unit power fail, in blocks, 0's based.
     pub nawupf: U16,
-    /// Atomic compare and write unit, in blocks, zero's based.
+    /// Atomic compare and write unit, in blocks, 0's based.
     pub nacwu: U16,
-    /// Atomic boundary size normal, in blocks, zero's based.
+    /// Atomic boundary size normal, in blocks, 0's based.
     pub nabsn: U16,
     /// Atomic boundary offset, in blocks.
     pub nabo: U16,
-    /// Atomic boundary size power fail, in blocks, zero's based.
+    /// Atomic boundary size power fail, in blocks, 0's based.
     pub nabspf: U16,
     /// Optimal I/O boundary in blocks; 0 if none.
     pub noiob: U16,
     /// Capacity in bytes.
     pub nvmcap: U128,
-    /// Preferred write granularity, in blocks, zero's based.
+    /// Preferred write granularity, in blocks, 0's based.
     pub npwg: U16,
-    /// Preferred write alignment, in blocks, zero's based.
+    /// Preferred write alignment, in blocks, 0's based.
     pub npwa: U16,
-    /// Preferred deallocate granularity, in blocks, zero's based.
+    /// Preferred deallocate granularity, in blocks, 0's based.
     pub npdg: U16,
-    /// Preferred deallocate alignment, in blocks, zero's based.
+    /// Preferred deallocate alignment, in blocks, 0's based.
     pub npda: U16,
-    /// Optimal write size, in blocks, zero's based.
+    /// Optimal write size, in blocks, 0's based.
     pub nows: U16,
     /// Maximum Single Source Range Length of Copy in blocks.
     pub mssrl: U16,
     /// Maximum Copy Length in blocks.
     pub mcl: U32,
-    /// Maximum Source Range Count of Copy, zero's based.
+    /// Maximum Source Range Count of Copy, 0's based.
     pub msrc: u8,
     pub(crate) _rsvd81: [u8; 11],
     /// ANA group identifier.
