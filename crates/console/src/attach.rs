@@ -52,9 +52,9 @@ impl Nbd {
     /// Returns a copy for use on another machine: with [`INTERFACE`] in place of an interface of
     /// this one.
     #[must_use]
-    pub fn from_elsewhere(&self) -> Self {
+    pub fn as_seen_remotely(&self) -> Self {
         match self {
-            Self::Net(at) => Self::Net(at.from_elsewhere()),
+            Self::Net(at) => Self::Net(at.as_seen_remotely()),
             Self::Path(path) => Self::Path(path.clone()),
         }
     }
@@ -62,25 +62,25 @@ impl Nbd {
     /// Returns the nbdcopy command that copies the disk to a file; `None` if a key is required.
     pub fn copy(&self, name: &str) -> Option<String> {
         let to = file_name(name, "img");
-        (!self.is_keyed()).then(|| format!("nbdcopy {} {to}", quoted(&self.uri(name))))
+        (!self.requires_key()).then(|| format!("nbdcopy {} {to}", quoted(&self.uri(name))))
     }
 
     /// Returns the qemu-img command that does the same.
     pub fn convert(&self, name: &str) -> Option<String> {
         let to = file_name(name, "qcow2");
         let line = || format!("qemu-img convert -f raw -O qcow2 {} {to}", quoted(&self.uri(name)));
-        (!self.is_keyed()).then(line)
+        (!self.requires_key()).then(line)
     }
 
     /// Returns the NBD URI of the disk with placeholders for host name and key file; `None` if no
     /// key is required.
     pub fn uri_with_key(&self, name: &str) -> Option<String> {
-        let uri = self.is_keyed().then(|| self.uri(name))?;
+        let uri = self.requires_key().then(|| self.uri(name))?;
         let uri = uri.replacen("://", "://HOST@", 1);
         Some(quoted(&format!("{uri}?tls-psk-file=FILE")))
     }
 
-    fn is_keyed(&self) -> bool {
+    fn requires_key(&self) -> bool {
         self.endpoint().is_some_and(|at| at.keyed)
     }
 
@@ -143,7 +143,7 @@ impl Endpoint {
 
     /// Returns a copy for use on another machine, where an interface name of this one is not valid.
     #[must_use]
-    pub fn from_elsewhere(&self) -> Self {
+    pub fn as_seen_remotely(&self) -> Self {
         let interface = self.interface.as_ref().map(|_| INTERFACE.to_owned());
         Self { interface, ..self.clone() }
     }

@@ -3,7 +3,7 @@
 use export::Access;
 
 use crate::attach::{Endpoint, Nbd};
-use crate::{Asking, Disk, Host, Link, Model, Pairing, TargetMode};
+use crate::{AccessRequest, Disk, Host, Link, Model, Pairing, TargetMode};
 
 pub(crate) fn disk(n: usize) -> Disk {
     let letter = char::from(b'a' + u8::try_from(n).unwrap());
@@ -30,11 +30,11 @@ pub(crate) fn host(name: &str) -> Host {
     Host { known_as, nqn: nqn.to_owned(), address: [169, 254, 1, 2].into() }
 }
 
-pub(crate) fn asking() -> Asking {
-    Asking { name: "laptop".to_owned(), address: [169, 254, 1, 2].into() }
+pub(crate) fn access_request() -> AccessRequest {
+    AccessRequest { name: "laptop".to_owned(), address: [169, 254, 1, 2].into() }
 }
 
-pub(crate) fn at(address: &str, interface: Option<&str>) -> Endpoint {
+pub(crate) fn endpoint(address: &str, interface: Option<&str>) -> Endpoint {
     Endpoint {
         address: address.parse().unwrap(),
         interface: interface.map(str::to_owned),
@@ -43,13 +43,13 @@ pub(crate) fn at(address: &str, interface: Option<&str>) -> Endpoint {
     }
 }
 
-/// `storagetm serve` on a machine with one cable, with a key required.
+/// `storagetm serve` on a machine with one network interface, with a key required.
 pub(crate) fn serve(disks: usize) -> Model {
     let keyed = |at: Endpoint| Endpoint { keyed: true, ..at };
     let endpoints = vec![
-        keyed(at("169.254.7.9", None)),
-        keyed(at("fe80::1", Some("eth0"))),
-        at("127.0.0.1", None),
+        keyed(endpoint("169.254.7.9", None)),
+        keyed(endpoint("fe80::1", Some("eth0"))),
+        endpoint("127.0.0.1", None),
     ];
     let nbd = |at: &Endpoint| Nbd::Net(Endpoint { port: 10809, ..at.clone() });
     Model {
@@ -59,7 +59,7 @@ pub(crate) fn serve(disks: usize) -> Model {
         digests: false,
         disks: (0..disks).map(disk).collect(),
         pairing: Some(code()),
-        asking: None,
+        access_request: None,
         notes: Vec::new(),
         link: Link::Down,
         target_mode: None,
@@ -71,16 +71,16 @@ pub(crate) fn code() -> Pairing {
     Pairing::Code { digits: "12345678".to_owned(), link }
 }
 
-/// A machine in target mode with two cables.
+/// A machine in target mode with two network interfaces.
 pub(crate) fn target_mode(disks: usize) -> Model {
     let mut model = serve(disks);
     model.endpoints.pop();
     model.nbd.pop();
     for (address, interface) in [("169.254.99.200", None), ("fe80::2", Some("eth1"))] {
-        model.endpoints.push(Endpoint { keyed: true, ..at(address, interface) });
+        model.endpoints.push(Endpoint { keyed: true, ..endpoint(address, interface) });
     }
     model.disks.iter_mut().for_each(|disk| disk.writes = Some(0));
     let hardware = "Example Laptop 13, serial L1".to_owned();
-    model.target_mode = Some(TargetMode { hardware, lending: true, flushing: false });
+    model.target_mode = Some(TargetMode { hardware, serving: true, flushing: false });
     model
 }

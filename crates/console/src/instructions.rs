@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use crate::attach::{Endpoint, INTERFACE, Nbd};
-use crate::page::{Page, Role, in_groups};
+use crate::page::{Page, Role, group_digits};
 use crate::width::columns;
 use crate::{Disk, Model, Pairing, Unavailable};
 
@@ -18,28 +18,28 @@ pub(crate) struct Address {
 }
 
 /// A command, and its purpose.
-pub(crate) struct Line {
-    pub(crate) what: &'static str,
+pub(crate) struct CommandLine {
+    pub(crate) purpose: &'static str,
     pub(crate) text: String,
 }
 
 /// Returns the addresses in the order of the model, those with both protocols once.
 pub(crate) fn addresses(model: &Model) -> Vec<Address> {
-    let is_at = |nbd: &Nbd, at: &Endpoint| {
+    let is_same_address = |nbd: &Nbd, at: &Endpoint| {
         nbd.endpoint().is_some_and(|it| it.address == at.address && it.interface == at.interface)
     };
     let with_nvme = model.endpoints.iter().map(|at| Address {
-        nvme: Some(at.from_elsewhere()),
-        nbd: model.nbd.iter().find(|nbd| is_at(nbd, at)).map(Nbd::from_elsewhere),
+        nvme: Some(at.as_seen_remotely()),
+        nbd: model.nbd.iter().find(|nbd| is_same_address(nbd, at)).map(Nbd::as_seen_remotely),
         interface: at.interface.clone(),
     });
-    let alone = |nbd: &&Nbd| !model.endpoints.iter().any(|at| is_at(nbd, at));
-    let without = model.nbd.iter().filter(alone).map(|nbd| Address {
+    let is_nbd_only = |nbd: &&Nbd| !model.endpoints.iter().any(|at| is_same_address(nbd, at));
+    let nbd_only = model.nbd.iter().filter(is_nbd_only).map(|nbd| Address {
         nvme: None,
-        nbd: Some(nbd.from_elsewhere()),
+        nbd: Some(nbd.as_seen_remotely()),
         interface: nbd.endpoint().and_then(|at| at.interface.clone()),
     });
-    with_nvme.chain(without).collect()
+    with_nvme.chain(nbd_only).collect()
 }
 
 impl Address {
@@ -62,7 +62,7 @@ impl Address {
     }
 
     /// Returns whether NVMe/TCP requires a key.
-    pub(crate) fn is_keyed(&self) -> bool {
+    pub(crate) fn requires_key(&self) -> bool {
         self.nvme.as_ref().is_some_and(|at| at.keyed)
     }
 
@@ -78,10 +78,11 @@ impl Address {
 
     /// Returns one command per tool: those that attach and copy `disk`, and the one that attaches
     /// all disks.
-    pub(crate) fn lines(&self, disk: Option<&Disk>, digests: bool) -> Vec<Line> {
-        let mut lines = Vec::new();
-        let mut add =
-            |what, text: Option<String>| lines.extend(text.map(|text| Line { what, text }));
+    pub(crate) fn commands(&self, disk: Option<&Disk>, digests: bool) -> Vec<CommandLine> {
+        let mut commands = Vec::new();
+        let mut add = |purpose, text: Option<String>| {
+            commands.extend(text.map(|text| CommandLine { purpose, text }))
+        };
         let nvme = self.nvme.as_ref();
         add("storagetm: attach the disk", nvme.zip(disk).map(|(at, it)| at.attach_disk(&it.short)));
         add("nvme-cli: attach all disks", nvme.map(|at| at.attach_all(digests)));
@@ -90,15 +91,15 @@ impl Address {
             self.nbd.as_ref().zip(disk).and_then(|(at, it)| at.copy(&it.short)),
         );
         add("storagetm: copy the disk", nvme.zip(disk).map(|(at, it)| at.copy(&it.short)));
-        lines
+        commands
     }
 
     /// Returns less common commands.
-    pub(crate) fn other_lines(&self, disk: &Disk, digests: bool) -> Vec<Line> {
+    pub(crate) fn other_commands(&self, disk: &Disk, digests: bool) -> Vec<CommandLine> {
         let one = self.nvme.as_ref().map(|at| at.attach(&disk.nqn, digests));
         let convert = self.nbd.as_ref().and_then(|at| at.convert(&disk.short));
-        let one = one.map(|text| Line { what: "nvme-cli: attach the disk alone", text });
-        let convert = convert.map(|text| Line { what: "NBD: convert the disk", text });
+        let one = one.map(|text| CommandLine { purpose: "nvme-cli: attach the disk alone", text });
+        let convert = convert.map(|text| CommandLine { purpose: "NBD: convert the disk", text });
         one.into_iter().chain(convert).collect()
     }
 }
@@ -109,33 +110,33 @@ pub(crate) fn interface_note(page: &mut Page) {
 }
 
 /// Warns that an endpoint other than loopback requires no key.
-pub(crate) fn open_note(model: &Model, page: &mut Page) {
+pub(crate) fn warn_if_open(model: &Model, page: &mut Page) {
     let is_loopback = |ip: IpAddr| ip.is_loopback();
     if model.all_endpoints().any(|at| !at.keyed && !is_loopback(at.address)) {
-        let line = "Open: any machine that reaches this one gets the disks; nothing is encrypted.";
-        page.colored(Role::Alarm, line);
+        let line = "No key required: any machine can attach the disks; nothing is encrypted.";
+        page.colored(Role::Warning, line);
     }
 }
 
 /// Text before the code, long and short.
 pub(crate) const WITH_CODE: [&str; 2] =
-    ["with this code, good once, for ten minutes:", "with this code:"];
+    ["with this code, valid once, for ten minutes:", "with this code:"];
 
 /// Adds the code at the end of a line.
 pub(crate) fn code_line(page: &mut Page, before: [&str; 2], digits: &str) {
-    let code = in_groups(digits);
+    let code = group_digits(digits);
     let [long, short] = before;
     let fits = columns(long) + 2 + columns(&code) <= page.style.width;
     let before = if fits { long } else { short };
-    let code = page.paint(Role::Command, &code);
+    let code = page.colorize(Role::Command, &code);
     page.push(format!("{before}  {code}"));
 }
 
 /// Explains why no code is shown although a key is required.
-pub(crate) fn no_code(model: &Model, page: &mut Page) {
-    if model.is_keyed_by_nbd_alone() {
+pub(crate) fn explain_missing_code(model: &Model, page: &mut Page) {
+    if model.requires_key_for_nbd_only() {
         page.sentence(
-            "Only hosts with a key can attach. There is no code: pairing takes NVMe/TCP, and only \
+            "Only hosts with a key can attach. No code is shown: pairing requires NVMe/TCP, and only \
              NBD is served here. Serve NVMe/TCP, too (--protocol nvme,nbd), or add a host here \
              (storagetm host add NQN) and give it its key (storagetm key export NAME --nbd).",
         );
@@ -143,13 +144,13 @@ pub(crate) fn no_code(model: &Model, page: &mut Page) {
     }
     match &model.pairing {
         Some(Pairing::Code { .. }) => {}
-        None => page.sentence("Only hosts with a key can attach; the code comes in a moment."),
-        Some(Pairing::Later) => {
-            page.sentence("A wrong code was tried; the next one comes in a moment.");
+        None => page.sentence("Only hosts with a key can attach; a code is shown in a moment."),
+        Some(Pairing::Delayed) => {
+            page.sentence("A wrong code was tried; the next code is shown in a moment.");
         }
-        Some(Pairing::Stopped) => page.colored(
-            Role::Alarm,
-            "Too many wrong codes: nobody new is let in for an hour or more, or until c is pressed here.",
+        Some(Pairing::LockedOut) => page.colored(
+            Role::Warning,
+            "Too many wrong codes: pairing is locked for an hour or more, or until c is pressed here.",
         ),
         Some(Pairing::Unavailable(why)) => page.sentence(unavailable(*why)),
     }
@@ -158,14 +159,14 @@ pub(crate) fn no_code(model: &Model, page: &mut Page) {
 fn unavailable(why: Unavailable) -> &'static str {
     match why {
         Unavailable::NoTerminal => {
-            "Only hosts with a key can attach. No code is shown, as this output is no terminal: run \
-             it on one, add --pair, or add a host with storagetm host add."
+            "Only hosts with a key can attach. No code is shown, because the output is not a \
+             terminal: run it on one, add --pair, or add a host with storagetm host add."
         }
         Unavailable::Disabled => {
             "Only hosts with a key can attach. Pairing by a code is turned off (storagetm.pair=no)."
         }
         Unavailable::NoStore => {
-            "Only hosts with a key can attach, and none can be added: keys cannot be stored here."
+            "Only hosts with a key can attach, and none can be added: this machine cannot store keys."
         }
         Unavailable::Hidden => "Only hosts with a key can attach; the code is on the screen only.",
     }

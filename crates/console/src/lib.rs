@@ -20,11 +20,11 @@ mod table;
 mod text;
 mod width;
 
-pub use model::{Asking, Disk, Host, Link, Model, Pairing, TargetMode, Unavailable};
+pub use model::{AccessRequest, Disk, Host, Link, Model, Pairing, TargetMode, Unavailable};
 pub use page::Style;
 pub use printable::{host_name, printable, printable_lines};
-pub use screen::{picture, screen};
+pub use screen::{frame, screen};
 pub use size::{binary, decimal, parse_size, size};
-pub use state::{Answer, Command, Key, State, View};
+pub use state::{Action, Answer, Key, State, View};
 pub use text::{splash, text};
 pub use width::columns;

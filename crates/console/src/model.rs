@@ -23,7 +23,7 @@ pub struct Model {
     /// The state of pairing, if keys are required.
     pub pairing: Option<Pairing>,
     /// A paired machine that waits for the decision on its request for write access.
-    pub asking: Option<Asking>,
+    pub access_request: Option<AccessRequest>,
     /// Messages, one sentence each, the newest last.
     pub notes: Vec<String>,
     /// The state of the network while there is no address.
@@ -67,7 +67,7 @@ impl Model {
     }
 
     /// Returns whether any endpoint requires a key.
-    pub(crate) fn is_keyed(&self) -> bool {
+    pub(crate) fn requires_key(&self) -> bool {
         self.all_endpoints().any(|at| at.keyed)
     }
 
@@ -82,8 +82,8 @@ impl Model {
     }
 
     /// Returns whether only NBD endpoints require a key: pairing needs NVMe/TCP.
-    pub(crate) fn is_keyed_by_nbd_alone(&self) -> bool {
-        self.is_keyed() && !self.endpoints.iter().any(|at| at.keyed)
+    pub(crate) fn requires_key_for_nbd_only(&self) -> bool {
+        self.requires_key() && !self.endpoints.iter().any(|at| at.keyed)
     }
 }
 
@@ -98,9 +98,9 @@ pub enum Pairing {
         link: String,
     },
     /// A wrong code was tried; the next one follows shortly.
-    Later,
+    Delayed,
     /// Locked after too many wrong codes.
-    Stopped,
+    LockedOut,
     /// Pairing by code is not possible.
     Unavailable(Unavailable),
 }
@@ -122,8 +122,8 @@ impl fmt::Debug for Pairing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Code { .. } => "Code",
-            Self::Later => "Later",
-            Self::Stopped => "Stopped",
+            Self::Delayed => "Delayed",
+            Self::LockedOut => "LockedOut",
             Self::Unavailable(_) => "Unavailable",
         })
     }
@@ -131,7 +131,7 @@ impl fmt::Debug for Pairing {
 
 /// A machine that had the right code and requests write access.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asking {
+pub struct AccessRequest {
     /// Its name, as received.
     pub name: String,
     /// Its address.
@@ -187,7 +187,7 @@ pub struct TargetMode {
     /// Product name and serial number of the machine; may be empty.
     pub hardware: String,
     /// Whether disks are served; false after all hosts were detached.
-    pub lending: bool,
+    pub serving: bool,
     /// Whether written data has not reached the disks yet.
     pub flushing: bool,
 }

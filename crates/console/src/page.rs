@@ -25,8 +25,8 @@ impl Style {
 pub(crate) enum Role {
     Title,
     Command,
-    Alarm,
-    Faint,
+    Warning,
+    Dim,
 }
 
 /// A page under construction.
@@ -61,10 +61,10 @@ impl Page {
     }
 
     fn paragraph(&mut self, text: &str, role: Option<Role>) {
-        let words: Vec<String> = self.safe(text).split(' ').map(str::to_owned).collect();
+        let words: Vec<String> = self.escape(text).split(' ').map(str::to_owned).collect();
         for line in wrap(&words, " ", self.style.width) {
             self.lines.push(match role {
-                Some(role) => self.paint(role, &line),
+                Some(role) => self.colorize(role, &line),
                 None => line,
             });
         }
@@ -72,8 +72,8 @@ impl Page {
 
     /// Adds a command: indented, never wrapped.
     pub(crate) fn command(&mut self, line: &str) {
-        let line = self.safe(line);
-        self.push(format!("    {}", self.paint(Role::Command, &line)));
+        let line = self.escape(line);
+        self.push(format!("    {}", self.colorize(Role::Command, &line)));
     }
 
     /// Adds facts separated by commas, indented and wrapped.
@@ -83,41 +83,43 @@ impl Page {
         }
     }
 
-    /// Adds name and model of a disk, followed on a terminal by a rule.
-    pub(crate) fn rule(&mut self, disk: &Disk) {
-        let title = self.safe(&disk.title);
-        let name = match self.safe(&disk.model) {
+    /// Adds name and model of a disk, followed on a terminal by a horizontal line.
+    pub(crate) fn disk_heading(&mut self, disk: &Disk) {
+        let title = self.escape(&disk.title);
+        let name = match self.escape(&disk.model) {
             model if model.is_empty() => title,
             model => format!("{title}: {model}"),
         };
         let left = self.style.width.saturating_sub(columns(&name) + 1).min(60);
         let stroke = if self.style.utf8 { "\u{2500}" } else { "-" };
         let line = if self.style.color { stroke.repeat(left) } else { String::new() };
-        let name = self.paint(Role::Title, &name);
-        self.push(format!("{name} {}", self.paint(Role::Faint, &line)).trim_end().to_owned());
+        let name = self.colorize(Role::Title, &name);
+        self.push(format!("{name} {}", self.colorize(Role::Dim, &line)).trim_end().to_owned());
     }
 
     /// Formats the access to a disk.
     pub(crate) fn access(&self, disk: &Disk) -> String {
         match disk.access {
             Access::ReadOnly => "read-only".to_owned(),
-            Access::Writable => self.paint(Role::Alarm, "writable: hosts can change it"),
+            Access::Writable => self.colorize(Role::Warning, "writable: hosts can change it"),
         }
     }
 
-    pub(crate) fn safe(&self, text: &str) -> String {
+    /// Escapes control characters, and non-ASCII text outside UTF-8.
+    pub(crate) fn escape(&self, text: &str) -> String {
         printable(text, self.style.utf8)
     }
 
-    pub(crate) fn paint(&self, role: Role, text: &str) -> String {
+    /// Returns text in the colour of a role, or as it is without colours.
+    pub(crate) fn colorize(&self, role: Role, text: &str) -> String {
         if !self.style.color || text.is_empty() {
             return text.to_owned();
         }
         let code = match role {
             Role::Title => "1",
             Role::Command => "32",
-            Role::Alarm => "1;33",
-            Role::Faint => "2",
+            Role::Warning => "1;33",
+            Role::Dim => "2",
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }
@@ -141,19 +143,20 @@ pub(crate) fn attached_by(host: &Host, utf8: bool) -> String {
 }
 
 /// Formats digits in groups of four.
-pub(crate) fn in_groups(digits: &str) -> String {
+pub(crate) fn group_digits(digits: &str) -> String {
     let all: Vec<char> = digits.chars().collect();
     all.chunks(4).map(String::from_iter).collect::<Vec<_>>().join(" ")
 }
 
-/// Joins parts by `between`, wrapped to `width` columns; a part is never broken.
-pub(crate) fn wrap(parts: &[String], between: &str, width: usize) -> Vec<String> {
+/// Joins parts by `separator`, wrapped to `width` columns; a part is never broken.
+pub(crate) fn wrap(parts: &[String], separator: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
-        let room =
-            lines.last_mut().filter(|line| columns(line) + between.len() + columns(part) <= width);
-        match room {
-            Some(line) => line.extend([between, part]),
+        let last = lines
+            .last_mut()
+            .filter(|line| columns(line) + separator.len() + columns(part) <= width);
+        match last {
+            Some(line) => line.extend([separator, part]),
             None => lines.push(part.clone()),
         }
     }
@@ -170,7 +173,7 @@ pub(crate) fn protocols(model: &Model) -> &'static str {
 }
 
 /// Formats the number of disks.
-pub(crate) fn count(disks: usize) -> String {
+pub(crate) fn disk_count(disks: usize) -> String {
     match disks {
         0 => "no disk yet".to_owned(),
         1 => "1 disk".to_owned(),

@@ -4,7 +4,7 @@
 mod overview;
 mod pages;
 
-use crate::page::{Page, Role, in_groups, wrap};
+use crate::page::{Page, Role, group_digits, wrap};
 use crate::state::{Confirmation, View};
 use crate::width::{columns, fit, height};
 use crate::{Model, Pairing, State, Style, code};
@@ -18,12 +18,12 @@ pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<St
     let footer = footer(model, state, style, rows);
     let room = rows.saturating_sub(height(&footer, style.width));
     let body = match (state.view, &model.pairing) {
-        (View::Code, Some(Pairing::Code { digits, link })) if model.asking.is_none() => {
+        (View::Code, Some(Pairing::Code { digits, link })) if model.access_request.is_none() => {
             large_code(digits, link, style, room)
         }
         (View::Overview | View::Code, _) => overview(model, state, style, room),
         (View::Details, _) => pages::details(model, state, style, room),
-        (View::Lines, _) => pages::lines(model, state, style, room),
+        (View::Commands, _) => pages::lines(model, state, style, room),
         (View::Messages, _) => pages::messages(model, state, style, room),
         (View::Keys, _) => pages::keys(model, state, style, room),
     };
@@ -35,7 +35,7 @@ pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<St
 }
 
 /// Returns the terminal output that draws the lines over the current content without flicker.
-pub fn picture(lines: &[String], width: usize) -> String {
+pub fn frame(lines: &[String], width: usize) -> String {
     // After the last character of a full row the cursor stays on it, so that clearing would erase
     // the character.
     let is_full = |line: &str| matches!(columns(line), n @ 1.. if n.is_multiple_of(width.max(1)));
@@ -49,7 +49,7 @@ pub fn picture(lines: &[String], width: usize) -> String {
 fn large_code(digits: &str, link: &str, style: Style, room: usize) -> Vec<String> {
     let mut lines = code::digits(digits);
     if lines.iter().any(|line| columns(line) > style.width) {
-        lines = vec![in_groups(digits)];
+        lines = vec![group_digits(digits)];
     }
     let qr = code::qr(link, style.utf8);
     let wide = qr.iter().map(|line| columns(line)).max().unwrap_or(0);
@@ -63,17 +63,17 @@ fn large_code(digits: &str, link: &str, style: Style, room: usize) -> Vec<String
 /// Renders the footer of every page: status, pending question, keys.
 fn footer(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let mut page = Page::new(style);
-    if state.view == View::Code && model.asking.is_none() {
+    if state.view == View::Code && model.access_request.is_none() {
         page.sentence("c back");
         return page.lines;
     }
     status(model, &mut page);
-    if let Some(asking) = &model.asking {
+    if let Some(request) = &model.access_request {
         let line = format!(
             "{} at {} has the right code and wants to CHANGE the disks that are writable.",
-            asking.name, asking.address
+            request.name, request.address
         );
-        page.colored(Role::Alarm, &line);
+        page.colored(Role::Warning, &line);
         page.sentence("y allow it   o let it only read   n refuse it");
         return page.lines;
     }
@@ -104,10 +104,10 @@ fn status(model: &Model, page: &mut Page) {
     let writes = model.target_mode.as_ref().map_or("", |_| writes(model, page));
     match &model.target_mode {
         Some(mode) if mode.flushing => {
-            page.colored(Role::Alarm, "Writing to the disks: do not unplug or power off.");
+            page.colored(Role::Warning, "Writing to the disks: do not unplug or power off.");
         }
         Some(_) if attached > 0 => page.colored(
-            Role::Alarm,
+            Role::Warning,
             &format!("{disks} attached: detach there before you unplug. {writes}"),
         ),
         Some(_) => page.colored(
@@ -116,7 +116,7 @@ fn status(model: &Model, page: &mut Page) {
         ),
         None if attached > 0 => {
             page.colored(
-                Role::Alarm,
+                Role::Warning,
                 &format!("{disks} attached: detach there before you end this."),
             );
         }
@@ -131,7 +131,7 @@ fn writes(model: &Model, page: &mut Page) -> &'static str {
         written.map(|disk| format!("{} {}", disk.short, disk.writes.unwrap_or_default())).collect();
     if !each.is_empty() {
         let line = format!("Writes since power-on: {}.", each.join(", "));
-        page.colored(Role::Alarm, &line);
+        page.colored(Role::Warning, &line);
         return "";
     }
     let all = !model.disks.is_empty() && model.disks.iter().all(|disk| disk.writes == Some(0));
@@ -148,12 +148,12 @@ fn keys(model: &Model, state: &State) -> Vec<String> {
     }
     match model.pairing {
         Some(Pairing::Code { .. }) => keys.push("c large code"),
-        Some(Pairing::Stopped) => keys.push("c new code"),
+        Some(Pairing::LockedOut) => keys.push("c new code"),
         _ => {}
     }
     match &model.target_mode {
         Some(mode) => {
-            let lend = if mode.lending { "d detach all hosts" } else { "l lend again" };
+            let lend = if mode.serving { "d detach all hosts" } else { "l lend again" };
             keys.extend(["p power off", "r restart", lend]);
         }
         None => keys.push("Ctrl-C end"),

@@ -18,7 +18,7 @@ pub enum View {
     /// One disk.
     Details,
     /// The commands of all tools for one disk.
-    Lines,
+    Commands,
     /// All messages.
     Messages,
     /// The code in large digits and as a QR code.
@@ -46,9 +46,9 @@ pub enum Key {
     End,
 }
 
-/// An action of the program.
+/// An action that a key requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
+pub enum Action {
     /// Power the machine off.
     PowerOff,
     /// Restart it.
@@ -56,7 +56,7 @@ pub enum Command {
     /// Detach all hosts and stop serving.
     Detach,
     /// Serve the disks again.
-    Lend,
+    Serve,
     /// Answer the request for write access.
     Answer(Answer),
     /// Show a new code after a lockout.
@@ -69,21 +69,21 @@ pub enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// Grant write access.
-    Change,
+    GrantWrite,
     /// Grant read access.
-    Read,
+    GrantRead,
     /// Deny access.
-    Nothing,
+    Deny,
 }
 
 /// An action that needs confirmation while disks are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Confirmation {
-    /// To power off.
+    /// Power the machine off.
     PowerOff,
-    /// To restart.
+    /// Restart it.
     Restart,
-    /// To detach all hosts.
+    /// Detach all hosts.
     Detach,
 }
 
@@ -94,7 +94,7 @@ pub struct State {
     /// Index of the selected disk; beyond the last means the last.
     pub(crate) selected: usize,
     /// The first paragraph shown of a text longer than the window.
-    pub(crate) top: usize,
+    pub(crate) scroll: usize,
     /// Index of the selected address, modulo their number.
     pub(crate) address: usize,
     pending: Option<(Confirmation, Instant)>,
@@ -102,7 +102,7 @@ pub struct State {
 
 impl State {
     /// Returns the state with that page shown.
-    pub fn showing(view: View) -> Self {
+    pub fn with_view(view: View) -> Self {
         Self { view, ..Self::default() }
     }
 
@@ -117,46 +117,46 @@ impl State {
     }
 
     /// Handles a key. Returns the action to perform, if any.
-    pub fn press(&mut self, key: Key, model: &Model, now: Instant) -> Option<Command> {
+    pub fn handle_key(&mut self, key: Key, model: &Model, now: Instant) -> Option<Action> {
         if let Some(answer) = answer(key, model) {
-            return Some(Command::Answer(answer));
+            return Some(Action::Answer(answer));
         }
         if let Some(confirmation) = confirmable(key, model) {
-            return self.ask(confirmation, model, now);
+            return self.confirm(confirmation, model, now);
         }
         self.pending = None;
         match key {
-            Key::Up => self.step(model, false, 1),
-            Key::Down => self.step(model, true, 1),
-            Key::PageUp => self.page(model, false),
-            Key::PageDown => self.page(model, true),
-            Key::Home => self.step(model, false, usize::MAX),
-            Key::End => self.step(model, true, usize::MAX),
-            Key::Byte(byte) => return self.byte(byte.to_ascii_lowercase(), model),
+            Key::Up => self.move_by(model, false, 1),
+            Key::Down => self.move_by(model, true, 1),
+            Key::PageUp => self.move_page(model, false),
+            Key::PageDown => self.move_page(model, true),
+            Key::Home => self.move_by(model, false, usize::MAX),
+            Key::End => self.move_by(model, true, usize::MAX),
+            Key::Byte(byte) => return self.handle_byte(byte.to_ascii_lowercase(), model),
         }
         None
     }
 
-    fn byte(&mut self, byte: u8, model: &Model) -> Option<Command> {
+    fn handle_byte(&mut self, byte: u8, model: &Model) -> Option<Action> {
         match byte {
-            b'k' => self.step(model, false, 1),
-            b'j' => self.step(model, true, 1),
-            b' ' => self.page(model, true),
+            b'k' => self.move_by(model, false, 1),
+            b'j' => self.move_by(model, true, 1),
+            b' ' => self.move_page(model, true),
             b'\t' | b'a' => {
                 self.address = (self.address + 1) % instructions::addresses(model).len().max(1);
             }
             b'\r' | b'\n' if self.view == View::Overview => self.show(View::Details),
             b'\r' | b'\n' | 0x08 | 0x7f => self.show(View::Overview),
-            b't' => self.show(View::Lines),
+            b't' => self.show(View::Commands),
             b'n' => self.show(View::Messages),
             b'?' | b'h' => self.show(View::Keys),
-            b'c' if model.pairing == Some(Pairing::Stopped) => return Some(Command::NewCode),
+            b'c' if model.pairing == Some(Pairing::LockedOut) => return Some(Action::NewCode),
             b'c' if matches!(model.pairing, Some(Pairing::Code { .. })) => self.show(View::Code),
-            b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.lending) => {
-                return Some(Command::Lend);
+            b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.serving) => {
+                return Some(Action::Serve);
             }
             // Ctrl-L, as usual.
-            0x0c => return Some(Command::Redraw),
+            0x0c => return Some(Action::Redraw),
             _ => {}
         }
         None
@@ -165,43 +165,53 @@ impl State {
     /// Shows a page, or the overview if it is shown already.
     fn show(&mut self, view: View) {
         self.view = if self.view == view { View::Overview } else { view };
-        self.top = 0;
+        self.scroll = 0;
     }
 
     /// Moves the selection, or scrolls pages without one.
-    fn step(&mut self, model: &Model, down: bool, by: usize) {
+    fn move_by(&mut self, model: &Model, down: bool, by: usize) {
         let (at, count) = match self.view {
-            View::Messages => (&mut self.top, model.notes.len()),
-            View::Keys | View::Code => (&mut self.top, PAGE),
-            View::Overview | View::Details | View::Lines => (&mut self.selected, model.disks.len()),
+            View::Messages => (&mut self.scroll, model.notes.len()),
+            View::Keys | View::Code => (&mut self.scroll, PAGE),
+            View::Overview | View::Details | View::Commands => {
+                (&mut self.selected, model.disks.len())
+            }
         };
         let last = count.saturating_sub(1);
         let from = (*at).min(last);
         *at = if down { from.saturating_add(by).min(last) } else { from.saturating_sub(by) };
     }
 
-    fn page(&mut self, model: &Model, down: bool) {
+    fn move_page(&mut self, model: &Model, down: bool) {
         match self.view {
-            View::Details | View::Lines => {
+            View::Details | View::Commands => {
                 // A disk has few paragraphs, except for its hosts.
                 let hosts = model.disks.iter().map(|disk| disk.attached.len()).max().unwrap_or(0);
                 let last = PAGE + hosts;
-                self.top = if down { (self.top + 1).min(last) } else { self.top.saturating_sub(1) };
+                self.scroll =
+                    if down { (self.scroll + 1).min(last) } else { self.scroll.saturating_sub(1) };
             }
-            _ => self.step(model, down, PAGE),
+            _ => self.move_by(model, down, PAGE),
         }
     }
 
     /// Returns the action if no disk is attached or the key is pressed again; else asks for
     /// confirmation.
-    fn ask(&mut self, confirmation: Confirmation, model: &Model, now: Instant) -> Option<Command> {
-        let again =
-            self.pending.take().is_some_and(|(known, until)| known == confirmation && now < until);
+    fn confirm(
+        &mut self,
+        confirmation: Confirmation,
+        model: &Model,
+        now: Instant,
+    ) -> Option<Action> {
+        let again = self
+            .pending
+            .take()
+            .is_some_and(|(pending, until)| pending == confirmation && now < until);
         if again || !model.is_attached() {
             return Some(match confirmation {
-                Confirmation::PowerOff => Command::PowerOff,
-                Confirmation::Restart => Command::Restart,
-                Confirmation::Detach => Command::Detach,
+                Confirmation::PowerOff => Action::PowerOff,
+                Confirmation::Restart => Action::Restart,
+                Confirmation::Detach => Action::Detach,
             });
         }
         self.pending = Some((confirmation, now + CONFIRM_TIMEOUT));
@@ -212,13 +222,13 @@ impl State {
 /// Returns the answer to a pending request for write access.
 fn answer(key: Key, model: &Model) -> Option<Answer> {
     let Key::Byte(byte) = key else { return None };
-    model.asking.as_ref()?;
+    model.access_request.as_ref()?;
     match byte.to_ascii_lowercase() {
         // Z: a German keyboard has it in place of Y, and the kernel's default key map is the US
         // one.
-        b'y' | b'z' => Some(Answer::Change),
-        b'o' => Some(Answer::Read),
-        b'n' => Some(Answer::Nothing),
+        b'y' | b'z' => Some(Answer::GrantWrite),
+        b'o' => Some(Answer::GrantRead),
+        b'n' => Some(Answer::Deny),
         _ => None,
     }
 }
@@ -230,7 +240,7 @@ fn confirmable(key: Key, model: &Model) -> Option<Confirmation> {
     match byte.to_ascii_lowercase() {
         b'p' => Some(Confirmation::PowerOff),
         b'r' => Some(Confirmation::Restart),
-        b'd' if mode.lending => Some(Confirmation::Detach),
+        b'd' if mode.serving => Some(Confirmation::Detach),
         _ => None,
     }
 }
@@ -240,19 +250,19 @@ mod test {
     use super::*;
     use crate::example;
 
-    fn press(state: &mut State, key: u8, model: &Model, now: Instant) -> Option<Command> {
-        state.press(Key::Byte(key), model, now)
+    fn press(state: &mut State, key: u8, model: &Model, now: Instant) -> Option<Action> {
+        state.handle_key(Key::Byte(key), model, now)
     }
 
     #[test]
     fn detaching_keys_need_confirmation() {
         let (mut state, mut model, now) =
             (State::default(), example::target_mode(1), Instant::now());
-        assert_eq!(press(&mut state, b'p', &model, now), Some(Command::PowerOff));
+        assert_eq!(press(&mut state, b'p', &model, now), Some(Action::PowerOff));
         model.disks[0].attached = vec![example::host("vm")];
         assert_eq!(press(&mut state, b'R', &model, now), None);
         assert_eq!(press(&mut state, b'p', &model, now), None, "other key");
-        assert_eq!(press(&mut state, b'p', &model, now), Some(Command::PowerOff));
+        assert_eq!(press(&mut state, b'p', &model, now), Some(Action::PowerOff));
         assert_eq!(press(&mut state, b'p', &model, now), None, "confirmed before");
         assert_eq!(press(&mut state, b'p', &model, now + CONFIRM_TIMEOUT), None, "expired");
         assert_eq!(press(&mut state, b'x', &model, now + CONFIRM_TIMEOUT), None);
@@ -264,10 +274,10 @@ mod test {
         let (mut state, mut model, now) =
             (State::default(), example::target_mode(1), Instant::now());
         assert_eq!(press(&mut state, b'l', &model, now), None);
-        assert_eq!(press(&mut state, b'd', &model, now), Some(Command::Detach));
-        model.target_mode.as_mut().unwrap().lending = false;
+        assert_eq!(press(&mut state, b'd', &model, now), Some(Action::Detach));
+        model.target_mode.as_mut().unwrap().serving = false;
         assert_eq!(press(&mut state, b'd', &model, now), None);
-        assert_eq!(press(&mut state, b'l', &model, now), Some(Command::Lend));
+        assert_eq!(press(&mut state, b'l', &model, now), Some(Action::Serve));
     }
 
     #[test]
@@ -284,14 +294,14 @@ mod test {
         assert_eq!(press(&mut state, b'y', &model, now), None);
         assert_eq!(press(&mut state, b'n', &model, now), None);
         assert_eq!(state.view, View::Messages);
-        model.asking = Some(example::asking());
+        model.access_request = Some(example::access_request());
         for (key, answer) in [
-            (b'Y', Answer::Change),
-            (b'z', Answer::Change),
-            (b'o', Answer::Read),
-            (b'n', Answer::Nothing),
+            (b'Y', Answer::GrantWrite),
+            (b'z', Answer::GrantWrite),
+            (b'o', Answer::GrantRead),
+            (b'n', Answer::Deny),
         ] {
-            let wanted = Some(Command::Answer(answer));
+            let wanted = Some(Action::Answer(answer));
             assert_eq!(press(&mut state, key, &model, now), wanted);
         }
         assert_eq!(press(&mut state, b'\n', &model, now), None);
@@ -302,8 +312,8 @@ mod test {
         let (mut state, mut model, now) = (State::default(), example::serve(1), Instant::now());
         assert_eq!(press(&mut state, b'c', &model, now), None);
         assert_eq!(state.view, View::Code);
-        model.pairing = Some(Pairing::Stopped);
-        assert_eq!(press(&mut state, b'c', &model, now), Some(Command::NewCode));
+        model.pairing = Some(Pairing::LockedOut);
+        assert_eq!(press(&mut state, b'c', &model, now), Some(Action::NewCode));
     }
 
     #[test]
@@ -320,14 +330,14 @@ mod test {
             (Key::End, 11),
             (Key::Down, 11),
         ] {
-            state.press(key, &model, now);
+            state.handle_key(key, &model, now);
             assert_eq!(state.selected, at, "{key:?}");
         }
         model.disks.truncate(3);
-        state.press(Key::Up, &model, now);
+        state.handle_key(Key::Up, &model, now);
         assert_eq!(state.selected, 1);
         model.disks.clear();
-        state.press(Key::Down, &model, now);
+        state.handle_key(Key::Down, &model, now);
         assert_eq!(state.selected, 0);
     }
 }

@@ -34,18 +34,18 @@ pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, V
     }
     let widths = widths(&all, room);
     let heading = line(&all, &widths, style, |column| column.heading.to_owned());
-    let heading = page.paint(Role::Faint, &format!("{}{heading}", MARKS[0]));
+    let heading = page.colorize(Role::Dim, &format!("{}{heading}", MARKS[0]));
     let row = |at: usize, disk: &Disk| {
         let cell = |column: &Column| column.cells.get(at).cloned().unwrap_or_default();
         let text = line(&all, &widths, style, cell);
         let role = match (at == selected, disk.access) {
             (true, _) => Some(Role::Title),
-            (false, Access::Writable) => Some(Role::Alarm),
+            (false, Access::Writable) => Some(Role::Warning),
             (false, Access::ReadOnly) => None,
         };
         let text = format!("{}{text}", MARKS[usize::from(at == selected)]);
         match role {
-            Some(role) => page.paint(role, &text),
+            Some(role) => page.colorize(role, &text),
             None => text,
         }
     };
@@ -63,15 +63,15 @@ fn all(disks: &[Disk], style: Style) -> Vec<Column> {
     };
     let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
     let mut all = vec![
-        column("DISK", 12, 0, &|disk| page.safe(&disk.short)),
+        column("DISK", 12, 0, &|disk| page.escape(&disk.short)),
         column("SIZE", 0, 1, &|disk| decimal(disk.size)),
-        column("MODEL", 8, 3, &|disk| or_dash(page.safe(&disk.model))),
-        column("SERIAL", 6, 4, &|disk| or_dash(page.safe(&disk.serial))),
+        column("MODEL", 8, 3, &|disk| or_dash(page.escape(&disk.model))),
+        column("SERIAL", 6, 4, &|disk| or_dash(page.escape(&disk.serial))),
         column("ACCESS", 0, 2, &|disk| access(disk).to_owned()),
         column("ATTACHED BY", 12, 0, &|disk| used(disk, style.utf8)),
     ];
     if disks.iter().any(|disk| !disk.contents.is_empty()) {
-        let contents = column("CONTENTS", 8, 5, &|disk| or_dash(page.safe(&disk.contents)));
+        let contents = column("CONTENTS", 8, 5, &|disk| or_dash(page.escape(&disk.contents)));
         all.insert(4, contents);
     }
     all

@@ -2,20 +2,20 @@
 
 use crate::attach::Endpoint;
 use crate::instructions::{self, Address};
-use crate::page::{Page, Role, count, in_groups, protocols};
+use crate::page::{Page, Role, disk_count, group_digits, protocols};
 use crate::screen::{facts, hosts, no_disk};
-use crate::{Asking, Disk, Model, Pairing, Style};
+use crate::{AccessRequest, Disk, Model, Pairing, Style};
 
 /// Renders the model as lines without line breaks.
 pub fn text(model: &Model, style: Style) -> Vec<String> {
     let mut page = Page::new(style);
-    let machine = page.safe(&model.machine);
+    let machine = page.escape(&model.machine);
     let heading = format!(
         "storagetm: {machine} lends {} over {}",
-        count(model.disks.len()),
+        disk_count(model.disks.len()),
         protocols(model)
     );
-    page.push(page.paint(Role::Title, &heading));
+    page.push(page.colorize(Role::Title, &heading));
     page.blank();
     instructions(model, &mut page);
     if model.disks.is_empty() {
@@ -30,8 +30,8 @@ pub fn text(model: &Model, style: Style) -> Vec<String> {
         page.blank();
     }
     model.notes.iter().for_each(|note| page.sentence(note));
-    if let Some(asking) = &model.asking {
-        self::asking(asking, &mut page);
+    if let Some(request) = &model.access_request {
+        access_request(request, &mut page);
     }
     page.lines
 }
@@ -41,9 +41,9 @@ pub fn splash(model: &Model) -> String {
     let addresses = instructions::addresses(model);
     let Some(at) = addresses.first() else { return model.link.sentence().to_owned() };
     if let (Some(Pairing::Code { digits, .. }), Some(line)) = (&model.pairing, at.pair()) {
-        return format!("{line}  code: {}", in_groups(digits));
+        return format!("{line}  code: {}", group_digits(digits));
     }
-    let lines = at.lines(model.disks.first(), model.digests);
+    let lines = at.commands(model.disks.first(), model.digests);
     let all = lines.iter().find(|line| line.text.starts_with("nvme connect-all "));
     all.or_else(|| lines.first()).map(|line| line.text.clone()).unwrap_or_default()
 }
@@ -54,19 +54,19 @@ fn instructions(model: &Model, page: &mut Page) {
         page.sentence(model.link.sentence());
         return;
     }
-    instructions::open_note(model, page);
-    if model.is_keyed() {
+    instructions::warn_if_open(model, page);
+    if model.requires_key() {
         pairing_instructions(model, page);
     }
     if model.endpoints.is_empty() {
         return;
     }
     page.sentence(match model.endpoints.iter().any(|at| at.keyed) {
-        true => "To attach all disks, type there, as root, once it is let in:",
+        true => "To attach all disks, run there, as root, once it is paired:",
         false => "To attach all disks, type on the other machine, as root:",
     });
     for endpoint in &model.endpoints {
-        page.command(&endpoint.from_elsewhere().attach_all(model.digests));
+        page.command(&endpoint.as_seen_remotely().attach_all(model.digests));
     }
     if model.endpoints.iter().any(|at| at.interface.is_some()) {
         instructions::interface_note(page);
@@ -77,47 +77,47 @@ fn pairing_instructions(model: &Model, page: &mut Page) {
     let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
     match &model.pairing {
         Some(Pairing::Code { digits, .. }) if !keyed.is_empty() => {
-            page.sentence("To let the other machine in, type there, as root, one of these lines:");
+            page.sentence("To pair the other machine, run there, as root, one of these lines:");
             for endpoint in keyed {
-                page.command(&endpoint.from_elsewhere().pair());
+                page.command(&endpoint.as_seen_remotely().pair());
             }
             instructions::code_line(page, instructions::WITH_CODE, digits);
         }
-        _ => instructions::no_code(model, page),
+        _ => instructions::explain_missing_code(model, page),
     }
 }
 
 fn disk(disk: &Disk, addresses: &[Address], model: &Model, page: &mut Page) {
     page.blank();
-    page.rule(disk);
+    page.disk_heading(disk);
     facts(disk, page);
     hosts(disk, page);
     let all = addresses.iter().flat_map(|at| {
         // Commands for all disks are listed above.
-        let lines = at.lines(Some(disk), model.digests).into_iter();
+        let lines = at.commands(Some(disk), model.digests).into_iter();
         let one = lines.filter(|line| !line.text.starts_with("nvme connect-all "));
-        one.chain(at.other_lines(disk, model.digests))
+        one.chain(at.other_commands(disk, model.digests))
     });
-    let all: Vec<instructions::Line> = all.collect();
+    let all: Vec<instructions::CommandLine> = all.collect();
     let mut kinds: Vec<&str> = Vec::new();
     all.iter().for_each(|line| {
-        if !kinds.contains(&line.what) {
-            kinds.push(line.what)
+        if !kinds.contains(&line.purpose) {
+            kinds.push(line.purpose)
         }
     });
     for kind in kinds {
         page.push(format!("  {kind}:"));
-        all.iter().filter(|line| line.what == kind).for_each(|line| page.command(&line.text));
+        all.iter().filter(|line| line.purpose == kind).for_each(|line| page.command(&line.text));
     }
 }
 
 /// Adds the request for write access.
-fn asking(asking: &Asking, page: &mut Page) {
+fn access_request(request: &AccessRequest, page: &mut Page) {
     page.blank();
-    let name = page.safe(&asking.name);
+    let name = page.escape(&request.name);
     page.sentence(&format!(
         "{name} at {} has the right code and wants to CHANGE the disks that are writable.",
-        asking.address
+        request.address
     ));
 }
 
@@ -125,7 +125,7 @@ fn asking(asking: &Asking, page: &mut Page) {
 mod test {
     use super::*;
     use crate::attach::Nbd;
-    use crate::example::{self, at};
+    use crate::example::{self, endpoint};
 
     fn plain(model: &Model) -> String {
         text(model, Style::PLAIN).join("\n")
@@ -133,7 +133,7 @@ mod test {
 
     fn open() -> Model {
         let mut model = example::serve(1);
-        model.endpoints = vec![at("192.168.1.5", None), at("fe80::1", Some("eth0"))];
+        model.endpoints = vec![endpoint("192.168.1.5", None), endpoint("fe80::1", Some("eth0"))];
         let nbd = |at: &Endpoint| Nbd::Net(Endpoint { port: 10809, ..at.clone() });
         model.nbd = model.endpoints.iter().map(nbd).collect();
         model.nbd.push(Nbd::Path("/run/x.sock".to_owned()));
@@ -148,7 +148,7 @@ mod test {
         let wanted = "\
 storagetm: laptop lends 1 disk over NVMe/TCP and NBD
 
-Open: any machine that reaches this one gets the disks; nothing is encrypted.
+No key required: any machine can attach the disks; nothing is encrypted.
 To attach all disks, type on the other machine, as root:
     nvme connect-all -t tcp -a 192.168.1.5 -s 4420
     nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface INTERFACE
@@ -183,11 +183,11 @@ A note.";
     #[test]
     fn every_keyed_address_has_a_pair_command() {
         let wanted = "\
-To let the other machine in, type there, as root, one of these lines:
+To pair the other machine, run there, as root, one of these lines:
     storagetm pair 169.254.7.9
     storagetm pair fe80::1%INTERFACE
-with this code, good once, for ten minutes:  1234 5678
-To attach all disks, type there, as root, once it is let in:
+with this code, valid once, for ten minutes:  1234 5678
+To attach all disks, run there, as root, once it is paired:
     nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls
 ";
         let text = plain(&example::serve(1));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use console::attach::Endpoint;
-use console::{Answer, Asking, Pairing};
+use console::{AccessRequest, Answer, Pairing};
 use export::{Access, Export, PairingRequest, Peer, Policy};
 use linux::tree::Tree;
 use nvme::nqn;
@@ -159,11 +159,11 @@ impl AccessControl {
     pub fn pairing(&self, endpoints: &[Endpoint]) -> Option<Pairing> {
         let view = self.view.as_ref()?;
         if view.locked {
-            return Some(Pairing::Stopped);
+            return Some(Pairing::LockedOut);
         }
         let shown = view.codes.as_ref().filter(|_| view.wait_until.is_none_or(is_over));
         Some(match shown {
-            None => Pairing::Later,
+            None => Pairing::Delayed,
             Some(shown) => Pairing::Code {
                 digits: shown.digits.text().to_owned(),
                 link: link(shown, endpoints),
@@ -180,9 +180,9 @@ impl AccessControl {
     }
 
     /// The request that the screen should ask about.
-    pub fn prompt(&self) -> Option<Asking> {
+    pub fn prompt(&self) -> Option<AccessRequest> {
         let PendingPairing { peer, request } = self.waiting.front()?;
-        Some(Asking { name: request.name.clone(), address: shown_address(peer.transport) })
+        Some(AccessRequest { name: request.name.clone(), address: shown_address(peer.transport) })
     }
 
     /// Records that the screen now asks about the first request.
@@ -220,9 +220,9 @@ impl AccessControl {
 /// The access that the user's answer grants.
 pub fn granted_access(answer: Answer) -> Option<Access> {
     match answer {
-        Answer::Change => Some(Access::Writable),
-        Answer::Read => Some(Access::ReadOnly),
-        Answer::Nothing => None,
+        Answer::GrantWrite => Some(Access::Writable),
+        Answer::GrantRead => Some(Access::ReadOnly),
+        Answer::Deny => None,
     }
 }
 

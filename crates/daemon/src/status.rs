@@ -126,9 +126,20 @@ impl Status {
         let notes = notes.chain(self.notes.iter().cloned()).collect();
         let disks = self.disks.iter().map(Entry::shown).collect();
         let machine = machine.to_owned();
-        let (pairing, asking, target_mode) = (None, None, None);
+        let (pairing, access_request, target_mode) = (None, None, None);
         let link = Link::default();
-        Model { machine, endpoints, nbd, digests, disks, notes, pairing, asking, link, target_mode }
+        Model {
+            machine,
+            endpoints,
+            nbd,
+            digests,
+            disks,
+            notes,
+            pairing,
+            access_request,
+            link,
+            target_mode,
+        }
     }
 
     /// Returns whether a host has attached the export.

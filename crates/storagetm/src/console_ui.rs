@@ -40,7 +40,7 @@ impl ConsoleUi {
             buttons: Buttons::open(tree),
             mode: TargetMode {
                 hardware: linux::machine::describe(tree),
-                lending: true,
+                serving: true,
                 flushing: false,
             },
         }
@@ -60,8 +60,8 @@ impl ConsoleUi {
         Some(format!("This machine runs on its battery ({percent} %): plug it in."))
     }
 
-    pub(crate) fn is_lending(&self) -> bool {
-        self.mode.lending
+    pub(crate) fn is_serving(&self) -> bool {
+        self.mode.serving
     }
 
     /// Draws what has changed.

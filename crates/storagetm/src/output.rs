@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use std::{env, io};
 
-use console::{Model, Pairing, State, Style, Unavailable, picture, screen, text};
+use console::{Model, Pairing, State, Style, Unavailable, frame, screen, text};
 use linux::journal::{Journal, Priority};
 use linux::notify::Notifier;
 use linux::plymouth::Plymouth;
@@ -38,7 +38,7 @@ enum Form {
 pub(crate) struct Output {
     form: Form,
     writer: NonBlockingWriter,
-    /// The picture on the screen.
+    /// The frame on the screen.
     shown: String,
     journal: Option<Journal>,
     notifier: Option<Notifier>,
@@ -136,10 +136,10 @@ impl Output {
         let (width, rows) = tty::window(io::stdout()).unwrap_or(DEFAULT_SIZE);
         let color = env::var_os("NO_COLOR").is_none();
         let style = Style { width: width.into(), color, utf8: is_utf8() };
-        let picture = picture(&screen(model, state, style, rows.into()), style.width);
-        if picture != self.shown {
-            self.writer.push(&picture);
-            self.shown = picture;
+        let frame = frame(&screen(model, state, style, rows.into()), style.width);
+        if frame != self.shown {
+            self.writer.push(&frame);
+            self.shown = frame;
         }
     }
 

@@ -273,7 +273,7 @@ impl Server {
         model.notes.splice(0..0, self.current_notes(loopback_advice));
         let pairing_unavailable = || self.pairing_unavailable.map(Pairing::Unavailable);
         model.pairing = self.access_control.pairing(&model.endpoints).or_else(pairing_unavailable);
-        model.asking = self.access_control.prompt();
+        model.access_request = self.access_control.prompt();
         let flushing = self.flushes.any_pending();
         let mode = self.console_ui.as_ref().map(ConsoleUi::current_mode);
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });

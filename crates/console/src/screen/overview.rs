@@ -1,7 +1,7 @@
 //! The overview: all disks, one line each, below the commands for the other machine.
 
 use crate::instructions::{self, Address};
-use crate::page::{Page, Role, count, protocols};
+use crate::page::{Page, Role, disk_count, protocols};
 use crate::table::table;
 use crate::width::{columns, cut, height};
 use crate::{Model, Pairing, State, Style};
@@ -42,26 +42,26 @@ pub(super) fn overview(model: &Model, state: &State, style: Style, rows: usize) 
 
 fn title(model: &Model, style: Style) -> String {
     let page = Page::new(style);
-    let disks = count(model.disks.len());
+    let disks = disk_count(model.disks.len());
     let title = match &model.target_mode {
         Some(_) => {
             format!("storagetm: this machine lends {disks} to the machine it is plugged into")
         }
         None => format!(
             "storagetm: {} lends {disks} over {}",
-            page.safe(&model.machine),
+            page.escape(&model.machine),
             protocols(model)
         ),
     };
     let title = cut(&title, style.width, style.utf8);
-    let hardware = model.target_mode.as_ref().map(|mode| page.safe(&mode.hardware));
+    let hardware = model.target_mode.as_ref().map(|mode| page.escape(&mode.hardware));
     let hardware = hardware.unwrap_or_default();
     let left = style.width.saturating_sub(columns(&title) + 2);
-    let title = page.paint(Role::Title, &title);
+    let title = page.colorize(Role::Title, &title);
     if hardware.is_empty() || left < 8 {
         return title;
     }
-    format!("{title}  {}", page.paint(Role::Faint, &cut(&hardware, left, style.utf8)))
+    format!("{title}  {}", page.colorize(Role::Dim, &cut(&hardware, left, style.utf8)))
 }
 
 /// Returns as many blocks as fit, and the count of the others with the key that shows them.
@@ -71,7 +71,7 @@ fn first(blocks: Vec<Block>, style: Style, room: usize) -> Vec<String> {
         let mut lines: Vec<String> = blocks.iter().take(kept).flatten().cloned().collect();
         if kept < all {
             let page = Page::new(style);
-            lines.push(page.paint(Role::Faint, &format!("{} more lines: t", all - kept)));
+            lines.push(page.colorize(Role::Dim, &format!("{} more lines: t", all - kept)));
         }
         if height(&lines, style.width) <= room || kept == 1 {
             return lines;
@@ -94,18 +94,18 @@ fn instructions(model: &Model, state: &State, style: Style) -> Vec<Block> {
     };
     let mut blocks = vec![pairing_instructions(model, at, &which, style)];
     let disk = model.disks.get(state.selected.min(model.disks.len().saturating_sub(1)));
-    let lines = at.lines(disk, model.digests).into_iter().enumerate();
+    let lines = at.commands(disk, model.digests).into_iter().enumerate();
     blocks.extend(lines.map(|(n, line)| {
         let mut page = Page::new(style);
         if n == 0 {
-            page.sentence(&match (at.is_keyed(), at.pair().is_some() && has_code(model)) {
+            page.sentence(&match (at.requires_key(), at.pair().is_some() && has_code(model)) {
                 (true, true) => "and then one of these lines:".to_owned(),
-                (true, false) => format!("With a key, type there, as root{which}:"),
+                (true, false) => format!("With a key, run there, as root{which}:"),
                 (false, _) => format!("Type on the other machine, as root{which}:"),
             });
         }
         page.command(&line.text);
-        if n == 0 && at.has_interface() && !(at.is_keyed() && has_code(model)) {
+        if n == 0 && at.has_interface() && !(at.requires_key() && has_code(model)) {
             instructions::interface_note(&mut page);
         }
         page.lines
@@ -121,14 +121,16 @@ fn has_code(model: &Model) -> bool {
 /// Returns how the other machine obtains a key, if one is required.
 fn pairing_instructions(model: &Model, at: &Address, which: &str, style: Style) -> Block {
     let mut page = Page::new(style);
-    instructions::open_note(model, &mut page);
-    if !model.is_keyed() {
+    instructions::warn_if_open(model, &mut page);
+    if !model.requires_key() {
         return page.lines;
     }
     match (&model.pairing, at.pair()) {
-        _ if model.is_keyed_by_nbd_alone() => instructions::no_code(model, &mut page),
+        _ if model.requires_key_for_nbd_only() => {
+            instructions::explain_missing_code(model, &mut page)
+        }
         (Some(Pairing::Code { digits, .. }), Some(line)) => {
-            page.sentence(&format!("To let the other machine in, type there, as root{which}:"));
+            page.sentence(&format!("To pair the other machine, run there, as root{which}:"));
             page.command(&line);
             if at.has_interface() {
                 instructions::interface_note(&mut page);
@@ -142,7 +144,7 @@ fn pairing_instructions(model: &Model, at: &Address, which: &str, style: Style) 
                 digits,
             );
         }
-        _ => instructions::no_code(model, &mut page),
+        _ => instructions::explain_missing_code(model, &mut page),
     }
     page.lines
 }
@@ -172,7 +174,7 @@ fn disks(model: &Model, state: &State, style: Style, room: usize) -> Vec<String>
         (above, below) => format!("{} more disks: {above} up, {below} down", above + below),
     };
     if room > 1 {
-        lines.push(Page::new(style).paint(Role::Faint, &format!("  {more}")));
+        lines.push(Page::new(style).colorize(Role::Dim, &format!("  {more}")));
     }
     lines
 }
@@ -203,7 +205,7 @@ fn messages(model: &Model, style: Style, room: usize) -> Vec<String> {
         if skipped > 0 {
             let more = if skipped == all { "" } else { "more " };
             let plural = if skipped == 1 { "" } else { "s" };
-            page.colored(Role::Faint, &format!("{skipped} {more}message{plural}: n"));
+            page.colored(Role::Dim, &format!("{skipped} {more}message{plural}: n"));
         }
         model.notes.iter().skip(skipped).for_each(|note| page.sentence(note));
         if height(&page.lines, style.width) <= room.max(1) {

@@ -12,7 +12,7 @@ use crate::{Disk, Model, State, Style, size};
 pub(super) fn details(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let Some((disk, which)) = selected(model, state) else { return nothing(style) };
     let mut page = Page::new(style);
-    page.rule(disk);
+    page.disk_heading(disk);
     page.sentence(&which);
     let mut paragraphs = vec![page.lines];
     let mut page = Page::new(style);
@@ -21,7 +21,7 @@ pub(super) fn details(model: &Model, state: &State, style: Style, rows: usize) -
     page.facts(&counters(disk, &page));
     paragraphs.push(page.lines);
     paragraphs.push(line_of_each(model, state, disk, style));
-    scrolled(paragraphs, state.top, style, rows)
+    scrolled(paragraphs, state.scroll, style, rows)
 }
 
 /// Renders the commands of all tools for a disk.
@@ -47,11 +47,13 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
         instructions::interface_note(&mut page);
     }
     paragraphs.push(page.lines);
-    for line in
-        at.lines(Some(disk), model.digests).into_iter().chain(at.other_lines(disk, model.digests))
+    for line in at
+        .commands(Some(disk), model.digests)
+        .into_iter()
+        .chain(at.other_commands(disk, model.digests))
     {
         let mut page = Page::new(style);
-        page.sentence(&format!("{}:", line.what));
+        page.sentence(&format!("{}:", line.purpose));
         page.command(&line.text);
         paragraphs.push(page.lines);
     }
@@ -59,12 +61,12 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
     needs(at, disk, &mut page);
     paragraphs.push(page.lines);
     paragraphs.retain(|paragraph| !paragraph.is_empty());
-    scrolled(paragraphs, state.top, style, rows)
+    scrolled(paragraphs, state.scroll, style, rows)
 }
 
 /// Adds the requirements of the other machine.
 fn needs(at: &instructions::Address, disk: &Disk, page: &mut Page) {
-    if at.is_keyed() {
+    if at.requires_key() {
         page.sentence(
             "To attach with a key, the other machine needs Linux 6.7 or newer with TLS and tlshd \
              (package ktls-utils); nvme-cli, if that is used, 2.9 or newer. storagetm copy needs \
@@ -91,7 +93,7 @@ pub(super) fn messages(model: &Model, state: &State, style: Style, rows: usize) 
     if paragraphs.is_empty() {
         paragraphs.push(vec!["No messages.".to_owned()]);
     }
-    scrolled(paragraphs, state.top, style, rows)
+    scrolled(paragraphs, state.scroll, style, rows)
 }
 
 /// Renders the help on the keys.
@@ -119,7 +121,7 @@ pub(super) fn keys(model: &Model, state: &State, style: Style, rows: usize) -> V
         page.sentence(line);
         page.lines
     });
-    scrolled(paragraphs.collect(), state.top, style, rows)
+    scrolled(paragraphs.collect(), state.scroll, style, rows)
 }
 
 fn nothing(style: Style) -> Vec<String> {
@@ -143,8 +145,10 @@ fn line_of_each(model: &Model, state: &State, disk: &Disk, style: Style) -> Vec<
         return page.lines;
     };
     page.sentence("On the other machine, as root:");
-    for line in
-        at.lines(Some(disk), model.digests).into_iter().chain(at.other_lines(disk, model.digests))
+    for line in at
+        .commands(Some(disk), model.digests)
+        .into_iter()
+        .chain(at.other_commands(disk, model.digests))
     {
         page.command(&line.text);
     }
@@ -158,12 +162,12 @@ fn line_of_each(model: &Model, state: &State, disk: &Disk, style: Style) -> Vec<
 pub(crate) fn facts(disk: &Disk, page: &mut Page) {
     let mut facts = vec![size(disk.size)];
     if !disk.serial.is_empty() {
-        facts.push(format!("serial {}", page.safe(&disk.serial)));
+        facts.push(format!("serial {}", page.escape(&disk.serial)));
     }
     facts.push(format!("blocks of {} bytes", disk.block_size));
     page.facts(&facts);
     if !disk.contents.is_empty() {
-        let contents = page.safe(&disk.contents);
+        let contents = page.escape(&disk.contents);
         page.facts(&[format!("contents: {contents}")]);
     }
     let access = page.access(disk);
@@ -173,11 +177,11 @@ pub(crate) fn facts(disk: &Disk, page: &mut Page) {
 /// Adds the hosts that have attached a disk.
 pub(crate) fn hosts(disk: &Disk, page: &mut Page) {
     if disk.attached.is_empty() {
-        page.push(format!("  {}", page.paint(Role::Faint, "not attached")));
+        page.push(format!("  {}", page.colorize(Role::Dim, "not attached")));
     }
     for host in &disk.attached {
         let text = attached_by(host, page.style.utf8);
-        page.push(format!("  {}", page.paint(Role::Title, &text)));
+        page.push(format!("  {}", page.colorize(Role::Title, &text)));
     }
 }
 
@@ -187,7 +191,7 @@ fn counters(disk: &Disk, page: &Page) -> Vec<String> {
         None => None,
         Some(0) => Some("0 writes to it since power-on".to_owned()),
         Some(count) => {
-            Some(page.paint(Role::Alarm, &format!("{count} writes to it since power-on")))
+            Some(page.colorize(Role::Warning, &format!("{count} writes to it since power-on")))
         }
     };
     let traffic = traffic(disk).map(|traffic| format!("{traffic} by hosts"));
@@ -228,7 +232,7 @@ fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize)
         let all = lines.len();
         lines = fit(lines, style.width, room);
         let more = if lines.len() < all { "This window is too small.".to_owned() } else { more };
-        lines.push(page.paint(Role::Faint, &more));
+        lines.push(page.colorize(Role::Dim, &more));
     }
     lines
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use console::{Key, Model, State, Style, picture, screen};
+use console::{Key, Model, State, Style, frame, screen};
 use linux::tree::Tree;
 use linux::tty::{self, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -144,7 +144,7 @@ impl Screen {
             Style { width: window.0.into(), color: is_virtual(&self.name), utf8: self.utf8 };
         let lines = screen(model, state, style, window.1.into());
         if lines != self.shown || window != self.window {
-            self.writer.push(&picture(&lines, style.width));
+            self.writer.push(&frame(&lines, style.width));
             (self.shown, self.window) = (lines, window);
         }
     }

@@ -49,7 +49,7 @@ impl Server {
 
     /// Withdraws all disks.
     pub(super) fn withdraw_all(&mut self) {
-        self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().lending = false);
+        self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().serving = false);
         for lent in std::mem::take(&mut self.lent_disks) {
             self.withdraw_disk(&lent, "it was taken back at the machine");
             self.flush_when_detached(&lent.export);
@@ -58,9 +58,9 @@ impl Server {
 
     pub(super) fn apply_hotplug(&mut self, now: Instant) {
         for change in self.hotplug.look(&self.lent_disks, now) {
-            let lending = self.console_ui.as_ref().is_none_or(ConsoleUi::is_lending);
+            let serving = self.console_ui.as_ref().is_none_or(ConsoleUi::is_serving);
             match change {
-                Change::Added(lent) if lending => self.lend(*lent),
+                Change::Added(lent) if serving => self.lend(*lent),
                 Change::Added(_) => {}
                 Change::Removed(device) => self.withdraw(&device),
                 Change::Resized(device, bytes) => self.resize(&device, bytes),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use console::Command;
+use console::Action;
 
 use super::{Server, StopReason};
 use crate::console_ui::ConsoleUi;
@@ -23,10 +23,10 @@ impl Server {
         self.terminal_keys.take_if(|terminal_keys| terminal_keys.is_gone());
         for key in keys {
             let model = self.model();
-            let command = self.screen.press(key, &model, now);
+            let action = self.screen.handle_key(key, &model, now);
             // The screen is being read: redraw at once.
             self.timers.draw = Some(now);
-            let end = command.and_then(|command| self.run_command(command, now));
+            let end = action.and_then(|action| self.run_action(action, now));
             if end.is_some() {
                 return end;
             }
@@ -46,18 +46,18 @@ impl Server {
         self.draw_soon(false);
     }
 
-    fn run_command(&mut self, command: Command, now: Instant) -> Option<StopReason> {
-        match command {
-            Command::PowerOff => return Some(StopReason::PowerOff),
-            Command::Restart => return Some(StopReason::Restart),
-            Command::Detach => self.withdraw_all(),
-            Command::Lend => {
-                self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().lending = true);
+    fn run_action(&mut self, action: Action, now: Instant) -> Option<StopReason> {
+        match action {
+            Action::PowerOff => return Some(StopReason::PowerOff),
+            Action::Restart => return Some(StopReason::Restart),
+            Action::Detach => self.withdraw_all(),
+            Action::Serve => {
+                self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().serving = true);
                 self.hotplug.rescan_all(now);
             }
-            Command::Answer(answer) => self.answer(answer, now),
-            Command::NewCode => self.worker.unlock(),
-            Command::Redraw => {
+            Action::Answer(answer) => self.answer(answer, now),
+            Action::NewCode => self.worker.unlock(),
+            Action::Redraw => {
                 self.console_ui.iter_mut().for_each(ConsoleUi::redraw);
                 self.output.invalidate();
             }
