@@ -113,7 +113,7 @@ fn image(path: &Path, filled: bool) -> Result<String> {
         let file = File::create(path);
         serve::fill(&file.with_context(|| format!("cannot make {}", path.display()))?)?;
     }
-    Ok(path.to_str().context("the path of the image is no text")?.to_owned())
+    Ok(path.to_str().context("the path of the image is not UTF-8")?.to_owned())
 }
 
 fn compare_with_fio(options: &Compare, file: &str, work: Work, rate: f64) {

@@ -285,7 +285,7 @@ impl Harness<'_> {
                 Step::Done(done) => self.done(&done),
                 Step::Opened(opened) => {
                     assert!(i64::try_from(opened.bytes).is_ok());
-                    assert!(opened.largest.is_multiple_of(opened.minimum));
+                    assert!(opened.maximum.is_multiple_of(opened.minimum));
                     self.live = true;
                     self.over = opened.bytes != BYTES;
                     self.form = match opened.headers {

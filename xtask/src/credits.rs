@@ -77,7 +77,7 @@ fn linked(metadata: &Value) -> Result<BTreeSet<&str>> {
     let macros: BTreeSet<&str> = macros.map(|package| text(package, "id")).collect();
     let own = packages.iter().find(|package| text(package, "name") == "storagetm");
     let mut linked = BTreeSet::new();
-    let mut open = vec![text(own.context("storagetm is no package")?, "id")];
+    let mut open = vec![text(own.context("there is no package storagetm")?, "id")];
     while let Some(id) = open.pop() {
         if !macros.contains(id) && linked.insert(id) {
             let node = nodes.iter().find(|node| text(node, "id") == id);

@@ -122,7 +122,7 @@ fn version() -> Result<String> {
     let metadata = metadata(false)?;
     let packages = list(&metadata, "packages");
     let own = packages.iter().find(|package| text(package, "name") == "storagetm");
-    Ok(text(own.context("storagetm is no package")?, "version").to_owned())
+    Ok(text(own.context("there is no package storagetm")?, "version").to_owned())
 }
 
 /// Returns the time of the newest commit, in seconds: the package must not depend on the build

@@ -94,7 +94,7 @@ impl Server {
         processor: Option<usize>,
     ) -> Result<Self> {
         let port = free_port()?;
-        let image = image.to_str().context("the path of the image is no text")?;
+        let image = image.to_str().context("the path of the image is not UTF-8")?;
         let mut line = match peer {
             Peer::Storagetm => storagetm(program, image, port)?,
             Peer::QemuThreads => qemu_nbd("threads", direct, image, port),
@@ -201,7 +201,7 @@ fn words(words: &[&str]) -> Vec<String> {
 }
 
 fn storagetm(program: &Path, image: &str, port: u16) -> Result<Vec<String>> {
-    let program = program.to_str().context("the path of the program is no text")?;
+    let program = program.to_str().context("the path of the program is not UTF-8")?;
     let at = format!("nbd:127.0.0.1:{port}");
     let line = [program, "serve", "--json", "--threads", "1", "--protocol", "nbd", "--listen", &at];
     Ok([words(&line), words(&["--writable", image])].concat())

@@ -262,7 +262,7 @@ impl Link {
         if self.given_up || Instant::now() < self.retry_at {
             return None;
         }
-        // Connections that are made and answer nothing are no progress.
+        // Connections without any reply do not count as progress.
         if self.failed_in_a_row > 1 && !self.may_retry() {
             self.given_up = true;
             return Some(IoEvent::Unreachable(side, std::mem::take(&mut self.last_error)));

@@ -242,11 +242,11 @@ fn bind_error(listener: &Listener, error: &io::Error) -> String {
     let host = if socket.is_ipv6() { format!("[{host}]") } else { host };
     match error.kind() {
         ErrorKind::AddrInUse if listener.serves.protocol == Protocol::Nbd => format!(
-            "cannot listen for NBD on {listener}: another program does already; stop it, or choose \
+            "cannot listen for NBD on {listener}: another program listens there; stop it, or choose \
              another port, as with --listen nbd:{host}:PORT"
         ),
         ErrorKind::AddrInUse => format!(
-            "cannot listen on {listener}: another program does already; stop it, or choose another \
+            "cannot listen on {listener}: another program listens there; stop it, or choose another \
              port, as with --listen {host}:PORT"
         ),
         // ip_unprivileged_port_start, ip(7).
@@ -269,14 +269,14 @@ fn bind_error(listener: &Listener, error: &io::Error) -> String {
 fn path_bind_error(listener: &Listener, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => format!(
-            "cannot listen at {listener}: another program does already; stop it, or choose another path"
+            "cannot listen at {listener}: another program listens there; stop it, or choose another path"
         ),
         ErrorKind::AlreadyExists => format!(
-            "cannot listen at {listener}: there is something that is no socket; remove it, or choose \
-             another path"
+            "cannot listen at {listener}: a file exists there that is not a socket; remove it, or \
+             choose another path"
         ),
         ErrorKind::NotFound => {
-            format!("cannot listen at {listener}: there is no such folder; make it first")
+            format!("cannot listen at {listener}: no such directory; create it first")
         }
         _ => format!("cannot listen at {listener}: {error}"),
     }
@@ -390,7 +390,7 @@ mod test {
         let failure = opened_of(plan, false, &[], &mut taken).unwrap_err();
         assert_eq!(
             failure.to_string(),
-            "cannot listen on 127.0.0.1 port 4420: another program does already; stop it, or \
+            "cannot listen on 127.0.0.1 port 4420: another program listens there; stop it, or \
              choose another port, as with --listen 127.0.0.1:PORT"
         );
     }

@@ -13,7 +13,7 @@ pub struct Geometry {
 
 impl Geometry {
     /// Returns a geometry with a logical block size of `block` bytes, or `None` unless that is a
-    /// power of two from 512 to 65536. A `physical` size that is no power of two is replaced by
+    /// power of two from 512 to 65536. A `physical` size that is not a power of two is replaced by
     /// `block`.
     pub fn new(block: u32, physical: u32) -> Option<Self> {
         let valid = block.is_power_of_two() && (512..=65536).contains(&block);

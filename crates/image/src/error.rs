@@ -17,7 +17,7 @@ pub enum Error {
     Dynamic,
     /// The kernel image has an unknown format.
     #[error(
-        "the kernel is no x86 kernel image (bzImage) that EFI firmware can start; give one with --kernel, usually \
+        "the kernel is not an x86 kernel image (bzImage) that EFI firmware can start; give one with --kernel, usually \
          /boot/vmlinuz-VERSION"
     )]
     NoKernel,

@@ -75,7 +75,7 @@ pub(crate) fn read(path: &Path, max_len: usize) -> Result<Zeroizing<Vec<u8>>, Fa
 
 fn check_private(path: &Path, meta: &Metadata) -> Result<(), Failure> {
     if !meta.is_file() {
-        return Err(Failure::new(format!("{} is no file", path.display())));
+        return Err(Failure::new(format!("{} is not a regular file", path.display())));
     }
     check_owner(path, meta)?;
     if meta.mode() & OTHERS != 0 {
@@ -267,8 +267,13 @@ mod test {
         let path = folder.0.join("a");
         write(&path, &[b'x'; 10]).unwrap();
         assert!(read(&path, 9).unwrap_err().to_string().contains("more than 9 bytes"));
-        assert!(read(&folder.0, 9).unwrap_err().to_string().contains("is no file"));
-        assert!(read(Path::new("/dev/null"), 9).unwrap_err().to_string().contains("is no file"));
+        assert!(read(&folder.0, 9).unwrap_err().to_string().contains("is not a regular file"));
+        assert!(
+            read(Path::new("/dev/null"), 9)
+                .unwrap_err()
+                .to_string()
+                .contains("is not a regular file")
+        );
         assert!(read(&folder.0.join("b"), 9).unwrap_err().to_string().contains("cannot be read"));
     }
 

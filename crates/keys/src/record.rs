@@ -146,7 +146,7 @@ pub fn check_nqn(nqn: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{nqn} is no host NQN: it begins with nqn., has no blanks, at most {MAX_NQN} characters of ASCII; on the \
+        "{nqn} is not a host NQN: it begins with nqn., has no blanks, at most {MAX_NQN} characters of ASCII; on the \
          host it stands in /etc/nvme/hostnqn"
     ))
 }

@@ -381,7 +381,7 @@ pub fn write_private(path: &Path, text: &[u8]) -> Result<(), Failure> {
 /// Fails if it cannot be read, or is malformed.
 pub fn read_key(from: impl Read, what: &str) -> Result<Key, Failure> {
     let text = read_bounded(from, key::MAX_LEN).map_err(|error| match error.kind() {
-        ErrorKind::FileTooLarge => Failure::new(format!("{what} is no key: {error}")),
+        ErrorKind::FileTooLarge => Failure::new(format!("{what} is not a key: {error}")),
         _ => Failure::new(format!("{what} cannot be read: {error}")),
     })?;
     Key::parse(&text).map_err(|error| Failure::new(format!("{what}: {error}")))

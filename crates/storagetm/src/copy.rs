@@ -87,7 +87,9 @@ fn check(options: &Copy) -> Result<(), Failure> {
         return Err(Failure::usage("a pipe cannot be gone on with from a map: leave --map out"));
     }
     if *destination == Locator::Pipe && io::stdout().is_terminal() {
-        return Err(Failure::usage("a terminal is no place for a disk: say where to with > or |"));
+        return Err(Failure::usage(
+            "cannot write a disk to a terminal: redirect the output with > or |",
+        ));
     }
     if *destination == Locator::Pipe && options.files {
         return Err(Failure::usage(
@@ -277,7 +279,7 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     // First bytes of a map: a comment, a number, an empty line, or NULs left by a crash.
     if count == 1 && !b"#0\n\r\t \0".contains(&first[0]) {
         return Err(refused(format!(
-            "{} is there, and is no map: name another file, or remove it",
+            "{} exists and is not a map: name another file, or remove it",
             path.display()
         )));
     }

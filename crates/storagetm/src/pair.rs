@@ -96,7 +96,7 @@ fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
     };
     let text = text.map_err(|error| Failure::new(format!("the code cannot be read: {error}")))?;
     parse_code(&text).ok_or_else(|| {
-        Failure::usage("this is no code: it has eight digits, or is the text of the QR code (STORAGETM:PAIR/…)")
+        Failure::usage("this is not a code: a code has eight digits, or is the text of the QR code (STORAGETM:PAIR/…)")
     })
 }
 

@@ -407,7 +407,7 @@ fn impossible_pairing_is_reported() {
         (&["pair", "fe80::1"], "12345678\n", 2, "behind which interface"),
         (&["pair", "127.0.0.1:1"], "1234\n", 2, "no code"),
         (&["pair", "127.0.0.1:1"], "1234 5678\n", 1, "cannot be reached"),
-        (&["pair", "127.0.0.1:1", "--hostnqn", "laptop"], "12345678\n", 2, "no host NQN"),
+        (&["pair", "127.0.0.1:1", "--hostnqn", "laptop"], "12345678\n", 2, "not a host NQN"),
         (&["pair", "127.0.0.1:1", "--code-file", "/nonexistent/code"], "", 1, "cannot be read"),
     ] {
         let output = owner.fed(line, input);

@@ -177,7 +177,7 @@ impl NbdEndpoint {
             writable: opened.is_writable(),
             reports_extents: opened.extents,
             max_zero: max_zero(opened),
-            max_transfer: opened.largest.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
+            max_transfer: opened.maximum.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
             max_connections: if shared { MAX_CONNECTIONS } else { 1 },
             remote: true,
             blank: false,

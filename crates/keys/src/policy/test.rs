@@ -127,7 +127,7 @@ fn broken_host_file_grants_no_access_and_warns() {
     for (text, word) in [
         ("".to_owned(), "not understood"),
         ("{".to_owned(), "not understood"),
-        (host("laptop", READ), "no host NQN"),
+        (host("laptop", READ), "not a host NQN"),
         (
             host(NQN, r#""rules": [{"access": "read-only", "expire": "2027-01-01"}]"#),
             "not understood",

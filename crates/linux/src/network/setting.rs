@@ -68,7 +68,7 @@ pub enum Problem {
     Empty,
     /// An unknown method.
     #[error(
-        "\"{0}\" is no method; known are link-local, link6, dhcp, on, any, auto6, dhcp6, none and off"
+        "\"{0}\" is not a method; known are link-local, link6, dhcp, on, any, auto6, dhcp6, none and off"
     )]
     Method(String),
     /// An IPv6 address without brackets.
@@ -494,11 +494,9 @@ mod tests {
             Problem::Mac("01:00:00:00:00:00".into())
         );
         let sentence = Setting::parse("dhpc").unwrap_err().to_string();
-        assert!(
-            sentence.starts_with(
-                "ip=dhpc on the kernel command line is ignored: \"dhpc\" is no method"
-            )
-        );
+        assert!(sentence.starts_with(
+            "ip=dhpc on the kernel command line is ignored: \"dhpc\" is not a method"
+        ));
     }
 
     #[test]

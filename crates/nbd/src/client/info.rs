@@ -33,7 +33,7 @@ pub struct ExportInfo {
     /// Preferred block size in bytes.
     pub preferred: u32,
     /// Maximum length of a read or write in bytes: a multiple of the minimum block size.
-    pub largest: u32,
+    pub maximum: u32,
     /// The canonical name; empty if the server did not send it.
     pub name: String,
     /// Description for people; may be empty.
@@ -54,7 +54,7 @@ impl Default for ExportInfo {
             flags: 0,
             minimum: 1,
             preferred: 4096,
-            largest: MAX_PAYLOAD,
+            maximum: MAX_PAYLOAD,
             name: String::new(),
             description: String::new(),
             uuid: None,

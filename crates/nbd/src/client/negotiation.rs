@@ -326,7 +326,7 @@ impl Client {
             return Err(Violation::BlockSizesImpossible);
         }
         (self.info.minimum, self.info.preferred) = (minimum, preferred);
-        self.info.largest = maximum.min(MAX_PAYLOAD) & !(minimum - 1);
+        self.info.maximum = maximum.min(MAX_PAYLOAD) & !(minimum - 1);
         Ok(())
     }
 

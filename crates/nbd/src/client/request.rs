@@ -13,14 +13,14 @@ use crate::wire::request::{self, ExtendedRequest, flags};
 /// A request. Offsets and lengths are in bytes, multiples of [`ExportInfo::minimum`].
 #[derive(Debug)]
 pub enum Request {
-    /// Reads into the whole buffer, at most [`ExportInfo::largest`] bytes.
+    /// Reads into the whole buffer, at most [`ExportInfo::maximum`] bytes.
     Read {
         /// Offset on the export.
         offset: u64,
         /// Receives the data.
         buffer: Buffer,
     },
-    /// Writes part of a buffer, at most [`ExportInfo::largest`] bytes.
+    /// Writes part of a buffer, at most [`ExportInfo::maximum`] bytes.
     Write {
         /// Offset on the export.
         offset: u64,
@@ -155,7 +155,7 @@ impl Request {
         let (offset, len) = self.range();
         let minimum = u64::from(info.minimum);
         let most = match self {
-            Self::Read { .. } | Self::Write { .. } => u64::from(info.largest),
+            Self::Read { .. } | Self::Write { .. } => u64::from(info.maximum),
             _ if info.headers == Headers::Extended => u64::MAX,
             _ => u64::from(u32::MAX),
         };

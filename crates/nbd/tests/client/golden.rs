@@ -41,7 +41,7 @@ fn golden_connection_with_extended_headers() {
     script.deliver(&messages::option_reply(option::GO, option::REP_INFO, b"\xff\xff what is this"));
     script.deliver(&messages::ack(option::GO));
     let Some(Step::Opened(info)) = script.steps.pop() else { panic!("{:?}", script.steps) };
-    assert_eq!((info.bytes, info.minimum, info.largest), (BYTES, 512, 32 << 20));
+    assert_eq!((info.bytes, info.minimum, info.maximum), (BYTES, 512, 32 << 20));
     assert_eq!((info.name.as_str(), info.description.as_str()), ("disk", "of a test"));
     assert_eq!((info.headers, info.extents), (Headers::Extended, true));
     // A write of 512 bytes at 1024 with FUA.
@@ -91,7 +91,7 @@ fn unsupported_options_fall_back_to_older_ones() {
     script.deliver(&[&BYTES.to_be_bytes()[..], &ALL_FLAGS.to_be_bytes(), &[0; 124]].concat());
     let Some(Step::Opened(info)) = script.steps.pop() else { panic!("{:?}", script.steps) };
     assert_eq!((info.bytes, info.headers, info.extents), (BYTES, Headers::Simple, false));
-    assert_eq!((info.minimum, info.largest), (1, 32 << 20));
+    assert_eq!((info.minimum, info.maximum), (1, 32 << 20));
     let cookie = script.read(4096, 512);
     script.deliver(&messages::simple(cookie, 0, &[5; 512]));
     assert_eq!(script.done().buffer.unwrap().bytes(), [5; 512]);

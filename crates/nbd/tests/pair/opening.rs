@@ -1,4 +1,4 @@
-//! Opening and refusing connections.
+//! Option negotiation: exports opened, listed and refused.
 
 use export::{Access, Notice, Reason};
 use nbd::client::{Client, End, Headers, Options, Purpose, Start, Step};
@@ -14,7 +14,7 @@ fn all_extensions_are_negotiated() {
     assert_eq!((opened.headers, opened.extents), (Headers::Extended, true));
     assert_eq!((opened.bytes, opened.minimum, opened.preferred), (SIZE as u64, 512, 4096));
     assert_eq!((opened.name.as_str(), opened.is_writable()), ("sda", true));
-    assert_eq!(opened.largest, 32 << 20);
+    assert_eq!(opened.maximum, 32 << 20);
 }
 
 #[test]
@@ -74,16 +74,16 @@ fn client_disconnect_closes_the_session() {
 /// STARTTLS in the clear, everything else inside TLS.
 #[test]
 fn x02_only_starttls_is_negotiated_in_the_clear() {
-    for secured_only in [true, false] {
-        let mut greeter = greet(secured_only, true);
+    for tls_required in [true, false] {
+        let mut greeter = greet(tls_required, true);
         let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("sda") });
         let (mut to_server, mut secured) = (Vec::new(), false);
         for _ in 0..10 {
-            let reaction = greeter.receive(&to_server);
-            to_server.drain(..reaction.consumed);
-            assert_eq!(client.receive(&reaction.reply), reaction.reply.len());
-            if reaction.next != Next::Wait {
-                assert_eq!(reaction.next, Next::StartTls { no_zeroes: true });
+            let output = greeter.receive(&to_server);
+            to_server.drain(..output.consumed);
+            assert_eq!(client.receive(&output.reply), output.reply.len());
+            if output.next != Next::Wait {
+                assert_eq!(output.next, Next::StartTls { no_zeroes: true });
                 secured = true;
             }
             while let Some(step) = client.poll() {
@@ -111,7 +111,7 @@ fn client_requiring_tls_refuses_a_server_without() {
 }
 
 #[test]
-fn export_published_again_has_its_new_size() {
+fn republished_export_has_its_new_size() {
     let mut world = World::new(Options::new("sda"));
     let mut smaller = export(Access::Writable);
     smaller.resize(SIZE as u64 / 2);

@@ -15,8 +15,8 @@ fn pieces_completed_in_any_order_are_sent_in_order() {
         let id = attach(&mut world, MODE);
         world.conn(id).hold = true;
         world.send(id, &read(1, 700, 1 << 20).bytes(MODE));
-        for which in order {
-            world.finish(id, which, Ok(()));
+        for index in order {
+            world.finish(id, index, Ok(()));
         }
         world.finish_all(id);
         let received = world.received(id);
@@ -36,7 +36,7 @@ fn other_replies_wait_for_a_streamed_read() {
     world.send(id, &RequestHeader::new(nbd::wire::request::FLUSH, 4, 0, 0).bytes(MODE));
     assert_eq!(world.jobs(id).len(), 5, "the second long read waits");
     world.finish(id, 3, Ok(()));
-    assert_eq!(replies(&world.received(id), |_| 512).len(), 1, "nothing has begun yet");
+    assert_eq!(replies(&world.received(id), |_| 512).len(), 1, "no streamed reply has begun");
     world.finish(id, 0, Ok(()));
     world.finish(id, 2, Ok(()));
     assert_eq!(world.received(id).len(), 16 + (256 << 10), "the flush's reply waits");
@@ -53,7 +53,7 @@ fn other_replies_wait_for_a_streamed_read() {
 
 /// NBD, Simple reply: after the header an error can only be signalled by closing.
 #[test]
-fn failed_piece_is_an_error_or_closes_after_the_header() {
+fn read_error_is_replied_or_closes_after_the_header() {
     let mut world = World::new();
     let id = attach(&mut world, MODE);
     world.conn(id).hold = true;
@@ -86,7 +86,7 @@ fn streamed_read_memory_is_bounded() {
 }
 
 #[test]
-fn nothing_follows_the_close_of_a_cut_streamed_reply() {
+fn nothing_is_sent_after_a_truncated_streamed_reply() {
     let mut world = World::with_pool(1 << 20);
     let id = attach(&mut world, MODE);
     world.conn(id).not_receiving = true;

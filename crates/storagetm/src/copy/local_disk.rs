@@ -362,7 +362,7 @@ fn new_file(path: &Path, permission: Permission) -> Result<CopyEnd, Failure> {
     }
     if !folder.is_dir() {
         return Err(refused(format!(
-            "{} is no folder that is there; make it first",
+            "{} is not an existing directory; create it first",
             folder.display()
         )));
     }

@@ -123,9 +123,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 pub(super) fn time() -> Result<u32, Failure> {
     let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(0) };
     text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
-        Failure::new(
-            "SOURCE_DATE_EPOCH is no number of seconds since 1970; set it to one, or not at all",
-        )
+        Failure::new("SOURCE_DATE_EPOCH is not a number of seconds since 1970; correct or unset it")
     })
 }
 

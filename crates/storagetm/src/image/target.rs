@@ -13,7 +13,7 @@ const DEVICES: [&str; 2] = ["/dev", "/dev/shm"];
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     if path.metadata().is_ok_and(|there| !there.is_file()) {
         return Err(Failure::new(format!(
-            "{} is no regular file, and would be replaced; name a file (a disk is written by --disk only)",
+            "{} is not a regular file, and would be replaced; name a file (a disk is written by --disk only)",
             path.display()
         )));
     }
@@ -34,7 +34,7 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     if folder.is_dir() {
         return Ok(());
     }
-    Err(Failure::new(format!("{} is no folder that is there; make it first", folder.display())))
+    Err(Failure::new(format!("{} is not an existing directory; create it first", folder.display())))
 }
 
 /// Writes a temporary file next to `path` and renames it. Removes it on failure.
@@ -97,7 +97,7 @@ mod test {
             assert_eq!(fs::read(&path).unwrap(), content);
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        assert!(write(&folder, b"x").unwrap_err().to_string().contains("no regular file"));
+        assert!(write(&folder, b"x").unwrap_err().to_string().contains("not a regular file"));
         std::os::unix::fs::symlink("/dev/sdx-absent", folder.join("stick")).unwrap();
         let error = write(&folder.join("stick"), b"x").unwrap_err().to_string();
         assert!(error.contains("a link to what is not there"), "{error}");

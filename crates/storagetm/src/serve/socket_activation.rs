@@ -98,8 +98,8 @@ fn standard_input() -> Result<OwnedFd, Failure> {
     let is_peer = getpeername(&input).is_ok_and(|peer| peer.is_some()) && is_stream(input.as_fd());
     if !is_peer {
         return Err(Failure::new(
-            "--stdin: standard input is no connected socket; inetd, or a client that starts this \
-             program itself, makes it one",
+            "--stdin: standard input is not a connected socket; start this program by inetd, \
+             or by a client that starts its own server",
         ));
     }
     input.as_fd().try_clone_to_owned().map_err(|error| unusable("standard input", error))

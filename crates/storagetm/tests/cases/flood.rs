@@ -111,7 +111,7 @@ fn x54_flood_from_one_address_does_not_block_others() {
     });
     let count = count.load(Ordering::Relaxed);
     println!("{count} came; paired after {took:?}; {before} KiB, then {after} KiB");
-    assert!(count > 500, "that is no flood: {count}");
+    assert!(count > 500, "that is not a flood: {count}");
     assert!(took.iter().all(|took| *took <= PATIENCE), "{took:?}");
     assert!(after <= before + GROWTH, "{before} KiB, then {after} KiB");
     assert_eq!(worker, running.worker(), "it is the same process");
@@ -157,7 +157,7 @@ fn r38_flood_of_connections_leaves_no_memory_or_descriptors() {
     let came = come(20_000);
     let left = || (descriptors(), memory(&worker));
     println!("{came} came; {before} descriptors and {warm} KiB, then {:?}", left());
-    assert!(came > 15_000, "that is no flood: {came}");
+    assert!(came > 15_000, "that is not a flood: {came}");
     let is_back = || (descriptors() <= before && memory(&worker) <= warm + warm / 10).then_some(());
     find(is_back).unwrap_or_else(|| panic!("{before}, {warm} KiB; then {:?}", left()));
     assert_eq!(worker, running.worker(), "it is the same process");

@@ -40,7 +40,7 @@ fn invalid_destination_is_refused_in_one_sentence() {
         (&image, &folder.path(""), "neither a disk nor a file"),
         (&image, "/dev/storagetm-absent", "no such disk"),
         (&image, &link, "a link to what is not there"),
-        (&image, &inside, "no folder that is there"),
+        (&image, &inside, "not an existing directory"),
         (
             "nbd+unix:///?socket=/nonexistent/socket",
             &folder.path("copy.img"),

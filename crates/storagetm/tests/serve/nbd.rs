@@ -120,7 +120,7 @@ fn stale_socket_is_replaced_but_no_other_file() {
     assert!(running.end().success());
     let listen = format!("unix:{disk}");
     let said = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
-    assert!(said.contains("no socket"), "{said}");
+    assert!(said.contains("not a socket"), "{said}");
     assert_eq!(fs::metadata(&disk).unwrap().len(), SIZE);
 }
 
@@ -250,7 +250,7 @@ fn stdin_without_a_client_is_reported() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
     let said = sentence(&run(&["serve", "--stdin", &disk]), 1);
-    assert!(said.contains("no connected socket"), "{said}");
+    assert!(said.contains("not a connected socket"), "{said}");
     assert_eq!(run(&["serve", "--stdin", "--listen", ANY_PORT, &disk]).status.code(), Some(2));
 }
 
