@@ -26,7 +26,7 @@ pub struct Model {
     pub access_request: Option<AccessRequest>,
     /// Messages, one sentence each, the newest last.
     pub notes: Vec<String>,
-    /// The state of the network while there is no address.
+    /// The state of the network while the machine has none.
     pub link: Link,
     /// Shown in target mode only.
     pub target_mode: Option<TargetMode>,
@@ -45,7 +45,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// Returns the text shown while there is no address.
+    /// Returns the text shown without an address.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::NoCard => {
@@ -71,7 +71,7 @@ impl Model {
         self.all_endpoints().any(|at| at.keyed)
     }
 
-    /// Returns whether there is no endpoint yet.
+    /// Returns whether all lists of endpoints are empty.
     pub(crate) fn is_unreachable(&self) -> bool {
         self.endpoints.is_empty() && self.nbd.is_empty()
     }

@@ -16,7 +16,7 @@ struct Column {
     cells: Vec<String>,
     /// Minimum width; 0 if the column must not be cut.
     least: usize,
-    /// Columns are dropped in descending order of this value where there is no room; 0 is never
+    /// Columns are dropped in descending order of this value in a narrow window; 0 is never
     /// dropped.
     drop_order: usize,
     /// Cut at the start instead of the end.

@@ -239,7 +239,7 @@ impl HashTree {
                 offset = left;
                 self.nodes.remove(&left);
             } else if offset.saturating_add(half) >= self.shape.bytes {
-                // At the end of the disk there is no right sibling: the parent has the same hash.
+                // The last node has no right sibling: the parent has the same hash.
                 node.level += 1;
             } else {
                 let right = offset + half;

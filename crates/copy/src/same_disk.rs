@@ -58,7 +58,7 @@ pub(crate) fn check_samples(
 /// inner result is that of the read.
 ///
 /// # Errors
-/// Fails if the connection is lost, or if there is no answer in time.
+/// Fails if the connection is lost, or if the reply does not arrive in time.
 pub fn read_sync(
     connection: &mut dyn Connection,
     offset: u64,

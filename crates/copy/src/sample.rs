@@ -55,7 +55,7 @@ struct Reservoir {
 }
 
 impl Samples {
-    /// Adds a sample. A sample of zeros is kept only if there is no other: most disks have zeros.
+    /// Adds a sample. A sample of zeros is kept only until one with data is added: most disks have zeros.
     pub(crate) fn add(&self, sample: Sample) {
         let mut reservoir = self.lock();
         if sample.zero {

@@ -176,7 +176,7 @@ struct Link {
     end: OpenedEndpoint,
     connection: Option<Box<dyn Connection>>,
     reconnect_timeout: Duration,
-    /// Whether to retry if there is no connection. Not before the first one if another thread can
+    /// Whether to retry while disconnected. Not before the first one if another thread can
     /// do the work.
     waits_for_first: bool,
     retry_at: Instant,

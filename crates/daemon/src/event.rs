@@ -169,7 +169,7 @@ pub enum ServeEvent {
         /// Previous size in bytes.
         before: u64,
     },
-    /// A disk is no longer exported.
+    /// An export was withdrawn.
     Withdrawn {
         /// The disk.
         #[serde(flatten)]

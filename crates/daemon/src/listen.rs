@@ -386,7 +386,7 @@ fn scope(address: &Address) -> Option<(&str, u32)> {
 }
 
 /// NVMe/TCP endpoints of `listeners`. A wildcard listener has all addresses of the machine;
-/// loopback addresses only if there are no others.
+/// loopback addresses only if the machine has no others.
 pub fn endpoints<'a>(
     listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],

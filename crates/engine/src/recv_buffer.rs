@@ -15,14 +15,14 @@ pub(crate) struct RecvBuffer {
 }
 
 impl RecvBuffer {
-    /// Returns an empty buffer of `len` bytes, or `None` if there is no memory.
+    /// Returns an empty buffer of `len` bytes, or `None` if memory cannot be allocated.
     pub(crate) fn new(len: usize) -> Option<Self> {
         let bytes = <[u8]>::new_box_zeroed_with_elems(len).ok()?;
         Some(Self { bytes, start: 0, end: 0 })
     }
 
     /// Returns a buffer of at least [`RECV_BUFFER`] bytes that contains `received`, or `None` if
-    /// there is no memory.
+    /// memory cannot be allocated.
     pub(crate) fn with_bytes(received: &[u8]) -> Option<Self> {
         let mut recv_buffer = Self::new(RECV_BUFFER.max(received.len()))?;
         recv_buffer.spare().get_mut(..received.len()).unwrap_or_default().copy_from_slice(received);
@@ -35,7 +35,7 @@ impl RecvBuffer {
         self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Returns whether there are no unread bytes.
+    /// Returns whether all bytes have been read.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }

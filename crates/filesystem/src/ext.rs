@@ -258,7 +258,7 @@ impl Layout {
         at(bytes.start) / self.block..at(bytes.end).div_ceil(self.block).min(self.blocks)
     }
 
-    /// Reads a block; `None` if there is no such block.
+    /// Reads a block; `None` if the block is beyond the end.
     fn read<R: ReadAt + ?Sized>(&self, disk: &R, block: u64) -> io::Result<Option<Vec<u8>>> {
         if block >= self.blocks {
             return Ok(None);

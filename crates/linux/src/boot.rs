@@ -113,7 +113,7 @@ struct Structure<'a> {
 impl<'a> Structure<'a> {
     /// Parses the first structure of the table; returns it and the rest. A structure is a formatted
     /// area whose length is in its second byte, strings that each end with a zero byte, and one
-    /// more zero byte; two zero bytes if there are no strings (SMBIOS 3.6 §6.1.3).
+    /// more zero byte; two zero bytes without strings (SMBIOS 3.6 §6.1.3).
     fn parse(table: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let [kind, length, ..] = *table else { return None };
         let mut rest = table.get(usize::from(length).max(4)..)?;

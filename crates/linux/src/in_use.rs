@@ -924,7 +924,7 @@ mod tests {
     fn disk_of_this_machines_root_is_in_use() {
         let machine = Machine::snapshot(&Tree::machine()).unwrap();
         let root = machine.uses.iter().find(|found| found.code == Code::Root);
-        // Where the root is no disk (a container, an initrd) there is nothing to find.
+        // Where the root is not on a disk (a container, an initrd) there is nothing to find.
         if let Some(found) = root {
             let disk = machine.disk(&found.device).unwrap();
             assert!(!machine.judge(disk, &Marked::default()).allows(Asked::ByName));

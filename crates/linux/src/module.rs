@@ -91,7 +91,7 @@ impl Drivers {
     /// Opens the uevent socket, and reads the directory of modules and the kernel command line.
     ///
     /// # Errors
-    /// Fails if `modules.dep` cannot be read, or there are no uevent sockets.
+    /// Fails if `modules.dep` cannot be read, or uevent sockets are not supported.
     pub fn open(tree: &Tree, folder: impl AsRef<Path>, cmdline: &str) -> io::Result<Self> {
         let index = Index::read(tree.path(folder))?;
         Ok(Self {

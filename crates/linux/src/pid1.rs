@@ -64,7 +64,7 @@ pub enum Exit {
 /// Waits for a child, and reaps all other children meanwhile: PID 1 inherits orphans.
 ///
 /// # Errors
-/// Fails if there is no such child.
+/// Fails if the child does not exist.
 pub fn wait_for(child: Pid) -> io::Result<Exit> {
     loop {
         let ended = match wait(WaitOptions::empty()) {

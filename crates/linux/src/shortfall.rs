@@ -48,7 +48,7 @@ pub enum Shortfall {
         /// The file, below `/lib/firmware`.
         file: String,
     },
-    /// There are no network interfaces besides loopback.
+    /// The machine has only the loopback interface.
     NoNetworkCard,
 }
 

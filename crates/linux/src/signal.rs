@@ -47,7 +47,7 @@ impl Signals {
     /// Blocks the signals and opens the descriptor.
     ///
     /// # Errors
-    /// Fails if there are no descriptors left.
+    /// Fails if the limit of descriptors is reached.
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;

@@ -58,7 +58,7 @@ impl Uevents {
     /// Opens the socket. Scan the devices after this, so that none is missed.
     ///
     /// # Errors
-    /// Fails if there are no such sockets. In a container with its own user namespace the socket
+    /// Fails if such sockets are not supported. In a container with its own user namespace the socket
     /// opens but never receives anything.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::listening(Some(KOBJECT_UEVENT), FROM_KERNEL)? })

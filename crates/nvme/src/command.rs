@@ -47,7 +47,7 @@ impl Transfer {
         }
     }
 
-    /// Returns whether there is no data.
+    /// Returns whether the command transfers no data.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.len() == 0

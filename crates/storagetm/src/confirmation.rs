@@ -101,7 +101,7 @@ impl fmt::Display for OverwriteTarget {
 /// Asks the user to type the name, unless the option was `given`. `with` is what is to be written.
 ///
 /// # Errors
-/// Fails with a sentence if the user declines, or if there is no terminal.
+/// Fails with a sentence if the user declines, or without a terminal.
 pub(crate) fn confirm(overwrite: &OverwriteTarget, with: &str, given: bool) -> Result<(), String> {
     if given {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The program `storagetm`: command line, screens, and the wiring of all other crates.
+//! The program `storagetm`: combines all other crates, with a command line and screens.
 //!
 //! | module | content |
 //! |---|---|
@@ -51,15 +51,15 @@ use options::Task;
 
 /// Runs the program. Exit status 0 on success, 1 on failure, 2 for a usage error, 3 if another
 /// machine refused; `copy` has more.
-pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Best effort: nearly every task handles keys.
     let _ = linux::sandbox::protect_memory();
-    let line: Vec<OsString> = line.into_iter().collect();
-    if !is_init(&line) && options::key::contains_key(&line) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if !is_init(&args) && options::key::contains_key(&args) {
         return failed(&Failure::usage(options::key::KEY_IN_ARGUMENTS));
     }
     let parsed =
-        if is_init(&line) { options::parse(["storagetm", "boot"]) } else { options::parse(line) };
+        if is_init(&args) { options::parse(["storagetm", "boot"]) } else { options::parse(args) };
     let options = match parsed {
         Ok(options) => options,
         Err(error) => {
@@ -67,7 +67,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let done = match options.task {
+    let result = match options.task {
         Task::Serve(options) => serve::serve(&options),
         Task::Copy(options) => copy::copy(&options),
         Task::List(options) => list::list(&options),
@@ -87,7 +87,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Worker => daemon::worker::work(),
         Task::Announcer => dnssd::work(),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failed(&failure),
     }
@@ -100,7 +100,7 @@ fn failed(failure: &Failure) -> ExitCode {
 
 /// Returns whether the kernel started this as PID 1 of an initramfs, by the name `/init`. Its
 /// arguments are then kernel parameters that the kernel did not recognize.
-fn is_init(line: &[OsString]) -> bool {
-    let name = line.first().map(Path::new).and_then(Path::file_name);
+fn is_init(args: &[OsString]) -> bool {
+    let name = args.first().map(Path::new).and_then(Path::file_name);
     std::process::id() == 1 && name.is_some_and(|name| name == "init")
 }

@@ -339,7 +339,7 @@ pub enum Format {
 
 impl Serve {
     /// The options of target mode: all disks with hot-plug, boot settings and pairing.
-    pub(crate) fn everything() -> Self {
+    pub(crate) fn for_target_mode() -> Self {
         Self {
             disks: Vec::new(),
             all: true,
@@ -368,15 +368,15 @@ impl Serve {
     }
 
     /// Returns the disks named by path, each once, in the order given; `--writable` takes precedence.
-    pub fn wanted(&self) -> Vec<LendRequest> {
-        let mut wanted: Vec<LendRequest> = Vec::new();
+    pub fn lend_requests(&self) -> Vec<LendRequest> {
+        let mut requests: Vec<LendRequest> = Vec::new();
         let writable = self.writable.iter().filter(|path| !self.is_demo(path));
         for path in self.disks.iter().chain(writable) {
-            if !wanted.iter().any(|known| known.path == *path) {
-                wanted.push(LendRequest { path: path.clone(), writable: self.is_writable(path) });
+            if !requests.iter().any(|known| known.path == *path) {
+                requests.push(LendRequest { path: path.clone(), writable: self.is_writable(path) });
             }
         }
-        wanted
+        requests
     }
 
     /// Returns whether the demo disk is writable.
@@ -393,7 +393,7 @@ impl Serve {
     }
 }
 
-/// Returns the table, for man pages and completions.
+/// Returns the definition of the command line, for man pages and completions.
 pub fn command() -> clap::Command {
     Options::command()
 }
@@ -418,7 +418,7 @@ mod test {
         let words = format!("storagetm serve {line}");
         match parse(words.split_whitespace())?.task {
             Task::Serve(serve) => Ok(serve),
-            _ => unreachable!("the line says serve"),
+            _ => unreachable!("another subcommand"),
         }
     }
 
@@ -427,12 +427,12 @@ mod test {
     }
 
     #[test]
-    fn the_table_is_consistent() {
+    fn command_line_definition_is_consistent() {
         command().debug_assert();
     }
 
     #[test]
-    fn lines_that_are_right() {
+    fn valid_lines_are_accepted() {
         for line in [
             "/dev/sda",
             "/dev/sda /dev/sdb --writable /dev/sdb",
@@ -455,7 +455,7 @@ mod test {
     }
 
     #[test]
-    fn lines_that_are_wrong_end_with_status_2() {
+    fn invalid_lines_fail_with_status_2() {
         for line in [
             "",
             "--all /dev/sda",
@@ -482,27 +482,27 @@ mod test {
     #[test]
     fn disk_is_read_only_unless_named_writable() {
         let options = serve("a b --writable b --writable c").unwrap();
-        assert_eq!(options.wanted(), [disk("a", false), disk("b", true), disk("c", true)]);
+        assert_eq!(options.lend_requests(), [disk("a", false), disk("b", true), disk("c", true)]);
     }
 
     #[test]
     fn a_disk_given_twice_is_lent_once() {
-        assert_eq!(serve("a a").unwrap().wanted(), [disk("a", false)]);
+        assert_eq!(serve("a a").unwrap().lend_requests(), [disk("a", false)]);
     }
 
     #[test]
     fn demo_is_the_built_in_disk_only_if_that_is_lent() {
         let options = serve("--demo --writable demo").unwrap();
         assert!(options.demo_writable());
-        assert_eq!(options.wanted(), []);
-        assert_eq!(serve("--writable demo").unwrap().wanted(), [disk("demo", true)]);
+        assert_eq!(options.lend_requests(), []);
+        assert_eq!(serve("--writable demo").unwrap().lend_requests(), [disk("demo", true)]);
     }
 
     #[test]
     fn demo_takes_its_size_only_after_an_equals_sign() {
         let options = serve("--demo 64M").unwrap();
         assert_eq!(options.demo.unwrap().bytes(), 256 << 20);
-        assert_eq!(options.wanted(), [disk("64M", false)]);
+        assert_eq!(options.lend_requests(), [disk("64M", false)]);
         assert_eq!(serve("--demo=64M").unwrap().demo.unwrap().bytes(), 64 << 20);
     }
 }

@@ -101,7 +101,7 @@ pub(crate) fn lend_all(
     inbox: Inbox,
     console_ui: ConsoleUi,
 ) -> Result<StopReason, Failure> {
-    run(&Serve::everything(), settings, Output::silent(), inbox, None, Some(console_ui))
+    run(&Serve::for_target_mode(), settings, Output::silent(), inbox, None, Some(console_ui))
 }
 
 fn run(
@@ -190,7 +190,7 @@ struct Server {
 struct Timers {
     /// Redraw the screen.
     draw: Option<Instant>,
-    /// Print the full text where there is no screen.
+    /// Print the full text where no screen is drawn.
     full_text: bool,
     /// Reread the machine's addresses.
     addresses: Option<Instant>,
@@ -387,7 +387,7 @@ impl Server {
         own.chain(others).flatten().min()
     }
 
-    /// There is no event for a terminal that comes back to the foreground, so it is polled.
+    /// A return to the foreground causes no event, so it is polled.
     fn terminal_keys_due(&self) -> Option<Instant> {
         let is_away = |terminal_keys: &&TerminalKeys| terminal_keys.descriptor().is_none();
         self.terminal_keys.as_ref().filter(is_away).map(|_| Instant::now() + POLL_INTERVAL)

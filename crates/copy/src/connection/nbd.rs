@@ -393,7 +393,7 @@ impl NbdConnection {
         Ok(())
     }
 
-    /// Completes answered writes whose buffers are no longer needed for sending.
+    /// Completes answered writes whose buffers have been sent.
     fn complete_answered_writes(&mut self) {
         let answered = std::mem::take(&mut self.answered);
         for (tag, result) in answered {

@@ -54,7 +54,7 @@ pub fn save(map: &Map, path: &Path) -> io::Result<()> {
     let fresh = write(map, path)?;
     let kept = beside(path, ".bak");
     let _ = std::fs::remove_file(&kept);
-    // A hard link, so that the map exists at any moment. Without hard links there is no backup.
+    // A hard link, so that the map exists at any moment. File systems without hard links get no backup.
     let _ = std::fs::hard_link(path, &kept);
     std::fs::rename(&fresh, path)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -105,7 +105,7 @@ fn fill(
     new_hashes.nodes().for_each(|hash| whole.insert(hash));
     let gaps = whole.gaps();
     let sector = u64::from(destination.disk.block.max(1));
-    // Less than a block cannot be read: then there is no hash.
+    // Less than a block cannot be read, and has no hash.
     let readable = gaps.iter().all(|gap| gap.start.is_multiple_of(sector));
     if !gaps.is_empty() && readable {
         let seen = read_back(destination, &gaps, settings, monitor, whole.bytes(), 0)?;

@@ -60,7 +60,7 @@ impl Worker {
         Some((len, Request::Zero { offset: range.start, len }))
     }
 
-    /// A write of data or zeros; `None` if there is no memory now.
+    /// A write of data or zeros; `None` if no memory is available now.
     fn write(&mut self, tag: u32, range: &Range<u64>) -> Option<(u64, Request)> {
         let piece = self.pieces.get(tag)?;
         let base = piece.range.start;

@@ -43,7 +43,7 @@ impl Certificates {
     /// client must present a certificate.
     ///
     /// # Errors
-    /// Fails if there is no memory, or a client certificate is required and no authority is
+    /// Fails if memory cannot be allocated, or a client certificate is required and no authority is
     /// configured.
     pub(crate) fn serve(
         &self,
@@ -100,7 +100,7 @@ impl Trust {
     /// Starts a handshake as client.
     ///
     /// # Errors
-    /// Fails if there is no memory, or one of the certificates or the key cannot be used.
+    /// Fails if memory cannot be allocated, or one of the certificates or the key cannot be used.
     pub(super) fn begin(&self, socket: Socket) -> Result<Handshake, HandshakeError> {
         let config = self.config().map_err(|error| failed(&error, true))?;
         Handshake::begin_certified(socket, config, &self.name)

@@ -167,7 +167,7 @@ fn config() -> Result<Config, &'static str> {
 /// Returns the base configuration for handshakes with certificates.
 ///
 /// # Errors
-/// Fails if there is no memory.
+/// Fails if memory cannot be allocated.
 pub(super) fn certified() -> Result<Builder, Error> {
     builder(CERTIFIED)
 }
@@ -185,7 +185,7 @@ impl Handshake {
     /// Starts a handshake as server with PSKs; `early` was already received.
     ///
     /// # Errors
-    /// Fails if there is no memory, or the library does not accept a key.
+    /// Fails if memory cannot be allocated, or the library does not accept a key.
     pub(crate) fn serve(
         socket: Socket,
         early: Vec<u8>,
@@ -197,7 +197,7 @@ impl Handshake {
     /// Starts a handshake as client with a PSK.
     ///
     /// # Errors
-    /// Fails if there is no memory, or the library does not accept the key.
+    /// Fails if memory cannot be allocated, or the library does not accept the key.
     pub(super) fn begin(socket: Socket, key: Psk) -> Result<Self, HandshakeError> {
         Self::with_keys(Mode::Client, socket, Vec::new(), vec![key])
             .map_err(|error| failed(&error, true))
@@ -207,7 +207,7 @@ impl Handshake {
     /// of the client as `wanted`.
     ///
     /// # Errors
-    /// Fails if there is no memory.
+    /// Fails if memory cannot be allocated.
     pub(super) fn serve_certified(
         socket: Socket,
         early: Vec<u8>,
@@ -232,7 +232,7 @@ impl Handshake {
     /// `name`, a host name or an address.
     ///
     /// # Errors
-    /// Fails if there is no memory, or the name cannot be used.
+    /// Fails if memory cannot be allocated, or the name cannot be used.
     pub(super) fn begin_certified(
         socket: Socket,
         config: Config,

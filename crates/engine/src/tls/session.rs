@@ -59,7 +59,7 @@ pub(crate) struct TlsSession {
 }
 
 impl TlsSession {
-    /// Returns a buffer for decrypted bytes, or `None` if there is no memory.
+    /// Returns a buffer for decrypted bytes, or `None` if memory cannot be allocated.
     pub(crate) fn recv_buffer() -> Option<RecvBuffer> {
         RecvBuffer::new(PLAIN_BUFFER)
     }

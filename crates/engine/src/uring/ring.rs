@@ -146,7 +146,7 @@ impl Ring {
     /// Adds a file to the table. It is removed when the last reference is dropped.
     ///
     /// # Errors
-    /// Fails if the table is full or there is no memory.
+    /// Fails if the table is full or memory cannot be allocated.
     pub(crate) fn put(&mut self, file: BorrowedFd<'_>) -> io::Result<Rc<FixedFile>> {
         self.sweep();
         put(&self.ring, &self.files, file)

@@ -55,7 +55,7 @@ impl<T> Slots<T> {
         self.slots.len() - self.free.len()
     }
 
-    /// Returns whether there are no values.
+    /// Returns whether all slots are free.
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }

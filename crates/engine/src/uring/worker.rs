@@ -225,7 +225,7 @@ impl Worker {
         waiting || self.turn.ring.is_ready() || self.inbox.has_messages()
     }
 
-    /// Returns how long to poll now. There is no polling during a coalescing wait, which the first
+    /// Returns how long to poll now. Does not poll during a coalescing wait, which the first
     /// request does not end.
     fn budget(&self) -> Option<Duration> {
         let is_idle = self.connections.is_empty() || self.next_flush.is_some();

@@ -20,7 +20,7 @@ const RULES: [&str; 4] =
     ["etc/udev/rules.d", "run/udev/rules.d", "usr/lib/udev/rules.d", "lib/udev/rules.d"];
 
 /// Registers a controller that was just connected, `nvme3`, as this program's. Does nothing if
-/// there is no registry.
+/// it does not exist.
 ///
 /// # Errors
 /// Fails if the registry cannot be written.

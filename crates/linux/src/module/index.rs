@@ -99,7 +99,7 @@ impl Index {
     }
 
     /// Returns the names of the modules to load for a module, in this order, including itself;
-    /// empty if there is no such module. Soft dependencies are included if they exist.
+    /// empty for an unknown module. Soft dependencies are included if they exist.
     pub fn closure(&self, name: &str) -> Vec<&str> {
         let mut order = Vec::new();
         self.visit(name, &mut HashSet::new(), &mut order);

@@ -37,7 +37,7 @@ struct WritePayload {
     at: u8,
     /// Bytes not received yet, of this and later pieces.
     left: u64,
-    /// The current piece; `None` while there is no memory, while the driver receives into it, or if
+    /// The current piece; `None` while no memory is available, while the driver receives into it, or if
     /// the write has failed.
     buffer: Option<Buffer>,
     /// Bytes of the current piece received.

@@ -48,7 +48,7 @@ fn status_head(mode: Mode, to: ReplyTo, count: u32, len: usize) -> Head {
 
 /// Replaces the records in `bytes` by descriptors of at most `most` extents of the range: `len`
 /// bytes after the first `skip`. Returns the number of descriptors and their length in bytes.
-/// Returns one data extent if there is no record for the range.
+/// Returns one data extent if the range has no record.
 fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) -> (u32, usize) {
     let (mut skip, mut left) = (skip, len);
     let (mut count, mut used) = (0, 0);
@@ -68,7 +68,7 @@ fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) 
     if count == 0 { (1, put(bytes, 0, Extent::data(len), mode)) } else { (count, used) }
 }
 
-/// Writes a descriptor at an offset whose record has been read: it is no longer than a record.
+/// Writes a descriptor at an offset whose record has been read: it is at most as long as a record.
 /// Returns its length.
 fn put(bytes: &mut [u8], at: usize, extent: Extent, mode: Mode) -> usize {
     let hole = if extent.hole { STATE_HOLE } else { 0 };

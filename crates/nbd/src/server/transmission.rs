@@ -220,7 +220,7 @@ impl Transmission {
         }
     }
 
-    /// Submits as many pieces as may be in flight, and completes the request if there are no more.
+    /// Submits as many pieces as may be in flight, and completes the request after the last one.
     fn advance(&mut self, at: u8, out: &mut Outbox) {
         while self.slots.get(at).is_some_and(|slot| slot.has_more()) {
             if !self.issue(at, out) {

@@ -181,7 +181,7 @@ impl Context {
     }
 
     /// Returns whether orphaned writes to the disk are in flight. Checked for unauthenticated hosts
-    /// as well, because there is no second check after authentication.
+    /// as well, because access is not checked again after authentication.
     pub(super) fn has_orphaned_writes(&self, subsystem: &str) -> bool {
         let export = self.target().catalogue().find(&nqn::export_id(subsystem));
         export.is_some_and(|export| export.has_orphans())

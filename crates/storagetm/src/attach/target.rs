@@ -21,7 +21,7 @@ use remote::query::{self, Disk, Initiator, QueryError};
 
 /// How long multicast DNS is browsed for a machine.
 const BROWSE_TIME: Duration = Duration::from_secs(3);
-/// Maximum number of addresses that are tried for a machine that is no longer at its known address.
+/// Maximum number of addresses that are tried for a machine whose known address is out of date.
 const MAX_ADDRESSES: usize = 16;
 
 /// A target and a disk, as typed.

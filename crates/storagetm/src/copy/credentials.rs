@@ -49,7 +49,7 @@ impl Keys {
     /// Returns the credentials for a target: the named key, else the one from pairing.
     ///
     /// # Errors
-    /// Fails if a key cannot be read: there is no fallback to plaintext.
+    /// Fails if a key cannot be read; never falls back to plaintext.
     pub(super) fn find(
         tree: &Tree,
         options: &Copy,
@@ -70,7 +70,7 @@ impl Keys {
         }
     }
 
-    /// Returns whether there are no credentials.
+    /// Returns whether it has no credentials.
     pub(super) fn is_plaintext(&self) -> bool {
         self.tls.is_none() && self.chap.is_none()
     }

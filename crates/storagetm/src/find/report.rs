@@ -25,7 +25,7 @@ pub(super) struct Row {
     /// The command that pairs with it, if it requires a key.
     pair: Option<String>,
     nbd: Option<String>,
-    /// Why there is no list of its disks.
+    /// Why its disks could not be listed.
     reason: Option<String>,
 }
 

@@ -199,7 +199,7 @@ mod test {
     }
 
     #[test]
-    fn lines_that_are_right() {
+    fn valid_lines_are_accepted() {
         for line in [
             "a b",
             "nvme://a/b c",
@@ -216,7 +216,7 @@ mod test {
     }
 
     #[test]
-    fn lines_that_are_wrong_end_with_status_2() {
+    fn invalid_lines_fail_with_status_2() {
         for line in [
             "",
             "a",

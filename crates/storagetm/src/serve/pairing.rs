@@ -85,7 +85,7 @@ impl Server {
         self.draw_soon(another && self.reports_codes);
     }
 
-    /// Applies changed access rules: hosts that are no longer allowed are disconnected.
+    /// Applies changed access rules: hosts that have lost their access are disconnected.
     pub(super) fn apply_host_changes(&mut self, now: Instant) {
         let (policy, complaints) = self.access_control.read(now);
         policy.into_iter().for_each(|policy| self.worker.set_policy(policy));

@@ -251,7 +251,7 @@ fn loopback() -> Address {
 /// Opens the named disks, and the demo disk.
 fn open_requested(options: &Serve, lend_options: &LendOptions) -> Result<Vec<LentDisk>, Failure> {
     let mut lent_disks: Vec<LentDisk> = Vec::new();
-    for wanted in options.wanted() {
+    for wanted in options.lend_requests() {
         let wanted = LendRequest { path: named(&lend_options.tree, &wanted.path), ..wanted };
         check_new(&lent_disks, &wanted.path)?;
         if options.format.is_none() {

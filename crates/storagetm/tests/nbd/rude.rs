@@ -111,7 +111,7 @@ fn unnegotiated_request_is_refused() {
 
 /// X26: 32 MiB less a byte, 32 MiB, and a byte more.
 #[test]
-fn x26_the_largest_request_is_served_and_a_larger_one_is_refused() {
+fn x26_request_above_the_maximum_is_refused() {
     on_both(|server| {
         let most = 32u32 << 20;
         let mut socket = transmitting(server.port());

@@ -71,7 +71,7 @@ fn r17_interop_a_flush_that_fails_is_never_a_success() {
 
 /// R24: what was under way when the server went is asked for again, and little else.
 #[test]
-fn r24_interop_little_is_read_twice_after_the_server_went_and_came() {
+fn r24_interop_restart_rereads_little() {
     if lacks("little is read twice after the server went and came", &["nbdkit"]) {
         return;
     }

@@ -62,7 +62,7 @@ fn nbd_is_served_on_request_and_reported() {
         assert_eq!((&events[2]["name"], &events[3]["name"]), (&"one".into(), &"two".into()));
         assert_eq!(events[3]["nbd"][0], format!("nbd://127.0.0.1:{port}/two"));
         assert!(events[3]["nbd"][1].as_str().unwrap().starts_with("nbd+unix:///two?socket=/"));
-        assert_eq!(events[3]["attach"].as_array().unwrap().len(), 0, "NVMe/TCP is not spoken");
+        assert_eq!(events[3]["attach"].as_array().unwrap().len(), 0, "NVMe/TCP is not served");
         assert_eq!(first_block(&mut tcp(port), "two"), [2; 512]);
         let attached = running.events_until("attached").pop().unwrap();
         assert_eq!((&attached["protocol"], &attached["host"]), (&"nbd".into(), &"".into()));
@@ -80,7 +80,7 @@ fn nbd_is_served_on_request_and_reported() {
 }
 
 #[test]
-fn names_are_short_and_each_is_there_once() {
+fn export_names_are_short_and_unique() {
     let folder = Folder::new();
     fs::create_dir(folder.0.join("more")).unwrap();
     let disks = ["disk.img", "disk.raw", "more/disk.img"].map(|name| image(&folder, name, 1));
@@ -94,12 +94,12 @@ fn names_are_short_and_each_is_there_once() {
     talk.say(LIST, &[]).unwrap();
     for name in names {
         let (kind, data) = talk.reply(LIST).unwrap();
-        // The name's length, the name, and what else there is to say of it.
+        // NBD_REP_SERVER: length of the name, the name, and details.
         let len = u32::from_be_bytes(data[..4].try_into().unwrap()) as usize;
         assert_eq!((kind, &data[4..4 + len]), (SERVER, name.as_bytes()));
     }
     assert_eq!(talk.reply(LIST).unwrap().0, ACK);
-    // No name is that of the only disk, and here are four.
+    // An empty name selects the only disk; there are four.
     assert_eq!(talk.go("").unwrap(), Err(UNKNOWN));
     assert_eq!(talk.ask(ABORT, &[]).unwrap(), ACK);
 }
@@ -140,7 +140,7 @@ fn disabled_protocol_has_no_listener() {
     assert_eq!(first_block(&mut tcp(event["port"].as_u64().unwrap()), "disk"), [3; 512]);
 }
 
-/// What the program does on a socket that listens at descriptor 3, as systemd hands it over.
+/// Starts the program with a listening socket at descriptor 3, as systemd does.
 fn activated(listener: OwnedFd, words: &[&str]) -> Running {
     let script =
         "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=unknown exec \"$@\"";
@@ -168,14 +168,14 @@ fn activation_socket_is_served_without_stdout() {
     assert_eq!(first_block(&mut unix(&path), ""), [4; 512]);
     running.signal(Signal::TERM);
     assert!(running.end().success());
-    assert_eq!(running.lines.recv_timeout(LONG).ok(), None, "nothing was said");
-    assert!(path.exists(), "the file is another one's");
+    assert_eq!(running.lines.recv_timeout(LONG).ok(), None, "output on stdout");
+    assert!(path.exists(), "the socket file of systemd was removed");
     let listener = std::net::TcpListener::bind(ANY_PORT).unwrap();
     let port = listener.local_addr().unwrap().port().into();
     let mut running = activated(listener.into(), &["--json", &disk]);
     let events = running.events_until("ready");
     assert_eq!((&events[0]["protocol"], &events[0]["port"]), (&"nbd".into(), &port));
-    assert_eq!(events[1]["event"], "lent", "nothing else is listened on");
+    assert_eq!(events[1]["event"], "lent", "no other listener");
     assert_eq!(first_block(&mut tcp(port.as_u64().unwrap()), "disk"), [4; 512]);
     running.signal(Signal::TERM);
     assert!(running.end().success());
@@ -199,7 +199,7 @@ fn stdin_client_is_served_until_it_disconnects() {
         let begun = Instant::now();
         drop(talk);
         assert!(running.end().success());
-        // Less than the seven seconds that it gives to hosts which do not go by themselves.
+        // Less than the seven seconds that hosts have to disconnect.
         assert!(begun.elapsed() < Duration::from_secs(6), "{driver}: {:?}", begun.elapsed());
     }
 }
@@ -220,9 +220,9 @@ fn half_closed_client_on_stdin_gets_its_replies() {
     let read = [&[0x25, 0x60, 0x95, 0x13][..], &[0; 22], &[2, 0]].concat();
     talk.0.write_all(&read.repeat(READS)).unwrap();
     talk.0.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut heard = Vec::new();
-    talk.0.read_to_end(&mut heard).unwrap();
-    assert_eq!(heard.len(), READS * (16 + 512));
+    let mut received = Vec::new();
+    talk.0.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), READS * (16 + 512));
     drop(talk);
     assert!(running.end().success());
 }
@@ -238,9 +238,9 @@ fn protocol_violation_on_stdin_ends_the_program() {
     drop(command);
     ours.write_all(&[0xff; 64]).unwrap();
     ours.set_read_timeout(Some(LONG)).unwrap();
-    let mut heard = Vec::new();
-    ours.read_to_end(&mut heard).unwrap();
-    assert_eq!(heard.len(), 18, "the hello, and nothing else");
+    let mut received = Vec::new();
+    ours.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), 18, "more than the greeting");
     drop(ours);
     assert!(running.end().success());
 }
@@ -254,7 +254,7 @@ fn stdin_without_a_client_is_reported() {
     assert_eq!(run(&["serve", "--stdin", "--listen", ANY_PORT, &disk]).status.code(), Some(2));
 }
 
-/// Whoever means it to have one socket and no other does not get all that it listens at by itself.
+/// Without the socket it must not fall back to its default listeners.
 #[test]
 fn missing_activation_socket_is_reported() {
     let folder = Folder::new();
@@ -265,9 +265,9 @@ fn missing_activation_socket_is_reported() {
     assert!(said.contains("LISTEN_FDS"), "{said}");
 }
 
-/// As it stands in the manual of many tools: the client starts the server itself, by a socket and no port.
+/// As in the manuals of NBD clients: the client starts the server, with a socket and without a port.
 #[test]
-fn nbdinfo_starts_it_and_ends_it() {
+fn nbdinfo_starts_and_stops_the_server() {
     if programs::lacks("nbdinfo starts a server and ends it", &["nbdinfo"]) {
         return;
     }

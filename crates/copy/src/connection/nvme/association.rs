@@ -59,7 +59,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it was answered and its buffer is no longer needed.
+    /// Whether it is complete and its buffer free.
     fn can_complete(&self) -> bool {
         let free = self.sent.as_ref().is_some_and(|sent| Rc::strong_count(sent) == 1);
         self.result.is_some() && free

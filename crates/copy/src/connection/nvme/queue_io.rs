@@ -28,7 +28,7 @@ pub(super) enum Error {
     Io(io::Error),
     /// The target refused Connect.
     Refused(Status),
-    /// The target requires authentication, and there are no credentials.
+    /// The target requires authentication, and this host has no credentials.
     AuthRequired,
     /// The queue was closed.
     Closed(CloseReason),
