@@ -584,7 +584,7 @@ mod test {
         };
         let paired = ServeEvent::paired(&peer(), &request, Access::ReadOnly);
         assert!(paired.is_message() && !paired.is_problem());
-        let wanted = "vm at 10.0.0.2:5000 was let in by the code: read-only";
+        let wanted = "vm at 10.0.0.2:5000 was paired by the code: read-only";
         assert_eq!(paired.sentence().unwrap(), wanted);
         assert!(!ServeEvent::Ready.is_message());
     }

@@ -82,7 +82,7 @@ impl PolicyReader<'_> {
         match self.host(name, record) {
             Ok(Some(host)) => self.hosts.push(Arc::new(host)),
             Ok(None) => {}
-            Err(why) => self.warn(&format!("the host {name} is not let in: {why}")),
+            Err(why) => self.warn(&format!("the host {name} is not authorized: {why}")),
         }
     }
 
@@ -148,7 +148,7 @@ impl PolicyReader<'_> {
             self.schedule(added);
             self.warn(&format!(
                 "what the host {name} may have for some time only is kept from it: this machine's clock is behind the \
-                 moment at which it was let in, so it cannot be told whether the time is over; set the clock"
+                 time at which it was authorized, so it is not known whether it has expired; set the clock"
             ));
         }
         let rules = record.rules.iter().filter(|rule| rule.is_in_force(self.now));
@@ -175,7 +175,7 @@ impl PolicyReader<'_> {
         for (nqn, names) in named {
             let names = names.join(" and ");
             self.warn(&format!(
-                "{nqn} is let in under none of its names, {names}: remove all but one"
+                "{nqn} is not authorized, because it has several names, {names}: remove all but one"
             ));
         }
     }
@@ -184,7 +184,7 @@ impl PolicyReader<'_> {
         if self.hosts.len() > MAX_HOSTS {
             let (first, more) = (MAX_HOSTS, self.hosts.len() - MAX_HOSTS);
             self.warn(&format!(
-                "only the first {first} hosts are let in, {more} are not: remove some"
+                "only the first {first} hosts are authorized, {more} are not: remove some"
             ));
             self.hosts.truncate(MAX_HOSTS);
         }

@@ -249,7 +249,7 @@ impl Store {
         if self.is_in_credential(host.nqn) {
             // A duplicate NQN would deny access to both.
             return Err(Failure::new(format!(
-                "{} is let in by a credential, and only who gave that can change it",
+                "{} is authorized by a credential, and can only be changed there",
                 host.nqn
             )));
         }

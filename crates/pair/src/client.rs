@@ -97,11 +97,11 @@ fn refusal(f: &mut fmt::Formatter<'_>, why: RefusalReason, seconds: u16) -> fmt:
         RefusalReason::Denied => "the administrator of the target denied access",
         RefusalReason::NoAnswer => "the request was not confirmed at the target in time: try again",
         RefusalReason::NoSpace => {
-            "the target could not store the key: no space left on device; this machine was not let in. Make room where the \
+            "the target could not store the key: no space left on device; this machine was not authorized. Make room where the \
              target keeps its keys, and pair again"
         }
         RefusalReason::NotStored => {
-            "the target could not store the key: its screen or journal says why; this machine was not let in"
+            "the target could not store the key: its screen or journal says why; this machine was not authorized"
         }
     })?;
     match seconds {

@@ -52,7 +52,7 @@ fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Re
 fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Failure> {
     if let Some(known) = known.filter(|_| !options.replace) {
         return Err(Failure::new(format!(
-            "{} is let in already, as {known}: add --replace to change what it may have",
+            "{} is authorized already, as {known}: add --replace to change its access",
             options.nqn
         )));
     }
@@ -219,7 +219,7 @@ fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {
     let keys = store.remove_host(&name)?;
     let keys: Vec<String> =
         keys.iter().map(|key| format!(" Its key {key} is removed, too.")).collect();
-    print(format!("{name} is let in no longer.{}\n", keys.concat()).as_bytes())
+    print(format!("{name} is not authorized any more.{}\n", keys.concat()).as_bytes())
 }
 
 /// A host in the list; contains no secrets.

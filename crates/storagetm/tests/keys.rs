@@ -338,7 +338,7 @@ fn a_key_in_use_is_not_removed_and_a_removed_host_is_gone() {
     owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
     let (status, said) = owner.wrong(&["key", "remove", "tls"]);
     assert!(status == Some(1) && said.contains("used by laptop"), "{said}");
-    assert_eq!(owner.right(&["host", "remove", NQN]), "laptop is let in no longer.\n");
+    assert_eq!(owner.right(&["host", "remove", NQN]), "laptop is not authorized any more.\n");
     assert_eq!(owner.wrong(&["host", "remove", NQN]).0, Some(1));
     assert_eq!(owner.right(&["key", "remove", "tls"]), "");
     assert_eq!(owner.wrong(&["key", "remove", "tls"]).0, Some(1));

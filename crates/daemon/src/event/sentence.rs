@@ -17,7 +17,7 @@ impl ServeEvent {
                 format!("{name} at {address} has the right code and asks for write access")
             }
             Self::Paired { name, address, access, .. } => {
-                format!("{name} at {address} was let in by the code: {access}")
+                format!("{name} at {address} was paired by the code: {access}")
             }
             Self::Closed { at, .. } => format!("{at} is gone from this machine"),
             Self::Attached { which, host, address, shown, .. } => {

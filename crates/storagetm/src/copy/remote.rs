@@ -58,7 +58,7 @@ fn nvme_endpoint(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn End
     let wanted = keys.disk(&nvme.name).unwrap_or_else(|| nvme.name.clone());
     let name = Locator::Nvme(nvme.clone()).to_string();
     let hint = keys.is_plaintext().then(|| {
-        format!("if it wants a key, this machine is let in by \"storagetm pair {machine}\"")
+        format!("if it requires a key, pair this machine by \"storagetm pair {machine}\"")
     });
     let dial = move |subsystem: &str| {
         let psk = keys

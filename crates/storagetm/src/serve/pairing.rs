@@ -40,7 +40,7 @@ impl Server {
             None => Verdict::Denied,
             Some((_, Err(failure))) => {
                 self.report(&ServeEvent::note(format!(
-                    "{} is not let in: {failure}",
+                    "{} is not authorized: {failure}",
                     request.name
                 )));
                 if failure.is_storage_full() { Verdict::NoSpace } else { Verdict::NotStored }

@@ -169,7 +169,7 @@ fn access_control(options: &Serve, network: &Network) -> (AccessControl, Option<
     match opened {
         Ok(access_control) => (access_control, None),
         Err(failure) => {
-            (AccessControl::none(), Some(format!("No host can be let in by a key: {failure}.")))
+            (AccessControl::none(), Some(format!("No host can be authorized by a key: {failure}.")))
         }
     }
 }

@@ -63,7 +63,10 @@ fn full_state_directory_is_reported_to_both_ends() {
     let told = running.until("refused");
     let note = told.iter().find(|event| event["event"] == "note").unwrap();
     let sentence = note["message"].as_str().unwrap();
-    assert!(sentence.contains("guest is not let in") && sentence.contains("No space"), "{note}");
+    assert!(
+        sentence.contains("guest is not authorized") && sentence.contains("No space"),
+        "{note}"
+    );
     assert!(told.last().unwrap()["reason"].as_str().unwrap().contains("no space"), "{told:?}");
     // Neither end has kept anything.
     assert_eq!(fs::read_dir(small.0.join("keys")).unwrap().count(), 0);

@@ -197,7 +197,7 @@ fn removed(driver: &str) -> Duration {
         assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![5; 512]));
     }
     let socket = laptop.0.socket().try_clone().unwrap();
-    assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "it is let in");
+    assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "not disconnected");
     folder.owner(&["host", "remove", "laptop"]);
     let begun = Instant::now();
     assert!(is_cut_off(&socket, begun + 20 * SECOND), "{driver}");

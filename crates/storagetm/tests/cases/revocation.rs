@@ -57,7 +57,7 @@ fn removed(driver: &str) -> Duration {
     let mut disk = guest.attach_tls(address, &key).unwrap();
     let sockets = [&disk.admin, &disk.io].map(|w| w.stream.socket().try_clone().unwrap());
     assert_eq!(disk.read(0).unwrap(), vec![5; 4096]);
-    assert!(!are_cut_off(&sockets, Instant::now() + SECOND / 4), "it is let in");
+    assert!(!are_cut_off(&sockets, Instant::now() + SECOND / 4), "not disconnected");
     folder.owner(&["host", "remove", "laptop"]);
     let begun = Instant::now();
     assert!(are_cut_off(&sockets, begun + PATIENCE), "{driver}");
