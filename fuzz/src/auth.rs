@@ -99,7 +99,7 @@ impl Harness<'_> {
             12 => self.decide(),
             13 => drop(self.host.reauthenticate(1)),
             14 => self.fetch(),
-            _ => self.world.changed(),
+            _ => self.world.notify(export::Notice::StateChanged),
         }
         self.hear();
         self.check();
@@ -128,7 +128,7 @@ impl Harness<'_> {
 
     /// Delivers bytes of the target to the host.
     fn hear(&mut self) {
-        let bytes = self.world.raw(self.id);
+        let bytes = self.world.received(self.id);
         self.host.receive(&bytes);
     }
 
@@ -183,7 +183,7 @@ impl Harness<'_> {
         };
         self.world.catalogue.set_policy(Policy { hosts });
         if self.input.bit() {
-            self.world.changed();
+            self.world.notify(export::Notice::StateChanged);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use export::{Access, Fault, Notice, Session};
+use export::{Access, Fault, Notice};
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand};
 use nvme::tcp::pdu::kind;
 use nvme::wire::fabrics::{ConnectData, DISCOVERY_NQN, property};
@@ -270,27 +270,26 @@ impl Harness<'_> {
     /// Completes any held disk request.
     fn finish(&mut self, at: usize) {
         let id = self.connections[at].id;
-        let jobs = &mut self.world.conn(id).jobs;
-        if jobs.is_empty() {
+        let held = self.world.jobs(id).len();
+        if held == 0 {
             return;
         }
-        let turns = self.input.below(jobs.len());
-        jobs.rotate_left(turns);
+        let which = self.input.below(held);
         let fault = self.input.byte();
         let result = match Fault::ALL.get(usize::from(fault)) {
             Some(&fault) => Err(fault),
             None => Ok(()),
         };
-        self.world.finish(id, result);
+        self.world.finish(id, which, result);
     }
 
     fn event(&mut self, at: usize) {
         let id = self.connections[at].id;
         match self.input.byte() % 8 {
-            0 => self.world.disconnect_once(id),
-            1 if self.input.byte() == 7 => self.world.stop(),
+            0 => self.world.disconnect(id),
+            1 if self.input.byte() == 7 => self.world.notify(Notice::Stopping),
             2..=4 => self.open(),
-            _ => self.world.changed(),
+            _ => self.world.notify(Notice::StateChanged),
         }
     }
 
@@ -329,14 +328,15 @@ impl Harness<'_> {
             }
         }
         if self.input.bit() {
-            self.world.changed();
+            self.world.notify(Notice::StateChanged);
         }
     }
 
     /// Receives payload directly, possibly with an event in between.
     fn receive_direct(&mut self, at: usize) {
         let id = self.connections[at].id;
-        if !self.world.can_receive(id) {
+        let conn = self.world.conn(id);
+        if !conn.is_open() || !conn.incoming.is_empty() {
             return;
         }
         let now = self.world.now;
@@ -346,6 +346,6 @@ impl Harness<'_> {
         }
         let got = self.input.below(landing.end - landing.start + 1);
         self.world.session(id).direct_received(now, landing, got);
-        self.world.settle();
+        self.world.run();
     }
 }

@@ -111,7 +111,7 @@ fn discovery_log_is_a_snapshot_while_it_is_read() {
     let whole = world.fetch(id, &log(lid::DISCOVERY, 0, 3072));
     world.fetch(id, &log(lid::DISCOVERY, 0, 1024));
     world.catalogue.withdraw(&DISK.into());
-    world.changed();
+    world.notify(export::Notice::StateChanged);
     for at in [1024, 2048] {
         let part = world.fetch(id, &log(lid::DISCOVERY, at, 1024));
         assert_eq!(part, whole[usize::try_from(at).unwrap()..][..1024]);
@@ -299,7 +299,7 @@ fn event_is_masked_until_its_log_page_is_read() {
     let export = world.catalogue.find(&DISK.into()).unwrap();
     for bytes in [1 << 20, 2 << 20, 3 << 20] {
         export.resize(bytes);
-        world.changed();
+        world.notify(export::Notice::StateChanged);
     }
     assert_eq!(world.replies(admin).len(), 1);
     let replies = world.command(admin, &log(lid::CHANGED_NAMESPACE_LIST, 0, 4096).with_cid(1), &[]);
@@ -392,7 +392,7 @@ fn submitted_command_is_not_aborted() {
     world.send(io, &capsule(PLAIN, &read(4, 1).with_cid(9), &[]));
     let cqe = world.ask(admin, &abort(1, 9), &[]);
     assert_eq!((cqe.outcome(), cqe.dw0.get()), (Status::SUCCESS, 1));
-    world.finish(io, Ok(()));
+    world.finish(io, 0, Ok(()));
     assert_eq!(data_of(&world.replies(io), 9), world.disk[4 * 512..5 * 512]);
     world.end_all();
 }

@@ -15,7 +15,7 @@ use nvme::wire::{Sgl, Sqe};
 use zerocopy::IntoBytes;
 
 use crate::raw_host::{HOST, PLAIN, connect_data, connect_sqe, data_of, read};
-use crate::world::{Id, POISON, World};
+use crate::world::{Id, World};
 
 /// The default host, whose secret consists of ones.
 pub(crate) fn host() -> Host {
@@ -170,7 +170,7 @@ fn x38_auth_receive_returns_the_message_and_zeros() {
         assert_eq!(bytes.len(), al as usize);
         let message = 16 + Hash::Sha512.size() + Group::Ffdhe2048.size();
         assert!(bytes[message..].iter().all(|&byte| byte == 0));
-        let poisoned = bytes.windows(8).any(|run| run == [POISON; 8]);
+        let poisoned = bytes.windows(8).any(|run| run == [testkit::POISON; 8]);
         assert!(!poisoned);
         world.end_all();
     }

@@ -113,7 +113,7 @@ fn queue_overrun_ends_the_connection() {
     for cid in 0..128 {
         world.send(io, &capsule(PLAIN, &read(0, 1).with_cid(cid), &[]));
     }
-    assert_eq!((world.conn(io).closed, world.conn(io).jobs.len()), (None, 128));
+    assert_eq!((world.conn(io).closed, world.jobs(io).len()), (None, 128));
     world.send(io, &capsule(PLAIN, &read(0, 1).with_cid(128), &[]));
     world.terminated(io, 2, 0);
     world.assert_still_served(other_host);
@@ -128,7 +128,7 @@ fn identifier_in_use_is_refused_without_side_effects() {
     world.send(io, &capsule(PLAIN, &read(4, 1).with_cid(9), &[]));
     let cqe = world.ask(io, &write_in_capsule(4, 1).with_cid(9), &[1; 512]);
     assert_eq!(cqe.outcome(), Status::COMMAND_ID_CONFLICT.dnr());
-    world.finish(io, Ok(()));
+    world.finish(io, 0, Ok(()));
     assert_eq!(data_of(&world.replies(io), 9), world.disk[4 * 512..5 * 512]);
     world.end_all();
 }
@@ -185,7 +185,7 @@ fn pair(
 
 #[test]
 fn matching_pair_writes() {
-    let (world, outcomes) = pair(compare(5, 1), &[5; 512], second(5, 1), &[0xaa; 512]);
+    let (mut world, outcomes) = pair(compare(5, 1), &[5; 512], second(5, 1), &[0xaa; 512]);
     assert_eq!(outcomes, [(1, Status::SUCCESS), (2, Status::SUCCESS)]);
     assert_eq!(world.disk[5 * 512..6 * 512], [0xaa; 512]);
     world.end_all();
@@ -193,7 +193,7 @@ fn matching_pair_writes() {
 
 #[test]
 fn miscomparing_pair_does_not_write() {
-    let (world, outcomes) = pair(compare(5, 1), &[6; 512], second(5, 1), &[0xaa; 512]);
+    let (mut world, outcomes) = pair(compare(5, 1), &[6; 512], second(5, 1), &[0xaa; 512]);
     let failed = Status::ABORTED_FAILED_FUSED.dnr();
     assert_eq!(outcomes, [(1, Status::COMPARE_FAILURE.dnr()), (2, failed)]);
     assert_eq!(world.disk[5 * 512..6 * 512], [5; 512]);
@@ -219,7 +219,7 @@ fn inconsistent_pairs_are_refused() {
         ),
     ];
     for (first, expected, second, one, two) in cases {
-        let (world, outcomes) = pair(first, expected, second, &[0xaa; 512]);
+        let (mut world, outcomes) = pair(first, expected, second, &[0xaa; 512]);
         assert_eq!(outcomes, [(1, one), (2, two)], "{first:02x?} {second:02x?}");
         assert_eq!(world.disk[5 * 512..6 * 512], [5; 512]);
         world.end_all();

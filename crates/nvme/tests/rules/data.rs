@@ -158,10 +158,10 @@ fn x28_data_during_the_write_ends_the_connection() {
     let PendingWrite { mut world, io, ttag, .. } = writing();
     world.conn(io).hold = true;
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
-    assert_eq!(world.conn(io).jobs.len(), 1);
+    assert_eq!(world.jobs(io).len(), 1);
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[2; 4096], true));
     world.terminated(io, 2, 0);
-    world.finish(io, Ok(()));
+    world.finish(io, 0, Ok(()));
     assert_eq!(world.disk[16 * 512..24 * 512], [1; 4096], "memory in use is not written to");
     world.end_all();
 }

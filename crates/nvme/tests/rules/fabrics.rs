@@ -334,7 +334,7 @@ fn reset_deletes_the_io_queues() {
     world.send(io, &capsule(PLAIN, &write(0, 8).with_cid(2), &[]));
     assert_eq!(world.status(admin, &configure(ENABLE & !1)), Status::SUCCESS);
     assert_eq!(world.conn(io).closed, Some(Reason::Ended));
-    world.finish(io, Ok(()));
+    world.finish(io, 0, Ok(()));
     assert_eq!(world.ask(admin, &property_get(property::CSTS), &[]).dw0.get() & 1, 0);
     let refused = connect(&mut world, &connect_sqe(1, 32), &connect_data(cntlid));
     assert_eq!(refused.0, Status::COMMAND_SEQUENCE_ERROR.dnr());
@@ -356,7 +356,7 @@ fn start_shutdown(world: &mut World) -> Id {
     world.ask(io, &write_in_capsule(0, 1), &[1; 512]);
     world.conn(admin).hold = true;
     world.send(admin, &capsule(PLAIN, &configure(ENABLE | 1 << 14).with_cid(5), &[]));
-    assert_eq!(world.conn(admin).jobs.len(), 1, "a flush");
+    assert_eq!(world.jobs(admin).len(), 1, "a flush");
     let csts = world.ask(admin, &property_get(property::CSTS), &[]).dw0.get();
     assert_eq!(csts >> 2 & 0b11, 0b01, "shutdown is under way");
     admin
@@ -367,7 +367,7 @@ fn shutdown_completes_after_the_flush() {
     for result in [Ok(()), Err(Fault::Io), Err(Fault::Gone)] {
         let mut world = World::new();
         let admin = start_shutdown(&mut world);
-        world.finish(admin, result);
+        world.finish(admin, 0, result);
         let [Reply::Done(cqe)] = world.replies(admin)[..] else { panic!() };
         assert_eq!((cqe.cid.get(), cqe.outcome()), (5, Status::SUCCESS));
         let csts = world.ask(admin, &property_get(property::CSTS), &[]).dw0.get();

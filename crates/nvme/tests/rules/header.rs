@@ -213,7 +213,7 @@ fn wrong_data_digest_leaves_other_commands_alone() {
         assert_eq!(cqe.outcome().code(), Status::TRANSIENT_TRANSPORT_ERROR);
     }
     for cid in 10..14_u16 {
-        world.finish(io, Ok(()));
+        world.finish(io, 0, Ok(()));
         let start = usize::from(cid) * 512;
         assert_eq!(data_of(&world.replies(io), cid), world.disk[start..start + 512]);
     }

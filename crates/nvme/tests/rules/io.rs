@@ -6,7 +6,7 @@ use nvme::status::Status;
 use nvme::wire::{Sgl, Sqe};
 
 use crate::raw_host::{PLAIN, capsule, h2c, read, write, write_in_capsule};
-use crate::world::{BLOCKS, DISK, Id, POISON, Reply, World, disk};
+use crate::world::{BLOCKS, DISK, Id, Reply, World, disk};
 
 const OUT_OF_RANGE: Status = Status::LBA_OUT_OF_RANGE.dnr();
 
@@ -94,10 +94,10 @@ fn withdrawn_disk_is_an_invalid_namespace() {
     // Before and after the queue is notified.
     let not_ready = world.status(io, &read(0, 1).with_cid(3));
     assert_eq!(not_ready.code(), Status::NAMESPACE_NOT_READY);
-    world.changed();
+    world.notify(export::Notice::StateChanged);
     assert_eq!(world.status(io, &read(0, 1).with_cid(4)), Status::INVALID_NAMESPACE.dnr());
     world.send(io, &h2c(PLAIN, 2, ttag, 0, &[1; 4096], true));
-    world.finish(io, Err(Fault::Gone));
+    world.finish(io, 0, Err(Fault::Gone));
     let statuses: Vec<Status> = world
         .replies(io)
         .iter()
@@ -119,7 +119,7 @@ fn shrunk_disk_fails_requests_beyond_its_end() {
         panic!()
     };
     world.catalogue.find(&DISK.into()).unwrap().resize((BLOCKS - 1) * 512);
-    world.changed();
+    world.notify(export::Notice::StateChanged);
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[1; 4096], true));
     let [Reply::Done(cqe)] = world.replies(io)[..] else { panic!() };
     assert_eq!(cqe.outcome(), OUT_OF_RANGE);
@@ -133,8 +133,8 @@ fn disk_replaced_with_larger_blocks_fails_cleanly() {
     world.conn(io).hold = true;
     world.send(io, &capsule(PLAIN, &verify(0, 4096).with_cid(1), &[]));
     world.catalogue.publish(disk(Access::Writable, 65536));
-    world.changed();
-    world.finish(io, Ok(()));
+    world.notify(export::Notice::StateChanged);
+    world.finish(io, 0, Ok(()));
     let [Reply::Done(cqe)] = world.replies(io)[..] else { panic!() };
     assert_eq!(cqe.outcome().code(), Status::NAMESPACE_NOT_READY);
     world.conn(io).hold = false;
@@ -327,14 +327,14 @@ fn disk_faults_map_to_statuses() {
 fn uninitialized_memory_is_never_sent() {
     let mut world = World::new();
     let (admin, io) = world.attached();
-    world.raw(admin);
+    world.received(admin);
     let faults = [None, Some(Fault::Io), Some(Fault::Gone)];
     for blocks in [1, 2, 7, 8, 9, 64, 255] {
         for fault in faults {
             world.faults.extend(fault.map(Err));
             world.send(io, &capsule(PLAIN, &read(0, blocks), &[]));
-            let wire = world.raw(io);
-            assert!(wire.len() >= 24 && !wire.contains(&POISON), "{blocks} {fault:?}");
+            let wire = world.received(io);
+            assert!(wire.len() >= 24 && !wire.contains(&testkit::POISON), "{blocks} {fault:?}");
         }
     }
     for cns in 0..=0x1c {
@@ -348,7 +348,7 @@ fn uninitialized_memory_is_never_sent() {
         let get = AdminCommand::get_features(fid).emit().with_data(Sgl::transport(4096));
         world.send(admin, &capsule(PLAIN, &Sqe { cdw11: 1.into(), nsid: 1.into(), ..get }, &[]));
     }
-    assert!(!world.raw(admin).contains(&POISON));
+    assert!(!world.received(admin).contains(&testkit::POISON));
     world.end_all();
 }
 
@@ -378,8 +378,8 @@ fn small_pool_delays_but_completes_commands() {
                 _ => {}
             }
         }
-        if !world.conn(io).jobs.is_empty() {
-            world.finish(io, Ok(()));
+        if !world.jobs(io).is_empty() {
+            world.finish(io, 0, Ok(()));
         }
     }
     assert_eq!(answered, 100, "every command is answered in the end");

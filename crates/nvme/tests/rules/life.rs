@@ -45,12 +45,12 @@ fn cut_at(cut: usize, how: impl Fn(&mut World, Id, Id)) {
     world.conn(io).hold = true;
     world.send(io, &io_session_bytes()[..cut]);
     how(&mut world, admin, io);
-    let count = world.conn(io).jobs.len();
+    let count = world.jobs(io).len();
     for at in 0..count {
         let result = if at % 2 == 0 { Ok(()) } else { Err(Fault::Io) };
-        world.finish(io, result);
+        world.finish(io, 0, result);
     }
-    assert!(world.conn(io).jobs.is_empty(), "a queue that is closed asks for nothing more");
+    assert!(world.jobs(io).is_empty(), "a queue that is closed asks for nothing more");
     world.end_all();
 }
 
@@ -107,11 +107,11 @@ fn stopping_completes_requests_in_flight() {
     world.conn(io).hold = true;
     world.send(io, &io_session_bytes());
     world.replies(io);
-    world.stop();
+    world.notify(export::Notice::Stopping);
     assert_eq!(world.conn(admin).closed, Some(Reason::Stopping));
     for _ in 0..100 {
-        if !world.conn(io).jobs.is_empty() {
-            world.finish(io, Ok(()));
+        if !world.jobs(io).is_empty() {
+            world.finish(io, 0, Ok(()));
         }
     }
     assert!(matches!(world.conn(io).closed, Some(Reason::Stopping | Reason::Ended)));
@@ -131,7 +131,7 @@ fn connect_waits_for_writes_of_the_old_association() {
     world.send(id, &connect);
     assert!(world.replies(id).is_empty(), "the old write is still on the disk");
     world.assert_still_served(other_host);
-    world.finish(io, Ok(()));
+    world.finish(io, 0, Ok(()));
     let [Reply::Done(cqe)] = world.replies(id)[..] else { panic!() };
     assert_eq!(cqe.outcome(), Status::SUCCESS);
     world.end_all();
@@ -148,7 +148,7 @@ fn connect_waiting_for_orphaned_writes_times_out() {
     world.send(id, &capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()));
     world.advance(Duration::from_secs(10));
     assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
-    world.finish(io, Ok(()));
+    world.finish(io, 0, Ok(()));
     world.admin();
     world.end_all();
 }
@@ -213,14 +213,14 @@ fn detached_disk_is_reported_once() {
 
 #[test]
 fn direct_receive_equals_stream_receive() {
-    use export::{Notice, Session};
+    use export::Notice;
     let mut world = World::new();
     let (_, io) = world.attached();
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
     let pdu = h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true);
     world.send(io, &pdu[..100]);
     for size in [1, 10_000, usize::MAX] {
-        world.receive_direct(io, 0x5a, size);
+        world.receive_directly(io, 0x5a, size).expect("payload is due");
     }
     assert!(matches!(world.replies(io)[..], [Reply::Done(cqe)] if cqe.outcome().is_success()));
     assert_eq!(world.disk[..64 * 512], [0x5a; 64 * 512]);
@@ -239,7 +239,6 @@ fn direct_receive_equals_stream_receive() {
 
 #[test]
 fn direct_receive_completes_despite_back_pressure() {
-    use export::Session;
     let mut world = World::new();
     let (_, io) = world.attached();
     world.conn(io).hold = true;
@@ -250,20 +249,19 @@ fn direct_receive_completes_despite_back_pressure() {
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true)[..24]);
     let landing = world.session(io).direct_recv().unwrap();
     // The reads complete, and their data is not sent yet.
-    world.complete_unsent(io);
-    world.complete_unsent(io);
+    world.complete_unsent(io, 0, Ok(()));
+    world.complete_unsent(io, 0, Ok(()));
     assert!(!world.session(io).can_receive());
     let (now, got) = (world.now, landing.end - landing.start);
     world.session(io).direct_received(now, landing, got);
-    world.settle();
-    assert_eq!(world.conn(io).jobs.len(), 1, "the write is on its way");
-    world.finish(io, Ok(()));
+    world.run();
+    assert_eq!(world.jobs(io).len(), 1, "the write is on its way");
+    world.finish(io, 0, Ok(()));
     world.end_all();
 }
 
 #[test]
 fn abort_during_direct_receive_keeps_framing() {
-    use export::Session;
     let mut world = World::new();
     let (admin, io) = world.attached();
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64).with_cid(9), &[])[..] else {

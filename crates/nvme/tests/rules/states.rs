@@ -103,7 +103,7 @@ fn prepared(prepare: impl Fn(&mut World) -> Id) -> (World, Id) {
 
 /// Sends a message. Returns its result.
 fn outcome(world: &mut World, id: Id, message: &[u8]) -> String {
-    world.raw(id);
+    world.received(id);
     world.send(id, message);
     let replies = world.replies(id);
     let closed = world.conn(id).closed;
@@ -237,7 +237,7 @@ fn x25_no_message_in_any_state_writes_a_read_only_disk() {
             let (mut world, id) = (state.prepare)();
             let bytes = world.disk.clone();
             world.publish_small(disk(Access::ReadOnly, 512));
-            world.changed();
+            world.notify(export::Notice::StateChanged);
             world.send(id, &message);
             assert!(world.disk == bytes, "{}: {name}", state.name);
             world.end_all();
