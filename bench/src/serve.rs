@@ -79,7 +79,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
 fn lend(disk: &Disk) -> Result<Export> {
     let geometry = Geometry::new(512, 4096).context("no such block size")?;
     let identity = Identity { uuid: [0xbe; 16], ..Identity::default() };
-    let mut export = Export::new("bench", NQN, identity, geometry, SIZE, descriptor(disk)?);
+    let mut export = Export::new("bench", NQN, identity, geometry, SIZE, descriptor(disk)?.into());
     export.access = Access::Writable;
     Ok(export)
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Cache, Export, ExportId, Geometry, Identity, PAGE};
+use export::{Access, Backing, Cache, Export, ExportId, Geometry, Identity, PAGE};
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
@@ -90,7 +90,8 @@ impl LentDisk {
     /// server may be unresponsive. Returns `None` for devices.
     pub fn file_bytes(&self) -> Option<u64> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = statx(&*self.export, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
+        let Backing::Raw(file) = self.export.backing();
+        let stat = statx(file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         (kind == FileType::RegularFile).then_some(stat.stx_size)
     }
@@ -278,7 +279,7 @@ impl LendOptions {
         });
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
-        let mut export = Export::new(&path, id, identity, geometry, bytes, descriptor);
+        let mut export = Export::new(&path, id, identity, geometry, bytes, descriptor.into());
         export.access = if request.writable { Access::Writable } else { Access::ReadOnly };
         export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
@@ -546,7 +547,7 @@ mod test {
         let path = image("ro.img", 1 << 20);
         let lent = options().lend(&request(&path, false)).unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(rustix::io::write(&lent.export, b"x").is_err());
+        assert!(rustix::io::write(lent.export.backing().written(), b"x").is_err());
     }
 
     #[test]

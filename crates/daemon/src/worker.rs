@@ -184,7 +184,7 @@ impl Worker {
     pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Service) {
         let mut state = self.shared.state();
         let request = Request::Adopt { auth, serves };
-        state.pass(&request, Some(connection.as_fd()));
+        state.pass(&request, &[connection.as_fd()]);
         state.adopted = Some(connection);
     }
 
@@ -361,21 +361,21 @@ impl State {
     /// Sends a request if there is a worker. If it is dying, the supervisor notices, and its
     /// replacement is sent everything.
     fn send(&self, request: &Request) {
-        self.pass(request, None);
+        self.pass(request, &[]);
     }
 
     /// Sends a request with a descriptor. Closes the channel on failure: after a partial frame the
     /// worker cannot continue and is replaced.
-    fn pass(&self, request: &Request, descriptor: Option<BorrowedFd<'_>>) {
+    fn pass(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
         let Some(sender) = &self.sender else { return };
-        if sender.send(request, descriptor).is_err() {
+        if sender.send(request, descriptors).is_err() {
             sender.close();
         }
     }
 
     fn send_listener(&self, listeners: &AssignedListener) {
         let request = Request::Accept { auth: listeners.auth, serves: listeners.serves };
-        self.pass(&request, Some(listeners.listener.as_fd()));
+        self.pass(&request, &[listeners.listener.as_fd()]);
     }
 
     fn send_pairing(&self) {
@@ -389,7 +389,8 @@ impl State {
             return;
         }
         let request = Request::Lend(Box::new(ExportWire::new(assigned.disk, &assigned.export)));
-        self.pass(&request, Some(assigned.export.as_fd()));
+        let files = assigned.export.backing().descriptors().iter();
+        self.pass(&request, &files.map(AsFd::as_fd).collect::<Vec<_>>());
     }
 
     /// Sends everything to a new worker: first the access policy, then disks and sockets.
@@ -471,7 +472,8 @@ impl State {
 /// # Errors
 /// Fails with a message for the user.
 fn check_locked(export: &Export) -> Result<(), String> {
-    if export.access == Access::Writable || is_locked(export) {
+    let is_locked = || export.backing().descriptors().iter().all(is_locked);
+    if export.access == Access::Writable || is_locked() {
         return Ok(());
     }
     let name = &export.name;

@@ -1,16 +1,20 @@
 //! Execution of one disk request as a sequence of system calls, independent of how the driver makes
 //! them.
 
+mod backing;
+mod blocking_op;
+
 use std::cell::RefCell;
 use std::ptr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use export::{Access, Admitted, Buffer, Export, Extent, Extents, Fault, Op, Outcome, Pool, Ticket};
-use rustix::fs::{FallocateFlags, FileType, OFlags};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
-use crate::blocking_op::{Answer, BlockingOp};
+use backing::{is_cached, is_device, is_memory, locate, perform};
+pub(crate) use blocking_op::{Answer, BlockingOp};
 
 /// Consecutive interrupted calls without progress after which a request fails.
 const MAX_INTERRUPTIONS: u8 = 100;
@@ -67,7 +71,7 @@ impl Job {
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,
             Op::Extents | Op::Prefetch => Phase::BlockingOp,
-            Op::Zero { unmap: false, fast: true, .. } if is_device(admitted.export()) => {
+            Op::Zero { unmap: false, fast: true, .. } if is_device(admitted.export().backing()) => {
                 Phase::Over(Err(Fault::Unsupported))
             }
             Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
@@ -106,13 +110,15 @@ impl Job {
         self.end(Ok(()));
     }
 
-    /// Returns the next system call. Only for a request without a [`Job::result`] and without a
+    /// Returns the next system call, after the index of its file in
+    /// [`Backing::descriptors`](export::Backing::descriptors). Only for a request without a [`Job::result`] and without a
     /// [`Job::blocking_op`].
-    pub(crate) fn call(&mut self) -> Call<'_> {
+    pub(crate) fn call(&mut self) -> (usize, Call<'_>) {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
+        let (file, offset) = locate(self.admitted.export().backing(), offset);
         let durable = self.is_durable();
-        match self.phase {
+        let call = match self.phase {
             Phase::Transfer => self.transfer(offset, durable),
             Phase::Fill => {
                 let whole = self.zeros.as_ref().map(|zeros| zeros.bytes()).unwrap_or_default();
@@ -122,7 +128,8 @@ impl Job {
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
             Phase::Sync | Phase::BlockingOp | Phase::Over(_) => Call::Sync,
-        }
+        };
+        (file, call)
     }
 
     fn transfer(&mut self, offset: u64, durable: bool) -> Call<'_> {
@@ -185,7 +192,11 @@ impl Job {
             // A discard is advisory (NVM Command Set 1.0 §3.2.3, deallocate): it succeeds on a disk
             // that does not support it.
             Phase::Punch if lacks(errno) && self.admitted.op() == Op::Discard => self.end(Ok(())),
-            Phase::Punch if lacks(errno) && self.is_fast() && is_device(self.admitted.export()) => {
+            Phase::Punch
+                if lacks(errno)
+                    && self.is_fast()
+                    && is_device(self.admitted.export().backing()) =>
+            {
                 self.end(Err(Fault::Unsupported));
             }
             Phase::Punch if lacks(errno) => self.phase = Phase::ZeroRange,
@@ -206,10 +217,7 @@ impl Job {
     /// reports a writeback error once per descriptor, to the first sync. Direct I/O fails on its
     /// own account only.
     fn has_consumed_writeback_error(&self, errno: Errno) -> bool {
-        let is_cached = || {
-            let flags = rustix::fs::fcntl_getfl(self.admitted.export());
-            flags.is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
-        };
+        let is_cached = || is_cached(self.admitted.export().backing());
         match self.phase {
             Phase::Sync => true,
             Phase::Transfer | Phase::Fill => self.is_durable() && errno == Errno::IO && is_cached(),
@@ -249,7 +257,8 @@ impl Job {
             return self.answer(blocking_op.run());
         }
         while self.result().is_none() {
-            let result = perform(&export, self.call());
+            let (file, call) = self.call();
+            let result = perform(export.backing(), file, call);
             self.advance(result);
         }
     }
@@ -265,14 +274,6 @@ impl Job {
 /// devices return `ENODEV`, and file systems return `EINVAL` for ranges that they do not support.
 fn lacks(errno: Errno) -> bool {
     matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::NODEV | Errno::INVAL)
-}
-
-/// Returns whether it is a block device. There the kernel implements `FALLOC_FL_ZERO_RANGE` by
-/// writing zeros if the device has no such command, and fails only `FALLOC_FL_PUNCH_HOLE`.
-fn is_device(disk: &Export) -> bool {
-    let is_block =
-        |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-    rustix::fs::fstat(disk).is_ok_and(is_block)
 }
 
 /// Returns 1 MiB of zeros, shared by all requests of a thread that are writing zeros.
@@ -310,12 +311,6 @@ pub(crate) struct Pace {
     at_once: bool,
 }
 
-/// `TMPFS_MAGIC`, also the type of a memfd.
-const TMPFS: u32 = 0x0102_1994;
-
-/// Major number of the memory devices: `/dev/null`, `/dev/zero`.
-const MEMORY_DEVICES: u32 = 1;
-
 impl Pace {
     /// Returns whether the request completes immediately. Operations that may cover the whole disk
     /// do not.
@@ -323,35 +318,9 @@ impl Pace {
         let known = ptr::eq(self.export.as_ptr(), Arc::as_ptr(admitted.export()));
         if !known {
             let export = admitted.export();
-            *self = Self { export: Arc::downgrade(export), at_once: is_memory(export) };
+            *self = Self { export: Arc::downgrade(export), at_once: is_memory(export.backing()) };
         }
         self.at_once && matches!(admitted.op(), Op::Read | Op::Write { .. } | Op::Flush)
-    }
-}
-
-fn is_memory(disk: &Export) -> bool {
-    let in_tmpfs = rustix::fs::fstatfs(disk).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(TMPFS));
-    rustix::fs::fstat(disk).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => in_tmpfs,
-        FileType::CharacterDevice => rustix::fs::major(stat.st_rdev) == MEMORY_DEVICES,
-        _ => false,
-    })
-}
-
-fn perform(disk: &Export, call: Call<'_>) -> Result<usize, Errno> {
-    match call {
-        Call::Read { offset, into } => rustix::io::pread(disk, into, offset),
-        Call::Write { offset, from, durable: true } => rustix::io::pwritev2(
-            disk,
-            &[std::io::IoSlice::new(from)],
-            offset,
-            ReadWriteFlags::DSYNC,
-        ),
-        Call::Write { offset, from, durable: false } => rustix::io::pwrite(disk, from, offset),
-        Call::Sync => rustix::fs::fdatasync(disk).map(|()| 0),
-        Call::Allocate { mode, offset, len } => {
-            rustix::fs::fallocate(disk, mode, offset, len).map(|()| 0)
-        }
     }
 }
 
@@ -381,7 +350,7 @@ mod test {
 
     fn export(disk: OwnedFd, bytes: u64) -> Export {
         let geometry = Geometry::new(512, 512).unwrap();
-        Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk)
+        Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk.into())
     }
 
     fn admit(grant: &Grant, op: Op, lba: u64, blocks: u64, fill: u8) -> Admitted {
@@ -488,7 +457,7 @@ mod test {
         let mut job = Job::new(admit(&grant, WRITE, 4, 2, 1));
         job.advance(Err(Errno::INTR));
         job.advance(Ok(100));
-        let Call::Write { offset, from, .. } = job.call() else { panic!("a write") };
+        let (0, Call::Write { offset, from, .. }) = job.call() else { panic!("a write") };
         assert_eq!((offset, from.len()), (4 * 512 + 100, 924));
         for _ in 0..=MAX_INTERRUPTIONS {
             assert_eq!(job.result(), None);

@@ -9,7 +9,7 @@ use export::Notice;
 use rustix::event::EventfdFlags;
 
 use crate::MakeSession;
-use crate::blocking_op::Answer;
+use crate::disk::Answer;
 use crate::link::Link;
 
 /// A message to a thread.
@@ -18,7 +18,7 @@ pub(crate) enum Message {
     Adopt(Arc<Link>, MakeSession),
     /// Pass this to all sessions.
     Notice(Notice),
-    /// The [`BlockingOp`](crate::blocking_op::BlockingOp) with this number is complete.
+    /// The [`BlockingOp`](crate::disk::BlockingOp) with this number is complete.
     BlockingOpDone(u64, Answer),
     /// Cut all connections and end.
     Quit,

@@ -14,7 +14,6 @@
 #![deny(unsafe_code)]
 
 mod blocking;
-mod blocking_op;
 mod disk;
 mod handshaker;
 mod inbox;

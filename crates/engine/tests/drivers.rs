@@ -575,7 +575,7 @@ fn extents_distinguish_holes_and_data_by(served: Served) {
     let many = client.map(0, disk);
     assert_eq!((many.len(), many[15]), (16, Extent::hole(64 << 10)));
     // Beyond the end of the truncated file there is no hole, because reads fail.
-    rustix::fs::ftruncate(&*served.export, 1 << 20).unwrap();
+    rustix::fs::ftruncate(served.export.backing().written(), 1 << 20).unwrap();
     assert_eq!(client.map(8192, BLOCK), [Extent::data(512)]);
     assert_eq!(client.map(1920, 128 * BLOCK), [Extent::hole(64 << 10)]);
     assert_eq!(client.map(1920, 129 * BLOCK), [Extent::hole(64 << 10), Extent::data(512)]);

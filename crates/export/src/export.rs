@@ -1,13 +1,12 @@
 //! A disk that is served to other machines.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ExportId, Geometry};
+use crate::{Backing, ExportId, Geometry};
 
 /// Access mode of an export, a rule or a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +111,7 @@ pub struct Export {
     predecessors: OnceLock<Vec<Weak<Self>>>,
     /// Whether another export has replaced this one.
     replaced: AtomicBool,
-    disk: OwnedFd,
+    backing: Backing,
 }
 
 /// Returns the last component of a path, without its extension.
@@ -126,7 +125,7 @@ fn short(name: &str) -> String {
 const EXCLUSIVE: u32 = 1 << 31;
 
 impl Export {
-    /// Returns an export of `bytes` bytes that is accessed through the descriptor `disk`.
+    /// Returns an export of `bytes` bytes in the files of `backing`.
     ///
     /// It is read-only, with a volatile write cache and without discard; the fields are public, set
     /// what differs. The short name is the last component of `name`, without its extension.
@@ -136,7 +135,7 @@ impl Export {
         identity: Identity,
         geometry: Geometry,
         bytes: u64,
-        disk: OwnedFd,
+        backing: Backing,
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -158,8 +157,13 @@ impl Export {
             released: AtomicBool::new(false),
             predecessors: OnceLock::new(),
             replaced: AtomicBool::new(false),
-            disk,
+            backing,
         }
+    }
+
+    /// Returns the files that hold its data.
+    pub fn backing(&self) -> &Backing {
+        &self.backing
     }
 
     /// Returns the capacity in blocks. For a read-only export a partial last block counts: it reads
@@ -280,12 +284,6 @@ impl Export {
     pub(crate) fn cancel_write(&self) {
         self.end_write();
         self.released.store(true, Ordering::Release);
-    }
-}
-
-impl AsFd for Export {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.disk.as_fd()
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! | type | is |
 //! |---|---|
-//! | [`Export`] | a disk that is served: names, identifiers, block sizes, and its descriptor |
+//! | [`Export`] | a disk that is served: names, identifiers, block sizes, statistics |
+//! | [`Backing`] | the open files behind an export |
 //! | [`Catalogue`] | the exports served now, and their policy |
 //! | [`Policy`] | the authorized hosts, their keys, and what each may use |
 //! | [`Peer`] | the other end of a connection, and what it has proven |
@@ -24,12 +25,11 @@
 //! executes it and returns the outcome.
 //!
 //! ```
-//! use std::os::fd::AsFd;
 //! use std::os::unix::fs::FileExt;
 //! use std::sync::Arc;
 //!
 //! use export::{
-//!     Auth, Caller, Catalogue, Export, Fault, Geometry, Identity, Op, Peer, Pool, Request, Ticket,
+//!     Auth, Backing, Caller, Catalogue, Export, Fault, Geometry, Identity, Op, Peer, Pool, Request, Ticket,
 //! };
 //!
 //! // The program serves a disk of eight blocks. Exports are read-only unless told otherwise.
@@ -59,7 +59,8 @@
 //! let mut admitted = grant.admit(read(0, 1)).map_err(|denied| denied.fault.to_string())?;
 //!
 //! // The driver executes it.
-//! let disk = std::fs::File::from(admitted.export().as_fd().try_clone_to_owned()?);
+//! let Backing::Raw(disk) = admitted.export().backing();
+//! let disk = std::fs::File::from(disk.try_clone()?);
 //! let offset = admitted.offset();
 //! let result = disk.read_exact_at(admitted.bytes_mut(), offset).map_err(Fault::from);
 //! let (ticket, outcome) = admitted.finish(result);
@@ -72,6 +73,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod backing;
 mod budget;
 mod buffer;
 mod catalogue;
@@ -91,6 +93,7 @@ mod segment;
 mod session;
 mod token_bucket;
 
+pub use backing::{Backing, Layout};
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, PAGE, Pool};
 pub use catalogue::Catalogue;

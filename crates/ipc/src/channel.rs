@@ -1,8 +1,8 @@
-//! Message channel between two processes over a Unix socket; each message can carry a file
-//! descriptor.
+//! Message channel between two processes over a Unix socket; a message can carry up to
+//! [`MAX_DESCRIPTORS`] file descriptors.
 //!
 //! Wire format: a frame is a 32-bit little-endian length and that many bytes of JSON. The
-//! descriptor is attached to the first byte (`SCM_RIGHTS`). Frames may contain keys, so their
+//! descriptors are attached to the first byte (`SCM_RIGHTS`). Frames may contain keys, so their
 //! memory is wiped.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use serde::Serialize;
@@ -23,6 +23,9 @@ use zeroize::Zeroizing;
 
 /// Length of the frame header in bytes.
 const HEADER: usize = 4;
+
+/// Limit on the descriptors of one message.
+pub const MAX_DESCRIPTORS: usize = 8;
 
 /// Sending half of a channel.
 #[derive(Debug)]
@@ -46,31 +49,29 @@ pub fn split(socket: UnixStream, max_frame: usize) -> io::Result<(Sender, Receiv
 }
 
 impl Sender {
-    /// Sends a message with a duplicate of the descriptor. Blocks while the socket buffer is full.
+    /// Sends a message with duplicates of the descriptors. Blocks while the socket buffer is full.
     ///
     /// # Errors
-    /// Fails if the peer has closed the socket, or on timeout.
-    pub fn send(
-        &self,
-        message: &impl Serialize,
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> io::Result<()> {
+    /// Fails if the peer has closed the socket, on timeout, or if there are more than
+    /// [`MAX_DESCRIPTORS`].
+    pub fn send(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let frame = frame(message)?;
-        let mut sent = self.send_first(&frame, descriptor)?;
+        let mut sent = self.send_first(&frame, descriptors)?;
         while let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
             sent += retry_on_intr(|| rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL))?;
         }
         Ok(())
     }
 
-    fn send_first(&self, frame: &[u8], passed: Option<BorrowedFd<'_>>) -> io::Result<usize> {
-        let passed: Vec<BorrowedFd<'_>> = passed.into_iter().collect();
+    fn send_first(&self, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
         let pieces = [IoSlice::new(frame)];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         retry_on_intr(|| {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            if !passed.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(&passed));
+            let is_pushed = descriptors.is_empty()
+                || control.push(SendAncillaryMessage::ScmRights(descriptors));
+            if descriptors.len() > MAX_DESCRIPTORS || !is_pushed {
+                return Err(Errno::INVAL);
             }
             sendmsg(&self.0, &pieces, &mut control, SendFlags::NOSIGNAL)
         })
@@ -100,13 +101,14 @@ impl Receiver {
         poll(&mut ends, timeout.as_ref()).is_ok_and(|ready| ready > 0)
     }
 
-    /// Receives a message and its descriptor. Returns `None` at the end of the stream.
+    /// Receives a message and its descriptors. Returns `None` at the end of the stream.
     ///
     /// # Errors
-    /// Fails on I/O errors and on malformed, truncated or oversized frames.
-    pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    /// Fails on I/O errors, on malformed, truncated or oversized frames, and on more than
+    /// [`MAX_DESCRIPTORS`].
+    pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut header = [0; HEADER];
-        let (mut got, descriptor) = self.receive_first(&mut header)?;
+        let (mut got, descriptors) = self.receive_first(&mut header)?;
         if got == 0 {
             return Ok(None);
         }
@@ -119,11 +121,11 @@ impl Receiver {
         if self.fill(&mut body)? < length {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        Ok(Some((serde_json::from_slice(&body)?, descriptor)))
+        Ok(Some((serde_json::from_slice(&body)?, descriptors)))
     }
 
-    fn receive_first(&self, header: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    fn receive_first(&self, header: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut pieces = [IoSliceMut::new(header)];
         let flags = RecvFlags::CMSG_CLOEXEC;
@@ -132,7 +134,12 @@ impl Receiver {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         });
-        Ok((message.bytes, descriptors.flatten().next()))
+        let descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
+        // The kernel has closed those for which there was no space.
+        if message.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        Ok((message.bytes, descriptors))
     }
 
     /// Fills `bytes`. Returns a smaller number only at the end of the stream.
@@ -205,19 +212,20 @@ mod test {
         let (mut reader, writer) = io::pipe().unwrap();
         let long = "x".repeat(300_000);
         let sending = std::thread::spawn(move || {
-            sender.send(&"one", None).unwrap();
-            sender.send(&long, Some(writer.as_fd())).unwrap();
-            sender.send(&"three", None).unwrap();
+            sender.send(&"one", &[]).unwrap();
+            sender.send(&long, &[writer.as_fd(), writer.as_fd()]).unwrap();
+            sender.send(&"three", &[]).unwrap();
         });
         let (one, none) = receiver.receive::<String>().unwrap().unwrap();
-        assert_eq!((one.as_str(), none.is_none()), ("one", true));
+        assert_eq!((one.as_str(), none.len()), ("one", 0));
         let (long, passed) = receiver.receive::<String>().unwrap().unwrap();
-        assert_eq!(long.len(), 300_000);
+        assert_eq!((long.len(), passed.len()), (300_000, 2));
         let (three, none) = receiver.receive::<String>().unwrap().unwrap();
-        assert_eq!((three.as_str(), none.is_none()), ("three", true));
+        assert_eq!((three.as_str(), none.len()), ("three", 0));
         assert!(receiver.receive::<String>().unwrap().is_none());
         sending.join().unwrap();
-        rustix::io::write(passed.unwrap(), b"through").unwrap();
+        rustix::io::write(&passed[1], b"through").unwrap();
+        drop(passed);
         let mut through = String::new();
         reader.read_to_string(&mut through).unwrap();
         assert_eq!(through, "through");
@@ -228,7 +236,7 @@ mod test {
         let (sender, receiver) = pair(1 << 20);
         sender.set_timeout(Duration::from_millis(20)).unwrap();
         let long = "x".repeat(100_000);
-        let failed = (0..100).find_map(|_| sender.send(&long, None).err()).unwrap();
+        let failed = (0..100).find_map(|_| sender.send(&long, &[]).err()).unwrap();
         assert_eq!(failed.kind(), ErrorKind::WouldBlock);
         drop(receiver);
     }
@@ -236,7 +244,7 @@ mod test {
     #[test]
     fn oversized_truncated_or_malformed_frame_fails() {
         let (sender, mut receiver) = pair(8);
-        sender.send(&"longer than that", None).unwrap();
+        sender.send(&"longer than that", &[]).unwrap();
         assert!(receiver.receive::<String>().is_err());
         for bytes in [&b"\x05"[..], b"\x05\0\0\0\"a", b"\x03\0\0\0abc"] {
             let (mut one, two) = UnixStream::pair().unwrap();
@@ -245,5 +253,24 @@ mod test {
             let mut receiver = Receiver { socket: two, max_frame: 8 };
             assert!(receiver.receive::<String>().is_err(), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn frame_has_at_most_eight_descriptors() {
+        let (sender, mut receiver) = pair(1 << 10);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let copies = [file.as_fd(); MAX_DESCRIPTORS + 1];
+        assert!(sender.send(&"too many", &copies).is_err());
+        sender.send(&"as many", &copies[1..]).unwrap();
+        let (text, passed) = receiver.receive::<String>().unwrap().unwrap();
+        assert_eq!((text.as_str(), passed.len()), ("as many", MAX_DESCRIPTORS));
+        // A sender without the limit.
+        let frame = frame(&"too many").unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&copies)));
+        sendmsg(&sender.0, &[IoSlice::new(&frame)], &mut control, SendFlags::empty()).unwrap();
+        let error = receiver.receive::<String>().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
     }
 }

@@ -14,13 +14,12 @@
 //! A client reads from a server. A buffer in each direction is the connection.
 //!
 //! ```
-//! use std::os::fd::AsFd;
 //! use std::os::unix::fs::FileExt;
 //! use std::sync::Arc;
 //! use std::time::Instant;
 //!
 //! use export::{
-//!     Auth, Catalogue, Export, Fault, Geometry, Identity, Peer, Pool, Session, Step,
+//!     Auth, Backing, Catalogue, Export, Fault, Geometry, Identity, Peer, Pool, Session, Step,
 //! };
 //! use nbd::client::{self, Client, Options, Request};
 //! use nbd::server::{Server, Start};
@@ -46,7 +45,8 @@
 //!         match step {
 //!             Step::Send(segment) => to_client.extend(segment.parts().concat()),
 //!             Step::Submit(mut request) => {
-//!                 let disk = std::fs::File::from(request.export().as_fd().try_clone_to_owned()?);
+//!                 let Backing::Raw(disk) = request.export().backing();
+//!                 let disk = std::fs::File::from(disk.try_clone()?);
 //!                 let offset = request.offset();
 //!                 let result = disk.read_exact_at(request.bytes_mut(), offset);
 //!                 let (ticket, outcome) = request.finish(result.map_err(Fault::from));

@@ -70,7 +70,7 @@ impl Machine {
         let geometry = Geometry::new(512, 4096).expect("a geometry");
         let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:{number}");
         let path = format!("/images/disk{number}.img");
-        let mut export = Export::new(&path, &nqn, identity, geometry, BYTES as u64, disk);
+        let mut export = Export::new(&path, &nqn, identity, geometry, BYTES as u64, disk.into());
         export.access = Access::Writable;
         export.discard = true;
         self.catalogue.publish(Arc::new(export));

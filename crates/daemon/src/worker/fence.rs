@@ -84,7 +84,7 @@ impl Check {
             if in_flight().is_some_and(|count| count > 0) {
                 return false;
             }
-            self.flush = Flush::start(&**export).ok();
+            self.flush = Flush::start(export.backing().written()).ok();
         }
         match self.flush.as_mut().and_then(Flush::ended) {
             None => return false,
@@ -124,7 +124,7 @@ impl Check {
 /// The block device of the export. `None` for images: writes to the device below are not
 /// necessarily ours.
 fn device(export: &Export) -> Option<DeviceNumber> {
-    let stat = fstat(export).ok()?;
+    let stat = fstat(export.backing().written()).ok()?;
     let number = stat.st_rdev;
     let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
     is_device.then(|| DeviceNumber {

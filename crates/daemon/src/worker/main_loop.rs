@@ -40,7 +40,7 @@ pub fn work() -> Result<(), Failure> {
     let Ok(Some((Request::Start(start), _))) = requests.receive() else { return Ok(()) };
     match WorkerProcess::start(&start, &sender, unconfined) {
         Ok(worker) => worker.run(sender, requests),
-        Err(sentence) => drop(sender.send(&Report::Failed { sentence }, None)),
+        Err(sentence) => drop(sender.send(&Report::Failed { sentence }, &[])),
     }
     Ok(())
 }
@@ -88,7 +88,7 @@ impl WorkerProcess {
         let engine = Engine::start(config, sink).map_err(cannot)?;
         unconfined.extend(sandbox::restrict_syscalls());
         let report = Report::running(engine.driver(), unconfined);
-        sender.send(&report, None).map_err(cannot)?;
+        sender.send(&report, &[]).map_err(cannot)?;
         let disks = Arc::<Disks>::default();
         Ok(Self {
             engine,
@@ -122,50 +122,49 @@ impl WorkerProcess {
         // Without the reporter no event would reach the opener: exit, and be replaced.
         let Ok(reporter) = reporter else { return };
         self.reporter = Some(reporter);
-        while let Ok(Some((request, descriptor))) = requests.receive() {
+        while let Ok(Some((request, descriptors))) = requests.receive() {
             if let Request::Stop { milliseconds } = request {
                 return self.stop(Duration::from_millis(milliseconds));
             }
-            self.handle(request, descriptor);
+            self.handle(request, descriptors);
         }
     }
 
-    fn handle(&self, request: Request, descriptor: Option<OwnedFd>) {
-        match (request, descriptor) {
-            (Request::Accept { auth, serves }, Some(listener)) => {
+    fn handle(&self, request: Request, mut descriptors: Vec<OwnedFd>) {
+        match request {
+            Request::Accept { auth, serves } => {
+                let Some(listener) = descriptors.pop() else { return };
                 self.accept(listener, auth, serves);
             }
-            (Request::Adopt { auth, serves }, Some(connection)) => {
+            Request::Adopt { auth, serves } => {
+                let Some(connection) = descriptors.pop() else { return };
                 self.adopt(connection, auth, serves);
             }
-            (Request::Lend(lent), Some(disk)) => self.lend(*lent, disk),
-            (Request::Withdraw { disk }, _) => self.withdraw(disk),
-            (Request::Resize { disk, bytes }, _) => {
+            Request::Lend(lent) => self.lend(*lent, descriptors),
+            Request::Withdraw { disk } => self.withdraw(disk),
+            Request::Resize { disk, bytes } => {
                 let export = self.disks.find(disk);
                 let _ = export.is_some_and(|export| export.resize(bytes));
             }
-            (Request::FailFlush { disk }, _) => {
+            Request::FailFlush { disk } => {
                 if let Some(export) = self.disks.find(disk) {
                     export.flush_failed();
                 }
             }
-            (Request::SetPolicy { policy }, _) => self.sessions.catalogue.set_policy(policy),
-            (Request::EnablePairing { name, tries }, _) => {
+            Request::SetPolicy { policy } => self.sessions.catalogue.set_policy(policy),
+            Request::EnablePairing { name, tries } => {
                 let now = Instant::now();
                 self.sessions.pair(&name, tries.tries(now), now);
             }
-            (Request::Unlock, _) => {
-                self.with_pairing_server(|server| server.unlock(Instant::now()))
-            }
-            (Request::Answer { number, verdict }, _) => {
+            Request::Unlock => self.with_pairing_server(|server| server.unlock(Instant::now())),
+            Request::Answer { number, verdict } => {
                 // Fails if the client disconnected: nothing to do.
                 self.with_pairing_server(|server| {
                     let _ = server.answer(number, verdict);
                 });
             }
-            // The opener does not send these: a second start, or a request without its descriptor.
-            (Request::Start(_) | Request::Stop { .. }, _)
-            | (Request::Accept { .. } | Request::Adopt { .. } | Request::Lend(_), None) => return,
+            // The opener does not send a second start, and the caller handles a stop.
+            Request::Start(_) | Request::Stop { .. } => return,
         }
         self.engine.notify(Notice::StateChanged);
         wake(&self.inbox);
@@ -187,9 +186,9 @@ impl WorkerProcess {
         }
     }
 
-    fn lend(&self, lent: ExportWire, descriptor: OwnedFd) {
+    fn lend(&self, lent: ExportWire, descriptors: Vec<OwnedFd>) {
         let disk = lent.disk;
-        let Some(export) = lent.export(descriptor) else { return };
+        let Some(export) = lent.export(descriptors) else { return };
         if let Err(sentence) = check_locked(&export) {
             return self.inbox.note(sentence);
         }

@@ -3,8 +3,12 @@
 
 mod pairing;
 
+use std::os::fd::OwnedFd;
+
 use engine::{Driver, Running, tls};
-use export::{Access, Auth, Cache, Export, ExportId, Geometry, Identity, Policy, Secret};
+use export::{
+    Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy, Secret,
+};
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +140,7 @@ pub(super) struct ExportWire {
     discard: bool,
     discard_zeroes: bool,
     flush_failed: bool,
+    layout: Layout,
 }
 
 impl ExportWire {
@@ -155,14 +160,17 @@ impl ExportWire {
             discard: export.discard,
             discard_zeroes: export.discard_zeroes,
             flush_failed: export.has_failed_flush(),
+            layout: export.backing().layout(),
         }
     }
 
-    /// The export with its descriptor. Returns `None` if the geometry is invalid.
-    pub(super) fn export(self, descriptor: std::os::fd::OwnedFd) -> Option<Export> {
+    /// The export with its descriptors. Returns `None` if the geometry is invalid, or if the layout
+    /// has another number of descriptors.
+    pub(super) fn export(self, descriptors: Vec<OwnedFd>) -> Option<Export> {
         let geometry = Geometry::new(self.block, self.physical)?;
+        let backing = Backing::new(self.layout, descriptors)?;
         let (name, id) = (&self.name, self.id);
-        let mut export = Export::new(name, id, self.identity, geometry, self.bytes, descriptor);
+        let mut export = Export::new(name, id, self.identity, geometry, self.bytes, backing);
         export.short = self.short;
         export.access = self.access;
         export.cache = if self.volatile { Cache::Volatile } else { Cache::WriteThrough };
@@ -233,7 +241,7 @@ mod test {
 
     #[test]
     fn export_survives_the_wire_format() {
-        let disk = || std::fs::File::open("/dev/null").unwrap().into();
+        let disk = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let geometry = Geometry::new(4096, 16384).unwrap();
         let identity = Identity {
             uuid: [1; 16],
@@ -241,17 +249,21 @@ mod test {
             serial: "serial".to_owned(),
             ..Identity::default()
         };
-        let mut export = Export::new("disk", "nqn", identity, geometry, 1 << 20, disk());
+        let mut export = Export::new("disk", "nqn", identity, geometry, 1 << 20, disk().into());
         export.access = Access::Writable;
         export.cache = Cache::WriteThrough;
         export.discard = true;
         export.flush_failed();
-        let arrived = travel(&ExportWire::new(9, &export)).export(disk()).unwrap();
+        let arrived = travel(&ExportWire::new(9, &export)).export(vec![disk()]).unwrap();
         assert_eq!((&arrived.name, &arrived.id), (&export.name, &export.id));
         assert_eq!((&arrived.identity, arrived.geometry), (&export.identity, geometry));
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
         assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
         assert!(arrived.has_failed_flush() && !arrived.rotational);
+        assert_eq!(arrived.backing().descriptors().len(), 1);
+        for descriptors in [vec![], vec![disk(), disk()]] {
+            assert!(travel(&ExportWire::new(9, &export)).export(descriptors).is_none());
+        }
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Reporter {
                 // All events precede `stopped`, so this round reports the last of them.
                 let _ = self.round(Some(Duration::ZERO));
                 let _ = self.report_rest();
-                let _ = self.sender.send(&Report::Stopped { in_time }, None);
+                let _ = self.sender.send(&Report::Stopped { in_time }, &[]);
                 return;
             }
         }
@@ -165,7 +165,7 @@ impl Reporter {
     }
 
     fn send(&self, report: &Report) -> std::io::Result<()> {
-        self.sender.send(report, None)
+        self.sender.send(report, &[])
     }
 }
 

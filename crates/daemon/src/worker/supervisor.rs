@@ -141,7 +141,7 @@ fn handshake(
         state.process = Some(Pid::from_child(child));
         state.start.clone()
     };
-    sender.send(&Request::Start(start), None).map_err(|error| cannot(&error))?;
+    sender.send(&Request::Start(start), &[]).map_err(|error| cannot(&error))?;
     let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
         Some((Report::Running { driver, why, unconfined }, _)) => {
             (Running { driver, why }, unconfined)

@@ -8,8 +8,7 @@ use std::sync::{Arc, Weak};
 use export::Export;
 
 use super::slots::{Key, Slots};
-use crate::blocking_op::BlockingOp;
-use crate::disk::Job;
+use crate::disk::{BlockingOp, Job};
 use crate::inbox::{Inbox, Message};
 
 /// The threads, and the requests in flight on them.

@@ -17,8 +17,7 @@ use super::files::FixedFile;
 use super::ring::{LARGE, Receiving, Ring, Sending};
 use super::rx_coalescing::RxCoalescing;
 use super::slots::Key;
-use crate::blocking_op::BlockingOp;
-use crate::disk::{Job, Pace};
+use crate::disk::{BlockingOp, Job, Pace};
 use crate::link::Link;
 use crate::recv_buffer::{RecvBuffer, window};
 use crate::{GRACE, LINGER, MAX_UNSENT, Sink};
@@ -73,9 +72,9 @@ pub(crate) struct Connection {
     jobs: usize,
     /// Whether its disk completes requests immediately.
     pace: Pace,
-    /// The disk it used last, and its index in the file table. Keeps the file in the table, until
-    /// the export is gone.
-    disk: Option<(Weak<Export>, Rc<FixedFile>)>,
+    /// The disk it used last, and the indices of its files in the file table. Keeps the files in the
+    /// table, until the export is gone.
+    disk: Option<(Weak<Export>, Rc<[FixedFile]>)>,
     rx_coalescing: RxCoalescing,
     /// `SO_RCVLOWAT` of the socket.
     low_water_mark: usize,
@@ -334,10 +333,10 @@ impl Connection {
             self.jobs += 1;
             return self.submit_blocking(turn, job, blocking_op);
         }
-        match self.disk_file(turn, &job) {
-            Ok(file) => {
+        match self.disk_files(turn, &job) {
+            Ok(files) => {
                 self.jobs += 1;
-                turn.ring.carry_out(self.key, job, file);
+                turn.ring.carry_out(self.key, job, files);
             }
             // The file table is full.
             Err(_) => {
@@ -354,17 +353,17 @@ impl Connection {
         }
     }
 
-    /// Returns the index of the request's disk in the file table.
-    fn disk_file(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<FixedFile>> {
+    /// Returns the indices of the files of the request's disk in the file table.
+    fn disk_files(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<[FixedFile]>> {
         let export = job.admitted().export();
-        if let Some((known, file)) = &self.disk
+        if let Some((known, files)) = &self.disk
             && known.as_ptr() == Arc::as_ptr(export)
         {
-            return Ok(file.clone());
+            return Ok(files.clone());
         }
-        let file = turn.ring.put_disk(export)?;
-        self.disk = Some((Arc::downgrade(export), file.clone()));
-        Ok(file)
+        let files = turn.ring.put_disk(export)?;
+        self.disk = Some((Arc::downgrade(export), files.clone()));
+        Ok(files)
     }
 
     /// Passes unread bytes to the session. Returns whether it has consumed any.

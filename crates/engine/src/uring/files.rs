@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-/// An index in the table, reference-counted. It is reused only after [`FileTable::sweep`] has
+/// An index in the table. Once it is dropped, it is reused only after [`FileTable::sweep`] has
 /// removed the file.
 pub(crate) struct FixedFile {
     index: u32,
@@ -15,7 +15,7 @@ pub(crate) struct FixedFile {
 #[derive(Debug)]
 struct Indices {
     free: Vec<u32>,
-    /// Indices without references whose file is still in the table.
+    /// Dropped indices whose file is still in the table.
     released: Vec<u32>,
 }
 
@@ -31,12 +31,12 @@ impl FileTable {
     }
 
     /// Allocates an index.
-    pub(super) fn allocate(&self) -> Option<Rc<FixedFile>> {
+    pub(super) fn allocate(&self) -> Option<FixedFile> {
         let index = self.0.borrow_mut().free.pop()?;
-        Some(Rc::new(FixedFile { index, indices: self.0.clone() }))
+        Some(FixedFile { index, indices: self.0.clone() })
     }
 
-    /// Calls `clear` for each index without references, to remove its file from the table. An index
+    /// Calls `clear` for each dropped index, to remove its file from the table. An index
     /// for which this fails is not reused.
     pub(super) fn sweep(&self, clear: impl Fn(u32) -> bool) {
         if self.0.borrow().released.is_empty() {
@@ -76,12 +76,9 @@ mod test {
         let files = FileTable::new(2);
         let (a, b) = (files.allocate().unwrap(), files.allocate().unwrap());
         assert_eq!((a.index(), b.index()), (0, 1));
-        assert!(files.allocate().is_none());
-        let share = a.clone();
-        drop(a);
         files.sweep(|_| true);
         assert!(files.allocate().is_none());
-        drop(share);
+        drop(a);
         assert!(files.allocate().is_none());
         files.sweep(|index| index == 0);
         assert_eq!(files.allocate().unwrap().index(), 0);

@@ -8,13 +8,13 @@
 //! the entry is pushed until its completion is reaped.** No code outside this file has access to a
 //! value while it is there, so that nothing it owns can be used, moved or freed:
 //!
-//! - a [`Job`] owns its request, which owns the payload buffer and the disk's descriptor. The pages
+//! - a [`Job`] owns its request, which owns the payload buffer and the disk's descriptors. The pages
 //!   of a buffer are an allocation of their own, which stays in place when the `Job` is moved;
 //! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and the vectors that
 //!   the entry refers to, the memory that the vectors refer to (receive buffer, buffer of the
 //!   direct receive, segments), and a reference to the socket;
 //! - a [`Wake`] owns the eight bytes that its eventfd is read into;
-//! - each of them owns a reference to the [`FixedFile`] of the entry, whose index is not reused
+//! - each of them owns a reference to the [`FixedFile`]s of the entry, whose indices are not reused
 //!   before.
 //!
 //! The key of the value is the entry's `user_data`, and each entry has exactly one completion.
@@ -92,13 +92,13 @@ pub(crate) struct Ring {
     backlog: VecDeque<squeue::Entry>,
     files: FileTable,
     /// Disks in the file table.
-    disks: Vec<(sync::Weak<Export>, Weak<FixedFile>)>,
+    disks: Vec<(sync::Weak<Export>, Weak<[FixedFile]>)>,
     inbox: Arc<Inbox>,
     wake_fd: Rc<FixedFile>,
 }
 
 enum Pending {
-    Disk(Key, Job, Rc<FixedFile>),
+    Disk(Key, Job, Rc<[FixedFile]>),
     Receive(Box<Receiving>),
     Send(Box<Sending>),
     Wake(Box<Wake>),
@@ -138,7 +138,7 @@ impl Ring {
         // Since Linux 5.15; before, the kernel's default limit applies.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_THREADS, 0]);
         let files = restrict(&ring)?;
-        let wake_fd = put(&ring, &files, inbox.as_fd())?;
+        let wake_fd = Rc::new(put(&ring, &files, inbox.as_fd())?);
         let (pending, backlog, disks) = (ManuallyDrop::default(), VecDeque::new(), Vec::new());
         Ok(Self { ring, pending, backlog, files, disks, inbox, wake_fd })
     }
@@ -149,22 +149,26 @@ impl Ring {
     /// Fails if the table is full or memory cannot be allocated.
     pub(crate) fn put(&mut self, file: BorrowedFd<'_>) -> io::Result<Rc<FixedFile>> {
         self.sweep();
-        put(&self.ring, &self.files, file)
+        put(&self.ring, &self.files, file).map(Rc::new)
     }
 
-    /// Returns the index of a disk in the table, which is added if necessary.
+    /// Returns the indices of the files of a disk in the table, which are added if necessary. They
+    /// are in the order of [`Backing::descriptors`](export::Backing::descriptors).
     ///
     /// # Errors
     /// As for [`Ring::put`].
-    pub(crate) fn put_disk(&mut self, disk: &Arc<Export>) -> io::Result<Rc<FixedFile>> {
-        self.disks.retain(|(_, file)| file.strong_count() > 0);
+    pub(crate) fn put_disk(&mut self, disk: &Arc<Export>) -> io::Result<Rc<[FixedFile]>> {
+        self.disks.retain(|(_, files)| files.strong_count() > 0);
         let known = self.disks.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(disk));
-        if let Some(file) = known.and_then(|(_, file)| file.upgrade()) {
-            return Ok(file);
+        if let Some(files) = known.and_then(|(_, files)| files.upgrade()) {
+            return Ok(files);
         }
-        let file = self.put(disk.as_fd())?;
-        self.disks.push((Arc::downgrade(disk), Rc::downgrade(&file)));
-        Ok(file)
+        self.sweep();
+        let descriptors = disk.backing().descriptors().iter();
+        let files = descriptors.map(|file| put(&self.ring, &self.files, file.as_fd()));
+        let files = files.collect::<io::Result<Rc<[FixedFile]>>>()?;
+        self.disks.push((Arc::downgrade(disk), Rc::downgrade(&files)));
+        Ok(files)
     }
 
     /// Removes files without references from the table.
@@ -173,10 +177,10 @@ impl Ring {
         self.files.sweep(clear);
     }
 
-    /// Starts or continues a disk request of the connection `owner`; `file` is the index of its
+    /// Starts or continues a disk request of the connection `owner`; `files` are those of its
     /// disk. Returned by [`Ring::reap`] when complete.
-    pub(crate) fn carry_out(&mut self, owner: Key, job: Job, file: Rc<FixedFile>) {
-        let key = self.pending.insert(Pending::Disk(owner, job, file));
+    pub(crate) fn carry_out(&mut self, owner: Key, job: Job, files: Rc<[FixedFile]>) {
+        let key = self.pending.insert(Pending::Disk(owner, job, files));
         self.start(key);
     }
 
@@ -238,7 +242,7 @@ impl Ring {
     fn start(&mut self, key: Key) {
         let Some(pending) = self.pending.get_mut(key) else { return };
         let entry = match pending {
-            Pending::Disk(_, job, file) => disk_entry(job, file),
+            Pending::Disk(_, job, files) => disk_entry(job, files),
             Pending::Receive(receiving) => receiving.entry(),
             Pending::Send(sending) => sending.entry(),
             Pending::Wake(wake) => wake.entry(),
@@ -402,15 +406,17 @@ fn restrict(ring: &IoUring) -> io::Result<FileTable> {
     Ok(FileTable::new(places))
 }
 
-fn put(ring: &IoUring, files: &FileTable, file: BorrowedFd<'_>) -> io::Result<Rc<FixedFile>> {
+fn put(ring: &IoUring, files: &FileTable, file: BorrowedFd<'_>) -> io::Result<FixedFile> {
     let place = files.allocate().ok_or(Errno::MFILE)?;
     ring.submitter().register_files_update(place.index(), &[file.as_raw_fd()])?;
     Ok(place)
 }
 
-fn disk_entry(job: &mut Job, file: &FixedFile) -> squeue::Entry {
-    let fd = Fixed(file.index());
-    match job.call() {
+fn disk_entry(job: &mut Job, files: &[FixedFile]) -> squeue::Entry {
+    let (file, call) = job.call();
+    // The kernel fails an entry with a file that does not exist.
+    let fd = Fixed(files.get(file).map_or(u32::MAX, FixedFile::index));
+    match call {
         Call::Read { offset, into } => {
             opcode::Read::new(fd, into.as_mut_ptr(), length(into)).offset(offset).build()
         }

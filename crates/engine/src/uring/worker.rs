@@ -17,7 +17,7 @@ use super::connection::{Connection, Turn};
 use super::ring::{Done, Ring};
 use super::slots::{Key, Slots};
 use super::spin::Spin;
-use crate::blocking_op::Answer;
+use crate::disk::Answer;
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::RecvBuffer;

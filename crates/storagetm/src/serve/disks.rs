@@ -143,7 +143,7 @@ fn flush(export: &Arc<Export>, writes: &WriteTracker, flushes: &Flushes) -> io::
         while writes.in_flight() {
             std::thread::sleep(COALESCE);
         }
-        Flush::start(&**export).and_then(Flush::outcome)?;
+        Flush::start(export.backing().written()).and_then(Flush::outcome)?;
         if !flushes.end(export) {
             return Ok(());
         }

@@ -94,7 +94,8 @@ fn flush_deadline(begun: Instant, now: Instant, has_console_ui: bool) -> Instant
 fn flush(disks: Vec<(Arc<Export>, WriteTracker)>, end: Instant) -> (Vec<ServeEvent>, Vec<String>) {
     let begun = disks.into_iter().map(|(export, writes)| {
         // Transient failures, such as lack of memory, are retried once.
-        let flush = Flush::start(&*export).or_else(|_| Flush::start(&*export));
+        let start = || Flush::start(export.backing().written());
+        let flush = start().or_else(|_| start());
         (export, writes, flush)
     });
     let begun: Vec<_> = begun.collect();

@@ -2,11 +2,14 @@
 //! and prefetch. They can run on any thread.
 
 use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Admitted, Export, Extent, Op};
-use rustix::fs::{Advice, FileType, OFlags, SeekFrom};
+use export::{Admitted, Backing, Export, Extent, Op};
+use rustix::fs::{Advice, FileType, SeekFrom};
 use rustix::io::Errno;
+
+use super::backing::is_cached;
 
 /// The result of a [`BlockingOp`]: the extents, or nothing for a prefetch.
 pub(crate) type Answer = Vec<Extent>;
@@ -44,51 +47,48 @@ impl BlockingOp {
     /// Executes the operation, blocking. Errors are not reported: a range with unknown status
     /// counts as data, and a failed prefetch is ignored.
     pub(crate) fn run(&self) -> Answer {
+        let Backing::Raw(disk) = self.export.backing();
         if self.op == Op::Extents {
-            return self.map();
+            return self.map(disk);
         }
-        if !self.is_uncached() {
-            self.read_ahead();
+        if is_cached(self.export.backing()) {
+            self.read_ahead(disk);
         }
         Vec::new()
     }
 
-    fn is_uncached(&self) -> bool {
-        rustix::fs::fcntl_getfl(&self.export).is_ok_and(|flags| flags.contains(OFlags::DIRECT))
-    }
-
-    fn read_ahead(&self) {
+    fn read_ahead(&self, disk: &OwnedFd) {
         let (mut at, end) = (self.start, self.end.min(self.start.saturating_add(AHEAD)));
         while let Some(left) = NonZeroU64::new((end - at).min(STEP)) {
-            if rustix::fs::fadvise(&self.export, at, Some(left), Advice::WillNeed).is_err() {
+            if rustix::fs::fadvise(disk, at, Some(left), Advice::WillNeed).is_err() {
                 return;
             }
             at += left.get();
         }
     }
 
-    fn map(&self) -> Answer {
-        let stat = rustix::fs::fstat(&self.export);
+    fn map(&self, disk: &OwnedFd) -> Answer {
+        let stat = rustix::fs::fstat(disk);
         let file =
             stat.ok().filter(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile);
         let size = file.and_then(|stat| u64::try_from(stat.st_size).ok());
         match size {
-            Some(size) => self.map_file(size.min(self.end)),
+            Some(size) => self.map_file(disk, size.min(self.end)),
             None => vec![Extent::data(self.end - self.start)],
         }
     }
 
     /// Maps the file up to `size`, its end. An export that is longer than its file is not a hole
     /// there, because reads fail.
-    fn map_file(&self, size: u64) -> Answer {
+    fn map_file(&self, disk: &OwnedFd, size: u64) -> Answer {
         let mut extents = Vec::new();
         let mut at = self.start;
         while at < size && extents.len() < self.room {
-            let data = self.seek(SeekFrom::Data(at), at, size);
+            let data = seek(disk, SeekFrom::Data(at), at, size);
             if data > at {
                 extents.push(Extent::hole(data - at));
             }
-            let hole = self.seek(SeekFrom::Hole(data), data + 1, size);
+            let hole = seek(disk, SeekFrom::Hole(data), data + 1, size);
             if data < size && extents.len() < self.room {
                 extents.push(Extent::data(hole - data));
             }
@@ -99,16 +99,16 @@ impl BlockingOp {
         }
         extents
     }
+}
 
-    /// Returns the start of the next data or hole, clamped to `least..=size`. Without support by
-    /// the file system, everything counts as data.
-    fn seek(&self, to: SeekFrom, least: u64, size: u64) -> u64 {
-        match rustix::fs::seek(&self.export, to) {
-            Ok(found) => found.max(least).min(size),
-            // No data after this offset.
-            Err(Errno::NXIO) => size,
-            Err(_) if matches!(to, SeekFrom::Data(_)) => least.min(size),
-            Err(_) => size,
-        }
+/// Returns the start of the next data or hole, clamped to `least..=size`. Without support by
+/// the file system, everything counts as data.
+fn seek(disk: &OwnedFd, to: SeekFrom, least: u64, size: u64) -> u64 {
+    match rustix::fs::seek(disk, to) {
+        Ok(found) => found.max(least).min(size),
+        // No data after this offset.
+        Err(Errno::NXIO) => size,
+        Err(_) if matches!(to, SeekFrom::Data(_)) => least.min(size),
+        Err(_) => size,
     }
 }

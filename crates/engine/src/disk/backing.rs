@@ -1,0 +1,81 @@
+//! How requests reach the files of a [`Backing`]. With [`super::blocking_op`], the only place that
+//! distinguishes its variants.
+
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+
+use export::Backing;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::Call;
+
+/// `TMPFS_MAGIC`, also the type of a memfd.
+const TMPFS: u32 = 0x0102_1994;
+
+/// Major number of the memory devices: `/dev/null`, `/dev/zero`.
+const MEMORY_DEVICES: u32 = 1;
+
+/// Returns where the byte at `offset` of the export is stored: the index of a file in
+/// [`Backing::descriptors`], and the offset in it.
+pub(super) fn locate(backing: &Backing, offset: u64) -> (usize, u64) {
+    match backing {
+        Backing::Raw(_) => (0, offset),
+    }
+}
+
+/// Executes a call on the file with this index, blocking.
+pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<usize, Errno> {
+    let file = backing.descriptors().get(file).ok_or(Errno::BADF)?;
+    match call {
+        Call::Read { offset, into } => rustix::io::pread(file, into, offset),
+        Call::Write { offset, from, durable: true } => {
+            rustix::io::pwritev2(file, &[IoSlice::new(from)], offset, ReadWriteFlags::DSYNC)
+        }
+        Call::Write { offset, from, durable: false } => rustix::io::pwrite(file, from, offset),
+        Call::Sync => rustix::fs::fdatasync(file).map(|()| 0),
+        Call::Allocate { mode, offset, len } => {
+            rustix::fs::fallocate(file, mode, offset, len).map(|()| 0)
+        }
+    }
+}
+
+/// Returns whether `fallocate` is passed to a block device. There the kernel implements
+/// `FALLOC_FL_ZERO_RANGE` by writing zeros if the device has no such command, and fails only
+/// `FALLOC_FL_PUNCH_HOLE`.
+pub(super) fn is_device(backing: &Backing) -> bool {
+    match backing {
+        Backing::Raw(disk) => is_block_device(disk),
+    }
+}
+
+/// Returns whether writes may be cached, so that their errors are reported later.
+pub(super) fn is_cached(backing: &Backing) -> bool {
+    match backing {
+        Backing::Raw(disk) => {
+            let flags = rustix::fs::fcntl_getfl(disk);
+            flags.is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
+        }
+    }
+}
+
+/// Returns whether reads and writes complete immediately, because the data is in memory.
+pub(super) fn is_memory(backing: &Backing) -> bool {
+    match backing {
+        Backing::Raw(disk) => is_memory_file(disk),
+    }
+}
+
+fn is_block_device(file: &OwnedFd) -> bool {
+    let stat = rustix::fs::fstat(file);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+}
+
+fn is_memory_file(file: &OwnedFd) -> bool {
+    let in_tmpfs = rustix::fs::fstatfs(file).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(TMPFS));
+    rustix::fs::fstat(file).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => in_tmpfs,
+        FileType::CharacterDevice => rustix::fs::major(stat.st_rdev) == MEMORY_DEVICES,
+        _ => false,
+    })
+}

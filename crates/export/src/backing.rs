@@ -1,0 +1,68 @@
+//! The open files behind an export.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::slice;
+
+use serde::{Deserialize, Serialize};
+
+/// The open files that hold the data of an export, and how its bytes are laid out in them. Only
+/// data: the driver interprets it.
+#[derive(Debug)]
+pub enum Backing {
+    /// A block device or a file in which every byte of the export has the same offset.
+    Raw(OwnedFd),
+}
+
+/// The layout of a [`Backing`], without the files. A process sends both to another separately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// That of [`Backing::Raw`].
+    Raw,
+}
+
+impl Backing {
+    /// Returns the backing of this layout on `descriptors`, which are in the order of
+    /// [`Backing::descriptors`]. Returns `None` if the layout has another number of them.
+    pub fn new(layout: Layout, descriptors: Vec<OwnedFd>) -> Option<Self> {
+        match layout {
+            Layout::Raw => {
+                let [disk] = descriptors.try_into().ok()?;
+                Some(Self::Raw(disk))
+            }
+        }
+    }
+
+    /// Returns the layout.
+    pub fn layout(&self) -> Layout {
+        match self {
+            Self::Raw(_) => Layout::Raw,
+        }
+    }
+
+    /// Returns all open files.
+    pub fn descriptors(&self) -> &[OwnedFd] {
+        match self {
+            Self::Raw(disk) => slice::from_ref(disk),
+        }
+    }
+
+    /// Returns the file that writes to the export go to.
+    pub fn written(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Raw(disk) => disk.as_fd(),
+        }
+    }
+}
+
+impl From<OwnedFd> for Backing {
+    fn from(disk: OwnedFd) -> Self {
+        Self::Raw(disk)
+    }
+}
+
+impl From<File> for Backing {
+    fn from(disk: File) -> Self {
+        Self::Raw(disk.into())
+    }
+}
