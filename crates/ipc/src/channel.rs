@@ -135,8 +135,9 @@ impl Receiver {
             _ => None,
         });
         let descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
-        // The kernel has closed those for which there was no space.
-        if message.flags.contains(ReturnFlags::CTRUNC) {
+        // The kernel closes those for which there is no space.
+        let is_truncated = message.flags.contains(ReturnFlags::CTRUNC);
+        if is_truncated || descriptors.len() > MAX_DESCRIPTORS {
             return Err(ErrorKind::InvalidData.into());
         }
         Ok((message.bytes, descriptors))
@@ -259,18 +260,21 @@ mod test {
     fn frame_has_at_most_eight_descriptors() {
         let (sender, mut receiver) = pair(1 << 10);
         let file = std::fs::File::open("/dev/null").unwrap();
-        let copies = [file.as_fd(); MAX_DESCRIPTORS + 1];
-        assert!(sender.send(&"too many", &copies).is_err());
-        sender.send(&"as many", &copies[1..]).unwrap();
+        let copies = [file.as_fd(); 20];
+        assert!(sender.send(&"too many", &copies[..=MAX_DESCRIPTORS]).is_err());
+        sender.send(&"as many", &copies[..MAX_DESCRIPTORS]).unwrap();
         let (text, passed) = receiver.receive::<String>().unwrap().unwrap();
         assert_eq!((text.as_str(), passed.len()), ("as many", MAX_DESCRIPTORS));
         // A sender without the limit.
         let frame = frame(&"too many").unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&copies)));
-        sendmsg(&sender.0, &[IoSlice::new(&frame)], &mut control, SendFlags::empty()).unwrap();
-        let error = receiver.receive::<String>().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        for count in [MAX_DESCRIPTORS + 1, copies.len()] {
+            let (sender, mut receiver) = pair(1 << 10);
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(20))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&copies[..count])));
+            sendmsg(&sender.0, &[IoSlice::new(&frame)], &mut control, SendFlags::empty()).unwrap();
+            let error = receiver.receive::<String>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidData);
+        }
     }
 }
