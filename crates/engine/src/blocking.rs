@@ -16,6 +16,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::{RecvBuffer, window};
+use crate::topic::Topic;
 use crate::{GRACE, LINGER, MAX_UNSENT, MEMORY_RETRY, MakeSession, Shared};
 
 /// Stack size of a connection's thread in bytes. The deepest computations on it are those of
@@ -64,7 +65,7 @@ struct NotifyOnExit<'a> {
 impl Drop for NotifyOnExit<'_> {
     fn drop(&mut self) {
         self.shared.inboxes.unregister(self.inbox);
-        self.shared.inboxes.notify(Notice::StateChanged, None);
+        self.shared.inboxes.changed(&Topic::from_session(self.inbox.export()), None);
     }
 }
 
@@ -156,7 +157,7 @@ impl<'a> Connection<'a> {
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (self.shared.sink)(event),
-                Step::Notify => self.shared.inboxes.notify(Notice::StateChanged, None),
+                Step::Notify => self.shared.inboxes.changed(&self.link.topic(), None),
                 Step::Submit(admitted) => self.carry_out(admitted),
                 Step::Send(segment) => {
                     self.unsent += segment.len();
@@ -172,15 +173,23 @@ impl<'a> Connection<'a> {
     fn establish(&mut self) {
         if !self.established && self.session.is_established() {
             self.established = true;
-            self.link.set_established(self.session.fence());
+            self.set_established();
+        }
+    }
+
+    /// Passes the session's fence to the link, and its export to the inbox.
+    fn set_established(&self) {
+        self.link.set_established(self.session.fence());
+        if let Some(export) = self.link.export() {
+            self.inbox.set_export(export);
         }
     }
 
     fn carry_out(&mut self, admitted: Admitted) {
         let written = admitted.op().mutates().then(|| admitted.export().clone());
         let (ticket, outcome) = crate::disk::carry_out(admitted);
-        if written.is_some_and(|export| export.is_contended()) {
-            self.shared.inboxes.notify(Notice::StateChanged, None);
+        if let Some(export) = written.filter(|export| export.is_contended()) {
+            self.shared.inboxes.changed(&Topic::of(&export), None);
         }
         self.session.complete(Instant::now(), ticket, outcome);
     }
@@ -288,15 +297,18 @@ impl<'a> Connection<'a> {
         self.inbox.clear_wake();
         for message in self.inbox.take() {
             match message {
-                Message::Notice(notice) => {
-                    self.session.notify(Instant::now(), &notice);
-                    if self.established {
-                        self.link.set_established(self.session.fence());
-                    }
-                }
+                Message::Notice(notice) => self.notify(notice),
+                Message::ExportChanged(_) => self.notify(Notice::StateChanged),
                 Message::Quit => self.broken = true,
                 Message::Adopt(..) | Message::BlockingOpDone(..) => {}
             }
+        }
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        self.session.notify(Instant::now(), &notice);
+        if self.established {
+            self.set_established();
         }
     }
 

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use export::Notice;
+use export::{ExportId, Notice};
 use rustix::event::EventfdFlags;
 
 use crate::MakeSession;
 use crate::disk::Answer;
 use crate::link::Link;
+use crate::topic::Topic;
 
 /// A message to a thread.
 pub(crate) enum Message {
@@ -18,6 +19,8 @@ pub(crate) enum Message {
     Adopt(Arc<Link>, MakeSession),
     /// Pass this to all sessions.
     Notice(Notice),
+    /// Pass `StateChanged` to the sessions that a change of this export concerns.
+    ExportChanged(ExportId),
     /// The [`BlockingOp`](crate::disk::BlockingOp) with this number is complete.
     BlockingOpDone(u64, Answer),
     /// Cut all connections and end.
@@ -29,6 +32,7 @@ impl fmt::Debug for Message {
         match self {
             Self::Adopt(link, _) => write!(f, "Adopt({link:?})"),
             Self::Notice(notice) => write!(f, "Notice({notice:?})"),
+            Self::ExportChanged(id) => write!(f, "ExportChanged({id})"),
             Self::BlockingOpDone(number, _) => write!(f, "BlockingOpDone({number})"),
             Self::Quit => f.write_str("Quit"),
         }
@@ -44,6 +48,9 @@ pub(crate) struct Inbox {
     /// eventfd, written when the queue becomes non-empty and cleared by the reader. Reads of it
     /// block, which io_uring needs in order to wait for it.
     wake_fd: OwnedFd,
+    /// The export of the only session of this thread. Unset for a thread with any number of
+    /// sessions, and while the session uses none.
+    export: OnceLock<ExportId>,
 }
 
 impl Inbox {
@@ -54,7 +61,19 @@ impl Inbox {
             messages: Mutex::default(),
             has_messages: AtomicBool::new(false),
             wake_fd,
+            export: OnceLock::new(),
         }))
+    }
+
+    /// Sets the export of the only session of this thread. Only changes that concern it are sent from
+    /// now on.
+    pub(crate) fn set_export(&self, export: &ExportId) {
+        self.export.get_or_init(|| export.clone());
+    }
+
+    /// Returns it.
+    pub(crate) fn export(&self) -> Option<&ExportId> {
+        self.export.get()
     }
 
     /// Adds a message and wakes the reader.
@@ -95,13 +114,20 @@ impl AsFd for Inbox {
     }
 }
 
-/// Returns whether `message` repeats the last one. `StateChanged` is idempotent; without this
-/// check, a reader that is slow would let the queue grow without limit.
+/// Returns whether `message` repeats one since the last `Stopping`. Changes are idempotent; without
+/// this check, a reader that is slow would let the queue grow without limit.
 fn is_repeated(messages: &[Message], message: &Message) -> bool {
-    matches!(
-        (messages.last(), message),
-        (Some(Message::Notice(Notice::StateChanged)), Message::Notice(Notice::StateChanged))
-    )
+    let is_same: &dyn Fn(&Message) -> bool = match message {
+        Message::Notice(Notice::StateChanged) => {
+            &|other| matches!(other, Message::Notice(Notice::StateChanged))
+        }
+        Message::ExportChanged(id) => {
+            &move |other| matches!(other, Message::ExportChanged(other) if other == id)
+        }
+        _ => return false,
+    };
+    let is_stopping = |other: &Message| matches!(other, Message::Notice(Notice::Stopping));
+    messages.iter().rev().take_while(|other| !is_stopping(other)).any(is_same)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -146,6 +172,16 @@ impl Inboxes {
         others.for_each(|other| other.push(Message::Notice(notice)));
     }
 
+    /// Sends a change to all inboxes of sessions that it may concern, except `own`.
+    pub(crate) fn changed(&self, topic: &Topic, own: Option<&Arc<Inbox>>) {
+        let Topic::Export(id) = topic else { return self.notify(Notice::StateChanged, own) };
+        let registered = lock(&self.0);
+        let is_own = |other: &Arc<Inbox>| own.is_some_and(|own| Arc::ptr_eq(other, own));
+        let concerned =
+            registered.all.iter().filter(|other| !is_own(other) && topic.concerns(other.export()));
+        concerned.for_each(|other| other.push(Message::ExportChanged(id.clone())));
+    }
+
     /// Sends `Quit` to all inboxes.
     pub(crate) fn quit(&self) {
         let mut registered = lock(&self.0);
@@ -185,5 +221,23 @@ mod test {
         inboxes.unregister(&two);
         inboxes.quit();
         assert_eq!((one.take().len(), two.take().len()), (1, 0));
+    }
+
+    #[test]
+    fn change_of_an_export_reaches_only_inboxes_that_it_concerns() {
+        let inboxes = Inboxes::default();
+        let all: Vec<_> = (0..3).map(|_| Inbox::new().unwrap()).collect();
+        all.iter().for_each(|inbox| inboxes.register(inbox));
+        all[1].set_export(&"a".into());
+        all[2].set_export(&"b".into());
+        // However often they alternate, each is there once.
+        for _ in 0..3 {
+            inboxes.changed(&Topic::Export("a".into()), None);
+            inboxes.changed(&Topic::Export("c".into()), None);
+        }
+        assert!(!all[2].has_messages());
+        assert_eq!([0, 1, 2].map(|at| all[at].take().len()), [2, 1, 0]);
+        inboxes.changed(&Topic::All, None);
+        assert_eq!([0, 1, 2].map(|at| all[at].take().len()), [1, 1, 1]);
     }
 }

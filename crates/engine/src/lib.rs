@@ -23,6 +23,7 @@ mod negotiation;
 mod recv_buffer;
 mod security;
 pub mod tls;
+mod topic;
 mod uring;
 
 use std::net::SocketAddr;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use export::{Account, Budget, Event, Notice, Peer, Session};
+use export::{Account, Budget, Event, Export, Notice, Peer, Session};
 
 pub use handshaker::limit::Limits;
 pub use listen::bind;
@@ -40,6 +41,7 @@ pub use security::{MakeNegotiator, NegotiationStep, Negotiator, NextStep, Predic
 use inbox::Inboxes;
 use link::{Bounds, ConnectionTable, Link};
 use listen::Acceptor;
+use topic::Topic;
 
 /// Smallest and largest limit on the number of connections, however much memory there is.
 const CONNECTION_RANGE: (usize, usize) = (64, 1024);
@@ -275,6 +277,12 @@ impl Engine {
     /// Passes `notice` to every session.
     pub fn notify(&self, notice: Notice) {
         self.shared.inboxes.notify(notice, None);
+    }
+
+    /// Passes [`Notice::StateChanged`] to the sessions that a change of `export` concerns: those
+    /// that use it, and those that use none yet.
+    pub fn export_changed(&self, export: &Export) {
+        self.shared.inboxes.changed(&Topic::of(export), None);
     }
 
     /// Returns the number of connections.

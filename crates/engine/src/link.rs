@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Channel, Fence, Peer, Tenant};
+use export::{Channel, ExportId, Fence, Peer, Tenant};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::net::Shutdown;
+
+use crate::topic::{Changes, Topic};
 
 /// The socket of a connection. Closed when the last reference is dropped.
 pub(crate) struct Link {
@@ -25,6 +27,8 @@ pub(crate) struct Link {
     id: u64,
     /// The session's right to write.
     right: Mutex<WriteRight>,
+    /// The export that the session uses, once it is established.
+    export: OnceLock<ExportId>,
     /// Whether the connection was closed to make room for another.
     is_evicted: AtomicBool,
     /// Bytes received before the session existed.
@@ -81,6 +85,9 @@ impl Link {
     /// `fence` is closed when the peer closes its sending side. To be called again when the session
     /// may have another fence.
     pub(crate) fn set_established(&self, fence: Option<&Arc<Fence>>) {
+        if let Some(fence) = fence {
+            self.export.get_or_init(|| fence.export_id().clone());
+        }
         let mut right = self.right();
         right.fence = fence.map(Arc::downgrade).unwrap_or_default();
         right.check();
@@ -88,6 +95,16 @@ impl Link {
         if !self.established.swap(true, Ordering::AcqRel) {
             self.table.watch(self);
         }
+    }
+
+    /// Returns the export that the session uses, once it is established.
+    pub(crate) fn export(&self) -> Option<&ExportId> {
+        self.export.get()
+    }
+
+    /// Returns the topic of the changes that the session makes.
+    pub(crate) fn topic(&self) -> Topic {
+        Topic::from_session(self.export())
     }
 
     /// Revokes the session's right to write: the peer has closed its sending side.
@@ -228,9 +245,20 @@ impl ConnectionTable {
         self.total.fetch_add(1, Ordering::AcqRel);
         let (established, right, is_evicted) = Default::default();
         let (channel, early_data, table) = (OnceLock::new(), Mutex::default(), self.clone());
+        let export = OnceLock::new();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let link =
-            Link { socket, peer, channel, established, id, right, is_evicted, early_data, table };
+        let link = Link {
+            socket,
+            peer,
+            channel,
+            established,
+            id,
+            right,
+            export,
+            is_evicted,
+            early_data,
+            table,
+        };
         let link = Arc::new(link);
         links.push(Arc::downgrade(&link));
         Some(link)
@@ -259,21 +287,23 @@ impl ConnectionTable {
     }
 
     /// Revokes the right to write of sessions whose peers have closed their sending side, whatever
-    /// their threads are doing. Returns whether there were any; then all sessions must be notified.
-    pub(crate) fn fence_off(&self) -> bool {
-        let mut any = false;
+    /// their threads are doing. Returns what has changed by that, which sessions must be notified of.
+    pub(crate) fn fence_off(&self) -> Changes {
+        let mut changes = Changes::default();
         let mut ended = Vec::with_capacity(MAX_EVENTS);
         while let Ok(1..) =
             epoll::wait(&self.epoll, spare_capacity(&mut ended), Some(&Timespec::default()))
         {
-            any = true;
             let links: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
             for event in ended.drain(..) {
                 let id = event.data.u64();
-                links.iter().filter(|link| link.id == id).for_each(|link| link.fence_off());
+                for link in links.iter().filter(|link| link.id == id) {
+                    link.fence_off();
+                    changes.add(link.topic());
+                }
             }
         }
-        any
+        changes
     }
 
     fn remove(&self) {

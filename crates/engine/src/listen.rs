@@ -270,8 +270,8 @@ impl AcceptThread {
 
     /// Revokes the right to write of sessions whose peers have closed their sending side.
     fn fence_off(&self) {
-        if self.shared.table.fence_off() {
-            self.shared.inboxes.notify(Notice::StateChanged, None);
+        for topic in self.shared.table.fence_off() {
+            self.shared.inboxes.changed(&topic, None);
         }
     }
 

@@ -9,6 +9,7 @@ mod ring;
 mod rx_coalescing;
 mod slots;
 mod spin;
+mod turn;
 mod worker;
 
 pub(crate) use worker::{Workers, spawn};

@@ -60,6 +60,7 @@ with_both_drivers! {
     stopping_cuts_connections_that_do_not_close
     notices_reach_every_session
     step_notify_reaches_all_sessions
+    changes_of_an_export_reach_no_session_of_another
     end_of_an_exclusive_write_notifies_all
     deadlines_tick
     three_hundred_connections_are_served
@@ -409,6 +410,41 @@ fn step_notify_reaches_all_sessions(setup: Setup) {
     clients.pop();
     wait_for("the other notice", || Log::read(&served.log.changed) >= 19);
     drop(clients);
+    stop(served);
+}
+
+fn changes_of_an_export_reach_no_session_of_another(setup: Setup) {
+    let Some(served) = start(setup) else { return };
+    let other = memory_export(1 << 20);
+    let (address, log) = served.serve_another(&other);
+    let connect = |address| {
+        let mut client = Client::connect(address);
+        assert_eq!(client.ask(b'E', 1), 0);
+        client
+    };
+    let mut clients: Vec<_> = (0..5).map(|_| connect(served.address)).collect();
+    let others: Vec<_> = (0..5).map(|_| connect(address)).collect();
+    // A session's notice, the end of an exclusive write, a change by the program, and the end of a
+    // connection.
+    assert_eq!(clients[0].ask(b'N', 1), 0);
+    wait_for("its notice", || Log::read(&served.log.changed) == 5);
+    clients[0].send(b'A', 1, 0, BLOCK);
+    clients[0].0.write_all(&[9; BLOCK]).unwrap();
+    assert_eq!(clients[0].receive().unwrap(), (1, 0, Vec::new()));
+    wait_for("the end of the write", || Log::read(&served.log.changed) >= 10);
+    let before = Log::read(&served.log.changed);
+    served.engine.export_changed(&served.export);
+    wait_for("the change", || Log::read(&served.log.changed) >= before + 5);
+    drop(clients.pop());
+    wait_for("the end of a connection", || Log::read(&served.log.changed) >= before + 9);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(Log::read(&log.changed), 0);
+    served.engine.export_changed(&other);
+    wait_for("their change", || Log::read(&log.changed) == 5);
+    served.engine.notify(Notice::StateChanged);
+    wait_for("a change for all", || Log::read(&log.changed) == 10);
+    drop((clients, others));
+    wait_for("them to end", || Log::read(&log.dropped) == 5);
     stop(served);
 }
 

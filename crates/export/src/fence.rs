@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{Export, Fault};
+use crate::{Export, ExportId, Fault};
 
 /// The writes of one connection to one export.
 ///
@@ -35,7 +35,7 @@ impl Fence {
     }
 
     /// Revokes the connection's right to write. May be called from any thread, and more than once.
-    /// The first caller must then notify all sessions ([`Step::Notify`](crate::Step::Notify)).
+    /// The first caller must then notify the other sessions ([`Step::Notify`](crate::Step::Notify)).
     pub fn close(&self) {
         let InFlight { export, state } = &*self.0;
         // When already closed, no notification follows, so no orphan may be counted even briefly.
@@ -50,6 +50,11 @@ impl Fence {
         if before == 0 || before & CLOSED != 0 {
             export.orphan_ended();
         }
+    }
+
+    /// Returns the id of the export.
+    pub fn export_id(&self) -> &ExportId {
+        &self.0.export.id
     }
 
     fn is_closed(&self) -> bool {

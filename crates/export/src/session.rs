@@ -49,7 +49,8 @@ pub trait Session {
     /// Returns the fence of the writes of this connection, if it has one. The driver closes it as
     /// soon as the peer has closed its sending side: the peer may be gone, and its host may send newer
     /// data over another connection. Called once [`Session::is_established`] returns true, and after
-    /// each [`Notice`].
+    /// each [`Notice`]. From then on the session is notified of changes that concern this export or
+    /// all, and not of those of other exports; a later fence must be of an export with the same id.
     fn fence(&self) -> Option<&Arc<Fence>> {
         None
     }
@@ -88,7 +89,8 @@ pub enum Step {
     /// Pass this event to the program.
     Report(Event),
     /// State that this session shares with others has changed: pass [`Notice::StateChanged`] to
-    /// every session.
+    /// every session with a [fence](Session::fence) of the same export, and to every session
+    /// without one. If this session has none, pass it to every session.
     Notify,
     /// Send what is in the send queue, then close the connection. Only [`Step::Report`] and
     /// [`Step::Notify`] may follow.

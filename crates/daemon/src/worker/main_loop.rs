@@ -143,8 +143,10 @@ impl WorkerProcess {
             Request::Lend(lent) => self.lend(*lent, descriptors),
             Request::Withdraw { disk } => self.withdraw(disk),
             Request::Resize { disk, bytes } => {
-                let export = self.disks.find(disk);
-                let _ = export.is_some_and(|export| export.resize(bytes));
+                let Some(export) = self.disks.find(disk) else { return };
+                export.resize(bytes);
+                self.engine.export_changed(&export);
+                return wake(&self.inbox);
             }
             Request::FailFlush { disk } => {
                 if let Some(export) = self.disks.find(disk) {

@@ -11,27 +11,17 @@ use export::{Export, Fault, Notice, Segment, Session, Step};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
-use super::blocking_pool::BlockingPool;
 use super::failed_session::FailedSession;
 use super::files::FixedFile;
 use super::ring::{LARGE, Receiving, Ring, Sending};
 use super::rx_coalescing::RxCoalescing;
 use super::slots::Key;
+use super::turn::Turn;
 use crate::disk::{BlockingOp, Job, Pace};
 use crate::link::Link;
 use crate::recv_buffer::{RecvBuffer, window};
-use crate::{GRACE, LINGER, MAX_UNSENT, Sink};
-
-/// State that the connections of a thread share during a turn.
-pub(crate) struct Turn {
-    pub(crate) ring: Ring,
-    pub(crate) blocking_pool: BlockingPool,
-    /// The time at which the turn began.
-    pub(crate) now: Instant,
-    /// Whether to notify all sessions that shared state has changed.
-    pub(crate) notify_all: bool,
-    pub(crate) sink: Sink,
-}
+use crate::topic::Topic;
+use crate::{GRACE, LINGER, MAX_UNSENT};
 
 /// Output above this size is sent before the turn ends, so that the peer processes the first
 /// answers while the last are made.
@@ -184,7 +174,9 @@ impl Connection {
         let (ticket, outcome) = job.finish();
         // Checked after the request is no longer counted, or the session that waits for it would
         // not be notified.
-        turn.notify_all |= written.is_some_and(|export| export.is_contended());
+        if let Some(export) = written.filter(|export| export.is_contended()) {
+            turn.changes.add(Topic::of(&export));
+        }
         self.session.complete(turn.now, ticket, outcome);
     }
 
@@ -196,6 +188,10 @@ impl Connection {
                 self.link.set_established(self.session.fence());
             }
         }
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Processes expired deadlines.
@@ -279,7 +275,7 @@ impl Connection {
 
     /// Cuts the connection of a session that panicked, without affecting other connections.
     pub(crate) fn fail(&mut self, turn: &mut Turn) {
-        turn.notify_all = true;
+        turn.changes.add(self.link.topic());
         self.session = Box::new(FailedSession);
         self.shut();
     }
@@ -303,7 +299,7 @@ impl Connection {
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (turn.sink)(event),
-                Step::Notify => turn.notify_all = true,
+                Step::Notify => turn.changes.add(self.link.topic()),
                 Step::Submit(admitted) => self.submit(turn, Job::new(admitted)),
                 Step::Send(_) | Step::Close(_) if !self.is_open() => {}
                 Step::Send(segment) => {

@@ -13,14 +13,16 @@ use std::time::{Duration, Instant};
 use export::{Notice, Pool};
 
 use super::blocking_pool::BlockingPool;
-use super::connection::{Connection, Turn};
+use super::connection::Connection;
 use super::ring::{Done, Ring};
 use super::slots::{Key, Slots};
 use super::spin::Spin;
+use super::turn::Turn;
 use crate::disk::Answer;
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::RecvBuffer;
+use crate::topic::{Changes, Topic};
 use crate::{Config, MEMORY_RETRY, MakeSession, Shared};
 
 /// After this idle time cached buffers are freed.
@@ -129,8 +131,8 @@ struct Worker {
     next_flush: Option<Instant>,
     /// Whether deadlines were already postponed because of a stall.
     catching_up: bool,
-    /// Whether to notify the sessions of this thread in the next turn.
-    state_changed: bool,
+    /// Changes that the sessions of this thread are notified of in the next turn.
+    changes: Changes,
     stopping: bool,
     quitting: bool,
 }
@@ -146,7 +148,7 @@ impl Worker {
         shared.inboxes.register(&inbox);
         let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
-        let turn = Turn { ring, blocking_pool, now, notify_all: false, sink };
+        let turn = Turn { ring, blocking_pool, now, changes: Changes::default(), sink };
         Self {
             turn,
             connections: Slots::default(),
@@ -159,7 +161,7 @@ impl Worker {
             next_tick: None,
             next_flush: None,
             catching_up: false,
-            state_changed: false,
+            changes: Changes::default(),
             stopping: false,
             quitting: false,
         }
@@ -221,7 +223,7 @@ impl Worker {
     }
 
     fn has_work(&mut self) -> bool {
-        let waiting = self.state_changed || !self.dirty.is_empty();
+        let waiting = !self.changes.is_empty() || !self.dirty.is_empty();
         waiting || self.turn.ring.is_ready() || self.inbox.has_messages()
     }
 
@@ -287,7 +289,19 @@ impl Worker {
 
     /// Does the same with all connections.
     fn with_all(&mut self, act: impl Fn(&mut Connection, &mut Turn)) {
+        self.with_those(|_| true, act);
+    }
+
+    /// Does the same with all connections that are `wanted`.
+    fn with_those(
+        &mut self,
+        wanted: impl Fn(&Connection) -> bool,
+        act: impl Fn(&mut Connection, &mut Turn),
+    ) {
         for (key, connection) in self.connections.iter_mut() {
+            if !wanted(connection) {
+                continue;
+            }
             attempt(connection, &mut self.turn, &act);
             if !std::mem::replace(&mut connection.is_dirty, true) {
                 self.dirty.push(key);
@@ -296,12 +310,14 @@ impl Worker {
     }
 
     fn read_inbox(&mut self) {
-        if std::mem::take(&mut self.state_changed) {
-            self.with_all(|connection, turn| connection.notify(turn.now, Notice::StateChanged));
+        if !self.changes.is_empty() {
+            let changes = std::mem::take(&mut self.changes);
+            self.notify_concerned(&changes);
         }
         if !self.inbox.has_messages() {
             return;
         }
+        let mut changes = Changes::default();
         for message in self.inbox.take() {
             match message {
                 Message::Adopt(link, open) => self.adopt(link, &open),
@@ -309,6 +325,7 @@ impl Worker {
                     self.stopping |= notice == Notice::Stopping;
                     self.with_all(|connection, turn| connection.notify(turn.now, notice));
                 }
+                Message::ExportChanged(id) => changes.add(Topic::Export(id)),
                 Message::BlockingOpDone(number, answer) => self.take_back(number, answer),
                 Message::Quit => {
                     self.quitting = true;
@@ -316,6 +333,17 @@ impl Worker {
                 }
             }
         }
+        if !changes.is_empty() {
+            self.notify_concerned(&changes);
+        }
+    }
+
+    /// Notifies the sessions that one of `changes` concerns.
+    fn notify_concerned(&mut self, changes: &Changes) {
+        self.with_those(
+            |connection| changes.concern(connection.link().export()),
+            |connection, turn| connection.notify(turn.now, Notice::StateChanged),
+        );
     }
 
     /// Completes a request of the thread pool.
@@ -390,10 +418,10 @@ impl Worker {
                 connection.is_dirty = true;
                 unfinished.push(key);
             } else if over.unwrap_or_else(|| connection.is_over()) {
+                // An association may have ended with the connection.
+                self.turn.changes.add(connection.link().topic());
                 self.connections.remove(key);
                 self.load.fetch_sub(1, Ordering::Relaxed);
-                // An association may have ended with the connection.
-                self.turn.notify_all = true;
             } else {
                 let tick = connection.deadline().map(|at| at.max(self.turn.now + TICK));
                 self.next_tick = earlier(self.next_tick, tick);
@@ -407,12 +435,15 @@ impl Worker {
         }
     }
 
-    /// Notifies all other threads, and this one in its next turn, that shared state has changed. At
+    /// Notifies all other threads, and this one in its next turn, of the changes of shared state. At
     /// most once per turn.
     fn broadcast(&mut self) {
-        if std::mem::take(&mut self.turn.notify_all) {
-            self.state_changed = true;
-            self.shared.inboxes.notify(Notice::StateChanged, Some(&self.inbox));
+        if self.turn.changes.is_empty() {
+            return;
+        }
+        for topic in std::mem::take(&mut self.turn.changes) {
+            self.shared.inboxes.changed(&topic, Some(&self.inbox));
+            self.changes.add(topic);
         }
     }
 }

@@ -384,7 +384,9 @@ pub(crate) fn lend_fd(disk: OwnedFd, bytes: u64) -> Arc<Export> {
 
 pub(crate) fn lend_for(access: Access, disk: OwnedFd, bytes: u64) -> Arc<Export> {
     let geometry = Geometry::new(512, 512).unwrap();
-    let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk.into());
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let id = format!("nqn-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let mut export = Export::new("disk", &id, Identity::default(), geometry, bytes, disk.into());
     export.access = access;
     Arc::new(export)
 }

@@ -1,0 +1,19 @@
+//! State that the connections of a worker thread share during a turn of its event loop.
+
+use std::time::Instant;
+
+use super::blocking_pool::BlockingPool;
+use super::ring::Ring;
+use crate::Sink;
+use crate::topic::Changes;
+
+/// The shared state.
+pub(crate) struct Turn {
+    pub(crate) ring: Ring,
+    pub(crate) blocking_pool: BlockingPool,
+    /// The time at which the turn began.
+    pub(crate) now: Instant,
+    /// Changes of shared state to notify sessions of.
+    pub(crate) changes: Changes,
+    pub(crate) sink: Sink,
+}
