@@ -1,4 +1,5 @@
-//! A host queue on a non-blocking socket.
+//! A host queue on a non-blocking socket. Not a `client::Driver`: it receives 512 KiB at once, to be
+//! no slower than the target that it measures.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -14,11 +14,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("export", &[]),
     ("nvme", &["export"]),
     ("nbd", &["export"]),
-    ("copy", &["export", "nbd", "nvme"]),
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export"]),
     ("pair", &["export"]),
+    ("client", &["export", "nbd", "nvme", "pair"]),
+    ("copy", &["client", "export", "nbd", "nvme"]),
     ("image", &["export", "linux"]),
     ("filesystem", &["export", "linux"]),
     ("failure", &["console"]),
@@ -28,7 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dnssd", &["failure", "ipc", "linux", "nvme", "protocol"]),
     (
         "remote",
-        &["console", "dnssd", "engine", "export", "failure", "keys", "linux", "nbd", "nvme"],
+        &["client", "console", "dnssd", "engine", "export", "failure", "keys", "linux", "nvme"],
     ),
     (
         "daemon",

@@ -11,8 +11,8 @@ use export::{Buffer, Extent};
 use rustix::event::PollFlags;
 
 pub use file::{FileEndpoint, OpenMode};
-pub use nbd::{NbdEndpoint, start_tls};
-pub use nvme::{DiscoveredDisk, NvmeEndpoint, NvmeHost};
+pub use nbd::NbdEndpoint;
+pub use nvme::{NvmeEndpoint, NvmeHost};
 
 /// How long the peer may leave all requests unanswered. Longer than a disk takes to spin up or to
 /// retry a sector; a dead machine is noticed sooner, by TCP keep-alive.

@@ -1,5 +1,7 @@
 //! Endpoints of a copy, and the properties of their disks.
 
+pub use client::ConnectError as EndpointError;
+
 use crate::Connection;
 
 /// Properties of an endpoint's disk.
@@ -49,19 +51,4 @@ pub trait Endpoint: Send + Sync {
     fn prepare(&self, _bytes: u64) -> Result<(), EndpointError> {
         Ok(())
     }
-}
-
-/// Why a disk cannot be opened. Each message is one sentence without a full stop: what failed, on
-/// what, and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum EndpointError {
-    /// A temporary error: worth retrying.
-    #[error("{0}")]
-    Unreachable(String),
-    /// A permanent error.
-    #[error("{0}")]
-    Refused(String),
-    /// The peer violated its protocol: nothing that it sends can be relied on.
-    #[error("{0}")]
-    Violation(String),
 }

@@ -1,6 +1,6 @@
 //! Copies disks: planning, execution, progress and verification.
 //!
-//! The caller makes the connections to other machines ([`Dial`]).
+//! The caller makes the connections to other machines ([`client::Dial`]).
 //!
 //! | term | meaning |
 //! |---|---|
@@ -27,12 +27,11 @@ mod sample;
 mod shared;
 mod sync_io;
 mod thread_io;
-pub mod transport;
 mod worker;
 
 pub use connection::{
-    Completion, Connection, ConnectionLost, DiscoveredDisk, FileEndpoint, Interest, NbdEndpoint,
-    NvmeEndpoint, NvmeHost, OpenMode, Request, RequestError, start_tls,
+    Completion, Connection, ConnectionLost, FileEndpoint, Interest, NbdEndpoint, NvmeEndpoint,
+    NvmeHost, OpenMode, Request, RequestError,
 };
 pub use endpoint::{Disk, Endpoint, EndpointError};
 pub use job::{
@@ -40,4 +39,3 @@ pub use job::{
 };
 pub use map::Map;
 pub use same_disk::read_sync;
-pub use transport::{Dial, DialError, DialSubsystem, Transport, any_subsystem};

@@ -25,7 +25,7 @@ pub enum KeyCheck {
 
 /// Which paired target is at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeySelection<'a> {
+enum KeySelection<'a> {
     /// The paired target whose key is accepted there.
     Known(&'a Target),
     /// No target is paired, or the address is this machine: plaintext is allowed.
@@ -36,10 +36,36 @@ pub enum KeySelection<'a> {
     Unreachable(String),
 }
 
+/// Returns the paired target at `addr`, whose key to use; `None` for a connection in plaintext, or
+/// with `another_key` in place of the one from pairing.
+///
+/// # Errors
+/// Fails if the target accepts none of the keys and plaintext is not allowed (`insecure`), or if it
+/// cannot be reached.
+pub fn target_at<'a>(
+    addr: &TargetAddr,
+    known: &'a [Target],
+    another_key: bool,
+    insecure: bool,
+    check: impl Fn(&Target) -> KeyCheck,
+) -> Result<Option<&'a Target>, QueryError> {
+    if another_key {
+        let (all, here) = candidates(known, std::slice::from_ref(addr));
+        return Ok(all.into_iter().take(here.min(1)).next());
+    }
+    match select_key(addr, known, check) {
+        KeySelection::Known(target) => Ok(Some(target)),
+        KeySelection::Plaintext => Ok(None),
+        KeySelection::NoKeyAccepted if insecure => Ok(None),
+        KeySelection::NoKeyAccepted => Err(QueryError::NoKeyAccepted),
+        KeySelection::Unreachable(why) => Err(QueryError::Unreachable(why)),
+    }
+}
+
 /// Returns which of the `known` targets is at `addr`. Offers the keys of targets that were paired
 /// at this address first. If only one target is known and it was paired there, returns it without a
 /// connection.
-pub fn select_key<'a>(
+fn select_key<'a>(
     addr: &TargetAddr,
     known: &'a [Target],
     check: impl Fn(&Target) -> KeyCheck,

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
-mod admin_queue;
+pub mod credentials;
+pub mod dial;
+pub mod disk;
 pub mod host_identity;
 pub mod host_nqn;
 pub mod key_selection;

@@ -1,34 +1,27 @@
 //! Queries a target for the disks it exports to this host: the discovery log, then the controller
 //! of each disk. Answers are untrusted and bounded in number and time.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::tls::{self, Psk};
-use nvme::command::AdminCommand;
-use nvme::host::{Controller, Credentials, Namespace};
-use nvme::wire::fabrics::DISCOVERY_NQN;
-use nvme::wire::identify::NSATTR_WRITE_PROTECTED;
-use nvme::wire::log::{DiscoveryEntry, DiscoveryHeader, lid, sectype, subtype};
-use nvme::wire::text::{parse_ascii, parse_nqn};
-use zerocopy::FromBytes;
+use client::discovery::{self, DiscoveryError, LogEntry, MAX_DISKS};
+use client::{Deadline, Driver, QueueError, Transport};
+use nvme::host::{Credentials, Options, Queue};
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData, DISCOVERY_NQN};
+use nvme::wire::log::sectype;
 
-use super::admin_queue::{AdminQueue, Stream};
 use super::host_identity::HostIdentity;
 use crate::address::TargetAddr;
+use crate::credentials::nvme_psk;
+use crate::dial::{self, TlsAuth};
 use keys::key::Key;
 use keys::record::{Allowed, check_nqn};
 
-/// Timeout of one read or write, and of the whole query.
+/// Timeout of one answer, and of the whole query.
 const IO_TIMEOUT: Duration = Duration::from_secs(3);
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Most disks of one target that are reported.
-const MAX_DISKS: usize = 64;
-/// Discovery log entries fetched by one command.
-const ENTRIES_PER_READ: usize = 16;
-const ENTRY_LEN: usize = size_of::<DiscoveryEntry>();
 
 /// A disk exported by a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,17 +74,24 @@ pub fn list_disks(
     initiator: &Initiator<'_>,
     identify: bool,
 ) -> Result<Vec<Disk>, QueryError> {
-    let deadline = Instant::now() + TOTAL_TIMEOUT;
-    let (stream, reached) = initiator.connect(addr, DISCOVERY_NQN)?;
-    let entries = discover(stream, initiator, deadline).map_err(QueryError::Protocol)?;
+    let deadline = Deadline::after(TOTAL_TIMEOUT).with_answers_within(IO_TIMEOUT);
+    let (transport, reached) = initiator.connect(addr, DISCOVERY_NQN)?;
+    let log = initiator
+        .open(transport, DISCOVERY_NQN, deadline)
+        .map_err(DiscoveryError::from)
+        .and_then(|(mut queue, cntlid)| discovery::read_log(&mut queue, cntlid, deadline))
+        .map_err(|error| QueryError::Protocol(reason(&error)))?;
     let mut disks: Vec<Disk> = Vec::new();
-    for entry in entries.iter().filter_map(|entry| disk_of(entry, reached)) {
-        if disks.iter().all(|known| known.nqn != entry.nqn) {
-            disks.push(entry);
+    for disk in log.iter().filter_map(|entry| disk_of(entry, reached)) {
+        if disks.len() < MAX_DISKS && disks.iter().all(|known| known.nqn != disk.nqn) {
+            disks.push(disk);
         }
     }
     if identify {
-        disks.iter_mut().for_each(|disk| identify_disk(addr, initiator, disk, deadline));
+        for disk in disks.iter_mut().take_while(|_| !deadline.has_passed()) {
+            // A disk that cannot be identified is listed by its NQN.
+            let _ = identify_disk(addr, initiator, disk, deadline);
+        }
     }
     Ok(disks)
 }
@@ -102,21 +102,20 @@ impl Initiator<'_> {
         self.connect(addr, DISCOVERY_NQN).map(drop)
     }
 
-    /// Connects to the subsystem `nqn`, by TLS if there is a key. Returns the stream and the peer
-    /// address.
+    /// Connects to the target for the subsystem `nqn`, by TLS if there is a key. Also returns the
+    /// peer address.
     fn connect(
         &self,
         addr: &TargetAddr,
         nqn: &str,
-    ) -> Result<(Box<dyn Stream>, SocketAddr), QueryError> {
+    ) -> Result<(Box<dyn Transport>, SocketAddr), QueryError> {
         let unreachable =
             |error: &dyn std::fmt::Display| QueryError::Unreachable(error.to_string());
         let socket = addr.connect().map_err(|error| unreachable(&error))?;
         let reached = socket.peer_addr().map_err(|error| unreachable(&error))?;
-        set_timeouts(&socket).map_err(|error| unreachable(&error))?;
         let Some(key) = self.key else { return Ok((Box::new(socket), reached)) };
-        let psk = channel_psk(key, &self.host.nqn, nqn).ok_or(QueryError::KeyRequired)?;
-        match tls::connect(socket, psk, Instant::now() + IO_TIMEOUT) {
+        let psk = nvme_psk(key, &self.host.nqn, nqn).map_err(|_| QueryError::KeyRequired)?;
+        match dial::start_tls(socket, &TlsAuth::Psk(psk), Instant::now() + IO_TIMEOUT) {
             Ok(channel) => Ok((Box::new(channel), reached)),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 Err(QueryError::KeyRequired)
@@ -127,115 +126,72 @@ impl Initiator<'_> {
             Err(error) => Err(QueryError::Protocol(error.to_string())),
         }
     }
-}
 
-fn set_timeouts(socket: &TcpStream) -> std::io::Result<()> {
-    socket.set_read_timeout(Some(IO_TIMEOUT))?;
-    socket.set_write_timeout(Some(IO_TIMEOUT))
-}
-
-/// The TLS PSK for one host and subsystem, in the first of the forms that the specification
-/// defines.
-fn channel_psk(key: &Key, host: &str, subsystem: &str) -> Option<Psk> {
-    let psk = nvme::auth::psk::derive_psks(key.text(), false, host, subsystem)
-        .ok()?
-        .into_iter()
-        .next()?;
-    let hash = match psk.hash {
-        nvme::auth::Hash::Sha384 => tls::Hash::Sha384,
-        _ => tls::Hash::Sha256,
-    };
-    Some(Psk { identity: psk.identity, secret: psk.secret, hash, key: None })
-}
-
-/// Reads the discovery log (NVMe Base 2.0 §5.16.1.23), at most [`MAX_DISKS`] entries.
-fn discover(
-    stream: Box<dyn Stream>,
-    initiator: &Initiator<'_>,
-    deadline: Instant,
-) -> Result<Vec<DiscoveryEntry>, String> {
-    let (mut queue, _) =
-        AdminQueue::open(stream, initiator.host, initiator.chap.as_ref(), DISCOVERY_NQN, deadline)?;
-    let head = log_page(&mut queue, 0, size_of::<DiscoveryHeader>())?;
-    let head = DiscoveryHeader::read_from_prefix(&head).map_err(|_| "its log is cut off")?.0;
-    let count = usize::try_from(head.numrec.get()).unwrap_or(MAX_DISKS).min(MAX_DISKS);
-    let mut entries = Vec::new();
-    let mut offset = size_of::<DiscoveryHeader>();
-    while entries.len() < count {
-        let batch = ENTRIES_PER_READ.min(count - entries.len());
-        let bytes = log_page(&mut queue, offset, batch * ENTRY_LEN)?;
-        let before = entries.len();
-        let read = bytes.chunks_exact(ENTRY_LEN).map(DiscoveryEntry::read_from_bytes);
-        entries.extend(read.filter_map(Result::ok));
-        if entries.len() == before {
-            return Err("its log is cut off".to_owned());
-        }
-        offset += batch * ENTRY_LEN;
-    }
-    Ok(entries)
-}
-
-fn log_page(queue: &mut AdminQueue, offset: usize, len: usize) -> Result<Vec<u8>, String> {
-    let command = AdminCommand::log_page(lid::DISCOVERY, offset as u64, len as u64).emit();
-    let done = queue.command(command, len)?;
-    match done.buffer.filter(|_| done.status.is_success()) {
-        Some(buffer) => Ok(buffer.bytes().to_vec()),
-        None => Err(format!("it does not say which disks it has: {}", done.status)),
+    /// Connects an Admin queue to the subsystem `nqn`. Also returns the identifier of its
+    /// controller.
+    fn open(
+        &self,
+        transport: Box<dyn Transport>,
+        nqn: &str,
+        deadline: Deadline,
+    ) -> Result<(Driver<Queue>, u16), QueueError> {
+        let data = ConnectData::emit(self.host.id, CNTLID_DYNAMIC, nqn, &self.host.nqn);
+        let data = data.map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+        Driver::connect(transport, Options::admin(), data, self.chap.clone(), deadline)
     }
 }
 
-/// The disk of a log entry. Returns `None` for referrals and for entries with an address other than
-/// the one that was queried: a target must not redirect the host to other machines.
-fn disk_of(entry: &DiscoveryEntry, reached: SocketAddr) -> Option<Disk> {
-    let nqn = parse_nqn(&entry.subnqn).ok()?;
-    check_nqn(nqn).ok()?;
-    let address: IpAddr = parse_ascii(text(&entry.traddr)).split('%').next()?.parse().ok()?;
-    let port: u16 = parse_ascii(text(&entry.trsvcid)).parse().ok()?;
+/// The error as a clause about the target.
+fn reason(error: &DiscoveryError) -> String {
+    match error {
+        DiscoveryError::Queue(QueueError::Io(error)) => match error.kind() {
+            ErrorKind::TimedOut => "it does not answer".to_owned(),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                "it closed the connection".to_owned()
+            }
+            _ => error.to_string(),
+        },
+        DiscoveryError::Queue(QueueError::Refused(_)) => "access denied to this host".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// The disk of a log entry. Returns `None` for entries with an address other than the one that was
+/// queried: a target must not redirect the host to other machines.
+fn disk_of(entry: &LogEntry, reached: SocketAddr) -> Option<Disk> {
+    check_nqn(&entry.nqn).ok()?;
+    let address: IpAddr = entry.address.split('%').next()?.parse().ok()?;
+    let port: u16 = entry.port.parse().ok()?;
     let is_same_machine =
         address.to_canonical() == reached.ip().to_canonical() || address.is_unspecified();
-    let is_disk = entry.trtype == DiscoveryEntry::TRTYPE_TCP && entry.subtype == subtype::NVM;
     let mut at = reached;
     at.set_port(port);
     let disk = || Disk {
-        nqn: nqn.to_owned(),
+        nqn: entry.nqn.clone(),
         at,
         name: None,
         model: String::new(),
         serial: String::new(),
         size: None,
     };
-    (is_disk && is_same_machine && port != 0 && entry.sectype <= sectype::TLS_1_3).then(disk)
-}
-
-/// Cuts the field at the first NUL: some targets pad with NUL instead of blanks.
-fn text(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
+    (is_same_machine && port != 0 && entry.sectype <= sectype::TLS_1_3).then(disk)
 }
 
 /// Identifies the controller of a disk. Leaves `disk` unchanged if that fails.
-fn identify_disk(addr: &TargetAddr, initiator: &Initiator<'_>, disk: &mut Disk, deadline: Instant) {
+fn identify_disk(
+    addr: &TargetAddr,
+    initiator: &Initiator<'_>,
+    disk: &mut Disk,
+    deadline: Deadline,
+) -> Option<()> {
     let addr = addr.with_port(disk.at.port());
-    let Ok((stream, _)) = initiator.connect(&addr, &disk.nqn) else { return };
-    let Ok((_, controller)) =
-        AdminQueue::open(stream, initiator.host, initiator.chap.as_ref(), &disk.nqn, deadline)
-    else {
-        return;
-    };
-    if let Some(identify) = controller.identify() {
-        disk.name = identify.short_name();
-        disk.model = parse_ascii(text(&identify.mn));
-        disk.serial = parse_ascii(text(&identify.sn));
-    }
-    disk.size = size(&controller);
-}
-
-/// Total size in bytes of the controller's namespaces, and access to the first.
-fn size(controller: &Controller) -> Option<(u64, Allowed)> {
-    let bytes = |namespace: &Namespace| {
-        namespace.identify.nsze.get().checked_shl(namespace.shift().into()).unwrap_or(u64::MAX)
-    };
-    let is_read_only = |it: &Namespace| it.identify.nsattr & NSATTR_WRITE_PROTECTED != 0;
-    let first = controller.namespaces().first()?;
-    let sum = controller.namespaces().iter().map(bytes).fold(0, u64::saturating_add);
-    Some((sum, if is_read_only(first) { Allowed::ReadOnly } else { Allowed::Writable }))
+    let (transport, _) = initiator.connect(&addr, &disk.nqn).ok()?;
+    let (mut queue, cntlid) = initiator.open(transport, &disk.nqn, deadline).ok()?;
+    let found = discovery::describe(&queue.initialize(cntlid, deadline).ok()?);
+    let access = if found.read_only { Allowed::ReadOnly } else { Allowed::Writable };
+    disk.name = found.short;
+    disk.model = found.model;
+    disk.serial = found.serial;
+    disk.size = found.bytes.map(|bytes| (bytes, access));
+    Some(())
 }

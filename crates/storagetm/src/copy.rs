@@ -4,7 +4,6 @@
 mod allocated;
 mod compressed;
 mod contents;
-mod credentials;
 mod event;
 mod interrupt;
 mod local_disk;

@@ -4,12 +4,13 @@
 mod report;
 
 use std::fs::File;
-use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, BufRead, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use client::{Deadline, Driver};
 use console::printable;
-use engine::tls::{Hash, Psk, Stream};
+use engine::tls::{Hash, Psk};
 use export::{Access, Secret};
 use linux::keyring::{Keyring, KeyringError};
 use linux::tree::Tree;
@@ -27,6 +28,7 @@ use keys::record::check_nqn;
 use keys::store::Store;
 use keys::target::{Disk, Target};
 use remote::address::TargetAddr;
+use remote::dial::{TlsAuth, TlsTransport, start_tls};
 use remote::host_nqn::HostNqn;
 use report::{Report, advice};
 
@@ -62,10 +64,10 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let (target_addr, socket) = connect_first(&targets)?;
     let reached =
         socket.peer_addr().map_err(|error| Failure::new(format!("{target_addr}: {error}")))?;
-    let mut channel = open_channel(target_addr, socket)?;
+    let channel = open_channel(target_addr, socket)?;
     let name = options.name.clone().unwrap_or_else(linux::net::hostname);
     let client_info = ClientInfo { host: &own.nqn, name: &name, writable: options.writable };
-    let paired = run_pairing(&mut channel, &code, &client_info)?;
+    let paired = run_pairing(channel, &code, &client_info)?;
     let there = target_addr.endpoint(reached);
     let target = target(&paired, &own, &there);
     keep(&store, &tree, &target, |file, note| Report::new(&target, &own, &there, file, note))
@@ -134,20 +136,18 @@ fn connect_first(targets: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpSt
 }
 
 /// Opens an encrypted channel with the public PSK. It authenticates nobody: the code does.
-fn open_channel(target_addr: &TargetAddr, socket: std::net::TcpStream) -> Result<Stream, Failure> {
-    let waits = socket
-        .set_read_timeout(Some(PEER_TIMEOUT))
-        .and_then(|()| socket.set_write_timeout(Some(PEER_TIMEOUT)));
-    waits.map_err(|error| Failure::new(format!("{target_addr}: {error}")))?;
+fn open_channel(
+    target_addr: &TargetAddr,
+    socket: std::net::TcpStream,
+) -> Result<TlsTransport, Failure> {
     let public_psk = Psk {
         identity: pair::IDENTITY.to_owned(),
         secret: Secret::new(pair::PSK.to_vec()),
         hash: Hash::Sha256,
         key: None,
     };
-    engine::tls::connect(socket, public_psk, Instant::now() + PEER_TIMEOUT).map_err(|error| match error
-        .kind()
-    {
+    let deadline = Instant::now() + PEER_TIMEOUT;
+    start_tls(socket, &TlsAuth::Psk(public_psk), deadline).map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ConnectionAborted => Failure::refused(format!(
             "{target_addr} lets no machine pair with it just now: does its screen show a code? ({error})"
         )),
@@ -157,7 +157,7 @@ fn open_channel(target_addr: &TargetAddr, socket: std::net::TcpStream) -> Result
 
 /// Runs the pairing protocol, and waits for the target's verdict.
 fn run_pairing(
-    channel: &mut Stream,
+    channel: TlsTransport,
     code: &Code,
     client_info: &ClientInfo<'_>,
 ) -> Result<Paired, Failure> {
@@ -165,45 +165,38 @@ fn run_pairing(
     if !nvme::auth::chap::system_random(&mut *random) {
         return Err(Failure::new("this machine gives no random bytes"));
     }
-    let mut client = Client::new(code, client_info, channel.channel().binding, random);
+    let client = Client::new(code, client_info, channel.channel().binding, random);
     let broken = |error: io::Error| Failure::new(format!("the connection broke: {error}"));
+    let mut driver = Driver::new(Box::new(channel), client).map_err(broken)?;
+    let mut timeout = PEER_TIMEOUT;
     loop {
-        while let Some(step) = client.poll() {
-            match step {
-                Step::Send(bytes) => {
-                    channel.write_all(&bytes).and_then(|()| channel.flush()).map_err(broken)?
-                }
-                Step::Authenticated { target } => {
-                    authenticated(channel, &target).map_err(broken)?
-                }
-                Step::Paired(paired) => return Ok(*paired),
-                Step::Failed(refusal) => return Err(failed(refusal)),
+        let step = match driver.wait_for_step(Deadline::after(timeout)) {
+            Err(error) if is_disconnect(&error) => {
+                driver.session_mut().disconnected();
+                driver.wait_for_step(Deadline::after(timeout))
             }
+            step => step,
+        };
+        match step.map_err(broken)? {
+            Step::Authenticated { target } => {
+                confirm_authenticated(&target);
+                timeout = CONFIRMATION_TIMEOUT;
+            }
+            Step::Paired(paired) => return Ok(*paired),
+            Step::Failed(refusal) => return Err(failed(refusal)),
+            Step::Send(_) => {}
         }
-        receive_bytes(channel, &mut client).map_err(broken)?;
     }
 }
 
-fn authenticated(channel: &Stream, target: &str) -> io::Result<()> {
+fn is_disconnect(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset)
+}
+
+fn confirm_authenticated(target: &str) {
     let sentence =
         format!("The code is right. {target} may ask there whether you may have what you want.");
     let _ = writeln!(io::stderr(), "{}", printable(&sentence, true));
-    channel.socket().set_read_timeout(Some(CONFIRMATION_TIMEOUT))
-}
-
-fn receive_bytes(channel: &mut Stream, client: &mut Client) -> io::Result<()> {
-    let mut bytes = Zeroizing::new([0; 4096]);
-    match channel.read(&mut *bytes) {
-        Ok(0) => client.disconnected(),
-        Ok(count) => client.receive(bytes.get(..count).unwrap_or_default()),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            return Err(io::Error::new(ErrorKind::TimedOut, "the other machine does not answer"));
-        }
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => client.disconnected(),
-        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
 }
 
 fn failed(refusal: Refusal) -> Failure {

@@ -1,7 +1,5 @@
 //! Connections to exports of NBD servers.
 
-mod client_io;
-
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -9,20 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use client::{Deadline, Dial, Driver};
 use export::{Buffer, Pool};
 use nbd::client::{
-    self, Client, End, ExportInfo, ListEntry, Options, Purpose, Reason, Refusal,
+    self as protocol, Client, End, ExportInfo, ListEntry, Options, Purpose, Reason, Refusal,
     Request as NbdRequest, Start, Step, SubmitError, Violation,
 };
 use nbd::wire::errno;
 use nbd::wire::request::flags;
 
-use self::client_io::ClientIo;
 use super::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
 use crate::endpoint::{Disk, Endpoint, EndpointError};
-use crate::transport::{Dial, Transport, read_before};
 
 /// Maximum time to open an export.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -115,12 +112,13 @@ impl NbdEndpoint {
     }
 
     /// Connects, and returns the first step that is not `Send`.
-    fn connect(&self, purpose: Purpose) -> Result<(ClientIo, Step), EndpointError> {
+    fn connect(&self, purpose: Purpose) -> Result<(Driver<Client>, Step), EndpointError> {
         let start = if self.secured { Start::InTls } else { Start::Cleartext };
         let options = Options { purpose, start, depth: DEPTH, ..Options::new(&self.export) };
         let transport = (self.dial)()?;
-        let mut io = ClientIo::new(transport, options).map_err(|error| self.unreachable(&error))?;
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let mut io = Driver::new(transport, Client::new(options))
+            .map_err(|error| self.unreachable(&error))?;
+        let deadline = Deadline::after(CONNECT_TIMEOUT);
         match io.wait_for_step(deadline).map_err(|error| self.unreachable(&error))? {
             Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
             step => Ok((io, step)),
@@ -236,45 +234,9 @@ impl Endpoint for NbdEndpoint {
     }
 }
 
-/// Negotiates TLS on a new connection to an NBD server. The caller then performs the TLS handshake
-/// and passes the connection to an endpoint that is [`NbdEndpoint::secured`]. `name` is the name of
-/// the server in errors.
-///
-/// # Errors
-/// Fails if the server cannot be reached, does not support TLS, or violates the protocol.
-pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), EndpointError> {
-    let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("") });
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
-    let unreachable = |error: io::Error| EndpointError::Unreachable(format!("{name}: {error}"));
-    let (mut bytes, mut kept) = ([0; Client::MAX_UNCONSUMED], 0);
-    loop {
-        while let Some(step) = client.poll() {
-            let refused = match step {
-                Step::Send(segment) => {
-                    let whole = segment.parts().concat();
-                    transport.write_all(&whole).map_err(unreachable)?;
-                    continue;
-                }
-                Step::StartTls => return Ok(()),
-                Step::Refused(refusal) => refusal.to_string(),
-                Step::Close(End::Violation(violation)) => {
-                    return Err(EndpointError::Violation(format!("{name}: {violation}")));
-                }
-                _ => continue,
-            };
-            return Err(EndpointError::Refused(format!("{name}: {refused}")));
-        }
-        let endpoint = bytes.get_mut(kept..).unwrap_or_default();
-        kept += read_before(transport, endpoint, deadline).map_err(unreachable)?;
-        let taken = client.receive(bytes.get(..kept).unwrap_or_default());
-        bytes.copy_within(taken..kept, 0);
-        kept -= taken;
-    }
-}
-
 /// One connection to an export.
 struct NbdConnection {
-    io: ClientIo,
+    io: Driver<Client>,
     opened: ExportInfo,
     violation: Arc<OnceLock<Violation>>,
     /// Buffers of writes in flight, and of answered writes that are not completely sent yet.
@@ -289,7 +251,7 @@ struct NbdConnection {
 }
 
 impl NbdConnection {
-    fn new(io: ClientIo, opened: ExportInfo, violation: Arc<OnceLock<Violation>>) -> Self {
+    fn new(io: Driver<Client>, opened: ExportInfo, violation: Arc<OnceLock<Violation>>) -> Self {
         Self {
             io,
             opened,
@@ -378,8 +340,8 @@ impl NbdConnection {
         Ok(())
     }
 
-    fn done(&mut self, done: client::Done) -> Result<(), ConnectionLost> {
-        let client::Done { tag, result, buffer, extents } = done;
+    fn done(&mut self, done: protocol::Done) -> Result<(), ConnectionLost> {
+        let protocol::Done { tag, result, buffer, extents } = done;
         // NBD, Terminating the transmission phase: the client must disconnect.
         if result.is_err_and(|error| error.errno == errno::ESHUTDOWN) {
             return Err(ConnectionLost::new("the server is shutting down"));
@@ -412,7 +374,7 @@ impl NbdConnection {
     }
 
     fn is_busy(&self) -> bool {
-        self.io.client.in_flight() != 0 || !self.answered.is_empty()
+        self.io.session().in_flight() != 0 || !self.answered.is_empty()
     }
 }
 
@@ -437,18 +399,18 @@ impl Connection for NbdConnection {
         let Some(request) = self.request(tag, request) else {
             return self.completion.push_back(Self::completion(tag, Ok(()), None));
         };
-        if let Err(request) = self.io.client.submit(request, tag) {
+        if let Err(request) = self.io.session_mut().submit(request, tag) {
             self.reject(tag, request);
         }
     }
 
     fn free_slots(&self) -> usize {
-        self.io.client.free_slots().saturating_sub(self.answered.len())
+        self.io.session().free_slots().saturating_sub(self.answered.len())
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {
         self.process_steps()?;
-        self.io.transport.exchange(&mut self.io.client).map_err(ConnectionLost::new)?;
+        self.io.exchange().map_err(ConnectionLost::new)?;
         self.process_steps()?;
         self.complete_answered_writes();
         match self.deadline() {
@@ -467,13 +429,12 @@ impl Connection for NbdConnection {
     fn interest(&self) -> Interest<'_> {
         use std::os::fd::AsFd;
         match self.is_busy() {
-            true => Interest::Fd(self.io.transport.as_fd(), self.io.transport.poll_flags()),
+            true => Interest::Fd(self.io.as_fd(), self.io.poll_flags()),
             false => Interest::None,
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.is_busy()
-            .then(|| self.io.transport.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
+        self.is_busy().then(|| self.io.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
     }
 }

@@ -6,15 +6,15 @@
 
 mod association;
 mod discovery;
-mod queue_io;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use export::{Account, Buffer, Pool};
+use client::{Deadline, DialSubsystem, Driver, QueueError};
+use export::{Buffer, Pool};
 use nvme::command::AdminCommand;
-use nvme::host::{Controller, Credentials, Namespace, Options};
+use nvme::host::{Controller, Credentials, Namespace, Options, Queue};
 use nvme::status::Status;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 use nvme::wire::identify::{IdentifyControllerNvm, NSATTR_WRITE_PROTECTED, cns, oncs};
@@ -22,12 +22,8 @@ use nvme::wire::text::parse_ascii;
 use zerocopy::FromBytes;
 
 use self::association::NvmeAssociation;
-use self::queue_io::QueueIo;
 use super::Connection;
 use crate::endpoint::{Disk, Endpoint, EndpointError};
-use crate::transport::DialSubsystem;
-
-pub use self::discovery::DiscoveredDisk;
 
 /// Maximum time to connect to a disk.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,9 +31,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Keep-alive timeout (KATO). Long, because a flush of the other end may block the thread of a
 /// connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
-
-/// Interval of polling for a ready controller.
-const READY_POLL: Duration = Duration::from_millis(50);
 
 /// Entries of an I/O queue.
 const ENTRIES: u16 = 128;
@@ -141,13 +134,13 @@ impl NvmeEndpoint {
         nqn: &str,
         cntlid: u16,
         options: Options,
-    ) -> Result<(QueueIo, u16), EndpointError> {
+    ) -> Result<(Driver<Queue>, u16), EndpointError> {
         let data = ConnectData::emit(self.host.id, cntlid, nqn, &self.host.nqn);
         let data = data.map_err(|error| self.refuse(&error))?;
         let transport = (self.dial)(nqn)?;
         let credentials = self.host.credentials.clone();
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
-        let io = QueueIo::open(transport, self.options(options), data, credentials, deadline);
+        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let io = Driver::connect(transport, self.options(options), data, credentials, deadline);
         io.map_err(|error| self.failed(&error))
     }
 
@@ -156,51 +149,14 @@ impl NvmeEndpoint {
         let keep_alive = u32::try_from(self.keep_alive.as_millis()).unwrap_or(u32::MAX);
         let options = Options { keep_alive, ..Options::admin() };
         let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
-        let (deadline, memory) = (Instant::now() + CONNECT_TIMEOUT, Pool::new(1 << 20).open());
-        let mut controller = Controller::new(cntlid, 1);
-        self.initialize(&mut admin, &mut controller, &memory)?;
+        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let controller = admin.initialize(cntlid, deadline).map_err(|error| self.failed(&error))?;
+        let memory = Pool::new(1 << 20).open();
         let limits = AdminCommand::identify(cns::CONTROLLER_SPECIFIC, 0);
         let done = admin.execute(limits.emit(), 4096, &memory, deadline);
         let done = done.map_err(|error| self.failed(&error))?;
         let limits = limits_in(done.status, done.buffer.as_ref());
         Ok(Attached { admin, cntlid, controller, limits })
-    }
-
-    /// Initializes a controller. One that is not ready yet is polled, for the time in its
-    /// capabilities (CAP.TO).
-    fn initialize(
-        &self,
-        admin: &mut QueueIo,
-        controller: &mut Controller,
-        memory: &Account,
-    ) -> Result<(), EndpointError> {
-        let (deadline, mut enabled) = (Instant::now() + CONNECT_TIMEOUT, None);
-        while let Some(ask) = controller.next_command() {
-            let done = admin.execute(ask.sqe, ask.len, memory, deadline);
-            let done = done.map_err(|error| self.failed(&error))?;
-            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            let answered = controller.complete(done.status, done.result, data);
-            answered.map_err(|controller_error| self.controller_error(controller_error))?;
-            if controller.is_enabling() {
-                let since: Instant = *enabled.get_or_insert_with(Instant::now);
-                if since.elapsed() >= controller.ready_within() {
-                    let name = &self.name;
-                    let why = format!("{name}: the controller does not become ready");
-                    return Err(EndpointError::Unreachable(why));
-                }
-                std::thread::sleep(READY_POLL);
-            }
-        }
-        Ok(())
-    }
-
-    /// The error of a controller that cannot be used. It is temporary if the disk was opened
-    /// before: the target may be starting.
-    fn controller_error(&self, controller_error: nvme::host::InitError) -> EndpointError {
-        match self.opened.load(Ordering::Relaxed) {
-            true => EndpointError::Unreachable(format!("{}: {controller_error}", self.name)),
-            false => self.refuse(&controller_error),
-        }
     }
 
     /// The wanted namespace.
@@ -229,10 +185,8 @@ impl NvmeEndpoint {
         EndpointError::Refused(format!("{}: {why}", self.name))
     }
 
-    fn failed(&self, error: &queue_io::Error) -> EndpointError {
-        if let queue_io::Error::Closed(end) = error
-            && queue_io::lost(*end).violation
-        {
+    fn failed(&self, error: &QueueError) -> EndpointError {
+        if error.is_violation() {
             return EndpointError::Violation(format!("{}: {error}", self.name));
         }
         let opened = self.opened.load(Ordering::Relaxed);
@@ -302,7 +256,7 @@ impl Endpoint for NvmeEndpoint {
 
 /// A controller with a connected Admin queue.
 struct Attached {
-    admin: QueueIo,
+    admin: Driver<Queue>,
     cntlid: u16,
     controller: Controller,
     limits: Option<IdentifyControllerNvm>,

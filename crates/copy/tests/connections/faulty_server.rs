@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use client::{Dial, Transport};
 use copy::{
-    CopyError, Dial, End, EndpointError, FileEndpoint, Job, NbdEndpoint, OpenMode, Outcome,
-    Refusal, Report, Settings, Transport,
+    CopyError, End, EndpointError, FileEndpoint, Job, NbdEndpoint, OpenMode, Outcome, Refusal,
+    Report, Settings,
 };
 use nbd::wire::handshake::Hello;
 use nbd::wire::option::{self, InfoExport, ReplyHeader};

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
-use copy::{
-    Dial, Endpoint, EndpointError, NbdEndpoint, Request, RequestError, Transport, start_tls,
-};
+use client::{Dial, Transport, start_tls};
+use copy::{Endpoint, EndpointError, NbdEndpoint, Request, RequestError};
 use export::Extent;
 
 use crate::driver::{Driven, pattern, random_requests_match_model};

@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use copy::{Dial, EndpointError, Transport};
+use client::{Dial, Transport};
+use copy::EndpointError;
 use engine::{Config, Engine, NegotiationStep, Negotiator, NextStep, Security};
 use export::{Access, Auth, Catalogue, Export, Geometry, Identity, Peer, Session};
 use nbd::server::{Next, Server, Start};

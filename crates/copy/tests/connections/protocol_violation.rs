@@ -6,10 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use copy::{
-    Dial, Endpoint, EndpointError, NbdEndpoint, NvmeEndpoint, NvmeHost, Request as DiskRequest,
-    Transport, any_subsystem,
-};
+use client::{Dial, Transport, any_subsystem};
+use copy::{Endpoint, EndpointError, NbdEndpoint, NvmeEndpoint, NvmeHost, Request as DiskRequest};
 use nbd::wire::handshake::Hello;
 use nbd::wire::option::{self, InfoExport, ReplyHeader};
 use nbd::wire::reply::SimpleReply;

@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
+use client::any_subsystem;
 use copy::{
     CopyError, End, Endpoint, FileEndpoint, Job, NbdEndpoint, NvmeEndpoint, NvmeHost, OpenMode,
-    Outcome, Report, Settings, any_subsystem,
+    Outcome, Report, Settings,
 };
 
 use crate::driver::pattern;

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use client::{Dial, Transport};
 use copy::map::State;
 use copy::{
-    CopyError, Dial, End, Endpoint, EndpointError, FileEndpoint, Job, Map, NbdEndpoint, OpenMode,
-    Outcome, Refusal, Report, Settings, Transport,
+    CopyError, End, Endpoint, EndpointError, FileEndpoint, Job, Map, NbdEndpoint, OpenMode,
+    Outcome, Refusal, Report, Settings,
 };
 
 const MIB: usize = 1 << 20;

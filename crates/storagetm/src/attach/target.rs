@@ -15,7 +15,7 @@ use keys::record::check_nqn;
 use keys::target::Target;
 use remote::address::TargetAddr;
 use remote::host_identity::HostIdentity;
-use remote::key_selection::{self, KeySelection};
+use remote::key_selection;
 use remote::machine::{Machine, machines};
 use remote::query::{self, Disk, Initiator, QueryError};
 
@@ -188,21 +188,12 @@ impl<'a> Resolver<'a> {
     /// Returns the stored target at an address of unknown identity, or `None` if it is to be
     /// queried in the clear.
     fn select_target(&self, place: &TargetAddr) -> Result<Option<&'a Target>, QueryError> {
-        if self.chap.is_some() {
-            // DH-HMAC-CHAP authenticates this host; a stored target at that address requires its
-            // PSK as well.
-            let (all, here) = key_selection::candidates(self.known, std::slice::from_ref(place));
-            return Ok(all.into_iter().take(here.min(1)).next());
-        }
+        // DH-HMAC-CHAP authenticates this host; a stored target at that address requires its PSK
+        // as well.
+        let another_key = self.chap.is_some();
         let host = self.options.hostnqn.as_deref();
         let accepts = |target: &Target| key_selection::check_key(self.tree, place, target, host);
-        match key_selection::select_key(place, self.known, accepts) {
-            KeySelection::Known(target) => Ok(Some(target)),
-            KeySelection::Plaintext => Ok(None),
-            KeySelection::NoKeyAccepted if self.options.insecure => Ok(None),
-            KeySelection::NoKeyAccepted => Err(QueryError::NoKeyAccepted),
-            KeySelection::Unreachable(why) => Err(QueryError::Unreachable(why)),
-        }
+        key_selection::target_at(place, self.known, another_key, self.options.insecure, accepts)
     }
 
     /// Browses multicast DNS for a machine of that name, or for one that accepts the key of

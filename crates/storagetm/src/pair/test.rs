@@ -66,8 +66,8 @@ impl TestTarget {
         std::thread::scope(|scope| {
             let client_info = ClientInfo { host: HOST, name: "laptop", writable };
             let client = scope.spawn(move || {
-                let mut channel = open_channel(place, place.connect()?)?;
-                run_pairing(&mut channel, code, &client_info)
+                let channel = open_channel(place, place.connect()?)?;
+                run_pairing(channel, code, &client_info)
             });
             if let Some(verdict) = verdict {
                 let request = self.requests.recv_timeout(PEER_TIMEOUT).unwrap();

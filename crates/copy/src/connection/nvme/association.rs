@@ -6,12 +6,12 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use client::{Driver, QueueError};
 use export::{Account, Buffer, Pool};
 use nvme::command::{AdminCommand, IoCommand};
-use nvme::host::{self, Payload, Step, SubmitError};
+use nvme::host::{self, CloseReason, Payload, Queue, Step, SubmitError};
 use nvme::status::Status;
 
-use super::queue_io::{self, QueueIo};
 use crate::connection::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
@@ -27,8 +27,8 @@ const UNANSWERED_INTERVALS: u32 = 2;
 const SPLIT_MEMORY: usize = 64 << 20;
 
 pub(super) struct NvmeAssociation {
-    admin: QueueIo,
-    io: QueueIo,
+    admin: Driver<Queue>,
+    io: Driver<Queue>,
     /// Maximum commands in flight.
     entries: u16,
     nsid: u32,
@@ -77,7 +77,7 @@ enum Kind {
 impl NvmeAssociation {
     /// A connection from connected Admin and I/O queues. The I/O queue has `entries` entries.
     pub(super) fn new(
-        [admin, io]: [QueueIo; 2],
+        [admin, io]: [Driver<Queue>; 2],
         entries: u16,
         nsid: u32,
         shift: u8,
@@ -172,7 +172,7 @@ impl NvmeAssociation {
             Payload::Send(buffer) => Some(buffer.clone()),
             _ => None,
         };
-        match self.io.queue.submit(command.emit(), payload, tag) {
+        match self.io.session_mut().submit(command.emit(), payload, tag) {
             Ok(_) => self.in_flight.push(Entry { tag, kind, sent, whole, result: None }),
             Err(SubmitError::Full(payload) | SubmitError::NotConnected(payload)) => {
                 drop(sent);
@@ -190,7 +190,7 @@ impl NvmeAssociation {
         while let Some(step) = self.io.poll() {
             match step {
                 Step::Completed(done) => self.done(done)?,
-                Step::Close(end) => return Err(queue_io::lost(end)),
+                Step::Close(end) => return Err(lost(end)),
                 _ => {}
             }
         }
@@ -241,17 +241,17 @@ impl NvmeAssociation {
     /// When the target must have answered one of the commands in flight; `None` if there are none.
     fn response_deadline(&self) -> Option<Instant> {
         (!self.in_flight.is_empty())
-            .then(|| self.io.transport.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
+            .then(|| self.io.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
     }
 
     /// Sends Keep Alive when it is due, and checks that the target answers it.
     fn keep_alive(&mut self, now: Instant) -> Result<(), ConnectionLost> {
-        self.admin.advance().map_err(ConnectionLost::new)?;
+        self.admin.exchange().map_err(ConnectionLost::new)?;
         while let Some(step) = self.admin.poll() {
             match step {
                 Step::Completed(done) if done.status.is_success() => self.keep_alive_sent = None,
                 Step::Completed(done) => return Err(ConnectionLost::new(done.status)),
-                Step::Close(end) => return Err(queue_io::lost(end)),
+                Step::Close(end) => return Err(lost(end)),
                 _ => {}
             }
         }
@@ -266,14 +266,20 @@ impl NvmeAssociation {
         self.next_keep_alive = now + self.keep_alive_interval;
         if self.keep_alive_sent.is_none() {
             let command = AdminCommand::KeepAlive.emit();
-            let sent = self.admin.queue.submit(command, Payload::None, 0);
+            let sent = self.admin.session_mut().submit(command, Payload::None, 0);
             sent.map_err(|_| ConnectionLost::new("the Admin queue is full"))?;
             self.keep_alive_sent = Some(now);
             while self.admin.poll().is_some() {}
-            self.admin.transport.flush().map_err(ConnectionLost::new)?;
+            self.admin.flush().map_err(ConnectionLost::new)?;
         }
         Ok(())
     }
+}
+
+/// The loss of the association when a queue is closed.
+fn lost(end: CloseReason) -> ConnectionLost {
+    let error = QueueError::Closed(end);
+    ConnectionLost { violation: error.is_violation(), ..ConnectionLost::new(error) }
 }
 
 /// Maps a status to the result of a request, or to the loss of the association.
@@ -321,16 +327,16 @@ impl Connection for NvmeAssociation {
     }
 
     fn free_slots(&self) -> usize {
-        let submitted = self.io.queue.in_flight().into();
+        let submitted = self.io.session().in_flight().into();
         usize::from(self.entries).saturating_sub(self.in_flight.len().max(submitted))
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {
         self.process_steps()?;
-        self.io.advance().map_err(ConnectionLost::new)?;
+        self.io.exchange().map_err(ConnectionLost::new)?;
         self.process_steps()?;
         // Data for an R2T that was just received.
-        self.io.transport.flush().map_err(ConnectionLost::new)?;
+        self.io.flush().map_err(ConnectionLost::new)?;
         self.complete_answered_writes();
         let now = Instant::now();
         if self.response_deadline().is_some_and(|end| now >= end) {
@@ -349,7 +355,7 @@ impl Connection for NvmeAssociation {
     fn interest(&self) -> Interest<'_> {
         match self.in_flight.is_empty() {
             true => Interest::None,
-            false => Interest::Fd(self.io.transport.as_fd(), self.io.transport.poll_flags()),
+            false => Interest::Fd(self.io.as_fd(), self.io.poll_flags()),
         }
     }
 

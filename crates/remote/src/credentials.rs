@@ -12,37 +12,42 @@ use linux::tree::Tree;
 use nvme::auth::{Credentials, chap};
 use zeroize::Zeroizing;
 
-use super::summary::refused;
-use crate::options::copy::Copy;
-use ::remote::uri::Tls;
+use crate::dial::TlsAuth;
+use crate::host_nqn::HostNqn;
+use crate::uri::Tls;
 use failure::Failure;
 use keys::key::{Key, KeyKind};
 use keys::record::check_nqn;
 use keys::store::{read_bounded, read_key};
 use keys::target::{Disk, Target};
-use remote::host_nqn::HostNqn;
 
 /// Maximum size of a key or certificate file.
 const MAX_FILE: usize = 256 << 10;
 
+/// How to authenticate to other machines.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// The folder of the store.
+    pub keys: Option<&'a Path>,
+    /// The file of a key, in place of the one from pairing.
+    pub key: Option<&'a Path>,
+    /// The host NQN, in place of the usual one.
+    pub hostnqn: Option<&'a str>,
+    /// Whether a machine that accepts none of the keys is connected to in plaintext.
+    pub insecure: bool,
+}
+
 /// Credentials of this machine for one target.
 #[derive(Debug, Clone)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     /// Host NQN.
-    pub(super) host: String,
+    pub(crate) host: String,
     /// The key for TLS.
     tls: Option<Key>,
     /// The secret for DH-HMAC-CHAP.
-    pub(super) chap: Option<Arc<Credentials>>,
+    pub(crate) chap: Option<Arc<Credentials>>,
     /// The disks that the target had at pairing.
     disks: Vec<Disk>,
-}
-
-/// How an NBD connection is secured.
-#[derive(Debug, Clone)]
-pub(super) enum NbdAuth {
-    Psk(Psk),
-    Certificates(Arc<Trust>),
 }
 
 impl Keys {
@@ -50,20 +55,20 @@ impl Keys {
     ///
     /// # Errors
     /// Fails if a key cannot be read; never falls back to plaintext.
-    pub(super) fn find(
+    pub(crate) fn find(
         tree: &Tree,
-        options: &Copy,
+        options: &Options<'_>,
         target: Option<Target>,
     ) -> Result<Self, Failure> {
-        let asked = options.hostnqn.as_deref().or_else(|| Some(target.as_ref()?.host.as_str()));
+        let asked = options.hostnqn.or_else(|| Some(target.as_ref()?.host.as_str()));
         let nqn = HostNqn::find(tree, asked).nqn;
         check_nqn(&nqn).map_err(Failure::usage)?;
         let (known, disks) = target.map(|target| (target.tls, target.disks)).unzip();
-        let key = options.key.as_deref().map(read_key_file).transpose()?.or(known);
+        let key = options.key.map(read_key_file).transpose()?.or(known);
         let none = Self { host: nqn, tls: None, chap: None, disks: disks.unwrap_or_default() };
         match key {
             Some(key) if key.kind() == KeyKind::Chap => {
-                let key = chap::Key::parse(key.text().bytes()).map_err(refused)?;
+                let key = chap::Key::parse(key.text().bytes()).map_err(Failure::new)?;
                 Ok(Self { chap: Some(Arc::new(Credentials::new(key))), ..none })
             }
             tls => Ok(Self { tls, ..none }),
@@ -71,7 +76,7 @@ impl Keys {
     }
 
     /// Returns whether it has no credentials.
-    pub(super) fn is_plaintext(&self) -> bool {
+    pub(crate) fn is_plaintext(&self) -> bool {
         self.tls.is_none() && self.chap.is_none()
     }
 
@@ -79,40 +84,28 @@ impl Keys {
     ///
     /// # Errors
     /// Fails if no PSK can be derived.
-    pub(super) fn nvme(&self, subsystem: &str) -> Result<Option<Psk>, String> {
+    pub(crate) fn nvme(&self, subsystem: &str) -> Result<Option<Psk>, String> {
         let Some(key) = &self.tls else { return Ok(None) };
-        let psks = nvme::auth::psk::derive_psks(key.text(), false, &self.host, subsystem);
-        let psks = psks.map_err(|error| error.to_string())?;
-        let hash = |hash| match hash {
-            nvme::auth::Hash::Sha384 => Hash::Sha384,
-            _ => Hash::Sha256,
-        };
-        let psk = psks.into_iter().next().map(|psk| Psk {
-            identity: psk.identity,
-            secret: psk.secret,
-            hash: hash(psk.hash),
-            key: None,
-        });
-        psk.map(Some).ok_or_else(|| "no key can be derived for it".to_owned())
+        nvme_psk(key, &self.host, subsystem).map(Some)
     }
 
     /// Returns the credentials for an NBD connection with TLS.
     ///
     /// # Errors
     /// Fails if there are none.
-    pub(super) fn nbd(&self, tls: &Tls, host: &str) -> Result<NbdAuth, Failure> {
+    pub(crate) fn nbd(&self, tls: &Tls, host: &str) -> Result<TlsAuth, Failure> {
         if let Some(folder) = &tls.certificates {
             let name = tls.hostname.as_deref().unwrap_or(host);
             return read_certificates(folder, name)
-                .map(|read_certificates| NbdAuth::Certificates(Arc::new(read_certificates)));
+                .map(|read_certificates| TlsAuth::Certificates(Arc::new(read_certificates)));
         }
         if let Some(path) = &tls.psk_file {
-            return psk_from_file(path, tls.user.as_deref()).map(NbdAuth::Psk);
+            return psk_from_file(path, tls.user.as_deref()).map(TlsAuth::Psk);
         }
         let key =
             self.tls.as_ref().and_then(|key| nbd_psk(key, tls.user.as_ref().unwrap_or(&self.host)));
-        key.map(NbdAuth::Psk).ok_or_else(|| {
-            refused(format!(
+        key.map(TlsAuth::Psk).ok_or_else(|| {
+            Failure::new(format!(
                 "there is no key for {host}: get one by \"storagetm pair\", or name one by --key, \
                  ?tls-psk-file= or ?tls-certificates="
             ))
@@ -121,7 +114,7 @@ impl Keys {
 
     /// Returns the NQN of the disk with that name at pairing: `sda` matches `/dev/sda`, and `disk`
     /// matches `/srv/disk.img`.
-    pub(super) fn disk(&self, name: &str) -> Option<String> {
+    pub(crate) fn disk(&self, name: &str) -> Option<String> {
         let parts = |disk: &Disk| {
             let path = Path::new(&disk.name);
             let stem = |part: Option<&OsStr>| part.is_some_and(|part| part == name);
@@ -136,8 +129,24 @@ impl Keys {
     }
 }
 
+/// Derives the TLS PSK of a host for a subsystem, in the first of the forms that the specification
+/// defines.
+///
+/// # Errors
+/// Fails if no PSK can be derived.
+pub(crate) fn nvme_psk(key: &Key, host: &str, subsystem: &str) -> Result<Psk, String> {
+    let psks = nvme::auth::psk::derive_psks(key.text(), false, host, subsystem);
+    let psk = psks.map_err(|error| error.to_string())?.into_iter().next();
+    let psk = psk.ok_or("no key can be derived for it")?;
+    let hash = match psk.hash {
+        nvme::auth::Hash::Sha384 => Hash::Sha384,
+        _ => Hash::Sha256,
+    };
+    Ok(Psk { identity: psk.identity, secret: psk.secret, hash, key: None })
+}
+
 /// Derives the NBD PSK of a host.
-pub(super) fn nbd_psk(key: &Key, host: &str) -> Option<Psk> {
+pub(crate) fn nbd_psk(key: &Key, host: &str) -> Option<Psk> {
     Some(psk(host.to_owned(), key.nbd_psk()?))
 }
 
@@ -147,9 +156,9 @@ fn psk(identity: String, secret: Secret) -> Psk {
 
 fn read_key_file(path: &Path) -> Result<Key, Failure> {
     let what = path.display().to_string();
-    let file =
-        File::open(path).map_err(|error| refused(format!("{what} cannot be read: {error}")))?;
-    read_key(file, &what).map_err(|failure| refused(format!("{what}: {failure}")))
+    let file = File::open(path)
+        .map_err(|error| Failure::new(format!("{what} cannot be read: {error}")))?;
+    read_key(file, &what).map_err(|failure| Failure::new(format!("{what}: {failure}")))
 }
 
 /// Reads the PSK of `user` from a file of `NAME:HEX` lines, or the only one.
@@ -169,19 +178,19 @@ fn psk_from_file(path: &Path, user: Option<&str>) -> Result<Psk, Failure> {
         (Some(user), keys) => keys.iter().find(|(name, _)| *name == user.as_bytes()),
         (None, [only]) => Some(only),
         (None, _) => {
-            return Err(refused(format!(
+            return Err(Failure::new(format!(
                 "{shown} has {} keys; say by whose name to go: nbds://NAME@…",
                 keys.len()
             )));
         }
     };
     let (name, digits) =
-        found.ok_or_else(|| refused(format!("{shown} has no key of that name")))?;
+        found.ok_or_else(|| Failure::new(format!("{shown} has no key of that name")))?;
     let name = std::str::from_utf8(name);
     let secret = unhex(digits).filter(|secret| secret.bytes().len() >= 16);
     match (name, secret) {
         (Ok(name), Some(secret)) => Ok(psk(name.to_owned(), secret)),
-        _ => Err(refused(format!(
+        _ => Err(Failure::new(format!(
             "{shown}: a line is NAME:HEX, with 32 hexadecimal digits at least"
         ))),
     }
@@ -212,7 +221,7 @@ fn read_certificates(folder: &Path, name: &str) -> Result<Trust, Failure> {
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let text = File::open(path).and_then(|file| read_bounded(file, MAX_FILE));
-    text.map_err(|error| refused(format!("{} cannot be read: {error}", path.display())))
+    text.map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
 }
 
 #[cfg(test)]
@@ -265,10 +274,10 @@ mod test {
     fn invalid_key_file_is_refused() {
         let folder = Scratch::new();
         let path = folder.0.join("key");
-        assert_eq!(read_key_file(&path).unwrap_err().status(), 5);
+        assert_eq!(read_key_file(&path).unwrap_err().status(), 1);
         fs::write(&path, "no key").unwrap();
         let failure = read_key_file(&path).unwrap_err();
-        assert!(failure.status() == 5 && !failure.to_string().contains("no key\n"));
+        assert!(failure.status() == 1 && !failure.to_string().contains("no key\n"));
         let key = Key::generate(KeyKind::Chap, None).unwrap();
         fs::write(&path, &*key.line()).unwrap();
         assert_eq!(read_key_file(&path).unwrap(), key);

@@ -1,4 +1,4 @@
-//! Non-blocking buffered I/O between a [`Transport`] and a sans-I/O protocol. Sent data is queued,
+//! Non-blocking buffered I/O between a [`Transport`] and a client session. Sent data is queued,
 //! received payload goes directly into its buffer.
 
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -9,21 +9,9 @@ use export::{DirectRecv, Segment};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
-use super::Transport;
-use super::send_queue::SendQueue;
-
-/// The receiving side of a sans-I/O protocol.
-pub(crate) trait Protocol {
-    /// Processes received bytes and returns how many were consumed. The rest is offered again
-    /// together with the bytes that follow.
-    fn receive(&mut self, bytes: &[u8]) -> usize;
-
-    /// The buffer that the next bytes belong in, if any.
-    fn direct_recv(&mut self) -> Option<DirectRecv>;
-
-    /// Returns the buffer after `got` bytes were received into it.
-    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize);
-}
+use crate::send_queue::SendQueue;
+use crate::session::ClientSession;
+use crate::transport::Transport;
 
 /// A non-blocking connection with its queues.
 pub(crate) struct BufferedTransport {
@@ -40,7 +28,7 @@ pub(crate) struct BufferedTransport {
 /// is copied.
 const HEADER_READ: usize = 8 << 10;
 
-/// Size of the receive buffer: more than any protocol leaves unconsumed.
+/// Size of the receive buffer: more than any session leaves unconsumed.
 const RECV_BUF: usize = 64 << 10;
 
 /// TCP keep-alive of an idle connection: given up after 3 + 3 * 2 seconds without an answer. Giving
@@ -87,19 +75,19 @@ impl BufferedTransport {
     /// # Errors
     /// Fails if the connection is lost. Data received before the loss is processed first: it may
     /// contain the reason.
-    pub(crate) fn exchange(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+    pub(crate) fn exchange(&mut self, session: &mut impl ClientSession) -> io::Result<bool> {
         let flushed = self.flush();
-        match self.receive(protocol)? {
+        match self.receive(session)? {
             true => Ok(true),
             false => flushed.map(|()| false),
         }
     }
 
     /// Receives until it would block. Returns whether anything was received.
-    fn receive(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+    fn receive(&mut self, session: &mut impl ClientSession) -> io::Result<bool> {
         let mut received = false;
         loop {
-            match self.receive_once(protocol) {
+            match self.receive_once(session) {
                 Ok(true) => received = true,
                 Ok(false) => break,
                 Err(_) if received => break,
@@ -113,17 +101,17 @@ impl BufferedTransport {
     }
 
     /// Receives once. Returns whether anything was received.
-    fn receive_once(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
-        match if self.buffered == 0 { protocol.direct_recv() } else { None } {
-            Some(direct_recv) => self.receive_in_place(protocol, direct_recv),
-            None => self.receive_headers(protocol),
+    fn receive_once(&mut self, session: &mut impl ClientSession) -> io::Result<bool> {
+        match if self.buffered == 0 { session.direct_recv() } else { None } {
+            Some(direct_recv) => self.receive_in_place(session, direct_recv),
+            None => self.receive_headers(session),
         }
     }
 
-    /// Receives into the buffer of the protocol, and what follows into `recv_buf`.
+    /// Receives into the buffer of the session, and what follows into `recv_buf`.
     fn receive_in_place(
         &mut self,
-        protocol: &mut impl Protocol,
+        session: &mut impl ClientSession,
         mut direct_recv: DirectRecv,
     ) -> io::Result<bool> {
         let (start, end) = (direct_recv.start, direct_recv.end);
@@ -133,23 +121,23 @@ impl BufferedTransport {
         let mut slices = [IoSliceMut::new(target), IoSliceMut::new(headers)];
         let got = io_result(self.transport.read_vectored(&mut slices));
         let count = *got.as_ref().unwrap_or(&None);
-        protocol.direct_received(direct_recv, count.unwrap_or(0).min(len));
+        session.direct_received(direct_recv, count.unwrap_or(0).min(len));
         let Some(count) = got? else { return Ok(false) };
-        self.deliver(protocol, count.saturating_sub(len));
+        self.deliver(session, count.saturating_sub(len));
         Ok(true)
     }
 
-    fn receive_headers(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+    fn receive_headers(&mut self, session: &mut impl ClientSession) -> io::Result<bool> {
         let room = (self.buffered + HEADER_READ).min(self.recv_buf.len());
         let target = self.recv_buf.get_mut(self.buffered..room).unwrap_or_default();
         let Some(count) = io_result(self.transport.read(target))? else { return Ok(false) };
-        self.deliver(protocol, self.buffered + count);
+        self.deliver(session, self.buffered + count);
         Ok(true)
     }
 
-    /// Passes the first `filled` bytes of `recv_buf` to the protocol.
-    fn deliver(&mut self, protocol: &mut impl Protocol, filled: usize) {
-        let taken = protocol.receive(self.recv_buf.get(..filled).unwrap_or_default()).min(filled);
+    /// Passes the first `filled` bytes of `recv_buf` to the session.
+    fn deliver(&mut self, session: &mut impl ClientSession, filled: usize) {
+        let taken = session.receive(self.recv_buf.get(..filled).unwrap_or_default()).min(filled);
         self.recv_buf.copy_within(taken..filled, 0);
         self.buffered = filled - taken;
     }

@@ -13,7 +13,7 @@ const COPY_MAX: usize = 1024;
 const MAX_IOV: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct SendQueue {
+pub(crate) struct SendQueue {
     /// Copied parts, of which the first `start` bytes have been sent.
     copied: Vec<u8>,
     start: usize,
@@ -39,7 +39,7 @@ impl Piece {
 
 impl SendQueue {
     /// Queues a segment.
-    pub(super) fn push(&mut self, segment: Segment) {
+    pub(crate) fn push(&mut self, segment: Segment) {
         let [head, body, tail] = segment.parts();
         self.copy_in(head);
         if body.len() <= COPY_MAX {
@@ -64,12 +64,12 @@ impl SendQueue {
     }
 
     /// Whether everything was sent.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
     /// Sends as much as possible without blocking.
-    pub(super) fn flush(&mut self, to: &mut dyn Write) -> io::Result<()> {
+    pub(crate) fn flush(&mut self, to: &mut dyn Write) -> io::Result<()> {
         while !self.pieces.is_empty() {
             match self.send_once(to) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),

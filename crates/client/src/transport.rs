@@ -1,15 +1,10 @@
 //! Byte streams to other machines, with or without TLS, and the callbacks that open them.
 
-mod buffered;
-mod send_queue;
-
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-
-pub(crate) use buffered::{BufferedTransport, Protocol, read_before};
 
 /// A bidirectional byte stream.
 pub trait Transport: Read + Write + AsFd + Send {
@@ -42,14 +37,27 @@ impl Transport for UnixStream {
     }
 }
 
-/// Why a connection cannot be opened.
-pub type DialError = crate::EndpointError;
+/// Why a connection cannot be opened. Each message is one sentence without a full stop: what
+/// failed, on what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A temporary error: worth retrying.
+    #[error("{0}")]
+    Unreachable(String),
+    /// A permanent error.
+    #[error("{0}")]
+    Refused(String),
+    /// The peer violated its protocol: nothing that it sends can be relied on.
+    #[error("{0}")]
+    Violation(String),
+}
 
 /// Opens one more connection to the same address.
-pub type Dial = Arc<dyn Fn() -> Result<Box<dyn Transport>, DialError> + Send + Sync>;
+pub type Dial = Arc<dyn Fn() -> Result<Box<dyn Transport>, ConnectError> + Send + Sync>;
 
 /// Opens one more connection for the subsystem with this NQN, which determines the TLS key.
-pub type DialSubsystem = Arc<dyn Fn(&str) -> Result<Box<dyn Transport>, DialError> + Send + Sync>;
+pub type DialSubsystem =
+    Arc<dyn Fn(&str) -> Result<Box<dyn Transport>, ConnectError> + Send + Sync>;
 
 /// A dial callback that ignores the subsystem.
 #[must_use]

@@ -1,0 +1,190 @@
+//! Connections to the disks of other machines: address, key, and TLS.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use client::{ConnectError, Dial, DialSubsystem, Transport};
+use failure::Failure;
+use keys::target::Target;
+use linux::tree::Tree;
+use nvme::auth::Credentials;
+
+use crate::address::TargetAddr;
+use crate::credentials::{self, Keys, Options};
+use crate::dial::{self, TlsAuth};
+use crate::host_identity::HostIdentity;
+use crate::key_selection::{self, KeyCheck};
+use crate::machine;
+use crate::query::QueryError;
+use crate::uri::{Nbd, Nvme, ServerAddr, Tls};
+
+/// Timeout of the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A machine that took longer than this to fail is not tried with further keys.
+const SLOW_ANSWER: Duration = Duration::from_secs(5);
+
+/// How a disk of an NVMe/TCP target is connected to.
+pub struct NvmeDisk {
+    /// NQN or name of the disk.
+    pub name: String,
+    /// This host.
+    pub host: HostIdentity,
+    /// Credentials for DH-HMAC-CHAP.
+    pub credentials: Option<Arc<Credentials>>,
+    /// A hint for the error of a target that closes the connection.
+    pub hint: Option<String>,
+    /// Connects to the target.
+    pub dial: DialSubsystem,
+}
+
+/// How an export of an NBD server is connected to.
+pub struct NbdDisk {
+    /// Connects to the server.
+    pub dial: Dial,
+    /// Whether `dial` has negotiated TLS.
+    pub secured: bool,
+}
+
+impl fmt::Debug for NvmeDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NvmeDisk").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for NbdDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NbdDisk").field("secured", &self.secured).finish_non_exhaustive()
+    }
+}
+
+/// Returns how to connect to a disk of an NVMe/TCP target. Does not connect to it yet, except to
+/// select a key.
+///
+/// # Errors
+/// Fails if a required key is missing or cannot be read.
+pub fn nvme(tree: &Tree, options: &Options<'_>, nvme: &Nvme) -> Result<NvmeDisk, Failure> {
+    let machine = nvme.host.clone();
+    let accepts =
+        |target: &Target| key_selection::check_key(tree, &machine, target, options.hostnqn);
+    let target = known_target(options, &machine, accepts)?;
+    let keys = Keys::find(tree, options, target)?;
+    let host = HostIdentity::find(tree, Some(&keys.host));
+    let credentials = keys.chap.clone();
+    let name = keys.disk(&nvme.name).unwrap_or_else(|| nvme.name.clone());
+    let hint = keys.is_plaintext().then(|| {
+        format!("if it requires a key, pair this machine by \"storagetm pair {machine}\"")
+    });
+    let dial = move |subsystem: &str| {
+        let psk = keys
+            .nvme(subsystem)
+            .map_err(|why| ConnectError::Refused(format!("{subsystem}: {why}")))?;
+        let socket = dial::connect_tcp(&machine)?;
+        match psk {
+            Some(psk) => start_tls(socket, &machine.to_string(), &TlsAuth::Psk(psk)),
+            None => Ok(Box::new(socket) as Box<dyn Transport>),
+        }
+    };
+    Ok(NvmeDisk { name, host, credentials, hint, dial: Arc::new(dial) })
+}
+
+/// Returns the stored target at an address. `None` if the connection may be in the clear, .
+///
+/// # Errors
+/// Fails if the target accepts none of the keys and `--insecure` is not given, or if it cannot be
+/// reached.
+fn known_target(
+    options: &Options<'_>,
+    machine: &TargetAddr,
+    accepts: impl Fn(&Target) -> KeyCheck,
+) -> Result<Option<Target>, Failure> {
+    let known = machine::targets(options.keys).map_err(Failure::new)?;
+    key_selection::target_at(machine, &known, options.key.is_some(), options.insecure, accepts)
+        .map(Option::<&Target>::cloned)
+        .map_err(|error| match error {
+            QueryError::Unreachable(why) | QueryError::Protocol(why) => Failure::new(why),
+            QueryError::NoKeyAccepted | QueryError::KeyRequired => {
+                Failure::new(key_selection::no_key_accepted(machine))
+            }
+        })
+}
+
+/// Returns how to connect to an export of an NBD server. Does not connect to it yet, except to
+/// select a key.
+///
+/// # Errors
+/// Fails if a required key is missing or cannot be read.
+pub fn nbd(tree: &Tree, options: &Options<'_>, nbd: &Nbd) -> Result<NbdDisk, Failure> {
+    let there = nbd.at.clone();
+    let host = match &nbd.at {
+        ServerAddr::Tcp(host) => Some(host),
+        ServerAddr::Unix(_) => None,
+    };
+    // A PSK file or certificates in the URI take precedence.
+    let shows = |tls: &Tls| tls.psk_file.is_some() || tls.certificates.is_some();
+    let target = match &there {
+        ServerAddr::Tcp(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
+            let accepts = |target: &Target| accepts_nbd(&there, target, options);
+            known_target(options, machine, accepts)?
+        }
+        _ => None,
+    };
+    let tls = match (&nbd.tls, &target) {
+        // A paired machine is always contacted with its key, and so is one with `--key`.
+        (None, Some(_)) => Some(Tls::default()),
+        (None, None) if host.is_some() && options.key.is_some() => Some(Tls::default()),
+        (tls, _) => tls.clone(),
+    };
+    let Some(tls) = tls else {
+        let dial = move || Ok(Box::new(dial::connect(&there)?) as Box<dyn Transport>);
+        return Ok(NbdDisk { dial: Arc::new(dial), secured: false });
+    };
+    let keys = Keys::find(tree, options, target)?;
+    let auth = keys.nbd(&tls, host.map_or("localhost", TargetAddr::name))?;
+    let name = nbd.to_string();
+    let dial = move || secure_nbd(dial::connect(&there)?, &name, &auth);
+    Ok(NbdDisk { dial: Arc::new(dial), secured: true })
+}
+
+/// Offers the key of a target to an NBD server.
+fn accepts_nbd(there: &ServerAddr, target: &Target, options: &Options<'_>) -> KeyCheck {
+    let host = options.hostnqn.unwrap_or(&target.host);
+    let Some(psk) = credentials::nbd_psk(&target.tls, host) else { return KeyCheck::Rejected };
+    let begun = Instant::now();
+    let socket = match dial::connect(there) {
+        Ok(socket) => socket,
+        Err(error) => return KeyCheck::Unreachable(error.to_string()),
+    };
+    match secure_nbd(socket, &there.to_string(), &TlsAuth::Psk(psk)) {
+        Ok(_) => KeyCheck::Accepted,
+        // A server that does not answer is not tried with every key.
+        Err(error) if begun.elapsed() > SLOW_ANSWER => KeyCheck::Unreachable(error.to_string()),
+        Err(_) => KeyCheck::Rejected,
+    }
+}
+
+fn secure_nbd(
+    mut socket: TcpStream,
+    name: &str,
+    auth: &TlsAuth,
+) -> Result<Box<dyn Transport>, ConnectError> {
+    client::start_tls(&mut socket, name)?;
+    start_tls(socket, name, auth)
+}
+
+fn start_tls(
+    socket: TcpStream,
+    name: &str,
+    auth: &TlsAuth,
+) -> Result<Box<dyn Transport>, ConnectError> {
+    match dial::start_tls(socket, auth, Instant::now() + HANDSHAKE_TIMEOUT) {
+        Ok(channel) => Ok(Box::new(channel)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(ConnectError::Refused(format!("{name} cannot be reached securely: {error}")))
+        }
+        Err(error) => Err(ConnectError::Unreachable(format!("{name}: {error}"))),
+    }
+}
