@@ -91,7 +91,7 @@ pub fn nvme(tree: &Tree, options: &Options<'_>, nvme: &Nvme) -> Result<NvmeDisk,
     Ok(NvmeDisk { name, host, credentials, hint, dial: Arc::new(dial) })
 }
 
-/// Returns the stored target at an address. `None` if the connection may be in the clear, .
+/// Returns the stored target at an address. `None` if the connection may be in plaintext.
 ///
 /// # Errors
 /// Fails if the target accepts none of the keys and `--insecure` is not given, or if it cannot be

@@ -131,7 +131,7 @@ fn refused_pairing_ends_with_status_3() {
     assert_eq!(peer.try_code(&right, false, None).unwrap_err().status(), 3);
     peer.server.unlock(Instant::now());
     let failure = peer.try_code(&peer.code(), true, Some(Verdict::Denied)).unwrap_err();
-    assert!(failure.status() == 3 && failure.to_string().contains("said no"), "{failure}");
+    assert!(failure.status() == 3 && failure.to_string().contains("denied access"), "{failure}");
     peer.server.close();
     assert_eq!(peer.try_code(&right, false, None).unwrap_err().status(), 3);
 }
