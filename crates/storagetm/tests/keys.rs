@@ -141,10 +141,10 @@ fn invalid_key_is_refused_and_not_printed() {
     let damaged = TLS.replace("VRL", "VRM");
     for (text, word) in [
         (damaged.as_str(), "damaged"),
-        ("hunter2", "no key"),
-        ("", "no key"),
+        ("hunter2", "not a key"),
+        ("", "not a key"),
         ("DHHC-1:09:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:", "hash"),
-        (&"A".repeat(10_000), "no key"),
+        (&"A".repeat(10_000), "not a key"),
     ] {
         let output = owner.fed(&["key", "import", "a"], text);
         let said = error(&output);
