@@ -37,8 +37,7 @@ pub struct Driver {
 /// One connection, as seen by the driver.
 #[allow(missing_docs, reason = "the names are enough")]
 pub struct Conn {
-    /// `None` once dropped.
-    pub session: Option<Box<dyn Session>>,
+    session: Box<dyn Session>,
     pub account: Account,
     /// Bytes from the peer.
     pub incoming: Stream,
@@ -67,7 +66,7 @@ impl std::fmt::Debug for Conn {
 impl Conn {
     /// Returns whether the session is established.
     pub fn is_established(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.is_established())
+        self.session.is_established()
     }
 
     /// Returns the reported events in short form.
@@ -113,7 +112,7 @@ impl Driver {
     /// Adds the connection of a session whose payloads use `account`.
     pub fn add(&mut self, session: impl Session + 'static, account: Account) -> Id {
         self.conns.push(Conn {
-            session: Some(Box::new(session)),
+            session: Box::new(session),
             account,
             incoming: Stream::default(),
             wire: Vec::new(),
@@ -136,11 +135,8 @@ impl Driver {
     }
 
     /// Returns the session of a connection.
-    ///
-    /// # Panics
-    /// Panics if it was dropped.
     pub fn session(&mut self, id: Id) -> &mut dyn Session {
-        self.conns[id].session.as_deref_mut().expect("the session was dropped")
+        &mut *self.conns[id].session
     }
 
     /// Returns the held disk requests of a connection.
@@ -199,10 +195,8 @@ impl Driver {
     /// Disconnects the peer. Bytes from it that were not consumed are lost.
     pub fn disconnect(&mut self, id: Id) {
         let (now, conn) = (self.now, &mut self.conns[id]);
-        if !std::mem::replace(&mut conn.disconnected, true)
-            && let Some(session) = &mut conn.session
-        {
-            session.notify(now, &Notice::Disconnected);
+        if !std::mem::replace(&mut conn.disconnected, true) {
+            conn.session.notify(now, &Notice::Disconnected);
         }
         conn.incoming.clear();
         conn.unread.clear();
@@ -214,7 +208,7 @@ impl Driver {
     /// Advances the time and handles deadlines.
     pub fn advance(&mut self, time: Duration) {
         self.now += time;
-        for session in self.conns.iter_mut().filter_map(|conn| conn.session.as_mut()) {
+        for session in self.conns.iter_mut().map(|conn| &mut conn.session) {
             if session.deadline().is_some_and(|deadline| deadline <= self.now) {
                 session.tick(self.now);
             }
@@ -230,9 +224,7 @@ impl Driver {
 
     fn notify_all(&mut self, notice: Notice) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
-            if let Some(session) = &mut conn.session {
-                session.notify(self.now, &notice);
-            }
+            conn.session.notify(self.now, &notice);
         }
     }
 
@@ -296,9 +288,7 @@ impl Driver {
         let (ticket, outcome) = job.finish(result);
         let conn = &mut self.conns[id];
         conn.completed += 1;
-        if let Some(session) = &mut conn.session {
-            session.complete(self.now, ticket, outcome);
-        }
+        conn.session.complete(self.now, ticket, outcome);
         self.notified |= export.is_contended();
     }
 
@@ -322,7 +312,7 @@ impl Driver {
 
     /// Notifies the sessions of a change, if one asked for it or a disk request was awaited.
     /// Returns whether they were.
-    pub fn notify_if_due(&mut self) -> bool {
+    fn notify_if_due(&mut self) -> bool {
         let due = std::mem::take(&mut self.notified);
         if due {
             self.notify_all(Notice::StateChanged);
@@ -333,7 +323,7 @@ impl Driver {
     /// Executes all steps of a session. Returns whether there were any.
     pub fn drain(&mut self, id: Id) -> bool {
         let (mut busy, mut burst) = (false, 0);
-        while let Some(step) = self.conns[id].session.as_mut().and_then(|session| session.poll()) {
+        while let Some(step) = self.conns[id].session.poll() {
             busy = true;
             let conn = &mut self.conns[id];
             match step {
@@ -372,7 +362,7 @@ impl Driver {
     /// Passes the next chunk of bytes to a session. Returns whether it made progress.
     pub fn deliver(&mut self, id: Id) -> bool {
         let (now, conn) = (self.now, &mut self.conns[id]);
-        let Some(session) = &mut conn.session else { return false };
+        let session = &mut conn.session;
         if conn.incoming.is_empty() || conn.disconnected || !session.can_receive() {
             return false;
         }
@@ -387,15 +377,6 @@ impl Driver {
         let taken = session.receive(now, conn.incoming.arrived());
         conn.incoming.consume(taken);
         fresh != 0 || taken != 0
-    }
-
-    /// Drops the session of a connection that is over and whose disk requests have completed, as a
-    /// driver does.
-    pub fn drop_if_finished(&mut self, id: Id) {
-        let conn = &mut self.conns[id];
-        if !conn.is_open() && conn.submitted == conn.completed {
-            conn.session = None;
-        }
     }
 
     /// Ends every connection and disk request, and checks for leaks.

@@ -183,7 +183,7 @@ proptest! {
         let io = world.attach(&params).io[0];
         for (tag, operation) in (0..).zip(&acts) {
             submit(&mut world, io, operation, tag);
-            let turns = world.random(4);
+            let turns = world.random.below(4);
             world.run_turns(turns);
         }
         world.run();

@@ -389,7 +389,7 @@ fn r30_resets_and_disconnects_during_io_leak_nothing() {
         for (tag, &io) in (0..).zip(client.io.iter().cycle().take(16)) {
             let data = world.host_buffer(&pattern(round, 4096));
             world.submit(io, write(8 * u64::from(tag), 8), Payload::SendByR2t(data), tag);
-            let turns = world.random(4);
+            let turns = world.random.below(4);
             world.run_turns(turns);
         }
         match round % 4 {
@@ -402,7 +402,7 @@ fn r30_resets_and_disconnects_during_io_leak_nothing() {
                 world.submit(client.admin, set.emit(), Payload::None, 99);
             }
         }
-        let turns = world.random(8);
+        let turns = world.random.below(8);
         world.run_turns(turns);
         release(&mut world);
         if round % 4 >= 2 {

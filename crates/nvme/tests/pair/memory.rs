@@ -19,9 +19,10 @@ fn all_commands_complete_in_minimal_memory() {
         let client = world.attach(&AttachParams { queues: 2, ..AttachParams::default() });
         for &io in &client.io {
             for tag in 0..100_u32 {
-                let len = [512, 4096, 16_384, 131_072, 1 << 20][world.random(5)];
-                let (nlb, lba) = ((len / 512) as u32, world.random(BYTES / 512 - 2048) as u64);
-                match world.random(4) {
+                let len = [512, 4096, 16_384, 131_072, 1 << 20][world.random.below(5)];
+                let (nlb, lba) =
+                    ((len / 512) as u32, world.random.below(BYTES / 512 - 2048) as u64);
+                match world.random.below(4) {
                     0 => {
                         let buffer = world.buffer(len);
                         world.submit(io, read(lba, nlb), Payload::Receive(buffer), tag);
@@ -158,12 +159,12 @@ fn r34_failing_allocations_lose_no_data() {
         // Each in an area of its own: reads and writes, in-capsule and by R2T.
         let mut reads = Vec::new();
         for tag in 0..32_u32 {
-            let start = tag as usize * AREA + 512 * world.random(16);
-            let len = 512 * (1 + world.random([2, 32, 200][round as usize % 3]));
+            let start = tag as usize * AREA + 512 * world.random.below(16);
+            let len = 512 * (1 + world.random.below([2, 32, 200][round as usize % 3]));
             let (lba, nlb) = ((start / 512) as u64, (len / 512) as u32);
             let bytes = pattern(round * 100 + u64::from(tag), len);
             let place = start..start + len;
-            match world.random(3) {
+            match world.random.below(3) {
                 0 => {
                     let buffer = world.buffer(len);
                     world.submit(io, read(lba, nlb), Payload::Receive(buffer), tag);

@@ -7,27 +7,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Access, Account, Admitted, Auth, Catalogue, Channel, Event, Export, Fault, Geometry, Identity,
-    Notice, Op, Peer, Pool, Reason, Segment, Session, Step,
+    Account, Admitted, Auth, Catalogue, Channel, Event, Export, Fault, Identity, Notice, Op, Peer,
+    Pool, Reason, Segment, Session, Step,
 };
 use nvme::auth::{AuthConfig, Credentials};
 use nvme::host::{self, CloseReason, Completion, Options};
 use nvme::status::Status;
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::{ConnectData, ConnectResponse};
+use testkit::{Random, Stream};
+
+pub(crate) use testkit::Chunks;
 
 /// The subsystem of the first disk.
 pub(crate) const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 
 /// Bytes of a disk: 4 MiB.
 pub(crate) const BYTES: usize = 4 << 20;
-
-/// Chunk sizes of received bytes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Chunks {
-    Fixed(usize),
-    Random,
-}
 
 /// Completion order of disk requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +56,7 @@ pub(crate) struct World {
     pub(crate) channel: Option<Arc<Channel>>,
     /// Credentials of hosts for new connections.
     pub(crate) credentials: Option<Arc<Credentials>>,
-    seed: u64,
+    pub(crate) random: Random,
     pool: Pool,
     memory: Account,
     notified: bool,
@@ -99,24 +95,15 @@ pub(crate) struct Connection {
 /// One direction of a connection.
 #[derive(Default)]
 struct Direction {
-    bytes: Vec<u8>,
-    /// Number of bytes that arrived and were not consumed.
-    arrived: usize,
+    stream: Stream,
     /// All bytes sent so far.
     all: Vec<u8>,
 }
 
 impl Direction {
     fn push(&mut self, segment: &Segment) {
-        for part in segment.parts() {
-            self.bytes.extend_from_slice(part);
-            self.all.extend_from_slice(part);
-        }
-    }
-
-    fn take(&mut self, n: usize) {
-        self.bytes.drain(..n);
-        self.arrived -= n;
+        self.stream.push_segment(segment);
+        segment.parts().iter().for_each(|part| self.all.extend_from_slice(part));
     }
 }
 
@@ -153,7 +140,7 @@ impl World {
             auth: Auth::None,
             channel: None,
             credentials: None,
-            seed: 0x9e37_79b9_7f4a_7c15,
+            random: Random::default(),
             pool: Pool::new(16 << 20),
             memory: Pool::new(1 << 30).open(),
             notified: false,
@@ -174,7 +161,7 @@ impl World {
     }
 
     pub(crate) fn seed(&mut self, seed: u64) {
-        self.seed = seed | 1;
+        self.random = Random::new(seed);
     }
 
     /// Publishes another disk, filled with a pattern.
@@ -195,7 +182,6 @@ impl World {
     }
 
     fn export(nqn: &str, change: Change) -> Export {
-        let descriptor = std::fs::File::open("/dev/null").unwrap().into();
         let identity = Identity {
             uuid: [7; 16],
             nguid: Some([9; 16]),
@@ -204,10 +190,7 @@ impl World {
             firmware: "1.0".into(),
             ..Identity::default()
         };
-        let geometry = Geometry::new(512, 4096).unwrap();
-        let mut export = Export::new("disk", nqn, identity, geometry, BYTES as u64, descriptor);
-        export.access = Access::Writable;
-        export.discard = true;
+        let mut export = testkit::export("disk", nqn, identity, (512, 4096), BYTES as u64);
         change(&mut export);
         export
     }
@@ -271,7 +254,7 @@ impl World {
 
     /// Returns the number of bytes that the target has not consumed.
     pub(crate) fn unconsumed(&self, conn: usize) -> usize {
-        self.connections[conn].to_target.bytes.len()
+        self.connections[conn].to_target.stream.len()
     }
 
     // ---- events
@@ -317,8 +300,8 @@ impl World {
     /// Breaks a connection; bytes in transit are lost.
     pub(crate) fn cut(&mut self, index: usize) {
         let conn = &mut self.connections[index];
-        (conn.to_host.bytes, conn.to_target.bytes) = (Vec::new(), Vec::new());
-        (conn.to_host.arrived, conn.to_target.arrived) = (0, 0);
+        conn.to_host.stream.clear();
+        conn.to_target.stream.clear();
         conn.notify_pending = true;
         self.notify_one(index, &Notice::Disconnected);
     }
@@ -367,61 +350,51 @@ impl World {
     }
 
     fn deliver_to_target(&mut self, index: usize) -> bool {
-        let (now, n) = (self.now, self.chunk());
+        let now = self.now;
         let conn = &mut self.connections[index];
+        let stream = &mut conn.to_target.stream;
         let Some(session) = &mut conn.session else {
-            conn.to_target.bytes.clear();
-            conn.to_target.arrived = 0;
+            stream.clear();
             return false;
         };
-        let direction = &mut conn.to_target;
         if !session.can_receive() {
             return false;
         }
-        let fresh = n.min(direction.bytes.len() - direction.arrived);
+        let was_consumed = stream.arrived().is_empty();
+        let fresh = stream.arrive(self.chunks, &mut self.random);
         if self.in_place
-            && direction.arrived == 0
+            && was_consumed
             && fresh != 0
             && let Some(mut recv) = session.direct_recv()
         {
-            let got = fresh.min(recv.end - recv.start);
-            let range = recv.start..recv.start + got;
-            recv.buffer.bytes_mut()[range].copy_from_slice(&direction.bytes[..got]);
-            direction.arrived += got;
-            direction.take(got);
+            let got = stream.fill(&mut recv);
             session.direct_received(now, recv, got);
             return true;
         }
-        direction.arrived += fresh;
-        if direction.arrived == 0 {
+        if stream.arrived().is_empty() {
             return false;
         }
-        let consumed = session.receive(now, &direction.bytes[..direction.arrived]);
-        direction.take(consumed);
+        let consumed = session.receive(now, stream.arrived());
+        stream.consume(consumed);
         fresh != 0 || consumed != 0
     }
 
     fn deliver_to_host(&mut self, index: usize) -> bool {
-        let n = self.chunk();
         let conn = &mut self.connections[index];
-        let direction = &mut conn.to_host;
-        let fresh = n.min(direction.bytes.len() - direction.arrived);
+        let stream = &mut conn.to_host.stream;
+        let was_consumed = stream.arrived().is_empty();
+        let fresh = stream.arrive(self.chunks, &mut self.random);
         if self.in_place
-            && direction.arrived == 0
+            && was_consumed
             && fresh != 0
             && let Some(mut recv) = conn.host.direct_recv()
         {
-            let got = fresh.min(recv.end - recv.start);
-            let range = recv.start..recv.start + got;
-            recv.buffer.bytes_mut()[range].copy_from_slice(&direction.bytes[..got]);
-            direction.arrived += got;
-            direction.take(got);
+            let got = stream.fill(&mut recv);
             conn.host.direct_received(recv, got);
             return true;
         }
-        direction.arrived += fresh;
-        let consumed = conn.host.receive(&direction.bytes[..direction.arrived]);
-        direction.take(consumed);
+        let consumed = conn.host.receive(stream.arrived());
+        stream.consume(consumed);
         fresh != 0 || consumed != 0
     }
 
@@ -458,7 +431,7 @@ impl World {
     fn drop_if_finished(&mut self, index: usize) {
         let conn = &mut self.connections[index];
         let over = conn.target_end.is_some() || conn.notify_pending;
-        if conn.host_end.is_some() && conn.to_target.bytes.is_empty() && !over {
+        if conn.host_end.is_some() && conn.to_target.stream.is_empty() && !over {
             conn.notify_pending = true;
             return self.notify_one(index, &Notice::Disconnected);
         }
@@ -476,12 +449,12 @@ impl World {
         let index = match self.order {
             Order::First => 0,
             Order::Last => len - 1,
-            Order::Random => self.random(len),
+            Order::Random => self.random.below(len),
         };
         let (conn, admitted) = self.disks[disk].requests.remove(index).unwrap();
         let export = admitted.export().clone();
         let mutates = admitted.op().mutates();
-        let (ticket, outcome) = self.disks[disk].execute(admitted);
+        let (ticket, outcome) = self.disks[disk].complete(admitted);
         self.notified |= mutates && export.is_contended();
         let now = self.now;
         self.connections[conn].completed += 1;
@@ -489,40 +462,16 @@ impl World {
         self.drain(conn);
         true
     }
-
-    fn chunk(&mut self) -> usize {
-        match self.chunks {
-            Chunks::Fixed(n) => n,
-            Chunks::Random => {
-                let most = 1 << self.random(16);
-                self.random(most) + 1
-            }
-        }
-    }
-
-    /// Returns a number below `below`.
-    pub(crate) fn random(&mut self, below: usize) -> usize {
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        (self.seed >> 11) as usize % below.max(1)
-    }
 }
 
 impl Disk {
-    fn execute(&mut self, mut admitted: Admitted) -> (export::Ticket, export::Outcome) {
+    fn complete(&mut self, mut admitted: Admitted) -> (export::Ticket, export::Outcome) {
         let (op, offset, len) = (admitted.op(), admitted.offset(), admitted.len());
         if let Some(fault) = (self.faults)(op, offset, len) {
             return admitted.finish(Err(fault));
         }
         self.log.push((op, offset, len));
-        let range = offset as usize..(offset + len) as usize;
-        match op {
-            Op::Read => admitted.bytes_mut().copy_from_slice(&self.bytes[range]),
-            Op::Write { .. } => self.bytes[range].copy_from_slice(admitted.bytes_mut()),
-            Op::Zero { .. } | Op::Discard => self.bytes[range].fill(0),
-            Op::Flush | Op::Extents | Op::Prefetch => {}
-        }
+        testkit::execute(&mut self.bytes, &mut admitted);
         admitted.finish(Ok(()))
     }
 

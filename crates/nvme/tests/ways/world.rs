@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Access, Account, Admitted, Auth, Catalogue, Export, Geometry, Identity, Notice, Op, Peer, Pool,
-    Session, Step,
+    Account, Admitted, Auth, Catalogue, Export, Identity, Notice, Peer, Pool, Session, Step,
 };
 use nbd::server::{Server, Start};
 use nvme::command::{FabricsCommand, IoCommand, PropertySize};
@@ -14,6 +13,7 @@ use nvme::host::{Controller, Options, Payload};
 use nvme::target::{Port, Target};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, ConnectData, Csts, property};
+use testkit::Random;
 
 const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 const BLOCK: usize = 512;
@@ -70,7 +70,7 @@ pub(crate) struct World {
     pub(crate) late: Vec<usize>,
     pool: Pool,
     memory: Account,
-    seed: u64,
+    random: Random,
 }
 
 fn peer() -> Peer {
@@ -80,13 +80,9 @@ fn peer() -> Peer {
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
-        let (descriptor, geometry) =
-            (std::fs::File::open("/dev/null").unwrap().into(), Geometry::new(512, 512).unwrap());
         let bytes = BLOCK * BLOCKS;
         let identity = Identity { uuid: [7; 16], serial: "SN1".into(), ..Identity::default() };
-        let mut export =
-            Export::new("/dev/sda", DISK, identity, geometry, bytes as u64, descriptor);
-        export.access = Access::Writable;
+        let export = testkit::export("/dev/sda", DISK, identity, (512, 512), bytes as u64);
         let (export, catalogue) = (Arc::new(export), Arc::new(Catalogue::default()));
         catalogue.publish(export.clone());
         Self {
@@ -100,15 +96,8 @@ impl World {
             late: Vec::new(),
             pool: Pool::new(64 << 20),
             memory: Pool::new(1 << 30).open(),
-            seed: seed | 1,
+            random: Random::new(seed),
         }
-    }
-
-    fn random(&mut self, below: usize) -> usize {
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        usize::try_from(self.seed >> 11).unwrap() % below.max(1)
     }
 
     fn conn(&mut self, client: Client, session: Box<dyn Session>) -> usize {
@@ -228,7 +217,7 @@ impl World {
     pub(crate) fn enable_again(&mut self, admin: usize, cntlid: u16) -> usize {
         let get =
             FabricsCommand::PropertyGet { attrib: PropertySize::Four, offset: property::CSTS };
-        let mut waits = self.random(2) == 0;
+        let mut waits = self.random.below(2) == 0;
         while waits {
             let (_, csts, _) = self.command(admin, get.emit(), Payload::None);
             waits = Csts(u32::try_from(csts).unwrap()).rdy() == 1;
@@ -320,15 +309,9 @@ impl World {
         if self.requests.is_empty() {
             return false;
         }
-        let at = self.random(self.requests.len());
+        let at = self.random.below(self.requests.len());
         let (conn, mut admitted) = self.requests.remove(at);
-        let start = usize::try_from(admitted.offset()).unwrap();
-        let place = start..start + usize::try_from(admitted.len()).unwrap();
-        match admitted.op() {
-            Op::Read => admitted.bytes_mut().copy_from_slice(&self.disk[place]),
-            Op::Write { .. } => self.disk[place].copy_from_slice(admitted.bytes_mut()),
-            _ => {}
-        }
+        testkit::execute(&mut self.disk, &mut admitted);
         let export = admitted.export().clone();
         let (ticket, outcome) = admitted.finish(Ok(()));
         if export.is_contended() {
