@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ::copy::map::{Map, State};
-use ::copy::{Disk, End, Job, Refusal, Settings};
+use ::copy::{Disk, End, Job, Pipe, Refusal, Settings};
 use console::attach::quoted;
 use console::{decimal, size};
 use filesystem::Survey;
@@ -147,18 +147,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let disk = open_disk(&source.end)?.map(|disk| with_known_sector(disk, &options.source));
     let destination = destination(&tree, options, resumes)?;
     let to = if destination.is_disk { open_disk(&destination.end)? } else { None };
-    if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
-        (&options.source, &options.destination, &disk, &to)
-        && from.identity == to.identity
-    {
-        return Err(refused(format!(
-            "{} and {} are the same disk",
-            options.source, options.destination
-        )));
-    }
-    if let Some(to) = to.as_ref().filter(|to| !to.writable) {
-        return Err(refused(Refusal::ReadOnly { destination: to.name.clone() }));
-    }
+    check_disks(options, disk.as_ref(), to.as_ref())?;
     let (destination, there) = examine(destination, to.as_ref(), options);
     let sector = to.as_ref().and_then(|to| to.sector.or(there));
     notes.extend(source.note.clone());
@@ -166,16 +155,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
         notes.extend(compressed::device_note(path));
     }
     if let End::Pipe(pipe) = &source.end {
-        if matches!(destination.end, End::Pipe(_)) {
-            return Err(refused(format!(
-                "{} is unpacked while it is copied, and not into a pipe: name a file or a disk, or copy it as it is with \
-                 --format raw",
-                options.source
-            )));
-        }
-        compressed::check(pipe, source.note.as_ref(), options, sector)?;
-        let after =
-            if destination.is_disk { PostCopy::of_pipe(options) } else { PostCopy::default() };
+        let after = check_stream(&source, pipe, &destination, options, sector)?;
         let bytes = pipe.bytes;
         return Ok(PreparedCopy {
             source,
@@ -195,8 +175,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
             None
         }
     };
-    let survey = survey.as_ref();
-    let ends = CopyEnds { options, from: &from, survey, to: to.as_ref(), sector };
+    let ends = CopyEnds { options, from: &from, survey: survey.as_ref(), to: to.as_ref(), sector };
     let (source, fitted, after) = source.adapted(&ends)?;
     notes.extend(fitted);
     Ok(PreparedCopy {
@@ -208,6 +187,42 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
         after,
         notes,
     })
+}
+
+/// Fails if both disks are the same, or the destination is read-only.
+fn check_disks(options: &Copy, from: Option<&Disk>, to: Option<&Disk>) -> Result<(), Failure> {
+    if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
+        (&options.source, &options.destination, from, to)
+        && from.identity == to.identity
+    {
+        return Err(refused(format!(
+            "{} and {} are the same disk",
+            options.source, options.destination
+        )));
+    }
+    if let Some(to) = to.filter(|to| !to.writable) {
+        return Err(refused(Refusal::ReadOnly { destination: to.name.clone() }));
+    }
+    Ok(())
+}
+
+/// Fails if a stream cannot be copied to the destination. Returns what follows the copy.
+fn check_stream(
+    source: &CopyEnd,
+    pipe: &Pipe,
+    destination: &CopyEnd,
+    options: &Copy,
+    sector: Option<u32>,
+) -> Result<PostCopy, Failure> {
+    if matches!(destination.end, End::Pipe(_)) {
+        return Err(refused(format!(
+            "{} is unpacked while it is copied, and not into a pipe: name a file or a disk, or copy it as it is with \
+             --format raw",
+            options.source
+        )));
+    }
+    compressed::check(pipe, source.note.as_ref(), options, sector)?;
+    Ok(if destination.is_disk { PostCopy::of_pipe(options) } else { PostCopy::default() })
 }
 
 /// Opens the destination.

@@ -22,6 +22,9 @@ mod loopback;
 mod memory;
 #[path = "cases/nbd.rs"]
 mod nbd;
+#[path = "serve/nbd_client.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod nbd_client;
 #[path = "cases/refusal.rs"]
 mod refusal;
 #[path = "cases/reopen.rs"]
@@ -32,8 +35,5 @@ mod revocation;
 mod scene;
 #[path = "cases/secrets.rs"]
 mod secrets;
-#[path = "serve/talk.rs"]
-#[allow(dead_code, reason = "each program needs a part of it")]
-mod talk;
 #[path = "cases/tap.rs"]
 mod tap;

@@ -12,12 +12,12 @@ mod foreign;
 #[path = "cases/host.rs"]
 #[allow(dead_code, reason = "shared with other tests, which need all of it")]
 mod host;
+#[path = "serve/nbd_client.rs"]
+#[allow(dead_code, reason = "shared with other tests, which need all of it")]
+mod nbd_client;
 #[path = "cases/scene.rs"]
 #[allow(dead_code, reason = "shared with other tests, which need all of it")]
 mod scene;
-#[path = "serve/talk.rs"]
-#[allow(dead_code, reason = "shared with other tests, which need all of it")]
-mod talk;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -29,9 +29,9 @@ use std::thread;
 
 use foreign::{Background, lacks, next, program, wait_for};
 use host::{Guest, plain};
+use nbd_client::NbdClient;
 use scene::{Folder, LAPTOP, Running};
 use serde_json::Value;
-use talk::Talk;
 
 const BLOCK: usize = 4096;
 /// Writes of one host. Each goes to a block of its own, so that the trace shows which is which.
@@ -141,7 +141,7 @@ fn stamp(offset: usize) -> Vec<u8> {
 /// A host that has attached the disk.
 enum Attached {
     Nvme(Box<host::Attached<TcpStream>>),
-    Nbd(Talk<TcpStream>),
+    Nbd(NbdClient<TcpStream>),
 }
 
 impl Attached {
@@ -149,14 +149,16 @@ impl Attached {
         let block = stamp(offset);
         match self {
             Self::Nvme(disk) => disk.write_blocks((offset / 512) as u64, &block, fua).unwrap(),
-            Self::Nbd(talk) => assert_eq!(talk.write_with(offset as u64, &block, fua).unwrap(), 0),
+            Self::Nbd(client) => {
+                assert_eq!(client.write_with(offset as u64, &block, fua).unwrap(), 0)
+            }
         }
     }
 
     fn flush(&mut self) {
         match self {
             Self::Nvme(disk) => disk.flush().unwrap(),
-            Self::Nbd(talk) => assert_eq!(talk.flush().unwrap(), 0),
+            Self::Nbd(client) => assert_eq!(client.flush().unwrap(), 0),
         }
     }
 
@@ -241,9 +243,9 @@ fn r05_r09_r11_replies_follow_the_flushes_they_promise() {
         let attach = |host: usize| match host % 2 {
             0 => Attached::Nvme(Box::new(Guest::new(LAPTOP, &nqn).attach_plain(nvme).unwrap())),
             _ => {
-                let mut talk = Talk::greeted(plain(nbd).unwrap()).unwrap();
-                talk.go("").unwrap().unwrap();
-                Attached::Nbd(talk)
+                let mut client = NbdClient::connected(plain(nbd).unwrap()).unwrap();
+                client.go("").unwrap().unwrap();
+                Attached::Nbd(client)
             }
         };
         let log = Path::new(&disk.log);

@@ -7,9 +7,9 @@
 mod images;
 #[path = "serve/nbd.rs"]
 mod nbd;
-#[path = "serve/talk.rs"]
+#[path = "serve/nbd_client.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
-mod talk;
+mod nbd_client;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

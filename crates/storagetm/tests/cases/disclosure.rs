@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::alone::{Cable, ELSEWHERE, MACHINE, is_alone};
 use crate::host::{Guest, everybodys, plain, secured};
+use crate::nbd_client;
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, contains};
-use crate::talk;
 use crate::tap::Tap;
 
 /// Addresses of the cable's near end that are answered unasked.
@@ -132,13 +132,14 @@ fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
     let mut heard = Vec::new();
     let name = [&11u32.to_be_bytes()[..], b"quartz-disk", &[0; 2]].concat();
     let flags = 3u32.to_be_bytes().to_vec();
-    let with = |option, data: &[u8]| [flags.clone(), talk::option_bytes(option, data)].concat();
+    let with =
+        |option, data: &[u8]| [flags.clone(), nbd_client::option_bytes(option, data)].concat();
     for bytes in [
-        with(talk::LIST, &[]),
-        with(talk::INFO, &name),
-        with(talk::GO, &name),
-        with(talk::EXPORT_NAME, b""),
-        with(talk::EXPORT_NAME, b"quartz-disk"),
+        with(nbd_client::LIST, &[]),
+        with(nbd_client::INFO, &name),
+        with(nbd_client::GO, &name),
+        with(nbd_client::EXPORT_NAME, b""),
+        with(nbd_client::EXPORT_NAME, b"quartz-disk"),
         with(77, &[1; 77]),
         icreq(),
         vec![0xff; 300],
@@ -147,9 +148,9 @@ fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
         heard.extend(answer(tap.address, &bytes, MOMENT).0);
     }
     let everybody = |psk| {
-        let mut talk = talk::Talk::greeted(plain(tap.address).unwrap()).unwrap();
-        assert_eq!(talk.ask(talk::STARTTLS, &[]).unwrap(), talk::ACK);
-        engine::tls::connect(talk.0, psk, Instant::now() + SOON)
+        let mut client = nbd_client::NbdClient::connected(plain(tap.address).unwrap()).unwrap();
+        assert_eq!(client.negotiate(nbd_client::STARTTLS, &[]).unwrap(), nbd_client::ACK);
+        engine::tls::connect(client.0, psk, Instant::now() + SOON)
     };
     // Pairing is for the other ports.
     assert!(everybody(everybodys()).is_err());

@@ -12,8 +12,8 @@ use engine::tls;
 
 use crate::alone::{Cable, ip, is_alone};
 use crate::host::{Guest, plain};
+use crate::nbd_client::NbdClient;
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running};
-use crate::talk::Talk;
 
 /// How long a peer waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -48,7 +48,7 @@ fn is_answered(cable: &Cable, port: u16) -> bool {
 }
 
 fn is_served(port: u16) -> bool {
-    Talk::greeted(plain(([127, 0, 0, 1], port).into()).unwrap()).is_ok()
+    NbdClient::connected(plain(([127, 0, 0, 1], port).into()).unwrap()).is_ok()
 }
 
 /// Serves on a socket that listens already, as systemd hands it over.

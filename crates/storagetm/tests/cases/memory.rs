@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketType, ipproto};
 
 use crate::host::{Guest, plain};
+use crate::nbd_client::NbdClient;
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running, SIZE};
-use crate::talk::Talk;
 
 /// Kibibytes of addresses that the program has.
 const ADDRESSES: &str = "480000";
@@ -74,12 +74,12 @@ fn hog_nvme(address: SocketAddr, disk: &str) -> Option<Box<dyn std::any::Any>> {
 }
 
 fn hog_nbd(address: SocketAddr) -> Option<Box<dyn std::any::Any>> {
-    let mut talk = Talk::greeted(from(GREEDY, address).ok()?).ok()?;
-    talk.go("disk").ok()?.ok()?;
+    let mut client = NbdClient::connected(from(GREEDY, address).ok()?).ok()?;
+    client.go("disk").ok()?.ok()?;
     for _ in 0..READS {
-        talk.request(0, 0, 0, u32::try_from(SIZE).unwrap(), &[]).ok()?;
+        client.request(0, 0, 0, u32::try_from(SIZE).unwrap(), &[]).ok()?;
     }
-    Some(Box::new(talk))
+    Some(Box::new(client))
 }
 
 fn hog_all(mut hog: impl FnMut() -> Option<Box<dyn std::any::Any>>) -> Vec<Box<dyn std::any::Any>> {
@@ -125,15 +125,15 @@ fn x61_memory_of_one_host_leaves_others_served_by_nbd() {
         let held = hog_all(|| hog_nbd(address));
         assert!((20..HOGS).contains(&held.len()), "{driver}: {} connections", held.len());
         for _ in 0..3 {
-            let mut other = Talk::greeted(from(OTHER, address).unwrap()).unwrap();
+            let mut other = NbdClient::connected(from(OTHER, address).unwrap()).unwrap();
             other.go("disk").unwrap().unwrap();
             assert_eq!(other.read(0, 4096).unwrap(), Ok(vec![7; 4096]), "{driver}");
         }
         drop(held);
         let again = crate::scene::find(|| {
-            let mut talk = Talk::greeted(plain(address).ok()?).ok()?;
-            talk.go("disk").ok()?.ok()?;
-            talk.read(0, 4096).ok()?.ok()
+            let mut client = NbdClient::connected(plain(address).ok()?).ok()?;
+            client.go("disk").ok()?.ok()?;
+            client.read(0, 4096).ok()?.ok()
         });
         assert_eq!(again.unwrap(), vec![7; 4096], "{driver}");
         assert_eq!(running.worker(), worker, "{driver}: it lives");

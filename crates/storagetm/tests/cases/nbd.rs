@@ -11,11 +11,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::alone::{Cable, ip, is_alone};
 use crate::host::plain;
-use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains};
-use crate::talk::{
-    ABORT, ACK, EPERM, EXPORT_NAME, GO, INFO, LIST, READ_ONLY, STARTTLS, STRUCTURED_REPLY,
-    TLS_REQD, Talk, UNKNOWN, option_bytes,
+use crate::nbd_client::{
+    ABORT, ACK, EPERM, EXPORT_NAME, GO, INFO, LIST, NbdClient, READ_ONLY, STARTTLS,
+    STRUCTURED_REPLY, TLS_REQD, UNKNOWN, option_bytes,
 };
+use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains};
 
 /// The time in which a host that was revoked is cut off.
 const SECOND: Duration = Duration::from_secs(1);
@@ -37,10 +37,10 @@ fn psk(folder: &Folder, name: &str) -> tls::Psk {
 }
 
 /// The connection from the ACK of STARTTLS on.
-fn secured(address: SocketAddr, psk: tls::Psk) -> std::io::Result<Talk<Stream>> {
-    let mut talk = Talk::greeted(plain(address)?)?;
-    assert_eq!(talk.ask(STARTTLS, &[])?, ACK);
-    tls::connect(talk.0, psk, Instant::now() + 30 * SECOND).map(Talk)
+fn secured(address: SocketAddr, psk: tls::Psk) -> std::io::Result<NbdClient<Stream>> {
+    let mut client = NbdClient::connected(plain(address)?)?;
+    assert_eq!(client.negotiate(STARTTLS, &[])?, ACK);
+    tls::connect(client.0, psk, Instant::now() + 30 * SECOND).map(NbdClient)
 }
 
 /// R27: NBD has no keep-alive; a peer that is gone without a word is found by TCP, in thirty seconds.
@@ -55,7 +55,7 @@ fn r27_dead_peer_without_keep_alive_is_found() {
     let running = Running::serve(&[&listen[..], &[&disk]].concat());
     let port = running.ready().0.port();
     let stream = cable.there(|| plain(([10, 98, 0, 1], port).into()).unwrap());
-    let mut peer = Talk::greeted(stream).unwrap();
+    let mut peer = NbdClient::connected(stream).unwrap();
     peer.go("disk").unwrap().unwrap();
     running.next("attached");
     assert_eq!(peer.read(0, 512).unwrap(), Ok(vec![7; 512]));
@@ -84,7 +84,7 @@ fn x01_x02_before_tls_every_option_has_one_answer() {
         folder.let_in(LAPTOP, "laptop", "tls", &[]);
         let running = serve(&folder, driver, &[&folder.image("quartz-disk.img", 7)]);
         let (address, _) = running.ready();
-        let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
+        let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
         let name = [&11u32.to_be_bytes()[..], b"quartz-disk", &[0; 2]].concat();
         for (option, data) in [
             (LIST, &[][..]),
@@ -94,16 +94,16 @@ fn x01_x02_before_tls_every_option_has_one_answer() {
             (10, &name),
             (77, b"anything"),
         ] {
-            talk.say(option, data).unwrap();
-            let (kind, said) = talk.reply(option).unwrap();
+            client.send_option(option, data).unwrap();
+            let (kind, said) = client.reply(option).unwrap();
             assert_eq!(kind, TLS_REQD, "{driver}: option {option}");
             assert!(!contains(&said, "quartz") || said.is_empty(), "{said:?}");
         }
-        assert_eq!(talk.ask(ABORT, &[]).unwrap(), ACK);
-        assert_eq!(rest(talk.0), b"", "{driver}");
-        let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
-        talk.say(EXPORT_NAME, b"quartz-disk").unwrap();
-        assert_eq!(rest(talk.0), b"", "{driver}: it has no errors, so it has no answer");
+        assert_eq!(client.negotiate(ABORT, &[]).unwrap(), ACK);
+        assert_eq!(rest(client.0), b"", "{driver}");
+        let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
+        client.send_option(EXPORT_NAME, b"quartz-disk").unwrap();
+        assert_eq!(rest(client.0), b"", "{driver}: it has no errors, so it has no answer");
     }
 }
 
@@ -114,14 +114,14 @@ fn x03_what_came_before_tls_is_forgotten() {
     folder.let_in(LAPTOP, "laptop", "tls", &[]);
     let running = serve(&folder, "auto", &[&folder.image("disk.img", 7)]);
     let (address, _) = running.ready();
-    let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
-    assert_eq!(talk.ask(STRUCTURED_REPLY, &[]).unwrap(), TLS_REQD);
-    assert_eq!(talk.ask(STARTTLS, &[]).unwrap(), ACK);
+    let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
+    assert_eq!(client.negotiate(STRUCTURED_REPLY, &[]).unwrap(), TLS_REQD);
+    assert_eq!(client.negotiate(STARTTLS, &[]).unwrap(), ACK);
     let key = psk(&folder, "laptop");
-    let mut talk = Talk(tls::connect(talk.0, key, Instant::now() + 30 * SECOND).unwrap());
-    talk.go("").unwrap().unwrap();
+    let mut client = NbdClient(tls::connect(client.0, key, Instant::now() + 30 * SECOND).unwrap());
+    client.go("").unwrap().unwrap();
     // A simple reply, as structured replies were not negotiated in the channel.
-    assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![7; 512]));
+    assert_eq!(client.read(0, 512).unwrap(), Ok(vec![7; 512]));
 }
 
 /// X04: plaintext bytes after STARTTLS may come from another sender.
@@ -132,10 +132,10 @@ fn x04_bytes_after_starttls_end_the_connection() {
         folder.let_in(LAPTOP, "laptop", "tls", &[]);
         let running = serve(&folder, driver, &[&folder.image("disk.img", 7)]);
         let (address, _) = running.ready();
-        let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
+        let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
         let both = [option_bytes(STARTTLS, &[]), option_bytes(LIST, &[])].concat();
-        std::io::Write::write_all(&mut talk.0, &both).unwrap();
-        assert!(rest(talk.0).len() <= 20, "{driver}: an ACK at most");
+        std::io::Write::write_all(&mut client.0, &both).unwrap();
+        assert!(rest(client.0).len() <= 20, "{driver}: an ACK at most");
         assert_eq!(running.next("refused")["protocol"], "nbd");
     }
 }
@@ -192,9 +192,9 @@ fn removed(driver: &str) -> Duration {
     let (address, _) = running.ready();
     let keys = ["laptop", "desk"].map(|name| psk(&folder, name));
     let [mut laptop, mut desk] = keys.clone().map(|psk| secured(address, psk).unwrap());
-    for talk in [&mut laptop, &mut desk] {
-        talk.go("").unwrap().unwrap();
-        assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![5; 512]));
+    for client in [&mut laptop, &mut desk] {
+        client.go("").unwrap().unwrap();
+        assert_eq!(client.read(0, 512).unwrap(), Ok(vec![5; 512]));
     }
     let socket = laptop.0.socket().try_clone().unwrap();
     assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "not disconnected");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, geteuid};
 use serde_json::Value;
 
-use crate::talk::Talk;
+use crate::nbd_client::NbdClient;
 use crate::{ANY_PORT, Folder, LONG, PROGRAM, Running, run, sentence, text};
 
 const SIZE: u64 = 16 << 20;
@@ -223,10 +223,10 @@ fn r58_twins_are_both_lent_whatever_their_order() {
     assert!(both.iter().all(|disk| alone.contains(disk)), "{alone:?} {both:?}");
 }
 
-fn nbd(port: u64) -> Talk<TcpStream> {
+fn nbd(port: u64) -> NbdClient<TcpStream> {
     let stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
-    Talk::greeted(stream).unwrap()
+    NbdClient::connected(stream).unwrap()
 }
 
 #[test]
@@ -253,11 +253,11 @@ fn image_size_changes_are_reported() {
         assert!(Instant::now() < end, "NBD clients do not see the new size");
         sleep(Duration::from_millis(50));
     }
-    let mut talk = nbd(port);
-    talk.go("log").unwrap().unwrap();
+    let mut client = nbd(port);
+    client.go("log").unwrap().unwrap();
     resize(SIZE);
     // Whichever comes first, the read or the look at the file, it is not the disk's fault.
-    let _ = talk.read(2 * SIZE - 4096, 4096);
+    let _ = client.read(2 * SIZE - 4096, 4096);
     for event in resized(SIZE, 2 * SIZE) {
         if event["event"] == "fault" {
             let reason = format!("the file ends before that, at {SIZE} bytes");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::talk::{ABORT, ACK, LIST, READ_ONLY, SERVER, Talk, UNKNOWN};
+use crate::nbd_client::{ABORT, ACK, LIST, NbdClient, READ_ONLY, SERVER, UNKNOWN};
 use crate::{ANY_PORT, Folder, LONG, PROGRAM, Running, run, sentence, text};
 
 const SIZE: u64 = 1 << 20;
@@ -25,23 +25,23 @@ fn image(folder: &Folder, name: &str, byte: u8) -> String {
     path
 }
 
-fn tcp(port: u64) -> Talk<TcpStream> {
+fn tcp(port: u64) -> NbdClient<TcpStream> {
     let stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
-    Talk::greeted(stream).unwrap()
+    NbdClient::connected(stream).unwrap()
 }
 
-fn unix(path: &Path) -> Talk<UnixStream> {
+fn unix(path: &Path) -> NbdClient<UnixStream> {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
-    Talk::greeted(stream).unwrap()
+    NbdClient::connected(stream).unwrap()
 }
 
 /// Reads the first block of the export of that name.
-fn first_block<S: Read + Write>(talk: &mut Talk<S>, name: &str) -> Vec<u8> {
-    let (size, flags) = talk.go(name).unwrap().unwrap();
+fn first_block<S: Read + Write>(client: &mut NbdClient<S>, name: &str) -> Vec<u8> {
+    let (size, flags) = client.go(name).unwrap().unwrap();
     assert_eq!((size, flags & READ_ONLY), (SIZE, READ_ONLY));
-    talk.read(0, 512).unwrap().unwrap()
+    client.read(0, 512).unwrap().unwrap()
 }
 
 #[test]
@@ -90,18 +90,18 @@ fn export_names_are_short_and_unique() {
     let events = running.events_until("ready");
     let names: Vec<&str> = events.iter().filter_map(|event| event["name"].as_str()).collect();
     assert_eq!(names, ["disk", "disk-2", "disk-3", "demo"]);
-    let mut talk = tcp(events[0]["port"].as_u64().unwrap());
-    talk.say(LIST, &[]).unwrap();
+    let mut client = tcp(events[0]["port"].as_u64().unwrap());
+    client.send_option(LIST, &[]).unwrap();
     for name in names {
-        let (kind, data) = talk.reply(LIST).unwrap();
+        let (kind, data) = client.reply(LIST).unwrap();
         // NBD_REP_SERVER: length of the name, the name, and details.
         let len = u32::from_be_bytes(data[..4].try_into().unwrap()) as usize;
         assert_eq!((kind, &data[4..4 + len]), (SERVER, name.as_bytes()));
     }
-    assert_eq!(talk.reply(LIST).unwrap().0, ACK);
+    assert_eq!(client.reply(LIST).unwrap().0, ACK);
     // An empty name selects the only disk; there are four.
-    assert_eq!(talk.go("").unwrap(), Err(UNKNOWN));
-    assert_eq!(talk.ask(ABORT, &[]).unwrap(), ACK);
+    assert_eq!(client.go("").unwrap(), Err(UNKNOWN));
+    assert_eq!(client.negotiate(ABORT, &[]).unwrap(), ACK);
 }
 
 #[test]
@@ -194,10 +194,10 @@ fn stdin_client_is_served_until_it_disconnects() {
         let child = command.stdin(OwnedFd::from(theirs)).stdout(output).spawn().unwrap();
         drop(command);
         let mut running = Running { child, lines: channel().1 };
-        let mut talk = Talk::greeted(ours).unwrap();
-        assert_eq!(first_block(&mut talk, "disk"), [5; 512]);
+        let mut client = NbdClient::connected(ours).unwrap();
+        assert_eq!(first_block(&mut client, "disk"), [5; 512]);
         let begun = Instant::now();
-        drop(talk);
+        drop(client);
         assert!(running.end().success());
         // Less than the seven seconds that hosts have to disconnect.
         assert!(begun.elapsed() < Duration::from_secs(6), "{driver}: {:?}", begun.elapsed());
@@ -215,15 +215,15 @@ fn half_closed_client_on_stdin_gets_its_replies() {
     command.args(["serve", "--stdin", &disk]).stdin(OwnedFd::from(theirs));
     let mut running = Running { child: command.spawn().unwrap(), lines: channel().1 };
     drop(command);
-    let mut talk = Talk::greeted(ours).unwrap();
-    talk.go("disk").unwrap().unwrap();
+    let mut client = NbdClient::connected(ours).unwrap();
+    client.go("disk").unwrap().unwrap();
     let read = [&[0x25, 0x60, 0x95, 0x13][..], &[0; 22], &[2, 0]].concat();
-    talk.0.write_all(&read.repeat(READS)).unwrap();
-    talk.0.shutdown(std::net::Shutdown::Write).unwrap();
+    client.0.write_all(&read.repeat(READS)).unwrap();
+    client.0.shutdown(std::net::Shutdown::Write).unwrap();
     let mut received = Vec::new();
-    talk.0.read_to_end(&mut received).unwrap();
+    client.0.read_to_end(&mut received).unwrap();
     assert_eq!(received.len(), READS * (16 + 512));
-    drop(talk);
+    drop(client);
     assert!(running.end().success());
 }
 

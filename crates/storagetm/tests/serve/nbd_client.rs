@@ -1,4 +1,4 @@
-//! A minimal NBD client for tests; its constants are from the protocol's text.
+//! A minimal NBD client for tests; the constants are those of the NBD specification.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 
@@ -25,12 +25,12 @@ pub(crate) const EPERM: u32 = 1;
 
 const IHAVEOPT: &[u8; 8] = b"IHAVEOPT";
 
-/// One connection.
-pub(crate) struct Talk<S>(pub(crate) S);
+/// A connection to an NBD server.
+pub(crate) struct NbdClient<S>(pub(crate) S);
 
-impl<S: Read + Write> Talk<S> {
-    /// Hears the hello, and answers it.
-    pub(crate) fn greeted(mut stream: S) -> io::Result<Self> {
+impl<S: Read + Write> NbdClient<S> {
+    /// Receives the greeting and sends the client flags.
+    pub(crate) fn connected(mut stream: S) -> io::Result<Self> {
         let mut hello = [0; 18];
         stream.read_exact(&mut hello)?;
         if &hello[..16] != b"NBDMAGICIHAVEOPT" || hello[17] & 3 != 3 {
@@ -42,12 +42,12 @@ impl<S: Read + Write> Talk<S> {
     }
 
     /// Sends an option.
-    pub(crate) fn say(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+    pub(crate) fn send_option(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
         self.0.write_all(&option_bytes(option, data))?;
         self.0.flush()
     }
 
-    /// The next reply to that option: its type and its data.
+    /// Returns type and data of the next reply to an option.
     pub(crate) fn reply(&mut self, option: u32) -> io::Result<(u32, Vec<u8>)> {
         let head = self.take(20)?;
         let is_it =
@@ -59,16 +59,16 @@ impl<S: Read + Write> Talk<S> {
         Ok((number(&head[12..16]), data))
     }
 
-    /// Sends an option, and gives the type of the reply.
-    pub(crate) fn ask(&mut self, option: u32, data: &[u8]) -> io::Result<u32> {
-        self.say(option, data)?;
+    /// Sends an option. Returns the type of the reply.
+    pub(crate) fn negotiate(&mut self, option: u32, data: &[u8]) -> io::Result<u32> {
+        self.send_option(option, data)?;
         self.reply(option).map(|(kind, _)| kind)
     }
 
-    /// Chooses an export: its size and its flags; or the type of the refusal.
+    /// Opens an export (NBD_OPT_GO). Returns its size and flags, or the type of the error reply.
     pub(crate) fn go(&mut self, name: &str) -> io::Result<Result<(u64, u16), u32>> {
         let len = u32::try_from(name.len()).unwrap();
-        self.say(GO, &[&len.to_be_bytes()[..], name.as_bytes(), &[0; 2]].concat())?;
+        self.send_option(GO, &[&len.to_be_bytes()[..], name.as_bytes(), &[0; 2]].concat())?;
         let mut found = (0, 0);
         loop {
             match self.reply(GO)? {
@@ -86,7 +86,7 @@ impl<S: Read + Write> Talk<S> {
         }
     }
 
-    /// What is there; or the error.
+    /// Reads. Returns the data, or the error of the reply.
     pub(crate) fn read(&mut self, offset: u64, len: u32) -> io::Result<Result<Vec<u8>, u32>> {
         self.request(0, 0, offset, len, &[])?;
         match self.answer()? {
@@ -95,18 +95,18 @@ impl<S: Read + Write> Talk<S> {
         }
     }
 
-    /// Writes it; the error, 0 for none.
+    /// Writes. Returns the error of the reply, 0 for none.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<u32> {
         self.write_with(offset, data, false)
     }
 
-    /// The same, with NBD_CMD_FLAG_FUA if `fua`.
+    /// Writes, with NBD_CMD_FLAG_FUA if `fua`. Returns the error of the reply, 0 for none.
     pub(crate) fn write_with(&mut self, offset: u64, data: &[u8], fua: bool) -> io::Result<u32> {
         self.request(u16::from(fua), 1, offset, u32::try_from(data.len()).unwrap(), data)?;
         self.answer()
     }
 
-    /// Has all that was written be on stable storage; the error, 0 for none.
+    /// Flushes. Returns the error of the reply, 0 for none.
     pub(crate) fn flush(&mut self) -> io::Result<u32> {
         self.request(0, 3, 0, 0, &[])?;
         self.answer()
@@ -128,7 +128,7 @@ impl<S: Read + Write> Talk<S> {
         self.0.flush()
     }
 
-    /// The error of a simple reply.
+    /// Returns the error of a simple reply.
     fn answer(&mut self) -> io::Result<u32> {
         let head = self.take(16)?;
         if number(&head) != 0x6744_6698 || head[8..] != 7u64.to_be_bytes() {
@@ -144,7 +144,7 @@ impl<S: Read + Write> Talk<S> {
     }
 }
 
-/// An option as it is sent.
+/// Returns the bytes of an option.
 pub(crate) fn option_bytes(option: u32, data: &[u8]) -> Vec<u8> {
     let len = u32::try_from(data.len()).unwrap();
     [&IHAVEOPT[..], &option.to_be_bytes(), &len.to_be_bytes(), data].concat()
