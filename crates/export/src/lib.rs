@@ -44,7 +44,7 @@
 //! // A peer of a listener without authentication asks for it.
 //! let peer = Peer::unix(Auth::None);
 //! let caller = Caller { peer: &peer, host: "nqn.2026-01.org.example:host", proven: None };
-//! let grant = catalogue.grant(&caller, nqn).map_err(|refusal| format!("{refusal:?}"))?;
+//! let grant = catalogue.grant(&caller, &nqn.into()).map_err(|refusal| format!("{refusal:?}"))?;
 //!
 //! // The protocol makes a request with memory from the connection's account.
 //! let account = Pool::new(1 << 20).open();
