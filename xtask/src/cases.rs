@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cargo::sources;
 use crate::cargo::workspace;
-use crate::layers::sources;
 use crate::tally::Tally;
 
 const PAGE: &str = "docs/cases.md";

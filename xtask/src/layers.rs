@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::cargo::{list, metadata, text, workspace};
+use crate::cargo::{list, metadata, sources, text, workspace};
+use crate::modules;
 use crate::tally::Tally;
 
 /// The crates of the workspace that each crate may import. A crate that is not listed may import
@@ -62,11 +63,12 @@ const UNSAFE_FILES: &[&str] = &[
 /// The crates of those files: they deny unsafe code, the others forbid it.
 const UNSAFE_CRATES: &[&str] = &["engine", "linux"];
 
-/// Checks the workspace as three tests.
+/// Checks the workspace as four tests.
 pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     let members = members()?;
     tally.check("layers", check_arrows(&members));
+    tally.check("modules", modules::check(&workspace().join("crates")));
     tally.check("unsafe forbidden", check_roots(&members));
     tally.check("unsafe files", check_files(&workspace().join("crates")));
     Ok(tally)
@@ -147,19 +149,6 @@ fn check_files(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in folder.read_dir()? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(sources(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }
 
 /// Returns whether the code of a line, not its comment, contains `unsafe`.

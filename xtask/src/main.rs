@@ -13,6 +13,7 @@ mod install;
 mod layers;
 mod licences;
 mod man;
+mod modules;
 mod soak;
 mod tally;
 mod test;

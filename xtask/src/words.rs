@@ -6,8 +6,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+use crate::cargo::sources;
 use crate::cargo::workspace;
-use crate::layers::sources;
 use crate::tally::Tally;
 
 /// A phrase, and how often it may occur in 1000 words of comments.
