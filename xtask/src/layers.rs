@@ -30,22 +30,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dnssd", &["failure", "ipc", "linux", "nvme", "protocol"]),
     (
         "remote",
-        &["client", "console", "dnssd", "engine", "export", "failure", "keys", "linux", "nvme"],
+        &[
+            "client", "console", "dnssd", "engine", "export", "failure", "keys", "linux", "nvme",
+            "protocol",
+        ],
     ),
     (
         "daemon",
         &[
-            "console",
-            "engine",
-            "export",
-            "failure",
-            "filesystem",
-            "ipc",
-            "keys",
-            "linux",
-            "nbd",
-            "nvme",
-            "pair",
+            "console", "engine", "export", "failure", "ipc", "keys", "linux", "nbd", "nvme",
+            "pair", "protocol",
         ],
     ),
 ];

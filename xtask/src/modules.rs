@@ -91,7 +91,7 @@ fn path_back(graph: &Graph, start: &str) -> Option<Vec<String>> {
     let mut paths = vec![(start, Vec::new())];
     while let Some((at, edges)) = paths.pop() {
         for (to, edge) in graph.get(at).into_iter().flatten() {
-            let edges = [edges.as_slice(), &[edge.clone()]].concat();
+            let edges = [edges.as_slice(), std::slice::from_ref(edge)].concat();
             if to == start {
                 return Some(edges);
             }

@@ -9,6 +9,8 @@
 //! | `words` | what both say to each other, a line of JSON each |
 //! | `responder` | the process itself |
 
+#![forbid(unsafe_code)]
+
 mod messages;
 mod responder;
 mod service;

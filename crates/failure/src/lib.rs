@@ -1,5 +1,7 @@
 //! The error type of the program: a message for the user and an exit status.
 
+#![forbid(unsafe_code)]
+
 use std::{fmt, io};
 
 use rustix::io::Errno;
