@@ -152,7 +152,7 @@ mod tests {
             (Errno::NOSYS, "modprobe nvme-tcp"),
             (Errno::NODEV, "modprobe nvme-tcp"),
             (Errno::ACCESS, "root"),
-            (Errno::DQUOT, "does not take"),
+            (Errno::DQUOT, "refuses"),
         ] {
             let said = KeyringError::from(errno).to_string();
             assert!(said.contains(word), "{said}");

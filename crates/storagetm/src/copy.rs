@@ -4,6 +4,7 @@
 mod allocated;
 mod compressed;
 mod contents;
+mod disk_error;
 mod event;
 mod interrupt;
 mod local_disk;

@@ -12,6 +12,7 @@ mod screen;
 mod shutdown;
 mod socket_activation;
 mod startup;
+mod timers;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -26,7 +27,6 @@ use linux::net::{Address, Changes};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::console_ui::ConsoleUi;
 use crate::options::{Io, Serve};
@@ -51,6 +51,7 @@ use flushes::Flushes;
 use nvme::nqn;
 use protocol::Protocol;
 use socket_activation::InheritedSockets;
+use timers::Timers;
 
 /// Interval at which counters and buttons are polled in target mode.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -112,7 +113,7 @@ fn run(
     inherited: Option<InheritedSockets>,
     console_ui: Option<ConsoleUi>,
 ) -> Result<StopReason, Failure> {
-    raise_limits();
+    startup::raise_limits();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
     let mut server = Server::open(options, settings, output, inbox, inherited, console_ui)?;
@@ -132,17 +133,6 @@ fn run(
 /// Fails if no descriptor is available.
 pub(crate) fn open_inbox() -> Result<Inbox, Failure> {
     Inbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
-}
-
-/// Raises the limits of open files (one descriptor per connection, two per disk) and of locked
-/// memory, which io_uring rings count as before Linux 5.12; the unprivileged worker inherits them.
-fn raise_limits() {
-    for resource in [Resource::Nofile, Resource::Memlock] {
-        let mut limit = getrlimit(resource);
-        limit.current = limit.maximum;
-        let _ = setrlimit(resource, limit);
-    }
-    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
 struct Server {
@@ -183,25 +173,6 @@ struct Server {
     only_peer: Option<OwnedFd>,
     /// Flushes of disks whose last host has detached.
     flushes: Flushes,
-}
-
-/// Deadlines of deferred work.
-#[derive(Debug, Default)]
-struct Timers {
-    /// Redraw the screen.
-    draw: Option<Instant>,
-    /// Print the full text where no screen is drawn.
-    full_text: bool,
-    /// Reread the machine's addresses.
-    addresses: Option<Instant>,
-    /// Send a watchdog notification.
-    watchdog: Option<Instant>,
-    /// Poll counters and buttons.
-    poll_counters: Option<Instant>,
-    /// The lockout after a wrong pairing code ends.
-    code: Option<Instant>,
-    /// Poll the sizes of exported image files.
-    sizes: Option<Instant>,
 }
 
 impl Server {

@@ -405,7 +405,7 @@ fn impossible_pairing_is_reported() {
         (&["pair"][..], "", 2, "HOST"),
         (&["pair", "a b"], "12345678\n", 2, "a machine is"),
         (&["pair", "fe80::1"], "12345678\n", 2, "behind which interface"),
-        (&["pair", "127.0.0.1:1"], "1234\n", 2, "no code"),
+        (&["pair", "127.0.0.1:1"], "1234\n", 2, "not a code"),
         (&["pair", "127.0.0.1:1"], "1234 5678\n", 1, "cannot be reached"),
         (&["pair", "127.0.0.1:1", "--hostnqn", "laptop"], "12345678\n", 2, "not a host NQN"),
         (&["pair", "127.0.0.1:1", "--code-file", "/nonexistent/code"], "", 1, "cannot be read"),

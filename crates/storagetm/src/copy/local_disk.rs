@@ -12,7 +12,7 @@ use std::time::Duration;
 use ::copy::{End, Endpoint, FileEndpoint, OpenMode, Pipe};
 use console::printable;
 use linux::block::Disk;
-use linux::disk::{OpenError, OpenFor, Opened, open};
+use linux::disk::{OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe as _, judge_image};
 use linux::range_lock::{self, LockError};
@@ -22,6 +22,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::compressed;
+use super::disk_error::{io_error, not_a_disk, open_error, source_in_use};
 use super::partition_table::{self, CopyEnds, PostCopy};
 use super::summary::refused;
 use crate::confirmation::OverwriteTarget;
@@ -454,50 +455,5 @@ fn lock_ranges(tree: &Tree, path: &Path, file: &File, sync_disk: OpenFor) -> Res
             Err(refused(format!("{name} is in use by {holder}; end that first")))
         }
         (Err(LockError::System(error)), _) => Err(io_error(path, "be locked", &error.into())),
-    }
-}
-
-fn source_in_use(path: &Path, why: &str) -> Failure {
-    refused(format!(
-        "{} is in use ({why}), and what is read of it may be half-written; stop that first, or copy \
-         it all the same with --allow-in-use",
-        path.display()
-    ))
-}
-
-fn not_a_disk(path: &Path) -> Failure {
-    refused(format!("{} is neither a disk nor a file; name one", path.display()))
-}
-
-/// Rewords the error of opening a disk for a copy.
-fn open_error(path: &Path, error: OpenError, is_source: bool) -> Failure {
-    let name = path.display();
-    match error {
-        OpenError::ReadOnly { .. } => refused(format!(
-            "{name} cannot be written: the disk or its medium is read-only; use another one"
-        )),
-        OpenError::InUse { why, .. } if is_source => source_in_use(path, &why),
-        OpenError::InUse { why, .. } => {
-            refused(format!("{name} is in use ({why}); stop that first"))
-        }
-        OpenError::Held { holder, .. } if is_source => source_in_use(path, &format!("by {holder}")),
-        OpenError::Held { holder, .. } => {
-            refused(format!("{name} is in use by {holder}; end that first"))
-        }
-        OpenError::Empty { .. } => refused(format!("{name} has no bytes")),
-        other => refused(other),
-    }
-}
-
-fn io_error(path: &Path, what: &str, error: &io::Error) -> Failure {
-    let name = path.display();
-    match error.kind() {
-        io::ErrorKind::NotFound => refused(format!(
-            "{name}: there is no such disk or file; \"storagetm list\" shows the disks of this machine"
-        )),
-        io::ErrorKind::PermissionDenied => refused(format!(
-            "{name} cannot {what}: permission denied; run this as root, or as a user who may"
-        )),
-        _ => refused(format!("{name} cannot {what}: {error}")),
     }
 }

@@ -13,13 +13,15 @@ use linux::identity::{MachineId, first_controller, machine_id};
 use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::Server;
 use super::endpoints::bind;
 use super::event_limit::EventLimit;
 use super::faults::Faults;
 use super::flushes::Flushes;
 use super::socket_activation::InheritedSockets;
-use super::{Server, Timers};
+use super::timers::Timers;
 use crate::console_ui::ConsoleUi;
 use crate::options::{Io, Serve};
 use crate::output::Output;
@@ -65,6 +67,17 @@ struct Network {
     open: bool,
     /// Whether an inherited socket requires a key.
     keyed: bool,
+}
+
+/// Raises the limits of open files (one descriptor per connection, two per disk) and of locked
+/// memory, which io_uring rings count as before Linux 5.12; the unprivileged worker inherits them.
+pub(super) fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let mut limit = getrlimit(resource);
+        limit.current = limit.maximum;
+        let _ = setrlimit(resource, limit);
+    }
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
 impl Server {

@@ -93,7 +93,7 @@ fn x59_a_neighbour_does_not_reach_loopback_listeners() {
     running.ready();
     assert!(is_served(port) && !is_answered(&cable, port), "a socket that was handed over");
     let refused = running.next("refused");
-    assert!(refused["reason"].as_str().unwrap().contains("outside this machine"), "{refused}");
+    assert!(refused["reason"].as_str().unwrap().contains("from another machine"), "{refused}");
 }
 
 /// A disk lent at a loopback address alone, and the key of a host.

@@ -78,5 +78,5 @@ fn x62_wrong_codes_outlive_the_process_that_counts_them() {
     assert_ne!(code, fresh);
     let (status, said) = scene.pair(&fresh);
     assert_eq!(status, Some(3), "{said}");
-    assert!(said.contains("wrong code just now: try again in 1"), "{said}");
+    assert!(said.contains("wrong code was tried recently: try again in 1"), "{said}");
 }
