@@ -5,7 +5,7 @@ pub use client::ConnectError as EndpointError;
 use crate::Connection;
 
 /// Properties of an endpoint's disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disk {
     /// Name for people: its path or address.
     pub name: String,

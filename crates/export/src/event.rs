@@ -113,21 +113,30 @@ const MAX_PHRASE: usize = 200;
 /// Stands for phrases beyond these limits.
 const OTHER: &str = "another";
 
-/// Deserializes a phrase of this program. Allocates each once, for as long as the process runs, and
+/// The phrases that were deserialized. Each is allocated once, for as long as the process runs, and
 /// so many at most: a compromised sender cannot use up memory.
+#[derive(Debug)]
+struct Phrases(BTreeSet<&'static str>);
+
+impl Phrases {
+    fn intern(&mut self, phrase: String) -> &'static str {
+        if let Some(phrase) = self.0.get(phrase.as_str()) {
+            return phrase;
+        }
+        if self.0.len() >= MAX_PHRASES || phrase.len() > MAX_PHRASE {
+            return OTHER;
+        }
+        let phrase: &'static str = Box::leak(phrase.into_boxed_str());
+        self.0.insert(phrase);
+        phrase
+    }
+}
+
+/// Deserializes a phrase of this program.
 fn interned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
-    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    static PHRASES: Mutex<Phrases> = Mutex::new(Phrases(BTreeSet::new()));
     let phrase = String::deserialize(deserializer)?;
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(phrase) = known.get(phrase.as_str()) {
-        return Ok(phrase);
-    }
-    if known.len() >= MAX_PHRASES || phrase.len() > MAX_PHRASE {
-        return Ok(OTHER);
-    }
-    let phrase: &'static str = Box::leak(phrase.into_boxed_str());
-    known.insert(phrase);
-    Ok(phrase)
+    Ok(PHRASES.lock().unwrap_or_else(PoisonError::into_inner).intern(phrase))
 }
 
 /// A request for access by a host that has proven that it knows the pairing code.
@@ -154,10 +163,6 @@ mod test {
         serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()
     }
 
-    fn fault(op: &'static str) -> Event<u64> {
-        Event::Fault { export: 1, op, offset: 2, len: 3, fault: Fault::Io }
-    }
-
     #[test]
     fn events_arrive_as_they_were_sent() {
         let peer =
@@ -175,7 +180,7 @@ mod test {
             Event::Refused { peer: unix(), host: host(), wanted: "disk".to_owned(), why: "why" },
             Event::PairingRequested { peer: peer(), request },
             Event::Violation { peer: unix(), rule: "rule" },
-            fault("read"),
+            Event::Fault { export: 1, op: "read", offset: 2, len: 3, fault: Fault::Io },
         ];
         for event in events {
             assert_eq!(format!("{:?}", sent(&event)), format!("{event:?}"));
@@ -184,10 +189,12 @@ mod test {
 
     #[test]
     fn deserialized_phrases_are_bounded() {
-        for n in 0..2 * MAX_PHRASES {
-            sent(&fault(Box::leak(format!("made up {n}").into_boxed_str())));
-        }
-        let last = sent(&fault("one more"));
-        assert!(matches!(last, Event::Fault { op: OTHER, .. }), "{last:?}");
+        let mut phrases = Phrases(BTreeSet::new());
+        let interned: Vec<_> =
+            (0..2 * MAX_PHRASES).map(|n| phrases.intern(format!("made up {n}"))).collect();
+        assert_eq!(interned.iter().filter(|phrase| **phrase == OTHER).count(), MAX_PHRASES);
+        assert_eq!(phrases.intern("made up 0".to_owned()), "made up 0");
+        let long = "x".repeat(MAX_PHRASE + 1);
+        assert_eq!(Phrases(BTreeSet::new()).intern(long), OTHER);
     }
 }

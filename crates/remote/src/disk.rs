@@ -171,6 +171,9 @@ fn secure_nbd(
     name: &str,
     auth: &TlsAuth,
 ) -> Result<Box<dyn Transport>, ConnectError> {
+    // A server that accepts and sends nothing must not be waited for longer than the timeout.
+    let non_blocking = socket.set_nonblocking(true);
+    non_blocking.map_err(|error| ConnectError::Unreachable(format!("{name}: {error}")))?;
     client::start_tls(&mut socket, name)?;
     start_tls(socket, name, auth)
 }

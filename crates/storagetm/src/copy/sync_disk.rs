@@ -14,14 +14,17 @@ use rustix::event::{PollFd, Timespec, poll};
 const MAX_TRANSFER: u64 = 256 << 10;
 /// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
-/// Poll interval of a connection without an event of its own.
+/// Longest wait for an event of the connection before it is advanced again.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One connection to a disk.
 pub(super) struct SyncDisk {
     disk: Disk,
-    connection: RefCell<Box<dyn Connection>>,
+    /// `None` after a request was lost or timed out: its completion may still come, and must not
+    /// be taken for that of a later request.
+    connection: RefCell<Option<Box<dyn Connection>>>,
     memory: Account,
+    timeout: Duration,
 }
 
 impl SyncDisk {
@@ -32,7 +35,8 @@ impl SyncDisk {
     pub(super) fn open(place: &dyn Endpoint) -> Result<Self, String> {
         let (disk, connection) = place.open().map_err(|error| error.to_string())?;
         let memory = Pool::new(1 << 20).open();
-        Ok(Self { disk, connection: RefCell::new(connection), memory })
+        let connection = RefCell::new(Some(connection));
+        Ok(Self { disk, connection, memory, timeout: REQUEST_TIMEOUT })
     }
 
     pub(super) fn disk(&self) -> &Disk {
@@ -52,7 +56,7 @@ impl SyncDisk {
             self.run(Request::Write { offset: at, buffer, part: 0..piece.len() })?;
         }
         self.run(Request::Flush)?;
-        self.connection.borrow_mut().drop_caches();
+        self.connection.borrow_mut().iter_mut().for_each(|connection| connection.drop_caches());
         for (at, piece) in pieces() {
             if self.blocks(at, piece.len() as u64)? != piece {
                 return Err(io::Error::other("what is read back is not what was written"));
@@ -70,24 +74,40 @@ impl SyncDisk {
     }
 
     /// Executes one request.
+    ///
+    /// # Errors
+    /// Fails if the request fails. If it times out or the connection is lost, all later ones fail,
+    /// too.
     fn run(&self, request: Request) -> io::Result<Completion> {
-        let mut connection = self.connection.borrow_mut();
-        connection.submit(0, request);
-        let until = Instant::now() + REQUEST_TIMEOUT;
-        loop {
-            connection.advance().map_err(|lost| io::Error::other(lost.reason))?;
-            if let Some(completion) = connection.next_completion() {
-                completion.result.map_err(io::Error::other)?;
-                return Ok(completion);
-            }
-            if Instant::now() > until {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let timeout = Timespec::try_from(POLL_INTERVAL).ok();
-            if let Interest::Fd(fd, flags) = connection.interest() {
-                let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-                let _ = poll(&mut fds, timeout.as_ref());
-            }
+        let mut slot = self.connection.borrow_mut();
+        let mut connection = slot.take().ok_or(io::ErrorKind::NotConnected)?;
+        let completion = wait_for(&mut *connection, request, self.timeout)?;
+        *slot = Some(connection);
+        completion.result.map_err(io::Error::other)?;
+        Ok(completion)
+    }
+}
+
+/// Submits a request and waits for its completion.
+fn wait_for(
+    connection: &mut dyn Connection,
+    request: Request,
+    timeout: Duration,
+) -> io::Result<Completion> {
+    connection.submit(0, request);
+    let until = Instant::now() + timeout;
+    loop {
+        connection.advance().map_err(|lost| io::Error::other(lost.reason))?;
+        if let Some(completion) = connection.next_completion() {
+            return Ok(completion);
+        }
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let interval = Timespec::try_from(POLL_INTERVAL).ok();
+        if let Interest::Fd(fd, flags) = connection.interest() {
+            let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
+            let _ = poll(&mut fds, interval.as_ref());
         }
     }
 }
@@ -108,5 +128,63 @@ impl ReadAt for SyncDisk {
         let count = bytes.len().min(buffer.len());
         buffer.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use ::copy::ConnectionLost;
+    use export::Buffer;
+
+    /// Completes a request only after the next one was submitted.
+    #[derive(Default)]
+    struct LateConnection {
+        submitted: Vec<Buffer>,
+    }
+
+    impl Connection for LateConnection {
+        fn submit(&mut self, _: u32, request: Request) {
+            let Request::Read { buffer, .. } = request else { panic!("a read") };
+            self.submitted.push(buffer);
+        }
+
+        fn free_slots(&self) -> usize {
+            1
+        }
+
+        fn advance(&mut self) -> Result<(), ConnectionLost> {
+            Ok(())
+        }
+
+        fn next_completion(&mut self) -> Option<Completion> {
+            let buffer = (self.submitted.len() > 1).then(|| self.submitted.remove(0));
+            let done = |buffer| Completion {
+                tag: 0,
+                result: Ok(()),
+                buffer: Some(buffer),
+                extents: Vec::new(),
+            };
+            buffer.map(done)
+        }
+
+        fn interest(&self) -> Interest<'_> {
+            Interest::None
+        }
+    }
+
+    #[test]
+    fn late_completion_is_not_taken_for_that_of_the_next_request() {
+        let connection: Box<dyn Connection> = Box::new(LateConnection::default());
+        let disk = SyncDisk {
+            disk: Disk { bytes: 1 << 20, block: 512, max_transfer: 4096, ..Disk::default() },
+            connection: RefCell::new(Some(connection)),
+            memory: Pool::new(1 << 20).open(),
+            timeout: Duration::from_millis(1),
+        };
+        let late = disk.read_at(&mut [0; 512], 0).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        let next = disk.read_at(&mut [0; 512], 4096).unwrap_err();
+        assert_eq!(next.kind(), io::ErrorKind::NotConnected);
     }
 }
