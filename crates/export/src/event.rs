@@ -110,6 +110,9 @@ const MAX_PHRASES: usize = 512;
 /// Maximum length of a deserialized phrase in bytes.
 const MAX_PHRASE: usize = 200;
 
+/// The names of operations, which are always deserialized.
+const OPERATIONS: [&str; 7] = ["read", "write", "flush", "zero", "discard", "extents", "prefetch"];
+
 /// Stands for phrases beyond these limits.
 const OTHER: &str = "another";
 
@@ -120,7 +123,9 @@ struct Phrases(BTreeSet<&'static str>);
 
 impl Phrases {
     fn intern(&mut self, phrase: String) -> &'static str {
-        if let Some(phrase) = self.0.get(phrase.as_str()) {
+        // What depends on the operation must work whatever else was sent.
+        let known = OPERATIONS.iter().find(|name| **name == phrase);
+        if let Some(phrase) = known.or_else(|| self.0.get(phrase.as_str())) {
             return phrase;
         }
         if self.0.len() >= MAX_PHRASES || phrase.len() > MAX_PHRASE {
@@ -157,7 +162,7 @@ pub struct PairingRequest {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{Auth, KeyId, Peer};
+    use crate::{Auth, KeyId, Op, Peer};
 
     fn sent(event: &Event<u64>) -> Event<u64> {
         serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()
@@ -194,6 +199,9 @@ mod test {
             (0..2 * MAX_PHRASES).map(|n| phrases.intern(format!("made up {n}"))).collect();
         assert_eq!(interned.iter().filter(|phrase| **phrase == OTHER).count(), MAX_PHRASES);
         assert_eq!(phrases.intern("made up 0".to_owned()), "made up 0");
+        for op in [Op::Read, Op::Write { durable: false }, Op::Flush, Op::Discard, Op::Extents] {
+            assert_eq!(phrases.intern(op.name().to_owned()), op.name());
+        }
         let long = "x".repeat(MAX_PHRASE + 1);
         assert_eq!(Phrases(BTreeSet::new()).intern(long), OTHER);
     }

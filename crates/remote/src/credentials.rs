@@ -64,15 +64,20 @@ impl Keys {
         let nqn = HostNqn::find(tree, asked).nqn;
         check_nqn(&nqn).map_err(Failure::usage)?;
         let (known, disks) = target.map(|target| (target.tls, target.disks)).unzip();
-        let key = options.key.map(read_key_file).transpose()?.or(known);
-        let none = Self { host: nqn, tls: None, chap: None, disks: disks.unwrap_or_default() };
-        match key {
-            Some(key) if key.kind() == KeyKind::Chap => {
-                let key = chap::Key::parse(key.text().bytes()).map_err(Failure::new)?;
-                Ok(Self { chap: Some(Arc::new(Credentials::new(key))), ..none })
+        let named = options.key.map(read_key_file).transpose()?;
+        let is_chap = |key: &Key| key.kind() == KeyKind::Chap;
+        // A named CHAP key adds to the TLS key of pairing: nothing is sent in the clear to a
+        // machine for which there is one.
+        let (chap, tls) = match (named, known) {
+            (Some(named), known) if is_chap(&named) => (Some(named), known),
+            (named, known) => {
+                let key = named.or(known);
+                if key.as_ref().is_some_and(is_chap) { (key, None) } else { (None, key) }
             }
-            tls => Ok(Self { tls, ..none }),
-        }
+        };
+        let parse = |key: Key| chap::Key::parse(key.text().bytes()).map_err(Failure::new);
+        let chap = chap.map(parse).transpose()?.map(|key| Arc::new(Credentials::new(key)));
+        Ok(Self { host: nqn, tls, chap, disks: disks.unwrap_or_default() })
     }
 
     /// Returns whether it has no credentials.
@@ -268,6 +273,19 @@ mod test {
             let said = found(None).unwrap_err().to_string();
             assert!(said.contains("NAME:HEX") && !said.contains("0011"), "{said}");
         }
+    }
+
+    #[test]
+    fn named_chap_key_leaves_the_tls_key_of_pairing_in_use() {
+        let folder = Scratch::new();
+        let path = folder.0.join("key");
+        fs::write(&path, &*Key::generate(KeyKind::Chap, None).unwrap().line()).unwrap();
+        let options = Options { key: Some(&path), ..Options::default() };
+        let target = Target::sample("desk", "192.0.2.1");
+        let keys = Keys::find(&Tree::at(&folder.0), &options, Some(target)).unwrap();
+        assert!(keys.tls.is_some() && keys.chap.is_some());
+        let keys = Keys::find(&Tree::at(&folder.0), &options, None).unwrap();
+        assert!(keys.tls.is_none() && keys.chap.is_some());
     }
 
     #[test]
