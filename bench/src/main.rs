@@ -9,7 +9,6 @@ mod load;
 mod loopback;
 mod median;
 mod nbd;
-mod outbox;
 mod processor;
 mod serve;
 mod socket;

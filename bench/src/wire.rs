@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use client::SendQueue;
 use export::{Buffer, DirectRecv};
 use nvme::command::AdminCommand;
 use nvme::host::{CloseReason, Completion, Controller, Options, Payload, Queue, Step};
@@ -13,7 +14,6 @@ use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::outbox::Outbox;
 use crate::socket::{Cipher, Socket};
 
 /// A host queue and its socket.
@@ -21,7 +21,7 @@ use crate::socket::{Cipher, Socket};
 pub(crate) struct Wire {
     socket: Socket,
     pub(crate) queue: Queue,
-    outbox: Outbox,
+    send_queue: SendQueue,
     inbox: Box<[u8]>,
     /// Bytes at the start of `inbox` that the queue has not consumed.
     kept: usize,
@@ -48,7 +48,7 @@ impl Wire {
         let socket = Socket::new(socket, cipher, Instant::now() + PATIENCE)?;
         let queue = Queue::new(options, data);
         let inbox = vec![0; INBOX].into_boxed_slice();
-        let mut wire = Self { socket, queue, outbox: Outbox::default(), inbox, kept: 0 };
+        let mut wire = Self { socket, queue, send_queue: SendQueue::default(), inbox, kept: 0 };
         match wire.wait_for_step()? {
             Step::Connected(response) => Ok((wire, response.cntlid)),
             Step::Refused(status, dw0) => bail!("the target refused Connect: {status}, {dw0:#x}"),
@@ -60,7 +60,7 @@ impl Wire {
     pub(crate) fn poll(&mut self) -> Option<Step> {
         loop {
             match self.queue.poll()? {
-                Step::Send(segment) => self.outbox.push(segment),
+                Step::Send(segment) => self.send_queue.push(segment),
                 step => return Some(step),
             }
         }
@@ -68,7 +68,7 @@ impl Wire {
 
     /// Sends as much as possible without blocking.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.outbox.flush(&mut self.socket)?;
+        self.send_queue.flush(&mut self.socket)?;
         match self.socket.flush() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
             other => other,
@@ -104,7 +104,7 @@ impl Wire {
         if self.socket.has_unread() {
             return Ok(());
         }
-        let sends = !self.outbox.is_empty() || self.socket.has_unsent();
+        let sends = !self.send_queue.is_empty() || self.socket.has_unsent();
         let send = if sends { PollFlags::OUT } else { PollFlags::empty() };
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN | send)];
         poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }))?;

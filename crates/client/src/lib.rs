@@ -16,5 +16,6 @@ mod transport;
 pub use driver::{Deadline, Driver};
 pub use nbd_session::start_tls;
 pub use nvme_session::QueueError;
+pub use send_queue::SendQueue;
 pub use session::{ClientSession, Output};
 pub use transport::{ConnectError, Dial, DialSubsystem, Transport, any_subsystem};

@@ -71,8 +71,8 @@ pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), Connec
             };
             return Err(ConnectError::Refused(format!("{name}: {refused}")));
         }
-        let endpoint = bytes.get_mut(kept..).unwrap_or_default();
-        kept += read_before(transport, endpoint, deadline).map_err(unreachable)?;
+        let free = bytes.get_mut(kept..).unwrap_or_default();
+        kept += read_before(transport, free, deadline).map_err(unreachable)?;
         let taken = client.receive(bytes.get(..kept).unwrap_or_default());
         bytes.copy_within(taken..kept, 0);
         kept -= taken;

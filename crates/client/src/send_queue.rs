@@ -9,11 +9,16 @@ use export::Segment;
 /// Parts up to this many bytes are copied.
 const COPY_MAX: usize = 1024;
 
+/// Sent bytes of copied parts that are kept at most. They are dropped when everything was sent, which
+/// may never happen while a copy keeps the socket full.
+const MAX_SENT: usize = 64 << 10;
+
 /// Slices per `writev`.
 const MAX_IOV: usize = 64;
 
+/// Data to send on one connection.
 #[derive(Debug, Default)]
-pub(crate) struct SendQueue {
+pub struct SendQueue {
     /// Copied parts, of which the first `start` bytes have been sent.
     copied: Vec<u8>,
     start: usize,
@@ -39,7 +44,7 @@ impl Piece {
 
 impl SendQueue {
     /// Queues a segment.
-    pub(crate) fn push(&mut self, segment: Segment) {
+    pub fn push(&mut self, segment: Segment) {
         let [head, body, tail] = segment.parts();
         self.copy_in(head);
         if body.len() <= COPY_MAX {
@@ -64,16 +69,19 @@ impl SendQueue {
     }
 
     /// Whether everything was sent.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
     /// Sends as much as possible without blocking.
-    pub(crate) fn flush(&mut self, to: &mut dyn Write) -> io::Result<()> {
+    pub fn flush(&mut self, to: &mut dyn Write) -> io::Result<()> {
         while !self.pieces.is_empty() {
             match self.send_once(to) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(sent) => self.advance(sent),
+                Ok(sent) => {
+                    self.advance(sent);
+                    self.drop_sent();
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -82,6 +90,13 @@ impl SendQueue {
         self.copied.clear();
         self.start = 0;
         Ok(())
+    }
+
+    fn drop_sent(&mut self) {
+        if self.start > MAX_SENT {
+            self.copied.drain(..self.start);
+            self.start = 0;
+        }
     }
 
     fn send_once(&self, to: &mut dyn Write) -> io::Result<usize> {
@@ -159,5 +174,33 @@ mod test {
         queue.flush(&mut narrow).unwrap();
         assert!(queue.is_empty());
         assert_eq!(narrow.0, expected);
+    }
+
+    /// Accepts a number of bytes, then none.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let n = bytes.len().min(self.0);
+            self.0 -= n;
+            if n == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(n) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_while_the_socket_stays_full() {
+        let mut queue = SendQueue::default();
+        for _ in 0..20_000 {
+            queue.push(Segment::head(Head::new(&[0; 48])));
+            // All but the newest segment.
+            let pending = queue.copied.len() - queue.start;
+            queue.flush(&mut Full(pending - 24)).unwrap();
+            assert!(!queue.is_empty());
+        }
+        assert!(queue.copied.len() <= MAX_SENT + 1024, "{}", queue.copied.len());
     }
 }

@@ -88,6 +88,32 @@ const NAME: usize = 255;
 const MAX_ADDRESSES: usize = 16;
 
 impl FoundService {
+    /// A service at these addresses and interfaces, for tests.
+    ///
+    /// # Panics
+    /// Panics if an address is invalid.
+    #[doc(hidden)]
+    #[allow(clippy::unwrap_used, reason = "for tests")]
+    pub fn sample(
+        kind: Protocol,
+        name: &str,
+        port: u16,
+        addresses: &[(&str, Option<&str>)],
+    ) -> Self {
+        let address = |(address, interface): &(&str, Option<&str>)| ScopedAddr {
+            address: address.parse().unwrap(),
+            interface: interface.map(str::to_owned),
+        };
+        Self {
+            kind,
+            name: name.to_owned(),
+            host: format!("{name}.local."),
+            port,
+            addresses: addresses.iter().map(address).collect(),
+            keyed: None,
+        }
+    }
+
     /// Returns whether all lengths and numbers are in range. Names may contain any character.
     pub(super) fn is_sound(&self) -> bool {
         let named = |name: &str| !name.is_empty() && name.len() <= NAME;

@@ -124,34 +124,16 @@ pub fn disk_name<'a>(disk: &'a Disk, of: Option<&'a Target>) -> Option<&'a str> 
 mod test {
     use super::*;
 
-    fn found(
-        kind: Protocol,
-        name: &str,
-        port: u16,
-        addresses: &[(&str, Option<&str>)],
-    ) -> FoundService {
-        let place = |(address, interface): &(&str, Option<&str>)| ScopedAddr {
-            address: address.parse().unwrap(),
-            interface: interface.map(str::to_owned),
-        };
-        FoundService {
-            kind,
-            name: name.to_owned(),
-            host: format!("{name}.local."),
-            port,
-            addresses: addresses.iter().map(place).collect(),
-            keyed: None,
-        }
-    }
-
     #[test]
     fn services_are_grouped_by_machine() {
         let near = [("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))];
-        let keyed =
-            FoundService { keyed: Some(true), ..found(Protocol::Nbd, "b", 10809, &near[..1]) };
+        let keyed = FoundService {
+            keyed: Some(true),
+            ..FoundService::sample(Protocol::Nbd, "b", 10809, &near[..1])
+        };
         let all = machines(vec![
-            found(Protocol::Nvme, "b", 8009, &near),
-            found(Protocol::Nvme, "a", 5000, &near[1..]),
+            FoundService::sample(Protocol::Nvme, "b", 8009, &near),
+            FoundService::sample(Protocol::Nvme, "a", 5000, &near[1..]),
             keyed,
         ]);
         let names: Vec<&str> = all.iter().map(|machine| machine.name.as_str()).collect();

@@ -32,8 +32,8 @@ impl SyncDisk {
     ///
     /// # Errors
     /// Fails with a sentence.
-    pub(super) fn open(place: &dyn Endpoint) -> Result<Self, String> {
-        let (disk, connection) = place.open().map_err(|error| error.to_string())?;
+    pub(super) fn open(endpoint: &dyn Endpoint) -> Result<Self, String> {
+        let (disk, connection) = endpoint.open().map_err(|error| error.to_string())?;
         let memory = Pool::new(1 << 20).open();
         let connection = RefCell::new(Some(connection));
         Ok(Self { disk, connection, memory, timeout: REQUEST_TIMEOUT })

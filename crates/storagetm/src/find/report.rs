@@ -203,7 +203,7 @@ fn lines(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use dnssd::{FoundService, ScopedAddr};
+    use dnssd::FoundService;
     use keys::target::Target;
     use protocol::Protocol;
     use remote::machine::machines;
@@ -221,35 +221,15 @@ mod test {
 
     fn machine(name: &str) -> Machine {
         let all = vec![
-            found(
+            FoundService::sample(
                 Protocol::Nvme,
                 name,
                 8009,
                 &[("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))],
             ),
-            found(Protocol::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
+            FoundService::sample(Protocol::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
         ];
         machines(all).remove(0)
-    }
-
-    fn found(
-        kind: Protocol,
-        name: &str,
-        port: u16,
-        spots: &[(&str, Option<&str>)],
-    ) -> FoundService {
-        let place = |(address, interface): &(&str, Option<&str>)| ScopedAddr {
-            address: address.parse().unwrap(),
-            interface: interface.map(str::to_owned),
-        };
-        FoundService {
-            kind,
-            name: name.to_owned(),
-            host: format!("{name}.local."),
-            port,
-            addresses: spots.iter().map(place).collect(),
-            keyed: None,
-        }
     }
 
     #[test]

@@ -162,7 +162,7 @@ fn hello(host: &str, name: &str) -> Vec<u8> {
     [&[1, 1, len[0], len[1]][..], &body].concat()
 }
 
-/// Comes with hostile names to the open auth and to the keyed one, in every way.
+/// Sends hostile names to the listener without authentication and to the one with it.
 fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
     for name in HOSTILE {
         // Whether access is granted does not matter here.
