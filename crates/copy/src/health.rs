@@ -14,11 +14,18 @@ struct State {
     answered: Instant,
     /// Since when connections are lost or cannot be made, without an answered request.
     lost: Option<Instant>,
+    /// Whether a connection was ever lost or could not be made.
+    was_lost: bool,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self(Mutex::new(State { in_flight: 0, answered: Instant::now(), lost: None }))
+        Self(Mutex::new(State {
+            in_flight: 0,
+            answered: Instant::now(),
+            lost: None,
+            was_lost: false,
+        }))
     }
 }
 
@@ -44,11 +51,17 @@ impl Health {
         let mut state = self.lock();
         state.in_flight = state.in_flight.saturating_sub(in_flight);
         state.lost.get_or_insert_with(Instant::now);
+        state.was_lost = true;
     }
 
     /// How long connections have been lost without an answered request in between.
     pub(crate) fn lost_for(&self) -> Duration {
         self.lock().lost.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Whether a connection was ever lost or could not be made.
+    pub(crate) fn was_lost(&self) -> bool {
+        self.lock().was_lost
     }
 
     /// How long all requests in flight have been unanswered; `None` if there are none.

@@ -15,6 +15,8 @@ pub(crate) struct Sample {
     pub(crate) range: Range<u64>,
     hash: blake3::Hash,
     zero: bool,
+    /// Whether the bytes were written by this copy; otherwise they were read.
+    written: bool,
 }
 
 impl Sample {
@@ -27,7 +29,12 @@ impl Sample {
         let (index, chunk) = nonzero.or_else(|| bytes.chunks(len).enumerate().next())?;
         let start = offset.saturating_add(index as u64 * len as u64);
         let range = start..start.saturating_add(chunk.len() as u64);
-        Some(Self { range, hash: blake3::hash(chunk), zero: nonzero.is_none() })
+        Some(Self { range, hash: blake3::hash(chunk), zero: nonzero.is_none(), written: false })
+    }
+
+    /// The same sample, of bytes that were written by this copy.
+    pub(crate) fn written(self) -> Self {
+        Self { written: true, ..self }
     }
 
     /// Returns whether `bytes` are those that were sampled.
@@ -74,12 +81,13 @@ impl Samples {
         reservoir.last = Some(sample);
     }
 
-    /// Returns the samples that are kept, without duplicates.
-    pub(crate) fn all(&self) -> Vec<Sample> {
+    /// Returns the samples that are kept, without duplicates. Written ones are left out unless
+    /// `written` is true.
+    pub(crate) fn all(&self, written: bool) -> Vec<Sample> {
         let reservoir = self.lock();
         let mut all: Vec<Sample> = Vec::new();
         for sample in [&reservoir.last, &reservoir.first, &reservoir.random].into_iter().flatten() {
-            if !all.contains(sample) {
+            if (written || !sample.written) && !all.contains(sample) {
                 all.push(sample.clone());
             }
         }
@@ -121,12 +129,23 @@ mod test {
     fn first_last_and_random_sample_are_kept() {
         let samples = Samples::default();
         let add = |at: u64, fill: u8| samples.add(Sample::of(at, &[fill; 4096], 512).unwrap());
-        let starts = || samples.all().iter().map(|sample| sample.range.start).collect::<Vec<_>>();
+        let starts =
+            || samples.all(true).iter().map(|sample| sample.range.start).collect::<Vec<_>>();
         add(0, 0);
         assert_eq!(starts(), [0]);
         (1..100).for_each(|at| add(at << 20, 1));
         add(200 << 20, 0);
         let reservoir = starts();
         assert_eq!((reservoir.len(), reservoir[0], reservoir[1]), (3, 99 << 20, 1 << 20));
+    }
+
+    #[test]
+    fn written_samples_are_returned_on_request_only() {
+        let samples = Samples::default();
+        samples.add(Sample::of(0, &[1; 4096], 512).unwrap());
+        let written = Sample::of(8192, &[2; 4096], 512).unwrap().written();
+        samples.add(written.clone());
+        assert_eq!(samples.all(true).len(), 2);
+        assert!(!samples.all(false).contains(&written) && samples.all(false).len() == 1);
     }
 }

@@ -315,7 +315,10 @@ impl Link {
         }
         // A server that closes a connection after a few requests must not get only sample reads.
         let most = if self.failed_in_a_row > 0 { 1 } else { usize::MAX };
-        let all = || self.end.samples.all().into_iter().take(most).collect();
+        // Whether the disk keeps what was written is a question of the verification. After a loss,
+        // written data also tells whether it is the same disk.
+        let written = self.end.health.was_lost();
+        let all = || self.end.samples.all(written).into_iter().take(most).collect();
         let samples = self.unchecked_samples.get_or_insert_with(all);
         let before = samples.len();
         match check_samples(&mut *connection, samples) {
@@ -334,7 +337,7 @@ impl Link {
                 let moved = !samples.is_empty() && samples.len() < before;
                 if samples.is_empty() {
                     // The samples tried so far are unreadable: try the others.
-                    *samples = self.end.samples.all();
+                    *samples = self.end.samples.all(written);
                 }
                 let gone = self.fail(side, lost.reason);
                 self.retry_at = if moved { Instant::now() } else { self.retry_at };

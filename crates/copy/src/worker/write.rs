@@ -41,7 +41,8 @@ impl Worker {
         };
         if let Some(buffer) = piece.buffer.as_ref().filter(|_| disk.remote && self.sample.is_none())
         {
-            self.sample = Sample::of(piece.range.start, buffer.bytes(), disk.block);
+            let sample = Sample::of(piece.range.start, buffer.bytes(), disk.block);
+            self.sample = sample.map(Sample::written);
         }
     }
 
