@@ -5,7 +5,9 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use engine::tls;
 use export::Secret;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use failure::Failure;
@@ -21,14 +23,26 @@ const AUTHORITY: &str = "ca-cert.pem";
 const MAX_LEN: usize = 256 << 10;
 
 /// PEM files.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Certificates {
     /// Content of [`CHAIN`].
-    pub chain: Vec<u8>,
+    pub chain: Secret,
     /// Content of [`KEY`].
     pub key: Secret,
     /// Content of [`AUTHORITY`], if the file exists.
-    pub authority: Option<Vec<u8>>,
+    pub authority: Option<Secret>,
+}
+
+impl Certificates {
+    /// Converts them for the engine.
+    ///
+    /// # Errors
+    /// Fails with a message if one of them is invalid.
+    pub(crate) fn parse(&self) -> Result<tls::Certificates, String> {
+        let authority = self.authority.as_ref().map(Secret::bytes);
+        tls::Certificates::new(self.chain.bytes(), &self.key, authority)
+            .map_err(|error| format!("--tls-certificates: {error}"))
+    }
 }
 
 /// Reads the files in `folder`. Also returns a warning if the key is readable by other users.
@@ -37,22 +51,18 @@ pub struct Certificates {
 /// Fails if a file is missing or cannot be read.
 pub fn read(folder: &Path) -> Result<(Certificates, Option<String>), Failure> {
     let whole = |name: &str| {
-        bounded(&folder.join(name)).map_err(|error| {
-            let path = folder.join(name);
+        let path = folder.join(name);
+        let mut text = bounded(&path).map_err(|error| {
             Failure::new(format!("the certificate {} cannot be read: {error}", path.display()))
-        })
+        })?;
+        Ok(Secret::new(std::mem::take(&mut text)))
     };
-    let mut key = whole(KEY)?;
+    let key = whole(KEY)?;
     let authority = match folder.join(AUTHORITY).try_exists() {
         Ok(false) => None,
-        _ => Some(whole(AUTHORITY)?.to_vec()),
+        _ => Some(whole(AUTHORITY)?),
     };
-    let certificates = Certificates {
-        chain: whole(CHAIN)?.to_vec(),
-        key: Secret::new(std::mem::take(&mut key)),
-        authority,
-    };
-    Ok((certificates, note(&folder.join(KEY))))
+    Ok((Certificates { chain: whole(CHAIN)?, key, authority }, note(&folder.join(KEY))))
 }
 
 /// A warning about the permissions of the private key.
@@ -91,13 +101,16 @@ mod test {
         fs::write(file(CHAIN), "chain").unwrap();
         fs::set_permissions(file(KEY), fs::Permissions::from_mode(0o644)).unwrap();
         let (found, note) = read(&folder.0).unwrap();
-        assert_eq!((found.chain.as_slice(), found.key.bytes()), (&b"chain"[..], &b"key"[..]));
+        assert_eq!((found.chain.bytes(), found.key.bytes()), (&b"chain"[..], &b"key"[..]));
         assert!(found.authority.is_none() && note.unwrap().contains("0644"));
         assert!(!format!("{:?}", found.key).contains("key"));
         fs::set_permissions(file(KEY), fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(file(AUTHORITY), "authority").unwrap();
         let (found, note) = read(&folder.0).unwrap();
-        assert_eq!((found.authority.as_deref(), note), (Some(&b"authority"[..]), None));
+        assert_eq!(
+            (found.authority.as_ref().map(Secret::bytes), note),
+            (Some(&b"authority"[..]), None)
+        );
         fs::write(file(CHAIN), vec![b'x'; MAX_LEN + 1]).unwrap();
         assert!(read(&folder.0).is_err());
     }

@@ -36,6 +36,7 @@ use export::{Access, Auth, Export, ExportId, Policy};
 use pair::{FailedAttempts, Verdict};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 
 use crate::certificates::Certificates;
 use crate::inbox::WorkerEvent;
@@ -44,7 +45,7 @@ use failure::{Failure, spawn_error};
 use fence::Withheld;
 use ipc::channel::Sender;
 pub use main_loop::work;
-use messages::{Counts, ExportWire, Request, Start, TriesWire};
+use messages::{Counts, ExportWire, Request, TriesWire};
 use usage::usage_of;
 
 /// Added to the hosts' timeout before a stopping worker is killed.
@@ -55,18 +56,10 @@ const GRACE: Duration = Duration::from_secs(1);
 pub type Sink = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
 
 /// Configuration of the worker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
-    /// I/O driver.
-    pub driver: Driver,
-    /// Ring threads.
-    pub threads: usize,
-    /// Bytes of payload buffers per thread.
-    pub memory: usize,
-    /// Bytes of payload buffers in total.
-    pub budget: usize,
-    /// Bytes of memory for connections, not counting payloads.
-    pub connections: usize,
+    /// Driver, threads and memory.
+    pub engine: engine::Config,
     /// Whether DH-HMAC-CHAP is accepted without a Diffie-Hellman exchange.
     pub null_dh: bool,
     /// Server certificates for NBD clients.
@@ -97,7 +90,7 @@ impl std::fmt::Debug for Shared {
 
 /// What the worker was sent, and its current state.
 struct State {
-    start: Start,
+    config: Config,
     listeners: Vec<AssignedListener>,
     /// A connection passed by [`Worker::adopt`].
     adopted: Option<OwnedFd>,
@@ -143,7 +136,7 @@ impl Worker {
     ///
     /// # Errors
     /// Fails with a message if the process cannot be started or cannot run with `config`.
-    pub fn start(config: &Config, sink: Sink) -> Result<Self, Failure> {
+    pub fn start(config: Config, sink: Sink) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
             sink,
             state: Mutex::new(State::new(config)),
@@ -325,18 +318,9 @@ impl Shared {
 }
 
 impl State {
-    fn new(config: &Config) -> Self {
+    fn new(config: Config) -> Self {
         Self {
-            start: Start {
-                driver: config.driver,
-                threads: config.threads,
-                memory: config.memory,
-                budget: config.budget,
-                connections: config.connections,
-                null_dh: config.null_dh,
-                certificates: config.certificates.as_ref().map(Into::into),
-                first_controller: config.first_controller,
-            },
+            config,
             listeners: Vec::new(),
             adopted: None,
             lent: Vec::new(),

@@ -104,7 +104,7 @@ impl fmt::Display for Driver {
 }
 
 /// The driver in use, and why it was chosen. `Display` prints a phrase: `blocking, because …`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Running {
     /// [`Driver::Uring`] or [`Driver::Blocking`].
     pub driver: Driver,
@@ -119,7 +119,7 @@ impl fmt::Display for Running {
 }
 
 /// Configuration of an [`Engine`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Config {
     /// The driver.
     pub driver: Driver,

@@ -7,17 +7,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use engine::{Config, Engine};
+use engine::Engine;
 use export::{Auth, Notice};
 use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
 
-use super::check_locked;
 use super::disks::Disks;
-use super::messages::{CertificatesWire, ExportWire, MAX_REQUEST, Report, Request, Start};
+use super::messages::{ExportWire, MAX_REQUEST, Report, Request};
 use super::reporter::{Reporter, wake};
 use super::sessions::Sessions;
+use super::{Config, check_locked};
+use crate::certificates::Certificates;
 use crate::inbox::Inbox;
 use crate::listen::Service;
 use crate::rate_limit::EventRateLimit;
@@ -37,8 +38,8 @@ pub fn work() -> Result<(), Failure> {
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     let Ok(unconfined) = sandbox::drop_privileges(parent) else { return Ok(()) };
     let Ok((sender, mut requests)) = channel::split(socket, MAX_REQUEST) else { return Ok(()) };
-    let Ok(Some((Request::Start(start), _))) = requests.receive() else { return Ok(()) };
-    match WorkerProcess::start(&start, &sender, unconfined) {
+    let Ok(Some((Request::Start(config), _))) = requests.receive() else { return Ok(()) };
+    match WorkerProcess::start(*config, &sender, unconfined) {
         Ok(worker) => worker.run(sender, requests),
         Err(sentence) => drop(sender.send(&Report::Failed { sentence }, &[])),
     }
@@ -68,35 +69,26 @@ impl WorkerProcess {
     ///
     /// # Errors
     /// Fails with a message for the user.
-    fn start(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
+    fn start(config: Config, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("cannot start to serve: {}", spawn_error(&error));
         engine::tls::prepare().map_err(cannot)?;
-        let certificates = start.certificates.as_ref();
-        let certificates = certificates.map(CertificatesWire::certificates).transpose()?;
+        let certificates = config.certificates.as_ref().map(Certificates::parse).transpose()?;
         unconfined.extend(sandbox::restrict_files());
         let inbox = Inbox::open().map_err(|error| cannot(error.into()))?;
         let events = inbox.clone();
-        let config = Config {
-            driver: start.driver,
-            threads: start.threads,
-            memory: start.memory,
-            budget: start.budget,
-            connections: start.connections,
-            ..Config::default()
-        };
         let sink = Arc::new(move |event| events.put(event));
-        let engine = Engine::start(config, sink).map_err(cannot)?;
+        let engine = Engine::start(config.engine, sink).map_err(cannot)?;
         unconfined.extend(sandbox::restrict_syscalls());
-        let report = Report::running(engine.driver(), unconfined);
+        let report = Report::Running { running: engine.driver().clone(), unconfined };
         sender.send(&report, &[]).map_err(cannot)?;
         let disks = Arc::<Disks>::default();
         Ok(Self {
             engine,
             sessions: Sessions::new(
                 disks.clone(),
-                start.null_dh,
+                config.null_dh,
                 certificates,
-                start.first_controller,
+                config.first_controller,
             ),
             disks,
             inbox,

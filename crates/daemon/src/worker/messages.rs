@@ -5,14 +5,12 @@ mod pairing;
 
 use std::os::fd::OwnedFd;
 
-use engine::{Driver, Running, tls};
-use export::{
-    Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy, Secret,
-};
+use engine::Running;
+use export::{Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy};
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
 
-use crate::certificates::Certificates;
+use super::Config;
 use crate::listen::Service;
 use crate::rate_limit::CountedEvent;
 pub(super) use pairing::{TriesWire, ViewWire};
@@ -27,7 +25,7 @@ pub(super) const MAX_REPORT: usize = 64 << 10;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// Configuration; always the first request.
-    Start(Start),
+    Start(Box<Config>),
     /// Accept connections on the listening socket that is attached.
     Accept { auth: Auth, serves: Service },
     /// Serve the connection that is attached.
@@ -52,55 +50,11 @@ pub(super) enum Request {
     Stop { milliseconds: u64 },
 }
 
-/// Configuration of the worker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Start {
-    pub(super) driver: Driver,
-    pub(super) threads: usize,
-    pub(super) memory: usize,
-    pub(super) budget: usize,
-    pub(super) connections: usize,
-    pub(super) null_dh: bool,
-    pub(super) certificates: Option<CertificatesWire>,
-    pub(super) first_controller: u16,
-}
-
-/// Server certificates in PEM.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct CertificatesWire {
-    chain: Secret,
-    key: Secret,
-    authority: Option<Secret>,
-}
-
-impl From<&Certificates> for CertificatesWire {
-    fn from(certificates: &Certificates) -> Self {
-        let hidden = |text: &Vec<u8>| Secret::new(text.clone());
-        Self {
-            chain: hidden(&certificates.chain),
-            key: certificates.key.clone(),
-            authority: certificates.authority.as_ref().map(hidden),
-        }
-    }
-}
-
-impl CertificatesWire {
-    /// Converts them for the engine.
-    ///
-    /// # Errors
-    /// Fails with a message if one of them is invalid.
-    pub(super) fn certificates(&self) -> Result<tls::Certificates, String> {
-        let authority = self.authority.as_ref().map(Secret::bytes);
-        tls::Certificates::new(self.chain.bytes(), &self.key, authority)
-            .map_err(|error| format!("--tls-certificates: {error}"))
-    }
-}
-
 /// A report from the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
     /// Started; always the first report.
-    Running { driver: Driver, why: String, unconfined: Vec<String> },
+    Running { running: Running, unconfined: Vec<String> },
     /// Could not start.
     Failed { sentence: String },
     /// An event.
@@ -115,12 +69,6 @@ pub(super) enum Report {
     Released { disk: u64 },
     /// All hosts disconnected, or were disconnected after the timeout.
     Stopped { in_time: bool },
-}
-
-impl Report {
-    pub(super) fn running(running: &Running, unconfined: Vec<String>) -> Self {
-        Self::Running { driver: running.driver, why: running.why.clone(), unconfined }
-    }
 }
 
 /// An export without its descriptor.
@@ -199,7 +147,7 @@ pub(super) struct Counts {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Host, KeyId, Rule};
+    use export::{Host, KeyId, Rule, Secret};
     use pair::{Code, Codes, ServerStatus};
     use serde::de::DeserializeOwned;
     use std::sync::Arc;

@@ -7,7 +7,6 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use engine::Running;
 use rustix::process::Pid;
 
 use super::messages::{MAX_REPORT, Report, Request};
@@ -132,20 +131,18 @@ fn handshake(
     let (sender, mut receiver) =
         channel::split(socket, MAX_REPORT).map_err(|error| cannot(&error))?;
     sender.set_timeout(SEND_TIMEOUT).map_err(|error| cannot(&error))?;
-    let start = {
+    let config = {
         // From here on `Worker::stop` can kill the process.
         let mut state = shared.state();
         if state.stopping {
             return Err(cannot(&"it is to stop"));
         }
         state.process = Some(Pid::from_child(child));
-        state.start.clone()
+        state.config.clone()
     };
-    sender.send(&Request::Start(start), &[]).map_err(|error| cannot(&error))?;
+    sender.send(&Request::Start(Box::new(config)), &[]).map_err(|error| cannot(&error))?;
     let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
-        Some((Report::Running { driver, why, unconfined }, _)) => {
-            (Running { driver, why }, unconfined)
-        }
+        Some((Report::Running { running, unconfined }, _)) => (running, unconfined),
         Some((Report::Failed { sentence }, _)) => return Err(Failure::new(sentence)),
         _ => return Err(cannot(&"the process that was to do it ended at once")),
     };

@@ -83,7 +83,6 @@ mod test {
     use crate::worker::Config;
     use crate::worker::messages::Counts;
     use crate::worker::{AssignedDisk, State};
-    use engine::Driver;
     use export::{Auth, Geometry, Identity, PairingRequest, Secret};
     use std::sync::{Condvar, Mutex};
 
@@ -91,16 +90,12 @@ mod test {
     fn shared() -> (Shared, Arc<Mutex<Vec<WorkerEvent>>>) {
         let emitted = Arc::new(Mutex::new(Vec::new()));
         let config = Config {
-            driver: Driver::Auto,
-            threads: 1,
-            memory: 1,
-            budget: 1,
-            connections: 1,
+            engine: engine::Config::default(),
             null_dh: false,
             certificates: None,
             first_controller: 0,
         };
-        let mut state = State::new(&config);
+        let mut state = State::new(config);
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Export::new("d", "n", Identity::default(), geometry, 512, disk);

@@ -7,7 +7,7 @@ use export::{Network, NetworkBuckets, TokenRate};
 
 /// Limits on TLS handshakes per address. An IPv6 /64 counts as one address, unless it is
 /// link-local.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// Concurrent handshakes. One more drops the oldest.
     pub at_once: usize,

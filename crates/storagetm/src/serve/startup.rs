@@ -358,17 +358,21 @@ fn start(
     let null_dh = options.allow_null_dh;
     let available = linux::memory::available(&Tree::machine());
     let part = |part| usize::try_from(available / part).unwrap_or(usize::MAX);
-    let config = Config {
+    let engine = engine::Config {
         driver,
         threads,
         memory,
         budget: part(PAYLOAD_SHARE),
         connections: part(CONNECTION_SHARE),
+        ..engine::Config::default()
+    };
+    let config = Config {
+        engine,
         null_dh,
         certificates,
         first_controller: first_controller(machine, std::process::id()),
     };
     let inbox = inbox.clone();
-    let worker = Worker::start(&config, Arc::new(move |said| inbox.deliver(said)))?;
+    let worker = Worker::start(config, Arc::new(move |said| inbox.deliver(said)))?;
     Ok((worker, warning.flatten()))
 }
