@@ -36,6 +36,18 @@ impl Protocols {
         self.served.contains(&protocol)
     }
 
+    /// Checks that the protocol of `what` is served.
+    ///
+    /// # Errors
+    /// Fails if the user named only others.
+    pub fn require(&self, protocol: Protocol, what: &str) -> Result<(), Failure> {
+        if self.has(protocol) {
+            return Ok(());
+        }
+        let name = protocol.row().option;
+        Err(Failure::usage(format!("{what} needs {name} among those of --protocol")))
+    }
+
     /// The protocol of an inherited socket that does not show which one it is for: the least
     /// preferred, whose clients start servers themselves.
     fn last(&self) -> Protocol {
@@ -116,14 +128,28 @@ impl Listener {
 
     /// A socket passed by the service manager. The protocol follows from its name, else from its
     /// address.
-    pub fn inherited(addr: BindAddr, name: &str, protocols: &Protocols) -> Self {
+    ///
+    /// # Errors
+    /// Fails if it is for a protocol that is not served.
+    pub fn inherited(addr: BindAddr, name: &str, protocols: &Protocols) -> Result<Self, Failure> {
         let serves = match &addr {
-            BindAddr::Path(_) => Service::unix(),
-            BindAddr::Net(socket) => named_service(name)
-                .or_else(|| service_at(socket.port()))
-                .unwrap_or_else(|| Service::disks(protocols.last())),
+            BindAddr::Path(_) => {
+                let serves = Service::unix();
+                protocols.require(serves.protocol, "a Unix socket passed to this program")?;
+                serves
+            }
+            BindAddr::Net(socket) => match named_service(name) {
+                Some(serves) => {
+                    let what = format!("the socket {name} passed to this program");
+                    protocols.require(serves.protocol, &what)?;
+                    serves
+                }
+                None => service_at(socket.port())
+                    .filter(|serves| protocols.has(serves.protocol))
+                    .unwrap_or_else(|| Service::disks(protocols.last())),
+            },
         };
-        Self::at(addr, serves)
+        Ok(Self::at(addr, serves))
     }
 
     /// Listeners on the standard ports of an address.
@@ -238,7 +264,7 @@ pub fn plan(
             DefaultScope::Everywhere => Plan::Everywhere(protocols),
         });
     }
-    given.iter().try_for_each(|listen| check_spoken(listen, &protocols))?;
+    given.iter().try_for_each(|listen| check_served(listen, &protocols))?;
     if awaited {
         return Ok(Plan::Awaited(given.to_vec(), protocols));
     }
@@ -247,16 +273,14 @@ pub fn plan(
     Ok(Plan::Fixed(deduplicated(resolved?.into_iter().flatten())))
 }
 
-fn check_spoken(listen: &ListenOption, protocols: &Protocols) -> Result<(), Failure> {
-    let Some(protocol) = listen.protocol.filter(|protocol| !protocols.has(*protocol)) else {
-        return Ok(());
-    };
+fn check_served(listen: &ListenOption, protocols: &Protocols) -> Result<(), Failure> {
+    let Some(protocol) = listen.protocol else { return Ok(()) };
     let row = protocol.row();
-    let (name, unix) = (row.option, if row.unix { " or unix:…" } else { "" });
-    Err(Failure::usage(format!("--listen {name}:…{unix} needs {name} among those of --protocol")))
+    let unix = if row.unix { " or unix:…" } else { "" };
+    protocols.require(protocol, &format!("--listen {}:…{unix}", row.option))
 }
 
-/// Removes duplicates, except for port 0.
+/// Removes duplicates, except for port 0. A listener is optional only if all its duplicates are.
 fn deduplicated(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
     let mut once: Vec<Listener> = Vec::new();
     for listener in listeners {
@@ -264,8 +288,9 @@ fn deduplicated(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> 
         let is_it =
             |known: &Listener| known.addr == listener.addr && known.serves.protocol == protocol;
         let is_any = listener.socket().is_some_and(|socket| socket.port() == 0);
-        if is_any || !once.iter().any(is_it) {
-            once.push(listener);
+        match once.iter_mut().find(|known| !is_any && is_it(known)) {
+            Some(known) => known.optional &= listener.optional,
+            None => once.push(listener),
         }
     }
     once
@@ -668,6 +693,17 @@ mod test {
     }
 
     #[test]
+    fn named_listener_that_equals_an_optional_one_is_required() {
+        for given in [["127.0.0.1", "nbd:127.0.0.1"], ["nbd:127.0.0.1:10809", "127.0.0.1"]] {
+            let plan =
+                plan(&given.map(listen), both(), DefaultScope::Nearby, false, &machine()).unwrap();
+            let listeners = plan.listeners(&machine());
+            assert_eq!(listeners.len(), 3, "{listeners:?}");
+            assert!(listeners.iter().all(|at| !at.optional), "{listeners:?}");
+        }
+    }
+
+    #[test]
     fn inherited_socket_protocol_follows_name_or_address() {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         for (addr, name, serves, auth) in [
@@ -685,13 +721,23 @@ mod test {
             (net("[::1]:77"), "nvme-disks", Service::disks(Protocol::Nvme), Auth::None),
             (net("127.0.0.1:4420"), "nbd", Service::disks(Protocol::Nbd), Auth::None),
         ] {
-            let listener = Listener::inherited(addr, name, &both());
+            let listener = Listener::inherited(addr, name, &both()).unwrap();
             assert_eq!((listener.serves, listener.auth), (serves, auth), "{listener} {name}");
         }
-        assert_eq!(
-            Listener::inherited(net("[::1]:77"), "", &nvme()).serves,
-            Service::disks(Protocol::Nvme)
-        );
+    }
+
+    #[test]
+    fn inherited_socket_serves_a_protocol_of_the_options_only() {
+        let net = |text: &str| BindAddr::Net(text.parse().unwrap());
+        for port in ["[::1]:77", "[::1]:10809"] {
+            let listener = Listener::inherited(net(port), "", &nvme()).unwrap();
+            assert_eq!(listener.serves, Service::disks(Protocol::Nvme), "{port}");
+        }
+        for (addr, name) in [(BindAddr::Path("/run/x".into()), ""), (net("[::1]:77"), "nbd")] {
+            let failure = Listener::inherited(addr, name, &nvme()).unwrap_err();
+            assert_eq!(failure.status(), 2);
+            assert!(failure.to_string().contains("nbd among those of --protocol"), "{failure}");
+        }
     }
 
     #[test]

@@ -48,17 +48,17 @@ impl Listeners {
     }
 
     /// Opens the listeners of the plan for these addresses. Returns messages about optional ones
-    /// that could not be opened.
+    /// whose port is in use or whose address is missing.
     ///
     /// # Errors
-    /// Fails if a port is in use or an address cannot be bound.
+    /// Fails if another one cannot be bound.
     pub fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<Vec<String>, Failure> {
         let mut left_out = Vec::new();
         for planned in self.planned(machine) {
             match bind(&planned) {
                 Ok(addr) => self.add(planned, addr),
                 Err(error) if self.is_ignorable(&error) => {}
-                Err(error) if planned.optional => {
+                Err(error) if planned.optional && is_taken_or_absent(&error) => {
                     left_out.push(bind_error(&planned, &error));
                     self.failed.push(planned);
                 }
@@ -84,10 +84,7 @@ impl Listeners {
 
     /// Whether the listener may be missing: no IPv6 support, or an address that was just removed.
     fn is_ignorable(&self, error: &io::Error) -> bool {
-        let fixed = matches!(self.plan, Plan::Fixed(_));
-        let absent = matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
-            || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
-        !fixed && absent
+        !matches!(self.plan, Plan::Fixed(_)) && is_absent(error)
     }
 
     fn add(&mut self, planned: Listener, addr: BindAddr) {
@@ -99,17 +96,16 @@ impl Listeners {
         self.bound.push(Bound { planned, listener, present: true, _file });
     }
 
-    /// Updates the listeners to the machine's addresses, if the plan follows them. Returns the
-    /// changes.
+    /// Updates the listeners to the machine's addresses if the plan follows them, and tries again
+    /// to bind those that failed. Returns the changes.
     pub fn update(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<ServeEvent> {
-        if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_)) {
-            return Vec::new();
-        }
         let planned = self.planned(machine);
-        let mut changes = self.mark_present(&planned);
+        let follows = !matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_));
+        let mut changes = if follows { self.mark_present(&planned) } else { Vec::new() };
         self.failed.retain(|known| planned.contains(known));
         for planned in planned {
-            if !self.bound.iter().any(|bound| bound.planned == planned) {
+            let is_bound = self.bound.iter().any(|bound| bound.planned == planned);
+            if !is_bound && (follows || self.failed.contains(&planned)) {
                 changes.extend(self.bind_one(planned, bind));
             }
         }
@@ -147,6 +143,7 @@ impl Listeners {
     fn bind_one(&mut self, planned: Listener, bind: Bind<'_>) -> Option<ServeEvent> {
         match bind(&planned) {
             Ok(addr) => {
+                self.failed.retain(|known| *known != planned);
                 self.add(planned, addr);
                 self.bound.last().map(|bound| opened(&bound.listener))
             }
@@ -210,6 +207,17 @@ impl Listeners {
         let listener = self.bound.iter().find(|bound| bound.listener.accepts(local));
         listener.map_or(PROTOCOLS[0].protocol, |bound| bound.listener.serves.protocol)
     }
+}
+
+/// Returns whether another program has the port, or this machine does not have the address.
+fn is_taken_or_absent(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::AddrInUse || is_absent(error)
+}
+
+/// Returns whether this machine does not have the address, or not its family.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
 fn opened(listener: &Listener) -> ServeEvent {
@@ -321,6 +329,10 @@ mod test {
 
     fn nvme() -> Protocols {
         Protocols::of(&[Protocol::Nvme])
+    }
+
+    fn inherited(addr: BindAddr) -> Listener {
+        Listener::inherited(addr, "", &Protocols::of(&[])).unwrap()
     }
 
     #[test]
@@ -435,11 +447,49 @@ mod test {
     }
 
     #[test]
+    fn optional_listener_is_left_out_only_if_its_port_is_taken() {
+        let failing = |kind: ErrorKind| {
+            let mut bind = |listener: &Listener| match listener.optional {
+                true => Err(kind.into()),
+                false => Ok(listener.addr.clone()),
+            };
+            let plan = Plan::Everywhere(Protocols::of(&[]));
+            Listeners::closed(plan, false).open(&[], &mut bind)
+        };
+        assert_eq!(failing(ErrorKind::AddrInUse).unwrap().len(), 2);
+        assert!(failing(ErrorKind::AddrNotAvailable).is_ok());
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::OutOfMemory] {
+            assert!(failing(kind).is_err(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn taken_port_of_a_wildcard_address_is_tried_again() {
+        let mut taken = |listener: &Listener| match listener.optional {
+            true => Err(ErrorKind::AddrInUse.into()),
+            false => Ok(listener.addr.clone()),
+        };
+        let wildcard = Listener {
+            optional: true,
+            ..inherited(BindAddr::Net("0.0.0.0:10809".parse().unwrap()))
+        };
+        for plan in [Plan::Everywhere(Protocols::of(&[])), Plan::Fixed(vec![wildcard])] {
+            let mut listeners = Listeners::closed(plan, false);
+            let left_out = listeners.open(&[], &mut taken).unwrap().len();
+            assert!(listeners.update(&[], &mut taken).is_empty(), "it was reported");
+            let opened = json(&listeners.update(&[], &mut any));
+            assert_eq!(opened.len(), left_out, "{opened:?}");
+            assert!(opened.iter().all(|line| line.contains("10809")), "{opened:?}");
+            assert!(listeners.update(&[], &mut taken).is_empty(), "it is bound");
+        }
+    }
+
+    #[test]
     fn protocol_follows_from_local_address() {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
         for addr in [net("0.0.0.0:7"), net("127.0.0.1:4420"), BindAddr::Path("/run/x".into())] {
-            drop(listeners.adopt(Listener::inherited(addr, "", &Protocols::of(&[]))));
+            drop(listeners.adopt(inherited(addr)));
         }
         let peer = |local| Peer::ip(local, local, Auth::None);
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));

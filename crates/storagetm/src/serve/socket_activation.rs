@@ -26,19 +26,20 @@ impl InheritedSockets {
     /// Takes inherited sockets, if there are any.
     ///
     /// # Errors
-    /// Fails if a socket cannot be used.
+    /// Fails if a socket cannot be used, or is for a protocol that is not served.
     pub(super) fn take(options: &Serve) -> Result<Option<Self>, Failure> {
+        let protocols = Protocols::of(&options.protocol);
         if options.stdin {
+            protocols.require(Service::unix().protocol, "--stdin")?;
             let socket = standard_input()?;
             let auth = if options.open { Auth::None } else { auth(socket.as_fd())? };
             return Ok(Some(Self::Peer(socket, auth)));
         }
-        let protocols = Protocols::of(&options.protocol);
         let handed =
             linux::activation::take().map_err(|missing| Failure::new(missing.to_string()))?;
         let sockets = handed.into_iter().map(|handed| {
             let addr = addr(handed.socket.as_fd())?;
-            Ok((Listener::inherited(addr, &handed.name, &protocols), handed.socket))
+            Ok((Listener::inherited(addr, &handed.name, &protocols)?, handed.socket))
         });
         let sockets: Vec<_> = sockets.collect::<Result<_, Failure>>()?;
         Ok((!sockets.is_empty()).then_some(Self::Listening(sockets)))
@@ -110,7 +111,7 @@ fn standard_input() -> Result<OwnedFd, Failure> {
 fn auth(socket: BorrowedFd<'_>) -> Result<Auth, Failure> {
     let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
     let Ok(address) = SocketAddr::try_from(address) else { return Ok(Auth::None) };
-    Ok(Listener::inherited(BindAddr::Net(address), "nbd", &Protocols::of(&[])).auth)
+    Ok(Listener::inherited(BindAddr::Net(address), "", &Protocols::of(&[]))?.auth)
 }
 
 fn is_stream(socket: BorrowedFd<'_>) -> bool {
