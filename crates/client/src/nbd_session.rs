@@ -52,7 +52,7 @@ impl ClientSession for Client {
 pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), ConnectError> {
     let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("") });
     let deadline = Instant::now() + TIMEOUT;
-    let unreachable = |error: io::Error| ConnectError::Unreachable(format!("{name}: {error}"));
+    let unreachable = |error: io::Error| ConnectError::Temporary(format!("{name}: {error}"));
     let (mut bytes, mut kept) = ([0; Client::MAX_UNCONSUMED], 0);
     loop {
         while let Some(step) = client.poll() {
@@ -69,7 +69,7 @@ pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), Connec
                 }
                 _ => continue,
             };
-            return Err(ConnectError::Refused(format!("{name}: {refused}")));
+            return Err(ConnectError::Permanent(format!("{name}: {refused}")));
         }
         let free = bytes.get_mut(kept..).unwrap_or_default();
         kept += read_before(transport, free, deadline).map_err(unreachable)?;

@@ -41,13 +41,13 @@ impl Transport for UnixStream {
 /// failed, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// A temporary error: worth retrying.
+    /// An error that may pass: retry later.
     #[error("{0}")]
-    Unreachable(String),
-    /// A permanent error.
+    Temporary(String),
+    /// An error that a retry does not change.
     #[error("{0}")]
-    Refused(String),
-    /// The peer violated its protocol: nothing that it sends can be relied on.
+    Permanent(String),
+    /// The peer violated its protocol: the connection must not be reopened.
     #[error("{0}")]
     Violation(String),
 }

@@ -94,7 +94,7 @@ pub enum RequestError {
 pub struct ConnectionLost {
     /// A clause for people, such as "connection reset by peer".
     pub reason: String,
-    /// Whether the peer violated its protocol: nothing that it sends can be relied on.
+    /// Whether the peer violated its protocol: the connection must not be reopened.
     pub violation: bool,
 }
 

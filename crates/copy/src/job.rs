@@ -272,7 +272,7 @@ pub enum CopyError {
     /// Another disk was found after a reconnect.
     #[error("{name} is another disk after reconnecting: {why}")]
     DifferentDisk { name: String, why: String },
-    /// A peer violated its protocol: nothing that it sends can be relied on.
+    /// A peer violated its protocol: the connection must not be reopened.
     #[error("{name} violated its protocol: {why}")]
     Violation { name: String, why: String },
     /// The map cannot be saved.

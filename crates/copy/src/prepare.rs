@@ -112,7 +112,7 @@ pub(crate) fn open_source(endpoint: Arc<dyn Endpoint>) -> Result<OpenedEndpoint,
         }
     }
     match lost.filter(|_| !answers) {
-        Some(why) => Err(Refusal::Source(EndpointError::Unreachable(format!(
+        Some(why) => Err(Refusal::Source(EndpointError::Temporary(format!(
             "{}: each connection is lost at the first read: {why}",
             disk.name
         )))),
@@ -126,7 +126,7 @@ fn open_again(endpoint: &dyn Endpoint) -> Result<Box<dyn Connection>, EndpointEr
     loop {
         match endpoint.open() {
             Ok((_, connection)) => return Ok(connection),
-            Err(EndpointError::Unreachable(_)) if Instant::now() < end => {
+            Err(EndpointError::Temporary(_)) if Instant::now() < end => {
                 std::thread::sleep(RETRY_INTERVAL)
             }
             Err(error) => return Err(error),

@@ -269,12 +269,12 @@ impl Link {
         }
         match self.end.endpoint.open() {
             Ok((disk, connection)) => self.connected(side, &disk, connection),
-            Err(EndpointError::Unreachable(why)) => self.fail(side, why),
+            Err(EndpointError::Temporary(why)) => self.fail(side, why),
             Err(EndpointError::Violation(why)) => {
                 self.given_up = true;
                 Some(IoEvent::Violation(side, self.without_name(&why)))
             }
-            Err(EndpointError::Refused(why)) => {
+            Err(EndpointError::Permanent(why)) => {
                 self.given_up = true;
                 Some(IoEvent::Unreachable(side, self.without_name(&why)))
             }

@@ -102,19 +102,19 @@ pub(crate) struct Authenticator {
 
 impl Authenticator {
     /// Returns the tag of the next message.
-    pub(crate) fn tag(&mut self, kind: u8, body: &[u8]) -> Tag {
-        self.next(kind, body).finalize().into_bytes().into()
+    pub(crate) fn tag(&mut self, message_type: u8, body: &[u8]) -> Tag {
+        self.next(message_type, body).finalize().into_bytes().into()
     }
 
     /// Returns whether `tag` authenticates the next message.
-    pub(crate) fn is_tag(&mut self, tag: &Tag, kind: u8, body: &[u8]) -> bool {
-        self.next(kind, body).verify_slice(tag).is_ok()
+    pub(crate) fn verify(&mut self, tag: &Tag, message_type: u8, body: &[u8]) -> bool {
+        self.next(message_type, body).verify_slice(tag).is_ok()
     }
 
-    fn next(&mut self, kind: u8, body: &[u8]) -> Hmac<Sha512> {
+    fn next(&mut self, message_type: u8, body: &[u8]) -> Hmac<Sha512> {
         let count = self.count.to_le_bytes();
         self.count = self.count.saturating_add(1);
-        mac(&self.key).chain_update(count).chain_update([kind]).chain_update(body)
+        mac(&self.key).chain_update(count).chain_update([message_type]).chain_update(body)
     }
 }
 
@@ -182,9 +182,9 @@ mod test {
         let (a, b) = both((1, BINDING), (1, BINDING), [b"", b""]);
         let (mut from, mut to) = (b.into_parts().0, a.into_parts().0);
         let (one, two) = (from.tag(5, b"one"), from.tag(6, b"two"));
-        assert!(to.is_tag(&one, 5, b"one"));
-        assert!(!to.is_tag(&one, 5, b"one"));
-        assert!(!to.is_tag(&two, 6, b"two"), "out of order");
+        assert!(to.verify(&one, 5, b"one"));
+        assert!(!to.verify(&one, 5, b"one"));
+        assert!(!to.verify(&two, 6, b"two"), "out of order");
         assert!(from.tag(5, b"one") != one && from.tag(6, b"one") != from.tag(5, b"one"));
     }
 

@@ -12,7 +12,7 @@ use crate::agreement::{self, Agreement, Authenticator, Binding};
 use crate::cpace::{Contribution, Ephemeral};
 use crate::frame::{Frame, Reader, VERSION, Violation};
 use crate::message::{
-    self, Disk, FromTarget, Hello, MAX_DISKS, RefusalReason, is_nqn, machine_name,
+    self, Disk, FromTarget, Hello, MAX_DISKS, RefusalReason, is_nqn, to_machine_name,
 };
 
 /// The result of a successful pairing.
@@ -94,7 +94,7 @@ fn refusal(f: &mut fmt::Formatter<'_>, why: RefusalReason, seconds: u16) -> fmt:
              code; or wait"
         }
         RefusalReason::PairingOff => "pairing is off at the target: make it show a code, and type that",
-        RefusalReason::Denied => "the administrator of the target denied access",
+        RefusalReason::DeniedByAdministrator => "the administrator of the target denied access",
         RefusalReason::NoAnswer => "the request was not confirmed at the target in time: try again",
         RefusalReason::NoSpace => {
             "the target could not store the key: no space left on device; this machine was not authorized. Make room where the \
@@ -169,11 +169,11 @@ impl Client {
     ) -> Self {
         let ephemeral = agreement::begin(code, &binding, random);
         let hello = Hello {
-            kind: code.kind(),
+            code_kind: code.kind(),
             writable: info.writable,
             share: ephemeral.share.to_vec(),
             host: info.host.to_owned(),
-            name: machine_name(info.name),
+            name: to_machine_name(info.name),
         };
         let mut client = Self {
             binding,
@@ -228,7 +228,7 @@ impl Client {
     }
 
     fn frame(&mut self, frame: &Frame) -> Result<(), Violation> {
-        let received = FromTarget::parse(frame)?;
+        let received = FromTarget::parse_unverified(frame)?;
         match (std::mem::replace(&mut self.phase, Phase::Over), received) {
             (Phase::AwaitShare(ephemeral), FromTarget::Answer(share)) => {
                 self.receive_share(ephemeral, &share)
@@ -260,7 +260,7 @@ impl Client {
         let target = Contribution { share: peer_share, associated_data: &[VERSION] };
         match Agreement::derive(ephemeral, peer_share, &self.binding, host, target) {
             Ok(agreement) => {
-                self.out.push_back(Step::Send(message::confirm(&agreement.host_tag())));
+                self.out.push_back(Step::Send(message::emit_confirm(&agreement.host_tag())));
                 self.phase = Phase::AwaitTag(Box::new(agreement));
             }
             Err(_) => self.fail(Failure::WrongPeer),
@@ -282,14 +282,16 @@ impl Client {
         frame: &Frame,
         received: FromTarget,
     ) -> Result<(), Violation> {
-        let genuine = message::is_genuine(frame, &mut authenticator)?;
+        let verified = message::verify_tag(frame, &mut authenticator)?;
         match received {
-            FromTarget::Denied(why) if genuine => self.fail(Failure::Refused(why, 0)),
-            FromTarget::Granted(access, disks) if genuine && disks <= MAX_DISKS => {
+            FromTarget::RefusedAuthenticated(why) if verified => self.fail(Failure::Refused(why, 0)),
+            FromTarget::Granted(access, disks) if verified && disks <= MAX_DISKS => {
                 paired.access = access;
                 self.await_disks(authenticator, paired, disks);
             }
-            FromTarget::Denied(_) | FromTarget::Granted(..) => self.fail(Failure::WrongPeer),
+            FromTarget::RefusedAuthenticated(_) | FromTarget::Granted(..) => {
+                self.fail(Failure::WrongPeer)
+            }
             _ => return Err(Violation::OutOfTurn),
         }
         Ok(())
@@ -304,7 +306,7 @@ impl Client {
         received: FromTarget,
     ) -> Result<(), Violation> {
         let FromTarget::Disk(disk) = received else { return Err(Violation::OutOfTurn) };
-        if message::is_genuine(frame, &mut authenticator)? {
+        if message::verify_tag(frame, &mut authenticator)? {
             paired.disks.push(disk);
             self.await_disks(authenticator, paired, left.saturating_sub(1));
         } else {

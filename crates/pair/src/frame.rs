@@ -19,7 +19,7 @@ pub(crate) enum Violation {
     /// A frame of more than [`MAX_FRAME_LEN`] bytes.
     FrameTooLong,
     /// Unknown message type.
-    KindUnknown,
+    TypeUnknown,
     /// The message is not allowed in this phase.
     OutOfTurn,
     /// The body does not match its type.
@@ -32,7 +32,7 @@ impl Violation {
         match self {
             Self::VersionUnknown => "PairVersionUnknown",
             Self::FrameTooLong => "PairFrameTooLong",
-            Self::KindUnknown => "PairKindUnknown",
+            Self::TypeUnknown => "PairKindUnknown",
             Self::OutOfTurn => "PairOutOfTurn",
             Self::BodyMalformed => "PairBodyMalformed",
         }
@@ -42,21 +42,21 @@ impl Violation {
 /// A complete frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
-    pub(crate) kind: u8,
+    pub(crate) message_type: u8,
     pub(crate) body: Vec<u8>,
 }
 
 /// Encodes a frame. The caller must not pass a body that does not fit.
-pub(crate) fn emit(kind: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn emit(message_type: u8, body: &[u8]) -> Vec<u8> {
     debug_assert!(HEADER_LEN + body.len() <= MAX_FRAME_LEN, "a frame holds {MAX_FRAME_LEN} bytes");
     let body = body.get(..MAX_FRAME_LEN - HEADER_LEN).unwrap_or(body);
     let len = u16::try_from(body.len()).unwrap_or_default().to_le_bytes();
-    let mut out = vec![VERSION, kind, len[0], len[1]];
+    let mut out = vec![VERSION, message_type, len[0], len[1]];
     out.extend_from_slice(body);
     out
 }
 
-/// Reassembles frames from received bytes. Buffers at most one frame.
+/// Reassembles frames from received bytes. Buffers at max_len one frame.
 #[derive(Debug, Default)]
 pub(crate) struct Reader(Vec<u8>);
 
@@ -78,7 +78,7 @@ impl Reader {
             return None;
         }
         let whole = std::mem::take(&mut self.0);
-        Some(Frame { kind: *whole.get(1)?, body: whole.get(HEADER_LEN..)?.to_vec() })
+        Some(Frame { message_type: *whole.get(1)?, body: whole.get(HEADER_LEN..)?.to_vec() })
     }
 
     /// Returns the length of the current frame, or of its header while that is incomplete.
@@ -128,10 +128,10 @@ impl<'a> Fields<'a> {
         Ok(front)
     }
 
-    /// Parses a length byte and text of at most `most` bytes: UTF-8 without control characters.
-    pub(crate) fn text(&mut self, most: usize) -> Result<String, Violation> {
+    /// Parses a length byte and text of at max_len `max_len` bytes: UTF-8 without control characters.
+    pub(crate) fn text(&mut self, max_len: usize) -> Result<String, Violation> {
         let text = std::str::from_utf8(self.bytes()?).map_err(|_| Violation::BodyMalformed)?;
-        if text.len() > most || text.chars().any(char::is_control) {
+        if text.len() > max_len || text.chars().any(char::is_control) {
             return Err(Violation::BodyMalformed);
         }
         Ok(text.to_owned())
@@ -143,8 +143,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Appends a length byte and the bytes, at most 255.
-pub(crate) fn put(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Appends a length byte and the bytes, at max_len 255.
+pub(crate) fn put_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
     let len = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
     out.push(len);
     out.extend(bytes.iter().take(len.into()));
@@ -170,7 +170,7 @@ mod test {
                 let mut taken = 0;
                 while taken < piece.len() {
                     taken += reader.push(&piece[taken..]).unwrap();
-                    found.extend(reader.take().map(|frame| (frame.kind, frame.body.len())));
+                    found.extend(reader.take().map(|frame| (frame.message_type, frame.body.len())));
                 }
             }
             assert_eq!(found, [(7, 4), (8, 0), (9, MAX_FRAME_LEN - HEADER_LEN)], "{step}");
@@ -189,7 +189,7 @@ mod test {
     fn texts_are_bounded_and_free_of_control_characters() {
         let read = |bytes: &[u8]| {
             let mut body = Vec::new();
-            put(&mut body, bytes);
+            put_prefixed(&mut body, bytes);
             Fields::new(&body).text(9)
         };
         assert_eq!(read("Gérard".as_bytes()).unwrap(), "Gérard");

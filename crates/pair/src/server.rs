@@ -9,7 +9,7 @@ use export::{Access, Peer};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::message::{Disk, RefusalReason, machine_name};
+use crate::message::{Disk, RefusalReason, to_machine_name};
 use crate::{Code, CodeKind, PairingSession};
 
 /// Lifetime of a code.
@@ -185,7 +185,7 @@ impl PairingServer {
             next_report: None,
         };
         state.issue_codes(now);
-        Arc::new(Self { name: machine_name(name), state: Mutex::new(state) })
+        Arc::new(Self { name: to_machine_name(name), state: Mutex::new(state) })
     }
 
     /// Creates the session of a connection. It closes at once unless the channel's identity is

@@ -117,13 +117,13 @@ impl PairingSession {
 
     /// Asks the server first, so that a rejected attempt costs nothing.
     fn hello(&mut self, hello: Hello) {
-        match self.server.begin(hello.kind, self.now) {
+        match self.server.begin(hello.code_kind, self.now) {
             Ok(attempt) => self.send_share(attempt, hello),
             Err(rejection) => {
                 if rejection.report {
                     self.report(&hello.host, rejection.reason.text());
                 }
-                self.send(message::refused(rejection.reason, rejection.seconds));
+                self.send(message::emit_refused(rejection.reason, rejection.seconds));
                 self.close(Reason::Refused);
             }
         }
@@ -138,7 +138,7 @@ impl PairingSession {
         let target = Contribution { share: &share, associated_data: &ours };
         match Agreement::derive(ephemeral, &hello.share, &self.binding, host, target) {
             Ok(agreement) => {
-                self.send(message::answer(&share));
+                self.send(message::emit_answer(&share));
                 self.phase =
                     Phase::AwaitConfirm(Box::new(AttemptState { attempt, agreement, hello }));
             }
@@ -153,11 +153,11 @@ impl PairingSession {
         }
         let Some(number) = attempt.succeed(self.now) else {
             self.report(&hello.host, RefusalReason::PairingOff.text());
-            self.send(message::refused(RefusalReason::PairingOff, 0));
+            self.send(message::emit_refused(RefusalReason::PairingOff, 0));
             return self.close(Reason::Refused);
         };
         let name = self.server.name();
-        self.send(message::welcome(&agreement.target_tag(name), name));
+        self.send(message::emit_welcome(&agreement.target_tag(name), name));
         self.request_verdict(number, agreement, hello);
     }
 
@@ -180,7 +180,7 @@ impl PairingSession {
     fn wrong_code(&mut self, attempt: Attempt, host: &str) {
         attempt.fail(self.now);
         self.report(host, RefusalReason::WrongCode.text());
-        self.send(message::refused(RefusalReason::WrongCode, 0));
+        self.send(message::emit_refused(RefusalReason::WrongCode, 0));
         self.close(Reason::Refused);
     }
 
@@ -190,11 +190,11 @@ impl PairingSession {
         match self.server.verdict(wait.number) {
             None => {}
             Some(Verdict::Granted { access, disks }) => {
-                let bytes = message::granted(access, &disks, &mut wait.authenticator);
+                let bytes = message::emit_granted(access, &disks, &mut wait.authenticator);
                 self.send(bytes);
                 self.close(Reason::Ended);
             }
-            Some(Verdict::Denied) => self.deny(RefusalReason::Denied),
+            Some(Verdict::Denied) => self.deny(RefusalReason::DeniedByAdministrator),
             Some(Verdict::NoSpace) => self.deny(RefusalReason::NoSpace),
             Some(Verdict::NotStored) => self.deny(RefusalReason::NotStored),
         }
@@ -202,7 +202,8 @@ impl PairingSession {
 
     fn deny(&mut self, why: RefusalReason) {
         let Phase::AwaitVerdict(wait) = &mut self.phase else { return };
-        let (bytes, host) = (message::denied(why, &mut wait.authenticator), wait.host.clone());
+        let (bytes, host) =
+            (message::emit_refused_authenticated(why, &mut wait.authenticator), wait.host.clone());
         self.send(bytes);
         self.report(&host, why.text());
         self.close(Reason::Refused);

@@ -33,12 +33,12 @@ pub(crate) fn connect(server: &ServerAddr) -> Result<TcpStream, ConnectError> {
 }
 
 pub(crate) fn connect_tcp(addr: &TargetAddr) -> Result<TcpStream, ConnectError> {
-    addr.connect().map_err(|failure| ConnectError::Unreachable(failure.to_string()))
+    addr.connect().map_err(|failure| ConnectError::Temporary(failure.to_string()))
 }
 
 fn connect_unix(path: &Path) -> Result<TcpStream, ConnectError> {
     let socket = UnixStream::connect(path).map_err(|error| {
-        ConnectError::Unreachable(format!("{} cannot be reached: {error}", path.display()))
+        ConnectError::Temporary(format!("{} cannot be reached: {error}", path.display()))
     })?;
     Ok(TcpStream::from(OwnedFd::from(socket)))
 }

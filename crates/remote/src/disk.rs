@@ -81,7 +81,7 @@ pub fn nvme(tree: &Tree, options: &Options<'_>, nvme: &Nvme) -> Result<NvmeDisk,
     let dial = move |subsystem: &str| {
         let psk = keys
             .nvme(subsystem)
-            .map_err(|why| ConnectError::Refused(format!("{subsystem}: {why}")))?;
+            .map_err(|why| ConnectError::Permanent(format!("{subsystem}: {why}")))?;
         let socket = dial::connect_tcp(&machine)?;
         match psk {
             Some(psk) => start_tls(socket, &machine.to_string(), &TlsAuth::Psk(psk)),
@@ -173,7 +173,7 @@ fn secure_nbd(
 ) -> Result<Box<dyn Transport>, ConnectError> {
     // A server that accepts and sends nothing must not be waited for longer than the timeout.
     let non_blocking = socket.set_nonblocking(true);
-    non_blocking.map_err(|error| ConnectError::Unreachable(format!("{name}: {error}")))?;
+    non_blocking.map_err(|error| ConnectError::Temporary(format!("{name}: {error}")))?;
     client::start_tls(&mut socket, name)?;
     start_tls(socket, name, auth)
 }
@@ -186,8 +186,8 @@ fn start_tls(
     match dial::start_tls(socket, auth, Instant::now() + HANDSHAKE_TIMEOUT) {
         Ok(channel) => Ok(Box::new(channel)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(ConnectError::Refused(format!("{name} cannot be reached securely: {error}")))
+            Err(ConnectError::Permanent(format!("{name} cannot be reached securely: {error}")))
         }
-        Err(error) => Err(ConnectError::Unreachable(format!("{name}: {error}"))),
+        Err(error) => Err(ConnectError::Temporary(format!("{name}: {error}"))),
     }
 }

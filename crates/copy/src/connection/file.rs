@@ -91,7 +91,7 @@ impl FileEndpoint {
         if let Some(opened) = &*opened {
             let removed = opened.removed.load(Ordering::Acquire);
             let why = || format!("{} was removed: connect it again", self.path.display());
-            return if removed { Err(EndpointError::Refused(why())) } else { Ok(opened.clone()) };
+            return if removed { Err(EndpointError::Permanent(why())) } else { Ok(opened.clone()) };
         }
         let blank = Arc::new(self.open_again()?);
         *opened = Some(blank.clone());
@@ -103,7 +103,7 @@ impl FileEndpoint {
         let device = meta.file_type().is_block_device();
         if !device && !meta.is_file() {
             let what = "is neither a file nor a block device: name one";
-            return Err(EndpointError::Refused(format!("{} {what}", self.path.display())));
+            return Err(EndpointError::Permanent(format!("{} {what}", self.path.display())));
         }
         let file = if device { self.open_device() } else { self.open_file() };
         let file = file.map_err(|error| self.explain(&error))?;
@@ -180,7 +180,7 @@ impl FileEndpoint {
         let name = self.path.display();
         if there > bytes {
             let other = format!("{name} has {there} bytes, more than the {bytes} of the source");
-            return Err(EndpointError::Refused(other));
+            return Err(EndpointError::Permanent(other));
         }
         if there == bytes {
             return Ok(());
@@ -189,18 +189,18 @@ impl FileEndpoint {
     }
 
     fn unreachable(&self, error: &io::Error) -> EndpointError {
-        EndpointError::Unreachable(format!("{}: {error}", self.path.display()))
+        EndpointError::Temporary(format!("{}: {error}", self.path.display()))
     }
 
     fn explain(&self, error: &io::Error) -> EndpointError {
         let name = self.path.display();
         match Errno::from_io_error(error) {
             Some(Errno::BUSY) => {
-                EndpointError::Refused(format!("{name} is in use: unmount it first"))
+                EndpointError::Permanent(format!("{name} is in use: unmount it first"))
             }
-            Some(Errno::EXIST) => EndpointError::Refused(format!("{name} exists already")),
+            Some(Errno::EXIST) => EndpointError::Permanent(format!("{name} exists already")),
             Some(errno) if fault(errno) == Some(Fault::Gone) => self.unreachable(error),
-            _ => EndpointError::Refused(format!("{name}: {error}")),
+            _ => EndpointError::Permanent(format!("{name}: {error}")),
         }
     }
 

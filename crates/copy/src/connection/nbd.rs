@@ -87,7 +87,7 @@ impl NbdEndpoint {
         match step {
             Step::Listed(listed) => Ok(listed),
             Step::Refused(refusal) => Err(self.refused(&refusal)),
-            _ => Err(EndpointError::Refused(format!(
+            _ => Err(EndpointError::Permanent(format!(
                 "{}: the server did not list its exports",
                 self.name
             ))),
@@ -104,7 +104,7 @@ impl NbdEndpoint {
         match step {
             Step::Opened(opened) => Ok(*opened),
             Step::Refused(refusal) => Err(self.refused(&refusal)),
-            _ => Err(EndpointError::Refused(format!(
+            _ => Err(EndpointError::Permanent(format!(
                 "{}: the server did not describe the export",
                 self.name
             ))),
@@ -126,7 +126,7 @@ impl NbdEndpoint {
     }
 
     fn unreachable(&self, error: &io::Error) -> EndpointError {
-        EndpointError::Unreachable(format!("{}: {error}", self.name))
+        EndpointError::Temporary(format!("{}: {error}", self.name))
     }
 
     fn protocol_violation(&self, violation: Violation) -> EndpointError {
@@ -141,11 +141,11 @@ impl NbdEndpoint {
             _ => format!("{}: {refusal}", self.name),
         };
         match refusal.reason {
-            Reason::Shutdown => EndpointError::Unreachable(sentence),
+            Reason::Shutdown => EndpointError::Temporary(sentence),
             Reason::Unknown if self.opened.load(Ordering::Relaxed) => {
-                EndpointError::Unreachable(sentence)
+                EndpointError::Temporary(sentence)
             }
-            _ => EndpointError::Refused(sentence),
+            _ => EndpointError::Permanent(sentence),
         }
     }
 
@@ -226,7 +226,7 @@ impl Endpoint for NbdEndpoint {
                 drop(io);
                 Err(self.refused(&refusal))
             }
-            _ => Err(EndpointError::Refused(format!(
+            _ => Err(EndpointError::Permanent(format!(
                 "{}: the server did not open the export",
                 self.name
             ))),

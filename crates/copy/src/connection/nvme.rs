@@ -163,7 +163,7 @@ impl NvmeEndpoint {
     fn namespace<'a>(&self, attached: &'a Attached) -> Result<&'a Namespace, EndpointError> {
         let all = attached.controller.namespaces();
         match all {
-            [] => Err(EndpointError::Unreachable(format!(
+            [] => Err(EndpointError::Temporary(format!(
                 "{}: the disk is not available now",
                 self.name
             ))),
@@ -182,7 +182,7 @@ impl NvmeEndpoint {
     }
 
     fn refuse(&self, why: &dyn std::fmt::Display) -> EndpointError {
-        EndpointError::Refused(format!("{}: {why}", self.name))
+        EndpointError::Permanent(format!("{}: {why}", self.name))
     }
 
     fn failed(&self, error: &QueueError) -> EndpointError {
@@ -194,7 +194,7 @@ impl NvmeEndpoint {
         let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
         match error.is_final(opened) {
             true => self.refuse(&format!("{error}{hint}")),
-            false => EndpointError::Unreachable(format!("{}: {error}{hint}", self.name)),
+            false => EndpointError::Temporary(format!("{}: {error}{hint}", self.name)),
         }
     }
 

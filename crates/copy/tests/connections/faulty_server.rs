@@ -276,7 +276,7 @@ fn server_that_drops_every_read_is_refused() {
     let server = Server::new(|_, request| if is_read(request) { Act::Cut } else { Act::Answer });
     let report = copy_from(&server, "drops");
     match &report.outcome {
-        Outcome::Refused(Refusal::Source(EndpointError::Unreachable(why))) => {
+        Outcome::Refused(Refusal::Source(EndpointError::Temporary(why))) => {
             assert!(why.contains("each connection is lost at the first read"), "{why}");
         }
         other => panic!("{other:?}"),

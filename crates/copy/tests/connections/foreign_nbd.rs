@@ -110,7 +110,7 @@ fn dial(socket: &Path) -> Dial {
     let socket = socket.to_owned();
     Arc::new(move || {
         let stream = UnixStream::connect(&socket);
-        let stream = stream.map_err(|error| EndpointError::Unreachable(error.to_string()))?;
+        let stream = stream.map_err(|error| EndpointError::Temporary(error.to_string()))?;
         Ok(Box::new(stream) as Box<dyn Transport>)
     })
 }
@@ -125,7 +125,7 @@ fn connection(dir: &TestDir, export: &str) -> Driven {
 
 fn refused(dir: &TestDir, export: &str) -> String {
     match endpoint(dir, export).open().err() {
-        Some(EndpointError::Refused(sentence) | EndpointError::Violation(sentence)) => sentence,
+        Some(EndpointError::Permanent(sentence) | EndpointError::Violation(sentence)) => sentence,
         other => panic!("{other:?}"),
     }
 }
@@ -258,7 +258,7 @@ fn r24_connection_lost_in_a_read_is_reopened() {
     driven.connection.advance().unwrap();
     drop(server);
     assert!(driven.wait(1).is_err());
-    assert!(matches!(endpoint.open().err(), Some(EndpointError::Unreachable(_))));
+    assert!(matches!(endpoint.open().err(), Some(EndpointError::Temporary(_))));
     let Some(_server) = Server::nbdkit(&dir, &["memory", "8M"]) else { return };
     let (after, connection) = endpoint.open().unwrap();
     assert_eq!((&after.identity, after.bytes), (&before.identity, before.bytes));
@@ -302,7 +302,7 @@ fn tls_is_negotiated_or_refused() {
     assert!(sentence.contains("requires TLS"), "{sentence}");
     drop(server);
     let Some(_server) = Server::nbdkit(&dir, &["memory", "8M"]) else { return };
-    let Err(EndpointError::Refused(sentence)) = start_tls(&mut connect(), "nbds://there") else {
+    let Err(EndpointError::Permanent(sentence)) = start_tls(&mut connect(), "nbds://there") else {
         panic!("it was not refused");
     };
     assert!(sentence.contains("does not offer TLS"), "{sentence}");

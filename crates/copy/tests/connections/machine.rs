@@ -142,7 +142,7 @@ fn negotiation() -> Security {
 pub(crate) fn dial(address: SocketAddr) -> Dial {
     Arc::new(move || {
         let socket = TcpStream::connect(address);
-        let socket = socket.map_err(|error| EndpointError::Unreachable(error.to_string()))?;
+        let socket = socket.map_err(|error| EndpointError::Temporary(error.to_string()))?;
         Ok(Box::new(socket) as Box<dyn Transport>)
     })
 }

@@ -74,7 +74,7 @@ fn missing_export_is_refused_with_existing_names() {
     machine.export_disk(2);
     for wanted in ["disk3", ""] {
         match endpoint(&machine, wanted).open().err() {
-            Some(EndpointError::Refused(sentence)) => {
+            Some(EndpointError::Permanent(sentence)) => {
                 assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
             }
             other => panic!("{wanted}: {other:?}"),
@@ -95,7 +95,7 @@ fn r23_lost_connection_is_reopened() {
         let buffer = driven.buffer(512);
         driven.submit(Request::Read { offset: 0, buffer });
         assert!(driven.wait(1).is_err());
-        assert!(matches!(endpoint.open().err(), Some(EndpointError::Unreachable(_))));
+        assert!(matches!(endpoint.open().err(), Some(EndpointError::Temporary(_))));
         machine.start();
         let (after, connection) = eventually(|| endpoint.open().ok());
         assert_eq!(after, before);
@@ -114,5 +114,5 @@ fn withdrawn_disk_is_waited_for() {
     let buffer = driven.buffer(512);
     driven.submit(Request::Read { offset: 0, buffer });
     assert!(driven.wait(1).is_err());
-    assert!(matches!(endpoint.open().err(), Some(EndpointError::Unreachable(_))));
+    assert!(matches!(endpoint.open().err(), Some(EndpointError::Temporary(_))));
 }

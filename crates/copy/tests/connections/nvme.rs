@@ -81,7 +81,7 @@ fn disk_is_found_by_any_of_its_names() {
         assert_eq!(endpoint(&machine, wanted).nqn().unwrap(), first, "{wanted}");
     }
     for wanted in ["", "3", "SN3"] {
-        let Err(EndpointError::Refused(sentence)) = endpoint(&machine, wanted).nqn() else {
+        let Err(EndpointError::Permanent(sentence)) = endpoint(&machine, wanted).nqn() else {
             panic!("{wanted} is there");
         };
         assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
@@ -94,7 +94,7 @@ fn disk_is_found_by_any_of_its_names() {
 fn missing_disk_is_refused_with_a_message() {
     let (machine, _) = machine();
     match endpoint(&machine, "nqn.2026-01.org.example:none").open().err() {
-        Some(EndpointError::Refused(sentence)) => {
+        Some(EndpointError::Permanent(sentence)) => {
             assert!(sentence.contains("refused this host"), "{sentence}");
         }
         other => panic!("{other:?}"),
@@ -115,7 +115,7 @@ fn r23_lost_connection_is_reopened() {
         driven.submit(Request::Read { offset: 0, buffer });
         let lost = driven.wait(1).map(|completions| completions.len()).unwrap_err();
         assert!(!lost.reason.is_empty());
-        assert!(matches!(endpoint.open().err(), Some(EndpointError::Unreachable(_))));
+        assert!(matches!(endpoint.open().err(), Some(EndpointError::Temporary(_))));
         machine.start();
         let (after, connection) = eventually(|| endpoint.open().ok());
         assert_eq!(after, before);
@@ -178,14 +178,14 @@ fn both_sides_authenticate_if_required() {
     assert!(driven.read(0, 4096).unwrap() == bytes[..4096]);
     for (own, theirs) in [(3, 2), (1, 3)] {
         match with_key(&machine, own, theirs).open().err() {
-            Some(EndpointError::Refused(sentence)) => {
+            Some(EndpointError::Permanent(sentence)) => {
                 assert!(sentence.contains("authentication failed"), "{sentence}");
             }
             other => panic!("{own} {theirs}: {other:?}"),
         }
     }
     match endpoint(&machine, "").open().err() {
-        Some(EndpointError::Refused(sentence)) => assert!(sentence.contains("key"), "{sentence}"),
+        Some(EndpointError::Permanent(sentence)) => assert!(sentence.contains("key"), "{sentence}"),
         other => panic!("{other:?}"),
     }
 }
@@ -215,6 +215,8 @@ fn disk_beyond_the_32nd_is_found_by_name() {
     (2..=40).for_each(|number| machine.export_file(number, &machine.files[0]));
     let last = endpoint(&machine, "disk40").nqn().unwrap();
     assert_eq!(last, "nqn.2014-08.org.nvmexpress:uuid:40");
-    let Err(EndpointError::Refused(sentence)) = endpoint(&machine, "none").nqn() else { panic!() };
+    let Err(EndpointError::Permanent(sentence)) = endpoint(&machine, "none").nqn() else {
+        panic!()
+    };
     assert!(sentence.contains("disk1, ") && sentence.contains("and 24 others"), "{sentence}");
 }

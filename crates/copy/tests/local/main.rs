@@ -395,7 +395,7 @@ impl Nbdkit {
         }
         let dial: Dial = Arc::new(move || match UnixStream::connect(&socket) {
             Ok(stream) => Ok(Box::new(stream) as Box<dyn Transport>),
-            Err(error) => Err(EndpointError::Unreachable(error.to_string())),
+            Err(error) => Err(EndpointError::Temporary(error.to_string())),
         });
         Some((Self(server), NbdEndpoint::new("nbdkit", "", dial)))
     }

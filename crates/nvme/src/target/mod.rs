@@ -12,8 +12,8 @@
 //! | `capsule`, `transfers`, `outbox`, `binding` | a received command; slots and data, output, the queue's controller |
 //!
 //! Queues of one controller share its state (`controller`); controllers are registered in the
-//! [`Target`]. `context` is who is at the other end of a connection, `access` asks the policy about
-//! it. `work`, `job` and `pair` are the states of commands. To add a command, write a module of
+//! [`Target`]. `context` identifies the peer of a connection, `access` checks the
+//! access of the peer. `work`, `job` and `compare_and_write` are the states of commands. To add a command, write a module of
 //! `admin` or `io`, and call it from the dispatch of its `mod.rs`.
 
 mod access;
@@ -21,6 +21,7 @@ mod admin;
 mod auth;
 mod binding;
 mod capsule;
+mod compare_and_write;
 mod connect;
 mod connection;
 mod context;
@@ -31,7 +32,6 @@ mod generated;
 mod io;
 mod job;
 mod outbox;
-mod pair;
 mod queue;
 mod rate_limit;
 mod receiving;

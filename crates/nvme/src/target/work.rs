@@ -3,8 +3,8 @@
 use export::Op;
 
 use super::binding::Connect;
+use super::compare_and_write::{FusedCommand, FusedOperation};
 use super::job::Job;
-use super::pair::{FusedHalf, FusedPair};
 use crate::command::AdminCommand;
 use crate::wire::fabrics::ConnectData;
 
@@ -31,10 +31,10 @@ pub(super) enum Work {
     },
     /// Several requests in sequence.
     Job(Box<Job>),
-    /// One command of a fused pair that is not complete.
-    FusedHalf(Box<FusedHalf>),
-    /// A complete fused pair, in the slot of its first command.
-    FusedPair(Box<FusedPair>),
+    /// One command of a fused operation, before the data of both is received.
+    FusedCommand(Box<FusedCommand>),
+    /// A fused operation whose data is complete, in the slot of its first command.
+    FusedOperation(Box<FusedOperation>),
     /// Connect: waits for its data.
     Connect(Box<Connect>),
     /// Connect: waits for orphaned writes of earlier connections to end.
@@ -55,12 +55,15 @@ impl Work {
     /// Returns whether the command can be aborted before it is submitted to the disk. An Abort is
     /// completed by another queue, and a shutdown takes place in any case.
     pub(super) fn is_abortable(&self) -> bool {
-        !matches!(self, Self::FusedPair(_) | Self::FusedHalf(_) | Self::Abort | Self::Shutdown)
+        !matches!(
+            self,
+            Self::FusedOperation(_) | Self::FusedCommand(_) | Self::Abort | Self::Shutdown
+        )
     }
 
-    /// Returns whether it is a pair that holds or awaits exclusive access to the disk.
+    /// Returns whether it is a fused operation that holds or awaits exclusive access to the disk.
     pub(super) fn holds_exclusive(&self) -> bool {
-        matches!(self, Self::FusedPair(pair) if pair.holds_exclusive())
+        matches!(self, Self::FusedOperation(operation) if operation.holds_exclusive())
     }
 
     /// Returns the first block, for the error log.

@@ -90,7 +90,7 @@ fn denied_and_unanswered_requests_are_refused() {
     let (mut conn, mut client, _) = world.attempt(&code);
     world.answer(&mut conn, Verdict::Denied);
     let found = world.run(&mut conn, &mut client, 9999);
-    assert_eq!(found, [Step::Failed(Failure::Refused(RefusalReason::Denied, 0))]);
+    assert_eq!(found, [Step::Failed(Failure::Refused(RefusalReason::DeniedByAdministrator, 0))]);
     assert_eq!(conn.reasons(), ["denied by the administrator"]);
 
     let code = world.digits();

@@ -64,7 +64,7 @@ impl Endpoint for CheckedEndpoint {
         if let Some(before) = confirmed.as_ref()
             && let Some(why) = identity_change(before, &disk)
         {
-            return Err(EndpointError::Refused(format!(
+            return Err(EndpointError::Permanent(format!(
                 "{} is not the disk any more that was looked at: {why}; nothing was written, try again",
                 disk.name
             )));

@@ -51,7 +51,7 @@ impl Endpoint for PatchedDisk {
         let (disk, connection) = self.inner.open()?;
         if disk.bytes != self.changes.source_bytes {
             let name = &disk.name;
-            return Err(EndpointError::Refused(format!("{name} has changed its size meanwhile")));
+            return Err(EndpointError::Permanent(format!("{name} has changed its size meanwhile")));
         }
         let identity = match self.identity_suffix.as_str() {
             "" => disk.identity.clone(),

@@ -68,9 +68,7 @@ impl NvmeEndpoint {
         let log = discovery::read_log(&mut queue, cntlid, Deadline::after(CONNECT_TIMEOUT));
         let log = log.map_err(|error| match error {
             DiscoveryError::Queue(error) => self.failed(&error),
-            DiscoveryError::Changing => {
-                EndpointError::Unreachable(format!("{}: {error}", self.name))
-            }
+            DiscoveryError::Changing => EndpointError::Temporary(format!("{}: {error}", self.name)),
             DiscoveryError::Refused(_) | DiscoveryError::TooShort => self.refuse(&error),
         })?;
         let mut nqns: Vec<String> = Vec::new();

@@ -104,7 +104,7 @@ impl Endpoint for Sim {
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let mut core = self.core();
         if core.connections >= core.most {
-            return Err(EndpointError::Unreachable("too many connections".to_owned()));
+            return Err(EndpointError::Temporary("too many connections".to_owned()));
         }
         core.connections += 1;
         let connection =

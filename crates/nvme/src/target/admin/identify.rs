@@ -8,10 +8,10 @@ use super::configuration::VERSION;
 use super::event::MAX_EVENT_REQUESTS;
 use super::feature::{DISCOVERY_EVENTS, IO_EVENTS, is_cached};
 use crate::status::Status;
+use crate::target::compare_and_write::MAX_FUSED_BYTES;
 use crate::target::context::Context;
 use crate::target::controller::{Controller, ControllerType, ERROR_ENTRIES, MAX_ABORTS};
 use crate::target::job::{COPY_RANGES, MCL, MSSRL};
-use crate::target::pair::MAX_FUSED_BYTES;
 use crate::target::queue::Queue;
 use crate::target::{MAX_CAPSULE_DATA, MDTS, NSID, NSID_ALL, QUEUE_ENTRIES};
 use crate::wire::identify::{

@@ -82,7 +82,7 @@ pub(super) fn data_received(queue: &mut Queue, tag: u16, work: Work, buffer: Buf
             queue.submit(tag, Op::Write { durable }, lba, blocks.into(), Some(buffer), None);
         }
         Work::Job(job) => job::data_received(queue, tag, job, buffer),
-        Work::FusedHalf(half) => fused::data_received(queue, tag, half, buffer),
+        Work::FusedCommand(command) => fused::data_received(queue, tag, command, buffer),
         other => queue.set_work(tag, other),
     }
 }
@@ -91,7 +91,7 @@ pub(super) fn data_received(queue: &mut Queue, tag: u16, work: Work, buffer: Buf
 pub(super) fn drive(queue: &mut Queue, tag: u16, outcome: Option<Outcome>) {
     match queue.take_work(tag) {
         Work::Job(job) => job::step(queue, tag, job, outcome),
-        Work::FusedPair(pair) => fused::step(queue, tag, pair, outcome),
+        Work::FusedOperation(operation) => fused::step(queue, tag, operation, outcome),
         work => single::step(queue, tag, work, outcome),
     }
 }
@@ -102,7 +102,9 @@ pub(super) fn retry(queue: &mut Queue, tag: u16) {
     match std::mem::replace(state, SlotState::Pending) {
         SlotState::AwaitingExclusive(Request { op, lba, blocks, buffer, .. }) => {
             match (queue.take_work(tag), buffer) {
-                (Work::FusedPair(pair), Some(buffer)) => fused::write(queue, tag, pair, buffer),
+                (Work::FusedOperation(operation), Some(buffer)) => {
+                    fused::write(queue, tag, operation, buffer)
+                }
                 (work, buffer) => {
                     queue.set_work(tag, work);
                     queue.submit(tag, op, lba, blocks, buffer, None);

@@ -1,5 +1,5 @@
-//! The state of a fused Compare and Write (NVMe Base 2.0 §3.4.2, NVM 1.0 §2.1.4): of each of the
-//! two commands until all their data was received, then of the pair.
+//! State of a fused Compare and Write (NVMe Base 2.0 §3.4.2, NVM 1.0 §2.1.4): per command until the
+//! data of both is received, then of the operation.
 
 use std::sync::Arc;
 
@@ -8,41 +8,40 @@ use export::{Buffer, Exclusive, Export, Op, Outcome};
 use super::fault_status;
 use crate::status::Status;
 
-/// Maximum bytes of one command of a pair (ACWU). Both commands and the data read must fit in the
-/// memory of a connection.
+/// Maximum length of each command in bytes; ACWU is derived from it. Both commands and the data read
+/// must fit in the memory of a connection.
 pub(super) const MAX_FUSED_BYTES: u64 = 1 << 16;
 
-/// One command of a fused pair that is not complete.
+/// One command of a fused operation, before the data of both is received.
 #[derive(Debug)]
-pub(super) struct FusedHalf {
+pub(super) struct FusedCommand {
     lba: u64,
     blocks: u32,
     durable: bool,
-    first: bool,
+    is_first: bool,
     /// Slot of the other command, once it was received.
     partner: Option<u16>,
     data: Option<Buffer>,
 }
 
-impl FusedHalf {
+impl FusedCommand {
     pub(super) fn new(
-        first: bool,
+        is_first: bool,
         lba: u64,
         blocks: u32,
         durable: bool,
         partner: Option<u16>,
     ) -> Self {
-        Self { lba, blocks, durable, first, partner, data: None }
+        Self { lba, blocks, durable, is_first, partner, data: None }
     }
 
-    /// Returns the second command of the pair whose first is in slot `first`, before it was
-    /// checked.
-    pub(super) fn second_of(first: u16) -> Self {
-        Self::new(false, 0, 0, false, Some(first))
+    /// Returns a second command that is not checked yet; its first command is in slot `first_slot`.
+    pub(super) fn unchecked_second(first_slot: u16) -> Self {
+        Self::new(false, 0, 0, false, Some(first_slot))
     }
 
     pub(super) fn is_first(&self) -> bool {
-        self.first
+        self.is_first
     }
 
     pub(super) fn partner(&self) -> Option<u16> {
@@ -53,8 +52,7 @@ impl FusedHalf {
         self.partner = partner;
     }
 
-    /// Returns whether the command is for these blocks.
-    pub(super) fn is_for(&self, lba: u64, blocks: u32) -> bool {
+    pub(super) fn has_range(&self, lba: u64, blocks: u32) -> bool {
         self.lba == lba && self.blocks == blocks
     }
 
@@ -67,46 +65,54 @@ impl FusedHalf {
     }
 }
 
-/// A fused pair with all data.
+/// A fused operation whose data is complete.
 #[derive(Debug)]
-pub(super) struct FusedPair {
-    second: u16,
+pub(super) struct FusedOperation {
+    second_slot: u16,
     lba: u64,
     blocks: u32,
     durable: bool,
     expected: Buffer,
-    /// Data to write; `None` once the write was submitted.
+    /// Data to write; `None` from the completion of the read on.
     replacement: Option<Buffer>,
-    /// Buffer for the current data; `None` once the read was submitted.
+    /// Buffer for the read, between its allocation and the submission of the read.
     current: Option<Buffer>,
     exclusive: Option<Exclusive>,
 }
 
-/// What follows a disk request of a pair.
+/// What follows a completed disk request.
 #[derive(Debug)]
-pub(super) enum PairStep {
+pub(super) enum FusedStep {
     /// Writes this data.
     Write(Buffer),
     /// Completes both commands with these statuses.
     Finish(Status, Status),
 }
 
-impl FusedPair {
-    /// Returns the pair of the Write `half` in slot `second`.
+impl FusedOperation {
+    /// Creates the operation from the Write, which is in slot `second_slot`.
     pub(super) fn new(
-        second: u16,
-        half: &FusedHalf,
+        second_slot: u16,
+        write: &FusedCommand,
         expected: Buffer,
         replacement: Buffer,
     ) -> Self {
-        let &FusedHalf { lba, blocks, durable, .. } = half;
+        let &FusedCommand { lba, blocks, durable, .. } = write;
         let replacement = Some(replacement);
-        Self { second, lba, blocks, durable, expected, replacement, current: None, exclusive: None }
+        Self {
+            second_slot,
+            lba,
+            blocks,
+            durable,
+            expected,
+            replacement,
+            current: None,
+            exclusive: None,
+        }
     }
 
-    /// Returns the slot of the second command.
-    pub(super) fn second(&self) -> u16 {
-        self.second
+    pub(super) fn second_slot(&self) -> u16 {
+        self.second_slot
     }
 
     /// Returns the first block and the number of blocks.
@@ -127,18 +133,17 @@ impl FusedPair {
         self.exclusive.is_some()
     }
 
-    /// Ends exclusive access to another disk than `export`. Returns whether it had that.
-    pub(super) fn release_other(&mut self, export: &Arc<Export>) -> bool {
+    /// Releases exclusive access if it is to a disk other than `export`. Returns whether it did.
+    pub(super) fn release_stale(&mut self, export: &Arc<Export>) -> bool {
         self.exclusive.take_if(|exclusive| !exclusive.is_for(export)).is_some()
     }
 
-    /// Returns the length of the buffer that it needs for the current data, if it has none.
+    /// Returns the length of the buffer to allocate for the read; `None` if it is allocated.
     pub(super) fn missing_buffer(&self) -> Option<usize> {
         self.current.is_none().then_some(self.expected.len())
     }
 
-    /// Gives it the buffer for the current data.
-    pub(super) fn set_buffer(&mut self, buffer: Buffer) {
+    pub(super) fn set_read_buffer(&mut self, buffer: Buffer) {
         self.current = Some(buffer);
     }
 
@@ -151,8 +156,8 @@ impl FusedPair {
         if drained { self.current.take() } else { None }
     }
 
-    /// Takes the exclusive access to `export` for the write of `replacement`. Without it, keeps the
-    /// data, for a new start.
+    /// Takes the exclusive access to `export` for the write of `replacement`. Returns `None` and keeps
+    /// the data if there is none; the caller then restarts the operation.
     pub(super) fn begin_write(
         &mut self,
         export: Option<&Arc<Export>>,
@@ -168,26 +173,26 @@ impl FusedPair {
         }
     }
 
-    /// Gives back exclusive access after its request was submitted.
-    pub(super) fn keep_exclusive(&mut self, exclusive: Option<Exclusive>) {
+    /// Stores the exclusive access that [`FusedOperation::begin_write`] took.
+    pub(super) fn restore_exclusive(&mut self, exclusive: Option<Exclusive>) {
         self.exclusive = self.exclusive.take().or(exclusive);
     }
 
     /// Handles the completion of the current request.
-    pub(super) fn completed(&mut self, outcome: &Outcome) -> PairStep {
+    pub(super) fn complete(&mut self, outcome: &Outcome) -> FusedStep {
         let op = self.op();
         let second_aborted = Status::ABORTED_FAILED_FUSED.dnr();
         match (outcome.result, self.replacement.take()) {
             // A failed write is the status of the second command. The Compare succeeded.
-            (Err(fault), None) => PairStep::Finish(Status::SUCCESS, fault_status(fault, op)),
-            (Err(fault), Some(_)) => PairStep::Finish(fault_status(fault, op), second_aborted),
-            (Ok(()), None) => PairStep::Finish(Status::SUCCESS, Status::SUCCESS),
+            (Err(fault), None) => FusedStep::Finish(Status::SUCCESS, fault_status(fault, op)),
+            (Err(fault), Some(_)) => FusedStep::Finish(fault_status(fault, op), second_aborted),
+            (Ok(()), None) => FusedStep::Finish(Status::SUCCESS, Status::SUCCESS),
             (Ok(()), Some(replacement)) => {
                 let read = outcome.buffer.as_ref().map(Buffer::bytes);
                 if read == Some(self.expected.bytes()) {
-                    PairStep::Write(replacement)
+                    FusedStep::Write(replacement)
                 } else {
-                    PairStep::Finish(Status::COMPARE_FAILURE.dnr(), second_aborted)
+                    FusedStep::Finish(Status::COMPARE_FAILURE.dnr(), second_aborted)
                 }
             }
         }
