@@ -1,7 +1,7 @@
 //! Line layout: wrapped sentences, commands that are never wrapped, colours.
 
 use crate::width::columns;
-use crate::{Disk, Host, Model, host_name, printable};
+use crate::{Disk, Host, Model, escape_unprintable, short_host_nqn};
 use export::Access;
 
 /// The display properties.
@@ -107,7 +107,7 @@ impl Page {
 
     /// Escapes control characters, and non-ASCII text outside UTF-8.
     pub(crate) fn escape(&self, text: &str) -> String {
-        printable(text, self.style.utf8)
+        escape_unprintable(text, self.style.utf8)
     }
 
     /// Returns text in the colour of a role, or as it is without colours.
@@ -128,9 +128,9 @@ impl Page {
 /// Returns the display name of a host: its configured name, else its NQN, else its address.
 pub(crate) fn name_of(host: &Host, utf8: bool) -> String {
     match &host.known_as {
-        Some(name) => printable(name, utf8),
+        Some(name) => escape_unprintable(name, utf8),
         None if host.nqn.is_empty() => host.address.to_string(),
-        None => host_name(&host.nqn, utf8),
+        None => short_host_nqn(&host.nqn, utf8),
     }
 }
 

@@ -177,7 +177,7 @@ fn matching_map(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
 
 /// Fails if both identities are known and differ.
 fn check_identity(path: &Path, which: &str, before: &str, now: &str) -> Result<(), Refusal> {
-    let now = map::MapMetadata::printable(now);
+    let now = map::MapMetadata::saved_identity(now);
     if before.is_empty() || now.is_empty() || before == now {
         return Ok(());
     }
@@ -208,8 +208,8 @@ fn with_metadata(mut map: Map, source: &Disk, destination: &Disk) -> Map {
     metadata.hashes.retain(|hash| finished(hash.range()));
     metadata.bytes = Some(source.bytes);
     metadata.complete = true;
-    metadata.source = map::MapMetadata::printable(&source.identity);
-    metadata.destination = map::MapMetadata::printable(&destination.identity);
+    metadata.source = map::MapMetadata::saved_identity(&source.identity);
+    metadata.destination = map::MapMetadata::saved_identity(&destination.identity);
     map.metadata = metadata;
     map
 }

@@ -7,7 +7,7 @@ mod sentence;
 use std::fmt;
 use std::sync::Arc;
 
-use console::printable;
+use console::escape_unprintable;
 use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
 use nvme::nqn;
 use serde::{Serialize, Serializer};
@@ -347,7 +347,7 @@ impl ServeEvent {
         };
         let field = |(name, value): (String, serde_json::Value)| {
             let value = match value {
-                serde_json::Value::String(text) => printable(&text, true),
+                serde_json::Value::String(text) => escape_unprintable(&text, true),
                 other => other.to_string(),
             };
             (format!("STORAGETM_{}", name.to_ascii_uppercase()), value)
@@ -387,7 +387,7 @@ pub fn escaped(json: &str) -> String {
 
 /// Escapes one character. Outside of JSON strings all characters are printable ASCII.
 fn json_escaped(c: char) -> String {
-    let shown = printable(c.encode_utf8(&mut [0; 4]), true);
+    let shown = escape_unprintable(c.encode_utf8(&mut [0; 4]), true);
     if shown.chars().eq([c]) {
         return shown;
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use linux::boot::{Parameter, command_line, credentials};
 use linux::identity::{MachineId, firmware_id};
-use linux::network::Setting;
+use linux::network::IpParameter;
 use linux::tree::Tree;
 
 use crate::disk_filter::{DiskFilter, DiskSelector};
@@ -57,8 +57,8 @@ impl Settings {
         for parameter in command_line(tree) {
             settings.apply(tree, &parameter);
         }
-        let (network, _) = Setting::parse_all(&tree.text("proc/cmdline").unwrap_or_default());
-        settings.routable = network.iter().any(Setting::asks_for_routable);
+        let (network, _) = IpParameter::parse_all(&tree.text("proc/cmdline").unwrap_or_default());
+        settings.routable = network.iter().any(IpParameter::may_be_routable);
         settings
     }
 

@@ -66,7 +66,7 @@ pub fn spawn_error(error: &io::Error) -> String {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&console::printable(&self.message, true))
+        f.write_str(&console::escape_unprintable(&self.message, true))
     }
 }
 

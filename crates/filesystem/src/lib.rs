@@ -280,7 +280,6 @@ fn path(named: &DirEntries, root: u64, number: u64) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// A name for people, without control characters.
-fn printable(name: &str) -> String {
+fn replace_control(name: &str) -> String {
     name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use linux::medium::ReadAt;
 
 use crate::window::{le16, le64, read, runs};
-use crate::{DirEntries, OpaqueReason, Owner, Ranges, path, printable};
+use crate::{DirEntries, OpaqueReason, Owner, Ranges, path, replace_control};
 use record::{Content, Record};
 
 const NAME: &[u8] = b"NTFS    ";
@@ -89,7 +89,7 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
             }
         }
         if let Some((parent, name)) = record.name() {
-            named.insert(number, (parent, printable(&name)));
+            named.insert(number, (parent, replace_control(&name)));
         }
     })?;
     let owner = |number: &u64| match path(&named, ROOT, *number) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use console::printable;
+use console::escape_unprintable;
 use export::{Host, KeyId, Policy, Secret};
 use nvme::nqn;
 use sha2::{Digest, Sha256};
@@ -51,7 +51,7 @@ pub fn read(store: &Store, now: SystemTime) -> (Policy, Option<SystemTime>, Vec<
 
 impl PolicyReader<'_> {
     fn warn(&mut self, sentence: &str) {
-        self.warnings.push(printable(sentence, true));
+        self.warnings.push(escape_unprintable(sentence, true));
     }
 
     /// Warns about files with invalid names, which would be skipped silently.

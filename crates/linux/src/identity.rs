@@ -255,8 +255,8 @@ fn hash(parts: &[&str]) -> [u8; 16] {
 }
 
 fn named(uuid: [u8; 16], serial: Option<&str>, hardware: &Hardware, source: Source) -> Identity {
-    let model = hardware.model.as_deref().and_then(|model| printable(model, MODEL));
-    let firmware = hardware.firmware.as_deref().and_then(|words| printable(words, FIRMWARE));
+    let model = hardware.model.as_deref().and_then(|model| printable_ascii(model, MODEL));
+    let firmware = hardware.firmware.as_deref().and_then(|words| printable_ascii(words, FIRMWARE));
     let made = || hex(&uuid).chars().take(SERIAL).collect();
     Identity {
         uuid,
@@ -270,11 +270,11 @@ fn named(uuid: [u8; 16], serial: Option<&str>, hardware: &Hardware, source: Sour
     }
 }
 
-/// Returns printable ASCII (20h to 7Eh, NVMe Base 2.0 §1.8), cut to `most` characters; `None` if
+/// Returns printable ASCII (20h to 7Eh, NVMe Base 2.0 §1.8), truncated to `max_len` characters; `None` if
 /// nothing is left.
-fn printable(text: &str, most: usize) -> Option<String> {
+fn printable_ascii(text: &str, max_len: usize) -> Option<String> {
     let shown = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '_' };
-    let text: String = text.trim().chars().map(shown).take(most).collect();
+    let text: String = text.trim().chars().map(shown).take(max_len).collect();
     let text = text.trim_end();
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -282,9 +282,9 @@ fn printable(text: &str, most: usize) -> Option<String> {
 /// Returns the end of a long serial number, which is the part that differs between disks of a
 /// model.
 fn ending(serial: &str) -> Option<String> {
-    let whole = printable(serial, usize::MAX)?;
+    let whole = printable_ascii(serial, usize::MAX)?;
     let skip = whole.len().saturating_sub(SERIAL);
-    printable(whole.get(skip..)?, SERIAL)
+    printable_ascii(whole.get(skip..)?, SERIAL)
 }
 
 /// Returns the disk's serial number with a suffix for the partition, in 20 characters.

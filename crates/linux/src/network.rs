@@ -3,19 +3,19 @@
 //!
 //! Every wired interface gets an IPv4 link-local address (RFC 3927) and the kernel's IPv6 one, so
 //! that two machines and one cable are enough. DHCP, prefixes of IPv6 routers and fixed addresses
-//! are added as the `ip=` parameters of the kernel command line demand ([`Setting`]). Interfaces
+//! are added as the `ip=` parameters of the kernel command line demand ([`IpParameter`]). Interfaces
 //! may be added and removed at any time. One thread does everything; the protocol state machines
 //! are pure.
 
 mod dhcp;
 mod ether;
 mod interface;
+mod ip_parameter;
 mod link;
 mod link_local;
 mod plan;
 mod random;
 mod route;
-mod setting;
 mod socket;
 mod worker;
 
@@ -24,7 +24,7 @@ mod namespace;
 
 pub use dhcp::Lease;
 pub use ether::Mac;
-pub use setting::{BadSetting, Fixed, Method, Problem, Setting};
+pub use ip_parameter::{Fixed, IgnoredParameter, IpParameter, Method, Problem};
 
 use std::fmt;
 use std::io;
@@ -100,7 +100,7 @@ pub enum Note {
         /// The address.
         address: Ipv4Addr,
     },
-    /// A setting names an interface that does not exist.
+    /// A parameter names an interface that does not exist.
     Missing {
         /// The interface.
         interface: String,
@@ -169,7 +169,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts the thread, which applies the settings, or link-local addresses if there are none.
+    /// Starts the thread, which applies the parameters, or link-local addresses if there are none.
     ///
     /// `sink` is called on the thread and must not block.
     ///
@@ -177,10 +177,10 @@ impl Network {
     /// Fails without routing sockets or if no thread can be started. Later errors are reported as
     /// [`Note::Failed`].
     pub fn start(
-        settings: Vec<Setting>,
+        parameters: Vec<IpParameter>,
         sink: impl FnMut(Note) + Send + 'static,
     ) -> io::Result<Self> {
-        let worker = Worker::open(settings, sink)?;
+        let worker = Worker::open(parameters, sink)?;
         let (stop, other) = UnixStream::pair()?;
         let thread = Builder::new().name("network".into()).spawn(move || worker.run(&other))?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })

@@ -284,7 +284,9 @@ impl Client {
     ) -> Result<(), Violation> {
         let verified = message::verify_tag(frame, &mut authenticator)?;
         match received {
-            FromTarget::RefusedAuthenticated(why) if verified => self.fail(Failure::Refused(why, 0)),
+            FromTarget::RefusedAuthenticated(why) if verified => {
+                self.fail(Failure::Refused(why, 0))
+            }
             FromTarget::Granted(access, disks) if verified && disks <= MAX_DISKS => {
                 paired.access = access;
                 self.await_disks(authenticator, paired, disks);

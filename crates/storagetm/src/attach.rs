@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use console::{decimal, printable};
+use console::{decimal, escape_unprintable};
 use linux::fabrics::{Connection, FabricsError, load};
 use linux::tree::Tree;
 use nvme::auth::{Credentials, chap};
@@ -155,8 +155,11 @@ fn print_attached(attached: &[Attached], json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&attached);
     }
-    let text: String =
-        attached.iter().flat_map(lines).map(|line| printable(&line, true) + "\n").collect();
+    let text: String = attached
+        .iter()
+        .flat_map(lines)
+        .map(|line| escape_unprintable(&line, true) + "\n")
+        .collect();
     print(text.as_bytes())
 }
 
@@ -197,7 +200,7 @@ fn summary(detached: &[Detached]) -> String {
     if detached.is_empty() {
         return "nothing was attached by NVMe/TCP\n".to_owned();
     }
-    detached.iter().map(|it| printable(&detached_line(it), true) + "\n").collect()
+    detached.iter().map(|it| escape_unprintable(&detached_line(it), true) + "\n").collect()
 }
 
 fn detach_matching(

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 
-use console::{decimal, printable, printable_lines};
+use console::{decimal, escape_lines_to_ascii, escape_unprintable};
 use linux::block::Disk;
 use linux::in_use::Machine;
 
@@ -115,8 +115,8 @@ pub(crate) fn confirm(overwrite: &OverwriteTarget, with: &str, given: bool) -> R
     }
     let question = format!("{overwrite}\nwill be overwritten with {with}. This cannot be undone.");
     let mut output = io::stderr();
-    let _ = writeln!(output, "{}", printable_lines(&question));
-    let _ = write!(output, "Type {} to go on: ", printable(&overwrite.name, true));
+    let _ = writeln!(output, "{}", escape_lines_to_ascii(&question));
+    let _ = write!(output, "Type {} to go on: ", escape_unprintable(&overwrite.name, true));
     let _ = output.flush();
     if is_confirmed(input.lock(), &overwrite.name) {
         return Ok(());

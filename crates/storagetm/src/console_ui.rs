@@ -27,7 +27,7 @@ pub(crate) const WARNING_TIME: Duration = Duration::from_secs(3);
 /// Shows a last warning on the consoles, after [`ConsoleUi::close`].
 pub(crate) fn warn(text: &str) {
     let mut screens = Screens::open(&Tree::machine());
-    screens.print(&format!("storagetm: {}\n", console::printable_lines(text)));
+    screens.print(&format!("storagetm: {}\n", console::escape_lines_to_ascii(text)));
     std::thread::sleep(WARNING_TIME);
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use console::attach::quoted;
-use console::printable;
+use console::escape_unprintable;
 use serde::Serialize;
 
 use crate::key::{print, print_json};
@@ -143,8 +143,9 @@ fn make_key(store: &Store, record: &mut HostRecord, host: &Name) -> Result<(), F
 
 /// Returns what was done and the next steps; `keys` is the state directory if one was named.
 fn report(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
-    let keys =
-        keys.map(|keys| printable(&quoted(&keys.to_string_lossy()), true)).unwrap_or_default();
+    let keys = keys
+        .map(|keys| escape_unprintable(&quoted(&keys.to_string_lossy()), true))
+        .unwrap_or_default();
     let keys = if keys.is_empty() { keys } else { format!(" --keys {keys}") };
     let mut lines = vec![format!("{name} may {}.", access_text(record)), String::new()];
     if let Some(key) = &record.tls_key {
@@ -166,14 +167,14 @@ fn access_text(record: &HostRecord) -> String {
         Allowed::Writable => "read, and change where it is lent writable,",
     };
     let until = first.expires.map(|expires| format!(" until {}", String::from(expires)));
-    printable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
+    escape_unprintable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
 }
 
 fn tls_steps(name: &Name, key: &Name, record: &HostRecord, keys: &str) -> Vec<String> {
     let is_nqn = |disk: &&str| disk.starts_with("nqn.");
     let disks = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).filter(is_nqn);
     let disks: Vec<String> =
-        disks.map(|disk| format!(" --disk {}", printable(&quoted(disk), true))).collect();
+        disks.map(|disk| format!(" --disk {}", escape_unprintable(&quoted(disk), true))).collect();
     let (disks, which) = if disks.is_empty() {
         (
             " --disk NQN".to_owned(),

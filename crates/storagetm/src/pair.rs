@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use client::{Deadline, Driver};
-use console::printable;
+use console::escape_unprintable;
 use engine::tls::{Hash, Psk};
 use export::{Access, Secret};
 use linux::keyring::{Keyring, KeyringError};
@@ -196,7 +196,7 @@ fn is_disconnect(error: &io::Error) -> bool {
 fn confirm_authenticated(target: &str) {
     let sentence =
         format!("The code is right. {target} may ask there whether you may have what you want.");
-    let _ = writeln!(io::stderr(), "{}", printable(&sentence, true));
+    let _ = writeln!(io::stderr(), "{}", escape_unprintable(&sentence, true));
 }
 
 fn failed(refusal: Refusal) -> Failure {

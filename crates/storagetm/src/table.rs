@@ -2,7 +2,7 @@
 
 use std::io::stdout;
 
-use console::printable;
+use console::escape_unprintable;
 use linux::tty;
 
 /// Spaces between columns.
@@ -22,7 +22,7 @@ fn table_of_width<const N: usize>(
     columns: Option<usize>,
 ) -> String {
     let mut cells = vec![headings.map(str::to_owned)];
-    cells.extend(rows.iter().map(|row| row.clone().map(|cell| printable(&cell, true))));
+    cells.extend(rows.iter().map(|row| row.clone().map(|cell| escape_unprintable(&cell, true))));
     let width = |at: usize| {
         cells.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max()
     };

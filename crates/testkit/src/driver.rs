@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use export::{Account, Admitted, Event, Fault, Notice, Op, Pool, Reason, Segment, Session, Step};
 
-use crate::{Chunks, Random, Stream, execute};
+use crate::{Chunks, Stream, Xorshift64, execute};
 
 /// Index of a connection.
 pub type Id = usize;
@@ -27,7 +27,7 @@ pub struct Driver {
     pub chunks: Chunks,
     /// Whether payloads are received directly into buffers.
     pub direct: bool,
-    pub random: Random,
+    pub random: Xorshift64,
     /// Number of [`Step::Notify`].
     pub notifications: usize,
     /// Whether the sessions must be notified of a change.
@@ -103,7 +103,7 @@ impl Driver {
             conns: Vec::new(),
             chunks: Chunks::Fixed(usize::MAX),
             direct: false,
-            random: Random::default(),
+            random: Xorshift64::default(),
             notifications: 0,
             notified: false,
         }

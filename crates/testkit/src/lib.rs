@@ -10,6 +10,6 @@ mod stream;
 
 pub use disk::{POISON, execute, export, poison};
 pub use driver::{Conn, Driver, Id};
-pub use random::Random;
+pub use random::Xorshift64;
 pub use scratch::Scratch;
 pub use stream::{Chunks, Stream};

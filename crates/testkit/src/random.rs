@@ -1,21 +1,20 @@
-//! Pseudo-random numbers that a seed repeats.
+//! Seedable pseudo-random numbers for reproducible tests.
 
-/// A generator of pseudo-random numbers (xorshift64).
+/// A pseudo-random generator (xorshift64).
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub struct Xorshift64(u64);
 
-impl Random {
-    /// Creates the generator of `seed`.
-    pub fn new(seed: u64) -> Self {
-        // SplitMix64, so that seeds that follow each other give different sequences. Never 0, which
-        // xorshift would repeat for ever.
+impl Xorshift64 {
+    pub fn from_seed(seed: u64) -> Self {
+        // SplitMix64, so that consecutive seeds give different sequences. The state must not be 0,
+        // which xorshift repeats for ever.
         let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         Self((state ^ (state >> 31)).max(1))
     }
 
-    /// Returns a number below `limit`; zero if that is zero.
+    /// Returns a number below `limit`; 0 if `limit` is 0.
     pub fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -24,8 +23,8 @@ impl Random {
     }
 }
 
-impl Default for Random {
+impl Default for Xorshift64 {
     fn default() -> Self {
-        Self::new(0)
+        Self::from_seed(0)
     }
 }

@@ -2,7 +2,7 @@
 
 use export::{DirectRecv, Segment};
 
-use crate::Random;
+use crate::Xorshift64;
 
 /// The sizes of the chunks in which bytes arrive.
 #[derive(Debug, Clone, Copy)]
@@ -16,7 +16,7 @@ pub enum Chunks {
 }
 
 impl Chunks {
-    fn next(self, random: &mut Random) -> usize {
+    fn next(self, random: &mut Xorshift64) -> usize {
         match self {
             Self::Fixed(n) => n,
             Self::UpTo(most) => random.below(most) + 1,
@@ -63,7 +63,7 @@ impl Stream {
     }
 
     /// Lets the next chunk arrive. Returns its length in bytes.
-    pub fn arrive(&mut self, chunks: Chunks, random: &mut Random) -> usize {
+    pub fn arrive(&mut self, chunks: Chunks, random: &mut Xorshift64) -> usize {
         let fresh = chunks.next(random).min(self.bytes.len() - self.arrived);
         self.arrived += fresh;
         fresh

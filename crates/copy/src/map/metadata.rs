@@ -41,8 +41,8 @@ impl MapMetadata {
         }
     }
 
-    /// Returns an identity as it is saved: on one line, without control characters.
-    pub(crate) fn printable(identity: &str) -> String {
+    /// Returns an identity as it is saved in the map: without control characters.
+    pub(crate) fn saved_identity(identity: &str) -> String {
         let plain: String =
             identity.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         plain.trim().to_owned()
@@ -73,7 +73,7 @@ impl MapMetadata {
 }
 
 fn emit_identity(text: &mut String, key: &str, identity: &str) {
-    let plain = MapMetadata::printable(identity);
+    let plain = MapMetadata::saved_identity(identity);
     if !plain.is_empty() {
         let _ = writeln!(text, "{PREFIX}{key} {plain}");
     }

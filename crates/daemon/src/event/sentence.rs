@@ -1,6 +1,6 @@
 //! Events as sentences for people.
 
-use console::{decimal, host_name, printable, size};
+use console::{decimal, escape_unprintable, short_host_nqn, size};
 
 use export::Transport;
 
@@ -64,7 +64,7 @@ impl ServeEvent {
             Self::Note { message } => message.clone(),
             Self::Stopped => "storagetm has stopped; all hosts are disconnected".to_owned(),
         };
-        Some(printable(&sentence, true))
+        Some(escape_unprintable(&sentence, true))
     }
 }
 
@@ -80,7 +80,7 @@ fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
     let host = match known_as {
         Some(name) => name.to_owned(),
         None if host.is_empty() => "a host without a name".to_owned(),
-        None => host_name(host, true),
+        None => short_host_nqn(host, true),
     };
     if address == Transport::Unix.to_string() {
         format!("{host} on this machine")

@@ -7,7 +7,7 @@ use linux::medium::ReadAt;
 
 use super::inode::{Inodes, ROOT};
 use crate::window::{le16, le32};
-use crate::{DirEntries, Owner, path, printable};
+use crate::{DirEntries, Owner, path, replace_control};
 
 /// File type of a directory in a directory entry.
 const DIRECTORY: u8 = 2;
@@ -69,6 +69,6 @@ fn entries(block: &[u8]) -> impl Iterator<Item = (u64, bool, String)> + '_ {
     });
     let real = every.filter(|(inode, _, name)| *inode != 0 && !matches!(*name, b"" | b"." | b".."));
     real.map(|(inode, is_directory, name)| {
-        (inode, is_directory, printable(&String::from_utf8_lossy(name)))
+        (inode, is_directory, replace_control(&String::from_utf8_lossy(name)))
     })
 }

@@ -6,7 +6,7 @@
 mod message;
 
 use super::ether::Mac;
-use super::random::Random;
+use super::random::SplitMix64;
 use message::{Answer, Ask, Question, Terms};
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -96,7 +96,7 @@ struct Ends {
 pub(super) struct Dhcp {
     mac: Mac,
     hostname: Option<String>,
-    random: Random,
+    random: SplitMix64,
     state: State,
     xid: u32,
     began: Instant,
@@ -113,7 +113,7 @@ impl Dhcp {
         Self {
             mac,
             hostname,
-            random: Random::fresh(),
+            random: SplitMix64::from_random_seed(),
             state: State::Closed,
             xid: 0,
             began: now,
@@ -201,7 +201,7 @@ impl Dhcp {
 
     /// Starts an exchange with a new transaction id.
     fn begin(&mut self, now: Instant, state: State) {
-        self.xid = self.random.word();
+        self.xid = self.random.next_u32();
         self.began = now;
         self.state = state;
         self.due = Some(now);
@@ -221,7 +221,7 @@ impl Dhcp {
 
     fn pause(&mut self, sent: u32) -> Duration {
         let doubled = FIRST_PAUSE.saturating_mul(1 << sent.min(4)).min(LONGEST_PAUSE);
-        self.random.between(doubled.saturating_sub(SECOND), doubled + SECOND)
+        self.random.duration_between(doubled.saturating_sub(SECOND), doubled + SECOND)
     }
 
     fn discover(&mut self, now: Instant, sent: u32) {

@@ -3,11 +3,11 @@
 use super::Note;
 use super::dhcp::{self, CLIENT_PORT, Dhcp, Lease, SERVER_PORT};
 use super::ether::{Arp, Mac, broadcast};
+use super::ip_parameter::Fixed;
 use super::link::Link;
 use super::link_local::{self, LinkLocal};
 use super::plan::Plan;
 use super::route::{self, Assignment};
-use super::setting::Fixed;
 use super::socket::{LeaseSocket, PacketSocket};
 use crate::tree::Tree;
 use std::fmt;
@@ -74,7 +74,7 @@ impl Interface {
         self.mac
     }
 
-    /// Returns whether a setting names it.
+    /// Returns whether a parameter names it.
     pub(super) fn is_named(&self) -> bool {
         self.plan.named
     }

@@ -5,18 +5,20 @@ use crate::netlink::{Attributes, dump};
 use crate::tree::Tree;
 use std::io;
 
-const NEW_LINK: u16 = 16;
-const GET_LINK: u16 = 18;
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
-/// The upper bits of an attribute's type are flags.
-const KIND: u16 = 0x3fff;
+/// The two upper bits of an attribute's type are flags.
+const NLA_TYPE_MASK: u16 = 0x3fff;
 
 const ARPHRD_ETHER: u16 = 1;
+#[cfg(test)]
+const ARPHRD_PPP: u16 = 512;
 const ARPHRD_LOOPBACK: u16 = 772;
 const IFF_UP: u32 = 0x1;
 const IFF_RUNNING: u32 = 0x40;
@@ -29,47 +31,48 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mac: Option<Mac>,
     pub(super) up: bool,
-    /// Up, with a carrier.
+    /// Administratively and operationally up (IFF_UP and IFF_RUNNING, RFC 2863).
     pub(super) running: bool,
     pub(super) loopback: bool,
     /// Ethernet, or a device that looks like it (Thunderbolt, USB).
     pub(super) ethernet: bool,
     /// Virtual (bridge, tunnel, veth), or a port of such a device.
-    pub(super) made: bool,
+    pub(super) is_virtual_or_port: bool,
 }
 
 impl Link {
-    /// Returns whether it is Ethernet that is neither virtual nor wireless.
+    /// Returns whether the interface is Ethernet that is neither virtual nor wireless.
     pub(super) fn is_wired(&self, tree: &Tree) -> bool {
-        self.ethernet && !self.made && !is_wireless(tree, &self.name)
+        self.ethernet && !self.is_virtual_or_port && !is_wireless(tree, &self.name)
     }
 }
 
-/// Wireless devices have DEVTYPE `wlan`, `wwan` or `bluetooth` in their uevent.
+/// Returns whether the DEVTYPE in the uevent is that of a wireless device: `wlan`, `wwan` or
+/// `bluetooth`.
 fn is_wireless(tree: &Tree, name: &str) -> bool {
     let uevent = tree.text(format!("sys/class/net/{name}/uevent")).unwrap_or_default();
-    let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
-    matches!(kind, Some("wlan" | "wwan" | "bluetooth"))
+    let devtype = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
+    matches!(devtype, Some("wlan" | "wwan" | "bluetooth"))
 }
 
 /// Returns all interfaces.
 ///
 /// # Errors
-/// Fails if the kernel's routing socket does.
+/// Fails if the netlink socket does.
 pub(super) fn links() -> io::Result<Vec<Link>> {
-    let links = dump(GET_LINK, NEW_LINK, &[0; 16])?;
+    let links = dump(RTM_GETLINK, RTM_NEWLINK, &[0; 16])?;
     Ok(links.iter().filter_map(|link| parse(link)).collect())
 }
 
-/// `struct ifinfomsg` (16 bytes) and attributes.
+/// Parses an RTM_NEWLINK message: `struct ifinfomsg` (16 bytes), then attributes.
 fn parse(message: &[u8]) -> Option<Link> {
-    let kind = u16::from_ne_bytes(*message.get(2..)?.first_chunk()?);
+    let hardware_type = u16::from_ne_bytes(*message.get(2..)?.first_chunk()?);
     let index = u32::from_ne_bytes(*message.get(4..)?.first_chunk()?);
     let flags = u32::from_ne_bytes(*message.get(8..)?.first_chunk()?);
     let list = message.get(16..)?;
     let name = attribute(list, IFLA_IFNAME)?;
     let mac = attribute(list, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()).map(Mac);
-    let software = attribute(list, IFLA_LINKINFO)
+    let is_virtual = attribute(list, IFLA_LINKINFO)
         .is_some_and(|info| attribute(info, IFLA_INFO_KIND).is_some());
     Some(Link {
         index,
@@ -77,14 +80,15 @@ fn parse(message: &[u8]) -> Option<Link> {
         mac,
         up: flags & IFF_UP != 0,
         running: flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING,
-        loopback: kind == ARPHRD_LOOPBACK,
-        ethernet: kind == ARPHRD_ETHER && flags & IFF_NOARP == 0 && mac.is_some(),
-        made: software || attribute(list, IFLA_MASTER).is_some(),
+        loopback: hardware_type == ARPHRD_LOOPBACK,
+        ethernet: hardware_type == ARPHRD_ETHER && flags & IFF_NOARP == 0 && mac.is_some(),
+        is_virtual_or_port: is_virtual || attribute(list, IFLA_MASTER).is_some(),
     })
 }
 
 fn attribute(list: &[u8], wanted: u16) -> Option<&[u8]> {
-    Attributes(list).find_map(|(kind, value)| (kind & KIND == wanted).then_some(value))
+    Attributes(list)
+        .find_map(|(attribute, value)| (attribute & NLA_TYPE_MASK == wanted).then_some(value))
 }
 
 #[cfg(test)]
@@ -93,16 +97,16 @@ mod tests {
     use crate::netlink::put;
     use crate::tree::fake::Fake;
 
-    fn message(kind: u16, flags: u32, extra: &[(u16, &[u8])]) -> Vec<u8> {
+    fn message(hardware_type: u16, flags: u32, extra: &[(u16, &[u8])]) -> Vec<u8> {
         let mut bytes = vec![0, 0];
-        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&hardware_type.to_ne_bytes());
         bytes.extend_from_slice(&2u32.to_ne_bytes());
         bytes.extend_from_slice(&flags.to_ne_bytes());
         bytes.extend_from_slice(&[0; 4]);
         put(&mut bytes, IFLA_IFNAME, b"eth0\0");
         put(&mut bytes, IFLA_ADDRESS, &[0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-        for (kind, value) in extra {
-            put(&mut bytes, *kind, value);
+        for (attribute, value) in extra {
+            put(&mut bytes, *attribute, value);
         }
         bytes
     }
@@ -128,9 +132,9 @@ mod tests {
             (IFLA_LINKINFO | 0x8000, &info),
             (IFLA_MASTER, &[9, 0, 0, 0]),
         ] {
-            assert!(parse(&message(ARPHRD_ETHER, IFF_UP, &[extra])).unwrap().made);
+            assert!(parse(&message(ARPHRD_ETHER, IFF_UP, &[extra])).unwrap().is_virtual_or_port);
         }
-        assert!(!parse(&message(512, IFF_UP, &[])).unwrap().ethernet, "a modem");
+        assert!(!parse(&message(ARPHRD_PPP, IFF_UP, &[])).unwrap().ethernet);
         assert!(!parse(&message(ARPHRD_ETHER, IFF_NOARP, &[])).unwrap().ethernet);
     }
 

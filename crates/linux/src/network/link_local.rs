@@ -1,7 +1,7 @@
 //! IPv4 link-local address configuration (RFC 3927), as a pure state machine.
 
 use super::ether::{Arp, Mac};
-use super::random::Random;
+use super::random::SplitMix64;
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -67,8 +67,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct LinkLocal {
     mac: Mac,
-    addresses: Random,
-    pauses: Random,
+    addresses: SplitMix64,
+    pauses: SplitMix64,
     candidate: Ipv4Addr,
     /// The address in use; kept without carrier and while it is probed again.
     held: Option<Ipv4Addr>,
@@ -83,12 +83,12 @@ impl LinkLocal {
     /// Creates the state machine, which does nothing until it is opened. The same MAC address gives
     /// the same sequence of candidates.
     pub(super) fn new(mac: Mac) -> Self {
-        let mut addresses = Random::of(mac);
+        let mut addresses = SplitMix64::from_mac(mac);
         Self {
             mac,
             candidate: draw(&mut addresses),
             addresses,
-            pauses: Random::fresh(),
+            pauses: SplitMix64::from_random_seed(),
             held: None,
             state: State::Closed,
             due: None,
@@ -166,8 +166,11 @@ impl LinkLocal {
         self.steps.push_back(Step::Send(Arp::probe(self.mac, self.candidate)));
         let (least, most) = self.timing().between;
         let last = sent + 1 >= PROBE_NUM;
-        let wait =
-            if last { self.timing().announce_wait } else { self.pauses.between(least, most) };
+        let wait = if last {
+            self.timing().announce_wait
+        } else {
+            self.pauses.duration_between(least, most)
+        };
         self.state = State::Probing(sent + 1);
         self.due = Some(now + wait);
     }
@@ -217,7 +220,7 @@ impl LinkLocal {
         let wait = if many {
             RATE_LIMIT_INTERVAL
         } else {
-            self.pauses.between(Duration::ZERO, PROBE_WAIT)
+            self.pauses.duration_between(Duration::ZERO, PROBE_WAIT)
         };
         self.state = State::Probing(0);
         self.due = Some(now + wait);
@@ -228,8 +231,8 @@ impl LinkLocal {
     }
 }
 
-fn draw(addresses: &mut Random) -> Ipv4Addr {
-    let number = u32::try_from(addresses.number() % COUNT).unwrap_or_default();
+fn draw(addresses: &mut SplitMix64) -> Ipv4Addr {
+    let number = u32::try_from(addresses.next_u64() % COUNT).unwrap_or_default();
     Ipv4Addr::from_bits(FIRST + number)
 }
 
@@ -306,7 +309,7 @@ mod tests {
     #[test]
     fn candidates_are_stable_and_within_the_range() {
         assert_eq!(Bench::open().bind(), Bench::open().bind());
-        let mut addresses = Random::of(MAC);
+        let mut addresses = SplitMix64::from_mac(MAC);
         for _ in 0..10_000 {
             let [a, b, c, _] = draw(&mut addresses).octets();
             assert!((a, b) == (169, 254) && (1..=254).contains(&c));

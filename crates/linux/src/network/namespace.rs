@@ -5,7 +5,7 @@
 
 use super::ether::Mac;
 use super::link_local::LinkLocal;
-use super::{Lease, Method, Network, Note, Setting};
+use super::{IpParameter, Lease, Method, Network, Note};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -74,13 +74,13 @@ impl Cable {
 
     fn start(&self, side: usize, method: Method) -> Running {
         let interface = Some(self.end(side));
-        self.start_with(side, vec![Setting { interface, method, ..Setting::link_local() }])
+        self.start_with(side, vec![IpParameter { interface, method, ..IpParameter::link_local() }])
     }
 
-    fn start_with(&self, side: usize, settings: Vec<Setting>) -> Running {
+    fn start_with(&self, side: usize, parameters: Vec<IpParameter>) -> Running {
         let (sender, notes) = channel();
         let sink = move |note| drop(sender.send(note));
-        let network = self.within(side, || Network::start(settings, sink).unwrap());
+        let network = self.within(side, || Network::start(parameters, sink).unwrap());
         Running { _network: network, notes }
     }
 
@@ -193,9 +193,9 @@ fn second_cable_between_two_machines_works() {
         .unwrap();
     let addresses = [0, 1].map(|side| {
         let interfaces = [&ends[side], &second[side]];
-        let settings = interfaces
-            .map(|name| Setting { interface: Some(name.clone()), ..Setting::link_local() });
-        let running = cable.start_with(side, settings.to_vec());
+        let parameters = interfaces
+            .map(|name| IpParameter { interface: Some(name.clone()), ..IpParameter::link_local() });
+        let running = cable.start_with(side, parameters.to_vec());
         (running, second[side].clone())
     });
     let [a, b] = addresses.each_ref().map(|(running, name)| {
@@ -273,8 +273,8 @@ fn fixed_address_has_its_router() {
         format!("10.98.0.5::10.98.0.1:255.255.255.0::{end}:none:1400:52:54:00:00:00:0c"),
         format!("[2001:db8::5]::[fe80::1]:64::{end}:none"),
     ];
-    let settings = words.map(|word| Setting::parse(&word).unwrap());
-    let a = cable.start_with(0, settings.to_vec());
+    let parameters = words.map(|word| IpParameter::parse(&word).unwrap());
+    let a = cable.start_with(0, parameters.to_vec());
     a.wait_for_address(is_link_local4);
     let link = cable.ip(0, &["link", "show", &end]);
     assert!(link.contains("mtu 1400") && link.contains("52:54:00:00:00:0c"), "{link}");

@@ -1,11 +1,11 @@
-//! The configuration of one interface, from all settings.
+//! The configuration of one interface, from all parameters.
 
 use super::ether::Mac;
-use super::setting::{Fixed, Method, Setting};
+use super::ip_parameter::{Fixed, IpParameter, Method};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Named by a setting, rather than one of all wired interfaces.
+    /// Named by a parameter, rather than one of all wired interfaces.
     pub(super) named: bool,
     /// Assign an IPv4 link-local address; IPv6 ones are the kernel's.
     pub(super) link_local: bool,
@@ -19,55 +19,60 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Returns the plan by the settings that name the interface, or else by those for every wired
+    /// Returns the plan by the parameters that name the interface, or else by those for every wired
     /// one; `None` leaves it alone.
     ///
     /// Fixed addresses without an interface are not included: one interface gets them, see
     /// [`unplaced`].
-    pub(super) fn of(name: &str, mac: Mac, wired: bool, settings: &[Setting]) -> Option<Self> {
-        let named = settings.iter().any(|setting| names(setting, name, mac));
-        let applies = |setting: &&Setting| match named {
-            true => names(setting, name, mac),
-            false => wired && setting.interface.is_none(),
+    pub(super) fn of(
+        name: &str,
+        mac: Mac,
+        wired: bool,
+        parameters: &[IpParameter],
+    ) -> Option<Self> {
+        let named = parameters.iter().any(|parameter| names(parameter, name, mac));
+        let applies = |parameter: &&IpParameter| match named {
+            true => names(parameter, name, mac),
+            false => wired && parameter.interface.is_none(),
         };
         let mut plan = Self { named, ..Self::default() };
         let mut any = false;
-        for setting in settings.iter().filter(applies) {
-            any |= setting.method != Method::Off || setting.fixed.is_some();
-            plan.add(setting);
+        for parameter in parameters.iter().filter(applies) {
+            any |= parameter.method != Method::Off || parameter.fixed.is_some();
+            plan.add(parameter);
         }
         // Settings that all name other interfaces leave this one at the default.
-        let others = !named && settings.iter().all(|setting| setting.interface.is_some());
+        let others = !named && parameters.iter().all(|parameter| parameter.interface.is_some());
         if wired && others {
-            plan.add(&Setting::link_local());
+            plan.add(&IpParameter::link_local());
             any = true;
         }
         any.then_some(plan)
     }
 
-    fn add(&mut self, setting: &Setting) {
-        let method = setting.method;
-        let fixed = setting.fixed.filter(|_| setting.interface.is_some());
-        let bare = method == Method::Off && setting.fixed.is_none();
+    fn add(&mut self, parameter: &IpParameter) {
+        let method = parameter.method;
+        let fixed = parameter.fixed.filter(|_| parameter.interface.is_some());
+        let bare = method == Method::Off && parameter.fixed.is_none();
         self.link_local |= !bare && method != Method::LinkLocal6;
-        self.dhcp |= matches!(method, Method::Dhcp | Method::Any);
-        self.routers |= matches!(method, Method::Any | Method::Auto6);
+        self.dhcp |= matches!(method, Method::Dhcp | Method::DhcpAndSlaac);
+        self.routers |= matches!(method, Method::DhcpAndSlaac | Method::Slaac);
         self.fixed.extend(fixed);
-        self.hostname = self.hostname.take().or_else(|| setting.hostname.clone());
-        self.mtu = self.mtu.or(setting.mtu);
-        self.mac = self.mac.or(setting.mac);
+        self.hostname = self.hostname.take().or_else(|| parameter.hostname.clone());
+        self.mtu = self.mtu.or(parameter.mtu);
+        self.mac = self.mac.or(parameter.mac);
     }
 }
 
-fn names(setting: &Setting, name: &str, mac: Mac) -> bool {
+fn names(parameter: &IpParameter, name: &str, mac: Mac) -> bool {
     let fits = |interface: &str| interface == name || Mac::parse(interface) == Some(mac);
-    setting.interface.as_deref().is_some_and(fits)
+    parameter.interface.as_deref().is_some_and(fits)
 }
 
 /// Returns the fixed addresses without an interface: the first wired one with a carrier gets them.
-pub(super) fn unplaced(settings: &[Setting]) -> Vec<Fixed> {
-    let unnamed = settings.iter().filter(|setting| setting.interface.is_none());
-    unnamed.filter_map(|setting| setting.fixed).collect()
+pub(super) fn unplaced(parameters: &[IpParameter]) -> Vec<Fixed> {
+    let unnamed = parameters.iter().filter(|parameter| parameter.interface.is_none());
+    unnamed.filter_map(|parameter| parameter.fixed).collect()
 }
 
 #[cfg(test)]
@@ -77,8 +82,9 @@ mod tests {
     const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 
     fn plan(words: &[&str], wired: bool) -> Option<Plan> {
-        let settings: Vec<_> = words.iter().map(|word| Setting::parse(word).unwrap()).collect();
-        Plan::of("eth0", MAC, wired, &settings)
+        let parameters: Vec<_> =
+            words.iter().map(|word| IpParameter::parse(word).unwrap()).collect();
+        Plan::of("eth0", MAC, wired, &parameters)
     }
 
     fn link_local() -> Plan {
@@ -121,8 +127,8 @@ mod tests {
 
     #[test]
     fn address_without_interface_is_unplaced() {
-        let setting = Setting::parse("10.0.0.5/24").unwrap();
-        assert_eq!(unplaced(std::slice::from_ref(&setting)).len(), 1);
-        assert_eq!(Plan::of("eth0", MAC, true, &[setting]), Some(link_local()));
+        let parameter = IpParameter::parse("10.0.0.5/24").unwrap();
+        assert_eq!(unplaced(std::slice::from_ref(&parameter)).len(), 1);
+        assert_eq!(Plan::of("eth0", MAC, true, &[parameter]), Some(link_local()));
     }
 }

@@ -4,10 +4,10 @@
 use super::Note;
 use super::ether::Mac;
 use super::interface::Interface;
+use super::ip_parameter::{Fixed, IpParameter};
 use super::link::{self, Link};
 use super::plan::{Plan, unplaced};
 use super::route;
-use super::setting::{Fixed, Setting};
 use crate::net;
 use crate::netlink::{Received, Socket};
 use crate::tree::Tree;
@@ -23,15 +23,15 @@ use std::time::{Duration, Instant};
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 /// The delay before a retry after an error of the routing socket.
 const RETRY: Duration = Duration::from_secs(1);
-/// The delay after which a missing interface that a setting names is reported.
+/// The delay after which a missing interface that a parameter names is reported.
 const MISSING_AFTER: Duration = Duration::from_secs(10);
 
 /// The state of the thread.
 pub(super) struct Worker<S> {
-    settings: Vec<Setting>,
+    parameters: Vec<IpParameter>,
     /// Fixed addresses for the first interface with a carrier.
     unplaced: Vec<Fixed>,
-    /// Interfaces that settings name and that were not seen yet, and when to report them.
+    /// Interfaces that parameters name and that were not seen yet, and when to report them.
     missing: BTreeSet<String>,
     missing_due: Option<Instant>,
     events: Socket,
@@ -47,14 +47,14 @@ impl<S: FnMut(Note)> Worker<S> {
     ///
     /// # Errors
     /// Fails without routing sockets.
-    pub(super) fn open(settings: Vec<Setting>, sink: S) -> io::Result<Self> {
+    pub(super) fn open(parameters: Vec<IpParameter>, sink: S) -> io::Result<Self> {
         let missing: BTreeSet<String> =
-            settings.iter().filter_map(|setting| setting.interface.clone()).collect();
+            parameters.iter().filter_map(|parameter| parameter.interface.clone()).collect();
         Ok(Self {
-            unplaced: unplaced(&settings),
+            unplaced: unplaced(&parameters),
             missing_due: (!missing.is_empty()).then(|| Instant::now() + MISSING_AFTER),
             missing,
-            settings,
+            parameters,
             events: Socket::listening(None, GROUPS)?,
             retry_at: None,
             interfaces: BTreeMap::new(),
@@ -84,7 +84,8 @@ impl<S: FnMut(Note)> Worker<S> {
     }
 
     fn set_hostname(&mut self) {
-        let Some(name) = self.settings.iter().find_map(|setting| setting.hostname.as_ref()) else {
+        let Some(name) = self.parameters.iter().find_map(|parameter| parameter.hostname.as_ref())
+        else {
             return;
         };
         if let Err(error) = rustix::system::sethostname(name.as_bytes()) {
@@ -158,7 +159,7 @@ impl<S: FnMut(Note)> Worker<S> {
         Ok(())
     }
 
-    /// Drops interfaces that are gone, or were renamed and thus have other settings.
+    /// Drops interfaces that are gone, or were renamed and thus have other parameters.
     fn forget(&mut self, links: &[Link]) {
         let sink = &mut self.sink;
         self.interfaces.retain(|index, interface| {
@@ -176,7 +177,7 @@ impl<S: FnMut(Note)> Worker<S> {
         self.missing.retain(|name| Mac::parse(name) != Some(mac));
         if !self.interfaces.contains_key(&link.index) {
             let wired = link.is_wired(&self.tree);
-            let Some(plan) = Plan::of(&link.name, mac, wired, &self.settings) else { return };
+            let Some(plan) = Plan::of(&link.name, mac, wired, &self.parameters) else { return };
             self.interfaces.insert(link.index, Interface::open(now, link, mac, plan, &self.tree));
         }
         let Some(interface) = self.interfaces.get_mut(&link.index) else { return };

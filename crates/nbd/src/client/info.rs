@@ -156,8 +156,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Returns a server's text for display: without control characters, at most 256 characters.
-pub(super) fn printable(bytes: &[u8]) -> String {
+/// Returns a text of the server without control characters, truncated to 256 characters.
+pub(super) fn strip_and_truncate(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().filter(|c| !c.is_control()).take(256).collect()
 }
@@ -168,8 +168,8 @@ mod test {
 
     #[test]
     fn server_text_is_stripped_and_truncated() {
-        assert_eq!(printable(b"no \x1b[31mred\n\xff"), "no [31mred\u{fffd}");
-        assert_eq!(printable(&[b'a'; 4096]).len(), 256);
+        assert_eq!(strip_and_truncate(b"no \x1b[31mred\n\xff"), "no [31mred\u{fffd}");
+        assert_eq!(strip_and_truncate(&[b'a'; 4096]).len(), 256);
     }
 
     #[test]

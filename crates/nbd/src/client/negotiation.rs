@@ -7,7 +7,7 @@ use export::{Head, Segment};
 use zerocopy::byteorder::big_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::info::{MAX_PAYLOAD, printable};
+use super::info::{MAX_PAYLOAD, strip_and_truncate};
 use super::{
     Client, End, Headers, ListEntry, Phase, Purpose, Reason, Refusal, Start, Step, Violation,
 };
@@ -162,7 +162,7 @@ impl Client {
     }
 
     fn refuse(&mut self, reason: Reason, message: &[u8]) {
-        self.out.push_back(Step::Refused(Refusal { reason, message: printable(message) }));
+        self.out.push_back(Step::Refused(Refusal { reason, message: strip_and_truncate(message) }));
         match self.phase {
             Phase::AwaitReply(_) => self.finish(),
             _ => self.close(End::Finished),
@@ -259,7 +259,8 @@ impl Client {
 
     fn list(&mut self, data: &[u8]) -> Result<(), Violation> {
         let entry = ServerEntry::parse(data).ok_or(Violation::TextWrong)?;
-        let (name, description) = (entry.name.to_owned(), printable(entry.details.as_bytes()));
+        let (name, description) =
+            (entry.name.to_owned(), strip_and_truncate(entry.details.as_bytes()));
         self.negotiation.listed.push(ListEntry { name, description });
         Ok(())
     }
@@ -293,7 +294,7 @@ impl Client {
                 Ok(())
             }
             info::DESCRIPTION => {
-                self.info.description = printable(rest);
+                self.info.description = strip_and_truncate(rest);
                 self.info.uuid = description::parse(rest);
                 Ok(())
             }

@@ -9,7 +9,7 @@ use export::{
 };
 use nbd::client::{Client, Done, End, ExportInfo, ListEntry, Options, Refusal, Request, Step};
 use nbd::server::{Server, Start};
-use testkit::{Chunks, Driver, Id, Random, Stream};
+use testkit::{Chunks, Driver, Id, Stream, Xorshift64};
 
 /// Size of the disk in bytes.
 pub(crate) const SIZE: usize = 2 << 20;
@@ -128,7 +128,7 @@ impl World {
     }
 
     pub(crate) fn seed(&mut self, seed: u64) {
-        self.random = Random::new(seed);
+        self.random = Xorshift64::from_seed(seed);
     }
 
     /// Replaces the connection by a new one to the same server.

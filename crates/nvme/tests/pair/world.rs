@@ -15,7 +15,7 @@ use nvme::host::{self, CloseReason, Completion, Options};
 use nvme::status::Status;
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::{ConnectData, ConnectResponse};
-use testkit::{Random, Stream};
+use testkit::{Stream, Xorshift64};
 
 pub(crate) use testkit::Chunks;
 
@@ -56,7 +56,7 @@ pub(crate) struct World {
     pub(crate) channel: Option<Arc<Channel>>,
     /// Credentials of hosts for new connections.
     pub(crate) credentials: Option<Arc<Credentials>>,
-    pub(crate) random: Random,
+    pub(crate) random: Xorshift64,
     pool: Pool,
     memory: Account,
     notified: bool,
@@ -140,7 +140,7 @@ impl World {
             auth: Auth::None,
             channel: None,
             credentials: None,
-            random: Random::default(),
+            random: Xorshift64::default(),
             pool: Pool::new(16 << 20),
             memory: Pool::new(1 << 30).open(),
             notified: false,
@@ -161,7 +161,7 @@ impl World {
     }
 
     pub(crate) fn seed(&mut self, seed: u64) {
-        self.random = Random::new(seed);
+        self.random = Xorshift64::from_seed(seed);
     }
 
     /// Publishes another disk, filled with a pattern.

@@ -13,7 +13,7 @@ use nvme::host::{Controller, Options, Payload};
 use nvme::target::{Port, Target};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, ConnectData, Csts, property};
-use testkit::Random;
+use testkit::Xorshift64;
 
 const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 const BLOCK: usize = 512;
@@ -70,7 +70,7 @@ pub(crate) struct World {
     pub(crate) late: Vec<usize>,
     pool: Pool,
     memory: Account,
-    random: Random,
+    random: Xorshift64,
 }
 
 fn peer() -> Peer {
@@ -96,7 +96,7 @@ impl World {
             late: Vec::new(),
             pool: Pool::new(64 << 20),
             memory: Pool::new(1 << 30).open(),
-            random: Random::new(seed),
+            random: Xorshift64::from_seed(seed),
         }
     }
 

@@ -174,7 +174,7 @@ fn prompt(tree: &Tree, reason: &str) -> Option<Power> {
     let mut screens = Screens::open(tree);
     screens.print(&format!(
         "storagetm: no disk is lent.\n\n{}\n\nEnter try again   p power off   r restart\n",
-        console::printable_lines(reason)
+        console::escape_lines_to_ascii(reason)
     ));
     loop {
         if let Some(power) = requested() {

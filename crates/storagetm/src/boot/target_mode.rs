@@ -9,7 +9,7 @@ use std::path::Path;
 
 use linux::boot::command_line;
 use linux::module::{Drivers, Note};
-use linux::network::{self, Network, Setting};
+use linux::network::{self, IpParameter, Network};
 use linux::shortfall::{FirmwareLog, Shortfall, survey};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -64,10 +64,10 @@ pub(super) fn run() -> Result<Infallible, Failure> {
 /// Configures the network as the kernel command line requests, and keeps it configured.
 fn connect(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
     let line = tree.text("proc/cmdline").unwrap_or_default();
-    let (settings, bad) = Setting::parse_all(&line);
-    bad.iter().for_each(|bad| inbox.note(bad.to_string()));
+    let (parameters, ignored) = IpParameter::parse_all(&line);
+    ignored.iter().for_each(|parameter| inbox.note(parameter.to_string()));
     let inbox = inbox.clone();
-    Network::start(settings, move |note| post_note(&inbox, &note))
+    Network::start(parameters, move |note| post_note(&inbox, &note))
 }
 
 /// Passes on network notes: failures as messages, everything else as the current state of its

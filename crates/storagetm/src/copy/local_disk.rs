@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use ::copy::{End, Endpoint, FileEndpoint, OpenMode, Pipe};
-use console::printable;
+use console::escape_unprintable;
 use linux::block::Disk;
 use linux::disk::{OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
@@ -410,7 +410,7 @@ fn identity(machine: &Machine, disk: &Disk, findings: Option<&Findings>) -> Stri
         return String::new();
     }
     let uuid: String = who.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    printable(&format!("{} {} {uuid}", who.model, who.serial), false)
+    escape_unprintable(&format!("{} {} {uuid}", who.model, who.serial), false)
 }
 
 fn is_same(source: &Path, destination: &Path) -> bool {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use ::copy::{Phase, Progress};
-use console::{decimal, printable};
+use console::{decimal, escape_unprintable};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use linux::tty;
 
@@ -167,7 +167,7 @@ fn show(bar: &ProgressBar, progress: &Progress) {
 
 /// Prints to standard error. A write error does not fail the copy.
 fn print_line(sentence: &str) {
-    let _ = writeln!(io::stderr(), "{}", printable(sentence, true));
+    let _ = writeln!(io::stderr(), "{}", escape_unprintable(sentence, true));
 }
 
 fn line(progress: &Progress) -> String {

@@ -1,7 +1,7 @@
 //! Result of `storagetm find`, as text and as JSON. Strings from the network are untrusted.
 
 use console::attach::{Endpoint, quoted};
-use console::{decimal, printable};
+use console::{decimal, escape_unprintable};
 use serde::Serialize;
 
 use super::MachineDisks;
@@ -176,7 +176,7 @@ pub(super) fn text(rows: &[Row]) -> String {
             .to_owned();
     }
     let lines = rows.iter().flat_map(lines);
-    lines.map(|line| printable(&line, true) + "\n").collect()
+    lines.map(|line| escape_unprintable(&line, true) + "\n").collect()
 }
 
 fn lines(row: &Row) -> Vec<String> {

@@ -54,7 +54,7 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let path = console::printable(&self.path, true);
+        let path = console::escape_unprintable(&self.path, true);
         let Self { bytes, kernel, modules, firmware, .. } = self;
         format!(
             "{path}: {}, kernel {kernel}, {modules} drivers, {firmware} firmware files\n{}\n",

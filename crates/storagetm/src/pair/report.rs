@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use console::attach::{Endpoint, quoted};
-use console::{decimal, printable};
+use console::{decimal, escape_unprintable};
 use serde::Serialize;
 
 use keys::record::Allowed;
@@ -91,7 +91,7 @@ impl Report {
         lines.push(String::new());
         lines.extend(self.storagetm_commands());
         lines.extend(self.nvme_cli_commands());
-        let lines: Vec<String> = lines.iter().map(|line| printable(line, true)).collect();
+        let lines: Vec<String> = lines.iter().map(|line| escape_unprintable(line, true)).collect();
         lines.join("\n") + "\n"
     }
 
@@ -151,7 +151,7 @@ pub(super) fn advice(own: &HostNqn) -> Option<String> {
         "nvme-cli calls this machine otherwise, or nothing: to leave --hostnqn out, write {} to {FILE}",
         own.nqn
     );
-    (!own.is_from_nvme_cli).then(|| printable(&advice, true))
+    (!own.is_from_nvme_cli).then(|| escape_unprintable(&advice, true))
 }
 
 #[cfg(test)]

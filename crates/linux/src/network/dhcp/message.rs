@@ -1,7 +1,7 @@
 //! DHCP messages (RFC 2131 §2 and RFC 2132): emits those of a client, parses those of a server.
 
 use super::super::ether::Mac;
-use super::super::setting::prefix_of;
+use super::super::ip_parameter::prefix_len;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 use zerocopy::byteorder::network_endian::{U16, U32};
@@ -237,7 +237,7 @@ impl<'a> Options<'a> {
 
     fn terms(&self, address: Ipv4Addr, server: Ipv4Addr) -> Option<Terms> {
         let mask = self.get(option::SUBNET_MASK).and_then(|mask| mask.try_into().ok());
-        let prefix = mask.and_then(|mask: [u8; 4]| prefix_of(mask.into()));
+        let prefix = mask.and_then(|mask: [u8; 4]| prefix_len(mask.into()));
         let mtu = self.get(option::INTERFACE_MTU).and_then(|mtu| mtu.try_into().ok());
         let lease = self.seconds(option::LEASE_TIME)?;
         Some(Terms {
