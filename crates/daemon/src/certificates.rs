@@ -31,6 +31,9 @@ pub struct Certificates {
     pub key: Secret,
     /// Content of [`AUTHORITY`], if the file exists.
     pub authority: Option<Secret>,
+    /// A warning if the key is readable by other users.
+    #[serde(skip)]
+    pub warning: Option<String>,
 }
 
 impl Certificates {
@@ -45,11 +48,11 @@ impl Certificates {
     }
 }
 
-/// Reads the files in `folder`. Also returns a warning if the key is readable by other users.
+/// Reads the files in `folder`.
 ///
 /// # Errors
 /// Fails if a file is missing or cannot be read.
-pub fn read(folder: &Path) -> Result<(Certificates, Option<String>), Failure> {
+pub fn read(folder: &Path) -> Result<Certificates, Failure> {
     let whole = |name: &str| {
         let path = folder.join(name);
         let mut text = bounded(&path).map_err(|error| {
@@ -62,11 +65,11 @@ pub fn read(folder: &Path) -> Result<(Certificates, Option<String>), Failure> {
         Ok(false) => None,
         _ => Some(whole(AUTHORITY)?),
     };
-    Ok((Certificates { chain: whole(CHAIN)?, key, authority }, note(&folder.join(KEY))))
+    Ok(Certificates { chain: whole(CHAIN)?, key, authority, warning: warning(&folder.join(KEY)) })
 }
 
 /// A warning about the permissions of the private key.
-fn note(key: &Path) -> Option<String> {
+fn warning(key: &Path) -> Option<String> {
     let mode = fs::metadata(key).ok()?.permissions().mode();
     (mode & 0o077 != 0).then(|| {
         format!(
@@ -100,15 +103,15 @@ mod test {
         fs::write(file(KEY), "key").unwrap();
         fs::write(file(CHAIN), "chain").unwrap();
         fs::set_permissions(file(KEY), fs::Permissions::from_mode(0o644)).unwrap();
-        let (found, note) = read(&folder.0).unwrap();
+        let found = read(&folder.0).unwrap();
         assert_eq!((found.chain.bytes(), found.key.bytes()), (&b"chain"[..], &b"key"[..]));
-        assert!(found.authority.is_none() && note.unwrap().contains("0644"));
+        assert!(found.authority.is_none() && found.warning.unwrap().contains("0644"));
         assert!(!format!("{:?}", found.key).contains("key"));
         fs::set_permissions(file(KEY), fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(file(AUTHORITY), "authority").unwrap();
-        let (found, note) = read(&folder.0).unwrap();
+        let found = read(&folder.0).unwrap();
         assert_eq!(
-            (found.authority.as_ref().map(Secret::bytes), note),
+            (found.authority.as_ref().map(Secret::bytes), found.warning),
             (Some(&b"authority"[..]), None)
         );
         fs::write(file(CHAIN), vec![b'x'; MAX_LEN + 1]).unwrap();

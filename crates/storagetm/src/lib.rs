@@ -68,7 +68,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match options.task {
-        Task::Serve(options) => serve::serve(&options),
+        Task::Serve(options) => serve::serve(options),
         Task::Copy(options) => copy::copy(&options),
         Task::List(options) => list::list(&options),
         Task::Boot(options) => boot::boot(&options).map(|never| match never {}),

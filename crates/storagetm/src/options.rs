@@ -338,35 +338,6 @@ pub enum Format {
 }
 
 impl Serve {
-    /// The options of target mode: all disks with hot-plug, boot settings and pairing.
-    pub(crate) fn for_target_mode() -> Self {
-        Self {
-            disks: Vec::new(),
-            all: true,
-            demo: None,
-            writable: Vec::new(),
-            protocol: Vec::new(),
-            listen: Vec::new(),
-            stdin: false,
-            open: false,
-            pair: true,
-            keys: None,
-            tls_certificates: None,
-            allow_null_dh: false,
-            no_announce: false,
-            mdns_port: None,
-            nqn: None,
-            format: None,
-            allow_in_use: false,
-            force: false,
-            io: Io::Auto,
-            threads: None,
-            digests: false,
-            boot_settings: true,
-            json: false,
-        }
-    }
-
     /// Returns the disks named by path, each once, in the order given; `--writable` takes precedence.
     pub fn lend_requests(&self) -> Vec<LendRequest> {
         let mut requests: Vec<LendRequest> = Vec::new();

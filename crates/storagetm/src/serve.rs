@@ -1,6 +1,7 @@
 //! `storagetm serve`: exports disks until it is stopped. One event loop handles hot-plug,
 //! addresses, hosts and the user; the data path is in the engine.
 
+mod config;
 mod disks;
 mod endpoints;
 mod event_limit;
@@ -29,9 +30,10 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console_ui::ConsoleUi;
-use crate::options::{Io, Serve};
+use crate::options::Serve;
 use crate::output::Output;
 use crate::terminal_keys::TerminalKeys;
+pub(crate) use config::ServeConfig;
 use daemon::access_control::{AccessControl, PendingPairing};
 use daemon::event::{ServeEvent, peer_of};
 use daemon::hotplug::Hotplug;
@@ -39,7 +41,6 @@ use daemon::inbox::{Inbox, Pending};
 use daemon::lend::LentDisk;
 use daemon::listeners::Listeners;
 use daemon::rate_limit::CountedEvent;
-use daemon::settings::Settings;
 use daemon::status::{Status, loopback_advice};
 use daemon::worker::Worker;
 use dnssd::Announcer;
@@ -77,37 +78,33 @@ pub(crate) enum StopReason {
 ///
 /// # Errors
 /// Fails with a sentence if nothing can be exported.
-pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
+pub(crate) fn serve(options: Serve) -> Result<(), Failure> {
     // Before any other descriptor is opened: passed sockets have the next numbers
     // (sd_listen_fds(3)).
-    let inherited = InheritedSockets::take(options)?;
-    if let Some(base) = &options.nqn {
-        nqn::check_base(base).map_err(Failure::usage)?;
-    }
-    let tree = Tree::machine();
-    let settings = if options.boot_settings { Settings::read(&tree) } else { Settings::default() };
+    let inherited = InheritedSockets::take(&options)?;
+    let json = options.json;
+    let config = ServeConfig::of_options(options)?;
     // A program that passes sockets uses standard output itself.
-    let quiet = inherited.is_some() && !options.json;
-    let output = Output::open(&tree, options.json, options.boot_settings, quiet);
-    run(options, settings, output, open_inbox()?, inherited, None).map(drop)
+    let quiet = inherited.is_some() && !json;
+    let output = Output::open(&Tree::machine(), json, config.is_target(), quiet);
+    run(config, output, open_inbox()?, inherited, None).map(drop)
 }
 
-/// Exports all disks in target mode, until the console UI or a signal ends it. The threads that
+/// Exports disks in target mode, until the console UI or a signal ends it. The threads that
 /// configure the machine post to `inbox`.
 ///
 /// # Errors
 /// Fails with a sentence if nothing can be exported.
-pub(crate) fn lend_all(
-    settings: Settings,
+pub(crate) fn target_mode(
+    config: ServeConfig,
     inbox: Inbox,
     console_ui: ConsoleUi,
 ) -> Result<StopReason, Failure> {
-    run(&Serve::for_target_mode(), settings, Output::silent(), inbox, None, Some(console_ui))
+    run(config, Output::silent(), inbox, None, Some(console_ui))
 }
 
 fn run(
-    options: &Serve,
-    settings: Settings,
+    config: ServeConfig,
     output: Output,
     inbox: Inbox,
     inherited: Option<InheritedSockets>,
@@ -116,7 +113,7 @@ fn run(
     startup::raise_limits();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
-    let mut server = Server::open(options, settings, output, inbox, inherited, console_ui)?;
+    let mut server = Server::open(config, output, inbox, inherited, console_ui)?;
     server.announce();
     let end = server.run(&mut signals);
     let failure_reason = server.failure_reason.take();
@@ -177,9 +174,9 @@ struct Server {
 
 impl Server {
     /// Adds notes about the configuration.
-    fn add_startup_notes(&mut self, options: &Serve, notes: Vec<String>) {
+    fn add_startup_notes(&mut self, notes: Vec<String>, is_all: bool, driver: Driver) {
         notes.into_iter().for_each(|note| self.status.note(note));
-        if options.all && self.hotplug.is_unavailable() {
+        if is_all && self.hotplug.is_unavailable() {
             self.status.note(
                 "The kernel does not tell here which disks come and go: only those that are there \
                  now are lent."
@@ -188,7 +185,7 @@ impl Server {
         }
         self.worker.note().into_iter().for_each(|note| self.status.note(note));
         let running = self.worker.driver();
-        if options.io == Io::Auto && running.driver == Driver::Blocking {
+        if driver == Driver::Auto && running.driver == Driver::Blocking {
             self.status.note(format!("The driver is {running}; this is slower."));
         }
     }

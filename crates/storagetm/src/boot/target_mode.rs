@@ -15,7 +15,7 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::console_ui::ConsoleUi;
-use crate::serve::{self, StopReason};
+use crate::serve::{self, ServeConfig, StopReason};
 use daemon::inbox::Inbox;
 use daemon::settings::Settings;
 use failure::Failure;
@@ -54,7 +54,7 @@ pub(super) fn run() -> Result<Infallible, Failure> {
         inbox.note(format!("The network cannot be brought up: {error}."));
     }
     let console_ui = ConsoleUi::open(&tree);
-    let end = serve::lend_all(settings, inbox, console_ui)?;
+    let end = serve::target_mode(ServeConfig::of_settings(settings, true), inbox, console_ui)?;
     std::process::exit(match end {
         StopReason::Restart => RESTART,
         StopReason::PowerOff | StopReason::Signalled | StopReason::Failed => POWER_OFF,

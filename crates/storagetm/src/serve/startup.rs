@@ -7,15 +7,14 @@ use std::time::Instant;
 
 use console::attach::quoted;
 use console::{State, Unavailable};
-use engine::Driver;
 use export::Auth;
-use linux::identity::{MachineId, first_controller, machine_id};
 use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Server;
+use super::config::{PairingMode, ServeConfig};
 use super::endpoints::bind;
 use super::event_limit::EventLimit;
 use super::faults::Faults;
@@ -23,39 +22,27 @@ use super::flushes::Flushes;
 use super::socket_activation::InheritedSockets;
 use super::timers::Timers;
 use crate::console_ui::ConsoleUi;
-use crate::options::{Io, Serve};
 use crate::output::Output;
 use crate::terminal_keys::TerminalKeys;
 use crate::unpack;
 use daemon::access_control::AccessControl;
-use daemon::certificates;
 use daemon::hotplug::{Change, Hotplug};
 use daemon::inbox::Inbox;
-use daemon::lend::{LendOptions, LendRequest, LentDisk, block_device, check_distinct, named};
+use daemon::lend::{LendRequest, LentDisk, block_device, check_distinct, named};
 use daemon::listen::{DefaultScope, Listener, Plan, Protocols, plan};
 use daemon::listeners::Listeners;
-use daemon::settings::Settings;
 use daemon::status::Status;
-use daemon::worker::{Config, Worker};
+use daemon::worker::{self, Worker};
 use dnssd::Announcer;
 use failure::Failure;
-
-/// Payload memory shared by the connections of all threads: enough for a fast disk, and small
-/// enough for an initrd.
-const PAYLOAD_MEMORY: usize = 32 << 20;
-
-/// Share of available memory for payloads, and for connections (divisors).
-const PAYLOAD_SHARE: u64 = 16;
-const CONNECTION_SHARE: u64 = 8;
-
-/// Minimum payload memory per thread.
-const MIN_PAYLOAD_MEMORY: usize = 4 << 20;
 
 /// The disks that are exported at startup.
 struct Disks {
     hotplug: Hotplug,
     lent_disks: Vec<LentDisk>,
     notes: Vec<String>,
+    /// Whether disks that appear later are exported.
+    is_all: bool,
 }
 
 /// The machine's addresses, and where to listen.
@@ -83,29 +70,31 @@ pub(super) fn raise_limits() {
 impl Server {
     /// Opens the disks, then the listeners. Leaves nothing behind on failure.
     pub(super) fn open(
-        options: &Serve,
-        settings: Settings,
+        mut config: ServeConfig,
         output: Output,
         inbox: Inbox,
         inherited: Option<InheritedSockets>,
         console_ui: Option<ConsoleUi>,
     ) -> Result<Self, Failure> {
-        let network = Network::look(options, &settings, inherited.as_ref())?;
-        let disks = Disks::open(options, &settings)?;
-        let (access_control, note) = access_control(options, &network);
-        let may_require_key = network.may_require_key();
+        let network = Network::look(&config, inherited.as_ref())?;
+        let disks = Disks::open(&mut config)?;
+        let (access_control, note) = access_control(&config, &network);
+        let (may_require_key, is_target) = (network.may_require_key(), config.is_target());
         let terminal_keys =
             if console_ui.is_none() && output.is_screen() { TerminalKeys::open() } else { None };
-        let (worker, warning) = start(options, machine_identity(&settings), &inbox)?;
+        let driver = config.worker.engine.driver;
+        let certificates = config.worker.certificates.as_ref();
+        let warning = certificates.and_then(|certificates| certificates.warning.clone());
+        let worker = start(config.worker, &inbox)?;
         let mut server = Self {
             listeners: Listeners::closed(network.plan, network.open),
             worker,
             access_control,
-            announcer: (!options.no_announce).then(|| announcer(options, &inbox)),
+            announcer: config.announce.then(|| announcer(config.mdns_port, &inbox)),
             terminal_keys,
             screen: State::default(),
             pairing_unavailable: None,
-            reports_codes: options.pair && console_ui.is_none(),
+            reports_codes: config.pairing == PairingMode::Reported && console_ui.is_none(),
             failure_reason: None,
             lent_disks: Vec::new(),
             status: Status::default(),
@@ -120,8 +109,8 @@ impl Server {
             machine: hostname(),
             addresses: network.addresses,
             address_changes: network.changes,
-            digests: options.digests,
-            remote_only: options.boot_settings,
+            digests: config.digests,
+            remote_only: is_target,
             timers: Timers::default(),
             console_ui,
             only_peer: None,
@@ -130,9 +119,9 @@ impl Server {
         };
         server.add_disks(disks.lent_disks)?;
         let own = note.into_iter().chain(warning).collect();
-        let notes = [settings.notes, disks.notes, own].concat();
-        server.add_startup_notes(options, notes);
-        server.start_pairing(options, settings.no_pairing || !may_require_key);
+        let notes = [config.notes, disks.notes, own].concat();
+        server.add_startup_notes(notes, disks.is_all, driver);
+        server.start_pairing(if may_require_key { config.pairing } else { PairingMode::Disabled });
         server.listen()?;
         inherited.map_or(Ok(()), |inherited| server.receive(inherited))?;
         Ok(server)
@@ -157,13 +146,13 @@ impl Server {
     }
 
     /// Starts pairing if the code can be shown and hosts can be stored.
-    fn start_pairing(&mut self, options: &Serve, no_pairing: bool) {
-        let is_read = self.console_ui.is_some() || self.terminal_keys.is_some() || options.pair;
-        self.pairing_unavailable = match self.access_control.can_pair() {
-            false => Some(Unavailable::NoStore),
-            true if no_pairing => Some(Unavailable::Disabled),
-            true if !is_read => Some(Unavailable::NoTerminal),
-            true => None,
+    fn start_pairing(&mut self, mode: PairingMode) {
+        let has_screen = self.console_ui.is_some() || self.terminal_keys.is_some();
+        self.pairing_unavailable = match mode {
+            _ if !self.access_control.can_pair() => Some(Unavailable::NoStore),
+            PairingMode::Disabled => Some(Unavailable::Disabled),
+            PairingMode::OnScreen if !has_screen => Some(Unavailable::NoTerminal),
+            PairingMode::OnScreen | PairingMode::Reported => None,
         };
         if self.pairing_unavailable.is_none() {
             self.worker.enable_pairing(&self.machine);
@@ -172,10 +161,10 @@ impl Server {
 }
 
 /// Opens the access rules. Without a state directory no host is authorized by key.
-fn access_control(options: &Serve, network: &Network) -> (AccessControl, Option<String>) {
-    let boot = options.boot_settings.then(Tree::machine);
-    let keys = options.keys.as_deref();
-    let opened = match network.may_require_key() || options.boot_settings {
+fn access_control(config: &ServeConfig, network: &Network) -> (AccessControl, Option<String>) {
+    let boot = config.is_target().then(Tree::machine);
+    let keys = config.keys.as_deref();
+    let opened = match network.may_require_key() || config.is_target() {
         true => AccessControl::open(keys, boot.as_ref()),
         false => AccessControl::open_existing(keys),
     };
@@ -188,24 +177,19 @@ fn access_control(options: &Serve, network: &Network) -> (AccessControl, Option<
 }
 
 impl Network {
-    fn look(
-        options: &Serve,
-        settings: &Settings,
-        inherited: Option<&InheritedSockets>,
-    ) -> Result<Self, Failure> {
+    fn look(config: &ServeConfig, inherited: Option<&InheritedSockets>) -> Result<Self, Failure> {
         let changes = Changes::open().ok();
         let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
-        let listen = [&options.listen[..], &settings.listen[..]].concat();
-        let open = options.open || settings.open;
-        let protocols = Protocols::of(&[&options.protocol[..], &settings.protocol].concat());
-        let reach = match (open, settings.routable) {
+        let (listen, open) = (&config.listen, config.open);
+        let protocols = Protocols::of(&config.protocols);
+        let reach = match (open, config.routable) {
             (true, _) => DefaultScope::Everywhere,
             (false, true) => DefaultScope::Present,
             (false, false) => DefaultScope::Nearby,
         };
         let plan = match inherited {
             Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
-            _ => plan(&listen, protocols, reach, options.boot_settings, &addresses)?,
+            _ => plan(listen, protocols, reach, config.is_target(), &addresses)?,
         };
         let keyed = inherited.is_some_and(InheritedSockets::is_keyed);
         Ok(Self { addresses, changes, plan, open, keyed })
@@ -221,31 +205,17 @@ impl Network {
 }
 
 impl Disks {
-    fn open(options: &Serve, settings: &Settings) -> Result<Self, Failure> {
-        let tree = Tree::machine();
-        let lend_options = LendOptions {
-            base: options.nqn.clone(),
-            allow_in_use: options.allow_in_use,
-            // In target mode a disk is only named writable to repair it.
-            force: options.force || options.boot_settings,
-            machine: machine_identity(settings),
-            tree,
-            at_rest: options.boot_settings,
-        };
-        let filter = options.all.then(|| settings.filter.clone());
-        let mut hotplug = Hotplug::open(lend_options.clone(), filter);
-        let mut lent_disks = open_requested(options, &lend_options)?;
+    fn open(config: &mut ServeConfig) -> Result<Self, Failure> {
+        let filter = config.filter.take();
+        let is_all = filter.is_some();
+        let mut hotplug = Hotplug::open(config.lend.clone(), filter);
+        let mut lent_disks = open_requested(config)?;
         let mut notes = Vec::new();
-        if options.all {
+        if is_all {
             add_present_disks(hotplug.initial_scan(&lent_disks)?, &mut lent_disks, &mut notes);
         }
-        Ok(Self { hotplug, lent_disks, notes })
+        Ok(Self { hotplug, lent_disks, notes, is_all })
     }
-}
-
-/// Returns the machine id that NQNs are derived from.
-fn machine_identity(settings: &Settings) -> MachineId {
-    settings.machine.unwrap_or_else(|| machine_id(&Tree::machine()))
 }
 
 /// Fallback if the kernel's addresses cannot be read.
@@ -262,18 +232,19 @@ fn loopback() -> Address {
 }
 
 /// Opens the named disks, and the demo disk.
-fn open_requested(options: &Serve, lend_options: &LendOptions) -> Result<Vec<LentDisk>, Failure> {
+fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Failure> {
+    let lend = &config.lend;
     let mut lent_disks: Vec<LentDisk> = Vec::new();
-    for wanted in options.lend_requests() {
-        let wanted = LendRequest { path: named(&lend_options.tree, &wanted.path), ..wanted };
+    for wanted in &config.disks {
+        let wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
         check_new(&lent_disks, &wanted.path)?;
-        if options.format.is_none() {
+        if !config.any_format {
             check_raw(&wanted.path)?;
         }
-        add(&mut lent_disks, lend_options.lend(&wanted)?)?;
+        add(&mut lent_disks, lend.lend(&wanted)?)?;
     }
-    if let Some(size) = options.demo {
-        add(&mut lent_disks, lend_options.lend_demo(size, options.demo_writable())?)?;
+    if let Some((size, writable)) = config.demo {
+        add(&mut lent_disks, lend.lend_demo(size, writable)?)?;
     }
     Ok(lent_disks)
 }
@@ -334,45 +305,12 @@ fn add_present_disks(
     }
 }
 
-fn announcer(options: &Serve, inbox: &Inbox) -> Announcer {
+fn announcer(port: Option<u16>, inbox: &Inbox) -> Announcer {
     let inbox = inbox.clone();
-    Announcer::new(options.mdns_port, Arc::new(move |sentence| inbox.note(sentence)))
+    Announcer::new(port, Arc::new(move |sentence| inbox.note(sentence)))
 }
 
-/// Starts the worker. Returns a warning about the certificates, if there is one.
-fn start(
-    options: &Serve,
-    machine: MachineId,
-    inbox: &Inbox,
-) -> Result<(Worker, Option<String>), Failure> {
-    let driver = match options.io {
-        Io::Auto => Driver::Auto,
-        Io::Uring => Driver::Uring,
-        Io::Blocking => Driver::Blocking,
-    };
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = options.threads.map_or(processors, usize::from);
-    let memory = (PAYLOAD_MEMORY / threads.max(1)).max(MIN_PAYLOAD_MEMORY);
-    let certificates = options.tls_certificates.as_deref().map(certificates::read).transpose()?;
-    let (certificates, warning) = certificates.unzip();
-    let null_dh = options.allow_null_dh;
-    let available = linux::memory::available(&Tree::machine());
-    let part = |part| usize::try_from(available / part).unwrap_or(usize::MAX);
-    let engine = engine::Config {
-        driver,
-        threads,
-        memory,
-        budget: part(PAYLOAD_SHARE),
-        connections: part(CONNECTION_SHARE),
-        ..engine::Config::default()
-    };
-    let config = Config {
-        engine,
-        null_dh,
-        certificates,
-        first_controller: first_controller(machine, std::process::id()),
-    };
+fn start(config: worker::Config, inbox: &Inbox) -> Result<Worker, Failure> {
     let inbox = inbox.clone();
-    let worker = Worker::start(config, Arc::new(move |said| inbox.deliver(said)))?;
-    Ok((worker, warning.flatten()))
+    Worker::start(config, Arc::new(move |said| inbox.deliver(said)))
 }
