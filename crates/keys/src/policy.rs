@@ -14,10 +14,8 @@ use crate::key::{Key, KeyKind};
 use crate::name::Name;
 use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
 use crate::record::{HostRecord, Rule};
-use crate::store::Store;
+use crate::store::{MAX_HOSTS, Store};
 
-/// Most hosts in a policy: their keys are tried in every handshake.
-const MAX_HOSTS: usize = 1024;
 /// If the clock is this far behind the time of a record, it is wrong, and expiry cannot be checked.
 const MAX_CLOCK_LAG: Duration = Duration::from_secs(24 * 60 * 60);
 

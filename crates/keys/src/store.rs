@@ -27,6 +27,9 @@ pub use crate::private::read_bounded;
 use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
 pub use crate::watch::Watch;
 
+/// Most hosts that are authorized: their keys are tried in every handshake.
+pub(crate) const MAX_HOSTS: usize = 1024;
+
 /// The key store.
 #[derive(Debug)]
 pub struct Store {
@@ -243,7 +246,8 @@ impl Store {
     /// expiry of its rules stay. Returns its name.
     ///
     /// # Errors
-    /// Fails if the NQN or the key is invalid, or if it cannot be written.
+    /// Fails if the NQN or the key is invalid, if it would be one of too many hosts, or if it cannot
+    /// be written.
     pub fn add_paired_host(&self, host: &PairedHost<'_>, now: SystemTime) -> Result<Name, Failure> {
         record::check_nqn(host.nqn).map_err(Failure::new)?;
         if self.is_in_credential(host.nqn) {
@@ -254,7 +258,14 @@ impl Store {
             )));
         }
         let key = Key::parse(host.tls.bytes()).map_err(Failure::new)?;
-        let name = self.host_by_nqn(host.nqn).unwrap_or_else(|| {
+        let known = self.host_by_nqn(host.nqn);
+        if known.is_none() && self.names(HOSTS).len() >= MAX_HOSTS {
+            return Err(Failure::new(format!(
+                "{MAX_HOSTS} hosts are authorized already, which is the most: remove some by \
+                 storagetm host remove"
+            )));
+        }
+        let name = known.unwrap_or_else(|| {
             Name::sanitized(host.name).make_unique(|name| self.has_key(name) || self.has_host(name))
         });
         let known = self.host(&name).ok().filter(|_| host.disks.is_empty());

@@ -197,6 +197,14 @@ fn excess_hosts_are_left_out() {
     }
     let (policy, _, warnings) = read(&store, now());
     assert_eq!((policy.hosts.len(), warnings.len()), (MAX_HOSTS, 1));
+    // Pairing adds no host that would be left out, and still changes one.
+    let tls = Key::from_pairing(&Secret::new(vec![7; 32]));
+    let paired =
+        |nqn| PairedHost { nqn, name: "x", tls: tls.text(), disks: &[], access: Access::ReadOnly };
+    let refused = store.add_paired_host(&paired(NQN), now()).unwrap_err();
+    assert!(refused.to_string().contains("storagetm host remove"), "{refused}");
+    assert!(store.key_names().iter().all(|name| name.as_str() != "x"));
+    store.add_paired_host(&paired("nqn.2024-01.test:7"), now()).unwrap();
 }
 
 /// X53: names of files and credentials cannot inject terminal control sequences.
