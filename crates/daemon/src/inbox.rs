@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use export::Event;
 use pair::ServerStatus;
@@ -26,6 +27,10 @@ pub enum WorkerEvent {
 /// Capacity for events and for notes. More are dropped, since events of a kind are alike.
 const MAX_EVENTS: usize = 4096;
 
+/// Number of events above which the supervisor receives no more. Attachments and pairing requests
+/// are not dropped; those of one shutdown fit in addition to [`MAX_EVENTS`].
+const MAX_QUEUED: usize = 2 * MAX_EVENTS;
+
 /// Queue of events and notes, with an eventfd that is readable when it is not empty.
 #[derive(Debug, Clone)]
 pub struct Inbox(Arc<Inner>);
@@ -33,6 +38,7 @@ pub struct Inbox(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     pending: Mutex<Pending>,
+    received: Condvar,
     wake_fd: OwnedFd,
 }
 
@@ -58,7 +64,7 @@ impl Inbox {
     /// Fails if descriptors are exhausted.
     pub fn open() -> rustix::io::Result<Self> {
         let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Inner { pending: Mutex::default(), wake_fd })))
+        Ok(Self(Arc::new(Inner { pending: Mutex::default(), received: Condvar::new(), wake_fd })))
     }
 
     /// Queues an event. Attachments and pairing requests are never dropped.
@@ -115,7 +121,18 @@ impl Inbox {
     /// Takes the content of the queue.
     pub fn receive(&self) -> Pending {
         let _ = rustix::io::read(&self.0.wake_fd, &mut [0; 8]);
-        std::mem::take(&mut *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner))
+        let pending =
+            std::mem::take(&mut *self.0.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        self.0.received.notify_all();
+        pending
+    }
+
+    /// Waits at most `timeout` until there is room for events. Returns whether there is.
+    pub(crate) fn wait_for_room(&self, timeout: Duration) -> bool {
+        let pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |pending: &mut Pending| pending.events.len() >= MAX_QUEUED;
+        let waited = self.0.received.wait_timeout_while(pending, timeout, is_full);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
 

@@ -39,7 +39,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::Certificates;
-use crate::inbox::WorkerEvent;
+use crate::inbox::{Inbox, WorkerEvent};
 use crate::listen::Service;
 use failure::{Failure, spawn_error};
 use fence::Withheld;
@@ -51,9 +51,9 @@ use usage::usage_of;
 /// Added to the hosts' timeout before a stopping worker is killed.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Receives the worker's events. Called on the supervisor thread: must not block and must not call
-/// the [`Worker`].
-pub type Sink = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
+/// Most pairing requests that wait for an answer: those of a pairing server, and those that clients
+/// have abandoned since its last status.
+const MAX_UNANSWERED: usize = 2 * pair::MAX_WAITING;
 
 /// Configuration of the worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ pub struct Worker {
 
 /// State shared by the handle and the supervisor thread.
 struct Shared {
-    sink: Sink,
+    inbox: Inbox,
     state: Mutex<State>,
     stopped: Condvar,
 }
@@ -103,6 +103,8 @@ struct State {
     pairing: Option<String>,
     /// Failed pairing attempts, as reported by workers.
     tries: FailedAttempts,
+    /// Numbers of the pairing requests that the worker reported and that wait for an answer.
+    unanswered: Vec<u64>,
     /// Channel to the worker; `None` while there is none.
     sender: Option<Sender>,
     process: Option<Pid>,
@@ -132,13 +134,14 @@ struct AssignedDisk {
 }
 
 impl Worker {
-    /// Starts the process without disks and sockets. Its events go to `sink`.
+    /// Starts the process without disks and sockets. Its events go to `inbox`; while
+    /// that is full, the worker waits.
     ///
     /// # Errors
     /// Fails with a message if the process cannot be started or cannot run with `config`.
-    pub fn start(config: Config, sink: Sink) -> Result<Self, Failure> {
+    pub fn start(config: Config, inbox: Inbox) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
-            sink,
+            inbox,
             state: Mutex::new(State::new(config)),
             stopped: Condvar::new(),
         });
@@ -249,7 +252,9 @@ impl Worker {
 
     /// Answers the pairing request with this number.
     pub fn answer(&self, number: u64, verdict: Verdict) {
-        self.shared.state().send(&Request::Answer { number, verdict });
+        let mut state = self.shared.state();
+        state.unanswered.retain(|waiting| *waiting != number);
+        state.send(&Request::Answer { number, verdict });
     }
 
     /// Returns a handle that reports whether writes of hosts to a disk are in flight. Counters of the
@@ -313,7 +318,7 @@ impl Shared {
     }
 
     fn emit(&self, event: WorkerEvent) {
-        (self.sink)(event);
+        self.inbox.deliver(event);
     }
 }
 
@@ -329,6 +334,7 @@ impl State {
             policy: Policy::default(),
             pairing: None,
             tries: FailedAttempts::default(),
+            unanswered: Vec::new(),
             sender: None,
             process: None,
             running: None,
@@ -385,6 +391,20 @@ impl State {
         self.listeners.iter().for_each(|listeners| self.send_listener(listeners));
     }
 
+    /// Records a reported pairing request.
+    ///
+    /// # Errors
+    /// Fails if the pairing server of an uncompromised worker would not make it: if pairing is
+    /// disabled, or if too many requests wait for an answer.
+    fn pairing_requested(&mut self, number: u64) -> Result<(), ()> {
+        let is_known = self.unanswered.contains(&number);
+        if self.pairing.is_none() || is_known || self.unanswered.len() >= MAX_UNANSWERED {
+            return Err(());
+        }
+        self.unanswered.push(number);
+        Ok(())
+    }
+
     fn assigned(&mut self, export: &Arc<Export>) -> Option<&mut AssignedDisk> {
         self.lent.iter_mut().rev().find(|assigned| Arc::ptr_eq(&assigned.export, export))
     }
@@ -397,6 +417,7 @@ impl State {
     /// withheld until they are released.
     fn worker_lost(&mut self) -> Vec<Withheld> {
         (self.sender, self.process) = (None, None);
+        self.unanswered.clear();
         // The worker may have died before reporting a failed attempt.
         if self.pairing.is_some() {
             self.tries.fail(Instant::now());

@@ -10,6 +10,9 @@ use crate::{Export, Fault, KeyId, Peer, Reason, Secret};
 /// A phrase of this program. An alias, because a reference in the type would make serde borrow.
 type Phrase = &'static str;
 
+/// Maximum length of a text of a peer in an event, in bytes. Protocols truncate longer ones.
+pub const MAX_TEXT: usize = 1024;
+
 /// Something that the administrator may want to know.
 ///
 /// `D` stands for a disk: the export, or what identifies it for another process.

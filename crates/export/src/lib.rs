@@ -97,7 +97,7 @@ pub use backing::{Backing, Layout};
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, PAGE, Pool};
 pub use catalogue::Catalogue;
-pub use event::{Event, PairingRequest};
+pub use event::{Event, MAX_TEXT, PairingRequest};
 pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};
 pub use extent::{Extent, Extents};
 pub use fault::Fault;

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -29,7 +29,10 @@ pub const MAX_DESCRIPTORS: usize = 8;
 
 /// Sending half of a channel.
 #[derive(Debug)]
-pub struct Sender(UnixStream);
+pub struct Sender {
+    socket: UnixStream,
+    timeout: Option<Duration>,
+}
 
 /// Receiving half of a channel.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ pub struct Receiver {
 /// Fails if descriptors are exhausted.
 pub fn split(socket: UnixStream, max_frame: usize) -> io::Result<(Sender, Receiver)> {
     let other = socket.try_clone()?;
-    Ok((Sender(other), Receiver { socket, max_frame }))
+    Ok((Sender { socket: other, timeout: None }, Receiver { socket, max_frame }))
 }
 
 impl Sender {
@@ -56,39 +59,52 @@ impl Sender {
     /// [`MAX_DESCRIPTORS`].
     pub fn send(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let frame = frame(message)?;
-        let mut sent = self.send_first(&frame, descriptors)?;
+        let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut sent = 0;
         while let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
-            sent += retry_on_intr(|| rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL))?;
+            let first = if sent == 0 { descriptors } else { &[] };
+            match self.send_some(rest, first) {
+                Ok(bytes) => sent += bytes,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait_for_space(deadline)?,
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
 
-    fn send_first(&self, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
-        let pieces = [IoSlice::new(frame)];
+    /// Sends as many bytes as the socket buffer has space for, with the descriptors.
+    fn send_some(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        retry_on_intr(|| {
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            let is_pushed = descriptors.is_empty()
-                || control.push(SendAncillaryMessage::ScmRights(descriptors));
-            if descriptors.len() > MAX_DESCRIPTORS || !is_pushed {
-                return Err(Errno::INVAL);
-            }
-            sendmsg(&self.0, &pieces, &mut control, SendFlags::NOSIGNAL)
-        })
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let is_pushed =
+            descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors));
+        if descriptors.len() > MAX_DESCRIPTORS || !is_pushed {
+            return Err(Errno::INVAL);
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags)
     }
 
-    /// Sets a timeout for [`Sender::send`]. After a timeout the stream may end in a partial frame
-    /// and must be closed.
-    ///
-    /// # Errors
-    /// Fails if the timeout is zero.
-    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
-        self.0.set_write_timeout(Some(timeout))
+    fn wait_for_space(&self, deadline: Option<Instant>) -> io::Result<()> {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], left.as_ref());
+        Ok(())
+    }
+
+    /// Sets the time after which [`Sender::send`] fails if the message is not sent. The stream may
+    /// end in a partial frame then and must be closed.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = Some(timeout);
     }
 
     /// Shuts the socket down for both processes.
     pub fn close(&self) {
-        let _ = self.0.shutdown(std::net::Shutdown::Both);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 }
 
@@ -204,7 +220,7 @@ mod test {
 
     fn pair(max_frame: usize) -> (Sender, Receiver) {
         let (one, two) = UnixStream::pair().unwrap();
-        (Sender(one), Receiver { socket: two, max_frame })
+        (Sender { socket: one, timeout: None }, Receiver { socket: two, max_frame })
     }
 
     #[test]
@@ -234,12 +250,30 @@ mod test {
 
     #[test]
     fn send_times_out_if_the_peer_does_not_read() {
-        let (sender, receiver) = pair(1 << 20);
-        sender.set_timeout(Duration::from_millis(20)).unwrap();
+        let (mut sender, receiver) = pair(1 << 20);
+        sender.set_timeout(Duration::from_millis(20));
         let long = "x".repeat(100_000);
         let failed = (0..100).find_map(|_| sender.send(&long, &[]).err()).unwrap();
-        assert_eq!(failed.kind(), ErrorKind::WouldBlock);
+        assert_eq!(failed.kind(), ErrorKind::TimedOut);
         drop(receiver);
+    }
+
+    #[test]
+    fn send_times_out_if_the_peer_reads_slowly() {
+        let (mut sender, receiver) = pair(8 << 20);
+        sender.set_timeout(Duration::from_millis(200));
+        let (begun, long) = (Instant::now(), "x".repeat(8 << 20));
+        let read = std::thread::spawn(move || {
+            while receiver.fill(&mut [0; 1 << 12]).is_ok_and(|got| got > 0) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let sent = sender.send(&long, &[]);
+        let took = begun.elapsed();
+        sender.close();
+        read.join().unwrap();
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(took < Duration::from_secs(1), "{took:?}");
     }
 
     #[test]
@@ -272,7 +306,8 @@ mod test {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(20))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             assert!(control.push(SendAncillaryMessage::ScmRights(&copies[..count])));
-            sendmsg(&sender.0, &[IoSlice::new(&frame)], &mut control, SendFlags::empty()).unwrap();
+            sendmsg(&sender.socket, &[IoSlice::new(&frame)], &mut control, SendFlags::empty())
+                .unwrap();
             let error = receiver.receive::<String>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidData);
         }

@@ -31,7 +31,9 @@ pub use client::Client;
 pub use code::{Code, CodeKind, InvalidCode};
 pub use invite::Invite;
 pub use message::{Disk, MAX_DISKS, RefusalReason};
-pub use server::{Codes, FailedAttempts, PairingServer, Random, ServerStatus, Verdict};
+pub use server::{
+    Codes, FailedAttempts, MAX_WAITING, PairingServer, Random, ServerStatus, Verdict,
+};
 pub use session::PairingSession;
 
 /// The TLS PSK identity of pairing.

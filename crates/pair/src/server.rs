@@ -24,7 +24,7 @@ const MAX_DOUBLINGS: u32 = 13;
 /// Maximum delay after a wrong code, in seconds.
 const MAX_DELAY_SECS: u64 = 64;
 /// Maximum number of hosts that wait for a verdict.
-const MAX_WAITING: usize = 8;
+pub const MAX_WAITING: usize = 8;
 /// Rejected attempts are reported at most once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -24,9 +24,12 @@ const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// Delay before another attempt to spawn a worker.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How long sending a request may block. A worker that does not receive for longer is stuck and is
+/// How long sending a request may take. A worker that does not receive it by then is stuck and is
 /// replaced.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest note of a worker, in characters; the rest is cut off.
+const MAX_NOTE: usize = 1000;
 
 /// Poll interval for the death of a worker that reports nothing.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -128,9 +131,9 @@ fn handshake(
     child: &Child,
     socket: std::os::unix::net::UnixStream,
 ) -> Result<Receiver, Failure> {
-    let (sender, mut receiver) =
+    let (mut sender, mut receiver) =
         channel::split(socket, MAX_REPORT).map_err(|error| cannot(&error))?;
-    sender.set_timeout(SEND_TIMEOUT).map_err(|error| cannot(&error))?;
+    sender.set_timeout(SEND_TIMEOUT);
     let config = {
         // From here on `Worker::stop` can kill the process.
         let mut state = shared.state();
@@ -162,7 +165,8 @@ fn handshake(
 fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
     let mut validator = ReportValidator::default();
     let is_valid = loop {
-        if !live.receiver.is_ready(LIVENESS_INTERVAL) {
+        let has_room = shared.inbox.wait_for_room(LIVENESS_INTERVAL);
+        if !has_room || !live.receiver.is_ready(LIVENESS_INTERVAL) {
             if is_dead(&live.child) {
                 break true;
             }
@@ -206,10 +210,15 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
         Report::Pairing(_) if shared.state().pairing.is_none() => return Err(()),
         Report::Pairing(wire) => {
             let view = wire.view(Instant::now()).ok_or(())?;
-            shared.state().tries = view.failed_attempts();
+            let mut state = shared.state();
+            state.tries = view.failed_attempts();
+            state.unanswered.retain(|number| view.waiting.contains(number));
+            drop(state);
             shared.emit(WorkerEvent::Pairing(view));
         }
-        Report::Note { sentence } => shared.emit(WorkerEvent::Note(sentence)),
+        Report::Note { sentence } => {
+            shared.emit(WorkerEvent::Note(sentence.chars().take(MAX_NOTE).collect()));
+        }
         Report::Used { disk, counts } => {
             shared.state().disk_by_number(disk).ok_or(())?.count(counts);
         }
@@ -254,6 +263,7 @@ fn wait_for(child: &mut Child) -> Option<String> {
 
 #[cfg(test)]
 mod test {
+    use super::super::validator::test::{attached, detached, shared};
     use super::*;
 
     #[test]
@@ -263,5 +273,37 @@ mod test {
         let often: Vec<bool> =
             [0, 1, 2, 61, 62, 63, 64].map(|n| is_too_often(&mut exits, at(n))).into();
         assert_eq!(often, [false, false, false, false, false, false, true]);
+    }
+
+    /// A compromised worker cannot fill the memory with events that must not be dropped.
+    #[test]
+    fn flood_of_attachments_waits_for_the_reader() {
+        const REPORTS: usize = 20_000;
+        let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let (own, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (sender, _receiver) = channel::split(other, MAX_REPORT).unwrap();
+        let (_sender, receiver) = channel::split(own, MAX_REPORT).unwrap();
+        let shared = shared();
+        let flood = move || {
+            for _ in 0..REPORTS / 2 {
+                sender.send(&Report::Event(attached(1)), &[]).unwrap();
+                sender.send(&Report::Event(detached()), &[]).unwrap();
+            }
+            sender.close();
+        };
+        let mut live = LiveWorker { child, receiver };
+        let (mut most, mut received) = (0, 0);
+        thread::scope(|scope| {
+            scope.spawn(flood);
+            let supervisor = scope.spawn(|| receive_reports(&shared, &mut live));
+            while received < REPORTS {
+                thread::sleep(Duration::from_secs(1));
+                let events = shared.inbox.receive().events.len();
+                (most, received) = (most.max(events), received + events);
+            }
+            assert!(supervisor.join().unwrap().is_some());
+        });
+        assert!((4097..=8192).contains(&most), "{most}");
+        assert_eq!(received, REPORTS);
     }
 }

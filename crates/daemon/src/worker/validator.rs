@@ -1,9 +1,10 @@
 //! Validates the worker's reports. The worker talks to untrusted peers and may be compromised:
-//! reports are bounded in size and number, and may refer only to disks that it was sent.
+//! texts, attachments and pairing requests are bounded, and reports may refer only to disks that it
+//! was sent.
 
 use std::sync::Arc;
 
-use export::{Event, Export, Peer, Reason};
+use export::{Event, Export, MAX_TEXT, Peer, Reason};
 
 use super::Shared;
 use crate::inbox::WorkerEvent;
@@ -32,14 +33,18 @@ impl ReportValidator {
     /// Fails if an uncompromised worker would not report it.
     pub(super) fn accept(&mut self, shared: &Shared, counted: CountedEvent<u64>) -> Result<(), ()> {
         let CountedEvent { event, count } = counted;
+        if texts(&event).iter().any(|text| text.len() > MAX_TEXT) {
+            return Err(());
+        }
         let export =
             |disk| shared.state().disk_by_number(disk).map(|assigned| assigned.export.clone());
         let event = event.map_export(export).ok_or(())?;
         match &event {
             Event::Attached { export, peer, host, .. } => self.attach(export, peer, host)?,
             Event::Detached { export, peer, host, .. } => self.detach(export, peer, host)?,
-            // No pairing code is valid, so no host can know one.
-            Event::PairingRequested { .. } if shared.state().pairing.is_none() => return Err(()),
+            Event::PairingRequested { request, .. } => {
+                shared.state().pairing_requested(request.number)?;
+            }
             _ => {}
         }
         shared.emit(WorkerEvent::Event(CountedEvent { event, count: count.max(1) }));
@@ -77,18 +82,33 @@ impl ReportValidator {
     }
 }
 
+/// Returns the texts of an event that are chosen by a peer.
+fn texts(event: &Event<u64>) -> [&str; 4] {
+    let (peer, [one, other]) = match event {
+        Event::Attached { peer, host, .. } | Event::Detached { peer, host, .. } => {
+            (peer, [host.as_str(), ""])
+        }
+        Event::Refused { peer, host, wanted, .. } => (peer, [host.as_str(), wanted]),
+        Event::PairingRequested { peer, request } => (peer, [request.host.as_str(), &request.name]),
+        Event::Violation { peer, .. } => (peer, ["", ""]),
+        Event::Fault { .. } => return [""; 4],
+    };
+    let channel = peer.channel.as_ref();
+    let [identity, cipher] = channel.map_or(["", ""], |it| [&it.identity, &it.cipher]);
+    [one, other, identity, cipher]
+}
+
 #[cfg(test)]
-mod test {
+pub(super) mod test {
     use super::*;
-    use crate::worker::Config;
+    use crate::inbox::Inbox;
     use crate::worker::messages::Counts;
-    use crate::worker::{AssignedDisk, State};
-    use export::{Auth, Geometry, Identity, PairingRequest, Secret};
+    use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State};
+    use export::{Auth, Channel, Geometry, Identity, PairingRequest, Secret};
     use std::sync::{Condvar, Mutex};
 
     /// A worker with disk number 1.
-    fn shared() -> (Shared, Arc<Mutex<Vec<WorkerEvent>>>) {
-        let emitted = Arc::new(Mutex::new(Vec::new()));
+    pub(in crate::worker) fn shared() -> Shared {
         let config = Config {
             engine: engine::Config::default(),
             null_dh: false,
@@ -106,13 +126,12 @@ mod test {
             before: Counts::default(),
             being_written: false,
         });
-        let sink = emitted.clone();
-        let shared = Shared {
-            sink: Arc::new(move |event| sink.lock().unwrap().push(event)),
-            state: Mutex::new(state),
-            stopped: Condvar::new(),
-        };
-        (shared, emitted)
+        let inbox = Inbox::open().unwrap();
+        Shared { inbox, state: Mutex::new(state), stopped: Condvar::new() }
+    }
+
+    fn emitted(shared: &Shared) -> Vec<Event> {
+        shared.inbox.receive().events.into_iter().map(|counted| counted.event).collect()
     }
 
     fn peer() -> Peer {
@@ -120,58 +139,90 @@ mod test {
         Peer::ip(remote, local, Auth::Required)
     }
 
-    fn attached(export: u64) -> CountedEvent<u64> {
+    pub(in crate::worker) fn attached(export: u64) -> CountedEvent<u64> {
         Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None }.into()
     }
 
-    fn detached() -> CountedEvent<u64> {
+    pub(in crate::worker) fn detached() -> CountedEvent<u64> {
         let (host, reason) = ("h".to_owned(), Reason::Peer);
         Event::Detached { export: 1, peer: peer(), host, reason, read: 1, written: 2 }.into()
     }
 
+    fn pairing(number: u64) -> CountedEvent<u64> {
+        let (host, name, secret) = ("h".to_owned(), "n".to_owned(), Secret::new(vec![1; 32]));
+        let request = Arc::new(PairingRequest { number, host, name, writable: false, secret });
+        Event::PairingRequested { peer: peer(), request }.into()
+    }
+
     #[test]
     fn reports_on_unknown_disks_and_hosts_are_refused() {
-        let (shared, emitted) = shared();
+        let shared = shared();
         let mut validator = ReportValidator::default();
         assert!(validator.accept(&shared, detached()).is_err());
         assert!(validator.accept(&shared, attached(2)).is_err());
         assert!(validator.accept(&shared, attached(1)).is_ok());
         assert!(validator.accept(&shared, detached()).is_ok());
         assert!(validator.accept(&shared, detached()).is_err());
-        assert_eq!(emitted.lock().unwrap().len(), 2);
+        assert_eq!(emitted(&shared).len(), 2);
         while validator.accept(&shared, attached(1)).is_ok() {}
         assert_eq!(validator.attached.len(), MAX_ATTACHMENTS);
+    }
+
+    #[test]
+    fn event_with_a_long_text_is_refused() {
+        let shared = shared();
+        let accept = |event: Event<u64>| {
+            ReportValidator::default().accept(&shared, CountedEvent::from(event)).is_ok()
+        };
+        let text = |length| "x".repeat(length);
+        for (length, is_accepted) in [(MAX_TEXT, true), (MAX_TEXT + 1, false)] {
+            let (host, wanted, why) = (text(length), text(length), "why");
+            let host_only = Event::Attached { export: 1, peer: peer(), host, proven: None };
+            assert_eq!(accept(host_only), is_accepted);
+            let host = String::new();
+            assert_eq!(accept(Event::Refused { peer: peer(), host, wanted, why }), is_accepted);
+            let channel = Channel {
+                key: None,
+                certified: false,
+                identity: text(length),
+                cipher: String::new(),
+                binding: [0; 32],
+            };
+            let peer = Peer { channel: Some(Arc::new(channel)), ..peer() };
+            assert_eq!(accept(Event::Violation { peer, rule: "rule" }), is_accepted);
+        }
     }
 
     /// X45: a compromised worker cannot cause pairing where it is disabled.
     #[test]
     fn x45_pairing_request_is_refused_if_pairing_is_disabled() {
-        let (shared, emitted) = shared();
-        let request = Arc::new(PairingRequest {
-            number: 1,
-            host: "h".to_owned(),
-            name: "n".to_owned(),
-            writable: false,
-            secret: Secret::new(vec![1; 32]),
-        });
-        let pairing = || Event::PairingRequested { peer: peer(), request: request.clone() }.into();
-        assert!(ReportValidator::default().accept(&shared, pairing()).is_err());
-        assert!(emitted.lock().unwrap().is_empty());
+        let shared = shared();
+        assert!(ReportValidator::default().accept(&shared, pairing(1)).is_err());
+        assert!(emitted(&shared).is_empty());
         shared.state().pairing = Some("machine".to_owned());
-        assert!(ReportValidator::default().accept(&shared, pairing()).is_ok());
-        assert_eq!(emitted.lock().unwrap().len(), 1);
+        assert!(ReportValidator::default().accept(&shared, pairing(1)).is_ok());
+        assert_eq!(emitted(&shared).len(), 1);
+    }
+
+    #[test]
+    fn unanswered_pairing_requests_are_bounded() {
+        let shared = shared();
+        shared.state().pairing = Some("machine".to_owned());
+        let accept = |number| ReportValidator::default().accept(&shared, pairing(number)).is_ok();
+        assert!(accept(1));
+        assert!(!accept(1), "a number is used once");
+        let accepted = (2..1000).take_while(|number| accept(*number)).count();
+        assert_eq!(accepted + 1, MAX_UNANSWERED);
+        shared.state().unanswered.clear();
+        assert!(accept(1000));
     }
 
     #[test]
     fn hosts_of_a_dead_worker_are_detached() {
-        let (shared, emitted) = shared();
+        let shared = shared();
         let mut validator = ReportValidator::default();
         validator.accept(&shared, attached(1)).unwrap();
         validator.detach_all(&shared);
-        let emitted = emitted.lock().unwrap();
-        assert!(matches!(
-            emitted.last(),
-            Some(WorkerEvent::Event(CountedEvent { event: Event::Detached { .. }, .. }))
-        ));
+        assert!(matches!(emitted(&shared).last(), Some(Event::Detached { .. })));
     }
 }

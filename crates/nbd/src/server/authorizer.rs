@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use export::{Caller, Catalogue, Event, Export, ExportId, Grant, Host, Peer, Refusal};
+use export::{Caller, Catalogue, Event, Export, ExportId, Grant, Host, MAX_TEXT, Peer, Refusal};
 
 use super::outbox::Outbox;
 
 /// Maximum number of refusals reported per connection.
 const MAX_REFUSALS: u8 = 4;
+
+/// Maximum number of characters of a name that are reported.
+const MAX_NAME: usize = MAX_TEXT / char::MAX_LEN_UTF8;
 
 /// Checks the access of one client.
 #[derive(Debug)]
@@ -89,7 +92,8 @@ impl Authorizer {
         if self.refusals < MAX_REFUSALS {
             self.refusals += 1;
             let (peer, host) = (self.peer.clone(), self.host_name());
-            out.report(Event::Refused { peer, host, wanted: wanted.to_owned(), why });
+            let wanted = wanted.chars().take(MAX_NAME).collect();
+            out.report(Event::Refused { peer, host, wanted, why });
         }
     }
 }

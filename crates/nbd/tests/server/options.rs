@@ -289,6 +289,16 @@ fn x17_host_is_identified_by_key_and_limited_by_rules() {
     assert_eq!(world.conn(id).reported(), ["refused sdb", "attached nqn.host"]);
 }
 
+#[test]
+fn reported_name_is_short() {
+    let mut world = World::new();
+    let id = in_options(&mut world);
+    world.exchange(id, &go(&"é".repeat(2048)));
+    let reported = world.conn(id).reported();
+    let wanted = reported[0].strip_prefix("refused ").unwrap();
+    assert!((256..=export::MAX_TEXT).contains(&wanted.len()), "{}", wanted.len());
+}
+
 /// A certificate of the configured authority authenticates the host it names while that host is
 /// configured.
 #[test]

@@ -44,6 +44,8 @@ impl Server {
         let writable: Vec<(Arc<Export>, WriteTracker)> =
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.announcer.take().into_iter().for_each(Announcer::stop);
+        // The last events of the worker need room.
+        self.handle_events(begun);
         let in_time = self.worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
         for counted in self.inbox.receive().events {
             self.faults.record(&counted.event, counted.count);

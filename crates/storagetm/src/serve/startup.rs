@@ -32,7 +32,7 @@ use daemon::lend::{LendRequest, LentDisk, block_device, check_distinct, named};
 use daemon::listen::{DefaultScope, Listener, Plan, Protocols, plan};
 use daemon::listeners::Listeners;
 use daemon::status::Status;
-use daemon::worker::{self, Worker};
+use daemon::worker::Worker;
 use dnssd::Announcer;
 use failure::Failure;
 
@@ -85,7 +85,7 @@ impl Server {
         let driver = config.worker.engine.driver;
         let certificates = config.worker.certificates.as_ref();
         let warning = certificates.and_then(|certificates| certificates.warning.clone());
-        let worker = start(config.worker, &inbox)?;
+        let worker = Worker::start(config.worker, inbox.clone())?;
         let mut server = Self {
             listeners: Listeners::closed(network.plan, network.open),
             worker,
@@ -308,9 +308,4 @@ fn add_present_disks(
 fn announcer(port: Option<u16>, inbox: &Inbox) -> Announcer {
     let inbox = inbox.clone();
     Announcer::new(port, Arc::new(move |sentence| inbox.note(sentence)))
-}
-
-fn start(config: worker::Config, inbox: &Inbox) -> Result<Worker, Failure> {
-    let inbox = inbox.clone();
-    Worker::start(config, Arc::new(move |said| inbox.deliver(said)))
 }
