@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use export::{Access, Event, Host, KeyId, Policy, Rule, Secret};
 use nvme::auth::chap::Key;
+use nvme::auth::credential::{chap_controller, chap_host};
 use nvme::auth::{AuthConfig, Credentials, Group, Hash};
 use nvme::command::FabricsCommand;
 use nvme::host::{Options, Queue, Step};
@@ -78,13 +79,10 @@ fn credentials(settings: u8, honest: bool) -> Arc<Credentials> {
 
 fn owned(number: u64) -> Host {
     Host {
-        nqn: HOST.to_owned(),
+        id: HOST.to_owned(),
         name: "laptop".to_owned(),
         key: KeyId::new(number),
-        tls: None,
-        tls_compat: false,
-        chap: Some(key(1).emit()),
-        chap_controller: Some(key(2).emit()),
+        credentials: vec![chap_host(key(1).emit(), false), chap_controller(key(2).emit())],
         rules: vec![Rule { disk: None, access: Access::Writable }],
     }
 }

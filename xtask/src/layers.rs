@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("failure", &["console"]),
     ("protocol", &["nbd", "nvme"]),
     ("ipc", &["linux"]),
-    ("keys", &["console", "export", "failure", "linux", "nvme", "pair"]),
+    ("keys", &["console", "export", "failure", "linux", "nbd", "nvme", "pair"]),
     ("dnssd", &["failure", "ipc", "linux", "nvme", "protocol"]),
     (
         "remote",

@@ -542,13 +542,10 @@ mod test {
     #[test]
     fn attachment_event_has_key_and_channel() {
         let host = Host {
-            nqn: "nqn.host".to_owned(),
+            id: "nqn.host".to_owned(),
             name: "laptop".to_owned(),
             key: KeyId::new(7),
-            tls: None,
-            tls_compat: false,
-            chap: None,
-            chap_controller: None,
+            credentials: Vec::new(),
             rules: Vec::new(),
         };
         let policy = Policy { hosts: vec![Arc::new(host)] };

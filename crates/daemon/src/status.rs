@@ -272,13 +272,10 @@ mod test {
     fn host_with_key_is_named_as_in_the_policy() {
         let (disk, key) = (export("a"), export::KeyId::new(7));
         let known = export::Host {
-            nqn: "h".to_owned(),
+            id: "h".to_owned(),
             name: "vm".to_owned(),
             key,
-            tls: None,
-            tls_compat: false,
-            chap: None,
-            chap_controller: None,
+            credentials: Vec::new(),
             rules: Vec::new(),
         };
         let policy = Policy { hosts: vec![Arc::new(known)] };

@@ -141,7 +141,7 @@ impl Catalogue {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{Channel, Geometry, Identity, KeyId, Peer, Rule, Secret};
+    use crate::{Channel, Credential, Geometry, Identity, KeyId, Peer, Proof, Rule, Secret};
 
     fn export(name: &str) -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -152,19 +152,23 @@ mod test {
     }
 
     fn host(tls: bool, chap: bool, rules: &[(Option<&str>, Access)]) -> Host {
-        let secret = |there: bool| there.then(|| Secret::new(vec![1]));
+        let credential = |proof: Proof| Credential {
+            scheme: format!("{proof:?}"),
+            proof,
+            parameter: String::new(),
+            secret: Secret::new(vec![1]),
+        };
+        // This machine's own credential requires nothing of the host.
+        let there = [(tls, Proof::Tls), (chap, Proof::InBand), (true, Proof::Target)];
         let rule = |(disk, access): &(Option<&str>, Access)| Rule {
             disk: disk.map(str::to_owned),
             access: *access,
         };
         Host {
-            nqn: "host".to_owned(),
+            id: "host".to_owned(),
             name: "laptop".to_owned(),
             key: KeyId::new(7),
-            tls: secret(tls),
-            tls_compat: false,
-            chap: secret(chap),
-            chap_controller: None,
+            credentials: there.iter().filter(|it| it.0).map(|it| credential(it.1)).collect(),
             rules: rules.iter().map(rule).collect(),
         }
     }
@@ -269,19 +273,34 @@ mod test {
             (true, false, None, None, Err(Refusal::TlsRequired)),
             (true, false, Some(8), None, Err(Refusal::TlsRequired)),
             (true, false, Some(7), None, Ok(Access::Writable)),
-            (true, true, Some(7), None, Err(Refusal::ChapRequired)),
+            (true, true, Some(7), None, Err(Refusal::InBandRequired)),
             (true, true, None, Some(7), Err(Refusal::TlsRequired)),
             (true, true, Some(7), Some(7), Ok(Access::Writable)),
-            (false, true, None, None, Err(Refusal::ChapRequired)),
-            (false, true, None, Some(8), Err(Refusal::ChapRequired)),
+            (false, true, None, None, Err(Refusal::InBandRequired)),
+            (false, true, None, Some(8), Err(Refusal::InBandRequired)),
             (false, true, None, Some(7), Ok(Access::Writable)),
-            // The channel key was derived from the DH-HMAC-CHAP exchange.
+            // The channel's PSK was derived from the in-band exchange.
             (false, true, Some(7), None, Ok(Access::Writable)),
             (false, false, None, None, Err(Refusal::NotAllowed)),
         ] {
             let catalogue = catalogue(host(tls, chap, ALL));
             let found = ask(&catalogue, &peer(Auth::Required, channel), proven);
             assert_eq!(found, expected, "{tls} {chap} {channel:?} {proven:?}");
+        }
+    }
+
+    #[test]
+    fn plaintext_needs_an_in_band_scheme_of_the_protocol() {
+        let schemes = ["Tls", "InBand", "Target"];
+        for (tls, chap, schemes, expected) in [
+            (false, true, &schemes[..], true),
+            (false, true, &schemes[..1], false),
+            (true, true, &schemes[..], false),
+            (true, false, &schemes[..], false),
+            (false, false, &schemes[..], false),
+        ] {
+            let found = host(tls, chap, ALL).authenticates_in_plaintext(schemes);
+            assert_eq!(found, expected, "{tls} {chap} {schemes:?}");
         }
     }
 
@@ -298,7 +317,7 @@ mod test {
             };
             let peer =
                 Peer { channel: Some(Arc::new(channel.clone())), ..peer(Auth::Required, None) };
-            let known = catalogue.policy().host_of(&channel).map(|host| host.nqn.clone());
+            let known = catalogue.policy().host_of(&channel).map(|host| host.id.clone());
             let found = ask(&catalogue, &peer, None);
             // The certificate may carry the host's NQN or its display name.
             assert_eq!(known.is_none(), !certified || !["host", "laptop"].contains(&name));
@@ -311,9 +330,9 @@ mod test {
             (host(true, false, ALL), true, "tower", Refusal::TlsRequired),
             (host(true, false, ALL), true, "", Refusal::TlsRequired),
             (host(true, false, ALL), false, "laptop", Refusal::TlsRequired),
-            // A certificate does not replace DH-HMAC-CHAP.
-            (host(true, true, ALL), true, "laptop", Refusal::ChapRequired),
-            (host(false, true, ALL), true, "laptop", Refusal::ChapRequired),
+            // A certificate does not replace in-band authentication.
+            (host(true, true, ALL), true, "laptop", Refusal::InBandRequired),
+            (host(false, true, ALL), true, "laptop", Refusal::InBandRequired),
         ] {
             assert_eq!(shows(host, certified, name), Err(refusal), "{name}");
         }

@@ -6,7 +6,7 @@
 //! | [`Export`] | a disk that is served: names, identifiers, block sizes, statistics |
 //! | [`Backing`] | the open files behind an export |
 //! | [`Catalogue`] | the exports served now, and their policy |
-//! | [`Policy`] | the authorized hosts, their keys, and what each may use |
+//! | [`Policy`] | the authorized hosts, their credentials, and what each may use |
 //! | [`Peer`] | the other end of a connection, and what it has proven |
 //! | [`Grant`] | the access of one connection to one export; the only maker of [`Admitted`] |
 //! | [`Request`], [`Admitted`] | a disk request before and after it was checked |
@@ -105,7 +105,7 @@ pub use fence::Fence;
 pub use geometry::Geometry;
 pub use id::ExportId;
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
-pub use policy::{Caller, Host, KeyId, Policy, Refusal, Rule};
+pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
 pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
 pub use secret::Secret;
 pub use segment::{Body, Head, Segment};

@@ -1,6 +1,6 @@
-//! Access policy: the known hosts, their keys, and the exports that each may use.
+//! Access policy: the known hosts, their credentials, and the exports that each may use.
 //!
-//! How a key is proven is up to the protocol. Expired hosts are left out by the program.
+//! Schemes of credentials are defined by the protocols. Expired hosts are left out by the program.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Access, Channel, Export, Peer, Secret};
 
-/// Identifies the set of keys of a host. Changes when any of the keys changes.
+/// Identifies the secrets of a host. Changes when any of them changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct KeyId(u64);
 
@@ -24,24 +24,43 @@ impl KeyId {
     }
 }
 
-/// A host that the administrator has authorized.
+/// How a credential is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proof {
+    /// It authenticates the host, as PSK of the TLS channel.
+    Tls,
+    /// It authenticates the host, within the protocol.
+    InBand,
+    /// It authenticates this machine to the host. The host does not prove it.
+    Target,
+}
+
+/// A secret that a host shares with this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// The authentication method, by a name that the protocol defines.
+    pub scheme: String,
+    /// How it is used.
+    pub proof: Proof,
+    /// The part that is not secret, as the scheme defines it: the name that goes with the secret,
+    /// or a variant of the key derivation; else empty.
+    pub parameter: String,
+    /// The secret, in the format of the scheme.
+    pub secret: Secret,
+}
+
+/// A host that the administrator has authorized, under one of its names. A host that is known by
+/// another name in another protocol has an entry for each name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// Its host NQN.
-    pub nqn: String,
+    /// The name by which it identifies itself: for NVMe, its host NQN.
+    pub id: String,
     /// Its display name, chosen by the administrator.
     pub name: String,
-    /// Identifies its keys.
+    /// Identifies its secrets.
     pub key: KeyId,
-    /// The configured PSK for TLS, in interchange format (`NVMeTLSkey-1:…`). If set, the host must
-    /// use it.
-    pub tls: Option<Secret>,
-    /// Whether PSKs are also derived as libnvme did before it followed RFC 8446 exactly.
-    pub tls_compat: bool,
-    /// The DH-HMAC-CHAP key that authenticates the host (`DHHC-1:…`). If set, the host must use it.
-    pub chap: Option<Secret>,
-    /// The DH-HMAC-CHAP key that authenticates this machine, if the host requests it (`DHHC-1:…`).
-    pub chap_controller: Option<Secret>,
+    /// Its credentials, each scheme once. The host must use all that authenticate it.
+    pub credentials: Vec<Credential>,
     /// The exports that it may use. The most that any rule allows counts.
     pub rules: Vec<Rule>,
 }
@@ -69,32 +88,49 @@ impl Host {
         rules.map(|rule| rule.access).max_by_key(|access| *access == Access::Writable)
     }
 
-    /// Returns whether `name` is the host's NQN or display name.
-    fn has_name(&self, name: &str) -> bool {
-        self.nqn == name || self.name == name
+    /// Returns its credential of this scheme.
+    pub fn credential(&self, scheme: &str) -> Option<&Credential> {
+        self.credentials.iter().find(|credential| credential.scheme == scheme)
     }
 
-    /// Checks that the caller has proven all keys of this host. A certificate with the host's name
-    /// stands in for the TLS key.
+    /// Returns whether it has a credential that is used so.
+    fn has(&self, proof: Proof) -> bool {
+        self.credentials.iter().any(|credential| credential.proof == proof)
+    }
+
+    /// Returns whether it authenticates in plaintext in a protocol with these schemes: within the
+    /// protocol, and without TLS.
+    pub fn authenticates_in_plaintext(&self, schemes: &[&str]) -> bool {
+        let in_band = |credential: &Credential| credential.proof == Proof::InBand;
+        let known = |credential: &Credential| schemes.contains(&credential.scheme.as_str());
+        !self.has(Proof::Tls) && self.credentials.iter().any(|it| in_band(it) && known(it))
+    }
+
+    /// Returns whether `name` is the host's identifier or display name.
+    fn has_name(&self, name: &str) -> bool {
+        self.id == name || self.name == name
+    }
+
+    /// Checks that the caller has proven all credentials that authenticate this host. A certificate
+    /// with the host's name stands in for a PSK.
     ///
     /// # Errors
     /// The proof that is missing.
     pub fn authenticate(&self, caller: &Caller<'_>) -> Result<(), Refusal> {
+        let (psk, in_band) = (self.has(Proof::Tls), self.has(Proof::InBand));
         let channel = caller.peer.channel.as_ref();
         let keyed = channel.and_then(|channel| channel.key) == Some(self.key);
         let certified =
             channel.is_some_and(|channel| channel.certified && self.has_name(&channel.identity));
-        let secured = keyed || certified;
-        if self.tls.is_some() && !secured {
+        if psk && !(keyed || certified) {
             return Err(Refusal::TlsRequired);
         }
-        // For a host without a TLS key, the channel's PSK was derived from the DH-HMAC-CHAP
-        // exchange.
-        let proven = caller.proven == Some(self.key) || (self.tls.is_none() && keyed);
-        if self.chap.is_some() && !proven {
-            return Err(Refusal::ChapRequired);
+        // For a host without a PSK, that of the channel was derived from an in-band exchange.
+        let proven = caller.proven == Some(self.key) || (!psk && keyed);
+        if in_band && !proven {
+            return Err(Refusal::InBandRequired);
         }
-        if self.tls.is_none() && self.chap.is_none() { Err(Refusal::NotAllowed) } else { Ok(()) }
+        if psk || in_band { Ok(()) } else { Err(Refusal::NotAllowed) }
     }
 }
 
@@ -106,9 +142,9 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Returns the host with this NQN.
-    pub fn host(&self, nqn: &str) -> Option<&Arc<Host>> {
-        self.hosts.iter().find(|host| host.nqn == nqn)
+    /// Returns the host that identifies itself by this name.
+    pub fn host(&self, id: &str) -> Option<&Arc<Host>> {
+        self.hosts.iter().find(|host| host.id == id)
     }
 
     /// Returns the host at the other end of `channel`, by its key or by the name in its
@@ -126,9 +162,9 @@ impl Policy {
 pub struct Caller<'a> {
     /// Its connection.
     pub peer: &'a Peer,
-    /// The host NQN that it claims.
+    /// The name by which it identifies itself.
     pub host: &'a str,
-    /// The keys that it has proven within the protocol, by DH-HMAC-CHAP.
+    /// The secrets that it has proven within the protocol.
     pub proven: Option<KeyId>,
 }
 
@@ -139,8 +175,8 @@ pub enum Refusal {
     Unknown,
     /// The policy does not contain the host, or does not allow it this export.
     NotAllowed,
-    /// The host must connect by TLS with its own key.
+    /// The host must connect by TLS with its own PSK.
     TlsRequired,
-    /// The host must authenticate by DH-HMAC-CHAP.
-    ChapRequired,
+    /// The host must authenticate within the protocol.
+    InBandRequired,
 }

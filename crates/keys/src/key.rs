@@ -106,9 +106,17 @@ impl Key {
         &self.text
     }
 
-    /// The PSK for NBD over TLS. Returns `None` for DH-HMAC-CHAP keys.
+    /// Derives the PSK for NBD over TLS: HKDF-SHA-256 (RFC 5869) of the configured PSK, without
+    /// salt, 32 bytes, for cipher suites with SHA-256. One TLS key serves both protocols; neither
+    /// derived key reveals the other. Returns `None` for DH-HMAC-CHAP keys.
     pub fn nbd_psk(&self) -> Option<Secret> {
-        if self.kind == KeyKind::Tls { nbd_psk(&self.text) } else { None }
+        if self.kind != KeyKind::Tls {
+            return None;
+        }
+        let configured = ConfiguredPsk::parse(self.text.bytes()).ok()?.key;
+        let mut psk = vec![0; NBD_LEN];
+        Hkdf::<Sha256>::new(None, configured.bytes()).expand(NBD, &mut psk).ok()?;
+        Some(Secret::new(psk))
     }
 
     /// The text with a line break, as in files.
@@ -118,16 +126,6 @@ impl Key {
         line.push(b'\n');
         line
     }
-}
-
-/// Derives the PSK for NBD over TLS from a TLS key in interchange format: HKDF-SHA-256 (RFC 5869)
-/// without salt, 32 bytes, for cipher suites with SHA-256. One configured key serves both
-/// protocols; neither derived key reveals the other.
-pub fn nbd_psk(text: &Secret) -> Option<Secret> {
-    let configured = ConfiguredPsk::parse(text.bytes()).ok()?.key;
-    let mut psk = vec![0; NBD_LEN];
-    Hkdf::<Sha256>::new(None, configured.bytes()).expand(NBD, &mut psk).ok()?;
-    Some(Secret::new(psk))
 }
 
 /// Random bytes for a key.

@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use console::escape_unprintable;
-use export::{Host, KeyId, Policy, Secret};
+use export::{Credential, Host, KeyId, Policy};
 use nvme::nqn;
 use sha2::{Digest, Sha256};
 
-use crate::key::{Key, KeyKind};
+use crate::key::Key;
 use crate::name::Name;
 use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
-use crate::record::{HostRecord, Rule};
+use crate::record::{HostRecord, RecordKey, Rule};
 use crate::store::{MAX_HOSTS, Store};
 
 /// If the clock is this far behind the time of a record, it is wrong, and expiry cannot be checked.
@@ -86,11 +86,13 @@ impl PolicyReader<'_> {
 
     /// The host of a record. Returns `None` if all its rules have expired.
     fn host(&mut self, name: &Name, record: &HostRecord) -> Result<Option<Host>, String> {
-        let tls = self.key(&record.tls_key, &record.tls, KeyKind::Tls)?;
-        let chap = self.key(&record.chap_key, &record.chap, KeyKind::Chap)?;
-        let controller =
-            self.key(&record.chap_controller_key, &record.chap_controller, KeyKind::Chap)?;
-        if tls.is_none() && chap.is_none() {
+        let mut credentials = Vec::new();
+        for listed in record.keys() {
+            if let Some(key) = self.key(&listed)? {
+                credentials.extend(record.credentials(listed.usage, &key));
+            }
+        }
+        if !record.has_key() {
             return Err("it has no key".to_owned());
         }
         let rules = self.rules(name, record);
@@ -104,25 +106,18 @@ impl PolicyReader<'_> {
             access: rule.access.into(),
         });
         Ok(Some(Host {
-            nqn: record.nqn.clone(),
+            id: record.nqn.clone(),
             name: name.to_string(),
-            key: key_id(&record.nqn, [&tls, &chap, &controller]),
-            tls,
-            tls_compat: record.tls_compat,
-            chap,
-            chap_controller: controller,
+            key: key_id(&record.nqn, &credentials),
+            credentials,
             rules: rules.collect(),
         }))
     }
 
-    /// The key of this kind, named or inline.
-    fn key(
-        &self,
-        name: &Option<Name>,
-        inline: &Option<Key>,
-        kind: KeyKind,
-    ) -> Result<Option<Secret>, String> {
-        let key = match (name, inline) {
+    /// The key that a record lists, named or inline.
+    fn key(&self, listed: &RecordKey<'_>) -> Result<Option<Key>, String> {
+        let kind = listed.usage.kind();
+        let key = match (listed.name, listed.inline) {
             (None, None) => return Ok(None),
             (Some(_), Some(_)) => {
                 return Err(format!("it has two {kind} keys, one by its name and one itself"));
@@ -131,7 +126,7 @@ impl PolicyReader<'_> {
             (None, Some(key)) => key.clone(),
         };
         if key.kind() == kind {
-            Ok(Some(key.text().clone()))
+            Ok(Some(key))
         } else {
             Err(format!("its key for {kind} is one for {}", key.kind()))
         }
@@ -162,18 +157,18 @@ impl PolicyReader<'_> {
         self.next = Some(self.next.map_or(moment, |next| next.min(moment)));
     }
 
-    /// Removes all hosts that share an NQN, since it is ambiguous which one applies.
+    /// Removes all hosts that share an identifier, since it is ambiguous which one applies.
     fn drop_duplicates(&mut self) {
         let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for host in &self.hosts {
-            named.entry(host.nqn.clone()).or_default().push(host.name.clone());
+            named.entry(host.id.clone()).or_default().push(host.name.clone());
         }
         named.retain(|_, names| names.len() > 1);
-        self.hosts.retain(|host| !named.contains_key(&host.nqn));
-        for (nqn, names) in named {
+        self.hosts.retain(|host| !named.contains_key(&host.id));
+        for (id, names) in named {
             let names = names.join(" and ");
             self.warn(&format!(
-                "{nqn} is not authorized, because it has several names, {names}: remove all but one"
+                "{id} is not authorized, because it has several names, {names}: remove all but one"
             ));
         }
     }
@@ -189,9 +184,9 @@ impl PolicyReader<'_> {
     }
 }
 
-/// Identifies a host and its keys. Salted with random bytes, so that it reveals nothing about the
-/// keys.
-fn key_id(nqn: &str, keys: [&Option<Secret>; 3]) -> KeyId {
+/// Identifies a host and its secrets. Salted with random bytes, so that it reveals nothing about
+/// the secrets.
+fn key_id(id: &str, credentials: &[Credential]) -> KeyId {
     static SALT: OnceLock<[u8; 32]> = OnceLock::new();
     let salt = SALT.get_or_init(|| {
         let mut salt = [0; 32];
@@ -200,8 +195,8 @@ fn key_id(nqn: &str, keys: [&Option<Secret>; 3]) -> KeyId {
         salt
     });
     let mut hash = Sha256::new_with_prefix(salt);
-    let parts = keys.map(|key| key.as_ref().map(Secret::bytes).unwrap_or_default());
-    for part in [nqn.as_bytes()].into_iter().chain(parts) {
+    let parts = credentials.iter().flat_map(|it| [it.scheme.as_bytes(), it.secret.bytes()]);
+    for part in [id.as_bytes()].into_iter().chain(parts) {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }

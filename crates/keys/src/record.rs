@@ -2,12 +2,13 @@
 
 use std::time::SystemTime;
 
-use export::Access;
+use export::{Access, Credential};
+use nvme::auth::credential;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::date::Timestamp;
-use crate::key::Key;
+use crate::key::{Key, KeyKind};
 use crate::name::Name;
 
 /// Longest file in bytes.
@@ -119,18 +120,72 @@ impl HostRecord {
         text
     }
 
+    /// Its keys, whether it has them or not.
+    pub(crate) fn keys(&self) -> [RecordKey<'_>; 3] {
+        let key = |usage, name, inline| RecordKey { usage, name, inline };
+        [
+            key(KeyUse::Tls, self.tls_key.as_ref(), self.tls.as_ref()),
+            key(KeyUse::Chap, self.chap_key.as_ref(), self.chap.as_ref()),
+            key(
+                KeyUse::ChapController,
+                self.chap_controller_key.as_ref(),
+                self.chap_controller.as_ref(),
+            ),
+        ]
+    }
+
     /// Names of the keys it refers to.
     pub fn key_names(&self) -> impl Iterator<Item = &Name> {
-        [&self.tls_key, &self.chap_key, &self.chap_controller_key].into_iter().flatten()
+        self.keys().into_iter().filter_map(|key| key.name)
     }
 
     /// Returns whether it has a key for authentication.
     pub fn has_key(&self) -> bool {
-        self.tls_key.is_some()
-            || self.chap_key.is_some()
-            || self.tls.is_some()
-            || self.chap.is_some()
+        let is_set = |key: &RecordKey<'_>| key.name.is_some() || key.inline.is_some();
+        self.keys().iter().any(|key| key.usage != KeyUse::ChapController && is_set(key))
     }
+
+    /// Returns the credentials that `key` is when used so.
+    pub(crate) fn credentials(&self, usage: KeyUse, key: &Key) -> Vec<Credential> {
+        let (text, compat) = (key.text().clone(), self.tls_compat);
+        match usage {
+            KeyUse::Tls => {
+                let nbd = key.nbd_psk().map(nbd::credential::tls_psk);
+                [credential::tls_psk(text, compat)].into_iter().chain(nbd).collect()
+            }
+            KeyUse::Chap => vec![credential::chap_host(text, compat)],
+            KeyUse::ChapController => vec![credential::chap_controller(text)],
+        }
+    }
+}
+
+/// What a key of a host is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyUse {
+    /// TLS, with NVMe and NBD.
+    Tls,
+    /// The host authenticates by DH-HMAC-CHAP.
+    Chap,
+    /// This machine authenticates by DH-HMAC-CHAP.
+    ChapController,
+}
+
+impl KeyUse {
+    /// The kind of key.
+    pub(crate) fn kind(self) -> KeyKind {
+        match self {
+            Self::Tls => KeyKind::Tls,
+            Self::Chap | Self::ChapController => KeyKind::Chap,
+        }
+    }
+}
+
+/// A key of a record, by name or inline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RecordKey<'a> {
+    pub(crate) usage: KeyUse,
+    pub(crate) name: Option<&'a Name>,
+    pub(crate) inline: Option<&'a Key>,
 }
 
 /// Longest NQN in bytes (NVMe Base 2.0 §4.5).

@@ -84,5 +84,6 @@
 #![warn(missing_docs)]
 
 pub mod client;
+pub mod credential;
 pub mod server;
 pub mod wire;

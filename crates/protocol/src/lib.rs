@@ -47,6 +47,8 @@ pub struct Row {
     pub name: &'static str,
     /// The standard ports; the first one offers disks.
     pub ports: &'static [Port],
+    /// Schemes of the credentials that it uses (see the policy of `export`).
+    pub schemes: &'static [&'static str],
     /// Whether disks come with discovery.
     pub discovery: bool,
     /// Service type in DNS-SD (RFC 6763 §4.1.2).
@@ -69,6 +71,7 @@ pub const PROTOCOLS: &[Row] = &[
             Port { number: nvme::PORT, role: Role::Disks },
             Port { number: nvme::DISCOVERY_PORT, role: Role::Discovery },
         ],
+        schemes: nvme::auth::credential::SCHEMES,
         discovery: true,
         // NVMe TP 8009.
         service_type: "_nvme-disc._tcp.local.",
@@ -81,6 +84,7 @@ pub const PROTOCOLS: &[Row] = &[
         option: "nbd",
         name: "nbd",
         ports: &[Port { number: nbd::wire::PORT, role: Role::Disks }],
+        schemes: nbd::credential::SCHEMES,
         discovery: false,
         service_type: "_nbd._tcp.local.",
         txt: &[],

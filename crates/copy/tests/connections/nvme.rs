@@ -8,6 +8,7 @@ use copy::{Endpoint, EndpointError, NvmeEndpoint, NvmeHost, Request, RequestErro
 
 use export::{Access, Host, KeyId, Policy, Rule, Secret};
 use nvme::auth::chap::Key;
+use nvme::auth::credential::{chap_controller, chap_host};
 use nvme::auth::{Credentials, Hash};
 
 use crate::driver::{Driven, pattern, random_requests_match_model};
@@ -151,13 +152,10 @@ fn keyed_machine() -> (Machine, Vec<u8>) {
     machine.keyed = true;
     let rule = Rule { disk: None, access: Access::Writable };
     let known = Host {
-        nqn: host().nqn,
+        id: host().nqn,
         name: "laptop".to_owned(),
         key: KeyId::new(7),
-        tls: None,
-        tls_compat: false,
-        chap: Some(key(1).emit()),
-        chap_controller: Some(key(2).emit()),
+        credentials: vec![chap_host(key(1).emit(), false), chap_controller(key(2).emit())],
         rules: vec![rule],
     };
     machine.catalogue.set_policy(Policy { hosts: vec![Arc::new(known)] });

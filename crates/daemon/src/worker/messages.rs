@@ -148,6 +148,7 @@ pub(super) struct Counts {
 mod test {
     use super::*;
     use export::{Host, KeyId, Rule, Secret};
+    use nvme::auth::credential;
     use pair::{Code, Codes, ServerStatus};
     use serde::de::DeserializeOwned;
     use std::sync::Arc;
@@ -159,15 +160,15 @@ mod test {
 
     #[test]
     fn policy_survives_the_wire_format_without_debug_keys() {
-        let secret = |text: &str| Some(Secret::new(text.as_bytes().to_vec()));
+        let secret = |text: &str| Secret::new(text.as_bytes().to_vec());
         let host = Host {
-            nqn: "nqn.2026-01.com.example:laptop".to_owned(),
+            id: "nqn.2026-01.com.example:laptop".to_owned(),
             name: "laptop".to_owned(),
             key: KeyId::new(u64::MAX),
-            tls: secret("NVMeTLSkey-1:secret"),
-            tls_compat: true,
-            chap: secret("\u{0}\"\\"),
-            chap_controller: None,
+            credentials: vec![
+                credential::tls_psk(secret("open sesame"), true),
+                credential::chap_controller(secret("\u{0}\"\\")),
+            ],
             rules: vec![
                 Rule { disk: None, access: Access::ReadOnly },
                 Rule { disk: Some("a".to_owned()), access: Access::Writable },
@@ -175,7 +176,7 @@ mod test {
         };
         let before = Policy { hosts: vec![Arc::new(host)] };
         let request = Request::SetPolicy { policy: before.clone() };
-        assert!(!format!("{request:?}").contains("secret"));
+        assert!(!format!("{request:?}").contains("sesame"));
         let Request::SetPolicy { policy } = travel(&request) else { panic!("another request") };
         assert_eq!(policy, before);
     }

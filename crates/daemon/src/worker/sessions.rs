@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use engine::tls::{self, Certificates, Psk};
 use engine::{MakeSession, NegotiationStep, Negotiator, NextStep, Security};
-use export::{Auth, Catalogue, Host, KeyId, Peer, Policy, Secret, Session};
+use export::{Auth, Catalogue, Host, KeyId, Peer, Secret, Session};
 use nbd::server::{self as nbd_server, Next, Reaction};
-use nvme::auth::{self, AuthConfig, Group};
+use nvme::auth::{self, AuthConfig, Group, credential};
 use nvme::nqn;
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
@@ -16,7 +16,6 @@ use pair::{FailedAttempts, PairingServer};
 
 use super::disks::Disks;
 use crate::listen::Service;
-use keys::key::nbd_psk;
 use protocol::{Protocol, Role};
 
 /// Factory of sessions.
@@ -103,21 +102,20 @@ impl Sessions {
 
     /// What a listener demands of connections.
     pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: Service) -> Security {
-        let (keys, plain) = (self.clone(), self.clone());
+        let (keys, catalogue) = (self.clone(), self.catalogue.clone());
+        let schemes = serves.protocol.row().schemes;
+        let plain = move || {
+            let policy = catalogue.policy();
+            policy.hosts.iter().any(|host| host.authenticates_in_plaintext(schemes))
+        };
+        let security = Security { auth, plain: Arc::new(plain), ..Security::open() };
         match serves.protocol {
-            Protocol::Nvme => Security {
-                auth,
-                keys: Some(Arc::new(move || keys.keys())),
-                plain: Arc::new(move || can_authenticate_in_plaintext(&plain.catalogue.policy())),
-                ..Security::open()
-            },
+            Protocol::Nvme => Security { keys: Some(Arc::new(move || keys.keys())), ..security },
             Protocol::Nbd => Security {
-                auth,
                 keys: Some(Arc::new(move || keys.with_host_keys(|keys| keys.nbd.clone()))),
-                // NBD has no authentication other than TLS.
-                plain: Arc::new(|| false),
                 negotiation: Some(self.negotiators(auth)),
                 certificates: self.certificates.clone(),
+                ..security
             },
         }
     }
@@ -175,11 +173,12 @@ impl Sessions {
 
     /// PSKs of a host: one per NQN that it may connect to.
     fn psks_of(&self, host: &Host) -> Vec<Psk> {
-        let Some(text) = &host.tls else { return Vec::new() };
+        let Some(own) = host.credential(credential::TLS_PSK) else { return Vec::new() };
         let lent = self.disks.lent();
         let allowed = lent.iter().filter(|export| host.access(export).is_some());
         let names = allowed.map(|export| nqn::of(&export.id)).chain([DISCOVERY_NQN.to_owned()]);
-        let derived = |name: &str| auth::psk::derive_psks(text, host.tls_compat, &host.nqn, name);
+        let compat = credential::is_compat(own);
+        let derived = |name: &str| auth::psk::derive_psks(&own.secret, compat, &host.id, name);
         // Invalid keys were reported when they were read.
         let psks = names.flat_map(|name| derived(&name).unwrap_or_default());
         psks.filter_map(|psk| to_tls_psk(psk, host.key)).collect()
@@ -188,24 +187,19 @@ impl Sessions {
 
 /// NBD PSKs of a host: one per identity that it may present.
 fn nbd_psks_of(host: &Host) -> Vec<Psk> {
-    let Some(secret) = host.tls.as_ref().and_then(nbd_psk) else { return Vec::new() };
+    let Some(own) = host.credential(nbd::credential::TLS_PSK) else { return Vec::new() };
     let named = |name: &String| Psk {
         identity: name.clone(),
-        secret: secret.clone(),
+        secret: own.secret.clone(),
         hash: tls::Hash::Sha256,
         key: Some(host.key),
     };
-    [&host.name, &host.nqn].map(named).into()
+    [&host.name, &host.id].map(named).into()
 }
 
 /// Whether the peer used the well-known pairing PSK.
 fn is_pairing_channel(peer: &Peer) -> bool {
     peer.channel.as_ref().is_some_and(|channel| channel.identity == pair::IDENTITY)
-}
-
-/// Whether some host can authenticate in plaintext: by DH-HMAC-CHAP, and without TLS.
-fn can_authenticate_in_plaintext(policy: &Policy) -> bool {
-    policy.hosts.iter().any(|host| host.chap.is_some() && host.tls.is_none())
 }
 
 fn to_tls_psk(psk: auth::psk::Psk, key: KeyId) -> Option<Psk> {

@@ -5,9 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::UNIX_EPOCH;
 
 use super::*;
+use crate::key::KeyKind;
 use crate::record::{Allowed, check_nqn};
 use crate::store::{Credential, PairedHost};
-use export::Access;
+use export::{Access, Secret};
+use nvme::auth::credential;
 use testkit::Scratch;
 
 const NQN: &str = "nqn.2024-01.test:laptop";
@@ -42,6 +44,11 @@ fn host(nqn: &str, rest: &str) -> String {
     format!(r#"{{"nqn": "{nqn}", "tls_key": "laptop", {rest}}}"#)
 }
 
+/// The TLS key of the host [`NQN`].
+fn tls_key(policy: &Policy) -> Option<&Secret> {
+    Some(&policy.host(NQN)?.credential(credential::TLS_PSK)?.secret)
+}
+
 const READ: &str = r#""rules": [{"access": "read-only"}]"#;
 
 /// The only warning, of a store that grants no access.
@@ -63,9 +70,14 @@ fn host_gets_its_keys_and_rules() {
     let (policy, next, warnings) = read(&store, now());
     assert_eq!((next, warnings.len()), (None, 0), "{warnings:?}");
     let found = policy.host(NQN).unwrap();
-    assert_eq!((found.name.as_str(), found.tls_compat), ("one", true));
-    assert_eq!(found.tls.as_ref(), Some(store.key(&name("laptop")).unwrap().text()));
-    assert_eq!(found.chap.as_ref(), Some(store.key(&name("chap")).unwrap().text()));
+    assert_eq!(found.name, "one");
+    let (tls, chap) = (store.key(&name("laptop")).unwrap(), store.key(&name("chap")).unwrap());
+    let expected = [
+        credential::tls_psk(tls.text().clone(), true),
+        nbd::credential::tls_psk(tls.nbd_psk().unwrap()),
+        credential::chap_host(chap.text().clone(), true),
+    ];
+    assert_eq!(found.credentials, expected);
     assert_eq!(found.rules[1].disk.as_deref(), Some("sdb"));
     assert_eq!(found.rules[1].access, Access::Writable);
     let id = found.rules[2].disk.as_deref();
@@ -236,7 +248,7 @@ fn credential_contains_host_with_inline_keys() {
     store.credentials = crate::store::credentials_in(&folder.0);
     let (policy, _, warnings) = read(&store, now());
     assert!(warnings.is_empty(), "{warnings:?}");
-    assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(key.text()));
+    assert_eq!(tls_key(&policy), Some(key.text()));
     assert!(!format!("{store:?} {policy:?}").contains(&text[16..40]));
     // A client with the same NQN that knew the code does not replace it.
     let (nqn, tls) = (NQN, key.text());
@@ -271,7 +283,7 @@ fn paired_host_is_stored_and_replaces_itself() {
         "the key laptop is there already, and is not this host's"
     );
     let (policy, ..) = read(&store, now());
-    assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(tls.text()));
+    assert_eq!(tls_key(&policy), Some(tls.text()));
     let disks = ["nqn.2024-01.test:a".to_owned()];
     let again =
         PairedHost { disks: &disks, access: Access::Writable, ..paired(NQN, "another name") };
@@ -358,7 +370,7 @@ fn pairing_does_not_extend_a_hosts_rules() {
     let (policy, next, warnings) = read(&store, now());
     assert!(warnings.is_empty() && next == before.1, "{warnings:?}");
     let found = policy.host(NQN).unwrap();
-    assert_eq!((found.tls.as_ref(), found.rules.len()), (Some(tls), 1));
+    assert_eq!((tls_key(&policy), found.rules.len()), (Some(tls), 1));
     let rule = &found.rules[0];
     assert_eq!((rule.disk.as_deref(), rule.access), (Some("sdb"), Access::ReadOnly));
 }

@@ -41,16 +41,16 @@ impl Authorizer {
         self.catalogue.policy().host_of(channel).cloned()
     }
 
-    /// Returns the name of the client for events: its host NQN, else its TLS identity, else an
+    /// Returns the name of the client for events: its identifier in the policy, else its TLS identity, else an
     /// empty string.
     pub(super) fn host_name(&self) -> String {
         let shown = || self.peer.channel.as_ref().map(|channel| channel.identity.clone());
-        self.host().map(|host| host.nqn.clone()).or_else(shown).unwrap_or_default()
+        self.host().map(|host| host.id.clone()).or_else(shown).unwrap_or_default()
     }
 
     fn with_caller<T>(&self, question: impl FnOnce(&Caller<'_>) -> T) -> T {
         let host = self.host();
-        let name = host.as_ref().map_or("", |host| &host.nqn);
+        let name = host.as_ref().map_or("", |host| &host.id);
         question(&Caller { peer: &self.peer, host: name, proven: None })
     }
 
@@ -103,6 +103,6 @@ fn why(refusal: Refusal) -> &'static str {
         Refusal::Unknown => "no disk of that name is exported to this host",
         Refusal::NotAllowed => "access denied to this host",
         Refusal::TlsRequired => "TLS with its key is required",
-        Refusal::ChapRequired => "its key is for NVMe/TCP only",
+        Refusal::InBandRequired => "its key is for NVMe/TCP only",
     }
 }

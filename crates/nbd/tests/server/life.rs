@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use export::{Access, Auth, Fault, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
+use nbd::credential::tls_psk;
 use nbd::server::Start;
 use nbd::wire::errno;
 use nbd::wire::request::{self, DISC};
@@ -173,13 +174,10 @@ fn r25_waiting_attach_times_out() {
 
 fn policy(access: Access, key: u64) -> Policy {
     let host = Host {
-        nqn: "nqn.host".to_owned(),
+        id: "nqn.host".to_owned(),
         name: "laptop".to_owned(),
         key: KeyId::new(key),
-        tls: Some(Secret::new(vec![1])),
-        tls_compat: false,
-        chap: None,
-        chap_controller: None,
+        credentials: vec![tls_psk(Secret::new(vec![1]))],
         rules: vec![Rule { disk: None, access }],
     };
     Policy { hosts: vec![Arc::new(host)] }

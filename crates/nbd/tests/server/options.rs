@@ -1,6 +1,7 @@
 //! Options: replies in each state, and access checks.
 
 use export::{Access, Auth, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
+use nbd::credential::tls_psk;
 use nbd::server::Start;
 use nbd::wire::errno;
 use nbd::wire::handshake::ExportReply;
@@ -254,13 +255,10 @@ fn x40_names_are_only_compared() {
 
 fn host(key: u64, rules: Vec<Rule>) -> Host {
     Host {
-        nqn: "nqn.host".to_owned(),
+        id: "nqn.host".to_owned(),
         name: "laptop".to_owned(),
         key: KeyId::new(key),
-        tls: Some(Secret::new(vec![1])),
-        tls_compat: false,
-        chap: None,
-        chap_controller: None,
+        credentials: vec![tls_psk(Secret::new(vec![1]))],
         rules,
     }
 }

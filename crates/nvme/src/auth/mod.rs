@@ -3,6 +3,7 @@
 
 pub mod chap;
 mod controller;
+pub mod credential;
 mod group;
 mod hash;
 mod host;

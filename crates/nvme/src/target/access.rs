@@ -7,6 +7,7 @@ use export::{Grant, Host, KeyId, Refusal};
 use super::Port;
 use super::context::Context;
 use super::controller::{Controller, ControllerType};
+use crate::auth::credential;
 use crate::auth::psk::Identity;
 use crate::nqn;
 use crate::status::Status;
@@ -71,8 +72,13 @@ pub(super) fn refusal_text(refusal: Refusal) -> &'static str {
         Refusal::Unknown => "no such disk is exported here",
         Refusal::NotAllowed => "access denied to this host",
         Refusal::TlsRequired => "TLS is required for this host",
-        Refusal::ChapRequired => "DH-HMAC-CHAP authentication was not completed",
+        Refusal::InBandRequired => "DH-HMAC-CHAP authentication was not completed",
     }
+}
+
+/// Returns whether the host has a DH-HMAC-CHAP secret.
+fn has_chap(host: &Host) -> bool {
+    host.credential(credential::CHAP_HOST).is_some()
 }
 
 impl Context {
@@ -98,12 +104,13 @@ impl Context {
             .policy_host(host)
             .ok_or_else(|| ConnectRefusal::access_denied(refusal_text(Refusal::NotAllowed)))?;
         self.check_identity(host, subsystem)?;
+        let has_chap = has_chap(&policy_entry);
         let required = match policy_entry.authenticate(&self.caller(host)) {
             Ok(()) => false,
-            Err(Refusal::ChapRequired) => true,
+            Err(Refusal::InBandRequired) if has_chap => true,
             Err(refusal) => return Err(ConnectRefusal::access_denied(refusal_text(refusal))),
         };
-        Ok(policy_entry.chap.is_some().then_some(InBandKey { key: policy_entry.key, required }))
+        Ok(has_chap.then_some(InBandKey { key: policy_entry.key, required }))
     }
 
     /// Checks that the PSK of the channel is for this host and subsystem (NVMe/TCP 1.0 §3.6.1.2).
@@ -169,7 +176,7 @@ impl Context {
         let host = self.policy_host(nqn).ok_or(Refusal::NotAllowed)?;
         // Before authentication, the host must still have the keys of its Connect.
         if let Some(key) = pending {
-            let same = host.key == key && host.chap.is_some();
+            let same = host.key == key && has_chap(&host);
             return if same { Ok(()) } else { Err(Refusal::NotAllowed) };
         }
         host.authenticate(&self.caller(nqn))?;

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use export::{Body, Host, KeyId};
+use export::{Body, Credential, Host, KeyId};
 
 use super::HANDSHAKE_TIMEOUT;
 use super::access::InBandKey;
@@ -14,7 +14,7 @@ use super::controller::ControllerType;
 use super::queue::Queue;
 use super::work::Work;
 use crate::auth::chap::{Key, Names};
-use crate::auth::{Authentication, ControllerAuth, Keys, Progress, QueueContext};
+use crate::auth::{Authentication, ControllerAuth, Keys, Progress, QueueContext, credential};
 use crate::command::FabricsCommand;
 use crate::status::Status;
 use crate::wire::auth::{Explanation, SECP, SPSP};
@@ -205,9 +205,11 @@ fn authorize(cx: &Context, queue: &mut Queue) -> Result<(), &'static str> {
 
 /// Returns the DH-HMAC-CHAP keys of `host`, or `None` if it has none.
 fn keys(host: &Host) -> Option<Keys> {
-    let key = Key::parse(host.chap.as_ref()?.bytes()).ok()?;
-    let controller = host.chap_controller.as_ref().and_then(|text| Key::parse(text.bytes()).ok());
-    Some(Keys { id: host.key, host: key, controller, compat: host.tls_compat })
+    let parse = |credential: &Credential| Key::parse(credential.secret.bytes()).ok();
+    let own = host.credential(credential::CHAP_HOST)?;
+    let controller = host.credential(credential::CHAP_CONTROLLER).and_then(parse);
+    let compat = credential::is_compat(own);
+    Some(Keys { id: host.key, host: parse(own)?, controller, compat })
 }
 
 /// Checks the fields that both commands have (NVMe Base 2.0 §6.1, §6.2).

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use export::{Access, Auth, Channel, Event, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
+use export::{
+    Access, Auth, Channel, Credential, Event, Host, KeyId, Notice, Policy, Reason, Rule, Secret,
+};
 use nvme::auth::chap::Key;
+use nvme::auth::credential::{chap_controller, chap_host, tls_psk};
 use nvme::auth::{AuthConfig, Credentials, Group, Hash};
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand, PropertySize};
 use nvme::host::{Options, Payload};
@@ -32,14 +35,18 @@ fn host(chap: bool, tls: bool, rules: &[(Option<&str>, Access)]) -> Host {
         disk: disk.map(str::to_owned),
         access: *access,
     };
+    let mut credentials = Vec::new();
+    if tls {
+        credentials.push(tls_psk(Secret::new(vec![1]), false));
+    }
+    if chap {
+        credentials.extend([chap_host(key(1).emit(), false), chap_controller(key(2).emit())]);
+    }
     Host {
-        nqn: HOST.to_owned(),
+        id: HOST.to_owned(),
         name: "laptop".to_owned(),
         key: KeyId::new(7),
-        tls: tls.then(|| Secret::new(vec![1])),
-        tls_compat: false,
-        chap: chap.then(|| key(1).emit()),
-        chap_controller: chap.then(|| key(2).emit()),
+        credentials,
         rules: rules.iter().map(rule).collect(),
     }
 }
@@ -171,13 +178,24 @@ fn failed_reauthentication_closes_the_queue() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_default();
     // The host got another key with the same identifier: the old one is invalid.
-    let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
+    let credentials = vec![chap_host(key(5).emit(), false)];
+    let changed = Host { credentials, ..host(true, false, ALL) };
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
     assert!(world.connections[io].host.reauthenticate(77));
     world.run();
     assert_eq!(world.status(io, 77), Status::AUTHENTICATION_REQUIRED.dnr());
     assert_eq!(world.connections[io].target_end, Some(Reason::Refused));
     assert_eq!(world.connections[client.admin].target_end, None);
+}
+
+/// A host of another protocol cannot attach under its name there.
+#[test]
+fn host_with_another_in_band_scheme_is_refused() {
+    let other = Credential { scheme: "other".to_owned(), ..chap_host(key(1).emit(), false) };
+    let known = Host { credentials: vec![other], ..host(false, false, ALL) };
+    let mut world = keyed(known, Some(credentials()));
+    assert_eq!(try_connect(&mut world, &AttachParams::default()), Err(ACCESS_DENIED));
+    assert_eq!(refusals(&world), ["DH-HMAC-CHAP authentication was not completed"]);
 }
 
 /// Before authentication a host gets nothing, not even CAP, and times out.
@@ -452,7 +470,7 @@ fn x16_revoked_host_is_disconnected_at_once() {
 fn x16_changed_keys_or_rules_disconnect_the_host() {
     let changes: [fn(&mut Host); 3] = [
         |host| host.key = KeyId::new(8),
-        |host| host.tls = Some(Secret::new(vec![1])),
+        |host| host.credentials.push(tls_psk(Secret::new(vec![1]), false)),
         |host| host.rules[0].disk = Some(SECOND.to_owned()),
     ];
     for change in changes {

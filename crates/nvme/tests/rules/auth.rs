@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use export::{Access, Event, Host, KeyId, Reason, Rule, Secret};
 use nvme::auth::chap::Key;
+use nvme::auth::credential::{chap_controller, chap_host};
 use nvme::auth::{AuthConfig, Group, Hash};
 use nvme::command::FabricsCommand;
 use nvme::status::Status;
@@ -21,13 +22,10 @@ use crate::world::{Id, World};
 pub(crate) fn host() -> Host {
     let key = |byte| Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }.emit();
     Host {
-        nqn: HOST.to_owned(),
+        id: HOST.to_owned(),
         name: "laptop".to_owned(),
         key: KeyId::new(1),
-        tls: None,
-        tls_compat: false,
-        chap: Some(key(1)),
-        chap_controller: Some(key(2)),
+        credentials: vec![chap_host(key(1), false), chap_controller(key(2))],
         rules: vec![Rule { disk: None, access: Access::Writable }],
     }
 }

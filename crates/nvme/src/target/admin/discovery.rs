@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use zerocopy::IntoBytes;
 
+use crate::auth::credential::TLS_PSK;
 use crate::nqn;
 use crate::target::Port;
 use crate::target::context::Context;
@@ -39,7 +40,7 @@ pub(super) fn log(cx: &Context, host: &str) -> Vec<u8> {
 /// up to 1.13 requires a key even if the entry says that TLS is not required.
 fn security(cx: &Context, host: &str) -> (u8, u8) {
     match cx.policy_host(host) {
-        Some(host) if host.tls.is_some() => (treq::REQUIRED, sectype::TLS_1_3),
+        Some(host) if host.credential(TLS_PSK).is_some() => (treq::REQUIRED, sectype::TLS_1_3),
         _ => (treq::NOT_SPECIFIED, sectype::NONE),
     }
 }
