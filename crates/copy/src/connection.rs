@@ -18,6 +18,11 @@ pub use nvme::{NvmeEndpoint, NvmeHost};
 /// retry a sector; a dead machine is noticed sooner, by TCP keep-alive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// Removes control characters, for names that are shown.
+fn strip_control(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// A request to a disk. Offsets and lengths are in bytes, in multiples of the disk's block size.
 #[derive(Debug)]
 pub enum Request {
@@ -65,6 +70,12 @@ pub struct Completion {
     pub extents: Vec<Extent>,
 }
 
+impl Completion {
+    fn new(tag: u32, result: Result<(), RequestError>, buffer: Option<Buffer>) -> Self {
+        Self { tag, result, buffer, extents: Vec::new() }
+    }
+}
+
 /// Why one request failed; the connection remains usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
@@ -92,7 +103,7 @@ pub enum RequestError {
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct ConnectionLost {
-    /// A clause for people, such as "connection reset by peer".
+    /// A clause for the user, such as "connection reset by peer".
     pub reason: String,
     /// Whether the peer violated its protocol: the connection must not be reopened.
     pub violation: bool,

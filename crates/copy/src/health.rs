@@ -11,9 +11,9 @@ struct State {
     /// Requests in flight on all connections.
     in_flight: usize,
     /// When a request was last answered, or the first of those in flight was sent.
-    answered: Instant,
-    /// Since when connections are lost or cannot be made, without an answered request.
-    lost: Option<Instant>,
+    waiting_since: Instant,
+    /// Time of the first loss or failed attempt to connect since the last answer.
+    lost_since: Option<Instant>,
     /// Whether a connection was ever lost or could not be made.
     was_lost: bool,
 }
@@ -22,52 +22,53 @@ impl Default for Health {
     fn default() -> Self {
         Self(Mutex::new(State {
             in_flight: 0,
-            answered: Instant::now(),
-            lost: None,
+            waiting_since: Instant::now(),
+            lost_since: None,
             was_lost: false,
         }))
     }
 }
 
 impl Health {
-    /// Records a sent request.
-    pub(crate) fn sent(&self) {
+    pub(crate) fn record_sent(&self) {
         let mut state = self.lock();
         if state.in_flight == 0 {
-            state.answered = Instant::now();
+            state.waiting_since = Instant::now();
         }
         state.in_flight += 1;
     }
 
     /// Records an answered request, successful or not.
-    pub(crate) fn answered(&self) {
+    pub(crate) fn record_answer(&self) {
         let mut state = self.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
-        (state.answered, state.lost) = (Instant::now(), None);
+        (state.waiting_since, state.lost_since) = (Instant::now(), None);
     }
 
-    /// Records a lost connection with this number of requests in flight, or a failed attempt.
-    pub(crate) fn lost(&self, in_flight: usize) {
+    /// Records a lost connection with this number of requests in flight, or a failed attempt to
+    /// connect.
+    pub(crate) fn record_loss(&self, in_flight: usize) {
         let mut state = self.lock();
         state.in_flight = state.in_flight.saturating_sub(in_flight);
-        state.lost.get_or_insert_with(Instant::now);
+        state.lost_since.get_or_insert_with(Instant::now);
         state.was_lost = true;
     }
 
-    /// How long connections have been lost without an answered request in between.
+    /// Returns the time since the first loss after the last answer; zero if there was no loss.
     pub(crate) fn lost_for(&self) -> Duration {
-        self.lock().lost.map_or(Duration::ZERO, |since| since.elapsed())
+        self.lock().lost_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Whether a connection was ever lost or could not be made.
+    /// Returns whether a connection was ever lost or could not be made.
     pub(crate) fn was_lost(&self) -> bool {
         self.lock().was_lost
     }
 
-    /// How long all requests in flight have been unanswered; `None` if there are none.
+    /// Returns the time since the last answer, or since the first request in flight was sent. Returns
+    /// `None` if no request is in flight.
     pub(crate) fn stalled_for(&self) -> Option<Duration> {
         let state = self.lock();
-        (state.in_flight > 0).then(|| state.answered.elapsed())
+        (state.in_flight > 0).then(|| state.waiting_since.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

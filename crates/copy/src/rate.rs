@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Rate limit shared by all threads. Bytes are charged when they are taken and waited for
-/// afterwards, so a piece of any size is possible.
+/// Rate limit shared by all threads. A transfer is charged when it starts and delays the next one,
+/// so it may be of any size.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
     /// Bytes per second; `None` for no limit.
     rate: Option<u64>,
-    /// When the bytes taken so far are paid for.
+    /// When the next transfer may start.
     available_at: Instant,
 }
 
@@ -18,13 +18,13 @@ impl RateLimit {
         Self { rate: rate.map(|rate| rate.max(1)), available_at: now }
     }
 
-    /// How long to wait before the next [`RateLimit::take`].
-    pub(crate) fn wait(&self, now: Instant) -> Duration {
+    /// Returns the time until the next transfer may start.
+    pub(crate) fn delay(&self, now: Instant) -> Duration {
         self.available_at.saturating_duration_since(now)
     }
 
-    /// Charges `bytes`.
-    pub(crate) fn take(&mut self, bytes: u64, now: Instant) {
+    /// Charges a transfer of `bytes`.
+    pub(crate) fn charge(&mut self, bytes: u64, now: Instant) {
         let Some(rate) = self.rate else { return };
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
@@ -39,7 +39,7 @@ pub(crate) struct RateMeter {
     max: u64,
 }
 
-/// Length of the window.
+/// Length of the window of [`RateMeter`].
 const WINDOW: Duration = Duration::from_secs(10);
 
 impl RateMeter {
@@ -66,8 +66,8 @@ impl RateMeter {
             return 0;
         };
         let nanos = last.0.duration_since(first.0).as_nanos().max(1);
-        let grown = u128::from(last.1 - first.1) * 1_000_000_000 / nanos;
-        u64::try_from(grown).unwrap_or(u64::MAX)
+        let per_second = u128::from(last.1 - first.1) * 1_000_000_000 / nanos;
+        u64::try_from(per_second).unwrap_or(u64::MAX)
     }
 
     /// Time until the counter reaches `total`; `None` if it does not grow.
@@ -88,16 +88,19 @@ mod test {
         let start = Instant::now();
         let mut limit = RateLimit::new(Some(1 << 20), start);
         let mut now = start;
-        for _ in 0..40 {
-            now += limit.wait(now);
-            limit.take(1 << 18, now);
+        for piece in [1 << 10, 1 << 18, 10 << 20] {
+            let begun = now;
+            for _ in 0..(10 << 20) / piece {
+                now += limit.delay(now);
+                limit.charge(piece, now);
+            }
+            now += limit.delay(now);
+            let error = (now - begun).abs_diff(Duration::from_secs(10));
+            assert!(error < Duration::from_millis(1), "{piece}: {:?}", now - begun);
         }
-        now += limit.wait(now);
-        assert_eq!(now - start, Duration::from_secs(10));
-        limit.take(u64::MAX, now);
-        let mut none = RateLimit::new(None, start);
-        none.take(u64::MAX, start);
-        assert_eq!(none.wait(start), Duration::ZERO);
+        let mut unlimited = RateLimit::new(None, start);
+        unlimited.charge(u64::MAX, start);
+        assert_eq!(unlimited.delay(start), Duration::ZERO);
     }
 
     #[test]

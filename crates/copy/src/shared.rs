@@ -167,14 +167,14 @@ impl Shared {
         Some(tree.clone())
     }
 
-    /// How long to wait for the rate limit.
-    pub(crate) fn limit(&self) -> Duration {
-        lock(&self.limit).wait(Instant::now())
+    /// Returns the time until the rate limit permits the next transfer.
+    pub(crate) fn rate_delay(&self) -> Duration {
+        lock(&self.limit).delay(Instant::now())
     }
 
     /// Charges the rate limit.
-    pub(crate) fn consume_rate(&self, bytes: u64) {
-        lock(&self.limit).take(bytes, Instant::now());
+    pub(crate) fn charge_rate(&self, bytes: u64) {
+        lock(&self.limit).charge(bytes, Instant::now());
     }
 
     /// Records written data that may be lost. Must be called before the plan is updated.

@@ -219,7 +219,7 @@ impl Link {
     fn submit(&mut self, tag: u32, request: Request) {
         let Some(connection) = &mut self.connection else { return };
         self.in_flight += 1;
-        self.end.health.sent();
+        self.end.health.record_sent();
         connection.submit(tag, request);
     }
 
@@ -231,7 +231,7 @@ impl Link {
         }
         let completion = connection.next_completion()?;
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.end.health.answered();
+        self.end.health.record_answer();
         (self.answered, self.failed_in_a_row, self.backoff) = (true, 0, BACKOFF);
         Some(IoEvent::Completed(side, completion))
     }
@@ -239,7 +239,7 @@ impl Link {
     /// Records the loss of the connection. One that answered nothing is retried after a pause.
     fn lost(&mut self, side: Side, lost: ConnectionLost) -> IoEvent {
         self.connection = None;
-        self.end.health.lost(std::mem::take(&mut self.in_flight));
+        self.end.health.record_loss(std::mem::take(&mut self.in_flight));
         if lost.violation {
             self.given_up = true;
             return IoEvent::Violation(side, lost.reason);
@@ -283,7 +283,7 @@ impl Link {
 
     /// Schedules the next retry, or gives up.
     fn fail(&mut self, side: Side, why: String) -> Option<IoEvent> {
-        self.end.health.lost(0);
+        self.end.health.record_loss(0);
         if self.may_retry() {
             self.back_off();
             return None;

@@ -127,8 +127,11 @@ impl Worker {
         let few = self.pieces.len() < PIECES && (memory || self.pieces.is_empty());
         let flushed =
             self.flushing.is_none() || self.unflushed_bytes <= self.shared.config.max_unflushed;
-        let may =
-            room && few && flushed && !self.shared.is_halted() && self.shared.limit().is_zero();
+        let may = room
+            && few
+            && flushed
+            && !self.shared.is_halted()
+            && self.shared.rate_delay().is_zero();
         let next = may.then(|| self.shared.plan().next());
         // An end that is lost when nothing is left to do is not waited for.
         let over = next.is_none() && self.pieces.is_empty() && self.shared.plan().is_done();
@@ -168,7 +171,7 @@ impl Worker {
         let Some(buffer) = self.account.take(len) else {
             return self.shared.change(|plan| plan.requeue(range, false));
         };
-        self.shared.consume_rate(range.end - range.start);
+        self.shared.charge_rate(range.end - range.start);
         let offset = range.start;
         let tag = self.pieces.add(Piece::new(range, PieceState::Reading));
         self.io.submit(Side::Source, tag, Request::Read { offset, buffer });
@@ -189,7 +192,7 @@ impl Worker {
         let (Some(source), Some(destination)) = files else { return false };
         self.kernel_copy = piece::copy(source, destination, range);
         if self.kernel_copy {
-            self.shared.consume_rate(range.end - range.start);
+            self.shared.charge_rate(range.end - range.start);
             self.shared.plan().read(range);
             self.count(range.end - range.start);
             self.finish(range.clone());

@@ -285,7 +285,7 @@ impl FileConnection {
             self.opened.removed.store(true, Ordering::Release);
             self.lost = Some(errno);
         }
-        let result = errno.map_err(failed);
+        let result = errno.map_err(request_error);
         self.completion.push_back(Completion { tag, result, buffer, extents: Vec::new() });
     }
 }
@@ -314,7 +314,7 @@ impl Connection for FileConnection {
             Request::Extents { offset, len } => {
                 let (result, extents) = match extents(&self.opened.file, offset, len) {
                     Ok(extents) => (Ok(()), extents),
-                    Err(error) => (Err(failed(error)), Vec::new()),
+                    Err(error) => (Err(request_error(error)), Vec::new()),
                 };
                 self.completion.push_back(Completion { tag, result, buffer: None, extents });
             }
@@ -352,7 +352,7 @@ fn fault(errno: Errno) -> Option<Fault> {
 }
 
 /// Maps an error of the kernel.
-fn failed(errno: Errno) -> RequestError {
+fn request_error(errno: Errno) -> RequestError {
     match fault(errno) {
         Some(Fault::Io) => RequestError::Media,
         Some(Fault::NoSpace) => RequestError::NoSpace,
@@ -504,7 +504,9 @@ mod test {
         read_exact(&mut bytes, 100, &mut read).unwrap();
         assert_eq!(bytes, disk[100..400]);
         assert_eq!(
-            failed(Errno::from_io_error(&read_exact(&mut bytes, 900, read).unwrap_err()).unwrap()),
+            request_error(
+                Errno::from_io_error(&read_exact(&mut bytes, 900, read).unwrap_err()).unwrap()
+            ),
             RequestError::OutOfRange
         );
         let mut out = Vec::new();

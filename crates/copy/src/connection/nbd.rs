@@ -18,6 +18,7 @@ use nbd::wire::request::flags;
 
 use super::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
+    strip_control,
 };
 use crate::endpoint::{Disk, Endpoint, EndpointError};
 
@@ -27,12 +28,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum requests in flight on one connection.
 const DEPTH: u16 = 64;
 
-/// Maximum bytes of one request for zeros to a server that fails it if it is not faster than
-/// writing.
-const FAST_ZEROES: u64 = 1 << 30;
+/// Maximum length of NBD_CMD_WRITE_ZEROES with NBD_CMD_FLAG_FAST_ZERO, in bytes.
+const MAX_FAST_ZERO: u64 = 1 << 30;
 
-/// The same for other servers: as many as they can write in a moment.
-const SLOW_ZEROES: u64 = 32 << 20;
+/// Maximum length of NBD_CMD_WRITE_ZEROES without that flag, in bytes: the server may have to write
+/// the zeros.
+const MAX_SLOW_ZERO: u64 = 32 << 20;
 
 /// Maximum connections to one server.
 const MAX_CONNECTIONS: usize = 16;
@@ -43,10 +44,10 @@ pub struct NbdEndpoint {
     name: String,
     export: String,
     dial: Dial,
-    secured: bool,
+    tls: bool,
     violation: Arc<OnceLock<Violation>>,
-    /// Whether it was opened before: then a missing export may come back, and is a temporary error.
-    opened: Arc<AtomicBool>,
+    /// Whether the export was opened before. If so, that it is missing is a temporary error.
+    was_opened: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for NbdEndpoint {
@@ -56,8 +57,8 @@ impl std::fmt::Debug for NbdEndpoint {
 }
 
 impl NbdEndpoint {
-    /// The export with this name, or the server's default if it is empty. `name` is shown to
-    /// people, such as `nbd://host/export`; `dial` connects to the server.
+    /// The export with this name, or the server's default if it is empty. `name` is shown to the
+    /// user, such as `nbd://host/export`; `dial` connects to the server.
     #[must_use]
     pub fn new(name: &str, export: &str, dial: Dial) -> Self {
         let (name, export) = (name.to_owned(), export.to_owned());
@@ -65,16 +66,16 @@ impl NbdEndpoint {
             name,
             export,
             dial,
-            secured: false,
+            tls: false,
             violation: Arc::default(),
-            opened: Arc::default(),
+            was_opened: Arc::default(),
         }
     }
 
-    /// Declares that `dial` has negotiated TLS with [`start_tls`] and completed the handshake.
+    /// Declares that `dial` has negotiated TLS with [`client::start_tls`] and completed the handshake.
     #[must_use]
-    pub fn secured(self) -> Self {
-        Self { secured: true, ..self }
+    pub fn with_tls(self) -> Self {
+        Self { tls: true, ..self }
     }
 
     /// The exports of the server.
@@ -82,11 +83,11 @@ impl NbdEndpoint {
     /// # Errors
     /// Fails if the server cannot be reached or does not list its exports.
     pub fn list(&self) -> Result<Vec<ListEntry>, EndpointError> {
-        let (io, step) = self.connect(Purpose::List)?;
-        drop(io);
+        let (driver, step) = self.connect(Purpose::List)?;
+        drop(driver);
         match step {
             Step::Listed(listed) => Ok(listed),
-            Step::Refused(refusal) => Err(self.refused(&refusal)),
+            Step::Refused(refusal) => Err(self.refusal_error(&refusal)),
             _ => Err(EndpointError::Permanent(format!(
                 "{}: the server did not list its exports",
                 self.name
@@ -99,11 +100,11 @@ impl NbdEndpoint {
     /// # Errors
     /// Fails as [`Endpoint::open`] does.
     pub fn export_info(&self) -> Result<ExportInfo, EndpointError> {
-        let (io, step) = self.connect(Purpose::Info)?;
-        drop(io);
+        let (driver, step) = self.connect(Purpose::Info)?;
+        drop(driver);
         match step {
-            Step::Opened(opened) => Ok(*opened),
-            Step::Refused(refusal) => Err(self.refused(&refusal)),
+            Step::Opened(info) => Ok(*info),
+            Step::Refused(refusal) => Err(self.refusal_error(&refusal)),
             _ => Err(EndpointError::Permanent(format!(
                 "{}: the server did not describe the export",
                 self.name
@@ -113,19 +114,19 @@ impl NbdEndpoint {
 
     /// Connects, and returns the first step that is not `Send`.
     fn connect(&self, purpose: Purpose) -> Result<(Driver<Client>, Step), EndpointError> {
-        let start = if self.secured { Start::InTls } else { Start::Cleartext };
+        let start = if self.tls { Start::InTls } else { Start::Cleartext };
         let options = Options { purpose, start, depth: DEPTH, ..Options::new(&self.export) };
         let transport = (self.dial)()?;
-        let mut io = Driver::new(transport, Client::new(options))
-            .map_err(|error| self.unreachable(&error))?;
+        let mut driver = Driver::new(transport, Client::new(options))
+            .map_err(|error| self.temporary_error(&error))?;
         let deadline = Deadline::after(CONNECT_TIMEOUT);
-        match io.wait_for_step(deadline).map_err(|error| self.unreachable(&error))? {
+        match driver.wait_for_step(deadline).map_err(|error| self.temporary_error(&error))? {
             Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
-            step => Ok((io, step)),
+            step => Ok((driver, step)),
         }
     }
 
-    fn unreachable(&self, error: &io::Error) -> EndpointError {
+    fn temporary_error(&self, error: &io::Error) -> EndpointError {
         EndpointError::Temporary(format!("{}: {error}", self.name))
     }
 
@@ -134,7 +135,7 @@ impl NbdEndpoint {
         EndpointError::Violation(format!("{}: {violation}", self.name))
     }
 
-    fn refused(&self, refusal: &Refusal) -> EndpointError {
+    fn refusal_error(&self, refusal: &Refusal) -> EndpointError {
         let sentence = match refusal.reason {
             Reason::Unknown => format!("{}: {refusal}{}", self.name, self.other_exports()),
             Reason::TlsRequired => format!("{}: {refusal}: use nbds:// with a key", self.name),
@@ -142,7 +143,7 @@ impl NbdEndpoint {
         };
         match refusal.reason {
             Reason::Shutdown => EndpointError::Temporary(sentence),
-            Reason::Unknown if self.opened.load(Ordering::Relaxed) => {
+            Reason::Unknown if self.was_opened.load(Ordering::Relaxed) => {
                 EndpointError::Temporary(sentence)
             }
             _ => EndpointError::Permanent(sentence),
@@ -155,57 +156,57 @@ impl NbdEndpoint {
             Ok((_, Step::Listed(listed))) => listed,
             _ => Vec::new(),
         };
-        let names: Vec<_> = listed.iter().map(|export| printable(&export.name)).take(20).collect();
+        let names: Vec<_> =
+            listed.iter().map(|export| strip_control(&export.name)).take(20).collect();
         match names.is_empty() {
             true => String::new(),
-            false => format!(": name one of {}", names.join(", ")),
+            false => {
+                let more = listed.len() - names.len();
+                let more = if more == 0 { String::new() } else { format!(" and {more} others") };
+                format!(": name one of {}{more}", names.join(", "))
+            }
         }
     }
 
-    fn disk(&self, opened: &ExportInfo) -> Disk {
-        let known = if self.export.is_empty() { &opened.name } else { &self.export };
-        let block = if opened.bytes.is_multiple_of(512) { 512 } else { 1 };
-        let shared = opened.can(flags::CAN_MULTI_CONN);
+    fn disk(&self, info: &ExportInfo) -> Disk {
+        let known = if self.export.is_empty() { &info.name } else { &self.export };
+        let block = if info.bytes.is_multiple_of(512) { 512 } else { 1 };
+        let shared = info.can(flags::CAN_MULTI_CONN);
         Disk {
             name: self.name.clone(),
-            bytes: opened.bytes,
-            block: opened.minimum.max(block),
+            bytes: info.bytes,
+            block: info.minimum.max(block),
             // A minimum below 512 bytes is not the block size of a disk.
-            sector: (opened.minimum >= 512).then_some(opened.minimum),
-            writable: opened.is_writable(),
-            reports_extents: opened.extents,
-            max_zero: max_zero(opened),
-            max_transfer: opened.maximum.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
+            sector: (info.minimum >= 512).then_some(info.minimum),
+            writable: info.is_writable(),
+            reports_extents: info.extents,
+            max_zero: max_zero(info),
+            max_transfer: info.maximum.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
             max_connections: if shared { MAX_CONNECTIONS } else { 1 },
             remote: true,
             blank: false,
-            identity: identity(opened, known),
+            identity: identity(info, known),
         }
     }
 }
 
-/// The identity of the disk: its UUID if the server reports one, else its name, which another disk
-/// may have later.
-fn identity(opened: &ExportInfo, name: &str) -> String {
-    match opened.uuid {
+/// The identity of the disk: its UUID if the server reports one, else its name, which is not unique
+/// over time.
+fn identity(info: &ExportInfo, name: &str) -> String {
+    match info.uuid {
         Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),
-        None => format!("nbd {}", printable(name)),
+        None => format!("nbd {}", strip_control(name)),
     }
 }
 
-/// Maximum bytes of one request for zeros.
-fn max_zero(opened: &ExportInfo) -> u64 {
-    let minimum = u64::from(opened.minimum);
-    match (opened.can(flags::SEND_WRITE_ZEROES), opened.can(flags::SEND_FAST_ZERO)) {
+/// Maximum length of one request for zeros, in bytes.
+fn max_zero(info: &ExportInfo) -> u64 {
+    let minimum = u64::from(info.minimum);
+    match (info.can(flags::SEND_WRITE_ZEROES), info.can(flags::SEND_FAST_ZERO)) {
         (false, _) => 0,
-        (true, true) => FAST_ZEROES / minimum * minimum,
-        (true, false) => SLOW_ZEROES / minimum * minimum,
+        (true, true) => MAX_FAST_ZERO / minimum * minimum,
+        (true, false) => MAX_SLOW_ZERO / minimum * minimum,
     }
-}
-
-/// A name without control characters.
-fn printable(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).collect()
 }
 
 impl Endpoint for NbdEndpoint {
@@ -213,18 +214,18 @@ impl Endpoint for NbdEndpoint {
         if let Some(violation) = self.violation.get() {
             return Err(self.protocol_violation(*violation));
         }
-        let (io, step) = self.connect(Purpose::Go)?;
+        let (driver, step) = self.connect(Purpose::Go)?;
         match step {
-            Step::Opened(opened) => {
-                let disk = self.disk(&opened);
-                self.opened.store(true, Ordering::Relaxed);
-                Ok((disk, Box::new(NbdConnection::new(io, *opened, self.violation.clone()))))
+            Step::Opened(info) => {
+                let disk = self.disk(&info);
+                self.was_opened.store(true, Ordering::Relaxed);
+                Ok((disk, Box::new(NbdConnection::new(driver, *info, self.violation.clone()))))
             }
             Step::Refused(refusal) => {
                 // Disconnects first: some servers accept one client, and the message may need
                 // another connection.
-                drop(io);
-                Err(self.refused(&refusal))
+                drop(driver);
+                Err(self.refusal_error(&refusal))
             }
             _ => Err(EndpointError::Permanent(format!(
                 "{}: the server did not open the export",
@@ -236,35 +237,37 @@ impl Endpoint for NbdEndpoint {
 
 /// One connection to an export.
 struct NbdConnection {
-    io: Driver<Client>,
-    opened: ExportInfo,
+    driver: Driver<Client>,
+    info: ExportInfo,
     violation: Arc<OnceLock<Violation>>,
-    /// Buffers of writes in flight, and of answered writes that are not completely sent yet.
+    /// Buffers of writes in flight, and of answered writes that are not completely sent yet, by tag.
     writes: Vec<(u32, Rc<Buffer>)>,
+    /// Results of the answered writes that are not completely sent yet, by tag.
     answered: Vec<(u32, Result<(), RequestError>)>,
-    /// Requests in flight that the caller can do without: if one fails, it writes zeros, or treats
-    /// all as data.
+    /// Tags of requests with a fallback: if a `Zero` fails, the caller writes zeros; if an `Extents`
+    /// fails, it treats the range as data.
     optional: Vec<u32>,
-    completion: VecDeque<Completion>,
-    /// When the first of the requests in flight was submitted.
-    first_submitted: Instant,
+    completions: VecDeque<Completion>,
+    /// When the connection last became busy.
+    busy_since: Instant,
 }
 
 impl NbdConnection {
-    fn new(io: Driver<Client>, opened: ExportInfo, violation: Arc<OnceLock<Violation>>) -> Self {
+    fn new(driver: Driver<Client>, info: ExportInfo, violation: Arc<OnceLock<Violation>>) -> Self {
         Self {
-            io,
-            opened,
+            driver,
+            info,
             violation,
             writes: Vec::new(),
             answered: Vec::new(),
             optional: Vec::new(),
-            completion: VecDeque::new(),
-            first_submitted: Instant::now(),
+            completions: VecDeque::new(),
+            busy_since: Instant::now(),
         }
     }
 
-    fn request(&mut self, tag: u32, request: Request) -> Option<NbdRequest> {
+    /// Translates a request and registers its tag. Returns `None` if the server need not do anything.
+    fn translate(&mut self, tag: u32, request: Request) -> Option<NbdRequest> {
         Some(match request {
             Request::Read { offset, buffer } => NbdRequest::Read { offset, buffer },
             Request::Write { offset, buffer, part } => {
@@ -273,36 +276,28 @@ impl NbdConnection {
                 NbdRequest::Write { offset, buffer, start, len, durable: false }
             }
             Request::Zero { offset, len } => {
-                let fast = self.opened.can(flags::SEND_FAST_ZERO);
+                let fast = self.info.can(flags::SEND_FAST_ZERO);
                 self.optional.push(tag);
                 NbdRequest::Zero { offset, len, no_hole: false, fast, durable: false }
             }
             // A server without this command has no volatile cache (NBD, Ordering of messages and
             // writes).
-            Request::Flush if !self.opened.can(flags::SEND_FLUSH) => return None,
+            Request::Flush if !self.info.can(flags::SEND_FLUSH) => return None,
             Request::Flush => NbdRequest::Flush,
             Request::Extents { offset, len } => {
-                let most = u64::from(u32::MAX) / u64::from(self.opened.minimum.max(1));
-                let most = most * u64::from(self.opened.minimum.max(1));
+                let max_len = u64::from(u32::MAX) / u64::from(self.info.minimum.max(1));
+                let max_len = max_len * u64::from(self.info.minimum.max(1));
                 self.optional.push(tag);
-                NbdRequest::Extents { offset, len: len.min(most) }
+                NbdRequest::Extents { offset, len: len.min(max_len) }
             }
         })
     }
 
-    fn completion(
-        tag: u32,
-        result: Result<(), RequestError>,
-        buffer: Option<Buffer>,
-    ) -> Completion {
-        Completion { tag, result, buffer, extents: Vec::new() }
-    }
-
     /// Completes a request that the export does not support, or for which there was no slot.
-    fn reject(&mut self, tag: u32, request: SubmitError) {
-        let (request, failed) = match request {
+    fn reject(&mut self, tag: u32, error: SubmitError) {
+        let (request, error) = match error {
             SubmitError::Unsupported(request @ NbdRequest::Write { .. })
-                if !self.opened.is_writable() =>
+                if !self.info.is_writable() =>
             {
                 (request, RequestError::ReadOnly)
             }
@@ -311,25 +306,25 @@ impl NbdConnection {
                 (request, RequestError::Refused)
             }
         };
-        let failed = if self.is_optional(tag) { RequestError::Unsupported } else { failed };
+        let error = if self.take_optional(tag) { RequestError::Unsupported } else { error };
         let buffer = match request {
             NbdRequest::Read { buffer, .. } => Some(buffer),
-            NbdRequest::Write { .. } => return self.answered.push((tag, Err(failed))),
+            NbdRequest::Write { .. } => return self.answered.push((tag, Err(error))),
             _ => None,
         };
-        self.completion.push_back(Self::completion(tag, Err(failed), buffer));
+        self.completions.push_back(Completion::new(tag, Err(error), buffer));
     }
 
-    /// Whether the completed request is an optional one; removes it.
-    fn is_optional(&mut self, tag: u32) -> bool {
-        let at = self.optional.iter().position(|of| *of == tag);
-        at.map(|at| self.optional.swap_remove(at)).is_some()
+    /// Removes a request from the optional ones. Returns whether it was one.
+    fn take_optional(&mut self, tag: u32) -> bool {
+        let index = self.optional.iter().position(|other| *other == tag);
+        index.map(|index| self.optional.swap_remove(index)).is_some()
     }
 
     fn process_steps(&mut self) -> Result<(), ConnectionLost> {
-        while let Some(step) = self.io.poll() {
+        while let Some(step) = self.driver.poll() {
             match step {
-                Step::Done(done) => self.done(done)?,
+                Step::Done(done) => self.handle_done(done)?,
                 Step::Close(End::Violation(violation)) => {
                     let violation = *self.violation.get_or_init(|| violation);
                     return Err(ConnectionLost::violation(violation));
@@ -340,17 +335,17 @@ impl NbdConnection {
         Ok(())
     }
 
-    fn done(&mut self, done: protocol::Done) -> Result<(), ConnectionLost> {
+    fn handle_done(&mut self, done: protocol::Done) -> Result<(), ConnectionLost> {
         let protocol::Done { tag, result, buffer, extents } = done;
         // NBD, Terminating the transmission phase: the client must disconnect.
         if result.is_err_and(|error| error.errno == errno::ESHUTDOWN) {
             return Err(ConnectionLost::new("the server is shutting down"));
         }
-        let optional = self.is_optional(tag);
-        let result = result.map_err(|error| failed(error.errno, optional));
-        match self.writes.iter().any(|(of, _)| *of == tag) {
+        let optional = self.take_optional(tag);
+        let result = result.map_err(|error| request_error(error.errno, optional));
+        match self.writes.iter().any(|(other, _)| *other == tag) {
             true => self.answered.push((tag, result)),
-            false => self.completion.push_back(Completion { tag, result, buffer, extents }),
+            false => self.completions.push_back(Completion { tag, result, buffer, extents }),
         }
         Ok(())
     }
@@ -359,14 +354,16 @@ impl NbdConnection {
     fn complete_answered_writes(&mut self) {
         let answered = std::mem::take(&mut self.answered);
         for (tag, result) in answered {
-            let Some(at) = self.writes.iter().position(|(of, _)| *of == tag) else { continue };
-            let (_, memory) = self.writes.swap_remove(at);
-            match Rc::try_unwrap(memory) {
+            let Some(index) = self.writes.iter().position(|(other, _)| *other == tag) else {
+                continue;
+            };
+            let (_, buffer) = self.writes.swap_remove(index);
+            match Rc::try_unwrap(buffer) {
                 Ok(buffer) => {
-                    self.completion.push_back(Self::completion(tag, result, Some(buffer)))
+                    self.completions.push_back(Completion::new(tag, result, Some(buffer)))
                 }
-                Err(memory) => {
-                    self.writes.push((tag, memory));
+                Err(buffer) => {
+                    self.writes.push((tag, buffer));
                     self.answered.push((tag, result));
                 }
             }
@@ -374,12 +371,12 @@ impl NbdConnection {
     }
 
     fn is_busy(&self) -> bool {
-        self.io.session().in_flight() != 0 || !self.answered.is_empty()
+        self.driver.session().in_flight() != 0 || !self.answered.is_empty()
     }
 }
 
 /// Maps an error of the server (NBD, Error values).
-fn failed(errno: u32, optional: bool) -> RequestError {
+fn request_error(errno: u32, optional: bool) -> RequestError {
     match errno {
         errno::EIO => RequestError::Media,
         errno::EINVAL if optional => RequestError::Unsupported,
@@ -394,23 +391,23 @@ fn failed(errno: u32, optional: bool) -> RequestError {
 impl Connection for NbdConnection {
     fn submit(&mut self, tag: u32, request: Request) {
         if !self.is_busy() {
-            self.first_submitted = Instant::now();
+            self.busy_since = Instant::now();
         }
-        let Some(request) = self.request(tag, request) else {
-            return self.completion.push_back(Self::completion(tag, Ok(()), None));
+        let Some(request) = self.translate(tag, request) else {
+            return self.completions.push_back(Completion::new(tag, Ok(()), None));
         };
-        if let Err(request) = self.io.session_mut().submit(request, tag) {
-            self.reject(tag, request);
+        if let Err(error) = self.driver.session_mut().submit(request, tag) {
+            self.reject(tag, error);
         }
     }
 
     fn free_slots(&self) -> usize {
-        self.io.session().free_slots().saturating_sub(self.answered.len())
+        self.driver.session().free_slots().saturating_sub(self.answered.len())
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {
         self.process_steps()?;
-        self.io.exchange().map_err(ConnectionLost::new)?;
+        self.driver.exchange().map_err(ConnectionLost::new)?;
         self.process_steps()?;
         self.complete_answered_writes();
         match self.deadline() {
@@ -423,18 +420,18 @@ impl Connection for NbdConnection {
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        self.completion.pop_front()
+        self.completions.pop_front()
     }
 
     fn interest(&self) -> Interest<'_> {
         use std::os::fd::AsFd;
         match self.is_busy() {
-            true => Interest::Fd(self.io.as_fd(), self.io.poll_flags()),
+            true => Interest::Fd(self.driver.as_fd(), self.driver.poll_flags()),
             false => Interest::None,
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.is_busy().then(|| self.io.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
+        self.is_busy().then(|| self.driver.last_received().max(self.busy_since) + RESPONSE_TIMEOUT)
     }
 }

@@ -22,7 +22,7 @@ use nvme::wire::text::parse_ascii;
 use zerocopy::FromBytes;
 
 use self::association::NvmeAssociation;
-use super::Connection;
+use super::{Connection, strip_control};
 use crate::endpoint::{Disk, Endpoint, EndpointError};
 
 /// Maximum time to connect to a disk.
@@ -53,16 +53,16 @@ pub struct NvmeHost {
 #[derive(Clone)]
 pub struct NvmeEndpoint {
     name: String,
-    wanted: String,
+    wanted_name: String,
     host: NvmeHost,
     dial: DialSubsystem,
     digests: bool,
     keep_alive: Duration,
     hint: Option<String>,
-    found: Arc<Mutex<Option<String>>>,
-    /// Whether it was opened before: then a missing or refusing target may come back, and is a
-    /// temporary error.
-    opened: Arc<AtomicBool>,
+    /// The NQN of the disk, once it is known.
+    nqn: Arc<Mutex<Option<String>>>,
+    /// Whether the disk was opened before. If so, that it is missing or refused is a temporary error.
+    was_opened: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for NvmeEndpoint {
@@ -72,22 +72,22 @@ impl std::fmt::Debug for NvmeEndpoint {
 }
 
 impl NvmeEndpoint {
-    /// The disk that `wanted` names: an NQN or the end of one, such as a UUID; its short name at a
-    /// storagetm target, a serial number or a model; or empty, for the only one. `name` is shown to
-    /// people, such as `nvme://host/wanted`; `dial` connects to the target.
+    /// Creates the endpoint of a disk. `wanted_name` is its NQN or the end of it, such as a UUID; its
+    /// short name at a storagetm target; a serial number or a model; or empty, for the only disk.
+    /// `name` is shown to the user, such as `nvme://host/disk`; `dial` connects to the target.
     #[must_use]
-    pub fn new(name: &str, wanted: &str, host: NvmeHost, dial: DialSubsystem) -> Self {
-        let (name, wanted) = (name.to_owned(), wanted.to_owned());
+    pub fn new(name: &str, wanted_name: &str, host: NvmeHost, dial: DialSubsystem) -> Self {
+        let (name, wanted_name) = (name.to_owned(), wanted_name.to_owned());
         Self {
             name,
-            wanted,
+            wanted_name,
             host,
             dial,
             digests: false,
             keep_alive: KEEP_ALIVE,
             hint: None,
-            found: Arc::default(),
-            opened: Arc::default(),
+            nqn: Arc::default(),
+            was_opened: Arc::default(),
         }
     }
 
@@ -109,17 +109,17 @@ impl NvmeEndpoint {
         Self { keep_alive, ..self }
     }
 
-    /// The NQN of the disk. The target is asked once.
+    /// Returns the NQN of the disk. Requests it from the target the first time.
     ///
     /// # Errors
     /// Fails if the target cannot be reached, has no such disk, or several.
     pub fn nqn(&self) -> Result<String, EndpointError> {
-        let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(nqn) = known {
+        let nqn = self.nqn.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(nqn) = nqn {
             return Ok(nqn);
         }
         let nqn = self.resolve_nqn()?;
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(nqn.clone());
+        *self.nqn.lock().unwrap_or_else(PoisonError::into_inner) = Some(nqn.clone());
         Ok(nqn)
     }
 
@@ -136,12 +136,12 @@ impl NvmeEndpoint {
         options: Options,
     ) -> Result<(Driver<Queue>, u16), EndpointError> {
         let data = ConnectData::emit(self.host.id, cntlid, nqn, &self.host.nqn);
-        let data = data.map_err(|error| self.refuse(&error))?;
+        let data = data.map_err(|error| self.permanent_error(&error))?;
         let transport = (self.dial)(nqn)?;
         let credentials = self.host.credentials.clone();
         let deadline = Deadline::after(CONNECT_TIMEOUT);
         let io = Driver::connect(transport, self.options(options), data, credentials, deadline);
-        io.map_err(|error| self.failed(&error))
+        io.map_err(|error| self.queue_error(&error))
     }
 
     /// Connects an Admin queue and identifies the controller.
@@ -150,11 +150,12 @@ impl NvmeEndpoint {
         let options = Options { keep_alive, ..Options::admin() };
         let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
         let deadline = Deadline::after(CONNECT_TIMEOUT);
-        let controller = admin.initialize(cntlid, deadline).map_err(|error| self.failed(&error))?;
+        let controller =
+            admin.initialize(cntlid, deadline).map_err(|error| self.queue_error(&error))?;
         let memory = Pool::new(1 << 20).open();
         let limits = AdminCommand::identify(cns::CONTROLLER_SPECIFIC, 0);
         let done = admin.execute(limits.emit(), 4096, &memory, deadline);
-        let done = done.map_err(|error| self.failed(&error))?;
+        let done = done.map_err(|error| self.queue_error(&error))?;
         let limits = limits_in(done.status, done.buffer.as_ref());
         Ok(Attached { admin, cntlid, controller, limits })
     }
@@ -170,30 +171,30 @@ impl NvmeEndpoint {
             [only] => Ok(only),
             several => {
                 several.iter().find(|namespace| self.matches_wanted(namespace)).ok_or_else(|| {
-                    self.refuse(&"the subsystem has several disks: name one by its UUID")
+                    self.permanent_error(&"the subsystem has several disks: name one by its UUID")
                 })
             }
         }
     }
 
     fn matches_wanted(&self, namespace: &Namespace) -> bool {
-        let wanted: String = self.wanted.chars().filter(|c| *c != '-').collect();
+        let wanted: String = self.wanted_name.chars().filter(|c| *c != '-').collect();
         identifier(namespace).is_some_and(|(_, id)| id.eq_ignore_ascii_case(&wanted))
     }
 
-    fn refuse(&self, why: &dyn std::fmt::Display) -> EndpointError {
-        EndpointError::Permanent(format!("{}: {why}", self.name))
+    fn permanent_error(&self, reason: &dyn std::fmt::Display) -> EndpointError {
+        EndpointError::Permanent(format!("{}: {reason}", self.name))
     }
 
-    fn failed(&self, error: &QueueError) -> EndpointError {
+    fn queue_error(&self, error: &QueueError) -> EndpointError {
         if error.is_violation() {
             return EndpointError::Violation(format!("{}: {error}", self.name));
         }
-        let opened = self.opened.load(Ordering::Relaxed);
-        let hint = self.hint.as_ref().filter(|_| !opened && error.is_disconnected());
+        let was_opened = self.was_opened.load(Ordering::Relaxed);
+        let hint = self.hint.as_ref().filter(|_| !was_opened && error.is_disconnected());
         let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-        match error.is_final(opened) {
-            true => self.refuse(&format!("{error}{hint}")),
+        match error.is_final(was_opened) {
+            true => self.permanent_error(&format!("{error}{hint}")),
             false => EndpointError::Temporary(format!("{}: {error}{hint}", self.name)),
         }
     }
@@ -207,9 +208,10 @@ impl NvmeEndpoint {
         let shift = u32::from(namespace.shift());
         let blocks = namespace.identify.nsze.get();
         let bytes = blocks.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok());
-        let bytes = bytes.ok_or_else(|| self.refuse(&"the disk reports an invalid size"))?;
-        let most = attached.controller.max_transfer().min(Pool::MAX_BUFFER as u64);
-        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        let bytes =
+            bytes.ok_or_else(|| self.permanent_error(&"the disk reports an invalid size"))?;
+        let max_transfer = attached.controller.max_transfer().min(Pool::MAX_BUFFER as u64);
+        let max_transfer = u32::try_from(max_transfer).unwrap_or(u32::MAX);
         Ok(Disk {
             name: self.name.clone(),
             bytes,
@@ -217,8 +219,8 @@ impl NvmeEndpoint {
             sector: Some(1 << shift),
             writable: namespace.identify.nsattr & NSATTR_WRITE_PROTECTED == 0,
             reports_extents: false,
-            max_zero: attached.zeroes(namespace.shift()),
-            max_transfer: most & !((1 << shift) - 1),
+            max_zero: attached.max_zero(namespace.shift()),
+            max_transfer: max_transfer & !((1 << shift) - 1),
             max_connections: MAX_CONNECTIONS,
             remote: true,
             blank: false,
@@ -235,12 +237,12 @@ impl Endpoint for NvmeEndpoint {
         let disk = self.disk(&nqn, &attached, namespace)?;
         let (nsid, shift) = (namespace.nsid, namespace.shift());
         let capsule = attached.controller.capsule_data();
-        let most = attached.controller.capabilities().mqes().saturating_add(1);
-        let most = u16::try_from(most).unwrap_or(u16::MAX);
-        let entries = ENTRIES.min(most);
+        let max_entries = attached.controller.capabilities().mqes().saturating_add(1);
+        let max_entries = u16::try_from(max_entries).unwrap_or(u16::MAX);
+        let entries = ENTRIES.min(max_entries);
         let options = Options { flow_control: false, ..Options::io(1, entries, capsule) };
         let (io, _) = self.connect(&nqn, attached.cntlid, options)?;
-        self.opened.store(true, Ordering::Relaxed);
+        self.was_opened.store(true, Ordering::Relaxed);
         Ok((
             disk,
             Box::new(NvmeAssociation::new(
@@ -263,9 +265,9 @@ struct Attached {
 }
 
 impl Attached {
-    /// Maximum bytes of one Write Zeroes: WZSL, or the maximum transfer if the controller does not
+    /// Maximum length of one Write Zeroes, in bytes: WZSL, or the maximum transfer if the controller does not
     /// report it (NVM 1.0 §4.1.5.2).
-    fn zeroes(&self, shift: u8) -> u64 {
+    fn max_zero(&self, shift: u8) -> u64 {
         let oncs = self.controller.identify().map_or(0, |figure| figure.oncs.get());
         if oncs & oncs::WRITE_ZEROES == 0 {
             return 0;
@@ -288,13 +290,13 @@ fn limits_in(status: Status, page: Option<&Buffer>) -> Option<IdentifyController
 /// The globally unique identifier of a namespace, without dashes: UUID, NGUID or EUI-64.
 fn identifier(namespace: &Namespace) -> Option<(&'static str, String)> {
     let ids = &namespace.ids;
-    let some = |kind, bytes: Option<&[u8]>| {
+    let hex = |kind, bytes: Option<&[u8]>| {
         let bytes = bytes.filter(|bytes| bytes.iter().any(|byte| *byte != 0))?;
         Some((kind, bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     };
-    some("uuid", ids.uuid.as_ref().map(|id| &id[..]))
-        .or_else(|| some("nguid", ids.nguid.as_ref().map(|id| &id[..])))
-        .or_else(|| some("eui", ids.eui64.as_ref().map(|id| &id[..])))
+    hex("uuid", ids.uuid.as_ref().map(|id| &id[..]))
+        .or_else(|| hex("nguid", ids.nguid.as_ref().map(|id| &id[..])))
+        .or_else(|| hex("eui", ids.eui64.as_ref().map(|id| &id[..])))
 }
 
 fn identity(nqn: &str, attached: &Attached, namespace: &Namespace) -> String {
@@ -302,14 +304,10 @@ fn identity(nqn: &str, attached: &Attached, namespace: &Namespace) -> String {
     if let Some((kind, id)) = identifier(namespace) {
         identity += &format!(" {kind} {id}");
     }
-    let serial = attached.controller.identify().map(|figure| printable(&figure.sn));
+    let serial =
+        attached.controller.identify().map(|figure| strip_control(&parse_ascii(&figure.sn)));
     match serial.as_deref() {
         None | Some("") => identity,
         Some(serial) => format!("{identity} serial {serial}"),
     }
-}
-
-/// A text field without control characters.
-fn printable(field: &[u8]) -> String {
-    parse_ascii(field).chars().filter(|c| !c.is_control()).collect()
 }

@@ -100,7 +100,7 @@ fn disk_to_pipe(
             Err(SyncIoError::Disconnected) => Ok(()),
             keep_alive => keep_alive.map_err(sync_io_error),
         })?;
-        limit.take(end - at, Instant::now());
+        limit.charge(end - at, Instant::now());
         let buffer = read(io, &account, &(at..end)).map_err(sync_io_error)?;
         let bad = || sync_io_error(io.failed(&(at..end), Err(RequestError::Media)));
         let buffer = buffer.ok_or_else(bad)?;
@@ -120,7 +120,7 @@ fn wait_for_rate_limit(
 ) -> Result<(), Outcome> {
     loop {
         keep_alive()?;
-        let rest = limit.wait(Instant::now());
+        let rest = limit.delay(Instant::now());
         if rest.is_zero() {
             return Ok(());
         }
@@ -269,7 +269,7 @@ impl PipeToDisk<'_> {
         // Writing is delayed by one piece, because the last one is padded.
         while let Some(buffer) = self.next(&mut stream, &account, &limit)? {
             let len = buffer.len() as u64;
-            limit.take(len, Instant::now());
+            limit.charge(len, Instant::now());
             if let Some((offset, buffer)) = last.replace((at, buffer)) {
                 self.write(offset, buffer, verify.then(TreeShape::endless))?;
             }

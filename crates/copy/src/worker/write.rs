@@ -173,11 +173,11 @@ impl Worker {
 
     /// Waits for an event or a change of the plan.
     pub(super) fn wait(&self) {
-        let limit = self.shared.limit();
-        let most = if limit.is_zero() { WAIT } else { limit.min(WAIT) };
+        let delay = self.shared.rate_delay();
+        let timeout = if delay.is_zero() { WAIT } else { delay.min(WAIT) };
         let idle = self.pieces.is_empty() && self.flushing.is_none();
-        if idle || !self.io.wait(most) {
-            self.shared.wait(most / 4);
+        if idle || !self.io.wait(timeout) {
+            self.shared.wait(timeout / 4);
         }
     }
 

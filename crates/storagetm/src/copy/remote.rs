@@ -38,7 +38,7 @@ pub(super) fn endpoint(
             let NbdDisk { dial, secured } =
                 disk::nbd(tree, &connection, nbd).map_err(with_status)?;
             let endpoint = NbdEndpoint::new(&name, &nbd.name, dial);
-            Ok(Box::new(if secured { endpoint.secured() } else { endpoint }))
+            Ok(Box::new(if secured { endpoint.with_tls() } else { endpoint }))
         }
         Locator::Path(_) | Locator::Pipe => Err(refused(format!("{there} is on this machine"))),
     }

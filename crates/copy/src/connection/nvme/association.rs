@@ -16,11 +16,11 @@ use crate::connection::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
 
-/// Keep Alive commands per keep-alive timeout.
+/// Number of Keep Alive commands sent per keep-alive timeout.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 6;
 
-/// Intervals until an unanswered Keep Alive means that the connection is lost. Independent of how
-/// slow the disk is.
+/// Number of intervals after which an unanswered Keep Alive means that the connection is lost.
+/// Independent of how slow the disk is.
 const UNANSWERED_INTERVALS: u32 = 2;
 
 /// Memory for parts of buffers that are written separately, in bytes.
@@ -35,15 +35,15 @@ pub(super) struct NvmeAssociation {
     shift: u8,
     memory: Account,
     in_flight: Vec<Entry>,
-    completion: VecDeque<Completion>,
+    completions: VecDeque<Completion>,
     /// Time between two Keep Alive commands.
     keep_alive_interval: Duration,
     /// When the next Keep Alive is due.
     next_keep_alive: Instant,
     /// When the unanswered Keep Alive was sent.
     keep_alive_sent: Option<Instant>,
-    /// When the first of the commands in flight was submitted.
-    first_submitted: Instant,
+    /// When the I/O queue last became busy.
+    busy_since: Instant,
 }
 
 /// A request in flight.
@@ -92,11 +92,11 @@ impl NvmeAssociation {
             shift,
             memory: Pool::new(SPLIT_MEMORY).open(),
             in_flight: Vec::new(),
-            completion: VecDeque::new(),
+            completions: VecDeque::new(),
             keep_alive_interval,
             next_keep_alive: Instant::now() + keep_alive_interval,
             keep_alive_sent: None,
-            first_submitted: Instant::now(),
+            busy_since: Instant::now(),
         }
     }
 
@@ -109,18 +109,13 @@ impl NvmeAssociation {
         fits.then_some((offset >> self.shift, nlb))
     }
 
-    fn refuse(&mut self, tag: u32, failed: RequestError, buffer: Option<Buffer>) {
-        self.completion.push_back(Completion {
-            tag,
-            result: Err(failed),
-            buffer,
-            extents: Vec::new(),
-        });
+    fn complete_with_error(&mut self, tag: u32, error: RequestError, buffer: Option<Buffer>) {
+        self.completions.push_back(Completion::new(tag, Err(error), buffer));
     }
 
     fn read(&mut self, tag: u32, offset: u64, buffer: Buffer) {
         let Some((slba, nlb)) = self.blocks(offset, buffer.len() as u64) else {
-            return self.refuse(tag, RequestError::OutOfRange, Some(buffer));
+            return self.complete_with_error(tag, RequestError::OutOfRange, Some(buffer));
         };
         let (nsid, limited_retry) = (self.nsid, false);
         let command = IoCommand::Read { nsid, slba, nlb, fua: false, limited_retry };
@@ -129,13 +124,13 @@ impl NvmeAssociation {
 
     fn write(&mut self, tag: u32, offset: u64, buffer: Buffer, part: std::ops::Range<usize>) {
         let Some((slba, nlb)) = self.blocks(offset, part.len() as u64) else {
-            return self.refuse(tag, RequestError::OutOfRange, Some(buffer));
+            return self.complete_with_error(tag, RequestError::OutOfRange, Some(buffer));
         };
         let (sent, whole) = match part == (0..buffer.len()) {
             true => (buffer, None),
             false => match self.copy(&buffer, part) {
                 Some(copy) => (copy, Some(buffer)),
-                None => return self.refuse(tag, RequestError::Refused, Some(buffer)),
+                None => return self.complete_with_error(tag, RequestError::Refused, Some(buffer)),
             },
         };
         let (nsid, limited_retry) = (self.nsid, false);
@@ -153,7 +148,7 @@ impl NvmeAssociation {
 
     fn zero(&mut self, tag: u32, offset: u64, len: u64) {
         let Some((slba, nlb)) = self.blocks(offset, len) else {
-            return self.refuse(tag, RequestError::Unsupported, None);
+            return self.complete_with_error(tag, RequestError::Unsupported, None);
         };
         let (nsid, fua, deallocate) = (self.nsid, false, true);
         let command = IoCommand::WriteZeroes { nsid, slba, nlb, fua, deallocate };
@@ -181,7 +176,7 @@ impl NvmeAssociation {
                     Payload::Send(buffer) => whole.or_else(|| Rc::try_unwrap(buffer).ok()),
                     _ => None,
                 };
-                self.refuse(tag, RequestError::Refused, buffer);
+                self.complete_with_error(tag, RequestError::Refused, buffer);
             }
         }
     }
@@ -189,7 +184,7 @@ impl NvmeAssociation {
     fn process_steps(&mut self) -> Result<(), ConnectionLost> {
         while let Some(step) = self.io.poll() {
             match step {
-                Step::Completed(done) => self.done(done)?,
+                Step::Completed(done) => self.handle_completed(done)?,
                 Step::Close(end) => return Err(lost(end)),
                 _ => {}
             }
@@ -197,7 +192,7 @@ impl NvmeAssociation {
         Ok(())
     }
 
-    fn done(&mut self, done: host::Completion) -> Result<(), ConnectionLost> {
+    fn handle_completed(&mut self, done: host::Completion) -> Result<(), ConnectionLost> {
         let host::Completion { tag, status, buffer, .. } = done;
         let Some(at) = self.in_flight.iter().position(|entry| entry.tag == tag) else {
             return Ok(());
@@ -209,7 +204,9 @@ impl NvmeAssociation {
                 entry.result = Some(result);
                 self.complete_write(entry);
             }
-            _ => self.completion.push_back(Completion { tag, result, buffer, extents: Vec::new() }),
+            _ => {
+                self.completions.push_back(Completion { tag, result, buffer, extents: Vec::new() })
+            }
         }
         Ok(())
     }
@@ -220,7 +217,7 @@ impl NvmeAssociation {
         match Rc::try_unwrap(sent) {
             Ok(sent) => {
                 let buffer = Some(entry.whole.unwrap_or(sent));
-                self.completion.push_back(Completion {
+                self.completions.push_back(Completion {
                     tag: entry.tag,
                     result,
                     buffer,
@@ -241,7 +238,7 @@ impl NvmeAssociation {
     /// When the target must have answered one of the commands in flight; `None` if there are none.
     fn response_deadline(&self) -> Option<Instant> {
         (!self.in_flight.is_empty())
-            .then(|| self.io.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
+            .then(|| self.io.last_received().max(self.busy_since) + RESPONSE_TIMEOUT)
     }
 
     /// Sends Keep Alive when it is due, and checks that the target answers it.
@@ -312,7 +309,7 @@ fn result_of(status: Status, kind: Kind) -> Result<Result<(), RequestError>, Con
 impl Connection for NvmeAssociation {
     fn submit(&mut self, tag: u32, request: Request) {
         if self.in_flight.is_empty() {
-            self.first_submitted = Instant::now();
+            self.busy_since = Instant::now();
         }
         match request {
             Request::Read { offset, buffer } => self.read(tag, offset, buffer),
@@ -322,7 +319,9 @@ impl Connection for NvmeAssociation {
                 let command = IoCommand::Flush { nsid: self.nsid };
                 self.send_command(tag, Kind::Flush, command, Payload::None, None);
             }
-            Request::Extents { .. } => self.refuse(tag, RequestError::Unsupported, None),
+            Request::Extents { .. } => {
+                self.complete_with_error(tag, RequestError::Unsupported, None)
+            }
         }
     }
 
@@ -349,7 +348,7 @@ impl Connection for NvmeAssociation {
     }
 
     fn next_completion(&mut self) -> Option<Completion> {
-        self.completion.pop_front()
+        self.completions.pop_front()
     }
 
     fn interest(&self) -> Interest<'_> {

@@ -1,5 +1,4 @@
-//! Finds the wanted disk of a target by its discovery log and, if necessary, by identifying each
-//! controller (NVMe Base 2.0 §5.16.1.23).
+//! Finds a disk in the discovery log of a target and, if necessary, by identifying each controller (NVMe Base 2.0 §5.16.1.23).
 
 use std::time::{Duration, Instant};
 
@@ -8,58 +7,80 @@ use client::discovery::{self, Description, DiscoveryError, MAX_DISKS};
 use nvme::host::Options;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, DISCOVERY_NQN};
 
-use super::{CONNECT_TIMEOUT, NvmeEndpoint};
+use super::{CONNECT_TIMEOUT, NvmeEndpoint, strip_control};
 use crate::endpoint::EndpointError;
 
-/// Maximum time to identify all disks.
+/// After this time no further disk is identified.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum names in a message.
+/// Maximum number of names in an error message.
 const MAX_NAMES: usize = 16;
 
-/// A disk of a target: its NQN, and what its controller reports.
-type Found = (String, Description);
+/// The NQN of a disk, and what its controller reports.
+type IdentifiedDisk = (String, Description);
 
 impl NvmeEndpoint {
     /// The NQN of the wanted disk.
     pub(super) fn resolve_nqn(&self) -> Result<String, EndpointError> {
-        if self.wanted.starts_with("nqn.") {
-            return Ok(self.wanted.clone());
+        if self.wanted_name.starts_with("nqn.") {
+            return Ok(self.wanted_name.clone());
         }
         let nqns = self.exported_nqns()?;
-        let fitting: Vec<&String> =
-            nqns.iter().filter(|nqn| matches_nqn(nqn, &self.wanted)).collect();
-        match (fitting.as_slice(), nqns.as_slice()) {
+        let matching: Vec<&String> =
+            nqns.iter().filter(|nqn| matches_nqn(nqn, &self.wanted_name)).collect();
+        match (matching.as_slice(), nqns.as_slice()) {
             ([only], _) => Ok((*only).clone()),
-            (_, []) => Err(self.refuse(&"the target exports no disk to this host")),
+            (_, []) => Err(self.permanent_error(&"the target exports no disk to this host")),
             _ => self.resolve_by_identify(&nqns),
         }
     }
 
     /// Finds the disk by its short name, serial number or model.
     fn resolve_by_identify(&self, nqns: &[String]) -> Result<String, EndpointError> {
-        let end = Instant::now() + IDENTIFY_TIMEOUT;
-        let mut asked = Vec::new();
-        for nqn in nqns.iter().take(MAX_DISKS).take_while(|_| Instant::now() < end) {
-            let Ok(attached) = self.attach(nqn) else { continue };
-            let found = discovery::describe(&attached.controller);
+        let deadline = Instant::now() + IDENTIFY_TIMEOUT;
+        let (mut identified, mut failure) = (Vec::new(), None);
+        for nqn in nqns.iter().take(MAX_DISKS).take_while(|_| Instant::now() < deadline) {
+            let attached = match self.attach(nqn) {
+                Ok(attached) => attached,
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            let description = discovery::describe(&attached.controller);
             // Short names are unique.
-            if found.short.as_ref() == Some(&self.wanted) {
+            if description.short.as_ref() == Some(&self.wanted_name) {
                 return Ok(nqn.clone());
             }
-            asked.push((nqn.clone(), found));
+            identified.push((nqn.clone(), description));
         }
-        let is_wanted = |text: &str| !text.is_empty() && text.eq_ignore_ascii_case(&self.wanted);
-        let mut fitting =
-            asked.iter().filter(|(_, disk)| is_wanted(&disk.serial) || is_wanted(&disk.model));
-        match (fitting.next(), fitting.next()) {
+        let is_wanted =
+            |text: &str| !text.is_empty() && text.eq_ignore_ascii_case(&self.wanted_name);
+        let mut matching =
+            identified.iter().filter(|(_, disk)| is_wanted(&disk.serial) || is_wanted(&disk.model));
+        match (matching.next(), matching.next()) {
             (Some((nqn, _)), None) => Ok(nqn.clone()),
-            (None, _) => Err(self.refuse(&format!("name one of {}", name_list(&asked, nqns)))),
+            (None, _) => Err(match failure.filter(|_| identified.is_empty()) {
+                Some(error) => error,
+                None => self.ambiguous(&identified, nqns),
+            }),
             (Some((one, _)), Some((other, _))) => {
-                let sentence = format!("several disks match: name {one} or {other}");
-                Err(self.refuse(&sentence))
+                let rest: Vec<&str> = matching.map(|(nqn, _)| nqn.as_str()).collect();
+                let names = [&[one.as_str(), other.as_str()][..], &rest].concat();
+                let names = list(&names);
+                Err(self.permanent_error(&format!("several disks match: name one of {names}")))
             }
         }
+    }
+
+    /// Returns the error for a name that no disk has, or for no name and several disks.
+    fn ambiguous(&self, identified: &[IdentifiedDisk], nqns: &[String]) -> EndpointError {
+        let names = name_list(identified, nqns);
+        let reason = match self.wanted_name.as_str() {
+            "" => "the target exports several disks".to_owned(),
+            wanted => format!("no disk of the target matches {}", strip_control(wanted)),
+        };
+        self.permanent_error(&format!("{reason}: name one of {names}"))
     }
 
     /// The NQNs of the discovery log.
@@ -67,9 +88,9 @@ impl NvmeEndpoint {
         let (mut queue, cntlid) = self.connect(DISCOVERY_NQN, CNTLID_DYNAMIC, Options::admin())?;
         let log = discovery::read_log(&mut queue, cntlid, Deadline::after(CONNECT_TIMEOUT));
         let log = log.map_err(|error| match error {
-            DiscoveryError::Queue(error) => self.failed(&error),
+            DiscoveryError::Queue(error) => self.queue_error(&error),
             DiscoveryError::Changing => EndpointError::Temporary(format!("{}: {error}", self.name)),
-            DiscoveryError::Refused(_) | DiscoveryError::TooShort => self.refuse(&error),
+            DiscoveryError::Refused(_) | DiscoveryError::TooShort => self.permanent_error(&error),
         })?;
         let mut nqns: Vec<String> = Vec::new();
         for disk in log {
@@ -82,25 +103,31 @@ impl NvmeEndpoint {
 }
 
 /// The names of the disks, for a message.
-fn name_list(asked: &[Found], nqns: &[String]) -> String {
-    let names: Vec<&str> = asked.iter().filter_map(|(_, disk)| disk.short.as_deref()).collect();
+fn name_list(identified: &[IdentifiedDisk], nqns: &[String]) -> String {
+    let names: Vec<&str> =
+        identified.iter().filter_map(|(_, disk)| disk.short.as_deref()).collect();
     let all: Vec<&str> = match names.len() == nqns.len() {
         true => names,
         false => nqns.iter().map(String::as_str).collect(),
     };
-    let some = all.iter().take(MAX_NAMES).copied().collect::<Vec<_>>().join(", ");
-    match all.len().checked_sub(MAX_NAMES) {
-        Some(more @ 1..) => format!("{some} and {more} others (storagetm find shows all)"),
-        _ => some,
+    list(&all)
+}
+
+fn list(names: &[&str]) -> String {
+    let shown = names.iter().take(MAX_NAMES).copied().collect::<Vec<_>>().join(", ");
+    match names.len().checked_sub(MAX_NAMES) {
+        Some(more @ 1..) => format!("{shown} and {more} others (storagetm find shows all)"),
+        _ => shown,
     }
 }
 
-/// Whether `wanted` names this disk. An empty name matches every disk.
+/// Returns whether `wanted` is the NQN or a suffix of it after `:` or `.`, ignoring case. An empty
+/// name matches every disk.
 fn matches_nqn(nqn: &str, wanted: &str) -> bool {
-    let end = nqn.len().checked_sub(wanted.len()).and_then(|at| nqn.split_at_checked(at));
-    end.is_some_and(|(before, end)| {
-        end.eq_ignore_ascii_case(wanted)
-            && (wanted.is_empty() || before.is_empty() || before.ends_with([':', '.']))
+    let parts = nqn.len().checked_sub(wanted.len()).and_then(|at| nqn.split_at_checked(at));
+    parts.is_some_and(|(prefix, suffix)| {
+        suffix.eq_ignore_ascii_case(wanted)
+            && (wanted.is_empty() || prefix.is_empty() || prefix.ends_with([':', '.']))
     })
 }
 
