@@ -10,7 +10,7 @@ use nvme::command::IoCommand;
 use nvme::host::{Completion, Payload, Step};
 
 use crate::latency::Latency;
-use crate::wire::{Attached, why};
+use crate::wire::{Attached, reason};
 
 /// A workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,7 +182,7 @@ impl<'a> Generator<'a> {
         while let Some(step) = self.attached.io.poll() {
             match step {
                 Step::Completed(done) => self.done(done)?,
-                Step::Close(end) => bail!("{}", why(end)),
+                Step::Close(end) => bail!("{}", reason(end)),
                 step => bail!("unexpected: {step:?}"),
             }
         }

@@ -133,14 +133,14 @@ impl Wire {
         }
         match self.wait_for_step()? {
             Step::Completed(done) => Ok(done),
-            Step::Close(end) => bail!("{}", why(end)),
+            Step::Close(end) => bail!("{}", reason(end)),
             step => bail!("the target answered with {step:?}"),
         }
     }
 }
 
 /// Why a connection ended.
-pub(crate) fn why(end: CloseReason) -> String {
+pub(crate) fn reason(end: CloseReason) -> String {
     match end {
         CloseReason::Violation(violation) => {
             format!("the target broke a rule: {}", violation.name())

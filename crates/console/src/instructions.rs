@@ -152,12 +152,12 @@ pub(crate) fn explain_missing_code(model: &Model, page: &mut Page) {
             Role::Warning,
             "Too many wrong codes: pairing is locked for an hour or more, or until c is pressed here.",
         ),
-        Some(Pairing::Unavailable(why)) => page.sentence(unavailable(*why)),
+        Some(Pairing::Unavailable(reason)) => page.sentence(unavailable(*reason)),
     }
 }
 
-fn unavailable(why: Unavailable) -> &'static str {
-    match why {
+fn unavailable(reason: Unavailable) -> &'static str {
+    match reason {
         Unavailable::NoTerminal => {
             "Only hosts with a key can attach. No code is shown, because the output is not a \
              terminal: run it on one, add --pair, or add a host with storagetm host add."

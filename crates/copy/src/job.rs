@@ -241,11 +241,11 @@ pub enum Refusal {
         bytes: u64,
     },
     /// The map belongs to another disk.
-    #[error("the map {map} belongs to another disk: {why}")]
-    AnotherDisk { map: String, why: String },
+    #[error("the map {map} belongs to another disk: {reason}")]
+    AnotherDisk { map: String, reason: String },
     /// The map cannot be read or written.
-    #[error("the map {map}: {why}")]
-    Map { map: String, why: String },
+    #[error("the map {map}: {reason}")]
+    Map { map: String, reason: String },
     /// A map was given for a copy from or to a pipe, which cannot be resumed.
     #[error("a copy from or to a pipe cannot be resumed: leave the map out, or name a file")]
     PipeWithMap,
@@ -258,26 +258,26 @@ pub enum Refusal {
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// A write to the destination failed.
-    #[error("{name}: writing {len} bytes at {offset} failed: {why}")]
-    Write { name: String, offset: u64, len: u64, why: crate::RequestError },
+    #[error("{name}: writing {len} bytes at {offset} failed: {reason}")]
+    Write { name: String, offset: u64, len: u64, reason: crate::RequestError },
     /// A read of the source failed permanently, or found a bad sector while copying into a pipe.
-    #[error("{name}: reading {len} bytes at {offset} failed: {why}")]
-    Read { name: String, offset: u64, len: u64, why: crate::RequestError },
+    #[error("{name}: reading {len} bytes at {offset} failed: {reason}")]
+    Read { name: String, offset: u64, len: u64, reason: crate::RequestError },
     /// A flush of the destination failed.
-    #[error("{name}: the flush to stable storage failed: {why}")]
-    Flush { name: String, why: crate::RequestError },
+    #[error("{name}: the flush to stable storage failed: {reason}")]
+    Flush { name: String, reason: crate::RequestError },
     /// A connection was lost and could not be restored in time.
-    #[error("{name} was lost ({why}) and could not be reconnected")]
-    Lost { name: String, why: String },
+    #[error("{name} was lost ({reason}) and could not be reconnected")]
+    Lost { name: String, reason: String },
     /// Another disk was found after a reconnect.
-    #[error("{name} is another disk after reconnecting: {why}")]
-    DifferentDisk { name: String, why: String },
+    #[error("{name} is another disk after reconnecting: {reason}")]
+    DifferentDisk { name: String, reason: String },
     /// A peer violated its protocol: the connection must not be reopened.
-    #[error("{name} violated its protocol: {why}")]
-    Violation { name: String, why: String },
+    #[error("{name} violated its protocol: {reason}")]
+    Violation { name: String, reason: String },
     /// The map cannot be saved.
-    #[error("the map {map} cannot be saved: {why}")]
-    Map { map: String, why: String },
+    #[error("the map {map} cannot be saved: {reason}")]
+    Map { map: String, reason: String },
     /// Reading or writing a pipe failed.
     #[error("the pipe failed: {0}")]
     Pipe(#[source] std::io::Error),
@@ -285,8 +285,8 @@ pub enum CopyError {
     #[error("{0}")]
     Incomplete(String),
     /// All data was copied, but the partition table could not be rewritten.
-    #[error("{name}: all was copied, but its partition table could not be rewritten: {why}")]
-    PartitionTable { name: String, why: String },
+    #[error("{name}: all was copied, but its partition table could not be rewritten: {reason}")]
+    PartitionTable { name: String, reason: String },
     /// A pipe ended before its first byte.
     #[error("no data came from the pipe: check whether the program before it failed")]
     EmptyPipe,

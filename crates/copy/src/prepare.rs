@@ -102,18 +102,18 @@ pub(crate) fn open_source(endpoint: Arc<dyn Endpoint>) -> Result<OpenedEndpoint,
                 lost = None;
                 read.iter().for_each(|buffer| source.keep_sample(offset, buffer.bytes()));
             }
-            Err(why) if why.violation => {
+            Err(reason) if reason.violation => {
                 return Err(Refusal::Source(EndpointError::Violation(format!(
-                    "{}: {why}",
+                    "{}: {reason}",
                     disk.name
                 ))));
             }
-            Err(why) => lost = Some(why),
+            Err(reason) => lost = Some(reason),
         }
     }
     match lost.filter(|_| !answers) {
-        Some(why) => Err(Refusal::Source(EndpointError::Temporary(format!(
-            "{}: each connection is lost at the first read: {why}",
+        Some(reason) => Err(Refusal::Source(EndpointError::Temporary(format!(
+            "{}: each connection is lost at the first read: {reason}",
             disk.name
         )))),
         None => Ok(source),
@@ -143,12 +143,12 @@ fn probe_offsets(disk: &Disk) -> Vec<u64> {
     if disk.bytes == 0 { Vec::new() } else { offsets }
 }
 
-fn refused(path: &Path, why: &dyn ToString) -> Refusal {
-    Refusal::Map { map: path.display().to_string(), why: why.to_string() }
+fn refused(path: &Path, reason: &dyn ToString) -> Refusal {
+    Refusal::Map { map: path.display().to_string(), reason: reason.to_string() }
 }
 
-fn wrong_disk(path: &Path, why: String) -> Refusal {
-    Refusal::AnotherDisk { map: path.display().to_string(), why }
+fn wrong_disk(path: &Path, reason: String) -> Refusal {
+    Refusal::AnotherDisk { map: path.display().to_string(), reason }
 }
 
 fn load(path: &Path) -> Result<Option<Map>, Refusal> {
@@ -279,8 +279,9 @@ fn compare_samples(
         if same != other || !is_zero(beyond) {
             let at = range.start;
             let (from, to) = (&ends.source.disk.name, &ends.destination.disk.name);
-            let why = format!("it lists byte {at} as finished, but there {to} differs from {from}");
-            return Err(PrepareError::Refused(wrong_disk(path, why)));
+            let reason =
+                format!("it lists byte {at} as finished, but there {to} differs from {from}");
+            return Err(PrepareError::Refused(wrong_disk(path, reason)));
         }
     }
     Ok(())

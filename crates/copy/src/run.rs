@@ -88,7 +88,7 @@ fn check(
 
 fn prepare_error(prepare_error: PrepareError) -> Outcome {
     match prepare_error {
-        PrepareError::Refused(why) => Outcome::Refused(why),
+        PrepareError::Refused(reason) => Outcome::Refused(reason),
         PrepareError::Io(sync_io_error) => self::sync_io_error(sync_io_error),
     }
 }

@@ -202,12 +202,12 @@ impl Shared {
     pub(crate) fn reconnect(&self, thread: usize, now: Option<(String, String)>) {
         let mut all = lock(&self.reconnecting);
         all.retain(|(other, ..)| *other != thread);
-        all.extend(now.map(|(name, why)| (thread, name, why)));
+        all.extend(now.map(|(name, reason)| (thread, name, reason)));
     }
 
     /// An end that is being reconnected, and why it was lost.
     pub(crate) fn reconnecting(&self) -> Option<(String, String)> {
-        lock(&self.reconnecting).first().map(|(_, name, why)| (name.clone(), why.clone()))
+        lock(&self.reconnecting).first().map(|(_, name, reason)| (name.clone(), reason.clone()))
     }
 
     /// An end that has answered nothing for a while.

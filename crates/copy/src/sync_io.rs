@@ -97,9 +97,9 @@ impl<'a> SyncIo<'a> {
         range: &Range<u64>,
         result: Result<(), RequestError>,
     ) -> SyncIoError {
-        let why = result.err().unwrap_or(RequestError::Refused);
+        let reason = result.err().unwrap_or(RequestError::Refused);
         let (offset, len) = (range.start, range.end - range.start);
-        SyncIoError::Failed(CopyError::Read { name: self.name(), offset, len, why })
+        SyncIoError::Failed(CopyError::Read { name: self.name(), offset, len, reason })
     }
 
     /// Waits until the endpoint is connected.
@@ -126,12 +126,14 @@ impl<'a> SyncIo<'a> {
     fn check_event(&self, event: IoEvent) -> Result<(), SyncIoError> {
         let name = self.name();
         match event {
-            IoEvent::Unreachable(_, why) => Err(SyncIoError::Failed(CopyError::Lost { name, why })),
-            IoEvent::DifferentDisk(_, why) => {
-                Err(SyncIoError::Failed(CopyError::DifferentDisk { name, why }))
+            IoEvent::Unreachable(_, reason) => {
+                Err(SyncIoError::Failed(CopyError::Lost { name, reason }))
             }
-            IoEvent::Violation(_, why) => {
-                Err(SyncIoError::Failed(CopyError::Violation { name, why }))
+            IoEvent::DifferentDisk(_, reason) => {
+                Err(SyncIoError::Failed(CopyError::DifferentDisk { name, reason }))
+            }
+            IoEvent::Violation(_, reason) => {
+                Err(SyncIoError::Failed(CopyError::Violation { name, reason }))
             }
             _ => Ok(()),
         }

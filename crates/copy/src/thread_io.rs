@@ -269,34 +269,34 @@ impl Link {
         }
         match self.end.endpoint.open() {
             Ok((disk, connection)) => self.connected(side, &disk, connection),
-            Err(EndpointError::Temporary(why)) => self.fail(side, why),
-            Err(EndpointError::Violation(why)) => {
+            Err(EndpointError::Temporary(reason)) => self.fail(side, reason),
+            Err(EndpointError::Violation(reason)) => {
                 self.given_up = true;
-                Some(IoEvent::Violation(side, self.without_name(&why)))
+                Some(IoEvent::Violation(side, self.without_name(&reason)))
             }
-            Err(EndpointError::Permanent(why)) => {
+            Err(EndpointError::Permanent(reason)) => {
                 self.given_up = true;
-                Some(IoEvent::Unreachable(side, self.without_name(&why)))
+                Some(IoEvent::Unreachable(side, self.without_name(&reason)))
             }
         }
     }
 
     /// Schedules the next retry, or gives up.
-    fn fail(&mut self, side: Side, why: String) -> Option<IoEvent> {
+    fn fail(&mut self, side: Side, reason: String) -> Option<IoEvent> {
         self.end.health.record_loss(0);
         if self.may_retry() {
             self.back_off();
             return None;
         }
         self.given_up = true;
-        Some(IoEvent::Unreachable(side, self.without_name(&why)))
+        Some(IoEvent::Unreachable(side, self.without_name(&reason)))
     }
 
     /// The message without its prefix, the name of the endpoint, which the caller adds.
-    fn without_name(&self, why: &str) -> String {
+    fn without_name(&self, reason: &str) -> String {
         let name = &self.end.disk.name;
-        let rest = why.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
-        rest.unwrap_or(why).to_owned()
+        let rest = reason.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+        rest.unwrap_or(reason).to_owned()
     }
 
     fn may_retry(&self) -> bool {
@@ -309,9 +309,9 @@ impl Link {
         disk: &Disk,
         mut connection: Box<dyn Connection>,
     ) -> Option<IoEvent> {
-        if let Some(why) = difference(&self.end.disk, disk) {
+        if let Some(reason) = difference(&self.end.disk, disk) {
             self.given_up = true;
-            return Some(IoEvent::DifferentDisk(side, why));
+            return Some(IoEvent::DifferentDisk(side, reason));
         }
         // A server that closes a connection after a few requests must not get only sample reads.
         let most = if self.failed_in_a_row > 0 { 1 } else { usize::MAX };
@@ -323,9 +323,9 @@ impl Link {
         let before = samples.len();
         match check_samples(&mut *connection, samples) {
             Ok(None) => self.unchecked_samples = None,
-            Ok(Some(why)) => {
+            Ok(Some(reason)) => {
                 self.given_up = true;
-                return Some(IoEvent::DifferentDisk(side, why));
+                return Some(IoEvent::DifferentDisk(side, reason));
             }
             Err(lost) if lost.violation => {
                 self.given_up = true;

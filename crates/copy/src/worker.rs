@@ -210,15 +210,15 @@ impl Worker {
             IoEvent::Completed(Side::Destination, completion) => {
                 self.destination_completed(completion)
             }
-            IoEvent::Disconnected(side, why) => self.disconnected(side, why),
+            IoEvent::Disconnected(side, reason) => self.disconnected(side, reason),
             IoEvent::Connected(side) => self.connected(side),
-            IoEvent::Unreachable(side, why) => return self.unreachable(side, why),
-            IoEvent::DifferentDisk(side, why) => {
-                self.shared.fail(CopyError::DifferentDisk { name: self.name(side), why });
+            IoEvent::Unreachable(side, reason) => return self.unreachable(side, reason),
+            IoEvent::DifferentDisk(side, reason) => {
+                self.shared.fail(CopyError::DifferentDisk { name: self.name(side), reason });
             }
-            IoEvent::Violation(side, why) => {
+            IoEvent::Violation(side, reason) => {
                 self.requeue_in_flight(side);
-                self.shared.fail(CopyError::Violation { name: self.name(side), why });
+                self.shared.fail(CopyError::Violation { name: self.name(side), reason });
             }
         }
         false
@@ -238,15 +238,15 @@ impl Worker {
 
     /// Handles an end that cannot be reached. A thread that was never connected leaves the work to
     /// the others, if there are any: some servers accept fewer connections than requested.
-    fn unreachable(&mut self, side: Side, why: String) -> bool {
+    fn unreachable(&mut self, side: Side, reason: String) -> bool {
         if self.has_connected || self.shared.give_up() {
-            self.shared.fail(CopyError::Lost { name: self.name(side), why });
+            self.shared.fail(CopyError::Lost { name: self.name(side), reason });
         }
         true
     }
 
-    fn disconnected(&mut self, side: Side, why: String) {
-        self.shared.reconnect(self.number, Some((self.name(side), why)));
+    fn disconnected(&mut self, side: Side, reason: String) {
+        self.shared.reconnect(self.number, Some((self.name(side), reason)));
         self.requeue_in_flight(side);
     }
 
@@ -298,23 +298,23 @@ impl Worker {
                 self.shared.change(|plan| plan.extents_received(range, &extents));
             }
             (Ok(()), Some(buffer)) => self.read_completed(completion.tag, &range, buffer),
-            (Err(why), Some(_)) => {
+            (Err(reason), Some(_)) => {
                 self.pieces.remove(completion.tag);
-                self.read_failed(&range, why);
+                self.read_failed(&range, reason);
             }
         }
     }
 
-    fn read_failed(&mut self, range: &Range<u64>, why: RequestError) {
+    fn read_failed(&mut self, range: &Range<u64>, reason: RequestError) {
         if self.shared.destination.is_none() {
             // Unreadable data counts as different: no hash is recorded.
             return self.finish(range.clone());
         }
-        if why == RequestError::Media {
+        if reason == RequestError::Media {
             return self.shared.change(|plan| plan.failed(range));
         }
         let (offset, len) = (range.start, range.end - range.start);
-        self.shared.fail(CopyError::Read { name: self.name(Side::Source), offset, len, why });
+        self.shared.fail(CopyError::Read { name: self.name(Side::Source), offset, len, reason });
     }
 
     fn read_completed(&mut self, tag: u32, range: &Range<u64>, buffer: Buffer) {

@@ -424,9 +424,9 @@ impl ServeEvent {
                 name: request.name.clone(),
                 address: address(&peer),
             },
-            Event::Refused { peer, host, wanted, why } => {
+            Event::Refused { peer, host, wanted, reason } => {
                 let address = address(&peer);
-                Self::Refused { protocol, host, address, wanted, reason: why, count }
+                Self::Refused { protocol, host, address, wanted, reason, count }
             }
             Event::Violation { peer, rule } => {
                 Self::Violation { protocol, address: address(&peer), rule, count }
@@ -522,7 +522,7 @@ mod test {
                     peer: peer.clone(),
                     host,
                     wanted: "nqn.other".to_owned(),
-                    why: "not lent",
+                    reason: "not lent",
                 },
                 r#"{"event":"refused","protocol":"nvme-tcp","host":"nqn.host","address":"10.0.0.2:5000","wanted":"nqn.other","reason":"not lent"}"#,
             ),
@@ -592,7 +592,7 @@ mod test {
             peer: peer(),
             host: "a\x1b[2J\nb".to_owned(),
             wanted: String::new(),
-            why: "no key",
+            reason: "no key",
         };
         let fields = ServeEvent::of(refused, &Policy::default(), Protocol::Nvme).fields();
         let find = |name| &fields.iter().find(|(known, _)| known == name).unwrap().1;
@@ -691,7 +691,7 @@ mod test {
             peer: peer.clone(),
             host: String::new(),
             wanted: wanted.to_owned(),
-            why: "not lent",
+            reason: "not lent",
         };
         let sentence = |event| ServeEvent::of(event, &Policy::default(), Protocol::Nbd).sentence();
         assert_eq!(

@@ -109,11 +109,11 @@ fn is_alike(one: &Event, other: &Event) -> bool {
             Event::Fault { export: its_export, op: its_op, fault: its_fault, .. },
         ) => Arc::ptr_eq(export, its_export) && (op, fault) == (its_op, its_fault),
         (
-            Event::Refused { peer, host, wanted, why },
-            Event::Refused { peer: its_peer, host: its_host, wanted: its_wanted, why: its_why },
+            Event::Refused { peer, host, wanted, reason },
+            Event::Refused { peer: its_peer, host: its_host, wanted: its_wanted, reason: its_why },
         ) => {
             peer.network() == its_peer.network()
-                && (host, wanted, why) == (its_host, its_wanted, its_why)
+                && (host, wanted, reason) == (its_host, its_wanted, its_why)
         }
         (Event::Violation { peer, rule }, Event::Violation { peer: its_peer, rule: its_rule }) => {
             peer.network() == its_peer.network() && rule == its_rule

@@ -155,7 +155,7 @@ impl Worker {
 
     /// Returns the I/O driver in use, and why it was chosen.
     pub fn driver(&self) -> Running {
-        let unknown = || Running { driver: Driver::Auto, why: "nothing runs".to_owned() };
+        let unknown = || Running { driver: Driver::Auto, reason: "nothing runs".to_owned() };
         self.shared.state().running.clone().unwrap_or_else(unknown)
     }
 

@@ -48,7 +48,7 @@ pub fn work() -> Result<(), Failure> {
     };
     match Responder::start(port) {
         Ok(responder) => responder.run(requests),
-        Err(why) => send_event(&Event::Note(why)),
+        Err(reason) => send_event(&Event::Note(reason)),
     }
     Ok(())
 }

@@ -193,7 +193,7 @@ impl HandshakeThread {
                 Step::Plain(received) => self.adopt_plain(handshake, received),
                 Step::StartTls(open) => start_tls.push(PendingHandshake { open, ..handshake }),
                 Step::Done(established) => self.adopt_tls(handshake, *established),
-                Step::Failed(why) => self.report(&handshake, why),
+                Step::Failed(reason) => self.report(&handshake, reason),
                 Step::Closed => {}
             }
         }
@@ -256,10 +256,11 @@ impl HandshakeThread {
         }
     }
 
-    fn report(&mut self, handshake: &PendingHandshake, why: &'static str) {
-        let limit = if why == FLOOD { &mut self.flood_reports } else { &mut self.failure_reports };
+    fn report(&mut self, handshake: &PendingHandshake, reason: &'static str) {
+        let limit =
+            if reason == FLOOD { &mut self.flood_reports } else { &mut self.failure_reports };
         if limit.take(1, Instant::now()) {
-            refuse(&self.sink, handshake.incoming.link.peer(), why);
+            refuse(&self.sink, handshake.incoming.link.peer(), reason);
         }
     }
 
@@ -326,7 +327,7 @@ impl PendingHandshake {
                 }
                 NegotiationProgress::Plain(received) => Step::Plain(received),
                 NegotiationProgress::Secure(open) => Step::StartTls(open),
-                NegotiationProgress::Refuse(why) => Step::Failed(why),
+                NegotiationProgress::Refuse(reason) => Step::Failed(reason),
                 NegotiationProgress::Closed => Step::Closed,
             },
             Phase::Hello(received) => match receive_hello(&self.incoming.link, received) {

@@ -109,12 +109,12 @@ pub struct Running {
     /// [`Driver::Uring`] or [`Driver::Blocking`].
     pub driver: Driver,
     /// The reason, for people.
-    pub why: String,
+    pub reason: String,
 }
 
 impl fmt::Display for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, because {}", self.driver, self.why)
+        write!(f, "{}, because {}", self.driver, self.reason)
     }
 }
 
@@ -177,7 +177,7 @@ enum ActiveDriver {
 
 impl ActiveDriver {
     fn start(config: &Config, shared: &Arc<Shared>) -> io::Result<(Self, Running)> {
-        let chosen = |driver, why: &str| Running { driver, why: why.to_owned() };
+        let chosen = |driver, reason: &str| Running { driver, reason: reason.to_owned() };
         let memory = (config.memory / MEMORY_SHARE).max(MIN_MEMORY);
         let blocking = Self::Blocking { shared: shared.clone(), memory };
         if config.driver == Driver::Blocking {
@@ -189,8 +189,8 @@ impl ActiveDriver {
             }
             Ok(workers) => Ok((Self::Uring(workers), chosen(Driver::Uring, "it was asked for"))),
             Err(error) if config.driver == Driver::Auto => {
-                let why = format!("io_uring cannot be used here: {error}");
-                Ok((blocking, chosen(Driver::Blocking, &why)))
+                let reason = format!("io_uring cannot be used here: {error}");
+                Ok((blocking, chosen(Driver::Blocking, &reason)))
             }
             Err(error) => Err(io::Error::new(
                 error.kind(),

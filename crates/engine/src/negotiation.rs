@@ -86,7 +86,7 @@ impl Negotiation {
                 },
                 NextStep::Plain => return Progress::Plain(std::mem::take(&mut self.received)),
                 NextStep::Secure(open) => return Progress::Secure(open),
-                NextStep::Refuse(why) => return Progress::Refuse(why),
+                NextStep::Refuse(reason) => return Progress::Refuse(reason),
                 NextStep::Close => return Progress::Closed,
             }
         }

@@ -70,7 +70,7 @@ impl fmt::Debug for NextStep {
             Self::Wait => f.write_str("Wait"),
             Self::Plain => f.write_str("Plain"),
             Self::Secure(_) => f.write_str("Secure"),
-            Self::Refuse(why) => write!(f, "Refuse({why:?})"),
+            Self::Refuse(reason) => write!(f, "Refuse({reason:?})"),
             Self::Close => f.write_str("Close"),
         }
     }
@@ -174,6 +174,6 @@ pub(crate) const NOT_LOCAL: &str = "connected to a loopback address from another
 pub(crate) const TOO_MANY: &str = "too many connections";
 
 /// Reports a peer that was refused before it could identify itself.
-pub(crate) fn refuse(sink: &Sink, peer: Peer, why: &'static str) {
-    sink(Event::Refused { peer, host: String::new(), wanted: String::new(), why });
+pub(crate) fn refuse(sink: &Sink, peer: Peer, reason: &'static str) {
+    sink(Event::Refused { peer, host: String::new(), wanted: String::new(), reason });
 }

@@ -211,7 +211,10 @@ fn certificate_is_required_only_with_auth_required() {
         keyed.is_refused(&nothing);
         let refused = "no valid key or certificate";
         let events = keyed.events.lock().unwrap();
-        assert!(matches!(events[..], [Event::Refused { why, .. }] if why == refused), "{events:?}");
+        assert!(
+            matches!(events[..], [Event::Refused { reason, .. }] if reason == refused),
+            "{events:?}"
+        );
         drop(events);
         keyed.stop();
     }

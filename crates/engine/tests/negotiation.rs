@@ -110,11 +110,11 @@ impl TestServer {
     }
 
     fn refusals(&self) -> Vec<&'static str> {
-        let why = |event: &Event| match event {
-            Event::Refused { why, .. } => *why,
+        let reason = |event: &Event| match event {
+            Event::Refused { reason, .. } => *reason,
             other => panic!("{other:?}"),
         };
-        self.events.lock().unwrap().iter().map(why).collect()
+        self.events.lock().unwrap().iter().map(reason).collect()
     }
 
     fn opened(&self) -> (usize, usize) {
@@ -341,6 +341,6 @@ fn r36_slow_negotiations_time_out_and_block_nobody() {
         std::thread::sleep(Duration::from_millis(500));
         assert!(began.elapsed() < Duration::from_secs(60), "{}", server.engine.connections());
     }
-    assert!(server.refusals().iter().all(|&why| why == "the handshake timed out"));
+    assert!(server.refusals().iter().all(|&reason| reason == "the handshake timed out"));
     server.stop();
 }

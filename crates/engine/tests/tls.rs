@@ -56,13 +56,13 @@ fn start(driver: Driver, limits: Limits, security: Security) -> TestServer {
 impl TestServer {
     fn refusals(&self) -> Vec<&'static str> {
         let events = self.events.lock().unwrap();
-        let why = |event: &Event| match event {
-            Event::Refused { why, host, wanted, .. } if host.is_empty() && wanted.is_empty() => {
-                Some(*why)
+        let reason = |event: &Event| match event {
+            Event::Refused { reason, host, wanted, .. } if host.is_empty() && wanted.is_empty() => {
+                Some(*reason)
             }
             _ => None,
         };
-        events.iter().filter_map(why).collect()
+        events.iter().filter_map(reason).collect()
     }
 
     fn raw(&self) -> TcpStream {

@@ -54,7 +54,7 @@ pub enum Event<D = Arc<Export>> {
         wanted: String,
         /// The reason, as a phrase for people.
         #[serde(deserialize_with = "interned")]
-        why: Phrase,
+        reason: Phrase,
     },
     /// A host has proven that it knows the pairing code, and waits for the user's decision.
     PairingRequested {
@@ -100,7 +100,9 @@ impl<D> Event<D> {
             Self::Fault { export, op, offset, len, fault } => {
                 Event::Fault { export: map(export)?, op, offset, len, fault }
             }
-            Self::Refused { peer, host, wanted, why } => Event::Refused { peer, host, wanted, why },
+            Self::Refused { peer, host, wanted, reason } => {
+                Event::Refused { peer, host, wanted, reason }
+            }
             Self::PairingRequested { peer, request } => Event::PairingRequested { peer, request },
             Self::Violation { peer, rule } => Event::Violation { peer, rule },
         })
@@ -185,7 +187,7 @@ mod test {
         let events = [
             Event::Attached { export: 7, peer: peer(), host: host(), proven },
             Event::Detached { export: 7, peer: peer(), host: host(), reason, read, written },
-            Event::Refused { peer: unix(), host: host(), wanted: "disk".to_owned(), why: "why" },
+            Event::Refused { peer: unix(), host: host(), wanted: "disk".to_owned(), reason: "why" },
             Event::PairingRequested { peer: peer(), request },
             Event::Violation { peer: unix(), rule: "rule" },
             Event::Fault { export: 1, op: "read", offset: 2, len: 3, fault: Fault::Io },

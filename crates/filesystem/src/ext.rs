@@ -94,7 +94,7 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
 ) -> io::Result<Result<Ranges, OpaqueReason>> {
     let layout = match layout(disk, place)? {
         Ok(layout) => layout,
-        Err(why) => return Ok(Err(why)),
+        Err(reason) => return Ok(Err(reason)),
     };
     let Some(groups) = group::Groups::read(disk, &layout)? else {
         return Ok(Err(OpaqueReason::Damaged));
@@ -115,7 +115,7 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
 ) -> io::Result<Result<BTreeSet<Owner>, OpaqueReason>> {
     let layout = match layout(disk, place)? {
         Ok(layout) => layout,
-        Err(why) => return Ok(Err(why)),
+        Err(reason) => return Ok(Err(reason)),
     };
     let Some(groups) = group::Groups::read(disk, &layout)? else {
         return Ok(Err(OpaqueReason::Damaged));

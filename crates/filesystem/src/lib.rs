@@ -240,7 +240,7 @@ fn usage_of<R: ReadAt + ?Sized>(
     };
     Ok(match used {
         Ok(used) => (kind, Some(used.within(place.clone()))),
-        Err(why) => (PartKind::Opaque(why), None),
+        Err(reason) => (PartKind::Opaque(reason), None),
     })
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
 ) -> io::Result<Result<Ranges, OpaqueReason>> {
     let volume = match Volume::open(disk, place)? {
         Ok(volume) => volume,
-        Err(why) => return Ok(Err(why)),
+        Err(reason) => return Ok(Err(reason)),
     };
     let Some(mut used) = volume.bitmap(disk)? else { return Ok(Err(OpaqueReason::Damaged)) };
     volume.each_record(disk, &mut |_, record| {
@@ -75,7 +75,7 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
 ) -> io::Result<Result<BTreeSet<Owner>, OpaqueReason>> {
     let volume = match Volume::open(disk, place)? {
         Ok(volume) => volume,
-        Err(why) => return Ok(Err(why)),
+        Err(reason) => return Ok(Err(reason)),
     };
     let wanted: Ranges = wanted.iter().map(|bytes| volume.clusters_of(&bytes)).collect();
     let (mut rest, mut held) = (wanted.clone(), BTreeSet::new());

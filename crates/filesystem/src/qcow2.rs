@@ -75,8 +75,8 @@ impl fmt::Display for Unreadable {
 }
 
 impl From<Unreadable> for io::Error {
-    fn from(why: Unreadable) -> Self {
-        Self::new(ErrorKind::InvalidData, why.to_string())
+    fn from(reason: Unreadable) -> Self {
+        Self::new(ErrorKind::InvalidData, reason.to_string())
     }
 }
 

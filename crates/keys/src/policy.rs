@@ -72,7 +72,9 @@ impl PolicyReader<'_> {
             name.map_err(str::to_owned).and_then(|name| Ok((name, HostRecord::parse(text)?)));
         match read {
             Ok((name, record)) => self.add(&name, &record),
-            Err(why) => self.warn(&format!("the credential {credential} lets nobody in: {why}")),
+            Err(reason) => {
+                self.warn(&format!("the credential {credential} lets nobody in: {reason}"))
+            }
         }
     }
 
@@ -80,7 +82,7 @@ impl PolicyReader<'_> {
         match self.host(name, record) {
             Ok(Some(host)) => self.hosts.push(Arc::new(host)),
             Ok(None) => {}
-            Err(why) => self.warn(&format!("the host {name} is not authorized: {why}")),
+            Err(reason) => self.warn(&format!("the host {name} is not authorized: {reason}")),
         }
     }
 

@@ -198,7 +198,8 @@ impl Store {
     pub fn host(&self, name: &Name) -> Result<HostRecord, Failure> {
         let path = self.host_path(name);
         let text = crate::private::read(&path, record::MAX_LEN)?;
-        HostRecord::parse(&text).map_err(|why| Failure::new(format!("{}: {why}", path.display())))
+        HostRecord::parse(&text)
+            .map_err(|reason| Failure::new(format!("{}: {reason}", path.display())))
     }
 
     /// Finds a host by name or NQN.

@@ -304,7 +304,7 @@ fn open_image(
 ) -> Result<Opened, OpenError> {
     let fail = |error: io::Error| OpenError::of(&path, error);
     if let Some(reason) = judge_image(tree, &path).reasons.first().filter(|_| !tolerant) {
-        return Err(OpenError::InUse { path, why: reason.text.clone() });
+        return Err(OpenError::InUse { path, reason: reason.text.clone() });
     }
     let file = open_file(&path, access, OFlags::empty()).map_err(fail)?;
     unchanged(&path, &file, metadata)?;

@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Inhibitor {
     program: Option<PathBuf>,
-    why: &'static str,
+    reason: &'static str,
     child: Option<Child>,
     needed: Option<Instant>,
     tried: Option<Instant>,
@@ -38,11 +38,11 @@ pub struct Inhibitor {
 impl Inhibitor {
     /// Does not take the lock yet. `why` is shown by `systemd-inhibit --list`. Has no effect if
     /// logind does not run.
-    pub fn new(tree: &Tree, why: &'static str) -> Self {
+    pub fn new(tree: &Tree, reason: &'static str) -> Self {
         let runs = tree.path(LOGIND).exists();
         let mut programs = PROGRAMS.iter().map(|program| tree.path(program));
         let program = programs.find(|program| runs && program.is_file());
-        Self { program, why, child: None, needed: None, tried: None }
+        Self { program, reason, child: None, needed: None, tried: None }
     }
 
     /// Holds the lock while it is `needed`, and for 10 seconds after that.
@@ -72,7 +72,9 @@ impl Inhibitor {
         let Some(program) = &self.program else { return };
         self.tried = Some(now);
         let mut command = Command::new(program);
-        command.args([WHAT, "--mode=block", "--who=storagetm"]).arg(format!("--why={}", self.why));
+        command
+            .args([WHAT, "--mode=block", "--who=storagetm"])
+            .arg(format!("--why={}", self.reason));
         command.arg("cat").env_clear().env("PATH", PATH).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         // Its own process group, so that Ctrl-C does not reach it.

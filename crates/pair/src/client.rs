@@ -69,7 +69,7 @@ impl fmt::Display for Failure {
             Self::BadHost => f.write_str(
                 "invalid host NQN: it must be 1 to 223 bytes without spaces; check /etc/nvme/hostnqn",
             ),
-            Self::Refused(why, seconds) => refusal(f, *why, *seconds),
+            Self::Refused(reason, seconds) => refusal(f, *reason, *seconds),
             Self::WrongPeer => f.write_str(
                 "the other end does not have the code on the target's screen: check the address; otherwise somebody may be intercepting the connection",
             ),
@@ -84,8 +84,8 @@ impl fmt::Display for Failure {
     }
 }
 
-fn refusal(f: &mut fmt::Formatter<'_>, why: RefusalReason, seconds: u16) -> fmt::Result {
-    f.write_str(match why {
+fn refusal(f: &mut fmt::Formatter<'_>, reason: RefusalReason, seconds: u16) -> fmt::Result {
+    f.write_str(match reason {
         RefusalReason::WrongCode => "wrong code: type the new one that the target shows now",
         RefusalReason::RateLimited => "a wrong code was tried recently",
         RefusalReason::Busy => "the target is pairing with another machine",
@@ -233,8 +233,8 @@ impl Client {
             (Phase::AwaitShare(ephemeral), FromTarget::Answer(share)) => {
                 self.receive_share(ephemeral, &share)
             }
-            (Phase::AwaitShare(_) | Phase::AwaitTag(_), FromTarget::Refused(why, seconds)) => {
-                self.fail(Failure::Refused(why, seconds));
+            (Phase::AwaitShare(_) | Phase::AwaitTag(_), FromTarget::Refused(reason, seconds)) => {
+                self.fail(Failure::Refused(reason, seconds));
             }
             (Phase::AwaitTag(agreement), FromTarget::Welcome(tag, name)) => {
                 if agreement.is_target_tag(&tag, &name) {
@@ -284,8 +284,8 @@ impl Client {
     ) -> Result<(), Violation> {
         let verified = message::verify_tag(frame, &mut authenticator)?;
         match received {
-            FromTarget::RefusedAuthenticated(why) if verified => {
-                self.fail(Failure::Refused(why, 0))
+            FromTarget::RefusedAuthenticated(reason) if verified => {
+                self.fail(Failure::Refused(reason, 0))
             }
             FromTarget::Granted(access, disks) if verified && disks <= MAX_DISKS => {
                 paired.access = access;

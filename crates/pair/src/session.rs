@@ -200,24 +200,26 @@ impl PairingSession {
         }
     }
 
-    fn deny(&mut self, why: RefusalReason) {
+    fn deny(&mut self, reason: RefusalReason) {
         let Phase::AwaitVerdict(wait) = &mut self.phase else { return };
-        let (bytes, host) =
-            (message::emit_refused_authenticated(why, &mut wait.authenticator), wait.host.clone());
+        let (bytes, host) = (
+            message::emit_refused_authenticated(reason, &mut wait.authenticator),
+            wait.host.clone(),
+        );
         self.send(bytes);
-        self.report(&host, why.text());
+        self.report(&host, reason.text());
         self.close(Reason::Refused);
     }
 
     /// Ends the attempt or request. A client that disconnects after receiving the target's share
     /// has used up one attempt.
-    fn abandon(&mut self, why: &'static str) {
+    fn abandon(&mut self, reason: &'static str) {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::AwaitConfirm(it) => {
                 it.attempt.fail(self.now);
-                self.report(&it.hello.host, why);
+                self.report(&it.hello.host, reason);
             }
-            Phase::AwaitVerdict(wait) => self.report(&wait.host, why),
+            Phase::AwaitVerdict(wait) => self.report(&wait.host, reason),
             Phase::AwaitHello | Phase::Closed => {}
         }
         self.deadline = None;
@@ -248,9 +250,9 @@ impl PairingSession {
         self.out.push_back(Step::Close(reason));
     }
 
-    fn report(&mut self, host: &str, why: &'static str) {
+    fn report(&mut self, host: &str, reason: &'static str) {
         let (peer, host) = (self.peer.clone(), host.to_owned());
-        let event = Event::Refused { peer, host, wanted: "pairing".to_owned(), why };
+        let event = Event::Refused { peer, host, wanted: "pairing".to_owned(), reason };
         self.out.push_back(Step::Report(event));
     }
 

@@ -81,7 +81,7 @@ pub fn nvme(tree: &Tree, options: &Options<'_>, nvme: &Nvme) -> Result<NvmeDisk,
     let dial = move |subsystem: &str| {
         let psk = keys
             .nvme(subsystem)
-            .map_err(|why| ConnectError::Permanent(format!("{subsystem}: {why}")))?;
+            .map_err(|reason| ConnectError::Permanent(format!("{subsystem}: {reason}")))?;
         let socket = dial::connect_tcp(&machine)?;
         match psk {
             Some(psk) => start_tls(socket, &machine.to_string(), &TlsAuth::Psk(psk)),
@@ -105,7 +105,7 @@ fn known_target(
     key_selection::target_at(machine, &known, options.key.is_some(), options.insecure, accepts)
         .map(Option::<&Target>::cloned)
         .map_err(|error| match error {
-            QueryError::Unreachable(why) | QueryError::Protocol(why) => Failure::new(why),
+            QueryError::Unreachable(reason) | QueryError::Protocol(reason) => Failure::new(reason),
             QueryError::NoKeyAccepted | QueryError::KeyRequired => {
                 Failure::new(key_selection::no_key_accepted(machine))
             }

@@ -58,7 +58,7 @@ pub fn target_at<'a>(
         KeySelection::Plaintext => Ok(None),
         KeySelection::NoKeyAccepted if insecure => Ok(None),
         KeySelection::NoKeyAccepted => Err(QueryError::NoKeyAccepted),
-        KeySelection::Unreachable(why) => Err(QueryError::Unreachable(why)),
+        KeySelection::Unreachable(reason) => Err(QueryError::Unreachable(reason)),
     }
 }
 
@@ -84,7 +84,7 @@ fn select_key<'a>(
         match check(target) {
             KeyCheck::Accepted => return KeySelection::Known(target),
             KeyCheck::Rejected => {}
-            KeyCheck::Unreachable(why) => return KeySelection::Unreachable(why),
+            KeyCheck::Unreachable(reason) => return KeySelection::Unreachable(reason),
         }
     }
     KeySelection::NoKeyAccepted
@@ -113,7 +113,7 @@ pub fn check_key(tree: &Tree, addr: &TargetAddr, target: &Target, host: Option<&
     let initiator = Initiator { host: &identity, key: Some(&target.tls), chap: None };
     match initiator.check_key(addr) {
         Ok(()) => KeyCheck::Accepted,
-        Err(QueryError::Unreachable(why)) => KeyCheck::Unreachable(why),
+        Err(QueryError::Unreachable(reason)) => KeyCheck::Unreachable(reason),
         Err(_) => KeyCheck::Rejected,
     }
 }

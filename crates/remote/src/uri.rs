@@ -85,7 +85,7 @@ impl Locator {
             _ if text == "-" => Ok(Self::Pipe),
             _ if text.is_empty() => Err(format!("nothing is named; {SCHEMES}")),
             Some((scheme, rest)) if is_scheme(scheme) => {
-                address(scheme, rest).map_err(|why| format!("{text}: {why}"))
+                address(scheme, rest).map_err(|reason| format!("{text}: {reason}"))
             }
             _ => Ok(Self::Path(typed.into())),
         }
@@ -401,8 +401,8 @@ mod test {
             "nbd+unix:///disk",
             "nbd+unix://host/disk?socket=/s",
         ] {
-            let why = parse(wrong).unwrap_err();
-            assert!(!why.contains('\n') && why.len() < 300, "{wrong}: {why}");
+            let reason = parse(wrong).unwrap_err();
+            assert!(!reason.contains('\n') && reason.len() < 300, "{wrong}: {reason}");
         }
     }
 }

@@ -171,8 +171,8 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let Some(from) = disk else { return Err(refused(Refusal::Pipes)) };
     let survey = match survey(&source.end, options) {
         Ok(survey) => survey,
-        Err(why) => {
-            notes.push(format!("what is on {} is not known: {why}", options.source));
+        Err(reason) => {
+            notes.push(format!("what is on {} is not known: {reason}", options.source));
             None
         }
     };
@@ -300,7 +300,7 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     }
     // As the copy loads it: with the backup if the map is truncated.
     let map = ::copy::map::load(path)
-        .map_err(|why| refused(format!("the map {}: {why}", path.display())))?;
+        .map_err(|reason| refused(format!("the map {}: {reason}", path.display())))?;
     let part = map.as_ref().is_some_and(|map| is_allocated_map(&map.metadata.source));
     if part && !allocated {
         return Err(refused(format!(

@@ -83,7 +83,7 @@ pub(crate) fn fit(
         Findings::Fit(Ok(patches)) if patches.iter().all(|patch| is_of_table(patch, from, to)) => {
             Ok(Ok(patches))
         }
-        Findings::Fit(Err(why)) => Ok(Err(why)),
+        Findings::Fit(Err(reason)) => Ok(Err(reason)),
         _ => Err(NO_ANSWER.to_owned()),
     }
 }

@@ -179,7 +179,10 @@ fn hex(byte: u8) -> [u8; 2] {
 /// Returns the host's name, also for an NQN: NBD PSK files cannot contain an NQN, which has colons.
 fn name_of(store: &Store, host: &str) -> Result<Name, Failure> {
     let known = store.find_host(host);
-    known.map_or_else(|| host.parse().map_err(|why| Failure::new(format!("{host}: {why}"))), Ok)
+    known.map_or_else(
+        || host.parse().map_err(|reason| Failure::new(format!("{host}: {reason}"))),
+        Ok,
+    )
 }
 
 /// Returns the NQN of a host that was named, or the argument if it is an NQN.
@@ -188,7 +191,7 @@ fn nqn_of(store: &Store, host: &str) -> Result<String, Failure> {
         return store.host(&name).map(|record| record.nqn);
     }
     record::check_nqn(host)
-        .map_err(|why| Failure::new(format!("no host is called {host} here, and {why}")))?;
+        .map_err(|reason| Failure::new(format!("no host is called {host} here, and {reason}")))?;
     Ok(host.to_owned())
 }
 

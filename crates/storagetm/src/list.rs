@@ -151,11 +151,11 @@ fn content(signature: Signature) -> Content {
 }
 
 fn reasons(verdict: &Verdict) -> Vec<Reason> {
-    let why = |reason: &linux::reason::Reason| Reason {
+    let reason = |reason: &linux::reason::Reason| Reason {
         code: reason.code.word(),
         text: reason.text.clone(),
     };
-    verdict.reasons.iter().map(why).collect()
+    verdict.reasons.iter().map(reason).collect()
 }
 
 fn json(rows: &[Row]) -> Result<String, Failure> {
@@ -198,9 +198,9 @@ fn content_column(row: &Row) -> String {
 
 fn lendable(row: &Row) -> String {
     match row.reasons.first() {
-        Some(why) if row.lendable => format!("yes, but {}", why.text),
+        Some(reason) if row.lendable => format!("yes, but {}", reason.text),
         None => "yes".to_owned(),
-        Some(why) => format!("no: {}", why.text),
+        Some(reason) => format!("no: {}", reason.text),
     }
 }
 
@@ -233,7 +233,7 @@ mod test {
     #[test]
     fn table_shows_contents_and_reasons() {
         let content = Content { kind: "ext4", label: Some("ho\x1bme".to_owned()), uuid: None };
-        let why = Reason { code: "mounted", text: "mounted at /home".to_owned() };
+        let reason = Reason { code: "mounted", text: "mounted at /home".to_owned() };
         let second = Row {
             name: "sda1".to_owned(),
             called: "sda1".to_owned(),
@@ -242,7 +242,7 @@ mod test {
             partition_table: None,
             contents: vec![content],
             lendable: false,
-            reasons: vec![why],
+            reasons: vec![reason],
             ..example()
         };
         let wanted = "\

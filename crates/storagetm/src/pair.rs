@@ -76,7 +76,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
 
 fn target_addr(host: &str, options: &Pair) -> Result<TargetAddr, Failure> {
     TargetAddr::parse(host, options.interface.as_deref())
-        .map_err(|why| Failure::usage(format!("{host}: {why}")))
+        .map_err(|reason| Failure::usage(format!("{host}: {reason}")))
 }
 
 /// Returns whether the code is typed at a terminal.

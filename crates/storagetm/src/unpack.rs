@@ -147,16 +147,16 @@ impl Unpacker {
             let _ = stderr.take(MAX_ERROR).read_to_end(&mut text);
         }
         let success = self.child.wait().is_ok_and(|status| status.success());
-        let why = String::from_utf8_lossy(&text);
-        let ended = if success { Ok(()) } else { Err(self.sentence(&why)) };
+        let reason = String::from_utf8_lossy(&text);
+        let ended = if success { Ok(()) } else { Err(self.sentence(&reason)) };
         self.ended = Some(ended.clone());
         ended
     }
 
-    fn sentence(&self, why: &str) -> String {
-        let plain: String = why.chars().filter(|it| !it.is_control()).collect();
-        let why = if plain.is_empty() { "the process that does it gave up" } else { &plain };
-        format!("{} cannot be unpacked as {}: {why}", self.name, self.container)
+    fn sentence(&self, reason: &str) -> String {
+        let plain: String = reason.chars().filter(|it| !it.is_control()).collect();
+        let reason = if plain.is_empty() { "the process that does it gave up" } else { &plain };
+        format!("{} cannot be unpacked as {}: {reason}", self.name, self.container)
     }
 }
 

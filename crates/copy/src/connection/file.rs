@@ -90,8 +90,12 @@ impl FileEndpoint {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(opened) = &*opened {
             let removed = opened.removed.load(Ordering::Acquire);
-            let why = || format!("{} was removed: connect it again", self.path.display());
-            return if removed { Err(EndpointError::Permanent(why())) } else { Ok(opened.clone()) };
+            let reason = || format!("{} was removed: connect it again", self.path.display());
+            return if removed {
+                Err(EndpointError::Permanent(reason()))
+            } else {
+                Ok(opened.clone())
+            };
         }
         let blank = Arc::new(self.open_again()?);
         *opened = Some(blank.clone());

@@ -171,12 +171,12 @@ fn conclude(
     if decided == map.bytes() {
         return Ok(Copied { map, tree: shared.tree() });
     }
-    let why = if monitor.is_stopped() {
+    let reason = if monitor.is_stopped() {
         Outcome::Interrupted
     } else {
         Outcome::Failed(CopyError::Internal)
     };
-    Err(why)
+    Err(reason)
 }
 
 /// Saves the map in a thread, because that may take long on a busy disk.
@@ -201,7 +201,7 @@ impl Saver {
             // Fails the copy: without its map it could not be resumed.
             result.map_err(|error| CopyError::Map {
                 map: path.display().to_string(),
-                why: error.to_string(),
+                reason: error.to_string(),
             })
         })?;
         Ok(Some(Self { over, thread }))

@@ -182,20 +182,20 @@ pub(crate) fn into_disk(
     let to = endpoint.clone();
     let opened =
         monitor.run_in_thread(Phase::Verifying, move || to.open().map(|(disk, _)| disk))?;
-    let disk = opened.map_err(|why| lost(&disk.name, &why))?;
+    let disk = opened.map_err(|reason| lost(&disk.name, &reason))?;
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
     let end = OpenedEndpoint::new(endpoint, disk);
     verifying::verify(None, &end, &map, tree, settings, monitor)
 }
 
-fn lost(name: &str, why: &dyn ToString) -> Outcome {
-    Outcome::Failed(CopyError::Lost { name: name.to_owned(), why: why.to_string() })
+fn lost(name: &str, reason: &dyn ToString) -> Outcome {
+    Outcome::Failed(CopyError::Lost { name: name.to_owned(), reason: reason.to_string() })
 }
 
 /// Opens the destination for an unknown number of bytes, and checks that it is writable.
 fn admit(endpoint: &dyn Endpoint) -> Result<Disk, Outcome> {
-    let refused = |why| Outcome::Refused(Refusal::Destination(why));
+    let refused = |reason| Outcome::Refused(Refusal::Destination(reason));
     endpoint.prepare(0).map_err(refused)?;
     let (disk, _) = endpoint.open().map_err(refused)?;
     if disk.writable {
@@ -277,11 +277,11 @@ impl PipeToDisk<'_> {
         }
         // Checked before success is reported: the data may be incomplete.
         if let Some(finish) = stream.finish.take() {
-            finish().map_err(|why| Outcome::Failed(CopyError::Incomplete(why)))?;
+            finish().map_err(|reason| Outcome::Failed(CopyError::Incomplete(reason)))?;
         }
         if let Some(announced) = stream.bytes.filter(|announced| *announced != at) {
-            let why = format!("{announced} bytes were announced, and the pipe delivered {at}");
-            return Err(Outcome::Failed(CopyError::Incomplete(why)));
+            let reason = format!("{announced} bytes were announced, and the pipe delivered {at}");
+            return Err(Outcome::Failed(CopyError::Incomplete(reason)));
         }
         let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));
         let shape = TreeShape::new(bytes);
@@ -290,7 +290,7 @@ impl PipeToDisk<'_> {
             self.sparse = false;
             self.write(offset, buffer, verify.then_some(shape))?;
         }
-        self.run(Request::Flush, |name, why| CopyError::Flush { name, why })?;
+        self.run(Request::Flush, |name, reason| CopyError::Flush { name, reason })?;
         let mut tree = HashTree::new(bytes);
         self.hashes.into_iter().for_each(|hash| tree.insert(hash));
         Ok(PipeCopied { bytes, padded: bytes - at, tree })
@@ -318,8 +318,8 @@ impl PipeToDisk<'_> {
         let name = self.disk.name.clone();
         // A new file grows; everything else has a fixed size.
         if self.disk.bytes != 0 && offset + len > self.disk.bytes {
-            let why = RequestError::NoSpace;
-            return Err(Outcome::Failed(CopyError::Write { name, offset, len, why }));
+            let reason = RequestError::NoSpace;
+            return Err(Outcome::Failed(CopyError::Write { name, offset, len, reason }));
         }
         if let Some(shape) = shape {
             self.hashes.extend(shape.hash_range(offset, buffer.bytes()));
@@ -340,8 +340,12 @@ impl PipeToDisk<'_> {
             let to = all.min(from + most);
             let at = offset + from as u64;
             let work = Request::Write { offset: at, buffer: memory, part: from..to };
-            let error =
-                |name, why| CopyError::Write { name, offset: at, len: (to - from) as u64, why };
+            let error = |name, reason| CopyError::Write {
+                name,
+                offset: at,
+                len: (to - from) as u64,
+                reason,
+            };
             buffer = self.run(work, error)?;
             from = to;
         }
@@ -364,9 +368,9 @@ impl PipeToDisk<'_> {
         {
             Ok(()) => Ok(true),
             Err(RequestError::Unsupported) => Ok(false),
-            Err(why) => {
+            Err(reason) => {
                 let name = self.disk.name.clone();
-                Err(Outcome::Failed(CopyError::Write { name, offset, len, why }))
+                Err(Outcome::Failed(CopyError::Write { name, offset, len, reason }))
             }
         }
     }
@@ -378,7 +382,7 @@ impl PipeToDisk<'_> {
     ) -> Result<Option<Buffer>, Outcome> {
         let ended = self.io.run(work).map_err(|error| self.outcome(error))?;
         let name = self.disk.name.clone();
-        ended.result.map_err(|why| Outcome::Failed(error(name, why)))?;
+        ended.result.map_err(|reason| Outcome::Failed(error(name, reason)))?;
         Ok(ended.buffer)
     }
 

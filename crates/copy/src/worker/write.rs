@@ -101,16 +101,16 @@ impl Worker {
         match completion.result {
             Ok(()) => self.advance(completion.tag, len, zero),
             Err(RequestError::Unsupported) if zero => self.max_zero = 0,
-            Err(why) => return self.write_failed(completion.tag, len, why),
+            Err(reason) => return self.write_failed(completion.tag, len, reason),
         }
         self.write_next(completion.tag);
     }
 
-    fn write_failed(&mut self, tag: u32, len: u64, why: RequestError) {
+    fn write_failed(&mut self, tag: u32, len: u64, reason: RequestError) {
         let Some(piece) = self.pieces.remove(tag) else { return };
         let offset = piece.first().map_or(piece.range.start, |(range, _)| range.start);
         let name = self.name(Side::Destination);
-        self.shared.fail(CopyError::Write { name, offset, len, why });
+        self.shared.fail(CopyError::Write { name, offset, len, reason });
     }
 
     fn advance(&mut self, tag: u32, len: u64, zero: bool) {
@@ -165,8 +165,8 @@ impl Worker {
                     end.samples.add(sample);
                 }
             }
-            Err(why) => {
-                self.shared.fail(CopyError::Flush { name: self.name(Side::Destination), why })
+            Err(reason) => {
+                self.shared.fail(CopyError::Flush { name: self.name(Side::Destination), reason })
             }
         }
     }

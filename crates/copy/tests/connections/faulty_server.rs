@@ -193,10 +193,10 @@ fn is_read(request: &Request) -> bool {
 
 #[track_caller]
 fn assert_different_disk(report: &Report) {
-    let Outcome::Failed(CopyError::DifferentDisk { why, .. }) = &report.outcome else {
+    let Outcome::Failed(CopyError::DifferentDisk { reason, .. }) = &report.outcome else {
         panic!("{report:?}")
     };
-    assert!(why.contains("has changed"), "{why}");
+    assert!(reason.contains("has changed"), "{reason}");
 }
 
 #[test]
@@ -263,10 +263,10 @@ fn x41_protocol_violation_fails_copy_at_once() {
         if later { Act::WrongCookie } else { Act::Answer }
     });
     let report = copy_from(&server, "violation");
-    let Outcome::Failed(CopyError::Violation { why, .. }) = &report.outcome else {
+    let Outcome::Failed(CopyError::Violation { reason, .. }) = &report.outcome else {
         panic!("{report:?}")
     };
-    assert!(why.contains("(CookieUnknown)"), "{why}");
+    assert!(reason.contains("(CookieUnknown)"), "{reason}");
     assert!(report.bad.is_empty());
     assert!(server.connections.load(Ordering::SeqCst) <= 4, "it was not connected to again");
 }
@@ -276,8 +276,8 @@ fn server_that_drops_every_read_is_refused() {
     let server = Server::new(|_, request| if is_read(request) { Act::Cut } else { Act::Answer });
     let report = copy_from(&server, "drops");
     match &report.outcome {
-        Outcome::Refused(Refusal::Source(EndpointError::Temporary(why))) => {
-            assert!(why.contains("each connection is lost at the first read"), "{why}");
+        Outcome::Refused(Refusal::Source(EndpointError::Temporary(reason))) => {
+            assert!(reason.contains("each connection is lost at the first read"), "{reason}");
         }
         other => panic!("{other:?}"),
     }

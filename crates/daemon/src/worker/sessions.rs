@@ -142,7 +142,7 @@ impl Sessions {
             Next::StartTls { no_zeroes } => {
                 NextStep::Secure(self.open_nbd(nbd_server::Start::InTls { no_zeroes }))
             }
-            Next::Refuse(why) => NextStep::Refuse(why),
+            Next::Refuse(reason) => NextStep::Refuse(reason),
             Next::Close => NextStep::Close,
         };
         NegotiationStep { consumed: reaction.consumed, reply: reaction.reply, next }

@@ -176,11 +176,11 @@ pub(super) mod test {
         };
         let text = |length| "x".repeat(length);
         for (length, is_accepted) in [(MAX_TEXT, true), (MAX_TEXT + 1, false)] {
-            let (host, wanted, why) = (text(length), text(length), "why");
+            let (host, wanted, reason) = (text(length), text(length), "why");
             let host_only = Event::Attached { export: 1, peer: peer(), host, proven: None };
             assert_eq!(accept(host_only), is_accepted);
             let host = String::new();
-            assert_eq!(accept(Event::Refused { peer: peer(), host, wanted, why }), is_accepted);
+            assert_eq!(accept(Event::Refused { peer: peer(), host, wanted, reason }), is_accepted);
             let channel = Channel {
                 key: None,
                 certified: false,

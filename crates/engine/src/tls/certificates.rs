@@ -54,8 +54,8 @@ impl Certificates {
         let wanted = match (auth, self.verifies_clients) {
             (Auth::Required, true) => ClientAuthType::Required,
             (Auth::Required, false) => {
-                let why = "no certification authority is configured";
-                return Err(HandshakeError { why, is_early: true, is_cut: false });
+                let reason = "no certification authority is configured";
+                return Err(HandshakeError { reason, is_early: true, is_cut: false });
             }
             (Auth::None, true) => ClientAuthType::Optional,
             (Auth::None, false) => ClientAuthType::None,
@@ -117,6 +117,6 @@ impl Trust {
 }
 
 fn unusable(what: &str, error: &Error) -> io::Error {
-    let why = error.message();
-    io::Error::new(ErrorKind::InvalidData, format!("{what} cannot be used: {why}"))
+    let reason = error.message();
+    io::Error::new(ErrorKind::InvalidData, format!("{what} cannot be used: {reason}"))
 }

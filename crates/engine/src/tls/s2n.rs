@@ -82,7 +82,7 @@ pub(crate) struct Established {
 #[derive(Debug)]
 pub(crate) struct HandshakeError {
     /// Message of the library.
-    pub(super) why: &'static str,
+    pub(super) reason: &'static str,
     /// Whether nothing was sent yet, so that an alert must be in clear text.
     pub(crate) is_early: bool,
     /// Whether the connection was lost before an alert of the peer.
@@ -146,7 +146,7 @@ pub(super) fn prepare() -> io::Result<()> {
         let secret = export::Secret::new(vec![1; 32]);
         Psk { identity: "nobody".to_owned(), secret, hash: Hash::Sha256, key: None }
     };
-    let failed = |failed: HandshakeError| io::Error::other(failed.why);
+    let failed = |failed: HandshakeError| io::Error::other(failed.reason);
     let mut client = Handshake::begin(Arc::new(near), key()).map_err(failed)?;
     let mut server = Handshake::serve(Arc::new(far), Vec::new(), vec![key()]).map_err(failed)?;
     for _ in 0..MAX_STEPS {
@@ -260,7 +260,7 @@ impl Handshake {
         early: Vec<u8>,
         keys: Vec<Psk>,
     ) -> Result<Self, Error> {
-        let config = config().map_err(|why| Error::application(why.into()))?;
+        let config = config().map_err(|reason| Error::application(reason.into()))?;
         let psks = keys.iter().map(psk).collect::<Result<Vec<_>, _>>()?;
         let mut this = Self::new(mode, socket, early, config, PeerAuth::Keys(keys))?;
         if let Some(connection) = &mut this.connection {
@@ -325,7 +325,7 @@ impl Handshake {
     }
 
     fn agree(&mut self) -> Result<Established, HandshakeError> {
-        let late = |why| HandshakeError { why, is_early: false, is_cut: false };
+        let late = |reason| HandshakeError { reason, is_early: false, is_cut: false };
         let connection = self.connection.as_ref().ok_or_else(|| late("it is over"))?;
         let read = read(connection).map_err(|error| failed(&error, false))?;
         let (identity, cipher, binding) = read;
@@ -398,7 +398,7 @@ fn psk(key: &Psk) -> Result<Key, Error> {
 /// Returns an error of the library as that of a handshake.
 pub(super) fn failed(error: &Error, is_early: bool) -> HandshakeError {
     let is_cut = matches!(error.kind(), ErrorType::IOError | ErrorType::ConnectionClosed);
-    HandshakeError { why: error.message(), is_early, is_cut }
+    HandshakeError { reason: error.message(), is_early, is_cut }
 }
 
 /// Called by the library to receive up to `len` bytes to `into`.

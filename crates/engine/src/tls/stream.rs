@@ -69,23 +69,23 @@ fn complete(
 }
 
 fn key_refused(failed: HandshakeError) -> io::Error {
-    let why = failed.why;
+    let reason = failed.reason;
     match failed.is_cut {
         true => connection_lost(),
         false => io::Error::new(
             ErrorKind::PermissionDenied,
-            format!("the other end did not accept the key, or does not have it: {why}"),
+            format!("the other end did not accept the key, or does not have it: {reason}"),
         ),
     }
 }
 
 fn certificate_refused(failed: HandshakeError) -> io::Error {
-    let why = failed.why;
+    let reason = failed.reason;
     match failed.is_cut {
         true => connection_lost(),
         false => io::Error::new(
             ErrorKind::PermissionDenied,
-            format!("the two ends do not accept each other's certificates: {why}"),
+            format!("the two ends do not accept each other's certificates: {reason}"),
         ),
     }
 }

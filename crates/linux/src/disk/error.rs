@@ -63,12 +63,14 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// The kernel or a program has opened it exclusively.
-    #[error("{path} is in use ({why}); stop that first, or lend it read-only with --allow-in-use")]
+    #[error(
+        "{path} is in use ({reason}); stop that first, or lend it read-only with --allow-in-use"
+    )]
     InUse {
         /// What was asked for.
         path: PathBuf,
         /// By what.
-        why: String,
+        reason: String,
     },
     /// Another program holds byte-range locks, as QEMU does.
     #[error("{path} is in use by {holder}; {}", advice(*.access))]
@@ -115,8 +117,8 @@ impl OpenError {
         match (error.kind(), Errno::from_io_error(&error)) {
             (_, Some(Errno::NOMEDIUM)) => Self::NoMedium { path },
             (_, Some(Errno::BUSY)) => {
-                let why = "the kernel or another program has it for itself".to_owned();
-                Self::InUse { path, why }
+                let reason = "the kernel or another program has it for itself".to_owned();
+                Self::InUse { path, reason }
             }
             (_, Some(Errno::ROFS)) => Self::ReadOnly { path },
             (_, Some(Errno::NXIO | Errno::NODEV)) | (ErrorKind::NotFound, _) => {

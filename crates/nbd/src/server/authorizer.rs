@@ -64,7 +64,7 @@ impl Authorizer {
         match self.with_caller(|caller| self.catalogue.grant_short(caller, name)) {
             Ok(grant) => Some(grant),
             Err(refusal) => {
-                self.report_refused(name, why(refusal), out);
+                self.report_refused(name, reason(refusal), out);
                 None
             }
         }
@@ -77,28 +77,28 @@ impl Authorizer {
 
     /// Reports that access to the export `name` was withdrawn.
     pub(super) fn report_withdrawn(&mut self, name: &str, refusal: Refusal, out: &mut Outbox) {
-        self.report_refused(name, why(refusal), out);
+        self.report_refused(name, reason(refusal), out);
     }
 
     /// Reports that the export `name` was chosen, but writes of closed connections to it did not
     /// complete in time.
     pub(super) fn report_choice_timeout(&mut self, name: &str, out: &mut Outbox) {
-        let why = "the disk has not ended writes of a connection that was lost";
-        self.report_refused(name, why, out);
+        let reason = "the disk has not ended writes of a connection that was lost";
+        self.report_refused(name, reason, out);
     }
 
     /// Reports a refusal, up to [`MAX_REFUSALS`] per connection.
-    fn report_refused(&mut self, wanted: &str, why: &'static str, out: &mut Outbox) {
+    fn report_refused(&mut self, wanted: &str, reason: &'static str, out: &mut Outbox) {
         if self.refusals < MAX_REFUSALS {
             self.refusals += 1;
             let (peer, host) = (self.peer.clone(), self.host_name());
             let wanted = wanted.chars().take(MAX_NAME).collect();
-            out.report(Event::Refused { peer, host, wanted, why });
+            out.report(Event::Refused { peer, host, wanted, reason });
         }
     }
 }
 
-fn why(refusal: Refusal) -> &'static str {
+fn reason(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Unknown => "no disk of that name is exported to this host",
         Refusal::NotAllowed => "access denied to this host",

@@ -204,10 +204,10 @@ mod test {
     /// X14: a secret that is too short, an unknown hash, a wrong checksum.
     #[test]
     fn x14_weak_or_damaged_keys_are_refused() {
-        let why = |text: &str| Key::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(why(&TEXT.replace(":01:", ":04:")), KeyError::Hash(4));
-        assert_eq!(why(&TEXT.replace("AAEC", "AAED")), KeyError::Checksum);
-        assert_eq!(why("NVMeTLSkey-1:01:AAAA:"), KeyError::Form("DHHC-1"));
+        let reason = |text: &str| Key::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(reason(&TEXT.replace(":01:", ":04:")), KeyError::Hash(4));
+        assert_eq!(reason(&TEXT.replace("AAEC", "AAED")), KeyError::Checksum);
+        assert_eq!(reason("NVMeTLSkey-1:01:AAAA:"), KeyError::Form("DHHC-1"));
         let short = interchange::emit(NAME, 1, &[1; 16]);
         assert_eq!(Key::parse(short.bytes()), Err(KeyError::Length(16)));
     }

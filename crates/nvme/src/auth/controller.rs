@@ -182,14 +182,14 @@ impl ControllerAuth {
                 }
                 progress
             }
-            Err(why) => self.refuse(why),
+            Err(reason) => self.refuse(reason),
         }
     }
 
     /// Fails the exchange: the next message that the host reads is AUTH_Failure1.
-    pub(crate) fn refuse(&mut self, why: Explanation) -> Progress {
-        self.state = State::Failure1(FromController::Failure1(why).emit(self.t_id, 0));
-        Progress::Failed(why)
+    pub(crate) fn refuse(&mut self, reason: Explanation) -> Progress {
+        self.state = State::Failure1(FromController::Failure1(reason).emit(self.t_id, 0));
+        Progress::Failed(reason)
     }
 
     /// Estimates the calculation time of a message from an unauthenticated host.
@@ -383,8 +383,8 @@ impl ControllerAuth {
             State::Failure1(bytes) => (bytes, State::Closed),
             // No message to read.
             _ => {
-                let why = FromController::Failure1(Explanation::IncorrectMessage);
-                (why.emit(self.t_id, 0), State::Closed)
+                let reason = FromController::Failure1(Explanation::IncorrectMessage);
+                (reason.emit(self.t_id, 0), State::Closed)
             }
         };
         self.state = next;

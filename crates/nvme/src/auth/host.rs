@@ -96,17 +96,17 @@ impl HostAuth {
 
     /// Processes a message of the controller.
     pub(crate) fn receive(&mut self, bytes: &[u8]) -> HostAction {
-        self.handle(bytes).unwrap_or_else(|why| {
+        self.handle(bytes).unwrap_or_else(|reason| {
             self.state = State::Closed;
-            HostAction::Failed(Some(FromHost::Failure2(why).emit(self.t_id)), why)
+            HostAction::Failed(Some(FromHost::Failure2(reason).emit(self.t_id)), reason)
         })
     }
 
     fn handle(&mut self, bytes: &[u8]) -> Result<HostAction, Explanation> {
         let (t_id, message) = FromController::parse(bytes)?;
-        if let FromController::Failure1(why) = message {
+        if let FromController::Failure1(reason) = message {
             self.state = State::Closed;
-            return Ok(HostAction::Failed(None, why));
+            return Ok(HostAction::Failed(None, reason));
         }
         if t_id != self.t_id {
             return Err(Explanation::IncorrectPayload);

@@ -301,20 +301,20 @@ mod test {
 
     #[test]
     fn malformed_keys_are_refused_with_the_reason() {
-        let why = |text: &str| ConfiguredPsk::parse(text.as_bytes()).unwrap_err();
-        assert_eq!(why(""), KeyError::Form("NVMeTLSkey-1"));
-        assert_eq!(why(&SHORT.replace("key-1", "key-2")), KeyError::Form("NVMeTLSkey-1"));
-        assert_eq!(why(&SHORT[..SHORT.len() - 1]), KeyError::Form("NVMeTLSkey-1"));
-        assert_eq!(why(&SHORT.replace(":01:", ":1:")), KeyError::Form("NVMeTLSkey-1"));
-        assert_eq!(why(&SHORT.replace(":01:", ":03:")), KeyError::Hash(3));
-        assert_eq!(why(&SHORT.replace(":01:", ":99:")), KeyError::Hash(99));
-        assert_eq!(why(&SHORT.replace(":01:", ":02:")), KeyError::Length(32));
-        assert_eq!(why(&SHORT.replace("VRL", "VR!")), KeyError::Base64);
-        assert_eq!(why(&SHORT.replace("VRL", "VRM")), KeyError::Checksum);
-        assert_eq!(why("NVMeTLSkey-1:01::"), KeyError::Length(0));
-        assert_eq!(why("NVMeTLSkey-1:01:AAAAAAAA:"), KeyError::Length(2));
+        let reason = |text: &str| ConfiguredPsk::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(reason(""), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(reason(&SHORT.replace("key-1", "key-2")), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(reason(&SHORT[..SHORT.len() - 1]), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(reason(&SHORT.replace(":01:", ":1:")), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(reason(&SHORT.replace(":01:", ":03:")), KeyError::Hash(3));
+        assert_eq!(reason(&SHORT.replace(":01:", ":99:")), KeyError::Hash(99));
+        assert_eq!(reason(&SHORT.replace(":01:", ":02:")), KeyError::Length(32));
+        assert_eq!(reason(&SHORT.replace("VRL", "VR!")), KeyError::Base64);
+        assert_eq!(reason(&SHORT.replace("VRL", "VRM")), KeyError::Checksum);
+        assert_eq!(reason("NVMeTLSkey-1:01::"), KeyError::Length(0));
+        assert_eq!(reason("NVMeTLSkey-1:01:AAAAAAAA:"), KeyError::Length(2));
         assert!(matches!(
-            why(&format!("NVMeTLSkey-1:01:{}:", "A".repeat(4000))),
+            reason(&format!("NVMeTLSkey-1:01:{}:", "A".repeat(4000))),
             KeyError::Length(_)
         ));
     }

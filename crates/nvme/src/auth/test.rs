@@ -71,7 +71,7 @@ fn run(controller: &mut ControllerAuth, keys: &Keys, credentials: Credentials) -
                 (outcome.authenticated, outcome.psks[0]) =
                     (Some(authentication.key), authentication.psks)
             }
-            Progress::Failed(why) => outcome.failed = Some(why),
+            Progress::Failed(reason) => outcome.failed = Some(reason),
             Progress::AbortedByHost => outcome.aborted = true,
         }
         if outcome.done
@@ -85,8 +85,8 @@ fn run(controller: &mut ControllerAuth, keys: &Keys, credentials: Credentials) -
             HostAction::Done(message, psks) => {
                 (outcome.done, outcome.psks[1], next) = (true, psks, message);
             }
-            HostAction::Failed(message, why) => {
-                (outcome.failed, next) = (Some(outcome.failed.unwrap_or(why)), message);
+            HostAction::Failed(message, reason) => {
+                (outcome.failed, next) = (Some(outcome.failed.unwrap_or(reason)), message);
             }
         }
     }
@@ -204,11 +204,11 @@ fn challenge_sent() -> (ControllerAuth, Vec<u8>) {
 }
 
 fn failure(controller: &mut ControllerAuth, message: &[u8]) -> Option<Explanation> {
-    let Progress::Failed(why) = controller.send(message, Some(&keys(None))) else { return None };
+    let Progress::Failed(reason) = controller.send(message, Some(&keys(None))) else { return None };
     let reply = controller.receive(4096).unwrap();
-    assert_eq!(FromController::parse(&reply).unwrap().1, FromController::Failure1(why));
+    assert_eq!(FromController::parse(&reply).unwrap().1, FromController::Failure1(reason));
     assert!(controller.is_closed());
-    Some(why)
+    Some(reason)
 }
 
 #[test]
@@ -232,8 +232,8 @@ fn unexpected_messages_fail_the_exchange() {
     // No message to read.
     let mut idle = controller();
     let reply = idle.receive(4096).unwrap();
-    let why = FromController::Failure1(Explanation::IncorrectMessage);
-    assert_eq!(FromController::parse(&reply), Ok((0, why)));
+    let reason = FromController::Failure1(Explanation::IncorrectMessage);
+    assert_eq!(FromController::parse(&reply), Ok((0, reason)));
     assert!(idle.is_closed());
 }
 
@@ -248,7 +248,7 @@ fn replies_with_invalid_fields_fail_the_exchange() {
     let mut last = vec![0xff; 256];
     last[255] = 0xfe;
     let long = vec![2; 300];
-    for (reply, t_id, why) in [
+    for (reply, t_id, reason) in [
         (good, 7, Explanation::Failed),
         (good, 8, Explanation::IncorrectPayload),
         (Reply { response: &[0; 48], ..good }, 7, Explanation::IncorrectPayload),
@@ -260,7 +260,7 @@ fn replies_with_invalid_fields_fail_the_exchange() {
     ] {
         let (mut controller, _) = challenge_sent();
         let message = FromHost::Reply(reply).emit(t_id);
-        assert_eq!(failure(&mut controller, &message), Some(why), "{reply:?}");
+        assert_eq!(failure(&mut controller, &message), Some(reason), "{reply:?}");
     }
     // No message is accepted after a failure.
     let (mut controller, _) = challenge_sent();
@@ -343,7 +343,7 @@ fn host_refuses_invalid_controller_messages() {
         .unwrap()
         .public()
         .to_vec();
-    for (bytes, why) in [
+    for (bytes, reason) in [
         (message(0, 1, &[], 1), Explanation::GroupUnusable),
         (message(9, 1, &[], 1), Explanation::GroupUnusable),
         (message(1, 9, &public, 1), Explanation::HashUnusable),
@@ -359,8 +359,8 @@ fn host_refuses_invalid_controller_messages() {
         let HostAction::Failed(Some(reply), found) = host.receive(&bytes) else {
             panic!("{bytes:?}")
         };
-        assert_eq!(found, why);
-        assert_eq!(FromHost::parse(&reply), Ok((7, FromHost::Failure2(why))));
+        assert_eq!(found, reason);
+        assert_eq!(FromHost::parse(&reply), Ok((7, FromHost::Failure2(reason))));
     }
 }
 

@@ -95,7 +95,7 @@ impl InBandAuth {
                 self.psks = psks;
                 (message, Some(Ok(())))
             }
-            HostAction::Failed(message, why) => (message, Some(Err(why))),
+            HostAction::Failed(message, reason) => (message, Some(Err(reason))),
         };
         match message {
             Some(message) => {

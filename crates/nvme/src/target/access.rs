@@ -20,18 +20,18 @@ use crate::wire::fabrics::{ConnectField, DISCOVERY_NQN};
 pub(super) struct ConnectRefusal {
     status: Status,
     dw0: u32,
-    why: Option<&'static str>,
+    reason: Option<&'static str>,
 }
 
 impl ConnectRefusal {
-    pub(super) fn new(status: Status, dw0: u32, why: Option<&'static str>) -> Self {
-        Self { status, dw0, why }
+    pub(super) fn new(status: Status, dw0: u32, reason: Option<&'static str>) -> Self {
+        Self { status, dw0, reason }
     }
 
     /// Denies access to the host, with Connect Invalid Host.
-    pub(super) fn access_denied(why: &'static str) -> Self {
+    pub(super) fn access_denied(reason: &'static str) -> Self {
         let dw0 = ConnectField::Hostnqn.dw0();
-        Self::new(Status::CONNECT_INVALID_HOST.dnr(), dw0, Some(why))
+        Self::new(Status::CONNECT_INVALID_HOST.dnr(), dw0, Some(reason))
     }
 
     /// Returns status and dword 0 of the response.
@@ -40,8 +40,8 @@ impl ConnectRefusal {
     }
 
     /// Returns the reason for the administrator.
-    pub(super) fn why(&self) -> Option<&'static str> {
-        self.why
+    pub(super) fn reason(&self) -> Option<&'static str> {
+        self.reason
     }
 }
 
@@ -154,12 +154,12 @@ impl Context {
     }
 
     /// Returns the refusal of a subsystem: Subnqn invalid without keys, host denied with keys.
-    pub(super) fn subsystem_refusal(&self, why: &'static str) -> ConnectRefusal {
+    pub(super) fn subsystem_refusal(&self, reason: &'static str) -> ConnectRefusal {
         if self.requires_keys() {
-            return ConnectRefusal::access_denied(why);
+            return ConnectRefusal::access_denied(reason);
         }
         let status = Status::CONNECT_INVALID_PARAMETERS.dnr();
-        ConnectRefusal::new(status, ConnectField::Subnqn.dw0(), Some(why))
+        ConnectRefusal::new(status, ConnectField::Subnqn.dw0(), Some(reason))
     }
 
     /// Checks the host of a controller against the current policy. `pending` is the key that the

@@ -141,22 +141,22 @@ impl InBandAuth {
             Progress::Authenticated(authentication) => {
                 self.authenticated(cx, queue, *authentication)
             }
-            Progress::Failed(why) => {
-                self.fail(cx, queue, why.description());
+            Progress::Failed(reason) => {
+                self.fail(cx, queue, reason.description());
                 Verdict::default()
             }
             Progress::AbortedByHost => {
-                let why = "it aborted DH-HMAC-CHAP authentication (check the controller key)";
-                self.fail(cx, queue, why);
+                let reason = "it aborted DH-HMAC-CHAP authentication (check the controller key)";
+                self.fail(cx, queue, reason);
                 close
             }
         }
     }
 
-    fn fail(&mut self, cx: &mut Context, queue: &mut Queue, why: &'static str) {
+    fn fail(&mut self, cx: &mut Context, queue: &mut Queue, reason: &'static str) {
         self.pending = true;
         cx.set_proven(None);
-        queue.report_refused(cx.peer(), why);
+        queue.report_refused(cx.peer(), reason);
     }
 
     /// Grants access after authentication. The connection must close if access was denied after the
@@ -172,8 +172,8 @@ impl InBandAuth {
         cx.set_proven(Some(authentication.key));
         let first = std::mem::replace(&mut self.pending, false);
         (self.key, self.deadline) = (authentication.key, None);
-        if first && let Err(why) = authorize(cx, queue) {
-            self.fail(cx, queue, why);
+        if first && let Err(reason) = authorize(cx, queue) {
+            self.fail(cx, queue, reason);
             self.transaction.refuse(Explanation::Failed);
             self.deadline = Some(cx.now() + HANDSHAKE_TIMEOUT);
             return Verdict { granted: false, close: authentication.is_last };

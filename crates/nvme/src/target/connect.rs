@@ -83,7 +83,7 @@ fn establish_admin(
     let keys = cx.check_host(host, subsystem)?;
     let (kind, grant) = match keys {
         Some(InBandKey { required: true, .. }) => (kind_of(subsystem), None),
-        _ => cx.find_subsystem(subsystem, host).map_err(|why| cx.subsystem_refusal(why))?,
+        _ => cx.find_subsystem(subsystem, host).map_err(|reason| cx.subsystem_refusal(reason))?,
     };
     if cx.has_orphaned_writes(subsystem) {
         return Ok(None);
@@ -94,8 +94,8 @@ fn establish_admin(
     let controller = cx.target().register(kind, peer.tenant(), new_controller);
     // Retryable: another controller may end.
     let controller = controller.ok_or_else(|| {
-        let why = "too many controllers for this host";
-        ConnectRefusal::new(Status::CONNECT_CONTROLLER_BUSY, 0, Some(why))
+        let reason = "too many controllers for this host";
+        ConnectRefusal::new(Status::CONNECT_CONTROLLER_BUSY, 0, Some(reason))
     })?;
     let binding = Binding::new(connect, controller, grant);
     Ok(Some((binding, keys.map(|keys| in_band_auth(cx, connect, data, keys)))))

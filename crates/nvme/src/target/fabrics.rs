@@ -302,9 +302,9 @@ impl Fabrics {
     /// orphaned writes.
     pub(super) fn connect_timed_out(&mut self) {
         if let Work::BlockedConnect(_, data) = self.queue.take_work(0) {
-            let why = "writes of a lost connection are still in flight on the disk";
+            let reason = "writes of a lost connection are still in flight on the disk";
             let busy = Status::CONNECT_CONTROLLER_BUSY;
-            self.report_refusal(&data, &ConnectRefusal::new(busy, 0, Some(why)));
+            self.report_refusal(&data, &ConnectRefusal::new(busy, 0, Some(reason)));
         }
         self.close(Reason::Timeout);
     }
@@ -342,11 +342,11 @@ impl Fabrics {
 
     /// Reports a refused host.
     fn report_refusal(&mut self, data: &ConnectData, refusal: &ConnectRefusal) {
-        let Some(why) = refusal.why() else { return };
+        let Some(reason) = refusal.reason() else { return };
         let name = |nqn: Result<&str, NqnError>| nqn.unwrap_or_default().to_owned();
         let (host, wanted) = (name(data.hostnqn()), name(data.subnqn()));
         let peer = self.cx.peer().clone();
-        self.queue.out().report(Event::Refused { peer, host, wanted, why });
+        self.queue.out().report(Event::Refused { peer, host, wanted, reason });
     }
 
     // ---- changes from outside
@@ -449,8 +449,8 @@ impl Fabrics {
         // A failure was reported already.
         let unreported = self.auth.as_ref().is_some_and(|auth| auth.is_unreported());
         if unreported && matches!(reason, Reason::Peer | Reason::Timeout) {
-            let why = "DH-HMAC-CHAP authentication was not completed";
-            self.queue.report_refused(self.cx.peer(), why);
+            let reason = "DH-HMAC-CHAP authentication was not completed";
+            self.queue.report_refused(self.cx.peer(), reason);
         }
         self.role = Role::Closed;
         self.queue.leave(self.cx.peer(), reason);

@@ -329,11 +329,11 @@ impl Queue {
     }
 
     /// Reports that the host of this queue was denied access.
-    pub(super) fn report_refused(&mut self, peer: &Peer, why: &'static str) {
+    pub(super) fn report_refused(&mut self, peer: &Peer, reason: &'static str) {
         let Ok(controller) = self.controller() else { return };
         let (host, wanted) =
             (controller.host().nqn().to_owned(), controller.subsystem().to_owned());
-        self.out.report(Event::Refused { peer: peer.clone(), host, wanted, why });
+        self.out.report(Event::Refused { peer: peer.clone(), host, wanted, reason });
     }
 
     /// Reports the export that the host, with the key it has `proven`, has attached from now on,

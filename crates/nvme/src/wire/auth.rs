@@ -302,7 +302,7 @@ impl<'a> FromHost<'a> {
                 let prefix = Prefix::new(DHCHAP, id::SUCCESS2, t_id);
                 Success2Header { prefix, ..Success2Header::new_zeroed() }.as_bytes().to_vec()
             }
-            Self::Failure2(why) => emit_failure(id::FAILURE2, t_id, *why),
+            Self::Failure2(reason) => emit_failure(id::FAILURE2, t_id, *reason),
         }
     }
 }
@@ -342,7 +342,7 @@ impl<'a> FromController<'a> {
                 let head = Success1Header { prefix, hl, rvalid, ..Success1Header::new_zeroed() };
                 [head.as_bytes(), response.unwrap_or_default()].concat()
             }
-            Self::Failure1(why) => emit_failure(id::FAILURE1, t_id, *why),
+            Self::Failure1(reason) => emit_failure(id::FAILURE1, t_id, *reason),
         }
     }
 }
@@ -431,9 +431,9 @@ fn emit_reply(t_id: u16, reply: &Reply<'_>) -> Vec<u8> {
     [head.as_bytes(), reply.response, reply.challenge.unwrap_or(&none), reply.public].concat()
 }
 
-fn emit_failure(auth_id: u8, t_id: u16, why: Explanation) -> Vec<u8> {
+fn emit_failure(auth_id: u8, t_id: u16, reason: Explanation) -> Vec<u8> {
     let prefix = Prefix::new(COMMON, auth_id, t_id);
-    FailureHeader { prefix, rescode: FAILED, rescode_exp: why.code() }.as_bytes().to_vec()
+    FailureHeader { prefix, rescode: FAILED, rescode_exp: reason.code() }.as_bytes().to_vec()
 }
 
 /// Splits a message into its header and the rest.
@@ -564,8 +564,8 @@ mod test {
 
     #[test]
     fn explanation_codes_round_trip() {
-        for why in Explanation::ALL {
-            assert_eq!(Explanation::parse(why.code()), why);
+        for reason in Explanation::ALL {
+            assert_eq!(Explanation::parse(reason.code()), reason);
         }
         assert_eq!(
             (Explanation::parse(0), Explanation::parse(8)),

@@ -87,11 +87,11 @@ fn try_connect(world: &mut World, params: &AttachParams) -> Result<usize, (Statu
 }
 
 fn refusals(world: &World) -> Vec<&'static str> {
-    let why = |event: &Event| match event {
-        Event::Refused { why, .. } => Some(*why),
+    let reason = |event: &Event| match event {
+        Event::Refused { reason, .. } => Some(*reason),
         _ => None,
     };
-    world.events.iter().filter_map(why).collect()
+    world.events.iter().filter_map(reason).collect()
 }
 
 fn attached(world: &World) -> Vec<Option<KeyId>> {

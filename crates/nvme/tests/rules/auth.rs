@@ -59,11 +59,11 @@ fn send(world: &mut World, id: Id, message: &[u8]) -> Status {
 /// Returns the failure in the next message, after which the connection closes.
 fn failure(world: &mut World, id: Id) -> Explanation {
     let bytes = world.fetch(id, &receive_sqe(4096));
-    let Ok((_, FromController::Failure1(why))) = FromController::parse(&bytes) else {
+    let Ok((_, FromController::Failure1(reason))) = FromController::parse(&bytes) else {
         panic!("{bytes:02x?}")
     };
     assert_eq!(world.conn(id).closed, Some(Reason::Refused));
-    why
+    reason
 }
 
 fn offer() -> Vec<u8> {

@@ -10,7 +10,7 @@ use crate::world::{Conn, World, peer};
 
 fn refused(found: &[Step]) -> Option<(RefusalReason, u16)> {
     match found {
-        [Step::Failed(Failure::Refused(why, seconds))] => Some((*why, *seconds)),
+        [Step::Failed(Failure::Refused(reason, seconds))] => Some((*reason, *seconds)),
         _ => None,
     }
 }

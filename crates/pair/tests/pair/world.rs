@@ -86,7 +86,7 @@ impl Conn {
 
     pub(crate) fn reasons(&self) -> Vec<&'static str> {
         let reasons = self.events.iter().filter_map(|event| match event {
-            Event::Refused { why, .. } => Some(*why),
+            Event::Refused { reason, .. } => Some(*reason),
             Event::Violation { rule, .. } => Some(*rule),
             _ => None,
         });

@@ -154,7 +154,7 @@ impl<'a> Resolver<'a> {
                 Err(refusal @ QueryError::Unreachable(_)) => sentence(&spec.machine, refusal),
                 Err(refusal) => return Err(sentence(&spec.machine, refusal)),
             },
-            Err(why) => Failure::usage(format!("{}: {why}", spec.machine)),
+            Err(reason) => Failure::usage(format!("{}: {reason}", spec.machine)),
         };
         if is_address(&called) {
             return Err(failed);
@@ -177,8 +177,8 @@ impl<'a> Resolver<'a> {
         let initiator = Initiator { host: &identity, key, chap: self.chap.clone() };
         let disks = match (query::list_disks(place, &initiator, looks), spec.nqn()) {
             // Some targets offer discovery at one of their ports only.
-            (Err(QueryError::Protocol(why)), Some(nqn)) => {
-                vec![assumed_disk(place, nqn).ok_or(QueryError::Protocol(why))?]
+            (Err(QueryError::Protocol(reason)), Some(nqn)) => {
+                vec![assumed_disk(place, nqn).ok_or(QueryError::Protocol(reason))?]
             }
             (disks, _) => disks?,
         };
@@ -241,13 +241,13 @@ fn is_address(host: &str) -> bool {
 
 fn sentence(machine: &str, refusal: QueryError) -> Failure {
     match refusal {
-        QueryError::Unreachable(why) => Failure::new(why),
+        QueryError::Unreachable(reason) => Failure::new(reason),
         QueryError::KeyRequired => Failure::refused(format!(
             "{machine} does not accept the key that this machine has for it: storagetm pair {machine} makes a new one"
         )),
         QueryError::NoKeyAccepted => Failure::refused(key_selection::no_key_accepted(machine)),
-        QueryError::Protocol(why) => Failure::refused(format!(
-            "{machine} does not say which disks it has: {why}; if it wants a key: storagetm pair {machine}"
+        QueryError::Protocol(reason) => Failure::refused(format!(
+            "{machine} does not say which disks it has: {reason}; if it wants a key: storagetm pair {machine}"
         )),
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<Stri
     // A new file description starts at offset 0.
     let input = File::open(path).map_err(cannot)?;
     let pipe = unpack::unpack(container, input.into(), &name, Some(unpack::FIRST_BYTES_TIMEOUT))
-        .map_err(|why| unpack_error(&why))?;
+        .map_err(|reason| unpack_error(&reason))?;
     Ok(Some((pipe, Some(unpacked_note(&name, container)))))
 }
 
@@ -61,7 +61,8 @@ pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Fa
     let (pipe, note) = match container {
         None => (pipe, None),
         Some(container) if container.is_supported() && container.is_stream() => {
-            let pipe = unpack::unpack_pipe(container, pipe).map_err(|why| unpack_error(&why))?;
+            let pipe =
+                unpack::unpack_pipe(container, pipe).map_err(|reason| unpack_error(&reason))?;
             (pipe, Some(unpacked_note(name, container)))
         }
         Some(container) => return Err(unsupported_error(name, container)),
@@ -111,8 +112,8 @@ fn unpacked_note(name: &str, container: Container) -> String {
     format!("{name} is {container}, and is unpacked; --format raw copies it as it is")
 }
 
-fn unpack_error(why: &str) -> Failure {
-    refused(format!("{why}; --format raw copies it as it is"))
+fn unpack_error(reason: &str) -> Failure {
+    refused(format!("{reason}; --format raw copies it as it is"))
 }
 
 fn unsupported_error(name: &str, container: Container) -> Failure {

@@ -32,7 +32,8 @@ pub(super) fn allocated_only(end: End) -> Result<(End, Vec<String>), Failure> {
     let End::Disk(place) = end else {
         return Err(Failure::usage("--allocated needs a disk to look at, and a pipe is none"));
     };
-    let cannot = |why: String| refused(format!("{why}; without --allocated all of it is copied"));
+    let cannot =
+        |reason: String| refused(format!("{reason}; without --allocated all of it is copied"));
     let disk = SyncDisk::open(&*place).map_err(cannot)?;
     let usage = inspect::usage(&disk, disk.disk().bytes).map_err(cannot)?;
     let mut notes: Vec<String> = usage.parts.iter().filter_map(copied_whole_note).collect();
@@ -46,12 +47,12 @@ pub(super) fn allocated_only(end: End) -> Result<(End, Vec<String>), Failure> {
 }
 
 fn copied_whole_note(part: &Part) -> Option<String> {
-    let PartKind::Opaque(why) = part.kind else { return None };
+    let PartKind::Opaque(reason) = part.kind else { return None };
     let what = match part.number {
         0 => "the disk".to_owned(),
         number => format!("partition {number}"),
     };
-    Some(format!("{what} is copied whole: {why}"))
+    Some(format!("{what} is copied whole: {reason}"))
 }
 
 /// Reports the files that unreadable bytes belong to. Reads the destination, to spare the failing
@@ -75,7 +76,9 @@ pub(super) fn report_owners(options: &Copy, bad: &[Range<u64>], reporter: &mut P
                 reporter.note(&format!("and {} more", count - MAX_NAMED));
             }
         }
-        Err(why) => reporter.note(&format!("which files have bad sectors cannot be told: {why}")),
+        Err(reason) => {
+            reporter.note(&format!("which files have bad sectors cannot be told: {reason}"))
+        }
     }
 }
 

@@ -8,9 +8,9 @@ use linux::disk::OpenError;
 
 use super::summary::refused;
 
-pub(super) fn source_in_use(path: &Path, why: &str) -> Failure {
+pub(super) fn source_in_use(path: &Path, reason: &str) -> Failure {
     refused(format!(
-        "{} is in use ({why}), and what is read of it may be half-written; stop that first, or copy \
+        "{} is in use ({reason}), and what is read of it may be half-written; stop that first, or copy \
          it all the same with --allow-in-use",
         path.display()
     ))
@@ -27,9 +27,9 @@ pub(super) fn open_error(path: &Path, error: OpenError, is_source: bool) -> Fail
         OpenError::ReadOnly { .. } => refused(format!(
             "{name} cannot be written: the disk or its medium is read-only; use another one"
         )),
-        OpenError::InUse { why, .. } if is_source => source_in_use(path, &why),
-        OpenError::InUse { why, .. } => {
-            refused(format!("{name} is in use ({why}); stop that first"))
+        OpenError::InUse { reason, .. } if is_source => source_in_use(path, &reason),
+        OpenError::InUse { reason, .. } => {
+            refused(format!("{name} is in use ({reason}); stop that first"))
         }
         OpenError::Held { holder, .. } if is_source => source_in_use(path, &format!("by {holder}")),
         OpenError::Held { holder, .. } => {

@@ -376,8 +376,8 @@ fn new_file(path: &Path, permission: Permission) -> Result<CopyEnd, Failure> {
 
 /// Returns a snapshot of the machine, and the disk in it.
 fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
-    let unknown = |why: String| {
-        refused(format!("{}: whether it is in use cannot be found out: {why}", path.display()))
+    let unknown = |reason: String| {
+        refused(format!("{}: whether it is in use cannot be found out: {reason}", path.display()))
     };
     let machine = Machine::snapshot(tree).map_err(|error| unknown(error.to_string()))?;
     let number = block_device(path);

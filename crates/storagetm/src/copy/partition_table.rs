@@ -62,10 +62,10 @@ impl Endpoint for CheckedEndpoint {
         let (disk, connection) = self.place.open()?;
         let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = confirmed.as_ref()
-            && let Some(why) = identity_change(before, &disk)
+            && let Some(reason) = identity_change(before, &disk)
         {
             return Err(EndpointError::Permanent(format!(
-                "{} is not the disk any more that was looked at: {why}; nothing was written, try again",
+                "{} is not the disk any more that was looked at: {reason}; nothing was written, try again",
                 disk.name
             )));
         }
@@ -115,10 +115,10 @@ impl PostCopy {
         }
         let place = self.destination?;
         if (self.relocates_backup || !self.patches.is_empty())
-            && let Err((name, why)) =
+            && let Err((name, reason)) =
                 write(&*place, &self.name, self.patches, self.relocates_backup)
         {
-            report.outcome = Outcome::Failed(CopyError::PartitionTable { name, why });
+            report.outcome = Outcome::Failed(CopyError::PartitionTable { name, reason });
             return None;
         }
         self.advice.or_else(|| backup_advice(&*place, &self.checks_after?))
@@ -140,7 +140,7 @@ fn write(
     patches: Vec<Patch>,
     relocates_backup: bool,
 ) -> Result<(), (String, String)> {
-    let named = |why: String| (name.to_owned(), why);
+    let named = |reason: String| (name.to_owned(), reason);
     let sync_disk = SyncDisk::open(place).map_err(named)?;
     let patches =
         if relocates_backup { relocation_patches(&sync_disk).map_err(named)? } else { patches };
@@ -255,9 +255,9 @@ fn patches(
     let sync_disk = SyncDisk::open(place).map_err(refused)?;
     let fitted = inspect::fit(&sync_disk, from, Shape { block: sector, bytes: to.bytes });
     let (source, destination) = (&ends.options.source, &ends.options.destination);
-    fitted.map_err(refused)?.map_err(|why| {
+    fitted.map_err(refused)?.map_err(|reason| {
         refused(format!(
-            "the partition table of {source} cannot be written for {destination}: {why}"
+            "the partition table of {source} cannot be written for {destination}: {reason}"
         ))
     })
 }

@@ -220,10 +220,10 @@ mod test {
     #[test]
     fn each_outcome_has_its_exit_status() {
         assert_eq!(exit_of(&report(Outcome::Success)).0, 0);
-        let lost = CopyError::Lost { name: "a".to_owned(), why: "reset".to_owned() };
+        let lost = CopyError::Lost { name: "a".to_owned(), reason: "reset".to_owned() };
         let (status, said) = exit_of(&report(Outcome::Failed(lost)));
         assert!(status == 1 && said.contains("to try again from there: storagetm copy a b"));
-        let broken = CopyError::Violation { name: "a".to_owned(), why: "it lies".to_owned() };
+        let broken = CopyError::Violation { name: "a".to_owned(), reason: "it lies".to_owned() };
         let (status, said) = exit_of(&report(Outcome::Failed(broken)));
         assert!(status == 7 && said.starts_with("a violated its protocol: it lies"));
         let mut bad = report(Outcome::BadSectors);

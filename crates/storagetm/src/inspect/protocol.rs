@@ -137,9 +137,9 @@ impl Message {
                 bytes.push(5);
                 survey::put_patches(&mut bytes, patches);
             }
-            Self::Reply(Reply::Findings(Findings::Fit(Err(why)))) => {
+            Self::Reply(Reply::Findings(Findings::Fit(Err(reason)))) => {
                 bytes.push(6);
-                put_text(&mut bytes, why);
+                put_text(&mut bytes, reason);
             }
         }
         to.write_all(&bytes)

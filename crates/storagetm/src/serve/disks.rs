@@ -150,6 +150,9 @@ fn flush(export: &Arc<Export>, writes: &WriteTracker, flushes: &Flushes) -> io::
     }
 }
 
-fn unflushed(export: &Export, why: &dyn std::fmt::Display) -> String {
-    format!("{} could not be flushed ({why}): what was written to it last may be lost", export.name)
+fn unflushed(export: &Export, reason: &dyn std::fmt::Display) -> String {
+    format!(
+        "{} could not be flushed ({reason}): what was written to it last may be lost",
+        export.name
+    )
 }

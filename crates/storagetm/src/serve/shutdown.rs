@@ -125,14 +125,14 @@ fn failed_flush(export: &Export, error: io::Error) -> ServeEvent {
 
 /// Returns a sentence if data may be lost after a flush that ended with `error`.
 fn loss(name: &str, error: Option<&io::Error>, is_being_written: bool) -> Option<String> {
-    let why = match error {
+    let reason = match error {
         None if !is_being_written => return None,
         Some(error) if error.kind() != ErrorKind::TimedOut => {
             format!("could not be flushed ({error})")
         }
         _ => "does not answer".to_owned(),
     };
-    Some(format!("{name} {why}: what was written to it last may be lost"))
+    Some(format!("{name} {reason}: what was written to it last may be lost"))
 }
 
 #[cfg(test)]

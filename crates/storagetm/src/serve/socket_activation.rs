@@ -135,8 +135,8 @@ fn addr(socket: BorrowedFd<'_>) -> Result<BindAddr, Failure> {
     Ok(BindAddr::Path(path.map(PathBuf::from).unwrap_or_default()))
 }
 
-fn unusable(what: &str, why: impl std::fmt::Display) -> Failure {
-    Failure::new(format!("{what} cannot be used: {why}"))
+fn unusable(what: &str, reason: impl std::fmt::Display) -> Failure {
+    Failure::new(format!("{what} cannot be used: {reason}"))
 }
 
 #[cfg(test)]
