@@ -1,15 +1,17 @@
 //! Models for tests.
 
-use export::Access;
+use export::{Access, ExportId};
+use protocol::Protocol;
+use protocol::endpoint::{Endpoint, EndpointAddr, NetAddr};
 
-use crate::attach::{Endpoint, Nbd};
 use crate::{AccessRequest, Disk, Host, Link, Model, Pairing, TargetMode};
 
 pub(crate) fn disk(n: usize) -> Disk {
-    let letter = char::from(b'a' + u8::try_from(n).unwrap());
+    let number = u8::try_from(n).unwrap();
+    let letter = char::from(b'a' + number);
     Disk {
         title: format!("/dev/sd{letter}"),
-        nqn: format!("nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-{n:012}"),
+        id: ExportId::Uuid([0, 0, 0, 0, 0, 0, 0x80, 0, 0x80, 0, 0, 0, 0, 0, 0, number]),
         short: format!("sd{letter}"),
         size: 500_107_862_016,
         block_size: 512,
@@ -34,28 +36,34 @@ pub(crate) fn access_request() -> AccessRequest {
     AccessRequest { name: "laptop".to_owned(), address: [169, 254, 1, 2].into() }
 }
 
-pub(crate) fn endpoint(address: &str, interface: Option<&str>) -> Endpoint {
-    Endpoint {
-        address: address.parse().unwrap(),
-        interface: interface.map(str::to_owned),
-        port: 4420,
-        keyed: false,
-    }
+/// An endpoint of NVMe/TCP at its standard port.
+pub(crate) fn nvme(ip: &str, interface: Option<&str>) -> Endpoint {
+    endpoint(Protocol::Nvme, ip, interface)
+}
+
+/// An endpoint of NBD at its standard port.
+pub(crate) fn nbd(ip: &str, interface: Option<&str>) -> Endpoint {
+    endpoint(Protocol::Nbd, ip, interface)
+}
+
+fn endpoint(protocol: Protocol, ip: &str, interface: Option<&str>) -> Endpoint {
+    let (ip, interface) = (ip.parse().unwrap(), interface.map(str::to_owned));
+    let port = protocol.row().ports[0].number;
+    Endpoint { protocol, addr: EndpointAddr::Net(NetAddr { ip, interface, port }), keyed: false }
+}
+
+fn keyed(at: Endpoint) -> Endpoint {
+    Endpoint { keyed: true, ..at }
 }
 
 /// `storagetm serve` on a machine with one network interface, with a key required.
 pub(crate) fn serve(disks: usize) -> Model {
-    let keyed = |at: Endpoint| Endpoint { keyed: true, ..at };
-    let endpoints = vec![
-        keyed(endpoint("169.254.7.9", None)),
-        keyed(endpoint("fe80::1", Some("eth0"))),
-        endpoint("127.0.0.1", None),
-    ];
-    let nbd = |at: &Endpoint| Nbd::Net(Endpoint { port: 10809, ..at.clone() });
+    let endpoints = [nvme, nbd].map(|at| {
+        [keyed(at("169.254.7.9", None)), keyed(at("fe80::1", Some("eth0"))), at("127.0.0.1", None)]
+    });
     Model {
         machine: "laptop".to_owned(),
-        nbd: endpoints.iter().map(nbd).collect(),
-        endpoints,
+        endpoints: endpoints.concat(),
         digests: false,
         disks: (0..disks).map(disk).collect(),
         pairing: Some(code()),
@@ -74,11 +82,9 @@ pub(crate) fn code() -> Pairing {
 /// A machine in target mode with two network interfaces.
 pub(crate) fn target_mode(disks: usize) -> Model {
     let mut model = serve(disks);
-    model.endpoints.pop();
-    model.nbd.pop();
-    for (address, interface) in [("169.254.99.200", None), ("fe80::2", Some("eth1"))] {
-        model.endpoints.push(Endpoint { keyed: true, ..endpoint(address, interface) });
-    }
+    model.endpoints.retain(|at| at.keyed);
+    model.endpoints.push(keyed(nvme("169.254.99.200", None)));
+    model.endpoints.push(keyed(nvme("fe80::2", Some("eth1"))));
     model.disks.iter_mut().for_each(|disk| disk.writes = Some(0));
     let hardware = "Example Laptop 13, serial L1".to_owned();
     model.target_mode = Some(TargetMode { hardware, serving: true, flushing: false });

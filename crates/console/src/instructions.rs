@@ -1,106 +1,90 @@
 //! Instructions for the other machine: for each address the commands of each tool, and how to
 //! obtain a key.
 
-use std::net::IpAddr;
+use protocol::PROTOCOLS;
+use protocol::commands::{Command, Instructions};
+use protocol::endpoint::{Endpoint, EndpointAddr, INTERFACE};
 
-use crate::attach::{Endpoint, INTERFACE, Nbd};
-use crate::page::{Page, Role, group_digits};
+use crate::page::{Page, Role, group_digits, labels};
 use crate::width::columns;
 use crate::{Disk, Model, Pairing, Unavailable};
 
 /// An address of this machine, and what is served there.
 #[derive(Debug, Clone)]
 pub(crate) struct Address {
-    nvme: Option<Endpoint>,
-    nbd: Option<Nbd>,
-    /// The interface of a link-local IPv6 address.
-    interface: Option<String>,
+    addr: EndpointAddr,
+    /// At most one of each protocol, as seen from other machines.
+    endpoints: Vec<Endpoint>,
 }
 
-/// A command, and its purpose.
-pub(crate) struct CommandLine {
-    pub(crate) purpose: &'static str,
-    pub(crate) text: String,
-}
-
-/// Returns the addresses in the order of the model, those with both protocols once.
+/// Returns the addresses in the order of the model, each with its protocols.
 pub(crate) fn addresses(model: &Model) -> Vec<Address> {
-    let is_same_address = |nbd: &Nbd, at: &Endpoint| {
-        nbd.endpoint().is_some_and(|it| it.address == at.address && it.interface == at.interface)
-    };
-    let with_nvme = model.endpoints.iter().map(|at| Address {
-        nvme: Some(at.as_seen_remotely()),
-        nbd: model.nbd.iter().find(|nbd| is_same_address(nbd, at)).map(Nbd::as_seen_remotely),
-        interface: at.interface.clone(),
-    });
-    let is_nbd_only = |nbd: &&Nbd| !model.endpoints.iter().any(|at| is_same_address(nbd, at));
-    let nbd_only = model.nbd.iter().filter(is_nbd_only).map(|nbd| Address {
-        nvme: None,
-        nbd: Some(nbd.as_seen_remotely()),
-        interface: nbd.endpoint().and_then(|at| at.interface.clone()),
-    });
-    with_nvme.chain(nbd_only).collect()
+    let mut addresses: Vec<Address> = Vec::new();
+    for endpoint in &model.endpoints {
+        let has_room = |address: &&mut Address| {
+            let is_other = |at: &Endpoint| at.protocol != endpoint.protocol;
+            address.addr.has_same_host(&endpoint.addr) && address.endpoints.iter().all(is_other)
+        };
+        let seen = endpoint.as_seen_remotely();
+        match addresses.iter_mut().find(has_room) {
+            Some(address) => address.endpoints.push(seen),
+            None => {
+                addresses.push(Address { addr: endpoint.addr.clone(), endpoints: vec![seen] });
+            }
+        }
+    }
+    addresses
 }
 
 impl Address {
     /// Returns the display name: `169.254.7.9`, `fe80::1 (eth0)`, `/run/x.sock`.
     pub(crate) fn name(&self) -> String {
-        let endpoint = self.nvme.as_ref().or_else(|| self.nbd.as_ref()?.endpoint());
-        match (endpoint, &self.nbd) {
-            (Some(at), _) => match &self.interface {
-                Some(interface) => format!("{} ({interface})", at.address),
-                None => at.address.to_string(),
+        match &self.addr {
+            EndpointAddr::Net(at) => match &at.interface {
+                Some(interface) => format!("{} ({interface})", at.ip),
+                None => at.ip.to_string(),
             },
-            (None, Some(Nbd::Path(path))) => path.clone(),
-            (None, _) => String::new(),
+            EndpointAddr::Path(path) => path.clone(),
         }
     }
 
     /// Returns whether commands contain [`INTERFACE`].
     pub(crate) fn has_interface(&self) -> bool {
-        self.interface.is_some()
+        matches!(&self.addr, EndpointAddr::Net(at) if at.interface.is_some())
     }
 
-    /// Returns whether NVMe/TCP requires a key.
+    /// Returns whether an endpoint requires a key.
     pub(crate) fn requires_key(&self) -> bool {
-        self.nvme.as_ref().is_some_and(|at| at.keyed)
-    }
-
-    /// Returns the NBD URI of a disk with placeholders for host name and key file.
-    pub(crate) fn nbd_with_key(&self, disk: &Disk) -> Option<String> {
-        self.nbd.as_ref().and_then(|at| at.uri_with_key(&disk.short))
+        self.endpoints.iter().any(|at| at.keyed)
     }
 
     /// Returns the command that pairs the other machine.
     pub(crate) fn pair(&self) -> Option<String> {
-        self.nvme.as_ref().filter(|at| at.keyed).map(Endpoint::pair)
+        self.instructions(None, false).find_map(|of| of.pair)
     }
 
-    /// Returns one command per tool: those that attach and copy `disk`, and the one that attaches
-    /// all disks.
-    pub(crate) fn commands(&self, disk: Option<&Disk>, digests: bool) -> Vec<CommandLine> {
-        let mut commands = Vec::new();
-        let mut add = |purpose, text: Option<String>| {
-            commands.extend(text.map(|text| CommandLine { purpose, text }))
-        };
-        let nvme = self.nvme.as_ref();
-        add("storagetm: attach the disk", nvme.zip(disk).map(|(at, it)| at.attach_disk(&it.short)));
-        add("nvme-cli: attach all disks", nvme.map(|at| at.attach_all(digests)));
-        add(
-            "NBD: copy the disk",
-            self.nbd.as_ref().zip(disk).and_then(|(at, it)| at.copy(&it.short)),
-        );
-        add("storagetm: copy the disk", nvme.zip(disk).map(|(at, it)| at.copy(&it.short)));
+    /// Returns the commands of all protocols for `disk`, or those for all disks.
+    pub(crate) fn commands(&self, disk: Option<&Disk>, digests: bool) -> Vec<Command> {
+        let mut commands: Vec<Command> =
+            self.instructions(disk, digests).flat_map(|of| of.commands).collect();
+        commands.sort_by_key(|command| command.effect);
         commands
     }
 
-    /// Returns less common commands.
-    pub(crate) fn other_commands(&self, disk: &Disk, digests: bool) -> Vec<CommandLine> {
-        let one = self.nvme.as_ref().map(|at| at.attach(&disk.nqn, digests));
-        let convert = self.nbd.as_ref().and_then(|at| at.convert(&disk.short));
-        let one = one.map(|text| CommandLine { purpose: "nvme-cli: attach the disk alone", text });
-        let convert = convert.map(|text| CommandLine { purpose: "NBD: convert the disk", text });
-        one.into_iter().chain(convert).collect()
+    /// Returns what a host with a key needs for `disk`, with the URI to use.
+    pub(crate) fn key_help(
+        &self,
+        disk: &Disk,
+    ) -> impl Iterator<Item = (&'static str, Option<String>)> {
+        self.instructions(Some(disk), false).filter_map(|of| of.key_help)
+    }
+
+    fn instructions(
+        &self,
+        disk: Option<&Disk>,
+        digests: bool,
+    ) -> impl Iterator<Item = Instructions> {
+        self.endpoints.iter().map(move |at| at.instructions(disk.map(Disk::names), digests))
     }
 }
 
@@ -111,8 +95,8 @@ pub(crate) fn interface_note(page: &mut Page) {
 
 /// Warns that an endpoint other than loopback requires no key.
 pub(crate) fn warn_if_open(model: &Model, page: &mut Page) {
-    let is_loopback = |ip: IpAddr| ip.is_loopback();
-    if model.all_endpoints().any(|at| !at.keyed && !is_loopback(at.address)) {
+    let is_remote = |at: &Endpoint| at.net().is_some_and(|at| !at.ip.is_loopback());
+    if model.endpoints.iter().any(|at| !at.keyed && is_remote(at)) {
         let line = "No key required: any machine can attach the disks; nothing is encrypted.";
         page.colored(Role::Warning, line);
     }
@@ -134,12 +118,8 @@ pub(crate) fn code_line(page: &mut Page, before: [&str; 2], digits: &str) {
 
 /// Explains why no code is shown although a key is required.
 pub(crate) fn explain_missing_code(model: &Model, page: &mut Page) {
-    if model.requires_key_for_nbd_only() {
-        page.sentence(
-            "Only hosts with a key can attach. No code is shown: pairing requires NVMe/TCP, and only \
-             NBD is served here. Serve NVMe/TCP, too (--protocol nvme,nbd), or add a host here \
-             (storagetm host add NQN) and give it its key (storagetm key export NAME --nbd).",
-        );
+    if model.requires_key_without_pairing() {
+        page.sentence(&missing_pairing(model));
         return;
     }
     match &model.pairing {
@@ -154,6 +134,25 @@ pub(crate) fn explain_missing_code(model: &Model, page: &mut Page) {
         ),
         Some(Pairing::Unavailable(reason)) => page.sentence(unavailable(*reason)),
     }
+}
+
+/// Explains how a host gets its key if no protocol that is served has pairing.
+fn missing_pairing(model: &Model) -> String {
+    let served = PROTOCOLS
+        .iter()
+        .filter(|row| model.keyed_endpoints().any(|at| at.protocol == row.protocol));
+    let pairing = PROTOCOLS.iter().filter(|row| row.pairing);
+    let with = protocol::and_list(pairing.clone().map(|row| row.label));
+    let only = labels(model.keyed_endpoints());
+    let options: Vec<&str> = pairing.chain(served.clone()).map(|row| row.option).collect();
+    let options = options.join(",");
+    let exports: Vec<&str> = served.map(|row| row.key_export).collect();
+    let exports = exports.join("; ");
+    format!(
+        "Only hosts with a key can attach. No code is shown: pairing requires {with}, and only \
+         {only} is served here. Serve {with}, too (--protocol {options}), or add a host here \
+         (storagetm host add NQN) and give it its key ({exports})."
+    )
 }
 
 fn unavailable(reason: Unavailable) -> &'static str {

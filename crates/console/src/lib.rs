@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod attach;
 pub mod code;
 mod escape;
 #[cfg(test)]

@@ -3,19 +3,17 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use export::Access;
-
-use crate::attach::{Endpoint, Nbd};
+use export::{Access, ExportId};
+use protocol::commands::ExportNames;
+use protocol::endpoint::Endpoint;
 
 /// Everything shown on the screen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
     /// The name of this machine.
     pub machine: String,
-    /// The NVMe/TCP endpoints, in display order.
+    /// The endpoints, in display order.
     pub endpoints: Vec<Endpoint>,
-    /// The NBD endpoints, in display order.
-    pub nbd: Vec<Nbd>,
     /// Whether commands enable header and data digests.
     pub digests: bool,
     /// The served disks.
@@ -61,19 +59,14 @@ impl Link {
 }
 
 impl Model {
-    /// Returns the endpoints of all protocols.
-    pub(crate) fn all_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.iter().chain(self.nbd.iter().filter_map(Nbd::endpoint))
+    /// Returns the endpoints that require a key.
+    pub(crate) fn keyed_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(|at| at.keyed)
     }
 
     /// Returns whether any endpoint requires a key.
     pub(crate) fn requires_key(&self) -> bool {
-        self.all_endpoints().any(|at| at.keyed)
-    }
-
-    /// Returns whether all lists of endpoints are empty.
-    pub(crate) fn is_unreachable(&self) -> bool {
-        self.endpoints.is_empty() && self.nbd.is_empty()
+        self.keyed_endpoints().next().is_some()
     }
 
     /// Returns whether any disk is attached.
@@ -81,9 +74,9 @@ impl Model {
         self.disks.iter().any(|disk| !disk.attached.is_empty())
     }
 
-    /// Returns whether only NBD endpoints require a key: pairing needs NVMe/TCP.
-    pub(crate) fn requires_key_for_nbd_only(&self) -> bool {
-        self.requires_key() && !self.endpoints.iter().any(|at| at.keyed)
+    /// Returns whether all endpoints that require a key are of protocols without pairing.
+    pub(crate) fn requires_key_without_pairing(&self) -> bool {
+        self.requires_key() && !self.keyed_endpoints().any(|at| at.protocol.row().pairing)
     }
 }
 
@@ -143,9 +136,9 @@ pub struct AccessRequest {
 pub struct Disk {
     /// The path.
     pub title: String,
-    /// The NQN of the subsystem.
-    pub nqn: String,
-    /// The NBD export name.
+    /// The identifier of the export.
+    pub id: ExportId,
+    /// The short name.
     pub short: String,
     /// Size in bytes.
     pub size: u64,
@@ -168,6 +161,13 @@ pub struct Disk {
     /// Write requests since power-on as counted by the kernel, from any source; `None` if not
     /// counted.
     pub writes: Option<u64>,
+}
+
+impl Disk {
+    /// Returns the names from which protocols make their own.
+    pub(crate) fn names(&self) -> ExportNames<'_> {
+        ExportNames { id: &self.id, short: &self.short }
+    }
 }
 
 /// An attached host.

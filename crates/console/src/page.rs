@@ -3,6 +3,8 @@
 use crate::width::columns;
 use crate::{Disk, Host, Model, escape_unprintable, short_host_nqn};
 use export::Access;
+use protocol::endpoint::Endpoint;
+use protocol::{PROTOCOLS, Protocol};
 
 /// The display properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,13 +165,18 @@ pub(crate) fn wrap(parts: &[String], separator: &str, width: usize) -> Vec<Strin
     lines
 }
 
-/// Names the protocols by which disks are served.
-pub(crate) fn protocols(model: &Model) -> &'static str {
-    match (model.endpoints.is_empty(), model.nbd.is_empty()) {
-        (_, true) => "NVMe/TCP",
-        (true, false) => "NBD",
-        (false, false) => "NVMe/TCP and NBD",
-    }
+/// Names the protocols by which disks are served: the first one of the table if there is no
+/// endpoint yet.
+pub(crate) fn protocols(model: &Model) -> String {
+    let served = labels(model.endpoints.iter());
+    if served.is_empty() { PROTOCOLS[0].label.to_owned() } else { served }
+}
+
+/// Names the protocols of endpoints: `NVMe/TCP and NBD`.
+pub(crate) fn labels<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> String {
+    let served: Vec<Protocol> = endpoints.map(|at| at.protocol).collect();
+    let rows = PROTOCOLS.iter().filter(|row| served.contains(&row.protocol));
+    protocol::and_list(rows.map(|row| row.label))
 }
 
 /// Formats the number of disks.

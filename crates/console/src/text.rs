@@ -1,6 +1,7 @@
 //! Plain text for pipes, files and the journal: all commands for all addresses and disks.
 
-use crate::attach::Endpoint;
+use protocol::commands::{Command, Effect};
+
 use crate::instructions::{self, Address};
 use crate::page::{Page, Role, disk_count, group_digits, protocols};
 use crate::screen::{facts, hosts, no_disk};
@@ -17,12 +18,12 @@ pub fn text(model: &Model, style: Style) -> Vec<String> {
     );
     page.push(page.colorize(Role::Title, &heading));
     page.blank();
-    instructions(model, &mut page);
+    let addresses = instructions::addresses(model);
+    instructions(model, &addresses, &mut page);
     if model.disks.is_empty() {
         page.blank();
         no_disk(model, &mut page);
     }
-    let addresses = instructions::addresses(model);
     for disk in &model.disks {
         self::disk(disk, &addresses, model, &mut page);
     }
@@ -44,43 +45,45 @@ pub fn splash(model: &Model) -> String {
         return format!("{line}  code: {}", group_digits(digits));
     }
     let lines = at.commands(model.disks.first(), model.digests);
-    let all = lines.iter().find(|line| line.text.starts_with("nvme connect-all "));
+    let all = lines.iter().find(|line| line.effect == Effect::AttachAll);
     all.or_else(|| lines.first()).map(|line| line.text.clone()).unwrap_or_default()
 }
 
 /// Adds the commands for all disks.
-fn instructions(model: &Model, page: &mut Page) {
-    if model.is_unreachable() {
+fn instructions(model: &Model, addresses: &[Address], page: &mut Page) {
+    if addresses.is_empty() {
         page.sentence(model.link.sentence());
         return;
     }
     instructions::warn_if_open(model, page);
+    let pair: Vec<String> = addresses.iter().filter_map(Address::pair).collect();
     if model.requires_key() {
-        pairing_instructions(model, page);
+        pairing_instructions(model, &pair, page);
     }
-    if model.endpoints.is_empty() {
+    let attaches_all = |line: &Command| line.effect == Effect::AttachAll;
+    let all = addresses.iter().flat_map(|at| {
+        let lines = at.commands(None, model.digests).into_iter().filter(attaches_all);
+        lines.map(|line| (at.has_interface(), line.text))
+    });
+    let all: Vec<(bool, String)> = all.collect();
+    if all.is_empty() {
         return;
     }
-    page.sentence(match model.endpoints.iter().any(|at| at.keyed) {
-        true => "To attach all disks, run there, as root, once it is paired:",
-        false => "To attach all disks, type on the other machine, as root:",
+    page.sentence(match pair.is_empty() {
+        false => "To attach all disks, run there, as root, once it is paired:",
+        true => "To attach all disks, type on the other machine, as root:",
     });
-    for endpoint in &model.endpoints {
-        page.command(&endpoint.as_seen_remotely().attach_all(model.digests));
-    }
-    if model.endpoints.iter().any(|at| at.interface.is_some()) {
+    all.iter().for_each(|(_, line)| page.command(line));
+    if all.iter().any(|(has_interface, _)| *has_interface) {
         instructions::interface_note(page);
     }
 }
 
-fn pairing_instructions(model: &Model, page: &mut Page) {
-    let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
+fn pairing_instructions(model: &Model, pair: &[String], page: &mut Page) {
     match &model.pairing {
-        Some(Pairing::Code { digits, .. }) if !keyed.is_empty() => {
+        Some(Pairing::Code { digits, .. }) if !pair.is_empty() => {
             page.sentence("To pair the other machine, run there, as root, one of these lines:");
-            for endpoint in keyed {
-                page.command(&endpoint.as_seen_remotely().pair());
-            }
+            pair.iter().for_each(|line| page.command(line));
             instructions::code_line(page, instructions::WITH_CODE, digits);
         }
         _ => instructions::explain_missing_code(model, page),
@@ -92,13 +95,9 @@ fn disk(disk: &Disk, addresses: &[Address], model: &Model, page: &mut Page) {
     page.disk_heading(disk);
     facts(disk, page);
     hosts(disk, page);
-    let all = addresses.iter().flat_map(|at| {
-        // Commands for all disks are listed above.
-        let lines = at.commands(Some(disk), model.digests).into_iter();
-        let one = lines.filter(|line| !line.text.starts_with("nvme connect-all "));
-        one.chain(at.other_commands(disk, model.digests))
-    });
-    let all: Vec<instructions::CommandLine> = all.collect();
+    let all = addresses.iter().flat_map(|at| at.commands(Some(disk), model.digests));
+    // Commands for all disks are listed above.
+    let all: Vec<Command> = all.filter(|line| line.effect != Effect::AttachAll).collect();
     let mut kinds: Vec<&str> = Vec::new();
     all.iter().for_each(|line| {
         if !kinds.contains(&line.purpose) {
@@ -124,8 +123,9 @@ fn access_request(request: &AccessRequest, page: &mut Page) {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::attach::Nbd;
-    use crate::example::{self, endpoint};
+    use crate::example::{self, nbd, nvme};
+    use protocol::Protocol;
+    use protocol::endpoint::{Endpoint, EndpointAddr};
 
     fn plain(model: &Model) -> String {
         text(model, Style::PLAIN).join("\n")
@@ -133,10 +133,10 @@ mod test {
 
     fn open() -> Model {
         let mut model = example::serve(1);
-        model.endpoints = vec![endpoint("192.168.1.5", None), endpoint("fe80::1", Some("eth0"))];
-        let nbd = |at: &Endpoint| Nbd::Net(Endpoint { port: 10809, ..at.clone() });
-        model.nbd = model.endpoints.iter().map(nbd).collect();
-        model.nbd.push(Nbd::Path("/run/x.sock".to_owned()));
+        model.endpoints = vec![nvme("192.168.1.5", None), nvme("fe80::1", Some("eth0"))];
+        model.endpoints.extend([nbd("192.168.1.5", None), nbd("fe80::1", Some("eth0"))]);
+        let addr = EndpointAddr::Path("/run/x.sock".to_owned());
+        model.endpoints.push(Endpoint { addr, ..nbd("::1", None) });
         model.pairing = None;
         model
     }
@@ -202,16 +202,16 @@ To attach all disks, run there, as root, once it is paired:
         model.pairing = None;
         assert_eq!(splash(&model), "nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls");
         let mut model = open();
-        model.endpoints.clear();
+        model.endpoints.retain(|at| at.protocol != Protocol::Nvme);
         assert_eq!(splash(&model), "nbdcopy nbd://192.168.1.5/sda sda-copy.img");
-        model.nbd.clear();
+        model.endpoints.clear();
         assert!(splash(&model).starts_with("No network address"));
     }
 
     #[test]
     fn nbd_alone_has_no_nvme_commands() {
         let mut model = open();
-        model.endpoints.clear();
+        model.endpoints.retain(|at| at.protocol != Protocol::Nvme);
         let text = plain(&model);
         assert!(text.contains("lends 1 disk over NBD\n"), "{text}");
         assert!(!text.contains("nvme connect") && !text.contains("storagetm attach"), "{text}");

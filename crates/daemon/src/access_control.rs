@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use console::attach::Endpoint;
 use console::{AccessRequest, Answer, Pairing};
 use export::{Access, Export, PairingRequest, Peer, Policy};
 use linux::tree::Tree;
 use nvme::nqn;
 use pair::{Codes, Disk, Invite, ServerStatus};
+use protocol::endpoint::{Endpoint, NetAddr};
 
 use crate::status::shown_address;
 use failure::Failure;
@@ -245,8 +245,9 @@ fn is_over(until: Instant) -> bool {
 /// The link for a QR code. It contains only one address: with more the code would not fit small
 /// screens.
 fn link(shown: &Codes, endpoints: &[Endpoint]) -> String {
-    let keyed = || endpoints.iter().filter(|at| at.keyed);
-    let best = keyed().find(|at| at.address.is_ipv4()).or_else(|| keyed().next());
+    let pairing = endpoints.iter().filter(|at| at.keyed && at.protocol.row().pairing);
+    let addresses: Vec<&NetAddr> = pairing.filter_map(Endpoint::net).collect();
+    let best = addresses.iter().find(|at| at.ip.is_ipv4()).or(addresses.first());
     let at = best.map(ToString::to_string).into_iter().collect();
     Invite { at, code: shown.long.clone() }.to_string()
 }

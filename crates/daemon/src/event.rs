@@ -13,7 +13,9 @@ use nvme::nqn;
 use serde::{Serialize, Serializer};
 
 use crate::rate_limit::CountedEvent;
-use protocol::Protocol;
+use protocol::commands::ExportNames;
+use protocol::endpoint::Endpoint;
+use protocol::{PROTOCOLS, Protocol, Row};
 
 /// An event.
 #[derive(Debug, Clone, Serialize)]
@@ -21,7 +23,7 @@ use protocol::Protocol;
 pub enum ServeEvent {
     /// A listening socket was opened.
     Listening {
-        /// Protocol: `nvme-tcp` or `nbd`.
+        /// Name of the protocol.
         protocol: &'static str,
         /// Its address.
         #[serde(flatten)]
@@ -33,7 +35,7 @@ pub enum ServeEvent {
     },
     /// A listening address was removed from this machine.
     Closed {
-        /// Protocol: `nvme-tcp` or `nbd`.
+        /// Name of the protocol.
         protocol: &'static str,
         /// Its address.
         #[serde(flatten)]
@@ -44,10 +46,9 @@ pub enum ServeEvent {
         /// The disk.
         #[serde(flatten)]
         disk: Disk,
-        /// Command lines that attach it by NVMe/TCP, then those that attach all disks.
-        attach: Vec<String>,
-        /// Its NBD URIs; `nbds://` if a key is needed.
-        nbd: Vec<String>,
+        /// How other machines use it: a member for each protocol of the table.
+        #[serde(flatten)]
+        usage: Usage,
     },
     /// All requested disks are exported.
     Ready,
@@ -233,6 +234,32 @@ pub struct Disk {
     serial: String,
 }
 
+/// Command lines or URIs of an export for all endpoints, by protocol: members of the table.
+#[derive(Debug, Clone)]
+pub struct Usage(Vec<(&'static str, Vec<String>)>);
+
+impl Usage {
+    /// Lists the most important line for each endpoint, then the next.
+    fn of(export: &Export, endpoints: &[Endpoint], digests: bool) -> Self {
+        let names = ExportNames { id: &export.id, short: &export.short };
+        let listed = |row: &'static Row| {
+            let endpoints = endpoints.iter().filter(|at| at.protocol == row.protocol);
+            let all: Vec<Vec<String>> =
+                endpoints.map(|at| at.instructions(Some(names), digests).listed).collect();
+            let longest = all.iter().map(Vec::len).max().unwrap_or_default();
+            let lines = (0..longest).flat_map(|n| all.iter().filter_map(move |one| one.get(n)));
+            (row.member, lines.cloned().collect())
+        };
+        Self(PROTOCOLS.iter().map(listed).collect())
+    }
+}
+
+impl Serialize for Usage {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.0.iter().map(|(member, lines)| (member, lines)))
+    }
+}
+
 fn access_name<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(access)
 }
@@ -299,7 +326,7 @@ pub fn peer_of(event: &Event) -> Option<&Peer> {
 }
 
 impl ServeEvent {
-    pub fn lent(export: &Export, attach: Vec<String>, nbd: Vec<String>) -> Self {
+    pub fn lent(export: &Export, endpoints: &[Endpoint], digests: bool) -> Self {
         let disk = Disk {
             disk: export.name.clone(),
             name: export.short.clone(),
@@ -311,7 +338,7 @@ impl ServeEvent {
             model: export.identity.model.clone(),
             serial: export.identity.serial.clone(),
         };
-        Self::Lent { disk, attach, nbd }
+        Self::Lent { disk, usage: Usage::of(export, endpoints, digests) }
     }
 
     pub fn withdrawn(export: &Arc<Export>, reason: &str) -> Self {
@@ -447,6 +474,7 @@ impl ServeEvent {
 mod test {
     use super::*;
     use export::{Channel, Fault, Geometry, Host, Identity, Reason};
+    use protocol::endpoint::{EndpointAddr, NetAddr};
 
     fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -479,14 +507,20 @@ mod test {
             listening.json(),
             r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420,"serves":["discovery","disks"],"keyed":false}"#
         );
-        let lent = ServeEvent::lent(
-            &export(),
-            vec!["nvme connect".to_owned()],
-            vec!["nbd://x/disk".to_owned()],
-        );
+        let at = |protocol: Protocol, ip: &str| {
+            let (ip, port) = (ip.parse().unwrap(), protocol.row().ports[0].number);
+            let addr = EndpointAddr::Net(NetAddr { ip, interface: None, port });
+            Endpoint { protocol, addr, keyed: false }
+        };
+        let endpoints = [
+            at(Protocol::Nvme, "10.0.0.1"),
+            at(Protocol::Nvme, "::1"),
+            at(Protocol::Nbd, "10.0.0.1"),
+        ];
+        let lent = ServeEvent::lent(&export(), &endpoints, false);
         assert_eq!(
             lent.json(),
-            r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect"],"nbd":["nbd://x/disk"]}"#
+            r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect -t tcp -a 10.0.0.1 -s 4420 -n nqn.test","nvme connect -t tcp -a ::1 -s 4420 -n nqn.test","nvme connect-all -t tcp -a 10.0.0.1 -s 4420","nvme connect-all -t tcp -a ::1 -s 4420"],"nbd":["nbd://10.0.0.1/disk"]}"#
         );
         assert_eq!(ServeEvent::Ready.json(), r#"{"event":"ready"}"#);
         assert_eq!(ServeEvent::Stopped.json(), r#"{"event":"stopped"}"#);

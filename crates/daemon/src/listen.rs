@@ -7,13 +7,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 
-use console::attach::{Endpoint, Nbd};
 use export::Auth;
 use linux::net::{Address, Scope, scope_of};
 use serde::{Deserialize, Serialize};
 
 use failure::Failure;
+pub(crate) use option::known_protocols;
 pub use option::{ListenAddr, ListenOption};
+use protocol::endpoint::{Endpoint, EndpointAddr, NetAddr};
 use protocol::{PROTOCOLS, Protocol, Role, Row};
 
 /// The protocols to serve.
@@ -78,7 +79,7 @@ impl Service {
 
     /// The protocol of Unix sockets.
     pub fn unix() -> Self {
-        Self::disks(Protocol::on_unix().unwrap_or(PROTOCOLS[0].protocol))
+        Self::disks(Protocol::on_unix())
     }
 }
 
@@ -410,60 +411,57 @@ fn scope(address: &Address) -> Option<(&str, u32)> {
     }
 }
 
-/// NVMe/TCP endpoints of `listeners`. A wildcard listener has all addresses of the machine;
-/// loopback addresses only if the machine has no others.
+/// Endpoints of the `listeners` that serve disks, in the order of the table; Unix sockets after
+/// network addresses. A wildcard listener has all addresses of the machine; loopback addresses only
+/// if the machine has no others.
 pub fn endpoints<'a>(
     listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],
 ) -> Vec<Endpoint> {
-    let disks = listeners.filter(|listener| listener.serves == Service::disks(Protocol::Nvme));
-    sorted(disks.flat_map(|listener| reached(listener, machine)).collect())
-}
-
-/// The same for NBD.
-pub fn nbd_endpoints<'a>(
-    listeners: impl Iterator<Item = &'a Listener>,
-    machine: &[Address],
-) -> Vec<Nbd> {
-    let disks: Vec<&Listener> =
-        listeners.filter(|listener| listener.serves == Service::disks(Protocol::Nbd)).collect();
-    let net = sorted(disks.iter().flat_map(|listener| reached(listener, machine)).collect());
-    let paths = disks.iter().filter_map(|listener| match &listener.addr {
-        BindAddr::Path(path) if !path.as_os_str().is_empty() => {
-            Some(Nbd::Path(path.to_string_lossy().into_owned()))
-        }
-        _ => None,
+    let disks = listeners.filter(|listener| listener.serves.role == Role::Disks);
+    let mut endpoints: Vec<Endpoint> =
+        disks.flat_map(|listener| listener.endpoints(machine)).collect();
+    endpoints.sort_by_key(|at| {
+        let place = at.net().map(|at| (scope_of(at.ip), at.ip.is_ipv6()));
+        (at.protocol, place.is_none(), place)
     });
-    net.into_iter().map(Nbd::Net).chain(paths).collect()
-}
-
-fn sorted(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
-    endpoints.sort_by_key(|at| (scope_of(at.address), at.address.is_ipv6()));
     endpoints.dedup();
     endpoints
 }
 
-fn reached(listener: &Listener, machine: &[Address]) -> Vec<Endpoint> {
-    let BindAddr::Net(socket) = listener.addr else { return Vec::new() };
-    let (ip, port) = (socket.ip(), socket.port());
-    let keyed = listener.auth == Auth::Required;
-    if !ip.is_unspecified() {
-        let interface = listener.interface.clone();
-        return vec![Endpoint { address: ip, interface, port, keyed }];
+impl Listener {
+    fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
+        let (protocol, keyed) = (self.serves.protocol, self.auth == Auth::Required);
+        let endpoint = |addr| Endpoint { protocol, addr, keyed };
+        match &self.addr {
+            BindAddr::Net(socket) => {
+                let reached = self.reached(*socket, machine).into_iter();
+                reached.map(|net| endpoint(EndpointAddr::Net(net))).collect()
+            }
+            BindAddr::Path(path) if path.as_os_str().is_empty() => Vec::new(),
+            BindAddr::Path(path) => {
+                vec![endpoint(EndpointAddr::Path(path.to_string_lossy().into_owned()))]
+            }
+        }
     }
-    let of_family = |address: &&Address| address.ip.is_ipv6() == ip.is_ipv6();
-    let far = |address: &&Address| address.scope != Scope::Loopback && address.is_usable();
-    let mut these: Vec<&Address> = machine.iter().filter(of_family).filter(far).collect();
-    if these.is_empty() {
-        these = machine.iter().filter(of_family).collect();
+
+    /// The addresses at which a listener at `socket` is reached.
+    fn reached(&self, socket: SocketAddr, machine: &[Address]) -> Vec<NetAddr> {
+        let (ip, port) = (socket.ip(), socket.port());
+        if !ip.is_unspecified() {
+            return vec![NetAddr { ip, interface: self.interface.clone(), port }];
+        }
+        let of_family = |address: &&Address| address.ip.is_ipv6() == ip.is_ipv6();
+        let far = |address: &&Address| address.scope != Scope::Loopback && address.is_usable();
+        let mut these: Vec<&Address> = machine.iter().filter(of_family).filter(far).collect();
+        if these.is_empty() {
+            these = machine.iter().filter(of_family).collect();
+        }
+        let interface = |address: &Address| scope(address).map(|(name, _)| name.to_owned());
+        let net =
+            |address: &&Address| NetAddr { ip: address.ip, interface: interface(address), port };
+        these.iter().map(net).collect()
     }
-    let endpoint = |address: &&Address| Endpoint {
-        address: address.ip,
-        interface: scope(address).map(|(name, _)| name.to_owned()),
-        port,
-        keyed,
-    };
-    these.iter().map(endpoint).collect()
 }
 
 #[cfg(test)]
@@ -628,14 +626,16 @@ mod test {
     #[test]
     fn endpoints_are_reachable_addresses() {
         let everywhere = Plan::Everywhere(both()).listeners(&[]);
-        let ends: Vec<String> =
-            endpoints(everywhere.iter(), &machine()).iter().map(ToString::to_string).collect();
-        let wanted =
-            ["192.168.1.5:4420", "[2001:db8::5]:4420", "169.254.7.9:4420", "[fe80::1%eth0]:4420"];
-        assert_eq!(ends, wanted);
-        let alone = endpoints(everywhere.iter(), &[address("127.0.0.1", "lo", 1)]);
-        assert_eq!(alone.len(), 1);
-        assert_eq!(alone[0].to_string(), "127.0.0.1:4420");
+        let ends = |machine: &[Address]| -> Vec<String> {
+            let endpoints = endpoints(everywhere.iter(), machine);
+            endpoints.iter().filter_map(Endpoint::net).map(ToString::to_string).collect()
+        };
+        let wanted = ["192.168.1.5:PORT", "[2001:db8::5]:PORT", "169.254.7.9:PORT"];
+        let wanted = [&wanted[..], &["[fe80::1%eth0]:PORT"]].concat();
+        let on = |port: &str| wanted.iter().map(|at| at.replace("PORT", port)).collect::<Vec<_>>();
+        assert_eq!(ends(&machine()), [on("4420"), on("10809")].concat());
+        let alone = [address("127.0.0.1", "lo", 1)];
+        assert_eq!(ends(&alone), ["127.0.0.1:4420", "127.0.0.1:10809"]);
     }
 
     #[test]
@@ -741,16 +741,24 @@ mod test {
     }
 
     #[test]
-    fn nbd_endpoints_have_addresses_and_paths() {
-        let given = ["nbd:127.0.0.1:1", "nvme:127.0.0.1:2", "unix:/run/x"].map(listen);
+    fn endpoints_have_addresses_and_paths_by_protocol() {
+        let given = ["unix:/run/x", "nbd:127.0.0.1:1", "nvme:127.0.0.1:2"].map(listen);
         let listeners =
             plan(&given, both(), DefaultScope::Nearby, false, &[]).unwrap().listeners(&[]);
-        let uris: Vec<String> =
-            nbd_endpoints(listeners.iter(), &[]).iter().map(|at| at.uri("sda")).collect();
-        assert_eq!(uris, ["nbd://127.0.0.1:1/sda", "nbd+unix:///sda?socket=/run/x"]);
-        assert_eq!(endpoints(listeners.iter(), &[]).len(), 1);
+        let places: Vec<_> =
+            endpoints(listeners.iter(), &[]).into_iter().map(|at| (at.protocol, at.addr)).collect();
+        let net = |port| {
+            let ip = Ipv4Addr::LOCALHOST.into();
+            EndpointAddr::Net(NetAddr { ip, interface: None, port })
+        };
+        let wanted = [
+            (Protocol::Nvme, net(2)),
+            (Protocol::Nbd, net(1)),
+            (Protocol::Nbd, EndpointAddr::Path("/run/x".to_owned())),
+        ];
+        assert_eq!(places, wanted);
         let local = "127.0.0.1:2".parse().unwrap();
         let found: Vec<bool> = listeners.iter().map(|at| at.accepts(local)).collect();
-        assert_eq!(found, [false, true, false]);
+        assert_eq!(found, [false, false, true]);
     }
 }

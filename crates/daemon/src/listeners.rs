@@ -6,14 +6,14 @@ pub mod path;
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 
-use console::attach::{Endpoint, Nbd};
 use export::{Auth, Peer};
 use linux::net::Address;
 
 use crate::event::{EventAddr, ServeEvent};
-use crate::listen::{BindAddr, Listener, Plan, Service, endpoints, nbd_endpoints};
+use crate::listen::{BindAddr, Listener, Plan, Service, endpoints};
 use failure::Failure;
 use path::SocketFile;
+use protocol::endpoint::Endpoint;
 use protocol::{PROTOCOLS, Protocol, Role};
 
 /// Binds a listener and returns the address that it got.
@@ -191,17 +191,12 @@ impl Listeners {
         self.bound.iter().filter(|bound| bound.present).map(|bound| &bound.listener)
     }
 
-    /// NVMe/TCP endpoints.
+    /// The endpoints of all protocols.
     pub fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
         endpoints(self.active(), machine)
     }
 
-    /// NBD endpoints.
-    pub fn nbd_endpoints(&self, machine: &[Address]) -> Vec<Nbd> {
-        nbd_endpoints(self.active(), machine)
-    }
-
-    /// The protocol of a peer by its local address; NBD on Unix sockets.
+    /// The protocol of a peer by its local address.
     pub fn protocol_of(&self, peer: &Peer) -> Protocol {
         let Some(local) = peer.local() else { return Service::unix().protocol };
         let listener = self.bound.iter().find(|bound| bound.listener.accepts(local));
@@ -248,10 +243,13 @@ fn bind_error(listener: &Listener, error: &io::Error) -> String {
     let Some(socket) = listener.socket() else { return path_bind_error(listener, error) };
     let host = listener.host();
     let host = if socket.is_ipv6() { format!("[{host}]") } else { host };
+    let row = listener.serves.protocol.row();
     match error.kind() {
-        ErrorKind::AddrInUse if listener.serves.protocol == Protocol::Nbd => format!(
-            "cannot listen for NBD on {listener}: another program listens there; stop it, or choose \
-             another port, as with --listen nbd:{host}:PORT"
+        // A port without a protocol is for the first one.
+        ErrorKind::AddrInUse if row.protocol != PROTOCOLS[0].protocol => format!(
+            "cannot listen for {} on {listener}: another program listens there; stop it, or choose \
+             another port, as with --listen {}:{host}:PORT",
+            row.label, row.option
         ),
         ErrorKind::AddrInUse => format!(
             "cannot listen on {listener}: another program listens there; stop it, or choose another \
@@ -392,7 +390,8 @@ mod test {
             events[1].contains("listening") && events[1].contains("fe80::1%enp3s0"),
             "{events:?}"
         );
-        assert_eq!(listeners.endpoints(&after)[0].interface.as_deref(), Some("enp3s0"));
+        let endpoints = listeners.endpoints(&after);
+        assert_eq!(endpoints[0].net().unwrap().interface.as_deref(), Some("enp3s0"));
     }
 
     #[test]

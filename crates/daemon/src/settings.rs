@@ -11,7 +11,7 @@ use linux::network::IpParameter;
 use linux::tree::Tree;
 
 use crate::disk_filter::{DiskFilter, DiskSelector};
-use crate::listen::ListenOption;
+use crate::listen::{ListenOption, known_protocols};
 use protocol::Protocol;
 
 /// Prefix of all parameters.
@@ -82,11 +82,11 @@ impl Settings {
             ("writable", disk) => add(&mut self.filter.writable, DiskSelector::new(disk)),
             ("protocol", names) => match protocols(names) {
                 Some(named) => named.into_iter().for_each(|it| add(&mut self.protocol, it)),
-                None => self.note(parameter, "the protocols are nvme and nbd"),
+                None => self.note(parameter, &known_protocols()),
             },
             ("listen", address) => match address.parse() {
                 Ok(address) => add(&mut self.listen, address),
-                Err(reason) => self.note(parameter, reason),
+                Err(reason) => self.note(parameter, &reason),
             },
             ("machine_id", "firmware") => match firmware_id(tree) {
                 Some(id) => self.machine = Some(id),

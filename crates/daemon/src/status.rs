@@ -6,11 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use console::attach::{Endpoint, Nbd};
 use console::{Disk, Host, Link, Model};
 use export::{Event, Export, Policy, Transport};
 use linux::net::{Scope, scope_of};
-use nvme::nqn;
+use protocol::endpoint::{Endpoint, NetAddr};
 
 use crate::event::name_of;
 
@@ -111,13 +110,7 @@ impl Status {
     }
 
     /// The model of the screen.
-    pub fn model(
-        &self,
-        machine: &str,
-        endpoints: Vec<Endpoint>,
-        nbd: Vec<Nbd>,
-        digests: bool,
-    ) -> Model {
+    pub fn model(&self, machine: &str, endpoints: Vec<Endpoint>, digests: bool) -> Model {
         let forgotten = (self.forgotten > 0)
             .then(|| format!("{} older messages are not kept any more.", self.forgotten));
         let standing = self.subjects.values().cloned();
@@ -131,7 +124,6 @@ impl Status {
         Model {
             machine,
             endpoints,
-            nbd,
             digests,
             disks,
             notes,
@@ -158,11 +150,11 @@ impl Status {
     }
 }
 
-/// Advice for the user if all endpoints are loopback addresses.
-pub fn loopback_advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Option<&'static str> {
-    let near = |at: &Endpoint| scope_of(at.address) == Scope::Loopback;
-    let mut endpoints = endpoints.peekable();
-    (endpoints.peek().is_some() && endpoints.all(near)).then_some(
+/// Advice for the user if all network addresses are loopback addresses.
+pub fn loopback_advice(endpoints: &[Endpoint]) -> Option<&'static str> {
+    let near = |at: &NetAddr| scope_of(at.ip) == Scope::Loopback;
+    let mut addresses = endpoints.iter().filter_map(Endpoint::net).peekable();
+    (addresses.peek().is_some() && addresses.all(near)).then_some(
         "Only this machine itself reaches these addresses: plug in a cable to another machine, or \
          listen on an address of your network with --listen.",
     )
@@ -200,7 +192,7 @@ impl Entry {
         }
         Disk {
             title: export.name.clone(),
-            nqn: nqn::of(&export.id),
+            id: export.id.clone(),
             short: export.short.clone(),
             size: export.bytes(),
             block_size: export.geometry.block(),
@@ -220,6 +212,8 @@ impl Entry {
 mod test {
     use super::*;
     use export::{Geometry, Identity, Peer, Reason};
+    use protocol::Protocol;
+    use protocol::endpoint::EndpointAddr;
 
     fn export(name: &str) -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -259,10 +253,10 @@ mod test {
             written: 0,
         };
         status.record(&detached, &nobody);
-        let model = status.model("m", Vec::new(), Vec::new(), false);
+        let model = status.model("m", Vec::new(), false);
         assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
         status.record(&attached(&disk, "10.0.0.2:3"), &nobody);
-        let model = status.model("m", Vec::new(), Vec::new(), false);
+        let model = status.model("m", Vec::new(), false);
         assert_eq!(model.disks[0].attached.len(), 1, "one host by two connections");
         status.remove_disk(&disk);
         assert_eq!(status.summary(), "Lending 1 disk, 0 attached");
@@ -286,7 +280,7 @@ mod test {
             let peer = peer("10.0.0.2:1");
             let event = Event::Attached { export: disk.clone(), peer, host, proven };
             status.record(&event, &policy);
-            let model = status.model("m", Vec::new(), Vec::new(), false);
+            let model = status.model("m", Vec::new(), false);
             let last = model.disks[0].attached.last().unwrap();
             assert_eq!(last.known_as.as_deref(), name);
         }
@@ -297,7 +291,7 @@ mod test {
         let mut status = Status::default();
         status.end_startup();
         (0..20).for_each(|n| status.note(format!("note {}", n % 9)));
-        let notes = |status: &Status| status.model("m", Vec::new(), Vec::new(), false).notes;
+        let notes = |status: &Status| status.model("m", Vec::new(), false).notes;
         assert_eq!(notes(&status).len(), 9);
         assert_eq!(notes(&status).last().unwrap(), "note 1");
         (0..NOTES).for_each(|n| status.note(format!("new {n}")));
@@ -312,7 +306,7 @@ mod test {
         (0..first).for_each(|n| status.note(format!("first {n}")));
         status.end_startup();
         (0..NOTES).for_each(|n| status.note(format!("later {n}")));
-        let notes = |status: &Status| status.model("m", Vec::new(), Vec::new(), false).notes;
+        let notes = |status: &Status| status.model("m", Vec::new(), false).notes;
         assert_eq!(notes(&status).len(), first + NOTES);
         status.note("first 7".to_owned());
         let shown = notes(&status);
@@ -323,14 +317,13 @@ mod test {
 
     #[test]
     fn loopback_only_endpoints_get_advice() {
-        let at = |address: &str| Endpoint {
-            address: address.parse().unwrap(),
-            interface: None,
-            port: 4420,
-            keyed: false,
+        let at = |ip: &str| {
+            let net = NetAddr { ip: ip.parse().unwrap(), interface: None, port: 4420 };
+            let addr = EndpointAddr::Net(net);
+            Endpoint { protocol: Protocol::Nvme, addr, keyed: false }
         };
-        assert!(loopback_advice([at("127.0.0.1"), at("::1")].iter()).is_some());
-        assert!(loopback_advice([at("127.0.0.1"), at("169.254.1.1")].iter()).is_none());
-        assert!(loopback_advice([].iter()).is_none());
+        assert!(loopback_advice(&[at("127.0.0.1"), at("::1")]).is_some());
+        assert!(loopback_advice(&[at("127.0.0.1"), at("169.254.1.1")]).is_none());
+        assert!(loopback_advice(&[]).is_none());
     }
 }

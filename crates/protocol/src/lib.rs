@@ -1,10 +1,18 @@
-//! The table of the storage protocols that disks are served over.
+//! The table of the storage protocols that disks are served over, and what to type on another
+//! machine to use them.
 //!
-//! A new protocol is one row here, one variant of [`Protocol`], and its services in the worker.
+//! A new protocol is one row here, one variant of [`Protocol`], a function for its commands, and its
+//! sessions in the worker.
 #![forbid(unsafe_code)]
+
+pub mod commands;
+pub mod endpoint;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+use commands::{ExportNames, Instructions};
+use endpoint::Endpoint;
 
 /// A storage protocol.
 #[derive(
@@ -45,6 +53,8 @@ pub struct Row {
     pub option: &'static str,
     /// Its name in JSON events.
     pub name: &'static str,
+    /// Its name for people.
+    pub label: &'static str,
     /// The standard ports; the first one offers disks.
     pub ports: &'static [Port],
     /// Schemes of the credentials that it uses (see the policy of `export`).
@@ -59,6 +69,15 @@ pub struct Row {
     pub unix: bool,
     /// Whether another program may have its port, unless the user has named the protocol.
     pub optional: bool,
+    /// Whether hosts are paired over it by a code.
+    pub pairing: bool,
+    /// The command that writes the key of a host in a form for its clients.
+    pub key_export: &'static str,
+    /// The member of the JSON event of an export that holds [`Instructions::listed`].
+    pub member: &'static str,
+    /// What to type on another machine to use an endpoint: for an export or for all, with digests
+    /// or without.
+    pub instructions: fn(&Endpoint, Option<ExportNames<'_>>, bool) -> Instructions,
 }
 
 /// All protocols, in the order in which they are preferred.
@@ -67,6 +86,7 @@ pub const PROTOCOLS: &[Row] = &[
         protocol: Protocol::Nvme,
         option: "nvme",
         name: "nvme-tcp",
+        label: "NVMe/TCP",
         ports: &[
             Port { number: nvme::PORT, role: Role::Disks },
             Port { number: nvme::DISCOVERY_PORT, role: Role::Discovery },
@@ -78,11 +98,16 @@ pub const PROTOCOLS: &[Row] = &[
         txt: &[("p", "tcp"), ("nqn", nvme::wire::fabrics::DISCOVERY_NQN)],
         unix: false,
         optional: false,
+        pairing: true,
+        key_export: "storagetm key export NAME --for-host HOST",
+        member: "attach",
+        instructions: commands::nvme::instructions,
     },
     Row {
         protocol: Protocol::Nbd,
         option: "nbd",
         name: "nbd",
+        label: "NBD",
         ports: &[Port { number: nbd::wire::PORT, role: Role::Disks }],
         schemes: nbd::credential::SCHEMES,
         discovery: false,
@@ -90,6 +115,10 @@ pub const PROTOCOLS: &[Row] = &[
         txt: &[],
         unix: true,
         optional: true,
+        pairing: false,
+        key_export: "storagetm key export NAME --nbd",
+        member: "nbd",
+        instructions: commands::nbd::instructions,
     },
 ];
 
@@ -111,8 +140,23 @@ impl Protocol {
     }
 
     /// Returns the protocol that is served on Unix sockets.
-    pub fn on_unix() -> Option<Self> {
-        PROTOCOLS.iter().find(|row| row.unix).map(|row| row.protocol)
+    pub fn on_unix() -> Self {
+        PROTOCOLS.iter().find(|row| row.unix).unwrap_or(&PROTOCOLS[0]).protocol
+    }
+}
+
+/// Returns the names of the protocols in options.
+pub fn option_names() -> impl Iterator<Item = &'static str> {
+    PROTOCOLS.iter().map(|row| row.option)
+}
+
+/// Joins words: `one, two and three`.
+pub fn and_list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let words: Vec<&str> = words.into_iter().collect();
+    match words.as_slice() {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [others @ .., last] => format!("{} and {last}", others.join(", ")),
     }
 }
 
@@ -129,6 +173,17 @@ mod test {
             assert_eq!(Protocol::from_option(value.get_name()), Some(*protocol));
             assert_eq!(protocol.row().ports[0].role, Role::Disks);
         }
+    }
+
+    #[test]
+    fn protocols_are_sorted_as_in_the_table() {
+        assert!(PROTOCOLS.is_sorted_by_key(|row| row.protocol));
+    }
+
+    #[test]
+    fn words_are_joined_by_and() {
+        assert_eq!([and_list([]), and_list(["a"]), and_list(["a", "b"])], ["", "a", "a and b"]);
+        assert_eq!(and_list(["a", "b", "c"]), "a, b and c");
     }
 
     #[test]

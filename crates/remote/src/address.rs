@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use std::{fmt, io};
 
-use console::attach::Endpoint;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use linux::host_port::{HostPort, HostPortError};
@@ -12,6 +11,7 @@ use linux::net::{Address, Scope};
 
 use failure::Failure;
 use nvme::PORT as NVME_PORT;
+use protocol::endpoint::NetAddr;
 
 /// Connection timeout of one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -187,14 +187,14 @@ impl TargetAddr {
     }
 
     /// The endpoint for the `nvme` command lines, with the address that the connection reached.
-    pub fn endpoint(&self, reached: SocketAddr) -> Endpoint {
-        let address = reached.ip();
-        let local = match address {
+    pub fn endpoint(&self, reached: SocketAddr) -> NetAddr {
+        let ip = reached.ip();
+        let local = match ip {
             IpAddr::V4(ip) => ip.is_link_local(),
             IpAddr::V6(ip) => ip.is_unicast_link_local(),
         };
         let interface = self.interface.clone().filter(|_| local);
-        Endpoint { address, interface, port: reached.port(), keyed: true }
+        NetAddr { ip, interface, port: reached.port() }
     }
 }
 
@@ -218,6 +218,7 @@ fn is_link_local_6(host: &str) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
+    use protocol::commands::nvme;
 
     #[test]
     fn all_forms_of_addresses_are_parsed() {
@@ -287,7 +288,7 @@ mod test {
         let addr = TargetAddr::parse("169.254.1.1%eth0", None).unwrap();
         let there = addr.endpoint("169.254.1.1:4420".parse().unwrap());
         assert_eq!(
-            there.attach_all(false),
+            nvme::attach_all(&there, true, false),
             "nvme connect-all -t tcp -a 169.254.1.1 -s 4420 --host-iface eth0 --tls"
         );
         let there = addr.endpoint("10.0.0.1:4420".parse().unwrap());

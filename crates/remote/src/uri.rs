@@ -310,18 +310,24 @@ mod test {
 
     #[test]
     fn nbd_addresses_of_lent_disks_are_taken_as_they_are() {
-        use console::attach::{Endpoint, Nbd as Lent};
+        use protocol::Protocol;
+        use protocol::commands::ExportNames;
+        use protocol::endpoint::{Endpoint, EndpointAddr, NetAddr};
+        let uri = |addr, keyed, short| {
+            let id = &"nqn.x".into();
+            let at = Endpoint { protocol: Protocol::Nbd, addr, keyed };
+            at.instructions(Some(ExportNames { id, short }), false).listed.remove(0)
+        };
         for (keyed, scheme) in [(true, "nbds"), (false, "nbd")] {
             for address in ["192.168.1.5", "fe80::1"] {
                 let interface = address.starts_with('f').then(|| "eth0".to_owned());
-                let address = address.parse().unwrap();
-                let at = Lent::Net(Endpoint { address, interface, port: 10809, keyed });
-                let uri = at.uri("a disk");
+                let net = NetAddr { ip: address.parse().unwrap(), interface, port: 10809 };
+                let uri = uri(EndpointAddr::Net(net), keyed, "a disk");
                 assert!(uri.starts_with(&format!("{scheme}://")), "{uri}");
                 assert_eq!(nbd_of(&uri).tls.is_some(), keyed, "{uri}");
             }
         }
-        nbd_of(&Lent::Path("/run/x y.sock".into()).uri("sda"));
+        nbd_of(&uri(EndpointAddr::Path("/run/x y.sock".to_owned()), false, "sda"));
     }
 
     #[test]

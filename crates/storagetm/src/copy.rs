@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 
 use ::copy::map::{Map, State};
 use ::copy::{Disk, End, Job, Pipe, Refusal, Settings};
-use console::attach::quoted;
 use console::{decimal, size};
 use filesystem::Survey;
 use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
+use protocol::commands::quoted;
 
 use crate::confirmation::{self, OverwriteTarget};
 use crate::inspect;

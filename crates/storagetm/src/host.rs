@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use console::attach::quoted;
 use console::escape_unprintable;
+use protocol::commands::quoted;
 use serde::Serialize;
 
 use crate::key::{print, print_json};

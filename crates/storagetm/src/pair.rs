@@ -27,6 +27,7 @@ use keys::keyring;
 use keys::record::check_nqn;
 use keys::store::Store;
 use keys::target::{Disk, Target};
+use protocol::endpoint::NetAddr;
 use remote::address::TargetAddr;
 use remote::dial::{TlsAuth, TlsTransport, start_tls};
 use remote::host_nqn::HostNqn;
@@ -208,7 +209,7 @@ fn failed(refusal: Refusal) -> Failure {
 }
 
 /// Returns the record of the target. Disks with invalid NQNs are left out.
-fn target(paired: &Paired, own: &HostNqn, there: &console::attach::Endpoint) -> Target {
+fn target(paired: &Paired, own: &HostNqn, there: &NetAddr) -> Target {
     let usable = paired.disks.iter().filter(|disk| check_nqn(&disk.nqn).is_ok());
     let disk = |disk: &pair::Disk| Disk {
         nqn: disk.nqn.clone(),

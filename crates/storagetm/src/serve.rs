@@ -19,7 +19,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use console::attach::Nbd;
 use console::{Model, Pairing, State, TargetMode, Unavailable};
 use engine::Driver;
 use export::{Event, Export};
@@ -49,7 +48,6 @@ use event_limit::EventLimit;
 use failure::Failure;
 use faults::Faults;
 use flushes::Flushes;
-use nvme::nqn;
 use protocol::Protocol;
 use socket_activation::InheritedSockets;
 use timers::Timers;
@@ -222,21 +220,14 @@ impl Server {
     }
 
     fn report_lent(&mut self, export: &Arc<Export>) {
-        let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
-        let nqn = nqn::of(&export.id);
-        let one = endpoints.iter().map(|at| at.attach(&nqn, self.digests));
-        let all = endpoints.iter().map(|at| at.attach_all(self.digests));
-        let lines = one.chain(all).collect();
-        let uris = nbd.iter().map(|at| at.uri(&export.short)).collect();
-        self.output.report(&ServeEvent::lent(export, lines, uris));
+        self.output.report(&ServeEvent::lent(export, &self.endpoints(), self.digests));
     }
 
     /// Returns the model of the screen.
     fn model(&self) -> Model {
-        let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
-        let reached = endpoints.iter().chain(nbd.iter().filter_map(Nbd::endpoint));
-        let loopback_advice = loopback_advice(reached).filter(|_| !self.listeners.are_fixed());
-        let mut model = self.status.model(&self.machine, endpoints, nbd, self.digests);
+        let endpoints = self.endpoints();
+        let loopback_advice = loopback_advice(&endpoints).filter(|_| !self.listeners.are_fixed());
+        let mut model = self.status.model(&self.machine, endpoints, self.digests);
         // State before messages: the newest message is the last.
         model.notes.splice(0..0, self.current_notes(loopback_advice));
         let pairing_unavailable = || self.pairing_unavailable.map(Pairing::Unavailable);
@@ -247,7 +238,7 @@ impl Server {
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
         model.link = self.link();
         for disk in &mut model.disks {
-            let is_it = |lent: &&LentDisk| nqn::of(&lent.export.id) == disk.nqn;
+            let is_it = |lent: &&LentDisk| lent.export.id == disk.id;
             let Some(lent) = self.lent_disks.iter().find(is_it) else { continue };
             disk.writes = lent.device.as_ref().and_then(|device| self.hotplug.writes(device));
             disk.contents.clone_from(&lent.contents);

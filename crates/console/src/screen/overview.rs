@@ -1,5 +1,7 @@
 //! The overview: all disks, one line each, below the commands for the other machine.
 
+use protocol::commands::Effect;
+
 use crate::instructions::{self, Address};
 use crate::page::{Page, Role, disk_count, protocols};
 use crate::table::table;
@@ -94,7 +96,8 @@ fn instructions(model: &Model, state: &State, style: Style) -> Vec<Block> {
     };
     let mut blocks = vec![pairing_instructions(model, at, &which, style)];
     let disk = model.disks.get(state.selected.min(model.disks.len().saturating_sub(1)));
-    let lines = at.commands(disk, model.digests).into_iter().enumerate();
+    let commands = at.commands(disk, model.digests).into_iter();
+    let lines = commands.filter(|line| line.effect != Effect::Other).enumerate();
     blocks.extend(lines.map(|(n, line)| {
         let mut page = Page::new(style);
         if n == 0 {
@@ -126,7 +129,7 @@ fn pairing_instructions(model: &Model, at: &Address, which: &str, style: Style) 
         return page.lines;
     }
     match (&model.pairing, at.pair()) {
-        _ if model.requires_key_for_nbd_only() => {
+        _ if model.requires_key_without_pairing() => {
             instructions::explain_missing_code(model, &mut page)
         }
         (Some(Pairing::Code { digits, .. }), Some(line)) => {

@@ -47,11 +47,7 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
         instructions::interface_note(&mut page);
     }
     paragraphs.push(page.lines);
-    for line in at
-        .commands(Some(disk), model.digests)
-        .into_iter()
-        .chain(at.other_commands(disk, model.digests))
-    {
+    for line in at.commands(Some(disk), model.digests) {
         let mut page = Page::new(style);
         page.sentence(&format!("{}:", line.purpose));
         page.command(&line.text);
@@ -66,19 +62,9 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
 
 /// Adds the requirements of the other machine.
 fn needs(at: &instructions::Address, disk: &Disk, page: &mut Page) {
-    if at.requires_key() {
-        page.sentence(
-            "To attach with a key, the other machine needs Linux 6.7 or newer with TLS and tlshd \
-             (package ktls-utils); nvme-cli, if that is used, 2.9 or newer. storagetm copy needs \
-             none of them.",
-        );
-    }
-    if let Some(uri) = at.nbd_with_key(disk) {
-        page.sentence(
-            "NBD clients need the key of a HOST in a FILE (made here by storagetm key export KEY \
-             --nbd --to FILE), and its name in the address:",
-        );
-        page.command(&uri);
+    for (text, uri) in at.key_help(disk) {
+        page.sentence(text);
+        uri.iter().for_each(|uri| page.command(uri));
     }
 }
 
@@ -145,11 +131,7 @@ fn line_of_each(model: &Model, state: &State, disk: &Disk, style: Style) -> Vec<
         return page.lines;
     };
     page.sentence("On the other machine, as root:");
-    for line in at
-        .commands(Some(disk), model.digests)
-        .into_iter()
-        .chain(at.other_commands(disk, model.digests))
-    {
+    for line in at.commands(Some(disk), model.digests) {
         page.command(&line.text);
     }
     if at.has_interface() {

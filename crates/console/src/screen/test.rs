@@ -1,5 +1,7 @@
 use std::time::Instant;
 
+use protocol::Protocol;
+
 use super::*;
 use crate::example::{self, host};
 use crate::{Key, Link};
@@ -206,9 +208,12 @@ fn missing_code_is_explained() {
         assert!(text.contains("With a key, run there"), "{text}");
     }
     model.pairing = Some(example::code());
-    model.endpoints.clear();
+    model.endpoints.retain(|at| at.protocol != Protocol::Nvme);
     let text = at(&model);
-    assert!(text.contains("pairing requires NVMe/TCP") && text.contains("key export"), "{text}");
+    let wanted = "No code is shown: pairing requires NVMe/TCP, and only NBD is served here. Serve \
+                  NVMe/TCP, too (--protocol nvme,nbd), or add a host here (storagetm host add NQN) \
+                  and give it its key (storagetm key export NAME --nbd).";
+    assert!(text.contains(wanted), "{text}");
     assert!(!text.contains("1234"), "{text}");
 }
 
@@ -221,7 +226,6 @@ fn machine_without_disks_is_explained() {
     assert!(text.contains("No disk is lent.") && !text.contains("--all"), "{text}");
     let mut model = example::target_mode(0);
     model.endpoints.clear();
-    model.nbd.clear();
     let text = render(&model, &State::default(), SMALL, 25);
     assert!(text.contains("plug in a cable"), "{text}");
     for (link, reason) in [(Link::Up, "the cable is connected"), (Link::NoCard, "no network card")]
@@ -240,7 +244,8 @@ fn hostile_text_is_escaped() {
     model.target_mode.as_mut().unwrap().hardware.clone_from(&hostile);
     let disk = &mut model.disks[0];
     (disk.title, disk.short, disk.model) = (hostile.clone(), hostile.clone(), hostile.clone());
-    (disk.serial, disk.nqn, disk.contents) = (hostile.clone(), hostile.clone(), hostile.clone());
+    (disk.serial, disk.contents) = (hostile.clone(), hostile.clone());
+    disk.id = hostile.as_str().into();
     disk.attached = vec![host(&hostile), crate::Host { nqn: hostile.clone(), ..host("") }];
     let mut pending = model.clone();
     pending.access_request =

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use linux::host_port::{HostPort, HostPortError};
-use protocol::Protocol;
+use protocol::{Protocol, and_list, option_names};
 
 /// Value of `--listen`: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%
 const MAX_PATH: usize = 107;
 
 impl FromStr for ListenOption {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (protocol, rest) = protocol(text)?;
@@ -48,24 +48,32 @@ impl FromStr for ListenOption {
             return Ok(Self { protocol, addr: address(rest)? });
         };
         let unix = Protocol::on_unix();
-        if protocol.is_some() && protocol != unix {
-            return Err("a Unix socket is for NBD only, as in nbd:unix:/run/x.sock");
+        if protocol.is_some_and(|protocol| protocol != unix) {
+            let (label, option) = (unix.row().label, unix.row().option);
+            return Err(format!(
+                "a Unix socket is for {label} only, as in {option}:unix:/run/x.sock"
+            ));
         }
-        Ok(Self { protocol: unix, addr: self::path(path)? })
+        Ok(Self { protocol: Some(unix), addr: self::path(path)? })
     }
 }
 
 /// Splits off the protocol.
-fn protocol(text: &str) -> Result<(Option<Protocol>, &str), &'static str> {
+fn protocol(text: &str) -> Result<(Option<Protocol>, &str), String> {
     let named = |name: &str| Protocol::from_option(name);
     match text.split_once(':') {
         Some((name, rest)) if named(name).is_some() => Ok((named(name), rest)),
         Some(("unix", _)) => Ok((None, text)),
         Some((word, _)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) && !is_v6(text) => {
-            Err("the protocols are nvme and nbd, as in nbd:127.0.0.1:10809")
+            Err(format!("{}, as in nbd:127.0.0.1:10809", known_protocols()))
         }
         _ => Ok((None, text)),
     }
+}
+
+/// Returns a sentence that names the protocols as in options.
+pub(crate) fn known_protocols() -> String {
+    format!("the protocols are {}", and_list(option_names()))
 }
 
 fn path(path: &str) -> Result<ListenAddr, &'static str> {

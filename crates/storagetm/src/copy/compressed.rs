@@ -7,10 +7,10 @@ use std::io::Read as _;
 use std::path::Path;
 
 use ::copy::Pipe;
-use console::attach::quoted;
 use filesystem::Container;
 use filesystem::container::HEAD;
 use linux::partition;
+use protocol::commands::quoted;
 
 use super::summary::refused;
 use crate::options::copy::Copy;

@@ -5,10 +5,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::copy::{Connection, CopyError, Disk, End, Endpoint, EndpointError, Outcome, Report};
-use console::attach::quoted;
 use filesystem::Survey;
 use linux::gpt::{Patch, Shape};
 use linux::partition::Scheme;
+use protocol::commands::quoted;
 
 use super::patched::PatchedDisk;
 use super::summary::{padded, refused};

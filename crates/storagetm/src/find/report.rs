@@ -1,11 +1,12 @@
 //! Result of `storagetm find`, as text and as JSON. Strings from the network are untrusted.
 
-use console::attach::{Endpoint, quoted};
 use console::{decimal, escape_unprintable};
 use serde::Serialize;
 
 use super::MachineDisks;
 use keys::record::Allowed;
+use protocol::commands::{nvme, quoted};
+use protocol::endpoint::NetAddr;
 use remote::address::TargetAddr;
 use remote::machine::{Machine, disk_name};
 use remote::query::{Disk, QueryError};
@@ -163,7 +164,7 @@ fn nbd(place: &TargetAddr, keyed: bool) -> String {
 fn pair(place: &TargetAddr) -> String {
     let interface = place.interface().map(str::to_owned);
     match place.ip() {
-        Some(address) => Endpoint { address, interface, port: place.port(), keyed: true }.pair(),
+        Some(ip) => nvme::pair(&NetAddr { ip, interface, port: place.port() }),
         None => format!("storagetm pair {}", quoted(&place.to_string())),
     }
 }

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use console::attach::{Endpoint, quoted};
 use console::{decimal, escape_unprintable};
 use serde::Serialize;
 
 use keys::record::Allowed;
 use keys::target::Target;
+use protocol::commands::{nvme, quoted};
+use protocol::endpoint::NetAddr;
 use remote::host_nqn::{FILE, HostNqn};
 
 #[derive(Debug, Serialize)]
@@ -50,7 +51,7 @@ impl Report {
     pub(super) fn new(
         target: &Target,
         own: &HostNqn,
-        there: &Endpoint,
+        there: &NetAddr,
         keys_file: PathBuf,
         note: Option<String>,
     ) -> Self {
@@ -62,7 +63,7 @@ impl Report {
             name: disk.name.clone(),
             bytes: disk.bytes,
             access: disk.access,
-            attach: there.attach(&disk.nqn, false) + &host,
+            attach: nvme::attach(there, true, &disk.nqn, false) + &host,
         });
         Self {
             target: target.name.clone(),
@@ -70,11 +71,11 @@ impl Report {
             host: own.nqn.clone(),
             in_keyring: note.is_none(),
             keys_file,
-            attach_all: there.attach_all(false) + &host,
+            attach_all: nvme::attach_all(there, true, false) + &host,
             storagetm_commands: disks.clone().next().map(|first| {
                 let all = if target.disks.len() > 1 { " --all" } else { "" };
-                let attach = format!("storagetm attach {}{all}", quoted(&there.machine()));
-                [there.copy(first.uri_name()), attach]
+                let attach = format!("storagetm attach {}{all}", quoted(&nvme::machine(there)));
+                [nvme::copy(there, first.uri_name()), attach]
             }),
             disks: disks.collect(),
             note,
@@ -180,12 +181,7 @@ mod test {
             disks: vec![disk],
         };
         let own = HostNqn { nqn: "nqn.2024-01.test:a".to_owned(), is_from_nvme_cli };
-        let there = Endpoint {
-            address: "10.0.0.1".parse().unwrap(),
-            interface: None,
-            port: 4420,
-            keyed: true,
-        };
+        let there = NetAddr { ip: "10.0.0.1".parse().unwrap(), interface: None, port: 4420 };
         (Report::new(&target, &own, &there, "/s/a.keys".into(), note.map(str::to_owned)), secret)
     }
 

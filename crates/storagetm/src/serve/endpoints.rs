@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use console::Link;
-use console::attach::{Endpoint, Nbd};
 use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::tree::Tree;
+use protocol::endpoint::{Endpoint, NetAddr};
 
 use super::{COALESCE, Server};
 use daemon::listen::{BindAddr, Listener};
@@ -16,23 +16,14 @@ use daemon::listeners::path;
 use daemon::worker::Worker;
 
 impl Server {
-    /// NVMe/TCP endpoints.
+    /// The endpoints to show. In target mode nobody attaches from the machine itself.
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
         let mut endpoints = self.listeners.endpoints(&self.addresses);
-        endpoints.retain(|at| self.is_advertised(at));
+        if self.remote_only {
+            let is_remote = |at: &NetAddr| scope_of(at.ip) != Scope::Loopback;
+            endpoints.retain(|at| at.net().is_none_or(is_remote));
+        }
         endpoints
-    }
-
-    /// NBD endpoints.
-    pub(super) fn nbd_endpoints(&self) -> Vec<Nbd> {
-        let mut endpoints = self.listeners.nbd_endpoints(&self.addresses);
-        endpoints.retain(|at| at.endpoint().is_none_or(|at| self.is_advertised(at)));
-        endpoints
-    }
-
-    /// In target mode nobody attaches from the machine itself.
-    fn is_advertised(&self, at: &Endpoint) -> bool {
-        !self.remote_only || scope_of(at.address) != Scope::Loopback
     }
 
     /// Returns the state of the network link.
@@ -58,7 +49,7 @@ impl Server {
 
     /// Listens on the current addresses, and reports changes.
     pub(super) fn update_listeners(&mut self) {
-        let before = (self.endpoints(), self.nbd_endpoints());
+        let before = self.endpoints();
         let Ok(now) = addresses() else {
             // Keep the known addresses, and try again.
             self.timers.addresses = Some(Instant::now() + Duration::from_secs(1));
@@ -71,7 +62,7 @@ impl Server {
             self.report(&change);
         }
         self.announce_mdns();
-        if (self.endpoints(), self.nbd_endpoints()) != before {
+        if self.endpoints() != before {
             self.draw_soon(true);
         }
     }

@@ -9,7 +9,6 @@ use pair::{ServerStatus, Verdict};
 use super::Server;
 use daemon::access_control::{self, PendingPairing};
 use daemon::event::ServeEvent;
-use protocol::Protocol;
 
 impl Server {
     /// Grants read access to a host that knew the code; write access is asked for on the screen.
@@ -18,7 +17,8 @@ impl Server {
         if caller.request.writable && somebody {
             let PendingPairing { peer, request } = &caller;
             let asking = Event::PairingRequested { peer: peer.clone(), request: request.clone() };
-            let asking = ServeEvent::of(asking, &Policy::default(), Protocol::Nvme);
+            let protocol = self.listeners.protocol_of(peer);
+            let asking = ServeEvent::of(asking, &Policy::default(), protocol);
             self.report(&asking);
             self.access_control.enqueue(caller);
             return;

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use console::attach::quoted;
 use console::{State, Unavailable};
 use export::Auth;
 use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
+use protocol::commands::quoted;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Server;
