@@ -74,7 +74,7 @@ impl Key {
 
     /// The TLS key derived from the pairing secret; the same on both machines.
     pub fn from_pairing(secret: &Secret) -> Self {
-        let key = pair::keys::DerivedKeys::new(secret).nvme_tls();
+        let key = pair::keys::nvme_tls(secret);
         Self::tls(&ConfiguredPsk { hash: Some(Hash::Sha256), key })
     }
 

@@ -24,7 +24,7 @@ pub struct Paired {
     pub access: Access,
     /// The disks that the host may access now.
     pub disks: Vec<Disk>,
-    /// The shared secret, from which [`crate::keys::DerivedKeys`] derives keys.
+    /// The shared secret, from which [`crate::keys`] derives the TLS key.
     pub secret: Secret,
 }
 

@@ -8,7 +8,7 @@
 //! | [`PairingServer`] | on the target: shows codes, limits attempts, holds requests until the [`Verdict`] |
 //! | [`PairingSession`] | one connection to the server: an [`export::Session`] |
 //! | [`Client`] | the other side of that connection |
-//! | [`keys::DerivedKeys`] | the keys derived from the shared secret |
+//! | [`keys::nvme_tls`] | derives the TLS key from the shared secret |
 //!
 //! Pairing runs inside a TLS channel with the well-known [`PSK`]. That channel only protects
 //! against eavesdroppers; a man in the middle is detected because the exchange is bound to the

@@ -30,10 +30,7 @@ fn right_code_pairs_with_any_chunking() {
         assert_eq!(paired.disks, disks);
         assert_eq!(paired.secret, request.secret);
         assert_eq!(paired.secret.bytes().len(), 32);
-        assert_eq!(
-            keys::DerivedKeys::new(&paired.secret).nvme_tls(),
-            keys::DerivedKeys::new(&request.secret).nvme_tls()
-        );
+        assert_eq!(keys::nvme_tls(&paired.secret), keys::nvme_tls(&request.secret));
         assert_eq!(conn.closed, Some(Reason::Ended));
         assert_ne!(world.digits(), code);
         assert_ne!(world.long(), code);
