@@ -194,8 +194,11 @@ fn host_with_another_in_band_scheme_is_refused() {
     let other = Credential { scheme: "other".to_owned(), ..chap_host(key(1).emit(), false) };
     let known = Host { credentials: vec![other], ..host(false, false, ALL) };
     let mut world = keyed(known, Some(credentials()));
-    assert_eq!(try_connect(&mut world, &AttachParams::default()), Err(ACCESS_DENIED));
-    assert_eq!(refusals(&world), ["DH-HMAC-CHAP authentication was not completed"]);
+    for subsystem in [DISK, DISCOVERY_NQN] {
+        let params = AttachParams { subsystem, ..AttachParams::default() };
+        assert_eq!(try_connect(&mut world, &params), Err(ACCESS_DENIED), "{subsystem}");
+    }
+    assert_eq!(refusals(&world), ["DH-HMAC-CHAP authentication was not completed"; 2]);
 }
 
 /// Before authentication a host gets nothing, not even CAP, and times out.
