@@ -31,7 +31,10 @@ enum KeySelection<'a> {
     /// No target is paired, or the address is this machine: plaintext is allowed.
     Plaintext,
     /// The target accepts none of this machine's keys.
-    NoKeyAccepted,
+    NoKeyAccepted {
+        /// Whether a target was paired at this address.
+        paired_here: bool,
+    },
     /// No connection: the reason as a clause.
     Unreachable(String),
 }
@@ -40,8 +43,9 @@ enum KeySelection<'a> {
 /// with `another_key` in place of the one from pairing.
 ///
 /// # Errors
-/// Fails if the target accepts none of the keys and plaintext is not allowed (`insecure`), or if it
-/// cannot be reached.
+/// Fails if the target accepts none of the keys and plaintext is not allowed, or if it cannot be
+/// reached. `insecure` allows plaintext, but not where a target was paired: anybody on the path can
+/// reset a handshake.
 pub fn target_at<'a>(
     addr: &TargetAddr,
     known: &'a [Target],
@@ -56,8 +60,8 @@ pub fn target_at<'a>(
     match select_key(addr, known, check) {
         KeySelection::Known(target) => Ok(Some(target)),
         KeySelection::Plaintext => Ok(None),
-        KeySelection::NoKeyAccepted if insecure => Ok(None),
-        KeySelection::NoKeyAccepted => Err(QueryError::NoKeyAccepted),
+        KeySelection::NoKeyAccepted { paired_here: false } if insecure => Ok(None),
+        KeySelection::NoKeyAccepted { .. } => Err(QueryError::NoKeyAccepted),
         KeySelection::Unreachable(reason) => Err(QueryError::Unreachable(reason)),
     }
 }
@@ -87,7 +91,7 @@ fn select_key<'a>(
             KeyCheck::Unreachable(reason) => return KeySelection::Unreachable(reason),
         }
     }
-    KeySelection::NoKeyAccepted
+    KeySelection::NoKeyAccepted { paired_here: here > 0 }
 }
 
 /// Returns the targets whose keys to try at these addresses, and how many of them were paired at
@@ -122,7 +126,7 @@ pub fn check_key(tree: &Tree, addr: &TargetAddr, target: &Target, host: Option<&
 pub fn no_key_accepted(addr: impl Display) -> String {
     format!(
         "{addr} accepts none of the keys of this machine, and an unknown target is not connected to in plaintext: pair with \
-         it (storagetm pair {addr}), or add --insecure if that machine needs no key"
+         it (storagetm pair {addr}), or add --insecure if that machine needs no key and was never paired at this address"
     )
 }
 
@@ -150,7 +154,7 @@ mod test {
         assert_eq!(select_key(&addr("192.0.2.1"), &known, is_far), KeySelection::Known(&known[1]));
         assert_eq!(
             select_key(&addr("192.0.2.9"), &known[..1], is_far),
-            KeySelection::NoKeyAccepted
+            KeySelection::NoKeyAccepted { paired_here: false }
         );
         let gone = |_: &Target| KeyCheck::Unreachable("no route".to_owned());
         assert!(matches!(
@@ -172,7 +176,18 @@ mod test {
         assert_eq!(select_key(&addr("127.0.0.1"), &known, rejects), KeySelection::Plaintext);
         assert_eq!(select_key(&addr("[::1]:4420"), &known, rejects), KeySelection::Plaintext);
         let local = [Target::sample("local", "127.0.0.1"), Target::sample("desk", "192.0.2.1")];
-        assert_eq!(select_key(&addr("127.0.0.1"), &local, rejects), KeySelection::NoKeyAccepted);
+        assert_eq!(
+            select_key(&addr("127.0.0.1"), &local, rejects),
+            KeySelection::NoKeyAccepted { paired_here: true }
+        );
+    }
+
+    #[test]
+    fn insecure_is_ignored_where_a_target_was_paired() {
+        let known = [Target::sample("desk", "192.0.2.1"), Target::sample("far", "192.0.2.2")];
+        let at = |address| target_at(&addr(address), &known, false, true, rejects);
+        assert!(matches!(at("192.0.2.9"), Ok(None)));
+        assert!(matches!(at("192.0.2.1"), Err(QueryError::NoKeyAccepted)));
     }
 
     #[test]

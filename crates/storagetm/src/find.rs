@@ -66,7 +66,8 @@ fn query_machine<'a>(
     if machine.nvme.is_empty() {
         return MachineDisks { of: None, disks: Ok(Vec::new()) };
     }
-    for target in candidates(known, &machine.nvme).0 {
+    let (targets, paired_here) = candidates(known, &machine.nvme);
+    for target in targets {
         let identity = HostIdentity::find(tree, Some(&target.host));
         match query_addresses(
             machine,
@@ -81,7 +82,7 @@ fn query_machine<'a>(
     let here = machine.nvme.iter().all(TargetAddr::is_loopback);
     let refusal = match machine.keyed {
         Some(true) => Some(QueryError::KeyRequired),
-        _ if known.is_empty() || here || insecure => None,
+        _ if known.is_empty() || here || (insecure && paired_here == 0) => None,
         _ => Some(QueryError::NoKeyAccepted),
     };
     let identity = HostIdentity::find(tree, None);

@@ -134,7 +134,7 @@ fn reason(refusal: &QueryError) -> String {
     match refusal {
         QueryError::Unreachable(reason) => format!("it does not answer: {}", truncated_reason(reason)),
         QueryError::KeyRequired => "it wants a key, and this machine has none that it knows".to_owned(),
-        QueryError::NoKeyAccepted => "it accepts no key of this machine; if it needs none, storagetm find --insecure asks it in the clear"
+        QueryError::NoKeyAccepted => "it accepts no key of this machine; if it needs none and was never paired, storagetm find --insecure asks it in the clear"
             .to_owned(),
         QueryError::Protocol(reason) => {
             format!("it does not say which disks it has: {}", truncated_reason(reason))

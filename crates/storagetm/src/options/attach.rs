@@ -64,7 +64,7 @@ pub struct Attach {
     /// Attach without encryption if the target accepts none of the keys of this machine
     ///
     /// Anyone on the network path can then read and change everything. Not needed if this machine has no keys, nor on
-    /// the loopback interface.
+    /// the loopback interface; without effect at an address at which a machine was paired.
     #[arg(long)]
     pub insecure: bool,
 

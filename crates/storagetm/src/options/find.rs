@@ -41,7 +41,7 @@ pub struct Find {
 
     /// Query machines without encryption if they accept none of the keys of this machine
     ///
-    /// Not needed if this machine has no keys.
+    /// Not needed if this machine has no keys; without effect at an address at which a machine was paired.
     #[arg(long)]
     pub insecure: bool,
 
