@@ -31,6 +31,10 @@ const HEADER_READ: usize = 8 << 10;
 /// Size of the receive buffer: more than any session leaves unconsumed.
 const RECV_BUF: usize = 64 << 10;
 
+/// Reads in a row: a server that sends without end does not keep its client from looking at the
+/// time.
+const MAX_READS: usize = 1024;
+
 /// TCP keep-alive of an idle connection: given up after 3 + 3 * 2 seconds without an answer. Giving
 /// up too early costs only a reconnect and the requests in flight.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
@@ -83,10 +87,12 @@ impl BufferedTransport {
         }
     }
 
-    /// Receives until it would block. Returns whether anything was received.
+    /// Receives until it would block, or [`MAX_READS`] times. Returns whether anything was received.
     fn receive(&mut self, session: &mut impl ClientSession) -> io::Result<bool> {
-        let mut received = false;
-        loop {
+        let (mut received, mut reads) = (false, 0);
+        // Data that polling does not report must not be left.
+        while reads < MAX_READS || self.transport.has_unread() {
+            reads += 1;
             match self.receive_once(session) {
                 Ok(true) => received = true,
                 Ok(false) => break,
@@ -179,15 +185,28 @@ impl std::fmt::Debug for BufferedTransport {
 /// Waits until the descriptor is ready.
 ///
 /// # Errors
-/// Fails with `TimedOut` if the deadline passes.
+/// Fails with `TimedOut` if the deadline has passed, even if the descriptor is ready.
 fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> io::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
+    let left = check(deadline)?;
     let left = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
     match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&left)) {
-        Ok(0) => Err(io::Error::new(ErrorKind::TimedOut, "no answer in time")),
+        Ok(0) => Err(timed_out()),
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Returns the time until the deadline.
+///
+/// # Errors
+/// Fails with `TimedOut` if it has passed.
+pub(crate) fn check(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(timed_out()) } else { Ok(left) }
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "no answer in time")
 }
 
 /// Reads some bytes from a non-blocking connection, waiting until `deadline`.
@@ -200,6 +219,7 @@ pub(crate) fn read_before(
     deadline: Instant,
 ) -> io::Result<usize> {
     loop {
+        check(deadline)?;
         match io_result(transport.read(into))? {
             None | Some(0) => {}
             Some(count) => return Ok(count),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
-use crate::buffered::BufferedTransport;
+use crate::buffered::{self, BufferedTransport};
 use crate::session::{ClientSession, Output};
 use crate::transport::Transport;
 
@@ -103,8 +103,9 @@ impl<S: ClientSession> Driver<S> {
             if let Some(step) = self.poll() {
                 return Ok(step);
             }
-            if !self.exchange()? {
-                self.transport.wait(deadline.next())?;
+            match self.exchange()? {
+                true => drop(buffered::check(deadline.end)?),
+                false => self.transport.wait(deadline.next())?,
             }
         }
     }
@@ -133,5 +134,71 @@ impl<S: ClientSession> Drop for Driver<S> {
             while self.poll().is_some() {}
             let _ = self.transport.flush();
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::io::{ErrorKind, Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Consumes everything and never has a step.
+    struct Insatiable;
+
+    impl ClientSession for Insatiable {
+        type Step = ();
+
+        fn receive(&mut self, bytes: &[u8]) -> usize {
+            bytes.len()
+        }
+
+        fn poll(&mut self) -> Option<Output<()>> {
+            None
+        }
+    }
+
+    /// Is always readable until `end`, a byte at a time.
+    struct Flood {
+        socket: UnixStream,
+        end: Instant,
+    }
+
+    impl Read for Flood {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            Ok(bytes.len().min(usize::from(Instant::now() < self.end)))
+        }
+    }
+
+    impl Write for Flood {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Flood {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+    }
+
+    impl Transport for Flood {
+        fn set_nonblocking(&self, _on: bool) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn server_that_sends_without_end_is_given_up() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let flood = Flood { socket, end: Instant::now() + Duration::from_secs(5) };
+        let mut driver = Driver::new(Box::new(flood), Insatiable).unwrap();
+        let failed = driver.wait_for_step(Deadline::after(Duration::from_millis(50))).unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::TimedOut);
     }
 }

@@ -1,7 +1,7 @@
 //! The client of an NBD server.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use export::DirectRecv;
 use nbd::client::{Client, End, Options, Start, Step};
@@ -9,9 +9,6 @@ use nbd::client::{Client, End, Options, Start, Step};
 use crate::buffered::read_before;
 use crate::session::{ClientSession, Output};
 use crate::transport::{ConnectError, Transport};
-
-/// Maximum time until the server answers a request for TLS.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl ClientSession for Client {
     type Step = Step;
@@ -48,10 +45,14 @@ impl ClientSession for Client {
 /// the server in errors.
 ///
 /// # Errors
-/// Fails if the server cannot be reached, does not support TLS, or violates the protocol.
-pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), ConnectError> {
+/// Fails if the server does not answer by `deadline`, does not support TLS, or violates the
+/// protocol.
+pub fn start_tls(
+    transport: &mut dyn Transport,
+    name: &str,
+    deadline: Instant,
+) -> Result<(), ConnectError> {
     let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("") });
-    let deadline = Instant::now() + TIMEOUT;
     let unreachable = |error: io::Error| ConnectError::Temporary(format!("{name}: {error}"));
     let (mut bytes, mut kept) = ([0; Client::MAX_UNCONSUMED], 0);
     loop {

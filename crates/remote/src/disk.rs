@@ -24,6 +24,9 @@ use crate::uri::{Nbd, Nvme, ServerAddr, Tls};
 /// Timeout of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Timeout of an NBD server's greeting and the TLS handshake.
+const NBD_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A machine that took longer than this to fail is not tried with further keys.
 const SLOW_ANSWER: Duration = Duration::from_secs(5);
 
@@ -84,7 +87,10 @@ pub fn nvme(tree: &Tree, options: &Options<'_>, nvme: &Nvme) -> Result<NvmeDisk,
             .map_err(|reason| ConnectError::Permanent(format!("{subsystem}: {reason}")))?;
         let socket = dial::connect_tcp(&machine)?;
         match psk {
-            Some(psk) => start_tls(socket, &machine.to_string(), &TlsAuth::Psk(psk)),
+            Some(psk) => {
+                let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+                start_tls(socket, &machine.to_string(), &TlsAuth::Psk(psk), deadline)
+            }
             None => Ok(Box::new(socket) as Box<dyn Transport>),
         }
     };
@@ -145,7 +151,8 @@ pub fn nbd(tree: &Tree, options: &Options<'_>, nbd: &Nbd) -> Result<NbdDisk, Fai
     let keys = Keys::find(tree, options, target)?;
     let auth = keys.nbd(&tls, host.map_or("localhost", TargetAddr::name))?;
     let name = nbd.to_string();
-    let dial = move || secure_nbd(dial::connect(&there)?, &name, &auth);
+    let dial =
+        move || secure_nbd(dial::connect(&there)?, &name, &auth, Instant::now() + NBD_TIMEOUT);
     Ok(NbdDisk { dial: Arc::new(dial), secured: true })
 }
 
@@ -158,7 +165,8 @@ fn accepts_nbd(there: &ServerAddr, target: &Target, options: &Options<'_>) -> Ke
         Ok(socket) => socket,
         Err(error) => return KeyCheck::Unreachable(error.to_string()),
     };
-    match secure_nbd(socket, &there.to_string(), &TlsAuth::Psk(psk)) {
+    let deadline = Instant::now() + NBD_TIMEOUT;
+    match secure_nbd(socket, &there.to_string(), &TlsAuth::Psk(psk), deadline) {
         Ok(_) => KeyCheck::Accepted,
         // A server that does not answer is not tried with every key.
         Err(error) if begun.elapsed() > SLOW_ANSWER => KeyCheck::Unreachable(error.to_string()),
@@ -170,24 +178,52 @@ fn secure_nbd(
     mut socket: TcpStream,
     name: &str,
     auth: &TlsAuth,
+    deadline: Instant,
 ) -> Result<Box<dyn Transport>, ConnectError> {
     // A server that accepts and sends nothing must not be waited for longer than the timeout.
     let non_blocking = socket.set_nonblocking(true);
     non_blocking.map_err(|error| ConnectError::Temporary(format!("{name}: {error}")))?;
-    client::start_tls(&mut socket, name)?;
-    start_tls(socket, name, auth)
+    client::start_tls(&mut socket, name, deadline)?;
+    start_tls(socket, name, auth, deadline)
 }
 
 fn start_tls(
     socket: TcpStream,
     name: &str,
     auth: &TlsAuth,
+    deadline: Instant,
 ) -> Result<Box<dyn Transport>, ConnectError> {
-    match dial::start_tls(socket, auth, Instant::now() + HANDSHAKE_TIMEOUT) {
+    match dial::start_tls(socket, auth, deadline) {
         Ok(channel) => Ok(Box::new(channel)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Err(ConnectError::Permanent(format!("{name} cannot be reached securely: {error}")))
         }
         Err(error) => Err(ConnectError::Temporary(format!("{name}: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    #[test]
+    fn silent_or_slow_nbd_server_is_given_up_in_time() {
+        let target = Target::sample("desk", "127.0.0.1");
+        let auth = TlsAuth::Psk(credentials::nbd_psk(&target.tls, &target.host).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for greeting in [&b""[..], b"NBDMAGIC", b"NBDMAGICIHAVEOPT\0\x03"] {
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            server.write_all(greeting).unwrap();
+            let begun = Instant::now();
+            let deadline = begun + Duration::from_millis(100);
+            let Err(error) = secure_nbd(socket, "there", &auth, deadline) else {
+                panic!("without an answer")
+            };
+            assert_eq!(error.to_string(), "there: no answer in time");
+            assert!(begun.elapsed() < Duration::from_secs(5));
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use client::{Dial, Transport, start_tls};
 use copy::{Endpoint, EndpointError, NbdEndpoint, Request, RequestError};
@@ -297,12 +298,15 @@ fn tls_is_negotiated_or_refused() {
     let options = ["--tls=require", &keys, "memory", "8M"];
     let Some(server) = Server::nbdkit(&dir, &options) else { return };
     let connect = || UnixStream::connect(dir.socket()).unwrap();
-    start_tls(&mut connect(), "nbds://there").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    start_tls(&mut connect(), "nbds://there", deadline).unwrap();
     let sentence = refused(&dir, "");
     assert!(sentence.contains("requires TLS"), "{sentence}");
     drop(server);
     let Some(_server) = Server::nbdkit(&dir, &["memory", "8M"]) else { return };
-    let Err(EndpointError::Permanent(sentence)) = start_tls(&mut connect(), "nbds://there") else {
+    let Err(EndpointError::Permanent(sentence)) =
+        start_tls(&mut connect(), "nbds://there", deadline)
+    else {
         panic!("it was not refused");
     };
     assert!(sentence.contains("does not offer TLS"), "{sentence}");

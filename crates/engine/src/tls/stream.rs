@@ -93,10 +93,7 @@ fn certificate_refused(failed: HandshakeError) -> io::Error {
 /// The peer closed the connection during the handshake. It may be restarting, and has not refused
 /// anything.
 fn connection_lost() -> io::Error {
-    io::Error::new(
-        ErrorKind::ConnectionAborted,
-        "the connection end_of_stream during the TLS handshake",
-    )
+    io::Error::new(ErrorKind::ConnectionAborted, "the connection ended during the TLS handshake")
 }
 
 fn aborted() -> io::Error {
