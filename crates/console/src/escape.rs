@@ -26,11 +26,15 @@ pub fn escape_lines_to_ascii(text: &str) -> String {
 }
 
 /// Returns whether a character is neither a control character, nor invisible, nor a bidirectional
-/// control.
+/// control. Invisible are those with the property Default_Ignorable_Code_Point (UAX #44), line
+/// separators, and annotation marks.
 fn is_printable(c: char) -> bool {
     let hidden = matches!(c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}');
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}');
     !c.is_control() && !hidden
 }
 
@@ -66,6 +70,19 @@ mod test {
         let shown = escape_unprintable(hostile, true);
         assert_eq!(shown, "a\\u{1b}[2J\\u{7}\\u{d}\\u{a}\\u{9b}31m\\u{202e}b\\u{200b}c\\u{7f}");
         assert!(shown.chars().all(|c| !c.is_control()));
+    }
+
+    #[test]
+    fn invisible_characters_are_escaped() {
+        let hidden = [
+            0xad, 0x34f, 0x61c, 0x115f, 0x1160, 0x17b4, 0x180b, 0x180e, 0x180f, 0x200b, 0x200d,
+            0x200f, 0x2028, 0x202a, 0x202e, 0x2060, 0x2066, 0x2069, 0x206f, 0x3164, 0xfe0f, 0xfeff,
+            0xffa0, 0xfff0, 0xfff9, 0x1bca0, 0x1d173, 0xe0001, 0xe0020, 0xe0100,
+        ];
+        for code in hidden {
+            let text = format!("a{}b", char::from_u32(code).unwrap());
+            assert_eq!(escape_unprintable(&text, true), format!("a\\u{{{code:x}}}b"));
+        }
     }
 
     #[test]

@@ -92,6 +92,24 @@ fn disk_is_found_by_any_of_its_names() {
 }
 
 #[test]
+fn error_of_an_unidentified_disk_is_reported() {
+    let (mut machine, _) = machine();
+    machine.export_disk(2);
+    let dial = machine.dial();
+    let unreachable = Arc::new(move |nqn: &str| match nqn.ends_with(":2") {
+        true => Err(EndpointError::Temporary("no route to disk 2".to_owned())),
+        false => dial(),
+    });
+    let endpoint = |wanted| NvmeEndpoint::new("there", wanted, host(), unreachable.clone());
+    let Err(EndpointError::Temporary(sentence)) = endpoint("SN2").nqn() else {
+        panic!("disk 2 was identified");
+    };
+    assert!(sentence.starts_with("no route to disk 2: "), "{sentence}");
+    assert!(sentence.contains("name one of nqn."), "{sentence}");
+    assert!(endpoint("SN1").nqn().is_ok());
+}
+
+#[test]
 fn missing_disk_is_refused_with_a_message() {
     let (machine, _) = machine();
     match endpoint(&machine, "nqn.2026-01.org.example:none").open().err() {

@@ -35,7 +35,8 @@ impl NvmeEndpoint {
         }
     }
 
-    /// Finds the disk by its short name, serial number or model.
+    /// Finds the disk by its short name, serial number or model. If there is none, and a disk could
+    /// not be identified, the error has the reason.
     fn resolve_by_identify(&self, nqns: &[String]) -> Result<String, EndpointError> {
         let deadline = Instant::now() + IDENTIFY_TIMEOUT;
         let (mut identified, mut failure) = (Vec::new(), None);
@@ -43,7 +44,7 @@ impl NvmeEndpoint {
             let attached = match self.attach(nqn) {
                 Ok(attached) => attached,
                 Err(error) => {
-                    failure = Some(error);
+                    failure = failure.or(Some(error));
                     continue;
                 }
             };
@@ -60,10 +61,7 @@ impl NvmeEndpoint {
             identified.iter().filter(|(_, disk)| is_wanted(&disk.serial) || is_wanted(&disk.model));
         match (matching.next(), matching.next()) {
             (Some((nqn, _)), None) => Ok(nqn.clone()),
-            (None, _) => Err(match failure.filter(|_| identified.is_empty()) {
-                Some(error) => error,
-                None => self.ambiguous(&identified, nqns),
-            }),
+            (None, _) => Err(self.no_match(failure, &identified, nqns)),
             (Some((one, _)), Some((other, _))) => {
                 let rest: Vec<&str> = matching.map(|(nqn, _)| nqn.as_str()).collect();
                 let names = [&[one.as_str(), other.as_str()][..], &rest].concat();
@@ -73,14 +71,27 @@ impl NvmeEndpoint {
         }
     }
 
-    /// Returns the error for a name that no disk has, or for no name and several disks.
-    fn ambiguous(&self, identified: &[IdentifiedDisk], nqns: &[String]) -> EndpointError {
+    /// Returns the error for a name that no disk has, or for no name and several disks. If a disk
+    /// could not be identified, which may be the wanted one, that error with the names of the others.
+    fn no_match(
+        &self,
+        failure: Option<EndpointError>,
+        identified: &[IdentifiedDisk],
+        nqns: &[String],
+    ) -> EndpointError {
         let names = name_list(identified, nqns);
-        let reason = match self.wanted_name.as_str() {
-            "" => "the target exports several disks".to_owned(),
-            wanted => format!("no disk of the target matches {}", strip_control(wanted)),
-        };
-        self.permanent_error(&format!("{reason}: name one of {names}"))
+        let with_names = |reason: &str| format!("{reason}: name one of {names}");
+        match (failure, self.wanted_name.as_str()) {
+            (Some(EndpointError::Temporary(why)), _) => EndpointError::Temporary(with_names(&why)),
+            (Some(EndpointError::Permanent(why)), _) => EndpointError::Permanent(with_names(&why)),
+            (Some(EndpointError::Violation(why)), _) => EndpointError::Violation(with_names(&why)),
+            (None, "") => self.permanent_error(&with_names("the target exports several disks")),
+            (None, wanted) => {
+                let wanted = strip_control(wanted);
+                let reason = format!("no disk of the target matches {wanted}");
+                self.permanent_error(&with_names(&reason))
+            }
+        }
     }
 
     /// The NQNs of the discovery log.
