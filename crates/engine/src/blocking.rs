@@ -42,8 +42,9 @@ pub(crate) fn adopt(
     let inbox = Inbox::new()?;
     let shared = shared.clone();
     let work = move || {
+        inbox.add_session();
         shared.inboxes.register(&inbox);
-        let _notify = NotifyOnExit { shared: &shared, inbox: &inbox };
+        let _notify = NotifyOnExit { shared: &shared, inbox: &inbox, link: link.clone() };
         // Out of memory: the connection is closed, and the peer may retry.
         let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take_early_data()) else { return };
         let pool = Pool::with_budget(memory, shared.budget.clone());
@@ -60,12 +61,13 @@ pub(crate) fn adopt(
 struct NotifyOnExit<'a> {
     shared: &'a Shared,
     inbox: &'a Arc<Inbox>,
+    link: Arc<Link>,
 }
 
 impl Drop for NotifyOnExit<'_> {
     fn drop(&mut self) {
         self.shared.inboxes.unregister(self.inbox);
-        self.shared.inboxes.changed(&Topic::from_session(self.inbox.export()), None);
+        self.shared.inboxes.changed(&self.link.topic(), None);
     }
 }
 
@@ -173,15 +175,7 @@ impl<'a> Connection<'a> {
     fn establish(&mut self) {
         if !self.established && self.session.is_established() {
             self.established = true;
-            self.set_established();
-        }
-    }
-
-    /// Passes the session's fence to the link, and its export to the inbox.
-    fn set_established(&self) {
-        self.link.set_established(self.session.fence());
-        if let Some(export) = self.link.export() {
-            self.inbox.set_export(export);
+            self.inbox.set_established(&self.link, self.session.fence());
         }
     }
 
@@ -308,7 +302,7 @@ impl<'a> Connection<'a> {
     fn notify(&mut self, notice: Notice) {
         self.session.notify(Instant::now(), &notice);
         if self.established {
-            self.set_established();
+            self.inbox.set_established(&self.link, self.session.fence());
         }
     }
 

@@ -1,11 +1,13 @@
 //! Messages between threads: a queue, and an eventfd that wakes the reader.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use export::{ExportId, Notice};
+use export::{ExportId, Fence, Notice};
 use rustix::event::EventfdFlags;
 
 use crate::MakeSession;
@@ -48,9 +50,8 @@ pub(crate) struct Inbox {
     /// eventfd, written when the queue becomes non-empty and cleared by the reader. Reads of it
     /// block, which io_uring needs in order to wait for it.
     wake_fd: OwnedFd,
-    /// The export of the only session of this thread. Unset for a thread with any number of
-    /// sessions, and while the session uses none.
-    export: OnceLock<ExportId>,
+    /// The number of sessions of this thread that use each export, and of those that use none yet.
+    sessions: Mutex<HashMap<Option<ExportId>, usize>>,
 }
 
 impl Inbox {
@@ -61,19 +62,35 @@ impl Inbox {
             messages: Mutex::default(),
             has_messages: AtomicBool::new(false),
             wake_fd,
-            export: OnceLock::new(),
+            sessions: Mutex::default(),
         }))
     }
 
-    /// Sets the export of the only session of this thread. Only changes that concern it are sent from
-    /// now on.
-    pub(crate) fn set_export(&self, export: &ExportId) {
-        self.export.get_or_init(|| export.clone());
+    /// Adds a session of this thread. To be called before it is created, so that it misses no change.
+    pub(crate) fn add_session(&self) {
+        *lock(&self.sessions).entry(None).or_default() += 1;
     }
 
-    /// Returns it.
-    pub(crate) fn export(&self) -> Option<&ExportId> {
-        self.export.get()
+    /// Marks the connection of a session as established, with [`Link::set_established`]. Once the
+    /// session uses an export, it is notified only of changes that concern that.
+    pub(crate) fn set_established(&self, link: &Link, fence: Option<&Arc<Fence>>) {
+        let is_new = link.export().is_none();
+        link.set_established(fence);
+        if let Some(export) = link.export().filter(|_| is_new) {
+            let mut sessions = lock(&self.sessions);
+            *sessions.entry(Some(export.clone())).or_default() += 1;
+            remove(&mut sessions, None);
+        }
+    }
+
+    /// Removes a session of this thread, which used `export`.
+    pub(crate) fn remove_session(&self, export: Option<&ExportId>) {
+        remove(&mut lock(&self.sessions), export.cloned());
+    }
+
+    /// Returns whether a change concerns a session of this thread.
+    fn is_concerned(&self, topic: &Topic) -> bool {
+        lock(&self.sessions).keys().any(|export| topic.concerns(export.as_ref()))
     }
 
     /// Adds a message and wakes the reader.
@@ -130,6 +147,16 @@ fn is_repeated(messages: &[Message], message: &Message) -> bool {
     messages.iter().rev().take_while(|other| !is_stopping(other)).any(is_same)
 }
 
+/// Removes one session that uses `export`.
+fn remove(sessions: &mut HashMap<Option<ExportId>, usize>, export: Option<ExportId>) {
+    if let Entry::Occupied(mut count) = sessions.entry(export) {
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -178,7 +205,7 @@ impl Inboxes {
         let registered = lock(&self.0);
         let is_own = |other: &Arc<Inbox>| own.is_some_and(|own| Arc::ptr_eq(other, own));
         let concerned =
-            registered.all.iter().filter(|other| !is_own(other) && topic.concerns(other.export()));
+            registered.all.iter().filter(|other| !is_own(other) && other.is_concerned(topic));
         concerned.for_each(|other| other.push(Message::ExportChanged(id.clone())));
     }
 
@@ -192,7 +219,12 @@ impl Inboxes {
 
 #[cfg(test)]
 mod test {
+    use std::os::unix::net::UnixStream;
+
+    use export::{Auth, Export, Geometry, Grant, Identity, Peer};
+
     use super::*;
+    use crate::link::{Bounds, ConnectionTable};
 
     #[test]
     fn repeated_notices_are_merged_and_order_is_kept() {
@@ -225,19 +257,38 @@ mod test {
 
     #[test]
     fn change_of_an_export_reaches_only_inboxes_that_it_concerns() {
-        let inboxes = Inboxes::default();
-        let all: Vec<_> = (0..3).map(|_| Inbox::new().unwrap()).collect();
+        let bounds = Bounds { total: 8, unestablished: 8 };
+        let (inboxes, table) = (Inboxes::default(), ConnectionTable::new(bounds));
+        let all: Vec<_> = (0..4).map(|_| Inbox::new().unwrap()).collect();
         all.iter().for_each(|inbox| inboxes.register(inbox));
-        all[1].set_export(&"a".into());
-        all[2].set_export(&"b".into());
-        // However often they alternate, each is there once.
-        for _ in 0..3 {
-            inboxes.changed(&Topic::Export("a".into()), None);
-            inboxes.changed(&Topic::Export("c".into()), None);
-        }
-        assert!(!all[2].has_messages());
-        assert_eq!([0, 1, 2].map(|at| all[at].take().len()), [2, 1, 0]);
-        inboxes.changed(&Topic::All, None);
-        assert_eq!([0, 1, 2].map(|at| all[at].take().len()), [1, 1, 1]);
+        let uses = |at: usize, id: &str| {
+            let (socket, _) = UnixStream::pair().unwrap();
+            let link = table.insert(socket.into(), Peer::unix(Auth::None)).unwrap();
+            let disk = std::fs::File::open("/dev/null").unwrap().into();
+            let geometry = Geometry::new(512, 512).unwrap();
+            let export = Export::new("d", id, Identity::default(), geometry, 512, disk);
+            let grant = Grant::new(Arc::new(export));
+            all[at].add_session();
+            (0..2).for_each(|_| all[at].set_established(&link, Some(grant.fence())));
+        };
+        let reached = |topic: &Topic| {
+            // However often they alternate, each is there once.
+            (0..3).for_each(|_| inboxes.changed(topic, None));
+            [0, 1, 2, 3].map(|at| all[at].take().len())
+        };
+        all[0].add_session();
+        uses(1, "a");
+        uses(2, "b");
+        assert_eq!(reached(&Topic::Export("a".into())), [1, 1, 0, 0]);
+        assert_eq!(reached(&Topic::Export("c".into())), [1, 0, 0, 0]);
+        assert_eq!(reached(&Topic::All), [1, 1, 1, 1]);
+        uses(2, "a");
+        uses(2, "a");
+        all[2].remove_session(Some(&"a".into()));
+        assert_eq!(reached(&Topic::Export("a".into())), [1, 1, 1, 0]);
+        all[2].remove_session(Some(&"a".into()));
+        all[0].remove_session(None);
+        assert_eq!(reached(&Topic::Export("a".into())), [0, 1, 0, 0]);
+        assert_eq!(reached(&Topic::Export("b".into())), [0, 0, 1, 0]);
     }
 }

@@ -180,12 +180,12 @@ impl Connection {
         self.session.complete(turn.now, ticket, outcome);
     }
 
-    pub(crate) fn notify(&mut self, now: Instant, notice: Notice) {
+    pub(crate) fn notify(&mut self, turn: &Turn, notice: Notice) {
         self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
         if self.is_open() {
-            self.session.notify(now, &notice);
+            self.session.notify(turn.now, &notice);
             if self.established {
-                self.link.set_established(self.session.fence());
+                turn.inbox.set_established(&self.link, self.session.fence());
             }
         }
     }
@@ -295,7 +295,7 @@ impl Connection {
     }
 
     fn drain(&mut self, turn: &mut Turn) {
-        self.establish();
+        self.establish(turn);
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (turn.sink)(event),
@@ -424,10 +424,10 @@ impl Connection {
 
     /// Marks the connection as established as soon as the session is, before the peer learns of it
     /// and before its first write begins.
-    fn establish(&mut self) {
+    fn establish(&mut self, turn: &Turn) {
         if !self.established && self.session.is_established() {
             self.established = true;
-            self.link.set_established(self.session.fence());
+            turn.inbox.set_established(&self.link, self.session.fence());
         }
     }
 

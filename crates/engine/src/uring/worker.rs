@@ -84,6 +84,7 @@ fn spawn_one(config: &Config, shared: &Arc<Shared>) -> io::Result<WorkerHandle> 
         // Cannot fail: the other side waits for this message.
         let _ = report.send(opened);
         if let Ok(ring) = ring {
+            let _notify = NotifyOnExit(shared.clone());
             Worker::new(ring, &config, shared, inbox, load).run();
         }
     };
@@ -122,7 +123,6 @@ struct Worker {
     dirty: Vec<Key>,
     pool: Pool,
     shared: Arc<Shared>,
-    inbox: Arc<Inbox>,
     load: Arc<AtomicUsize>,
     spin: Spin,
     /// The earliest deadline of a session.
@@ -148,14 +148,13 @@ impl Worker {
         shared.inboxes.register(&inbox);
         let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
-        let turn = Turn { ring, blocking_pool, now, changes: Changes::default(), sink };
+        let turn = Turn { ring, inbox, blocking_pool, now, changes: Changes::default(), sink };
         Self {
             turn,
             connections: Slots::default(),
             dirty: Vec::new(),
             pool: Pool::with_budget(config.memory, shared.budget.clone()),
             shared,
-            inbox,
             load,
             spin: Spin::new(config.spin),
             next_tick: None,
@@ -188,7 +187,7 @@ impl Worker {
 
     /// Ends the wait for the eventfd, so that nothing is in flight in the ring.
     fn end_wake_wait(&mut self) {
-        self.inbox.push(Message::Quit);
+        self.turn.inbox.push(Message::Quit);
         while !matches!(self.turn.ring.reap(), Some(Done::Wake)) {
             if self.turn.ring.enter(Some(IDLE)).is_err() {
                 return;
@@ -224,7 +223,7 @@ impl Worker {
 
     fn has_work(&mut self) -> bool {
         let waiting = !self.changes.is_empty() || !self.dirty.is_empty();
-        waiting || self.turn.ring.is_ready() || self.inbox.has_messages()
+        waiting || self.turn.ring.is_ready() || self.turn.inbox.has_messages()
     }
 
     /// Returns how long to poll now. Does not poll during a coalescing wait, which the first
@@ -314,16 +313,16 @@ impl Worker {
             let changes = std::mem::take(&mut self.changes);
             self.notify_concerned(&changes);
         }
-        if !self.inbox.has_messages() {
+        if !self.turn.inbox.has_messages() {
             return;
         }
         let mut changes = Changes::default();
-        for message in self.inbox.take() {
+        for message in self.turn.inbox.take() {
             match message {
                 Message::Adopt(link, open) => self.adopt(link, &open),
                 Message::Notice(notice) => {
                     self.stopping |= notice == Notice::Stopping;
-                    self.with_all(|connection, turn| connection.notify(turn.now, notice));
+                    self.with_all(|connection, turn| connection.notify(turn, notice));
                 }
                 Message::ExportChanged(id) => changes.add(Topic::Export(id)),
                 Message::BlockingOpDone(number, answer) => self.take_back(number, answer),
@@ -342,7 +341,7 @@ impl Worker {
     fn notify_concerned(&mut self, changes: &Changes) {
         self.with_those(
             |connection| changes.concern(connection.link().export()),
-            |connection, turn| connection.notify(turn.now, Notice::StateChanged),
+            |connection, turn| connection.notify(turn, Notice::StateChanged),
         );
     }
 
@@ -370,13 +369,14 @@ impl Worker {
         };
         let now = self.turn.now;
         let account = self.pool.open_for(link.peer().tenant());
+        self.turn.inbox.add_session();
         let session = open(link.peer(), account, now);
         let connect = |key| Connection::open(key, link, file, recv_buffer, session, now);
         let key = self.connections.insert_with(connect);
         let stopping = self.stopping;
         self.with(key, |connection, turn| {
             if stopping {
-                connection.notify(turn.now, Notice::Stopping);
+                connection.notify(turn, Notice::Stopping);
             }
         });
     }
@@ -420,6 +420,7 @@ impl Worker {
             } else if over.unwrap_or_else(|| connection.is_over()) {
                 // An association may have ended with the connection.
                 self.turn.changes.add(connection.link().topic());
+                self.turn.inbox.remove_session(connection.link().export());
                 self.connections.remove(key);
                 self.load.fetch_sub(1, Ordering::Relaxed);
             } else {
@@ -442,7 +443,7 @@ impl Worker {
             return;
         }
         for topic in std::mem::take(&mut self.turn.changes) {
-            self.shared.inboxes.changed(&topic, Some(&self.inbox));
+            self.shared.inboxes.changed(&topic, Some(&self.turn.inbox));
             self.changes.add(topic);
         }
     }
@@ -452,11 +453,18 @@ impl Drop for Worker {
     /// Runs even if the thread panics. Operations in a broken ring keep the sockets open, so they
     /// are shut down here.
     fn drop(&mut self) {
-        self.shared.inboxes.unregister(&self.inbox);
+        self.shared.inboxes.unregister(&self.turn.inbox);
         self.connections.iter_mut().for_each(|(_, connection)| connection.shut());
-        if !self.connections.is_empty() {
-            self.shared.inboxes.notify(Notice::StateChanged, None);
-        }
+    }
+}
+
+/// Dropped after the sessions of a thread, even if it panics: associations may have ended with
+/// them, so the other sessions are notified.
+struct NotifyOnExit(Arc<Shared>);
+
+impl Drop for NotifyOnExit {
+    fn drop(&mut self) {
+        self.0.inboxes.notify(Notice::StateChanged, None);
     }
 }
 
@@ -476,4 +484,78 @@ fn attempt<T>(
         connection.fail(turn);
     }
     result.ok()
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::unix::net::UnixStream;
+
+    use export::{Auth, Budget, Outcome, Peer, Session, Step, Ticket};
+
+    use super::*;
+    use crate::inbox::Inboxes;
+    use crate::link::{Bounds, ConnectionTable};
+
+    /// Records whether another thread has been notified when it is dropped.
+    struct Watcher(Arc<Inbox>, mpsc::Sender<bool>);
+
+    impl Drop for Watcher {
+        fn drop(&mut self) {
+            let _ = self.1.send(self.0.has_messages());
+        }
+    }
+
+    impl Session for Watcher {
+        fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+            bytes.len()
+        }
+
+        fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+
+        fn notify(&mut self, _: Instant, _: &Notice) {}
+
+        fn tick(&mut self, _: Instant) {}
+
+        fn poll(&mut self) -> Option<Step> {
+            None
+        }
+
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+
+        fn can_receive(&self) -> bool {
+            true
+        }
+
+        fn is_established(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn thread_that_panics_notifies_after_dropping_its_sessions() {
+        let table = ConnectionTable::new(Bounds { total: 8, unestablished: 8 });
+        let (sink, inboxes) = (Arc::new(|_| {}), Inboxes::default());
+        let budget = Budget::new(1 << 20);
+        let shared = Arc::new(Shared { sink, inboxes, table: table.clone(), budget });
+        let Ok(workers) = spawn(&Config::default(), &shared) else { return };
+        let other = Inbox::new().unwrap();
+        shared.inboxes.register(&other);
+        let (watched, (report, dropped)) = (other.clone(), mpsc::channel());
+        let watch: MakeSession = Arc::new(move |_, _, _| {
+            Box::new(Watcher(watched.clone(), report.clone())) as Box<dyn Session>
+        });
+        let panics: MakeSession = Arc::new(|_, _, _| panic!("as the test wants it"));
+        let peers = [watch, panics].map(|open| {
+            let (socket, peer) = UnixStream::pair().unwrap();
+            let link = table.insert(socket.into(), Peer::unix(Auth::None)).unwrap();
+            workers.adopt(link, open);
+            peer
+        });
+        workers.join();
+        drop(peers);
+        assert_eq!(dropped.iter().collect::<Vec<_>>(), [false], "no session was notified before");
+        assert!(other.has_messages(), "and then it was");
+    }
 }
