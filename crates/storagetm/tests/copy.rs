@@ -6,6 +6,8 @@
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "cases/alone.rs"]
 mod alone;
+#[path = "copy/words.rs"]
+mod args;
 #[path = "copy/cable.rs"]
 mod cable;
 #[path = "copy/contents.rs"]
@@ -32,5 +34,3 @@ mod refusals;
 mod scene;
 #[path = "copy/target.rs"]
 mod target;
-#[path = "copy/words.rs"]
-mod words;

@@ -28,7 +28,7 @@ use std::path::Path;
 use std::thread;
 
 use foreign::{Background, lacks, next, program, wait_for};
-use host::{Guest, plain};
+use host::{NvmeClient, connect};
 use nbd_client::NbdClient;
 use scene::{Folder, LAPTOP, Running};
 use serde_json::Value;
@@ -194,8 +194,8 @@ impl Logged {
     fn new(folder: &Folder) -> Self {
         let (file, log, socket) = (folder.path("disk"), folder.path("log"), folder.path("socket"));
         let size = format!("{}M", (HOSTS * WRITES * BLOCK).div_ceil(1 << 20));
-        let words = ["-f", "-U", &socket, "--filter=log", "memory", &size];
-        let kit = Background::start(program("nbdkit").args(words).arg(format!("logfile={log}")));
+        let args = ["-f", "-U", &socket, "--filter=log", "memory", &size];
+        let kit = Background::start(program("nbdkit").args(args).arg(format!("logfile={log}")));
         wait_for("a server", || UnixStream::connect(&socket).ok());
         File::create(&file).unwrap();
         let uri = format!("nbd+unix:///?socket={socket}");
@@ -241,9 +241,11 @@ fn r05_r09_r11_replies_follow_the_flushes_they_promise() {
         let running = Running::serve(&[&line[..], &listen].concat());
         let (nvme, nbd, nqn) = ready(&running);
         let attach = |host: usize| match host % 2 {
-            0 => Attached::Nvme(Box::new(Guest::new(LAPTOP, &nqn).attach_plain(nvme).unwrap())),
+            0 => {
+                Attached::Nvme(Box::new(NvmeClient::new(LAPTOP, &nqn).attach_plain(nvme).unwrap()))
+            }
             _ => {
-                let mut client = NbdClient::connected(plain(nbd).unwrap()).unwrap();
+                let mut client = NbdClient::connected(connect(nbd).unwrap()).unwrap();
                 client.go("").unwrap().unwrap();
                 Attached::Nbd(client)
             }

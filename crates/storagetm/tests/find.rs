@@ -42,11 +42,11 @@ fn has_multicast() -> bool {
     let port = free_port();
     let (one, other) = (neighbour(port), neighbour(port));
     let sent = one.send_to(b"word", (GROUP, port));
-    let heard = sent.is_ok() && other.recv(&mut [0; 16]).is_ok();
-    if !heard {
+    let received = sent.is_ok() && other.recv(&mut [0; 16]).is_ok();
+    if !received {
         println!("skip finding machines: no multicast on the loopback interface here");
     }
-    heard
+    received
 }
 
 /// A process that is ended when dropped.
@@ -154,14 +154,14 @@ fn found(port: u16, count: usize) -> Vec<Value> {
 
 /// Returns the text output once it contains those words. A responder does not repeat an answer
 /// within a second (RFC 6762 §6).
-fn shown(port: u16, words: &[&str]) -> String {
+fn shown(port: u16, args: &[&str]) -> String {
     let end = Instant::now() + LONG;
     loop {
         let text = find(port, &[]);
-        if words.iter().all(|word| text.contains(word)) {
+        if args.iter().all(|word| text.contains(word)) {
             return text;
         }
-        assert!(Instant::now() < end, "{words:?} are not in: {text}");
+        assert!(Instant::now() < end, "{args:?} are not in: {text}");
     }
 }
 
@@ -264,15 +264,17 @@ fn x01_x53_keyed_target_and_hostile_names_are_shown_safely() {
         return;
     }
     let port = free_port();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let closed_port =
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (_running, mut orders) = announcer(port);
     let evil = "\u{1b}[2J\u{202e}evil";
-    let services = [service("storagetm-abcd", nobody, true), service(evil, nobody, false)];
+    let services =
+        [service("storagetm-abcd", closed_port, true), service(evil, closed_port, false)];
     writeln!(orders, "{}", json!({"announce": {"services": services}})).unwrap();
     assert_eq!(found(port, 2).len(), 2);
-    let pair = format!("needs a key: storagetm pair 127.0.0.1:{nobody}\n");
-    let words = ["storagetm-abcd, at 127.0.0.1\n", &pair, "it does not answer"];
-    let text = shown(port, &words);
+    let pair = format!("needs a key: storagetm pair 127.0.0.1:{closed_port}\n");
+    let args = ["storagetm-abcd, at 127.0.0.1\n", &pair, "it does not answer"];
+    let text = shown(port, &args);
     assert!(
         text.chars().all(|c| c == '\n' || !c.is_control()) && !text.contains('\u{202e}'),
         "{text:?}"

@@ -21,9 +21,9 @@ const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
 /// A temporary directory with the state directory of the program.
-struct Owner(PathBuf);
+struct StateDir(PathBuf);
 
-impl Owner {
+impl StateDir {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -35,10 +35,10 @@ impl Owner {
 
     /// With a TLS key `tls` and a CHAP key `chap`.
     fn with_keys() -> Self {
-        let owner = Self::new();
-        assert_eq!(owner.fed(&["key", "import", "tls"], TLS).status.code(), Some(0));
-        assert_eq!(owner.fed(&["key", "import", "chap"], CHAP).status.code(), Some(0));
-        owner
+        let store = Self::new();
+        assert_eq!(store.run_with_input(&["key", "import", "tls"], TLS).status.code(), Some(0));
+        assert_eq!(store.run_with_input(&["key", "import", "chap"], CHAP).status.code(), Some(0));
+        store
     }
 
     fn state(&self) -> PathBuf {
@@ -49,7 +49,7 @@ impl Owner {
         self.state().join(inside)
     }
 
-    fn fed(&self, arguments: &[&str], input: &str) -> Output {
+    fn run_with_input(&self, arguments: &[&str], input: &str) -> Output {
         let mut child = Command::new(PROGRAM)
             .args(arguments)
             .arg("--keys")
@@ -66,29 +66,29 @@ impl Owner {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.fed(arguments, "")
+        self.run_with_input(arguments, "")
     }
 
     /// What it prints if all goes well.
-    fn right(&self, arguments: &[&str]) -> String {
+    fn run_ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", error(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// Returns the exit status and the error message.
-    fn wrong(&self, arguments: &[&str]) -> (Option<i32>, String) {
+    fn run_failing(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.run(arguments);
         assert_eq!(output.stdout, b"", "{arguments:?}");
         (output.status.code(), error(&output))
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.right(arguments)).unwrap()
+        serde_json::from_str(&self.run_ok(arguments)).unwrap()
     }
 }
 
-impl Drop for Owner {
+impl Drop for StateDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -104,40 +104,40 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn generated_key_is_either_printed_or_stored() {
-    let owner = Owner::new();
-    let printed = owner.right(&["key", "generate"]);
+    let store = StateDir::new();
+    let printed = store.run_ok(&["key", "generate"]);
     assert!(printed.starts_with("NVMeTLSkey-1:01:") && printed.ends_with(":\n"), "{printed}");
-    assert!(!owner.state().exists());
-    let chap = owner.right(&["key", "generate", "chap", "--hash", "sha512"]);
+    assert!(!store.state().exists());
+    let chap = store.run_ok(&["key", "generate", "chap", "--hash", "sha512"]);
     assert!(chap.starts_with("DHHC-1:03:"), "{chap}");
-    assert_eq!(owner.right(&["key", "generate", "--name", "laptop"]), "");
-    let kept = fs::read_to_string(owner.path("keys/laptop")).unwrap();
-    assert_eq!(owner.right(&["key", "export", "laptop"]), kept);
+    assert_eq!(store.run_ok(&["key", "generate", "--name", "laptop"]), "");
+    let kept = fs::read_to_string(store.path("keys/laptop")).unwrap();
+    assert_eq!(store.run_ok(&["key", "export", "laptop"]), kept);
     assert_ne!(kept, printed);
-    assert_eq!(owner.right(&["key", "generate", "--name", "other", "--show"]).lines().count(), 1);
-    assert_eq!(mode(&owner.path("keys/laptop")), 0o600);
-    assert_eq!(mode(&owner.path("keys")), 0o700);
-    assert_eq!(owner.wrong(&["key", "generate", "tls", "--hash", "sha512"]).0, Some(2));
+    assert_eq!(store.run_ok(&["key", "generate", "--name", "other", "--show"]).lines().count(), 1);
+    assert_eq!(mode(&store.path("keys/laptop")), 0o600);
+    assert_eq!(mode(&store.path("keys")), 0o700);
+    assert_eq!(store.run_failing(&["key", "generate", "tls", "--hash", "sha512"]).0, Some(2));
 }
 
 #[test]
 fn key_is_imported_from_stdin_or_a_file() {
-    let owner = Owner::with_keys();
-    assert_eq!(owner.right(&["key", "export", "tls"]), format!("{TLS}\n"));
-    let file = owner.0.join("handed over");
+    let store = StateDir::with_keys();
+    assert_eq!(store.run_ok(&["key", "export", "tls"]), format!("{TLS}\n"));
+    let file = store.0.join("handed over");
     fs::write(&file, format!("  {CHAP} \r\n")).unwrap();
     let file = file.to_str().unwrap();
-    assert_eq!(owner.right(&["key", "import", "other", "--file", file]), "");
-    assert_eq!(owner.right(&["key", "export", "other"]), format!("{CHAP}\n"));
-    let (status, said) = owner.wrong(&["key", "import", "tls", "--file", file]);
-    assert!(status == Some(1) && said.contains("--replace"), "{said}");
-    owner.right(&["key", "import", "tls", "--file", file, "--replace"]);
-    assert_eq!(owner.right(&["key", "export", "tls"]), format!("{CHAP}\n"));
+    assert_eq!(store.run_ok(&["key", "import", "other", "--file", file]), "");
+    assert_eq!(store.run_ok(&["key", "export", "other"]), format!("{CHAP}\n"));
+    let (status, message) = store.run_failing(&["key", "import", "tls", "--file", file]);
+    assert!(status == Some(1) && message.contains("--replace"), "{message}");
+    store.run_ok(&["key", "import", "tls", "--file", file, "--replace"]);
+    assert_eq!(store.run_ok(&["key", "export", "tls"]), format!("{CHAP}\n"));
 }
 
 #[test]
 fn invalid_key_is_refused_and_not_printed() {
-    let owner = Owner::new();
+    let store = StateDir::new();
     let damaged = TLS.replace("VRL", "VRM");
     for (text, word) in [
         (damaged.as_str(), "damaged"),
@@ -146,22 +146,24 @@ fn invalid_key_is_refused_and_not_printed() {
         ("DHHC-1:09:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:", "hash"),
         (&"A".repeat(10_000), "not a key"),
     ] {
-        let output = owner.fed(&["key", "import", "a"], text);
-        let said = error(&output);
-        assert!(output.status.code() == Some(1) && said.contains(word), "{said}");
+        let output = store.run_with_input(&["key", "import", "a"], text);
+        let message = error(&output);
+        assert!(output.status.code() == Some(1) && message.contains(word), "{message}");
         assert!(
-            !said.contains("hunter2") && !said.contains("tnN9AQb2") && !said.contains("AAAA"),
-            "{said}"
+            !message.contains("hunter2")
+                && !message.contains("tnN9AQb2")
+                && !message.contains("AAAA"),
+            "{message}"
         );
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(message.lines().count(), 1, "{message}");
     }
-    assert!(!owner.path("keys/a").exists());
+    assert!(!store.path("keys/a").exists());
 }
 
 /// A key on the command line is visible to all users, and must not be repeated in the error.
 #[test]
 fn no_command_takes_a_key_as_an_argument() {
-    let owner = Owner::new();
+    let store = StateDir::new();
     for line in [
         &["key", "import", TLS][..],
         &["key", "import", "a", TLS],
@@ -169,16 +171,16 @@ fn no_command_takes_a_key_as_an_argument() {
         &["host", "add", NQN, "--tls-key", TLS],
         &["host", "add", NQN, "--chap-key", CHAP],
     ] {
-        let (status, said) = owner.wrong(line);
-        assert!(status == Some(2) && said.contains("standard input"), "{line:?}: {said}");
-        assert!(!said.contains("VRLbtnN9") && !said.contains("AAECAwQF"), "{said}");
+        let (status, message) = store.run_failing(line);
+        assert!(status == Some(2) && message.contains("standard input"), "{line:?}: {message}");
+        assert!(!message.contains("VRLbtnN9") && !message.contains("AAECAwQF"), "{message}");
     }
 }
 
 /// X53: names that could steer a terminal or lead elsewhere are refused.
 #[test]
 fn x53_names_with_escapes_are_refused() {
-    let owner = Owner::with_keys();
+    let store = StateDir::with_keys();
     for name in ["\u{1b}[2J", "../a", "a/b", ".a", "", "a\nb", "é"] {
         for line in [
             &["key", "generate", "--name", name][..],
@@ -187,67 +189,67 @@ fn x53_names_with_escapes_are_refused() {
             &["key", "remove", name],
             &["host", "add", NQN, "--name", name],
         ] {
-            let (status, said) = owner.wrong(line);
-            assert_eq!(status, Some(2), "{line:?}: {said}");
-            assert!(!said.contains("\u{1b}[2J"), "{said:?}");
+            let (status, message) = store.run_failing(line);
+            assert_eq!(status, Some(2), "{line:?}: {message}");
+            assert!(!message.contains("\u{1b}[2J"), "{message:?}");
         }
     }
     for nqn in ["nqn.2024-01.test:\u{1b}[2J", "nqn.2024-01.test:a b", "laptop", ""] {
-        let (status, said) = owner.wrong(&["host", "add", nqn]);
-        assert!(status == Some(2) && !said.contains('\u{1b}'), "{said:?}");
+        let (status, message) = store.run_failing(&["host", "add", nqn]);
+        assert!(status == Some(2) && !message.contains('\u{1b}'), "{message:?}");
     }
-    let shown = owner.right(&["host", "add", NQN, "--tls-key", "tls", "--disk", "a\u{1b}[2J"]);
+    let shown = store.run_ok(&["host", "add", NQN, "--tls-key", "tls", "--disk", "a\u{1b}[2J"]);
     assert!(!shown.contains('\u{1b}'), "{shown:?}");
     for line in [&["host", "list"][..], &["host", "list", "--json"]] {
-        assert!(!owner.right(line).contains('\u{1b}'));
+        assert!(!store.run_ok(line).contains('\u{1b}'));
     }
 }
 
 #[test]
 fn added_host_is_stored_and_next_steps_are_printed() {
-    let owner = Owner::new();
-    let said = owner.right(&["host", "add", NQN, "--name", "laptop", "--disk", DISK]);
-    assert!(said.starts_with(&format!("laptop may read {DISK}.\n")), "{said}");
+    let store = StateDir::new();
+    let message = store.run_ok(&["host", "add", NQN, "--name", "laptop", "--disk", DISK]);
+    assert!(message.starts_with(&format!("laptop may read {DISK}.\n")), "{message}");
     assert!(
-        said.contains(&format!(
+        message.contains(&format!(
             "storagetm key export laptop --for-host laptop --disk {DISK} --to laptop.keys"
         )),
-        "{said}"
+        "{message}"
     );
-    assert!(said.contains("nvme tls-key --import --keyfile laptop.keys"), "{said}");
-    let listed = owner.json(&["host", "list", "--json"]);
+    assert!(message.contains("nvme tls-key --import --keyfile laptop.keys"), "{message}");
+    let listed = store.json(&["host", "list", "--json"]);
     assert_eq!(listed[0]["name"], "laptop");
     assert_eq!(listed[0]["nqn"], NQN);
     assert_eq!(listed[0]["keys"], serde_json::json!(["laptop"]));
     assert_eq!(listed[0]["rules"][0]["access"], "read-only");
     assert_eq!(listed[0]["problem"], Value::Null);
-    assert_eq!(mode(&owner.path("hosts/laptop.json")), 0o600);
-    let keys = owner.json(&["key", "list", "--json"]);
+    assert_eq!(mode(&store.path("hosts/laptop.json")), 0o600);
+    let keys = store.json(&["key", "list", "--json"]);
     assert_eq!(keys[0]["kind"], "tls");
     assert_eq!(keys[0]["used_by"], serde_json::json!(["laptop"]));
 }
 
 #[test]
 fn next_steps_contain_the_named_state_directory() {
-    let owner = Owner::new();
-    let said = owner.right(&["host", "add", NQN]);
+    let store = StateDir::new();
+    let message = store.run_ok(&["host", "add", NQN]);
     let export = "storagetm key export host-11111111 --for-host host-11111111";
-    let keys = format!(" --keys {}\n", owner.state().display());
-    assert!(said.contains(export) && said.contains(&keys), "{said}");
-    assert!(said.contains("nvme keys import --keyfile host-11111111.keys"), "{said}");
+    let keys = format!(" --keys {}\n", store.state().display());
+    assert!(message.contains(export) && message.contains(&keys), "{message}");
+    assert!(message.contains("nvme keys import --keyfile host-11111111.keys"), "{message}");
 }
 
 /// Runs the command that the program printed.
 #[test]
 fn what_the_host_needs_is_written_for_nvme_cli() {
-    let owner = Owner::with_keys();
-    owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
-    let file = owner.0.join("laptop.keys");
+    let store = StateDir::with_keys();
+    store.run_ok(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
+    let file = store.0.join("laptop.keys");
     let export = ["key", "export", "tls", "--for-host", "laptop", "--disk", DISK];
-    assert_eq!(owner.right(&[&export[..], &["--to", file.to_str().unwrap()]].concat()), "");
+    assert_eq!(store.run_ok(&[&export[..], &["--to", file.to_str().unwrap()]].concat()), "");
     assert_eq!(mode(&file), 0o600);
     let lines = fs::read_to_string(&file).unwrap();
-    assert_eq!(owner.right(&export), lines);
+    assert_eq!(store.run_ok(&export), lines);
     let lines: Vec<&str> = lines.lines().collect();
     let discovery = "nqn.2014-08.org.nvmexpress.discovery";
     assert_eq!(lines.len(), 2);
@@ -259,27 +261,27 @@ fn what_the_host_needs_is_written_for_nvme_cli() {
         );
     }
     let by_nqn = ["key", "export", "tls", "--for-host", NQN, "--disk", DISK];
-    assert_eq!(owner.right(&by_nqn), owner.right(&export));
+    assert_eq!(store.run_ok(&by_nqn), store.run_ok(&export));
     assert_eq!(
-        owner.wrong(&["key", "export", "tls", "--for-host", "nobody", "--disk", DISK]).0,
+        store.run_failing(&["key", "export", "tls", "--for-host", "nobody", "--disk", DISK]).0,
         Some(1)
     );
     assert_eq!(
-        owner.wrong(&["key", "export", "chap", "--for-host", NQN, "--disk", DISK]).0,
+        store.run_failing(&["key", "export", "chap", "--for-host", NQN, "--disk", DISK]).0,
         Some(1)
     );
-    assert_eq!(owner.wrong(&["key", "export", "tls", "--for-host", NQN]).0, Some(2));
+    assert_eq!(store.run_failing(&["key", "export", "tls", "--for-host", NQN]).0, Some(2));
 }
 
 #[test]
 fn known_host_keeps_its_key_when_rules_change() {
-    let owner = Owner::new();
-    owner.right(&["host", "add", NQN, "--name", "laptop"]);
-    let key = owner.right(&["key", "export", "laptop"]);
-    let (status, said) = owner.wrong(&["host", "add", NQN]);
+    let store = StateDir::new();
+    store.run_ok(&["host", "add", NQN, "--name", "laptop"]);
+    let key = store.run_ok(&["key", "export", "laptop"]);
+    let (status, message) = store.run_failing(&["host", "add", NQN]);
     assert!(
-        status == Some(1) && said.contains("as laptop") && said.contains("--replace"),
-        "{said}"
+        status == Some(1) && message.contains("as laptop") && message.contains("--replace"),
+        "{message}"
     );
     let change = [
         "host",
@@ -294,24 +296,24 @@ fn known_host_keeps_its_key_when_rules_change() {
         "--expires",
         "7d",
     ];
-    let said = owner.right(&change);
-    assert!(said.contains("change where it is lent writable, sda, sdb until 2"), "{said}");
-    assert_eq!(owner.right(&["key", "export", "laptop"]), key);
-    let listed = owner.json(&["host", "list", "--json"]);
+    let message = store.run_ok(&change);
+    assert!(message.contains("change where it is lent writable, sda, sdb until 2"), "{message}");
+    assert_eq!(store.run_ok(&["key", "export", "laptop"]), key);
+    let listed = store.json(&["host", "list", "--json"]);
     assert_eq!(listed.as_array().unwrap().len(), 1);
     assert_eq!(listed[0]["rules"][1]["disk"], "sdb");
     assert_eq!(listed[0]["rules"][1]["access"], "writable");
     assert_eq!(listed[0]["rules"][1]["expired"], false);
     // Under another name it is the same host.
-    owner.right(&["host", "add", NQN, "--replace", "--name", "desk"]);
-    let listed = owner.json(&["host", "list", "--json"]);
+    store.run_ok(&["host", "add", NQN, "--replace", "--name", "desk"]);
+    let listed = store.json(&["host", "list", "--json"]);
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &Value::from("desk")));
-    assert_eq!(owner.right(&["key", "export", "laptop"]), key);
+    assert_eq!(store.run_ok(&["key", "export", "laptop"]), key);
 }
 
 #[test]
 fn host_needs_existing_keys_of_the_right_kind() {
-    let owner = Owner::with_keys();
+    let store = StateDir::with_keys();
     for (rest, status, word) in [
         (&["--tls-key", "none"][..], 1, "no key none"),
         (&["--tls-key", "chap"], 1, "is for DH-HMAC-CHAP"),
@@ -321,51 +323,53 @@ fn host_needs_existing_keys_of_the_right_kind() {
         (&["--expires", "soon"], 2, "2026-12-01"),
         (&["--disk", ""], 2, ""),
     ] {
-        let (code, said) = owner.wrong(&[&["host", "add", NQN][..], rest].concat());
-        assert!(code == Some(status) && said.contains(word), "{rest:?}: {said}");
+        let (code, message) = store.run_failing(&[&["host", "add", NQN][..], rest].concat());
+        assert!(code == Some(status) && message.contains(word), "{rest:?}: {message}");
     }
-    assert_eq!(owner.right(&["host", "list"]).lines().count(), 1, "only the headings");
-    let said =
-        owner.right(&["host", "add", NQN, "--chap-key", "chap", "--chap-controller-key", "chap"]);
-    assert!(said.contains("dhchap_key") && !said.contains("tls-key"), "{said}");
-    let listed = owner.json(&["host", "list", "--json"]);
+    assert_eq!(store.run_ok(&["host", "list"]).lines().count(), 1, "only the headings");
+    let message =
+        store.run_ok(&["host", "add", NQN, "--chap-key", "chap", "--chap-controller-key", "chap"]);
+    assert!(message.contains("dhchap_key") && !message.contains("tls-key"), "{message}");
+    let listed = store.json(&["host", "list", "--json"]);
     assert_eq!(listed[0]["proves_by"], serde_json::json!(["chap"]));
 }
 
 #[test]
 fn a_key_in_use_is_not_removed_and_a_removed_host_is_gone() {
-    let owner = Owner::with_keys();
-    owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
-    let (status, said) = owner.wrong(&["key", "remove", "tls"]);
-    assert!(status == Some(1) && said.contains("used by laptop"), "{said}");
-    assert_eq!(owner.right(&["host", "remove", NQN]), "laptop is not authorized any more.\n");
-    assert_eq!(owner.wrong(&["host", "remove", NQN]).0, Some(1));
-    assert_eq!(owner.right(&["key", "remove", "tls"]), "");
-    assert_eq!(owner.wrong(&["key", "remove", "tls"]).0, Some(1));
-    owner.right(&["host", "add", NQN, "--name", "laptop"]);
-    assert!(owner.right(&["host", "remove", "laptop"]).contains("Its key laptop is removed, too."));
-    assert!(!owner.path("keys/laptop").exists());
+    let store = StateDir::with_keys();
+    store.run_ok(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
+    let (status, message) = store.run_failing(&["key", "remove", "tls"]);
+    assert!(status == Some(1) && message.contains("used by laptop"), "{message}");
+    assert_eq!(store.run_ok(&["host", "remove", NQN]), "laptop is not authorized any more.\n");
+    assert_eq!(store.run_failing(&["host", "remove", NQN]).0, Some(1));
+    assert_eq!(store.run_ok(&["key", "remove", "tls"]), "");
+    assert_eq!(store.run_failing(&["key", "remove", "tls"]).0, Some(1));
+    store.run_ok(&["host", "add", NQN, "--name", "laptop"]);
+    assert!(
+        store.run_ok(&["host", "remove", "laptop"]).contains("Its key laptop is removed, too.")
+    );
+    assert!(!store.path("keys/laptop").exists());
 }
 
 #[test]
 fn world_readable_files_are_rejected_with_advice() {
-    let owner = Owner::with_keys();
-    fs::set_permissions(owner.path("keys/tls"), fs::Permissions::from_mode(0o644)).unwrap();
-    let (status, said) = owner.wrong(&["key", "export", "tls"]);
-    assert!(status == Some(1) && said.contains("chmod 600"), "{said}");
-    let listed = owner.json(&["key", "list", "--json"]);
+    let store = StateDir::with_keys();
+    fs::set_permissions(store.path("keys/tls"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (status, message) = store.run_failing(&["key", "export", "tls"]);
+    assert!(status == Some(1) && message.contains("chmod 600"), "{message}");
+    let listed = store.json(&["key", "list", "--json"]);
     assert!(listed[1]["problem"].as_str().unwrap().contains("chmod 600"));
-    fs::set_permissions(owner.path("keys"), fs::Permissions::from_mode(0o777)).unwrap();
-    let (status, said) = owner.wrong(&["key", "list"]);
-    assert!(status == Some(1) && said.contains("chmod 700"), "{said}");
+    fs::set_permissions(store.path("keys"), fs::Permissions::from_mode(0o777)).unwrap();
+    let (status, message) = store.run_failing(&["key", "list"]);
+    assert!(status == Some(1) && message.contains("chmod 700"), "{message}");
 }
 
 /// X53: only requested output contains a key, and files with keys are accessible by their owner
 /// only.
 #[test]
 fn x53_keys_are_printed_only_on_request() {
-    let owner = Owner::with_keys();
-    let mut said = String::new();
+    let store = StateDir::with_keys();
+    let mut message = String::new();
     for line in [
         &["host", "add", NQN, "--name", "laptop", "--tls-key", "tls", "--chap-key", "chap"][..],
         &["host", "list"],
@@ -378,16 +382,16 @@ fn x53_keys_are_printed_only_on_request() {
         &["key", "export", "tls"],
         &["help"],
     ] {
-        let output = owner.run(line);
-        said += &String::from_utf8(output.stdout).unwrap();
-        said += &String::from_utf8(output.stderr).unwrap();
+        let output = store.run(line);
+        message += &String::from_utf8(output.stdout).unwrap();
+        message += &String::from_utf8(output.stderr).unwrap();
     }
     for secret in ["VRLbtnN9AQb2", "AAECAwQFBgcI"] {
-        assert!(!said.contains(secret), "{said}");
+        assert!(!message.contains(secret), "{message}");
     }
     let holds_one =
         |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.contains("AAECAwQFBgcI"));
-    for file in files(&owner.state()).iter().filter(|path| holds_one(path)) {
+    for file in files(&store.state()).iter().filter(|path| holds_one(path)) {
         assert_eq!(mode(file), 0o600, "{}", file.display());
     }
 }
@@ -400,7 +404,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 /// An unreachable machine and an invalid code are reported at once.
 #[test]
 fn impossible_pairing_is_reported() {
-    let owner = Owner::new();
+    let store = StateDir::new();
     for (line, input, status, word) in [
         (&["pair"][..], "", 2, "HOST"),
         (&["pair", "a b"], "12345678\n", 2, "a machine is"),
@@ -410,37 +414,43 @@ fn impossible_pairing_is_reported() {
         (&["pair", "127.0.0.1:1", "--hostnqn", "laptop"], "12345678\n", 2, "not a host NQN"),
         (&["pair", "127.0.0.1:1", "--code-file", "/nonexistent/code"], "", 1, "cannot be read"),
     ] {
-        let output = owner.fed(line, input);
-        let said = error(&output);
-        assert!(output.status.code() == Some(status) && said.contains(word), "{line:?}: {said}");
-        assert!(!said.contains("5678"), "{said}");
+        let output = store.run_with_input(line, input);
+        let message = error(&output);
+        assert!(
+            output.status.code() == Some(status) && message.contains(word),
+            "{line:?}: {message}"
+        );
+        assert!(!message.contains("5678"), "{message}");
     }
 }
 
 /// What other tools read: the host's name, and what follows from its key for NBD.
 #[test]
 fn a_key_is_handed_over_as_nbd_clients_read_it() {
-    let owner = Owner::with_keys();
-    let (status, said) = owner.wrong(&["key", "export", "tls", "--nbd"]);
-    assert!(status == Some(1) && said.contains("--for-host"), "{said}");
-    owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
-    let line = owner.right(&["key", "export", "tls", "--nbd"]);
+    let store = StateDir::with_keys();
+    let (status, message) = store.run_failing(&["key", "export", "tls", "--nbd"]);
+    assert!(status == Some(1) && message.contains("--for-host"), "{message}");
+    store.run_ok(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
+    let line = store.run_ok(&["key", "export", "tls", "--nbd"]);
     let (name, hex) = line.trim_end().split_once(':').unwrap();
     assert_eq!((name, hex.len()), ("laptop", 64));
     assert!(hex.chars().all(|c| c.is_ascii_hexdigit()), "{line}");
     // By any name, and for a host known by its NQN, it is the same key.
-    let other = owner.right(&["key", "export", "tls", "--nbd", "--for-host", "other"]);
+    let other = store.run_ok(&["key", "export", "tls", "--nbd", "--for-host", "other"]);
     assert_eq!(other, format!("other:{hex}\n"));
-    assert_eq!(owner.right(&["key", "export", "tls", "--nbd", "--for-host", NQN]), line);
-    let file = owner.0.join("laptop.psk");
-    owner.right(&["key", "export", "tls", "--nbd", "--to", file.to_str().unwrap()]);
+    assert_eq!(store.run_ok(&["key", "export", "tls", "--nbd", "--for-host", NQN]), line);
+    let file = store.0.join("laptop.psk");
+    store.run_ok(&["key", "export", "tls", "--nbd", "--to", file.to_str().unwrap()]);
     assert_eq!((fs::read_to_string(&file).unwrap(), mode(&file)), (line, 0o600));
-    assert_eq!(owner.wrong(&["key", "export", "chap", "--nbd"]).0, Some(1));
-    assert_eq!(owner.wrong(&["key", "export", "tls", "--nbd", "--for-host", DISK]).0, Some(1));
+    assert_eq!(store.run_failing(&["key", "export", "chap", "--nbd"]).0, Some(1));
+    assert_eq!(
+        store.run_failing(&["key", "export", "tls", "--nbd", "--for-host", DISK]).0,
+        Some(1)
+    );
     for line in [
         &["key", "export", "tls", "--for-host", "laptop"][..],
         &["key", "export", "tls", "--nbd", "--disk", DISK, "--for-host", "laptop"],
     ] {
-        assert_eq!(owner.wrong(line).0, Some(2), "{line:?}");
+        assert_eq!(store.run_failing(line).0, Some(2), "{line:?}");
     }
 }

@@ -174,21 +174,21 @@ fn x46_worker_has_no_privileges() {
     running.ready();
     let path = proc(running.worker());
     let status = fs::read_to_string(path.join("status")).unwrap();
-    let said = |name| field(&status, name).unwrap();
+    let message = |name| field(&status, name).unwrap();
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-        assert_eq!(said(set), "0000000000000000", "{set}");
+        assert_eq!(message(set), "0000000000000000", "{set}");
     }
-    assert_eq!((said("NoNewPrivs").as_str(), said("Seccomp").as_str()), ("1", "2"));
+    assert_eq!((message("NoNewPrivs").as_str(), message("Seccomp").as_str()), ("1", "2"));
     // Not dumpable: its `/proc` files belong to root.
     assert_eq!(fs::metadata(path.join("mem")).unwrap().uid(), 0);
     let limits = fs::read_to_string(path.join("limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"));
     if geteuid().is_root() {
-        assert_eq!(said("CapBnd"), "0000000000000000");
-        let users: Vec<String> = said("Uid").split_whitespace().map(str::to_owned).collect();
+        assert_eq!(message("CapBnd"), "0000000000000000");
+        let users: Vec<String> = message("Uid").split_whitespace().map(str::to_owned).collect();
         assert!(users.iter().all(|user| user != "0" && user != "65534"), "{users:?}");
-        assert_eq!((said("Uid"), said("Groups").as_str()), (said("Gid"), ""));
+        assert_eq!((message("Uid"), message("Groups").as_str()), (message("Gid"), ""));
         let environment = fs::read(path.join("environ")).unwrap();
         assert!(environment.is_empty());
     }
@@ -254,8 +254,11 @@ fn dead_worker_is_replaced_and_hosts_reattach() {
     let worker = running.worker();
     kill_process(worker, Signal::KILL).unwrap();
     running.until("detached");
-    let said = running.until("note").pop().unwrap();
-    assert!(said["message"].as_str().unwrap().contains("another one takes its place"), "{said}");
+    let message = running.until("note").pop().unwrap();
+    assert!(
+        message["message"].as_str().unwrap().contains("another one takes its place"),
+        "{message}"
+    );
     assert_eq!(attach(address, &names[0]).read(8), vec![5; 4096]);
     running.until("attached");
     assert_ne!(running.worker(), worker);
@@ -333,7 +336,7 @@ fn is_alone(test: &str) -> bool {
         Ok(output) if geteuid().is_root() => {
             panic!("{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()))
         }
-        other => println!("skip {test}: no network of its own is to be had: {other:?}"),
+        other => println!("skip {test}: no network namespace can be created: {other:?}"),
     }
     false
 }

@@ -139,17 +139,17 @@ fn run(arguments: &[&str]) -> Output {
 
 /// Returns the sentence of a failure.
 fn sentence(output: &Output, status: i32) -> String {
-    let said = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{said}");
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{message}");
     assert!(output.stdout.is_empty());
-    assert!(said.starts_with("storagetm: ") && said.lines().count() == 1, "{said}");
-    said
+    assert!(message.starts_with("storagetm: ") && message.lines().count() == 1, "{message}");
+    message
 }
 
 fn refused(disk: &str, part: &str) {
     let output = run(&["serve", "--json", "--listen", ANY_PORT, disk]);
-    let said = sentence(&output, 1);
-    assert!(said.contains(disk) && said.contains(part), "{said}");
+    let message = sentence(&output, 1);
+    assert!(message.contains(disk) && message.contains(part), "{message}");
 }
 
 #[test]
@@ -180,8 +180,8 @@ fn unopenable_disk_is_refused_in_one_sentence() {
     }
     match command.output() {
         Ok(output) => {
-            let said = sentence(&output, 1);
-            assert!(said.contains("permission denied") && said.contains("root"), "{said}");
+            let message = sentence(&output, 1);
+            assert!(message.contains("permission denied") && message.contains("root"), "{message}");
         }
         Err(error) => println!("skip serve as another user: {PROGRAM} cannot be run: {error}"),
     }
@@ -193,8 +193,9 @@ fn port_in_use_is_reported_in_one_sentence() {
     let address = taken.local_addr().unwrap().to_string();
     let folder = Folder::new();
     let image = folder.image("disk.img", 1 << 20);
-    let said = sentence(&run(&["serve", "--json", "--listen", &address, "--writable", &image]), 1);
-    assert!(said.contains("another program") && said.contains("--listen"), "{said}");
+    let message =
+        sentence(&run(&["serve", "--json", "--listen", &address, "--writable", &image]), 1);
+    assert!(message.contains("another program") && message.contains("--listen"), "{message}");
     let mut next = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
     next.events_until("ready");
     next.signal(Signal::TERM);
@@ -302,8 +303,8 @@ fn two_disks_with_one_identity_are_refused() {
     let image = folder.image("disk.img", 1 << 20);
     let link = text(&folder.0.join("link.img"));
     symlink(&image, &link).unwrap();
-    let said = sentence(&run(&["serve", "--listen", ANY_PORT, &image, &link]), 1);
-    assert!(said.contains(&image) && said.contains(&link), "{said}");
+    let message = sentence(&run(&["serve", "--listen", ANY_PORT, &image, &link]), 1);
+    assert!(message.contains(&image) && message.contains(&link), "{message}");
 }
 
 #[test]
@@ -312,8 +313,8 @@ fn a_disk_that_is_lent_writable_is_lent_once() {
     let image = folder.image("disk.img", 1 << 20);
     let first = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
     first.events_until("ready");
-    let said = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
-    assert!(said.contains(&image) && said.contains("locked"), "{said}");
+    let message = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
+    assert!(message.contains(&image) && message.contains("locked"), "{message}");
 }
 
 #[test]
@@ -334,9 +335,9 @@ fn a_reader_that_is_gone_ends_it_quietly() {
     let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     let mut running = Running { child, lines: channel().1 };
     assert_eq!(running.end().code(), Some(0));
-    let mut said = String::new();
-    running.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "");
+    let mut message = String::new();
+    running.child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert_eq!(message, "");
 }
 
 #[test]
@@ -345,9 +346,9 @@ fn help_teaches_with_examples() {
         [(vec!["--help"], "storagetm serve --demo"), (vec!["serve", "--help"], "--listen")]
     {
         let output = run(&line);
-        let said = String::from_utf8(output.stdout).unwrap();
+        let message = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success());
-        assert!(said.contains("Examples:") && said.contains(part), "{said}");
+        assert!(message.contains("Examples:") && message.contains(part), "{message}");
     }
 }
 

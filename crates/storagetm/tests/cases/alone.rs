@@ -36,14 +36,14 @@ pub(crate) fn is_alone(test: &str) -> bool {
     let this = std::env::current_exe().unwrap();
     run.args(["--net", "--uts", "sh", "-c", &up]).arg(this).arg(test).env(ALONE, "1");
     let output = run.output().unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    if said.contains("unshare failed") {
-        println!("skip {test}: no network of its own is to be had: {said}");
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if text.contains("unshare failed") {
+        println!("skip {test}: no network namespace can be created: {text}");
     } else {
         // An unknown test name would run nothing and succeed.
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
         // The output of the test, without the harness's own lines.
-        said.lines().filter(|line| !line.starts_with("test ")).for_each(|line| println!("{line}"));
+        text.lines().filter(|line| !line.starts_with("test ")).for_each(|line| println!("{line}"));
     }
     false
 }
@@ -116,11 +116,11 @@ fn end(ip: &[&str], name: &str, addresses: [&str; 4]) {
     }
 }
 
-pub(crate) fn ip(words: &[&str]) {
-    run(&["ip"], words);
+pub(crate) fn ip(args: &[&str]) {
+    run(&["ip"], args);
 }
 
-fn run(program: &[&str], words: &[&str]) {
-    let output = Command::new(program[0]).args(&program[1..]).args(words).output().unwrap();
-    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+fn run(program: &[&str], args: &[&str]) {
+    let output = Command::new(program[0]).args(&program[1..]).args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::alone::{Cable, ELSEWHERE, MACHINE, is_alone};
-use crate::host::{Guest, everybodys, plain, secured};
+use crate::host::{NvmeClient, connect, connect_tls, pairing_psk};
 use crate::nbd_client;
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, contains};
 use crate::tap::Tap;
@@ -37,7 +37,7 @@ fn icreq() -> Vec<u8> {
 }
 
 /// All that comes within a moment.
-fn hear(mut stream: impl Read) -> Vec<u8> {
+fn read_to_timeout(mut stream: impl Read) -> Vec<u8> {
     let (mut all, mut some) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut some) {
         all.extend_from_slice(&some[..count]);
@@ -46,8 +46,8 @@ fn hear(mut stream: impl Read) -> Vec<u8> {
 }
 
 /// What comes back to that within a while, in the clear, and whether the connection is closed then.
-fn answer(address: SocketAddr, bytes: &[u8], patience: Duration) -> (Vec<u8>, bool) {
-    let mut stream = plain(address).unwrap();
+fn reply(address: SocketAddr, bytes: &[u8], patience: Duration) -> (Vec<u8>, bool) {
+    let mut stream = connect(address).unwrap();
     stream.set_read_timeout(Some(patience)).unwrap();
     let _ = stream.write_all(bytes);
     let (mut all, mut some) = (Vec::new(), [0; 4096]);
@@ -61,16 +61,16 @@ fn answer(address: SocketAddr, bytes: &[u8], patience: Duration) -> (Vec<u8>, bo
 }
 
 /// Returns the reply in the public pairing channel, to `bytes` and to silence.
-fn whisper(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
+fn reply_in_pairing_channel(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let Ok(mut channel) = connect_tls(address, pairing_psk()) else { return Vec::new() };
     channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
     let _ = channel.write_all(bytes).and_then(|()| channel.flush());
-    hear(channel)
+    read_to_timeout(channel)
 }
 
 /// Tries to pair with a wrong code; returns everything received in the channel.
-fn guess(address: SocketAddr, code: &Code) -> Vec<u8> {
-    let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
+fn pair_with_wrong_code(address: SocketAddr, code: &Code) -> Vec<u8> {
+    let Ok(mut channel) = connect_tls(address, pairing_psk()) else { return Vec::new() };
     channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
     let asking = ClientInfo { host: LAPTOP, name: "a guest", writable: true };
     let binding = channel.channel().binding;
@@ -101,35 +101,35 @@ fn send(channel: &mut Stream, bytes: &[u8]) {
 /// Returns everything an unauthenticated peer receives, on the wire and in TLS channels.
 fn interrogate(target: SocketAddr, wrong: &Code, disk: &str) -> Vec<u8> {
     let tap = Tap::on(target);
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     let discover = [icreq(), vec![4, 0, 72, 0, 72, 0, 0, 0]].concat();
     let hello = [0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0];
     for bytes in [&discover[..], b"GET / HTTP/1.0\r\n\r\n", &[0xff; 300], &hello, &[0x16; 300], b""]
     {
-        heard.extend(answer(tap.address, bytes, MOMENT).0);
+        received.extend(reply(tap.address, bytes, MOMENT).0);
     }
     for bytes in [&discover[..], &[0xff; 300], &[1, 2, 0, 0], b""] {
-        heard.extend(whisper(tap.address, bytes));
+        received.extend(reply_in_pairing_channel(tap.address, bytes));
     }
-    heard.extend(guess(tap.address, wrong));
+    received.extend(pair_with_wrong_code(tap.address, wrong));
     let stranger = Psk {
         identity: format!("NVMe1R01 {LAPTOP} {disk} AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
         secret: Secret::new(vec![7; 32]),
         hash: Hash::Sha256,
         key: None,
     };
-    assert!(secured(tap.address, stranger).is_err());
+    assert!(connect_tls(tap.address, stranger).is_err());
     // The pairing channel offers no disk under any name.
-    let through = || secured(tap.address, everybodys());
-    assert!(Guest::new(LAPTOP, disk).attach(through).is_err());
-    heard.extend(tap.heard());
-    heard
+    let through = || connect_tls(tap.address, pairing_psk());
+    assert!(NvmeClient::new(LAPTOP, disk).attach(through).is_err());
+    received.extend(tap.received());
+    received
 }
 
 /// The same where NBD is spoken.
 fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
     let tap = Tap::on(target);
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     let name = [&11u32.to_be_bytes()[..], b"quartz-disk", &[0; 2]].concat();
     let flags = 3u32.to_be_bytes().to_vec();
     let with =
@@ -145,17 +145,17 @@ fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
         vec![0xff; 300],
         vec![0x16; 300],
     ] {
-        heard.extend(answer(tap.address, &bytes, MOMENT).0);
+        received.extend(reply(tap.address, &bytes, MOMENT).0);
     }
     let everybody = |psk| {
-        let mut client = nbd_client::NbdClient::connected(plain(tap.address).unwrap()).unwrap();
+        let mut client = nbd_client::NbdClient::connected(connect(tap.address).unwrap()).unwrap();
         assert_eq!(client.negotiate(nbd_client::STARTTLS, &[]).unwrap(), nbd_client::ACK);
         engine::tls::connect(client.0, psk, Instant::now() + SOON)
     };
     // Pairing is for the other ports.
-    assert!(everybody(everybodys()).is_err());
-    heard.extend(tap.heard());
-    heard
+    assert!(everybody(pairing_psk()).is_err());
+    received.extend(tap.received());
+    received
 }
 
 /// Strings that must not be disclosed, from the events of the server.
@@ -200,8 +200,8 @@ fn interface() -> u32 {
 fn listened() -> (BTreeSet<u16>, usize) {
     let table = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
     let rows = |text: &str| -> Vec<Vec<String>> {
-        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
-        text.lines().skip(1).map(words).collect()
+        let args = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+        text.lines().skip(1).map(args).collect()
     };
     let port =
         |row: &Vec<String>| u16::from_str_radix(row[1].rsplit(':').next().unwrap(), 16).unwrap();
@@ -226,7 +226,7 @@ fn x01_keyless_peer_learns_nothing_at_any_port() {
     let wrong = if code == "12345678" { "12345679" } else { "12345678" };
     let wrong = Code::parse(wrong).unwrap();
     assert_eq!(listened(), (BTreeSet::from(PORTS), 0), "nothing else answers");
-    let heard: Vec<u8> = cable.there(|| {
+    let received: Vec<u8> = cable.there(|| {
         let all = NEAR.iter().flat_map(|ip| PORTS.map(|port| near(ip, port)));
         let each: Vec<_> = all
             .map(|at| {
@@ -241,15 +241,16 @@ fn x01_keyless_peer_learns_nothing_at_any_port() {
             .collect();
         each.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
-    assert!(heard.len() > 500, "only {} bytes: was anybody asked?", heard.len());
-    let told: Vec<&String> = secrets.iter().filter(|secret| contains(&heard, secret)).collect();
-    assert!(told.is_empty(), "told: {told:?}");
+    assert!(received.len() > 500, "only {} bytes: was anybody asked?", received.len());
+    let reported: Vec<&String> =
+        secrets.iter().filter(|secret| contains(&received, secret)).collect();
+    assert!(reported.is_empty(), "told: {reported:?}");
     // Positive control: a loopback client does receive them.
     let tap = Tap::on(([127, 0, 0, 1], 4420).into());
-    let open = Guest::new(DESK, nqn).attach_plain(tap.address);
+    let open = NvmeClient::new(DESK, nqn).attach_plain(tap.address);
     open.unwrap().read(0).unwrap();
     let serial = lent["serial"].as_str().unwrap();
-    assert!(contains(&tap.heard(), serial), "the serial number {serial} is told who may know");
+    assert!(contains(&tap.received(), serial), "the serial number {serial} is told who may know");
 }
 
 /// X02: a port that requires a key closes plaintext connections without a reply.
@@ -260,7 +261,7 @@ fn x02_keyed_port_closes_plaintext_connections() {
     }
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
-        let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        let key = folder.authorize(LAPTOP, "laptop", "tls", &[]);
         let image = folder.image("disk.img", 1);
         let keys = folder.keys();
         let line = ["--pair", "--io", driver, "--listen", KEYED, "--keys", &keys, &image];
@@ -268,7 +269,7 @@ fn x02_keyed_port_closes_plaintext_connections() {
         let (address, names, _) = running.settled();
         for bytes in [&icreq()[..], b"G", b"\x15\x03\x03\x00\x02\x02\x28"] {
             let begun = Instant::now();
-            assert_eq!(answer(address, bytes, SOON), (Vec::new(), true), "{driver}");
+            assert_eq!(reply(address, bytes, SOON), (Vec::new(), true), "{driver}");
             assert!(begun.elapsed() < SOON);
             let refused = running.next("refused");
             assert_eq!(
@@ -276,9 +277,9 @@ fn x02_keyed_port_closes_plaintext_connections() {
                 (Some(""), Some(""))
             );
         }
-        let guest = Guest::new(LAPTOP, &names[0]);
-        assert!(guest.attach_plain(address).is_err());
-        assert_eq!(guest.attach_tls(address, &key).unwrap().read(0).unwrap(), vec![1; 4096]);
+        let client = NvmeClient::new(LAPTOP, &names[0]);
+        assert!(client.attach_plain(address).is_err());
+        assert_eq!(client.attach_tls(address, &key).unwrap().read(0).unwrap(), vec![1; 4096]);
     }
 }
 
@@ -312,8 +313,8 @@ fn x52_unasked_only_link_local_and_loopback_addresses_answer() {
     drop(other);
     let (ports, datagrams) = listened();
     assert_eq!((ports, datagrams), (BTreeSet::from(PORTS), 0));
-    let told = running.names_within(MOMENT);
-    assert!(!told.iter().any(|name| name == "listening"), "{told:?}");
+    let reported = running.names_within(MOMENT);
+    assert!(!reported.iter().any(|name| name == "listening"), "{reported:?}");
 }
 
 /// Returns whether a peer behind a router gets an answer.

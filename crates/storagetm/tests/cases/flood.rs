@@ -13,14 +13,14 @@ use engine::tls::{Hash, Psk};
 use export::Secret;
 
 use crate::alone::{ELSEWHERE, is_alone};
-use crate::host::{everybodys, plain, secured};
-use crate::scene::{Folder, KEYED, LAPTOP, Running, field, find, right};
+use crate::host::{connect, connect_tls, pairing_psk};
+use crate::scene::{Folder, KEYED, LAPTOP, Running, field, find, run_ok};
 
 /// Duration of the flood.
 const FLOOD: Duration = Duration::from_secs(4);
 /// Time limit for pairing during the flood: less than the ten-second timeout of incomplete
 /// handshakes.
-const PATIENCE: Duration = Duration::from_secs(8);
+const TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections that each kind of flood holds open at most.
 const HELD: usize = 200;
 /// Kibibytes by which the process that talks to hosts may grow: less than 4 for each of a flood's connections.
@@ -34,31 +34,31 @@ fn stranger(address: SocketAddr) -> Option<TcpStream> {
         hash: Hash::Sha256,
         key: None,
     };
-    assert!(secured(address, psk).is_err());
+    assert!(connect_tls(address, psk).is_err());
     None
 }
 
 /// Opens a pairing channel, and sends an invalid hello or nothing.
 fn visitor(address: SocketAddr, speaks: bool) -> Option<TcpStream> {
-    let mut channel = secured(address, everybodys()).ok()?;
+    let mut channel = connect_tls(address, pairing_psk()).ok()?;
     if speaks {
         let _ = channel.write_all(&[9; 40]).and_then(|()| channel.flush());
     }
     channel.socket().try_clone().ok()
 }
 
-/// Says the first bytes of a handshake, and no more.
+/// Sends the first bytes of a TLS handshake and nothing else.
 fn ditherer(address: SocketAddr) -> Option<TcpStream> {
-    let mut stream = plain(address).ok()?;
+    let mut stream = connect(address).ok()?;
     let _ = stream.write_all(&[0x16, 3, 1, 0, 200, 1]);
     Some(stream)
 }
 
-/// Comes again and again, in that way, and lets go of the oldest connections only.
-fn flood(come: impl Fn() -> Option<TcpStream>, over: &AtomicBool, count: &AtomicUsize) {
+/// Opens connections until `over` is set; closes only the oldest ones.
+fn flood(open: impl Fn() -> Option<TcpStream>, over: &AtomicBool, count: &AtomicUsize) {
     let mut held = Vec::new();
     while !over.load(Ordering::Relaxed) {
-        held.extend(come());
+        held.extend(open());
         if held.len() > HELD {
             held.remove(0);
         }
@@ -70,8 +70,8 @@ fn flood(come: impl Fn() -> Option<TcpStream>, over: &AtomicBool, count: &Atomic
 /// Kibibytes of memory that a process has.
 fn memory(process: &Path) -> u64 {
     let status = fs::read_to_string(process.join("status")).unwrap();
-    let said = field(&status, "VmRSS").unwrap();
-    said.strip_suffix(" kB").unwrap().trim().parse().unwrap()
+    let output = field(&status, "VmRSS").unwrap();
+    output.strip_suffix(" kB").unwrap().trim().parse().unwrap()
 }
 
 /// X54: while one address floods the server with bad keys, abandoned pairings and idle connections,
@@ -95,7 +95,7 @@ fn x54_flood_from_one_address_does_not_block_others() {
         scope.spawn(move || flood(|| visitor(address, true), over, count));
         scope.spawn(move || flood(|| visitor(address, false), over, count));
         scope.spawn(move || flood(|| ditherer(address), over, count));
-        scope.spawn(move || flood(|| plain(address).ok(), over, count));
+        scope.spawn(move || flood(|| connect(address).ok(), over, count));
         // On a slow machine it takes longer to become one.
         let rises = || (count.load(Ordering::Relaxed) > 200).then_some(());
         thread::sleep(FLOOD / 5);
@@ -110,15 +110,15 @@ fn x54_flood_from_one_address_does_not_block_others() {
         (took, before, after)
     });
     let count = count.load(Ordering::Relaxed);
-    println!("{count} came; paired after {took:?}; {before} KiB, then {after} KiB");
+    println!("{count} connected; paired after {took:?}; {before} KiB, then {after} KiB");
     assert!(count > 500, "that is not a flood: {count}");
-    assert!(took.iter().all(|took| *took <= PATIENCE), "{took:?}");
+    assert!(took.iter().all(|took| *took <= TIMEOUT), "{took:?}");
     assert!(after <= before + GROWTH, "{before} KiB, then {after} KiB");
     assert_eq!(worker, running.worker(), "it is the same process");
-    let said = String::from_utf8(running.said()).unwrap();
-    let paired = said.lines().filter(|line| line.contains("\"event\":\"paired\""));
+    let output = String::from_utf8(running.output()).unwrap();
+    let paired = output.lines().filter(|line| line.contains("\"event\":\"paired\""));
     let from_elsewhere = format!("\"address\":\"{ELSEWHERE}:");
-    assert_eq!(paired.filter(|line| line.contains(&from_elsewhere)).count(), 2, "{said}");
+    assert_eq!(paired.filter(|line| line.contains(&from_elsewhere)).count(), 2, "{output}");
 }
 
 /// Returns how long pairing from another address takes.
@@ -128,7 +128,7 @@ fn pair_from_elsewhere(running: &Running, guests: &Folder, port: u16) -> Duratio
     let kept = guests.keys();
     let line = ["pair", &place, "--hostnqn", LAPTOP, "--keys", &kept, "--code-file", "-"];
     let begun = Instant::now();
-    right(&line, &code);
+    run_ok(&line, &code);
     begun.elapsed()
 }
 
@@ -145,19 +145,19 @@ fn r38_flood_of_connections_leaves_no_memory_or_descriptors() {
     let worker = running.worker();
     let descriptors = || fs::read_dir(worker.join("fd")).map_or(0, Iterator::count);
     let begin = [0x16, 3, 1, 0, 200, 1];
-    let come = |times: usize| {
-        let came = (0..times).filter_map(|at| Some((at, plain(address).ok()?)));
-        came.map(|(at, mut stream)| stream.write_all(&begin[..at % 7])).count()
+    let connect_many = |times: usize| {
+        let connected = (0..times).filter_map(|at| Some((at, connect(address).ok()?)));
+        connected.map(|(at, mut stream)| stream.write_all(&begin[..at % 7])).count()
     };
     let before = descriptors();
-    come(1000);
+    connect_many(1000);
     find(|| (descriptors() <= before).then_some(())).expect("descriptors are given back");
     // What it keeps for later use it has by now.
     let warm = memory(&worker);
-    let came = come(20_000);
+    let connected = connect_many(20_000);
     let left = || (descriptors(), memory(&worker));
-    println!("{came} came; {before} descriptors and {warm} KiB, then {:?}", left());
-    assert!(came > 15_000, "that is not a flood: {came}");
+    println!("{connected} connected; {before} descriptors and {warm} KiB, then {:?}", left());
+    assert!(connected > 15_000, "that is not a flood: {connected}");
     let is_back = || (descriptors() <= before && memory(&worker) <= warm + warm / 10).then_some(());
     find(is_back).unwrap_or_else(|| panic!("{before}, {warm} KiB; then {:?}", left()));
     assert_eq!(worker, running.worker(), "it is the same process");

@@ -57,17 +57,20 @@ fn full_state_directory_is_reported_to_both_ends() {
     let line = ["pair", &place, "--hostnqn", LAPTOP, "--name", "guest", "--keys", &kept];
     let client = |code: &str| run(&[&line[..], &["--code-file", "-"]].concat(), code);
     let output = client(&code);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("could not store the key: no space left on device"), "{said}");
-    let told = running.until("refused");
-    let note = told.iter().find(|event| event["event"] == "note").unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{message}");
+    assert!(message.contains("could not store the key: no space left on device"), "{message}");
+    let reported = running.until("refused");
+    let note = reported.iter().find(|event| event["event"] == "note").unwrap();
     let sentence = note["message"].as_str().unwrap();
     assert!(
         sentence.contains("guest is not authorized") && sentence.contains("No space"),
         "{note}"
     );
-    assert!(told.last().unwrap()["reason"].as_str().unwrap().contains("no space"), "{told:?}");
+    assert!(
+        reported.last().unwrap()["reason"].as_str().unwrap().contains("no space"),
+        "{reported:?}"
+    );
     // Neither end has kept anything.
     assert_eq!(fs::read_dir(small.0.join("keys")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(small.0.join("hosts")).unwrap().count(), 0);
@@ -75,7 +78,7 @@ fn full_state_directory_is_reported_to_both_ends() {
     assert_eq!(targets.map_or(0, Iterator::count), 0);
     // With free space it is authorized.
     fs::remove_file(small.0.join("fill")).unwrap();
-    let code = told.iter().rev().find(|event| event["event"] == "pairing");
+    let code = reported.iter().rev().find(|event| event["event"] == "pairing");
     let code = code.map_or_else(|| running.code(), |it| it["code"].as_str().unwrap().to_owned());
     assert_eq!(client(&code).status.code(), Some(0));
     running.until("paired");

@@ -17,26 +17,26 @@ use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The identity a host claims.
 #[derive(Clone)]
-pub(crate) struct Guest {
+pub(crate) struct NvmeClient {
     pub(crate) host: String,
     pub(crate) disk: String,
-    pub(crate) proof: Option<Arc<Credentials>>,
+    pub(crate) credentials: Option<Arc<Credentials>>,
     /// Entries of its I/O queue.
     pub(crate) depth: u16,
 }
 
-impl Guest {
+impl NvmeClient {
     pub(crate) fn new(host: &str, disk: &str) -> Self {
-        Self { host: host.to_owned(), disk: disk.to_owned(), proof: None, depth: 8 }
+        Self { host: host.to_owned(), disk: disk.to_owned(), credentials: None, depth: 8 }
     }
 
     /// The same, and it proves itself with that key (`DHHC-1:…`).
-    pub(crate) fn proving(self, key: &str) -> Self {
-        let proof = Credentials {
+    pub(crate) fn with_credentials(self, key: &str) -> Self {
+        let credentials = Credentials {
             key: Key::parse(key.as_bytes()).unwrap(),
             controller: None,
             hashes: vec![Hash::Sha256],
@@ -44,13 +44,13 @@ impl Guest {
             concatenate: false,
             random: system_random,
         };
-        Self { proof: Some(Arc::new(proof)), ..self }
+        Self { credentials: Some(Arc::new(credentials)), ..self }
     }
 
     fn queue(&self, options: Options, cntlid: u16) -> Queue {
         let data = ConnectData::emit([7; 16], cntlid, &self.disk, &self.host).unwrap();
-        match &self.proof {
-            Some(proof) => Queue::with_credentials(options, data, proof.clone()),
+        match &self.credentials {
+            Some(credentials) => Queue::with_credentials(options, data, credentials.clone()),
             None => Queue::new(options, data),
         }
     }
@@ -63,25 +63,25 @@ impl Guest {
         let mut connect = || connect().map_err(|error| error.to_string());
         let memory = Pool::new(4 << 20).open();
         let (mut admin, cntlid) =
-            Wire::open(connect()?, self.queue(Options::admin(), CNTLID_DYNAMIC))?;
+            QueueConnection::open(connect()?, self.queue(Options::admin(), CNTLID_DYNAMIC))?;
         let mut controller = Controller::new(cntlid, 1);
-        while let Some(ask) = controller.next_command() {
-            let payload = match ask.len {
+        while let Some(command) = controller.next_command() {
+            let payload = match command.len {
                 0 => Payload::None,
                 len => Payload::Receive(memory.take(len).unwrap()),
             };
-            let Completion { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
+            let Completion { status, result, buffer, .. } = admin.execute(command.sqe, payload)?;
             let bytes = buffer.as_ref().map_or(&[][..], Buffer::bytes);
             controller.complete(status, result, bytes).map_err(|trouble| format!("{trouble:?}"))?;
         }
         let options = Options::io(1, self.depth, controller.capsule_data());
-        let (io, _) = Wire::open(connect()?, self.queue(options, cntlid))?;
+        let (io, _) = QueueConnection::open(connect()?, self.queue(options, cntlid))?;
         Ok(Attached { admin, io, memory })
     }
 
     /// The same, in the clear.
     pub(crate) fn attach_plain(&self, address: SocketAddr) -> Result<Attached<TcpStream>, String> {
-        self.attach(|| plain(address))
+        self.attach(|| connect(address))
     }
 
     /// The same, in channels made with that key (`NVMeTLSkey-1:…`).
@@ -90,46 +90,46 @@ impl Guest {
         address: SocketAddr,
         key: &str,
     ) -> Result<Attached<Stream>, String> {
-        self.attach(|| secured(address, known(key, &self.host, &self.disk)))
+        self.attach(|| connect_tls(address, disk_psk(key, &self.host, &self.disk)))
     }
 }
 
 /// The key with which that host makes a channel to that disk.
-pub(crate) fn known(key: &str, host: &str, disk: &str) -> tls::Psk {
+pub(crate) fn disk_psk(key: &str, host: &str, disk: &str) -> tls::Psk {
     let key = Secret::new(key.as_bytes().to_vec());
     let psk = psk::derive_psks(&key, false, host, disk).unwrap().remove(0);
     tls::Psk { identity: psk.identity, secret: psk.secret, hash: tls::Hash::Sha256, key: None }
 }
 
 /// The key with which everybody makes a channel to pair in.
-pub(crate) fn everybodys() -> tls::Psk {
+pub(crate) fn pairing_psk() -> tls::Psk {
     let (identity, secret) = (pair::IDENTITY.to_owned(), Secret::new(pair::PSK.to_vec()));
     tls::Psk { identity, secret, hash: tls::Hash::Sha256, key: None }
 }
 
-pub(crate) fn plain(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-pub(crate) fn secured(address: SocketAddr, psk: tls::Psk) -> io::Result<Stream> {
-    tls::connect(plain(address)?, psk, Instant::now() + PATIENCE)
+pub(crate) fn connect_tls(address: SocketAddr, psk: tls::Psk) -> io::Result<Stream> {
+    tls::connect(connect(address)?, psk, Instant::now() + TIMEOUT)
 }
 
 /// One queue.
-pub(crate) struct Wire<S> {
+pub(crate) struct QueueConnection<S> {
     pub(crate) stream: S,
     queue: Queue,
     kept: Vec<u8>,
 }
 
-impl<S: Read + Write> Wire<S> {
+impl<S: Read + Write> QueueConnection<S> {
     fn open(stream: S, queue: Queue) -> Result<(Self, u16), String> {
-        let mut wire = Self { stream, queue, kept: Vec::new() };
-        match wire.step()? {
-            Step::Connected(response) => Ok((wire, response.cntlid)),
+        let mut connection = Self { stream, queue, kept: Vec::new() };
+        match connection.step()? {
+            Step::Connected(response) => Ok((connection, response.cntlid)),
             step => Err(format!("Connect: {step:?}")),
         }
     }
@@ -166,7 +166,7 @@ impl<S: Read + Write> Wire<S> {
         Ok(())
     }
 
-    fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Completion, String> {
+    fn execute(&mut self, sqe: Sqe, payload: Payload) -> Result<Completion, String> {
         self.queue.submit(sqe, payload, 0).map_err(|not_now| format!("{not_now:?}"))?;
         match self.step()? {
             Step::Completed(done) => Ok(done),
@@ -185,8 +185,8 @@ fn some_of(got: usize) -> io::Result<usize> {
 
 /// A disk that is attached for as long as this lives.
 pub(crate) struct Attached<S> {
-    pub(crate) admin: Wire<S>,
-    pub(crate) io: Wire<S>,
+    pub(crate) admin: QueueConnection<S>,
+    pub(crate) io: QueueConnection<S>,
     memory: Account,
 }
 
@@ -195,7 +195,7 @@ impl<S: Read + Write> Attached<S> {
     pub(crate) fn read(&mut self, slba: u64) -> Result<Vec<u8>, String> {
         let command = IoCommand::Read { nsid: 1, slba, nlb: 8, fua: false, limited_retry: false };
         let payload = Payload::Receive(self.memory.take(8 * 512).unwrap());
-        let done = self.io.ask(command.emit(), payload)?;
+        let done = self.io.execute(command.emit(), payload)?;
         if !done.status.is_success() {
             return Err(format!("{:?}", done.status));
         }
@@ -206,7 +206,7 @@ impl<S: Read + Write> Attached<S> {
     pub(crate) fn write(&mut self, slba: u64) -> Result<bool, String> {
         let command = IoCommand::Write { nsid: 1, slba, nlb: 1, fua: true, limited_retry: false };
         let payload = self.payload(1);
-        Ok(self.io.ask(command.emit(), payload)?.status.is_success())
+        Ok(self.io.execute(command.emit(), payload)?.status.is_success())
     }
 
     /// Writes whole blocks of 512 bytes.
@@ -215,24 +215,24 @@ impl<S: Read + Write> Attached<S> {
         let command = IoCommand::Write { nsid: 1, slba, nlb, fua, limited_retry: false };
         let mut buffer = self.memory.take(data.len()).unwrap();
         buffer.bytes_mut()[..data.len()].copy_from_slice(data);
-        self.io.ask(command.emit(), Payload::Send(Rc::new(buffer))).and_then(succeeded)
+        self.io.execute(command.emit(), Payload::Send(Rc::new(buffer))).and_then(succeeded)
     }
 
     /// Has all that was written be on stable storage.
     pub(crate) fn flush(&mut self) -> Result<(), String> {
-        self.io.ask(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
+        self.io.execute(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
     }
 
     /// Sends an I/O command with data as its opcode implies; returns whether it succeeded.
-    pub(crate) fn ask_io(&mut self, sqe: Sqe) -> Result<bool, String> {
+    pub(crate) fn execute_io(&mut self, sqe: Sqe) -> Result<bool, String> {
         let payload = self.payload(sqe.opcode);
-        Ok(self.io.ask(sqe, payload)?.status.is_success())
+        Ok(self.io.execute(sqe, payload)?.status.is_success())
     }
 
     /// The same of an admin command.
-    pub(crate) fn ask_admin(&mut self, sqe: Sqe) -> Result<bool, String> {
+    pub(crate) fn execute_admin(&mut self, sqe: Sqe) -> Result<bool, String> {
         let payload = self.payload(sqe.opcode);
-        Ok(self.admin.ask(sqe, payload)?.status.is_success())
+        Ok(self.admin.execute(sqe, payload)?.status.is_success())
     }
 
     /// A block, in the direction that the lowest bits of a command's code say (NVMe Base 2.0 §3.3.3.1, CDW0).

@@ -11,12 +11,12 @@ use std::time::Duration;
 use engine::tls;
 
 use crate::alone::{Cable, ip, is_alone};
-use crate::host::{Guest, plain};
+use crate::host::{NvmeClient, connect};
 use crate::nbd_client::NbdClient;
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running};
 
 /// How long a peer waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Has this machine take packets for 127.0.0.0/8 from the cable, as container software does, and the other one send them.
 fn expose(cable: &Cable) {
@@ -41,14 +41,14 @@ fn expose(cable: &Cable) {
 fn is_answered(cable: &Cable, port: u16) -> bool {
     cable.there(|| {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let Ok(mut stream) = TcpStream::connect_timeout(&address, PATIENCE) else { return false };
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let Ok(mut stream) = TcpStream::connect_timeout(&address, TIMEOUT) else { return false };
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.read(&mut [0; 1]).is_ok_and(|got| got > 0)
     })
 }
 
 fn is_served(port: u16) -> bool {
-    NbdClient::connected(plain(([127, 0, 0, 1], port).into()).unwrap()).is_ok()
+    NbdClient::connected(connect(([127, 0, 0, 1], port).into()).unwrap()).is_ok()
 }
 
 /// Serves on a socket that listens already, as systemd hands it over.
@@ -98,7 +98,7 @@ fn x59_a_neighbour_does_not_reach_loopback_listeners() {
 
 /// A disk lent at a loopback address alone, and the key of a host.
 fn scene(folder: &Folder) -> (Running, SocketAddr, String, String) {
-    let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
+    let key = folder.authorize(LAPTOP, "laptop", "tls", &[]);
     let (disk, keys) = (folder.image("disk.img", 7), folder.keys());
     let line = ["--no-announce", "--listen", "nvme:127.0.0.1:0", "--keys", &keys];
     let running = Running::serve(&[&line[..], &[&disk]].concat());
@@ -110,26 +110,26 @@ fn scene(folder: &Folder) -> (Running, SocketAddr, String, String) {
 fn a_known_key_works_at_a_loopback_address() {
     let folder = Folder::new();
     let (running, address, name, key) = scene(&folder);
-    let guest = Guest::new(LAPTOP, &name);
-    let mut disk = guest.attach_tls(address, &key).unwrap();
+    let client = NvmeClient::new(LAPTOP, &name);
+    let mut disk = client.attach_tls(address, &key).unwrap();
     assert_eq!(disk.read(0).unwrap(), vec![7; 4096]);
     let attached = running.next("attached");
     assert_eq!(attached["host"], LAPTOP, "{attached}");
     assert!(attached["tls"].is_string() && attached["key"].is_string(), "{attached}");
     drop(disk);
     // No key is needed there.
-    assert_eq!(guest.attach_plain(address).unwrap().read(0).unwrap(), vec![7; 4096]);
+    assert_eq!(client.attach_plain(address).unwrap().read(0).unwrap(), vec![7; 4096]);
     // But what is shown must be true: another host's name, or another key.
-    let other = Guest::new(DESK, &name);
-    let psk = crate::host::known(&key, LAPTOP, &name);
+    let other = NvmeClient::new(DESK, &name);
+    let psk = crate::host::disk_psk(&key, LAPTOP, &name);
     let connect = || {
         let tls::Psk { identity, secret, hash, key } = &psk;
         let (identity, secret) = (identity.clone(), secret.clone());
-        crate::host::secured(address, tls::Psk { identity, secret, hash: *hash, key: *key })
+        crate::host::connect_tls(address, tls::Psk { identity, secret, hash: *hash, key: *key })
     };
     assert!(other.attach(connect).is_err());
-    let wrong = folder.let_in(DESK, "desk", "tls", &[]);
-    assert!(guest.attach_tls(address, &wrong).is_err());
+    let wrong = folder.authorize(DESK, "desk", "tls", &[]);
+    assert!(client.attach_tls(address, &wrong).is_err());
 }
 
 /// OpenSSL's client, with every identity that a host may have for its key.
@@ -166,6 +166,6 @@ fn openssl(address: SocketAddr, identity: &str, secret: &[u8]) -> bool {
         .stdin(std::process::Stdio::null())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    said.contains("CONNECTION ESTABLISHED")
+    let output = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    output.contains("CONNECTION ESTABLISHED")
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::net::{AddressFamily, SocketType, ipproto};
 
-use crate::host::{Guest, plain};
+use crate::host::{NvmeClient, connect};
 use crate::nbd_client::NbdClient;
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running, SIZE};
 
@@ -65,8 +65,8 @@ fn capsule(cid: u16) -> Vec<u8> {
 
 /// Reads the whole disk many times. Returns what holds the memory, or `None` if access is refused.
 fn hog_nvme(address: SocketAddr, disk: &str) -> Option<Box<dyn std::any::Any>> {
-    let guest = Guest { depth: 64, ..Guest::new(LAPTOP, disk) };
-    let mut attached = guest.attach(|| from(GREEDY, address)).ok()?;
+    let client = NvmeClient { depth: 64, ..NvmeClient::new(LAPTOP, disk) };
+    let mut attached = client.attach(|| from(GREEDY, address)).ok()?;
     for cid in 0..READS {
         attached.io.stream.write_all(&capsule(cid)).ok()?;
     }
@@ -101,13 +101,14 @@ fn x61_memory_of_one_host_leaves_others_served_by_nvme() {
         let held = hog_all(|| hog_nvme(address, &names[0]));
         assert!((10..HOGS).contains(&held.len()), "{driver}: {} controllers", held.len());
         for _ in 0..3 {
-            let mut other = Guest::new(DESK, &names[0]).attach(|| from(OTHER, address)).unwrap();
+            let mut other =
+                NvmeClient::new(DESK, &names[0]).attach(|| from(OTHER, address)).unwrap();
             assert_eq!(other.read(0).unwrap(), vec![7; 4096], "{driver}");
         }
         assert_eq!(running.worker(), worker, "{driver}: it lives");
         drop(held);
         let again = crate::scene::find(|| {
-            let attached = Guest::new(LAPTOP, &names[0]).attach(|| from(GREEDY, address));
+            let attached = NvmeClient::new(LAPTOP, &names[0]).attach(|| from(GREEDY, address));
             attached.ok()?.read(0).ok()
         });
         assert_eq!(again.unwrap(), vec![7; 4096], "{driver}: what was let go of is there again");
@@ -131,7 +132,7 @@ fn x61_memory_of_one_host_leaves_others_served_by_nbd() {
         }
         drop(held);
         let again = crate::scene::find(|| {
-            let mut client = NbdClient::connected(plain(address).ok()?).ok()?;
+            let mut client = NbdClient::connected(connect(address).ok()?).ok()?;
             client.go("disk").ok()?.ok()?;
             client.read(0, 4096).ok()?.ok()
         });

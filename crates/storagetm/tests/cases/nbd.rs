@@ -10,7 +10,7 @@ use export::Secret;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::alone::{Cable, ip, is_alone};
-use crate::host::plain;
+use crate::host::connect;
 use crate::nbd_client::{
     ABORT, ACK, EPERM, EXPORT_NAME, GO, INFO, LIST, NbdClient, READ_ONLY, STARTTLS,
     STRUCTURED_REPLY, TLS_REQD, UNKNOWN, option_bytes,
@@ -28,7 +28,7 @@ fn serve(folder: &Folder, driver: &str, more: &[&str]) -> Running {
 
 /// The PSK of NBD clients, as `storagetm key export` writes it.
 fn psk(folder: &Folder, name: &str) -> tls::Psk {
-    let line = folder.owner(&["key", "export", name, "--nbd"]);
+    let line = folder.run_command(&["key", "export", name, "--nbd"]);
     let (identity, hex) = line.trim().split_once(':').unwrap();
     let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
     let secret = Secret::new((0..hex.len()).step_by(2).map(byte).collect());
@@ -37,8 +37,8 @@ fn psk(folder: &Folder, name: &str) -> tls::Psk {
 }
 
 /// The connection from the ACK of STARTTLS on.
-fn secured(address: SocketAddr, psk: tls::Psk) -> std::io::Result<NbdClient<Stream>> {
-    let mut client = NbdClient::connected(plain(address)?)?;
+fn connect_tls(address: SocketAddr, psk: tls::Psk) -> std::io::Result<NbdClient<Stream>> {
+    let mut client = NbdClient::connected(connect(address)?)?;
     assert_eq!(client.negotiate(STARTTLS, &[])?, ACK);
     tls::connect(client.0, psk, Instant::now() + 30 * SECOND).map(NbdClient)
 }
@@ -54,7 +54,7 @@ fn r27_dead_peer_without_keep_alive_is_found() {
     let listen = ["--no-announce", "--open", "--listen", "nbd:10.98.0.1:0"];
     let running = Running::serve(&[&listen[..], &[&disk]].concat());
     let port = running.ready().0.port();
-    let stream = cable.there(|| plain(([10, 98, 0, 1], port).into()).unwrap());
+    let stream = cable.there(|| connect(([10, 98, 0, 1], port).into()).unwrap());
     let mut peer = NbdClient::connected(stream).unwrap();
     peer.go("disk").unwrap().unwrap();
     running.next("attached");
@@ -81,10 +81,10 @@ fn rest(mut stream: impl Read) -> Vec<u8> {
 fn x01_x02_before_tls_every_option_has_one_answer() {
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
-        folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        folder.authorize(LAPTOP, "laptop", "tls", &[]);
         let running = serve(&folder, driver, &[&folder.image("quartz-disk.img", 7)]);
         let (address, _) = running.ready();
-        let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
+        let mut client = NbdClient::connected(connect(address).unwrap()).unwrap();
         let name = [&11u32.to_be_bytes()[..], b"quartz-disk", &[0; 2]].concat();
         for (option, data) in [
             (LIST, &[][..]),
@@ -95,13 +95,13 @@ fn x01_x02_before_tls_every_option_has_one_answer() {
             (77, b"anything"),
         ] {
             client.send_option(option, data).unwrap();
-            let (kind, said) = client.reply(option).unwrap();
+            let (kind, message) = client.reply(option).unwrap();
             assert_eq!(kind, TLS_REQD, "{driver}: option {option}");
-            assert!(!contains(&said, "quartz") || said.is_empty(), "{said:?}");
+            assert!(!contains(&message, "quartz") || message.is_empty(), "{message:?}");
         }
         assert_eq!(client.negotiate(ABORT, &[]).unwrap(), ACK);
         assert_eq!(rest(client.0), b"", "{driver}");
-        let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
+        let mut client = NbdClient::connected(connect(address).unwrap()).unwrap();
         client.send_option(EXPORT_NAME, b"quartz-disk").unwrap();
         assert_eq!(rest(client.0), b"", "{driver}: it has no errors, so it has no answer");
     }
@@ -111,10 +111,10 @@ fn x01_x02_before_tls_every_option_has_one_answer() {
 #[test]
 fn x03_what_came_before_tls_is_forgotten() {
     let folder = Folder::new();
-    folder.let_in(LAPTOP, "laptop", "tls", &[]);
+    folder.authorize(LAPTOP, "laptop", "tls", &[]);
     let running = serve(&folder, "auto", &[&folder.image("disk.img", 7)]);
     let (address, _) = running.ready();
-    let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
+    let mut client = NbdClient::connected(connect(address).unwrap()).unwrap();
     assert_eq!(client.negotiate(STRUCTURED_REPLY, &[]).unwrap(), TLS_REQD);
     assert_eq!(client.negotiate(STARTTLS, &[]).unwrap(), ACK);
     let key = psk(&folder, "laptop");
@@ -129,10 +129,10 @@ fn x03_what_came_before_tls_is_forgotten() {
 fn x04_bytes_after_starttls_end_the_connection() {
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
-        folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        folder.authorize(LAPTOP, "laptop", "tls", &[]);
         let running = serve(&folder, driver, &[&folder.image("disk.img", 7)]);
         let (address, _) = running.ready();
-        let mut client = NbdClient::connected(plain(address).unwrap()).unwrap();
+        let mut client = NbdClient::connected(connect(address).unwrap()).unwrap();
         let both = [option_bytes(STARTTLS, &[]), option_bytes(LIST, &[])].concat();
         std::io::Write::write_all(&mut client.0, &both).unwrap();
         assert!(rest(client.0).len() <= 20, "{driver}: an ACK at most");
@@ -145,11 +145,11 @@ fn x04_bytes_after_starttls_end_the_connection() {
 fn a_key_opens_what_its_host_may_have() {
     let folder = Folder::new();
     let (one, two) = (folder.image("one.img", 1), folder.image("two.img", 2));
-    folder.let_in(LAPTOP, "laptop", "tls", &["--disk", &one]);
-    folder.let_in(DESK, "desk", "tls", &["--writable"]);
+    folder.authorize(LAPTOP, "laptop", "tls", &["--disk", &one]);
+    folder.authorize(DESK, "desk", "tls", &["--writable"]);
     let running = serve(&folder, "auto", &["--writable", &one, "--writable", &two]);
     let (address, _) = running.ready();
-    let mut laptop = secured(address, psk(&folder, "laptop")).unwrap();
+    let mut laptop = connect_tls(address, psk(&folder, "laptop")).unwrap();
     assert_eq!(laptop.go("two").unwrap(), Err(UNKNOWN));
     let (_, flags) = laptop.go("").unwrap().unwrap();
     assert_ne!(flags & READ_ONLY, 0, "of the two it sees one, and may read it");
@@ -160,12 +160,12 @@ fn a_key_opens_what_its_host_may_have() {
     assert_eq!(attached["tls"], "TLS_AES_128_GCM_SHA256");
     // By its NQN it is the same host, with the same key.
     let desk = tls::Psk { identity: DESK.to_owned(), ..psk(&folder, "desk") };
-    let mut desk = secured(address, desk).unwrap();
+    let mut desk = connect_tls(address, desk).unwrap();
     let (_, flags) = desk.go("two").unwrap().unwrap();
     assert_eq!(flags & READ_ONLY, 0);
     assert_eq!(desk.write(0, &[9; 512]).unwrap(), 0);
     let stranger = tls::Psk { identity: "desk".to_owned(), ..psk(&folder, "laptop") };
-    assert!(secured(address, stranger).is_err());
+    assert!(connect_tls(address, stranger).is_err());
 }
 
 fn is_cut_off(socket: &TcpStream, by: Instant) -> bool {
@@ -179,34 +179,34 @@ fn is_cut_off(socket: &TcpStream, by: Instant) -> bool {
 fn x16_only_the_removed_nbd_host_is_disconnected() {
     for driver in ["uring", "blocking"] {
         // Other work of this machine may be in the way of one.
-        assert!((0..4).any(|_| removed(driver) <= SECOND), "{driver}");
+        assert!((0..4).any(|_| time_to_disconnect(driver) <= SECOND), "{driver}");
     }
 }
 
 /// How long after its removal a host is cut off.
-fn removed(driver: &str) -> Duration {
+fn time_to_disconnect(driver: &str) -> Duration {
     let folder = Folder::new();
-    folder.let_in(LAPTOP, "laptop", "tls", &[]);
-    folder.let_in(DESK, "desk", "tls", &[]);
+    folder.authorize(LAPTOP, "laptop", "tls", &[]);
+    folder.authorize(DESK, "desk", "tls", &[]);
     let running = serve(&folder, driver, &[&folder.image("disk.img", 5)]);
     let (address, _) = running.ready();
     let keys = ["laptop", "desk"].map(|name| psk(&folder, name));
-    let [mut laptop, mut desk] = keys.clone().map(|psk| secured(address, psk).unwrap());
+    let [mut laptop, mut desk] = keys.clone().map(|psk| connect_tls(address, psk).unwrap());
     for client in [&mut laptop, &mut desk] {
         client.go("").unwrap().unwrap();
         assert_eq!(client.read(0, 512).unwrap(), Ok(vec![5; 512]));
     }
     let socket = laptop.0.socket().try_clone().unwrap();
     assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "not disconnected");
-    folder.owner(&["host", "remove", "laptop"]);
+    folder.run_command(&["host", "remove", "laptop"]);
     let begun = Instant::now();
     assert!(is_cut_off(&socket, begun + 20 * SECOND), "{driver}");
     let after = begun.elapsed();
     assert!(laptop.read(0, 512).is_err());
     let [lost, kept] = keys;
-    assert!(secured(address, lost).is_err(), "its key is none now");
+    assert!(connect_tls(address, lost).is_err(), "its key is none now");
     assert_eq!(desk.read(0, 512).unwrap(), Ok(vec![5; 512]));
     assert_eq!(running.next("detached")["read"], 512);
-    assert!(secured(address, kept).unwrap().go("").unwrap().is_ok());
+    assert!(connect_tls(address, kept).unwrap().go("").unwrap().is_ok());
     after
 }

@@ -76,7 +76,7 @@ fn x62_wrong_codes_outlive_the_process_that_counts_them() {
     // One more than four: sixteen seconds.
     let fresh = scene.running.code();
     assert_ne!(code, fresh);
-    let (status, said) = scene.pair(&fresh);
-    assert_eq!(status, Some(3), "{said}");
-    assert!(said.contains("wrong code was tried recently: try again in 1"), "{said}");
+    let (status, message) = scene.pair(&fresh);
+    assert_eq!(status, Some(3), "{message}");
+    assert!(message.contains("wrong code was tried recently: try again in 1"), "{message}");
 }

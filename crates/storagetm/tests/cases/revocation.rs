@@ -8,13 +8,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::alone::is_alone;
-use crate::host::{Guest, known, secured};
+use crate::host::{NvmeClient, connect_tls, disk_psk};
 use crate::scene::{Folder, KEYED, LAPTOP, Running};
 
 /// The time in which a host that was revoked is cut off.
 const SECOND: Duration = Duration::from_secs(1);
 /// The time in which it is even where this machine has other work to do.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Whether it is cut off in time, if this is done a few times: other work of this machine may be in the way of one.
 fn is_in_time(mut cut_off_after: impl FnMut() -> Option<Duration>) -> bool {
@@ -43,29 +43,32 @@ fn x16_removed_host_is_disconnected_within_a_second() {
         return;
     }
     for driver in ["uring", "blocking"] {
-        assert!(is_in_time(|| Some(removed(driver))), "{driver}");
+        assert!(is_in_time(|| Some(time_to_disconnect(driver))), "{driver}");
     }
 }
 
 /// How long after its removal a host is cut off.
-fn removed(driver: &str) -> Duration {
+fn time_to_disconnect(driver: &str) -> Duration {
     let folder = Folder::new();
-    let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
+    let key = folder.authorize(LAPTOP, "laptop", "tls", &[]);
     let running = serve(&folder, driver);
     let (address, names, _) = running.settled();
-    let guest = Guest::new(LAPTOP, &names[0]);
-    let mut disk = guest.attach_tls(address, &key).unwrap();
+    let client = NvmeClient::new(LAPTOP, &names[0]);
+    let mut disk = client.attach_tls(address, &key).unwrap();
     let sockets = [&disk.admin, &disk.io].map(|w| w.stream.socket().try_clone().unwrap());
     assert_eq!(disk.read(0).unwrap(), vec![5; 4096]);
     assert!(!are_cut_off(&sockets, Instant::now() + SECOND / 4), "not disconnected");
-    folder.owner(&["host", "remove", "laptop"]);
+    folder.run_command(&["host", "remove", "laptop"]);
     let begun = Instant::now();
-    assert!(are_cut_off(&sockets, begun + PATIENCE), "{driver}");
+    assert!(are_cut_off(&sockets, begun + TIMEOUT), "{driver}");
     let after = begun.elapsed();
     println!("{driver}: cut off after {after:?}");
     assert!(disk.read(0).is_err());
-    assert!(secured(address, known(&key, LAPTOP, &names[0])).is_err(), "its key is none now");
-    assert!(guest.attach_plain(address).is_err());
+    assert!(
+        connect_tls(address, disk_psk(&key, LAPTOP, &names[0])).is_err(),
+        "its key is none now"
+    );
+    assert!(client.attach_plain(address).is_err());
     assert_eq!(running.next("detached")["read"], 4096);
     after
 }
@@ -81,21 +84,21 @@ fn x16_removed_chap_host_is_disconnected() {
 
 fn removed_with_chap() -> Duration {
     let folder = Folder::new();
-    let key = folder.let_in(LAPTOP, "laptop", "chap", &[]);
+    let key = folder.authorize(LAPTOP, "laptop", "chap", &[]);
     // Another host exists, so that plaintext connections are still answered.
-    folder.let_in("nqn.2024-01.test:other", "other", "chap", &[]);
+    folder.authorize("nqn.2024-01.test:other", "other", "chap", &[]);
     let running = serve(&folder, "auto");
     let (address, names, _) = running.settled();
-    let guest = Guest::new(LAPTOP, &names[0]).proving(&key);
-    let mut disk = guest.attach_plain(address).unwrap();
+    let client = NvmeClient::new(LAPTOP, &names[0]).with_credentials(&key);
+    let mut disk = client.attach_plain(address).unwrap();
     let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.try_clone().unwrap());
     assert_eq!(disk.read(0).unwrap(), vec![5; 4096]);
-    folder.owner(&["host", "remove", "laptop"]);
+    folder.run_command(&["host", "remove", "laptop"]);
     let begun = Instant::now();
-    assert!(are_cut_off(&sockets, begun + PATIENCE));
+    assert!(are_cut_off(&sockets, begun + TIMEOUT));
     let after = begun.elapsed();
     assert!(disk.read(0).is_err());
-    let again = guest.attach_plain(address).err().unwrap();
+    let again = client.attach_plain(address).err().unwrap();
     assert!(again.starts_with("Connect: Refused"), "{again}");
     after
 }
@@ -123,12 +126,12 @@ fn x16_expired_host_is_disconnected_within_a_second() {
 fn expired(seconds: u64) -> Option<Duration> {
     let folder = Folder::new();
     let (end, text) = moment(Duration::from_secs(seconds));
-    let key = folder.let_in(LAPTOP, "laptop", "tls", &["--expires", &text]);
+    let key = folder.authorize(LAPTOP, "laptop", "tls", &["--expires", &text]);
     let running = serve(&folder, "auto");
     let (address, names, _) = running.settled();
-    let guest = Guest::new(LAPTOP, &names[0]);
+    let client = NvmeClient::new(LAPTOP, &names[0]);
     let left = || end.duration_since(SystemTime::now()).ok();
-    let disk = guest.attach_tls(address, &key);
+    let disk = client.attach_tls(address, &key);
     let remaining = left()?;
     let mut disk = disk.unwrap();
     let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.socket().try_clone().unwrap());
@@ -137,11 +140,11 @@ fn expired(seconds: u64) -> Option<Duration> {
     let read = disk.read(0);
     let remaining = left()?;
     assert_eq!(read.unwrap(), vec![5; 4096]);
-    assert!(are_cut_off(&sockets, Instant::now() + remaining + PATIENCE));
+    assert!(are_cut_off(&sockets, Instant::now() + remaining + TIMEOUT));
     let after = SystemTime::now().duration_since(end).expect("not before its time is over");
     assert!(disk.read(0).is_err());
-    assert!(guest.attach_tls(address, &key).is_err());
-    let listed = folder.owner(&["host", "list", "--json"]);
+    assert!(client.attach_tls(address, &key).is_err());
+    let listed = folder.run_command(&["host", "list", "--json"]);
     assert!(
         listed.contains("\"expired\": true") || listed.contains("\"expired\":true"),
         "{listed}"

@@ -56,21 +56,21 @@ impl Folder {
     }
 
     /// Runs a key or host command that must succeed; returns its output.
-    pub(crate) fn owner(&self, words: &[&str]) -> String {
-        right(&[words, &["--keys", &self.keys()]].concat(), "")
+    pub(crate) fn run_command(&self, args: &[&str]) -> String {
+        run_ok(&[args, &["--keys", &self.keys()]].concat(), "")
     }
 
     /// Lets a host in, with a new key of that kind (`tls`, `chap`); the key's text.
-    pub(crate) fn let_in(&self, host: &str, name: &str, kind: &str, more: &[&str]) -> String {
-        self.owner(&["key", "generate", kind, "--name", name]);
+    pub(crate) fn authorize(&self, host: &str, name: &str, kind: &str, more: &[&str]) -> String {
+        self.run_command(&["key", "generate", kind, "--name", name]);
         let option = format!("--{kind}-key");
         let add = ["host", "add", host, "--name", name, &option, name];
-        self.owner(&[&add[..], more].concat());
+        self.run_command(&[&add[..], more].concat());
         self.key(name)
     }
 
     pub(crate) fn key(&self, name: &str) -> String {
-        self.owner(&["key", "export", name]).trim().to_owned()
+        self.run_command(&["key", "export", name]).trim().to_owned()
     }
 }
 
@@ -81,9 +81,9 @@ impl Drop for Folder {
 }
 
 /// Runs the program to its end.
-pub(crate) fn run(words: &[&str], input: &str) -> Output {
+pub(crate) fn run(args: &[&str], input: &str) -> Output {
     let mut child = Command::new(PROGRAM)
-        .args(words)
+        .args(args)
         .env_remove("CREDENTIALS_DIRECTORY")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -96,10 +96,10 @@ pub(crate) fn run(words: &[&str], input: &str) -> Output {
 }
 
 /// What it prints if all goes well.
-pub(crate) fn right(words: &[&str], input: &str) -> String {
-    let output = run(words, input);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{words:?}: {said}");
+pub(crate) fn run_ok(args: &[&str], input: &str) -> String {
+    let output = run(args, input);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -107,17 +107,17 @@ pub(crate) fn right(words: &[&str], input: &str) -> String {
 pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
-    said: Arc<Mutex<Vec<u8>>>,
+    output: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Running {
     /// With `--json`.
-    pub(crate) fn serve(words: &[&str]) -> Self {
-        Self::start(&[&["serve", "--json"], words].concat())
+    pub(crate) fn serve(args: &[&str]) -> Self {
+        Self::start(&[&["serve", "--json"], args].concat())
     }
 
-    pub(crate) fn start(words: &[&str]) -> Self {
-        Self::of(Command::new(PROGRAM).args(words).stdin(Stdio::null()))
+    pub(crate) fn start(args: &[&str]) -> Self {
+        Self::of(Command::new(PROGRAM).args(args).stdin(Stdio::null()))
     }
 
     pub(crate) fn of(command: &mut Command) -> Self {
@@ -128,11 +128,11 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = Arc::<Mutex<Vec<u8>>>::default();
+        let output = Arc::<Mutex<Vec<u8>>>::default();
         let (send, lines) = channel();
-        listen(child.stdout.take().unwrap(), said.clone(), Some(send));
-        listen(child.stderr.take().unwrap(), said.clone(), None);
-        Self { child, lines, said }
+        listen(child.stdout.take().unwrap(), output.clone(), Some(send));
+        listen(child.stderr.take().unwrap(), output.clone(), None);
+        Self { child, lines, output }
     }
 
     pub(crate) fn event(&self) -> Value {
@@ -187,8 +187,8 @@ impl Running {
     }
 
     /// All output on standard output and standard error.
-    pub(crate) fn said(&self) -> Vec<u8> {
-        self.said.lock().unwrap().clone()
+    pub(crate) fn output(&self) -> Vec<u8> {
+        self.output.lock().unwrap().clone()
     }
 
     pub(crate) fn process(&self) -> PathBuf {
@@ -208,12 +208,16 @@ impl Drop for Running {
     }
 }
 
-fn listen(from: impl Read + Send + 'static, said: Arc<Mutex<Vec<u8>>>, to: Option<Sender<String>>) {
+fn listen(
+    from: impl Read + Send + 'static,
+    output: Arc<Mutex<Vec<u8>>>,
+    to: Option<Sender<String>>,
+) {
     thread::spawn(move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
         while from.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            said.lock().unwrap().extend_from_slice(&line);
+            output.lock().unwrap().extend_from_slice(&line);
             let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
             let _ = to.as_ref().is_some_and(|to| to.send(text).is_ok());
             line.clear();

@@ -14,7 +14,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::alone::{ELSEWHERE, is_alone};
-use crate::host::{Guest, everybodys, known, secured};
+use crate::host::{NvmeClient, connect_tls, disk_psk, pairing_psk};
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains, field, run};
 
 /// What keys and passwords begin with, where they are written down: keys of NVMe hosts, private keys, the users'
@@ -122,21 +122,21 @@ fn x19_without_hosts_all_access_is_refused() {
     let (address, names, _) = running.settled();
     let zero = "NVMeTLSkey-1:00:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==:";
     for host in [LAPTOP, DESK] {
-        let guest = Guest::new(host, &names[0]);
-        assert!(guest.attach_tls(address, TLS).is_err());
-        assert!(guest.attach_plain(address).is_err());
-        assert!(guest.clone().proving(CHAP).attach_plain(address).is_err());
-        assert!(guest.attach(|| secured(address, everybodys())).is_err());
-        let mut psk = known(TLS, host, &names[0]);
+        let client = NvmeClient::new(host, &names[0]);
+        assert!(client.attach_tls(address, TLS).is_err());
+        assert!(client.attach_plain(address).is_err());
+        assert!(client.clone().with_credentials(CHAP).attach_plain(address).is_err());
+        assert!(client.attach(|| connect_tls(address, pairing_psk())).is_err());
+        let mut psk = disk_psk(TLS, host, &names[0]);
         psk.secret = export::Secret::new(zero.as_bytes()[..32].to_vec());
-        assert!(secured(address, psk.clone()).is_err());
+        assert!(connect_tls(address, psk.clone()).is_err());
         psk.secret = export::Secret::new(vec![0; 32]);
-        assert!(secured(address, psk).is_err());
+        assert!(connect_tls(address, psk).is_err());
     }
     let kept = |inside: &str| fs::read_dir(folder.path(inside)).map_or(0, Iterator::count);
     assert_eq!((kept("state/keys"), kept("state/hosts")), (0, 0));
-    let told = running.names_within(Duration::from_millis(300));
-    assert!(!told.iter().any(|name| name == "attached" || name == "paired"), "{told:?}");
+    let reported = running.names_within(Duration::from_millis(300));
+    assert!(!reported.iter().any(|name| name == "attached" || name == "paired"), "{reported:?}");
 }
 
 /// Names that would clear a screen, set a title, begin a line, or turn what follows around.
@@ -149,8 +149,8 @@ const HOSTILE: [&str; 5] = [
 ];
 
 /// Returns whether all characters are printable, and each line starts as the program writes it.
-fn is_harmless(said: &[u8]) -> bool {
-    said.iter().all(|byte| *byte == b'\n' || (b' '..=b'~').contains(byte))
+fn is_harmless(output: &[u8]) -> bool {
+    output.iter().all(|byte| *byte == b'\n' || (b' '..=b'~').contains(byte))
 }
 
 /// A hello of pairing as no client of ours would say it: kind 1, the form, the wish, a share, a host, a name.
@@ -166,10 +166,10 @@ fn hello(host: &str, name: &str) -> Vec<u8> {
 fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
     for name in HOSTILE {
         // Whether access is granted does not matter here.
-        let _ = Guest::new(name, disk).attach_plain(open).map(|mut disk| disk.read(0));
-        let _ = Guest::new(LAPTOP, name).attach_plain(open);
+        let _ = NvmeClient::new(name, disk).attach_plain(open).map(|mut disk| disk.read(0));
+        let _ = NvmeClient::new(LAPTOP, name).attach_plain(open);
         let raw = |bytes: Vec<u8>| {
-            let mut channel = secured(keyed, everybodys()).unwrap();
+            let mut channel = connect_tls(keyed, pairing_psk()).unwrap();
             let _ = channel.write_all(&bytes).and_then(|()| channel.flush());
             let _ = channel.read(&mut [0; 100]);
         };
@@ -180,7 +180,7 @@ fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
 
 /// Pairs with that code, under that name.
 fn pair_as(address: SocketAddr, code: &str, name: &str) -> bool {
-    let mut channel = secured(address, everybodys()).unwrap();
+    let mut channel = connect_tls(address, pairing_psk()).unwrap();
     let asking = ClientInfo { host: LAPTOP, name, writable: true };
     let code = Code::parse(code).unwrap();
     let mut random = Zeroizing::new([0; 32]);
@@ -225,7 +225,7 @@ fn x53_hostile_names_are_always_escaped() {
         let running = Running::start(&line.concat());
         let open = SocketAddr::from(([127, 0, 0, 1], 7001));
         let keyed = format!("{ELSEWHERE}:7002").parse().unwrap();
-        assert!(crate::scene::find(|| crate::host::plain(keyed).ok()).is_some());
+        assert!(crate::scene::find(|| crate::host::connect(keyed).ok()).is_some());
         let is_json = form.contains(&"--json");
         let code = is_json.then(|| running.code());
         if let Some(code) = &code {
@@ -234,22 +234,22 @@ fn x53_hostile_names_are_always_escaped() {
         if form.contains(&"--pair") {
             annoy(open, keyed, "nqn.2024-01.test:base.disk.img");
         }
-        let _ = Guest::new(HOSTILE[0], HOSTILE[1]).attach_plain(open);
-        let _ = crate::scene::find(|| contains(&running.said(), "2Jred").then_some(()));
+        let _ = NvmeClient::new(HOSTILE[0], HOSTILE[1]).attach_plain(open);
+        let _ = crate::scene::find(|| contains(&running.output(), "2Jred").then_some(()));
         // The rest of what it has to say.
         thread::sleep(Duration::from_millis(600));
-        let said = running.said();
-        let shown = String::from_utf8_lossy(&said).into_owned();
-        assert!(contains(&said, "2Jred"), "it was said at all: {shown}");
-        assert!(is_json || is_harmless(&said), "{shown:?}");
+        let output = running.output();
+        let shown = String::from_utf8_lossy(&output).into_owned();
+        assert!(contains(&output, "2Jred"), "it was said at all: {shown}");
+        assert!(is_json || is_harmless(&output), "{shown:?}");
         if is_json {
-            assert!(is_harmless(&said), "{shown:?}");
+            assert!(is_harmless(&output), "{shown:?}");
             let events = shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
             assert_eq!(events.filter(|event| event["event"] == "paired").count(), 1);
         }
         if code.is_some() {
             for list in [&["host", "list"][..], &["host", "list", "--json"]] {
-                assert!(is_harmless(folder.owner(list).as_bytes()));
+                assert!(is_harmless(folder.run_command(list).as_bytes()));
             }
         }
     }
@@ -268,8 +268,8 @@ fn x53_keys_and_codes_are_not_printed_or_dumped() {
     }
     let (folder, guests) = (Folder::new(), Folder::new());
     let image = folder.image("disk.img", 4);
-    let mut keys = vec![folder.let_in(DESK, "desk", "tls", &[])];
-    keys.push(folder.let_in("nqn.2024-01.test:c", "prover", "chap", &[]));
+    let mut keys = vec![folder.authorize(DESK, "desk", "tls", &[])];
+    keys.push(folder.authorize("nqn.2024-01.test:c", "prover", "chap", &[]));
     let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image];
     let running = Running::serve(&line);
     let (address, names, code) = running.settled();
@@ -279,36 +279,36 @@ fn x53_keys_and_codes_are_not_printed_or_dumped() {
     let line = ["pair", &place, "--hostnqn", LAPTOP, "--name", "guest", "--keys", &kept];
     let client = |code: &str| run(&[&line[..], &["--code-file", "-"]].concat(), code);
     let wrong = if codes[0] == "12345678" { "12345679" } else { "12345678" };
-    let mut heard = vec![client(wrong)];
-    assert_eq!(heard[0].status.code(), Some(3));
+    let mut received = vec![client(wrong)];
+    assert_eq!(received[0].status.code(), Some(3));
     codes.push(running.code());
     thread::sleep(Duration::from_millis(1200));
-    heard.push(client(&codes[1]));
-    assert_eq!(heard[1].status.code(), Some(0), "{:?}", heard[1]);
+    received.push(client(&codes[1]));
+    assert_eq!(received[1].status.code(), Some(0), "{:?}", received[1]);
     codes.push(running.code());
     keys.push(folder.key("guest"));
-    let guest = Guest::new(LAPTOP, &names[0]);
-    assert_eq!(guest.attach_tls(address, &keys[2]).unwrap().read(0).unwrap(), vec![4; 4096]);
-    assert!(Guest::new(DESK, &names[0]).attach_tls(address, &keys[2]).is_err());
+    let client = NvmeClient::new(LAPTOP, &names[0]);
+    assert_eq!(client.attach_tls(address, &keys[2]).unwrap().read(0).unwrap(), vec![4; 4096]);
+    assert!(NvmeClient::new(DESK, &names[0]).attach_tls(address, &keys[2]).is_err());
     running.until("attached");
-    let mut said: Vec<u8> =
-        heard.into_iter().flat_map(|it| [it.stdout, it.stderr].concat()).collect();
+    let mut output: Vec<u8> =
+        received.into_iter().flat_map(|it| [it.stdout, it.stderr].concat()).collect();
     for list in [
         &["host", "list"][..],
         &["host", "list", "--json"],
         &["key", "list"],
         &["key", "list", "--json"],
     ] {
-        said.extend(folder.owner(list).into_bytes());
+        output.extend(folder.run_command(list).into_bytes());
     }
-    let (told, besides) = split(&running.said());
-    assert!(codes.iter().all(|code| contains(&told, code)) && codes.len() == 3);
-    said.extend(besides);
+    let (reported, besides) = split(&running.output());
+    assert!(codes.iter().all(|code| contains(&reported, code)) && codes.len() == 3);
+    output.extend(besides);
     for process in [running.process(), running.worker()] {
-        said.extend(fs::read(process.join("cmdline")).unwrap());
+        output.extend(fs::read(process.join("cmdline")).unwrap());
     }
-    for secret in keys.iter().map(|key| secret(key)).chain(codes).chain(longs(&told)) {
-        assert!(!contains(&said, &secret), "{}", String::from_utf8_lossy(&said));
+    for secret in keys.iter().map(|key| secret(key)).chain(codes).chain(long_codes(&reported)) {
+        assert!(!contains(&output, &secret), "{}", String::from_utf8_lossy(&output));
     }
     // Nor is either in a file that the kernel writes when a process dies.
     for process in [running.process(), running.worker()] {
@@ -321,16 +321,16 @@ fn x53_keys_and_codes_are_not_printed_or_dumped() {
 }
 
 /// Separates the pairing events from all other output.
-fn split(said: &[u8]) -> (Vec<u8>, Vec<u8>) {
+fn split(output: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let is_code = |line: &&[u8]| line.starts_with(b"{\"event\":\"pairing\"");
-    let (told, rest): (Vec<&[u8]>, Vec<&[u8]>) =
-        said.split_inclusive(|byte| *byte == b'\n').partition(is_code);
-    (told.concat(), rest.concat())
+    let (reported, rest): (Vec<&[u8]>, Vec<&[u8]>) =
+        output.split_inclusive(|byte| *byte == b'\n').partition(is_code);
+    (reported.concat(), rest.concat())
 }
 
 /// The long forms of the codes.
-fn longs(told: &[u8]) -> Vec<String> {
-    let text = String::from_utf8(told.to_vec()).unwrap();
+fn long_codes(reported: &[u8]) -> Vec<String> {
+    let text = String::from_utf8(reported.to_vec()).unwrap();
     let link = |line: &str| serde_json::from_str::<Value>(line).unwrap()["link"].clone();
     let long = |link: Value| pair::Invite::parse(link.as_str().unwrap()).unwrap();
     text.lines().map(link).map(long).map(|invite| invite.code.text().to_owned()).collect()

@@ -17,8 +17,8 @@ fn r24_a_copy_goes_on_when_the_cable_is_plugged_in_again() {
     }
     let (folder, cable) = (Folder::new(), Cable::lay());
     let image = folder.image("disk.img", 64 * MIB);
-    let words = ["--open", "--listen", "nvme:10.98.0.1:0", "--listen", "nbd:10.98.0.1:0", &image];
-    let target = Target::serve(&words);
+    let args = ["--open", "--listen", "nvme:10.98.0.1:0", "--listen", "nbd:10.98.0.1:0", &image];
+    let target = Target::serve(&args);
     for protocol in ["nvme", "nbd"] {
         let source = format!("{protocol}://10.98.0.1:{}/disk", target.port(protocol));
         let (destination, map) = (folder.path(protocol), folder.path(&format!("{protocol}.map")));

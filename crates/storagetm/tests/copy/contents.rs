@@ -5,14 +5,14 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, Stdio};
 
 use crate::scene::{
-    Folder, MIB, PROGRAM, assert_equal, ends_with, events, noise, run, until_listens,
+    Folder, MIB, PROGRAM, assert_equal, events, random_bytes, run, run_expecting, until_listens,
 };
 use crate::target::Target;
 
-fn tool(program: &str, words: &[&str]) -> String {
-    let output = programs::command(program).args(words).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {words:?}: {said}");
+fn tool(program: &str, args: &[&str]) -> String {
+    let output = programs::command(program).args(args).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {message}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -20,9 +20,9 @@ fn tool(program: &str, words: &[&str]) -> String {
 fn disk(folder: &Folder) -> String {
     let (image, tree) = (folder.path("disk.img"), folder.path("tree"));
     let file = File::create(&image).unwrap();
-    (0..64).for_each(|at| file.write_all_at(&noise(at + 1, 1 << 20), at * MIB).unwrap());
+    (0..64).for_each(|at| file.write_all_at(&random_bytes(at + 1, 1 << 20), at * MIB).unwrap());
     fs::create_dir_all(format!("{tree}/photos")).unwrap();
-    fs::write(format!("{tree}/photos/one.raw"), noise(7, 3 << 20)).unwrap();
+    fs::write(format!("{tree}/photos/one.raw"), random_bytes(7, 3 << 20)).unwrap();
     fs::write(format!("{tree}/letter"), "dear all").unwrap();
     let nodiscard = ["-q", "-F", "-t", "ext4", "-E", "nodiscard", "-d", &tree, &image];
     tool("mke2fs", &nodiscard);
@@ -44,16 +44,16 @@ fn r45_allocated_copy_contains_every_file() {
     let (copied, zeroes) = (end["copied"].as_u64().unwrap(), end["zeroes"].as_u64().unwrap());
     assert!((3 * MIB..32 * MIB).contains(&copied), "{copied} bytes");
     assert_eq!(copied + zeroes, 64 * MIB);
-    let said = events.iter().any(|event| {
+    let message = events.iter().any(|event| {
         event["event"] == "note" && event["message"].as_str().unwrap().contains("are used")
     });
-    assert!(said, "{events:?}");
+    assert!(message, "{events:?}");
     tool("e2fsck", &["-fn", &copy]);
     fs::create_dir(&back).unwrap();
     tool("debugfs", &["-R", &format!("rdump / {back}"), &copy]);
     tool("diff", &["-r", "-x", "lost+found", &folder.path("tree"), &back]);
     let whole = folder.path("whole.img");
-    ends_with(0, &[&disk, &whole]);
+    run_expecting(0, &[&disk, &whole]);
     assert_equal(&disk, &whole);
 }
 
@@ -66,14 +66,14 @@ fn allocated_copy_is_resumed_only_with_allocated() {
     }
     let folder = Folder::new();
     let (disk, copy, map) = (disk(&folder), folder.path("copy.img"), folder.path("map"));
-    ends_with(0, &["--allocated", "--map", &map, &disk, &copy]);
+    run_expecting(0, &["--allocated", "--map", &map, &disk, &copy]);
     // Without hashes all is compared from both ends.
     let text = fs::read_to_string(&map).unwrap();
     let bare = text.lines().filter(|line| !line.starts_with("# storagetm hash"));
     fs::write(&map, bare.fold(String::new(), |all, line| all + line + "\n")).unwrap();
-    ends_with(0, &["--allocated", "--map", &map, &disk, &copy]);
-    let said = ends_with(5, &["--map", &map, &disk, &copy]);
-    assert!(said.contains("--allocated"), "{said}");
+    run_expecting(0, &["--allocated", "--map", &map, &disk, &copy]);
+    let message = run_expecting(5, &["--map", &map, &disk, &copy]);
+    assert!(message.contains("--allocated"), "{message}");
 }
 
 /// Calls that mount a file system, load a module or start a program, and those that open what would assemble a device.
@@ -83,16 +83,16 @@ const ASSEMBLERS: [&str; 4] = ["/dev/loop", "/dev/mapper", "/dev/md", "/dev/btrf
 
 /// Runs a copy under strace; returns the system calls of all its processes, or `None` if tracing is
 /// not permitted.
-fn traced(folder: &Folder, words: &[&str]) -> Option<String> {
+fn traced(folder: &Folder, args: &[&str]) -> Option<String> {
     let trace = folder.path("trace");
     let mut strace = programs::command("strace");
     strace.args(["-f", "-qq", "-s", "4096", "-e", "signal=none", "-e", CALLS, "-o", &trace]);
-    let output = strace.arg(PROGRAM).arg("copy").args(words).stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    if said.contains("PTRACE") || said.contains("ptrace") {
+    let output = strace.arg(PROGRAM).arg("copy").args(args).stdin(Stdio::null()).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    if message.contains("PTRACE") || message.contains("ptrace") {
         return None;
     }
-    assert!(output.status.success(), "{words:?}: {said}");
+    assert!(output.status.success(), "{args:?}: {message}");
     Some(fs::read_to_string(trace).unwrap())
 }
 
@@ -107,8 +107,8 @@ fn x42_copy_probes_mounts_and_assembles_nothing() {
     let (disk, copy) = (disk(&folder), folder.path("copy.img"));
     let target = Target::serve(&["--open", "--listen", "nvme:127.0.0.1:0", &disk]);
     let remote = format!("nvme://127.0.0.1:{}/disk", target.port("nvme"));
-    for words in [&[&*disk][..], &["--allocated", &disk], &[&*remote], &["--allocated", &remote]] {
-        let Some(calls) = traced(&folder, &[words, &["--force", &copy]].concat()) else {
+    for args in [&[&*disk][..], &["--allocated", &disk], &[&*remote], &["--allocated", &remote]] {
+        let Some(calls) = traced(&folder, &[args, &["--force", &copy]].concat()) else {
             return println!("skip {test}: processes may not be traced here");
         };
         let first = |call: &str| -> Vec<String> {
@@ -130,7 +130,7 @@ fn x42_copy_probes_mounts_and_assembles_nothing() {
         let assembles = |path: &String| ASSEMBLERS.iter().any(|device| path.starts_with(device));
         assert!(!opened.iter().any(assembles), "{opened:?}");
         for call in ["execveat(", "mount(", "fsopen(", "open_tree(", "init_module("] {
-            assert!(!calls.contains(call), "{words:?}: {calls}");
+            assert!(!calls.contains(call), "{args:?}: {calls}");
         }
     }
 }
@@ -144,8 +144,8 @@ fn unsupported_file_system_is_copied_whole() {
     let folder = Folder::new();
     let (disk, copy) = (disk(&folder), folder.path("copy.img"));
     tool("debugfs", &["-w", "-R", "ssv state 0", &disk]);
-    let said = ends_with(0, &["--allocated", &disk, &copy]);
-    assert!(said.contains("the disk is copied whole: not cleanly unmounted"), "{said}");
+    let message = run_expecting(0, &["--allocated", &disk, &copy]);
+    assert!(message.contains("the disk is copied whole: not cleanly unmounted"), "{message}");
     assert_equal(&disk, &copy);
 }
 
@@ -167,9 +167,9 @@ fn faulty(folder: &Folder, image: &str, bad: u64) -> (Faulty, String) {
         64 * MIB - bad - 1024
     );
     fs::write(&map, text).unwrap();
-    let words = ["-f", "-r", "-U", &socket, "--filter=ddrescue", "file", image];
+    let args = ["-f", "-r", "-U", &socket, "--filter=ddrescue", "file", image];
     let child = programs::command("nbdkit")
-        .args(words)
+        .args(args)
         .arg(format!("ddrescue-mapfile={map}"))
         .stderr(Stdio::null())
         .spawn()
@@ -189,9 +189,9 @@ fn the_files_with_bad_sectors_are_named() {
     let block: u64 = blocks.split_whitespace().nth(100).unwrap().parse().unwrap();
     let size = if blocks.split_whitespace().count() > 2000 { 1024 } else { 4096 };
     let (_server, source) = faulty(&folder, &disk, block * size);
-    let said = ends_with(3, &["--files", &source, &copy]);
-    assert!(said.contains("bad sectors in /photos/one.raw"), "{said}");
-    assert!(!said.contains("/letter"), "{said}");
+    let message = run_expecting(3, &["--files", &source, &copy]);
+    assert!(message.contains("bad sectors in /photos/one.raw"), "{message}");
+    assert!(!message.contains("/letter"), "{message}");
 }
 
 /// X44: what looks for files is another process, and whatever becomes of it, all can be copied without.
@@ -204,8 +204,8 @@ fn crafted_file_system_disables_only_the_option() {
     let disk = disk(&folder);
     let file = File::options().write(true).open(&disk).unwrap();
     // Group descriptors that point nowhere, with a superblock that is sound.
-    file.write_all_at(&noise(3, 6144), 2048).unwrap();
-    let said = ends_with(0, &["--allocated", &disk, &folder.path("copy.img")]);
-    assert!(said.contains("copied whole: damaged"), "{said}");
+    file.write_all_at(&random_bytes(3, 6144), 2048).unwrap();
+    let message = run_expecting(0, &["--allocated", &disk, &folder.path("copy.img")]);
+    assert!(message.contains("copied whole: damaged"), "{message}");
     assert_equal(&disk, folder.path("copy.img"));
 }

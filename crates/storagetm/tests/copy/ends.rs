@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::scene::{Attached, Folder, MIB, allocated, assert_equal, copy, ends_with, run};
+use crate::scene::{Attached, Folder, MIB, allocated, assert_equal, copy, run, run_expecting};
 
 #[test]
 fn file_is_copied_with_holes_and_hashed_like_b3sum() {
@@ -30,7 +30,7 @@ fn zeros_are_written_if_that_is_asked_for() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 4 * MIB);
     let to = folder.path("copy.img");
-    ends_with(0, &["--no-sparse", "--no-verify", &image, &to]);
+    run_expecting(0, &["--no-sparse", "--no-verify", &image, &to]);
     assert_equal(&image, &to);
     assert_eq!(allocated(&to), 4 * MIB);
 }
@@ -40,10 +40,10 @@ fn existing_file_is_overwritten_only_with_force() {
     let folder = Folder::new();
     let (image, to) = (folder.image("disk.img", MIB), folder.path("copy.img"));
     fs::write(&to, vec![9; 3 << 20]).unwrap();
-    let said = ends_with(5, &[&image, &to]);
-    assert!(said.contains("--force"), "{said}");
+    let message = run_expecting(5, &[&image, &to]);
+    assert!(message.contains("--force"), "{message}");
     assert_eq!(fs::read(&to).unwrap(), vec![9; 3 << 20]);
-    ends_with(0, &["--force", &image, &to]);
+    run_expecting(0, &["--force", &image, &to]);
     assert_equal(&image, &to);
 }
 
@@ -52,7 +52,7 @@ fn an_empty_file_is_copied() {
     let folder = Folder::new();
     let (image, to) = (folder.path("empty"), folder.path("copy"));
     fs::write(&image, "").unwrap();
-    ends_with(0, &[&image, &to]);
+    run_expecting(0, &[&image, &to]);
     assert_eq!(fs::read(&to).unwrap(), b"");
 }
 
@@ -92,8 +92,8 @@ fn with_data_on_standard_output_events_are_on_standard_error() {
     let image = folder.image("disk.img", MIB);
     let output = run(&["--json", &image, "-"]);
     assert!(output.stdout == fs::read(&image).unwrap());
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.lines().all(|line| line.starts_with("{\"event\":")), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.lines().all(|line| line.starts_with("{\"event\":")), "{message}");
 }
 
 #[test]
@@ -103,15 +103,15 @@ fn block_device_is_read_and_written_after_confirmation() {
     let backing = folder.path("backing");
     fs::write(&backing, vec![7; 4 << 20]).unwrap();
     let Some(device) = Attached::new(&backing, 512) else { return };
-    let said = ends_with(5, &[&image, &device.0]);
-    assert!(said.contains("--yes") && said.contains(&device.0), "{said}");
+    let message = run_expecting(5, &[&image, &device.0]);
+    assert!(message.contains("--yes") && message.contains(&device.0), "{message}");
     assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
-    ends_with(0, &["--yes", &image, &device.0]);
+    run_expecting(0, &["--yes", &image, &device.0]);
     let written = fs::read(&backing).unwrap();
     assert!(written[..3 << 20] == fs::read(&image).unwrap()[..]);
     assert!(written[3 << 20..].iter().all(|byte| *byte == 7), "what is behind the image stays");
     let back = folder.path("back.img");
-    ends_with(0, &[&device.0, &back]);
+    run_expecting(0, &[&device.0, &back]);
     assert_equal(&backing, &back);
 }
 
@@ -125,10 +125,10 @@ fn a_pipe_with_nothing_in_it_is_no_copy_of_a_disk() {
     let Some(device) = Attached::new(&backing, 512) else { return };
     let mut copy = Command::new(env!("CARGO_BIN_EXE_storagetm"));
     copy.args(["copy", "--yes", "-", &device.0]).stdin(File::open(&empty).unwrap());
-    let said = copy.output().unwrap();
-    let words = String::from_utf8_lossy(&said.stderr);
-    assert_eq!(said.status.code(), Some(1), "{words}");
-    assert!(words.contains("no data came"), "{words}");
+    let message = copy.output().unwrap();
+    let args = String::from_utf8_lossy(&message.stderr);
+    assert_eq!(message.status.code(), Some(1), "{args}");
+    assert!(args.contains("no data came"), "{args}");
     assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
 }
 
@@ -140,17 +140,17 @@ fn r43_a_device_that_is_too_small_or_in_use_is_left_alone() {
     let backing = folder.path("backing");
     fs::write(&backing, vec![7; 2 << 20]).unwrap();
     let Some(device) = Attached::new(&backing, 512) else { return };
-    let said = ends_with(5, &["--yes", &image, &device.0]);
-    assert!(said.contains("larger"), "{said}");
-    let said = ends_with(5, &["--yes", &device.0, &device.0]);
-    assert!(said.contains("both"), "{said}");
-    let said = ends_with(5, &["--force", &image, &backing]);
-    assert!(said.contains("in use"), "{said}");
+    let message = run_expecting(5, &["--yes", &image, &device.0]);
+    assert!(message.contains("larger"), "{message}");
+    let message = run_expecting(5, &["--yes", &device.0, &device.0]);
+    assert!(message.contains("both"), "{message}");
+    let message = run_expecting(5, &["--force", &image, &backing]);
+    assert!(message.contains("in use"), "{message}");
     let small = folder.image("small.img", MIB);
     let held = File::open(&device.0).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let said = ends_with(5, &["--yes", &small, &device.0]);
-    assert!(said.contains("locked"), "{said}");
+    let message = run_expecting(5, &["--yes", &small, &device.0]);
+    assert!(message.contains("locked"), "{message}");
     drop(held);
     assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
 }

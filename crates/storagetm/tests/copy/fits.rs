@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use linux::gpt::{Gpt, Partition};
 use linux::partition;
 
-use crate::scene::{Attached, Folder, MIB, assert_equal, copy, ends_with, noise};
+use crate::scene::{Attached, Folder, MIB, assert_equal, copy, random_bytes, run_expecting};
 use crate::target::Target;
 
 const BYTES: u64 = 8 * MIB;
@@ -29,7 +29,8 @@ fn partitioned(path: &str, block: u32) {
     let end = gpt.end();
     file.write_all_at(&end, BYTES - end.len() as u64).unwrap();
     for (number, (start, end)) in (1..).zip(PLACES) {
-        file.write_all_at(&noise(number, usize::try_from(end - start).unwrap()), start).unwrap();
+        file.write_all_at(&random_bytes(number, usize::try_from(end - start).unwrap()), start)
+            .unwrap();
     }
     let mut boot = vec![0; 512];
     boot[11..13].copy_from_slice(&512_u16.to_le_bytes());
@@ -105,7 +106,7 @@ fn r49_disks_of_other_block_sizes_are_refused_or_converted() {
         let file = ("file", image.clone(), image.clone());
         for (kind, source, _) in from.ends.iter().chain([&file]) {
             let copy = folder.path("copy.img");
-            ends_with(0, &["--force", source, &copy]);
+            run_expecting(0, &["--force", source, &copy]);
             assert_equal(&image, &copy);
             for to in [&c, &d] {
                 for (other, destination, behind) in &to.ends {
@@ -118,22 +119,25 @@ fn r49_disks_of_other_block_sizes_are_refused_or_converted() {
 }
 
 fn one_pair(source: &str, from: u32, image: &str, destination: &str, to: u32, behind: &str) {
-    let before = noise(77, 1 << 20);
+    let before = random_bytes(77, 1 << 20);
     let blank = File::options().write(true).open(behind).unwrap();
     blank.write_all_at(&before, 0).unwrap();
     if from == to {
-        ends_with(0, &["--yes", source, destination]);
+        run_expecting(0, &["--yes", source, destination]);
         assert_eq!(readable(behind, image), to);
         return;
     }
-    let said = ends_with(5, &["--yes", source, destination]);
-    assert!(said.contains(&from.to_string()) && said.contains("--convert-sectors"), "{said}");
+    let message = run_expecting(5, &["--yes", source, destination]);
+    assert!(
+        message.contains(&from.to_string()) && message.contains("--convert-sectors"),
+        "{message}"
+    );
     assert!(fs::read(behind).unwrap()[..1 << 20] == before, "nothing was written");
-    let said = ends_with(0, &["--yes", "--convert-sectors", source, destination]);
+    let message = run_expecting(0, &["--yes", "--convert-sectors", source, destination]);
     assert_eq!(readable(behind, image), to);
     let fat = "vfat \"SYSTEM\" on partition 1";
-    assert_eq!(said.contains(fat), to == 4096, "{said}");
-    ends_with(0, &["--yes", "--keep-sectors", source, destination]);
+    assert_eq!(message.contains(fat), to == 4096, "{message}");
+    run_expecting(0, &["--yes", "--keep-sectors", source, destination]);
     assert_equal(image, behind);
 }
 
@@ -146,10 +150,10 @@ fn r54_backup_gpt_is_moved_or_reported() {
         partitioned(&image, block);
         let Some(to) = Ends::new(&folder, &format!("to{block}"), block, 12 * MIB) else { return };
         for (_, destination, behind) in &to.ends {
-            let said = ends_with(0, &["--yes", &image, destination]);
-            assert!(said.contains("sgdisk -e"), "{said}");
-            let said = ends_with(0, &["--yes", "--fix-gpt", &image, destination]);
-            assert!(!said.contains("sgdisk -e"), "{said}");
+            let message = run_expecting(0, &["--yes", &image, destination]);
+            assert!(message.contains("sgdisk -e"), "{message}");
+            let message = run_expecting(0, &["--yes", "--fix-gpt", &image, destination]);
+            assert!(!message.contains("sgdisk -e"), "{message}");
             assert_eq!(readable(behind, &image), block);
         }
     }
@@ -164,13 +168,12 @@ fn r54_piped_image_is_checked_and_its_backup_moved() {
     let (small, large) =
         (Ends::new(&folder, "a", 512, 12 * MIB), Ends::new(&folder, "b", 4096, 12 * MIB));
     let (Some(small), Some(large)) = (small, large) else { return };
-    let piped = |status: i32, words: &[&str]| {
-        let output =
-            copy(&[&["--yes"], words].concat()).stdin(File::open(&image).unwrap()).output();
+    let piped = |status: i32, args: &[&str]| {
+        let output = copy(&[&["--yes"], args].concat()).stdin(File::open(&image).unwrap()).output();
         let output = output.unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
-        said
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
+        message
     };
     for (_, destination, _) in &large.ends {
         assert!(piped(5, &["-", destination]).contains("blocks of 4096"));
@@ -191,11 +194,11 @@ fn r54_converted_copy_is_gone_on_with_by_its_map() {
     let Some(to) = Ends::new(&folder, "to", 4096, 12 * MIB) else { return };
     let (_, disk, behind) = &to.ends[0];
     for _ in 0..3 {
-        ends_with(0, &["--yes", "--convert-sectors", "--map", &map, &image, disk]);
+        run_expecting(0, &["--yes", "--convert-sectors", "--map", &map, &image, disk]);
         assert_eq!(readable(behind, &image), 4096);
     }
-    let said = ends_with(5, &["--yes", "--keep-sectors", "--map", &map, &image, disk]);
-    assert!(said.contains("another disk"), "{said}");
+    let message = run_expecting(5, &["--yes", "--keep-sectors", "--map", &map, &image, disk]);
+    assert!(message.contains("another disk"), "{message}");
 }
 
 /// R59: a copy has every byte of its source, by every protocol; NVMe has whole blocks only.
@@ -203,21 +206,21 @@ fn r54_converted_copy_is_gone_on_with_by_its_map() {
 fn r59_odd_image_is_copied_whole_by_every_protocol() {
     let folder = Folder::new();
     let (odd, copy) = (folder.path("odd.img"), folder.path("copy.img"));
-    let bytes = noise(5, 1_000_001);
+    let bytes = random_bytes(5, 1_000_001);
     fs::write(&odd, &bytes).unwrap();
     let listen = ["--listen", "nvme:127.0.0.1:0", "--listen", "nbd:127.0.0.1:0"];
     let target = Target::serve(&[&listen[..], &[&odd]].concat());
     let from = |protocol| format!("{protocol}://127.0.0.1:{}/odd", target.port(protocol));
-    ends_with(0, &[&from("nbd"), &copy]);
+    run_expecting(0, &[&from("nbd"), &copy]);
     assert_equal(&odd, &copy);
-    ends_with(0, &["--force", &from("nvme"), &copy]);
+    run_expecting(0, &["--force", &from("nvme"), &copy]);
     let padded = fs::read(&copy).unwrap();
     assert_eq!(padded.len(), 1_000_448);
     assert!(padded[..1_000_001] == bytes && padded[1_000_001..].iter().all(|byte| *byte == 0));
     let Some(to) = Ends::new(&folder, "to", 4096, 2 * MIB) else { return };
     for (_, destination, behind) in &to.ends {
-        let said = ends_with(0, &["--yes", &from("nbd"), destination]);
-        assert!(said.contains("filled up with"), "{said}");
+        let message = run_expecting(0, &["--yes", &from("nbd"), destination]);
+        assert!(message.contains("filled up with"), "{message}");
         assert!(fs::read(behind).unwrap()[..1_000_001] == bytes);
     }
 }
@@ -227,19 +230,19 @@ fn r59_odd_image_is_copied_whole_by_every_protocol() {
 fn r59_odd_image_onto_a_disk_is_filled_up_with_zeros() {
     let folder = Folder::new();
     let odd = folder.path("odd.img");
-    fs::write(&odd, noise(5, 1_000_001)).unwrap();
+    fs::write(&odd, random_bytes(5, 1_000_001)).unwrap();
     let copy = folder.path("copy.img");
-    ends_with(0, &[&odd, &copy]);
+    run_expecting(0, &[&odd, &copy]);
     assert_equal(&odd, &copy);
     for block in BLOCKS {
         let Some(to) = Ends::new(&folder, &format!("to{block}"), block, 2 * MIB) else { return };
         for (_, destination, behind) in &to.ends {
             fs::write(behind, vec![7; 2 << 20]).unwrap();
-            let said = ends_with(0, &["--yes", &odd, destination]);
-            assert!(said.contains("filled up with"), "{said}");
+            let message = run_expecting(0, &["--yes", &odd, destination]);
+            assert!(message.contains("filled up with"), "{message}");
             let written = fs::read(behind).unwrap();
             let end = 1_000_001_usize.next_multiple_of(block as usize);
-            assert!(written[..1_000_001] == noise(5, 1_000_001));
+            assert!(written[..1_000_001] == random_bytes(5, 1_000_001));
             assert!(written[1_000_001..end].iter().all(|byte| *byte == 0));
             assert!(written[end..].iter().all(|byte| *byte == 7));
         }

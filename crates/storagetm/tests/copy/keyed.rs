@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::alone::{ELSEWHERE, is_alone};
-use crate::scene::{Folder, MIB, PROGRAM, assert_equal, copy, ends_with, events, until_arrived};
+use crate::scene::{
+    Folder, MIB, PROGRAM, assert_equal, copy, events, run_expecting, until_arrived,
+};
 use crate::target::Target;
 
 const HOST: &str = "nqn.2024-01.test:copier";
@@ -20,11 +22,10 @@ fn target(keys: &str, image: &str, more: &[&str]) -> Target {
     Target::serve(&[&["--keys", keys, "--listen", &nvme, "--listen", &nbd, image], more].concat())
 }
 
-fn owner(keys: &str, words: &[&str]) {
-    let run =
-        Command::new(PROGRAM).args(words).args(["--keys", keys]).stdin(Stdio::null()).output();
+fn owner(keys: &str, args: &[&str]) {
+    let run = Command::new(PROGRAM).args(args).args(["--keys", keys]).stdin(Stdio::null()).output();
     let run = run.unwrap();
-    assert!(run.status.success(), "{words:?}: {}", String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{args:?}: {}", String::from_utf8_lossy(&run.stderr));
 }
 
 /// X20: with the key the disk is copied by either protocol; with another key, or in plaintext, it
@@ -49,14 +50,14 @@ fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
     // A key that is named is used, whatever the scheme.
     for from in [&nvme, &format!("nbds://{nbd}"), &format!("nbd://{nbd}")] {
         let to = folder.path("copy.img");
-        ends_with(0, &["--force", "--hostnqn", HOST, "--key", &key, from, &to]);
+        run_expecting(0, &["--force", "--hostnqn", HOST, "--key", &key, from, &to]);
         assert_equal(&image, &to);
-        let said = ends_with(5, &["--hostnqn", HOST, "--key", &wrong, from, &never]);
-        assert!(said.contains("securely"), "{said}");
+        let message = run_expecting(5, &["--hostnqn", HOST, "--key", &wrong, from, &never]);
+        assert!(message.contains("securely"), "{message}");
     }
-    ends_with(5, &[&nvme, &never]);
-    let said = ends_with(5, &[&format!("nbd://{nbd}"), &never]);
-    assert!(said.contains("nbds://"), "{said}");
+    run_expecting(5, &[&nvme, &never]);
+    let message = run_expecting(5, &[&format!("nbd://{nbd}"), &never]);
+    assert!(message.contains("nbds://"), "{message}");
     assert!(!Path::new(&never).exists());
 }
 
@@ -164,7 +165,7 @@ fn x60_known_machine_is_never_contacted_in_plaintext() {
     ];
     for source in &sources {
         let to = folder.path("copy.img");
-        ends_with(0, &["--force", "--keys", &here, source, &to]);
+        run_expecting(0, &["--force", "--keys", &here, source, &to]);
         assert_equal(&image, &to);
     }
     assert!(nvme.sent().iter().all(|sent| sent.first() == Some(&0x16)), "TLS from the first byte");
@@ -176,9 +177,9 @@ fn x60_known_machine_is_never_contacted_in_plaintext() {
     );
     let stranger = Tap::on(None);
     let never = folder.path("never.img");
-    let said =
-        ends_with(5, &["--keys", &here, &format!("nvme://{OTHER}:{}/", stranger.port), &never]);
-    assert!(said.contains("storagetm pair") && said.contains("--insecure"), "{said}");
+    let message =
+        run_expecting(5, &["--keys", &here, &format!("nvme://{OTHER}:{}/", stranger.port), &never]);
+    assert!(message.contains("storagetm pair") && message.contains("--insecure"), "{message}");
     assert!(stranger.sent().iter().all(|sent| sent.first() == Some(&0x16)));
 }
 
@@ -200,13 +201,13 @@ fn x60_open_target_needs_insecure_where_keys_are_kept() {
         format!("nbd://{OTHER}:{}/disk", open.port("nbd")),
     ] {
         let (to, never) = (folder.path("copy.img"), folder.path("never.img"));
-        let said = ends_with(5, &["--keys", &here, &source, &never]);
-        assert!(said.contains("--insecure"), "{said}");
+        let message = run_expecting(5, &["--keys", &here, &source, &never]);
+        assert!(message.contains("--insecure"), "{message}");
         assert!(!Path::new(&never).exists());
-        ends_with(0, &["--force", "--keys", &here, "--insecure", &source, &to]);
+        run_expecting(0, &["--force", "--keys", &here, "--insecure", &source, &to]);
         assert_equal(&image, &to);
         // Without any stored key there is no machine to be impersonated.
-        ends_with(0, &["--force", &source, &to]);
+        run_expecting(0, &["--force", &source, &to]);
     }
 }
 
@@ -228,8 +229,8 @@ fn keyed_target_that_is_restarted_is_copied_on() {
         let port = if protocol == "nvme" { nvme } else { nbd };
         let source = format!("{protocol}://{ELSEWHERE}:{port}/disk");
         let to = folder.path(&format!("{protocol}.img"));
-        let words = ["--json", "--rate", "4M", "--keys", &here, &source, &to];
-        let copying = copy(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let args = ["--json", "--rate", "4M", "--keys", &here, &source, &to];
+        let copying = copy(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         until_arrived(&to, 4 * MIB);
         target.interrupt();
         std::thread::sleep(Duration::from_secs(3));
@@ -238,8 +239,8 @@ fn keyed_target_that_is_restarted_is_copied_on() {
             "--keys", &there, "--listen", &at[0], "--listen", &at[1], &image,
         ]));
         let output = copying.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{protocol}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{protocol}: {message}");
         let last = events(&output).pop().unwrap();
         assert_eq!(last["verified"], 32 * MIB, "{last}");
         assert_equal(&image, &to);
@@ -265,7 +266,7 @@ fn paired_machine_is_copied_from_by_disk_name() {
     ];
     for (number, from) in sources.iter().enumerate() {
         let to = folder.path(&format!("copy{number}.img"));
-        ends_with(0, &["--keys", &here, from, &to]);
+        run_expecting(0, &["--keys", &here, from, &to]);
         assert_equal(&image, &to);
     }
     // Keys in a world-readable directory are not secret.
@@ -274,6 +275,6 @@ fn paired_machine_is_copied_from_by_disk_name() {
     let file = file.into_iter().find(|path| path.extension().is_some_and(|it| it == "json"));
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     fs::set_permissions(file.unwrap(), open).unwrap();
-    let said = ends_with(5, &["--keys", &here, &sources[0], &folder.path("never.img")]);
-    assert!(said.contains("can be read by others"), "{said}");
+    let message = run_expecting(5, &["--keys", &here, &sources[0], &folder.path("never.img")]);
+    assert!(message.contains("can be read by others"), "{message}");
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::scene::{Folder, MIB, assert_equal, copy, events, noise, run};
+use crate::scene::{Folder, MIB, assert_equal, copy, events, random_bytes, run};
 
 const KILLS: usize = 50;
 
@@ -14,8 +14,8 @@ const KILLS: usize = 50;
 fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     let folder = Folder::new();
     let (image, to, map) = (folder.path("disk.img"), folder.path("copy.img"), folder.path("map"));
-    fs::write(&image, noise(41, 40 << 20)).unwrap();
-    let random = noise(u64::from(std::process::id()), 2 * KILLS);
+    fs::write(&image, random_bytes(41, 40 << 20)).unwrap();
+    let random = random_bytes(u64::from(std::process::id()), 2 * KILLS);
     let mut finished = 0;
     for (number, point) in random.chunks_exact(2).enumerate() {
         let point = u64::from(u16::from_le_bytes(point.try_into().unwrap())) % 600;
@@ -54,8 +54,8 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
 fn rescued(map: &str) -> u64 {
     let text = fs::read_to_string(map).unwrap_or_default();
     let size = |line: &str| -> Option<u64> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, size, "+"] = words[..] else { return None };
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let [_, size, "+"] = args[..] else { return None };
         u64::from_str_radix(size.strip_prefix("0x")?, 16).ok()
     };
     text.lines().filter_map(size).sum()
@@ -72,12 +72,12 @@ fn r41_a_torn_map_is_not_believed() {
     let text = fs::read(&map).unwrap();
     fs::write(&map, &text[..text.len() / 2]).unwrap();
     let output = run(&["--map", &map, &image, &to]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
     match output.status.code() {
         // Either the map is rejected, or the copy resumes from its valid part.
-        Some(5) => assert!(said.contains("map"), "{said}"),
+        Some(5) => assert!(message.contains("map"), "{message}"),
         Some(0) => {}
-        other => panic!("{other:?}: {said}"),
+        other => panic!("{other:?}: {message}"),
     }
     assert_equal(&image, &to);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::scene::{Folder, MIB, PROGRAM, assert_equal, ends_with, noise};
+use crate::scene::{Folder, MIB, PROGRAM, assert_equal, random_bytes, run_expecting};
 use crate::target::Target;
 
 #[test]
@@ -19,12 +19,12 @@ fn remote_disk_is_overwritten_only_after_consent() {
         let listen = format!("{protocol}:127.0.0.1:0");
         let target = Target::serve(&["--listen", &listen, "--writable", &other]);
         let onto = format!("{scheme}://127.0.0.1:{}/other", target.port(protocol));
-        let said = ends_with(5, &[&image, &onto]);
+        let message = run_expecting(5, &[&image, &onto]);
         for part in ["ext2 \"photos\"", "4.2 MB", "--yes", &onto] {
-            assert!(said.contains(part), "{part}: {said}");
+            assert!(message.contains(part), "{part}: {message}");
         }
         assert!(fs::read(&other).unwrap() == before);
-        ends_with(0, &["--yes", &image, &onto]);
+        run_expecting(0, &["--yes", &image, &onto]);
     }
 }
 
@@ -34,15 +34,15 @@ fn file_that_is_there_is_named_with_what_is_in_it() {
     let (image, to) = (folder.image("disk.img", MIB), folder.path("copy.img"));
     for (bytes, what) in [
         (vec![0; 3 << 20], "looks empty"),
-        (noise(1, 3 << 20), "not recognised"),
+        (random_bytes(1, 3 << 20), "not recognised"),
         (Vec::new(), "an empty file"),
     ] {
         fs::write(&to, &bytes).unwrap();
-        let said = ends_with(5, &[&image, &to]);
-        assert!(said.contains(what) && said.contains("--force"), "{said}");
+        let message = run_expecting(5, &[&image, &to]);
+        assert!(message.contains(what) && message.contains("--force"), "{message}");
         assert!(fs::read(&to).unwrap() == bytes);
     }
-    ends_with(0, &["--force", &image, &to]);
+    run_expecting(0, &["--force", &image, &to]);
     assert_equal(&image, &to);
 }
 
@@ -53,10 +53,10 @@ fn map_in_which_nothing_is_done_is_no_consent() {
         (folder.image("disk.img", MIB), folder.path("copy.img"), folder.path("map"));
     fs::write(&map, "0 ? 1\n0 0x100000 ?\n").unwrap();
     fs::write(&to, "precious").unwrap();
-    let said = ends_with(5, &["--map", &map, &image, &to]);
-    assert!(said.contains("--force"), "{said}");
+    let message = run_expecting(5, &["--map", &map, &image, &to]);
+    assert!(message.contains("--force"), "{message}");
     assert_eq!(fs::read(&to).unwrap(), b"precious");
-    ends_with(0, &["--force", "--map", &map, &image, &to]);
+    run_expecting(0, &["--force", "--map", &map, &image, &to]);
     assert_equal(&image, &to);
 }
 
@@ -67,9 +67,9 @@ fn image_and_key_files_are_overwritten_only_by_force() {
     let file = folder.path("there");
     fs::write(&file, "precious").unwrap();
     let keys = folder.path("keys");
-    let run = |words: &[&str]| {
+    let run = |args: &[&str]| {
         let output = Command::new(PROGRAM)
-            .args(words)
+            .args(args)
             .env("STATE_DIRECTORY", &keys)
             .stdin(Stdio::null())
             .output()
@@ -80,15 +80,15 @@ fn image_and_key_files_are_overwritten_only_by_force() {
         // The kernel does not exist: the command fails after the confirmation.
         let line =
             ["image", "--kernel", "/nonexistent/kernel", "--modules", "/nonexistent", kind, &file];
-        let (status, said) = run(&line);
-        assert!(status == Some(1) && said.contains("--force"), "{said}");
-        let (status, said) = run(&[&line[..], &["--force"]].concat());
-        assert!(status == Some(1) && said.contains("/nonexistent"), "{said}");
+        let (status, message) = run(&line);
+        assert!(status == Some(1) && message.contains("--force"), "{message}");
+        let (status, message) = run(&[&line[..], &["--force"]].concat());
+        assert!(status == Some(1) && message.contains("/nonexistent"), "{message}");
     }
     assert_eq!(run(&["key", "generate", "tls", "--name", "laptop"]).0, Some(0));
     let export = ["key", "export", "laptop", "--to", &file];
-    let (status, said) = run(&export);
-    assert!(status == Some(1) && said.contains("--force"), "{said}");
+    let (status, message) = run(&export);
+    assert!(status == Some(1) && message.contains("--force"), "{message}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     assert_eq!(run(&[&export[..], &["--force"]].concat()).0, Some(0));
     assert!(fs::read_to_string(&file).unwrap().starts_with("NVMeTLSkey-1:"));

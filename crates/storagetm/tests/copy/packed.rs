@@ -5,13 +5,15 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::scene::{Attached, Folder, MIB, PROGRAM, assert_equal, copy, ends_with, has, noise};
+use crate::scene::{
+    Attached, Folder, MIB, PROGRAM, assert_equal, copy, has, random_bytes, run_expecting,
+};
 use crate::target::Target;
 
-fn tool(program: &str, words: &[&str]) -> Vec<u8> {
-    let output = programs::command(program).args(words).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {words:?}: {said}");
+fn tool(program: &str, args: &[&str]) -> Vec<u8> {
+    let output = programs::command(program).args(args).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {message}");
     output.stdout
 }
 
@@ -41,13 +43,14 @@ fn r50_packed_images_are_unpacked_and_verified() {
     let (image, all) = packed(&folder);
     let copied = folder.path("copy.img");
     for path in &all {
-        let said = ends_with(0, &["--force", path, &copied]);
-        assert!(said.contains("is unpacked") && said.contains("verified"), "{said}");
+        let message = run_expecting(0, &["--force", path, &copied]);
+        assert!(message.contains("is unpacked") && message.contains("verified"), "{message}");
         assert_equal(&image, &copied);
-        ends_with(0, &["--force", "--format", "raw", path, &copied]);
+        run_expecting(0, &["--force", "--format", "raw", path, &copied]);
         assert_equal(path, &copied);
-        let said = ends_with(5, &["--map", &folder.path("map"), path, &folder.path("new.img")]);
-        assert!(said.contains("map"), "{said}");
+        let message =
+            run_expecting(5, &["--map", &folder.path("map"), path, &folder.path("new.img")]);
+        assert!(message.contains("map"), "{message}");
         assert!(!Path::new(&folder.path("new.img")).exists());
     }
 }
@@ -60,8 +63,8 @@ fn r50_packed_pipe_is_unpacked() {
     for path in all.iter().filter(|path| !path.ends_with("qcow2")) {
         let mut child = copy(&["--force", "-", &copied]);
         let child = child.stdin(File::open(path).unwrap()).stderr(Stdio::piped()).output().unwrap();
-        let said = String::from_utf8_lossy(&child.stderr);
-        assert!(child.status.success(), "{said}");
+        let message = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success(), "{message}");
         assert_equal(&image, &copied);
     }
 }
@@ -76,11 +79,11 @@ fn r50_truncated_packed_image_is_no_success() {
             let short = folder.path("short");
             fs::write(&short, &bytes[..cut]).unwrap();
             let output = copy(&["--force", &short, &folder.path("copy.img")]).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
+            let message = String::from_utf8_lossy(&output.stderr);
             let status = output.status.code();
             let slack = path.ends_with("qcow2") && cut == bytes.len() - 1;
-            assert!(status == Some(1) || status == Some(5) || slack, "{path} at {cut}: {said}");
-            assert!(slack || said.contains("cannot be unpacked"), "{said}");
+            assert!(status == Some(1) || status == Some(5) || slack, "{path} at {cut}: {message}");
+            assert!(slack || message.contains("cannot be unpacked"), "{message}");
         }
     }
 }
@@ -103,16 +106,16 @@ fn r50_containers_are_refused_with_the_way_out() {
         let mut bytes = vec![0; 1 << 20];
         bytes[at..at + mark.len()].copy_from_slice(mark);
         fs::write(&path, &bytes).unwrap();
-        let said = ends_with(5, &[&path, &copied]);
-        assert!(said.contains(way) && said.contains("--format raw"), "{said}");
+        let message = run_expecting(5, &[&path, &copied]);
+        assert!(message.contains(way) && message.contains("--format raw"), "{message}");
         assert!(!Path::new(&copied).exists());
-        ends_with(0, &["--format", "raw", &path, &copied]);
+        run_expecting(0, &["--format", "raw", &path, &copied]);
         assert_equal(&path, &copied);
         fs::remove_file(&copied).unwrap();
-        let words = ["serve", "--listen", "127.0.0.1:0", "--no-announce", &path];
-        let served = Command::new(PROGRAM).args(words).stdin(Stdio::null()).output().unwrap();
-        let said = String::from_utf8_lossy(&served.stderr);
-        assert!(!served.status.success() && said.contains("--format raw"), "{said}");
+        let args = ["serve", "--listen", "127.0.0.1:0", "--no-announce", &path];
+        let served = Command::new(PROGRAM).args(args).stdin(Stdio::null()).output().unwrap();
+        let message = String::from_utf8_lossy(&served.stderr);
+        assert!(!served.status.success() && message.contains("--format raw"), "{message}");
     }
 }
 
@@ -121,7 +124,7 @@ fn r50_containers_are_refused_with_the_way_out() {
 fn x43_an_image_within_a_disk_is_copied_as_it_is() {
     let folder = Folder::new();
     let image = folder.path("disk");
-    let mut bytes = noise(1, 1 << 20);
+    let mut bytes = random_bytes(1, 1 << 20);
     bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
     // Where a reader of qcow2 would look for the name of another file.
     bytes[8..16].copy_from_slice(&1024_u64.to_be_bytes());
@@ -132,12 +135,12 @@ fn x43_an_image_within_a_disk_is_copied_as_it_is() {
         Target::serve(&["--format", "raw", "--listen", listen[0], "--listen", listen[1], &image]);
     for protocol in ["nvme", "nbd"] {
         let from = format!("{protocol}://127.0.0.1:{}/disk", target.port(protocol));
-        ends_with(0, &["--force", &from, &copied]);
+        run_expecting(0, &["--force", &from, &copied]);
         assert_equal(&image, &copied);
     }
     let Some(device) = Attached::new(&image, 512) else { return };
-    let said = ends_with(0, &["--force", "--allow-in-use", &device.0, &copied]);
-    assert!(said.contains("begins like qcow2"), "{said}");
+    let message = run_expecting(0, &["--force", "--allow-in-use", &device.0, &copied]);
+    assert!(message.contains("begins like qcow2"), "{message}");
     assert_equal(&image, &copied);
 }
 
@@ -154,8 +157,8 @@ fn x58_backing_files_are_never_opened() {
     let file = format!("data_file={data}");
     tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &file, &apart, "1M"]);
     for image in [&top, &apart] {
-        let said = ends_with(5, &[image, &folder.path("copy.img")]);
-        assert!(said.contains("other files are never opened"), "{said}");
+        let message = run_expecting(5, &[image, &folder.path("copy.img")]);
+        assert!(message.contains("other files are never opened"), "{message}");
         assert!(!Path::new(&folder.path("copy.img")).exists());
     }
 }
@@ -176,6 +179,6 @@ fn x55_bomb_ends_at_the_end_of_the_destination() {
     assert!(child.wait().unwrap().success());
     File::create(&backing).unwrap().set_len(4 * MIB).unwrap();
     let Some(device) = Attached::new(&backing, 512) else { return };
-    let said = ends_with(1, &["--yes", &bomb, &device.0]);
-    assert!(said.contains("no space left"), "{said}");
+    let message = run_expecting(1, &["--yes", &bomb, &device.0]);
+    assert!(message.contains("no space left"), "{message}");
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::port::free_port;
 use crate::scene::{
-    Folder, MIB, assert_equal, copy, ends_with, events, fill, has, noise, run, until_arrived,
-    until_listens,
+    Folder, MIB, assert_equal, copy, events, fill, has, random_bytes, run, run_expecting,
+    until_arrived, until_listens,
 };
 use crate::target::{Running, Target};
 
@@ -29,17 +29,18 @@ fn disk_is_copied_from_and_to_a_target_by_nvme() {
         format!("nvme://127.0.0.1:{port}/{}", nqn(1)),
     );
     let to = folder.path("copy.img");
-    ends_with(0, &[&from, &to]);
+    run_expecting(0, &[&from, &to]);
     assert_equal(&image, &to);
-    ends_with(0, &["--yes", "--digests", &from, &onto]);
+    run_expecting(0, &["--yes", "--digests", &from, &onto]);
     let written = fs::read(&other).unwrap();
     assert!(written[..12 << 20] == fs::read(&image).unwrap()[..]);
     assert!(written[12 << 20..].iter().all(|byte| *byte == 3));
     // R43: read-only, too small, or missing.
-    let said = ends_with(5, &["--yes", &to, &from]);
-    assert!(said.contains("read-only"), "{said}");
-    let said = ends_with(5, &[&format!("nvme://127.0.0.1:{port}/nothing"), &folder.path("x")]);
-    assert!(said.contains("nothing"), "{said}");
+    let message = run_expecting(5, &["--yes", &to, &from]);
+    assert!(message.contains("read-only"), "{message}");
+    let message =
+        run_expecting(5, &[&format!("nvme://127.0.0.1:{port}/nothing"), &folder.path("x")]);
+    assert!(message.contains("nothing"), "{message}");
     assert!(!Path::new(&folder.path("x")).exists());
 }
 
@@ -57,18 +58,18 @@ fn disk_is_copied_from_and_to_a_target_by_nbd() {
     assert!(output.status.success(), "{events:?}");
     assert_equal(&image, &to);
     assert!(events.last().unwrap()["zeroes"].as_u64().unwrap() >= 6 * MIB, "holes are not sent");
-    ends_with(0, &["--yes", &image, &format!("nbd://127.0.0.1:{port}/other")]);
+    run_expecting(0, &["--yes", &image, &format!("nbd://127.0.0.1:{port}/other")]);
     assert_equal(&image, &other);
-    let said = ends_with(5, &[&to, &format!("nbd://127.0.0.1:{port}/disk")]);
-    assert!(said.contains("read-only"), "{said}");
+    let message = run_expecting(5, &[&to, &format!("nbd://127.0.0.1:{port}/disk")]);
+    assert!(message.contains("read-only"), "{message}");
 }
 
 /// An nbdkit at a socket of its own.
-fn nbdkit(socket: &str, words: &[&str]) -> Running {
+fn nbdkit(socket: &str, args: &[&str]) -> Running {
     let _ = fs::remove_file(socket);
     let child = programs::command("nbdkit")
         .args(["--foreground", "--unix", socket])
-        .args(words)
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -92,12 +93,12 @@ fn nbdkit_is_a_source_and_a_destination() {
     let image = folder.image("disk.img", 7 * MIB + 1024);
     let (socket, other) = (folder.path("socket"), folder.path("other.img"));
     let _server = nbdkit(&socket, &["file", &image]);
-    ends_with(0, &[&uri(&socket), &folder.path("copy.img")]);
+    run_expecting(0, &[&uri(&socket), &folder.path("copy.img")]);
     assert_equal(&image, folder.path("copy.img"));
     fill(&other, 7 * MIB + 1024, 99);
     let second = folder.path("second");
     let _server = nbdkit(&second, &["file", &other]);
-    ends_with(0, &["--yes", &uri(&socket), &uri(&second)]);
+    run_expecting(0, &["--yes", &uri(&socket), &uri(&second)]);
     assert_equal(&image, &other);
 }
 
@@ -119,7 +120,7 @@ fn corrupting_destination_fails_verification() {
         events.iter().filter(unlike).map(|event| event["bytes"].as_u64().unwrap()).sum();
     assert!(bytes >= 2 * MIB, "{events:?}");
     assert_eq!(events.last().unwrap()["outcome"], "verify-failed");
-    ends_with(0, &["--yes", "--no-verify", &image, &uri(&socket)]);
+    run_expecting(0, &["--yes", "--no-verify", &image, &uri(&socket)]);
 }
 
 /// R16: a destination that fails some writes is never taken for a copy.
@@ -131,14 +132,14 @@ fn r16_a_failed_write_is_a_failed_copy() {
     let folder = Folder::new();
     let (image, other, socket) =
         (folder.path("disk.img"), folder.path("other.img"), folder.path("socket"));
-    fs::write(&image, noise(16, 16 << 20)).unwrap();
+    fs::write(&image, random_bytes(16, 16 << 20)).unwrap();
     for error in ["EIO", "ENOSPC", "EPERM"] {
         fs::write(&other, vec![0; 16 << 20]).unwrap();
         let (error, rate) = (format!("error-pwrite={error}"), "error-pwrite-rate=30%");
         let _server = nbdkit(&socket, &["--filter=error", "file", &other, &error, rate]);
         for more in ["--verify", "--no-verify"] {
-            let said = ends_with(1, &["--yes", more, &image, &uri(&socket)]);
-            assert!(said.contains("writing"), "{said}");
+            let message = run_expecting(1, &["--yes", more, &image, &uri(&socket)]);
+            assert!(message.contains("writing"), "{message}");
         }
     }
 }
@@ -152,23 +153,23 @@ fn r15_bad_sectors_are_reported_and_the_rest_copied() {
     let folder = Folder::new();
     let (image, to, socket) =
         (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
-    let bytes = noise(15, 4 << 20);
+    let bytes = random_bytes(15, 4 << 20);
     fs::write(&image, &bytes).unwrap();
     let (rescued, map) = (folder.path("rescued.map"), folder.path("map"));
     // Three bad places: a sector, a stretch, and the end.
     let bad = [(0x5200, 0x200), (0x10_0000, 0x8000), (0x3f_fe00, 0x200)];
     fs::write(&rescued, rescue_map(&bad, 4 << 20)).unwrap();
-    let words = ["--filter=ddrescue", "file", &image, &format!("ddrescue-mapfile={rescued}")];
-    let _server = nbdkit(&socket, &words);
+    let args = ["--filter=ddrescue", "file", &image, &format!("ddrescue-mapfile={rescued}")];
+    let _server = nbdkit(&socket, &args);
     let output = run(&["--json", "--map", &map, &uri(&socket), &to]);
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     let events = events(&output);
-    let told: Vec<(u64, u64)> = events
+    let reported: Vec<(u64, u64)> = events
         .iter()
         .filter(|event| event["event"] == "bad")
         .map(|event| (event["offset"].as_u64().unwrap(), event["bytes"].as_u64().unwrap()))
         .collect();
-    assert_eq!(told, bad);
+    assert_eq!(reported, bad);
     let mut expected = bytes;
     for (offset, len) in bad {
         let (offset, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
@@ -205,7 +206,7 @@ fn r23_copy_continues_after_server_restart() {
     let folder = Folder::new();
     let (image, to, socket) =
         (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
-    fs::write(&image, noise(23, 8 << 20)).unwrap();
+    fs::write(&image, random_bytes(23, 8 << 20)).unwrap();
     let mut server = nbdkit(&socket, &["file", &image]);
     let child = copy(&["--json", "--rate", "2M", &uri(&socket), &to])
         .stdout(Stdio::piped())
@@ -232,7 +233,7 @@ fn r23_copy_continues_after_target_restart() {
     for protocol in ["nvme", "nbd"] {
         let folder = Folder::new();
         let (image, other) = (folder.path("disk.img"), folder.path("other.img"));
-        fs::write(&image, noise(23, 8 << 20)).unwrap();
+        fs::write(&image, random_bytes(23, 8 << 20)).unwrap();
         File::create(&other).unwrap().set_len(8 << 20).unwrap();
         let port = free_port();
         let listen = format!("{protocol}:127.0.0.1:{port}");
@@ -276,7 +277,7 @@ fn lost_server_is_a_failure_that_can_be_resumed() {
     let (image, to, socket) =
         (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
     let map = folder.path("map");
-    fs::write(&image, noise(24, 6 << 20)).unwrap();
+    fs::write(&image, random_bytes(24, 6 << 20)).unwrap();
     let server = nbdkit(&socket, &["file", &image]);
     let child = copy(&["--rate", "2M", "--patience", "1", "--map", &map, &uri(&socket), &to])
         .stderr(Stdio::piped())
@@ -285,11 +286,11 @@ fn lost_server_is_a_failure_that_can_be_resumed() {
     until_arrived(&to, MIB);
     drop(server);
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("to try again from there: "), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("to try again from there: "), "{message}");
     let _server = nbdkit(&socket, &["file", &image]);
-    ends_with(0, &["--map", &map, &uri(&socket), &to]);
+    run_expecting(0, &["--map", &map, &uri(&socket), &to]);
     assert_equal(&image, &to);
 }
 
@@ -307,7 +308,7 @@ fn x20_nbdkit_with_keys_is_reached_by_the_right_one_only() {
     let psk = format!("--tls-psk={list}");
     let _server = nbdkit(&socket, &["--tls=require", &psk, "file", &image]);
     let to = folder.path("copy.img");
-    ends_with(0, &[&format!("nbds+unix://copier@/?socket={socket}&tls-psk-file={list}"), &to]);
+    run_expecting(0, &[&format!("nbds+unix://copier@/?socket={socket}&tls-psk-file={list}"), &to]);
     assert_equal(&image, &to);
     let never = folder.path("never.img");
     let refused = [
@@ -316,11 +317,14 @@ fn x20_nbdkit_with_keys_is_reached_by_the_right_one_only() {
         uri(&socket),
     ];
     for from in &refused {
-        ends_with(5, &[from, &never]);
+        run_expecting(5, &[from, &never]);
     }
     let plain = folder.path("plain");
     let _server = nbdkit(&plain, &["--tls=off", "file", &image]);
-    ends_with(5, &[&format!("nbds+unix://copier@/?socket={plain}&tls-psk-file={list}"), &never]);
+    run_expecting(
+        5,
+        &[&format!("nbds+unix://copier@/?socket={plain}&tls-psk-file={list}"), &never],
+    );
     assert!(!Path::new(&never).exists());
 }
 
@@ -344,17 +348,17 @@ fn x20_nbdkit_with_certificates_is_verified() {
         format!("nbds+unix:///?socket={socket}&tls-certificates={place}&tls-hostname={name}")
     };
     let (to, never) = (folder.path("copy.img"), folder.path("never.img"));
-    ends_with(0, &[&from(&own, "server.test"), &to]);
+    run_expecting(0, &[&from(&own, "server.test"), &to]);
     assert_equal(&image, &to);
-    ends_with(5, &[&from(&other, "server.test"), &never]);
-    ends_with(5, &[&from(&own, "another.test"), &never]);
+    run_expecting(5, &[&from(&other, "server.test"), &never]);
+    run_expecting(5, &[&from(&own, "another.test"), &never]);
     assert!(!Path::new(&never).exists());
 }
 
 /// An authority in that folder, and a server's certificate of it.
 fn certify(place: &str) {
-    let openssl = |words: &[&str]| {
-        let run = programs::command("openssl").args(words).current_dir(place).output().unwrap();
+    let openssl = |args: &[&str]| {
+        let run = programs::command("openssl").args(args).current_dir(place).output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     };
     let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];

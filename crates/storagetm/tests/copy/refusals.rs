@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::scene::{Folder, MIB, ends_with, run};
+use crate::scene::{Folder, MIB, run, run_expecting};
 
 #[test]
 fn wrong_options_end_with_status_2() {
@@ -19,8 +19,8 @@ fn wrong_options_end_with_status_2() {
         vec!["--map", &image, &image, "copy.img"],
         vec!["--connections", "0", &image, "copy.img"],
     ] {
-        let said = ends_with(2, &line);
-        assert!(!said.is_empty(), "{line:?}");
+        let message = run_expecting(2, &line);
+        assert!(!message.is_empty(), "{line:?}");
     }
     assert!(!Path::new("copy.img").exists());
 }
@@ -48,9 +48,9 @@ fn invalid_destination_is_refused_in_one_sentence() {
         ),
         ("nvme://127.0.0.1:1/disk", &folder.path("copy.img"), "127.0.0.1:1"),
     ] {
-        let said = ends_with(5, &[source, destination]);
-        assert!(said.contains(part), "{said}");
-        assert!(said.starts_with("storagetm: ") && said.lines().count() == 1, "{said}");
+        let message = run_expecting(5, &[source, destination]);
+        assert!(message.contains(part), "{message}");
+        assert!(message.starts_with("storagetm: ") && message.lines().count() == 1, "{message}");
     }
     assert!(!Path::new(&folder.path("copy.img")).exists(), "nothing is left of what was refused");
 }
@@ -71,11 +71,11 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     let folder = Folder::new();
     let (image, to, map) =
         (folder.image("disk.img", 4 * MIB), folder.path("copy.img"), folder.path("map"));
-    ends_with(0, &["--map", &map, &image, &to]);
+    run_expecting(0, &["--map", &map, &image, &to]);
     let before = fs::read(&to).unwrap();
     // Another size.
     let longer = folder.image("longer.img", 5 * MIB);
-    ends_with(5, &["--map", &map, &longer, &to]);
+    run_expecting(5, &["--map", &map, &longer, &to]);
     // Same size, other content: the finished ranges of the map do not apply.
     let other = folder.path("other.img");
     crate::scene::fill(&other, 4 * MIB, 12345);
@@ -88,20 +88,20 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     let half = bare.replace("0x00400000  +", "0x00200000  +") + "0x00200000  0x00200000  ?\n";
     for map_text in [&text, &bare, &half] {
         fs::write(&map, map_text).unwrap();
-        let said = ends_with(5, &["--map", &map, &other, &to]);
-        assert!(said.contains("another disk"), "{said}");
+        let message = run_expecting(5, &["--map", &map, &other, &to]);
+        assert!(message.contains("another disk"), "{message}");
         assert!(fs::read(&to).unwrap() == before, "{map_text}");
     }
     fs::write(&map, "no map\n").unwrap();
-    ends_with(5, &["--map", &map, &image, &to]);
+    run_expecting(5, &["--map", &map, &image, &to]);
     fs::write(&map, text).unwrap();
     fs::remove_file(&to).unwrap();
-    let said = ends_with(5, &["--map", &map, &image, &to]);
-    assert!(said.contains("is not there"), "{said}");
+    let message = run_expecting(5, &["--map", &map, &image, &to]);
+    assert!(message.contains("is not there"), "{message}");
     // An empty map beside which the one before it lies is that one.
     fs::write(&map, "").unwrap();
-    let said = ends_with(5, &["--map", &map, &image, &to]);
-    assert!(said.contains("is not there"), "{said}");
+    let message = run_expecting(5, &["--map", &map, &image, &to]);
+    assert!(message.contains("is not there"), "{message}");
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn the_map_and_what_is_kept_beside_it_are_no_ends() {
     fs::create_dir(folder.path("in")).unwrap();
     let detour = folder.path("in/../map");
     for to in [&detour, &format!("{map}.bak"), &format!("{map}.new")] {
-        ends_with(2, &["--map", &map, &image, to]);
+        run_expecting(2, &["--map", &map, &image, to]);
     }
 }
 
@@ -120,11 +120,11 @@ fn unreadable_key_causes_no_plaintext_fallback() {
     let folder = Folder::new();
     let key = folder.path("key");
     let to = folder.path("copy.img");
-    let words = ["--key", &key, "nvme://127.0.0.1:1/disk", &to];
-    assert!(ends_with(5, &words).contains(&key));
+    let args = ["--key", &key, "nvme://127.0.0.1:1/disk", &to];
+    assert!(run_expecting(5, &args).contains(&key));
     fs::write(&key, "secret words").unwrap();
-    let said = ends_with(5, &words);
-    assert!(said.contains(&key) && !said.contains("secret words"), "{said}");
-    let said = ends_with(5, &["nbds://127.0.0.1:1/disk", &to]);
-    assert!(said.contains("there is no key"), "{said}");
+    let message = run_expecting(5, &args);
+    assert!(message.contains(&key) && !message.contains("secret words"), "{message}");
+    let message = run_expecting(5, &["nbds://127.0.0.1:1/disk", &to]);
+    assert!(message.contains("there is no key"), "{message}");
 }

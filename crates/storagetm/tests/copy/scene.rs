@@ -54,13 +54,13 @@ pub(crate) fn fill(path: &str, bytes: u64, seed: u64) {
     for (number, offset) in (0..bytes).step_by(1 << 20).enumerate() {
         if number % 2 == 0 {
             let len = usize::try_from(MIB.min(bytes - offset)).unwrap();
-            file.write_all_at(&noise(seed ^ offset, len), offset).unwrap();
+            file.write_all_at(&random_bytes(seed ^ offset, len), offset).unwrap();
         }
     }
 }
 
 /// Marsaglia's xorshift64.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;
@@ -68,45 +68,45 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
         state ^= state << 17;
         state
     };
-    let words = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes());
-    words.take(len).collect()
+    let args = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes());
+    args.take(len).collect()
 }
 
 /// The program, without the environment that other tests care for.
-pub(crate) fn copy(words: &[&str]) -> Command {
+pub(crate) fn copy(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.arg("copy").args(words).stdin(Stdio::null());
+    command.arg("copy").args(args).stdin(Stdio::null());
     command.env_remove("CREDENTIALS_DIRECTORY").env_remove("STATE_DIRECTORY");
     command.env("HOME", "/nonexistent").env_remove("XDG_STATE_HOME");
     command
 }
 
 /// Runs it to its end.
-pub(crate) fn run(words: &[&str]) -> Output {
-    copy(words).output().unwrap()
+pub(crate) fn run(args: &[&str]) -> Output {
+    copy(args).output().unwrap()
 }
 
 /// Runs the program to its end, which must have that status; returns its standard error.
 #[track_caller]
-pub(crate) fn ends_with(status: i32, words: &[&str]) -> String {
-    let output = run(words);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
-    said
+pub(crate) fn run_expecting(status: i32, args: &[&str]) -> String {
+    let output = run(args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
+    message
 }
 
 /// Returns the events, the last of which must be `finished`.
 #[track_caller]
 pub(crate) fn events(output: &Output) -> Vec<Value> {
-    let said = std::str::from_utf8(&output.stdout).unwrap();
-    let events: Vec<Value> = said
+    let message = std::str::from_utf8(&output.stdout).unwrap();
+    let events: Vec<Value> = message
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
         .collect();
     assert_eq!(
         events.last().map(|event| &event["event"]),
         Some(&Value::from("finished")),
-        "{said}"
+        "{message}"
     );
     events
 }

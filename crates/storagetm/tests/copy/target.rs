@@ -26,10 +26,10 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) fn serve(words: &[&str]) -> Self {
+    pub(crate) fn serve(args: &[&str]) -> Self {
         let mut child = Command::new(PROGRAM)
             .args(["serve", "--json", "--no-announce"])
-            .args(words)
+            .args(args)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("CREDENTIALS_DIRECTORY")
             .stdin(Stdio::null())
@@ -39,7 +39,7 @@ impl Target {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let running = Running(child);
         let (mut ports, mut lent, mut code) = (Vec::new(), Vec::new(), None);
-        let pairs = words.contains(&"--pair");
+        let pairs = args.contains(&"--pair");
         let mut ready = false;
         while !ready || (pairs && code.is_none()) {
             let event: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();

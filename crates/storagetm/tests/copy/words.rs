@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::scene::{Folder, MIB, assert_equal, copy, ends_with, events, run, until_arrived};
+use crate::scene::{Folder, MIB, assert_equal, copy, events, run, run_expecting, until_arrived};
 
 const MEMBERS: [&str; 11] = [
     "outcome", "reason", "bytes", "copied", "zeroes", "earlier", "resent", "verified", "bad",
@@ -40,7 +40,7 @@ fn events_have_all_members_in_order() {
 fn r47_progress_is_true() {
     let folder = Folder::new();
     let image = folder.path("disk.img");
-    std::fs::write(&image, crate::scene::noise(3, 4 << 20)).unwrap();
+    std::fs::write(&image, crate::scene::random_bytes(3, 4 << 20)).unwrap();
     let to = folder.path("copy.img");
     let line = ["--json", "--rate", "1M", "--no-verify", "--force", &image, &to];
     // Other work of this machine may be in the way of a second's word, though not each time.
@@ -69,31 +69,34 @@ fn longest_silence(events: &[Value]) -> f64 {
 fn without_a_terminal_there_are_plain_lines() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 2 * MIB);
-    let said = ends_with(0, &[&image, &folder.path("copy.img")]);
-    assert!(said.is_ascii() && !said.contains('\x1b') && !said.contains('\r'), "{said}");
-    assert!(said.lines().any(|line| line.starts_with("copied 2.1 MB in ")), "{said}");
-    assert!(said.lines().any(|line| line.starts_with("BLAKE3 ")), "{said}");
+    let message = run_expecting(0, &[&image, &folder.path("copy.img")]);
+    assert!(
+        message.is_ascii() && !message.contains('\x1b') && !message.contains('\r'),
+        "{message}"
+    );
+    assert!(message.lines().any(|line| line.starts_with("copied 2.1 MB in ")), "{message}");
+    assert!(message.lines().any(|line| line.starts_with("BLAKE3 ")), "{message}");
 }
 
 #[test]
 fn interrupted_copy_prints_how_to_resume() {
     let folder = Folder::new();
     let image = folder.path("disk.img");
-    std::fs::write(&image, crate::scene::noise(5, 24 << 20)).unwrap();
+    std::fs::write(&image, crate::scene::random_bytes(5, 24 << 20)).unwrap();
     let (to, map) = (folder.path("copy.img"), folder.path("map"));
-    let words = ["--rate", "2M", "--map", &map, &image, &to];
-    let child = copy(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let args = ["--rate", "2M", "--map", &map, &image, &to];
+    let child = copy(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     until_arrived(&to, 2 * MIB);
     let asked = Instant::now();
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let ended = child.wait_with_output().unwrap();
-    let said = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(6), "{said}");
+    let message = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(6), "{message}");
     // Ten more seconds would bring the rest.
     assert!(asked.elapsed() < Duration::from_secs(8));
     assert!(
-        said.contains("copy --rate 2M --map ") && said.contains("to go on from there"),
-        "{said}"
+        message.contains("copy --rate 2M --map ") && message.contains("to go on from there"),
+        "{message}"
     );
     let output = run(&["--json", "--map", &map, &image, &to]);
     let events = events(&output);

@@ -49,28 +49,28 @@ impl Device {
         Some(device)
     }
 
-    /// Has it not answer from now on.
+    /// Suspends all requests.
     pub(crate) fn pause(&mut self) {
-        self.tell(*b"p", *b"P");
+        self.control(*b"p", *b"P");
     }
 
-    /// Has it answer again, also what it was asked meanwhile.
+    /// Resumes requests, also those that arrived meanwhile.
     pub(crate) fn resume(&mut self) {
-        self.tell(*b"r", *b"R");
+        self.control(*b"r", *b"R");
     }
 
-    fn tell(&mut self, order: [u8; 1], wanted: [u8; 1]) {
+    fn control(&mut self, command: [u8; 1], expected: [u8; 1]) {
         let control = self.control.as_mut().unwrap();
-        let mut answer = [0];
-        control.write_all(&order).unwrap();
-        control.read_exact(&mut answer).unwrap();
-        assert_eq!(answer, wanted);
+        let mut reply = [0];
+        control.write_all(&command).unwrap();
+        control.read_exact(&mut reply).unwrap();
+        assert_eq!(reply, expected);
     }
 
     fn new(folder: &Folder, name: &str, plugin: &[&str], options: &[&str]) -> Option<Self> {
         let socket = folder.path(&format!("{name}.sock"));
-        let words = ["--foreground", "--exit-with-parent", "--unix", &socket];
-        let server = Background::start(program("nbdkit").args(words).args(plugin));
+        let args = ["--foreground", "--exit-with-parent", "--unix", &socket];
+        let server = Background::start(program("nbdkit").args(args).args(plugin));
         wait_for("nbdkit's socket", || Path::new(&socket).exists().then_some(()));
         let file = folder.path(name);
         File::create(&file).unwrap();
@@ -79,13 +79,13 @@ impl Device {
         wait_for("a mounted disk", || fs::metadata(&file).ok().filter(|it| it.len() != 0));
         let line = ["--find", "--show", &file];
         let output = run(program("losetup").args(options).args(line));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
         let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let device = Self { path, fuse: Some(fuse), server: Some(server), control: None };
-        if said.contains("unused loop device") || said.contains("not permitted") {
+        if message.contains("unused loop device") || message.contains("not permitted") {
             return None;
         }
-        assert!(output.status.success(), "{said}");
+        assert!(output.status.success(), "{message}");
         Some(device)
     }
 }
@@ -103,13 +103,13 @@ impl Drop for Device {
     }
 }
 
-/// Whether there can be no such device here.
-pub(crate) fn cannot(test: &str) -> bool {
+/// Returns whether loop devices cannot be made here, and prints the reason.
+pub(crate) fn skip_without_loop_devices(test: &str) -> bool {
     if lacks(test, &["nbdkit", "nbdfuse", "losetup"]) {
         return true;
     }
     let reason = match () {
-        () if !rustix::process::geteuid().is_root() => "only root makes loop devices",
+        () if !rustix::process::geteuid().is_root() => "only root can make loop devices",
         () if !Path::new("/dev/fuse").exists() => "no /dev/fuse here",
         () if !Path::new("/dev/loop-control").exists() => "no loop devices here",
         () => return false,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::device::{Device, cannot};
+use crate::device::{Device, skip_without_loop_devices};
 use crate::foreign::{Background, Folder, MIB, program, run, same, wait_for};
 use crate::serve::{PROGRAM, Serve};
 
@@ -15,7 +15,7 @@ const END: Duration = Duration::from_secs(10 + 10);
 /// Two devices, of which the first is to hang.
 pub(crate) fn two(folder: &Folder) -> Option<[Device; 2]> {
     let device = |name: &str| {
-        let image = folder.noise(&format!("{name}.img"), 16 * MIB);
+        let image = folder.random_bytes(&format!("{name}.img"), 16 * MIB);
         Device::pausing(folder, name, &image)
     };
     Some([device("hanging")?, device("healthy")?])
@@ -36,7 +36,7 @@ pub(crate) fn uri(events: &[Value], device: &Device) -> String {
 
 /// Writes to a disk that is lent, until it is ended.
 fn write_to(folder: &Folder, uri: &str) -> Background {
-    let image = folder.noise("written.img", 8 * MIB);
+    let image = folder.random_bytes("written.img", 8 * MIB);
     let line = ["copy", "--yes", "--no-verify", "--patience", "1", &image, uri];
     Background::start(program(PROGRAM).args(line))
 }
@@ -49,7 +49,7 @@ pub(crate) fn writes_in_flight(device: &Device) -> u64 {
 
 #[test]
 fn r60_a_list_is_not_held_up_by_a_disk_that_hangs() {
-    if cannot("a list is not held up by a disk that hangs") {
+    if skip_without_loop_devices("a list is not held up by a disk that hangs") {
         return;
     }
     let folder = Folder::new();
@@ -65,13 +65,13 @@ fn r60_a_list_is_not_held_up_by_a_disk_that_hangs() {
     assert!(reasons(&hanging).contains("no-answer"), "{}", reasons(&hanging));
     assert!(!reasons(&healthy).contains("no-answer"), "{}", reasons(&healthy));
     let output = run(program(PROGRAM).args(["serve", &hanging.path]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("is not lent: it does not answer"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("is not lent: it does not answer"), "{message}");
 }
 
 #[test]
 fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
-    if cannot("others are lent at once and a late disk by itself") {
+    if skip_without_loop_devices("others are lent at once and a late disk by itself") {
         return;
     }
     let folder = Folder::new();
@@ -105,7 +105,7 @@ fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
 
 #[test]
 fn r60_the_end_is_bounded_with_a_write_on_a_hung_disk() {
-    if cannot("the end is bounded with a write on a hung disk") {
+    if skip_without_loop_devices("the end is bounded with a write on a hung disk") {
         return;
     }
     for io in ["uring", "blocking"] {
@@ -120,31 +120,34 @@ fn r60_the_end_is_bounded_with_a_write_on_a_hung_disk() {
         let (status, took) = serve.terminate();
         println!("{io}: ended after {took:?}");
         assert!(took < END, "{io}: {took:?}");
-        let said = serve.errors();
-        assert_eq!(status.code(), Some(1), "{io}: {said}");
-        assert!(said.contains(&hanging.path) && said.contains("may be lost"), "{io}: {said}");
+        let message = serve.errors();
+        assert_eq!(status.code(), Some(1), "{io}: {message}");
+        assert!(
+            message.contains(&hanging.path) && message.contains("may be lost"),
+            "{io}: {message}"
+        );
     }
 }
 
 #[test]
 fn r60_a_worker_that_dies_beside_a_hung_disk_is_replaced() {
-    if cannot("a worker that dies beside a hung disk is replaced") {
+    if skip_without_loop_devices("a worker that dies beside a hung disk is replaced") {
         return;
     }
     for io in ["uring", "blocking"] {
         let folder = Folder::new();
         let Some([mut hanging, healthy]) = two(&folder) else { return };
         let writable = ["--writable", &hanging.path, "--writable", &healthy.path];
-        let words = [&["--io", io, "--protocol", "nbd"][..], &writable].concat();
-        let mut serve = Serve::start(&words);
+        let args = [&["--io", io, "--protocol", "nbd"][..], &writable].concat();
+        let mut serve = Serve::start(&args);
         let events = serve.until_named("ready");
         let (slow, fast) = (uri(&events, &hanging), uri(&events, &healthy));
         hanging.pause();
         let client = write_to(&folder, &slow);
         wait_for("a write", || (writes_in_flight(&hanging) > 0).then_some(()));
         kill_worker(&serve);
-        let is_note = |event: &Value, words: &str| {
-            event["message"].as_str().is_some_and(|message| message.contains(words))
+        let is_note = |event: &Value, args: &str| {
+            event["message"].as_str().is_some_and(|message| message.contains(args))
         };
         serve.until(|event| is_note(event, "another one takes its place"));
         let begun = Instant::now();

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
-use crate::device::{Device, cannot};
+use crate::device::{Device, skip_without_loop_devices};
 use crate::foreign::{Folder, LONG, MIB, wait_for};
 use crate::hang::{uri, writes_in_flight};
 use crate::raw::{EXPORT_NAME, READ, WRITE, haggling, option, reply, request, transmitting};
@@ -21,10 +21,10 @@ fn write(cookie: u64, version: u8) -> Vec<u8> {
 /// A client writes the first block so many times and ends while the disk hangs. Another one writes it after that.
 fn newest_data_win(io: &str, writes: u64) {
     let folder = Folder::new();
-    let image = folder.noise("hanging.img", 16 * MIB);
+    let image = folder.random_bytes("hanging.img", 16 * MIB);
     let Some(mut disk) = Device::pausing(&folder, "hanging", &image) else { return };
-    let words = ["--io", io, "--protocol", "nbd", "--writable", &disk.path];
-    let mut serve = Serve::start(&words);
+    let args = ["--io", io, "--protocol", "nbd", "--writable", &disk.path];
+    let mut serve = Serve::start(&args);
     let uri = uri(&serve.until_named("ready"), &disk);
     let (place, name) = uri.strip_prefix("nbd://127.0.0.1:").unwrap().split_once('/').unwrap();
     let port = place.parse().unwrap();
@@ -60,7 +60,7 @@ fn newest_data_win(io: &str, writes: u64) {
 
 #[test]
 fn r55_newest_data_win_after_a_client_with_one_write() {
-    if cannot("newest data win after a client with one write") {
+    if skip_without_loop_devices("newest data win after a client with one write") {
         return;
     }
     ["uring", "blocking"].into_iter().for_each(|io| newest_data_win(io, 1));
@@ -69,7 +69,7 @@ fn r55_newest_data_win_after_a_client_with_one_write() {
 /// More writes than the server takes at once: the rest is unread when the client ends.
 #[test]
 fn r55_newest_data_win_after_a_client_with_all_slots() {
-    if cannot("newest data win after a client with all slots taken") {
+    if skip_without_loop_devices("newest data win after a client with all slots taken") {
         return;
     }
     ["uring", "blocking"].into_iter().for_each(|io| newest_data_win(io, 160));

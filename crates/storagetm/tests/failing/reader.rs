@@ -7,9 +7,9 @@ use crate::foreign::{Background, Folder, MIB, wait_for};
 use crate::serve::PROGRAM;
 
 /// Starts it, reads one line, and closes the pipe; what it is doing then must end by itself.
-fn ends_without_a_reader(words: &[&str]) {
+fn ends_without_a_reader(args: &[&str]) {
     let mut child = Command::new(PROGRAM)
-        .args(words)
+        .args(args)
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -35,7 +35,7 @@ fn serve_stops_if_the_event_reader_is_gone() {
 #[test]
 fn copy_stops_if_the_event_reader_is_gone() {
     let folder = Folder::new();
-    let (source, copied) = (folder.noise("source", 8 * MIB), folder.path("copied"));
+    let (source, copied) = (folder.random_bytes("source", 8 * MIB), folder.path("copied"));
     // At this rate it would take longer than the test waits.
     ends_without_a_reader(&["copy", "--json", "--rate", "16K", &source, &copied]);
 }

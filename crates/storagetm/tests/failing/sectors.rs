@@ -1,70 +1,71 @@
-//! Disks of which a part cannot be read.
+//! Disks with unreadable sectors.
 
 use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::device::{BYTES, Device, cannot};
+use crate::device::{BYTES, Device, skip_without_loop_devices};
 use crate::foreign::{Folder, program, run};
 use crate::serve::{PROGRAM, Serve};
 
-fn json(words: &[&str]) -> Value {
-    let output = run(program(PROGRAM).args(words));
+fn json(args: &[&str]) -> Value {
+    let output = run(program(PROGRAM).args(args));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A disk whose first page cannot be read is not in use: it is listed as what it is, lent read-only, and copied.
+/// A disk whose first page cannot be read does not count as in use: it is listed as unreadable,
+/// exported read-only, and can be copied.
 #[test]
-fn r61_an_unreadable_head_is_lent_and_copied_with_a_note() {
-    if cannot("an unreadable head is lent and copied with a note") {
+fn r61_unreadable_first_sectors_are_noted_and_copied() {
+    if skip_without_loop_devices("unreadable first sectors are noted and copied") {
         return;
     }
     let folder = Folder::new();
     let Some(device) = Device::failing(&folder, "device", 4096) else { return };
-    let wanted = "cannot be read at 0: what is on it is not known";
+    let expected = "cannot be read at 0: what is on it is not known";
 
     let rows = json(&["list", "--json"]);
     let row = rows.as_array().unwrap().iter().find(|row| row["path"] == *device.path).unwrap();
     let reasons = row["reasons"].as_array().unwrap();
     let reason = reasons.iter().find(|reason| reason["code"] == "unreadable").unwrap();
-    assert_eq!(reason["text"], wanted);
+    assert_eq!(reason["text"], expected);
     assert!(reasons.iter().all(|reason| reason["code"] != "doubt"), "{reasons:?}");
 
     let image = folder.path("image");
     let output = run(program(PROGRAM).args(["copy", &device.path, &image]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains(wanted) && !said.contains("in use"), "{said}");
-    assert!(said.contains("4.1 kB could not be read, in 1 place"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains(expected) && !message.contains("in use"), "{message}");
+    assert!(message.contains("4.1 kB could not be read, in 1 place"), "{message}");
     assert_eq!(std::fs::metadata(&image).unwrap().len(), BYTES);
 
     let mut serve = Serve::start(&[&device.path]);
     let events = serve.until_named("note");
     assert!(events.iter().any(|event| event["event"] == "lent"), "{events:?}");
-    assert_eq!(events.last().unwrap()["message"], format!("{} {wanted}", device.path));
+    assert_eq!(events.last().unwrap()["message"], format!("{} {expected}", device.path));
     serve.terminate();
 }
 
-/// It may be part of an array that cannot be seen, so writing needs --force.
+/// A disk with unreadable first sectors may be an array member, so writing needs `--force`.
 #[test]
-fn r61_an_unreadable_head_is_written_only_with_force() {
-    if cannot("an unreadable head is written only with force") {
+fn r61_unreadable_first_sectors_are_written_only_with_force() {
+    if skip_without_loop_devices("unreadable first sectors are written only with force") {
         return;
     }
     let folder = Folder::new();
     let Some(device) = Device::failing_writable(&folder, "device", 4096) else { return };
     let output = run(program(PROGRAM).args(["serve", "--writable", &device.path]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("--force") && !said.contains("in use"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("--force") && !message.contains("in use"), "{message}");
 
     let image = folder.hole("image", 1 << 20);
     let copy = ["copy", "--yes", "--no-verify", &image, &device.path];
     let output = run(program(PROGRAM).args(copy));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains("add --force"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && message.contains("add --force"), "{message}");
     let output = run(program(PROGRAM).args(copy).arg("--force"));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{message}");
 
     let mut serve = Serve::start(&["--force", "--writable", &device.path]);
     let events = serve.until_named("ready");
@@ -73,10 +74,11 @@ fn r61_an_unreadable_head_is_written_only_with_force() {
     serve.terminate();
 }
 
-/// 2 MiB of unreadable sectors are read one by one, and again: an event a second, and nothing is left out of the count.
+/// 256 KiB of unreadable sectors (512) are each read twice. At most one `fault` event per second is
+/// emitted, and the counts add up.
 #[test]
-fn r62_bad_sectors_are_a_few_events_with_their_number() {
-    if cannot("bad sectors are a few events with their number") {
+fn r62_faults_are_limited_to_one_a_second_and_counted() {
+    if skip_without_loop_devices("faults are limited to one a second and counted") {
         return;
     }
     let folder = Folder::new();
@@ -88,8 +90,8 @@ fn r62_bad_sectors_are_a_few_events_with_their_number() {
     let begun = Instant::now();
     let image = folder.path("image");
     let output = run(program(PROGRAM).args(["copy", "--retries", "1", &uri, &image]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("262.1 kB could not be read"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("262.1 kB could not be read"), "{message}");
     let seconds = begun.elapsed().as_secs();
     serve.terminate();
     let events = serve.until_named("stopped");

@@ -22,18 +22,18 @@ pub(crate) struct Serve {
 }
 
 impl Serve {
-    pub(crate) fn start(words: &[&str]) -> Self {
-        Self::start_with(words, |command| command)
+    pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_with(args, |command| command)
     }
 
     /// The same, with what `prepare` does to the command.
     pub(crate) fn start_with(
-        words: &[&str],
+        args: &[&str],
         prepare: impl FnOnce(&mut Command) -> &mut Command,
     ) -> Self {
         let own = ["serve", "--json", "--no-announce", "--listen", "127.0.0.1:0"];
         let mut command = Command::new(PROGRAM);
-        let mut child = prepare(command.args(own).args(words))
+        let mut child = prepare(command.args(own).args(args))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

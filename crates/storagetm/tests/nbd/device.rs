@@ -7,7 +7,9 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::foreign::{Background, Folder, MIB, lacks, next, noise, program, run, says, wait_for};
+use crate::foreign::{
+    Background, Folder, MIB, lacks, next, program, random_bytes, run, stdout_of, wait_for,
+};
 use crate::server::{DRIVERS, Server};
 
 /// A disk that is lent, as a device of this machine.
@@ -26,11 +28,11 @@ impl Device {
         let fuse = Background::start(program("nbdfuse").args([&file, &server.uri("")]));
         wait_for("a mounted disk", || fs::metadata(&file).ok().filter(|it| it.len() != 0));
         let output = run(program("losetup").args(["--find", "--show", "--direct-io=on", &file]));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if said.contains("unused loop device") || said.contains("not permitted") {
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        if message.contains("unused loop device") || message.contains("not permitted") {
             return None;
         }
-        assert!(output.status.success(), "{said}");
+        assert!(output.status.success(), "{message}");
         let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         Some(Self { path, fuse: Some(fuse), _server: server })
     }
@@ -44,13 +46,13 @@ impl Drop for Device {
     }
 }
 
-/// Whether there can be no such device here.
-fn cannot(test: &str, more: &[&str]) -> bool {
+/// Returns whether loop devices cannot be made here, and prints the reason.
+fn skip_without_loop_devices(test: &str, more: &[&str]) -> bool {
     if lacks(test, &["nbdfuse", "fusermount3", "losetup"]) || lacks(test, more) {
         return true;
     }
     let reason = match () {
-        () if !rustix::process::geteuid().is_root() => "only root makes loop devices",
+        () if !rustix::process::geteuid().is_root() => "only root can make loop devices",
         () if !Path::new("/dev/fuse").exists() => "no /dev/fuse here",
         () if !Path::new("/dev/loop-control").exists() => "no loop devices here",
         () => return false,
@@ -73,27 +75,29 @@ fn on_devices(test: &str, bytes: usize, check: impl Fn(&Folder, &str)) {
 #[test]
 fn r03_interop_file_system_lives_on_a_lent_disk() {
     let test = "a file system lives on a lent disk";
-    if cannot(test, &["mkfs.ext4", "e2fsck", "mount"]) {
+    if skip_without_loop_devices(test, &["mkfs.ext4", "e2fsck", "mount"]) {
         return;
     }
     on_devices(test, 64 * MIB, |folder, device| {
-        says("mkfs.ext4", &["-q", "-F", device]);
+        stdout_of("mkfs.ext4", &["-q", "-F", device]);
         let place = folder.path("mounted");
         fs::create_dir(&place).unwrap();
-        says("mount", &[device, &place]);
+        stdout_of("mount", &[device, &place]);
         let file = |n: u64| format!("{place}/{n}");
-        (0..40u64).for_each(|n| fs::write(file(n), noise(200_000)).unwrap());
+        (0..40u64).for_each(|n| fs::write(file(n), random_bytes(200_000)).unwrap());
         (0..40u64).step_by(3).for_each(|n| fs::remove_file(file(n)).unwrap());
         if programs::find("fstrim").is_some() {
-            says("fstrim", &[&place]);
+            stdout_of("fstrim", &[&place]);
         }
-        says("umount", &[&place]);
-        says("e2fsck", &["-f", "-n", device]);
-        says("mount", &[device, &place]);
+        stdout_of("umount", &[&place]);
+        stdout_of("e2fsck", &["-f", "-n", device]);
+        stdout_of("mount", &[device, &place]);
         assert!(
-            (0..40u64).filter(|n| n % 3 != 0).all(|n| fs::read(file(n)).unwrap() == noise(200_000))
+            (0..40u64)
+                .filter(|n| n % 3 != 0)
+                .all(|n| fs::read(file(n)).unwrap() == random_bytes(200_000))
         );
-        says("umount", &[&place]);
+        stdout_of("umount", &[&place]);
     });
 }
 
@@ -101,7 +105,7 @@ fn r03_interop_file_system_lives_on_a_lent_disk() {
 #[test]
 fn r04_interop_random_requests_leave_what_they_should() {
     let test = "random requests leave what they should";
-    if cannot(test, &["blkdiscard"]) {
+    if skip_without_loop_devices(test, &["blkdiscard"]) {
         return;
     }
     on_devices(test, 8 * MIB, |_, device| {
@@ -118,7 +122,7 @@ fn r04_interop_random_requests_leave_what_they_should() {
             match any(&mut seed, 20) {
                 0 => {
                     let (offset, length) = (at.to_string(), len.to_string());
-                    says("blkdiscard", &["--zeroout", "-o", &offset, "-l", &length, device]);
+                    stdout_of("blkdiscard", &["--zeroout", "-o", &offset, "-l", &length, device]);
                     place.fill(0);
                 }
                 1..=9 => {
@@ -134,7 +138,7 @@ fn r04_interop_random_requests_leave_what_they_should() {
         }
         drop(file);
         // Bypasses the page cache.
-        says("blockdev", &["--flushbufs", device]);
+        stdout_of("blockdev", &["--flushbufs", device]);
         assert!(fs::read(device).unwrap() == copy);
     });
 }

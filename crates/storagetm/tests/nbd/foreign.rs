@@ -37,9 +37,9 @@ impl Folder {
     }
 
     /// A disk with no two blocks alike.
-    pub(crate) fn noise(&self, name: &str, bytes: usize) -> String {
+    pub(crate) fn random_bytes(&self, name: &str, bytes: usize) -> String {
         let path = self.path(name);
-        File::create(&path).unwrap().write_all(&noise(bytes)).unwrap();
+        File::create(&path).unwrap().write_all(&random_bytes(bytes)).unwrap();
         path
     }
 
@@ -49,7 +49,7 @@ impl Folder {
         let path = self.hole(name, bytes);
         let file = File::options().write(true).open(&path).unwrap();
         for at in (0..bytes).step_by(3 * MIB) {
-            file.write_all_at(&noise(MIB.min(bytes - at)), at as u64).unwrap();
+            file.write_all_at(&random_bytes(MIB.min(bytes - at)), at as u64).unwrap();
         }
         path
     }
@@ -62,7 +62,7 @@ impl Drop for Folder {
 }
 
 /// Bytes that do not repeat.
-pub(crate) fn noise(bytes: usize) -> Vec<u8> {
+pub(crate) fn random_bytes(bytes: usize) -> Vec<u8> {
     let mut seed = 0x9e37_79b9_7f4a_7c15;
     (0..bytes.div_ceil(8)).flat_map(|_| next(&mut seed).to_le_bytes()).take(bytes).collect()
 }
@@ -88,18 +88,18 @@ pub(crate) fn run(command: &mut Command) -> Output {
 }
 
 /// Returns the output of a successful run.
-pub(crate) fn says(name: &str, words: &[&str]) -> String {
-    let output = run(program(name).args(words));
+pub(crate) fn stdout_of(name: &str, args: &[&str]) -> String {
+    let output = run(program(name).args(args));
     let (out, error) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{name} {words:?}: {}\n{out}{error}", output.status);
+    assert!(output.status.success(), "{name} {args:?}: {}\n{out}{error}", output.status);
     out
 }
 
 /// What it complains of when all does not.
-pub(crate) fn fails(name: &str, words: &[&str]) -> String {
-    let output = run(program(name).args(words));
+pub(crate) fn stderr_of_failing(name: &str, args: &[&str]) -> String {
+    let output = run(program(name).args(args));
     let (out, error) = (text(&output.stdout), text(&output.stderr));
-    assert!(!output.status.success(), "{name} {words:?} went well:\n{out}");
+    assert!(!output.status.success(), "{name} {args:?} went well:\n{out}");
     out + &error
 }
 
@@ -109,7 +109,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// Whether two files hold the same.
 pub(crate) fn same(one: impl AsRef<Path>, other: impl AsRef<Path>) {
-    says("cmp", &[one.as_ref().to_str().unwrap(), other.as_ref().to_str().unwrap()]);
+    stdout_of("cmp", &[one.as_ref().to_str().unwrap(), other.as_ref().to_str().unwrap()]);
 }
 
 /// Ends a process that takes too long.

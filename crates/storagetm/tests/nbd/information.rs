@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use crate::foreign::{Folder, MIB, fails, lacks, says};
+use crate::foreign::{Folder, MIB, lacks, stderr_of_failing, stdout_of};
 use crate::server::{DRIVERS, PROGRAM, Server};
 
-fn json(words: &[&str]) -> Value {
-    serde_json::from_str(&says("nbdinfo", words)).unwrap()
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout_of("nbdinfo", args)).unwrap()
 }
 
 #[test]
@@ -15,15 +15,18 @@ fn interop_nbdinfo_starts_us_by_itself() {
         return;
     }
     let folder = Folder::new();
-    let image = folder.noise("disk.img", 3 * MIB);
+    let image = folder.random_bytes("disk.img", 3 * MIB);
     let start = ["--", "[", PROGRAM, "serve", "--writable", &image, "]"];
-    assert_eq!(says("nbdinfo", &[&["--size"], &start[..]].concat()).trim(), (3 * MIB).to_string());
-    let told = json(&[&["--json"], &start[..]].concat());
-    let export = &told["exports"][0];
+    assert_eq!(
+        stdout_of("nbdinfo", &[&["--size"], &start[..]].concat()).trim(),
+        (3 * MIB).to_string()
+    );
+    let info = json(&[&["--json"], &start[..]].concat());
+    let export = &info["exports"][0];
     assert_eq!(export["export-size"], 3 * MIB);
     assert_eq!(export["is_read_only"], false);
     // The earlier process and its socket are gone: it can be started again.
-    says("nbdinfo", &start);
+    stdout_of("nbdinfo", &start);
 }
 
 #[test]
@@ -35,17 +38,17 @@ fn interop_nbdinfo_shows_the_disk_features() {
         let folder = Folder::new();
         let image = folder.sparse("disk.img", 9 * MIB);
         let server = Server::tcp(&["--io", io, "--writable", &image]);
-        let told = json(&["--json", &server.uri("disk")]);
-        assert_eq!(told["protocol"], "newstyle-fixed", "{told}");
-        assert_eq!((&told["TLS"], &told["structured"]), (&false.into(), &true.into()));
-        let export = &told["exports"][0];
+        let info = json(&["--json", &server.uri("disk")]);
+        assert_eq!(info["protocol"], "newstyle-fixed", "{info}");
+        assert_eq!((&info["TLS"], &info["structured"]), (&false.into(), &true.into()));
+        let export = &info["exports"][0];
         for can in ["cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero"] {
-            assert_eq!(export[format!("can_{can}")], true, "{can}: {told}");
+            assert_eq!(export[format!("can_{can}")], true, "{can}: {info}");
         }
         assert_eq!(export["is_read_only"], false);
         assert_eq!(export["contexts"][0], "base:allocation");
         let preferred = export["block_size_preferred"].as_u64();
-        assert!(preferred.is_none_or(|bytes| bytes.is_power_of_two()), "{told}");
+        assert!(preferred.is_none_or(|bytes| bytes.is_power_of_two()), "{info}");
     }
 }
 
@@ -59,7 +62,7 @@ fn interop_nbdinfo_maps_the_holes() {
         let image = folder.sparse("disk.img", 9 * MIB);
         let server = Server::unix(&folder, &["--io", io, &image]);
         let map = json(&["--map", "--json", &server.uri("")]);
-        let told: Vec<(u64, u64, u64)> = map
+        let info: Vec<(u64, u64, u64)> = map
             .as_array()
             .unwrap()
             .iter()
@@ -73,7 +76,7 @@ fn interop_nbdinfo_maps_the_holes() {
                 [(at, mib, 0), (at + mib, 2 * mib, hole_and_zero)]
             })
             .collect();
-        assert_eq!(told, expected, "{io}");
+        assert_eq!(info, expected, "{io}");
     }
 }
 
@@ -83,20 +86,24 @@ fn interop_nbdinfo_lists_the_disks() {
         return;
     }
     let folder = Folder::new();
-    let (one, other) = (folder.noise("one.img", MIB), folder.noise("other.raw", 2 * MIB));
+    let (one, other) =
+        (folder.random_bytes("one.img", MIB), folder.random_bytes("other.raw", 2 * MIB));
     let server = Server::tcp(&[&one, &other]);
-    let told = json(&["--list", "--json", &server.uri("")]);
-    let name = |at: usize| told["exports"][at]["export-name"].as_str().unwrap().to_owned();
+    let info = json(&["--list", "--json", &server.uri("")]);
+    let name = |at: usize| info["exports"][at]["export-name"].as_str().unwrap().to_owned();
     let mut names = [name(0), name(1)];
     names.sort();
-    assert_eq!(names, ["one", "other"], "{told}");
-    assert_eq!(says("nbdinfo", &["--size", &server.uri("other")]).trim(), (2 * MIB).to_string());
-    says("nbdinfo", &["--is", "read-only", &server.uri("one")]);
+    assert_eq!(names, ["one", "other"], "{info}");
+    assert_eq!(
+        stdout_of("nbdinfo", &["--size", &server.uri("other")]).trim(),
+        (2 * MIB).to_string()
+    );
+    stdout_of("nbdinfo", &["--is", "read-only", &server.uri("one")]);
     // With two disks the empty name is ambiguous.
     for wrong in ["", "third", "../one", "one.img", "%00"] {
-        fails("nbdinfo", &["--size", &server.uri(wrong)]);
+        stderr_of_failing("nbdinfo", &["--size", &server.uri(wrong)]);
     }
-    says("nbdinfo", &["--size", &server.uri("one")]);
+    stdout_of("nbdinfo", &["--size", &server.uri("one")]);
 }
 
 #[test]
@@ -108,14 +115,14 @@ fn interop_qemu_lists_what_there_is() {
     let image = folder.sparse("disk.img", 9 * MIB);
     let server = Server::tcp(&["--writable", &image]);
     let port = server.port().to_string();
-    let listed = says("qemu-nbd", &["--list", "-b", "127.0.0.1", "-p", &port]);
+    let listed = stdout_of("qemu-nbd", &["--list", "-b", "127.0.0.1", "-p", &port]);
     for part in ["exports available: 1", "'disk'", "size:  9437184", "base:allocation", "multi"] {
         assert!(listed.contains(part), "{part}: {listed}");
     }
-    let told = says("qemu-img", &["info", "--output=json", "-f", "raw", &server.uri("disk")]);
-    let told: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!(told["virtual-size"], 9 * MIB);
-    let map = says("qemu-img", &["map", "--output=json", "-f", "raw", &server.uri("disk")]);
+    let info = stdout_of("qemu-img", &["info", "--output=json", "-f", "raw", &server.uri("disk")]);
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["virtual-size"], 9 * MIB);
+    let map = stdout_of("qemu-img", &["map", "--output=json", "-f", "raw", &server.uri("disk")]);
     let map: Value = serde_json::from_str(&map).unwrap();
     assert_eq!((&map[0]["data"], &map[1]["zero"]), (&true.into(), &true.into()), "{map}");
 }
@@ -126,9 +133,9 @@ fn interop_nbd_client_lists_the_disks() {
         return;
     }
     let folder = Folder::new();
-    let image = folder.noise("disk.img", MIB);
+    let image = folder.random_bytes("disk.img", MIB);
     let server = Server::tcp(&[&image]);
     let port = server.port().to_string();
-    let listed = says("nbd-client", &["-l", "127.0.0.1", &port]);
+    let listed = stdout_of("nbd-client", &["-l", "127.0.0.1", &port]);
     assert!(listed.lines().any(|line| line.starts_with("disk")), "{listed}");
 }

@@ -39,7 +39,7 @@ fn serves(server: &mut Server) {
 fn on_both(test: impl Fn(&mut Server)) {
     for io in DRIVERS {
         let folder = Folder::new();
-        let disk = folder.noise("disk.img", 64 * MIB);
+        let disk = folder.random_bytes("disk.img", 64 * MIB);
         let mut server = Server::tcp(&["--io", io, "--writable", &disk]);
         test(&mut server);
         serves(&mut server);
@@ -149,12 +149,12 @@ fn x22_wrong_lengths_end_only_their_connection() {
 #[test]
 fn garbage_instead_of_nbd_is_survived() {
     on_both(|server| {
-        for noise in
+        for random_bytes in
             ["GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01", "\0\0\u{80}\0", "IHAVEOPT"]
         {
             let address = SocketAddr::from(([127, 0, 0, 1], server.port()));
             let mut socket = TcpStream::connect(address).unwrap();
-            socket.write_all(noise.repeat(300).as_bytes()).unwrap();
+            socket.write_all(random_bytes.repeat(300).as_bytes()).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
             let _ = std::io::copy(&mut socket, &mut std::io::sink());
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::foreign::{Folder, MIB, fails, lacks, program, run, same, says};
+use crate::foreign::{Folder, MIB, lacks, program, run, same, stderr_of_failing, stdout_of};
 use crate::server::{DRIVERS, PROGRAM, Server};
 
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
@@ -18,7 +18,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let folder = Folder::new();
-        let image = folder.noise("disk.img", 4 * MIB);
+        let image = folder.random_bytes("disk.img", 4 * MIB);
         let scene = Self { folder, image };
         scene.owner(&["key", "generate", "--name", "laptop"]);
         scene.owner(&[
@@ -37,9 +37,9 @@ impl Scene {
         scene
     }
 
-    fn owner(&self, words: &[&str]) -> String {
+    fn owner(&self, args: &[&str]) -> String {
         let keys = self.folder.path("keys");
-        let output = run(program(PROGRAM).args(words).args(["--keys", &keys]));
+        let output = run(program(PROGRAM).args(args).args(["--keys", &keys]));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
@@ -51,8 +51,8 @@ impl Scene {
     /// Writable with a key.
     fn serve(&self, io: &str, more: &[&str]) -> Server {
         let keys = self.folder.path("keys");
-        let words = ["--io", io, "--listen", KEYED, "--keys", &keys, "--writable", &self.image];
-        Server::start(&[&words, more].concat())
+        let args = ["--io", io, "--listen", KEYED, "--keys", &keys, "--writable", &self.image];
+        Server::start(&[&args, more].concat())
     }
 
     fn uri(&self, server: &Server, user: &str, file: &str) -> String {
@@ -71,18 +71,18 @@ fn x02_interop_plaintext_client_learns_nothing() {
         let server = scene.serve(io, &[]);
         let uri = format!("nbd://127.0.0.1:{}/disk", server.port());
         let port = server.port().to_string();
-        let told = [
-            fails("nbdinfo", &[&uri]),
-            fails("nbdinfo", &["--list", &uri]),
+        let info = [
+            stderr_of_failing("nbdinfo", &[&uri]),
+            stderr_of_failing("nbdinfo", &["--list", &uri]),
             run(program("qemu-nbd").args(["--list", "-b", "127.0.0.1", "-p", &port]))
                 .stdout
                 .escape_ascii()
                 .to_string(),
         ];
-        for said in told {
-            assert!(!said.contains("4194304") && !said.contains("4M"), "{said}");
+        for message in info {
+            assert!(!message.contains("4194304") && !message.contains("4M"), "{message}");
         }
-        assert!(fails("nbdinfo", &[&uri]).to_lowercase().contains("tls"));
+        assert!(stderr_of_failing("nbdinfo", &[&uri]).to_lowercase().contains("tls"));
     }
 }
 
@@ -95,14 +95,14 @@ fn interop_a_key_lets_gnutls_clients_in() {
     for io in DRIVERS {
         let server = scene.serve(io, &[]);
         let uri = scene.uri(&server, "laptop", &scene.file());
-        assert_eq!(says("nbdinfo", &["--size", &uri]).trim(), (4 * MIB).to_string());
-        let told = says("nbdinfo", &["--json", &uri]);
-        assert!(told.contains("\"TLS\": true"), "{told}");
+        assert_eq!(stdout_of("nbdinfo", &["--size", &uri]).trim(), (4 * MIB).to_string());
+        let info = stdout_of("nbdinfo", &["--json", &uri]);
+        assert!(info.contains("\"TLS\": true"), "{info}");
         let copy = scene.folder.path(&format!("copy-{io}"));
-        says("nbdcopy", &[&uri, &copy]);
+        stdout_of("nbdcopy", &[&uri, &copy]);
         same(&scene.image, copy);
         let new = scene.folder.sparse(&format!("new-{io}"), 4 * MIB);
-        says("nbdcopy", &["--flush", &new, &uri]);
+        stdout_of("nbdcopy", &["--flush", &new, &uri]);
         same(&scene.image, new);
     }
 }
@@ -116,13 +116,13 @@ fn interop_a_key_works_at_a_loopback_address() {
     let scene = Scene::new();
     let keys = scene.folder.path("keys");
     let server = Server::tcp(&["--keys", &keys, &scene.image]);
-    let told = says("nbdinfo", &["--json", &scene.uri(&server, "laptop", &scene.file())]);
-    assert!(told.contains("\"TLS\": true"), "{told}");
+    let info = stdout_of("nbdinfo", &["--json", &scene.uri(&server, "laptop", &scene.file())]);
+    assert!(info.contains("\"TLS\": true"), "{info}");
     assert_eq!(server.until("attached").pop().unwrap()["host"], HOST);
-    says("nbdinfo", &["--size", &server.uri("disk")]);
+    stdout_of("nbdinfo", &["--size", &server.uri("disk")]);
     let wrong = scene.folder.path("wrong.psk");
     fs::write(&wrong, format!("laptop:{}\n", "5a".repeat(32))).unwrap();
-    fails("nbdinfo", &["--size", &scene.uri(&server, "laptop", &wrong)]);
+    stderr_of_failing("nbdinfo", &["--size", &scene.uri(&server, "laptop", &wrong)]);
 }
 
 #[test]
@@ -135,9 +135,9 @@ fn interop_wrong_key_is_refused() {
     let wrong = scene.folder.path("wrong.psk");
     fs::write(&wrong, format!("laptop:{}\nother:{}\n", "5a".repeat(32), "a5".repeat(32))).unwrap();
     for user in ["laptop", "other"] {
-        fails("nbdinfo", &["--size", &scene.uri(&server, user, &wrong)]);
+        stderr_of_failing("nbdinfo", &["--size", &scene.uri(&server, user, &wrong)]);
     }
-    says("nbdinfo", &["--size", &scene.uri(&server, "laptop", &scene.file())]);
+    stdout_of("nbdinfo", &["--size", &scene.uri(&server, "laptop", &scene.file())]);
 }
 
 #[test]
@@ -151,10 +151,10 @@ fn interop_a_key_lets_qemu_in() {
     let object = format!("tls-creds-psk,id=t,endpoint=client,username=laptop,dir={folder}");
     let place = format!("driver=nbd,host=127.0.0.1,port={},export=disk,tls-creds=t", server.port());
     let image = ["--object", &object, "--image-opts", &place];
-    let told = says("qemu-img", &[&["info", "--output=json"], &image[..]].concat());
-    assert!(told.contains("\"virtual-size\": 4194304"), "{told}");
+    let info = stdout_of("qemu-img", &[&["info", "--output=json"], &image[..]].concat());
+    assert!(info.contains("\"virtual-size\": 4194304"), "{info}");
     let copy = scene.folder.path("copy");
-    says("qemu-img", &[&["convert", "-O", "raw"], &image[..], &[&copy]].concat());
+    stdout_of("qemu-img", &[&["convert", "-O", "raw"], &image[..], &[&copy]].concat());
     same(&scene.image, copy);
 }
 
@@ -168,7 +168,10 @@ fn certificates(folder: &Folder) -> String {
         let certificate = format!("{at}/{authority}-cert.pem");
         let new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"];
         let subject = format!("/CN={authority}");
-        says("openssl", &[&new[..], &[&subject, "-keyout", &key, "-out", &certificate]].concat());
+        stdout_of(
+            "openssl",
+            &[&new[..], &[&subject, "-keyout", &key, "-out", &certificate]].concat(),
+        );
     }
     let names = format!("{at}/names");
     fs::write(&names, "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
@@ -183,13 +186,13 @@ fn certificates(folder: &Folder) -> String {
             ["key.pem", "request.pem", "cert.pem"].map(|end| format!("{at}/{name}-{end}"));
         let subject = format!("/CN={called}");
         let new = ["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject];
-        says("openssl", &[&new[..], &["-keyout", &key, "-out", &request]].concat());
+        stdout_of("openssl", &[&new[..], &["-keyout", &key, "-out", &request]].concat());
         let (ca, ca_key) =
             (format!("{at}/{authority}-cert.pem"), format!("{at}/{authority}-key.pem"));
         let sign = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-days", "2"];
         let rest = ["-set_serial", "1", "-out", &certificate];
         let names: &[&str] = if name == "server" { &["-extfile", &names] } else { &[] };
-        says("openssl", &[&sign[..], &rest, names].concat());
+        stdout_of("openssl", &[&sign[..], &rest, names].concat());
     }
     at
 }
@@ -205,29 +208,29 @@ fn interop_certificates_let_gnutls_clients_in() {
         let server = scene.serve(io, &["--tls-certificates", &at]);
         let uri = format!("nbds://localhost:{}/disk?tls-certificates=", server.port());
         let (known, unknown) = (format!("{uri}{at}"), scene.folder.path("stranger"));
-        assert_eq!(says("nbdinfo", &["--size", &known]).trim(), (4 * MIB).to_string());
+        assert_eq!(stdout_of("nbdinfo", &["--size", &known]).trim(), (4 * MIB).to_string());
         let copy = scene.folder.path(&format!("copy-{io}"));
-        says("nbdcopy", &[&known, &copy]);
+        stdout_of("nbdcopy", &[&known, &copy]);
         same(&scene.image, copy);
         // A client whose certificate is another authority's, and one that has none.
         let _ = fs::remove_dir_all(&unknown);
         fs::create_dir(&unknown).unwrap();
         fs::copy(format!("{at}/ca-cert.pem"), format!("{unknown}/ca-cert.pem")).unwrap();
         let stranger = format!("{uri}{unknown}");
-        fails("nbdinfo", &["--size", &stranger]);
+        stderr_of_failing("nbdinfo", &["--size", &stranger]);
         // A certificate of the right authority for an unknown host is refused as well.
         for other in ["stranger", "visitor"] {
             for end in ["key.pem", "cert.pem"] {
                 fs::copy(format!("{at}/{other}-{end}"), format!("{unknown}/client-{end}")).unwrap();
             }
-            fails("nbdinfo", &["--size", &stranger]);
+            stderr_of_failing("nbdinfo", &["--size", &stranger]);
         }
-        says("nbdinfo", &["--size", &known]);
+        stdout_of("nbdinfo", &["--size", &known]);
     }
     scene.owner(&["host", "remove", "laptop"]);
     let server = scene.serve("auto", &["--tls-certificates", &at]);
     let uri = format!("nbds://localhost:{}/disk?tls-certificates={at}", server.port());
-    fails("nbdinfo", &["--size", &uri]);
+    stderr_of_failing("nbdinfo", &["--size", &uri]);
 }
 
 #[test]
@@ -242,5 +245,5 @@ fn interop_client_rejects_another_server() {
     }
     let server = scene.serve("auto", &["--tls-certificates", &at]);
     let uri = format!("nbds://localhost:{}/disk?tls-certificates={at}", server.port());
-    fails("nbdinfo", &["--size", &uri]);
+    stderr_of_failing("nbdinfo", &["--size", &uri]);
 }

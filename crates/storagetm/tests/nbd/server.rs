@@ -26,26 +26,26 @@ pub(crate) struct Server {
 
 impl Server {
     /// At a Unix socket in the folder. `words` are further options and disks.
-    pub(crate) fn unix(folder: &Folder, words: &[&str]) -> Self {
+    pub(crate) fn unix(folder: &Folder, args: &[&str]) -> Self {
         let socket = folder.path("socket");
         let at = format!("nbd:unix:{socket}");
-        let mut server = Self::start(&[&["--listen", &at], words].concat());
+        let mut server = Self::start(&[&["--listen", &at], args].concat());
         server.place = ("nbd+unix:///".to_owned(), format!("?socket={socket}"));
         server
     }
 
     /// At a free port of the loopback.
-    pub(crate) fn tcp(words: &[&str]) -> Self {
-        let mut server = Self::start(&[&["--listen", "nbd:127.0.0.1:0"], words].concat());
+    pub(crate) fn tcp(args: &[&str]) -> Self {
+        let mut server = Self::start(&[&["--listen", "nbd:127.0.0.1:0"], args].concat());
         server.place.0 = format!("nbd://127.0.0.1:{}/", server.port());
         server
     }
 
     /// Where `words` say.
-    pub(crate) fn start(words: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let mut child = Command::new(PROGRAM)
             .args(["serve", "--json", "--no-announce", "--protocol", "nbd"])
-            .args(words)
+            .args(args)
             .env_remove("NOTIFY_SOCKET")
             .env_remove("CREDENTIALS_DIRECTORY")
             .stdin(Stdio::null())

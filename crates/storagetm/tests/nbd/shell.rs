@@ -10,8 +10,8 @@ use crate::server::{DRIVERS, Server};
 /// The Python of the system: the library belongs to that one.
 const PYTHON: &str = "/usr/bin/python3";
 
-/// Whether the scripts cannot be run here.
-fn cannot(test: &str) -> bool {
+/// Returns whether the scripts cannot be run here, and prints the reason.
+fn skip_without_libnbd(test: &str) -> bool {
     lacks(test, &["/usr/bin/python3:nbd"])
 }
 
@@ -24,13 +24,13 @@ fn disk(folder: &Folder) -> String {
 
 fn passes(script: &str, uri: &str) {
     let output = run(program(PYTHON).args(["-c", script, uri]));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{uri}: {said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{uri}: {message}");
 }
 
 #[test]
 fn interop_libnbd_does_all_that_a_client_can() {
-    if cannot("libnbd does all that a client can") {
+    if skip_without_libnbd("libnbd does all that a client can") {
         return;
     }
     for io in DRIVERS {
@@ -42,7 +42,7 @@ fn interop_libnbd_does_all_that_a_client_can() {
 
 #[test]
 fn r48_interop_libnbd_cannot_change_a_read_only_disk() {
-    if cannot("libnbd cannot change what is lent read-only") {
+    if skip_without_libnbd("libnbd cannot change what is lent read-only") {
         return;
     }
     for io in DRIVERS {
@@ -57,7 +57,7 @@ fn r48_interop_libnbd_cannot_change_a_read_only_disk() {
 
 #[test]
 fn interop_libnbd_haggles() {
-    if cannot("libnbd haggles") {
+    if skip_without_libnbd("libnbd haggles") {
         return;
     }
     let folder = Folder::new();

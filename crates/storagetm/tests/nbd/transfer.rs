@@ -1,6 +1,6 @@
 //! Whole disks by nbdcopy, qemu-img, qemu-io and fio, both ways. Knows what must be the same afterwards.
 
-use crate::foreign::{Folder, MIB, lacks, program, run, same, says};
+use crate::foreign::{Folder, MIB, lacks, program, run, same, stdout_of};
 use crate::server::{DRIVERS, Server};
 
 #[test]
@@ -11,11 +11,11 @@ fn interop_nbdcopy_reads_a_disk() {
     for io in DRIVERS {
         let folder = Folder::new();
         let (full, thin) =
-            (folder.noise("full.img", 20 * MIB), folder.sparse("thin.img", 50 * MIB));
+            (folder.random_bytes("full.img", 20 * MIB), folder.sparse("thin.img", 50 * MIB));
         let server = Server::unix(&folder, &["--io", io, &full, &thin]);
         for (name, image) in [("full", full), ("thin", thin)] {
             let copy = folder.path("copy");
-            says("nbdcopy", &[&server.uri(name), &copy]);
+            stdout_of("nbdcopy", &[&server.uri(name), &copy]);
             same(image, &copy);
             std::fs::remove_file(&copy).unwrap();
         }
@@ -30,13 +30,13 @@ fn interop_image_of_odd_size_is_read_to_its_last_byte() {
     }
     for io in DRIVERS {
         let folder = Folder::new();
-        let image = folder.noise("odd.img", 1_000_001);
+        let image = folder.random_bytes("odd.img", 1_000_001);
         let server = Server::unix(&folder, &["--io", io, &image]);
         let (uri, copy) = (server.uri("odd"), folder.path("copy"));
-        assert_eq!(says("nbdinfo", &["--size", &uri]).trim(), "1000001");
-        says("nbdcopy", &[&uri, &copy]);
+        assert_eq!(stdout_of("nbdinfo", &["--size", &uri]).trim(), "1000001");
+        stdout_of("nbdcopy", &[&uri, &copy]);
         same(&image, &copy);
-        says("qemu-img", &["compare", "-f", "raw", "-F", "raw", &image, &uri]);
+        stdout_of("qemu-img", &["compare", "-f", "raw", "-F", "raw", &image, &uri]);
     }
 }
 
@@ -48,13 +48,13 @@ fn interop_nbdcopy_writes_a_disk() {
     for io in DRIVERS {
         for sparse in [false, true] {
             let folder = Folder::new();
-            let make = if sparse { Folder::sparse } else { Folder::noise };
+            let make = if sparse { Folder::sparse } else { Folder::random_bytes };
             let source = make(&folder, "source.img", 30 * MIB);
             // What was there before must be overwritten where the source has holes.
-            let disk = folder.noise("disk.img", 30 * MIB + 512);
+            let disk = folder.random_bytes("disk.img", 30 * MIB + 512);
             std::fs::File::options().write(true).open(&disk).unwrap().set_len(30 << 20).unwrap();
             let server = Server::tcp(&["--io", io, "--writable", &disk]);
-            says("nbdcopy", &["--flush", "--connections=4", &source, &server.uri("disk")]);
+            stdout_of("nbdcopy", &["--flush", "--connections=4", &source, &server.uri("disk")]);
             same(&source, &disk);
         }
     }
@@ -68,7 +68,7 @@ fn interop_nbdcopy_between_two_of_us() {
     let folder = Folder::new();
     let (from, to) = (folder.sparse("from.img", 12 * MIB), folder.hole("to.img", 12 * MIB));
     let server = Server::unix(&folder, &[&from, "--writable", &to]);
-    says("nbdcopy", &["--synchronous", &server.uri("from"), &server.uri("to")]);
+    stdout_of("nbdcopy", &["--synchronous", &server.uri("from"), &server.uri("to")]);
     same(from, to);
 }
 
@@ -80,20 +80,23 @@ fn interop_qemu_img_converts_and_compares_both_ways() {
     for io in DRIVERS {
         let folder = Folder::new();
         let (source, disk) =
-            (folder.sparse("source.img", 24 * MIB), folder.noise("disk.img", 24 * MIB));
+            (folder.sparse("source.img", 24 * MIB), folder.random_bytes("disk.img", 24 * MIB));
         let server = Server::unix(&folder, &["--io", io, "--writable", &disk]);
         let uri = server.uri("disk");
         let raw = ["-f", "raw"];
         let to = ["convert", "-n", "-m", "8", "-W", "-O", "raw"];
-        says("qemu-img", &[&to, &raw[..], &[&source, &uri]].concat());
-        says("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri]);
+        stdout_of("qemu-img", &[&to, &raw[..], &[&source, &uri]].concat());
+        stdout_of("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri]);
         same(&source, &disk);
         let back = folder.path("back.img");
-        says("qemu-img", &[&["convert", "-O", "raw"], &raw[..], &[&uri, &back]].concat());
+        stdout_of("qemu-img", &[&["convert", "-O", "raw"], &raw[..], &[&uri, &back]].concat());
         same(&source, back);
         let bench = ["bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "4096", &uri];
-        says("qemu-img", &bench);
-        says("qemu-img", &[&bench[..], &["-w", "--pattern=170", "--flush-interval=64"]].concat());
+        stdout_of("qemu-img", &bench);
+        stdout_of(
+            "qemu-img",
+            &[&bench[..], &["-w", "--pattern=170", "--flush-interval=64"]].concat(),
+        );
     }
 }
 
@@ -122,17 +125,17 @@ fn interop_qemu_io_finds_its_patterns() {
     ];
     for io in DRIVERS {
         let folder = Folder::new();
-        let disk = folder.noise("disk.img", 8 * MIB);
+        let disk = folder.random_bytes("disk.img", 8 * MIB);
         let server = Server::unix(&folder, &["--io", io, "--writable", &disk]);
-        let mut words = vec!["-f", "raw"];
-        words.extend(STEPS.iter().flat_map(|step| ["-c", step]));
+        let mut args = vec!["-f", "raw"];
+        args.extend(STEPS.iter().flat_map(|step| ["-c", step]));
         let uri = server.uri("disk");
-        words.extend(["-c", "read -P 0x22 6M 1M", "-c", "flush", &uri]);
-        let said = says("qemu-io", &words);
-        assert!(!said.contains("erification failed"), "{io}: {said}");
+        args.extend(["-c", "read -P 0x22 6M 1M", "-c", "flush", &uri]);
+        let message = stdout_of("qemu-io", &args);
+        assert!(!message.contains("erification failed"), "{io}: {message}");
         let end = run(program("qemu-io").args(["-r", "-f", "raw", "-c", "read 8M 512", &uri]));
-        let said = String::from_utf8_lossy(&[end.stdout, end.stderr].concat()).into_owned();
-        assert!(said.contains("failed") || said.contains("error"), "{io}: {said}");
+        let message = String::from_utf8_lossy(&[end.stdout, end.stderr].concat()).into_owned();
+        assert!(message.contains("failed") || message.contains("error"), "{io}: {message}");
     }
 }
 
@@ -151,11 +154,11 @@ fn r02_interop_fio_verifies_what_it_wrote() {
         let keep = format!("--aux-path={}", folder.path(""));
         let random =
             ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--verify=crc32c", "--io_size=24m"];
-        says("fio", &[&[&keep[..]], &all[..], &random, &["--do_verify=1"]].concat());
+        stdout_of("fio", &[&[&keep[..]], &all[..], &random, &["--do_verify=1"]].concat());
         let mixed = ["--rw=randrw", "--bsrange=512-256k", "--iodepth=16", "--serialize_overlap=1"];
         let checked = ["--verify=sha256", "--do_verify=1", "--io_size=48m"];
-        says("fio", &[&[&keep[..]], &all[..], &mixed, &checked].concat());
+        stdout_of("fio", &[&[&keep[..]], &all[..], &mixed, &checked].concat());
         let read = ["--rw=read", "--bs=128k", "--iodepth=16"];
-        says("fio", &[&all[..3], &["--size=64m"], &read].concat());
+        stdout_of("fio", &[&all[..3], &["--size=64m"], &read].concat());
     }
 }

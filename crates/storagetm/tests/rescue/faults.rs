@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::foreign::{Folder, MIB, lacks, same, wait_for};
-use crate::peer::{Peer, copy, ends_with};
+use crate::peer::{Peer, copy, run_expecting};
 
 /// Where one request in fifty fails, the others are enough.
 #[test]
@@ -15,11 +15,11 @@ fn interop_errors_that_come_and_go_cost_nothing() {
         return;
     }
     let folder = Folder::new();
-    let image = folder.noise("disk.img", 32 * MIB);
-    let words = ["--filter=error", "file", &image, "error-pread-rate=2%", "error=EIO"];
-    let peer = Peer::nbdkit(&folder, &words);
+    let image = folder.random_bytes("disk.img", 32 * MIB);
+    let args = ["--filter=error", "file", &image, "error-pread-rate=2%", "error=EIO"];
+    let peer = Peer::nbdkit(&folder, &args);
     let copied = folder.path("copied.img");
-    ends_with(0, &["--retries", "20", "--map", &folder.path("map"), &peer.uri, &copied]);
+    run_expecting(0, &["--retries", "20", "--map", &folder.path("map"), &peer.uri, &copied]);
     same(image, copied);
 }
 
@@ -32,10 +32,10 @@ fn r16_interop_a_destination_that_fails_is_never_a_success() {
     for fault in ["error-pwrite-rate=100%", "error-pwrite-rate=10%"] {
         let folder = Folder::new();
         let (source, disk) =
-            (folder.noise("source.img", 32 * MIB), folder.hole("disk.img", 32 * MIB));
+            (folder.random_bytes("source.img", 32 * MIB), folder.hole("disk.img", 32 * MIB));
         let peer = Peer::nbdkit(&folder, &["--filter=error", "file", &disk, fault, "error=EIO"]);
         for more in [&[][..], &["--no-verify"]] {
-            let end = ends_with(1, &[&["--yes", &source, &peer.uri], more].concat());
+            let end = run_expecting(1, &[&["--yes", &source, &peer.uri], more].concat());
             assert_ne!(end["outcome"], "success", "{end}");
         }
     }
@@ -48,12 +48,13 @@ fn r17_interop_a_flush_that_fails_is_never_a_success() {
         return;
     }
     let folder = Folder::new();
-    let (source, disk) = (folder.noise("source.img", 4 * MIB), folder.hole("disk.img", 4 * MIB));
+    let (source, disk) =
+        (folder.random_bytes("source.img", 4 * MIB), folder.hole("disk.img", 4 * MIB));
     let read =
         format!("pread=dd if={disk} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none");
     let write =
         format!("pwrite=dd of={disk} seek=$4 conv=notrunc oflag=seek_bytes status=none bs=1M");
-    let words = [
+    let args = [
         "eval",
         "get_size=echo 4M",
         &read,
@@ -62,9 +63,9 @@ fn r17_interop_a_flush_that_fails_is_never_a_success() {
         "can_flush=exit 0",
         "flush=echo EIO no >&2; exit 1",
     ];
-    let peer = Peer::nbdkit(&folder, &words);
+    let peer = Peer::nbdkit(&folder, &args);
     for more in [&[][..], &["--no-verify"]] {
-        ends_with(1, &[&["--yes", &source, &peer.uri], more].concat());
+        run_expecting(1, &[&["--yes", &source, &peer.uri], more].concat());
     }
     same(source, disk);
 }
@@ -76,7 +77,7 @@ fn r24_interop_restart_rereads_little() {
         return;
     }
     let folder = Folder::new();
-    let image = folder.noise("disk.img", 160 * MIB);
+    let image = folder.random_bytes("disk.img", 160 * MIB);
     let statistics = |number: u32| folder.path(&format!("statistics-{number}"));
     let serve = |number: u32| {
         let file = format!("statsfile={}", statistics(number));
@@ -121,11 +122,11 @@ fn allocated(path: &str) -> u64 {
 fn read_bytes(file: &str) -> f64 {
     let text = fs::read_to_string(file).unwrap();
     let Some(line) = text.lines().find(|line| line.starts_with("read:")) else { return 0.0 };
-    let mut words = line.split_whitespace().map(|word| word.trim_matches(','));
-    let unit = words.clone().position(|word| word.ends_with("bytes") || word.ends_with("iB"));
+    let mut args = line.split_whitespace().map(|word| word.trim_matches(','));
+    let unit = args.clone().position(|word| word.ends_with("bytes") || word.ends_with("iB"));
     let unit = unit.unwrap_or_else(|| panic!("{text}"));
-    let number: f64 = words.clone().nth(unit - 1).unwrap().parse().unwrap();
-    let scale = match words.nth(unit).unwrap() {
+    let number: f64 = args.clone().nth(unit - 1).unwrap().parse().unwrap();
+    let scale = match args.nth(unit).unwrap() {
         "KiB" => 1024.0,
         "MiB" => 1048576.0,
         "GiB" => 1073741824.0,

@@ -4,8 +4,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use crate::foreign::{Folder, MIB, lacks, program, run, same, says};
-use crate::peer::{Peer, ends_with};
+use crate::foreign::{Folder, MIB, lacks, program, run, same, stdout_of};
+use crate::peer::{Peer, run_expecting};
 
 const SECTOR: usize = 512;
 /// Where sectors are made unreadable: first sector and how many.
@@ -51,7 +51,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let folder = Folder::new();
-        let image = folder.noise("disk.img", SIZE);
+        let image = folder.random_bytes("disk.img", SIZE);
         let filter = folder.path("filter.map");
         fs::write(&filter, map_of(&BAD)).unwrap();
         let filter = format!("ddrescue-mapfile={filter}");
@@ -62,7 +62,7 @@ impl Scene {
 
     /// Copies what can be read.
     fn copy(&self) {
-        ends_with(3, &["--map", &self.map, &self.peer.uri, &self.copied]);
+        run_expecting(3, &["--map", &self.map, &self.peer.uri, &self.copied]);
     }
 }
 
@@ -92,14 +92,14 @@ fn r46_interop_ddrescue_goes_on_from_our_map() {
     // Another disk of that size: what ddrescue takes from it shows.
     let other = scene.folder.path("other.img");
     fs::write(&other, vec![0xbb; SIZE]).unwrap();
-    says("ddrescue", &["--quiet", "--retry-passes=1", &other, &scene.copied, &scene.map]);
+    stdout_of("ddrescue", &["--quiet", "--retry-passes=1", &other, &scene.copied, &scene.map]);
     let expected = File::options().write(true).open(&scene.image).unwrap();
     for (first, count) in BAD {
         expected.write_all_at(&vec![0xbb; count * SECTOR], (first * SECTOR) as u64).unwrap();
     }
     same(&scene.image, &scene.copied);
     assert_eq!(bad_of(&fs::read_to_string(&scene.map).unwrap()), []);
-    let logged = says("ddrescuelog", &["--done-status", &scene.map]);
+    let logged = stdout_of("ddrescuelog", &["--done-status", &scene.map]);
     assert!(logged.is_empty(), "{logged}");
 }
 
@@ -110,7 +110,7 @@ fn r46_interop_ddrescuelog_understands_our_map() {
     }
     let scene = Scene::new();
     scene.copy();
-    let listed = says("ddrescuelog", &["--list-blocks=-", &scene.map]);
+    let listed = stdout_of("ddrescuelog", &["--list-blocks=-", &scene.map]);
     let sectors: Vec<usize> = listed.lines().map(|line| line.trim().parse().unwrap()).collect();
     let bad: Vec<usize> = BAD.iter().flat_map(|&(first, count)| first..first + count).collect();
     assert_eq!(sectors, bad);
@@ -130,14 +130,14 @@ fn r46_interop_we_go_on_from_the_map_of_ddrescue() {
         return;
     }
     let folder = Folder::new();
-    let image = folder.noise("disk.img", SIZE);
+    let image = folder.random_bytes("disk.img", SIZE);
     let (copied, map) = (folder.path("copied.img"), folder.path("copied.map"));
     let half = (SIZE / 2).to_string();
-    says("ddrescue", &["--quiet", &format!("--size={half}"), &image, &copied, &map]);
+    stdout_of("ddrescue", &["--quiet", &format!("--size={half}"), &image, &copied, &map]);
     let log = folder.path("log");
     let to = format!("logfile={log}");
     let peer = Peer::nbdkit(&folder, &["--filter=log", "file", &image, &to]);
-    ends_with(0, &["--no-verify", "--force", "--map", &map, &peer.uri, &copied]);
+    run_expecting(0, &["--no-verify", "--force", "--map", &map, &peer.uri, &copied]);
     peer.end();
     same(&image, &copied);
     let [again, anew] = read_of(&fs::read_to_string(log).unwrap());
@@ -179,10 +179,10 @@ fn r46_interop_bad_sectors_of_ddrescue_are_retried() {
     for (first, count) in BAD {
         file.write_all_at(&vec![0; count * SECTOR], (first * SECTOR) as u64).unwrap();
     }
-    says("ddrescue", &[&domain[..], &[&scene.image, &scene.copied, &scene.map]].concat());
+    stdout_of("ddrescue", &[&domain[..], &[&scene.image, &scene.copied, &scene.map]].concat());
     assert_eq!(bad_of(&fs::read_to_string(&scene.map).unwrap()), BAD);
     let healthy = Peer::nbdkit(&scene.folder, &["file", &scene.image]);
     let again = ["--force", "--retries", "2", "--map", &scene.map, &healthy.uri, &scene.copied];
-    ends_with(0, &again);
+    run_expecting(0, &again);
     same(&scene.image, &scene.copied);
 }

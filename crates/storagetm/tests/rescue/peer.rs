@@ -22,16 +22,16 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// nbdkit with these filters, plugin and parameters, at a Unix socket in the folder.
-    pub(crate) fn nbdkit(folder: &Folder, words: &[&str]) -> Self {
+    pub(crate) fn nbdkit(folder: &Folder, args: &[&str]) -> Self {
         let socket = free_socket(folder);
-        Self::at_socket(&socket, "", program("nbdkit").args(["-f", "-U", &socket]).args(words))
+        Self::at_socket(&socket, "", program("nbdkit").args(["-f", "-U", &socket]).args(args))
     }
 
     /// qemu-nbd with a raw file.
     pub(crate) fn qemu_nbd(folder: &Folder, image: &str) -> Self {
         let socket = free_socket(folder);
-        let words = ["-t", "-e", "8", "-f", "raw", "--discard=unmap", "-x", "disk", "-k", &socket];
-        Self::at_socket(&socket, "disk", program("qemu-nbd").args(words).arg(image))
+        let args = ["-t", "-e", "8", "-f", "raw", "--discard=unmap", "-x", "disk", "-k", &socket];
+        Self::at_socket(&socket, "disk", program("qemu-nbd").args(args).arg(image))
     }
 
     /// nbd-server with a file, at a free port of the loopback.
@@ -81,16 +81,16 @@ fn free_socket(folder: &Folder) -> String {
 }
 
 /// Runs our copy to its end.
-pub(crate) fn copy(words: &[&str]) -> Output {
-    run(program(PROGRAM).arg("copy").args(words).env("HOME", "/nonexistent"))
+pub(crate) fn copy(args: &[&str]) -> Output {
+    run(program(PROGRAM).arg("copy").args(args).env("HOME", "/nonexistent"))
 }
 
 /// Runs our copy to its end, which must have that status; its last event.
 #[track_caller]
-pub(crate) fn ends_with(status: i32, words: &[&str]) -> Value {
-    let output = copy(&[&["--json"], words].concat());
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+pub(crate) fn run_expecting(status: i32, args: &[&str]) -> Value {
+    let output = copy(&[&["--json"], args].concat());
+    let message = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(status), "{words:?}: {said}{error}");
-    serde_json::from_str(said.lines().last().unwrap_or("null")).unwrap()
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {message}{error}");
+    serde_json::from_str(message.lines().last().unwrap_or("null")).unwrap()
 }

@@ -1,22 +1,22 @@
 //! Whole disks from and to servers that have no faults, or only odd manners.
 
 use crate::foreign::{Folder, MIB, lacks, same};
-use crate::peer::{Peer, ends_with};
+use crate::peer::{Peer, run_expecting};
 
 /// From a server, and back to it over other bytes.
 fn both_ways(serve: impl Fn(&Folder, &str) -> Peer) {
-    for make in [Folder::sparse, Folder::noise] {
+    for make in [Folder::sparse, Folder::random_bytes] {
         let folder = Folder::new();
         let source = make(&folder, "source.img", 24 * MIB);
         let from = serve(&folder, &source);
         let copied = folder.path("copied.img");
-        ends_with(0, &[&from.uri, &copied]);
+        run_expecting(0, &[&from.uri, &copied]);
         same(&source, &copied);
         let disk = folder.path("disk.img");
         std::fs::write(&disk, vec![0xee; 24 * MIB]).unwrap();
         drop(from);
         let to = serve(&folder, &disk);
-        ends_with(0, &["--yes", &source, &to.uri]);
+        run_expecting(0, &["--yes", &source, &to.uri]);
         to.end();
         same(&source, &disk);
     }
@@ -72,8 +72,9 @@ fn interop_checkwrite_finds_nothing_to_complain_of() {
         return;
     }
     let folder = Folder::new();
-    let (image, other) = (folder.sparse("disk.img", 24 * MIB), folder.noise("other.img", 24 * MIB));
+    let (image, other) =
+        (folder.sparse("disk.img", 24 * MIB), folder.random_bytes("other.img", 24 * MIB));
     let peer = Peer::nbdkit(&folder, &["--filter=checkwrite", "file", &image]);
-    ends_with(0, &["--yes", &image, &peer.uri]);
-    ends_with(1, &["--yes", &other, &peer.uri]);
+    run_expecting(0, &["--yes", &image, &peer.uri]);
+    run_expecting(1, &["--yes", &other, &peer.uri]);
 }

@@ -71,17 +71,17 @@ fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
     fs::write(&source, vec![7; 1 << 20]).unwrap();
     let paused = Paused::new(&image);
     let user = format!("is in use by another program (process {}, qemu", paused.0.id());
-    let said = sentence(&run(&["serve", "--listen", ANY_PORT, "--writable", &image]), 1);
-    assert!(said.contains(&user) && !said.contains("--allow-in-use"), "{said}");
-    let said = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
-    assert!(said.contains(&user) && said.contains("--allow-in-use"), "{said}");
+    let message = sentence(&run(&["serve", "--listen", ANY_PORT, "--writable", &image]), 1);
+    assert!(message.contains(&user) && !message.contains("--allow-in-use"), "{message}");
+    let message = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
+    assert!(message.contains(&user) && message.contains("--allow-in-use"), "{message}");
     let copied = run(&["copy", "--force", &source, &image]);
-    let said = String::from_utf8(copied.stderr).unwrap();
-    assert!(copied.status.code() == Some(5) && said.contains(&user), "{said}");
+    let message = String::from_utf8(copied.stderr).unwrap();
+    assert!(copied.status.code() == Some(5) && message.contains(&user), "{message}");
     let copied = run(&["copy", &image, &text(&folder.0.join("new.img"))]);
-    let said = String::from_utf8(copied.stderr).unwrap();
+    let message = String::from_utf8(copied.stderr).unwrap();
     let program = format!("by another program (process {}, qemu", paused.0.id());
-    assert!(copied.status.code() == Some(5) && said.contains(&program), "{said}");
+    assert!(copied.status.code() == Some(5) && message.contains(&program), "{message}");
     assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0), "nothing was written");
     // With --allow-in-use it is lent read-only, with a note.
     let allowed = ["--json", "--listen", ANY_PORT, "--allow-in-use", &image];
@@ -114,8 +114,8 @@ fn r57_qemu_does_not_open_what_is_lent_beside_it() {
     let read = || output("qemu-img", &["convert", "-f", "raw", "-O", "raw", &image, &copied]);
     let write = || output("qemu-io", &["-f", "raw", "-c", "write 0 512", &image]);
     let is_kept_out = |output: Output| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        !output.status.success() && said.contains("lock")
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        !output.status.success() && message.contains("lock")
     };
     let mut running = Running::serve(&["--json", "--listen", ANY_PORT, &image]);
     running.events_until("ready");

@@ -114,13 +114,13 @@ fn stale_socket_is_replaced_but_no_other_file() {
     let mut running = Running::serve(&["--json", "--listen", &listen, &disk]);
     running.events_until("ready");
     assert_eq!(first_block(&mut unix(&path), ""), [3; 512]);
-    let said = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
-    assert!(said.contains("another program"), "{said}");
+    let message = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
+    assert!(message.contains("another program"), "{message}");
     running.signal(Signal::TERM);
     assert!(running.end().success());
     let listen = format!("unix:{disk}");
-    let said = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
-    assert!(said.contains("not a socket"), "{said}");
+    let message = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
+    assert!(message.contains("not a socket"), "{message}");
     assert_eq!(fs::metadata(&disk).unwrap().len(), SIZE);
 }
 
@@ -141,11 +141,11 @@ fn disabled_protocol_has_no_listener() {
 }
 
 /// Starts the program with a listening socket at descriptor 3, as systemd does.
-fn activated(listener: OwnedFd, words: &[&str]) -> Running {
+fn activated(listener: OwnedFd, args: &[&str]) -> Running {
     let script =
         "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=unknown exec \"$@\"";
     let mut command = Command::new("sh");
-    command.args(["-c", script, "sh", PROGRAM, "serve"]).args(words);
+    command.args(["-c", script, "sh", PROGRAM, "serve"]).args(args);
     let mut child = command.stdin(listener).stdout(Stdio::piped()).spawn().unwrap();
     let output = child.stdout.take().unwrap();
     let (send, lines) = channel();
@@ -249,8 +249,8 @@ fn protocol_violation_on_stdin_ends_the_program() {
 fn stdin_without_a_client_is_reported() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
-    let said = sentence(&run(&["serve", "--stdin", &disk]), 1);
-    assert!(said.contains("not a connected socket"), "{said}");
+    let message = sentence(&run(&["serve", "--stdin", &disk]), 1);
+    assert!(message.contains("not a connected socket"), "{message}");
     assert_eq!(run(&["serve", "--stdin", "--listen", ANY_PORT, &disk]).status.code(), Some(2));
 }
 
@@ -261,8 +261,8 @@ fn missing_activation_socket_is_reported() {
     let disk = image(&folder, "disk.img", 5);
     let line = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" serve \"$1\" 3<&-";
     let output = Command::new("sh").args(["-c", line, PROGRAM, &disk]).output().unwrap();
-    let said = sentence(&output, 1);
-    assert!(said.contains("LISTEN_FDS"), "{said}");
+    let message = sentence(&output, 1);
+    assert!(message.contains("LISTEN_FDS"), "{message}");
 }
 
 /// As in the manuals of NBD clients: the client starts the server, with a socket and without a port.
@@ -289,11 +289,11 @@ fn missing_certificates_are_reported() {
     let disk = image(&folder, "disk.img", 5);
     let here = text(&folder.0);
     let line = ["serve", "--listen", ANY_PORT, "--tls-certificates", &here, &disk];
-    let said = sentence(&run(&line), 1);
-    assert!(said.contains("server-key.pem"), "{said}");
+    let message = sentence(&run(&line), 1);
+    assert!(message.contains("server-key.pem"), "{message}");
     for name in ["server-key.pem", "server-cert.pem"] {
         fs::write(folder.0.join(name), "-----BEGIN NOTHING-----\n").unwrap();
     }
-    let said = sentence(&run(&line), 1);
-    assert!(said.contains("--tls-certificates"), "{said}");
+    let message = sentence(&run(&line), 1);
+    assert!(message.contains("--tls-certificates"), "{message}");
 }
