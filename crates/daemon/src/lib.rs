@@ -15,6 +15,7 @@ pub mod inbox;
 pub mod lend;
 pub mod listen;
 pub mod listeners;
+pub mod messages;
 pub mod rate_limit;
 pub mod settings;
 pub mod size;

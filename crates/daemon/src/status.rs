@@ -1,34 +1,20 @@
-//! State of the exports: which disks are exported, which hosts have attached them, and messages for
-//! the screen.
+//! State of the exports: which disks are exported, and which hosts have attached them.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use console::{Disk, Host, Link, Model};
+use console::{Disk, Host};
 use export::{Event, Export, Policy, Transport};
 use linux::net::{Scope, scope_of};
 use protocol::endpoint::{Endpoint, NetAddr};
 
 use crate::event::name_of;
 
-/// Most messages since start-up that are kept.
-const NOTES: usize = 100;
-
 /// State of the exports.
 #[derive(Debug, Default)]
 pub struct Status {
     disks: Vec<Entry>,
-    /// Messages of start-up. All are kept, since their number is bounded.
-    startup: Vec<String>,
-    is_started: bool,
-    /// Messages since then.
-    notes: VecDeque<String>,
-    /// Number of messages that were dropped.
-    forgotten: usize,
-    /// Messages by subject.
-    subjects: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -80,64 +66,25 @@ impl Status {
         self.disks.iter_mut().find(|entry| Arc::ptr_eq(&entry.export, export))
     }
 
-    /// Adds a message; one that is already present moves to the end.
-    pub fn note(&mut self, sentence: String) {
-        self.notes.retain(|known| *known != sentence);
-        self.notes.push_back(sentence);
-        while self.is_started && self.notes.len() > NOTES {
-            self.notes.pop_front();
-            self.forgotten += 1;
-        }
-    }
-
-    /// Ends start-up: the messages so far are kept beside later ones.
-    pub fn end_startup(&mut self) {
-        self.startup.extend(self.notes.drain(..));
-        self.is_started = true;
-    }
-
-    /// Replaces or removes the message of a subject.
-    pub fn set_subject(&mut self, subject: String, sentence: Option<String>) {
-        match sentence {
-            Some(sentence) => drop(self.subjects.insert(subject, sentence)),
-            None => drop(self.subjects.remove(&subject)),
-        }
-    }
-
     /// The exports, in the order in which they were added.
     pub fn exports(&self) -> impl Iterator<Item = &Arc<Export>> {
         self.disks.iter().map(|entry| &entry.export)
     }
 
-    /// The model of the screen.
-    pub fn model(&self, machine: &str, endpoints: Vec<Endpoint>, digests: bool) -> Model {
-        let forgotten = (self.forgotten > 0)
-            .then(|| format!("{} older messages are not kept any more.", self.forgotten));
-        let standing = self.subjects.values().cloned();
-        let startup = self.startup.iter().filter(|note| !self.notes.contains(note)).cloned();
-        let notes = standing.chain(startup).chain(forgotten);
-        let notes = notes.chain(self.notes.iter().cloned()).collect();
-        let disks = self.disks.iter().map(Entry::shown).collect();
-        let machine = machine.to_owned();
-        let (pairing, access_request, target_mode) = (None, None, None);
-        let link = Link::default();
-        Model {
-            machine,
-            endpoints,
-            digests,
-            disks,
-            notes,
-            pairing,
-            access_request,
-            link,
-            target_mode,
-        }
+    /// The exports for the screen, in the order in which they were added.
+    pub fn disks(&self) -> Vec<Disk> {
+        self.disks.iter().map(Entry::shown).collect()
     }
 
     /// Returns whether a host has attached the export.
     pub fn is_attached(&self, export: &Arc<Export>) -> bool {
         let this = |entry: &&Entry| Arc::ptr_eq(&entry.export, export);
         self.disks.iter().find(this).is_some_and(|entry| !entry.hosts.is_empty())
+    }
+
+    /// Returns whether a host has attached one of the exports.
+    pub fn is_any_attached(&self) -> bool {
+        self.disks.iter().any(|entry| !entry.hosts.is_empty())
     }
 
     /// One line for the service manager.
@@ -253,11 +200,10 @@ mod test {
             written: 0,
         };
         status.record(&detached, &nobody);
-        let model = status.model("m", Vec::new(), false);
-        assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
+        let disks = status.disks();
+        assert_eq!((disks[0].attached.len(), disks[1].attached.len()), (1, 0));
         status.record(&attached(&disk, "10.0.0.2:3"), &nobody);
-        let model = status.model("m", Vec::new(), false);
-        assert_eq!(model.disks[0].attached.len(), 1, "one host by two connections");
+        assert_eq!(status.disks()[0].attached.len(), 1, "one host by two connections");
         status.remove_disk(&disk);
         assert_eq!(status.summary(), "Lending 1 disk, 0 attached");
     }
@@ -280,39 +226,10 @@ mod test {
             let peer = peer("10.0.0.2:1");
             let event = Event::Attached { export: disk.clone(), peer, host, proven };
             status.record(&event, &policy);
-            let model = status.model("m", Vec::new(), false);
-            let last = model.disks[0].attached.last().unwrap();
+            let disks = status.disks();
+            let last = disks[0].attached.last().unwrap();
             assert_eq!(last.known_as.as_deref(), name);
         }
-    }
-
-    #[test]
-    fn messages_are_unique_and_dropped_ones_counted() {
-        let mut status = Status::default();
-        status.end_startup();
-        (0..20).for_each(|n| status.note(format!("note {}", n % 9)));
-        let notes = |status: &Status| status.model("m", Vec::new(), false).notes;
-        assert_eq!(notes(&status).len(), 9);
-        assert_eq!(notes(&status).last().unwrap(), "note 1");
-        (0..NOTES).for_each(|n| status.note(format!("new {n}")));
-        assert_eq!(notes(&status).len(), NOTES + 1);
-        assert_eq!(notes(&status)[0], "9 older messages are not kept any more.");
-    }
-
-    #[test]
-    fn startup_messages_are_kept_beside_later_ones() {
-        let mut status = Status::default();
-        let first = NOTES + 20;
-        (0..first).for_each(|n| status.note(format!("first {n}")));
-        status.end_startup();
-        (0..NOTES).for_each(|n| status.note(format!("later {n}")));
-        let notes = |status: &Status| status.model("m", Vec::new(), false).notes;
-        assert_eq!(notes(&status).len(), first + NOTES);
-        status.note("first 7".to_owned());
-        let shown = notes(&status);
-        assert_eq!(shown.len(), first + NOTES, "one goes, its count comes");
-        assert!(shown[0] == "first 0" && shown[first - 1].starts_with("1 older"), "{shown:?}");
-        assert_eq!(shown.last().unwrap(), "first 7");
     }
 
     #[test]

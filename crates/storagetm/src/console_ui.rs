@@ -5,7 +5,7 @@ pub(crate) mod screens;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use console::{Key, Model, State, TargetMode};
+use console::{Key, Model, State};
 use linux::battery;
 use linux::button::Buttons;
 use linux::tree::Tree;
@@ -18,7 +18,7 @@ pub(crate) struct ConsoleUi {
     tree: Tree,
     screens: Screens,
     buttons: Buttons,
-    mode: TargetMode,
+    hardware: String,
 }
 
 /// How long the last warning is shown before the machine is powered off.
@@ -38,30 +38,19 @@ impl ConsoleUi {
             tree: tree.clone(),
             screens: Screens::open(tree),
             buttons: Buttons::open(tree),
-            mode: TargetMode {
-                hardware: linux::machine::describe(tree),
-                serving: true,
-                flushing: false,
-            },
+            hardware: linux::machine::describe(tree),
         }
     }
 
-    pub(crate) fn mode(&mut self) -> &mut TargetMode {
-        &mut self.mode
-    }
-
-    pub(crate) fn current_mode(&self) -> TargetMode {
-        self.mode.clone()
+    /// Returns the name and serial number of the machine.
+    pub(crate) fn hardware(&self) -> &str {
+        &self.hardware
     }
 
     /// Returns a note about the machine itself: that it runs on its battery.
     pub(crate) fn note(&self) -> Option<String> {
         let percent = battery::charge(&self.tree)?;
         Some(format!("This machine runs on its battery ({percent} %): plug it in."))
-    }
-
-    pub(crate) fn is_serving(&self) -> bool {
-        self.mode.serving
     }
 
     /// Draws what has changed.

@@ -57,7 +57,7 @@ pub(super) fn run() -> Result<Infallible, Failure> {
     let end = serve::target_mode(ServeConfig::of_settings(settings, true), inbox, console_ui)?;
     std::process::exit(match end {
         StopReason::Restart => RESTART,
-        StopReason::PowerOff | StopReason::Signalled | StopReason::Failed => POWER_OFF,
+        StopReason::PowerOff | StopReason::Signalled | StopReason::Failed(_) => POWER_OFF,
     })
 }
 

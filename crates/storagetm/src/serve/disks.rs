@@ -1,158 +1,95 @@
-//! Exported disks of `storagetm serve`: hot-plug, size changes, and flushes after the last host has
-//! detached.
+//! Opens the disks that are exported at startup.
 
-use std::io;
-use std::sync::Arc;
-use std::time::Instant;
+use std::fs::File;
+use std::path::Path;
 
-use export::{Access, Event, Export};
+use daemon::hotplug::{Change, Hotplug};
+use daemon::lend::{LendRequest, LentDisk, block_device, check_distinct, named};
+use failure::Failure;
+use protocol::commands::quoted;
 
-use super::flushes::Flushes;
-use super::{COALESCE, SIZE_INTERVAL, Server};
-use crate::console_ui::ConsoleUi;
-use daemon::device::Device;
-use daemon::event::ServeEvent;
-use daemon::flush::Flush;
-use daemon::hotplug::Change;
-use daemon::lend::{LentDisk, check_distinct};
-use daemon::worker::WriteTracker;
-use failure::spawn_error;
+use super::config::ServeConfig;
+use crate::unpack;
 
-impl Server {
-    /// In target mode, flushes a writable disk when its last host has detached: it may be unplugged
-    /// then.
-    pub(super) fn flush_when_detached(&mut self, export: &Arc<Export>) {
-        let used = self.status.is_attached(export);
-        if self.console_ui.is_none() || used || export.access == Access::ReadOnly {
-            return;
+/// Opens the named disks, and the demo disk.
+///
+/// # Errors
+/// Fails if one of them cannot be exported.
+pub(super) fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Failure> {
+    let lend = &config.lend;
+    let mut lent_disks: Vec<LentDisk> = Vec::new();
+    for wanted in &config.disks {
+        let wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
+        check_new(&lent_disks, &wanted.path)?;
+        if !config.any_format {
+            check_raw(&wanted.path)?;
         }
-        if !self.flushes.begin(export) {
-            return;
-        }
-        let (of, flushes, inbox) = (export.clone(), self.flushes.clone(), self.inbox.clone());
-        let writes = self.worker.writes(export);
-        let flush = move || {
-            if let Err(error) = flush(&of, &writes, &flushes) {
-                // The kernel reports a write-back error once: no later flush may report success.
-                writes.fail_flush();
-                let sentence = unflushed(&of, &error);
-                inbox.note(sentence.clone());
-                flushes.fail(&of, sentence);
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("flush".to_owned()).spawn(flush) {
-            let sentence = unflushed(export, &spawn_error(&error));
-            self.report(&ServeEvent::note(&sentence));
-            self.flushes.fail(export, sentence);
-        }
+        lent_disks.push(beside(&lent_disks, lend.lend(&wanted)?)?);
     }
-
-    /// Withdraws all disks.
-    pub(super) fn withdraw_all(&mut self) {
-        self.console_ui.iter_mut().for_each(|console_ui| console_ui.mode().serving = false);
-        for lent in std::mem::take(&mut self.lent_disks) {
-            self.withdraw_disk(&lent, "it was taken back at the machine");
-            self.flush_when_detached(&lent.export);
-        }
+    if let Some((size, writable)) = config.demo {
+        lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writable)?)?);
     }
-
-    pub(super) fn apply_hotplug(&mut self, now: Instant) {
-        for change in self.hotplug.look(&self.lent_disks, now) {
-            let serving = self.console_ui.as_ref().is_none_or(ConsoleUi::is_serving);
-            match change {
-                Change::Added(lent) if serving => self.lend(*lent),
-                Change::Added(_) => {}
-                Change::Removed(device) => self.withdraw(&device),
-                Change::Resized(device, bytes) => self.resize(&device, bytes),
-                Change::Note(note) => self.report(&ServeEvent::note(note)),
-            }
-        }
-    }
-
-    fn lend(&mut self, lent: LentDisk) {
-        let unlike = |known: &LentDisk| check_distinct(&known.export, &lent.export);
-        if let Err(failure) = self.lent_disks.iter().try_for_each(unlike) {
-            self.report(&ServeEvent::note(failure));
-            return;
-        }
-        let lent = lent.with_unique_name(&self.lent_disks);
-        let export = lent.export.clone();
-        if let Err(failure) = self.worker.lend(&export) {
-            self.report(&ServeEvent::note(failure));
-            return;
-        }
-        self.add_lent_disk(lent);
-        self.report_lent(&export);
-        self.draw_soon(true);
-    }
-
-    fn withdraw(&mut self, device: &Device) {
-        let of_it = |lent: &mut LentDisk| lent.device.as_ref() == Some(device);
-        let gone: Vec<LentDisk> = self.lent_disks.extract_if(.., of_it).collect();
-        for lent in gone {
-            self.withdraw_disk(&lent, "the disk or its medium is gone");
-        }
-    }
-
-    fn withdraw_disk(&mut self, lent: &LentDisk, reason: &'static str) {
-        self.hotplug.release(lent);
-        self.worker.withdraw(&lent.export);
-        self.status.remove_disk(&lent.export);
-        self.report(&ServeEvent::withdrawn(&lent.export, reason));
-    }
-
-    fn resize(&mut self, device: &Device, bytes: u64) {
-        let lent = self.lent_disks.iter().find(|lent| lent.device.as_ref() == Some(device));
-        let Some(export) = lent.map(|lent| lent.export.clone()) else { return };
-        self.resize_export(&export, bytes);
-    }
-
-    fn resize_export(&mut self, export: &Arc<Export>, bytes: u64) {
-        let before = export.bytes();
-        if export.resize(bytes) {
-            self.worker.resize(export);
-            self.report(&ServeEvent::resized(export, before));
-        }
-    }
-
-    /// Polls the sizes of image files.
-    pub(super) fn update_file_sizes(&mut self, now: Instant) {
-        let sizes = self
-            .lent_disks
-            .iter()
-            .filter_map(|lent| Some((lent.export.clone(), lent.file_bytes()?)));
-        let sizes: Vec<(Arc<Export>, u64)> = sizes.collect();
-        self.timers.sizes = (!sizes.is_empty()).then(|| now + SIZE_INTERVAL);
-        sizes.into_iter().for_each(|(export, bytes)| self.resize_export(&export, bytes));
-    }
-
-    /// Returns the size of an image file that was truncated, if that is why a read failed.
-    pub(super) fn file_end_before(&self, event: &Event) -> Option<u64> {
-        let Event::Fault { export, op: "read", offset, len, .. } = event else { return None };
-        let lent = self.lent_disks.iter().find(|lent| Arc::ptr_eq(&lent.export, export))?;
-        let bytes = lent.file_bytes()?;
-        let end = export.geometry.blocks_for(bytes) << export.geometry.shift();
-        (offset.saturating_add(*len) > end).then_some(bytes)
-    }
+    Ok(lent_disks)
 }
 
-/// Flushes a disk until nothing has been written since.
-fn flush(export: &Arc<Export>, writes: &WriteTracker, flushes: &Flushes) -> io::Result<()> {
-    loop {
-        // Writes of a disconnected host may still be in flight.
-        while writes.in_flight() {
-            std::thread::sleep(COALESCE);
-        }
-        Flush::start(export.backing().written()).and_then(Flush::outcome)?;
-        if !flushes.end(export) {
-            return Ok(());
+/// Adds the disks that are present. Returns notes, also about disks that are left out because
+/// another one has their identity.
+///
+/// # Errors
+/// Fails if the disks cannot be listed.
+pub(super) fn open_present(
+    hotplug: &mut Hotplug,
+    lent_disks: &mut Vec<LentDisk>,
+) -> Result<Vec<String>, Failure> {
+    let mut notes = Vec::new();
+    for change in hotplug.initial_scan(lent_disks)? {
+        match change {
+            Change::Added(lent) => match beside(lent_disks, *lent) {
+                Ok(lent) => lent_disks.push(lent),
+                Err(failure) => notes.push(failure.to_string()),
+            },
+            Change::Note(note) => notes.push(note),
+            Change::Removed(_) | Change::Resized(..) => {}
         }
     }
+    Ok(notes)
 }
 
-fn unflushed(export: &Export, reason: &dyn std::fmt::Display) -> String {
-    format!(
-        "{} could not be flushed ({reason}): what was written to it last may be lost",
-        export.name
-    )
+/// Returns the disk with a name that no other one has.
+///
+/// # Errors
+/// Fails if another one has its identity.
+pub(super) fn beside(others: &[LentDisk], lent: LentDisk) -> Result<LentDisk, Failure> {
+    others.iter().try_for_each(|known| check_distinct(&known.export, &lent.export))?;
+    Ok(lent.with_unique_name(others))
+}
+
+/// Rejects a compressed or packaged file, which hosts could not use. Read errors are reported when
+/// it is opened.
+fn check_raw(path: &Path) -> Result<(), Failure> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let container = File::open(path).and_then(|file| unpack::detect(&file));
+    let Ok(Some(container)) = container else { return Ok(()) };
+    let name = path.display();
+    let quoted = quoted(&name.to_string());
+    let way = match container.is_stream() {
+        true => format!("{} > disk.img", container.unpack_command(&quoted)),
+        false => container.unpack_command(&quoted),
+    };
+    Err(Failure::new(format!(
+        "{name} is {container}, and hosts would get its bytes as they are: unpack it first ({way}), or lend it as it is with \
+         --format raw"
+    )))
+}
+
+/// Rejects a second path to the same disk, which would appear to be in use by this process.
+fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
+    let Some(number) = block_device(path) else { return Ok(()) };
+    let is_it = |lent: &&LentDisk| lent.device.as_ref().is_some_and(|device| device.is(number));
+    lent_disks.iter().find(is_it).map_or(Ok(()), |lent| {
+        let (first, second) = (&lent.export.name, path.display());
+        Err(Failure::new(format!("{first} and {second} are the same disk; name it once")))
+    })
 }

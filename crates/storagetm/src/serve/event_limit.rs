@@ -7,11 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use daemon::event::ServeEvent;
 use daemon::status::shown_address;
 use export::Event;
-
-use super::{Server, serve_event};
 
 /// Window in which a host's attach events are counted.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -74,7 +71,7 @@ impl EventLimit {
 
     /// Ends expired windows. Returns the deferred events, and a sentence for each host with dropped
     /// ones.
-    fn take_due(&mut self, now: Instant) -> (Vec<Event>, Vec<String>) {
+    pub(super) fn take_due(&mut self, now: Instant) -> (Vec<Event>, Vec<String>) {
         let over = self.0.extract_if(|_, window| window.end <= now).collect();
         Self::summarize(over)
     }
@@ -124,18 +121,6 @@ fn is_pair(attached: &Event, detached: &Event) -> bool {
         return false;
     };
     Arc::ptr_eq(export, its_export) && (peer.transport, host) == (its_peer.transport, its_host)
-}
-
-impl Server {
-    /// Reports deferred events of expired windows.
-    pub(super) fn report_suppressed(&mut self, now: Instant) {
-        let (events, sentences) = self.event_limit.take_due(now);
-        for event in events {
-            let event = serve_event(event.into(), &self.listeners, &self.access_control);
-            self.report(&event);
-        }
-        sentences.into_iter().for_each(|sentence| self.report(&ServeEvent::note(sentence)));
-    }
 }
 
 #[cfg(test)]

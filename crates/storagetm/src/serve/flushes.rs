@@ -102,18 +102,7 @@ mod test {
     fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap();
         let geometry = Geometry::new(512, 512).unwrap();
-        Arc::new(Export::new("/dev/sdz", "nqn", identity(), geometry, 512, disk.into()))
-    }
-
-    fn identity() -> Identity {
-        Identity {
-            uuid: [1; 16],
-            nguid: None,
-            eui64: None,
-            serial: "s".to_owned(),
-            model: "m".to_owned(),
-            firmware: "f".to_owned(),
-        }
+        Arc::new(Export::new("/dev/sdz", "nqn", Identity::default(), geometry, 512, disk.into()))
     }
 
     #[test]

@@ -8,19 +8,8 @@ use daemon::listen::{BindAddr, Listener, Service};
 use dnssd::LocalEndpoint;
 use protocol::{Protocol, Role};
 
-use super::Server;
-
-impl Server {
-    /// Announces the current listeners.
-    pub(super) fn announce_mdns(&mut self) {
-        let Some(announcer) = &mut self.announcer else { return };
-        let found = mdns_endpoints(self.listeners.active());
-        announcer.announce(&self.machine, &found, &self.addresses);
-    }
-}
-
 /// Announces NVMe at the discovery port of an address where there is one, else at the I/O port.
-fn mdns_endpoints<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<LocalEndpoint> {
+pub(super) fn mdns_endpoints<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<LocalEndpoint> {
     let here: Vec<(SocketAddr, &Listener)> = here.filter_map(tcp_listener).collect();
     let has_discovery = |at: SocketAddr, protocol: Protocol| {
         let discovery = Service::discovery(protocol);

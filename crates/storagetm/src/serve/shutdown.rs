@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use export::{Access, Export, Fault};
 
-use super::{Server, StopReason, serve_event};
+use super::ui::MIN_DRAIN_TIME;
+use super::{Server, StopReason};
 use crate::console_ui;
 use daemon::event::{DiskRef, ServeEvent};
 use daemon::flush::Flush;
 use daemon::worker::WriteTracker;
-use dnssd::Announcer;
 
 /// Time limit of the shutdown. Killing the worker takes half a second more.
 const TOTAL_TIMEOUT: Duration = Duration::from_millis(9500);
 /// Time for hosts to finish requests in flight. The worker has two more seconds to exit.
 const HOST_TIMEOUT: Duration = Duration::from_secs(4);
-/// Minimum time for flushing, and for the reader of the last events.
+/// Minimum time for flushing.
 const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
 /// Interval of the check for writes in flight.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -25,62 +25,37 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 impl Server {
     /// Disconnects hosts and flushes disks. Returns a sentence for each disk that may have lost
     /// data.
-    pub(super) fn close(mut self, end: StopReason) -> Vec<String> {
+    pub(super) fn close(mut self, end: &StopReason) -> Vec<String> {
         let begun = Instant::now();
-        let has_console_ui = self.console_ui.is_some();
-        if let Some(console_ui) = self.console_ui.take() {
-            console_ui.close(match end {
-                StopReason::Restart => "Disconnecting the hosts; then this machine restarts.\n",
-                StopReason::PowerOff => "Disconnecting the hosts; then this machine powers off.\n",
-                StopReason::Signalled | StopReason::Failed => {
-                    "Disconnecting the hosts; then this machine ends.\n"
-                }
-            });
-        }
-        self.terminal_keys = None;
-        self.output.stopping();
-        let exports = self.status.exports();
-        let writable = exports.filter(|export| export.access == Access::Writable);
+        let has_consoles = self.ui.close(end);
+        let writable =
+            self.exports.status().exports().filter(|export| export.access == Access::Writable);
         let writable: Vec<(Arc<Export>, WriteTracker)> =
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
-        self.announcer.take().into_iter().for_each(Announcer::stop);
+        self.network.stop_announcing();
         // The last events of the worker need room.
-        self.handle_events(begun);
-        let in_time = self.worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
-        for counted in self.inbox.receive().events {
-            self.faults.record(&counted.event, counted.count);
-            if self.event_limit.suppresses(&counted.event, begun) {
-                continue;
+        let _ = self.handle_events(begun);
+        let Self { worker, network, exports, hosts, mut events, mut ui, inbox, .. } = self;
+        let in_time = worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
+        for counted in inbox.receive().events {
+            if let Some(event) = events.admit(counted, &network, &hosts, begun) {
+                ui.emit(&event);
             }
-            let event = serve_event(counted, &self.listeners, &self.access_control);
-            self.output.report(&event);
         }
-        let (deferred, dropped) = self.event_limit.take_all();
-        for event in deferred {
-            let event = serve_event(event.into(), &self.listeners, &self.access_control);
-            self.output.report(&event);
-        }
-        for total in dropped.into_iter().chain(self.faults.totals()) {
-            self.output.report(&ServeEvent::note(total));
-        }
+        events.take_all(&network, &hosts).iter().for_each(|event| ui.emit(event));
         if !in_time {
-            self.output
-                .report(&ServeEvent::note("some hosts did not let go in time and were cut off"));
+            ui.emit(&ServeEvent::note("some hosts did not let go in time and were cut off"));
         }
-        let end = flush_deadline(begun, Instant::now(), has_console_ui);
+        let end = flush_deadline(begun, Instant::now(), has_consoles);
         let (failed, mut lost) = flush(writable, end);
         // Withdrawn disks may still be flushed.
-        lost.extend(self.flushes.wait(end));
+        lost.extend(exports.wait_for_flushes(end));
         lost.sort();
         lost.dedup();
         for event in failed.into_iter().chain(lost.iter().map(ServeEvent::note)) {
-            self.output.report(&event);
+            ui.emit(&event);
         }
-        self.output.report(&ServeEvent::Stopped);
-        self.output.drain(MIN_FLUSH_TIME);
-        if has_console_ui && !lost.is_empty() {
-            console_ui::warn(&lost.join("\n"));
-        }
+        ui.finish(has_consoles, &lost);
         lost
     }
 }
@@ -88,7 +63,7 @@ impl Server {
 /// Deadline of the flushes, if the hosts are gone at `now`. Leaves time for the last warning on the
 /// consoles, or for the reader of the last events.
 fn flush_deadline(begun: Instant, now: Instant, has_console_ui: bool) -> Instant {
-    let rest = if has_console_ui { console_ui::WARNING_TIME } else { MIN_FLUSH_TIME };
+    let rest = if has_console_ui { console_ui::WARNING_TIME } else { MIN_DRAIN_TIME };
     (begun + TOTAL_TIMEOUT.saturating_sub(rest)).max(now + MIN_FLUSH_TIME)
 }
 
@@ -143,7 +118,7 @@ mod test {
     fn r60_shutdown_takes_at_most_ten_seconds() {
         let begun = Instant::now();
         let killed = HOST_TIMEOUT + Duration::from_secs(2);
-        for (has_console_ui, rest) in [(true, console_ui::WARNING_TIME), (false, MIN_FLUSH_TIME)] {
+        for (has_console_ui, rest) in [(true, console_ui::WARNING_TIME), (false, MIN_DRAIN_TIME)] {
             for gone in [Duration::ZERO, HOST_TIMEOUT, killed] {
                 let took = flush_deadline(begun, begun + gone, has_console_ui) + rest - begun;
                 assert!(took <= Duration::from_secs(10), "{has_console_ui} {gone:?}: {took:?}");

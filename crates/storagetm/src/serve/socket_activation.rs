@@ -7,10 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use export::Auth;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, sockopt};
 
-use super::Server;
 use crate::options::Serve;
 use daemon::listen::{BindAddr, Listener, Protocols, Service};
 use failure::Failure;
@@ -53,40 +51,6 @@ impl InheritedSockets {
             }
             Self::Peer(_, auth) => *auth == Auth::Required,
         }
-    }
-}
-
-impl Server {
-    /// Passes the sockets to the worker.
-    ///
-    /// # Errors
-    /// Fails if no descriptor is available.
-    pub(super) fn receive(&mut self, inherited: InheritedSockets) -> Result<(), Failure> {
-        match inherited {
-            InheritedSockets::Peer(socket, auth) => {
-                let kept = socket.try_clone().map_err(|error| unusable("standard input", error))?;
-                self.worker.adopt(socket, auth, Service::unix());
-                self.only_peer = Some(kept);
-            }
-            InheritedSockets::Listening(sockets) => {
-                for (listener, socket) in sockets {
-                    let listener = self.listeners.adopt(listener);
-                    self.worker.accept(socket, listener.auth, listener.serves);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns whether the only client is gone. A half-closed connection may still wait for
-    /// replies.
-    pub(super) fn only_peer_gone(&self) -> bool {
-        let gone = |socket: &OwnedFd| {
-            let mut ends = [PollFd::new(socket, PollFlags::empty())];
-            let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-            poll(&mut ends, Some(&none)).is_ok_and(|ready| ready > 0)
-        };
-        self.only_peer.as_ref().is_some_and(gone)
     }
 }
 
@@ -135,7 +99,7 @@ fn addr(socket: BorrowedFd<'_>) -> Result<BindAddr, Failure> {
     Ok(BindAddr::Path(path.map(PathBuf::from).unwrap_or_default()))
 }
 
-fn unusable(what: &str, reason: impl std::fmt::Display) -> Failure {
+pub(super) fn unusable(what: &str, reason: impl std::fmt::Display) -> Failure {
     Failure::new(format!("{what} cannot be used: {reason}"))
 }
 
