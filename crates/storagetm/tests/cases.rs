@@ -25,6 +25,9 @@ mod nbd;
 #[path = "serve/nbd_client.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
 mod nbd_client;
+#[path = "serve/process.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod process;
 #[path = "cases/refusal.rs"]
 mod refusal;
 #[path = "cases/reopen.rs"]

@@ -15,6 +15,9 @@ mod host;
 #[path = "serve/nbd_client.rs"]
 #[allow(dead_code, reason = "shared with other tests, which need all of it")]
 mod nbd_client;
+#[path = "serve/process.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod process;
 #[path = "cases/scene.rs"]
 #[allow(dead_code, reason = "shared with other tests, which need all of it")]
 mod scene;

@@ -9,9 +9,9 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
+use testkit::Scratch;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
@@ -21,16 +21,11 @@ const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
 /// A temporary directory with the state directory of the program.
-struct StateDir(PathBuf);
+struct StateDir(Scratch);
 
 impl StateDir {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("storagetm-keys-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Scratch::new())
     }
 
     /// With a TLS key `tls` and a CHAP key `chap`.
@@ -42,7 +37,7 @@ impl StateDir {
     }
 
     fn state(&self) -> PathBuf {
-        self.0.join("state")
+        self.0.0.join("state")
     }
 
     fn path(&self, inside: &str) -> PathBuf {
@@ -88,12 +83,6 @@ impl StateDir {
     }
 }
 
-impl Drop for StateDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 fn error(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -124,7 +113,7 @@ fn generated_key_is_either_printed_or_stored() {
 fn key_is_imported_from_stdin_or_a_file() {
     let store = StateDir::with_keys();
     assert_eq!(store.run_ok(&["key", "export", "tls"]), format!("{TLS}\n"));
-    let file = store.0.join("handed over");
+    let file = store.0.0.join("handed over");
     fs::write(&file, format!("  {CHAP} \r\n")).unwrap();
     let file = file.to_str().unwrap();
     assert_eq!(store.run_ok(&["key", "import", "other", "--file", file]), "");
@@ -244,7 +233,7 @@ fn next_steps_contain_the_named_state_directory() {
 fn what_the_host_needs_is_written_for_nvme_cli() {
     let store = StateDir::with_keys();
     store.run_ok(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
-    let file = store.0.join("laptop.keys");
+    let file = store.0.0.join("laptop.keys");
     let export = ["key", "export", "tls", "--for-host", "laptop", "--disk", DISK];
     assert_eq!(store.run_ok(&[&export[..], &["--to", file.to_str().unwrap()]].concat()), "");
     assert_eq!(mode(&file), 0o600);
@@ -439,7 +428,7 @@ fn a_key_is_handed_over_as_nbd_clients_read_it() {
     let other = store.run_ok(&["key", "export", "tls", "--nbd", "--for-host", "other"]);
     assert_eq!(other, format!("other:{hex}\n"));
     assert_eq!(store.run_ok(&["key", "export", "tls", "--nbd", "--for-host", NQN]), line);
-    let file = store.0.join("laptop.psk");
+    let file = store.0.0.join("laptop.psk");
     store.run_ok(&["key", "export", "tls", "--nbd", "--to", file.to_str().unwrap()]);
     assert_eq!((fs::read_to_string(&file).unwrap(), mode(&file)), (line, 0o600));
     assert_eq!(store.run_failing(&["key", "export", "chap", "--nbd"]).0, Some(1));

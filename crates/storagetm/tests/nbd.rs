@@ -10,6 +10,9 @@ mod device;
 mod foreign;
 #[path = "nbd/information.rs"]
 mod information;
+#[path = "serve/process.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod process;
 #[path = "nbd/raw.rs"]
 mod raw;
 #[path = "nbd/rude.rs"]

@@ -6,162 +6,57 @@
 
 #[path = "sandbox/host.rs"]
 mod host;
+#[path = "serve/process.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod process;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::tls;
 use host::{Attached, NQN};
 use nvme::auth::chap::{Key, system_random};
 use nvme::auth::{Credentials, Group, Hash};
+use process::{LONG, PROGRAM, Running, field, find, proc, worker_of};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
-use serde_json::Value;
+use testkit::Scratch;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
-const LONG: Duration = Duration::from_secs(60);
 /// Keys of the tests alone.
 const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
 /// A folder that is removed at the end.
-struct Folder(PathBuf);
+struct Folder(Scratch);
 
 impl Folder {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("storagetm-sandbox-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Scratch::new())
     }
 
     /// A disk of 1 MiB, all of it that byte.
     fn image(&self, name: &str, byte: u8) -> String {
-        let path = self.0.join(name);
+        let path = self.0.0.join(name);
         fs::write(&path, vec![byte; 1 << 20]).unwrap();
         path.to_str().unwrap().to_owned()
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// Starts `storagetm serve --json`.
+fn serve(arguments: &[&str]) -> Running {
+    Running::serve(&[&["--json"], arguments].concat())
 }
 
-/// The program, serving; killed at the end if it still runs.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn serve(arguments: &[&str]) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["serve", "--json"])
-            .args(arguments)
-            .env_remove("NOTIFY_SOCKET")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (send, lines) = channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || {
-            output.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
-        });
-        Self { child, lines }
-    }
-
-    fn event(&self) -> Value {
-        let line = self.lines.recv_timeout(LONG).expect("an event");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
-    }
-
-    /// The next event of that name, and all that come before it.
-    fn until(&self, name: &str) -> Vec<Value> {
-        let mut events = vec![self.event()];
-        while events.last().unwrap()["event"] != name {
-            events.push(self.event());
-        }
-        events
-    }
-
-    /// Where it listens, and the names of its disks.
-    fn ready(&self) -> (SocketAddr, Vec<String>) {
-        let events = self.until("ready");
-        let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
-        let names = events.iter().filter_map(|event| event["nqn"].as_str());
-        (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        kill_process(pid, signal).unwrap();
-    }
-
-    /// The process that talks to hosts.
-    fn worker(&self) -> Pid {
-        find(|| worker_of(self.child.id())).expect("a worker")
-    }
-
-    fn end(&mut self) -> Option<i32> {
-        find(|| self.child.try_wait().unwrap()).expect("it ends").code()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What comes about, within a while.
-fn find<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + LONG;
-    loop {
-        let found = look();
-        if found.is_some() || Instant::now() > end {
-            return found;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The child of that process that is a worker and has given its rights up by now. Another child announces, which gives
-/// up the same.
-fn worker_of(parent: u32) -> Option<Pid> {
-    let children = fs::read_dir("/proc").ok()?.filter_map(Result::ok).filter(|entry| {
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        field(&status, "PPid") == Some(parent.to_string())
-            && field(&status, "Seccomp").as_deref() == Some("2")
-            && line == b"storagetm\0worker\0"
-    });
-    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    children.filter_map(number).find_map(Pid::from_raw)
-}
-
-fn field(status: &str, name: &str) -> Option<String> {
-    let line = status.lines().find(|line| line.split(':').next() == Some(name))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
-}
-
-fn proc(process: Pid) -> PathBuf {
-    Path::new("/proc").join(process.as_raw_nonzero().to_string())
+/// The process that talks to hosts.
+fn worker_process(running: &Running) -> Pid {
+    find(|| worker_of(Pid::from_child(&running.child))).expect("a worker")
 }
 
 fn attach(address: SocketAddr, nqn: &str) -> Attached<TcpStream> {
@@ -170,9 +65,9 @@ fn attach(address: SocketAddr, nqn: &str) -> Attached<TcpStream> {
 
 #[test]
 fn x46_worker_has_no_privileges() {
-    let running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    let running = serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     running.ready();
-    let path = proc(running.worker());
+    let path = proc(worker_process(&running));
     let status = fs::read_to_string(path.join("status")).unwrap();
     let message = |name| field(&status, name).unwrap();
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
@@ -202,9 +97,9 @@ fn x47_a_read_only_disk_is_open_for_reading_only() {
     }
     let folder = Folder::new();
     let (fixed, loose) = (folder.image("fixed.img", 1), folder.image("loose.img", 2));
-    let running = Running::serve(&["--listen", "127.0.0.1:0", &fixed, "--writable", &loose]);
+    let running = serve(&["--listen", "127.0.0.1:0", &fixed, "--writable", &loose]);
     let (address, names) = running.ready();
-    let worker = proc(running.worker());
+    let worker = proc(worker_process(&running));
     let mode = |disk: &str| {
         let is_it = |entry: &fs::DirEntry| fs::read_link(entry.path()).unwrap() == Path::new(disk);
         let mut open = fs::read_dir(worker.join("fd")).unwrap().map(Result::unwrap);
@@ -226,7 +121,7 @@ fn disks_are_read_and_written_by_both_drivers_without_rights() {
         let folder = Folder::new();
         let image = folder.image("disk.img", 3);
         let line = ["--io", driver, "--listen", "127.0.0.1:0", "--writable", &image];
-        let mut running = Running::serve(&line);
+        let mut running = serve(&line);
         let (address, names) = running.ready();
         let mut disk = attach(address, &names[0]);
         assert_eq!(disk.read(0), vec![3; 4096]);
@@ -238,7 +133,7 @@ fn disks_are_read_and_written_by_both_drivers_without_rights() {
         assert_eq!((gone["read"].as_u64(), gone["written"].as_u64()), (Some(8192), Some(512)));
         running.signal(Signal::TERM);
         running.until("stopped");
-        assert_eq!(running.end(), Some(0));
+        assert_eq!(running.end().code(), Some(0));
     }
 }
 
@@ -246,12 +141,12 @@ fn disks_are_read_and_written_by_both_drivers_without_rights() {
 fn dead_worker_is_replaced_and_hosts_reattach() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 5);
-    let running = Running::serve(&["--listen", "127.0.0.1:0", &image]);
+    let running = serve(&["--listen", "127.0.0.1:0", &image]);
     let (address, names) = running.ready();
     let mut disk = attach(address, &names[0]);
     assert_eq!(disk.read(8), vec![5; 4096]);
     running.until("attached");
-    let worker = running.worker();
+    let worker = worker_process(&running);
     kill_process(worker, Signal::KILL).unwrap();
     running.until("detached");
     let message = running.until("note").pop().unwrap();
@@ -261,27 +156,28 @@ fn dead_worker_is_replaced_and_hosts_reattach() {
     );
     assert_eq!(attach(address, &names[0]).read(8), vec![5; 4096]);
     running.until("attached");
-    assert_ne!(running.worker(), worker);
+    assert_ne!(worker_process(&running), worker);
 }
 
 #[test]
 fn repeatedly_dying_worker_ends_the_program() {
-    let mut running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    let mut running = serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     running.ready();
     let mut last = None;
     for _ in 0..4 {
-        let another = || worker_of(running.child.id()).filter(|worker| Some(*worker) != last);
+        let another =
+            || worker_of(Pid::from_child(&running.child)).filter(|worker| Some(*worker) != last);
         last = find(another);
         kill_process(last.unwrap(), Signal::KILL).unwrap();
     }
-    assert_eq!(running.end(), Some(1));
+    assert_eq!(running.end().code(), Some(1));
 }
 
 #[test]
 fn worker_does_not_outlive_its_parent() {
-    let mut running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    let mut running = serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     running.ready();
-    let worker = running.worker();
+    let worker = worker_process(&running);
     running.child.kill().unwrap();
     running.child.wait().unwrap();
     let parent = |path: &Path| {
@@ -294,14 +190,14 @@ fn worker_does_not_outlive_its_parent() {
 
 #[test]
 fn signals_to_the_process_group_do_not_end_the_worker() {
-    let running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    let running = serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
     let (address, names) = running.ready();
-    let worker = running.worker();
+    let worker = worker_process(&running);
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         kill_process(worker, signal).unwrap();
     }
     assert_eq!(attach(address, &names[0]).read(0).len(), 4096);
-    assert_eq!(running.worker(), worker);
+    assert_eq!(worker_process(&running), worker);
 }
 
 #[test]
@@ -343,7 +239,7 @@ fn is_alone(test: &str) -> bool {
 
 /// The keys of a host, kept in the folder.
 fn keep(folder: &Folder, kind: &str, key: &str) -> String {
-    let keys = folder.0.join("keys").to_str().unwrap().to_owned();
+    let keys = folder.0.0.join("keys").to_str().unwrap().to_owned();
     let name = format!("--{kind}-key");
     for (line, input) in [
         (&["key", "import", kind, "--keys", &keys][..], key),
@@ -371,7 +267,7 @@ fn tls_hosts_are_accepted_by_the_unprivileged_worker() {
         let image = folder.image("disk.img", 6);
         let keys = keep(&folder, "tls", TLS);
         let line = ["--io", driver, "--listen", "0.0.0.0:0", "--keys", &keys, &image];
-        let running = Running::serve(&line);
+        let running = serve(&line);
         let (address, names) = running.ready();
         let secret = export::Secret::new(TLS.as_bytes().to_vec());
         let psk = nvme::auth::psk::derive_psks(&secret, false, NQN, &names[0]).unwrap().remove(0);
@@ -397,7 +293,7 @@ fn chap_hosts_are_accepted_by_the_unprivileged_worker() {
         let image = folder.image("disk.img", 7);
         let keys = keep(&folder, "chap", CHAP);
         let line = ["--io", driver, "--listen", "0.0.0.0:0", "--keys", &keys, &image];
-        let running = Running::serve(&line);
+        let running = serve(&line);
         let (address, names) = running.ready();
         let credentials = Arc::new(Credentials {
             key: Key::parse(CHAP.as_bytes()).unwrap(),
@@ -424,9 +320,9 @@ fn only_client_is_disconnected_with_its_worker() {
     command.args(["serve", "--stdin", &folder.image("disk.img", 1)]);
     let child = command.stdin(OwnedFd::from(theirs)).spawn().unwrap();
     drop(command);
-    let mut running = Running { child, lines: channel().1 };
+    let mut running = Running::of(child);
     ours.read_exact(&mut [0; 18]).unwrap();
-    kill_process(running.worker(), Signal::KILL).unwrap();
+    kill_process(worker_process(&running), Signal::KILL).unwrap();
     assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0, "it is closed");
-    assert_eq!(running.end(), Some(0));
+    assert_eq!(running.end().code(), Some(0));
 }

@@ -10,123 +10,43 @@ mod nbd;
 #[path = "serve/nbd_client.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
 mod nbd_client;
+#[path = "serve/process.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod process;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use process::{LONG, PROGRAM, Running};
+use rustix::process::{Signal, geteuid};
 use serde_json::Value;
+use testkit::Scratch;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
-const LONG: Duration = Duration::from_secs(60);
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A folder that is removed at the end.
-struct Folder(PathBuf);
+struct Folder(Scratch);
 
 impl Folder {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("storagetm-serve-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Scratch::new())
     }
 
     fn image(&self, name: &str, bytes: u64) -> String {
-        let path = self.0.join(name);
+        let path = self.0.0.join(name);
         fs::File::create(&path).unwrap().set_len(bytes).unwrap();
         text(&path)
     }
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
-}
-
-/// A program that runs, killed at the end if it still does.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .env_remove("NOTIFY_SOCKET")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        let (send, lines) = channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || {
-            output.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
-        });
-        Self { child, lines }
-    }
-
-    fn serve(arguments: &[&str]) -> Self {
-        Self::start(Command::new(PROGRAM).arg("serve").args(arguments))
-    }
-
-    fn line(&self) -> String {
-        self.lines.recv_timeout(LONG).expect("a line on standard output")
-    }
-
-    fn event(&self) -> Value {
-        let line = self.line();
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
-    }
-
-    /// The events up to one of that name.
-    fn events_until(&self, name: &str) -> Vec<Value> {
-        let mut events = vec![self.event()];
-        while events.last().unwrap()["event"] != name {
-            events.push(self.event());
-        }
-        events
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        kill_process(pid, signal).unwrap();
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let end = Instant::now() + LONG;
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("it does not end");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Runs to the end, which must come by itself.
@@ -155,12 +75,12 @@ fn refused(disk: &str, part: &str) {
 #[test]
 fn invalid_disk_is_refused_in_one_sentence() {
     let folder = Folder::new();
-    refused(&text(&folder.0.join("missing.img")), "no such disk or file");
-    refused(&text(&folder.0), "directory");
+    refused(&text(&folder.0.0.join("missing.img")), "no such disk or file");
+    refused(&text(&folder.0.0), "directory");
     refused("/dev/null", "character device");
     refused(&folder.image("empty.img", 0), "empty");
     refused(&folder.image("tiny.img", 100), "less than one block");
-    let pipe = folder.0.join("pipe");
+    let pipe = folder.0.0.join("pipe");
     let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
     refused(&text(&pipe), "pipe");
@@ -197,7 +117,7 @@ fn port_in_use_is_reported_in_one_sentence() {
         sentence(&run(&["serve", "--json", "--listen", &address, "--writable", &image]), 1);
     assert!(message.contains("another program") && message.contains("--listen"), "{message}");
     let mut next = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
-    next.events_until("ready");
+    next.until("ready");
     next.signal(Signal::TERM);
     assert!(next.end().success());
 }
@@ -222,7 +142,7 @@ fn wrong_options_end_with_status_2() {
 #[test]
 fn keys_are_required_except_on_loopback_or_with_open() {
     let folder = Folder::new();
-    let keys = text(&folder.0.join("keys"));
+    let keys = text(&folder.0.0.join("keys"));
     for (more, address, keyed) in [
         (&["--open"][..], "0.0.0.0:0", false),
         (&["--keys", &keys], "0.0.0.0:0", true),
@@ -244,7 +164,7 @@ fn first_events_are_listeners_disks_and_ready() {
     let (one, two) = (folder.image("one.img", (1 << 20) + 7), folder.image("two.img", 2 << 20));
     let mut running =
         Running::serve(&["--json", "--listen", ANY_PORT, &one, "--writable", &two, "--digests"]);
-    let events = running.events_until("ready");
+    let events = running.until("ready");
     let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(names, ["listening", "lent", "lent", "ready"]);
     let port = events[0]["port"].as_u64().unwrap();
@@ -258,7 +178,7 @@ fn first_events_are_listeners_disks_and_ready() {
         format!("nvme connect -t tcp -a 127.0.0.1 -s {port} -n {nqn} --hdr-digest --data-digest");
     assert_eq!(second["attach"][0], line);
     running.signal(Signal::INT);
-    assert_eq!(running.events_until("stopped").len(), 2, "a note and the end");
+    assert_eq!(running.until("stopped").len(), 2, "a note and the end");
     assert_eq!(running.end().code(), Some(0));
 }
 
@@ -278,7 +198,7 @@ fn plain_output_has_commands_and_no_escapes() {
 #[test]
 fn connected_host_does_not_delay_shutdown() {
     let mut running = Running::serve(&["--json", "--demo=64M", "--listen", ANY_PORT]);
-    let events = running.events_until("ready");
+    let events = running.until("ready");
     let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
     let mut host = TcpStream::connect(("127.0.0.1", port)).unwrap();
     host.set_read_timeout(Some(LONG)).unwrap();
@@ -292,7 +212,7 @@ fn connected_host_does_not_delay_shutdown() {
     assert_eq!(response[..8], [1, 0, 128, 0, 128, 0, 0, 0]);
     let asked = Instant::now();
     running.signal(Signal::TERM);
-    running.events_until("stopped");
+    running.until("stopped");
     assert_eq!(running.end().code(), Some(0));
     assert!(asked.elapsed() < LONG / 2);
 }
@@ -301,7 +221,7 @@ fn connected_host_does_not_delay_shutdown() {
 fn two_disks_with_one_identity_are_refused() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 1 << 20);
-    let link = text(&folder.0.join("link.img"));
+    let link = text(&folder.0.0.join("link.img"));
     symlink(&image, &link).unwrap();
     let message = sentence(&run(&["serve", "--listen", ANY_PORT, &image, &link]), 1);
     assert!(message.contains(&image) && message.contains(&link), "{message}");
@@ -312,7 +232,7 @@ fn a_disk_that_is_lent_writable_is_lent_once() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 1 << 20);
     let first = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
-    first.events_until("ready");
+    first.until("ready");
     let message = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
     assert!(message.contains(&image) && message.contains("locked"), "{message}");
 }
@@ -322,7 +242,7 @@ fn both_drivers_serve() {
     for driver in ["auto", "blocking"] {
         let running =
             Running::serve(&["--json", "--demo=64M", "--listen", ANY_PORT, "--io", driver]);
-        running.events_until("ready");
+        running.until("ready");
     }
 }
 
@@ -333,7 +253,7 @@ fn a_reader_that_is_gone_ends_it_quietly() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
-    let mut running = Running { child, lines: channel().1 };
+    let mut running = Running::of(child);
     assert_eq!(running.end().code(), Some(0));
     let mut message = String::new();
     running.child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
@@ -375,18 +295,18 @@ fn program_runs_alone_in_an_empty_root() {
         return;
     }
     let folder = Folder::new();
-    fs::copy(PROGRAM, folder.0.join("storagetm")).unwrap();
+    fs::copy(PROGRAM, folder.0.0.join("storagetm")).unwrap();
     let inside = |arguments: &[&str]| {
         let mut command = programs::command("chroot");
-        command.arg(&folder.0).arg("/storagetm").args(arguments);
+        command.arg(&folder.0.0).arg("/storagetm").args(arguments);
         command
     };
     let mut running =
         Running::start(&mut inside(&["serve", "--json", "--demo=64M", "--listen", ANY_PORT]));
-    let port = running.events_until("ready")[0]["port"].as_u64().unwrap();
+    let port = running.until("ready")[0]["port"].as_u64().unwrap();
     TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
     running.signal(Signal::TERM);
-    running.events_until("stopped");
+    running.until("stopped");
     assert_eq!(running.end().code(), Some(0));
     let listed = inside(&["list"]).stdin(Stdio::null()).output().unwrap();
     assert!(sentence(&listed, 1).contains("/sys"));

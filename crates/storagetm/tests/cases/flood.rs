@@ -14,7 +14,8 @@ use export::Secret;
 
 use crate::alone::{ELSEWHERE, is_alone};
 use crate::host::{connect, connect_tls, pairing_psk};
-use crate::scene::{Folder, KEYED, LAPTOP, Running, field, find, run_ok};
+use crate::process::field;
+use crate::scene::{Folder, KEYED, LAPTOP, Running, find, run_ok};
 
 /// Duration of the flood.
 const FLOOD: Duration = Duration::from_secs(4);

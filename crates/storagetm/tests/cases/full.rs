@@ -74,7 +74,7 @@ fn full_state_directory_is_reported_to_both_ends() {
     // Neither end has kept anything.
     assert_eq!(fs::read_dir(small.0.join("keys")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(small.0.join("hosts")).unwrap().count(), 0);
-    let targets = fs::read_dir(guests.0.join("state/targets"));
+    let targets = fs::read_dir(guests.0.0.join("state/targets"));
     assert_eq!(targets.map_or(0, Iterator::count), 0);
     // With free space it is authorized.
     fs::remove_file(small.0.join("fill")).unwrap();

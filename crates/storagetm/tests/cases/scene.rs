@@ -3,18 +3,20 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde_json::Value;
+use testkit::Scratch;
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) use crate::process::{LONG, PROGRAM, find};
+use crate::process::{listening, proc, worker_of};
+
 /// Every address of a network of the test's own. Unlike the loopback addresses themselves, these ask for a key.
 pub(crate) const KEYED: &str = "0.0.0.0:0";
 /// A host of the tests.
@@ -27,16 +29,11 @@ pub(crate) const DESK: &str =
 pub(crate) const SIZE: usize = 1 << 20;
 
 /// A temporary directory with keys and images.
-pub(crate) struct Folder(pub(crate) PathBuf);
+pub(crate) struct Folder(pub(crate) Scratch);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("storagetm-cases-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Scratch::new())
     }
 
     /// A disk, all of it that byte.
@@ -47,7 +44,7 @@ impl Folder {
     }
 
     pub(crate) fn path(&self, inside: &str) -> String {
-        self.0.join(inside).to_str().unwrap().to_owned()
+        self.0.0.join(inside).to_str().unwrap().to_owned()
     }
 
     /// The state directory.
@@ -71,12 +68,6 @@ impl Folder {
 
     pub(crate) fn key(&self, name: &str) -> String {
         self.run_command(&["key", "export", name]).trim().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -168,10 +159,7 @@ impl Running {
 
     /// Where it listens (at 127.0.0.1), and the names of its disks.
     pub(crate) fn ready(&self) -> (SocketAddr, Vec<String>) {
-        let events = self.until("ready");
-        let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
-        let names = events.iter().filter_map(|event| event["nqn"].as_str());
-        (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
+        listening(&self.until("ready"))
     }
 
     /// The same with `--pair`, once the worker has the access rules and the disks: the code comes
@@ -192,12 +180,12 @@ impl Running {
     }
 
     pub(crate) fn process(&self) -> PathBuf {
-        proc(self.child.id())
+        proc(Pid::from_child(&self.child))
     }
 
     /// The folder in `/proc` of the process that talks to hosts.
     pub(crate) fn worker(&self) -> PathBuf {
-        find(|| worker_of(self.child.id())).expect("a worker")
+        proc(find(|| worker_of(Pid::from_child(&self.child))).expect("a worker"))
     }
 }
 
@@ -223,41 +211,6 @@ fn listen(
             line.clear();
         }
     });
-}
-
-/// What comes about, within a while.
-pub(crate) fn find<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + LONG;
-    loop {
-        let found = look();
-        if found.is_some() || Instant::now() > end {
-            return found;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn proc(id: u32) -> PathBuf {
-    Path::new("/proc").join(id.to_string())
-}
-
-/// The child of that process that talks to hosts and has given its rights up by now. Another child announces, which
-/// gives up the same.
-fn worker_of(parent: u32) -> Option<PathBuf> {
-    let children = fs::read_dir("/proc").ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    let is_it = |path: &PathBuf| {
-        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
-        field(&status, "PPid") == Some(parent.to_string())
-            && field(&status, "Seccomp").as_deref() == Some("2")
-            && fs::read(path.join("cmdline")).is_ok_and(|line| line == b"storagetm\0worker\0")
-    };
-    children.into_iter().find(is_it)
-}
-
-/// What stands beside a word in a file of `/proc`.
-pub(crate) fn field(status: &str, name: &str) -> Option<String> {
-    let line = status.lines().find(|line| line.split(':').next() == Some(name))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 /// Whether the text is anywhere in the bytes, in capitals or not.

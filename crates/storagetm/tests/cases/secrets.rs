@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::alone::{ELSEWHERE, is_alone};
 use crate::host::{NvmeClient, connect_tls, disk_psk, pairing_psk};
-use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains, field, run};
+use crate::process::field;
+use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains, run};
 
 /// What keys and passwords begin with, where they are written down: keys of NVMe hosts, private keys, the users'
 /// passwords, users' keys.

@@ -3,13 +3,13 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use testkit::Scratch;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 pub(crate) const MIB: u64 = 1 << 20;
@@ -17,20 +17,15 @@ pub(crate) const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
 
 /// A folder that is removed at the end.
-pub(crate) struct Folder(pub(crate) PathBuf);
+pub(crate) struct Folder(pub(crate) Scratch);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("storagetm-copy-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Scratch::new())
     }
 
     pub(crate) fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
+        self.0.0.join(name).to_str().unwrap().to_owned()
     }
 
     /// An image of that size, of which each second MiB is a hole.
@@ -38,12 +33,6 @@ impl Folder {
         let path = self.path(name);
         fill(&path, bytes, bytes);
         path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

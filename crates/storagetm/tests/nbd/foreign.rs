@@ -2,31 +2,27 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use testkit::Scratch;
 
 /// How long any of them may take.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
 pub(crate) const MIB: usize = 1 << 20;
 
 /// A folder that is removed at the end.
-pub(crate) struct Folder(pub(crate) PathBuf);
+pub(crate) struct Folder(pub(crate) Scratch);
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("storagetm-nbd-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Scratch::new())
     }
 
     pub(crate) fn path(&self, inside: &str) -> String {
-        self.0.join(inside).to_str().unwrap().to_owned()
+        self.0.0.join(inside).to_str().unwrap().to_owned()
     }
 
     /// A disk that is one hole.
@@ -52,12 +48,6 @@ impl Folder {
             file.write_all_at(&random_bytes(MIB.min(bytes - at)), at as u64).unwrap();
         }
         path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -1,23 +1,17 @@
 //! The program serving NBD, and how clients reach it.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-
 use serde_json::Value;
 
-use crate::foreign::{Folder, LONG};
-
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+use crate::foreign::Folder;
+pub(crate) use crate::process::PROGRAM;
+use crate::process::Running;
 
 /// Both drivers of the same sessions.
 pub(crate) const DRIVERS: [&str; 2] = ["uring", "blocking"];
 
 /// The program, serving; killed at the end.
 pub(crate) struct Server {
-    child: Child,
-    lines: Receiver<String>,
+    running: Running,
     /// Events until it was ready.
     pub(crate) events: Vec<Value>,
     /// What follows the name of a disk in an address, and what goes before.
@@ -25,7 +19,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// At a Unix socket in the folder. `words` are further options and disks.
+    /// At a Unix socket in the folder. `args` are further options and disks.
     pub(crate) fn unix(folder: &Folder, args: &[&str]) -> Self {
         let socket = folder.path("socket");
         let at = format!("nbd:unix:{socket}");
@@ -41,24 +35,12 @@ impl Server {
         server
     }
 
-    /// Where `words` say.
+    /// With these options and disks.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["serve", "--json", "--no-announce", "--protocol", "nbd"])
-            .args(args)
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("CREDENTIALS_DIRECTORY")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (send, lines) = channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || {
-            output.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
-        });
+        let own = ["--json", "--no-announce", "--protocol", "nbd"];
+        let running = Running::serve(&[&own, args].concat());
         let place = (String::new(), String::new());
-        let mut server = Self { child, lines, events: Vec::new(), place };
+        let mut server = Self { running, events: Vec::new(), place };
         server.events = server.until("ready");
         server
     }
@@ -76,25 +58,11 @@ impl Server {
 
     /// The events up to the next of that name.
     pub(crate) fn until(&self, name: &str) -> Vec<Value> {
-        let mut events = Vec::new();
-        while events.last().is_none_or(|event: &Value| event["event"] != name) {
-            let line = self.lines.recv_timeout(LONG).expect("an event");
-            events.push(
-                serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}")),
-            );
-        }
-        events
+        self.running.until(name)
     }
 
     /// Whether it still runs.
     pub(crate) fn lives(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.running.child.try_wait().unwrap().is_none()
     }
 }

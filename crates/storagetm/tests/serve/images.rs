@@ -78,7 +78,7 @@ fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
     let copied = run(&["copy", "--force", &source, &image]);
     let message = String::from_utf8(copied.stderr).unwrap();
     assert!(copied.status.code() == Some(5) && message.contains(&user), "{message}");
-    let copied = run(&["copy", &image, &text(&folder.0.join("new.img"))]);
+    let copied = run(&["copy", &image, &text(&folder.0.0.join("new.img"))]);
     let message = String::from_utf8(copied.stderr).unwrap();
     let program = format!("by another program (process {}, qemu", paused.0.id());
     assert!(copied.status.code() == Some(5) && message.contains(&program), "{message}");
@@ -86,14 +86,14 @@ fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
     // With --allow-in-use it is lent read-only, with a note.
     let allowed = ["--json", "--listen", ANY_PORT, "--allow-in-use", &image];
     let mut running = Running::serve(&allowed);
-    running.events_until("ready");
+    running.until("ready");
     let note = running.event();
     assert!(note["message"].as_str().unwrap().contains(&user), "{note}");
     assert!(paused.has_locked());
     stop(&mut running);
     drop(paused);
     let mut running = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
-    running.events_until("ready");
+    running.until("ready");
     stop(&mut running);
 }
 
@@ -110,7 +110,7 @@ fn r57_qemu_does_not_open_what_is_lent_beside_it() {
     }
     let folder = Folder::new();
     let image = folder.image("lent.raw", SIZE);
-    let copied = text(&folder.0.join("copied.raw"));
+    let copied = text(&folder.0.0.join("copied.raw"));
     let read = || output("qemu-img", &["convert", "-f", "raw", "-O", "raw", &image, &copied]);
     let write = || output("qemu-io", &["-f", "raw", "-c", "write 0 512", &image]);
     let is_kept_out = |output: Output| {
@@ -118,12 +118,12 @@ fn r57_qemu_does_not_open_what_is_lent_beside_it() {
         !output.status.success() && message.contains("lock")
     };
     let mut running = Running::serve(&["--json", "--listen", ANY_PORT, &image]);
-    running.events_until("ready");
+    running.until("ready");
     assert!(read().status.success(), "qemu may read what is only read");
     assert!(is_kept_out(write()));
     stop(&mut running);
     let mut running = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
-    running.events_until("ready");
+    running.until("ready");
     assert!(is_kept_out(read()) && is_kept_out(write()));
     stop(&mut running);
     assert!(write().status.success(), "the locks do not outlive the program");
@@ -151,8 +151,8 @@ impl Drop for Loop {
 
 /// Two loop devices of an image with a partition table and its clone.
 fn clones(folder: &Folder) -> Option<(Loop, Loop)> {
-    let (first, second) = (folder.image("g1.img", SIZE), text(&folder.0.join("g2.img")));
-    let table = folder.0.join("table");
+    let (first, second) = (folder.image("g1.img", SIZE), text(&folder.0.0.join("g2.img")));
+    let table = folder.0.0.join("table");
     fs::write(&table, "label: gpt\nsize=8MiB\n").unwrap();
     if programs::lacks("twins and clones", &["sfdisk", "losetup", "unshare"]) {
         return None;
@@ -166,7 +166,7 @@ fn clones(folder: &Folder) -> Option<(Loop, Loop)> {
 
 /// What is lent by each, until the server is ready.
 fn lent(running: &Running) -> Vec<Value> {
-    let events = running.events_until("ready");
+    let events = running.until("ready");
     events.into_iter().filter(|event| event["event"] == "lent").collect()
 }
 
@@ -183,7 +183,7 @@ fn r58_clones_on_two_machines_are_two_disks() {
     }
     let Some((first, second)) = clones(&folder) else { return };
     let on_machine = |digit: &str, disk: &Loop| {
-        let identifier = folder.0.join(format!("machine-{digit}"));
+        let identifier = folder.0.0.join(format!("machine-{digit}"));
         fs::write(&identifier, digit.repeat(32) + "\n").unwrap();
         let script = "mount --bind \"$1\" /etc/machine-id && shift && exec \"$@\"";
         let mut command = programs::command("unshare");
@@ -234,13 +234,13 @@ fn image_size_changes_are_reported() {
     let folder = Folder::new();
     let image = folder.image("log.img", SIZE);
     let running = Running::serve(&["--json", "--listen", "nbd:127.0.0.1:0", &image]);
-    let port = running.events_until("ready")[0]["port"].as_u64().unwrap();
+    let port = running.until("ready")[0]["port"].as_u64().unwrap();
     let resize = |bytes| {
         let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
         file.set_len(bytes).unwrap();
     };
     let resized = |to: u64, from: u64| {
-        let events = running.events_until("resized");
+        let events = running.until("resized");
         let event = events.last().unwrap();
         assert_eq!((&event["bytes"], &event["before"]), (&to.into(), &from.into()), "{event}");
         events

@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -49,11 +48,11 @@ fn nbd_is_served_on_request_and_reported() {
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
         let (one, two) = (image(&folder, "one.img", 1), image(&folder, "two.img", 2));
-        let socket = folder.0.join("x y.sock");
+        let socket = folder.0.0.join("x y.sock");
         let path = format!("unix:{}", text(&socket));
         let line = ["--json", "--io", driver, "--listen", "nbd:127.0.0.1:0", "--listen", &path];
         let mut running = Running::serve(&[&line[..], &[&one, &two]].concat());
-        let events = running.events_until("ready");
+        let events = running.until("ready");
         let (net, local) = (&events[0], &events[1]);
         assert_eq!((&net["protocol"], &net["serves"]), (&"nbd".into(), &["disks"][..].into()));
         assert_eq!((&local["protocol"], &local["path"]), (&"nbd".into(), &text(&socket).into()));
@@ -64,15 +63,15 @@ fn nbd_is_served_on_request_and_reported() {
         assert!(events[3]["nbd"][1].as_str().unwrap().starts_with("nbd+unix:///two?socket=/"));
         assert_eq!(events[3]["attach"].as_array().unwrap().len(), 0, "NVMe/TCP is not served");
         assert_eq!(first_block(&mut tcp(port), "two"), [2; 512]);
-        let attached = running.events_until("attached").pop().unwrap();
+        let attached = running.until("attached").pop().unwrap();
         assert_eq!((&attached["protocol"], &attached["host"]), (&"nbd".into(), &"".into()));
         assert!(attached["address"].as_str().unwrap().starts_with("127.0.0.1:"));
-        let detached = running.events_until("detached").pop().unwrap();
+        let detached = running.until("detached").pop().unwrap();
         assert_eq!((&detached["disk"], &detached["read"]), (&two.into(), &512.into()));
         assert_eq!(first_block(&mut unix(&socket), "one"), [1; 512]);
-        assert_eq!(running.events_until("attached").pop().unwrap()["address"], "unix");
+        assert_eq!(running.until("attached").pop().unwrap()["address"], "unix");
         assert_eq!(tcp(port).go("three").unwrap(), Err(UNKNOWN));
-        assert_eq!(running.events_until("refused").pop().unwrap()["wanted"], "three");
+        assert_eq!(running.until("refused").pop().unwrap()["wanted"], "three");
         running.signal(Signal::TERM);
         assert!(running.end().success());
         assert!(!socket.exists(), "the socket's file is left behind");
@@ -82,12 +81,12 @@ fn nbd_is_served_on_request_and_reported() {
 #[test]
 fn export_names_are_short_and_unique() {
     let folder = Folder::new();
-    fs::create_dir(folder.0.join("more")).unwrap();
+    fs::create_dir(folder.0.0.join("more")).unwrap();
     let disks = ["disk.img", "disk.raw", "more/disk.img"].map(|name| image(&folder, name, 1));
     let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
     let listen = ["--json", "--demo=4M", "--listen", "nbd:127.0.0.1:0"];
     let running = Running::serve(&[&listen[..], &disks].concat());
-    let events = running.events_until("ready");
+    let events = running.until("ready");
     let names: Vec<&str> = events.iter().filter_map(|event| event["name"].as_str()).collect();
     assert_eq!(names, ["disk", "disk-2", "disk-3", "demo"]);
     let mut client = tcp(events[0]["port"].as_u64().unwrap());
@@ -108,11 +107,11 @@ fn export_names_are_short_and_unique() {
 fn stale_socket_is_replaced_but_no_other_file() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 3);
-    let path = folder.0.join("x.sock");
+    let path = folder.0.0.join("x.sock");
     drop(UnixListener::bind(&path).unwrap());
     let listen = format!("unix:{}", text(&path));
     let mut running = Running::serve(&["--json", "--listen", &listen, &disk]);
-    running.events_until("ready");
+    running.until("ready");
     assert_eq!(first_block(&mut unix(&path), ""), [3; 512]);
     let message = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
     assert!(message.contains("another program"), "{message}");
@@ -146,22 +145,14 @@ fn activated(listener: OwnedFd, args: &[&str]) -> Running {
         "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=unknown exec \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh", PROGRAM, "serve"]).args(args);
-    let mut child = command.stdin(listener).stdout(Stdio::piped()).spawn().unwrap();
-    let output = child.stdout.take().unwrap();
-    let (send, lines) = channel();
-    std::thread::spawn(move || {
-        use std::io::BufRead;
-        let lines = std::io::BufReader::new(output).lines().map_while(Result::ok);
-        lines.for_each(|line| drop(send.send(line)));
-    });
-    Running { child, lines }
+    Running::of(command.stdin(listener).stdout(Stdio::piped()).spawn().unwrap())
 }
 
 #[test]
 fn activation_socket_is_served_without_stdout() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 4);
-    let path = folder.0.join("x.sock");
+    let path = folder.0.0.join("x.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let mut running = activated(listener.into(), &[&disk]);
     // A client that connects before it is ready waits in the socket's backlog.
@@ -173,7 +164,7 @@ fn activation_socket_is_served_without_stdout() {
     let listener = std::net::TcpListener::bind(ANY_PORT).unwrap();
     let port = listener.local_addr().unwrap().port().into();
     let mut running = activated(listener.into(), &["--json", &disk]);
-    let events = running.events_until("ready");
+    let events = running.until("ready");
     assert_eq!((&events[0]["protocol"], &events[0]["port"]), (&"nbd".into(), &port));
     assert_eq!(events[1]["event"], "lent", "no other listener");
     assert_eq!(first_block(&mut tcp(port.as_u64().unwrap()), "disk"), [4; 512]);
@@ -193,7 +184,7 @@ fn stdin_client_is_served_until_it_disconnects() {
         command.args(["serve", "--stdin", "--io", driver, &disk]);
         let child = command.stdin(OwnedFd::from(theirs)).stdout(output).spawn().unwrap();
         drop(command);
-        let mut running = Running { child, lines: channel().1 };
+        let mut running = Running::of(child);
         let mut client = NbdClient::connected(ours).unwrap();
         assert_eq!(first_block(&mut client, "disk"), [5; 512]);
         let begun = Instant::now();
@@ -213,7 +204,7 @@ fn half_closed_client_on_stdin_gets_its_replies() {
     ours.set_read_timeout(Some(LONG)).unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--stdin", &disk]).stdin(OwnedFd::from(theirs));
-    let mut running = Running { child: command.spawn().unwrap(), lines: channel().1 };
+    let mut running = Running::of(command.spawn().unwrap());
     drop(command);
     let mut client = NbdClient::connected(ours).unwrap();
     client.go("disk").unwrap().unwrap();
@@ -234,7 +225,7 @@ fn protocol_violation_on_stdin_ends_the_program() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--stdin", &disk]).stdin(OwnedFd::from(theirs));
-    let mut running = Running { child: command.spawn().unwrap(), lines: channel().1 };
+    let mut running = Running::of(command.spawn().unwrap());
     drop(command);
     ours.write_all(&[0xff; 64]).unwrap();
     ours.set_read_timeout(Some(LONG)).unwrap();
@@ -287,12 +278,12 @@ fn nbdinfo_starts_and_stops_the_server() {
 fn missing_certificates_are_reported() {
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 5);
-    let here = text(&folder.0);
+    let here = text(&folder.0.0);
     let line = ["serve", "--listen", ANY_PORT, "--tls-certificates", &here, &disk];
     let message = sentence(&run(&line), 1);
     assert!(message.contains("server-key.pem"), "{message}");
     for name in ["server-key.pem", "server-cert.pem"] {
-        fs::write(folder.0.join(name), "-----BEGIN NOTHING-----\n").unwrap();
+        fs::write(folder.0.0.join(name), "-----BEGIN NOTHING-----\n").unwrap();
     }
     let message = sentence(&run(&line), 1);
     assert!(message.contains("--tls-certificates"), "{message}");
