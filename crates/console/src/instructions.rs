@@ -142,7 +142,7 @@ fn missing_pairing(model: &Model) -> String {
         .iter()
         .filter(|row| model.keyed_endpoints().any(|at| at.protocol == row.protocol));
     let pairing = PROTOCOLS.iter().filter(|row| row.pairing);
-    let with = protocol::and_list(pairing.clone().map(|row| row.label));
+    let with = protocol::joined(pairing.clone().map(|row| row.label), "and");
     let only = labels(model.keyed_endpoints());
     let options: Vec<&str> = pairing.chain(served.clone()).map(|row| row.option).collect();
     let options = options.join(",");

@@ -176,7 +176,7 @@ pub(crate) fn protocols(model: &Model) -> String {
 pub(crate) fn labels<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> String {
     let served: Vec<Protocol> = endpoints.map(|at| at.protocol).collect();
     let rows = PROTOCOLS.iter().filter(|row| served.contains(&row.protocol));
-    protocol::and_list(rows.map(|row| row.label))
+    protocol::joined(rows.map(|row| row.label), "and")
 }
 
 /// Formats the number of disks.

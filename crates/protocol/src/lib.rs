@@ -150,14 +150,11 @@ pub fn option_names() -> impl Iterator<Item = &'static str> {
     PROTOCOLS.iter().map(|row| row.option)
 }
 
-/// Joins words: `one, two and three`.
-pub fn and_list<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
-    let words: Vec<&str> = words.into_iter().collect();
-    match words.as_slice() {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        [others @ .., last] => format!("{} and {last}", others.join(", ")),
-    }
+/// Joins words: `one, two and three`, with "and" as the `last` separator.
+pub fn joined<'a>(words: impl IntoIterator<Item = &'a str>, last: &str) -> String {
+    let mut words: Vec<&str> = words.into_iter().collect();
+    let end = words.pop().unwrap_or_default();
+    if words.is_empty() { end.to_owned() } else { format!("{} {last} {end}", words.join(", ")) }
 }
 
 #[cfg(test)]
@@ -181,9 +178,10 @@ mod test {
     }
 
     #[test]
-    fn words_are_joined_by_and() {
-        assert_eq!([and_list([]), and_list(["a"]), and_list(["a", "b"])], ["", "a", "a and b"]);
-        assert_eq!(and_list(["a", "b", "c"]), "a, b and c");
+    fn words_are_joined() {
+        let by_and = |words: &[&'static str]| joined(words.iter().copied(), "and");
+        assert_eq!([by_and(&[]), by_and(&["a"]), by_and(&["a", "b"])], ["", "a", "a and b"]);
+        assert_eq!(joined(["a", "b", "c"], "or"), "a, b or c");
     }
 
     #[test]

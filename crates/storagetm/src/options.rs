@@ -7,6 +7,7 @@ pub mod host;
 pub mod image;
 pub mod key;
 pub mod pair;
+mod protocol_help;
 pub mod rate;
 
 use std::ffi::OsString;
@@ -25,12 +26,17 @@ use key::Key;
 use pair::Pair;
 use protocol::Protocol;
 
-const ABOUT: &str = "\
-storagetm lends disks of this machine to other machines over the network, by NVMe/TCP and NBD. The \
+fn about() -> String {
+    format!(
+        "\
+storagetm lends disks of this machine to other machines over the network, by {}. The \
 other machine needs no more than a Linux distribution includes; storagetm shows the command to run \
 there.
 
-Disks are read-only unless --writable is given, and a disk that is in use on this machine is not lent.";
+Disks are read-only unless --writable is given, and a disk that is in use on this machine is not lent.",
+        protocol_help::labels()
+    )
+}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,7 +71,9 @@ Examples:
 Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address cannot be \
 bound, 2 if the options are wrong.";
 
-const BOOT_EXAMPLES: &str = "\
+fn boot_examples() -> String {
+    format!(
+        "\
 This is PID 1 of the initramfs that `storagetm image` builds. It mounts only the kernel's own file \
 systems, loads drivers for the hardware, configures the network, and lends every disk read-only. It \
 writes to no disk.
@@ -73,12 +81,15 @@ writes to no disk.
 On the kernel command line:
   storagetm.disk=PATH        lend this disk only; may be repeated
   storagetm.writable=PATH    lend this disk writable; may be repeated
-  storagetm.protocol=NAME    serve only nvme, or only nbd
+  storagetm.protocol=NAME    {}
   storagetm.listen=ADDRESS   listen on ADDRESS, as with storagetm serve --listen
   storagetm.open             access without a key and without encryption, on every address
   storagetm.pair=no          show no pairing code
   storagetm.machine_id=firmware|HEX
-  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured";
+  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured",
+        protocol_help::boot_parameter()
+    )
+}
 
 const LIST_EXAMPLES: &str = "\
 Examples:
@@ -86,9 +97,15 @@ Examples:
   storagetm list sda group/home
   storagetm list --json | jq -r '.[] | select(.lendable) | .path'";
 
-/// Lends disks of this machine to others over NVMe/TCP and NBD.
+/// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "storagetm", version, long_about = ABOUT, after_help = EXAMPLES)]
+#[command(
+    name = "storagetm",
+    version,
+    about = format!("Lends disks of this machine to others over {}", protocol_help::labels()),
+    long_about = about(),
+    after_help = EXAMPLES
+)]
 pub struct Options {
     /// The subcommand.
     #[command(subcommand)]
@@ -107,7 +124,7 @@ pub enum Task {
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
     /// Run target mode: PID 1 of a machine that only lends its disks
-    #[command(after_help = BOOT_EXAMPLES)]
+    #[command(after_help = boot_examples())]
     Boot(Boot),
     /// Build an image that boots into target mode: an initramfs, an EFI program, or a USB stick
     Image(Image),
@@ -178,20 +195,23 @@ pub struct Serve {
     #[arg(long, value_name = "DISK", group = "what")]
     pub writable: Vec<PathBuf>,
 
-    /// Protocols to serve, separated by commas: nvme, nbd
-    ///
-    /// Default: both; NBD is then left out if its port is in use.
-    #[arg(long, value_name = "PROTOCOL", value_enum, value_delimiter = ',')]
+    // Help that names protocols is made from their table.
+    #[arg(
+        long,
+        value_name = "PROTOCOL",
+        value_enum,
+        value_delimiter = ',',
+        help = protocol_help::protocol(),
+        long_help = protocol_help::protocol_long()
+    )]
     pub protocol: Vec<Protocol>,
 
-    /// Listen on this address: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated
-    ///
-    /// The form is [PROTOCOL:]ADDRESS[:PORT], or unix:PATH for NBD on a Unix socket; PROTOCOL is nvme or nbd, an IPv6
-    /// address is in brackets. A given port serves one protocol: PROTOCOL, else nvme (discovery and disks) if that is
-    /// served; 0 is any free port. The default ports are 4420 (nvme), 8009 (nvme, discovery only) and 10809 (nbd).
-    /// Default: every loopback and link-local address of this machine, also new ones; or the sockets passed by systemd
-    /// or by a client that starts its own server (LISTEN_FDS).
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = protocol_help::LISTEN,
+        long_help = protocol_help::listen_long()
+    )]
     pub listen: Vec<ListenOption>,
 
     /// Serve one NBD client, connected to standard input, and exit when it disconnects
@@ -236,11 +256,11 @@ pub struct Serve {
     #[arg(long)]
     pub allow_null_dh: bool,
 
-    /// Do not announce the disks by multicast DNS
-    ///
-    /// Default: `storagetm find` on other machines finds this one (_nvme-disc._tcp and _nbd._tcp). Where a key is
-    /// required it is announced under a random name.
-    #[arg(long)]
+    #[arg(
+        long,
+        help = protocol_help::NO_ANNOUNCE,
+        long_help = protocol_help::no_announce_long()
+    )]
     pub no_announce: bool,
 
     /// Announce at this UDP port, and on the loopback interface too, instead of 5353

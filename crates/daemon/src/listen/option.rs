@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use linux::host_port::{HostPort, HostPortError};
-use protocol::{Protocol, and_list, option_names};
+use protocol::{Protocol, joined, option_names};
 
 /// Value of `--listen`: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ fn protocol(text: &str) -> Result<(Option<Protocol>, &str), String> {
 
 /// Returns a sentence that names the protocols as in options.
 pub(crate) fn known_protocols() -> String {
-    format!("the protocols are {}", and_list(option_names()))
+    format!("the protocols are {}", joined(option_names(), "and"))
 }
 
 fn path(path: &str) -> Result<ListenAddr, &'static str> {
