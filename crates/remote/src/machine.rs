@@ -1,5 +1,6 @@
 //! Groups announced services by machine, and loads the targets that this host is paired with.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::query::Disk;
@@ -19,10 +20,8 @@ pub struct Machine {
     host: String,
     /// Whether it requires a key, if it announced that.
     pub keyed: Option<bool>,
-    /// Addresses of its discovery service, nearest first.
-    pub nvme: Vec<TargetAddr>,
-    /// Addresses of its NBD server.
-    pub nbd: Vec<TargetAddr>,
+    /// The addresses of each service, the nearest first.
+    services: BTreeMap<Protocol, Vec<TargetAddr>>,
     /// Its addresses, of all services.
     pub addresses: Vec<ScopedAddr>,
 }
@@ -39,8 +38,7 @@ pub fn machines(found: Vec<FoundService>) -> Vec<Machine> {
                     name: one.name.clone(),
                     host: one.host.clone(),
                     keyed: None,
-                    nvme: Vec::new(),
-                    nbd: Vec::new(),
+                    services: BTreeMap::new(),
                     addresses: Vec::new(),
                 };
                 machine.add(one);
@@ -58,10 +56,7 @@ impl Machine {
             TargetAddr::at(address.address, address.interface.as_deref(), found.port)
         };
         let addresses = found.addresses.iter().map(at);
-        match found.kind {
-            Protocol::Nvme => self.nvme.extend(addresses),
-            Protocol::Nbd => self.nbd.extend(addresses),
-        }
+        self.services.entry(found.kind).or_default().extend(addresses);
         // A key is required if any of the services requires one.
         self.keyed = match (self.keyed, found.keyed) {
             (Some(true), _) | (_, Some(true)) => Some(true),
@@ -75,10 +70,15 @@ impl Machine {
         }
     }
 
+    /// The addresses at which a protocol is served.
+    pub fn services(&self, protocol: Protocol) -> &[TargetAddr] {
+        self.services.get(&protocol).map_or(&[], Vec::as_slice)
+    }
+
     /// The address for attaching disks and for pairing: the first one, with the I/O port in place
     /// of the standard discovery port.
     pub fn disks(&self) -> Option<TargetAddr> {
-        let place = self.nvme.first()?;
+        let place = self.services(Protocol::Nvme).first()?;
         let usual = place.port() == DISCOVERY_PORT;
         Some(if usual { place.with_port(NVME_PORT) } else { place.clone() })
     }
@@ -140,7 +140,7 @@ mod test {
         assert_eq!(names, ["a", "b"]);
         assert_eq!(all[1].keyed, Some(true));
         assert_eq!(all[1].disks().unwrap().to_string(), "fe80::1%eth0");
-        assert_eq!(all[1].nbd[0].to_string(), "[fe80::1%eth0]:10809");
+        assert_eq!(all[1].services(Protocol::Nbd)[0].to_string(), "[fe80::1%eth0]:10809");
         assert_eq!(all[1].addresses.len(), 2);
         assert_eq!(all[0].disks().unwrap().to_string(), "10.0.0.1:5000");
     }

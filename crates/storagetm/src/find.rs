@@ -10,6 +10,7 @@ use crate::key::{print, print_json};
 use crate::options::find::Find;
 use failure::Failure;
 use keys::target::Target;
+use protocol::Protocol;
 use remote::address::TargetAddr;
 use remote::host_identity::HostIdentity;
 use remote::key_selection::candidates;
@@ -63,14 +64,15 @@ fn query_machine<'a>(
     known: &'a [Target],
     insecure: bool,
 ) -> MachineDisks<'a> {
-    if machine.nvme.is_empty() {
+    let nvme = machine.services(Protocol::Nvme);
+    if nvme.is_empty() {
         return MachineDisks { of: None, disks: Ok(Vec::new()) };
     }
-    let (targets, paired_here) = candidates(known, &machine.nvme);
+    let (targets, paired_here) = candidates(known, nvme);
     for target in targets {
         let identity = HostIdentity::find(tree, Some(&target.host));
         match query_addresses(
-            machine,
+            nvme,
             &Initiator { host: &identity, key: Some(&target.tls), chap: None },
         ) {
             Err(QueryError::KeyRequired) => {}
@@ -79,21 +81,24 @@ fn query_machine<'a>(
             disks => return MachineDisks { of: Some(target), disks },
         }
     }
-    let here = machine.nvme.iter().all(TargetAddr::is_loopback);
+    let here = nvme.iter().all(TargetAddr::is_loopback);
     let refusal = match machine.keyed {
         Some(true) => Some(QueryError::KeyRequired),
         _ if known.is_empty() || here || (insecure && paired_here == 0) => None,
         _ => Some(QueryError::NoKeyAccepted),
     };
     let identity = HostIdentity::find(tree, None);
-    let clear = || query_addresses(machine, &Initiator { host: &identity, key: None, chap: None });
+    let clear = || query_addresses(nvme, &Initiator { host: &identity, key: None, chap: None });
     MachineDisks { of: None, disks: refusal.map_or_else(clear, Err) }
 }
 
 /// Queries the first reachable address.
-fn query_addresses(machine: &Machine, initiator: &Initiator<'_>) -> Result<Vec<Disk>, QueryError> {
+fn query_addresses(
+    nvme: &[TargetAddr],
+    initiator: &Initiator<'_>,
+) -> Result<Vec<Disk>, QueryError> {
     let mut last = QueryError::Unreachable("it has no address".to_owned());
-    for place in &machine.nvme {
+    for place in nvme {
         match query::list_disks(place, initiator, true) {
             Err(refusal @ QueryError::Unreachable(_)) => last = refusal,
             query_machine => return query_machine,

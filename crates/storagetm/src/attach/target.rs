@@ -13,6 +13,7 @@ use crate::options::attach::Attach;
 use failure::Failure;
 use keys::record::check_nqn;
 use keys::target::Target;
+use protocol::Protocol;
 use remote::address::TargetAddr;
 use remote::host_identity::HostIdentity;
 use remote::key_selection;
@@ -208,8 +209,11 @@ impl<'a> Resolver<'a> {
             Some(_) => machine.keyed == Some(true),
             None => machine.name.eq_ignore_ascii_case(&spec.machine),
         };
-        let places =
-            found.iter().filter(is_it).flat_map(|machine| &machine.nvme).take(MAX_ADDRESSES);
+        let places = found
+            .iter()
+            .filter(is_it)
+            .flat_map(|machine| machine.services(Protocol::Nvme))
+            .take(MAX_ADDRESSES);
         let mut refused = None;
         for place in places {
             match self.query(place, target, spec) {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::MachineDisks;
 use keys::record::Allowed;
+use protocol::Protocol;
 use protocol::commands::{nvme, quoted};
 use protocol::endpoint::NetAddr;
 use remote::address::TargetAddr;
@@ -51,7 +52,10 @@ impl Row {
             Err(refusal) => (&[][..], Some(reason(refusal))),
         };
         let there = machine.disks();
-        let nbd = machine.nbd.first().map(|place| nbd(place, machine.keyed == Some(true)));
+        let nbd = machine
+            .services(Protocol::Nbd)
+            .first()
+            .map(|place| nbd(place, machine.keyed == Some(true)));
         let lent = |disk: &Disk| {
             let alike = disks.iter().filter(|other| other.name == disk.name).count();
             let called = disk.name.as_deref().filter(|name| alike == 1 && is_plain(name));
