@@ -1,9 +1,6 @@
 //! Command lines and URIs for the other machine: for storagetm, nvme-cli and NBD clients. Each
 //! protocol has one function that returns all of them.
 
-pub(crate) mod nbd;
-pub mod nvme;
-
 use export::ExportId;
 
 use crate::endpoint::Endpoint;
@@ -66,14 +63,14 @@ impl Endpoint {
 }
 
 impl Command {
-    fn new(effect: Effect, purpose: &'static str, text: String) -> Self {
+    pub(crate) fn new(effect: Effect, purpose: &'static str, text: String) -> Self {
         Self { purpose, text, effect }
     }
 }
 
 /// Returns the file to copy a disk to, in the working directory. Not `NAME.img`: on this machine,
 /// that may be the served image itself, which nbdcopy would overwrite.
-fn file_name(name: &str, ending: &str) -> String {
+pub(crate) fn file_name(name: &str, ending: &str) -> String {
     let name = name.replace('/', "_");
     quoted(&format!("{}-copy.{ending}", name.trim_start_matches('-')))
 }

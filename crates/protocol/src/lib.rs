@@ -1,12 +1,14 @@
 //! The table of the storage protocols that disks are served over, and what to type on another
 //! machine to use them.
 //!
-//! A new protocol is one row here, one variant of [`Protocol`], a function for its commands, and its
-//! sessions in the worker.
+//! A new protocol is one variant of [`Protocol`], one module with its row and the function for its
+//! commands, and its sessions in the worker.
 #![forbid(unsafe_code)]
 
 pub mod commands;
 pub mod endpoint;
+pub(crate) mod nbd;
+pub mod nvme;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -81,46 +83,7 @@ pub struct Row {
 }
 
 /// All protocols, in the order in which they are preferred.
-pub const PROTOCOLS: &[Row] = &[
-    Row {
-        protocol: Protocol::Nvme,
-        option: "nvme",
-        name: "nvme-tcp",
-        label: "NVMe/TCP",
-        ports: &[
-            Port { number: nvme::PORT, role: Role::Disks },
-            Port { number: nvme::DISCOVERY_PORT, role: Role::Discovery },
-        ],
-        schemes: nvme::auth::credential::SCHEMES,
-        discovery: true,
-        // NVMe TP 8009.
-        service_type: "_nvme-disc._tcp.local.",
-        txt: &[("p", "tcp"), ("nqn", nvme::wire::fabrics::DISCOVERY_NQN)],
-        unix: false,
-        optional: false,
-        pairing: true,
-        key_export: "storagetm key export NAME --for-host HOST",
-        member: "attach",
-        instructions: commands::nvme::instructions,
-    },
-    Row {
-        protocol: Protocol::Nbd,
-        option: "nbd",
-        name: "nbd",
-        label: "NBD",
-        ports: &[Port { number: nbd::wire::PORT, role: Role::Disks }],
-        schemes: nbd::credential::SCHEMES,
-        discovery: false,
-        service_type: "_nbd._tcp.local.",
-        txt: &[],
-        unix: true,
-        optional: true,
-        pairing: false,
-        key_export: "storagetm key export NAME --nbd",
-        member: "nbd",
-        instructions: commands::nbd::instructions,
-    },
-];
+pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW];
 
 impl Protocol {
     /// Returns the row of the protocol.

@@ -218,7 +218,7 @@ fn is_link_local_6(host: &str) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
-    use protocol::commands::nvme;
+    use protocol::nvme;
 
     #[test]
     fn all_forms_of_addresses_are_parsed() {

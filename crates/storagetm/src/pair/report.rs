@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use keys::record::Allowed;
 use keys::target::Target;
-use protocol::commands::{nvme, quoted};
+use protocol::commands::quoted;
 use protocol::endpoint::NetAddr;
+use protocol::nvme;
 use remote::host_nqn::{FILE, HostNqn};
 
 #[derive(Debug, Serialize)]

@@ -1,14 +1,38 @@
-//! Commands of storagetm and nvme-cli for disks that are served over NVMe/TCP.
+//! NVMe/TCP: its row, and the commands of storagetm and nvme-cli.
 
 use std::net::IpAddr;
 
-use ::nvme::{PORT, nqn};
+use ::nvme::{DISCOVERY_PORT, PORT, nqn};
 
-use super::{Command, Effect, ExportNames, Instructions, file_name, quoted};
+use crate::commands::{Command, Effect, ExportNames, Instructions, file_name, quoted};
 use crate::endpoint::{Endpoint, NetAddr, percent_encoded};
+use crate::{Port, Protocol, Role, Row};
+
+/// The row of NVMe/TCP.
+pub(crate) const ROW: Row = Row {
+    protocol: Protocol::Nvme,
+    option: "nvme",
+    name: "nvme-tcp",
+    label: "NVMe/TCP",
+    ports: &[
+        Port { number: PORT, role: Role::Disks },
+        Port { number: DISCOVERY_PORT, role: Role::Discovery },
+    ],
+    schemes: ::nvme::auth::credential::SCHEMES,
+    discovery: true,
+    // NVMe TP 8009.
+    service_type: "_nvme-disc._tcp.local.",
+    txt: &[("p", "tcp"), ("nqn", ::nvme::wire::fabrics::DISCOVERY_NQN)],
+    unix: false,
+    optional: false,
+    pairing: true,
+    key_export: "storagetm key export NAME --for-host HOST",
+    member: "attach",
+    instructions,
+};
 
 /// Returns the instructions for an endpoint.
-pub(crate) fn instructions(
+fn instructions(
     endpoint: &Endpoint,
     export: Option<ExportNames<'_>>,
     digests: bool,

@@ -1,16 +1,32 @@
-//! Commands of NBD clients, and NBD URIs.
+//! NBD: its row, the commands of its clients, and its URIs.
 
 use ::nbd::wire::PORT;
 
-use super::{Command, Effect, ExportNames, Instructions, file_name, quoted};
+use crate::commands::{Command, Effect, ExportNames, Instructions, file_name, quoted};
 use crate::endpoint::{Endpoint, EndpointAddr, percent_encoded};
+use crate::{Port, Protocol, Role, Row};
+
+/// The row of NBD.
+pub(crate) const ROW: Row = Row {
+    protocol: Protocol::Nbd,
+    option: "nbd",
+    name: "nbd",
+    label: "NBD",
+    ports: &[Port { number: PORT, role: Role::Disks }],
+    schemes: ::nbd::credential::SCHEMES,
+    discovery: false,
+    service_type: "_nbd._tcp.local.",
+    txt: &[],
+    unix: true,
+    optional: true,
+    pairing: false,
+    key_export: "storagetm key export NAME --nbd",
+    member: "nbd",
+    instructions,
+};
 
 /// Returns the instructions for an endpoint. The commands work without a key only.
-pub(crate) fn instructions(
-    endpoint: &Endpoint,
-    export: Option<ExportNames<'_>>,
-    _: bool,
-) -> Instructions {
+fn instructions(endpoint: &Endpoint, export: Option<ExportNames<'_>>, _: bool) -> Instructions {
     let Some(ExportNames { short: name, .. }) = export else { return Instructions::default() };
     let uri = uri(endpoint, name);
     if endpoint.keyed {
@@ -50,7 +66,6 @@ fn uri(endpoint: &Endpoint, name: &str) -> String {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::Protocol;
     use crate::endpoint::NetAddr;
 
     fn at(ip: &str, interface: Option<&str>, port: u16, keyed: bool) -> Endpoint {
