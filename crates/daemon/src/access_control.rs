@@ -247,7 +247,7 @@ fn is_over(until: Instant) -> bool {
 fn link(shown: &Codes, endpoints: &[Endpoint]) -> String {
     let pairing = endpoints.iter().filter(|at| at.keyed && at.protocol.row().pairing);
     let addresses: Vec<&NetAddr> = pairing.filter_map(Endpoint::net).collect();
-    let best = addresses.iter().find(|at| at.ip.is_ipv4()).or(addresses.first());
+    let best = addresses.iter().find(|at| at.ip.is_ipv4()).or_else(|| addresses.first());
     let at = best.map(ToString::to_string).into_iter().collect();
     Invite { at, code: shown.long.clone() }.to_string()
 }
