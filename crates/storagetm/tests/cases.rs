@@ -1,5 +1,6 @@
-//! Cases of the threat model, from without: the program as it is started, and peers on a real network that is theirs
-//! alone. Each test has its case's number in its name. What is tested nearer to the code is not repeated here.
+//! Cases of the threat model, tested from outside: the program as a process, and peers on a network
+//! namespace of their own. Each test has the number of its case in its name. What unit tests of a
+//! crate cover is not repeated here.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

@@ -1,4 +1,4 @@
-//! `storagetm copy` as people and scripts meet it: with real processes, files, pipes, disks and servers.
+//! `storagetm copy` as a process, with real files, pipes, disks and servers.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

@@ -1,7 +1,7 @@
-//! What a reply promises about stable storage, checked against a trace of what the disk was asked: nbdkit's log filter
-//! records each write and flush of a FUSE file that is lent, hosts write to it by both protocols, and every reply to a
-//! flush or a FUA write must come after the flush of the disk that makes it true. A power cut at any point of the trace
-//! then loses nothing that was promised.
+//! Durability, checked against a trace of the disk: the log filter of nbdkit records each write and
+//! flush of an exported FUSE file, hosts write to it by both protocols, and every reply to a flush
+//! or a FUA write must follow a flush of the disk that covers it. Then a power cut at any point of
+//! the trace loses no acknowledged data.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -37,18 +37,18 @@ use scene::{Folder, LAPTOP, Running};
 use serde_json::Value;
 
 const BLOCK: usize = 4096;
-/// Writes of one host. Each goes to a block of its own, so that the trace shows which is which.
+/// Writes of one host. Each is to its own block, so that the trace identifies it.
 const WRITES: usize = 1500;
 const HOSTS: usize = 4;
 
-/// What a host asked for.
+/// A request of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Write { offset: usize, fua: bool },
     Flush,
 }
 
-/// A request that was answered, with how long the trace was before it was sent and after its reply came.
+/// A completed request, with the length of the trace before it was sent and after its reply.
 #[derive(Debug, Clone, Copy)]
 struct Answered {
     kind: Kind,
@@ -56,14 +56,14 @@ struct Answered {
     replied: usize,
 }
 
-/// What the disk did: from which byte of the trace to which.
+/// A request to the disk, with its range of bytes in the trace.
 #[derive(Debug, Clone, Copy)]
 struct Done {
     begun: usize,
     ended: usize,
 }
 
-/// The disk's own requests.
+/// The requests to the disk.
 #[derive(Debug, Default)]
 struct Trace {
     writes: HashMap<usize, Done>,
@@ -102,12 +102,12 @@ impl Trace {
         trace
     }
 
-    /// Whether the disk was flushed wholly between these points.
+    /// Returns whether a flush began and ended between these points.
     fn is_flushed(&self, after: usize, before: usize) -> bool {
         self.flushes.iter().any(|flush| flush.begun >= after && flush.ended <= before)
     }
 
-    /// Checks one reply against what was written before it was asked for.
+    /// Checks one reply against the writes that were completed before its request.
     fn check(&self, reply: &Answered, all: &[Answered]) {
         match reply.kind {
             Kind::Write { offset, fua } => {
@@ -123,7 +123,7 @@ impl Trace {
                     }
                     _ => None,
                 });
-                // A flush of which no write is known to have come before promises nothing.
+                // A flush without a completed write before it has nothing to guarantee.
                 let Some(last) = covered.max() else { return };
                 let durable = self.is_flushed(last, reply.replied);
                 assert!(
@@ -135,13 +135,13 @@ impl Trace {
     }
 }
 
-/// The block that a host writes at an offset.
+/// Returns the block that a host writes at an offset.
 fn stamp(offset: usize) -> Vec<u8> {
     let mut seed = 0x9e37_79b9_7f4a_7c15 ^ offset as u64;
     (0..BLOCK / 8).flat_map(|_| next(&mut seed).to_le_bytes()).collect()
 }
 
-/// A host that has attached the disk.
+/// A host with the attached disk.
 enum Attached {
     Nvme(Box<host::Attached<TcpStream>>),
     Nbd(NbdClient<TcpStream>),
@@ -165,7 +165,7 @@ impl Attached {
         }
     }
 
-    /// Sends this host's requests, each after the reply to the one before.
+    /// Sends the requests of this host, one at a time.
     fn run(mut self, host: usize, log: &Path) -> Vec<Answered> {
         let length = || usize::try_from(fs::metadata(log).unwrap().len()).unwrap();
         let mut seed = 0x5eed_0000 + host as u64;
@@ -210,12 +210,12 @@ impl Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        // The mount ends with the first, and the second needs no longer serve it then.
+        // The first process holds the mount; the second serves it and is ended afterwards.
         self.programs.drain(..).for_each(Background::end);
     }
 }
 
-/// Where NVMe/TCP and where NBD is spoken, and the NQN of the disk.
+/// Addresses of the NVMe/TCP and the NBD listener, and the NQN of the disk.
 fn ready(running: &Running) -> (SocketAddr, SocketAddr, String) {
     let events = running.until("ready");
     let port = |protocol: &str| {
@@ -254,7 +254,7 @@ fn r05_r09_r11_replies_follow_the_flushes_they_promise() {
             }
         };
         let log = Path::new(&disk.log);
-        // Only the host that made it may use a queue, which is of one thread.
+        // A client is not `Send`: each thread makes its own.
         let answered: Vec<Answered> = thread::scope(|scope| {
             let attach = &attach;
             let hosts: Vec<_> =

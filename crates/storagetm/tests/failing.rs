@@ -1,5 +1,6 @@
-//! Disks that fail or hang: block devices of this machine whose requests end with an error, or do not end. They are loop
-//! devices over files of nbdfuse, which asks nbdkit. Each test is skipped by name where that cannot be had.
+//! Disks that fail or hang: block devices whose requests end with an error, or do not end. They are
+//! loop devices over files of nbdfuse, whose server is nbdkit. Where these are not available, the
+//! tests are skipped with a note.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
-/// What takes longer does not come about.
+/// Time limit of what is waited for.
 const LONG: Duration = Duration::from_secs(30);
 
 /// Returns a UDP port that is free.
@@ -37,7 +37,7 @@ fn neighbour(port: u16) -> UdpSocket {
     socket
 }
 
-/// Whether this machine delivers what it sends to a group on its loopback interface.
+/// Returns whether this machine delivers multicast packets on its loopback interface.
 fn has_multicast() -> bool {
     let port = free_port();
     let (one, other) = (neighbour(port), neighbour(port));
@@ -49,7 +49,7 @@ fn has_multicast() -> bool {
     received
 }
 
-/// A process that is ended when dropped.
+/// A process; ended when dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -60,13 +60,13 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM and waits for the end.
     fn stop(&mut self) {
         kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
         self.0.wait().unwrap();
     }
 
-    /// The process that it starts to announce, once it has.
+    /// Waits for the announcer process and returns it.
     fn announcer(&self) -> u32 {
         let end = Instant::now() + LONG;
         loop {
@@ -90,7 +90,7 @@ impl Running {
     }
 }
 
-/// A program that lends the built-in disk on this machine's loopback, and announces at that port.
+/// Starts a server of the demo disk on the loopback interface that announces at that port.
 fn serve(port: u16, more: &[&str]) -> Running {
     let mut child = Command::new(PROGRAM)
         .args(["serve", "--json", "--demo=64M", "--listen", "127.0.0.1:0", "--io", "blocking"])
@@ -141,7 +141,7 @@ fn find(port: u16, more: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The machines that are found, once there are as many; an announcement may take a while to be made.
+/// Returns the machines found, once their number is as expected: an announcement takes some time.
 fn found(port: u16, count: usize) -> Vec<Value> {
     let end = Instant::now() + LONG;
     loop {
@@ -189,7 +189,7 @@ fn announcer_is_unprivileged_and_ends_with_its_parent() {
     let mut running = serve(port, &[]);
     let pid = running.announcer();
     let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    // The last that it gives up are system calls; the program that lends does not wait for it.
+    // Seccomp is the last part of its sandbox; the server does not wait for it.
     let end = Instant::now() + LONG;
     while !status().contains("Seccomp:\t2\n") {
         assert!(Instant::now() < end, "it keeps its rights: {}", status());
@@ -243,7 +243,8 @@ fn shutdown_withdraws_announcements() {
     }
 }
 
-/// A response whose first record is that of a service, and lives no longer.
+/// Returns whether the packet is a response whose first record is that of a service, with a TTL of
+/// zero.
 fn is_goodbye(packet: &[u8]) -> bool {
     let questions = packet.get(4..6) == Some(&[0, 0]);
     let mut at = 12;
@@ -300,7 +301,7 @@ fn garbage_from_the_network_is_survived() {
     for round in 0..2000_usize {
         let mut packet: Vec<u8> = (0..round % 512).map(|_| byte()).collect();
         if round % 3 == 0 && packet.len() > 12 {
-            // As a response with one record, whose name leads to itself.
+            // A response with one record, whose name is a compression pointer to itself.
             packet[..12].copy_from_slice(&[0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
             packet[12] = 0xc0;
         }

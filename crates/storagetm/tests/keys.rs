@@ -16,7 +16,7 @@ use testkit::Scratch;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
 const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-555555555555";
-/// Keys of the tests alone.
+/// Keys that are used only in tests.
 const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
@@ -28,7 +28,7 @@ impl StateDir {
         Self(Scratch::new())
     }
 
-    /// With a TLS key `tls` and a CHAP key `chap`.
+    /// Returns a state directory with a TLS key `tls` and a CHAP key `chap`.
     fn with_keys() -> Self {
         let store = Self::new();
         assert_eq!(store.run_with_input(&["key", "import", "tls"], TLS).status.code(), Some(0));
@@ -55,7 +55,7 @@ impl StateDir {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end without reading.
+        // The program may end without reading.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap()
     }
@@ -64,7 +64,7 @@ impl StateDir {
         self.run_with_input(arguments, "")
     }
 
-    /// What it prints if all goes well.
+    /// Runs the program, which must succeed. Returns its standard output.
     fn run_ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", error(&output));
@@ -166,7 +166,7 @@ fn no_command_takes_a_key_as_an_argument() {
     }
 }
 
-/// X53: names that could steer a terminal or lead elsewhere are refused.
+/// X53: names with terminal escapes or path separators are refused.
 #[test]
 fn x53_names_with_escapes_are_refused() {
     let store = StateDir::with_keys();
@@ -413,7 +413,7 @@ fn impossible_pairing_is_reported() {
     }
 }
 
-/// What other tools read: the host's name, and what follows from its key for NBD.
+/// The format of other tools: the name of the host, and the NBD PSK derived from its key.
 #[test]
 fn a_key_is_handed_over_as_nbd_clients_read_it() {
     let store = StateDir::with_keys();
@@ -424,7 +424,7 @@ fn a_key_is_handed_over_as_nbd_clients_read_it() {
     let (name, hex) = line.trim_end().split_once(':').unwrap();
     assert_eq!((name, hex.len()), ("laptop", 64));
     assert!(hex.chars().all(|c| c.is_ascii_hexdigit()), "{line}");
-    // By any name, and for a host known by its NQN, it is the same key.
+    // By each name, and for a host that is known by its NQN, the key is the same.
     let other = store.run_ok(&["key", "export", "tls", "--nbd", "--for-host", "other"]);
     assert_eq!(other, format!("other:{hex}\n"));
     assert_eq!(store.run_ok(&["key", "export", "tls", "--nbd", "--for-host", NQN]), line);

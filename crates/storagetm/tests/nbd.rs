@@ -1,5 +1,6 @@
-//! The target by other people's NBD clients: what they say of its disks, what they read and write, and that nothing that a
-//! client does ends it. Each test is skipped by name where its program is not installed.
+//! The server with NBD clients of other projects: what they report about its disks, what they read
+//! and write, and that no client can end it. A test whose program is not installed is skipped with
+//! a note.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

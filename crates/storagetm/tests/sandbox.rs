@@ -1,5 +1,5 @@
-//! The two processes: what the one that talks to hosts may not do, and that neither outlives the other's trust. The case
-//! numbers are those of the threat model.
+//! The opener and the worker: what the sandbox of the worker forbids, and what happens if one of
+//! them dies or misbehaves. The numbers of the cases are those of the threat model.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -29,11 +29,11 @@ use process::{LONG, PROGRAM, Running, field, find, proc, worker_of};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use testkit::Scratch;
 
-/// Keys of the tests alone.
+/// Keys that are used only in tests.
 const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
-/// A folder that is removed at the end.
+/// A temporary folder; removed when dropped.
 struct Folder(Scratch);
 
 impl Folder {
@@ -41,7 +41,7 @@ impl Folder {
         Self(Scratch::new())
     }
 
-    /// A disk of 1 MiB, all of it that byte.
+    /// Creates an image of 1 MiB in which all bytes are `byte`.
     fn image(&self, name: &str, byte: u8) -> String {
         let path = self.0.0.join(name);
         fs::write(&path, vec![byte; 1 << 20]).unwrap();
@@ -54,7 +54,7 @@ fn serve(arguments: &[&str]) -> Running {
     Running::serve(&[&["--json"], arguments].concat())
 }
 
-/// The process that talks to hosts.
+/// Returns the worker process.
 fn worker_process(running: &Running) -> Pid {
     find(|| worker_of(Pid::from_child(&running.child))).expect("a worker")
 }
@@ -207,10 +207,11 @@ fn manually_started_worker_is_refused() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("storagetm serve"));
 }
 
-/// Says that this test runs in a network of its own, where every address is this machine's.
+/// Environment variable that is set in the run of a test in its own network namespace, where every
+/// address is one of this machine.
 const ALONE: &str = "STORAGETM_TEST_ALONE";
 
-/// Runs the test of that name once more in a network of its own; whether this is that run.
+/// Runs the test of that name again in its own network namespace. Returns whether this is that run.
 fn is_alone(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
@@ -237,7 +238,7 @@ fn is_alone(test: &str) -> bool {
     false
 }
 
-/// The keys of a host, kept in the folder.
+/// Creates keys of a host in the folder.
 fn keep(folder: &Folder, kind: &str, key: &str) -> String {
     let keys = folder.0.0.join("keys").to_str().unwrap().to_owned();
     let name = format!("--{kind}-key");

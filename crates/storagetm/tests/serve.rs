@@ -1,4 +1,4 @@
-//! The program as people and scripts meet it: what it prints, how it ends, what it refuses.
+//! The program as a process: output, exit status, refusals.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -30,7 +30,7 @@ use testkit::Scratch;
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
-/// A folder that is removed at the end.
+/// A temporary folder; removed when dropped.
 struct Folder(Scratch);
 
 impl Folder {
@@ -49,7 +49,7 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Runs to the end, which must come by itself.
+/// Runs the command, which must end by itself.
 fn run(arguments: &[&str]) -> Output {
     let started = Instant::now();
     let output = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap();

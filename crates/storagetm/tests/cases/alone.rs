@@ -10,14 +10,15 @@ use rustix::process::geteuid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::AsFd;
 
-/// Says that this test runs in a network of its own.
+/// Environment variable that is set in the run of a test in its own network namespace.
 const ALONE: &str = "STORAGETM_TEST_ALONE";
-/// What the machine calls itself there.
+/// Hostname in that namespace.
 pub(crate) const MACHINE: &str = "quartz-machine";
-/// An address there that is of no network beyond, and no loopback address.
+/// An address on the loopback interface of that namespace that is not a loopback address.
 pub(crate) const ELSEWHERE: &str = "10.77.0.1";
 
-/// Runs the test of that name (with its module) once more in a network of its own; whether this is that run.
+/// Runs the test of that name (with its module) again in its own network namespace. Returns whether
+/// this is that run.
 pub(crate) fn is_alone(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
@@ -48,8 +49,9 @@ pub(crate) fn is_alone(test: &str) -> bool {
     false
 }
 
-/// A cable from this network to another one. Here are 169.254.7.9, fe80::1, 10.98.0.1 and 2001:db8::1, and there .8, ::2,
-/// .2 and ::2, as well as 10.99.0.2, which is reached by a route. Ended when dropped.
+/// A veth pair from this namespace to another one. The near end has 169.254.7.9, fe80::1, 10.98.0.1
+/// and 2001:db8::1; the far end .8, ::2, .2 and ::2, as well as 10.99.0.2, which is reached by a
+/// route. Removed when dropped.
 pub(crate) struct Cable {
     far: Child,
 }
@@ -75,17 +77,17 @@ impl Cable {
         cable
     }
 
-    /// Pulls it out.
+    /// Sets the near end down.
     pub(crate) fn pull(&self) {
         ip(&["link", "set", "near", "down"]);
     }
 
-    /// Plugs it in again.
+    /// Sets the near end up again.
     pub(crate) fn plug(&self) {
         ip(&["link", "set", "near", "up"]);
     }
 
-    /// Does something at the other end, on a thread of its own.
+    /// Runs `work` in the other namespace, on a new thread.
     pub(crate) fn there<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let network = Path::new("/proc").join(self.far.id().to_string()).join("ns/net");
         let network = File::open(network).unwrap();

@@ -19,24 +19,24 @@ use crate::nbd_client;
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, contains};
 use crate::tap::Tap;
 
-/// Addresses of the cable's near end that are answered unasked.
+/// Addresses of the near end with listeners by default.
 const NEAR: [&str; 2] = ["169.254.7.9", "fe80::1"];
 const PORTS: [u16; 3] = [4420, 8009, 10809];
-/// The last of them, where the client speaks first.
+/// The last of them, at which the client sends first.
 const NBD: u16 = 10809;
 /// How long an unauthenticated peer reads.
 const MOMENT: Duration = Duration::from_millis(300);
 /// Less than the ten-second timeout of incomplete handshakes.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Says that it wants to speak NVMe/TCP (NVMe/TCP 1.0 §3.6.2.2).
+/// Returns an ICReq (NVMe/TCP 1.0 §3.6.2.2).
 fn icreq() -> Vec<u8> {
     let mut bytes = vec![0; 128];
     (bytes[2], bytes[4]) = (128, 128);
     bytes
 }
 
-/// All that comes within a moment.
+/// Reads until the timeout or the end of the stream.
 fn read_to_timeout(mut stream: impl Read) -> Vec<u8> {
     let (mut all, mut some) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut some) {
@@ -45,7 +45,8 @@ fn read_to_timeout(mut stream: impl Read) -> Vec<u8> {
     all
 }
 
-/// What comes back to that within a while, in the clear, and whether the connection is closed then.
+/// Sends bytes in plaintext. Returns the reply within `patience`, and whether the connection was
+/// closed.
 fn reply(address: SocketAddr, bytes: &[u8], patience: Duration) -> (Vec<u8>, bool) {
     let mut stream = connect(address).unwrap();
     stream.set_read_timeout(Some(patience)).unwrap();
@@ -126,7 +127,7 @@ fn interrogate(target: SocketAddr, wrong: &Code, disk: &str) -> Vec<u8> {
     received
 }
 
-/// The same where NBD is spoken.
+/// The same for an NBD listener.
 fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
     let tap = Tap::on(target);
     let mut received = Vec::new();
@@ -152,7 +153,7 @@ fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
         assert_eq!(client.negotiate(nbd_client::STARTTLS, &[]).unwrap(), nbd_client::ACK);
         engine::tls::connect(client.0, psk, Instant::now() + SOON)
     };
-    // Pairing is for the other ports.
+    // NBD ports do not offer pairing.
     assert!(everybody(pairing_psk()).is_err());
     received.extend(tap.received());
     received
@@ -167,7 +168,7 @@ fn secrets(lent: &Value) -> Vec<String> {
     all.map(|text| (*text).to_owned()).chain([SIZE.to_string()]).collect()
 }
 
-/// Hears what is listened on until as many are there as ask for a key, the disk, and with `pairs` a code.
+/// Waits until all listeners that require a key, the disk, and with `pairs` a code are reported.
 fn keyed(running: &Running, count: usize, pairs: bool) -> (Value, usize, String) {
     let (mut lent, mut code, mut found) = (None, String::new(), 0);
     while lent.is_none() || found < count || (pairs && code.is_empty()) {
@@ -179,7 +180,7 @@ fn keyed(running: &Running, count: usize, pairs: bool) -> (Value, usize, String)
     (lent.unwrap(), found, code)
 }
 
-/// An address at the cable's near end, as it is reached from the far one.
+/// Returns an address of the near end as the far end connects to it.
 fn near(ip: &str, port: u16) -> SocketAddr {
     match ip.parse().unwrap() {
         IpAddr::V6(ip) if ip.is_unicast_link_local() => {
@@ -189,14 +190,14 @@ fn near(ip: &str, port: u16) -> SocketAddr {
     }
 }
 
-/// The number of the far end's interface, there.
+/// Returns the interface index of the far end in its namespace.
 fn interface() -> u32 {
     let table = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
     let row = table.lines().find(|row| row.ends_with(" far")).unwrap();
     u32::from_str_radix(row.split_whitespace().nth(1).unwrap(), 16).unwrap()
 }
 
-/// The ports that anybody listens on in this network: TCP, and any of UDP.
+/// Returns the ports with a listener in this namespace: TCP, and any of UDP.
 fn listened() -> (BTreeSet<u16>, usize) {
     let table = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
     let rows = |text: &str| -> Vec<Vec<String>> {
@@ -283,8 +284,8 @@ fn x02_keyed_port_closes_plaintext_connections() {
     }
 }
 
-/// X52: unasked, only the next machine is answered: not at an address that is reached by a route, whoever asks, nor at
-/// a link-local one by another cable than its own.
+/// X52: by default only machines on the link are answered: not at a routed address, and not at a
+/// link-local address through another interface than its own.
 #[test]
 fn x52_unasked_only_link_local_and_loopback_addresses_answer() {
     if !is_alone("disclosure::x52_unasked_only_link_local_and_loopback_addresses_answer") {

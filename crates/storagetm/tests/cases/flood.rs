@@ -22,9 +22,9 @@ const FLOOD: Duration = Duration::from_secs(4);
 /// Time limit for pairing during the flood: less than the ten-second timeout of incomplete
 /// handshakes.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// Connections that each kind of flood holds open at most.
+/// Maximum number of connections that each kind of flood holds open.
 const HELD: usize = 200;
-/// Kibibytes by which the process that talks to hosts may grow: less than 4 for each of a flood's connections.
+/// Maximum growth of the worker process in KiB: less than 4 for each connection of the flood.
 const GROWTH: u64 = 8 << 10;
 
 /// Starts a handshake with an unknown key.
@@ -68,7 +68,7 @@ fn flood(open: impl Fn() -> Option<TcpStream>, over: &AtomicBool, count: &Atomic
     }
 }
 
-/// Kibibytes of memory that a process has.
+/// Returns the resident memory of a process in KiB.
 fn memory(process: &Path) -> u64 {
     let status = fs::read_to_string(process.join("status")).unwrap();
     let output = field(&status, "VmRSS").unwrap();
@@ -97,7 +97,7 @@ fn x54_flood_from_one_address_does_not_block_others() {
         scope.spawn(move || flood(|| visitor(address, false), over, count));
         scope.spawn(move || flood(|| ditherer(address), over, count));
         scope.spawn(move || flood(|| connect(address).ok(), over, count));
-        // On a slow machine it takes longer to become one.
+        // On a slow machine the flood takes longer to begin.
         let rises = || (count.load(Ordering::Relaxed) > 200).then_some(());
         thread::sleep(FLOOD / 5);
         let _ = find(rises);
@@ -133,7 +133,8 @@ fn pair_from_elsewhere(running: &Running, guests: &Folder, port: u16) -> Duratio
     begun.elapsed()
 }
 
-/// R38: of connections that end at once neither memory nor a descriptor is left. Descriptors are counted by root only.
+/// R38: connections that are closed at once leave no memory and no descriptor behind. Only root can
+/// count descriptors.
 #[test]
 fn r38_flood_of_connections_leaves_no_memory_or_descriptors() {
     if !is_alone("flood::r38_flood_of_connections_leaves_no_memory_or_descriptors") {
@@ -153,7 +154,7 @@ fn r38_flood_of_connections_leaves_no_memory_or_descriptors() {
     let before = descriptors();
     connect_many(1000);
     find(|| (descriptors() <= before).then_some(())).expect("descriptors are given back");
-    // What it keeps for later use it has by now.
+    // By now the program has allocated what it keeps for later use.
     let warm = memory(&worker);
     let connected = connect_many(20_000);
     let left = || (descriptors(), memory(&worker));

@@ -71,7 +71,7 @@ fn full_state_directory_is_reported_to_both_ends() {
         reported.last().unwrap()["reason"].as_str().unwrap().contains("no space"),
         "{reported:?}"
     );
-    // Neither end has kept anything.
+    // Neither end has stored a key.
     assert_eq!(fs::read_dir(small.0.join("keys")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(small.0.join("hosts")).unwrap().count(), 0);
     let targets = fs::read_dir(guests.0.0.join("state/targets"));

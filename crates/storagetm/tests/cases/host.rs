@@ -1,4 +1,4 @@
-//! A host that may be refused: attaches a disk in plaintext or with TLS under any name, and sends
+//! An NVMe client for tests: attaches a disk in plaintext or with TLS under any name, and sends
 //! any command.
 
 use std::io::{self, Read, Write};
@@ -16,16 +16,16 @@ use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
-/// How long an answer may take.
+/// Time limit of one answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The identity a host claims.
+/// An NVMe client with the identity that it claims.
 #[derive(Clone)]
 pub(crate) struct NvmeClient {
     pub(crate) host: String,
     pub(crate) disk: String,
     pub(crate) credentials: Option<Arc<Credentials>>,
-    /// Entries of its I/O queue.
+    /// Number of entries of the I/O queue.
     pub(crate) depth: u16,
 }
 
@@ -34,7 +34,7 @@ impl NvmeClient {
         Self { host: host.to_owned(), disk: disk.to_owned(), credentials: None, depth: 8 }
     }
 
-    /// The same, and it proves itself with that key (`DHHC-1:…`).
+    /// Authenticates with DH-HMAC-CHAP and this key (`DHHC-1:…`).
     pub(crate) fn with_credentials(self, key: &str) -> Self {
         let credentials = Credentials {
             key: Key::parse(key.as_bytes()).unwrap(),
@@ -55,7 +55,7 @@ impl NvmeClient {
         }
     }
 
-    /// Attaches the disk, on streams that `connect` makes.
+    /// Attaches the disk over streams that `connect` opens.
     pub(crate) fn attach<S: Read + Write>(
         &self,
         mut connect: impl FnMut() -> io::Result<S>,
@@ -79,12 +79,12 @@ impl NvmeClient {
         Ok(Attached { admin, io, memory })
     }
 
-    /// The same, in the clear.
+    /// Attaches the disk in plaintext.
     pub(crate) fn attach_plain(&self, address: SocketAddr) -> Result<Attached<TcpStream>, String> {
         self.attach(|| connect(address))
     }
 
-    /// The same, in channels made with that key (`NVMeTLSkey-1:…`).
+    /// Attaches the disk over TLS with this key (`NVMeTLSkey-1:…`).
     pub(crate) fn attach_tls(
         &self,
         address: SocketAddr,
@@ -94,14 +94,14 @@ impl NvmeClient {
     }
 }
 
-/// The key with which that host makes a channel to that disk.
+/// Derives the TLS PSK of a host for a disk.
 pub(crate) fn disk_psk(key: &str, host: &str, disk: &str) -> tls::Psk {
     let key = Secret::new(key.as_bytes().to_vec());
     let psk = psk::derive_psks(&key, false, host, disk).unwrap().remove(0);
     tls::Psk { identity: psk.identity, secret: psk.secret, hash: tls::Hash::Sha256, key: None }
 }
 
-/// The key with which everybody makes a channel to pair in.
+/// Returns the public PSK of the pairing channel.
 pub(crate) fn pairing_psk() -> tls::Psk {
     let (identity, secret) = (pair::IDENTITY.to_owned(), Secret::new(pair::PSK.to_vec()));
     tls::Psk { identity, secret, hash: tls::Hash::Sha256, key: None }
@@ -118,7 +118,7 @@ pub(crate) fn connect_tls(address: SocketAddr, psk: tls::Psk) -> io::Result<Stre
     tls::connect(connect(address)?, psk, Instant::now() + TIMEOUT)
 }
 
-/// One queue.
+/// A queue and its connection.
 pub(crate) struct QueueConnection<S> {
     pub(crate) stream: S,
     queue: Queue,
@@ -183,7 +183,7 @@ fn some_of(got: usize) -> io::Result<usize> {
     if got == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got) }
 }
 
-/// A disk that is attached for as long as this lives.
+/// An attached disk; detached when dropped.
 pub(crate) struct Attached<S> {
     pub(crate) admin: QueueConnection<S>,
     pub(crate) io: QueueConnection<S>,
@@ -202,7 +202,7 @@ impl<S: Read + Write> Attached<S> {
         Ok(done.buffer.unwrap().bytes()[..4096].to_vec())
     }
 
-    /// Writes a block; whether that worked.
+    /// Writes a block. Returns whether that succeeded.
     pub(crate) fn write(&mut self, slba: u64) -> Result<bool, String> {
         let command = IoCommand::Write { nsid: 1, slba, nlb: 1, fua: true, limited_retry: false };
         let payload = self.payload(1);
@@ -218,24 +218,25 @@ impl<S: Read + Write> Attached<S> {
         self.io.execute(command.emit(), Payload::Send(Rc::new(buffer))).and_then(succeeded)
     }
 
-    /// Has all that was written be on stable storage.
+    /// Flushes the disk.
     pub(crate) fn flush(&mut self) -> Result<(), String> {
         self.io.execute(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
     }
 
-    /// Sends an I/O command with data as its opcode implies; returns whether it succeeded.
+    /// Sends an I/O command with data as its opcode implies. Returns whether it succeeded.
     pub(crate) fn execute_io(&mut self, sqe: Sqe) -> Result<bool, String> {
         let payload = self.payload(sqe.opcode);
         Ok(self.io.execute(sqe, payload)?.status.is_success())
     }
 
-    /// The same of an admin command.
+    /// Sends an Admin command with data as its opcode implies. Returns whether it succeeded.
     pub(crate) fn execute_admin(&mut self, sqe: Sqe) -> Result<bool, String> {
         let payload = self.payload(sqe.opcode);
         Ok(self.admin.execute(sqe, payload)?.status.is_success())
     }
 
-    /// A block, in the direction that the lowest bits of a command's code say (NVMe Base 2.0 §3.3.3.1, CDW0).
+    /// Returns a block in the direction of the lowest bits of the opcode (NVMe Base 2.0 §3.3.3.1,
+    /// CDW0).
     fn payload(&self, opcode: u8) -> Payload {
         let mut buffer = self.memory.take(512).unwrap();
         buffer.bytes_mut()[..512].fill(0xaa);

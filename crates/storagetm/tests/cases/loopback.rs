@@ -15,10 +15,11 @@ use crate::host::{NvmeClient, connect};
 use crate::nbd_client::NbdClient;
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running};
 
-/// How long a peer waits for an answer.
+/// Time that a peer waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Has this machine take packets for 127.0.0.0/8 from the cable, as container software does, and the other one send them.
+/// Makes this namespace accept packets for 127.0.0.0/8 from the veth pair, as container software
+/// does, and the other one send them.
 fn expose(cable: &Cable) {
     let set = |interface: &str| {
         for (path, value) in [
@@ -37,7 +38,7 @@ fn expose(cable: &Cable) {
     });
 }
 
-/// Whether the other machine gets a single byte at that port of 127.0.0.1.
+/// Returns whether the other namespace receives a byte from that port of 127.0.0.1.
 fn is_answered(cable: &Cable, port: u16) -> bool {
     cable.there(|| {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -51,7 +52,7 @@ fn is_served(port: u16) -> bool {
     NbdClient::connected(connect(([127, 0, 0, 1], port).into()).unwrap()).is_ok()
 }
 
-/// Serves on a socket that listens already, as systemd hands it over.
+/// Serves on a listening socket that is passed as systemd does.
 fn activated(listener: TcpListener, disk: &str) -> Running {
     let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
     let mut command = Command::new("sh");
@@ -68,7 +69,7 @@ fn x59_a_neighbour_does_not_reach_loopback_listeners() {
     let (cable, folder) = (Cable::lay(), Folder::new());
     expose(&cable);
     let disk = folder.image("disk.img", 7);
-    // The way is open: any other program is reached.
+    // Positive control: another program can be reached.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     let reached = std::thread::scope(|scope| {
@@ -96,7 +97,7 @@ fn x59_a_neighbour_does_not_reach_loopback_listeners() {
     assert!(refused["reason"].as_str().unwrap().contains("from another machine"), "{refused}");
 }
 
-/// A disk lent at a loopback address alone, and the key of a host.
+/// Exports a disk only at a loopback address. Returns it and the key of a host.
 fn scene(folder: &Folder) -> (Running, SocketAddr, String, String) {
     let key = folder.authorize(LAPTOP, "laptop", "tls", &[]);
     let (disk, keys) = (folder.image("disk.img", 7), folder.keys());
@@ -119,7 +120,7 @@ fn a_known_key_works_at_a_loopback_address() {
     drop(disk);
     // No key is needed there.
     assert_eq!(client.attach_plain(address).unwrap().read(0).unwrap(), vec![7; 4096]);
-    // But what is shown must be true: another host's name, or another key.
+    // But a key that is presented must be valid: not that of another host, and not an unknown one.
     let other = NvmeClient::new(DESK, &name);
     let psk = crate::host::disk_psk(&key, LAPTOP, &name);
     let connect = || {
@@ -132,7 +133,7 @@ fn a_known_key_works_at_a_loopback_address() {
     assert!(client.attach_tls(address, &wrong).is_err());
 }
 
-/// OpenSSL's client, with every identity that a host may have for its key.
+/// Connects with OpenSSL's client, with each identity that a host may use with its key.
 #[test]
 fn interop_openssl_speaks_tls_at_a_loopback_address() {
     let here = Command::new("openssl").arg("version").output();
@@ -156,7 +157,7 @@ fn interop_openssl_speaks_tls_at_a_loopback_address() {
     assert_eq!(versions, ["NVMe0", "NVMe1"]);
 }
 
-/// Whether the handshake succeeds.
+/// Returns whether the handshake succeeds.
 fn openssl(address: SocketAddr, identity: &str, secret: &[u8]) -> bool {
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let output = Command::new("openssl")

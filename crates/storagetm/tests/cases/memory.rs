@@ -1,5 +1,5 @@
-//! A host that takes all the memory and all the connections that it can get, on a machine that has little of either: others
-//! are served, and the process that talks to hosts lives on (X61).
+//! A host that takes all memory and all connections that it can get, on a machine with little of
+//! both: other hosts are served, and the worker survives (X61).
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -11,11 +11,11 @@ use crate::host::{NvmeClient, connect};
 use crate::nbd_client::NbdClient;
 use crate::scene::{DESK, Folder, LAPTOP, PROGRAM, Running, SIZE};
 
-/// Kibibytes of addresses that the program has.
+/// Limit of the address space of the program in KiB.
 const ADDRESSES: &str = "480000";
-/// Controllers, or NBD connections, with which it would need more than that.
+/// Number of controllers, or NBD connections, that would need more than that.
 const HOGS: usize = 164;
-/// Reads of the whole disk that each asks for and never takes.
+/// Number of reads of the whole disk that each connection requests and never receives.
 const READS: u16 = 31;
 /// The greedy host, and the other one.
 const GREEDY: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -39,7 +39,7 @@ fn serve(driver: &str, protocol: &str, disk: &str) -> Running {
     Running::of(command.stdin(Stdio::null()))
 }
 
-/// A connection from that address of this machine.
+/// Connects from that address of this machine.
 fn from(ip: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
     let tcp = Some(ipproto::TCP);
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, tcp)?;

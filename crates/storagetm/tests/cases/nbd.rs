@@ -1,5 +1,5 @@
-//! X01 to X04 and X16 over NBD: what an unauthenticated client learns, and what a host's key
-//! grants, until when.
+//! X01 to X04 and X16 over NBD: what an unauthenticated client can learn, what the key of a host
+//! grants, and when it ends.
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -17,7 +17,7 @@ use crate::nbd_client::{
 };
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains};
 
-/// The time in which a host that was revoked is cut off.
+/// Time limit to disconnect a revoked host.
 const SECOND: Duration = Duration::from_secs(1);
 
 fn serve(folder: &Folder, driver: &str, more: &[&str]) -> Running {
@@ -36,14 +36,15 @@ fn psk(folder: &Folder, name: &str) -> tls::Psk {
     tls::Psk { identity: identity.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
 }
 
-/// The connection from the ACK of STARTTLS on.
+/// Negotiates STARTTLS. Returns the connection after the ACK.
 fn connect_tls(address: SocketAddr, psk: tls::Psk) -> std::io::Result<NbdClient<Stream>> {
     let mut client = NbdClient::connected(connect(address)?)?;
     assert_eq!(client.negotiate(STARTTLS, &[])?, ACK);
     tls::connect(client.0, psk, Instant::now() + 30 * SECOND).map(NbdClient)
 }
 
-/// R27: NBD has no keep-alive; a peer that is gone without a word is found by TCP, in thirty seconds.
+/// R27: NBD has no keep-alive; a peer that disappears is detected by TCP keep-alive in thirty
+/// seconds.
 #[test]
 fn r27_dead_peer_without_keep_alive_is_found() {
     if !is_alone("nbd::r27_dead_peer_without_keep_alive_is_found") {
@@ -63,14 +64,14 @@ fn r27_dead_peer_without_keep_alive_is_found() {
     cable.there(|| ip(&["link", "set", "far", "down"]));
     running.next("detached");
     let found = began.elapsed();
-    // With ten seconds for a machine that is busy.
+    // With ten more seconds for a busy machine.
     assert!(found > 5 * SECOND && found < 40 * SECOND, "{found:?}");
 }
 
-/// All that comes until the other end closes.
+/// Returns the bytes received until the other end closes.
 fn rest(mut stream: impl Read) -> Vec<u8> {
     let mut all = Vec::new();
-    // That it is closed the hard way makes no difference.
+    // A reset is as good as an orderly close.
     let _ = stream.read_to_end(&mut all);
     all
 }
@@ -107,7 +108,7 @@ fn x01_x02_before_tls_every_option_has_one_answer() {
     }
 }
 
-/// X03: what was asked for before TLS counts for nothing after it.
+/// X03: options negotiated before TLS do not apply after it.
 #[test]
 fn x03_what_came_before_tls_is_forgotten() {
     let folder = Folder::new();
@@ -124,7 +125,7 @@ fn x03_what_came_before_tls_is_forgotten() {
     assert_eq!(client.read(0, 512).unwrap(), Ok(vec![7; 512]));
 }
 
-/// X04: plaintext bytes after STARTTLS may come from another sender.
+/// X04: plaintext bytes after STARTTLS are discarded: they may come from another sender.
 #[test]
 fn x04_bytes_after_starttls_end_the_connection() {
     for driver in ["uring", "blocking"] {
@@ -140,7 +141,7 @@ fn x04_bytes_after_starttls_end_the_connection() {
     }
 }
 
-/// A host's key grants what its rules say, and no more; other keys are refused.
+/// The key of a host grants what its rules allow, and not more; other keys are refused.
 #[test]
 fn a_key_opens_what_its_host_may_have() {
     let folder = Folder::new();
@@ -178,12 +179,12 @@ fn is_cut_off(socket: &TcpStream, by: Instant) -> bool {
 #[test]
 fn x16_only_the_removed_nbd_host_is_disconnected() {
     for driver in ["uring", "blocking"] {
-        // Other work of this machine may be in the way of one.
+        // Other load on this machine may delay one attempt.
         assert!((0..4).any(|_| time_to_disconnect(driver) <= SECOND), "{driver}");
     }
 }
 
-/// How long after its removal a host is cut off.
+/// Returns the time from the removal of a host to its disconnection.
 fn time_to_disconnect(driver: &str) -> Duration {
     let folder = Folder::new();
     folder.authorize(LAPTOP, "laptop", "tls", &[]);

@@ -10,7 +10,7 @@ use crate::alone::{ELSEWHERE, is_alone};
 use crate::host::{NvmeClient, connect_tls, disk_psk, pairing_psk};
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, find, run_ok};
 
-/// X15: a name is nothing without its key.
+/// X15: a host NQN is not accepted without its key.
 #[test]
 fn x15_another_hosts_name_without_its_key_is_refused() {
     if !is_alone("refusal::x15_another_hosts_name_without_its_key_is_refused") {
@@ -32,7 +32,7 @@ fn x15_another_hosts_name_without_its_key_is_refused() {
     assert!(spoofed.attach(|| connect_tls(address, disk_psk(&desk, DESK, disk))).is_err());
     assert!(spoofed.attach(|| connect_tls(address, pairing_psk())).is_err());
     assert!(spoofed.attach_tls(address, &desk).is_err());
-    // The laptop's channel does not make it another host, with or without that one's own proof.
+    // In the TLS channel of the laptop no other host can attach, with or without its own CHAP key.
     let channel = || connect_tls(address, disk_psk(&laptop, LAPTOP, disk));
     assert!(NvmeClient::new(DESK, disk).attach(channel).is_err());
     assert!(NvmeClient::new(prover, disk).attach(channel).is_err());
@@ -50,13 +50,13 @@ fn x15_another_hosts_name_without_its_key_is_refused() {
     assert!(NvmeClient::new(prover, disk).with_credentials(&chap).attach_plain(address).is_ok());
 }
 
-/// I/O commands that only read, or do nothing: Flush, Read, Compare, Verify, Reservation Report, Cancel (NVMe Base 2.0
-/// figure 88, NVM Command Set 1.0 figure 15).
+/// I/O commands that only read, or do nothing: Flush, Read, Compare, Verify, Reservation Report,
+/// Cancel (NVMe Base 2.0 figure 88, NVM Command Set 1.0 figure 15).
 const HARMLESS: [u8; 5] = [0x00, 0x02, 0x05, 0x0c, 0x0e];
 
-/// Admin commands that change something for good: Namespace Management, Firmware Commit and Download, Namespace
-/// Attachment, Virtualization, Directive Send, NVMe-MI Send, Lockdown, Format NVM, Security Send, Sanitize; and those of
-/// vendors (NVMe Base 2.0 figure 87).
+/// Admin commands that change something permanently: Namespace Management, Firmware Commit and
+/// Download, Namespace Attachment, Virtualization, Directive Send, NVMe-MI Send, Lockdown, Format
+/// NVM, Security Send, Sanitize; and those of vendors (NVMe Base 2.0 figure 87).
 const GRAVE: [u8; 11] = [0x0d, 0x10, 0x11, 0x15, 0x1c, 0x19, 0x1d, 0x24, 0x80, 0x81, 0x84];
 
 fn command(opcode: u8) -> Sqe {
@@ -93,7 +93,8 @@ fn x17_read_only_host_cannot_write_or_use_other_disks() {
             Err(_) => anew(&mut disk),
         }
     }
-    // Set Features, Namespace Write Protection Config: no write protection (NVMe Base 2.0 §5.27.1.31).
+    // Set Features, Namespace Write Protection Config: no write protection (NVMe Base 2.0
+    // §5.27.1.31).
     let unlock = Sqe { cdw10: 0x84.into(), ..command(0x09) };
     assert!(!disk.execute_admin(unlock).unwrap_or(false));
     assert!(!disk.write(0).unwrap());
@@ -107,7 +108,7 @@ fn x17_read_only_host_cannot_write_or_use_other_disks() {
     assert_eq!(running.next("detached")["written"], 0);
     assert_eq!(fs::read(&one).unwrap(), vec![1; SIZE]);
     assert_eq!(fs::read(&other).unwrap(), vec![2; SIZE]);
-    // It is the host that may not, not the disk.
+    // The host is read-only, not the disk.
     let change = ["host", "add", LAPTOP, "--replace", "--writable"];
     folder.run_command(&change);
     assert!(find(|| client.attach_tls(address, &key).ok()?.write(0).ok()?.then_some(())).is_some());

@@ -17,7 +17,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// The machine, and the code that is good now.
+    /// Returns the server and the valid code.
     fn new() -> (Self, String) {
         let (folder, guests) = (Folder::new(), Folder::new());
         let image = folder.image("disk.img", 4);
@@ -36,7 +36,7 @@ impl Scene {
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    /// Tries a wrong code. Returns the code that is good afterwards.
+    /// Tries a wrong code. Returns the valid code afterwards.
     fn fail(&self, right: &str) -> String {
         let wrong = if right == "12345678" { "12345679" } else { "12345678" };
         assert_eq!(self.pair(wrong).0, Some(3));
@@ -56,7 +56,7 @@ fn x62_a_signal_lets_pairing_go_on() {
     let (scene, code) = Scene::new();
     let second = scene.fail(&code);
     kill_process(process(&scene.running.process()), Signal::USR1).unwrap();
-    // The pause after the wrong code is over at once, and there is another code.
+    // The signal ends the pause after the wrong code and creates another code.
     let third = scene.running.code();
     assert_ne!(second, third);
     assert_eq!(scene.pair(&third).0, Some(0));

@@ -1,4 +1,4 @@
-//! A host whose access is revoked is disconnected within a second, and stays out: X16.
+//! A host whose access is revoked is disconnected within a second and cannot reconnect: X16.
 
 use std::net::TcpStream;
 use std::process::Command;
@@ -11,17 +11,17 @@ use crate::alone::is_alone;
 use crate::host::{NvmeClient, connect_tls, disk_psk};
 use crate::scene::{Folder, KEYED, LAPTOP, Running};
 
-/// The time in which a host that was revoked is cut off.
+/// Time limit to disconnect a revoked host.
 const SECOND: Duration = Duration::from_secs(1);
-/// The time in which it is even where this machine has other work to do.
+/// The same on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Whether it is cut off in time, if this is done a few times: other work of this machine may be in the way of one.
+/// Returns whether one of a few attempts is in time: other load on this machine may delay some.
 fn is_in_time(mut cut_off_after: impl FnMut() -> Option<Duration>) -> bool {
     (0..4).any(|_| cut_off_after().is_some_and(|after| after <= SECOND))
 }
 
-/// Waits until the other end has closed both connections; whether it has, so soon.
+/// Waits until the other end has closed both connections. Returns whether it did before `end`.
 fn are_cut_off(sockets: &[TcpStream; 2], by: Instant) -> bool {
     sockets.iter().all(|socket| {
         let left = by.saturating_duration_since(Instant::now());
@@ -36,7 +36,7 @@ fn serve(folder: &Folder, driver: &str) -> Running {
     Running::serve(&["--pair", "--io", driver, "--listen", KEYED, "--keys", &keys, &image])
 }
 
-/// X16 for a host with a key for TLS.
+/// X16 for a host with a TLS key.
 #[test]
 fn x16_removed_host_is_disconnected_within_a_second() {
     if !is_alone("revocation::x16_removed_host_is_disconnected_within_a_second") {
@@ -47,7 +47,7 @@ fn x16_removed_host_is_disconnected_within_a_second() {
     }
 }
 
-/// How long after its removal a host is cut off.
+/// Returns the time from the removal of a host to its disconnection.
 fn time_to_disconnect(driver: &str) -> Duration {
     let folder = Folder::new();
     let key = folder.authorize(LAPTOP, "laptop", "tls", &[]);
@@ -73,7 +73,7 @@ fn time_to_disconnect(driver: &str) -> Duration {
     after
 }
 
-/// X16 for a host that proves itself with DH-HMAC-CHAP.
+/// X16 for a host with a key for DH-HMAC-CHAP.
 #[test]
 fn x16_removed_chap_host_is_disconnected() {
     if !is_alone("revocation::x16_removed_chap_host_is_disconnected") {
@@ -103,7 +103,7 @@ fn removed_with_chap() -> Duration {
     after
 }
 
-/// A moment as the program takes it, whole seconds from now on.
+/// Returns a time in the format of the program, some seconds from now.
 fn moment(after: Duration) -> (SystemTime, String) {
     let time = (SystemTime::now() + after).duration_since(UNIX_EPOCH).unwrap().as_secs();
     let form = ["-u", "-d", &format!("@{time}"), "+%Y-%m-%dT%H:%M:%SZ"];
@@ -111,7 +111,7 @@ fn moment(after: Duration) -> (SystemTime, String) {
     (UNIX_EPOCH + Duration::from_secs(time), String::from_utf8(text).unwrap().trim().to_owned())
 }
 
-/// X16 for a host whose time is over.
+/// X16 for a host whose access expires.
 #[test]
 fn x16_expired_host_is_disconnected_within_a_second() {
     if !is_alone("revocation::x16_expired_host_is_disconnected_within_a_second") {
@@ -135,7 +135,7 @@ fn expired(seconds: u64) -> Option<Duration> {
     let remaining = left()?;
     let mut disk = disk.unwrap();
     let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.socket().try_clone().unwrap());
-    // Until then all is well.
+    // Before that the host can read.
     thread::sleep(remaining.saturating_sub(SECOND / 2));
     let read = disk.read(0);
     let remaining = left()?;

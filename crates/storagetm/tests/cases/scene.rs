@@ -17,7 +17,8 @@ use testkit::Scratch;
 pub(crate) use crate::process::{LONG, PROGRAM, find};
 use crate::process::{listening, proc, worker_of};
 
-/// Every address of a network of the test's own. Unlike the loopback addresses themselves, these ask for a key.
+/// All addresses of the network namespace of a test. Unlike the loopback addresses, these require a
+/// key.
 pub(crate) const KEYED: &str = "0.0.0.0:0";
 /// A host of the tests.
 pub(crate) const LAPTOP: &str =
@@ -36,7 +37,7 @@ impl Folder {
         Self(Scratch::new())
     }
 
-    /// A disk, all of it that byte.
+    /// Creates an image in which all bytes are `byte`.
     pub(crate) fn image(&self, name: &str, byte: u8) -> String {
         let path = self.path(name);
         fs::write(&path, vec![byte; SIZE]).unwrap();
@@ -57,7 +58,7 @@ impl Folder {
         run_ok(&[args, &["--keys", &self.keys()]].concat(), "")
     }
 
-    /// Lets a host in, with a new key of that kind (`tls`, `chap`); the key's text.
+    /// Authorizes a host with a new key of that kind (`tls`, `chap`). Returns the text of the key.
     pub(crate) fn authorize(&self, host: &str, name: &str, kind: &str, more: &[&str]) -> String {
         self.run_command(&["key", "generate", kind, "--name", name]);
         let option = format!("--{kind}-key");
@@ -71,7 +72,7 @@ impl Folder {
     }
 }
 
-/// Runs the program to its end.
+/// Runs the program and returns its output.
 pub(crate) fn run(args: &[&str], input: &str) -> Output {
     let mut child = Command::new(PROGRAM)
         .args(args)
@@ -81,12 +82,12 @@ pub(crate) fn run(args: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It may end without reading.
+    // The program may end without reading.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
 
-/// What it prints if all goes well.
+/// Runs the program, which must succeed. Returns its standard output.
 pub(crate) fn run_ok(args: &[&str], input: &str) -> String {
     let output = run(args, input);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -94,7 +95,7 @@ pub(crate) fn run_ok(args: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The program, serving; killed at the end.
+/// The program as a server; killed when dropped.
 pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
@@ -102,7 +103,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// With `--json`.
+    /// Starts the program with `--json`.
     pub(crate) fn serve(args: &[&str]) -> Self {
         Self::start(&[&["serve", "--json"], args].concat())
     }
@@ -131,7 +132,7 @@ impl Running {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
     }
 
-    /// The next event of that name, and all that come before it.
+    /// Returns the events up to the next one of that name.
     pub(crate) fn until(&self, name: &str) -> Vec<Value> {
         let mut events = vec![self.event()];
         while events.last().unwrap()["event"] != name {
@@ -140,12 +141,12 @@ impl Running {
         events
     }
 
-    /// The next event of that name.
+    /// Returns the next event of that name.
     pub(crate) fn next(&self, name: &str) -> Value {
         self.until(name).pop().unwrap()
     }
 
-    /// The names of the events that come within that time.
+    /// Returns the names of the events that arrive within `time`.
     pub(crate) fn names_within(&self, time: Duration) -> Vec<String> {
         let end = Instant::now() + time;
         let left = || end.saturating_duration_since(Instant::now());
@@ -157,24 +158,24 @@ impl Running {
         lines.map(name).collect()
     }
 
-    /// Where it listens (at 127.0.0.1), and the names of its disks.
+    /// Returns the address of the listener (at 127.0.0.1) and the names of the exports.
     pub(crate) fn ready(&self) -> (SocketAddr, Vec<String>) {
         listening(&self.until("ready"))
     }
 
-    /// The same with `--pair`, once the worker has the access rules and the disks: the code comes
-    /// last.
+    /// As [`Running::settled`] with `--pair`, once the worker has the access rules and the disks:
+    /// the code comes last.
     pub(crate) fn settled(&self) -> (SocketAddr, Vec<String>, String) {
         let (address, names) = self.ready();
         (address, names, self.code())
     }
 
-    /// The code that is good from now on: eight digits.
+    /// Waits for a new pairing code and returns it: eight digits.
     pub(crate) fn code(&self) -> String {
         self.next("pairing")["code"].as_str().unwrap().to_owned()
     }
 
-    /// All output on standard output and standard error.
+    /// Returns all output on standard output and standard error.
     pub(crate) fn output(&self) -> Vec<u8> {
         self.output.lock().unwrap().clone()
     }
@@ -183,7 +184,7 @@ impl Running {
         proc(Pid::from_child(&self.child))
     }
 
-    /// The folder in `/proc` of the process that talks to hosts.
+    /// Returns the folder of the worker process in `/proc`.
     pub(crate) fn worker(&self) -> PathBuf {
         proc(find(|| worker_of(Pid::from_child(&self.child))).expect("a worker"))
     }
@@ -213,7 +214,7 @@ fn listen(
     });
 }
 
-/// Whether the text is anywhere in the bytes, in capitals or not.
+/// Returns whether the bytes contain the text, ignoring case.
 pub(crate) fn contains(bytes: &[u8], text: &str) -> bool {
     assert!(!text.is_empty());
     bytes.windows(text.len()).any(|part| part.eq_ignore_ascii_case(text.as_bytes()))

@@ -1,4 +1,5 @@
-//! Where no secret is, and nothing that steers a terminal: X19, X53.
+//! Secrets are not where they do not belong, and names from peers do not control a terminal: X19,
+//! X53.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,8 +19,8 @@ use crate::host::{NvmeClient, connect_tls, disk_psk, pairing_psk};
 use crate::process::field;
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains, run};
 
-/// What keys and passwords begin with, where they are written down: keys of NVMe hosts, private keys, the users'
-/// passwords, users' keys.
+/// Prefixes of keys and passwords in files: keys of NVMe hosts, private keys, passwords of users,
+/// SSH keys of users.
 const WRITTEN: [&str; 10] = [
     "NVMeTLSkey-1:0",
     "DHHC-1:0",
@@ -33,7 +34,7 @@ const WRITTEN: [&str; 10] = [
     "dropbear",
 ];
 
-/// Where there is a key or password in the bytes, by what it begins with and what follows.
+/// Returns the positions of keys and passwords in the bytes, by their prefix and what follows.
 fn written(bytes: &[u8]) -> Vec<String> {
     let secret = |rest: &&[u8]| rest.iter().take(40).filter(|byte| is_base64(**byte)).count() >= 16;
     let starts = |text: &'static str| {
@@ -52,11 +53,11 @@ fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+/=:".contains(&byte)
 }
 
-/// Keys that are written down in tests and specifications.
+/// Keys in tests and specifications.
 const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
 const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
 
-/// An initramfs of the program alone: the paths in it, and all its bytes, unpacked.
+/// Makes an initramfs of the program. Returns the paths in it and all its bytes, unpacked.
 fn image(folder: &Folder) -> (Vec<String>, Vec<u8>) {
     let modules = folder.path("6.12.0");
     fs::create_dir_all(&modules).unwrap();
@@ -67,15 +68,15 @@ fn image(folder: &Folder) -> (Vec<String>, Vec<u8>) {
     let made = run(&["image", "--initramfs", &packed, "--modules", &modules, "--no-firmware"], "");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let archive = fs::read(packed).unwrap();
-    // Behind the archive that is not packed is one that is (the magic number of RFC 8878 §3.1.1).
+    // The uncompressed archive is followed by a compressed one (magic number of RFC 8878 §3.1.1).
     let start = archive.windows(4).position(|it| it == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
     let rest = zstd::decode_all(&archive[start..]).unwrap();
     let names = [entries(&archive[..start]), entries(&rest)].concat();
     (names, [&archive[..start], &rest].concat())
 }
 
-/// The paths in an archive of the kind that the kernel unpacks: a magic number, thirteen numbers of eight digits, and
-/// a name; the seventh number is the length of what follows, the twelfth that of the name.
+/// Returns the paths in a newc cpio archive: a magic number, thirteen numbers of eight digits, and
+/// a name; the seventh number is the length of the data, the twelfth that of the name.
 fn entries(mut archive: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     while archive.starts_with(b"070701") {
@@ -91,12 +92,13 @@ fn entries(mut archive: &[u8]) -> Vec<String> {
     names
 }
 
-/// X19: neither the program nor what boots has a key or a password in it, a shell, or a way to log in.
+/// X19: neither the program nor the boot image contains a key, a password, a shell or a way to log
+/// in.
 #[test]
 fn x19_no_key_and_no_password_is_built_in() {
     let (names, mut bytes) = image(&Folder::new());
     assert_eq!(written(&bytes), [""; 0]);
-    // The program is in it, all but what debuggers need; and a key would be seen.
+    // Positive control: the stripped program is in the image, and a key would be found.
     assert!(names.iter().any(|name| name == "init") && contains(&bytes, "NVMeTLSkey-1:"));
     for (planted, begin) in
         [(TLS, "NVMeTLSkey"), (CHAP, "DHHC"), ("root:$6$abcdefghijklmnop:", "root")]
@@ -140,7 +142,7 @@ fn x19_without_hosts_all_access_is_refused() {
     assert!(!reported.iter().any(|name| name == "attached" || name == "paired"), "{reported:?}");
 }
 
-/// Names that would clear a screen, set a title, begin a line, or turn what follows around.
+/// Names that would clear a screen, set a title, begin a line, or reverse the text direction.
 const HOSTILE: [&str; 5] = [
     "nqn.2024-01.test:\u{1b}[2Jred",
     "nqn.2024-01.test:\u{1b}]0;title\u{7}",
@@ -154,7 +156,8 @@ fn is_harmless(output: &[u8]) -> bool {
     output.iter().all(|byte| *byte == b'\n' || (b' '..=b'~').contains(byte))
 }
 
-/// A hello of pairing as no client of ours would say it: kind 1, the form, the wish, a share, a host, a name.
+/// Returns an invalid pairing Hello: type 1, kind of the code, requested access, share, host NQN,
+/// name.
 fn hello(host: &str, name: &str) -> Vec<u8> {
     let with_length = |bytes: &[u8]| [&[u8::try_from(bytes.len()).unwrap()], bytes].concat();
     let texts = [with_length(host.as_bytes()), with_length(name.as_bytes())].concat();
@@ -211,7 +214,8 @@ fn converse(channel: &mut Stream, client: &mut Client) -> bool {
     }
 }
 
-/// X53: what hosts call themselves, and call disks, steers no terminal and begins no line, in either form of output.
+/// X53: names of hosts and disks from peers do not control a terminal and do not begin a line, in
+/// either output format.
 #[test]
 fn x53_hostile_names_are_always_escaped() {
     if !is_alone("secrets::x53_hostile_names_are_always_escaped") {
@@ -237,7 +241,7 @@ fn x53_hostile_names_are_always_escaped() {
         }
         let _ = NvmeClient::new(HOSTILE[0], HOSTILE[1]).attach_plain(open);
         let _ = crate::scene::find(|| contains(&running.output(), "2Jred").then_some(()));
-        // The rest of what it has to say.
+        // The rest of the output.
         thread::sleep(Duration::from_millis(600));
         let output = running.output();
         let shown = String::from_utf8_lossy(&output).into_owned();
@@ -256,12 +260,12 @@ fn x53_hostile_names_are_always_escaped() {
     }
 }
 
-/// The secret part of a key's text.
+/// Returns the secret part of the text of a key.
 fn secret(key: &str) -> String {
     key.trim().split(':').nth(2).unwrap()[..40].to_owned()
 }
 
-/// X53: after all that can be done with keys and codes, these are nowhere but where they were asked for.
+/// X53: after all operations with keys and codes, these are only where they were requested.
 #[test]
 fn x53_keys_and_codes_are_not_printed_or_dumped() {
     if !is_alone("secrets::x53_keys_and_codes_are_not_printed_or_dumped") {
@@ -311,7 +315,7 @@ fn x53_keys_and_codes_are_not_printed_or_dumped() {
     for secret in keys.iter().map(|key| secret(key)).chain(codes).chain(long_codes(&reported)) {
         assert!(!contains(&output, &secret), "{}", String::from_utf8_lossy(&output));
     }
-    // Nor is either in a file that the kernel writes when a process dies.
+    // Core dumps are disabled.
     for process in [running.process(), running.worker()] {
         let limits = fs::read_to_string(process.join("limits")).unwrap();
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
@@ -329,7 +333,7 @@ fn split(output: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (reported.concat(), rest.concat())
 }
 
-/// The long forms of the codes.
+/// Returns the long forms of the codes.
 fn long_codes(reported: &[u8]) -> Vec<String> {
     let text = String::from_utf8(reported.to_vec()).unwrap();
     let link = |line: &str| serde_json::from_str::<Value>(line).unwrap()["link"].clone();

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Where to connect to instead of the target; until dropped, and a little longer.
+/// A relay to the target; ends some time after it is dropped.
 pub(crate) struct Tap {
     pub(crate) address: SocketAddr,
     received: Arc<Mutex<Vec<u8>>>,
@@ -26,7 +26,7 @@ impl Tap {
         Self { address, received }
     }
 
-    /// All that has come back so far.
+    /// Returns the bytes received from the target so far.
     pub(crate) fn received(&self) -> Vec<u8> {
         self.received.lock().unwrap().clone()
     }

@@ -1,4 +1,4 @@
-//! A cable that is pulled out while a disk is copied, between two networks of this machine.
+//! A link between two network namespaces that is down for some time during a copy.
 
 use std::fs;
 use std::process::{Child, Stdio};
@@ -9,7 +9,7 @@ use crate::alone::{Cable, is_alone};
 use crate::scene::{Folder, MIB, allocated, assert_equal, copy};
 use crate::target::Target;
 
-/// R24: a cable that was out for some seconds costs no more than these.
+/// R24: a link that is down for some seconds delays a copy by about that time.
 #[test]
 fn r24_a_copy_goes_on_when_the_cable_is_plugged_in_again() {
     if !is_alone("cable::r24_a_copy_goes_on_when_the_cable_is_plugged_in_again") {
@@ -35,7 +35,7 @@ fn r24_a_copy_goes_on_when_the_cable_is_plugged_in_again() {
     }
 }
 
-/// Half of the disk is data: six seconds' worth.
+/// Half of the disk is data, for six seconds.
 fn start(source: &str, destination: &str, map: &str) -> Child {
     let mut command = copy(&["--rate", "6M", "--map", map, source, destination]);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()

@@ -1,4 +1,4 @@
-//! `--allocated` and `--files`, on file systems made by their own programs.
+//! `--allocated` and `--files`, on file systems made by mkfs programs.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,7 @@ fn tool(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// ext4 with two files, the free blocks of which hold what was deleted.
+/// Creates an ext4 image with two files, whose free blocks contain deleted data.
 fn disk(folder: &Folder) -> String {
     let (image, tree) = (folder.path("disk.img"), folder.path("tree"));
     let file = File::create(&image).unwrap();
@@ -29,7 +29,7 @@ fn disk(folder: &Folder) -> String {
     image
 }
 
-/// R45: only what is used is read, and the tree of files is the same.
+/// R45: only allocated blocks are read, and the tree of files is the same.
 #[test]
 fn r45_allocated_copy_contains_every_file() {
     if programs::lacks("copies of file systems", &["mke2fs", "debugfs", "e2fsck"]) {
@@ -67,7 +67,7 @@ fn allocated_copy_is_resumed_only_with_allocated() {
     let folder = Folder::new();
     let (disk, copy, map) = (disk(&folder), folder.path("copy.img"), folder.path("map"));
     run_expecting(0, &["--allocated", "--map", &map, &disk, &copy]);
-    // Without hashes all is compared from both ends.
+    // Without hashes both ends are read and compared.
     let text = fs::read_to_string(&map).unwrap();
     let bare = text.lines().filter(|line| !line.starts_with("# storagetm hash"));
     fs::write(&map, bare.fold(String::new(), |all, line| all + line + "\n")).unwrap();
@@ -76,7 +76,8 @@ fn allocated_copy_is_resumed_only_with_allocated() {
     assert!(message.contains("--allocated"), "{message}");
 }
 
-/// Calls that mount a file system, load a module or start a program, and those that open what would assemble a device.
+/// System calls that mount a file system, load a module or start a program, and opens of files by
+/// which a device is assembled.
 const CALLS: &str = "trace=execve,execveat,mount,fsopen,fsmount,open_tree,move_mount,init_module,finit_module,open,openat";
 /// Files by which devices are assembled.
 const ASSEMBLERS: [&str; 4] = ["/dev/loop", "/dev/mapper", "/dev/md", "/dev/btrfs-control"];
@@ -96,7 +97,8 @@ fn traced(folder: &Folder, args: &[&str]) -> Option<String> {
     Some(fs::read_to_string(trace).unwrap())
 }
 
-/// X42: whatever is on a disk, a copy starts no program for it, mounts nothing, loads no module and assembles no device.
+/// X42: for no contents of a disk does a copy start a program, mount a file system, load a module
+/// or assemble a device.
 #[test]
 fn x42_copy_probes_mounts_and_assembles_nothing() {
     let test = "contents::x42_copy_probes_mounts_and_assembles_nothing";
@@ -118,7 +120,7 @@ fn x42_copy_probes_mounts_and_assembles_nothing() {
         };
         let started = first(" execve(");
         assert!(started.contains(&PROGRAM.to_owned()), "{calls}");
-        // The other two keep the machine from sleeping meanwhile.
+        // The other two processes are sleep inhibitors.
         let may_start = |path: &String| {
             [PROGRAM, "/proc/self/exe"].contains(&path.as_str())
                 || path.ends_with("bin/systemd-inhibit")
@@ -135,7 +137,7 @@ fn x42_copy_probes_mounts_and_assembles_nothing() {
     }
 }
 
-/// R45: what is not understood, or was not put in order, is copied whole.
+/// R45: an unknown or dirty file system is copied as a whole.
 #[test]
 fn unsupported_file_system_is_copied_whole() {
     if programs::lacks("copies of file systems", &["mke2fs", "debugfs"]) {
@@ -149,7 +151,7 @@ fn unsupported_file_system_is_copied_whole() {
     assert_equal(&disk, &copy);
 }
 
-/// nbdkit with some sectors that cannot be read.
+/// Starts nbdkit with some unreadable sectors.
 struct Faulty(Child);
 
 impl Drop for Faulty {
@@ -194,7 +196,7 @@ fn the_files_with_bad_sectors_are_named() {
     assert!(!message.contains("/letter"), "{message}");
 }
 
-/// X44: what looks for files is another process, and whatever becomes of it, all can be copied without.
+/// X44: files are examined by another process; if it fails, the copy continues without it.
 #[test]
 fn crafted_file_system_disables_only_the_option() {
     if programs::lacks("copies of file systems", &["mke2fs"]) {
@@ -203,7 +205,7 @@ fn crafted_file_system_disables_only_the_option() {
     let folder = Folder::new();
     let disk = disk(&folder);
     let file = File::options().write(true).open(&disk).unwrap();
-    // Group descriptors that point nowhere, with a superblock that is sound.
+    // Invalid group descriptors with a valid superblock.
     file.write_all_at(&random_bytes(3, 6144), 2048).unwrap();
     let message = run_expecting(0, &["--allocated", &disk, &folder.path("copy.img")]);
     assert!(message.contains("copied whole: damaged"), "{message}");

@@ -1,4 +1,4 @@
-//! Copies between files, pipes and disks of this machine.
+//! Copies between local files, pipes and disks.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Block sizes, lengths and partition tables between all kinds of ends.
+//! Block sizes, lengths and partition tables between all kinds of endpoints.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use crate::target::Target;
 
 const BYTES: u64 = 8 * MIB;
 const BLOCKS: [u32; 2] = [512, 4096];
-/// Where the partitions of the image are, in bytes.
+/// Offsets of the partitions of the image, in bytes.
 const PLACES: [(u64, u64); 2] = [(MIB, 3 * MIB), (4 * MIB, 6 * MIB)];
 
 /// An image with two partitions, of which the first has a FAT of 512-byte sectors.
@@ -40,7 +40,7 @@ fn partitioned(path: &str, block: u32) {
     file.write_all_at(&boot, MIB).unwrap();
 }
 
-/// The block size of the table, and that all partitions are where they were, with what was in them.
+/// Returns the block size of the table; checks the offsets and contents of all partitions.
 #[track_caller]
 fn readable(path: &str, source: &str) -> u32 {
     let (copy, source) = (fs::read(path).unwrap(), fs::read(source).unwrap());
@@ -62,7 +62,7 @@ fn readable(path: &str, source: &str) -> u32 {
 /// A disk of one block size, which is lent from one file and attached from another.
 struct Ends {
     block: u32,
-    /// The kind, the address, and the file behind it.
+    /// The kind, the URI or path, and the file behind it.
     ends: Vec<(&'static str, String, String)>,
     _held: (Vec<Attached>, Target),
 }
@@ -89,7 +89,7 @@ impl Ends {
     }
 }
 
-/// R49: every pair of ends with blocks of 512 and of 4096 bytes.
+/// R49: every pair of endpoints with blocks of 512 and 4096 bytes.
 #[test]
 fn r49_disks_of_other_block_sizes_are_refused_or_converted() {
     let folder = Folder::new();
@@ -141,7 +141,7 @@ fn one_pair(source: &str, from: u32, image: &str, destination: &str, to: u32, be
     assert_equal(image, behind);
 }
 
-/// R54: the backup of a GPT belongs at the end, also of a larger disk.
+/// R54: the backup GPT is moved to the end of a larger disk.
 #[test]
 fn r54_backup_gpt_is_moved_or_reported() {
     let folder = Folder::new();
@@ -159,7 +159,7 @@ fn r54_backup_gpt_is_moved_or_reported() {
     }
 }
 
-/// R49, R54: the same of an image that comes through a pipe.
+/// R49, R54: the same for an image from a pipe.
 #[test]
 fn r54_piped_image_is_checked_and_its_backup_moved() {
     let folder = Folder::new();
@@ -201,7 +201,7 @@ fn r54_converted_copy_is_gone_on_with_by_its_map() {
     assert!(message.contains("another disk"), "{message}");
 }
 
-/// R59: a copy has every byte of its source, by every protocol; NVMe has whole blocks only.
+/// R59: a copy has every byte of its source, by every protocol; NVMe only supports whole blocks.
 #[test]
 fn r59_odd_image_is_copied_whole_by_every_protocol() {
     let folder = Folder::new();

@@ -16,7 +16,7 @@ use crate::target::Target;
 
 const HOST: &str = "nqn.2024-01.test:copier";
 
-/// A target that lends the image at an address where a key is needed.
+/// Starts a target that exports the image at an address that requires a key.
 fn target(keys: &str, image: &str, more: &[&str]) -> Target {
     let (nvme, nbd) = (format!("nvme:{ELSEWHERE}:0"), format!("nbd:{ELSEWHERE}:0"));
     Target::serve(&[&["--keys", keys, "--listen", &nvme, "--listen", &nbd, image], more].concat())
@@ -47,7 +47,7 @@ fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
     let nvme = format!("nvme://{ELSEWHERE}:{}/", target.port("nvme"));
     let nbd = format!("{ELSEWHERE}:{}/disk", target.port("nbd"));
     let never = folder.path("never.img");
-    // A key that is named is used, whatever the scheme.
+    // A key given by an option is used with each scheme.
     for from in [&nvme, &format!("nbds://{nbd}"), &format!("nbd://{nbd}")] {
         let to = folder.path("copy.img");
         run_expecting(0, &["--force", "--hostnqn", HOST, "--key", &key, from, &to]);
@@ -84,7 +84,8 @@ fn add_other() {
     assert!(up.unwrap().success());
 }
 
-/// A listener at another address that keeps what clients send, each connection by itself, and passes it on to a port, if any.
+/// A listener at another address that records what clients send, per connection, and forwards it to
+/// a port, if one is given.
 struct Tap {
     port: u16,
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -144,8 +145,8 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
 }
 
-/// X60: keys belong to the machine. At another address it is contacted with them, and an unknown
-/// machine is not contacted.
+/// X60: keys belong to the machine. They are used at each of its addresses, and an unknown machine
+/// is not contacted.
 #[test]
 fn x60_known_machine_is_never_contacted_in_plaintext() {
     if !is_alone("keyed::x60_known_machine_is_never_contacted_in_plaintext") {
@@ -206,12 +207,12 @@ fn x60_open_target_needs_insecure_where_keys_are_kept() {
         assert!(!Path::new(&never).exists());
         run_expecting(0, &["--force", "--keys", &here, "--insecure", &source, &to]);
         assert_equal(&image, &to);
-        // Without any stored key there is no machine to be impersonated.
+        // Without stored keys no machine can be impersonated.
         run_expecting(0, &["--force", &source, &to]);
     }
 }
 
-/// A target that is stopped in order and started again is waited for, as one that was killed.
+/// A copy waits for a target that is restarted, as for one that was killed.
 #[test]
 fn keyed_target_that_is_restarted_is_copied_on() {
     if !is_alone("keyed::keyed_target_that_is_restarted_is_copied_on") {
@@ -247,7 +248,7 @@ fn keyed_target_that_is_restarted_is_copied_on() {
     }
 }
 
-/// What pairing leaves is enough: the machine's address, and the disk's name there.
+/// After pairing the address of the machine and the name of the disk are sufficient.
 #[test]
 fn paired_machine_is_copied_from_by_disk_name() {
     if !is_alone("keyed::paired_machine_is_copied_from_by_disk_name") {

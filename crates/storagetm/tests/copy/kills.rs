@@ -9,7 +9,8 @@ use crate::scene::{Folder, MIB, assert_equal, copy, events, random_bytes, run};
 
 const KILLS: usize = 50;
 
-/// R41: killed at fifty random points, it ends equal, and does not begin anew each time.
+/// R41: a copy that is killed at fifty random points is equal in the end, and does not restart from
+/// zero.
 #[test]
 fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     let folder = Folder::new();
@@ -25,7 +26,7 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // The map is saved each two seconds: some live to see it.
+        // The map is saved every two seconds: some copies live that long.
         let end = Instant::now() + Duration::from_secs(30);
         while number % 4 == 0 && rescued(&map) == before && Instant::now() < end {
             if child.try_wait().unwrap().is_some() {
@@ -43,7 +44,7 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     let events = events(&output);
     let last = events.last().unwrap();
     let hash = blake3::hash(&fs::read(&image).unwrap()).to_hex();
-    // Of what was copied just before a kill the hash may be lost; what is compared instead gives it back.
+    // Hashes of data copied just before a kill may be lost; the comparison computes them again.
     assert_eq!(last["hash"], hash.as_str(), "{last}");
     assert_eq!(last["verified"], 40 * MIB, "all of it was compared");
     assert!(last["earlier"].as_u64().unwrap() >= 4 * MIB, "{last}");
@@ -61,7 +62,7 @@ fn rescued(map: &str) -> u64 {
     text.lines().filter_map(size).sum()
 }
 
-/// R41: a map that was torn by a crash of the machine is not believed, and costs nothing but time.
+/// R41: a map torn by a crash of the machine is rejected; the copy only takes longer.
 #[test]
 fn r41_a_torn_map_is_not_believed() {
     let folder = Folder::new();

@@ -60,7 +60,7 @@ fn map_in_which_nothing_is_done_is_no_consent() {
     assert_equal(&image, &to);
 }
 
-/// `storagetm image` and `storagetm key export` as well, and before anything slow is done.
+/// `storagetm image` and `storagetm key export` ask as well, before anything slow.
 #[test]
 fn image_and_key_files_are_overwritten_only_by_force() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! Images that are packed: unpacked or refused, and never taken for the disk itself.
+//! Compressed images and image formats: unpacked or refused, never treated as the disk itself.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,12 +17,12 @@ fn tool(program: &str, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// The image, and each way to pack it for which there is a program.
+/// Returns the image in each format for which a program is installed.
 fn packed(folder: &Folder) -> (String, Vec<String>) {
     let image = folder.image("disk.img", 5 * MIB + 512);
     let mut all = Vec::new();
     for (program, ending) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst")] {
-        // Debian calls gzip essential.
+        // gzip is an essential package of Debian.
         if program == "gzip" || has(program) {
             let path = folder.path(&format!("disk.img.{ending}"));
             fs::write(&path, tool(program, &["-c", &image])).unwrap();
@@ -88,7 +88,7 @@ fn r50_truncated_packed_image_is_no_success() {
     }
 }
 
-/// R50: what cannot be unpacked here is refused with the way out, in `serve` all of them.
+/// R50: a format that cannot be unpacked is refused with advice; `serve` refuses all of them.
 #[test]
 fn r50_containers_are_refused_with_the_way_out() {
     let folder = Folder::new();
@@ -126,7 +126,7 @@ fn x43_an_image_within_a_disk_is_copied_as_it_is() {
     let image = folder.path("disk");
     let mut bytes = random_bytes(1, 1 << 20);
     bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-    // Where a reader of qcow2 would look for the name of another file.
+    // The position of the backing file name in qcow2.
     bytes[8..16].copy_from_slice(&1024_u64.to_be_bytes());
     bytes[1024..1035].copy_from_slice(b"/etc/shadow");
     fs::write(&image, &bytes).unwrap();
@@ -163,7 +163,7 @@ fn x58_backing_files_are_never_opened() {
     }
 }
 
-/// X55: what unpacks to more than there is room for ends with a status, and costs no memory.
+/// X55: an image that unpacks to more than the free space ends with an error, without using memory.
 #[test]
 fn x55_bomb_ends_at_the_end_of_the_destination() {
     if !has("zstd") {

@@ -64,7 +64,7 @@ fn disk_is_copied_from_and_to_a_target_by_nbd() {
     assert!(message.contains("read-only"), "{message}");
 }
 
-/// An nbdkit at a socket of its own.
+/// An nbdkit at a Unix socket.
 fn nbdkit(socket: &str, args: &[&str]) -> Running {
     let _ = fs::remove_file(socket);
     let child = programs::command("nbdkit")
@@ -123,7 +123,7 @@ fn corrupting_destination_fails_verification() {
     run_expecting(0, &["--yes", "--no-verify", &image, &uri(&socket)]);
 }
 
-/// R16: a destination that fails some writes is never taken for a copy.
+/// R16: if writes fail, the copy fails.
 #[test]
 fn r16_a_failed_write_is_a_failed_copy() {
     if !has("nbdkit") {
@@ -144,7 +144,7 @@ fn r16_a_failed_write_is_a_failed_copy() {
     }
 }
 
-/// R15: exactly the unreadable sectors are reported as bad, and all else is copied.
+/// R15: exactly the unreadable sectors are reported as bad, and the rest is copied.
 #[test]
 fn r15_bad_sectors_are_reported_and_the_rest_copied() {
     if !has("nbdkit") {
@@ -156,7 +156,7 @@ fn r15_bad_sectors_are_reported_and_the_rest_copied() {
     let bytes = random_bytes(15, 4 << 20);
     fs::write(&image, &bytes).unwrap();
     let (rescued, map) = (folder.path("rescued.map"), folder.path("map"));
-    // Three bad places: a sector, a stretch, and the end.
+    // Three bad ranges: one sector, several, and the end.
     let bad = [(0x5200, 0x200), (0x10_0000, 0x8000), (0x3f_fe00, 0x200)];
     fs::write(&rescued, rescue_map(&bad, 4 << 20)).unwrap();
     let args = ["--filter=ddrescue", "file", &image, &format!("ddrescue-mapfile={rescued}")];
@@ -227,7 +227,7 @@ fn r23_copy_continues_after_server_restart() {
     assert!(events.last().unwrap()["resent"].as_u64().unwrap() <= 64 * MIB);
 }
 
-/// R23: so is a target of this program, by either protocol, in both directions.
+/// R23: the same with a storagetm target, by either protocol, in both directions.
 #[test]
 fn r23_copy_continues_after_target_restart() {
     for protocol in ["nvme", "nbd"] {
@@ -294,7 +294,7 @@ fn lost_server_is_a_failure_that_can_be_resumed() {
     assert_equal(&image, &to);
 }
 
-/// X20: with a server's key it works, with another or in the clear it does not.
+/// X20: a copy succeeds with the key of the server, and fails with another key or in plaintext.
 #[test]
 fn x20_nbdkit_with_keys_is_reached_by_the_right_one_only() {
     if !has("nbdkit") {
@@ -328,7 +328,7 @@ fn x20_nbdkit_with_keys_is_reached_by_the_right_one_only() {
     assert!(!Path::new(&never).exists());
 }
 
-/// X20: a server's certificate must be of the authority that was named, and have the server's name.
+/// X20: the certificate of a server must be issued by the given CA for the name of the server.
 #[test]
 fn x20_nbdkit_with_certificates_is_verified() {
     if !has("nbdkit") || !has("openssl") {
@@ -355,7 +355,7 @@ fn x20_nbdkit_with_certificates_is_verified() {
     assert!(!Path::new(&never).exists());
 }
 
-/// An authority in that folder, and a server's certificate of it.
+/// Creates a CA in that folder and a server certificate.
 fn certify(place: &str) {
     let openssl = |args: &[&str]| {
         let run = programs::command("openssl").args(args).current_dir(place).output().unwrap();

@@ -1,4 +1,4 @@
-//! What is refused before anything is written.
+//! Copies that are refused before anything is written.
 
 use std::fs;
 use std::path::Path;
@@ -80,7 +80,7 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     let other = folder.path("other.img");
     crate::scene::fill(&other, 4 * MIB, 12345);
     let text = fs::read_to_string(&map).unwrap();
-    // As ddrescue would leave it: without what this program remarked.
+    // As ddrescue saves it: without the comments of this program.
     let bare: String = text
         .lines()
         .filter(|line| !line.starts_with('#'))
@@ -98,7 +98,7 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     fs::remove_file(&to).unwrap();
     let message = run_expecting(5, &["--map", &map, &image, &to]);
     assert!(message.contains("is not there"), "{message}");
-    // An empty map beside which the one before it lies is that one.
+    // If the map is empty, the previous version beside it is used.
     fs::write(&map, "").unwrap();
     let message = run_expecting(5, &["--map", &map, &image, &to]);
     assert!(message.contains("is not there"), "{message}");

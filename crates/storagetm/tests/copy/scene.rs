@@ -13,10 +13,10 @@ use testkit::Scratch;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 pub(crate) const MIB: u64 = 1 << 20;
-/// What takes longer does not come about.
+/// Time limit of what is waited for.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A folder that is removed at the end.
+/// A temporary folder; removed when dropped.
 pub(crate) struct Folder(pub(crate) Scratch);
 
 impl Folder {
@@ -28,7 +28,7 @@ impl Folder {
         self.0.0.join(name).to_str().unwrap().to_owned()
     }
 
-    /// An image of that size, of which each second MiB is a hole.
+    /// Creates an image of that size in which every second MiB is a hole.
     pub(crate) fn image(&self, name: &str, bytes: u64) -> String {
         let path = self.path(name);
         fill(&path, bytes, bytes);
@@ -36,7 +36,7 @@ impl Folder {
     }
 }
 
-/// Noise that is the same for the same seed, in each second MiB.
+/// Fills every second MiB with pseudo-random bytes of the seed.
 pub(crate) fn fill(path: &str, bytes: u64, seed: u64) {
     let file = File::create(path).unwrap();
     file.set_len(bytes).unwrap();
@@ -61,7 +61,7 @@ pub(crate) fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
     args.take(len).collect()
 }
 
-/// The program, without the environment that other tests care for.
+/// Returns the command, without environment variables that other tests set.
 pub(crate) fn copy(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("copy").args(args).stdin(Stdio::null());
@@ -70,12 +70,12 @@ pub(crate) fn copy(args: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end.
+/// Runs the command.
 pub(crate) fn run(args: &[&str]) -> Output {
     copy(args).output().unwrap()
 }
 
-/// Runs the program to its end, which must have that status; returns its standard error.
+/// Runs the program, which must exit with `status`. Returns its standard error.
 #[track_caller]
 pub(crate) fn run_expecting(status: i32, args: &[&str]) -> String {
     let output = run(args);
@@ -108,13 +108,12 @@ pub(crate) fn assert_equal(one: impl AsRef<Path>, other: impl AsRef<Path>) {
     assert_eq!(differs, None);
 }
 
-/// Bytes that the file takes on its disk.
+/// Returns the allocated bytes of a file.
 pub(crate) fn allocated(path: &str) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// Waits until a copy has brought so much of the file, whose data take that room on its disk. How long that takes is the
-/// machine's affair.
+/// Waits until a copy has written this part of the file. The time depends on the machine.
 #[track_caller]
 pub(crate) fn until_arrived(path: &str, bytes: u64) {
     let end = Instant::now() + LONG;
@@ -139,11 +138,11 @@ pub(crate) fn has(program: &str) -> bool {
     !programs::lacks(&format!("a copy with {program}"), &[program])
 }
 
-/// A loop device over a file, taken away at the end.
+/// A loop device over a file; detached when dropped.
 pub(crate) struct Attached(pub(crate) String);
 
 impl Attached {
-    /// With logical blocks of that size.
+    /// Attaches the file with logical blocks of that size.
     pub(crate) fn new(path: &str, block: u32) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             println!("skip a copy to a block device: only root makes loop devices");

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::scene::PROGRAM;
 
-/// A process that is ended at the end.
+/// A process; ended when dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
@@ -17,7 +17,7 @@ impl Drop for Running {
     }
 }
 
-/// This program's own target.
+/// A storagetm target.
 pub(crate) struct Target {
     running: Running,
     ports: Vec<(String, u16)>,
@@ -54,12 +54,12 @@ impl Target {
                 _ => {}
             }
         }
-        // Nobody reads on: a target whose reader is gone ends.
+        // Keeps the pipe open: a target without a reader of its events ends.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Self { running, ports, lent, code }
     }
 
-    /// Ends it as Ctrl-C does, and waits until it has ended.
+    /// Sends SIGINT and waits for the end.
     pub(crate) fn interrupt(mut self) {
         let child = &mut self.running.0;
         let pid = rustix::process::Pid::from_child(child);
@@ -67,7 +67,7 @@ impl Target {
         child.wait().unwrap();
     }
 
-    /// The code on its screen.
+    /// The pairing code.
     pub(crate) fn code(&self) -> &str {
         self.code.as_deref().unwrap()
     }

@@ -35,7 +35,8 @@ fn events_have_all_members_in_order() {
     assert!(progress.iter().any(|event| event["phase"] == "verifying"), "{events:?}");
 }
 
-/// R47: progress never falls within a phase, is never above all there is, and comes each second.
+/// R47: progress never decreases within a phase, never exceeds the total, and is reported each
+/// second.
 #[test]
 fn r47_progress_is_true() {
     let folder = Folder::new();
@@ -43,7 +44,7 @@ fn r47_progress_is_true() {
     std::fs::write(&image, crate::scene::random_bytes(3, 4 << 20)).unwrap();
     let to = folder.path("copy.img");
     let line = ["--json", "--rate", "1M", "--no-verify", "--force", &image, &to];
-    // Other work of this machine may be in the way of a second's word, though not each time.
+    // Other load on this machine may delay an event, but not in each attempt.
     assert!((0..4).any(|_| longest_silence(&events(&run(&line))) < 2.0));
 }
 
@@ -92,7 +93,7 @@ fn interrupted_copy_prints_how_to_resume() {
     let ended = child.wait_with_output().unwrap();
     let message = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(6), "{message}");
-    // Ten more seconds would bring the rest.
+    // Ten more seconds would complete the copy.
     assert!(asked.elapsed() < Duration::from_secs(8));
     assert!(
         message.contains("copy --rate 2M --map ") && message.contains("to go on from there"),

@@ -7,24 +7,25 @@ use std::path::Path;
 
 use crate::foreign::{Background, Folder, lacks, program, run, wait_for};
 
-/// The size of every such device, in bytes.
+/// The size of each device, in bytes.
 pub(crate) const BYTES: u64 = 16 << 20;
 
-/// Reads all but what is in front of `$BAD`; the script is run with the length as `$3` and the offset as `$4`.
+/// Script for nbdkit that fails reads before offset `$BAD`; `$3` is the length and `$4` the offset.
 const FAIL_BELOW: &str =
     r#"if [ "$4" -lt BAD ]; then echo EIO bad >&2; exit 1; fi; head -c "$3" /dev/zero"#;
 
-/// A loop device, and what it consists of; all of it goes with it.
+/// A loop device and the processes behind it; all end when dropped.
 pub(crate) struct Device {
     pub(crate) path: String,
     fuse: Option<Background>,
     server: Option<Background>,
-    /// Controls whether requests are answered.
+    /// Socket of the pause filter of nbdkit.
     control: Option<UnixStream>,
 }
 
 impl Device {
-    /// One whose first `bad` bytes cannot be read, and nothing written. `None` where there can be no such device.
+    /// Returns a read-only device whose first `bad` bytes cannot be read; `None` if there is no
+    /// free loop device.
     pub(crate) fn failing(folder: &Folder, name: &str, bad: u64) -> Option<Self> {
         let pread = format!("pread={}", FAIL_BELOW.replace("BAD", &bad.to_string()));
         let size = format!("get_size=echo {BYTES}");
@@ -32,14 +33,14 @@ impl Device {
         Self::new(folder, name, &["eval", &size, &pread, read_only], &["--read-only"])
     }
 
-    /// One that can be written, too, and keeps nothing: its first `bad` bytes cannot be read.
+    /// Returns a device that discards writes and whose first `bad` bytes cannot be read.
     pub(crate) fn failing_writable(folder: &Folder, name: &str, bad: u64) -> Option<Self> {
         let pread = format!("pread={}", FAIL_BELOW.replace("BAD", &bad.to_string()));
         let size = format!("get_size=echo {BYTES}");
         Self::new(folder, name, &["eval", &size, &pread, "pwrite=cat >/dev/null"], &[])
     }
 
-    /// A device that answers until it is paused, with the content of `image`.
+    /// Returns a device with the contents of `image` that can be paused.
     pub(crate) fn pausing(folder: &Folder, name: &str, image: &str) -> Option<Self> {
         let control = folder.path(&format!("{name}.control"));
         let pause = format!("pause-control={control}");

@@ -9,10 +9,10 @@ use crate::device::{Device, skip_without_loop_devices};
 use crate::foreign::{Background, Folder, MIB, program, run, same, wait_for};
 use crate::serve::{PROGRAM, Serve};
 
-/// What the end of the program may take, whatever hangs; and what a busy machine adds to that.
+/// Maximum time for the end of the program if a disk hangs, and an allowance for a busy machine.
 const END: Duration = Duration::from_secs(10 + 10);
 
-/// Two devices, of which the first is to hang.
+/// Two devices; the first can be made to hang.
 pub(crate) fn two(folder: &Folder) -> Option<[Device; 2]> {
     let device = |name: &str| {
         let image = folder.random_bytes(&format!("{name}.img"), 16 * MIB);
@@ -34,14 +34,14 @@ pub(crate) fn uri(events: &[Value], device: &Device) -> String {
     lent["nbd"][0].as_str().unwrap().to_owned()
 }
 
-/// Writes to a disk that is lent, until it is ended.
+/// Starts a process that writes to an export until it is killed.
 fn write_to(folder: &Folder, uri: &str) -> Background {
     let image = folder.random_bytes("written.img", 8 * MIB);
     let line = ["copy", "--yes", "--no-verify", "--patience", "1", &image, uri];
     Background::start(program(PROGRAM).args(line))
 }
 
-/// Requests to write that the kernel has on their way to a disk.
+/// Returns the number of writes in flight to a disk (`/sys/block/*/inflight`).
 pub(crate) fn writes_in_flight(device: &Device) -> u64 {
     let text = fs::read_to_string(format!("/sys/block/{}/inflight", name(device))).unwrap();
     text.split_whitespace().nth(1).unwrap().parse().unwrap()
@@ -76,7 +76,7 @@ fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
     }
     let folder = Folder::new();
     let Some([mut hanging, healthy]) = two(&folder) else { return };
-    // Devices that are files are lent only by name.
+    // Loop devices are exported only by name.
     let settings = folder.path("credentials");
     fs::create_dir(&settings).unwrap();
     let names = format!("{}\n{}\n", name(&hanging), name(&healthy));
@@ -90,7 +90,7 @@ fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
     let is_healthy = |event: &Value| is_lent(event, &healthy);
     let is_wanted =
         |event: &Value| event["message"].as_str().is_some_and(|note| note.starts_with(&wanted));
-    // On a busy machine the healthy one may be late, or open for another program that lists the disks just then.
+    // On a busy machine the healthy disk may be late, or open in another program that lists disks.
     for is_it in [&is_healthy as &dyn Fn(&Value) -> bool, &is_wanted] {
         if !events.iter().any(is_it) {
             events.extend(serve.until(is_it));
@@ -174,7 +174,7 @@ fn r60_a_worker_that_dies_beside_a_hung_disk_is_replaced() {
     }
 }
 
-/// Ends the process that talks to hosts.
+/// Kills the worker process.
 fn kill_worker(serve: &Serve) {
     let all = children_of(&serve.child.id().to_string());
     let is_worker = |pid: &&String| {
@@ -186,7 +186,7 @@ fn kill_worker(serve: &Serve) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
-/// The processes whose parent is that one.
+/// Returns the children of a process.
 fn children_of(parent: &str) -> Vec<String> {
     let names = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
     let pids = names.filter_map(|name| name.to_str().map(str::to_owned));

@@ -1,4 +1,5 @@
-//! Case R55: NBD clients that end with writes in flight on a disk that hangs, and those that come after them.
+//! Case R55: NBD clients that disconnect with writes in flight on a disk that hangs, and later
+//! clients.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
@@ -18,7 +19,8 @@ fn write(cookie: u64, version: u8) -> Vec<u8> {
     [header, vec![version; BLOCK]].concat()
 }
 
-/// A client writes the first block so many times and ends while the disk hangs. Another one writes it after that.
+/// A client writes the first block `count` times and disconnects while the disk hangs. Then another
+/// client writes it.
 fn newest_data_win(io: &str, writes: u64) {
     let folder = Folder::new();
     let image = folder.random_bytes("hanging.img", 16 * MIB);
@@ -66,7 +68,7 @@ fn r55_newest_data_win_after_a_client_with_one_write() {
     ["uring", "blocking"].into_iter().for_each(|io| newest_data_win(io, 1));
 }
 
-/// More writes than the server takes at once: the rest is unread when the client ends.
+/// More writes than the server has slots: the rest is unread when the client disconnects.
 #[test]
 fn r55_newest_data_win_after_a_client_with_all_slots() {
     if skip_without_loop_devices("newest data win after a client with all slots taken") {

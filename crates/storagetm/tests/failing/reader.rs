@@ -1,4 +1,4 @@
-//! The program that reads the events ends before this one does.
+//! The reader of the events ends before the server.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::foreign::{Background, Folder, MIB, wait_for};
 use crate::serve::PROGRAM;
 
-/// Starts it, reads one line, and closes the pipe; what it is doing then must end by itself.
+/// Starts the program, reads one line, and closes the pipe. The program must end by itself.
 fn ends_without_a_reader(args: &[&str]) {
     let mut child = Command::new(PROGRAM)
         .args(args)

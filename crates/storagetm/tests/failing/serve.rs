@@ -14,7 +14,7 @@ use crate::foreign::wait_for;
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 const LONG: Duration = Duration::from_secs(120);
 
-/// One that runs; killed at the end if it still does.
+/// A running program; killed when dropped.
 pub(crate) struct Serve {
     pub(crate) child: Child,
     lines: Receiver<String>,
@@ -26,7 +26,7 @@ impl Serve {
         Self::start_with(args, |command| command)
     }
 
-    /// The same, with what `prepare` does to the command.
+    /// The same; `prepare` changes the command before the start.
     pub(crate) fn start_with(
         args: &[&str],
         prepare: impl FnOnce(&mut Command) -> &mut Command,
@@ -59,7 +59,7 @@ impl Serve {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
-    /// The events up to the first that `is_it`.
+    /// Returns the events up to the first for which `is_it` is true.
     pub(crate) fn until(&self, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut events = vec![self.event()];
         while !is_it(events.last().unwrap()) {
@@ -68,7 +68,7 @@ impl Serve {
         events
     }
 
-    /// The events up to one of that name.
+    /// Returns the events up to one of that name.
     pub(crate) fn until_named(&self, name: &str) -> Vec<Value> {
         self.until(|event| event["event"] == name)
     }
@@ -81,12 +81,12 @@ impl Serve {
         wait_for("the program's end", || self.child.try_wait().unwrap())
     }
 
-    /// What it wrote to standard error, after its end.
+    /// Returns the standard error, after the end of the program.
     pub(crate) fn errors(&mut self) -> String {
         self.errors.take().unwrap().join().unwrap()
     }
 
-    /// Has it end; how, and how long that took.
+    /// Sends SIGTERM. Returns the exit status and the time until the end.
     pub(crate) fn terminate(&mut self) -> (ExitStatus, Duration) {
         let begun = Instant::now();
         kill_process(self.pid(), Signal::TERM).unwrap();

@@ -1,5 +1,5 @@
-//! A block device of this machine's kernel over NBD: nbdfuse and a loop device, with a file system on it, and with random
-//! requests beside a copy in memory. Knows what a block device promises.
+//! A block device over NBD: nbdfuse and a loop device, with a file system on it, and with random
+//! requests compared with a copy in memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -12,7 +12,7 @@ use crate::foreign::{
 };
 use crate::server::{DRIVERS, Server};
 
-/// A disk that is lent, as a device of this machine.
+/// An export as a block device.
 struct Device {
     path: String,
     fuse: Option<Background>,
@@ -41,7 +41,7 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         run(program("losetup").args(["-d", &self.path]));
-        // It ends when what it has mounted is taken away, which its own end does, too.
+        // nbdfuse ends when its file system is unmounted, which its end does, too.
         let _ = self.fuse.take().map(Background::end);
     }
 }
@@ -101,7 +101,7 @@ fn r03_interop_file_system_lives_on_a_lent_disk() {
     });
 }
 
-/// What the file system exerciser fsx does, for a device: random reads, writes and punched holes beside a copy in memory.
+/// As fsx, for a block device: random reads, writes and discards, compared with a copy in memory.
 #[test]
 fn r04_interop_random_requests_leave_what_they_should() {
     let test = "random requests leave what they should";

@@ -1,4 +1,4 @@
-//! Other programs: whether they are installed, and how they end.
+//! Runs other programs with a time limit.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use testkit::Scratch;
 
-/// How long any of them may take.
+/// Time limit of a program.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
 pub(crate) const MIB: usize = 1 << 20;
 
-/// A folder that is removed at the end.
+/// A temporary folder; removed when dropped.
 pub(crate) struct Folder(pub(crate) Scratch);
 
 impl Folder {
@@ -25,21 +25,21 @@ impl Folder {
         self.0.0.join(inside).to_str().unwrap().to_owned()
     }
 
-    /// A disk that is one hole.
+    /// Creates an image that is one hole.
     pub(crate) fn hole(&self, name: &str, bytes: usize) -> String {
         let path = self.path(name);
         File::create(&path).unwrap().set_len(bytes as u64).unwrap();
         path
     }
 
-    /// A disk with no two blocks alike.
+    /// Creates an image without two equal blocks.
     pub(crate) fn random_bytes(&self, name: &str, bytes: usize) -> String {
         let path = self.path(name);
         File::create(&path).unwrap().write_all(&random_bytes(bytes)).unwrap();
         path
     }
 
-    /// A disk of which one MiB in three is noise, and the rest a hole.
+    /// Creates an image in which every third MiB is random data and the rest a hole.
     pub(crate) fn sparse(&self, name: &str, bytes: usize) -> String {
         use std::os::unix::fs::FileExt;
         let path = self.hole(name, bytes);
@@ -57,7 +57,7 @@ pub(crate) fn random_bytes(bytes: usize) -> Vec<u8> {
     (0..bytes.div_ceil(8)).flat_map(|_| next(&mut seed).to_le_bytes()).take(bytes).collect()
 }
 
-/// The next number of a pseudorandom sequence.
+/// Returns the next number of a pseudo-random sequence.
 pub(crate) fn next(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;
@@ -67,7 +67,7 @@ pub(crate) fn next(seed: &mut u64) -> u64 {
 
 pub(crate) use programs::{command as program, lacks};
 
-/// Runs it to its end, which must come by itself.
+/// Runs the command, which must end by itself.
 pub(crate) fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -85,7 +85,7 @@ pub(crate) fn stdout_of(name: &str, args: &[&str]) -> String {
     out
 }
 
-/// What it complains of when all does not.
+/// Runs the program, which must fail. Returns its standard error.
 pub(crate) fn stderr_of_failing(name: &str, args: &[&str]) -> String {
     let output = run(program(name).args(args));
     let (out, error) = (text(&output.stdout), text(&output.stderr));
@@ -128,7 +128,7 @@ impl Watch {
     }
 }
 
-/// What comes about, within a while.
+/// Polls until the result is `Some`; panics after a time limit.
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + LONG;
     loop {
@@ -140,7 +140,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// A program that runs on; ended with its handle.
+/// A program in the background; ended when dropped.
 pub(crate) struct Background(pub(crate) Child);
 
 impl Background {
@@ -150,7 +150,7 @@ impl Background {
         Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM and waits for the end.
     pub(crate) fn end(mut self) {
         let pid = rustix::process::Pid::from_child(&self.0);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);

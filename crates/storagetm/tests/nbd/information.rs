@@ -1,4 +1,4 @@
-//! What nbdinfo, qemu-img and nbd-client say of our disks. Knows what they should say.
+//! What nbdinfo, qemu-img and nbd-client report about exports.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! The bytes of NBD that a client sends and receives, for tests that do with them what no proper client does.
+//! Raw NBD messages, for tests that violate the protocol.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ pub(crate) const EXPORT_NAME: u32 = 1;
 pub(crate) const READ: u16 = 0;
 pub(crate) const WRITE: u16 = 1;
 
-/// A client that has come as far as the option haggling.
+/// Returns a client in the option haggling phase.
 pub(crate) fn haggling(port: u16) -> TcpStream {
     let mut socket = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
     socket.set_nodelay(true).unwrap();
@@ -22,13 +22,13 @@ pub(crate) fn haggling(port: u16) -> TcpStream {
     socket
 }
 
-/// The bytes of an option.
+/// Returns an encoded option.
 pub(crate) fn option(number: u32, data: &[u8]) -> Vec<u8> {
     let len = u32::try_from(data.len()).unwrap();
     [&b"IHAVEOPT"[..], &number.to_be_bytes(), &len.to_be_bytes(), data].concat()
 }
 
-/// A client that may ask for data of the export of that name.
+/// Returns a client in the transmission phase with that export.
 pub(crate) fn transmitting(port: u16, name: &str) -> TcpStream {
     let mut socket = haggling(port);
     socket.write_all(&option(EXPORT_NAME, name.as_bytes())).unwrap();

@@ -15,7 +15,7 @@ const STRUCTURED_REPLY: u32 = 8;
 const WRITE_ZEROES: u16 = 6;
 const FAST_ZERO: u16 = 1 << 4;
 
-/// A client that may ask for data.
+/// Returns a client in the transmission phase.
 fn transmitting(port: u16) -> TcpStream {
     crate::raw::transmitting(port, "disk")
 }
@@ -26,7 +26,7 @@ fn reset(socket: TcpStream) {
     drop(socket);
 }
 
-/// Whether the next client is served as if nothing had been.
+/// Checks that the next client is served.
 fn serves(server: &mut Server) {
     let mut socket = transmitting(server.port());
     socket.write_all(&request(0, READ, 1, 0, 512)).unwrap();
@@ -101,7 +101,7 @@ fn unnegotiated_request_is_refused() {
             socket.write_all(bytes).unwrap();
             assert_ne!(reply(&mut socket), 0, "{bytes:x?}");
         }
-        // This one may go well, or not at all: what matters is that it is answered.
+        // This request may succeed or fail, but it must be answered.
         socket.write_all(&request(FAST_ZERO, WRITE_ZEROES, 7, 1 << 20, 1 << 16)).unwrap();
         reply(&mut socket);
         socket.write_all(&request(0, READ, 8, 0, 512)).unwrap();
@@ -123,14 +123,14 @@ fn x26_request_above_the_maximum_is_refused() {
         }
         socket.write_all(&request(0, READ, 1, 0, most + 512)).unwrap();
         assert_ne!(reply(&mut socket), 0);
-        // A write that is too long may cost the connection, as its data cannot all be taken; nothing else.
+        // A write that is too long may end the connection, because its data cannot be received.
         let mut writer = transmitting(server.port());
         writer.write_all(&request(0, WRITE, 1, 0, u32::MAX)).unwrap();
         let _ = writer.write_all(&vec![1; MIB]);
     });
 }
 
-/// X22: lengths of options that end nowhere.
+/// X22: option lengths beyond the data.
 #[test]
 fn x22_wrong_lengths_end_only_their_connection() {
     on_both(|server| {

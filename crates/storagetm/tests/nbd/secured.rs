@@ -6,10 +6,10 @@ use crate::foreign::{Folder, MIB, lacks, program, run, same, stderr_of_failing, 
 use crate::server::{DRIVERS, PROGRAM, Server};
 
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
-/// Any address, which requires a key also from this machine.
+/// All addresses: requires a key, also from this machine.
 const KEYED: &str = "nbd:0.0.0.0:0";
 
-/// A target with a host `laptop` that has a key, and the file in which other programs want that key.
+/// A server with an authorized host `laptop`, and the PSK file of other programs.
 struct Scene {
     folder: Folder,
     image: String,
@@ -48,7 +48,7 @@ impl Scene {
         self.folder.path("psk/keys.psk")
     }
 
-    /// Writable with a key.
+    /// Starts a server with write access for hosts with a key.
     fn serve(&self, io: &str, more: &[&str]) -> Server {
         let keys = self.folder.path("keys");
         let args = ["--io", io, "--listen", KEYED, "--keys", &keys, "--writable", &self.image];
@@ -107,7 +107,7 @@ fn interop_a_key_lets_gnutls_clients_in() {
     }
 }
 
-/// Where no key is needed, one works all the same.
+/// A key also works where none is required.
 #[test]
 fn interop_a_key_works_at_a_loopback_address() {
     if lacks("a key works at a loopback address", &["nbdinfo"]) {
@@ -158,8 +158,7 @@ fn interop_a_key_lets_qemu_in() {
     same(&scene.image, copy);
 }
 
-/// Certificates made with OpenSSL: `ca`, `server` and `client`, and `stranger` of another
-/// authority.
+/// Certificates made with OpenSSL: `ca`, `server` and `client`, and `stranger` of another CA.
 fn certificates(folder: &Folder) -> String {
     let at = folder.path("pki");
     fs::create_dir(&at).unwrap();
@@ -212,13 +211,13 @@ fn interop_certificates_let_gnutls_clients_in() {
         let copy = scene.folder.path(&format!("copy-{io}"));
         stdout_of("nbdcopy", &[&known, &copy]);
         same(&scene.image, copy);
-        // A client whose certificate is another authority's, and one that has none.
+        // A client with a certificate of another CA, and one without a certificate.
         let _ = fs::remove_dir_all(&unknown);
         fs::create_dir(&unknown).unwrap();
         fs::copy(format!("{at}/ca-cert.pem"), format!("{unknown}/ca-cert.pem")).unwrap();
         let stranger = format!("{uri}{unknown}");
         stderr_of_failing("nbdinfo", &["--size", &stranger]);
-        // A certificate of the right authority for an unknown host is refused as well.
+        // A certificate of this CA for an unknown host is refused as well.
         for other in ["stranger", "visitor"] {
             for end in ["key.pem", "cert.pem"] {
                 fs::copy(format!("{at}/{other}-{end}"), format!("{unknown}/client-{end}")).unwrap();

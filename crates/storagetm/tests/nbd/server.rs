@@ -1,4 +1,4 @@
-//! The program serving NBD, and how clients reach it.
+//! The program as an NBD server.
 
 use serde_json::Value;
 
@@ -6,15 +6,15 @@ use crate::foreign::Folder;
 pub(crate) use crate::process::PROGRAM;
 use crate::process::Running;
 
-/// Both drivers of the same sessions.
+/// Both drivers.
 pub(crate) const DRIVERS: [&str; 2] = ["uring", "blocking"];
 
-/// The program, serving; killed at the end.
+/// The program as a server; killed when dropped.
 pub(crate) struct Server {
     running: Running,
-    /// Events until it was ready.
+    /// Events up to `ready`.
     pub(crate) events: Vec<Value>,
-    /// What follows the name of a disk in an address, and what goes before.
+    /// The parts of a URI after and before the name of an export.
     place: (String, String),
 }
 
@@ -28,7 +28,7 @@ impl Server {
         server
     }
 
-    /// At a free port of the loopback.
+    /// Starts the server at a free port of the loopback interface.
     pub(crate) fn tcp(args: &[&str]) -> Self {
         let mut server = Self::start(&[&["--listen", "nbd:127.0.0.1:0"], args].concat());
         server.place.0 = format!("nbd://127.0.0.1:{}/", server.port());
@@ -45,23 +45,23 @@ impl Server {
         server
     }
 
-    /// The address of the disk of that name; the empty one is the only disk.
+    /// Returns the URI of an export; an empty name selects the only one.
     pub(crate) fn uri(&self, name: &str) -> String {
         format!("{}{name}{}", self.place.0, self.place.1)
     }
 
-    /// The port that it listens on.
+    /// Returns the port of the listener.
     pub(crate) fn port(&self) -> u16 {
         let port = self.events.iter().find_map(|event| event["port"].as_u64());
         port.expect("a port").try_into().unwrap()
     }
 
-    /// The events up to the next of that name.
+    /// Returns the events up to the next of that name.
     pub(crate) fn until(&self, name: &str) -> Vec<Value> {
         self.running.until(name)
     }
 
-    /// Whether it still runs.
+    /// Returns whether the server still runs.
     pub(crate) fn lives(&mut self) -> bool {
         self.running.child.try_wait().unwrap().is_none()
     }

@@ -1,4 +1,4 @@
-//! Whole disks by nbdcopy, qemu-img, qemu-io and fio, both ways. Knows what must be the same afterwards.
+//! Copies whole disks with nbdcopy, qemu-img, qemu-io and fio, in both directions.
 
 use crate::foreign::{Folder, MIB, lacks, program, run, same, stdout_of};
 use crate::server::{DRIVERS, Server};
@@ -22,7 +22,7 @@ fn interop_nbdcopy_reads_a_disk() {
     }
 }
 
-/// An image that ends within a block is copied to its last byte, by clients that know of blocks, too.
+/// An image that ends within a block is copied to its last byte, also by clients that use blocks.
 #[test]
 fn interop_image_of_odd_size_is_read_to_its_last_byte() {
     if lacks("an image of odd size is read whole", &["nbdcopy", "nbdinfo", "qemu-img"]) {
@@ -50,7 +50,7 @@ fn interop_nbdcopy_writes_a_disk() {
             let folder = Folder::new();
             let make = if sparse { Folder::sparse } else { Folder::random_bytes };
             let source = make(&folder, "source.img", 30 * MIB);
-            // What was there before must be overwritten where the source has holes.
+            // Old contents must be overwritten where the source has holes.
             let disk = folder.random_bytes("disk.img", 30 * MIB + 512);
             std::fs::File::options().write(true).open(&disk).unwrap().set_len(30 << 20).unwrap();
             let server = Server::tcp(&["--io", io, "--writable", &disk]);
@@ -150,7 +150,7 @@ fn r02_interop_fio_verifies_what_it_wrote() {
         let server = Server::tcp(&["--io", io, "--writable", &disk]);
         let uri = format!("--uri={}", server.uri("disk"));
         let all = ["--name=verify", "--ioengine=nbd", &uri, "--size=64m", "--verify_fatal=1"];
-        // Without this fio leaves its state in the folder that it was started in.
+        // Without this option fio leaves its state in the current directory.
         let keep = format!("--aux-path={}", folder.path(""));
         let random =
             ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--verify=crc32c", "--io_size=24m"];

@@ -1,4 +1,4 @@
-//! Servers that fail on purpose: what of it our copy survives, and that it never calls a failure a success.
+//! Servers with injected faults: a copy retries, and never reports a failure as a success.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::foreign::{Folder, MIB, lacks, same, wait_for};
 use crate::peer::{Peer, copy, run_expecting};
 
-/// Where one request in fifty fails, the others are enough.
+/// One request in fifty fails; retries succeed.
 #[test]
 fn interop_errors_that_come_and_go_cost_nothing() {
     if lacks("errors that come and go cost nothing", &["nbdkit"]) {
@@ -23,7 +23,7 @@ fn interop_errors_that_come_and_go_cost_nothing() {
     same(image, copied);
 }
 
-/// R16: the first error of many, early or late, and from whichever kind of request.
+/// R16: the first error, early or late, of each kind of request.
 #[test]
 fn r16_interop_a_destination_that_fails_is_never_a_success() {
     if lacks("a destination that fails is never a success", &["nbdkit"]) {
@@ -70,7 +70,7 @@ fn r17_interop_a_flush_that_fails_is_never_a_success() {
     same(source, disk);
 }
 
-/// R24: what was under way when the server went is asked for again, and little else.
+/// R24: after a loss of the server only the requests in flight, and little else, are repeated.
 #[test]
 fn r24_interop_restart_rereads_little() {
     if lacks("little is read twice after the server went and came", &["nbdkit"]) {
@@ -91,13 +91,13 @@ fn r24_interop_restart_rereads_little() {
         let copying = scope.spawn(|| copy(&line));
         let mut peer = first;
         for number in 1..=2 {
-            // Until a good part has come; how long that takes is the machine's affair.
+            // Until a part is copied; the time depends on the machine.
             wait_for("the copy", || {
                 (allocated(&copied) > (u64::from(number) * 24) << 20).then_some(())
             });
             peer.end();
             thread::sleep(Duration::from_millis(300));
-            // The same place once more.
+            // The same socket again.
             let socket = uri.split_once("socket=").unwrap().1;
             let _ = fs::remove_file(socket);
             peer = serve(number);
@@ -113,12 +113,12 @@ fn r24_interop_restart_rereads_little() {
     assert!(read >= whole * 0.99 && read <= whole + 64.0 * 1048576.0, "{read} of {whole}");
 }
 
-/// Bytes that a file takes on its disk, if it is there.
+/// Returns the allocated bytes of a file; 0 if it does not exist.
 fn allocated(path: &str) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.blocks() * 512)
 }
 
-/// What nbdkit counted as read: `read: 17 ops, 0.01 s, 512.00 KiB, ...`.
+/// Returns the bytes that nbdkit counted as read: `read: 17 ops, 0.01 s, 512.00 KiB, ...`.
 fn read_bytes(file: &str) -> f64 {
     let text = fs::read_to_string(file).unwrap();
     let Some(line) = text.lines().find(|line| line.starts_with("read:")) else { return 0.0 };

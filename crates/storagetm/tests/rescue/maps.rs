@@ -12,7 +12,7 @@ const SECTOR: usize = 512;
 const BAD: [(usize, usize); 6] = [(0, 1), (100, 3), (4000, 64), (9000, 1), (9002, 1), (32767, 1)];
 const SIZE: usize = 16 * MIB;
 
-/// A map in which all is rescued but `bad`, as its filter for nbdkit wants it.
+/// Returns a map in which everything except `bad` is rescued, for nbdkit's ddrescue filter.
 fn map_of(bad: &[(usize, usize)]) -> String {
     let mut text = "# Mapfile.\n0x00000000     +               1\n".to_owned();
     let mut at = 0;
@@ -39,7 +39,7 @@ fn bad_of(map: &str) -> Vec<(usize, usize)> {
     bad.map(|it| (number(it[0]) / SECTOR, number(it[1]) / SECTOR)).collect()
 }
 
-/// A disk of which some sectors cannot be read, the server of it, and a copy of it with its map.
+/// A disk with unreadable sectors, its server, and a copy of it with the map.
 struct Scene {
     folder: Folder,
     image: String,
@@ -89,7 +89,7 @@ fn r46_interop_ddrescue_goes_on_from_our_map() {
     }
     let scene = Scene::new();
     scene.copy();
-    // Another disk of that size: what ddrescue takes from it shows.
+    // Another disk of that size, so that it shows what ddrescue reads from it.
     let other = scene.folder.path("other.img");
     fs::write(&other, vec![0xbb; SIZE]).unwrap();
     stdout_of("ddrescue", &["--quiet", "--retry-passes=1", &other, &scene.copied, &scene.map]);
@@ -114,7 +114,7 @@ fn r46_interop_ddrescuelog_understands_our_map() {
     let sectors: Vec<usize> = listed.lines().map(|line| line.trim().parse().unwrap()).collect();
     let bad: Vec<usize> = BAD.iter().flat_map(|&(first, count)| first..first + count).collect();
     assert_eq!(sectors, bad);
-    // Without comments, which it does not keep, it is the same map.
+    // ddrescue does not keep comments; the rest of the map is the same.
     let theirs = scene.folder.path("theirs.map");
     let output = run(program("ddrescuelog").args(["--change-types=?,?", &scene.map]));
     assert!(output.status.success(), "{output:?}");
@@ -122,8 +122,8 @@ fn r46_interop_ddrescuelog_understands_our_map() {
     assert_eq!(bad_of(&fs::read_to_string(theirs).unwrap()), BAD);
 }
 
-/// ddrescue has read the first half; we read the second, and of the first no more than it takes to see that it is the
-/// same disk.
+/// After ddrescue has read the first half, the copy reads the second half, and of the first only
+/// the samples that identify the disk.
 #[test]
 fn r46_interop_we_go_on_from_the_map_of_ddrescue() {
     if lacks("we go on from the map of ddrescue", &["nbdkit", "ddrescue"]) {
@@ -145,7 +145,7 @@ fn r46_interop_we_go_on_from_the_map_of_ddrescue() {
     assert_eq!(bad_of(&fs::read_to_string(&map).unwrap()), []);
 }
 
-/// Bytes that were read of each half: `... Read id=1 offset=0x0 count=0x1000 ...`.
+/// Returns the bytes read of each half: `... Read id=1 offset=0x0 count=0x1000 ...`.
 fn read_of(log: &str) -> [usize; 2] {
     let mut halves = [0, 0];
     for line in log.lines().filter(|line| line.contains(" Read ") && !line.contains("...Read")) {
@@ -160,7 +160,8 @@ fn read_of(log: &str) -> [usize; 2] {
     halves
 }
 
-/// What ddrescue has found to be bad, we try again, and are done when it can be read.
+/// Sectors that are bad in the map of ddrescue are retried; the copy is complete if they can be
+/// read.
 #[test]
 fn r46_interop_bad_sectors_of_ddrescue_are_retried() {
     if lacks(
@@ -170,7 +171,7 @@ fn r46_interop_bad_sectors_of_ddrescue_are_retried() {
         return;
     }
     let scene = Scene::new();
-    // ddrescue reads no NBD: it makes the map of a file in which the bad sectors are not to be had.
+    // ddrescue cannot read NBD: it makes the map from a file without the bad sectors.
     let before = map_of(&BAD);
     fs::write(&scene.map, &before).unwrap();
     let domain = ["--quiet", "--force", "--no-scrape", "--no-trim"];

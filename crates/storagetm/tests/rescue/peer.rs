@@ -1,4 +1,4 @@
-//! Servers of other people, and our copy run beside them. Knows how each is started; no test.
+//! Starts NBD servers of other projects, and the copy as a process.
 
 use std::fs;
 use std::net::TcpStream;
@@ -12,29 +12,30 @@ use crate::port::free_port;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 
-/// A server of another project; ended with its handle.
+/// A server of another project; ended when dropped.
 pub(crate) struct Peer {
     running: Option<Background>,
-    /// A process that left whoever started it.
+    /// A daemonized process.
     daemon: Option<rustix::process::Pid>,
     pub(crate) uri: String,
 }
 
 impl Peer {
-    /// nbdkit with these filters, plugin and parameters, at a Unix socket in the folder.
+    /// Starts Starts nbdkit with these filters, plugin and parameters, at a Unix socket in the
+    /// folder.
     pub(crate) fn nbdkit(folder: &Folder, args: &[&str]) -> Self {
         let socket = free_socket(folder);
         Self::at_socket(&socket, "", program("nbdkit").args(["-f", "-U", &socket]).args(args))
     }
 
-    /// qemu-nbd with a raw file.
+    /// Starts Starts qemu-nbd with a raw file.
     pub(crate) fn qemu_nbd(folder: &Folder, image: &str) -> Self {
         let socket = free_socket(folder);
         let args = ["-t", "-e", "8", "-f", "raw", "--discard=unmap", "-x", "disk", "-k", &socket];
         Self::at_socket(&socket, "disk", program("qemu-nbd").args(args).arg(image))
     }
 
-    /// nbd-server with a file, at a free port of the loopback.
+    /// Starts nbd-server with a file, at a free port of the loopback interface.
     pub(crate) fn nbd_server(folder: &Folder, image: &str) -> Self {
         let port = free_port();
         let (settings, pid) = (folder.path("nbd-server.conf"), folder.path("nbd-server.pid"));
@@ -60,7 +61,7 @@ impl Peer {
         Self { running, daemon: None, uri: format!("nbd+unix:///{name}?socket={socket}") }
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM and waits for the end.
     pub(crate) fn end(mut self) {
         let _ = self.running.take().map(Background::end);
     }
@@ -74,18 +75,18 @@ impl Drop for Peer {
     }
 }
 
-/// A path in the folder at which nothing listens.
+/// Returns the path of a Unix socket without a listener.
 fn free_socket(folder: &Folder) -> String {
     let mut paths = (0..).map(|number| folder.path(&format!("socket-{number}")));
     paths.find(|path| fs::symlink_metadata(path).is_err()).unwrap()
 }
 
-/// Runs our copy to its end.
+/// Runs our copy and returns its output.
 pub(crate) fn copy(args: &[&str]) -> Output {
     run(program(PROGRAM).arg("copy").args(args).env("HOME", "/nonexistent"))
 }
 
-/// Runs our copy to its end, which must have that status; its last event.
+/// Runs our copy, which must exit with `status`. Returns its last event.
 #[track_caller]
 pub(crate) fn run_expecting(status: i32, args: &[&str]) -> Value {
     let output = copy(&[&["--json"], args].concat());

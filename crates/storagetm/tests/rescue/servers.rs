@@ -1,9 +1,9 @@
-//! Whole disks from and to servers that have no faults, or only odd manners.
+//! Copies of whole disks from and to servers without faults, some with unusual behaviour.
 
 use crate::foreign::{Folder, MIB, lacks, same};
 use crate::peer::{Peer, run_expecting};
 
-/// From a server, and back to it over other bytes.
+/// Copies from a server, and back to it over other contents.
 fn both_ways(serve: impl Fn(&Folder, &str) -> Peer) {
     for make in [Folder::sparse, Folder::random_bytes] {
         let folder = Folder::new();
@@ -43,7 +43,8 @@ fn interop_nbdkit_is_copied_from_and_to() {
     }
 }
 
-/// Filters that answer late and out of order, that know neither holes nor zeros, and that serve one request at a time.
+/// Filters that reply late and out of order, that support neither holes nor zeroing, and that serve
+/// one request at a time.
 #[test]
 fn interop_unusual_servers_are_copied_from_and_to() {
     if lacks("servers with odd manners are copied from and to", &["nbdkit"]) {
@@ -65,7 +66,7 @@ fn interop_unusual_servers_are_copied_from_and_to() {
     }
 }
 
-/// The filter lets only such writes pass as change nothing.
+/// The filter fails writes that change data.
 #[test]
 fn interop_checkwrite_finds_nothing_to_complain_of() {
     if lacks("checkwrite finds nothing to complain of", &["nbdkit"]) {

@@ -10,10 +10,10 @@ use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
 use std::sync::Arc;
 
-/// The name that the host gives itself.
+/// The NQN of the host.
 pub(crate) const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
 
-/// One queue.
+/// A queue and its connection.
 struct Wire<S> {
     stream: S,
     queue: Queue,
@@ -69,14 +69,14 @@ impl<S: Read + Write> Wire<S> {
     }
 }
 
-/// A disk that is attached for as long as this lives.
+/// An attached disk; detached when dropped.
 pub(crate) struct Attached<S> {
     _admin: Wire<S>,
     io: Wire<S>,
     memory: Account,
 }
 
-/// Attaches the disk `nqn`, on streams that `connect` makes.
+/// Attaches the disk `nqn` over streams that `connect` opens.
 pub(crate) fn attach<S: Read + Write>(
     nqn: &str,
     credentials: Option<Arc<Credentials>>,
@@ -106,7 +106,7 @@ pub(crate) fn attach<S: Read + Write>(
 }
 
 impl<S: Read + Write> Attached<S> {
-    /// Reads eight blocks from `slba` on; whether that worked.
+    /// Reads eight blocks from `slba` on. Returns whether that succeeded.
     pub(crate) fn read(&mut self, slba: u64) -> Vec<u8> {
         let command = IoCommand::Read { nsid: 1, slba, nlb: 8, fua: false, limited_retry: false };
         let payload = Payload::Receive(self.memory.take(8 * 512).unwrap());
@@ -115,7 +115,7 @@ impl<S: Read + Write> Attached<S> {
         done.buffer.unwrap().bytes()[..4096].to_vec()
     }
 
-    /// Writes a block, and has it be on stable storage; whether that worked.
+    /// Writes a block with FUA. Returns whether that succeeded.
     pub(crate) fn write(&mut self, slba: u64, byte: u8) -> bool {
         let mut buffer = self.memory.take(512).unwrap();
         buffer.bytes_mut()[..512].fill(byte);

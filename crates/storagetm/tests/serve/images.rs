@@ -1,4 +1,5 @@
-//! Images and disks that others have, that look alike, or that change their size while they are lent.
+//! Images and disks that are in use, that have equal identities, or whose size changes while
+//! exported.
 
 use std::fs;
 use std::net::TcpStream;
@@ -19,7 +20,7 @@ fn output(program: &str, arguments: &[&str]) -> Output {
     programs::command(program).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// A virtual machine that has not been started yet, with an image as its disk; killed at the end.
+/// A paused virtual machine with an image as its disk; killed when dropped.
 struct Paused(Child);
 
 impl Paused {
@@ -41,7 +42,7 @@ impl Paused {
         paused
     }
 
-    /// Whether all locks are there: the last are on the bytes of what is not shared.
+    /// Returns whether all locks are taken; those on the bytes of unshared permissions come last.
     fn has_locked(&self) -> bool {
         let folder = format!("/proc/{}/fdinfo", self.0.id());
         let files = fs::read_dir(folder).unwrap().filter_map(Result::ok);
@@ -83,7 +84,7 @@ fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
     let program = format!("by another program (process {}, qemu", paused.0.id());
     assert!(copied.status.code() == Some(5) && message.contains(&program), "{message}");
     assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0), "nothing was written");
-    // With --allow-in-use it is lent read-only, with a note.
+    // With --allow-in-use the image is exported read-only, with a note.
     let allowed = ["--json", "--listen", ANY_PORT, "--allow-in-use", &image];
     let mut running = Running::serve(&allowed);
     running.until("ready");
@@ -97,7 +98,7 @@ fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
     stop(&mut running);
 }
 
-/// Ends a server, and waits until it has let go of its disks.
+/// Ends a server and waits until it has closed its disks.
 fn stop(running: &mut Running) {
     running.signal(Signal::TERM);
     assert!(running.end().success());
@@ -129,7 +130,7 @@ fn r57_qemu_does_not_open_what_is_lent_beside_it() {
     assert!(write().status.success(), "the locks do not outlive the program");
 }
 
-/// A loop device; detached at the end.
+/// A loop device; detached when dropped.
 struct Loop(String);
 
 impl Loop {
@@ -164,7 +165,7 @@ fn clones(folder: &Folder) -> Option<(Loop, Loop)> {
     Some((Loop::new(&first)?, Loop::new(&second)?))
 }
 
-/// What is lent by each, until the server is ready.
+/// Returns the exports of each server.
 fn lent(running: &Running) -> Vec<Value> {
     let events = running.until("ready");
     events.into_iter().filter(|event| event["event"] == "lent").collect()
@@ -256,7 +257,7 @@ fn image_size_changes_are_reported() {
     let mut client = nbd(port);
     client.go("log").unwrap().unwrap();
     resize(SIZE);
-    // Whichever comes first, the read or the look at the file, it is not the disk's fault.
+    // Neither a read nor a check of the file is reported as a fault of the disk.
     let _ = client.read(2 * SIZE - 4096, 4096);
     for event in resized(SIZE, 2 * SIZE) {
         if event["event"] == "fault" {

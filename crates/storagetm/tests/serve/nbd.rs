@@ -17,7 +17,7 @@ use crate::{ANY_PORT, Folder, LONG, PROGRAM, Running, run, sentence, text};
 
 const SIZE: u64 = 1 << 20;
 
-/// A disk with that byte in its first block.
+/// Creates an image with `byte` in its first block.
 fn image(folder: &Folder, name: &str, byte: u8) -> String {
     let path = folder.image(name, SIZE);
     fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(&[byte; 512]).unwrap();
@@ -190,7 +190,7 @@ fn stdin_client_is_served_until_it_disconnects() {
         let begun = Instant::now();
         drop(client);
         assert!(running.end().success());
-        // Less than the seven seconds that hosts have to disconnect.
+        // Less than the seven seconds in which hosts must disconnect.
         assert!(begun.elapsed() < Duration::from_secs(6), "{driver}: {:?}", begun.elapsed());
     }
 }
@@ -256,7 +256,8 @@ fn missing_activation_socket_is_reported() {
     assert!(message.contains("LISTEN_FDS"), "{message}");
 }
 
-/// As in the manuals of NBD clients: the client starts the server, with a socket and without a port.
+/// As in the manuals of NBD clients: the client starts the server, with a socket and without a
+/// port.
 #[test]
 fn nbdinfo_starts_and_stops_the_server() {
     if programs::lacks("nbdinfo starts a server and ends it", &["nbdinfo"]) {

@@ -53,7 +53,7 @@ impl Running {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
-    /// The next event of that name, and all that come before it.
+    /// Returns the events up to the next one of that name.
     pub(crate) fn until(&self, name: &str) -> Vec<Value> {
         let mut events = vec![self.event()];
         while events.last().unwrap()["event"] != name {
@@ -62,7 +62,7 @@ impl Running {
         events
     }
 
-    /// Where it listens (at 127.0.0.1), and the names of its disks.
+    /// Returns the address of the listener (at 127.0.0.1) and the names of the exports.
     pub(crate) fn ready(&self) -> (SocketAddr, Vec<String>) {
         listening(&self.until("ready"))
     }
@@ -91,7 +91,7 @@ pub(crate) fn listening(events: &[Value]) -> (SocketAddr, Vec<String>) {
     (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
 }
 
-/// What comes about, within a while.
+/// Polls until the result is `Some`; panics after a time limit.
 pub(crate) fn find<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + LONG;
     loop {
@@ -108,8 +108,8 @@ pub(crate) fn proc(process: Pid) -> PathBuf {
     Path::new("/proc").join(process.as_raw_nonzero().to_string())
 }
 
-/// The child of that process that is a worker and has dropped its privileges by now. Another child announces, which
-/// drops the same.
+/// The child of that process that is a worker and has dropped its privileges by now. Another child
+/// announces, which drops the same.
 pub(crate) fn worker_of(parent: Pid) -> Option<Pid> {
     let children = fs::read_dir("/proc").ok()?.filter_map(Result::ok).filter(|entry| {
         let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
