@@ -228,13 +228,13 @@ impl Harness<'_> {
         let chunk = match kind % 7 {
             0 | 1 => messages::data(form, flags, cookie, at, &vec![1; part as usize]),
             2 => messages::hole(form, flags, cookie, at, part),
-            3 => messages::none(form, cookie),
+            3 => messages::empty_reply(form, cookie),
             4 => messages::error(form, flags, cookie, 5, (kind & 8 != 0).then_some(at)),
             5 => {
                 let told: Vec<(u64, u32)> = (0..self.input.byte() % 9)
                     .map(|_| (u64::from(self.input.word()), u32::from(self.input.byte())))
                     .collect();
-                messages::status(form, flags, cookie, &told)
+                messages::block_status(form, flags, cookie, &told)
             }
             _ => {
                 let kind = self.input.word();

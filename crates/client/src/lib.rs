@@ -1,5 +1,5 @@
-//! The host side of all protocols: byte streams to other machines ([`Transport`]), and the driver
-//! of a client session over one of them ([`Driver`]). The caller dials.
+//! Client side of all protocols: [`Transport`], a byte stream to a peer, and [`Driver`], which runs a
+//! client session over it. The caller connects.
 
 #![forbid(unsafe_code)]
 
@@ -18,4 +18,4 @@ pub use nbd_session::start_tls;
 pub use nvme_session::QueueError;
 pub use send_queue::SendQueue;
 pub use session::{ClientSession, Output};
-pub use transport::{ConnectError, Dial, DialSubsystem, Transport, any_subsystem};
+pub use transport::{ConnectError, Dial, DialSubsystem, Transport, ignoring_subsystem};

@@ -1,4 +1,4 @@
-//! The client of an NBD server.
+//! Drives `nbd::client::Client` as a [`ClientSession`], and negotiates TLS.
 
 use std::io;
 use std::time::Instant;
@@ -32,7 +32,7 @@ impl ClientSession for Client {
         self.direct_received(direct_recv, len);
     }
 
-    /// `NBD_CMD_DISC`.
+    /// Sends NBD_CMD_DISC.
     fn disconnect(&mut self) -> bool {
         self.disconnect();
         true
@@ -40,9 +40,8 @@ impl ClientSession for Client {
 }
 
 /// Negotiates TLS on a new connection to an NBD server. The caller then performs the TLS handshake
-/// and passes the connection to a session that starts with
-/// [`Start::InTls`]. `name` is the name of
-/// the server in errors.
+/// and passes the connection to a session that starts with [`Start::InTls`]. `name` is the name of the
+/// server in errors.
 ///
 /// # Errors
 /// Fails if the server does not answer by `deadline`, does not support TLS, or violates the
@@ -53,14 +52,14 @@ pub fn start_tls(
     deadline: Instant,
 ) -> Result<(), ConnectError> {
     let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("") });
-    let unreachable = |error: io::Error| ConnectError::Temporary(format!("{name}: {error}"));
+    let temporary_error = |error: io::Error| ConnectError::Temporary(format!("{name}: {error}"));
     let (mut bytes, mut kept) = ([0; Client::MAX_UNCONSUMED], 0);
     loop {
         while let Some(step) = client.poll() {
-            let refused = match step {
+            let reason = match step {
                 Step::Send(segment) => {
                     let whole = segment.parts().concat();
-                    transport.write_all(&whole).map_err(unreachable)?;
+                    transport.write_all(&whole).map_err(temporary_error)?;
                     continue;
                 }
                 Step::StartTls => return Ok(()),
@@ -70,10 +69,10 @@ pub fn start_tls(
                 }
                 _ => continue,
             };
-            return Err(ConnectError::Permanent(format!("{name}: {refused}")));
+            return Err(ConnectError::Permanent(format!("{name}: {reason}")));
         }
         let free = bytes.get_mut(kept..).unwrap_or_default();
-        kept += read_before(transport, free, deadline).map_err(unreachable)?;
+        kept += read_before(transport, free, deadline).map_err(temporary_error)?;
         let taken = client.receive(bytes.get(..kept).unwrap_or_default());
         bytes.copy_within(taken..kept, 0);
         kept -= taken;

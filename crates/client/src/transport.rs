@@ -1,4 +1,4 @@
-//! Byte streams to other machines, with or without TLS, and the callbacks that open them.
+//! Byte streams to peers, with or without TLS, and the callbacks that open them.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -14,12 +14,13 @@ pub trait Transport: Read + Write + AsFd + Send {
     /// Fails as the system call does.
     fn set_nonblocking(&self, on: bool) -> io::Result<()>;
 
-    /// Whether data is buffered that polling the descriptor does not report.
+    /// Returns whether received data is buffered here, so that `poll` may not report the descriptor as
+    /// readable.
     fn has_unread(&self) -> bool {
         false
     }
 
-    /// Whether accepted data is buffered that the descriptor has not taken yet.
+    /// Returns whether data is buffered that is not yet written to the descriptor.
     fn has_unsent(&self) -> bool {
         false
     }
@@ -52,15 +53,16 @@ pub enum ConnectError {
     Violation(String),
 }
 
-/// Opens one more connection to the same address.
+/// Callback that opens another connection to the same address.
 pub type Dial = Arc<dyn Fn() -> Result<Box<dyn Transport>, ConnectError> + Send + Sync>;
 
-/// Opens one more connection for the subsystem with this NQN, which determines the TLS key.
+/// Callback that opens another connection for the subsystem with this NQN, which determines the TLS
+/// key.
 pub type DialSubsystem =
     Arc<dyn Fn(&str) -> Result<Box<dyn Transport>, ConnectError> + Send + Sync>;
 
-/// A dial callback that ignores the subsystem.
+/// Returns a callback that ignores the subsystem.
 #[must_use]
-pub fn any_subsystem(dial: Dial) -> DialSubsystem {
+pub fn ignoring_subsystem(dial: Dial) -> DialSubsystem {
     Arc::new(move |_| dial())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use client::any_subsystem;
+use client::ignoring_subsystem;
 use copy::{Endpoint, EndpointError, NvmeEndpoint, NvmeHost, Request, RequestError};
 
 use export::{Access, Host, KeyId, Policy, Rule, Secret};
@@ -21,7 +21,7 @@ fn host() -> NvmeHost {
 
 fn endpoint(machine: &Machine, wanted: &str) -> NvmeEndpoint {
     let name = format!("nvme://{}/{wanted}", machine.address);
-    NvmeEndpoint::new(&name, wanted, host(), any_subsystem(machine.dial()))
+    NvmeEndpoint::new(&name, wanted, host(), ignoring_subsystem(machine.dial()))
 }
 
 fn machine() -> (Machine, Vec<u8>) {
@@ -184,7 +184,7 @@ fn keyed_machine() -> (Machine, Vec<u8>) {
 fn with_key(machine: &Machine, own: u8, theirs: u8) -> NvmeEndpoint {
     let credentials = Credentials { controller: Some(key(theirs)), ..Credentials::new(key(own)) };
     let host = NvmeHost { credentials: Some(Arc::new(credentials)), ..host() };
-    NvmeEndpoint::new("nvme://keyed", "", host, any_subsystem(machine.dial()))
+    NvmeEndpoint::new("nvme://keyed", "", host, ignoring_subsystem(machine.dial()))
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use client::{Dial, Transport, any_subsystem};
+use client::{Dial, Transport, ignoring_subsystem};
 use copy::{Endpoint, EndpointError, NbdEndpoint, NvmeEndpoint, NvmeHost, Request as DiskRequest};
 use nbd::wire::handshake::Hello;
 use nbd::wire::option::{self, InfoExport, ReplyHeader};
@@ -118,7 +118,7 @@ fn x41_nvme_protocol_violation_is_refused() {
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
     let host = NvmeHost { nqn, id: [3; 16], credentials: None };
     let endpoint =
-        NvmeEndpoint::new("nvme://target", "nqn.2024-01.test:disk", host, any_subsystem(dial));
+        NvmeEndpoint::new("nvme://target", "nqn.2024-01.test:disk", host, ignoring_subsystem(dial));
     match endpoint.open().err() {
         Some(EndpointError::Violation(sentence)) => {
             assert!(sentence.contains("violated NVMe/TCP"), "{sentence}");

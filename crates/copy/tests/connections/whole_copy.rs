@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use client::any_subsystem;
+use client::ignoring_subsystem;
 use copy::{
     CopyError, End, Endpoint, FileEndpoint, Job, NbdEndpoint, NvmeEndpoint, NvmeHost, OpenMode,
     Outcome, Report, Settings,
@@ -33,7 +33,7 @@ fn endpoint(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
                 "nvme://there",
                 "disk1",
                 host,
-                any_subsystem(machine.dial()),
+                ignoring_subsystem(machine.dial()),
             ))
         }
         Wire::Nbd => Box::new(NbdEndpoint::new("nbd://there", "disk1", dial(machine.nbd))),

@@ -10,7 +10,7 @@ use export::{
 use super::MAX_PAYLOAD;
 use super::authorizer::Authorizer;
 use super::command::{Command, Header};
-use super::fault::errno;
+use super::fault::error_value;
 use super::offer;
 use super::outbox::Outbox;
 use super::reply::Mode;
@@ -100,10 +100,10 @@ impl Attachment {
         let end = (past >> shift) + u64::from(rest != 0);
         let count = if len == 0 { 0 } else { end - lba };
         let (first, bytes) =
-            self.grant.permits(op, lba, count).map_err(|fault| errno(fault, op))?;
+            self.grant.permits(op, lba, count).map_err(|fault| error_value(fault, op))?;
         // The last block may be incomplete.
         if past > self.grant.export().bytes() {
-            return Err(errno(Fault::OutOfRange, op));
+            return Err(error_value(Fault::OutOfRange, op));
         }
         Ok((first, first.saturating_add(bytes)))
     }

@@ -11,7 +11,7 @@ use export::{
 use super::attachment::Attachment;
 use super::authorizer::Authorizer;
 use super::command::{Command, Header};
-use super::fault::{errno, is_reported};
+use super::fault::{error_value, is_reported};
 use super::outbox::Outbox;
 use super::payload::{PayloadReceiver, Received};
 use super::read_memory::ReadMemory;
@@ -317,7 +317,7 @@ impl Transmission {
     fn failed(&mut self, at: u8, piece: u32, fault: Fault, submitted: bool, out: &mut Outbox) {
         let Some(slot) = self.slots.get(at) else { return };
         let op = slot.op();
-        slot.fail(errno(fault, op));
+        slot.fail(error_value(fault, op));
         if submitted && is_reported(fault) {
             out.report(self.attachment.fault(op, slot.range_of(piece), fault));
         }

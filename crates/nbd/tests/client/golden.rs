@@ -69,7 +69,7 @@ fn golden_connection_with_extended_headers() {
         0, 0, 0, 0, 0, 0, 2, 0,
     ];
     assert_eq!(sent(&mut script), [&header[..], &[0; 512]].concat());
-    script.deliver(&messages::none(Form::Extended(1024), 0));
+    script.deliver(&messages::empty_reply(Form::Extended(1024), 0));
     assert_eq!(script.done().result, Ok(()));
     script.client.disconnect();
     script.drain();
@@ -315,7 +315,7 @@ fn request_errors_keep_the_connection_open() {
         let cookie = script.read(0, 4096);
         script.deliver(&messages::data(form, 0, cookie, 0, &[1; 512]));
         script.deliver(&messages::error(form, 0, cookie, errno::EIO, Some(512)));
-        script.deliver(&messages::none(form, cookie));
+        script.deliver(&messages::empty_reply(form, cookie));
         let error = script.done().result.unwrap_err();
         assert_eq!((error.errno, error.offset), (errno::EIO, Some(512)));
         let cookie = script.write(0, 512);
@@ -340,7 +340,7 @@ fn extents_of_both_lengths_are_parsed() {
         let mut script = Scripted::in_transmission(Some(form));
         let cookie = script.submit(Request::Extents { offset: 4096, len: 65536 });
         let extents = [(4096, 0), (512, 0), (8192, 3), (1 << 20, 2)];
-        script.deliver(&messages::status(form, DONE, cookie, &extents));
+        script.deliver(&messages::block_status(form, DONE, cookie, &extents));
         let zero = Extent { len: 65536 - 4608 - 8192, hole: false, zero: true };
         let expected = [Extent::data(4608), Extent::hole(8192), zero];
         assert_eq!(script.done().extents, expected);

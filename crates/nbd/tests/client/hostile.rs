@@ -173,7 +173,7 @@ fn x41_unknown_and_duplicate_cookies_close() {
     let other = |cookie: u64| messages::simple(cookie ^ 1, 0, &[]);
     assert_eq!(violation_of_read(None, other), Some(Violation::CookieUnknown));
     assert_eq!(
-        violation_of_read(None, |cookie| messages::none(Form::Structured, cookie)),
+        violation_of_read(None, |cookie| messages::empty_reply(Form::Structured, cookie)),
         Some(Violation::HeaderMagicWrong)
     );
     assert_eq!(violation_of_read(structured, |_| vec![0; 20]), Some(Violation::HeaderMagicWrong));
@@ -182,7 +182,7 @@ fn x41_unknown_and_duplicate_cookies_close() {
         Some(Violation::SimpleForRead)
     );
     let extended = Some(Form::Extended(8192));
-    for wrong in [messages::simple, |cookie, _, _| messages::none(Form::Structured, cookie)]
+    for wrong in [messages::simple, |cookie, _, _| messages::empty_reply(Form::Structured, cookie)]
         as [fn(u64, u32, &[u8]) -> Vec<u8>; 2]
     {
         assert_eq!(
@@ -191,7 +191,7 @@ fn x41_unknown_and_duplicate_cookies_close() {
         );
     }
     assert_eq!(
-        violation_of_read(extended, |cookie| messages::none(Form::Extended(0), cookie)),
+        violation_of_read(extended, |cookie| messages::empty_reply(Form::Extended(0), cookie)),
         Some(Violation::OffsetWrong)
     );
 }
@@ -218,7 +218,7 @@ fn x41_wrong_repeated_or_missing_data_closes() {
         }
         let short = violation_of_read(Some(form), data(DONE, 8192, 4095));
         assert_eq!(short, Some(Violation::ContentMissing));
-        let nothing = violation_of_read(Some(form), |cookie| messages::none(form, cookie));
+        let nothing = violation_of_read(Some(form), |cookie| messages::empty_reply(form, cookie));
         assert_eq!(nothing, Some(Violation::ContentMissing));
         let twice = violation_of_read(Some(form), |cookie| {
             let first = messages::data(form, 0, cookie, 8192, &[1; 4096]);
@@ -300,20 +300,23 @@ fn x26_invalid_extents_close() {
     };
     for form in [Form::Structured, Form::Extended(8192)] {
         let status = |list: &'static [(u64, u32)]| {
-            after_status_request(form, &move |cookie| messages::status(form, DONE, cookie, list)).0
+            after_status_request(form, &move |cookie| {
+                messages::block_status(form, DONE, cookie, list)
+            })
+            .0
         };
         assert_eq!(status(&[(0, 0)]), Some(Violation::ExtentEmpty));
         assert_eq!(status(&[(4096, 0), (1, 0)]), Some(Violation::ExtentBeyondRequest));
         let (violation, mut script) = after_status_request(form, &|cookie| {
-            messages::status(form, DONE, cookie, &[(u32::MAX.into(), 0)])
+            messages::block_status(form, DONE, cookie, &[(u32::MAX.into(), 0)])
         });
         assert_eq!((violation, script.done().extents[0].len), (None, 4096));
         let twice = after_status_request(form, &|cookie| {
-            let one = messages::status(form, 0, cookie, &[(512, 0)]);
+            let one = messages::block_status(form, 0, cookie, &[(512, 0)]);
             [one.clone(), one].concat()
         });
         assert_eq!(twice.0, Some(Violation::ExtentsRepeated));
-        let none = after_status_request(form, &|cookie| messages::none(form, cookie));
+        let none = after_status_request(form, &|cookie| messages::empty_reply(form, cookie));
         assert_eq!(none.0, Some(Violation::ExtentsMissing));
         let (kind, head): (_, &[u8]) = match form {
             Form::Structured => (reply::BLOCK_STATUS, &[0, 0, 0, 9]),
@@ -338,7 +341,7 @@ fn x26_invalid_extents_close() {
     assert_eq!(wrong.0, Some(Violation::ChunkLengthWrong));
     let form = Form::Extended(8192);
     let huge = after_status_request(form, &|cookie| {
-        messages::status(form, DONE, cookie, &[(u64::MAX, 0)])
+        messages::block_status(form, DONE, cookie, &[(u64::MAX, 0)])
     });
     assert_eq!(huge.0, None);
     // A simple reply carries no extents.

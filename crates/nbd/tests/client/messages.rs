@@ -94,7 +94,7 @@ pub(crate) fn hole(form: Form, flags: u16, cookie: u64, offset: u64, len: u32) -
     chunk(form, reply::OFFSET_HOLE, flags, cookie, hole.as_bytes())
 }
 
-pub(crate) fn none(form: Form, cookie: u64) -> Vec<u8> {
+pub(crate) fn empty_reply(form: Form, cookie: u64) -> Vec<u8> {
     chunk(form, reply::NONE, reply::DONE, cookie, &[])
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn error(form: Form, flags: u16, cookie: u64, errno: u32, at: Option<
 }
 
 /// Encodes extents from lengths and flags.
-pub(crate) fn status(form: Form, flags: u16, cookie: u64, extents: &[(u64, u32)]) -> Vec<u8> {
+pub(crate) fn block_status(form: Form, flags: u16, cookie: u64, extents: &[(u64, u32)]) -> Vec<u8> {
     match form {
         Form::Structured => {
             let mut payload = CONTEXT.to_be_bytes().to_vec();

@@ -12,7 +12,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 pub struct Crc32c(Digest);
 
 impl Crc32c {
-    /// Creates the checksum of no bytes.
+    /// Creates a digest.
     pub fn new() -> Self {
         Self(Digest::new(CrcAlgorithm::Crc32Iscsi))
     }
@@ -55,7 +55,7 @@ mod test {
     }
 
     #[test]
-    fn incremental_crc_equals_that_of_the_whole() {
+    fn incremental_crc_equals_crc_at_once() {
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
         for cut in [0, 1, 7, 64, 4096, 5000] {
             let mut crc = Crc32c::new();

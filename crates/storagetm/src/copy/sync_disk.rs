@@ -14,8 +14,8 @@ use rustix::event::{PollFd, Timespec, poll};
 const MAX_TRANSFER: u64 = 256 << 10;
 /// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest wait for an event of the connection before it is advanced again.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Maximum time of one poll of the descriptor.
+const POLL_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// One connection to a disk.
 pub(super) struct SyncDisk {
@@ -31,7 +31,7 @@ impl SyncDisk {
     /// Connects to the endpoint.
     ///
     /// # Errors
-    /// Fails with a sentence.
+    /// Fails if the endpoint cannot be opened.
     pub(super) fn open(endpoint: &dyn Endpoint) -> Result<Self, String> {
         let (disk, connection) = endpoint.open().map_err(|error| error.to_string())?;
         let memory = Pool::new(1 << 20).open();
@@ -48,8 +48,9 @@ impl SyncDisk {
     /// # Errors
     /// Fails if a request fails, or if the data differ.
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let most = usize::try_from(MAX_TRANSFER.min(self.disk.max_transfer.into())).unwrap_or(512);
-        let pieces = || (offset..).step_by(most.max(1)).zip(bytes.chunks(most.max(1)));
+        let max_len =
+            usize::try_from(MAX_TRANSFER.min(self.disk.max_transfer.into())).unwrap_or(512);
+        let pieces = || (offset..).step_by(max_len.max(1)).zip(bytes.chunks(max_len.max(1)));
         for (at, piece) in pieces() {
             let mut buffer = self.memory.take(piece.len()).ok_or(io::ErrorKind::OutOfMemory)?;
             buffer.bytes_mut().copy_from_slice(piece);
@@ -59,7 +60,8 @@ impl SyncDisk {
         self.connection.borrow_mut().iter_mut().for_each(|connection| connection.drop_caches());
         for (at, piece) in pieces() {
             if self.blocks(at, piece.len() as u64)? != piece {
-                return Err(io::Error::other("what is read back is not what was written"));
+                let error = format!("verification failed at byte {at}: the data read back differ");
+                return Err(io::Error::other(error));
             }
         }
         Ok(())
@@ -95,19 +97,19 @@ fn wait_for(
     timeout: Duration,
 ) -> io::Result<Completion> {
     connection.submit(0, request);
-    let until = Instant::now() + timeout;
+    let deadline = Instant::now() + timeout;
     loop {
         connection.advance().map_err(|lost| io::Error::other(lost.reason))?;
         if let Some(completion) = connection.next_completion() {
             return Ok(completion);
         }
-        if Instant::now() > until {
+        if Instant::now() > deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let interval = Timespec::try_from(POLL_INTERVAL).ok();
+        let timeout = Timespec::try_from(POLL_TIMEOUT).ok();
         if let Interest::Fd(fd, flags) = connection.interest() {
             let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-            let _ = poll(&mut fds, interval.as_ref());
+            let _ = poll(&mut fds, timeout.as_ref());
         }
     }
 }
@@ -115,10 +117,10 @@ fn wait_for(
 impl ReadAt for SyncDisk {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let block = u64::from(self.disk.block).max(1);
-        let most = MAX_TRANSFER.min(self.disk.max_transfer.into());
+        let max_len = MAX_TRANSFER.min(self.disk.max_transfer.into());
         let end = offset.saturating_add(buffer.len() as u64).min(self.disk.bytes);
         let start = offset - offset % block;
-        let len = end.saturating_sub(start).min(most).next_multiple_of(block);
+        let len = end.saturating_sub(start).min(max_len).next_multiple_of(block);
         if offset >= end {
             return Ok(0);
         }
