@@ -177,9 +177,9 @@ fn report(line: Line, peers: &[Peer], figures: &[Vec<Figure>]) {
     });
     let others = || medians.iter().skip(1).flatten();
     let best = others().map(|it| it.rate).fold(0.0, f64::max);
-    let least = others().map(|it| it.used).fold(f64::INFINITY, f64::min);
+    let min = others().map(|it| it.used).fold(f64::INFINITY, f64::min);
     let ratios = match medians.first().copied().flatten() {
-        Some(own) if best > 0.0 => format!("{:>7.2} {:>7.2}", own.rate / best, least / own.used),
+        Some(own) if best > 0.0 => format!("{:>7.2} {:>7.2}", own.rate / best, min / own.used),
         _ => format!("{:>7} {:>7}", "-", "-"),
     };
     println!("{line:<62}{} {ratios}", cells.collect::<String>());

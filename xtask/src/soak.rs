@@ -151,11 +151,11 @@ fn sample(target: &Killed) -> Result<[u64; 2]> {
 
 /// Checks that the minimum of the last quarter is not above that of the third.
 fn is_level(samples: &[(Duration, [u64; 2])], all: Duration) -> Result<()> {
-    let least = |from: Duration, to: Duration| {
+    let min = |from: Duration, to: Duration| {
         let within = samples.iter().filter(|(at, _)| (from..to).contains(at)).map(|it| it.1);
         within.reduce(|[a, b], [c, d]| [a.min(c), b.min(d)]).context("no sample in a quarter")
     };
-    let (third, last) = (least(all / 2, all / 4 * 3)?, least(all / 4 * 3, Duration::MAX)?);
+    let (third, last) = (min(all / 2, all / 4 * 3)?, min(all / 4 * 3, Duration::MAX)?);
     println!("# least KiB and descriptors: {third:?} in the third quarter, {last:?} in the last");
     ensure!(last[1] <= third[1], "descriptors are not given back");
     let growth = GROWTH[0] * all.as_secs() / 3600 + GROWTH[1];

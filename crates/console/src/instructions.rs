@@ -60,13 +60,13 @@ impl Address {
 
     /// Returns the command that pairs the other machine.
     pub(crate) fn pair(&self) -> Option<String> {
-        self.instructions(None, false).find_map(|of| of.pair)
+        self.instructions(None, false).find_map(|protocol| protocol.pair)
     }
 
     /// Returns the commands of all protocols for `disk`, or those for all disks.
     pub(crate) fn commands(&self, disk: Option<&Disk>, digests: bool) -> Vec<Command> {
         let mut commands: Vec<Command> =
-            self.instructions(disk, digests).flat_map(|of| of.commands).collect();
+            self.instructions(disk, digests).flat_map(|protocol| protocol.commands).collect();
         commands.sort_by_key(|command| command.effect);
         commands
     }
@@ -76,7 +76,7 @@ impl Address {
         &self,
         disk: &Disk,
     ) -> impl Iterator<Item = (&'static str, Option<String>)> {
-        self.instructions(Some(disk), false).filter_map(|of| of.key_help)
+        self.instructions(Some(disk), false).filter_map(|protocol| protocol.key_help)
     }
 
     fn instructions(

@@ -15,7 +15,7 @@ struct Column {
     heading: &'static str,
     cells: Vec<String>,
     /// Minimum width; 0 if the column must not be cut.
-    least: usize,
+    min: usize,
     /// Columns are dropped in descending order of this value in a narrow window; 0 is never
     /// dropped.
     drop_order: usize,
@@ -28,7 +28,7 @@ pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, V
     let page = Page::new(style);
     let mut all = all(disks, style);
     let room = style.width.saturating_sub(columns(MARKS[0]));
-    while least(&all) > room {
+    while min(&all) > room {
         let Some(at) = first_to_drop(&all) else { break };
         all.remove(at);
     }
@@ -54,10 +54,10 @@ pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, V
 
 fn all(disks: &[Disk], style: Style) -> Vec<Column> {
     let page = Page::new(style);
-    let column = |heading, least, drop_order, cell: &dyn Fn(&Disk) -> String| Column {
+    let column = |heading, min, drop_order, cell: &dyn Fn(&Disk) -> String| Column {
         heading,
         cells: disks.iter().map(cell).collect(),
-        least,
+        min,
         drop_order,
         cut_start: heading == "SERIAL",
     };
@@ -112,9 +112,9 @@ impl Column {
     }
 
     fn smallest_width(&self) -> usize {
-        match self.least {
+        match self.min {
             0 => self.natural_width(),
-            least => least.min(self.natural_width()),
+            min => min.min(self.natural_width()),
         }
     }
 }
@@ -124,7 +124,7 @@ fn sum(widths: impl ExactSizeIterator<Item = usize>) -> usize {
     widths.sum::<usize>() + gaps
 }
 
-fn least(all: &[Column]) -> usize {
+fn min(all: &[Column]) -> usize {
     sum(all.iter().map(Column::smallest_width))
 }
 

@@ -41,8 +41,8 @@ fn width(c: char) -> usize {
 }
 
 /// Cuts text without SGR sequences to at most `most` columns, with a mark at the cut.
-pub(crate) fn cut(text: &str, most: usize, utf8: bool) -> String {
-    if columns(text) <= most {
+pub(crate) fn cut(text: &str, max: usize, utf8: bool) -> String {
+    if columns(text) <= max {
         return text.to_owned();
     }
     let mark = if utf8 { '\u{2026}' } else { '~' };
@@ -50,24 +50,24 @@ pub(crate) fn cut(text: &str, most: usize, utf8: bool) -> String {
     let mut used = 0;
     for c in text.chars() {
         used += width(c);
-        if used >= most {
+        if used >= max {
             break;
         }
         out.push(c);
     }
-    if most > 0 {
+    if max > 0 {
         out.push(mark);
     }
     out
 }
 
 /// Cuts the start of a text without SGR sequences, with a mark at the cut.
-pub(crate) fn tail(text: &str, most: usize, utf8: bool) -> String {
-    if columns(text) <= most {
+pub(crate) fn tail(text: &str, max: usize, utf8: bool) -> String {
+    if columns(text) <= max {
         return text.to_owned();
     }
     let backwards: String = text.chars().rev().collect();
-    cut(&backwards, most, utf8).chars().rev().collect()
+    cut(&backwards, max, utf8).chars().rev().collect()
 }
 
 /// Returns the number of rows of the lines in a window of that width.

@@ -172,6 +172,6 @@ pub trait Connection {
 }
 
 /// The time until `deadline`, at most `most`, as a timeout for poll.
-pub(crate) fn until(deadline: Option<Instant>, now: Instant, most: Duration) -> Duration {
-    deadline.map_or(most, |deadline| deadline.saturating_duration_since(now).min(most))
+pub(crate) fn until(deadline: Option<Instant>, now: Instant, max: Duration) -> Duration {
+    deadline.map_or(max, |deadline| deadline.saturating_duration_since(now).min(max))
 }

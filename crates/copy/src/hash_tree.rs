@@ -70,8 +70,8 @@ impl TreeShape {
     pub(crate) fn new(bytes: u64) -> Self {
         let wanted = (bytes / MAX_LEAVES).next_power_of_two().max(MIN_LEAF);
         // The root is merged from two nodes: neither may be larger than half of the disk.
-        let most = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
-        Self { bytes, leaf: wanted.min(most) }
+        let max = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
+        Self { bytes, leaf: wanted.min(max) }
     }
 
     /// The tree over full pieces of 1 MiB of a stream of unknown length, except the last piece.
@@ -87,11 +87,11 @@ impl TreeShape {
             return (len.min(CHUNK - into_chunk), false);
         }
         let aligned = if range.start == 0 { self.leaf } else { 1 << range.start.trailing_zeros() };
-        let most = aligned.min(self.leaf);
-        if len <= most && range.end == self.bytes {
+        let max = aligned.min(self.leaf);
+        if len <= max && range.end == self.bytes {
             return (len, true);
         }
-        match len.min(most).checked_ilog2() {
+        match len.min(max).checked_ilog2() {
             Some(log) if 1 << log >= CHUNK => (1 << log, true),
             _ => (len, false),
         }
@@ -362,8 +362,8 @@ mod test {
     /// A tree with small leaves, so that a small disk has many.
     fn tree(bytes: u64, leaf: u64) -> HashTree {
         let mut tree = HashTree::new(bytes);
-        let most = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
-        tree.shape.leaf = leaf.min(most);
+        let max = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
+        tree.shape.leaf = leaf.min(max);
         tree
     }
 

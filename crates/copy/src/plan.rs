@@ -358,10 +358,10 @@ impl Plan {
         self.cautious_bytes = CAUTIOUS_BYTES;
         match self.stage {
             Stage::Forward => {
-                let most = (self.map.bytes() / SKIP_PART).clamp(self.limits.chunk, SKIP);
+                let max = (self.map.bytes() / SKIP_PART).clamp(self.limits.chunk, SKIP);
                 let end = below(range.end.saturating_add(self.skip), self.limits.chunk);
                 self.cursor = self.cursor.max(end);
-                self.skip = self.skip.saturating_mul(2).min(most);
+                self.skip = self.skip.saturating_mul(2).min(max);
             }
             // The rest of the run is left for the sweep.
             Stage::Backward => {

@@ -109,10 +109,10 @@ impl Shared {
     }
 
     /// Waits until the plan changes, at most `most`.
-    pub(crate) fn wait(&self, most: Duration) {
+    pub(crate) fn wait(&self, max: Duration) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let plan = self.plan();
-        drop(self.changed.wait_timeout(plan, most));
+        drop(self.changed.wait_timeout(plan, max));
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 

@@ -148,11 +148,11 @@ impl ThreadIo {
     }
 
     /// Waits for an event, at most `most`. Returns `false` at once if there is nothing to wait for.
-    pub(crate) fn wait(&self, most: Duration) -> bool {
+    pub(crate) fn wait(&self, max: Duration) -> bool {
         let now = Instant::now();
         let connections = || self.links().filter_map(|link| link.connection.as_deref());
         let timeout =
-            connections().fold(most, |most, connection| until(connection.deadline(), now, most));
+            connections().fold(max, |max, connection| until(connection.deadline(), now, max));
         let mut fds: Vec<PollFd<'_>> = connections().filter_map(poll_fd).collect();
         if fds.is_empty() {
             return false;
@@ -314,11 +314,11 @@ impl Link {
             return Some(IoEvent::DifferentDisk(side, reason));
         }
         // A server that closes a connection after a few requests must not get only sample reads.
-        let most = if self.failed_in_a_row > 0 { 1 } else { usize::MAX };
+        let max = if self.failed_in_a_row > 0 { 1 } else { usize::MAX };
         // Whether the disk keeps what was written is a question of the verification. After a loss,
         // written data also tells whether it is the same disk.
         let written = self.end.health.was_lost();
-        let all = || self.end.samples.all(written).into_iter().take(most).collect();
+        let all = || self.end.samples.all(written).into_iter().take(max).collect();
         let samples = self.unchecked_samples.get_or_insert_with(all);
         let before = samples.len();
         match check_samples(&mut *connection, samples) {

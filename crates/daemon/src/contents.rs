@@ -9,7 +9,8 @@ use linux::signature::Signature;
 /// recognised or read.
 pub(crate) fn describe(machine: &Machine, disk: &Disk, findings: &dyn Probe) -> String {
     let found = findings.contents(disk).unwrap_or_default();
-    let is_part = |other: &&Disk| other.part.as_ref().is_some_and(|part| part.of == disk.name);
+    let is_part =
+        |other: &&Disk| other.part.as_ref().is_some_and(|part| part.whole_disk == disk.name);
     let parts = machine.disks.iter().filter(is_part);
     let on_parts = parts.filter_map(|part| findings.contents(part).ok());
     let on_parts = on_parts.flat_map(|contents| contents.signatures);

@@ -211,8 +211,8 @@ impl ActiveDriver {
 /// Returns the limits on connections for `bytes` of memory.
 fn bounds(bytes: usize, driver: Driver) -> Bounds {
     let stack = if driver == Driver::Blocking { blocking::STACK } else { 0 };
-    let (least, most) = CONNECTION_RANGE;
-    let total = (bytes / (recv_buffer::RECV_BUFFER + stack)).clamp(least, most);
+    let (min, max) = CONNECTION_RANGE;
+    let total = (bytes / (recv_buffer::RECV_BUFFER + stack)).clamp(min, max);
     Bounds { total, unestablished: MAX_UNESTABLISHED.min(total / UNESTABLISHED_PART) }
 }
 

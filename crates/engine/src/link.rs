@@ -352,8 +352,8 @@ fn eviction_candidate(unestablished: &[Arc<Link>]) -> Option<&Arc<Link>> {
     let network = |link: &Arc<Link>| link.peer.network();
     let mut counts = HashMap::new();
     unestablished.iter().for_each(|link| *counts.entry(network(link)).or_insert(0) += 1);
-    let most = counts.values().copied().max()?;
-    unestablished.iter().find(|link| counts.get(&network(link)) == Some(&most))
+    let max = counts.values().copied().max()?;
+    unestablished.iter().find(|link| counts.get(&network(link)) == Some(&max))
 }
 
 #[cfg(test)]

@@ -471,8 +471,8 @@ fn deadlines_tick(setup: Setup) {
     wait_for("the ticks", || Log::read(&served.log.ticks) >= 8);
     std::thread::sleep(Duration::from_millis(300));
     let ticks = Log::read(&served.log.ticks);
-    let most = 4 * usize::try_from(began.elapsed().as_millis() / 20).unwrap();
-    assert!((8..=most).contains(&ticks), "{ticks} ticks, at most {most}");
+    let max = 4 * usize::try_from(began.elapsed().as_millis() / 20).unwrap();
+    assert!((8..=max).contains(&ticks), "{ticks} ticks, at most {max}");
     drop(clients);
     stop(served);
 }

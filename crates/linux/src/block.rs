@@ -44,7 +44,7 @@ impl FromStr for DeviceNumber {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// The whole disk's kernel name.
-    pub of: String,
+    pub whole_disk: String,
     /// The number in the partition table, from 1.
     pub number: u32,
     /// Where it starts on the disk, in bytes.
@@ -156,7 +156,7 @@ impl Disk {
 
     /// Returns the kernel name of the whole disk.
     pub fn whole(&self) -> &str {
-        self.part.as_ref().map_or(&self.name, |part| &part.of)
+        self.part.as_ref().map_or(&self.name, |part| &part.whole_disk)
     }
 
     pub fn is_partition(&self) -> bool {
@@ -186,7 +186,7 @@ pub fn read(tree: &Tree, name: &str) -> Option<Disk> {
     }
     let part = part(tree, &sysfs_path);
     let whole = if part.is_some() { sysfs_path.parent()? } else { &sysfs_path };
-    let whole_name = part.as_ref().map_or(name, |part| &part.of);
+    let whole_name = part.as_ref().map_or(name, |part| &part.whole_disk);
     let transport = Transport::of(tree, whole_name, whole);
     let hardware = match part {
         Some(_) => Hardware::default(),
@@ -257,9 +257,9 @@ impl Queue<'_> {
 /// A partition's directory is inside its disk's directory.
 fn part(tree: &Tree, sysfs_path: &Path) -> Option<Part> {
     let number = u32::try_from(tree.number(sysfs_path.join("partition"))?).ok()?;
-    let of = sysfs_path.parent()?.file_name()?.to_str()?.to_owned();
+    let whole_disk = sysfs_path.parent()?.file_name()?.to_str()?.to_owned();
     let start = tree.number(sysfs_path.join("start")).unwrap_or(0).saturating_mul(SECTOR);
-    Some(Part { of, number, start })
+    Some(Part { whole_disk, number, start })
 }
 
 /// Returns the parent of the disk's directory without the numbers that the kernel assigns to buses,
@@ -347,7 +347,7 @@ mod tests {
         assert!(sda.rotational && !sda.removable && !sda.read_only && !sda.volatile_cache);
         assert_eq!((sda.transport, sda.discard_max_bytes), (Transport::Sata, 2_147_450_880));
         assert_eq!((sda.node.to_str(), sda.zoned.as_ref()), (Some("/dev/sda"), None));
-        let part = Part { of: "sda".into(), number: 1, start: 1 << 20 };
+        let part = Part { whole_disk: "sda".into(), number: 1, start: 1 << 20 };
         assert_eq!(sda1.part, Some(part));
         assert!(sda1.read_only && sda1.transport == Transport::Sata && sda1.physical_block == 4096);
         assert_eq!((sda.whole(), sda1.whole()), ("sda", "sda"));

@@ -266,7 +266,7 @@ fn lock_whole(
     tolerant: bool,
 ) -> Result<Option<OwnedFd>, OpenError> {
     let Some(part) = known.and_then(|disk| disk.part.as_ref()) else { return Ok(None) };
-    let Some(whole) = block::read(tree, &part.of) else { return Ok(None) };
+    let Some(whole) = block::read(tree, &part.whole_disk) else { return Ok(None) };
     let path = tree.path(&whole.node);
     // Without its node the whole disk cannot be exported.
     let Ok(file) = open_file(&path, OpenFor::Reading, OFlags::empty()) else { return Ok(None) };
@@ -285,7 +285,8 @@ fn check_parts(
 ) -> Result<(), OpenError> {
     let Some(disk) = known.filter(|disk| !disk.is_partition() && !tolerant) else { return Ok(()) };
     let disks = block::scan(tree).unwrap_or_default();
-    let is_its = |other: &&Disk| other.part.as_ref().is_some_and(|part| part.of == disk.name);
+    let is_its =
+        |other: &&Disk| other.part.as_ref().is_some_and(|part| part.whole_disk == disk.name);
     for part in disks.iter().filter(is_its) {
         let path = tree.path(&part.node);
         // Without its node no program has opened it.

@@ -122,7 +122,10 @@ impl Machine {
             add(Code::Network, from_elsewhere(disk, lower));
         }
         if let Some(part) = &disk.part {
-            add(Code::Partition, format!("it is a partition: {} is lent as a whole", part.of));
+            add(
+                Code::Partition,
+                format!("it is a partition: {} is lent as a whole", part.whole_disk),
+            );
         }
         if disk.transport == Transport::Mmc && disk.whole().contains("boot") {
             add(Code::BootArea, "it is the area from which this machine starts".to_owned());
@@ -142,8 +145,8 @@ impl Machine {
     /// Returns the disk, its partitions, and for a partition the whole disk.
     fn family<'a>(&'a self, disk: &'a Disk) -> Vec<&'a Disk> {
         let related = |other: &&Disk| {
-            let is_part = other.part.as_ref().is_some_and(|part| part.of == disk.name);
-            let is_whole = disk.part.as_ref().is_some_and(|part| part.of == other.name);
+            let is_part = other.part.as_ref().is_some_and(|part| part.whole_disk == disk.name);
+            let is_whole = disk.part.as_ref().is_some_and(|part| part.whole_disk == other.name);
             is_part || is_whole
         };
         std::iter::once(disk).chain(self.disks.iter().filter(related)).collect()
@@ -153,8 +156,10 @@ impl Machine {
     /// and so on.
     fn above<'a>(&'a self, device: &'a Disk) -> Vec<&'a Disk> {
         self.follow(device, |disk| {
-            let parts =
-                self.disks.iter().filter(|d| d.part.as_ref().is_some_and(|p| p.of == disk.name));
+            let parts = self
+                .disks
+                .iter()
+                .filter(|d| d.part.as_ref().is_some_and(|p| p.whole_disk == disk.name));
             let holders = disk.stacking.holders.iter().map(String::as_str);
             // The partitions of the device itself are in `family`.
             let parts = parts.filter(|_| disk.name != device.name).map(|part| part.name.as_str());

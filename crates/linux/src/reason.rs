@@ -254,12 +254,12 @@ impl Verdict {
 
     /// Returns whether the disk may be exported if it is selected in this way.
     pub fn allows(&self, asked: Asked) -> bool {
-        let most = match asked {
+        let max = match asked {
             Asked::ForAll => Weight::Unread,
             Asked::ByName => Weight::Unasked,
             Asked::ByNameInUse => Weight::InUse,
         };
-        self.reasons.iter().all(|reason| reason.code.weight() <= most)
+        self.reasons.iter().all(|reason| reason.code.weight() <= max)
     }
 
     /// Returns whether it may be exported for writing: never a disk in use or a read-only one; with

@@ -115,8 +115,8 @@ fn load_targets(keys: Option<&Path>) -> Result<Vec<Result<Target, Failure>>, Fai
 }
 
 /// The disk's name on its target: as reported now, else as recorded when pairing.
-pub fn disk_name<'a>(disk: &'a Disk, of: Option<&'a Target>) -> Option<&'a str> {
-    let known = || of?.disks.iter().find(|known| known.nqn == disk.nqn);
+pub fn disk_name<'a>(disk: &'a Disk, target: Option<&'a Target>) -> Option<&'a str> {
+    let known = || target?.disks.iter().find(|known| known.nqn == disk.nqn);
     disk.name.as_deref().or_else(|| known().map(|known| known.name.as_str()))
 }
 

@@ -41,7 +41,7 @@ impl OverwriteTarget {
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
         let mut parts: Vec<String> = Vec::new();
         if let Some(part) = &disk.part {
-            parts.push(format!("partition {} of {}", part.number, part.of));
+            parts.push(format!("partition {} of {}", part.number, part.whole_disk));
         }
         parts.extend(whole.hardware.model.clone());
         parts.extend(whole.hardware.serial.as_ref().map(|it| format!("serial number {it}")));

@@ -52,7 +52,7 @@ fn query_all(tree: &Tree, machines: &[Machine], known: &[Target], insecure: bool
 #[derive(Debug, Clone)]
 pub(crate) struct MachineDisks<'a> {
     /// The stored target, if this machine was paired with it.
-    of: Option<&'a Target>,
+    target: Option<&'a Target>,
     disks: Result<Vec<Disk>, QueryError>,
 }
 
@@ -66,7 +66,7 @@ fn query_machine<'a>(
 ) -> MachineDisks<'a> {
     let nvme = machine.services(Protocol::Nvme);
     if nvme.is_empty() {
-        return MachineDisks { of: None, disks: Ok(Vec::new()) };
+        return MachineDisks { target: None, disks: Ok(Vec::new()) };
     }
     let (targets, paired_here) = candidates(known, nvme);
     for target in targets {
@@ -78,7 +78,7 @@ fn query_machine<'a>(
             Err(QueryError::KeyRequired) => {}
             // A server without TLS closes the connection.
             Err(QueryError::Protocol(_)) if machine.keyed != Some(true) => {}
-            disks => return MachineDisks { of: Some(target), disks },
+            disks => return MachineDisks { target: Some(target), disks },
         }
     }
     let here = nvme.iter().all(TargetAddr::is_loopback);
@@ -89,7 +89,7 @@ fn query_machine<'a>(
     };
     let identity = HostIdentity::find(tree, None);
     let clear = || query_addresses(nvme, &Initiator { host: &identity, key: None, chap: None });
-    MachineDisks { of: None, disks: refusal.map_or_else(clear, Err) }
+    MachineDisks { target: None, disks: refusal.map_or_else(clear, Err) }
 }
 
 /// Queries the first reachable address.

@@ -101,7 +101,7 @@ fn selected<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>,
         found.insert(&disk.name);
     }
     let is_selected = |disk: &&Disk| {
-        let whole = disk.part.as_ref().map(|part| &part.of);
+        let whole = disk.part.as_ref().map(|part| &part.whole_disk);
         found.contains(&disk.name) || whole.is_some_and(|whole| found.contains(whole))
     };
     Ok(machine.disks.iter().filter(is_selected).collect())
@@ -131,7 +131,7 @@ fn row(machine: &Machine, disk: &Disk, probe: &dyn Probe) -> Row {
         transport: disk.transport.word(),
         removable: disk.removable,
         read_only: disk.read_only,
-        partition_of: disk.part.as_ref().map(|part| part.of.clone()),
+        partition_of: disk.part.as_ref().map(|part| part.whole_disk.clone()),
         partition_table: contents.table.as_ref().map(|table| scheme(table.scheme)),
         contents: contents.signatures.into_iter().map(content).collect(),
         lendable: verdict.allows(Asked::ForAll),

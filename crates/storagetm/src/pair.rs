@@ -215,7 +215,7 @@ fn target(paired: &Paired, own: &HostNqn, there: &NetAddr) -> Target {
         nqn: disk.nqn.clone(),
         name: disk.name.clone(),
         bytes: disk.bytes,
-        access: least(disk.access, paired.access).into(),
+        access: min(disk.access, paired.access).into(),
     };
     Target {
         name: paired.target.clone(),
@@ -228,7 +228,7 @@ fn target(paired: &Paired, own: &HostNqn, there: &NetAddr) -> Target {
     }
 }
 
-fn least(one: Access, other: Access) -> Access {
+fn min(one: Access, other: Access) -> Access {
     if one == Access::Writable { other } else { one }
 }
 

@@ -41,11 +41,11 @@ fn table_of_width<const N: usize>(
 }
 
 /// Shrinks the widest column until the table fits. The first column is never shrunk.
-fn narrow(widths: &mut [usize], least: &[usize], columns: usize) {
+fn narrow(widths: &mut [usize], min: &[usize], columns: usize) {
     let gaps = GAP * widths.len().saturating_sub(1);
     while widths.iter().sum::<usize>() + gaps > columns {
-        let rest = widths.iter_mut().zip(least).skip(1);
-        match rest.filter(|(width, least)| **width > **least).map(|(width, _)| width).max() {
+        let rest = widths.iter_mut().zip(min).skip(1);
+        match rest.filter(|(width, min)| **width > **min).map(|(width, _)| width).max() {
             Some(width) => *width -= 1,
             None => return,
         }

@@ -35,8 +35,8 @@ pub(super) const UNKNOWN_LENGTH: u64 = u64::MAX;
 /// Fails if the file cannot be read.
 pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
     let bytes = file.metadata()?.len();
-    let part = |offset: u64, most: usize| {
-        let len = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(most).min(most);
+    let part = |offset: u64, max: usize| {
+        let len = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(max).min(max);
         let mut part = vec![0; len];
         file.read_exact_at(&mut part, offset).map(|()| part)
     };
@@ -99,17 +99,17 @@ pub(crate) fn unpack(
 /// Fails on a read error or timeout.
 pub(crate) fn take(
     from: &mut File,
-    most: usize,
+    max: usize,
     into: &mut Vec<u8>,
     timeout: Option<Duration>,
 ) -> io::Result<()> {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    while into.len() < most {
+    while into.len() < max {
         let mut fds = [PollFd::from_borrowed_fd(from.as_fd(), PollFlags::IN)];
         if rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))? == 0 {
             return Err(ErrorKind::TimedOut.into());
         }
-        let mut piece = vec![0; most - into.len()];
+        let mut piece = vec![0; max - into.len()];
         match from.read(&mut piece)? {
             0 => return Ok(()),
             len => into.extend_from_slice(piece.get(..len).unwrap_or_default()),

@@ -141,7 +141,7 @@ impl Driver {
 
     /// Returns the held disk requests of a connection.
     pub fn jobs(&self, id: Id) -> Vec<&Admitted> {
-        self.jobs.iter().filter(|(of, _)| *of == id).map(|(_, job)| job).collect()
+        self.jobs.iter().filter(|(other, _)| *other == id).map(|(_, job)| job).collect()
     }
 
     // ---- the peer

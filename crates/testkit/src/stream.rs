@@ -19,10 +19,10 @@ impl Chunks {
     fn next(self, random: &mut Xorshift64) -> usize {
         match self {
             Self::Fixed(n) => n,
-            Self::UpTo(most) => random.below(most) + 1,
+            Self::UpTo(max) => random.below(max) + 1,
             Self::Random => {
-                let most = 1 << random.below(16);
-                random.below(most) + 1
+                let max = 1 << random.below(16);
+                random.below(max) + 1
             }
         }
     }

@@ -150,7 +150,7 @@ fn finished(event: &Value) -> Result<()> {
 /// Checks that zero ranges take no space.
 fn thin(copied: &Path) -> Result<()> {
     let found = fs::metadata(copied)?.blocks() * 512;
-    let most = 2 * (SIZE / STEP + 1) * FILLED;
-    ensure!(found <= most, "the copy takes {found} bytes, {most} would be enough");
+    let max = 2 * (SIZE / STEP + 1) * FILLED;
+    ensure!(found <= max, "the copy takes {found} bytes, {max} would be enough");
     Ok(())
 }

@@ -64,7 +64,7 @@ pub(super) fn stage_config(settings: &Settings, ends: &[&OpenedEndpoint]) -> Sta
     let bytes = ends.first().map_or(0, |end| end.disk.bytes);
     let to = ends.last().map(|end| &end.disk);
     let remote = to.is_some_and(|disk| disk.remote);
-    let most = UNFLUSHED.max(bytes / UNFLUSHED_PART) / threads as u64;
+    let max = UNFLUSHED.max(bytes / UNFLUSHED_PART) / threads as u64;
     StageConfig {
         threads,
         memory: MEMORY / threads,
@@ -72,7 +72,7 @@ pub(super) fn stage_config(settings: &Settings, ends: &[&OpenedEndpoint]) -> Sta
         sparse: settings.sparse,
         blank: to.is_some_and(|disk| disk.blank),
         track_unflushed: settings.map.is_some() || remote,
-        max_unflushed: if remote { most } else { u64::MAX },
+        max_unflushed: if remote { max } else { u64::MAX },
         kernel_copy: !settings.verify,
         reconnect_timeout: settings.reconnect_timeout,
     }

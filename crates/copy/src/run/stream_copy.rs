@@ -333,11 +333,11 @@ impl PipeToDisk<'_> {
     }
 
     fn write_all(&mut self, offset: u64, buffer: Buffer) -> Result<(), Outcome> {
-        let most = usize::try_from(self.disk.max_transfer).unwrap_or(PIECE).max(512);
+        let max = usize::try_from(self.disk.max_transfer).unwrap_or(PIECE).max(512);
         let (mut from, all) = (0, buffer.len());
         let mut buffer = Some(buffer);
         while let Some(memory) = buffer.take().filter(|_| from < all) {
-            let to = all.min(from + most);
+            let to = all.min(from + max);
             let at = offset + from as u64;
             let work = Request::Write { offset: at, buffer: memory, part: from..to };
             let error = |name, reason| CopyError::Write {

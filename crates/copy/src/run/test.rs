@@ -242,9 +242,9 @@ fn unreadable_disk_after_reconnect_is_not_the_same() {
 #[test]
 fn server_with_one_connection_is_enough() {
     let source = Sim::new("source", noise(4 * MIB, 11));
-    source.core().most = 1;
+    source.core().max = 1;
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
-    destination.core().most = 2;
+    destination.core().max = 2;
     let report = run_job(&source, &destination, &settings());
     assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
     assert_eq!(destination.data(), source.data());
@@ -257,7 +257,7 @@ fn end_that_stays_lost_fails_copy() {
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
     destination.core().hook = Some(Box::new(move |_, _| {
         let mut source = other.core();
-        (source.most, source.lose_after) = (0, Some(1));
+        (source.max, source.lose_after) = (0, Some(1));
     }));
     let settings = Settings { reconnect_timeout: Duration::from_millis(600), ..settings() };
     let report = run_job(&source, &destination, &settings);
@@ -271,7 +271,7 @@ fn source_lost_after_last_read_is_ignored() {
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
     destination.core().hook = Some(Box::new(move |_, number| {
         if number == 64 {
-            other.core().most = 0;
+            other.core().max = 0;
             other.core().gone = true;
         }
     }));

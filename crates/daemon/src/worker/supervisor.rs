@@ -292,18 +292,18 @@ mod test {
             sender.close();
         };
         let mut live = LiveWorker { child, receiver };
-        let (mut most, mut received) = (0, 0);
+        let (mut max, mut received) = (0, 0);
         thread::scope(|scope| {
             scope.spawn(flood);
             let supervisor = scope.spawn(|| receive_reports(&shared, &mut live));
             while received < REPORTS {
                 thread::sleep(Duration::from_secs(1));
                 let events = shared.inbox.receive().events.len();
-                (most, received) = (most.max(events), received + events);
+                (max, received) = (max.max(events), received + events);
             }
             assert!(supervisor.join().unwrap().is_some());
         });
-        assert!((4097..=8192).contains(&most), "{most}");
+        assert!((4097..=8192).contains(&max), "{max}");
         assert_eq!(received, REPORTS);
     }
 }

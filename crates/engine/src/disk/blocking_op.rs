@@ -103,12 +103,12 @@ impl BlockingOp {
 
 /// Returns the start of the next data or hole, clamped to `least..=size`. Without support by
 /// the file system, everything counts as data.
-fn seek(disk: &OwnedFd, to: SeekFrom, least: u64, size: u64) -> u64 {
+fn seek(disk: &OwnedFd, to: SeekFrom, min: u64, size: u64) -> u64 {
     match rustix::fs::seek(disk, to) {
-        Ok(found) => found.max(least).min(size),
+        Ok(found) => found.max(min).min(size),
         // No data after this offset.
         Err(Errno::NXIO) => size,
-        Err(_) if matches!(to, SeekFrom::Data(_)) => least.min(size),
+        Err(_) if matches!(to, SeekFrom::Data(_)) => min.min(size),
         Err(_) => size,
     }
 }

@@ -66,31 +66,31 @@ impl Outbox {
 
     /// Encrypts one record.
     fn seal_one(&mut self, sealer: &mut Sealer, out: &mut [u8]) -> usize {
-        let most = (out.len() - OVERHEAD).min(CONTENT);
+        let max = (out.len() - OVERHEAD).min(CONTENT);
         if let Some(piece) = self.piece().filter(|piece| piece.len() >= LARGE) {
-            let piece = piece.get(..most).unwrap_or(piece);
+            let piece = piece.get(..max).unwrap_or(piece);
             let sealed = sealer.seal(Kind::Data, piece, out);
             let len = piece.len();
             self.advance(len);
             return sealed;
         }
-        let len = self.coalesce(most);
+        let len = self.coalesce(max);
         sealer.seal(Kind::Data, self.scratch.get(..len).unwrap_or_default(), out)
     }
 
     /// Copies small pieces together, at most `most` bytes. Returns their length.
-    fn coalesce(&mut self, most: usize) -> usize {
+    fn coalesce(&mut self, max: usize) -> usize {
         let mut len = 0;
         let mut scratch = std::mem::take(&mut self.scratch);
         while let Some(piece) = self.piece().filter(|piece| piece.len() < LARGE) {
-            let some = piece.len().min(most - len);
+            let some = piece.len().min(max - len);
             if let (Some(room), Some(piece)) = (scratch.get_mut(len..len + some), piece.get(..some))
             {
                 room.copy_from_slice(piece);
             }
             len += some;
             self.advance(some);
-            if len == most {
+            if len == max {
                 break;
             }
         }

@@ -88,8 +88,8 @@ impl Records {
     }
 
     fn handshake_message(&mut self, part: &[u8]) -> Result<(), RecordError> {
-        let most = if self.is_client { TICKET } else { MESSAGE };
-        if part.is_empty() || self.message.len() + part.len() > most {
+        let max = if self.is_client { TICKET } else { MESSAGE };
+        if part.is_empty() || self.message.len() + part.len() > max {
             return Err(RecordError::UnexpectedMessage);
         }
         self.message.extend_from_slice(part);

@@ -395,8 +395,8 @@ fn build() -> io::Result<IoUring> {
 
 /// Registers an empty file table and the restrictions, and enables the ring.
 fn restrict(ring: &IoUring) -> io::Result<FileTable> {
-    let most = getrlimit(Resource::Nofile).current.and_then(|most| u32::try_from(most).ok());
-    let places = most.map_or(FILES, |most| most.min(FILES));
+    let max = getrlimit(Resource::Nofile).current.and_then(|max| u32::try_from(max).ok());
+    let places = max.map_or(FILES, |max| max.min(FILES));
     ring.submitter().register_files(&vec![-1; places as usize])?;
     let mut rules: Vec<_> = REQUIRED_OPS.into_iter().map(Restriction::sqe_op).collect();
     rules.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));

@@ -73,14 +73,14 @@ struct Slice {
     requests: u32,
     bytes: usize,
     /// Most requests in one turn.
-    most: u32,
+    max: u32,
     /// Waits that timed out.
     timeouts: u32,
 }
 
 impl Slice {
     fn new(since: Instant) -> Self {
-        Self { since, requests: 0, bytes: 0, most: 0, timeouts: 0 }
+        Self { since, requests: 0, bytes: 0, max: 0, timeouts: 0 }
     }
 }
 
@@ -97,7 +97,7 @@ impl RxCoalescing {
         let slice = &mut self.slice;
         slice.requests = slice.requests.saturating_add(requests);
         slice.bytes = slice.bytes.saturating_add(bytes);
-        slice.most = slice.most.max(requests);
+        slice.max = slice.max.max(requests);
         if slice.requests >= SLICE {
             self.size = slice.bytes / usize::try_from(slice.requests).unwrap_or(usize::MAX);
             let took = now.duration_since(slice.since).as_nanos() / u128::from(slice.requests);
@@ -111,9 +111,7 @@ impl RxCoalescing {
         match self.trial.take() {
             Some(trial) => self.continue_trial(trial, took),
             None if self.rest > 0 => self.rest -= 1,
-            None if self.level > 0 || self.slice.most >= MIN_REQUESTS => {
-                self.start_trial(MIN_LEVEL)
-            }
+            None if self.level > 0 || self.slice.max >= MIN_REQUESTS => self.start_trial(MIN_LEVEL),
             None => {}
         }
     }

@@ -235,8 +235,8 @@ impl Dhcp {
     }
 
     fn request(&mut self, now: Instant, address: Ipv4Addr, server: Option<Ipv4Addr>, sent: u32) {
-        let most = if server.is_some() { REQUESTS } else { REBOOT_REQUESTS };
-        if sent >= most {
+        let max = if server.is_some() { REQUESTS } else { REBOOT_REQUESTS };
+        if sent >= max {
             self.begin(now, State::Selecting(0));
             return;
         }

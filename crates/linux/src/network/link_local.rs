@@ -164,13 +164,10 @@ impl LinkLocal {
 
     fn probe(&mut self, now: Instant, sent: u8) {
         self.steps.push_back(Step::Send(Arp::probe(self.mac, self.candidate)));
-        let (least, most) = self.timing().between;
+        let (min, max) = self.timing().between;
         let last = sent + 1 >= PROBE_NUM;
-        let wait = if last {
-            self.timing().announce_wait
-        } else {
-            self.pauses.duration_between(least, most)
-        };
+        let wait =
+            if last { self.timing().announce_wait } else { self.pauses.duration_between(min, max) };
         self.state = State::Probing(sent + 1);
         self.due = Some(now + wait);
     }

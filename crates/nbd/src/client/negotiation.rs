@@ -192,9 +192,9 @@ impl Client {
 
     fn count(&mut self, option: u32) -> Result<(), Violation> {
         self.negotiation.replies += 1;
-        let most = if option == option::LIST { MAX_LISTED } else { MAX_REPLIES };
+        let max = if option == option::LIST { MAX_LISTED } else { MAX_REPLIES };
         // One more for the final reply.
-        if self.negotiation.replies > most + 1 { Err(Violation::TooManyReplies) } else { Ok(()) }
+        if self.negotiation.replies > max + 1 { Err(Violation::TooManyReplies) } else { Ok(()) }
     }
 
     fn replied(&mut self, option: u32, kind: u32, data: &[u8]) -> Result<(), Violation> {

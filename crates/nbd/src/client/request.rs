@@ -154,7 +154,7 @@ impl Request {
     fn range_fits(&self, info: &ExportInfo) -> bool {
         let (offset, len) = self.range();
         let minimum = u64::from(info.minimum);
-        let most = match self {
+        let max = match self {
             Self::Read { .. } | Self::Write { .. } => u64::from(info.maximum),
             _ if info.headers == Headers::Extended => u64::MAX,
             _ => u64::from(u32::MAX),
@@ -167,7 +167,7 @@ impl Request {
             _ => true,
         };
         let whole = offset.is_multiple_of(minimum) && len.is_multiple_of(minimum);
-        inside && part && whole && len != 0 && len <= most
+        inside && part && whole && len != 0 && len <= max
     }
 }
 

@@ -26,8 +26,8 @@ pub(super) fn reply(
     if !known {
         buffer.bytes_mut().fill(0);
     }
-    let most = if one { 1 } else { usize::MAX };
-    let (count, len) = describe(buffer.bytes_mut(), range, mode, most);
+    let max = if one { 1 } else { usize::MAX };
+    let (count, len) = describe(buffer.bytes_mut(), range, mode, max);
     let head = status_head(mode, to, count, len);
     BufferPart::new(buffer, 0, len).with_head(head)
 }
@@ -49,7 +49,7 @@ fn status_head(mode: Mode, to: ReplyTo, count: u32, len: usize) -> Head {
 /// Replaces the records in `bytes` by descriptors of at most `most` extents of the range: `len`
 /// bytes after the first `skip`. Returns the number of descriptors and their length in bytes.
 /// Returns one data extent if the range has no record.
-fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) -> (u32, usize) {
+fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, max: usize) -> (u32, usize) {
     let (mut skip, mut left) = (skip, len);
     let (mut count, mut used) = (0, 0);
     for at in (0..bytes.len()).step_by(Extent::LEN) {
@@ -61,7 +61,7 @@ fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) 
             used += put(bytes, used, Extent { len: n, ..extent }, mode);
             (count, left) = (count + 1, left - n);
         }
-        if left == 0 || count as usize >= most {
+        if left == 0 || count as usize >= max {
             break;
         }
     }

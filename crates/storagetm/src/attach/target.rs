@@ -106,8 +106,8 @@ impl TargetSpec {
 
 /// Returns whether `name` names the disk: its NQN, the last part of the NQN, or its name on the
 /// target.
-fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
-    let known = remote::machine::disk_name(disk, of).unwrap_or_default();
+fn is_called(disk: &Disk, target: Option<&Target>, name: &str) -> bool {
+    let known = remote::machine::disk_name(disk, target).unwrap_or_default();
     let last = known.rsplit('/').next().unwrap_or(known);
     let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
     let part = disk.nqn.rsplit(':').next().unwrap_or_default();

@@ -73,7 +73,7 @@ impl Row {
                 .map(|at| TargetAddr::at(at.address, at.interface.as_deref(), 0).host())
                 .collect(),
             keyed: machine.keyed,
-            paired: answer.of.map(|target| target.name.clone()),
+            paired: answer.target.map(|target| target.name.clone()),
             disks: disks.iter().map(lent).collect(),
             pair: there.filter(|_| needs_key).map(|place| pair(&place)),
             nbd,
@@ -108,7 +108,7 @@ impl DiskRow {
         let some = |text: &str| (!text.is_empty()).then(|| truncated(text));
         Self {
             nqn: disk.nqn.clone(),
-            name: disk_name(disk, answer.of).map(truncated),
+            name: disk_name(disk, answer.target).map(truncated),
             model: some(&disk.model),
             serial: some(&disk.serial),
             bytes: disk.size.map(|(bytes, _)| bytes),
@@ -241,7 +241,7 @@ mod test {
     #[test]
     fn each_disk_has_the_line_that_attaches_it() {
         let (a, b) = (disk("nqn.2024-01.test:a", "Example"), disk("nqn.2024-01.test:b", "Other"));
-        let answer = MachineDisks { of: None, disks: Ok(vec![a.clone()]) };
+        let answer = MachineDisks { target: None, disks: Ok(vec![a.clone()]) };
         let row = Row::new(&machine("desk"), &answer);
         let shown = text(std::slice::from_ref(&row));
         assert_eq!(
@@ -250,7 +250,7 @@ mod test {
              by NBD: nbd://10.0.0.1:10809/\n"
         );
         assert_eq!(row.disks[0].uri, "nvme://[fe80::1%25eth0]:4420/nqn.2024-01.test:a");
-        let answer = MachineDisks { of: None, disks: Ok(vec![a, b]) };
+        let answer = MachineDisks { target: None, disks: Ok(vec![a, b]) };
         let row = Row::new(&machine("desk"), &answer);
         assert_eq!(row.disks[1].attach, "storagetm attach fe80::1%eth0/b");
         assert_eq!(row.disks[1].nbd, None);
@@ -278,7 +278,7 @@ mod test {
             called("nqn.2024-01.test:c", "disk"),
             called("nqn.2024-01.test:d", "a b/c"),
         ];
-        let row = Row::new(&machine("desk"), &MachineDisks { of: None, disks: Ok(disks) });
+        let row = Row::new(&machine("desk"), &MachineDisks { target: None, disks: Ok(disks) });
         let ends: Vec<_> =
             row.disks.iter().filter_map(|disk| disk.attach.rsplit('/').next()).collect();
         assert_eq!(ends, ["sda", "b", "c", "d"]);
@@ -291,13 +291,14 @@ mod test {
     fn machine_that_requires_a_key_is_shown_with_pair() {
         let mut keyed = machine("storagetm-abcd");
         keyed.keyed = Some(true);
-        let row = Row::new(&keyed, &MachineDisks { of: None, disks: Err(QueryError::KeyRequired) });
+        let row =
+            Row::new(&keyed, &MachineDisks { target: None, disks: Err(QueryError::KeyRequired) });
         let shown = text(&[row]);
         assert!(shown.contains("  needs a key: storagetm pair fe80::1%eth0\n"), "{shown}");
         assert!(shown.contains("nbds://"), "{shown}");
         let known = Target::sample("desk pc", "fe80::1%eth0");
         let answer =
-            MachineDisks { of: Some(&known), disks: Ok(vec![disk("nqn.2024-01.test:a", "")]) };
+            MachineDisks { target: Some(&known), disks: Ok(vec![disk("nqn.2024-01.test:a", "")]) };
         let shown = text(&[Row::new(&keyed, &answer)]);
         assert!(
             shown.starts_with("desk pc (storagetm-abcd), at ") && !shown.contains("needs a key")
@@ -308,14 +309,15 @@ mod test {
     #[test]
     fn x53_text_from_the_network_is_shown_harmless() {
         let evil = format!("\u{1b}[2J\u{202e}{}", "x".repeat(200));
-        let answer = MachineDisks { of: None, disks: Ok(vec![disk("nqn.2024-01.test:a", &evil)]) };
+        let answer =
+            MachineDisks { target: None, disks: Ok(vec![disk("nqn.2024-01.test:a", &evil)]) };
         let row = Row::new(&machine(&evil), &answer);
         let shown = text(std::slice::from_ref(&row));
         assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown:?}");
         assert!(!shown.contains('\u{202e}') && shown.lines().all(|line| line.len() < 200));
         let refusal = QueryError::Protocol("\u{1b}]0;owned\u{7}".to_owned());
         let shown =
-            text(&[Row::new(&machine("a"), &MachineDisks { of: None, disks: Err(refusal) })]);
+            text(&[Row::new(&machine("a"), &MachineDisks { target: None, disks: Err(refusal) })]);
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
         assert!(text(&[]).starts_with("No machine nearby"));
     }

@@ -42,7 +42,7 @@ fn check_disk(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     if let Some(part) = &disk.part {
         return Err(Failure::new(format!(
             "{name} is a partition; name the whole disk, {}, if all of it may be overwritten",
-            part.of
+            part.whole_disk
         )));
     }
     let findings = examine(tree, machine.examined_for(&disk), limit_for(&disk));

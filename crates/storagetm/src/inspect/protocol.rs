@@ -239,11 +239,11 @@ fn u32_value(from: &mut impl Read) -> io::Result<u32> {
 /// Reads a count and as many elements, at most `most`.
 fn list<R: Read, T>(
     from: &mut R,
-    most: u32,
+    max: u32,
     mut one: impl FnMut(&mut R) -> io::Result<T>,
 ) -> io::Result<Vec<T>> {
     let count = u32_value(from)?;
-    if count > most {
+    if count > max {
         return Err(invalid());
     }
     (0..count).map(|_| one(from)).collect()
@@ -370,9 +370,9 @@ mod test {
     #[test]
     fn counts_are_bounded_before_what_they_count_is_read() {
         let survey = [&[4, 1][..], &[0; 17]].concat();
-        for (head, most) in [(vec![5], 4_u32), (survey, 4096)] {
+        for (head, max) in [(vec![5], 4_u32), (survey, 4096)] {
             for (count, kind) in
-                [(most, ErrorKind::UnexpectedEof), (most + 1, ErrorKind::InvalidData)]
+                [(max, ErrorKind::UnexpectedEof), (max + 1, ErrorKind::InvalidData)]
             {
                 let bytes = [&head[..], &count.to_le_bytes()].concat();
                 assert_eq!(Message::parse(&mut &bytes[..]).unwrap_err().kind(), kind, "{count}");

@@ -113,15 +113,15 @@ fn unnegotiated_request_is_refused() {
 #[test]
 fn x26_request_above_the_maximum_is_refused() {
     on_both(|server| {
-        let most = 32u32 << 20;
+        let max = 32u32 << 20;
         let mut socket = transmitting(server.port());
-        for len in [most - 512, most] {
+        for len in [max - 512, max] {
             socket.write_all(&request(0, READ, 1, 0, len)).unwrap();
             assert_eq!(reply(&mut socket), 0, "{len}");
             let read = std::io::copy(&mut (&socket).take(len.into()), &mut std::io::sink());
             assert_eq!(read.unwrap(), u64::from(len));
         }
-        socket.write_all(&request(0, READ, 1, 0, most + 512)).unwrap();
+        socket.write_all(&request(0, READ, 1, 0, max + 512)).unwrap();
         assert_ne!(reply(&mut socket), 0);
         // A write that is too long may end the connection, because its data cannot be received.
         let mut writer = transmitting(server.port());

@@ -36,7 +36,7 @@ pub(super) struct Core {
     pub(super) slow: std::time::Duration,
     /// Open connections, and their maximum.
     connections: usize,
-    pub(super) most: usize,
+    pub(super) max: usize,
     /// Whether every connection is lost, idle or not.
     pub(super) gone: bool,
     pub(super) losses: u64,
@@ -82,7 +82,7 @@ impl Sim {
             crash: false,
             slow: std::time::Duration::ZERO,
             connections: 0,
-            most: 100,
+            max: 100,
             gone: false,
             losses: 0,
             requests: 0,
@@ -103,7 +103,7 @@ impl Sim {
 impl Endpoint for Sim {
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let mut core = self.core();
-        if core.connections >= core.most {
+        if core.connections >= core.max {
             return Err(EndpointError::Temporary("too many connections".to_owned()));
         }
         core.connections += 1;
