@@ -71,8 +71,8 @@ fn flood(open: impl Fn() -> Option<TcpStream>, over: &AtomicBool, count: &Atomic
 /// Returns the resident memory of a process in KiB.
 fn memory(process: &Path) -> u64 {
     let status = fs::read_to_string(process.join("status")).unwrap();
-    let output = field(&status, "VmRSS").unwrap();
-    output.strip_suffix(" kB").unwrap().trim().parse().unwrap()
+    let memory = field(&status, "VmRSS").unwrap();
+    memory.strip_suffix(" kB").unwrap().trim().parse().unwrap()
 }
 
 /// X54: while one address floods the server with bad keys, abandoned pairings and idle connections,
