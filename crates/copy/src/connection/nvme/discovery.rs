@@ -82,9 +82,15 @@ impl NvmeEndpoint {
         let names = name_list(identified, nqns);
         let with_names = |reason: &str| format!("{reason}: name one of {names}");
         match (failure, self.wanted_name.as_str()) {
-            (Some(EndpointError::Temporary(why)), _) => EndpointError::Temporary(with_names(&why)),
-            (Some(EndpointError::Permanent(why)), _) => EndpointError::Permanent(with_names(&why)),
-            (Some(EndpointError::Violation(why)), _) => EndpointError::Violation(with_names(&why)),
+            (Some(EndpointError::Temporary(reason)), _) => {
+                EndpointError::Temporary(with_names(&reason))
+            }
+            (Some(EndpointError::Permanent(reason)), _) => {
+                EndpointError::Permanent(with_names(&reason))
+            }
+            (Some(EndpointError::Violation(reason)), _) => {
+                EndpointError::Violation(with_names(&reason))
+            }
             (None, "") => self.permanent_error(&with_names("the target exports several disks")),
             (None, wanted) => {
                 let wanted = strip_control(wanted);
