@@ -145,7 +145,7 @@ impl AsFd for Inbox {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Export, Geometry, Identity, Peer};
+    use export::{Identity, Peer};
 
     fn peer() -> Peer {
         Peer::ip(
@@ -157,9 +157,7 @@ mod test {
 
     #[test]
     fn flood_is_bounded_and_attachments_are_kept() {
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        let export = Arc::new(Export::new("d", "n", Identity::default(), geometry, 512, disk));
+        let export = Arc::new(testkit::export("d", "n", Identity::default(), (512, 512), 512));
         let inbox = Inbox::open().unwrap();
         for _ in 0..MAX_EVENTS + 5 {
             inbox.put(Event::Violation { peer: peer(), rule: "rule" });

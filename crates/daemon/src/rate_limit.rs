@@ -140,12 +140,10 @@ fn merged(before: CountedEvent, mut event: Event) -> CountedEvent {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Auth, Export, Fault, Geometry, Identity, Peer};
+    use export::{Auth, Export, Fault, Identity, Peer};
 
     fn export() -> Arc<Export> {
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        Arc::new(Export::new("d", "n", Identity::default(), geometry, 1 << 40, disk))
+        Arc::new(testkit::export("d", "n", Identity::default(), (512, 512), 1 << 40))
     }
 
     fn fault(export: &Arc<Export>, offset: u64) -> Event {

@@ -4,19 +4,21 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::io::{BufRead, BufReader, Write};
+#[path = "serve/process.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod process;
+
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use process::{LONG, PROGRAM, Running};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
-/// Time limit of what is waited for.
-const LONG: Duration = Duration::from_secs(30);
 
 /// Returns a UDP port that is free.
 fn free_port() -> u16 {
@@ -49,63 +51,35 @@ fn has_multicast() -> bool {
     received
 }
 
-/// A process; ended when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Sends SIGTERM and waits for the end.
+fn stop(running: &mut Running) {
+    running.signal(Signal::TERM);
+    running.end();
 }
 
-impl Running {
-    /// Sends SIGTERM and waits for the end.
-    fn stop(&mut self) {
-        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
-        self.0.wait().unwrap();
-    }
+/// Returns the announcer process of that server, if there is one.
+fn find_announcer(running: &Running) -> Option<u32> {
+    let of = |folder: std::fs::DirEntry| -> Option<u32> {
+        let pid: u32 = folder.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(folder.path().join("cmdline")).ok()?;
+        let status = std::fs::read_to_string(folder.path().join("status")).ok()?;
+        let parent = format!("PPid:\t{}\n", running.child.id());
+        (line == b"storagetm\0announcer\0" && status.contains(&parent)).then_some(pid)
+    };
+    std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).find_map(of)
+}
 
-    /// Waits for the announcer process and returns it.
-    fn announcer(&self) -> u32 {
-        let end = Instant::now() + LONG;
-        loop {
-            match self.find_announcer() {
-                Some(pid) => return pid,
-                None => assert!(Instant::now() < end, "there is no process that announces"),
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn find_announcer(&self) -> Option<u32> {
-        let of = |folder: std::fs::DirEntry| -> Option<u32> {
-            let pid: u32 = folder.file_name().to_str()?.parse().ok()?;
-            let line = std::fs::read(folder.path().join("cmdline")).ok()?;
-            let status = std::fs::read_to_string(folder.path().join("status")).ok()?;
-            let parent = format!("PPid:\t{}\n", self.0.id());
-            (line == b"storagetm\0announcer\0" && status.contains(&parent)).then_some(pid)
-        };
-        std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).find_map(of)
-    }
+/// Waits for the announcer process and returns it.
+fn announcer_of(running: &Running) -> u32 {
+    process::find(|| find_announcer(running)).expect("a process that announces")
 }
 
 /// Starts a server of the demo disk on the loopback interface that announces at that port.
 fn serve(port: u16, more: &[&str]) -> Running {
-    let mut child = Command::new(PROGRAM)
-        .args(["serve", "--json", "--demo=64M", "--listen", "127.0.0.1:0", "--io", "blocking"])
-        .args(["--mdns-port", &port.to_string()])
-        .args(more)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let ready = lines.any(|line| line.contains("\"ready\""));
-    // A program whose event reader is gone would end.
-    std::thread::spawn(move || lines.for_each(drop));
-    assert!(ready, "it never was ready");
-    Running(child)
+    let own = ["--json", "--demo=64M", "--listen", "127.0.0.1:0", "--io", "blocking"];
+    let running = Running::serve(&[&own[..], &["--mdns-port", &port.to_string()], more].concat());
+    running.until("ready");
+    running
 }
 
 /// Starts the announcer process alone.
@@ -118,7 +92,7 @@ fn announcer(port: u16) -> (Running, ChildStdin) {
         .unwrap();
     let mut orders = child.stdin.take().unwrap();
     writeln!(orders, "{}", json!({"start": {"port": port}})).unwrap();
-    (Running(child), orders)
+    (Running::of(child), orders)
 }
 
 fn service(name: &str, port: u16, keyed: bool) -> Value {
@@ -180,14 +154,14 @@ fn target_is_found_beside_another_responder() {
     assert_eq!(rows[0]["addresses"], json!(["127.0.0.1"]));
     assert_eq!(rows[0]["keyed"], json!(false));
     shown(port, &["67.1 MB, writable", "storagetm attach 127.0.0.1:"]);
-    running.stop();
+    stop(&mut running);
 }
 
 #[test]
 fn announcer_is_unprivileged_and_ends_with_its_parent() {
     let port = free_port();
     let mut running = serve(port, &[]);
-    let pid = running.announcer();
+    let pid = announcer_of(&running);
     let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     // Seccomp is the last part of its sandbox; the server does not wait for it.
     let end = Instant::now() + LONG;
@@ -202,8 +176,8 @@ fn announcer_is_unprivileged_and_ends_with_its_parent() {
     };
     assert_eq!((&field("NoNewPrivs:")[0][..], &field("CapEff:")[0][..]), ("1", "0000000000000000"));
     assert!(field("Uid:").iter().all(|uid| uid != "0"), "{:?}", field("Uid:"));
-    running.0.kill().unwrap();
-    running.0.wait().unwrap();
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
     let end = Instant::now() + LONG;
     while std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.contains(") Z "))
@@ -217,7 +191,7 @@ fn announcer_is_unprivileged_and_ends_with_its_parent() {
 fn no_announce_sends_nothing() {
     let port = free_port();
     let running = serve(port, &["--no-announce"]);
-    assert_eq!(running.find_announcer(), None);
+    assert_eq!(find_announcer(&running), None);
     assert!(find(port, &[]).starts_with("No machine nearby"));
 }
 
@@ -231,7 +205,7 @@ fn shutdown_withdraws_announcements() {
     let ear = neighbour(port);
     let mut running = serve(port, &[]);
     assert_eq!(found(port, 1).len(), 1);
-    running.stop();
+    stop(&mut running);
     let end = Instant::now() + LONG;
     let mut packet = [0; 9000];
     loop {
@@ -292,7 +266,7 @@ fn garbage_from_the_network_is_survived() {
     let port = free_port();
     let voice = neighbour(port);
     let running = serve(port, &[]);
-    let pid = running.announcer();
+    let pid = announcer_of(&running);
     let mut state = 1_u32;
     let mut byte = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -308,7 +282,7 @@ fn garbage_from_the_network_is_survived() {
         let _ = voice.send_to(&packet, (GROUP, port));
     }
     assert_eq!(found(port, 1).len(), 1);
-    assert_eq!(running.announcer(), pid, "the same process still");
+    assert_eq!(announcer_of(&running), pid, "the same process still");
 }
 
 #[test]

@@ -177,13 +177,11 @@ fn deadline(server: &PairingServer, now: Instant) -> Option<Instant> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Export, Geometry, Identity};
+    use export::Identity;
 
     #[test]
     fn disk_is_released_with_its_last_reference() {
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        let export = Arc::new(Export::new("d", "n", Identity::default(), geometry, 512, disk));
+        let export = Arc::new(testkit::export("d", "n", Identity::default(), (512, 512), 512));
         let disks = Disks::default();
         disks.add(7, export.clone());
         assert_eq!(disks.number(&export), Some(7));

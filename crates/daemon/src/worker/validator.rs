@@ -104,7 +104,7 @@ pub(super) mod test {
     use crate::inbox::Inbox;
     use crate::worker::messages::Counts;
     use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State};
-    use export::{Auth, Channel, Geometry, Identity, PairingRequest, Secret};
+    use export::{Auth, Channel, Identity, PairingRequest, Secret};
     use std::sync::{Condvar, Mutex};
 
     /// A worker with disk number 1.
@@ -116,9 +116,7 @@ pub(super) mod test {
             first_controller: 0,
         };
         let mut state = State::new(config);
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        let export = Export::new("d", "n", Identity::default(), geometry, 512, disk);
+        let export = testkit::export("d", "n", Identity::default(), (512, 512), 512);
         state.lent.push(AssignedDisk {
             disk: 1,
             export: Arc::new(export),

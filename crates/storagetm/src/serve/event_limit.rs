@@ -126,7 +126,7 @@ fn is_pair(attached: &Event, detached: &Event) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Auth, Export, Geometry, Identity, Peer, Reason};
+    use export::{Auth, Export, Identity, Peer, Reason};
 
     fn peer(remote: &str) -> Peer {
         let local = "10.0.0.1:4420".parse().unwrap();
@@ -147,9 +147,7 @@ mod test {
 
     #[test]
     fn attach_loop_of_one_host_is_reported_in_bounds() {
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        let export = Arc::new(Export::new("sda", "n", Identity::default(), geometry, 512, disk));
+        let export = Arc::new(testkit::export("sda", "n", Identity::default(), (512, 512), 512));
         let (mut event_limit, now) = (EventLimit::default(), Instant::now());
         let mut shown = 0;
         for port in 1..1000 {

@@ -43,14 +43,12 @@ impl Faults {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Export, Fault, Geometry, Identity};
+    use export::{Fault, Identity};
     use std::sync::Arc;
 
     #[test]
     fn the_total_spans_all_failures_of_a_disk() {
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        let export = Arc::new(Export::new("sda", "n", Identity::default(), geometry, 8192, disk));
+        let export = Arc::new(testkit::export("sda", "n", Identity::default(), (512, 512), 8192));
         let fault = |offset| Event::Fault {
             export: export.clone(),
             op: "read",

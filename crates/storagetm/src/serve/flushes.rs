@@ -96,13 +96,11 @@ impl State {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Geometry, Identity};
+    use export::Identity;
     use std::time::Duration;
 
     fn export() -> Arc<Export> {
-        let disk = std::fs::File::open("/dev/null").unwrap();
-        let geometry = Geometry::new(512, 512).unwrap();
-        Arc::new(Export::new("/dev/sdz", "nqn", Identity::default(), geometry, 512, disk.into()))
+        Arc::new(testkit::export("/dev/sdz", "nqn", Identity::default(), (512, 512), 512))
     }
 
     #[test]

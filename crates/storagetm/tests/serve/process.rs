@@ -91,7 +91,7 @@ pub(crate) fn listening(events: &[Value]) -> (SocketAddr, Vec<String>) {
     (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
 }
 
-/// Polls until the result is `Some`; panics after a time limit.
+/// Polls until the result is `Some`. Returns `None` after a time limit.
 pub(crate) fn find<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + LONG;
     loop {
