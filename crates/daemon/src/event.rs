@@ -518,10 +518,9 @@ mod test {
             at(Protocol::Nbd, "10.0.0.1"),
         ];
         let lent = ServeEvent::lent(&export(), &endpoints, false);
-        assert_eq!(
-            lent.json(),
-            r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect -t tcp -a 10.0.0.1 -s 4420 -n nqn.test","nvme connect -t tcp -a ::1 -s 4420 -n nqn.test","nvme connect-all -t tcp -a 10.0.0.1 -s 4420","nvme connect-all -t tcp -a ::1 -s 4420"],"nbd":["nbd://10.0.0.1/disk"]}"#
-        );
+        let wanted = r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect -t tcp -a 10.0.0.1 -s 4420 -n nqn.test","nvme connect -t tcp -a ::1 -s 4420 -n nqn.test","nvme connect-all -t tcp -a 10.0.0.1 -s 4420","nvme connect-all -t tcp -a ::1 -s 4420"],"nbd":["nbd://10.0.0.1/disk"]"#;
+        // Other protocols have members after these.
+        assert!(lent.json().starts_with(wanted), "{}", lent.json());
         assert_eq!(ServeEvent::Ready.json(), r#"{"event":"ready"}"#);
         assert_eq!(ServeEvent::Stopped.json(), r#"{"event":"stopped"}"#);
     }

@@ -33,6 +33,12 @@ impl Protocols {
         Self { served, named: !named.is_empty() }
     }
 
+    /// NVMe/TCP and NBD, neither of which the user named.
+    #[cfg(test)]
+    pub(crate) fn nvme_and_nbd() -> Self {
+        Self { served: vec![Protocol::Nvme, Protocol::Nbd], named: false }
+    }
+
     pub fn has(&self, protocol: Protocol) -> bool {
         self.served.contains(&protocol)
     }
@@ -501,7 +507,7 @@ mod test {
     }
 
     fn both() -> Protocols {
-        Protocols::of(&[])
+        Protocols::nvme_and_nbd()
     }
 
     fn texts(listeners: &[Listener]) -> Vec<String> {

@@ -330,7 +330,7 @@ mod test {
     }
 
     fn inherited(addr: BindAddr) -> Listener {
-        Listener::inherited(addr, "", &Protocols::of(&[])).unwrap()
+        Listener::inherited(addr, "", &Protocols::nvme_and_nbd()).unwrap()
     }
 
     #[test]
@@ -434,7 +434,7 @@ mod test {
             _ => Ok(listener.addr.clone()),
         };
         let machine = [address("127.0.0.1")];
-        let mut listeners = Listeners::closed(Plan::Nearby(Protocols::of(&[])), false);
+        let mut listeners = Listeners::closed(Plan::Nearby(Protocols::nvme_and_nbd()), false);
         let left_out = listeners.open(&machine, &mut taken).unwrap();
         assert_eq!(left_out.len(), 1);
         assert!(left_out[0].contains("127.0.0.1 port 10809: another program"), "{left_out:?}");
@@ -452,7 +452,7 @@ mod test {
                 true => Err(kind.into()),
                 false => Ok(listener.addr.clone()),
             };
-            let plan = Plan::Everywhere(Protocols::of(&[]));
+            let plan = Plan::Everywhere(Protocols::nvme_and_nbd());
             Listeners::closed(plan, false).open(&[], &mut bind)
         };
         assert_eq!(failing(ErrorKind::AddrInUse).unwrap().len(), 2);
@@ -472,7 +472,7 @@ mod test {
             optional: true,
             ..inherited(BindAddr::Net("0.0.0.0:10809".parse().unwrap()))
         };
-        for plan in [Plan::Everywhere(Protocols::of(&[])), Plan::Fixed(vec![wildcard])] {
+        for plan in [Plan::Everywhere(Protocols::nvme_and_nbd()), Plan::Fixed(vec![wildcard])] {
             let mut listeners = Listeners::closed(plan, false);
             let left_out = listeners.open(&[], &mut taken).unwrap().len();
             assert!(listeners.update(&[], &mut taken).is_empty(), "it was reported");

@@ -188,7 +188,7 @@ mod test {
         assert_eq!(named("storagetm.protocol=nvme"), [Protocol::Nvme]);
         let both = [Protocol::Nbd, Protocol::Nvme];
         assert_eq!(named("storagetm.protocol=nbd,nvme storagetm.protocol=nbd"), both);
-        assert_eq!(settings("storagetm.protocol=nbd,iscsi storagetm.protocol=").notes.len(), 2);
+        assert_eq!(settings("storagetm.protocol=nbd,smb storagetm.protocol=").notes.len(), 2);
     }
 
     #[test]

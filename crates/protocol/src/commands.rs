@@ -1,5 +1,4 @@
-//! Command lines and URIs for the other machine: for storagetm, nvme-cli and NBD clients. Each
-//! protocol has one function that returns all of them.
+//! What to type on another machine: the command lines and URIs that the function of a row returns.
 
 use export::ExportId;
 

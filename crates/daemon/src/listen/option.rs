@@ -186,7 +186,7 @@ mod test {
             ("[127.0.0.1]:1", "looks like"),
             ("[::1", "looks like"),
             ("[::1]4420", "looks like"),
-            ("iscsi:127.0.0.1:1", "protocols"),
+            ("smb:127.0.0.1:1", "protocols"),
             ("localhost:4420", "protocols"),
             ("nvme:", "looks like"),
             ("nbd:", "looks like"),
