@@ -37,7 +37,8 @@ pub struct Driver {
 /// One connection, as seen by the driver.
 #[allow(missing_docs, reason = "the names are enough")]
 pub struct Conn {
-    session: Box<dyn Session>,
+    /// `None` once it was dropped.
+    session: Option<Box<dyn Session>>,
     pub account: Account,
     /// Bytes from the peer.
     pub incoming: Stream,
@@ -45,6 +46,10 @@ pub struct Conn {
     pub wire: Vec<u8>,
     /// Whether disk requests wait for [`Driver::finish`] or [`Driver::complete`].
     pub hold: bool,
+    /// Whether its thread is busy: bytes and notifications wait.
+    pub late: bool,
+    /// Whether a notification waits.
+    missed: bool,
     /// Whether the peer does not receive: sent segments keep their memory.
     pub not_receiving: bool,
     unread: Vec<Segment>,
@@ -66,7 +71,7 @@ impl std::fmt::Debug for Conn {
 impl Conn {
     /// Returns whether the session is established.
     pub fn is_established(&self) -> bool {
-        self.session.is_established()
+        self.session.as_ref().is_some_and(|session| session.is_established())
     }
 
     /// Returns the reported events in short form.
@@ -112,11 +117,13 @@ impl Driver {
     /// Adds the connection of a session whose payloads use `account`.
     pub fn add(&mut self, session: impl Session + 'static, account: Account) -> Id {
         self.conns.push(Conn {
-            session: Box::new(session),
+            session: Some(Box::new(session)),
             account,
             incoming: Stream::default(),
             wire: Vec::new(),
             hold: false,
+            late: false,
+            missed: false,
             not_receiving: false,
             unread: Vec::new(),
             closed: None,
@@ -135,8 +142,25 @@ impl Driver {
     }
 
     /// Returns the session of a connection.
+    ///
+    /// # Panics
+    /// Panics if it was dropped.
     pub fn session(&mut self, id: Id) -> &mut dyn Session {
-        &mut *self.conns[id].session
+        &mut **self.conns[id].session.as_mut().unwrap()
+    }
+
+    /// Drops the session of a connection, as drivers do when it has ended or panicked, and notifies
+    /// the others.
+    pub fn drop_session(&mut self, id: Id) {
+        let conn = &mut self.conns[id];
+        (conn.session, conn.disconnected) = (None, true);
+        self.notified = true;
+    }
+
+    /// Returns whether a connection has ended, has no disk request, and its session was not dropped.
+    pub fn is_finished(&self, id: Id) -> bool {
+        let conn = &self.conns[id];
+        conn.session.is_some() && !conn.is_open() && conn.submitted == conn.completed
     }
 
     /// Returns the held disk requests of a connection.
@@ -195,8 +219,10 @@ impl Driver {
     /// Disconnects the peer. Bytes from it that were not consumed are lost.
     pub fn disconnect(&mut self, id: Id) {
         let (now, conn) = (self.now, &mut self.conns[id]);
-        if !std::mem::replace(&mut conn.disconnected, true) {
-            conn.session.notify(now, &Notice::Disconnected);
+        if !std::mem::replace(&mut conn.disconnected, true)
+            && let Some(session) = &mut conn.session
+        {
+            session.notify(now, &Notice::Disconnected);
         }
         conn.incoming.clear();
         conn.unread.clear();
@@ -208,7 +234,7 @@ impl Driver {
     /// Advances the time and handles deadlines.
     pub fn advance(&mut self, time: Duration) {
         self.now += time;
-        for session in self.conns.iter_mut().map(|conn| &mut conn.session) {
+        for session in self.conns.iter_mut().filter_map(|conn| conn.session.as_mut()) {
             if session.deadline().is_some_and(|deadline| deadline <= self.now) {
                 session.tick(self.now);
             }
@@ -224,7 +250,10 @@ impl Driver {
 
     fn notify_all(&mut self, notice: Notice) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
-            conn.session.notify(self.now, &notice);
+            match &mut conn.session {
+                Some(session) if !conn.late => session.notify(self.now, &notice),
+                _ => conn.missed = true,
+            }
         }
     }
 
@@ -288,7 +317,9 @@ impl Driver {
         let (ticket, outcome) = job.finish(result);
         let conn = &mut self.conns[id];
         conn.completed += 1;
-        conn.session.complete(self.now, ticket, outcome);
+        if let Some(session) = &mut conn.session {
+            session.complete(self.now, ticket, outcome);
+        }
         self.notified |= export.is_contended();
     }
 
@@ -323,7 +354,7 @@ impl Driver {
     /// Executes all steps of a session. Returns whether there were any.
     pub fn drain(&mut self, id: Id) -> bool {
         let (mut busy, mut burst) = (false, 0);
-        while let Some(step) = self.conns[id].session.poll() {
+        while let Some(step) = self.conns[id].session.as_mut().and_then(|session| session.poll()) {
             busy = true;
             let conn = &mut self.conns[id];
             match step {
@@ -362,8 +393,15 @@ impl Driver {
     /// Passes the next chunk of bytes to a session. Returns whether it made progress.
     pub fn deliver(&mut self, id: Id) -> bool {
         let (now, conn) = (self.now, &mut self.conns[id]);
-        let session = &mut conn.session;
-        if conn.incoming.is_empty() || conn.disconnected || !session.can_receive() {
+        let Some(session) = conn.session.as_mut().filter(|_| !conn.disconnected && !conn.late)
+        else {
+            return false;
+        };
+        if std::mem::take(&mut conn.missed) {
+            session.notify(now, &Notice::StateChanged);
+            return true;
+        }
+        if conn.incoming.is_empty() || !session.can_receive() {
             return false;
         }
         let fresh = conn.incoming.arrive(self.chunks, &mut self.random);

@@ -75,7 +75,9 @@ fn run_round(world: &mut World, round: &Round, version: u8) {
         world.write(seen, block, version);
     }
     world.run();
-    world.late = if round.late { vec![lost.io, lost.last] } else { Vec::new() };
+    if round.late {
+        world.set_late(&[lost.io, lost.last]);
+    }
     match round.loss {
         Loss::Reset if !round.nbd => world.reset(&lost),
         Loss::Connection => [lost.io, lost.last].into_iter().for_each(|conn| world.cut(conn)),
@@ -92,7 +94,7 @@ fn run_round(world: &mut World, round: &Round, version: u8) {
     world.run();
     let back = reconnect(world, round, &lost, open);
     world.write(back, block, version + 1);
-    world.late.clear();
+    world.set_late(&[]);
     world.run();
     while world.complete_one() {
         world.run();

@@ -2,18 +2,15 @@
 //! order.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use export::{
-    Account, Admitted, Auth, Catalogue, Export, Identity, Notice, Peer, Pool, Session, Step,
-};
+use export::{Account, Auth, Catalogue, Export, Identity, Peer, Pool, Session};
 use nbd::server::{Server, Start};
 use nvme::command::{FabricsCommand, IoCommand, PropertySize};
 use nvme::host::{Controller, Options, Payload};
 use nvme::target::{Port, Target};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, ConnectData, Csts, property};
-use testkit::Xorshift64;
+use testkit::{Driver, Xorshift64};
 
 const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 const BLOCK: usize = 512;
@@ -41,36 +38,23 @@ enum Client {
     Nbd(Box<nbd::client::Client>),
 }
 
-/// A connection with both ends.
+/// The host's end of a connection.
 struct Connection {
     client: Client,
-    session: Option<Box<dyn Session>>,
-    to_target: Vec<u8>,
-    to_host: Vec<u8>,
-    over: bool,
     open: bool,
     cntlid: u16,
     refused: bool,
-    /// Whether a notification is pending.
-    news: bool,
     /// Status and result of the last request.
     done: Option<(bool, u64, Vec<u8>)>,
-    in_flight: usize,
 }
 
 pub(crate) struct World {
-    now: Instant,
+    driver: Driver,
     export: Arc<Export>,
     target: Arc<Target>,
     server: Arc<Server>,
     connections: Vec<Connection>,
-    disk: Vec<u8>,
-    requests: Vec<(usize, Admitted)>,
-    /// Connections whose threads are busy: notifications are delayed.
-    pub(crate) late: Vec<usize>,
-    pool: Pool,
     memory: Account,
-    random: Xorshift64,
 }
 
 fn peer() -> Peer {
@@ -85,36 +69,24 @@ impl World {
         let export = testkit::export("/dev/sda", DISK, identity, (512, 512), bytes as u64);
         let (export, catalogue) = (Arc::new(export), Arc::new(Catalogue::default()));
         catalogue.publish(export.clone());
+        let mut driver = Driver::new(Pool::new(64 << 20), vec![0; bytes]);
+        driver.random = Xorshift64::from_seed(seed);
         Self {
-            now: Instant::now(),
+            driver,
             export,
             target: Target::new(catalogue.clone()),
             server: Server::new(catalogue),
             connections: Vec::new(),
-            disk: vec![0; bytes],
-            requests: Vec::new(),
-            late: Vec::new(),
-            pool: Pool::new(64 << 20),
             memory: Pool::new(1 << 30).open(),
-            random: Xorshift64::from_seed(seed),
         }
     }
 
-    fn conn(&mut self, client: Client, session: Box<dyn Session>) -> usize {
-        self.connections.push(Connection {
-            client,
-            session: Some(session),
-            to_target: Vec::new(),
-            to_host: Vec::new(),
-            over: false,
-            open: false,
-            cntlid: 0,
-            refused: false,
-            news: false,
-            done: None,
-            in_flight: 0,
-        });
-        self.connections.len() - 1
+    fn conn(&mut self, client: Client, session: impl Session + 'static, account: Account) -> usize {
+        let connection = Connection { client, open: false, cntlid: 0, refused: false, done: None };
+        self.connections.push(connection);
+        let id = self.driver.add(session, account);
+        self.driver.conn(id).hold = true;
+        id
     }
 
     fn nvme_line(&mut self, options: Options, host: Host, cntlid: u16) -> usize {
@@ -123,9 +95,10 @@ impl World {
             Host::Second => "nqn.x:second",
         };
         let data = ConnectData::emit([3; 16], cntlid, DISK, host).unwrap();
-        let session = self.target.session(peer(), Port::Any, self.pool.open(), self.now);
+        let account = self.driver.pool.open();
+        let session = self.target.session(peer(), Port::Any, account.clone(), self.driver.now);
         let client = Client::Nvme(Box::new(nvme::host::Queue::new(options, data)));
-        self.conn(client, Box::new(session))
+        self.conn(client, session, account)
     }
 
     // ---- connecting
@@ -137,9 +110,10 @@ impl World {
 
     /// Selects the export by NBD.
     pub(crate) fn begin_nbd(&mut self) -> usize {
-        let session = self.server.session(peer(), Start::Hello, self.pool.open(), self.now);
+        let account = self.driver.pool.open();
+        let session = self.server.session(peer(), Start::Hello, account.clone(), self.driver.now);
         let client = nbd::client::Client::new(nbd::client::Options::new("sda"));
-        self.conn(Client::Nbd(Box::new(client)), Box::new(session))
+        self.conn(Client::Nbd(Box::new(client)), session, account)
     }
 
     pub(crate) fn nbd(&mut self) -> Conn {
@@ -217,7 +191,7 @@ impl World {
     pub(crate) fn enable_again(&mut self, admin: usize, cntlid: u16) -> usize {
         let get =
             FabricsCommand::PropertyGet { attrib: PropertySize::Four, offset: property::CSTS };
-        let mut waits = self.random.below(2) == 0;
+        let mut waits = self.driver.random.below(2) == 0;
         while waits {
             let (_, csts, _) = self.command(admin, get.emit(), Payload::None);
             waits = Csts(u32::try_from(csts).unwrap()).rdy() == 1;
@@ -263,7 +237,7 @@ impl World {
     /// Returns the byte that a block is filled with.
     pub(crate) fn block(&self, block: u64) -> u8 {
         let start = usize::try_from(block).unwrap() * BLOCK;
-        let bytes = &self.disk[start..start + BLOCK];
+        let bytes = &self.driver.disk[start..start + BLOCK];
         assert!(bytes.iter().all(|byte| *byte == bytes[0]));
         bytes[0]
     }
@@ -274,25 +248,25 @@ impl World {
 
     /// Returns whether nothing is in flight.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.requests.is_empty() && !self.export.has_orphans() && !self.export.is_being_written()
+        self.driver.jobs.is_empty() && !self.export.has_orphans() && !self.export.is_being_written()
+    }
+
+    /// Sets the connections whose threads are busy: bytes and notifications are delayed.
+    pub(crate) fn set_late(&mut self, late: &[usize]) {
+        let conns = self.driver.conns.iter_mut().enumerate();
+        conns.for_each(|(id, conn)| conn.late = late.contains(&id));
     }
 
     /// Breaks a connection, and notifies its session.
     pub(crate) fn cut(&mut self, conn: usize) {
-        let now = self.now;
-        let conn = &mut self.connections[conn];
-        (conn.over, conn.to_host, conn.to_target) = (true, Vec::new(), Vec::new());
-        if let Some(session) = &mut conn.session {
-            session.notify(now, &Notice::Disconnected);
-        }
+        self.driver.disconnect(conn);
+        self.driver.conn(conn).wire.clear();
         self.run();
     }
 
     /// Drops a session as after a panic; the driver notifies the others.
     pub(crate) fn drop_session(&mut self, conn: usize) {
-        self.connections[conn].over = true;
-        self.connections[conn].session = None;
-        self.notify_all();
+        self.driver.drop_session(conn);
     }
 
     /// Breaks all connections.
@@ -302,100 +276,43 @@ impl World {
             self.run();
         }
         self.connections.clear();
+        self.driver.conns.clear();
     }
 
     /// Completes a random disk request. Returns whether there was one.
     pub(crate) fn complete_one(&mut self) -> bool {
-        if self.requests.is_empty() {
-            return false;
-        }
-        let at = self.random.below(self.requests.len());
-        let (conn, mut admitted) = self.requests.remove(at);
-        testkit::execute(&mut self.disk, &mut admitted);
-        let export = admitted.export().clone();
-        let (ticket, outcome) = admitted.finish(Ok(()));
-        if export.is_contended() {
-            self.notify_all();
-        }
-        self.connections[conn].in_flight -= 1;
-        if let Some(session) = &mut self.connections[conn].session {
-            session.complete(self.now, ticket, outcome);
-        }
-        true
-    }
-
-    fn notify_all(&mut self) {
-        self.connections.iter_mut().for_each(|conn| conn.news = true);
+        self.driver.complete_any()
     }
 
     /// Runs until idle, without completing disk requests.
     pub(crate) fn run(&mut self) {
         let mut moved = true;
         while std::mem::take(&mut moved) {
-            (0..self.connections.len()).for_each(|conn| moved |= self.turn(conn));
-        }
-    }
-
-    fn turn(&mut self, at: usize) -> bool {
-        let (now, busy) = (self.now, self.late.contains(&at));
-        let conn = &mut self.connections[at];
-        let mut moved = conn.drain_client();
-        if let Some(session) = conn.session.as_mut().filter(|_| !busy) {
-            if !conn.over && std::mem::take(&mut conn.news) {
-                session.notify(now, &Notice::StateChanged);
-                moved = true;
-            }
-            if !conn.over && session.can_receive() && !conn.to_target.is_empty() {
-                let taken = session.receive(now, &conn.to_target);
-                conn.to_target.drain(..taken);
-                moved |= taken != 0;
-            }
-        }
-        moved |= self.drain(at);
-        let conn = &mut self.connections[at];
-        let taken = conn.receive();
-        moved | taken
-    }
-
-    fn drain(&mut self, at: usize) -> bool {
-        let (mut moved, mut roused) = (false, false);
-        let conn = &mut self.connections[at];
-        let Some(session) = &mut conn.session else { return false };
-        while let Some(step) = session.poll() {
-            moved = true;
-            match step {
-                Step::Send(segment) => conn.to_host.extend(segment.parts().concat()),
-                Step::Submit(admitted) => {
-                    conn.in_flight += 1;
-                    self.requests.push((at, admitted));
+            for (id, connection) in self.connections.iter_mut().enumerate() {
+                let sent = connection.drain_client();
+                self.driver.send(id, &sent);
+                let wire = &mut self.driver.conn(id).wire;
+                let taken = connection.receive(wire);
+                wire.drain(..taken);
+                moved |= taken != 0 || !sent.is_empty();
+                if self.driver.is_finished(id) {
+                    self.driver.drop_session(id);
+                    moved = true;
                 }
-                Step::Report(_) => {}
-                Step::Notify => roused = true,
-                Step::Close(_) => conn.over = true,
             }
         }
-        if conn.over && conn.in_flight == 0 {
-            conn.session = None;
-            roused = true;
-        }
-        if roused {
-            self.notify_all();
-        }
-        moved
     }
 }
 
 impl Connection {
-    fn drain_client(&mut self) -> bool {
-        let mut moved = false;
+    /// Executes the steps of the client. Returns what it sends.
+    fn drain_client(&mut self) -> Vec<u8> {
+        let mut sent = Vec::new();
         match &mut self.client {
             Client::Nvme(queue) => {
                 while let Some(step) = queue.poll() {
-                    moved = true;
                     match step {
-                        nvme::host::Step::Send(part) => {
-                            self.to_target.extend(part.parts().concat())
-                        }
+                        nvme::host::Step::Send(part) => sent.extend(part.parts().concat()),
                         nvme::host::Step::Connected(response) => {
                             (self.open, self.cntlid) = (true, response.cntlid);
                         }
@@ -411,11 +328,8 @@ impl Connection {
             }
             Client::Nbd(client) => {
                 while let Some(step) = client.poll() {
-                    moved = true;
                     match step {
-                        nbd::client::Step::Send(part) => {
-                            self.to_target.extend(part.parts().concat())
-                        }
+                        nbd::client::Step::Send(part) => sent.extend(part.parts().concat()),
                         nbd::client::Step::Opened(_) => self.open = true,
                         nbd::client::Step::Done(done) => {
                             self.done = Some((done.result.is_ok(), 0, Vec::new()));
@@ -426,15 +340,14 @@ impl Connection {
                 }
             }
         }
-        moved
+        sent
     }
 
-    fn receive(&mut self) -> bool {
-        let taken = match &mut self.client {
-            Client::Nvme(queue) => queue.receive(&self.to_host),
-            Client::Nbd(client) => client.receive(&self.to_host),
-        };
-        self.to_host.drain(..taken);
-        taken != 0
+    /// Passes bytes to the client. Returns how many it has consumed.
+    fn receive(&mut self, bytes: &[u8]) -> usize {
+        match &mut self.client {
+            Client::Nvme(queue) => queue.receive(bytes),
+            Client::Nbd(client) => client.receive(bytes),
+        }
     }
 }
