@@ -66,7 +66,8 @@ impl Line {
     fn all(disk: Disk) -> impl Iterator<Item = Self> {
         let tools = [Tool::Raw, Tool::Fio, Tool::QemuImg, Tool::NbdCopy];
         tools.into_iter().flat_map(move |tool| {
-            let works = Self::WORKS.into_iter().filter_map(move |work| tool.takes(work));
+            let works =
+                Self::WORKS.into_iter().filter_map(move |work| tool.supported_workload(work));
             works.map(move |work| Self { disk, tool, work })
         })
     }

@@ -45,9 +45,9 @@ impl Tool {
         }
     }
 
-    /// Returns the workload that it runs instead, if it can: `qemu-img bench` is sequential at
-    /// every size, and nbdcopy reads the whole disk its own way.
-    pub(super) fn takes(self, work: Work) -> Option<Work> {
+    /// Returns the workload that the client runs in place of `work`; `None` if it cannot: `qemu-img bench` is sequential at
+    /// every size, and nbdcopy reads the whole disk in requests of its own size.
+    pub(super) fn supported_workload(self, work: Work) -> Option<Work> {
         let can = match self {
             Self::Raw | Self::Fio => true,
             Self::QemuImg => work.depth == 32 || !work.random,
@@ -65,7 +65,7 @@ impl Tool {
         processor: usize,
     ) -> Result<Figure> {
         match self {
-            Self::Raw => own(server, work, time, processor),
+            Self::Raw => own_load(server, work, time, processor),
             Self::Fio => fio(server, work, time, processor),
             Self::QemuImg => qemu_img(server, work, processor),
             Self::NbdCopy => nbdcopy(server, work, processor),
@@ -73,7 +73,7 @@ impl Tool {
     }
 }
 
-fn own(server: &Server, work: Work, time: Duration, processor: usize) -> Result<Figure> {
+fn own_load(server: &Server, work: Work, time: Duration, processor: usize) -> Result<Figure> {
     processor::pin(processor)?;
     let payload = if work.write { 0 } else { work.size };
     let mut link = Link::open(server.address, payload)?;
@@ -83,7 +83,7 @@ fn own(server: &Server, work: Work, time: Duration, processor: usize) -> Result<
 }
 
 fn fio(server: &Server, work: Work, time: Duration, processor: usize) -> Result<Figure> {
-    let way = match (work.random, work.write) {
+    let rw = match (work.random, work.write) {
         (true, false) => "randread",
         (true, true) => "randwrite",
         (false, false) => "read",
@@ -96,18 +96,18 @@ fn fio(server: &Server, work: Work, time: Duration, processor: usize) -> Result<
             .args(["--randrepeat=0", "--norandommap", &format!("--size={SIZE}")])
             .arg(format!("--uri={}", server.uri()))
             .arg(format!("--runtime={}", time.as_secs_f64().ceil()))
-            .arg(format!("--rw={way}"))
+            .arg(format!("--rw={rw}"))
             .args([format!("--bs={}", work.size), format!("--iodepth={}", work.depth)]),
     )?;
-    let answer: Value = serde_json::from_slice(json(&output)).context("fio said no JSON")?;
+    let answer: Value = serde_json::from_slice(json(&output)).context("fio printed no JSON")?;
     let side = &answer["jobs"][0][if work.write { "write" } else { "read" }];
     let (done, rate) = (side["total_ios"].as_f64(), side["iops"].as_f64());
-    let (done, rate) = done.zip(rate).context("fio said no figure")?;
+    let (done, rate) = done.zip(rate).context("fio printed no result")?;
     ensure!(rate > 0.0, "fio did nothing");
     Ok(figure(done, done / rate, used))
 }
 
-/// The text before that is for people.
+/// Returns the JSON after the text at the start of the output.
 fn json(output: &[u8]) -> &[u8] {
     let start = output.iter().position(|&byte| byte == b'{').unwrap_or_default();
     output.get(start..).unwrap_or_default()
@@ -124,11 +124,11 @@ fn qemu_img(server: &Server, work: Work, processor: usize) -> Result<Figure> {
     let (output, _, used) = run(server, command.arg(server.uri()))?;
     let output = String::from_utf8_lossy(&output).into_owned();
     let seconds = output.split_once("completed in ").and_then(|(_, rest)| rest.split(' ').next());
-    let seconds = seconds.and_then(|text| text.parse().ok()).context("qemu-img said no time")?;
+    let seconds = seconds.and_then(|text| text.parse().ok()).context("qemu-img printed no time")?;
     Ok(figure(count as f64, seconds, used))
 }
 
-/// In operations of the workload's size, although it chooses its own.
+/// Counts operations of the size of the workload, although nbdcopy chooses its own.
 fn nbdcopy(server: &Server, work: Work, processor: usize) -> Result<Figure> {
     let mut command = pinned(processor, "nbdcopy");
     let (_, time, used) = run(server, command.args(["--connections=1", &server.uri(), "null:"]))?;
@@ -150,8 +150,8 @@ fn run(server: &Server, command: &mut Command) -> Result<(Vec<u8>, Duration, Dur
     let (start, before) = (Instant::now(), server.used()?);
     let output = command.stdin(Stdio::null()).output().context("a client cannot be started")?;
     let time = start.elapsed();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "{command:?}: {}", said.trim());
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{command:?}: {}", stderr.trim());
     // A server with a process per connection counts it only when that has ended.
     std::thread::sleep(Duration::from_millis(50));
     Ok((output.stdout, time, server.used()?.saturating_sub(before)))

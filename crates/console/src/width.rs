@@ -40,7 +40,7 @@ fn width(c: char) -> usize {
     }
 }
 
-/// Cuts text without SGR sequences to at most `most` columns, with a mark at the cut.
+/// Cuts text without SGR sequences to at most `max` columns, with a mark at the cut.
 pub(crate) fn cut(text: &str, max: usize, utf8: bool) -> String {
     if columns(text) <= max {
         return text.to_owned();

@@ -171,7 +171,7 @@ pub trait Connection {
     }
 }
 
-/// The time until `deadline`, at most `most`, as a timeout for poll.
+/// The time until `deadline`, at most `max`, as a timeout for poll.
 pub(crate) fn until(deadline: Option<Instant>, now: Instant, max: Duration) -> Duration {
     deadline.map_or(max, |deadline| deadline.saturating_duration_since(now).min(max))
 }

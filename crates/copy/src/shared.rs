@@ -108,7 +108,7 @@ impl Shared {
         result
     }
 
-    /// Waits until the plan changes, at most `most`.
+    /// Waits until the plan changes, at most `max`.
     pub(crate) fn wait(&self, max: Duration) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let plan = self.plan();

@@ -147,7 +147,7 @@ impl ThreadIo {
         source.or_else(|| self.destination.as_mut()?.next(Side::Destination))
     }
 
-    /// Waits for an event, at most `most`. Returns `false` at once if there is nothing to wait for.
+    /// Waits for an event, at most `max`. Returns `false` at once if there is nothing to wait for.
     pub(crate) fn wait(&self, max: Duration) -> bool {
         let now = Instant::now();
         let connections = || self.links().filter_map(|link| link.connection.as_deref());

@@ -11,7 +11,7 @@ pub enum Machine<'a> {
     /// Any machine of this architecture.
     Any,
     /// A machine with this hardware (modaliases), and hot-pluggable devices.
-    Of(&'a BTreeSet<String>),
+    Known(&'a BTreeSet<String>),
 }
 
 /// Directories of drivers needed to export disks: storage, wired networks, their buses, and
@@ -125,11 +125,11 @@ const HOT_PLUG: &[&str] = &[
     "usbhid",
 ];
 
-/// The selected modules and their dependencies, sorted. Never includes modules that assemble disks
+/// Returns the selected modules and their dependencies, sorted. Never includes modules that assemble disks
 /// (RAID, LVM).
 pub fn select(index: &Index, machine: Machine<'_>) -> Vec<String> {
     let mut chosen = BTreeSet::new();
-    for name in wanted(index, machine) {
+    for name in candidates(index, machine) {
         let closure = closure(index, name);
         if closure.iter().all(|name| refused(name).is_none()) {
             chosen.extend(closure.into_iter().map(str::to_owned));
@@ -138,20 +138,20 @@ pub fn select(index: &Index, machine: Machine<'_>) -> Vec<String> {
     chosen.into_iter().collect()
 }
 
-/// A module with its dependencies, hard and soft.
+/// Returns a module with its hard and weak dependencies.
 fn closure<'a>(index: &'a Index, name: &'a str) -> Vec<&'a str> {
     let weak = index.weak(name).iter().flat_map(|weak| index.closure(weak));
     let weak = weak.filter(|name| refused(name).is_none());
     index.closure(name).into_iter().chain(weak).collect()
 }
 
-fn wanted<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
-    let is = |name: &str, kinds: &[&[&str]]| {
-        index.file(name).and_then(|file| file.to_str()).is_some_and(|file| stands_in(file, kinds))
+fn candidates<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
+    let is = |name: &str, lists: &[&[&str]]| {
+        index.file(name).and_then(|file| file.to_str()).is_some_and(|file| is_in(file, lists))
     };
     match machine {
         Machine::Any => index.names().into_iter().filter(|name| is(name, &[INCLUDED])).collect(),
-        Machine::Of(modaliases) => {
+        Machine::Known(modaliases) => {
             let found = modaliases.iter().flat_map(|name| index.matching(name));
             let found = found.filter(|name| is(name, &[INCLUDED, PLATFORM]));
             found.chain(HOT_PLUG.iter().flat_map(|name| index.resolve(name))).collect()
@@ -159,10 +159,10 @@ fn wanted<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
     }
 }
 
-fn stands_in(file: &str, kinds: &[&[&str]]) -> bool {
+fn is_in(file: &str, lists: &[&[&str]]) -> bool {
     let file = file.strip_prefix("kernel/").unwrap_or(file);
     let begins = |start: &&str| file.starts_with(start);
-    kinds.iter().any(|kind| kind.iter().any(begins)) && !EXCLUDED.iter().any(begins)
+    lists.iter().any(|list| list.iter().any(begins)) && !EXCLUDED.iter().any(begins)
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
     fn known_machine_gets_only_its_hardware() {
         let modules = Modules::new();
         let hardware = ["pci:nvme1", "pci:gpu", "pci:raid"].map(str::to_owned).into();
-        let chosen = select(&modules.index(), Machine::Of(&hardware));
+        let chosen = select(&modules.index(), Machine::Known(&hardware));
         assert_eq!(chosen, ["crc_t10", "nvme", "nvme_core", "sd_mod"]);
     }
 }

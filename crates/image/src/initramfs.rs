@@ -46,7 +46,7 @@ pub struct Firmware<'a> {
     /// The firmware directory, usually `/lib/firmware`.
     pub folder: &'a Path,
     /// Maximum size of a file, in bytes on disk; larger ones are left out.
-    pub largest: u64,
+    pub max_size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub fn make(
     }
     let mut rest = Archive::new(contents.time);
     add_base(&mut rest, contents.program);
-    for (name, text) in descriptions(contents, &modules) {
+    for (name, text) in depmod_files(contents, &modules) {
         rest.file(&format!("{folder}/{name}"), text.as_bytes());
     }
     let firmware = add_firmware(&mut rest, contents, &modules)?;
@@ -131,8 +131,8 @@ fn pack_all(
 fn pack(index: &Index, name: &str) -> Result<Packed, Error> {
     let file = index.file(name).unwrap_or_else(|| Path::new(name));
     let path = index.folder().join(file);
-    let wrong = |error| Error::Module { path: path.clone(), error };
-    let module = unpack(&path).map_err(wrong)?;
+    let module_error = |error| Error::Module { path: path.clone(), error };
+    let module = unpack(&path).map_err(module_error)?;
     Ok(Packed {
         name: name.to_owned(),
         file: packed_name(file),
@@ -141,7 +141,7 @@ fn pack(index: &Index, name: &str) -> Result<Packed, Error> {
     })
 }
 
-/// `…/nvme.ko.xz` becomes `…/nvme.ko.zst`. A module outside of the module directory is moved into
+/// Returns the file name of a compressed module: `…/nvme.ko.zst` for `…/nvme.ko.xz`. A module outside of the module directory is moved into
 /// it.
 fn packed_name(file: &Path) -> String {
     let file = file.to_string_lossy();
@@ -162,13 +162,13 @@ fn firmware_names(module: &[u8]) -> Vec<String> {
 }
 
 /// The files of `depmod`, reduced to the included modules.
-fn descriptions(contents: &Contents<'_>, modules: &[Packed]) -> [(&'static str, String); 4] {
+fn depmod_files(contents: &Contents<'_>, modules: &[Packed]) -> [(&'static str, String); 4] {
     let index = contents.index;
-    let there: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
+    let included: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
     [
         ("modules.dep", dependencies(index, modules)),
-        ("modules.alias", aliases(index, &there)),
-        ("modules.softdep", softdeps(index, &there)),
+        ("modules.alias", aliases(index, &included)),
+        ("modules.softdep", softdeps(index, &included)),
         (
             "modules.builtin",
             std::fs::read_to_string(index.folder().join("modules.builtin")).unwrap_or_default(),
@@ -191,15 +191,15 @@ fn dependencies(index: &Index, modules: &[Packed]) -> String {
     text
 }
 
-fn aliases(index: &Index, there: &BTreeSet<&str>) -> String {
-    let mut aliases: Vec<_> = index.aliases().filter(|(_, name)| there.contains(name)).collect();
+fn aliases(index: &Index, included: &BTreeSet<&str>) -> String {
+    let mut aliases: Vec<_> = index.aliases().filter(|(_, name)| included.contains(name)).collect();
     aliases.sort_unstable();
     aliases.iter().map(|(pattern, name)| format!("alias {pattern} {name}\n")).collect()
 }
 
-fn softdeps(index: &Index, there: &BTreeSet<&str>) -> String {
+fn softdeps(index: &Index, included: &BTreeSet<&str>) -> String {
     let mut text = String::new();
-    for name in there {
+    for name in included {
         let (before, after) = index.soft(name);
         if !before.is_empty() || !after.is_empty() {
             let _ = writeln!(
@@ -213,7 +213,7 @@ fn softdeps(index: &Index, there: &BTreeSet<&str>) -> String {
     text
 }
 
-/// Adds the firmware of the modules as far as it exists and is not too large, compressed as it is.
+/// Adds the firmware of the modules as far as it exists and is not too large, in its existing compression.
 fn add_firmware(
     archive: &mut Archive,
     contents: &Contents<'_>,
@@ -233,11 +233,11 @@ fn add_firmware(
 impl Firmware<'_> {
     /// The file with this name, and its name with suffix.
     fn find(self, name: &str) -> Option<(PathBuf, String)> {
-        FIRMWARE_SUFFIXES.iter().find_map(|ending| {
-            let name = format!("{name}{ending}");
+        FIRMWARE_SUFFIXES.iter().find_map(|suffix| {
+            let name = format!("{name}{suffix}");
             let path = self.folder.join(&name);
             let file = path.metadata().ok().filter(|file| file.is_file())?;
-            (file.len() <= self.largest).then_some((path, name))
+            (file.len() <= self.max_size).then_some((path, name))
         })
     }
 }
@@ -252,7 +252,7 @@ mod tests {
     use crate::cpio::read::{Entry, entries};
     use crate::drivers::{Machine, select};
 
-    fn made(modules: &Modules, firmware: Option<Firmware<'_>>) -> Initramfs {
+    fn make_initramfs(modules: &Modules, firmware: Option<Firmware<'_>>) -> Initramfs {
         let index = modules.index();
         let chosen = select(&index, Machine::Any);
         let contents = Contents {
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn compressed_modules_precede_the_program() {
-        let initramfs = made(&Modules::new(), None);
+        let initramfs = make_initramfs(&Modules::new(), None);
         let (first, rest) = entries(&initramfs.bytes);
         let nvme = file(&first, "lib/modules/6.12.0-test/kernel/drivers/nvme/host/nvme.ko.zst");
         assert!(zstd::decode_all(nvme).unwrap().starts_with(b"\x7fELF"));
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn depmod_files_list_included_modules_only() {
-        let initramfs = made(&Modules::new(), None);
+        let initramfs = make_initramfs(&Modules::new(), None);
         let (_, rest) = entries(&initramfs.bytes);
         let rest = zstd::decode_all(rest).unwrap();
         let (rest, _) = entries(&rest);
@@ -311,16 +311,16 @@ mod tests {
     #[test]
     fn initramfs_is_reproducible() {
         let (one, two) = (Modules::new(), Modules::new());
-        assert_eq!(made(&one, None), made(&two, None));
+        assert_eq!(make_initramfs(&one, None), make_initramfs(&two, None));
     }
 
     #[test]
     fn small_existing_firmware_is_included() {
         let modules = Modules::new();
         let folder = modules.firmware(&[("net/small.bin.xz", 10), ("net/large.bin", 1000)]);
-        let initramfs = made(&modules, Some(Firmware { folder: &folder, largest: 100 }));
+        let initramfs = make_initramfs(&modules, Some(Firmware { folder: &folder, max_size: 100 }));
         assert_eq!(initramfs.firmware, ["net/small.bin.xz"]);
-        let all = made(&modules, Some(Firmware { folder: &folder, largest: 1000 }));
+        let all = make_initramfs(&modules, Some(Firmware { folder: &folder, max_size: 1000 }));
         assert_eq!(all.firmware, ["net/large.bin", "net/small.bin.xz"]);
     }
 

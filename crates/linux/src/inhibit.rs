@@ -36,7 +36,7 @@ pub struct Inhibitor {
 }
 
 impl Inhibitor {
-    /// Does not take the lock yet. `why` is shown by `systemd-inhibit --list`. Has no effect if
+    /// Does not take the lock yet. `reason` is shown by `systemd-inhibit --list`. Has no effect if
     /// logind does not run.
     pub fn new(tree: &Tree, reason: &'static str) -> Self {
         let runs = tree.path(LOGIND).exists();

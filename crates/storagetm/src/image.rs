@@ -149,7 +149,7 @@ fn make_initramfs(
     let machine = inputs.options.machine;
     let chosen = match machine {
         For::Generic => select(&modules.index, Machine::Any),
-        For::ThisMachine => select(&modules.index, Machine::Of(&modaliases(&inputs.tree))),
+        For::ThisMachine => select(&modules.index, Machine::Known(&modaliases(&inputs.tree))),
     };
     let contents = Contents {
         index: &modules.index,
@@ -167,9 +167,9 @@ fn make_initramfs(
 }
 
 fn firmware(options: &Image) -> Option<Firmware<'_>> {
-    let largest = match options.machine {
+    let max_size = match options.machine {
         For::Generic => MAX_FIRMWARE_FILE,
         For::ThisMachine => u64::MAX,
     };
-    (!options.no_firmware).then_some(Firmware { folder: &options.firmware, largest })
+    (!options.no_firmware).then_some(Firmware { folder: &options.firmware, max_size })
 }

@@ -52,11 +52,11 @@ use options::Task;
 /// Runs the program. Exit status 0 on success, 1 on failure, 2 for a usage error, 3 if another
 /// machine refused; `copy` has more.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // Best effort: nearly every task handles keys.
+    // Nearly every task handles keys. Errors are ignored: the program also works without this.
     let _ = linux::sandbox::protect_memory();
     let args: Vec<OsString> = args.into_iter().collect();
     if !is_init(&args) && options::key::contains_key(&args) {
-        return failed(&Failure::usage(options::key::KEY_IN_ARGUMENTS));
+        return print_failure(&Failure::usage(options::key::KEY_IN_ARGUMENTS));
     }
     let parsed =
         if is_init(&args) { options::parse(["storagetm", "boot"]) } else { options::parse(args) };
@@ -89,11 +89,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failed(&failure),
+        Err(failure) => print_failure(&failure),
     }
 }
 
-fn failed(failure: &Failure) -> ExitCode {
+/// Prints the failure to standard error. Returns its exit status.
+fn print_failure(failure: &Failure) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "storagetm: {failure}");
     ExitCode::from(failure.status())
 }

@@ -18,7 +18,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// A descriptor, and the bytes pending for it.
 #[derive(Debug)]
 pub(crate) struct NonBlockingWriter<F = Stdout> {
-    to: F,
+    output: F,
     pending: VecDeque<u8>,
     /// Lines dropped since the last accepted one.
     lost: u64,
@@ -32,8 +32,8 @@ impl NonBlockingWriter {
 }
 
 impl<F: AsFd> NonBlockingWriter<F> {
-    pub(crate) fn new(to: F) -> Self {
-        Self { to, pending: VecDeque::new(), lost: 0, closed: false }
+    pub(crate) fn new(output: F) -> Self {
+        Self { output, pending: VecDeque::new(), lost: 0, closed: false }
     }
 
     /// Queues the text, and writes what can be written.
@@ -42,9 +42,10 @@ impl<F: AsFd> NonBlockingWriter<F> {
         self.write();
     }
 
-    /// Queues a line. If lines were dropped before it, `lost` makes a line with their number.
-    pub(crate) fn push_line(&mut self, line: &str, lost: impl FnOnce(u64) -> String) {
-        let before = if self.lost > 0 { lost(self.lost) } else { String::new() };
+    /// Queues a line. If lines were dropped before it, queues first the line that `lost_line` returns for
+    /// their number.
+    pub(crate) fn push_line(&mut self, line: &str, lost_line: impl FnOnce(u64) -> String) {
+        let before = if self.lost > 0 { lost_line(self.lost) } else { String::new() };
         self.lost = if self.queue(&(before + line)) { 0 } else { self.lost.saturating_add(1) };
         self.write();
     }
@@ -92,7 +93,7 @@ impl<F: AsFd> NonBlockingWriter<F> {
 
     /// Checks whether the reader has closed its end. Never blocks.
     pub(crate) fn check_closed(&mut self) {
-        let mut fds = [PollFd::new(&self.to, PollFlags::empty())];
+        let mut fds = [PollFd::new(&self.output, PollFlags::empty())];
         let ready = poll(&mut fds, Some(&Timespec::default()));
         if ready.is_ok_and(|ready| ready > 0) {
             self.close();
@@ -104,7 +105,7 @@ impl<F: AsFd> NonBlockingWriter<F> {
     fn write_chunk(&mut self) -> bool {
         let (front, _) = self.pending.as_slices();
         let chunk = front.get(..CHUNK).unwrap_or(front);
-        match rustix::io::write(&self.to, chunk) {
+        match rustix::io::write(&self.output, chunk) {
             Ok(written) => drop(self.pending.drain(..written)),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return false,
@@ -119,7 +120,7 @@ impl<F: AsFd> NonBlockingWriter<F> {
     }
 
     fn is_writable(&self, timeout: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.to, PollFlags::OUT)];
+        let mut fds = [PollFd::new(&self.output, PollFlags::OUT)];
         let timeout = Timespec::try_from(timeout).ok();
         poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
     }
@@ -128,7 +129,7 @@ impl<F: AsFd> NonBlockingWriter<F> {
 impl<F: AsFd> AsFd for NonBlockingWriter<F> {
     /// Writable when [`NonBlockingWriter::write`] makes progress.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.to.as_fd()
+        self.output.as_fd()
     }
 }
 
@@ -162,13 +163,13 @@ mod test {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut writer = NonBlockingWriter::new(writer);
         let line = format!("{}\n", "x".repeat(9_999));
-        let sign = |count| format!("{count} lost\n");
+        let lost_line = |count| format!("{count} lost\n");
         let pushed = 200;
-        (0..pushed).for_each(|_| writer.push_line(&line, sign));
+        (0..pushed).for_each(|_| writer.push_line(&line, lost_line));
         let mut read = vec![0; 65_536];
         let mut text = String::new();
         for lines in [&[][..], &["last\n", "end\n"]] {
-            lines.iter().for_each(|line| writer.push_line(line, sign));
+            lines.iter().for_each(|line| writer.push_line(line, lost_line));
             while writer.has_pending() {
                 let got = reader.read(&mut read).unwrap();
                 text += std::str::from_utf8(&read[..got]).unwrap();
@@ -211,16 +212,16 @@ mod test {
     fn closed_reader_is_detected_without_writing() {
         let (pipe, pipe_writer) = io::pipe().unwrap();
         let (socket, socket_writer) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut outlets = [
+        let mut writers = [
             NonBlockingWriter::new(pipe_writer.as_fd()),
             NonBlockingWriter::new(socket_writer.as_fd()),
         ];
-        for writer in &mut outlets {
+        for writer in &mut writers {
             writer.check_closed();
             assert!(!writer.is_closed());
         }
         drop((pipe, socket));
-        for writer in &mut outlets {
+        for writer in &mut writers {
             writer.check_closed();
             assert!(writer.is_closed());
         }

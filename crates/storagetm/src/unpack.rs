@@ -1,5 +1,6 @@
 //! Compressed and packaged files: detection, and the process without privileges that unpacks them
-//! (`storagetm unpack`). It has the file, a pipe for the content, and a pipe for an error message.
+//! (`storagetm unpack`). Its descriptors are the file, a pipe for the content, and a pipe for an error
+//! message.
 
 mod child;
 
@@ -45,20 +46,20 @@ pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
     Ok(Container::detect(&head, &tail))
 }
 
-/// Unpacks a pipe whose head was read already. A thread feeds the rest.
+/// Unpacks a pipe whose head was read already. A thread writes head and rest to the child.
 ///
 /// # Errors
 /// As [`unpack`].
 pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, String> {
-    let cannot = |error: io::Error| format!("the pipe cannot be unpacked: {error}");
-    let (output, input) = io::pipe().map_err(cannot)?;
+    let unpack_error = |error: io::Error| format!("the pipe cannot be unpacked: {error}");
+    let (output, input) = io::pipe().map_err(unpack_error)?;
     let Pipe { descriptor, head, .. } = pipe;
     let feed = move || {
         let (mut from, mut input) = (File::from(descriptor), input);
         // The child reports a truncated stream itself.
         let _ = input.write_all(&head).and_then(|()| io::copy(&mut from, &mut input));
     };
-    thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(cannot)?;
+    thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(unpack_error)?;
     // No timeout: the program that writes the pipe may be slow.
     unpack(container, output.into(), "what comes from the pipe", None)
 }
@@ -66,25 +67,26 @@ pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, Stri
 /// Unpacks a file. The returned pipe reports at its end whether the content was complete.
 ///
 /// # Errors
-/// Fails with a sentence if the file is damaged at its beginning, or cannot be unpacked.
+/// Fails if the file is damaged at its beginning, or cannot be unpacked.
 pub(crate) fn unpack(
     container: Container,
     input: OwnedFd,
     name: &str,
     timeout: Option<Duration>,
 ) -> Result<Pipe, String> {
-    let cannot = |error: io::Error| format!("{name} cannot be unpacked: {error}");
-    let mut unpacker = Unpacker::spawn(container, input, name).map_err(cannot)?;
-    let mut output = unpacker.output.take().ok_or_else(|| cannot(ErrorKind::NotFound.into()))?;
+    let unpack_error = |error: io::Error| format!("{name} cannot be unpacked: {error}");
+    let mut unpacker = Unpacker::spawn(container, input, name).map_err(unpack_error)?;
+    let mut output =
+        unpacker.output.take().ok_or_else(|| unpack_error(ErrorKind::NotFound.into()))?;
     let mut length = Vec::new();
-    take(&mut output, 8, &mut length, timeout).map_err(cannot)?;
+    read_up_to(&mut output, 8, &mut length, timeout).map_err(unpack_error)?;
     let Some(length) = length.first_chunk() else {
         unpacker.finish()?;
         return Err(unpacker.sentence(""));
     };
     let bytes = Some(u64::from_le_bytes(*length)).filter(|bytes| *bytes != UNKNOWN_LENGTH);
     let mut head = Vec::new();
-    take(&mut output, HEAD_BYTES, &mut head, timeout).map_err(cannot)?;
+    read_up_to(&mut output, HEAD_BYTES, &mut head, timeout).map_err(unpack_error)?;
     if head.len() < HEAD_BYTES {
         // Already complete: report damage before anything is written.
         unpacker.finish()?;
@@ -93,11 +95,11 @@ pub(crate) fn unpack(
     Ok(Pipe { descriptor: output.into(), head, bytes, finish: Some(finish) })
 }
 
-/// Reads `most` bytes, or up to the end of the stream; waits at most `timeout` for each part.
+/// Reads `max` bytes, or up to the end of the stream; waits at most `timeout` for each part.
 ///
 /// # Errors
 /// Fails on a read error or timeout.
-pub(crate) fn take(
+pub(crate) fn read_up_to(
     from: &mut File,
     max: usize,
     into: &mut Vec<u8>,
@@ -154,8 +156,9 @@ impl Unpacker {
     }
 
     fn sentence(&self, reason: &str) -> String {
-        let plain: String = reason.chars().filter(|it| !it.is_control()).collect();
-        let reason = if plain.is_empty() { "the process that does it gave up" } else { &plain };
+        let plain: String = reason.chars().filter(|c| !c.is_control()).collect();
+        let reason =
+            if plain.is_empty() { "the unpacking process ended without a reason" } else { &plain };
         format!("{} cannot be unpacked as {}: {reason}", self.name, self.container)
     }
 }

@@ -78,7 +78,7 @@ impl Outbox {
         sealer.seal(Kind::Data, self.scratch.get(..len).unwrap_or_default(), out)
     }
 
-    /// Copies small pieces together, at most `most` bytes. Returns their length.
+    /// Copies small pieces together, at most `max` bytes. Returns their length.
     fn coalesce(&mut self, max: usize) -> usize {
         let mut len = 0;
         let mut scratch = std::mem::take(&mut self.scratch);

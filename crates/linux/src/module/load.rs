@@ -60,7 +60,7 @@ impl Loader {
     /// Returns `None` if there is nothing to do.
     fn load_alone(&self, name: &str) -> Option<Note> {
         let owned = name.to_owned();
-        if self.tree.path("sys/module").join(name).exists() || self.settings.is_forbidden(name) {
+        if self.tree.path("sys/module").join(name).exists() || self.settings.is_blacklisted(name) {
             return None;
         }
         if let Some(reason) = refused(name) {

@@ -3,38 +3,39 @@
 use super::pattern::normal;
 use std::collections::{HashMap, HashSet};
 
-/// The parameters that blacklist modules: the kernel's own, that of modprobe, and that of dracut.
-const FORBID: &[&str] = &["module_blacklist", "modprobe.blacklist", "rd.driver.blacklist"];
+/// The parameters that blacklist modules: of the kernel, of modprobe and of dracut.
+const BLACKLIST_PARAMETERS: &[&str] =
+    &["module_blacklist", "modprobe.blacklist", "rd.driver.blacklist"];
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    forbidden: HashSet<String>,
+    blacklisted: HashSet<String>,
     parameters: HashMap<String, String>,
 }
 
 impl Settings {
-    /// Reads a kernel command line.
+    /// Parses a kernel command line.
     pub(super) fn parse(line: &str) -> Self {
         let mut settings = Self::default();
         // The part after "--" is for init.
-        for word in words(line).into_iter().take_while(|word| word != "--") {
-            settings.follow(&word);
+        for parameter in split_parameters(line).into_iter().take_while(|it| it != "--") {
+            settings.add(&parameter);
         }
         settings
     }
 
-    fn follow(&mut self, word: &str) {
+    fn add(&mut self, parameter: &str) {
         let (key, value) =
-            word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
-        if FORBID.contains(&key) {
-            self.forbidden
+            parameter.split_once('=').map_or((parameter, None), |(key, value)| (key, Some(value)));
+        if BLACKLIST_PARAMETERS.contains(&key) {
+            self.blacklisted
                 .extend(value.unwrap_or_default().split(',').map(|name| normal(name).into_owned()));
-        } else if let Some((module, parameter)) = key.split_once('.') {
+        } else if let Some((module, name)) = key.split_once('.') {
             let list = self.parameters.entry(normal(module).into_owned()).or_default();
             if !list.is_empty() {
                 list.push(' ');
             }
-            list.push_str(parameter);
+            list.push_str(name);
             if let Some(value) = value {
                 list.push_str(&format!("={}", quoted(value)));
             }
@@ -42,8 +43,8 @@ impl Settings {
     }
 
     /// Returns whether the module is blacklisted.
-    pub(super) fn is_forbidden(&self, name: &str) -> bool {
-        self.forbidden.contains(name)
+    pub(super) fn is_blacklisted(&self, name: &str) -> bool {
+        self.blacklisted.contains(name)
     }
 
     /// Returns the parameters of a module in the kernel's syntax.
@@ -52,8 +53,8 @@ impl Settings {
     }
 }
 
-/// Splits a kernel command line: quotes keep blanks together, and are removed.
-fn words(line: &str) -> Vec<String> {
+/// Splits a kernel command line at blanks that are not quoted, and removes the quotes.
+fn split_parameters(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut inside = false;
     for c in line.trim().chars() {
@@ -87,12 +88,12 @@ mod tests {
     }
 
     #[test]
-    fn each_blacklist_parameter_is_followed() {
+    fn each_blacklist_parameter_is_applied() {
         let line =
             "module_blacklist=a-b,c modprobe.blacklist=d rd.driver.blacklist=e module_blacklist";
         let settings = Settings::parse(line);
-        assert!(["a_b", "c", "d", "e"].iter().all(|name| settings.is_forbidden(name)));
-        assert!(!settings.is_forbidden("a") && settings.parameters("modprobe").is_empty());
+        assert!(["a_b", "c", "d", "e"].iter().all(|name| settings.is_blacklisted(name)));
+        assert!(!settings.is_blacklisted("a") && settings.parameters("modprobe").is_empty());
     }
 
     #[test]

@@ -34,14 +34,14 @@ enum Payload {
 /// The payload of a write.
 #[derive(Debug)]
 struct WritePayload {
-    at: u8,
+    slot: u8,
     /// Bytes not received yet, of this and later pieces.
     left: u64,
     /// The current piece; `None` while no memory is available, while the driver receives into it, or if
     /// the write has failed.
     buffer: Option<Buffer>,
     /// Bytes of the current piece received.
-    got: usize,
+    received_len: usize,
     stalled: bool,
 }
 
@@ -54,7 +54,7 @@ pub(super) enum Received {
     Refused { to: ReplyTo, error: u32 },
     /// A part of the payload of a write.
     Write {
-        at: u8,
+        slot: u8,
         /// A piece that is full.
         piece: Option<Buffer>,
         /// Whether the payload is complete.
@@ -66,31 +66,31 @@ impl WritePayload {
     /// Copies bytes into the current piece. Returns how many were consumed.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
-        let n = match &mut self.buffer {
+        let count = match &mut self.buffer {
             None => left.min(bytes.len()),
             Some(buffer) => {
-                let room = buffer.bytes_mut().get_mut(self.got..).unwrap_or_default();
-                let n = room.len().min(bytes.len());
-                if let (Some(to), Some(from)) = (room.get_mut(..n), bytes.get(..n)) {
+                let room = buffer.bytes_mut().get_mut(self.received_len..).unwrap_or_default();
+                let count = room.len().min(bytes.len());
+                if let (Some(to), Some(from)) = (room.get_mut(..count), bytes.get(..count)) {
                     to.copy_from_slice(from);
                 }
-                n
+                count
             }
         };
-        self.advance(n);
-        n
+        self.advance(count);
+        count
     }
 
-    fn advance(&mut self, n: usize) {
-        self.left = self.left.saturating_sub(n as u64);
-        self.got += n;
+    fn advance(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count as u64);
+        self.received_len += count;
     }
 
     /// Takes the current piece if it is full.
     fn take_if_full(&mut self) -> Option<Buffer> {
-        let got = self.got;
-        let buffer = self.buffer.take_if(|buffer| got >= buffer.len())?;
-        self.got = 0;
+        let received_len = self.received_len;
+        let buffer = self.buffer.take_if(|buffer| received_len >= buffer.len())?;
+        self.received_len = 0;
         Some(buffer)
     }
 }
@@ -100,9 +100,9 @@ impl PayloadReceiver {
         Self { memory, payload: None }
     }
 
-    /// Starts to receive `len` bytes for the write in slot `at`.
-    pub(super) fn expect_write(&mut self, at: u8, len: u64, slots: &Slots) {
-        let write = WritePayload { at, left: len, buffer: None, got: 0, stalled: false };
+    /// Starts to receive `len` bytes for the write in `slot`.
+    pub(super) fn expect_write(&mut self, slot: u8, len: u64, slots: &Slots) {
+        let write = WritePayload { slot, left: len, buffer: None, received_len: 0, stalled: false };
         self.payload = Some(Payload::Write(write));
         self.allocate(slots);
     }
@@ -125,7 +125,7 @@ impl PayloadReceiver {
     /// Allocates memory for the current piece. A write that has failed needs none.
     pub(super) fn allocate(&mut self, slots: &Slots) {
         let Some(Payload::Write(write)) = &mut self.payload else { return };
-        if write.buffer.is_some() || slots.has_failed(write.at) {
+        if write.buffer.is_some() || slots.has_failed(write.slot) {
             write.stalled = false;
             return;
         }
@@ -139,18 +139,18 @@ impl PayloadReceiver {
         match &mut self.payload {
             None => (0, Received::Skipped),
             Some(Payload::Write(write)) => {
-                let n = write.take(bytes);
-                (n, self.received())
+                let count = write.take(bytes);
+                (count, self.received())
             }
             Some(Payload::Refused { left, to, error }) => {
-                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                *left -= n as u64;
+                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= count as u64;
                 let (left, to, error) = (*left, *to, *error);
                 if left != 0 {
-                    return (n, Received::Skipped);
+                    return (count, Received::Skipped);
                 }
                 self.payload = None;
-                (n, Received::Refused { to, error })
+                (count, Received::Refused { to, error })
             }
         }
     }
@@ -158,30 +158,34 @@ impl PayloadReceiver {
     /// Takes the current piece if it is full, and ends the payload if it was the last.
     fn received(&mut self) -> Received {
         let Some(Payload::Write(write)) = &mut self.payload else { return Received::Skipped };
-        let (at, piece, last) = (write.at, write.take_if_full(), write.left == 0);
+        let (slot, piece, last) = (write.slot, write.take_if_full(), write.left == 0);
         if last {
             self.payload = None;
         }
-        Received::Write { at, piece, last }
+        Received::Write { slot, piece, last }
     }
 
     /// Returns the current piece for a direct receive, if enough of it is outstanding.
     pub(super) fn direct_recv(&mut self) -> Option<DirectRecv> {
         let Some(Payload::Write(write)) = &mut self.payload else { return None };
-        let start = write.got;
+        let start = write.received_len;
         let buffer = write.buffer.take_if(|buffer| buffer.len() - start >= MIN_DIRECT_RECV)?;
         let end = buffer.len();
-        Some(DirectRecv { buffer, start, end, token: write.at.into() })
+        Some(DirectRecv { buffer, start, end, token: write.slot.into() })
     }
 
-    /// Returns the buffer of a direct receive, with `got` bytes received into it.
-    pub(super) fn direct_received(&mut self, window: DirectRecv, got: usize) -> Received {
-        let DirectRecv { buffer, start, end, token } = window;
+    /// Returns the buffer of a direct receive, with `received_len` bytes received into it.
+    pub(super) fn direct_received(
+        &mut self,
+        direct_recv: DirectRecv,
+        received_len: usize,
+    ) -> Received {
+        let DirectRecv { buffer, start, end, token } = direct_recv;
         match &mut self.payload {
-            Some(Payload::Write(write)) if u32::from(write.at) == token => {
+            Some(Payload::Write(write)) if u32::from(write.slot) == token => {
                 write.buffer = Some(buffer);
                 write.stalled = false;
-                write.advance(got.min(end.saturating_sub(start)));
+                write.advance(received_len.min(end.saturating_sub(start)));
                 self.received()
             }
             _ => Received::Skipped,

@@ -46,7 +46,7 @@ fn status_head(mode: Mode, to: ReplyTo, count: u32, len: usize) -> Head {
     head
 }
 
-/// Replaces the records in `bytes` by descriptors of at most `most` extents of the range: `len`
+/// Replaces the records in `bytes` by descriptors of at most `max` extents of the range: `len`
 /// bytes after the first `skip`. Returns the number of descriptors and their length in bytes.
 /// Returns one data extent if the range has no record.
 fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, max: usize) -> (u32, usize) {

@@ -473,7 +473,7 @@ impl Transmission {
             Received::Refused { to, error } => {
                 out.send(reply::result(self.mode(), to, error, true));
             }
-            Received::Write { at, piece, last } => {
+            Received::Write { slot: at, piece, last } => {
                 if let Some(buffer) = piece {
                     self.write_piece(at, buffer, out);
                 }

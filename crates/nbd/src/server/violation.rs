@@ -34,7 +34,7 @@ impl Violation {
         }
     }
 
-    /// Returns what the client did, as a clause for people.
+    /// Returns what the client did, as a clause for the user.
     #[must_use]
     pub fn description(self) -> &'static str {
         match self {

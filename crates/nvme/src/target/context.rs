@@ -1,5 +1,4 @@
-//! What a connection is told from outside: its target, peer and port, the time, and who the peer has
-//! proven to be.
+//! Environment of a connection: target, peer, port, time and the identity that the peer has proven.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,7 +54,8 @@ impl Context {
         self.peer.auth == Auth::Required
     }
 
-    /// Returns the key of the secure channel of this connection, if it uses one.
+    /// Returns the key of the TLS channel. The outer option is `None` without TLS, the inner one if the
+    /// channel was opened with a public key.
     pub(super) fn channel(&self) -> Option<Option<KeyId>> {
         self.peer.channel.as_ref().map(|channel| channel.key)
     }

@@ -41,28 +41,28 @@ pub(super) fn is_target_mode() -> bool {
 /// Runs until a power-off or restart is requested.
 pub(super) fn run() -> Result<Infallible, Failure> {
     let tree = Tree::machine();
-    let text = command_line(&tree);
-    if !text.iter().any(|word| VERBOSE_PARAMETERS.contains(&word.name.as_str())) {
+    let parameters = command_line(&tree);
+    if !parameters.iter().any(|it| VERBOSE_PARAMETERS.contains(&it.name.as_str())) {
         // If this fails, kernel messages appear on the screen until the next redraw.
         let _ = linux::pid1::quiet_kernel();
     }
     let settings = Settings::read(&tree);
     let inbox = serve::open_inbox()?;
     start_driver_loading(tree.clone(), inbox.clone());
-    let network = connect(&tree, &inbox);
+    let network = start_network(&tree, &inbox);
     if let Err(error) = &network {
         inbox.note(format!("The network cannot be brought up: {error}."));
     }
     let console_ui = ConsoleUi::open(&tree);
-    let end = serve::target_mode(ServeConfig::of_settings(settings, true), inbox, console_ui)?;
-    std::process::exit(match end {
+    let reason = serve::target_mode(ServeConfig::of_settings(settings, true), inbox, console_ui)?;
+    std::process::exit(match reason {
         StopReason::Restart => RESTART,
         StopReason::PowerOff | StopReason::Signalled | StopReason::Failed(_) => POWER_OFF,
     })
 }
 
 /// Configures the network as the kernel command line requests, and keeps it configured.
-fn connect(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
+fn start_network(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
     let line = tree.text("proc/cmdline").unwrap_or_default();
     let (parameters, ignored) = IpParameter::parse_all(&line);
     ignored.iter().for_each(|parameter| inbox.note(parameter.to_string()));
@@ -138,17 +138,17 @@ fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
     }
     let line = tree.text("proc/cmdline").unwrap_or_default();
     let mut drivers = Drivers::open(tree, &folder, &line)?;
-    let mut say = |note| driver_note(note).into_iter().for_each(|sentence| inbox.note(sentence));
-    drivers.coldplug(&mut say)?;
+    let mut report = |note| driver_note(note).into_iter().for_each(|sentence| inbox.note(sentence));
+    drivers.coldplug(&mut report)?;
     let mut shortfalls = Shortfalls::open(tree);
     loop {
         shortfalls.report(inbox);
         let _ = poll(&mut [PollFd::new(&drivers, PollFlags::IN)], None);
-        drivers.receive(&mut say)?;
+        drivers.receive(&mut report)?;
     }
 }
 
-/// Unusable hardware, as the screen shows it now.
+/// Hardware that cannot be used, as the screen shows it now.
 struct Shortfalls {
     tree: Tree,
     firmware: Option<FirmwareLog>,
@@ -165,8 +165,8 @@ impl Shortfalls {
     fn report(&mut self, inbox: &Inbox) {
         let mut now = survey(&self.tree);
         now.extend(self.firmware.iter_mut().flat_map(FirmwareLog::look).cloned());
-        for over in self.shown.difference(&now) {
-            inbox.set_subject(&over.to_string(), None);
+        for resolved in self.shown.difference(&now) {
+            inbox.set_subject(&resolved.to_string(), None);
         }
         for new in now.difference(&self.shown) {
             inbox.set_subject(&new.to_string(), Some(new.to_string()));

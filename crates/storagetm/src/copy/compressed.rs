@@ -54,7 +54,7 @@ pub(super) fn device_note(path: &Path) -> Option<String> {
 pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Failure> {
     let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
     let (mut from, mut head) = (File::from(pipe.descriptor), Vec::new());
-    unpack::take(&mut from, unpack::HEAD_BYTES, &mut head, None).map_err(cannot)?;
+    unpack::read_up_to(&mut from, unpack::HEAD_BYTES, &mut head, None).map_err(cannot)?;
     let container = Container::detect(&head, &[]).filter(|_| !raw);
     let pipe = Pipe { head, ..Pipe::from(std::os::fd::OwnedFd::from(from)) };
     let name = "what comes from the pipe";

@@ -20,14 +20,14 @@ impl Progress {
         Self { terminal: tty::is_terminal(&io::stderr()), step: Mutex::new(("", 0)) }
     }
 
-    /// Reports that `done` of `all` units are done.
-    pub(super) fn update(&self, step: &'static str, done: usize, all: usize) {
+    /// Reports that `done` of `total` units are done.
+    pub(super) fn update(&self, step: &'static str, done: usize, total: usize) {
         let mut last = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = last.0 != step;
         if self.terminal && (is_new || done > last.1) {
-            let _ = write!(io::stderr(), "{CLEAR}{step} {done}/{all}");
+            let _ = write!(io::stderr(), "{CLEAR}{step} {done}/{total}");
         } else if is_new {
-            let _ = writeln!(io::stderr(), "{step} ({all})");
+            let _ = writeln!(io::stderr(), "{step} ({total})");
         }
         *last = (step, done);
     }

@@ -236,7 +236,7 @@ fn u32_value(from: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// Reads a count and as many elements, at most `most`.
+/// Reads a count and as many elements, at most `max`.
 fn list<R: Read, T>(
     from: &mut R,
     max: u32,

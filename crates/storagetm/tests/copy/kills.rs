@@ -12,7 +12,7 @@ const KILLS: usize = 50;
 /// R41: a copy that is killed at fifty random points is equal in the end, and does not restart from
 /// zero.
 #[test]
-fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
+fn r41_copy_killed_fifty_times_is_equal_in_the_end() {
     let folder = Folder::new();
     let (image, to, map) = (folder.path("disk.img"), folder.path("copy.img"), folder.path("map"));
     fs::write(&image, random_bytes(41, 40 << 20)).unwrap();
@@ -46,17 +46,17 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     let hash = blake3::hash(&fs::read(&image).unwrap()).to_hex();
     // Hashes of data copied just before a kill may be lost; the comparison computes them again.
     assert_eq!(last["hash"], hash.as_str(), "{last}");
-    assert_eq!(last["verified"], 40 * MIB, "all of it was compared");
+    assert_eq!(last["verified"], 40 * MIB, "everything was compared");
     assert!(last["earlier"].as_u64().unwrap() >= 4 * MIB, "{last}");
-    assert!(finished < 10, "it was killed while it copied: {finished}");
+    assert!(finished < 10, "too many copies ended before the kill: {finished}");
 }
 
 /// Returns the number of copied bytes in a map: lines of position, size and `+`.
 fn rescued(map: &str) -> u64 {
     let text = fs::read_to_string(map).unwrap_or_default();
     let size = |line: &str| -> Option<u64> {
-        let args: Vec<&str> = line.split_whitespace().collect();
-        let [_, size, "+"] = args[..] else { return None };
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, size, "+"] = fields[..] else { return None };
         u64::from_str_radix(size.strip_prefix("0x")?, 16).ok()
     };
     text.lines().filter_map(size).sum()
@@ -64,7 +64,7 @@ fn rescued(map: &str) -> u64 {
 
 /// R41: a map torn by a crash of the machine is rejected; the copy only takes longer.
 #[test]
-fn r41_a_torn_map_is_not_believed() {
+fn r41_torn_map_is_rejected_or_resumed() {
     let folder = Folder::new();
     let (image, to, map) =
         (folder.image("disk.img", 4 * MIB), folder.path("copy.img"), folder.path("map"));
