@@ -428,7 +428,7 @@ fn signature_reasons(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Rea
 /// The disk failed to read a region to be examined: its contents are unknown, which is not use.
 fn unreadable(disk: &Disk, member: &Disk, at: u64) -> Reason {
     let place = place(disk, member, None);
-    let text = format!("cannot be read at {at}{place}: what is on it is not known");
+    let text = format!("cannot be read at byte {at}{place}; its contents are unknown");
     Reason { code: Code::Unreadable, text }
 }
 
@@ -737,7 +737,10 @@ mod tests {
         let probe = Marked { unreadable: Some(4096), ..Marked::default() };
         let verdict = judge_with(&fake, "sdb", &probe);
         assert_eq!(verdict.reasons[0].code.word(), "unreadable");
-        assert_eq!(verdict.reasons[0].text, "cannot be read at 4096: what is on it is not known");
+        assert_eq!(
+            verdict.reasons[0].text,
+            "cannot be read at byte 4096; its contents are unknown"
+        );
         assert!(verdict.allows(Asked::ForAll) && !verdict.is_in_use());
         assert!(!verdict.allows_writing(false) && verdict.allows_writing(true));
         let busy = Marked { busy: vec!["sdb"], ..probe };

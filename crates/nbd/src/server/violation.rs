@@ -44,7 +44,9 @@ impl Violation {
             Self::ExportNameWithExtendedHeaders => {
                 "sent EXPORT_NAME after negotiating extended headers"
             }
-            Self::OptionMagicWrong | Self::RequestMagicWrong => "did not speak NBD",
+            Self::OptionMagicWrong | Self::RequestMagicWrong => {
+                "sent a wrong magic number: it is not an NBD client"
+            }
             Self::OptionTooLong => "sent an option that is too long",
             Self::OptionsTooMany => "sent too many options",
             Self::PayloadTooLong => "sent a request that is too long",

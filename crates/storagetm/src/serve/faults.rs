@@ -34,7 +34,7 @@ impl Faults {
     pub(super) fn totals(&self) -> Vec<String> {
         let several = self.0.iter().filter(|total| total.count > 1);
         let sentence = |Total { name, count, from, to }: &Total| {
-            format!("{name}: {count} requests failed in all, between {from} and {to}")
+            format!("{name}: {count} requests failed in total, between bytes {from} and {to}")
         };
         several.map(sentence).collect()
     }
@@ -60,6 +60,9 @@ mod test {
         faults.record(&fault(1024), 1);
         assert!(faults.totals().is_empty(), "a single one was reported as such");
         faults.record(&fault(4096), 7);
-        assert_eq!(faults.totals(), ["sda: 8 requests failed in all, between 1024 and 4608"]);
+        assert_eq!(
+            faults.totals(),
+            ["sda: 8 requests failed in total, between bytes 1024 and 4608"]
+        );
     }
 }

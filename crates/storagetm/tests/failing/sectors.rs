@@ -22,7 +22,7 @@ fn r61_unreadable_first_sectors_are_noted_and_copied() {
     }
     let folder = Folder::new();
     let Some(device) = Device::failing(&folder, "device", 4096) else { return };
-    let expected = "cannot be read at 0: what is on it is not known";
+    let expected = "cannot be read at byte 0; its contents are unknown";
 
     let rows = json(&["list", "--json"]);
     let row = rows.as_array().unwrap().iter().find(|row| row["path"] == *device.path).unwrap();
@@ -100,7 +100,7 @@ fn r62_faults_are_limited_to_one_a_second_and_counted() {
     assert!((1..=limit).contains(&faults.len()), "{} in {seconds} s", faults.len());
     let count: u64 = faults.iter().map(|fault| fault["count"].as_u64().unwrap()).sum();
     assert!(count >= 2 * 512, "each sector was tried twice, {count} failures");
-    let total = format!("{}: {count} requests failed in all, between 0 and ", device.path);
+    let total = format!("{}: {count} requests failed in total, between bytes 0 and ", device.path);
     let is_total = |event: &Value| event["message"].as_str().is_some_and(|m| m.starts_with(&total));
     assert!(events.iter().any(is_total), "{events:?}");
 }
