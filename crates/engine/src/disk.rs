@@ -3,18 +3,22 @@
 
 mod backing;
 mod blocking_op;
+mod mapping;
+mod pace;
 
 use std::cell::RefCell;
-use std::ptr;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
 
-use export::{Access, Admitted, Buffer, Export, Extent, Extents, Fault, Op, Outcome, Pool, Ticket};
+use export::{
+    Access, Admitted, Buffer, Extent, Extents, Fault, InPlace, Op, Outcome, Pool, Ticket,
+};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use backing::{is_cached, is_device, is_memory, locate, perform};
+use backing::{is_cached, is_device, locate, perform};
 pub(crate) use blocking_op::{Answer, BlockingOp};
+pub(crate) use mapping::Mapping;
+pub(crate) use pace::{Mappings, Pace};
 
 /// Consecutive interrupted calls without progress after which a request fails.
 const MAX_INTERRUPTIONS: u8 = 100;
@@ -250,6 +254,31 @@ impl Job {
         self.end(Err(fault));
     }
 
+    /// Executes a read, or a write that need not be durable, on the mapping of the disk. Returns
+    /// false if it must be executed by system calls.
+    pub(crate) fn run_mapped(&mut self, mapping: &Rc<Mapping>) -> bool {
+        let admitted = &mut self.admitted;
+        // A partial last block is padded with zeros, which are not in the file.
+        let is_whole = admitted.stored() == admitted.len();
+        let Some(start) = mapping.index(admitted.offset(), admitted.len()).filter(|_| is_whole)
+        else {
+            return false;
+        };
+        let done = match admitted.op() {
+            Op::Read if admitted.is_in_place_allowed() => {
+                admitted.set_in_place(InPlace { memory: mapping.clone(), start });
+                true
+            }
+            Op::Read => mapping.read(start, admitted.bytes_mut()),
+            Op::Write { durable: false } => mapping.write(start, admitted.bytes_mut()),
+            _ => false,
+        };
+        if done {
+            self.phase = Phase::Over(Ok(()));
+        }
+        done
+    }
+
     /// Executes the request, blocking.
     pub(crate) fn run(&mut self) {
         let export = self.admitted.export().clone();
@@ -301,34 +330,12 @@ pub(crate) fn carry_out(admitted: Admitted) -> (Ticket, Outcome) {
     job.finish()
 }
 
-/// Whether requests to the disk that a connection used last complete immediately. Such requests are
-/// executed inline: through io_uring a read of memory costs three times as much, because Linux
-/// passes it to a kernel thread.
-#[derive(Debug, Default)]
-pub(crate) struct Pace {
-    /// Identifies the disk, without keeping it open.
-    export: Weak<Export>,
-    at_once: bool,
-}
-
-impl Pace {
-    /// Returns whether the request completes immediately. Operations that may cover the whole disk
-    /// do not.
-    pub(crate) fn is_at_once(&mut self, admitted: &Admitted) -> bool {
-        let known = ptr::eq(self.export.as_ptr(), Arc::as_ptr(admitted.export()));
-        if !known {
-            let export = admitted.export();
-            *self = Self { export: Arc::downgrade(export), at_once: is_memory(export.backing()) };
-        }
-        self.at_once && matches!(admitted.op(), Op::Read | Op::Write { .. } | Op::Flush)
-    }
-}
-
 #[cfg(test)]
 mod test {
     use std::os::fd::OwnedFd;
+    use std::sync::Arc;
 
-    use export::{Access, Geometry, Grant, Identity, Request};
+    use export::{Access, Export, Geometry, Grant, Identity, Request};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -507,19 +514,5 @@ mod test {
         {
             assert_eq!(Job::new(admit(&grant, op, 0, 0, 0)).result(), Some(Ok(())));
         }
-    }
-
-    #[test]
-    fn only_memory_is_considered_immediate() {
-        let mut pace = Pace::default();
-        let file = OwnedFd::from(std::fs::File::open("/proc/version").unwrap());
-        let (memory, file) = (grant(memory(1 << 16), 1 << 16), grant(file, 1 << 16));
-        for _ in 0..2 {
-            assert!(pace.is_at_once(&admit(&memory, Op::Read, 0, 1, 0)));
-            assert!(!pace.is_at_once(&admit(&memory, Op::Discard, 0, 1, 0)));
-            assert!(!pace.is_at_once(&admit(&file, Op::Read, 0, 1, 0)));
-        }
-        let zero = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
-        assert!(pace.is_at_once(&admit(&grant(zero, 1 << 16), Op::Read, 0, 1, 0)));
     }
 }

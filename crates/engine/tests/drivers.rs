@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Config, Driver};
 use export::{Export, Extent, Fault, Notice};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::sockopt::set_socket_linger;
 use toy::{
     BLOCK, Client, Log, Served, SessionOptions, Setup, UNLIMITED, file_export, lend_fd,
@@ -66,6 +67,8 @@ with_both_drivers! {
     three_hundred_connections_are_served
     idle_unestablished_connections_are_evicted
     reads_beyond_a_truncated_disk_fail
+    reads_beyond_a_truncated_disk_in_memory_fail
+    blocks_are_read_as_a_whole_while_they_are_written
     partial_last_block_is_padded_with_zeros
     partial_last_block_is_padded_with_zeros_in_memory
     zeros_discards_and_flushes_work
@@ -514,8 +517,8 @@ fn idle_unestablished_connections_are_evicted(setup: Setup) {
 }
 
 fn reads_beyond_a_truncated_disk_fail(setup: Setup) {
-    let disk = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&disk, 10 * BLOCK as u64).unwrap();
+    let disk = memfd_create("short", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&disk, 10 * BLOCK as u64).unwrap();
     let export = lend_fd(disk, 1 << 20);
     let Some(served) = serve(config(setup), export, setup.options()) else { return };
     let mut client = Client::connect(served.address);
@@ -526,12 +529,73 @@ fn reads_beyond_a_truncated_disk_fail(setup: Setup) {
     stop(served);
 }
 
+/// Data that was to be sent from memory is gone, so the connection is cut; the next read fails.
+fn reads_beyond_a_truncated_disk_in_memory_fail(setup: Setup) {
+    let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&disk, 1 << 20).unwrap();
+    let export = lend_fd(disk.try_clone().unwrap(), 1 << 20);
+    let Some(served) = serve(config(setup), export, setup.options()) else { return };
+    let mut client = Client::connect(served.address);
+    assert_eq!(client.write(1024, &[7; BLOCK]), 0);
+    assert_eq!(client.read(1024, BLOCK), Ok(vec![7; BLOCK]));
+    ftruncate(&disk, 4096).unwrap();
+    client.send(b'R', 7, 1024, BLOCK);
+    if let Ok((_, status, _)) = client.receive() {
+        assert_eq!(status, 100 + Fault::Io as u32);
+    }
+    let threads = config(setup).threads;
+    let mut clients: Vec<_> = (0..threads).map(|_| Client::connect(served.address)).collect();
+    for client in &mut clients {
+        // Each thread finds out by itself.
+        client.send(b'R', 7, 1024, BLOCK);
+        let _ = client.receive();
+    }
+    let mut clients: Vec<_> = (0..threads).map(|_| Client::connect(served.address)).collect();
+    for client in &mut clients {
+        assert_eq!(client.read(1024, BLOCK), Err(100 + Fault::Io as u32));
+        assert_eq!(client.read(0, BLOCK), Ok(vec![0; BLOCK]));
+    }
+    drop((client, clients));
+    stop(served);
+}
+
+/// A block whose start was sent is not mixed with a later write of it.
+fn blocks_are_read_as_a_whole_while_they_are_written(setup: Setup) {
+    const LEN: usize = 1 << 20;
+    let config = Config { threads: 1, ..config(setup) };
+    let Some(served) = serve(config, memory_export(LEN as u64), setup.options()) else { return };
+    let (mut reader, mut writer) =
+        (Client::connect(served.address), Client::connect(served.address));
+    let (mut torn, mut values) = (0, std::collections::BTreeSet::new());
+    for round in 1..=3 {
+        // More than fits into the buffers of both sockets.
+        (0..16).for_each(|tag| reader.send(b'R', 2 * tag, 0, LEN));
+        for value in 0..4 {
+            assert_eq!(writer.write(0, &vec![round * 4 + value; LEN]), 0);
+            // A part of what waits is sent between two writes.
+            let (tag, status, data) = reader.receive().unwrap();
+            assert_eq!((tag % 2, status), (0, 0));
+            values.extend(data.iter().copied());
+            torn += data.chunks(BLOCK).filter(|block| block.iter().any(|b| *b != block[0])).count();
+        }
+        for _ in 4..16 {
+            let (_, _, data) = reader.receive().unwrap();
+            values.extend(data.iter().copied());
+            torn += data.chunks(BLOCK).filter(|block| block.iter().any(|b| *b != block[0])).count();
+        }
+    }
+    assert!(values.len() > 3, "the reads were not concurrent with the writes: {values:?}");
+    assert_eq!(torn, 0);
+    drop((reader, writer));
+    stop(served);
+}
+
 fn partial_last_block_is_padded_with_zeros(setup: Setup) {
     partial_last_block_is_padded_with_zeros_on(setup, toy::file(1_000_001));
 }
 
 fn partial_last_block_is_padded_with_zeros_in_memory(setup: Setup) {
-    let disk = rustix::fs::memfd_create("odd", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let disk = memfd_create("odd", MemfdFlags::CLOEXEC).unwrap();
     partial_last_block_is_padded_with_zeros_on(setup, disk);
 }
 
@@ -611,7 +675,7 @@ fn extents_distinguish_holes_and_data_by(served: Served) {
     let many = client.map(0, disk);
     assert_eq!((many.len(), many[15]), (16, Extent::hole(64 << 10)));
     // Beyond the end of the truncated file there is no hole, because reads fail.
-    rustix::fs::ftruncate(served.export.backing().written(), 1 << 20).unwrap();
+    ftruncate(served.export.backing().written(), 1 << 20).unwrap();
     assert_eq!(client.map(8192, BLOCK), [Extent::data(512)]);
     assert_eq!(client.map(1920, 128 * BLOCK), [Extent::hole(64 << 10)]);
     assert_eq!(client.map(1920, 129 * BLOCK), [Extent::hole(64 << 10), Extent::data(512)]);

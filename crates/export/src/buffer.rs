@@ -4,6 +4,7 @@
 //! connection may hold. The pools of all threads draw on one [`Budget`], which limits each tenant
 //! and the process. A [`Buffer`] returns to its pool when it is dropped.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -184,7 +185,7 @@ impl Account {
             return None;
         };
         self.0.held.set(held + (PAGE << class));
-        Some(Buffer { pages, len, account: self.0.clone() })
+        Some(Buffer { pages, len, account: self.0.clone(), in_place: None })
     }
 
     /// Opens another account of the same tenant with the same pool, for `purpose`.
@@ -220,17 +221,41 @@ pub struct Buffer {
     pages: Pages,
     len: usize,
     account: Rc<AccountState>,
+    in_place: Option<InPlace>,
+}
+
+/// Where the payload of a [`Buffer`] is, if it was not copied into the buffer: in memory of the
+/// driver, which is the only one to use it. Other processes may change that memory at any time.
+#[derive(Debug, Clone)]
+pub struct InPlace {
+    /// The driver's memory.
+    pub memory: Rc<dyn Any>,
+    /// Index of the first byte in it.
+    pub start: usize,
 }
 
 impl Buffer {
-    /// Returns the payload.
+    /// Returns the payload; empty if it is [in place](Buffer::in_place).
     pub fn bytes(&self) -> &[u8] {
-        self.pages.as_bytes().get(..self.len).unwrap_or_default()
+        let len = if self.in_place.is_none() { self.len } else { 0 };
+        self.pages.as_bytes().get(..len).unwrap_or_default()
     }
 
-    /// Returns the payload for writing.
+    /// Returns the payload for writing; empty if it is [in place](Buffer::in_place).
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default()
+        let len = if self.in_place.is_none() { self.len } else { 0 };
+        self.pages.as_mut_bytes().get_mut(..len).unwrap_or_default()
+    }
+
+    /// Makes the memory of the driver at `in_place` the payload, instead of the buffer's own bytes.
+    /// Only for a read that [allows](crate::Admitted::allow_in_place) it.
+    pub fn set_in_place(&mut self, in_place: InPlace) {
+        self.in_place = Some(in_place);
+    }
+
+    /// Returns where the payload is, if not in the buffer's own bytes.
+    pub fn in_place(&self) -> Option<&InPlace> {
+        self.in_place.as_ref()
     }
 
     /// Returns the length of the payload in bytes.

@@ -95,7 +95,7 @@ mod token_bucket;
 
 pub use backing::{Backing, Layout};
 pub use budget::{Budget, Purpose, Share};
-pub use buffer::{Account, Buffer, PAGE, Pool};
+pub use buffer::{Account, Buffer, InPlace, PAGE, Pool};
 pub use catalogue::Catalogue;
 pub use event::{Event, MAX_TEXT, PairingRequest};
 pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};

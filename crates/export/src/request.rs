@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::fence::WriteGuard;
-use crate::{Access, Buffer, Exclusive, Export, Fault, Fence};
+use crate::{Access, Buffer, Exclusive, Export, Fault, Fence, InPlace};
 
 /// A disk operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,7 +189,7 @@ impl Grant {
         };
         let Request { op, buffer, ticket, .. } = request;
         let export = self.export.clone();
-        Ok(Admitted { export, op, offset, len, stored, buffer, ticket, guard })
+        Ok(Admitted { export, op, offset, len, stored, buffer, ticket, guard, in_place: false })
     }
 
     /// Returns the offset, the length, and how many bytes of it the disk stores.
@@ -243,6 +243,7 @@ pub struct Admitted {
     buffer: Option<Buffer>,
     ticket: Ticket,
     guard: Option<WriteGuard>,
+    in_place: bool,
 }
 
 impl Admitted {
@@ -275,6 +276,23 @@ impl Admitted {
     /// Returns whether the length is zero.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Allows a read to leave the data in memory of the driver, if the disk is in memory. The
+    /// session then only sends the [`Buffer`] as it is, and does not look at its bytes.
+    #[must_use]
+    pub fn allow_in_place(self, allowed: bool) -> Self {
+        Self { in_place: allowed && self.op == Op::Read, ..self }
+    }
+
+    /// Returns whether the data of a read may be left in memory of the driver.
+    pub fn is_in_place_allowed(&self) -> bool {
+        self.in_place
+    }
+
+    /// Sets where the data of a read is.
+    pub fn set_in_place(&mut self, in_place: InPlace) {
+        self.buffer.iter_mut().for_each(|buffer| buffer.set_in_place(in_place.clone()));
     }
 
     /// Returns the buffer to read into or to write from; empty if there is none.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::Buffer;
+use crate::{Buffer, InPlace};
 
 /// Up to [`Head::MAX`] bytes, stored inline.
 #[derive(Clone, Copy)]
@@ -71,6 +71,15 @@ impl Body {
             Self::Shared(bytes) => bytes,
         }
     }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Whole(buffer) => buffer.len(),
+            Self::Part(buffer) => buffer.len(),
+            Self::Shared(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// Data to be sent, in the order head, body, tail.
@@ -98,7 +107,7 @@ impl Segment {
     /// Returns a segment of `head` and the bytes `[start, start + len)` of `body`. The range is
     /// clamped to the body.
     pub fn with_body(head: Head, body: Body, start: usize, len: usize) -> Self {
-        let (start, len) = cut(start, len, body.bytes().len());
+        let (start, len) = cut(start, len, body.len());
         Self { body, start, len, ..Self::head(head) }
     }
 
@@ -115,9 +124,18 @@ impl Segment {
         self
     }
 
-    /// Returns head, body and tail, any of which may be empty.
+    /// Returns head, body and tail, any of which may be empty. The body is empty if it is
+    /// [in place](Segment::in_place).
     pub fn parts(&self) -> [&[u8]; 3] {
         [self.head.bytes(), self.body(), &self.tail.bytes[..usize::from(self.tail.len)]]
+    }
+
+    /// Returns where the body is, if it is in memory of the driver, and its length in bytes.
+    pub fn in_place(&self) -> Option<(InPlace, usize)> {
+        let Body::Whole(buffer) = &self.body else { return None };
+        let InPlace { memory, start } = buffer.in_place()?;
+        let start = start.saturating_add(self.start as usize);
+        Some((InPlace { memory: memory.clone(), start }, self.len as usize))
     }
 
     /// Returns the body.

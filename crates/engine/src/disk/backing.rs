@@ -2,7 +2,7 @@
 //! distinguishes its variants.
 
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use export::Backing;
 use rustix::fs::{FileType, OFlags};
@@ -64,6 +64,26 @@ pub(super) fn is_memory(backing: &Backing) -> bool {
     match backing {
         Backing::Raw(disk) => is_memory_file(disk),
     }
+}
+
+/// A file that can be mapped.
+pub(super) struct Mappable<'a> {
+    pub(super) file: BorrowedFd<'a>,
+    /// The number of bytes to map.
+    pub(super) len: usize,
+    /// How many bytes of the file are holes.
+    pub(super) holes: u64,
+}
+
+/// Returns what to map, if the first `bytes` bytes of the export are in a file that is in memory.
+pub(super) fn mappable(backing: &Backing, bytes: u64) -> Option<Mappable<'_>> {
+    let Backing::Raw(file) = backing;
+    let stat = rustix::fs::fstat(file).ok()?;
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let (size, blocks) = (u64::try_from(stat.st_size).ok()?, u64::try_from(stat.st_blocks).ok()?);
+    let holes = size.saturating_sub(blocks.saturating_mul(512));
+    let len = usize::try_from(size.min(bytes)).ok()?;
+    (is_regular && is_memory_file(file)).then(|| Mappable { file: file.as_fd(), len, holes })
 }
 
 fn is_block_device(file: &OwnedFd) -> bool {

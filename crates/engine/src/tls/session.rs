@@ -154,6 +154,10 @@ impl TlsSession {
                     self.phase = Phase::Closing(reason, self.now + GRACE);
                     break;
                 }
+                // Data is encrypted from the buffer.
+                Step::Submit(admitted) => {
+                    self.steps.push_back(Step::Submit(admitted.allow_in_place(false)));
+                }
                 step => self.steps.push_back(step),
             }
             if self.outbox.len() >= ENCRYPT_THRESHOLD {

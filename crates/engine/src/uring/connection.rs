@@ -159,7 +159,12 @@ impl Connection {
         self.sending = Some(sending);
         match result {
             Ok(bytes) => self.mark_sent(turn.now, bytes),
-            Err(_) => self.disconnect(turn),
+            Err(error) => {
+                if error == Errno::FAULT {
+                    self.pace.mapping_failed();
+                }
+                self.disconnect(turn);
+            }
         }
     }
 
@@ -182,6 +187,7 @@ impl Connection {
 
     pub(crate) fn notify(&mut self, turn: &Turn, notice: Notice) {
         self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
+        self.pace.release_withdrawn();
         if self.is_open() {
             self.session.notify(turn.now, &notice);
             if self.established {
@@ -317,10 +323,10 @@ impl Connection {
     }
 
     fn submit(&mut self, turn: &mut Turn, mut job: Job) {
-        if !self.is_open() {
+        if self.is_open() {
+            self.pace.run_at_once(&mut job, &mut turn.mappings);
+        } else {
             job.refuse(Fault::Gone);
-        } else if self.pace.is_at_once(job.admitted()) {
-            job.run();
         }
         if job.result().is_some() {
             return self.complete(turn, job);

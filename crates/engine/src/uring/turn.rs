@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::blocking_pool::BlockingPool;
 use super::ring::Ring;
 use crate::Sink;
+use crate::disk::Mappings;
 use crate::inbox::Inbox;
 use crate::topic::Changes;
 
@@ -15,6 +16,7 @@ pub(crate) struct Turn {
     /// The inbox of this thread.
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) blocking_pool: BlockingPool,
+    pub(crate) mappings: Mappings,
     /// The time at which the turn began.
     pub(crate) now: Instant,
     /// Changes of shared state to notify sessions of.

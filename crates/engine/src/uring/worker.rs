@@ -18,7 +18,7 @@ use super::ring::{Done, Ring};
 use super::slots::{Key, Slots};
 use super::spin::Spin;
 use super::turn::Turn;
-use crate::disk::Answer;
+use crate::disk::{Answer, Mappings};
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::RecvBuffer;
@@ -148,7 +148,9 @@ impl Worker {
         shared.inboxes.register(&inbox);
         let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
-        let turn = Turn { ring, inbox, blocking_pool, now, changes: Changes::default(), sink };
+        let (mappings, changes) =
+            (Mappings::new(u64::try_from(config.budget).unwrap_or(u64::MAX)), Changes::default());
+        let turn = Turn { ring, inbox, blocking_pool, mappings, now, changes, sink };
         Self {
             turn,
             connections: Slots::default(),

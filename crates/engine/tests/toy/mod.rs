@@ -201,7 +201,7 @@ impl Toy {
         Log::add(&self.log.submitted, 1);
         self.under_way.insert(self.next, Entry { tag, alone });
         self.next += 1;
-        self.steps.push_back(Step::Submit(admitted));
+        self.steps.push_back(Step::Submit(admitted.allow_in_place(true)));
     }
 
     fn close(&mut self, reason: Reason) {

@@ -26,6 +26,11 @@ impl Outbox {
         self.framer.set_layout(header, data, hpda);
     }
 
+    /// Returns whether data is sent with a digest.
+    pub(super) fn has_data_digest(&self) -> bool {
+        self.framer.has_data_digest()
+    }
+
     pub(super) fn send(&mut self, segment: Segment) {
         self.queued_bytes += segment.len();
         self.steps.push_back(Step::Send(segment));

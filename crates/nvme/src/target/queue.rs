@@ -230,6 +230,9 @@ impl Queue {
         match admitted {
             Ok(admitted) => {
                 binding.count(op, admitted.len());
+                // The data of a Read is only sent, unless its digest is computed.
+                let is_read = matches!(self.transfers.slots().work(tag), Some(Work::Read { .. }));
+                let admitted = admitted.allow_in_place(is_read && !self.out.has_data_digest());
                 self.transfers.slots_mut().set_state(tag, SlotState::Submitted);
                 self.out.submit(admitted);
             }

@@ -40,6 +40,11 @@ impl Framer {
         self.alignment = (u32::from(pda.min(31)) + 1) * 4;
     }
 
+    /// Returns whether data is sent with a digest.
+    pub fn has_data_digest(&self) -> bool {
+        self.data_digest
+    }
+
     /// Builds a response capsule.
     pub fn response(&self, cqe: Cqe) -> Segment {
         let ch = self.header(kind::CAPSULE_RESP, 24);

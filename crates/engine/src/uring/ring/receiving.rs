@@ -19,9 +19,12 @@ use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, window};
 /// From this size on a direct receive, or a request, counts as large.
 pub(crate) const LARGE: usize = 16 << 10;
 
-/// Bytes received into the receive buffer after a large direct receive, and while requests are
-/// large: the header of the next request is expected there, and anything beyond it would have to be
-/// copied.
+/// `MSG_WAITALL`.
+#[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
+const WAIT_ALL: u32 = libc::MSG_WAITALL as u32;
+
+/// Bytes received into the receive buffer while requests are large: the header of the next request
+/// is expected there, and anything beyond it would have to be copied.
 const MIN_RECV: usize = 4 << 10;
 
 /// `IORING_RECVSEND_POLL_FIRST`, since Linux 5.19. Without it the first attempt takes whatever has
@@ -76,10 +79,18 @@ impl Receiving {
     /// buffer. Called by the ring only, which owns `self` until completion.
     pub(super) fn entry(&mut self) -> squeue::Entry {
         let fd = Fixed(self.file.index());
-        let lands =
-            self.direct_recv.as_mut().is_some_and(|direct_recv| window(direct_recv).len() >= LARGE);
+        if let Some(direct_recv) = &mut self.direct_recv
+            && window(direct_recv).len() >= LARGE
+        {
+            // All of it in one completion. A peer that stops in the middle is cut by its keep-alive,
+            // as with any other receive.
+            self.vectors = [vector(window(direct_recv)), NOTHING];
+            self.header = header(&mut self.vectors[..1]);
+            let receive = opcode::RecvMsg::new(fd, &raw mut self.header);
+            return receive.flags(WAIT_ALL).build();
+        }
         let spare = self.recv_buffer.spare();
-        let len = spare.len().min(if lands || self.is_large { MIN_RECV } else { RECV_BUFFER });
+        let len = spare.len().min(if self.is_large { MIN_RECV } else { RECV_BUFFER });
         let spare = spare.get_mut(..len).unwrap_or_default();
         let when = if self.coalesces { POLL_FIRST } else { 0 };
         let Some(direct_recv) = &mut self.direct_recv else {

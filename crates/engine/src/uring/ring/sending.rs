@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use export::Segment;
+use export::{InPlace, PAGE, Segment};
 use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
@@ -14,6 +14,7 @@ use super::super::files::FixedFile;
 use super::super::slots::Key;
 use super::header;
 use super::receiving::vector;
+use crate::disk::Mapping;
 use crate::link::Link;
 
 /// Most vectors of one send; the kernel accepts 1024.
@@ -28,6 +29,9 @@ const SMALL: usize = 256;
 
 /// Size of that buffer; a segment has at most three parts.
 const SCRATCH: usize = 16 << 10;
+
+/// Index of the body among the parts of a segment.
+const BODY: usize = 1;
 
 /// A batch of segments being sent. Owned by the connection while no send is in flight, and by the
 /// ring while one is. Sent in windows of [`WINDOW`] bytes and [`VECTORS`] vectors.
@@ -44,6 +48,10 @@ pub(crate) struct Sending {
     sent_vectors: usize,
     scratch: Box<[u8]>,
     scratch_used: usize,
+    /// The mapping that vectors of the window refer to, if any do.
+    mapping: Option<Rc<Mapping>>,
+    /// A copy of the end of a block of the mapping whose start has been sent.
+    torn: Box<[u8; PAGE]>,
     header: msghdr,
 }
 
@@ -60,6 +68,8 @@ impl Sending {
             sent_vectors: 0,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             scratch_used: 0,
+            mapping: None,
+            torn: Box::new([0; PAGE]),
             header: header(&mut []),
         })
     }
@@ -81,8 +91,10 @@ impl Sending {
     /// which owns `self` until completion.
     pub(super) fn entry(&mut self) -> squeue::Entry {
         let (_, header) = self.message();
+        // Memory of a mapping may change while the kernel waits for room: see `keep_torn_block`.
+        let wait = if self.mapping.is_some() { 0 } else { libc::MSG_WAITALL };
         #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let flags = (libc::MSG_NOSIGNAL | wait) as u32;
         opcode::SendMsg::new(Fixed(self.file.index()), header).flags(flags).build()
     }
 
@@ -100,10 +112,12 @@ impl Sending {
     fn fill_window(&mut self) {
         (self.in_window, self.sent_vectors, self.scratch_used) = (0, 0, 0);
         self.vectors.clear();
+        self.mapping = None;
         let mut bytes = 0;
         let mut at = 0;
         while at < self.segments.len() && self.has_room(bytes) {
-            bytes += self.add_segment(at);
+            let Some(len) = self.add_segment(at) else { break };
+            bytes += len;
             at += 1;
         }
         self.in_window = at;
@@ -115,9 +129,23 @@ impl Sending {
             && self.scratch_used + 3 * SMALL <= self.scratch.len()
     }
 
-    fn add_segment(&mut self, at: usize) -> usize {
-        let Some(segment) = self.segments.get(at) else { return 0 };
-        for part in segment.parts() {
+    /// Adds a segment to the window. Returns its length, or `None` if it is in another mapping than
+    /// the segments before it.
+    fn add_segment(&mut self, at: usize) -> Option<usize> {
+        let segment = self.segments.get(at)?;
+        let mapped = match segment.in_place() {
+            Some((InPlace { memory, start }, len)) => {
+                let mapping = Rc::downcast::<Mapping>(memory).ok()?;
+                let vector = mapping.vector(start, len)?;
+                let other = self.mapping.get_or_insert_with(|| mapping.clone());
+                if !Rc::ptr_eq(other, &mapping) {
+                    return None;
+                }
+                Some(vector)
+            }
+            None => None,
+        };
+        for (index, part) in segment.parts().into_iter().enumerate() {
             let next = if part.len() > SMALL {
                 iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() }
             } else {
@@ -127,9 +155,9 @@ impl Sending {
                 self.scratch_used = end;
                 vector(copy)
             };
-            append(&mut self.vectors, next);
+            append(&mut self.vectors, mapped.filter(|_| index == BODY).unwrap_or(next));
         }
-        segment.len()
+        Some(segment.len())
     }
 
     /// Removes `bytes` sent bytes from the window.
@@ -140,12 +168,32 @@ impl Sending {
             vector.iov_len -= part;
             bytes -= part;
             if vector.iov_len > 0 {
-                return;
+                return if part > 0 {
+                    self.keep_torn_block()
+                };
             }
             self.sent_vectors += 1;
         }
         self.segments.drain(..self.in_window);
-        self.in_window = 0;
+        (self.in_window, self.mapping) = (0, None);
+    }
+
+    /// Copies the rest of a block of the mapping of which only the start has been sent: a later write
+    /// must not change it, because a host expects that a block is read as a whole.
+    fn keep_torn_block(&mut self) {
+        let (Some(mapping), Some(rest)) = (&self.mapping, self.vectors.get_mut(self.sent_vectors))
+        else {
+            return;
+        };
+        let Some(start) = mapping.index_of(rest.iov_base.cast()) else { return };
+        let len = (start.next_multiple_of(PAGE) - start).min(rest.iov_len);
+        let Some(torn) = self.torn.get_mut(..len).filter(|torn| !torn.is_empty()) else { return };
+        if mapping.read(start, torn) {
+            rest.iov_base = rest.iov_base.wrapping_byte_add(len);
+            rest.iov_len -= len;
+            let copy = vector(torn);
+            self.vectors.insert(self.sent_vectors, copy);
+        }
     }
 }
 

@@ -1,0 +1,340 @@
+//! A disk in memory, mapped into the address space: data is sent from the mapping and copied into it,
+//! without a system call and a copy of the page cache per request.
+//!
+//! # Access to shared memory
+//!
+//! The file can be changed, and made shorter, by other processes at any time. Therefore
+//!
+//! - no reference to the mapped memory exists. The kernel reads it when a vector of
+//!   [`Mapping::vector`] is sent, and [`copy`], which is assembly, writes it;
+//! - pages beyond the end of the file fail. In a system call that is `EFAULT`. In `copy` it raises
+//!   `SIGBUS`, whose handler lets `copy` return that it has failed.
+//!
+//! A mapping with a page that failed [is not used any more](Mapping::set_failed): the system calls on the file
+//! return what is wrong with it.
+
+#![allow(unsafe_code, reason = "maps a file, and handles SIGBUS of the copy into it")]
+
+use std::arch::global_asm;
+use std::cell::Cell;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use libc::{c_int, c_void, iovec, siginfo_t};
+
+// `usize storagetm_mapping_copy(u8 *into, const u8 *from, usize len)` copies, and returns 0. The
+// instruction between `_begin` and `_end` is the only one that accesses memory; if it faults, the
+// handler continues at `_failed`, which returns 1. It uses no stack.
+#[cfg(target_arch = "x86_64")]
+global_asm!(
+    ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
+    ".globl storagetm_mapping_copy",
+    ".globl storagetm_mapping_copy_begin",
+    ".globl storagetm_mapping_copy_end",
+    ".globl storagetm_mapping_copy_failed",
+    "storagetm_mapping_copy:",
+    "mov rcx, rdx",
+    "storagetm_mapping_copy_begin:",
+    "rep movsb",
+    "storagetm_mapping_copy_end:",
+    "xor eax, eax",
+    "ret",
+    "storagetm_mapping_copy_failed:",
+    "mov eax, 1",
+    "ret",
+    ".popsection",
+);
+#[cfg(target_arch = "aarch64")]
+global_asm!(
+    ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
+    ".globl storagetm_mapping_copy",
+    ".globl storagetm_mapping_copy_begin",
+    ".globl storagetm_mapping_copy_end",
+    ".globl storagetm_mapping_copy_failed",
+    "storagetm_mapping_copy:",
+    "storagetm_mapping_copy_begin:",
+    "subs x2, x2, #64",
+    "b.lo 2f",
+    "1: ldp x3, x4, [x1]",
+    "ldp x5, x6, [x1, #16]",
+    "ldp x7, x8, [x1, #32]",
+    "ldp x9, x10, [x1, #48]",
+    "add x1, x1, #64",
+    "stp x3, x4, [x0]",
+    "stp x5, x6, [x0, #16]",
+    "stp x7, x8, [x0, #32]",
+    "stp x9, x10, [x0, #48]",
+    "add x0, x0, #64",
+    "subs x2, x2, #64",
+    "b.hs 1b",
+    "2: adds x2, x2, #64",
+    "b.eq storagetm_mapping_copy_end",
+    "3: ldrb w3, [x1], #1",
+    "strb w3, [x0], #1",
+    "subs x2, x2, #1",
+    "b.ne 3b",
+    "storagetm_mapping_copy_end:",
+    "mov x0, #0",
+    "ret",
+    "storagetm_mapping_copy_failed:",
+    "mov x0, #1",
+    "ret",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn storagetm_mapping_copy(into: *mut u8, from: *const u8, len: usize) -> usize;
+    // Not functions to be called: their addresses delimit the instructions.
+    fn storagetm_mapping_copy_begin();
+    fn storagetm_mapping_copy_end();
+    fn storagetm_mapping_copy_failed();
+}
+
+/// The mapping of a file by one thread.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    has_failed: Cell<bool>,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file, for writing as well if `writable`.
+    ///
+    /// # Errors
+    /// Fails if `len` is zero, or if the address space or the descriptor do not permit it.
+    pub(crate) fn new(file: BorrowedFd<'_>, len: usize, writable: bool) -> io::Result<Self> {
+        handle_sigbus()?;
+        let protection =
+            if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let base = unsafe {
+            libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::Other)?;
+        let mapping = Self { base, len, has_failed: Cell::new(false) };
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
+            // SAFETY: neither changes the contents of the mapping. Failures do no harm.
+            unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, advice) };
+        }
+        Ok(mapping)
+    }
+
+    /// Returns the index of the byte at `offset` if the mapping has `len` bytes from there on, and
+    /// none has failed.
+    pub(crate) fn index(&self, offset: u64, len: u64) -> Option<usize> {
+        let end = offset.checked_add(len)?;
+        let fits = end <= self.len as u64 && !self.has_failed.get();
+        usize::try_from(offset).ok().filter(|_| fits)
+    }
+
+    /// Copies `bytes` to `start`. Returns false if a page fails; then any part of them was copied.
+    pub(crate) fn write(&self, start: usize, bytes: &[u8]) -> bool {
+        let Some(at) = self.at(start, bytes.len()) else { return false };
+        // SAFETY: `at` is valid for that many bytes as long as the file is, see `copy`.
+        let done = unsafe { copy(at, bytes.as_ptr(), bytes.len()) };
+        if !done {
+            self.set_failed();
+        }
+        done
+    }
+
+    /// Fills `into` from `start`. Returns false if a page fails; then any part was filled.
+    pub(crate) fn read(&self, start: usize, into: &mut [u8]) -> bool {
+        let Some(at) = self.at(start, into.len()) else { return false };
+        // SAFETY: as in `write`.
+        let done = unsafe { copy(into.as_mut_ptr(), at, into.len()) };
+        if !done {
+            self.set_failed();
+        }
+        done
+    }
+
+    /// Returns a vector of `len` bytes at `start`, for system calls that read it. Valid as long as
+    /// `self`.
+    pub(crate) fn vector(&self, start: usize, len: usize) -> Option<iovec> {
+        let at = self.at(start, len)?;
+        Some(iovec { iov_base: at.cast(), iov_len: len })
+    }
+
+    /// Returns the index of the byte at this address, if it is in the mapping.
+    pub(crate) fn index_of(&self, address: *const u8) -> Option<usize> {
+        let index = address.addr().checked_sub(self.base.as_ptr().addr())?;
+        (index < self.len).then_some(index)
+    }
+
+    /// Makes [`Mapping::index`] return `None` from now on.
+    pub(crate) fn set_failed(&self) {
+        self.has_failed.set(true);
+    }
+
+    fn at(&self, start: usize, len: usize) -> Option<*mut u8> {
+        let fits = start.checked_add(len)? <= self.len;
+        fits.then(|| self.base.as_ptr().wrapping_add(start))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `len` are those of the mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Copies `len` bytes. Returns whether all could be: false after `SIGBUS`.
+///
+/// # Safety
+/// Both ranges must be valid for `len` bytes, and not overlap; one of them may be mapped, and have
+/// pages beyond the end of its file.
+unsafe fn copy(into: *mut u8, from: *const u8, len: usize) -> bool {
+    // SAFETY: the caller's promise. A page beyond the end of a file raises SIGBUS, which is handled.
+    unsafe { storagetm_mapping_copy(into, from, len) == 0 }
+}
+
+/// The handler of `SIGBUS` that was installed before this one: its address, or a constant.
+static EARLIER: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+/// Installs the handler, once.
+fn handle_sigbus() -> io::Result<()> {
+    static INSTALLED: Once = Once::new();
+    let mut result = Ok(());
+    INSTALLED.call_once(|| {
+        let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_sigbus;
+        let mut earlier = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: integers and pointers, for which zero is a valid value.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: both structures are valid, and the handler calls only what a handler may call.
+        let failed =
+            unsafe { libc::sigaction(libc::SIGBUS, &raw const action, earlier.as_mut_ptr()) };
+        if failed == 0 {
+            // SAFETY: filled by the kernel; zeroed before.
+            let earlier = unsafe { earlier.assume_init() };
+            let has_context = earlier.sa_flags & libc::SA_SIGINFO != 0;
+            let plain = [libc::SIG_DFL, libc::SIG_IGN].contains(&earlier.sa_sigaction);
+            let kept = if has_context || plain { earlier.sa_sigaction } else { libc::SIG_DFL };
+            EARLIER.store(kept, Ordering::Relaxed);
+        } else {
+            result = Err(io::Error::last_os_error());
+        }
+    });
+    result
+}
+
+/// Continues a [`copy`] that has faulted where it returns that. For any other `SIGBUS`, does what
+/// would have been done without this handler.
+extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid context to a handler with SA_SIGINFO.
+    let at = unsafe { program_counter(context.cast()) };
+    let [begin, end, failed] = [
+        storagetm_mapping_copy_begin as unsafe extern "C" fn(),
+        storagetm_mapping_copy_end,
+        storagetm_mapping_copy_failed,
+    ]
+    .map(|label| label as usize as u64);
+    // SAFETY: points into the context, which the kernel restores the registers from.
+    let current = unsafe { *at } as u64;
+    if (begin..end).contains(&current) {
+        // SAFETY: as above; `failed` is code of the same function, which uses no stack.
+        #[allow(clippy::unnecessary_cast, reason = "signed or not, as the architecture has it")]
+        unsafe {
+            *at = failed as _;
+        }
+        return;
+    }
+    match EARLIER.load(Ordering::Relaxed) {
+        plain @ (libc::SIG_DFL | libc::SIG_IGN) => {
+            // SAFETY: restores the earlier disposition; the instruction faults again, and the signal
+            // is then treated by it.
+            unsafe { libc::signal(signal, plain) };
+        }
+        earlier => {
+            // SAFETY: the address of the handler with SA_SIGINFO that was installed before.
+            let earlier: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
+                unsafe { std::mem::transmute(earlier) };
+            earlier(signal, info, context);
+        }
+    }
+}
+
+/// Returns where the address of the interrupted instruction is in the context of a signal.
+///
+/// # Safety
+/// `context` must be that of a signal handler.
+#[cfg(target_arch = "x86_64")]
+unsafe fn program_counter(context: *mut libc::ucontext_t) -> *mut libc::greg_t {
+    // SAFETY: the caller's promise; the index is that of a register.
+    unsafe { &raw mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize] }
+}
+
+#[cfg(target_arch = "aarch64")]
+unsafe fn program_counter(context: *mut libc::ucontext_t) -> *mut libc::c_ulonglong {
+    // SAFETY: the caller's promise.
+    unsafe { &raw mut (*context).uc_mcontext.pc }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    const LEN: usize = 1 << 16;
+
+    #[test]
+    fn written_bytes_are_in_the_file() {
+        let file = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, LEN as u64).unwrap();
+        let mapping = Mapping::new(file.as_fd(), LEN, true).unwrap();
+        for (start, len) in [(0, 1), (1, 63), (63, 64), (200, 65), (4095, 4098), (LEN - 130, 130)] {
+            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
+            assert!(mapping.write(start, &bytes));
+            let (mut ours, mut theirs) = (vec![0; len], vec![0; len]);
+            assert!(mapping.read(start, &mut ours));
+            assert_eq!(rustix::io::pread(&file, &mut theirs, start as u64), Ok(len));
+            assert!(ours == bytes && theirs == bytes, "{start} {len}");
+        }
+        assert!(!mapping.write(LEN - 1, &[1; 2]) && !mapping.read(LEN, &mut [0]));
+        assert!(mapping.vector(LEN - 1, 2).is_none() && mapping.vector(usize::MAX, 1).is_none());
+        assert_eq!(mapping.index(LEN as u64 - 1, 1), Some(LEN - 1));
+        assert_eq!((mapping.index(LEN as u64, 1), mapping.index(u64::MAX, 1)), (None, None));
+    }
+
+    #[test]
+    fn copy_beyond_the_end_of_a_truncated_file_fails() {
+        let file = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, LEN as u64).unwrap();
+        let mapping = Mapping::new(file.as_fd(), LEN, true).unwrap();
+        assert!(mapping.write(0, &[1; LEN]));
+        ftruncate(&file, 8192).unwrap();
+        assert!(mapping.write(4096, &[2; 4096]));
+        assert_eq!(mapping.index(0, 1), Some(0));
+        assert!(!mapping.write(4096, &[2; 8192]));
+        assert!(!mapping.read(LEN - 1, &mut [0]));
+        assert_eq!(mapping.index(0, 1), None);
+    }
+
+    #[test]
+    fn read_only_file_is_mapped_for_reading_only() {
+        let path = std::env::temp_dir().join(format!("storagetm-mapping-{}", std::process::id()));
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(Mapping::new(file.as_fd(), 4096, true).is_err());
+        let mapping = Mapping::new(file.as_fd(), 4096, false).unwrap();
+        let mut byte = [0];
+        assert!(mapping.read(4095, &mut byte));
+        assert_eq!(byte, [7]);
+        assert!(Mapping::new(file.as_fd(), 0, false).is_err());
+    }
+}

@@ -1,0 +1,212 @@
+//! Execution of requests to disks in memory.
+
+use std::ptr;
+use std::rc::{self, Rc};
+use std::sync::{Arc, Weak};
+
+use export::{Access, Export, Op, PAGE};
+
+use super::backing::{Mappable, is_memory, mappable};
+use super::{Job, Mapping};
+
+/// Whether requests to the disk that a connection used last complete immediately. Such requests are
+/// executed inline: through io_uring a read of memory costs three times as much, because Linux
+/// passes it to a kernel thread.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Identifies the disk, without keeping it open.
+    export: Weak<Export>,
+    at_once: bool,
+    mapping: Option<Rc<Mapping>>,
+}
+
+impl Pace {
+    /// Executes the request if it completes immediately. Operations that may cover the whole disk
+    /// do not. `mappings` are those of this thread.
+    pub(crate) fn run_at_once(&mut self, job: &mut Job, mappings: &mut Mappings) {
+        let export = job.admitted().export();
+        if !ptr::eq(self.export.as_ptr(), Arc::as_ptr(export)) {
+            let at_once = is_memory(export.backing());
+            let mapping = if at_once { mappings.get(export) } else { None };
+            *self = Self { export: Arc::downgrade(export), at_once, mapping };
+        }
+        if !self.at_once || !matches!(job.admitted().op(), Op::Read | Op::Write { .. } | Op::Flush)
+        {
+            return;
+        }
+        let mapped = self.mapping.as_ref().is_some_and(|mapping| job.run_mapped(mapping));
+        if !mapped {
+            job.run();
+        }
+    }
+
+    /// Stops using the mapping after a system call found a page of it missing.
+    pub(crate) fn mapping_failed(&self) {
+        self.mapping.iter().for_each(|mapping| mapping.set_failed());
+    }
+
+    /// Releases a disk that is no longer exported.
+    pub(crate) fn release_withdrawn(&mut self) {
+        if self.export.upgrade().is_none_or(|export| export.is_gone()) {
+            *self = Self::default();
+        }
+    }
+}
+
+/// The mapped disks of a thread.
+#[derive(Debug)]
+pub(crate) struct Mappings {
+    /// Most bytes of holes of all files. Reading a hole through a mapping allocates memory, which
+    /// reading it by a system call does not.
+    max_holes: u64,
+    known: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    export: Weak<Export>,
+    mapping: rc::Weak<Mapping>,
+    /// Bytes of holes when it was mapped.
+    holes: u64,
+}
+
+impl Mappings {
+    /// Returns an empty list. The mapped files have at most `max_holes` bytes of holes together.
+    pub(crate) fn new(max_holes: u64) -> Self {
+        Self { max_holes, known: Vec::new() }
+    }
+
+    /// Returns the mapping of a disk in memory, or `None` if it cannot or need not be mapped.
+    fn get(&mut self, export: &Arc<Export>) -> Option<Rc<Mapping>> {
+        self.known.retain(|known| known.mapping.strong_count() > 0);
+        let same = |known: &&Known| ptr::eq(known.export.as_ptr(), Arc::as_ptr(export));
+        if let Some(known) = self.known.iter().find(same) {
+            return known.mapping.upgrade();
+        }
+        let held: u64 = self.known.iter().map(|known| known.holes).sum();
+        let Mappable { file, len, holes } = mappable(export.backing(), export.bytes())?;
+        // A block is sent as a whole only if it is not longer than a page.
+        let is_long = export.geometry.block() as usize > PAGE;
+        if is_long || holes > self.max_holes.saturating_sub(held) {
+            return None;
+        }
+        let mapping = Rc::new(Mapping::new(file, len, export.access == Access::Writable).ok()?);
+        let (export, weak) = (Arc::downgrade(export), Rc::downgrade(&mapping));
+        self.known.push(Known { export, mapping: weak, holes });
+        Some(mapping)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::fd::OwnedFd;
+
+    use export::{Admitted, Geometry, Grant, Identity, Pool, Request, Ticket};
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    const BYTES: u64 = 1 << 16;
+
+    fn memory() -> OwnedFd {
+        let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&disk, BYTES).unwrap();
+        disk
+    }
+
+    fn grant(disk: impl Into<OwnedFd>) -> Grant {
+        let geometry = Geometry::new(512, 512).unwrap();
+        let identity = Identity::default();
+        let mut export = Export::new("disk", "nqn", identity, geometry, BYTES, disk.into().into());
+        export.access = Access::Writable;
+        Grant::new(Arc::new(export))
+    }
+
+    fn admit(grant: &Grant, op: Op, lba: u64, fill: u8) -> Admitted {
+        let mut buffer = Pool::new(1 << 20).open().take(512);
+        buffer.iter_mut().for_each(|buffer| buffer.bytes_mut().fill(fill));
+        let buffer = buffer.filter(|_| op != Op::Discard);
+        grant.admit(Request { op, lba, blocks: 1, buffer, ticket: Ticket::new(0) }).unwrap()
+    }
+
+    const WRITE: Op = Op::Write { durable: false };
+
+    #[test]
+    fn only_requests_to_memory_are_executed_at_once() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(0));
+        let mut is_at_once = |grant: &Grant, op| {
+            let mut job = Job::new(admit(grant, op, 0, 0));
+            pace.run_at_once(&mut job, &mut mappings);
+            job.result().is_some()
+        };
+        let file = grant(std::fs::File::open("/proc/version").unwrap());
+        let memory = grant(memory());
+        for _ in 0..2 {
+            assert!(is_at_once(&memory, Op::Read) && !is_at_once(&memory, Op::Discard));
+            assert!(!is_at_once(&file, Op::Read));
+        }
+        assert!(is_at_once(&grant(std::fs::File::open("/dev/zero").unwrap()), Op::Read));
+    }
+
+    /// Writes and reads a block. Returns the result of the read.
+    fn write_and_read(pace: &mut Pace, mappings: &mut Mappings, grant: &Grant, lba: u64) -> Job {
+        let mut write = Job::new(admit(grant, WRITE, lba, 5));
+        pace.run_at_once(&mut write, mappings);
+        assert_eq!(write.result(), Some(Ok(())));
+        let mut read = Job::new(admit(grant, Op::Read, lba, 0).allow_in_place(true));
+        pace.run_at_once(&mut read, mappings);
+        read
+    }
+
+    #[test]
+    fn data_stays_in_place_where_that_is_allowed() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES));
+        let grant = grant(memory());
+        let read = write_and_read(&mut pace, &mut mappings, &grant, 3);
+        let buffer = read.finish().1.buffer.unwrap();
+        assert_eq!((buffer.len(), buffer.bytes().len()), (512, 0));
+        assert_eq!(buffer.in_place().unwrap().start, 3 * 512);
+        let mut copied = Job::new(admit(&grant, Op::Read, 3, 0));
+        pace.run_at_once(&mut copied, &mut mappings);
+        assert_eq!(copied.finish().1.buffer.unwrap().bytes(), [5; 512]);
+    }
+
+    #[test]
+    fn files_with_too_many_holes_are_not_mapped() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES - 1));
+        let read = write_and_read(&mut pace, &mut mappings, &grant(memory()), 0);
+        assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
+        // The holes of all files count together.
+        let (mut mappings, grants) = (Mappings::new(BYTES), [grant(memory()), grant(memory())]);
+        let mapped = grants.each_ref().map(|grant| mappings.get(grant.export()));
+        assert!(mapped[0].is_some() && mapped[1].is_none());
+    }
+
+    #[test]
+    fn truncated_file_fails_as_without_a_mapping() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES));
+        let disk = memory();
+        let grant = grant(disk.try_clone().unwrap());
+        write_and_read(&mut pace, &mut mappings, &grant, 0);
+        ftruncate(&disk, 4096).unwrap();
+        let mut read = Job::new(admit(&grant, Op::Read, 64, 0));
+        pace.run_at_once(&mut read, &mut mappings);
+        assert_eq!(read.result(), Some(Err(export::Fault::Io)));
+        // The file ends here, and the mapping is not used any more.
+        let read = write_and_read(&mut pace, &mut mappings, &grant, 7);
+        assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
+    }
+
+    #[test]
+    fn withdrawn_disk_is_released() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES));
+        let grant = grant(memory());
+        write_and_read(&mut pace, &mut mappings, &grant, 0);
+        let mapping = Rc::downgrade(pace.mapping.as_ref().unwrap());
+        pace.release_withdrawn();
+        assert_eq!(mapping.strong_count(), 1);
+        grant.export().withdraw();
+        pace.release_withdrawn();
+        assert_eq!(mapping.strong_count(), 0);
+    }
+}
