@@ -15,7 +15,7 @@ use nvme::target::{Port, Target};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 
 /// NQN of the one subsystem.
-pub(crate) const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000be9c";
+pub(crate) const NQN: &str = "nqn.2026-01.com.example:bench";
 
 /// The disk.
 #[derive(Debug, Clone)]

@@ -15,84 +15,16 @@
 
 #![allow(unsafe_code, reason = "maps a file, and handles SIGBUS of the copy into it")]
 
-use std::arch::global_asm;
 use std::cell::Cell;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use libc::{c_int, c_void, iovec, siginfo_t};
+use guarded::{copy, handle_sigbus};
+use libc::iovec;
 
-// `usize storagetm_mapping_copy(u8 *into, const u8 *from, usize len)` copies, and returns 0. The
-// instruction between `_begin` and `_end` is the only one that accesses memory; if it faults, the
-// handler continues at `_failed`, which returns 1. It uses no stack.
-#[cfg(target_arch = "x86_64")]
-global_asm!(
-    ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
-    ".globl storagetm_mapping_copy",
-    ".globl storagetm_mapping_copy_begin",
-    ".globl storagetm_mapping_copy_end",
-    ".globl storagetm_mapping_copy_failed",
-    "storagetm_mapping_copy:",
-    "mov rcx, rdx",
-    "storagetm_mapping_copy_begin:",
-    "rep movsb",
-    "storagetm_mapping_copy_end:",
-    "xor eax, eax",
-    "ret",
-    "storagetm_mapping_copy_failed:",
-    "mov eax, 1",
-    "ret",
-    ".popsection",
-);
-#[cfg(target_arch = "aarch64")]
-global_asm!(
-    ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
-    ".globl storagetm_mapping_copy",
-    ".globl storagetm_mapping_copy_begin",
-    ".globl storagetm_mapping_copy_end",
-    ".globl storagetm_mapping_copy_failed",
-    "storagetm_mapping_copy:",
-    "storagetm_mapping_copy_begin:",
-    "subs x2, x2, #64",
-    "b.lo 2f",
-    "1: ldp x3, x4, [x1]",
-    "ldp x5, x6, [x1, #16]",
-    "ldp x7, x8, [x1, #32]",
-    "ldp x9, x10, [x1, #48]",
-    "add x1, x1, #64",
-    "stp x3, x4, [x0]",
-    "stp x5, x6, [x0, #16]",
-    "stp x7, x8, [x0, #32]",
-    "stp x9, x10, [x0, #48]",
-    "add x0, x0, #64",
-    "subs x2, x2, #64",
-    "b.hs 1b",
-    "2: adds x2, x2, #64",
-    "b.eq storagetm_mapping_copy_end",
-    "3: ldrb w3, [x1], #1",
-    "strb w3, [x0], #1",
-    "subs x2, x2, #1",
-    "b.ne 3b",
-    "storagetm_mapping_copy_end:",
-    "mov x0, #0",
-    "ret",
-    "storagetm_mapping_copy_failed:",
-    "mov x0, #1",
-    "ret",
-    ".popsection",
-);
-
-unsafe extern "C" {
-    fn storagetm_mapping_copy(into: *mut u8, from: *const u8, len: usize) -> usize;
-    // Not functions to be called: their addresses delimit the instructions.
-    fn storagetm_mapping_copy_begin();
-    fn storagetm_mapping_copy_end();
-    fn storagetm_mapping_copy_failed();
-}
+/// How many bytes of a file a read fault maps, if they are in memory: the default of Linux.
+const FAULT_AROUND: usize = 64 << 10;
 
 /// The mapping of a file by one thread.
 #[derive(Debug)]
@@ -138,8 +70,15 @@ impl Mapping {
     /// Copies `bytes` to `start`. Returns false if a page fails; then any part of them was copied.
     pub(crate) fn write(&self, start: usize, bytes: &[u8]) -> bool {
         let Some(at) = self.at(start, bytes.len()) else { return false };
+        // Reading a byte first maps the pages around it as well (`fault_around_bytes`); a write
+        // faults on each page.
+        let mut byte = 0;
+        let touched = (0..bytes.len()).step_by(FAULT_AROUND).all(|offset| {
+            // SAFETY: as below; `offset` is within the range.
+            unsafe { copy(&raw mut byte, at.wrapping_add(offset), 1) }
+        });
         // SAFETY: `at` is valid for that many bytes as long as the file is, see `copy`.
-        let done = unsafe { copy(at, bytes.as_ptr(), bytes.len()) };
+        let done = touched && unsafe { copy(at, bytes.as_ptr(), bytes.len()) };
         if !done {
             self.set_failed();
         }
@@ -188,97 +127,197 @@ impl Drop for Mapping {
     }
 }
 
-/// Copies `len` bytes. Returns whether all could be: false after `SIGBUS`.
-///
-/// # Safety
-/// Both ranges must be valid for `len` bytes, and not overlap; one of them may be mapped, and have
-/// pages beyond the end of its file.
-unsafe fn copy(into: *mut u8, from: *const u8, len: usize) -> bool {
-    // SAFETY: the caller's promise. A page beyond the end of a file raises SIGBUS, which is handled.
-    unsafe { storagetm_mapping_copy(into, from, len) == 0 }
-}
+/// The copy that `SIGBUS` makes fail, and the handler.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod guarded {
+    use std::arch::global_asm;
+    use std::io;
+    use std::mem::MaybeUninit;
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The handler of `SIGBUS` that was installed before this one: its address, or a constant.
-static EARLIER: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+    use libc::{c_int, c_void, siginfo_t};
 
-/// Installs the handler, once.
-fn handle_sigbus() -> io::Result<()> {
-    static INSTALLED: Once = Once::new();
-    let mut result = Ok(());
-    INSTALLED.call_once(|| {
-        let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_sigbus;
-        let mut earlier = MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: integers and pointers, for which zero is a valid value.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = handler as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: both structures are valid, and the handler calls only what a handler may call.
-        let failed =
-            unsafe { libc::sigaction(libc::SIGBUS, &raw const action, earlier.as_mut_ptr()) };
-        if failed == 0 {
-            // SAFETY: filled by the kernel; zeroed before.
-            let earlier = unsafe { earlier.assume_init() };
-            let has_context = earlier.sa_flags & libc::SA_SIGINFO != 0;
-            let plain = [libc::SIG_DFL, libc::SIG_IGN].contains(&earlier.sa_sigaction);
-            let kept = if has_context || plain { earlier.sa_sigaction } else { libc::SIG_DFL };
-            EARLIER.store(kept, Ordering::Relaxed);
-        } else {
-            result = Err(io::Error::last_os_error());
-        }
-    });
-    result
-}
+    // `usize storagetm_mapping_copy(u8 *into, const u8 *from, usize len)` copies, and returns 0. The
+    // instruction between `_begin` and `_end` is the only one that accesses memory; if it faults, the
+    // handler continues at `_failed`, which returns 1. It uses no stack.
+    #[cfg(target_arch = "x86_64")]
+    global_asm!(
+        ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
+        ".globl storagetm_mapping_copy",
+        ".globl storagetm_mapping_copy_begin",
+        ".globl storagetm_mapping_copy_end",
+        ".globl storagetm_mapping_copy_failed",
+        "storagetm_mapping_copy:",
+        "mov rcx, rdx",
+        "storagetm_mapping_copy_begin:",
+        "rep movsb",
+        "storagetm_mapping_copy_end:",
+        "xor eax, eax",
+        "ret",
+        "storagetm_mapping_copy_failed:",
+        "mov eax, 1",
+        "ret",
+        ".popsection",
+    );
+    #[cfg(target_arch = "aarch64")]
+    global_asm!(
+        ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
+        ".globl storagetm_mapping_copy",
+        ".globl storagetm_mapping_copy_begin",
+        ".globl storagetm_mapping_copy_end",
+        ".globl storagetm_mapping_copy_failed",
+        "storagetm_mapping_copy:",
+        "storagetm_mapping_copy_begin:",
+        "subs x2, x2, #64",
+        "b.lo 2f",
+        "1: ldp x3, x4, [x1]",
+        "ldp x5, x6, [x1, #16]",
+        "ldp x7, x8, [x1, #32]",
+        "ldp x9, x10, [x1, #48]",
+        "add x1, x1, #64",
+        "stp x3, x4, [x0]",
+        "stp x5, x6, [x0, #16]",
+        "stp x7, x8, [x0, #32]",
+        "stp x9, x10, [x0, #48]",
+        "add x0, x0, #64",
+        "subs x2, x2, #64",
+        "b.hs 1b",
+        "2: adds x2, x2, #64",
+        "b.eq storagetm_mapping_copy_end",
+        "3: ldrb w3, [x1], #1",
+        "strb w3, [x0], #1",
+        "subs x2, x2, #1",
+        "b.ne 3b",
+        "storagetm_mapping_copy_end:",
+        "mov x0, #0",
+        "ret",
+        "storagetm_mapping_copy_failed:",
+        "mov x0, #1",
+        "ret",
+        ".popsection",
+    );
 
-/// Continues a [`copy`] that has faulted where it returns that. For any other `SIGBUS`, does what
-/// would have been done without this handler.
-extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel passes a valid context to a handler with SA_SIGINFO.
-    let at = unsafe { program_counter(context.cast()) };
-    let [begin, end, failed] = [
-        storagetm_mapping_copy_begin as unsafe extern "C" fn(),
-        storagetm_mapping_copy_end,
-        storagetm_mapping_copy_failed,
-    ]
-    .map(|label| label as usize as u64);
-    // SAFETY: points into the context, which the kernel restores the registers from.
-    let current = unsafe { *at } as u64;
-    if (begin..end).contains(&current) {
-        // SAFETY: as above; `failed` is code of the same function, which uses no stack.
-        #[allow(clippy::unnecessary_cast, reason = "signed or not, as the architecture has it")]
-        unsafe {
-            *at = failed as _;
-        }
-        return;
+    unsafe extern "C" {
+        fn storagetm_mapping_copy(into: *mut u8, from: *const u8, len: usize) -> usize;
+        // Not functions to be called: their addresses delimit the instructions.
+        fn storagetm_mapping_copy_begin();
+        fn storagetm_mapping_copy_end();
+        fn storagetm_mapping_copy_failed();
     }
-    match EARLIER.load(Ordering::Relaxed) {
-        plain @ (libc::SIG_DFL | libc::SIG_IGN) => {
-            // SAFETY: restores the earlier disposition; the instruction faults again, and the signal
-            // is then treated by it.
-            unsafe { libc::signal(signal, plain) };
+
+    /// Copies `len` bytes. Returns whether all could be: false after `SIGBUS`.
+    ///
+    /// # Safety
+    /// Both ranges must be valid for `len` bytes, and not overlap; one of them may be mapped, and have
+    /// pages beyond the end of its file.
+    pub(super) unsafe fn copy(into: *mut u8, from: *const u8, len: usize) -> bool {
+        // SAFETY: the caller's promise. A page beyond the end of a file raises SIGBUS, which is handled.
+        unsafe { storagetm_mapping_copy(into, from, len) == 0 }
+    }
+
+    /// The type of a register in the context of a signal: bits, whatever its sign.
+    #[cfg(target_arch = "x86_64")]
+    type ProgramCounter = libc::greg_t;
+    #[cfg(target_arch = "aarch64")]
+    type ProgramCounter = libc::c_ulonglong;
+
+    /// The handler of `SIGBUS` that was installed before this one: its address, or a constant.
+    static EARLIER: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+    /// Installs the handler, once.
+    ///
+    /// # Errors
+    /// Fails if the system call fails.
+    pub(super) fn handle_sigbus() -> io::Result<()> {
+        static INSTALLED: Once = Once::new();
+        let mut result = Ok(());
+        INSTALLED.call_once(|| {
+            let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_sigbus;
+            let mut earlier = MaybeUninit::<libc::sigaction>::zeroed();
+            // SAFETY: integers and pointers, for which zero is a valid value.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            // SAFETY: both structures are valid, and the handler calls only what a handler may call.
+            let failed =
+                unsafe { libc::sigaction(libc::SIGBUS, &raw const action, earlier.as_mut_ptr()) };
+            if failed == 0 {
+                // SAFETY: filled by the kernel; zeroed before.
+                let earlier = unsafe { earlier.assume_init() };
+                let has_context = earlier.sa_flags & libc::SA_SIGINFO != 0;
+                let plain = [libc::SIG_DFL, libc::SIG_IGN].contains(&earlier.sa_sigaction);
+                let kept = if has_context || plain { earlier.sa_sigaction } else { libc::SIG_DFL };
+                EARLIER.store(kept, Ordering::Relaxed);
+            } else {
+                result = Err(io::Error::last_os_error());
+            }
+        });
+        result
+    }
+
+    /// Continues a [`copy`] that has faulted where it returns that. For any other `SIGBUS`, does what
+    /// would have been done without this handler.
+    extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+        // SAFETY: the kernel passes a valid context to a handler with SA_SIGINFO.
+        let at = unsafe { program_counter(context.cast()) };
+        let [begin, end, failed] = [
+            storagetm_mapping_copy_begin as unsafe extern "C" fn(),
+            storagetm_mapping_copy_end,
+            storagetm_mapping_copy_failed,
+        ]
+        .map(|label| label as usize);
+        // SAFETY: points into the context, which the kernel restores the registers from.
+        let counter = unsafe { &mut *at };
+        let current = usize::try_from(*counter).unwrap_or(0);
+        if (begin..end).contains(&current)
+            && let Ok(failed) = ProgramCounter::try_from(failed)
+        {
+            *counter = failed;
+            return;
         }
-        earlier => {
-            // SAFETY: the address of the handler with SA_SIGINFO that was installed before.
-            let earlier: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
-                unsafe { std::mem::transmute(earlier) };
-            earlier(signal, info, context);
+        match EARLIER.load(Ordering::Relaxed) {
+            plain @ (libc::SIG_DFL | libc::SIG_IGN) => {
+                // SAFETY: restores the earlier disposition; the instruction faults again, and the signal
+                // is then treated by it.
+                unsafe { libc::signal(signal, plain) };
+            }
+            earlier => {
+                // SAFETY: the address of the handler with SA_SIGINFO that was installed before.
+                let earlier: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
+                    unsafe { std::mem::transmute(earlier) };
+                earlier(signal, info, context);
+            }
         }
+    }
+
+    /// Returns where the address of the interrupted instruction is in the context of a signal.
+    ///
+    /// # Safety
+    /// `context` must be that of a signal handler.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn program_counter(context: *mut libc::ucontext_t) -> *mut ProgramCounter {
+        // SAFETY: the caller's promise; the index is that of a register.
+        unsafe { &raw mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize] }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    unsafe fn program_counter(context: *mut libc::ucontext_t) -> *mut ProgramCounter {
+        // SAFETY: the caller's promise.
+        unsafe { &raw mut (*context).uc_mcontext.pc }
     }
 }
 
-/// Returns where the address of the interrupted instruction is in the context of a signal.
-///
-/// # Safety
-/// `context` must be that of a signal handler.
-#[cfg(target_arch = "x86_64")]
-unsafe fn program_counter(context: *mut libc::ucontext_t) -> *mut libc::greg_t {
-    // SAFETY: the caller's promise; the index is that of a register.
-    unsafe { &raw mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize] }
-}
+/// Nothing is mapped on architectures for which the copy was not written.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod guarded {
+    pub(super) fn handle_sigbus() -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 
-#[cfg(target_arch = "aarch64")]
-unsafe fn program_counter(context: *mut libc::ucontext_t) -> *mut libc::c_ulonglong {
-    // SAFETY: the caller's promise.
-    unsafe { &raw mut (*context).uc_mcontext.pc }
+    pub(super) unsafe fn copy(_: *mut u8, _: *const u8, _: usize) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -297,7 +336,7 @@ mod test {
         ftruncate(&file, LEN as u64).unwrap();
         let mapping = Mapping::new(file.as_fd(), LEN, true).unwrap();
         for (start, len) in [(0, 1), (1, 63), (63, 64), (200, 65), (4095, 4098), (LEN - 130, 130)] {
-            let bytes: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
+            let bytes: Vec<u8> = (0..len).map(|at| u8::try_from(at % 251).unwrap() + 1).collect();
             assert!(mapping.write(start, &bytes));
             let (mut ours, mut theirs) = (vec![0; len], vec![0; len]);
             assert!(mapping.read(start, &mut ours));

@@ -5,6 +5,7 @@ use std::rc::{self, Rc};
 use std::sync::{Arc, Weak};
 
 use export::{Access, Export, Op, PAGE};
+use rustix::process::{Resource, getrlimit};
 
 use super::backing::{Mappable, is_memory, mappable};
 use super::{Job, Mapping};
@@ -57,8 +58,8 @@ impl Pace {
 #[derive(Debug)]
 pub(crate) struct Mappings {
     /// Most bytes of holes of all files. Reading a hole through a mapping allocates memory, which
-    /// reading it by a system call does not.
-    max_holes: u64,
+    /// reading it by a system call does not. `None` if no file is mapped.
+    max_holes: Option<u64>,
     known: Vec<Known>,
 }
 
@@ -71,8 +72,11 @@ struct Known {
 }
 
 impl Mappings {
-    /// Returns an empty list. The mapped files have at most `max_holes` bytes of holes together.
-    pub(crate) fn new(max_holes: u64) -> Self {
+    /// Returns an empty list. The mapped files have at most `max_holes` bytes of holes together. No
+    /// file is mapped if the address space of the process is limited: buffers need it.
+    pub(crate) fn new(max_holes: usize) -> Self {
+        let is_limited = getrlimit(Resource::As).current.is_some();
+        let max_holes = u64::try_from(max_holes).ok().filter(|_| !is_limited);
         Self { max_holes, known: Vec::new() }
     }
 
@@ -87,7 +91,7 @@ impl Mappings {
         let Mappable { file, len, holes } = mappable(export.backing(), export.bytes())?;
         // A block is sent as a whole only if it is not longer than a page.
         let is_long = export.geometry.block() as usize > PAGE;
-        if is_long || holes > self.max_holes.saturating_sub(held) {
+        if is_long || self.max_holes?.saturating_sub(held) < holes {
             return None;
         }
         let mapping = Rc::new(Mapping::new(file, len, export.access == Access::Writable).ok()?);
@@ -160,7 +164,7 @@ mod test {
 
     #[test]
     fn data_stays_in_place_where_that_is_allowed() {
-        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES));
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(1 << 16));
         let grant = grant(memory());
         let read = write_and_read(&mut pace, &mut mappings, &grant, 3);
         let buffer = read.finish().1.buffer.unwrap();
@@ -173,18 +177,18 @@ mod test {
 
     #[test]
     fn files_with_too_many_holes_are_not_mapped() {
-        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES - 1));
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new((1 << 16) - 1));
         let read = write_and_read(&mut pace, &mut mappings, &grant(memory()), 0);
         assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
         // The holes of all files count together.
-        let (mut mappings, grants) = (Mappings::new(BYTES), [grant(memory()), grant(memory())]);
+        let (mut mappings, grants) = (Mappings::new(1 << 16), [grant(memory()), grant(memory())]);
         let mapped = grants.each_ref().map(|grant| mappings.get(grant.export()));
         assert!(mapped[0].is_some() && mapped[1].is_none());
     }
 
     #[test]
     fn truncated_file_fails_as_without_a_mapping() {
-        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES));
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(1 << 16));
         let disk = memory();
         let grant = grant(disk.try_clone().unwrap());
         write_and_read(&mut pace, &mut mappings, &grant, 0);
@@ -199,7 +203,7 @@ mod test {
 
     #[test]
     fn withdrawn_disk_is_released() {
-        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(BYTES));
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(1 << 16));
         let grant = grant(memory());
         write_and_read(&mut pace, &mut mappings, &grant, 0);
         let mapping = Rc::downgrade(pace.mapping.as_ref().unwrap());

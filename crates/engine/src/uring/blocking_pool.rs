@@ -40,14 +40,14 @@ impl BlockingPool {
         connection: Key,
         job: Job,
         blocking_op: BlockingOp,
-    ) -> Result<(), Job> {
+    ) -> Result<(), Box<Job>> {
         self.threads.retain(|thread| thread.disk.strong_count() > 0);
         let key = self.waiting.insert((connection, job));
         let thread = self.thread(blocking_op.export());
         if thread.is_some_and(|thread| thread.sender.send((key.number(), blocking_op)).is_ok()) {
             return Ok(());
         }
-        self.waiting.remove(key).map_or(Ok(()), |(_, job)| Err(job))
+        self.waiting.remove(key).map_or(Ok(()), |(_, job)| Err(Box::new(job)))
     }
 
     /// Returns the request of a completed operation, and its connection.

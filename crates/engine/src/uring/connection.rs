@@ -351,7 +351,7 @@ impl Connection {
     fn submit_blocking(&mut self, turn: &mut Turn, job: Job, blocking_op: BlockingOp) {
         if let Err(mut job) = turn.blocking_pool.send(self.key, job, blocking_op) {
             job.refuse(Fault::Io);
-            self.completed(turn, job);
+            self.completed(turn, *job);
         }
     }
 

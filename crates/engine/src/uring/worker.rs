@@ -148,8 +148,7 @@ impl Worker {
         shared.inboxes.register(&inbox);
         let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
-        let (mappings, changes) =
-            (Mappings::new(u64::try_from(config.budget).unwrap_or(u64::MAX)), Changes::default());
+        let (mappings, changes) = (Mappings::new(config.budget), Changes::default());
         let turn = Turn { ring, inbox, blocking_pool, mappings, now, changes, sink };
         Self {
             turn,
