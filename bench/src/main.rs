@@ -4,6 +4,7 @@
 
 mod compare;
 mod copying;
+mod count;
 mod latency;
 mod load;
 mod loopback;
@@ -43,6 +44,8 @@ enum Command {
     Loopback(Loopback),
     /// Serves a disk, to be loaded, until standard input ends.
     Serve(serve::Serve),
+    /// Sends requests to the target in memory, to count its instructions.
+    Count(count::Count),
 }
 
 #[derive(Debug, clap::Args)]
@@ -116,6 +119,7 @@ fn main() -> Result<()> {
         Command::Load(load) => load_target(&load),
         Command::Loopback(options) => measure_loopback(&options),
         Command::Serve(options) => serve::serve(&options),
+        Command::Count(options) => count::count(options),
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     Ok(())
 }
 
-fn lend(disk: &Disk) -> Result<Export> {
+pub(crate) fn lend(disk: &Disk) -> Result<Export> {
     let geometry = Geometry::new(512, 4096).context("no such block size")?;
     let identity = Identity { uuid: [0xbe; 16], ..Identity::default() };
     let mut export = Export::new("bench", NQN, identity, geometry, SIZE, descriptor(disk)?.into());

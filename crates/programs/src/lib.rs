@@ -92,6 +92,7 @@ pub const PROGRAMS: &[Program] = &[
     row("systemd-analyze", "systemd", "systemd units"),
     row("taskset", "util-linux", "figures (cargo xtask bench)"),
     row("unshare", "util-linux", NETWORK),
+    row("valgrind", "valgrind", "instruction counts of the data path"),
     row("xz", "xz-utils", PACKED),
     row("zstd", "zstd", PACKED),
 ];
