@@ -584,7 +584,7 @@ fn blocks_are_read_as_a_whole_while_they_are_written(setup: Setup) {
             torn += data.chunks(BLOCK).filter(|block| block.iter().any(|b| *b != block[0])).count();
         }
     }
-    assert!(values.len() > 3, "the reads were not concurrent with the writes: {values:?}");
+    assert!(values.len() >= 3, "the reads were not concurrent with the writes: {values:?}");
     assert_eq!(torn, 0);
     drop((reader, writer));
     stop(served);
