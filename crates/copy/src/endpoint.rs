@@ -30,6 +30,9 @@ pub struct Disk {
     pub remote: bool,
     /// Whether nothing has been written yet, so that all of it reads as zeros.
     pub blank: bool,
+    /// Whether the contents are in this machine's memory and nowhere else, as those of a file in
+    /// tmpfs. A flush does nothing, and no later write can damage what was read back once.
+    pub in_memory: bool,
     /// Stable identity of the disk, on one line: the same for one disk at all times, different for
     /// different disks as far as the server reports one. Empty if unknown.
     pub identity: String,

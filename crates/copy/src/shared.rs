@@ -23,6 +23,9 @@ pub(crate) struct Shared {
     changed: Condvar,
     waiting: AtomicUsize,
     tree: Option<Mutex<HashTree>>,
+    /// Hashes of what was read back from the destination while copying; `None` if each piece is
+    /// read back after the last write.
+    seen: Option<Mutex<HashTree>>,
     shape: TreeShape,
     limit: Mutex<RateLimit>,
     /// Threads that have not given up.
@@ -73,7 +76,10 @@ impl Shared {
         tree: Option<HashTree>,
         limit: RateLimit,
     ) -> Self {
+        let in_memory = destination.is_some_and(|end| end.disk.in_memory);
+        let seen = tree.as_ref().filter(|_| in_memory);
         Self {
+            seen: seen.map(|tree| Mutex::new(HashTree::new(tree.bytes()))),
             source: source.clone(),
             destination: destination.cloned(),
             config,
@@ -145,26 +151,44 @@ impl Shared {
     /// Hashes data that was read, if there is a hash tree.
     pub(crate) fn hash(&self, offset: u64, bytes: &[u8]) -> Option<Vec<RangeHash>> {
         let hashes = self.tree.as_ref().map(|_| self.shape.hash_range(offset, bytes))?;
-        self.record(hashes.iter().copied());
+        record(&self.tree, hashes.iter().copied());
         Some(hashes)
     }
 
     /// Records a range of zeros.
     pub(crate) fn hash_zeros(&self, range: Range<u64>) {
-        self.record(self.shape.zeros(range));
+        record(&self.tree, self.shape.zeros(range));
     }
 
-    fn record(&self, hashes: impl Iterator<Item = RangeHash>) {
-        if let Some(tree) = &self.tree {
-            let mut tree = lock(tree);
-            hashes.for_each(|hash| tree.insert(hash));
+    /// Whether each piece is read back as soon as it is written.
+    pub(crate) fn reads_back(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// Records what was read back from the destination at `offset`, where `written` was written,
+    /// with the hashes `hashes`.
+    pub(crate) fn read_back(
+        &self,
+        offset: u64,
+        bytes: &[u8],
+        written: &[u8],
+        hashes: &[RangeHash],
+    ) {
+        if bytes == written {
+            record(&self.seen, hashes.iter().copied());
+        } else {
+            record(&self.seen, self.shape.hash_range(offset, bytes).into_iter());
         }
     }
 
     /// The hashes so far.
     pub(crate) fn tree(&self) -> Option<HashTree> {
-        let tree = lock(self.tree.as_ref()?);
-        Some(tree.clone())
+        self.tree.as_ref().map(|tree| lock(tree).clone())
+    }
+
+    /// The hashes of what was read back so far.
+    pub(crate) fn seen(&self) -> Option<HashTree> {
+        self.seen.as_ref().map(|seen| lock(seen).clone())
     }
 
     /// Returns the time until the rate limit permits the next transfer.
@@ -223,6 +247,13 @@ impl Shared {
     /// The current phase.
     pub(crate) fn phase(&self) -> Phase {
         if self.destination.is_none() { Phase::Verifying } else { self.plan().phase() }
+    }
+}
+
+fn record(tree: &Option<Mutex<HashTree>>, hashes: impl Iterator<Item = RangeHash>) {
+    if let Some(tree) = tree {
+        let mut tree = lock(tree);
+        hashes.for_each(|hash| tree.insert(hash));
     }
 }
 

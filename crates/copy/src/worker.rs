@@ -22,6 +22,8 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     io: ThreadIo,
     account: Account,
+    /// Memory of what is read back.
+    read_back: Account,
     pieces: Pieces,
     /// Pieces that wait for a free slot at the destination, or for memory.
     waiting: VecDeque<u32>,
@@ -78,6 +80,7 @@ impl Worker {
             // One thread must connect; the others are optional.
             io: if number == 0 { io } else { io.without_first_wait() },
             account: Pool::new(config.memory).open(),
+            read_back: Pool::new(usize::try_from(config.chunk).unwrap_or(usize::MAX)).open(),
             pieces: Pieces::default(),
             waiting: VecDeque::new(),
             unflushed: Vec::new(),
@@ -254,9 +257,7 @@ impl Worker {
     fn requeue_in_flight(&mut self, side: Side) {
         match side {
             Side::Source => {
-                for piece in
-                    self.pieces.take_if(|piece| !matches!(piece.state, PieceState::Writing))
-                {
+                for piece in self.pieces.take_if(|piece| !piece.is_at_destination()) {
                     match piece.state {
                         PieceState::QueryingExtents => {
                             self.shared.change(|plan| plan.extents_lost())
@@ -273,7 +274,7 @@ impl Worker {
     /// Requeues the writes in flight and everything not flushed.
     fn requeue_unflushed(&mut self) {
         self.waiting.clear();
-        for piece in self.pieces.take_if(|piece| matches!(piece.state, PieceState::Writing)) {
+        for piece in self.pieces.take_if(Piece::is_at_destination) {
             self.count_resent(&piece.range);
             self.shared.change(|plan| plan.requeue(piece.range, piece.zeros));
         }
@@ -326,7 +327,7 @@ impl Worker {
             return self.finish(range.clone());
         }
         let Some(piece) = self.pieces.get(tag) else { return };
-        piece.divide(buffer, hashes.as_deref(), self.shared.config.sparse);
+        piece.divide(buffer, hashes, self.shared.config.sparse);
         self.write_next(tag);
     }
 }

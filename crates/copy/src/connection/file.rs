@@ -61,6 +61,10 @@ struct Opened {
 /// Maximum bytes of one hole, to bound the time of a request.
 const MAX_HOLE: u64 = 1 << 30;
 
+/// `f_type` of the file systems that have no disk.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+const RAMFS_MAGIC: rustix::fs::FsWord = 0x8584_58f6;
+
 /// Maximum extents per answer.
 const MAX_EXTENTS: usize = 512;
 
@@ -223,6 +227,7 @@ impl FileEndpoint {
             max_transfer: u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX),
             max_connections: usize::MAX,
             remote: false,
+            in_memory: !opened.device && is_in_memory(&opened.file)?,
             blank: self.blank.load(Ordering::Acquire),
             identity: self.identity.clone(),
         })
@@ -353,6 +358,12 @@ impl Connection for FileConnection {
 
 fn fault(errno: Errno) -> Option<Fault> {
     Fault::of_errno(errno.raw_os_error())
+}
+
+/// Whether the contents of a file are in memory and nowhere else.
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    let kind = rustix::fs::fstatfs(file)?.f_type;
+    Ok(kind == TMPFS_MAGIC || kind == RAMFS_MAGIC)
 }
 
 /// Maps an error of the kernel.

@@ -184,6 +184,7 @@ impl NbdEndpoint {
             max_transfer: info.maximum.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
             max_connections: if shared { MAX_CONNECTIONS } else { 1 },
             remote: true,
+            in_memory: false,
             blank: false,
             identity: identity(info, known),
         }

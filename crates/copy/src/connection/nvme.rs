@@ -223,6 +223,7 @@ impl NvmeEndpoint {
             max_transfer: max_transfer & !((1 << shift) - 1),
             max_connections: MAX_CONNECTIONS,
             remote: true,
+            in_memory: false,
             blank: false,
             identity: identity(nqn, attached, namespace),
         })

@@ -23,6 +23,8 @@ use crate::{CopyError, Outcome, Settings};
 pub(super) struct Copied {
     pub(super) map: Map,
     pub(super) tree: Option<HashTree>,
+    /// Hashes of what was read back from the destination meanwhile, if anything was.
+    pub(super) seen: Option<HashTree>,
 }
 
 /// Interval of saving the map.
@@ -169,7 +171,7 @@ fn conclude(
     let map = shared.snapshot();
     let decided = map.sum(State::Finished).saturating_add(map.sum(State::Bad));
     if decided == map.bytes() {
-        return Ok(Copied { map, tree: shared.tree() });
+        return Ok(Copied { map, tree: shared.tree(), seen: shared.seen() });
     }
     let reason = if monitor.is_stopped() {
         Outcome::Interrupted

@@ -14,7 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::monitor::{Monitor, StageProgress, spawn};
-use super::{StageResult, sync_io_error, verifying};
+use super::verifying::{self, Hashes};
+use super::{StageResult, sync_io_error};
 use crate::compare::read;
 use crate::hash_tree::{HashTree, RangeHash, TreeShape, is_zero};
 use crate::map::{Map, State};
@@ -186,7 +187,8 @@ pub(crate) fn into_disk(
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
     let end = OpenedEndpoint::new(endpoint, disk);
-    verifying::verify(None, &end, &map, tree, settings, monitor)
+    let hashes = Hashes { seen: HashTree::new(map.bytes()), tree };
+    verifying::verify(None, &end, &map, hashes, settings, monitor)
 }
 
 fn lost(name: &str, reason: &dyn ToString) -> Outcome {

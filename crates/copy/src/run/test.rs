@@ -420,6 +420,83 @@ fn r44_flipped_bit_in_destination_is_located() {
 }
 
 #[test]
+fn memory_destination_is_read_back_while_copying() {
+    for (map, extents) in [(None, true), (Some(path("memory.map")), false)] {
+        let data = sparse(9 * MIB + 512, 7);
+        let source = Sim::new("source", data.clone());
+        source.core().disk.reports_extents = extents;
+        let destination = Sim::new("destination", vec![0; data.len()]);
+        destination.core().disk.in_memory = true;
+        destination.core().disk.blank = true;
+        let before = Arc::new(AtomicUsize::new(0));
+        let reads = before.clone();
+        let hook = move |core: &mut sim::Core, _| reads.store(core.reads.len(), Ordering::Relaxed);
+        destination.core().hook = Some(Box::new(hook));
+        let report = run_job(&source, &destination, &Settings { map, ..settings() });
+        assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+        assert_eq!(report.verified, data.len() as u64);
+        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()));
+        assert!(before.load(Ordering::Relaxed) > 10, "before the last write");
+        let reads = destination.core().reads.clone();
+        let read: u64 = reads.iter().map(|range| range.end - range.start).sum();
+        assert_eq!(read, data.len() as u64, "everything once");
+    }
+}
+
+#[test]
+fn r44_differing_memory_is_located_and_copied_again() {
+    for round in 0..20 {
+        let map = path("memory-again.map");
+        let source = Sim::new("source", noise(3 * MIB, 31));
+        let destination = Sim::new("destination", vec![0; 3 * MIB]);
+        destination.core().disk.in_memory = true;
+        let at = round * 7919 * 4099 % (3 * MIB);
+        destination.core().flip = Some(at);
+        let settings = Settings { map: Some(map), ..settings() };
+        let report = run_job(&source, &destination, &settings);
+        let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{round}: {report:?}") };
+        let block = (at / 4096 * 4096) as u64;
+        assert_eq!(*ranges, [block..block + 4096]);
+        destination.core().flip = None;
+        let report = run_job(&source, &destination, &settings);
+        assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+        assert!(destination.data() == source.data());
+        assert!(report.copied <= 1 << 16, "{report:?}");
+    }
+}
+
+#[test]
+fn unreadable_memory_counts_as_different() {
+    let source = Sim::new("source", noise(3 * MIB, 31));
+    let destination = Sim::new("destination", vec![0; 3 * MIB]);
+    destination.core().disk.in_memory = true;
+    destination.core().bad = (100..102).collect();
+    let report = run_job(&source, &destination, &settings());
+    let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{report:?}") };
+    assert!(ranges.iter().any(|range| range.contains(&(100 * 512))), "{ranges:?}");
+}
+
+/// A disk of less than it announces, whose addresses wrap around: each write succeeds, and is read
+/// back as it was written until another one replaces it.
+#[test]
+fn disk_that_wraps_around_fails_verification() {
+    let source = Sim::new("source", noise(4 * MIB, 31));
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    destination.core().disk.remote = true;
+    let wrap = |core: &mut sim::Core, _| {
+        let (low, high) = core.data.split_at_mut(2 * MIB);
+        let wrapped = low.chunks_mut(512).zip(high.chunks(512));
+        let written = wrapped.filter(|(_, high)| high.iter().any(|byte| *byte != 0));
+        written.for_each(|(low, high)| low.copy_from_slice(high));
+    };
+    destination.core().hook = Some(Box::new(wrap));
+    let report = run_job(&source, &destination, &settings());
+    let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{report:?}") };
+    let differing: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    assert!(differing > MIB as u64, "{differing}");
+}
+
+#[test]
 fn ranges_without_hashes_are_compared_from_both_ends() {
     let map = path("foreign.map");
     let data = noise(4 * MIB, 41);

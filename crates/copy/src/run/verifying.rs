@@ -23,13 +23,21 @@ const NARROWED: usize = 64;
 /// Maximum bytes of a piece of zeros.
 const ZEROS: u64 = 1 << 30;
 
+/// Hashes of a copy.
+pub(crate) struct Hashes {
+    /// Of what was written, by this run and earlier ones.
+    pub(crate) tree: HashTree,
+    /// Of what was already read back from the destination.
+    pub(crate) seen: HashTree,
+}
+
 /// Compares everything copied in this run and earlier ones. Without a source, nothing is read from
 /// it again.
 pub(crate) fn verify(
     source: Option<&OpenedEndpoint>,
     destination: &OpenedEndpoint,
     map: &Map,
-    tree: HashTree,
+    Hashes { tree, seen }: Hashes,
     settings: &Settings,
     monitor: &mut Monitor<'_>,
 ) -> StageResult {
@@ -44,7 +52,7 @@ pub(crate) fn verify(
     }
     let later = items.iter().map(Item::len).sum();
     let ranges: Vec<_> = tree.nodes().map(|hash| hash.range()).collect();
-    let seen = read_back(destination, &ranges, settings, monitor, map.bytes(), later)?;
+    let seen = read_back(destination, &ranges, seen, settings, monitor, later)?;
     let mut differing = tree.differing(&seen);
     // A range without anything to compare it with counts as different.
     differing.append(&mut unknown);
@@ -108,7 +116,8 @@ fn fill(
     // Less than a block cannot be read, and has no hash.
     let readable = gaps.iter().all(|gap| gap.start.is_multiple_of(sector));
     if !gaps.is_empty() && readable {
-        let seen = read_back(destination, &gaps, settings, monitor, whole.bytes(), 0)?;
+        let seen = HashTree::new(whole.bytes());
+        let seen = read_back(destination, &gaps, seen, settings, monitor, 0)?;
         seen.nodes().for_each(|hash| whole.insert(hash));
     }
     Ok(whole)
@@ -123,18 +132,23 @@ fn unknown(map: &Map, tree: &HashTree) -> Vec<Range<u64>> {
     rest.all(State::Untried).collect()
 }
 
-/// Hashes of these ranges of the destination.
+/// Hashes of these ranges of the destination. Those of `seen` are not read again.
 fn read_back(
     end: &OpenedEndpoint,
     ranges: &[Range<u64>],
+    seen: HashTree,
     settings: &Settings,
     monitor: &mut Monitor<'_>,
-    bytes: u64,
     later: u64,
 ) -> Result<HashTree, Outcome> {
+    let bytes = seen.bytes();
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
     ranges.iter().for_each(|range| map.set(range.clone(), State::Untried));
+    seen.nodes().for_each(|hash| map.set(hash.range(), State::Finished));
+    if map.sum(State::Untried) == 0 {
+        return Ok(seen);
+    }
     let limits = Limits {
         sector: sector(&[end]),
         chunk: chunk(settings, &[end]),
@@ -144,7 +158,7 @@ fn read_back(
     };
     // The rate limit is for the network: a local disk is read without it.
     let limit = RateLimit::new(settings.rate.filter(|_| end.disk.remote), Instant::now());
-    let (plan, seen) = (Plan::new(map, limits), Some(HashTree::new(bytes)));
+    let (plan, seen) = (Plan::new(map, limits), Some(seen));
     let shared = Shared::new(end, None, stage_config(settings, &[end]), plan, seen, limit);
     let shared = Arc::new(shared);
     let threads = start(&shared, threads(settings, &[end]))?;

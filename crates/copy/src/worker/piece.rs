@@ -15,6 +15,8 @@ pub(super) enum PieceState {
     QueryingExtents,
     Reading,
     Writing,
+    /// What was written is read from the destination.
+    ReadingBack,
 }
 
 /// A piece in flight.
@@ -26,6 +28,8 @@ pub(super) struct Piece {
     pub(super) zeros: bool,
     /// The data; `None` while it is being written.
     pub(super) buffer: Option<Buffer>,
+    /// The hashes of the data; empty if none are wanted.
+    pub(super) hashes: Vec<RangeHash>,
     /// Ranges still to be written, and whether each is zeros.
     runs: VecDeque<(Range<u64>, bool)>,
     /// Length of the write in flight, and whether it is a request for zeros.
@@ -37,7 +41,8 @@ const GRANULARITY: usize = 1 << 16;
 
 impl Piece {
     pub(super) fn new(range: Range<u64>, state: PieceState) -> Self {
-        Self { range, state, zeros: false, buffer: None, runs: VecDeque::new(), sent: (0, false) }
+        let (hashes, runs) = Default::default();
+        Self { range, state, zeros: false, buffer: None, hashes, runs, sent: (0, false) }
     }
 
     /// A piece of zeros that were not read.
@@ -48,12 +53,12 @@ impl Piece {
 
     /// Divides a piece that was read into data and zeros to write. `hashes` may show that it is
     /// zeros; otherwise zeros are searched for if `sparse`.
-    pub(super) fn divide(&mut self, buffer: Buffer, hashes: Option<&[RangeHash]>, sparse: bool) {
+    pub(super) fn divide(&mut self, buffer: Buffer, hashes: Option<Vec<RangeHash>>, sparse: bool) {
         self.state = PieceState::Writing;
         let zero = |mark: &RangeHash| mark.value == HashValue::Zero;
         if !sparse {
             self.push(self.range.clone(), false);
-        } else if hashes.is_some_and(|hashes| hashes.iter().all(zero)) {
+        } else if hashes.as_ref().is_some_and(|hashes| hashes.iter().all(zero)) {
             self.push(self.range.clone(), true);
         } else {
             let mut at = self.range.start;
@@ -64,6 +69,12 @@ impl Piece {
             }
         }
         self.buffer = Some(buffer);
+        self.hashes = hashes.unwrap_or_default();
+    }
+
+    /// Whether its data has left the source.
+    pub(super) fn is_at_destination(&self) -> bool {
+        matches!(self.state, PieceState::Writing | PieceState::ReadingBack)
     }
 
     fn push(&mut self, range: Range<u64>, zero: bool) {

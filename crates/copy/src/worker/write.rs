@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::piece::Piece;
+use super::piece::{Piece, PieceState};
 use super::{FLUSH, FLUSH_INTERVAL, WAIT, Worker};
 use crate::sample::Sample;
 use crate::thread_io::Side;
@@ -28,6 +28,26 @@ impl Worker {
             }
             return self.io.submit(Side::Destination, tag, request);
         }
+        self.read_back(tag);
+    }
+
+    /// Reads a written piece back, if that is due now, or finishes it.
+    fn read_back(&mut self, tag: u32) {
+        let Some(piece) = self.pieces.get(tag) else { return };
+        // Long ranges of zeros are verified at the end, by the extents of the destination.
+        let Some(written) = piece.buffer.as_ref().filter(|_| self.shared.reads_back()) else {
+            return self.finish_piece(tag);
+        };
+        let free = self.io.has_free_slot(Side::Destination);
+        let Some(buffer) = free.then(|| self.read_back.take(written.len())).flatten() else {
+            return self.waiting.push_back(tag);
+        };
+        piece.state = PieceState::ReadingBack;
+        let offset = piece.range.start;
+        self.io.submit(Side::Destination, tag, Request::Read { offset, buffer });
+    }
+
+    fn finish_piece(&mut self, tag: u32) {
         if let Some(piece) = self.pieces.remove(tag) {
             self.sample_written(&piece);
             self.finish(piece.range);
@@ -94,6 +114,9 @@ impl Worker {
 
     pub(super) fn destination_completed(&mut self, completion: Completion) {
         let Some(piece) = self.pieces.get(completion.tag) else { return };
+        if piece.state == PieceState::ReadingBack {
+            return self.read_back_completed(&completion);
+        }
         if !piece.zeros {
             piece.buffer = piece.buffer.take().or(completion.buffer);
         }
@@ -104,6 +127,18 @@ impl Worker {
             Err(reason) => return self.write_failed(completion.tag, len, reason),
         }
         self.write_next(completion.tag);
+    }
+
+    /// Records what was read back. What cannot be read is tried again at the end.
+    fn read_back_completed(&mut self, completion: &Completion) {
+        let Some(piece) = self.pieces.get(completion.tag) else { return };
+        if let (Ok(()), Some(there), Some(written)) =
+            (completion.result, &completion.buffer, &piece.buffer)
+        {
+            let (there, written) = (there.bytes(), written.bytes());
+            self.shared.read_back(piece.range.start, there, written, &piece.hashes);
+        }
+        self.finish_piece(completion.tag);
     }
 
     fn write_failed(&mut self, tag: u32, len: u64, reason: RequestError) {

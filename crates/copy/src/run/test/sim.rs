@@ -64,6 +64,7 @@ impl Sim {
             max_transfer: 1 << 20,
             max_connections: 8,
             remote: false,
+            in_memory: false,
             blank: false,
             identity: String::new(),
         };
