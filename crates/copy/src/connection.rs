@@ -4,6 +4,7 @@ mod file;
 mod nbd;
 mod nvme;
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ pub enum Request {
         buffer: Buffer,
         /// The range of the buffer to write: not empty, at most
         /// [`max_transfer`](crate::Disk::max_transfer) bytes.
-        part: std::ops::Range<usize>,
+        part: Range<usize>,
     },
     /// Zero a range without sending the zeros.
     Zero {
@@ -169,6 +170,9 @@ pub trait Connection {
     fn local_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Records that the kernel wrote a range of [the file](Connection::local_fd).
+    fn kernel_wrote(&mut self, _range: &Range<u64>) {}
 }
 
 /// The time until `deadline`, at most `max`, as a timeout for poll.

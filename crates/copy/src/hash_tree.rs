@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blake3::CHUNK_LEN;
 use blake3::Hasher;
@@ -308,20 +309,58 @@ impl HashTree {
         nodes.map(|(&offset, node)| offset..self.end(offset, node.level)).collect()
     }
 
-    /// The hash of the whole disk; `None` if a part of it is missing.
-    pub(crate) fn root(&self) -> Option<[u8; 32]> {
-        let bytes = self.shape.bytes;
-        if bytes == 0 {
-            return Some(*blake3::hash(&[]).as_bytes());
+    /// The hash of the whole disk, computed by `threads` threads; `None` if a part of it is
+    /// missing.
+    pub(crate) fn root(&self, threads: usize) -> Option<[u8; 32]> {
+        if self.shape.bytes <= CHUNK {
+            return self.root_of_chunk();
         }
-        if bytes <= CHUNK {
-            return match self.nodes.get(&0)?.value {
-                HashValue::Hash(sum) => Some(sum),
-                HashValue::Zero => ZEROS
-                    .get(..usize::try_from(bytes).ok()?)
-                    .map(|zeros| *blake3::hash(zeros).as_bytes()),
+        self.with_zeros_hashed(threads).root_of_hashes()
+    }
+
+    /// The tree with the hashes of the nodes that are zeros: on a mostly empty disk, they are most of
+    /// the work.
+    fn with_zeros_hashed(&self, threads: usize) -> Self {
+        let zeros = self.nodes.iter().filter(|(_, node)| node.value == HashValue::Zero);
+        let zeros: Vec<(u64, Node)> = zeros.map(|(&offset, node)| (offset, *node)).collect();
+        let next = AtomicUsize::new(0);
+        let hash_some = || {
+            let one = || zeros.get(next.fetch_add(1, Ordering::Relaxed));
+            let hash = |&(offset, node): &(u64, Node)| {
+                let value = HashValue::Hash(self.resolve(offset, node.level, node.value));
+                (offset, Node { value, ..node })
             };
+            std::iter::from_fn(one).map(hash).collect::<Vec<_>>()
+        };
+        let mut whole = self.clone();
+        std::thread::scope(|scope| {
+            let others = 1..threads.min(zeros.len());
+            // Without another thread, this one does all of it.
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, hash_some).ok();
+            let others: Vec<_> = others.filter_map(spawn).collect();
+            whole.nodes.extend(hash_some());
+            others
+                .into_iter()
+                .filter_map(|it| it.join().ok())
+                .for_each(|it| whole.nodes.extend(it));
+        });
+        whole
+    }
+
+    /// The hash of a disk of at most one chunk, which is not merged.
+    fn root_of_chunk(&self) -> Option<[u8; 32]> {
+        let bytes = self.shape.bytes;
+        match self.nodes.get(&0).map(|node| node.value) {
+            Some(HashValue::Hash(sum)) => Some(sum),
+            None if bytes != 0 => None,
+            _ => ZEROS
+                .get(..usize::try_from(bytes).ok()?)
+                .map(|zeros| *blake3::hash(zeros).as_bytes()),
         }
+    }
+
+    fn root_of_hashes(&self) -> Option<[u8; 32]> {
+        let bytes = self.shape.bytes;
         let middle = left_subtree_len(bytes);
         let (left, right) = (self.subtree(0..middle)?, self.subtree(middle..bytes)?);
         Some(*merge_subtrees_root(&left, &right, Mode::Hash).as_bytes())
@@ -400,10 +439,10 @@ mod test {
             for (from, to) in parts {
                 tree.shape().hash_range(from as u64, &disk[from..to]).into_iter().for_each(|hash| tree.insert(hash));
             }
-            prop_assert_eq!(tree.root(), Some(*blake3::hash(&disk).as_bytes()));
+            prop_assert_eq!(tree.root(3), Some(*blake3::hash(&disk).as_bytes()));
             let mut back = HashTree { nodes: BTreeMap::new(), ..tree.clone() };
             tree.hashes().collect::<Vec<_>>().into_iter().for_each(|hash| back.insert(hash));
-            prop_assert_eq!(back.root(), tree.root());
+            prop_assert_eq!(back.root(3), tree.root(3));
             prop_assert!(tree.fragments.is_empty());
         }
 
@@ -442,14 +481,24 @@ mod test {
         let mut tree = HashTree::new(5 << 20);
         tree.shape().zeros(0..5 << 20).for_each(|hash| tree.insert(hash));
         assert!(tree.nodes.values().all(|node| node.value == HashValue::Zero));
-        assert_eq!(tree.root(), Some(*blake3::hash(&vec![0; 5 << 20]).as_bytes()));
+        for threads in [1, 3, 100] {
+            let root = tree.root(threads);
+            assert_eq!(root, Some(*blake3::hash(&vec![0; 5 << 20]).as_bytes()));
+        }
+        for bytes in [0, 1, 600, 1024, 1025, 2048] {
+            let mut tree = HashTree::new(bytes);
+            assert_eq!(tree.root(3).is_some(), bytes == 0);
+            tree.shape().zeros(0..bytes).for_each(|hash| tree.insert(hash));
+            let zeros = vec![0; usize::try_from(bytes).unwrap()];
+            assert_eq!(tree.root(3), Some(*blake3::hash(&zeros).as_bytes()), "{bytes}");
+        }
     }
 
     #[test]
     fn incomplete_tree_has_no_root_and_bad_hashes_are_ignored() {
         let mut tree = HashTree::new(5 << 20);
         tree.shape().zeros(0..4 << 20).for_each(|hash| tree.insert(hash));
-        assert_eq!(tree.root(), None);
+        assert_eq!(tree.root(3), None);
         for (offset, len) in
             [(0, 0), (1, 1 << 20), (5 << 20, 1 << 20), (u64::MAX, 7), (0, u64::MAX), (512, 3 << 20)]
         {

@@ -195,6 +195,9 @@ impl Worker {
         let (Some(source), Some(destination)) = files else { return false };
         self.kernel_copy = piece::copy(source, destination, range);
         if self.kernel_copy {
+            if let Some(connection) = self.io.connection(Side::Destination) {
+                connection.kernel_wrote(range);
+            }
             self.shared.charge_rate(range.end - range.start);
             self.shared.plan().read(range);
             self.count(range.end - range.start);

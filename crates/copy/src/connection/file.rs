@@ -1,5 +1,5 @@
 //! Connections to local disks: a regular file through the page cache, or a block device with
-//! `O_DIRECT`.
+//! `O_DIRECT`. What was written to a file is read back with `O_DIRECT` too, from the disk.
 //!
 //! Requests are carried out synchronously when they are submitted; the threads of a copy provide
 //! the parallelism. A device that another program holds exclusively is refused, and a destination
@@ -8,11 +8,13 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use export::{Extent, Fault, Pool};
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, seek};
@@ -50,6 +52,10 @@ pub struct FileEndpoint {
 struct Opened {
     file: File,
     device: bool,
+    in_memory: bool,
+    /// The same file with `O_DIRECT`; `None` if its file system does not support it.
+    direct: OnceLock<Option<File>>,
+    unwritten: Mutex<Unwritten>,
     /// Set after a failed flush: earlier writes may be lost, whatever a later flush returns.
     /// Flushes are serialized because the kernel reports an error to only one of several concurrent
     /// callers.
@@ -57,6 +63,18 @@ struct Opened {
     /// The device was removed. Its name may be that of another device later.
     removed: AtomicBool,
 }
+
+/// What was written since the kernel was last asked to write to the disk.
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// Includes everything.
+    range: Range<u64>,
+    bytes: u64,
+}
+
+/// Bytes that are written to the disk together. Without being asked, the kernel starts only when a
+/// tenth of the memory is dirty, and the flush at the end would wait for most of a small disk.
+const WRITEBACK: u64 = 8 << 20;
 
 /// Maximum bytes of one hole, to bound the time of a request.
 const MAX_HOLE: u64 = 1 << 30;
@@ -118,9 +136,13 @@ impl FileEndpoint {
         if self.destination.is_none() {
             let _ = fadvise(&file, 0, None, Advice::Sequential);
         }
+        let in_memory = !device && is_in_memory(&file).map_err(|error| self.explain(&error))?;
         Ok(Opened {
             file,
             device,
+            in_memory,
+            direct: OnceLock::new(),
+            unwritten: Mutex::default(),
             flush_failed: Mutex::new(false),
             removed: AtomicBool::new(false),
         })
@@ -227,7 +249,7 @@ impl FileEndpoint {
             max_transfer: u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX),
             max_connections: usize::MAX,
             remote: false,
-            in_memory: !opened.device && is_in_memory(&opened.file)?,
+            in_memory: opened.in_memory,
             blank: self.blank.load(Ordering::Acquire),
             identity: self.identity.clone(),
         })
@@ -248,6 +270,42 @@ impl Endpoint for FileEndpoint {
     }
 }
 
+impl Opened {
+    /// The file to read past the page cache. A device is opened with `O_DIRECT` from the start.
+    fn direct(&self) -> Option<&File> {
+        let open = || {
+            if self.device || self.in_memory {
+                return None;
+            }
+            // The path may name another file now.
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+            OpenOptions::new().read(true).custom_flags(flags).open(path).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+
+    /// Starts writing to the disk what is written to the page cache, a few megabytes at a time.
+    fn written(&self, range: &Range<u64>) {
+        if self.device || self.in_memory {
+            return;
+        }
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = if unwritten.bytes == 0 { range } else { &unwritten.range };
+        let bytes = unwritten.bytes.saturating_add(range.end - range.start);
+        let range = before.start.min(range.start)..before.end.max(range.end);
+        if bytes < WRITEBACK {
+            *unwritten = Unwritten { range, bytes };
+            return;
+        }
+        *unwritten = Unwritten::default();
+        drop(unwritten);
+        // Of pages that are dirty the kernel starts the writing instead of dropping them.
+        let len = NonZeroU64::new(range.end - range.start);
+        let _ = fadvise(&self.file, range.start, len, Advice::DontNeed);
+    }
+}
+
 /// One thread's connection to the file.
 #[derive(Debug)]
 struct FileConnection {
@@ -264,10 +322,24 @@ impl FileConnection {
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         if self.drop_caches {
-            let len = u64::try_from(bytes.len()).ok().and_then(std::num::NonZeroU64::new);
+            if let Some(direct) = self.opened.direct() {
+                let read = read_exact(bytes, offset, |rest, at| direct.read_at(rest, at));
+                // Not aligned, as the last bytes of a file may be.
+                let unaligned = |error| Errno::from_io_error(error) == Some(Errno::INVAL);
+                if !read.as_ref().is_err_and(unaligned) {
+                    return read;
+                }
+            }
+            let len = u64::try_from(bytes.len()).ok().and_then(NonZeroU64::new);
             let _ = fadvise(&self.opened.file, offset, len, Advice::DontNeed);
         }
         read_exact(bytes, offset, |rest, at| self.opened.file.read_at(rest, at))
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        write_all(bytes, offset, |rest, at| self.opened.file.write_at(rest, at))?;
+        self.opened.written(&(offset..offset.saturating_add(bytes.len() as u64)));
+        Ok(())
     }
 
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -308,8 +380,7 @@ impl Connection for FileConnection {
             }
             Request::Write { offset, buffer, part } => {
                 let bytes = buffer.bytes().get(part).unwrap_or_default();
-                let result =
-                    write_all(bytes, offset, |rest, at| self.opened.file.write_at(rest, at));
+                let result = self.write(bytes, offset);
                 self.complete(tag, result, Some(buffer));
             }
             Request::Zero { offset, len } => {
@@ -353,6 +424,10 @@ impl Connection for FileConnection {
 
     fn local_fd(&self) -> Option<BorrowedFd<'_>> {
         (!self.opened.device).then(|| self.opened.file.as_fd())
+    }
+
+    fn kernel_wrote(&mut self, range: &Range<u64>) {
+        self.opened.written(range);
     }
 }
 
@@ -488,6 +563,42 @@ mod test {
         one(&mut *connection, Request::Zero { offset: 4096, len: 4096 }).result.unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
         assert!(endpoint.prepare(1 << 20).is_err(), "it exists now");
+    }
+
+    #[test]
+    fn file_is_read_back_past_the_page_cache() {
+        let path = path("direct");
+        let _ = std::fs::remove_file(&path);
+        let data: Vec<u8> =
+            (0..20 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 3]).collect();
+        let endpoint = FileEndpoint::destination(&path, OpenMode::CreateNew, "");
+        let bytes = data.len() as u64 + 100;
+        endpoint.prepare(bytes).unwrap();
+        let (disk, mut connection) = endpoint.open().unwrap();
+        let account = account();
+        for (at, piece) in data.chunks(1 << 20).enumerate() {
+            let mut buffer = account.take(1 << 20).unwrap();
+            buffer.bytes_mut().copy_from_slice(piece);
+            let write = Request::Write { offset: (at << 20) as u64, buffer, part: 0..1 << 20 };
+            one(&mut *connection, write).result.unwrap();
+        }
+        one(&mut *connection, Request::Flush).result.unwrap();
+        connection.drop_caches();
+        let mut read = |offset: u64, len: usize| {
+            let read = Request::Read { offset, buffer: account.take(len).unwrap() };
+            one(&mut *connection, read)
+        };
+        for (offset, len) in [(0, 1 << 20), (3 << 20, 1 << 16), (512, 512), (777, 1 << 16)] {
+            let from = usize::try_from(offset).unwrap();
+            let completion = read(offset, len);
+            completion.result.unwrap();
+            assert_eq!(completion.buffer.unwrap().bytes(), &data[from..from + len]);
+        }
+        assert_eq!(read(20 << 20, 100).buffer.unwrap().bytes(), [0; 100], "the end of the file");
+        assert_eq!(read(20 << 20, 4096).result, Err(RequestError::OutOfRange));
+        let direct = OpenOptions::new().read(true).custom_flags(0o40000).open(&path);
+        let opened = endpoint.opened().unwrap();
+        assert_eq!(opened.direct().is_some(), direct.is_ok() && !disk.in_memory);
     }
 
     #[test]

@@ -41,10 +41,18 @@ const UNFLUSHED_PART: u64 = 256;
 /// Maximum bytes of a piece of zeros.
 const ZEROS: u64 = 1 << 30;
 
-/// Number of threads of a stage.
+/// Number of threads of a stage. Ends in memory never let a thread wait: more threads than
+/// processors would only contend for the lock of the file.
 pub(super) fn threads(settings: &Settings, ends: &[&OpenedEndpoint]) -> usize {
-    let connections = ends.iter().map(|end| end.disk.max_connections).min().unwrap_or(1);
+    let allowed = ends.iter().map(|end| end.disk.max_connections).min().unwrap_or(1);
+    let in_memory = ends.iter().all(|end| end.disk.in_memory);
+    let connections = if in_memory { allowed.min(processors()) } else { allowed };
     settings.connections.clamp(1, 64).min(connections).max(1)
+}
+
+/// Number of processors that this process may use.
+pub(super) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Bytes per request that all ends support: a power of two.

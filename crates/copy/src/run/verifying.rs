@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::StageResult;
-use super::copying::{chunk, now, sector, stage_config, start, threads};
+use super::copying::{chunk, now, processors, sector, stage_config, start, threads};
 use super::monitor::{Monitor, StageProgress, spawn};
 use crate::compare::{Compare, Item};
 use crate::hash_tree::HashTree;
@@ -97,7 +97,7 @@ fn conclude(
 
 /// Computes the hash of the whole disk in a thread: it takes a while if there are many holes.
 fn hash(tree: Arc<HashTree>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
-    spawn(move || tree.root())
+    spawn(move || tree.root(processors()))
 }
 
 /// Completes the hash tree of a verified disk with hashes computed while comparing and, for chunks
