@@ -1,5 +1,6 @@
-//! Copies a whole disk with storagetm and other programs: the same source, alternately in one run,
-//! as ratios to the fastest of the others.
+//! Copies a whole disk with storagetm and other programs: the same source, turn by turn. The ratios
+//! are those to the fastest of the others in the same round, and of the verified copy also to an
+//! unverified one that is read back at the speed of the disk.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -41,6 +42,8 @@ enum Content {
 enum Copier {
     Storagetm,
     StoragetmVerifies,
+    /// Reads the source past the page cache, and copies nothing.
+    Reader,
     NbdCopy,
     QemuImg,
     Dd,
@@ -50,7 +53,10 @@ enum Copier {
 pub(crate) fn compare(options: &Compare) -> Result<()> {
     let program = options.program.as_deref().context("name the program: --program PATH")?;
     let names: String = Copier::ALL.iter().map(|copier| format!("{:>20}", copier.name())).collect();
-    println!("{:<44}{names}{:>10}{:>10}", "MiB a second", "ratio", "verified");
+    println!(
+        "{:<44}{names}{:>20}{:>20}{:>20}",
+        "MiB a second", "ratio", "verified", "to copy and read"
+    );
     for content in [Content::Full, Content::Sparse] {
         for folder in [Path::new("/dev/shm"), &options.folder] {
             for source in
@@ -67,13 +73,22 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
 }
 
 impl Copier {
-    const ALL: [Self; 5] =
-        [Self::Storagetm, Self::StoragetmVerifies, Self::NbdCopy, Self::QemuImg, Self::Dd];
+    const ALL: [Self; 6] = [
+        Self::Storagetm,
+        Self::StoragetmVerifies,
+        Self::Reader,
+        Self::NbdCopy,
+        Self::QemuImg,
+        Self::Dd,
+    ];
+    /// The number of those that come before the other programs.
+    const OWN: usize = 3;
 
     fn name(self) -> &'static str {
         match self {
             Self::Storagetm => "storagetm",
             Self::StoragetmVerifies => "storagetm, verifying",
+            Self::Reader => "dd, reading",
             Self::NbdCopy => "nbdcopy",
             Self::QemuImg => "qemu-img convert",
             Self::Dd => "dd",
@@ -83,25 +98,30 @@ impl Copier {
     /// Returns whether it is installed and supports the source.
     fn can(self, source: Source) -> bool {
         match self {
-            Self::Storagetm | Self::StoragetmVerifies => true,
+            Self::Storagetm | Self::StoragetmVerifies | Self::Reader => true,
             Self::NbdCopy => is_installed("nbdcopy"),
             Self::QemuImg => is_installed("qemu-img"),
             Self::Dd => source == Source::File,
         }
     }
 
-    fn command(self, program: &Path, from: &str, to: &str) -> Command {
+    fn command(self, program: &Path, source: &Path, from: &str, to: &str) -> Command {
         let mut command = match self {
             Self::Storagetm | Self::StoragetmVerifies => Command::new(program),
             Self::NbdCopy => Command::new("nbdcopy"),
             Self::QemuImg => Command::new("qemu-img"),
-            Self::Dd => Command::new("dd"),
+            Self::Dd | Self::Reader => Command::new("dd"),
         };
         match self {
             Self::Storagetm => command.args(["copy", "--no-verify", from, to]),
             Self::StoragetmVerifies => command.args(["copy", from, to]),
             Self::NbdCopy => command.args(["--flush", from, to]),
             Self::QemuImg => command.args(["convert", "-f", "raw", "-O", "raw", from, to]),
+            Self::Reader => command.arg(format!("if={}", source.display())).args([
+                "of=/dev/null",
+                "bs=1M",
+                "iflag=direct",
+            ]),
             Self::Dd => command
                 .args([&format!("if={from}"), &format!("of={to}")])
                 .args(["bs=1M", "conv=fdatasync"]),
@@ -109,6 +129,10 @@ impl Copier {
         command
     }
 }
+
+/// The rates of all programs in MiB a second, in the order of [`Copier::ALL`]; `None` if not
+/// measured.
+type Round = [Option<f64>; Copier::ALL.len()];
 
 /// One line of the table.
 struct Scene<'a> {
@@ -137,32 +161,29 @@ impl Scene<'_> {
     fn report(&self) -> Result<()> {
         let source = Image::new(self.folder, NAME)?;
         fill(&source.0, self.content)?;
-        let mut rates = [const { Vec::new() }; Copier::ALL.len()];
-        for _ in 0..self.options.rounds {
-            for (copier, rates) in Copier::ALL.into_iter().zip(&mut rates) {
-                if !copier.can(self.source) {
-                    continue;
-                }
-                match self.measure(copier, &source.0) {
-                    Ok(time) => rates.push(SIZE as f64 / f64::from(1 << 20) / time.as_secs_f64()),
-                    Err(error) => eprintln!("{self}, {}: not measured: {error:#}", copier.name()),
-                }
-            }
-        }
-        self.print(&rates.map(median));
+        let rounds: Vec<Round> = (0..self.options.rounds).map(|_| self.round(&source.0)).collect();
+        self.print(&rounds);
         Ok(())
     }
 
-    fn print(&self, medians: &[Option<f64>]) {
-        let cell =
-            |rate: &Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
-        let cells: String = medians.iter().map(|rate| format!("{:>20}", cell(rate))).collect();
-        let best = medians.iter().skip(2).flatten().copied().fold(0.0, f64::max);
-        let ratio = |at: usize| {
-            let own = medians.get(at).copied().flatten().filter(|_| best > 0.0);
-            own.map_or_else(|| "-".to_owned(), |own| format!("{:.2}", own / best))
-        };
-        println!("{self:<44}{cells}{:>10}{:>10}", ratio(0), ratio(1));
+    fn round(&self, source: &Path) -> Round {
+        Copier::ALL.map(|copier| {
+            let time = copier.can(self.source).then(|| self.measure(copier, source))?;
+            let time = time.inspect_err(|error| {
+                eprintln!("{self}, {}: not measured: {error:#}", copier.name())
+            });
+            Some(SIZE as f64 / f64::from(1 << 20) / time.ok()?.as_secs_f64())
+        })
+    }
+
+    fn print(&self, rounds: &[Round]) {
+        let rates = |at: usize| rounds.iter().filter_map(|round| round[at]).collect();
+        let rate = |at| median(rates(at)).map_or_else(|| "-".to_owned(), |it| format!("{it:.0}"));
+        let cells: String = (0..Copier::ALL.len()).map(|at| format!("{:>20}", rate(at))).collect();
+        let [ratio, verified] =
+            [0, 1].map(|own| summary(rounds, |round| Some(round[own]? / fastest_other(round)?)));
+        let read = summary(rounds, |round| Some(round[1]? * (1.0 / round[0]? + 1.0 / round[2]?)));
+        println!("{self:<44}{cells}{ratio:>20}{verified:>20}{read:>20}");
     }
 
     fn measure(&self, copier: Copier, source: &Path) -> Result<Duration> {
@@ -176,10 +197,26 @@ impl Scene<'_> {
             None => source.display().to_string(),
         };
         let to = destination.0.display().to_string();
-        let time = run(&mut copier.command(self.program, &from, &to))?;
-        same(source, &destination.0)?;
+        let time = run(&mut copier.command(self.program, source, &from, &to))?;
+        if copier != Copier::Reader {
+            same(source, &destination.0)?;
+        }
         Ok(time)
     }
+}
+
+/// Returns the rate of the fastest other program.
+fn fastest_other(round: &Round) -> Option<f64> {
+    round.iter().skip(Copier::OWN).flatten().copied().reduce(f64::max)
+}
+
+/// Returns the median and the range of a ratio within each round.
+fn summary(rounds: &[Round], ratio: impl Fn(&Round) -> Option<f64>) -> String {
+    let ratios: Vec<f64> = rounds.iter().filter_map(ratio).collect();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    median(ratios)
+        .map_or_else(|| "-".to_owned(), |median| format!("{median:.2} [{least:.2}-{most:.2}]"))
 }
 
 fn run(command: &mut Command) -> Result<Duration> {

@@ -5,6 +5,8 @@
 //! the parallelism. A device that another program holds exclusively is refused, and a destination
 //! is claimed exclusively.
 
+mod write_back;
+
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,6 +21,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use export::{Extent, Fault, Pool};
 use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
+
+use write_back::WriteBack;
 
 use crate::{
     Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
@@ -55,7 +59,8 @@ struct Opened {
     in_memory: bool,
     /// The same file with `O_DIRECT`; `None` if its file system does not support it.
     direct: OnceLock<Option<File>>,
-    unwritten: Mutex<Unwritten>,
+    /// `None` for a device and a file in memory.
+    write_back: Option<WriteBack>,
     /// Set after a failed flush: earlier writes may be lost, whatever a later flush returns.
     /// Flushes are serialized because the kernel reports an error to only one of several concurrent
     /// callers.
@@ -63,18 +68,6 @@ struct Opened {
     /// The device was removed. Its name may be that of another device later.
     removed: AtomicBool,
 }
-
-/// What was written since the kernel was last asked to write to the disk.
-#[derive(Debug, Default)]
-struct Unwritten {
-    /// Includes everything.
-    range: Range<u64>,
-    bytes: u64,
-}
-
-/// Bytes that are written to the disk together. Without being asked, the kernel starts only when a
-/// tenth of the memory is dirty, and the flush at the end would wait for most of a small disk.
-const WRITEBACK: u64 = 8 << 20;
 
 /// Maximum bytes of one hole, to bound the time of a request.
 const MAX_HOLE: u64 = 1 << 30;
@@ -142,7 +135,7 @@ impl FileEndpoint {
             device,
             in_memory,
             direct: OnceLock::new(),
-            unwritten: Mutex::default(),
+            write_back: (!device && !in_memory).then(WriteBack::default),
             flush_failed: Mutex::new(false),
             removed: AtomicBool::new(false),
         })
@@ -285,24 +278,10 @@ impl Opened {
         self.direct.get_or_init(open).as_ref()
     }
 
-    /// Starts writing to the disk what is written to the page cache, a few megabytes at a time.
     fn written(&self, range: &Range<u64>) {
-        if self.device || self.in_memory {
-            return;
+        if let Some(write_back) = &self.write_back {
+            write_back.written(&self.file, range);
         }
-        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = if unwritten.bytes == 0 { range } else { &unwritten.range };
-        let bytes = unwritten.bytes.saturating_add(range.end - range.start);
-        let range = before.start.min(range.start)..before.end.max(range.end);
-        if bytes < WRITEBACK {
-            *unwritten = Unwritten { range, bytes };
-            return;
-        }
-        *unwritten = Unwritten::default();
-        drop(unwritten);
-        // Of pages that are dirty the kernel starts the writing instead of dropping them.
-        let len = NonZeroU64::new(range.end - range.start);
-        let _ = fadvise(&self.file, range.start, len, Advice::DontNeed);
     }
 }
 
