@@ -397,6 +397,7 @@ mod test {
             max_connections: 1,
             remote: true,
             blank: false,
+            in_memory: false,
             identity: String::new(),
         }
     }
