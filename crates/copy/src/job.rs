@@ -75,8 +75,8 @@ pub struct Settings {
     /// Rate limit in bytes per second.
     pub rate: Option<u64>,
     /// Whether zeros become holes at the destination if possible; otherwise they are written.
-    /// Between two local files without `verify` the kernel copies, and only holes of the source
-    /// become holes.
+    /// Between two local files on disks without `verify` the kernel copies, and only holes of the
+    /// source become holes.
     pub sparse: bool,
     /// Path of the map file; the copy resumes from it if it exists.
     pub map: Option<PathBuf>,
