@@ -52,9 +52,9 @@ enum Copier {
 /// Measures and prints everything selected.
 pub(crate) fn compare(options: &Compare) -> Result<()> {
     let program = options.program.as_deref().context("name the program: --program PATH")?;
-    let names: String = Copier::ALL.iter().map(|copier| format!("{:>20}", copier.name())).collect();
+    let names: String = Copier::ALL.iter().map(|copier| format!("{:>21}", copier.name())).collect();
     println!(
-        "{:<44}{names}{:>20}{:>20}{:>20}",
+        "{:<44}{names}{:>21}{:>21}{:>21}",
         "MiB a second", "ratio", "verified", "to copy and read"
     );
     for content in [Content::Full, Content::Sparse] {
@@ -179,7 +179,7 @@ impl Scene<'_> {
     fn print(&self, rounds: &[Round]) {
         let rates = |at: usize| rounds.iter().filter_map(|round| round[at]).collect();
         let rate = |at| median(rates(at)).map_or_else(|| "-".to_owned(), |it| format!("{it:.0}"));
-        let cells: String = (0..Copier::ALL.len()).map(|at| format!("{:>20}", rate(at))).collect();
+        let cells: String = (0..Copier::ALL.len()).map(|at| format!("{:>21}", rate(at))).collect();
         let [ratio, verified] =
             [0, 1].map(|own| summary(rounds, |round| Some(round[own]? / fastest_other(round)?)));
         let read = summary(rounds, |round| Some(round[1]? * (1.0 / round[0]? + 1.0 / round[2]?)));
