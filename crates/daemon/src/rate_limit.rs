@@ -110,10 +110,15 @@ fn is_alike(one: &Event, other: &Event) -> bool {
         ) => Arc::ptr_eq(export, its_export) && (op, fault) == (its_op, its_fault),
         (
             Event::Refused { peer, host, wanted, reason },
-            Event::Refused { peer: its_peer, host: its_host, wanted: its_wanted, reason: its_why },
+            Event::Refused {
+                peer: its_peer,
+                host: its_host,
+                wanted: its_wanted,
+                reason: its_reason,
+            },
         ) => {
             peer.network() == its_peer.network()
-                && (host, wanted, reason) == (its_host, its_wanted, its_why)
+                && (host, wanted, reason) == (its_host, its_wanted, its_reason)
         }
         (Event::Violation { peer, rule }, Event::Violation { peer: its_peer, rule: its_rule }) => {
             peer.network() == its_peer.network() && rule == its_rule

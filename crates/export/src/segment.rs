@@ -132,8 +132,12 @@ impl Segment {
 
     /// Returns where the body is, if it is in memory of the driver, and its length in bytes.
     pub fn in_place(&self) -> Option<(InPlace, usize)> {
-        let Body::Whole(buffer) = &self.body else { return None };
-        let InPlace { memory, start } = buffer.in_place()?;
+        let in_place = match &self.body {
+            Body::Whole(buffer) => buffer.in_place(),
+            Body::Part(buffer) => buffer.in_place(),
+            Body::None | Body::Shared(_) => None,
+        };
+        let InPlace { memory, start } = in_place?;
         let start = start.saturating_add(self.start as usize);
         Some((InPlace { memory: memory.clone(), start }, self.len as usize))
     }

@@ -165,9 +165,10 @@ fn handshake(
 fn receive_reports(shared: &Shared, live: &mut LiveWorker) -> Option<String> {
     let mut validator = ReportValidator::default();
     let is_valid = loop {
-        let has_room = shared.inbox.wait_for_room(LIVENESS_INTERVAL);
+        // Once the worker is dead, what it has sent fits into the socket buffer.
+        let has_room = shared.inbox.wait_for_room(LIVENESS_INTERVAL) || is_dead(&live.child);
         if !has_room || !live.receiver.is_ready(LIVENESS_INTERVAL) {
-            if is_dead(&live.child) {
+            if is_dead(&live.child) && !live.receiver.is_ready(Duration::ZERO) {
                 break true;
             }
             continue;

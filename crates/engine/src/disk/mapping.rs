@@ -5,8 +5,8 @@
 //!
 //! The file can be changed, and made shorter, by other processes at any time. Therefore
 //!
-//! - no reference to the mapped memory exists. The kernel reads it when a vector of
-//!   [`Mapping::vector`] is sent, and [`copy`], which is assembly, writes it;
+//! - no reference to the mapped memory exists. The kernel reads it when an `iovec` of
+//!   [`Mapping::iovec`] is sent, and [`copy`], which is assembly, writes it;
 //! - pages beyond the end of the file fail. In a system call that is `EFAULT`. In `copy` it raises
 //!   `SIGBUS`, whose handler lets `copy` return that it has failed.
 //!
@@ -19,7 +19,10 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
+use std::sync::Arc;
 
+use export::{Access, Export};
 use guarded::{copy, handle_sigbus};
 use libc::iovec;
 
@@ -31,16 +34,28 @@ const FAULT_AROUND: usize = 64 << 10;
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    has_failed: Cell<bool>,
+    /// Whether a page has failed. Outlives the mapping, so that the file is not mapped again.
+    has_failed: Rc<Cell<bool>>,
+    /// Keeps the export, and so its files, in use as long as they are mapped.
+    _export: Arc<Export>,
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes of a file, for writing as well if `writable`.
+    /// Maps the first `len` bytes of `file`, which belongs to `export`, for writing as well if the
+    /// export is writable. `has_failed` is set once a page fails. With `huge`, the kernel may use
+    /// huge pages.
     ///
     /// # Errors
     /// Fails if `len` is zero, or if the address space or the descriptor do not permit it.
-    pub(crate) fn new(file: BorrowedFd<'_>, len: usize, writable: bool) -> io::Result<Self> {
+    pub(crate) fn new(
+        export: &Arc<Export>,
+        file: BorrowedFd<'_>,
+        len: usize,
+        huge: bool,
+        has_failed: Rc<Cell<bool>>,
+    ) -> io::Result<Self> {
         handle_sigbus()?;
+        let writable = export.access == Access::Writable;
         let protection =
             if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new mapping at an address that the kernel chooses.
@@ -51,8 +66,9 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::Other)?;
-        let mapping = Self { base, len, has_failed: Cell::new(false) };
-        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
+        let mapping = Self { base, len, has_failed, _export: export.clone() };
+        let advice = [Some(libc::MADV_DONTDUMP), huge.then_some(libc::MADV_HUGEPAGE)];
+        for advice in advice.into_iter().flatten() {
             // SAFETY: neither changes the contents of the mapping. Failures do no harm.
             unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, advice) };
         }
@@ -96,9 +112,9 @@ impl Mapping {
         done
     }
 
-    /// Returns a vector of `len` bytes at `start`, for system calls that read it. Valid as long as
+    /// Returns an `iovec` of `len` bytes at `start`, for system calls that read it. Valid as long as
     /// `self`.
-    pub(crate) fn vector(&self, start: usize, len: usize) -> Option<iovec> {
+    pub(crate) fn iovec(&self, start: usize, len: usize) -> Option<iovec> {
         let at = self.at(start, len)?;
         Some(iovec { iov_base: at.cast(), iov_len: len })
     }
@@ -133,17 +149,18 @@ mod guarded {
     use std::arch::global_asm;
     use std::io;
     use std::mem::MaybeUninit;
-    use std::sync::Once;
+    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use libc::{c_int, c_void, siginfo_t};
 
-    // `usize storagetm_mapping_copy(u8 *into, const u8 *from, usize len)` copies, and returns 0. The
-    // instruction between `_begin` and `_end` is the only one that accesses memory; if it faults, the
+    // `usize storagetm_mapping_copy(u8 *into, const u8 *from, usize len)` copies, and returns 0. Only
+    // instructions between `_begin` and `_end` access memory; if one faults, the
     // handler continues at `_failed`, which returns 1. It uses no stack.
     #[cfg(target_arch = "x86_64")]
     global_asm!(
         ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
+        ".p2align 4",
         ".globl storagetm_mapping_copy",
         ".globl storagetm_mapping_copy_begin",
         ".globl storagetm_mapping_copy_end",
@@ -163,6 +180,7 @@ mod guarded {
     #[cfg(target_arch = "aarch64")]
     global_asm!(
         ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
+        ".p2align 4",
         ".globl storagetm_mapping_copy",
         ".globl storagetm_mapping_copy_begin",
         ".globl storagetm_mapping_copy_end",
@@ -184,11 +202,12 @@ mod guarded {
         "subs x2, x2, #64",
         "b.hs 1b",
         "2: adds x2, x2, #64",
-        "b.eq storagetm_mapping_copy_end",
+        "b.eq 4f",
         "3: ldrb w3, [x1], #1",
         "strb w3, [x0], #1",
         "subs x2, x2, #1",
         "b.ne 3b",
+        "4:",
         "storagetm_mapping_copy_end:",
         "mov x0, #0",
         "ret",
@@ -230,30 +249,30 @@ mod guarded {
     /// # Errors
     /// Fails if the system call fails.
     pub(super) fn handle_sigbus() -> io::Result<()> {
-        static INSTALLED: Once = Once::new();
-        let mut result = Ok(());
-        INSTALLED.call_once(|| {
-            let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_sigbus;
-            let mut earlier = MaybeUninit::<libc::sigaction>::zeroed();
-            // SAFETY: integers and pointers, for which zero is a valid value.
-            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-            action.sa_sigaction = handler as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            // SAFETY: both structures are valid, and the handler calls only what a handler may call.
-            let failed =
-                unsafe { libc::sigaction(libc::SIGBUS, &raw const action, earlier.as_mut_ptr()) };
-            if failed == 0 {
-                // SAFETY: filled by the kernel; zeroed before.
-                let earlier = unsafe { earlier.assume_init() };
-                let has_context = earlier.sa_flags & libc::SA_SIGINFO != 0;
-                let plain = [libc::SIG_DFL, libc::SIG_IGN].contains(&earlier.sa_sigaction);
-                let kept = if has_context || plain { earlier.sa_sigaction } else { libc::SIG_DFL };
-                EARLIER.store(kept, Ordering::Relaxed);
-            } else {
-                result = Err(io::Error::last_os_error());
-            }
-        });
-        result
+        static INSTALLED: OnceLock<Option<i32>> = OnceLock::new();
+        let failed =
+            INSTALLED.get_or_init(|| install().err().map(|e| e.raw_os_error().unwrap_or(0)));
+        failed.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))
+    }
+
+    fn install() -> io::Result<()> {
+        let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_sigbus;
+        let mut earlier = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: integers and pointers, for which zero is a valid value.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: both structures are valid, and the handler calls only what a handler may call.
+        if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, earlier.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: filled by the kernel; zeroed before.
+        let earlier = unsafe { earlier.assume_init() };
+        let has_context = earlier.sa_flags & libc::SA_SIGINFO != 0;
+        let plain = [libc::SIG_DFL, libc::SIG_IGN].contains(&earlier.sa_sigaction);
+        let kept = if has_context || plain { earlier.sa_sigaction } else { libc::SIG_DFL };
+        EARLIER.store(kept, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Continues a [`copy`] that has faulted where it returns that. For any other `SIGBUS`, does what
@@ -274,6 +293,17 @@ mod guarded {
             && let Ok(failed) = ProgramCounter::try_from(failed)
         {
             *counter = failed;
+            return;
+        }
+        // SAFETY: the kernel passes valid information to a handler with SA_SIGINFO.
+        if unsafe { (*info).si_code } <= 0 {
+            // Sent by a process: nothing faults again, so the signal is sent again for its default
+            // action, which takes place when the handler returns.
+            // SAFETY: both may be called by a handler.
+            unsafe {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            }
             return;
         }
         match EARLIER.load(Ordering::Relaxed) {
@@ -324,17 +354,26 @@ mod guarded {
 mod test {
     use std::os::fd::AsFd;
 
+    use export::{Geometry, Identity};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
 
     const LEN: usize = 1 << 16;
 
+    fn map(file: impl AsFd, len: usize, access: Access) -> io::Result<Mapping> {
+        let (geometry, identity) = (Geometry::new(512, 512).unwrap(), Identity::default());
+        let copy = file.as_fd().try_clone_to_owned().unwrap();
+        let mut export = Export::new("disk", "nqn", identity, geometry, len as u64, copy.into());
+        export.access = access;
+        Mapping::new(&Arc::new(export), file.as_fd(), len, true, Rc::default())
+    }
+
     #[test]
     fn written_bytes_are_in_the_file() {
         let file = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, LEN as u64).unwrap();
-        let mapping = Mapping::new(file.as_fd(), LEN, true).unwrap();
+        let mapping = map(&file, LEN, Access::Writable).unwrap();
         for (start, len) in [(0, 1), (1, 63), (63, 64), (200, 65), (4095, 4098), (LEN - 130, 130)] {
             let bytes: Vec<u8> = (0..len).map(|at| u8::try_from(at % 251).unwrap() + 1).collect();
             assert!(mapping.write(start, &bytes));
@@ -344,7 +383,7 @@ mod test {
             assert!(ours == bytes && theirs == bytes, "{start} {len}");
         }
         assert!(!mapping.write(LEN - 1, &[1; 2]) && !mapping.read(LEN, &mut [0]));
-        assert!(mapping.vector(LEN - 1, 2).is_none() && mapping.vector(usize::MAX, 1).is_none());
+        assert!(mapping.iovec(LEN - 1, 2).is_none() && mapping.iovec(usize::MAX, 1).is_none());
         assert_eq!(mapping.index(LEN as u64 - 1, 1), Some(LEN - 1));
         assert_eq!((mapping.index(LEN as u64, 1), mapping.index(u64::MAX, 1)), (None, None));
     }
@@ -353,7 +392,7 @@ mod test {
     fn copy_beyond_the_end_of_a_truncated_file_fails() {
         let file = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, LEN as u64).unwrap();
-        let mapping = Mapping::new(file.as_fd(), LEN, true).unwrap();
+        let mapping = map(&file, LEN, Access::Writable).unwrap();
         assert!(mapping.write(0, &[1; LEN]));
         ftruncate(&file, 8192).unwrap();
         assert!(mapping.write(4096, &[2; 4096]));
@@ -369,11 +408,11 @@ mod test {
         std::fs::write(&path, [7; 4096]).unwrap();
         let file = std::fs::File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(Mapping::new(file.as_fd(), 4096, true).is_err());
-        let mapping = Mapping::new(file.as_fd(), 4096, false).unwrap();
+        assert!(map(&file, 4096, Access::Writable).is_err());
+        let mapping = map(&file, 4096, Access::ReadOnly).unwrap();
         let mut byte = [0];
         assert!(mapping.read(4095, &mut byte));
         assert_eq!(byte, [7]);
-        assert!(Mapping::new(file.as_fd(), 0, false).is_err());
+        assert!(map(&file, 0, Access::ReadOnly).is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! Execution of requests to disks in memory.
 
+use std::cell::Cell;
 use std::ptr;
 use std::rc::{self, Rc};
 use std::sync::{Arc, Weak};
 
-use export::{Access, Export, Op, PAGE};
+use export::{Export, Op, PAGE};
 use rustix::process::{Resource, getrlimit};
 
 use super::backing::{Mappable, is_memory, mappable};
@@ -41,11 +42,6 @@ impl Pace {
         }
     }
 
-    /// Stops using the mapping after a system call found a page of it missing.
-    pub(crate) fn mapping_failed(&self) {
-        self.mapping.iter().for_each(|mapping| mapping.set_failed());
-    }
-
     /// Releases a disk that is no longer exported.
     pub(crate) fn release_withdrawn(&mut self) {
         if self.export.upgrade().is_none_or(|export| export.is_gone()) {
@@ -57,18 +53,21 @@ impl Pace {
 /// The mapped disks of a thread.
 #[derive(Debug)]
 pub(crate) struct Mappings {
-    /// Most bytes of holes of all files. Reading a hole through a mapping allocates memory, which
+    /// Limit on the bytes of holes of all mapped files. Reading a hole through a mapping allocates memory, which
     /// reading it by a system call does not. `None` if no file is mapped.
     max_holes: Option<u64>,
     known: Vec<Known>,
 }
 
+/// An export that is, or was, mapped.
 #[derive(Debug)]
 struct Known {
     export: Weak<Export>,
     mapping: rc::Weak<Mapping>,
     /// Bytes of holes when it was mapped.
     holes: u64,
+    /// Whether a page has failed; then it is not mapped again.
+    has_failed: Rc<Cell<bool>>,
 }
 
 impl Mappings {
@@ -82,21 +81,32 @@ impl Mappings {
 
     /// Returns the mapping of a disk in memory, or `None` if it cannot or need not be mapped.
     fn get(&mut self, export: &Arc<Export>) -> Option<Rc<Mapping>> {
-        self.known.retain(|known| known.mapping.strong_count() > 0);
-        let same = |known: &&Known| ptr::eq(known.export.as_ptr(), Arc::as_ptr(export));
-        if let Some(known) = self.known.iter().find(same) {
-            return known.mapping.upgrade();
+        self.known.retain(|known| known.export.strong_count() > 0);
+        let same = |known: &Known| ptr::eq(known.export.as_ptr(), Arc::as_ptr(export));
+        let known = self.known.iter().position(same);
+        let mut has_failed = Rc::<Cell<bool>>::default();
+        if let Some(known) = known.and_then(|at| self.known.get(at)) {
+            if known.has_failed.get() {
+                return None;
+            }
+            if let Some(mapping) = known.mapping.upgrade() {
+                return Some(mapping);
+            }
+            has_failed = known.has_failed.clone();
         }
-        let held: u64 = self.known.iter().map(|known| known.holes).sum();
+        known.into_iter().for_each(|at| drop(self.known.swap_remove(at)));
+        let mapped = self.known.iter().filter(|known| known.mapping.strong_count() > 0);
+        let held: u64 = mapped.map(|known| known.holes).sum();
         let Mappable { file, len, holes } = mappable(export.backing(), export.bytes())?;
         // A block is sent as a whole only if it is not longer than a page.
         let is_long = export.geometry.block() as usize > PAGE;
         if is_long || self.max_holes?.saturating_sub(held) < holes {
             return None;
         }
-        let mapping = Rc::new(Mapping::new(file, len, export.access == Access::Writable).ok()?);
+        let mapping = Mapping::new(export, file, len, holes == 0, has_failed.clone()).ok()?;
+        let mapping = Rc::new(mapping);
         let (export, weak) = (Arc::downgrade(export), Rc::downgrade(&mapping));
-        self.known.push(Known { export, mapping: weak, holes });
+        self.known.push(Known { export, mapping: weak, holes, has_failed });
         Some(mapping)
     }
 }
@@ -105,7 +115,7 @@ impl Mappings {
 mod test {
     use std::os::fd::OwnedFd;
 
-    use export::{Admitted, Geometry, Grant, Identity, Pool, Request, Ticket};
+    use export::{Access, Admitted, Geometry, Grant, Identity, Pool, Request, Ticket};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -196,9 +206,13 @@ mod test {
         let mut read = Job::new(admit(&grant, Op::Read, 64, 0));
         pace.run_at_once(&mut read, &mut mappings);
         assert_eq!(read.result(), Some(Err(export::Fault::Io)));
-        // The file ends here, and the mapping is not used any more.
-        let read = write_and_read(&mut pace, &mut mappings, &grant, 7);
-        assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
+        // The file ends here, and the mapping is not used any more, nor by connections to come.
+        for pace in [&mut pace, &mut Pace::default()] {
+            let read = write_and_read(pace, &mut mappings, &grant, 7);
+            assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
+        }
+        drop(pace);
+        assert!(mappings.get(grant.export()).is_none());
     }
 
     #[test]

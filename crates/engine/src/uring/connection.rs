@@ -159,12 +159,7 @@ impl Connection {
         self.sending = Some(sending);
         match result {
             Ok(bytes) => self.mark_sent(turn.now, bytes),
-            Err(error) => {
-                if error == Errno::FAULT {
-                    self.pace.mapping_failed();
-                }
-                self.disconnect(turn);
-            }
+            Err(_) => self.disconnect(turn),
         }
     }
 

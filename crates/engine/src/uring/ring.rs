@@ -207,11 +207,10 @@ impl Ring {
         // is borrowed until the call returns.
         let sent =
             unsafe { libc::sendmsg(socket, header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
-        let Ok(sent) = usize::try_from(sent) else {
-            return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
-        };
-        sending.sent(sent);
-        Ok(sent)
+        let result = usize::try_from(sent)
+            .map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+        sending.ended(result);
+        result
     }
 
     /// Returns whether a receive can wait for more than one byte. Kernels without the needed
@@ -343,7 +342,7 @@ impl Ring {
             Pending::Disk(owner, job, _) => Done::Disk(owner, job),
             Pending::Receive(receiving) => Done::Received(receiving, result),
             Pending::Send(mut sending) => {
-                sending.sent(result.unwrap_or(0));
+                sending.ended(result);
                 Done::Sent(sending, result)
             }
             Pending::Wake(_) => Done::Wake,

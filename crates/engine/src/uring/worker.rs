@@ -148,7 +148,8 @@ impl Worker {
         shared.inboxes.register(&inbox);
         let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
-        let (mappings, changes) = (Mappings::new(config.budget), Changes::default());
+        let (mappings, changes) =
+            (Mappings::new(config.budget / config.threads.max(1)), Changes::default());
         let turn = Turn { ring, inbox, blocking_pool, mappings, now, changes, sink };
         Self {
             turn,

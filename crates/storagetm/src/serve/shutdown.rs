@@ -27,14 +27,15 @@ impl Server {
     /// data.
     pub(super) fn close(mut self, end: &StopReason) -> Vec<String> {
         let begun = Instant::now();
+        // The last events of the worker need room. While there are consoles, so that a request to
+        // pair is not decided as if there were none.
+        let _ = self.handle_events(begun);
         let has_consoles = self.ui.close(end);
         let writable =
             self.exports.status().exports().filter(|export| export.access == Access::Writable);
         let writable: Vec<(Arc<Export>, WriteTracker)> =
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.network.stop_announcing();
-        // The last events of the worker need room.
-        let _ = self.handle_events(begun);
         let Self { worker, network, exports, hosts, mut events, mut ui, inbox, .. } = self;
         let in_time = worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
         for counted in inbox.receive().events {

@@ -19,6 +19,9 @@ use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, window};
 /// From this size on a direct receive, or a request, counts as large.
 pub(crate) const LARGE: usize = 16 << 10;
 
+/// Most bytes that a receive waits for: the session notices traffic only when it completes.
+const MAX_WHOLE: usize = 256 << 10;
+
 /// `MSG_WAITALL`.
 #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
 const WAIT_ALL: u32 = libc::MSG_WAITALL as u32;
@@ -82,9 +85,11 @@ impl Receiving {
         if let Some(direct_recv) = &mut self.direct_recv
             && window(direct_recv).len() >= LARGE
         {
-            // All of it in one completion. A peer that stops in the middle is cut by its keep-alive,
-            // as with any other receive.
-            self.vectors = [vector(window(direct_recv)), NOTHING];
+            // All of it in one completion. If the peer stops in the middle, the receive waits, as one
+            // for the next byte would.
+            let whole = window(direct_recv);
+            let len = whole.len().min(MAX_WHOLE);
+            self.vectors = [vector(whole.get_mut(..len).unwrap_or_default()), NOTHING];
             self.header = header(&mut self.vectors[..1]);
             let receive = opcode::RecvMsg::new(fd, &raw mut self.header);
             return receive.flags(WAIT_ALL).build();

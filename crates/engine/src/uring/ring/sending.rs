@@ -9,6 +9,7 @@ use export::{InPlace, PAGE, Segment};
 use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
+use rustix::io::Errno;
 
 use super::super::files::FixedFile;
 use super::super::slots::Key;
@@ -136,7 +137,7 @@ impl Sending {
         let mapped = match segment.in_place() {
             Some((InPlace { memory, start }, len)) => {
                 let mapping = Rc::downcast::<Mapping>(memory).ok()?;
-                let vector = mapping.vector(start, len)?;
+                let vector = mapping.iovec(start, len)?;
                 let other = self.mapping.get_or_insert_with(|| mapping.clone());
                 if !Rc::ptr_eq(other, &mapping) {
                     return None;
@@ -160,8 +161,18 @@ impl Sending {
         Some(segment.len())
     }
 
+    /// Processes the result of a send.
+    pub(super) fn ended(&mut self, result: Result<usize, Errno>) {
+        match result {
+            Ok(bytes) => self.sent(bytes),
+            // A page of the mapping is gone. The connection is cut, because the data was announced.
+            Err(Errno::FAULT) => self.mapping.iter().for_each(|mapping| mapping.set_failed()),
+            Err(_) => {}
+        }
+    }
+
     /// Removes `bytes` sent bytes from the window.
-    pub(super) fn sent(&mut self, mut bytes: usize) {
+    fn sent(&mut self, mut bytes: usize) {
         while let Some(vector) = self.vectors.get_mut(self.sent_vectors) {
             let part = bytes.min(vector.iov_len);
             vector.iov_base = vector.iov_base.wrapping_byte_add(part);
