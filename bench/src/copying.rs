@@ -116,7 +116,10 @@ impl Copier {
             Self::Storagetm => command.args(["copy", "--no-verify", from, to]),
             Self::StoragetmVerifies => command.args(["copy", from, to]),
             Self::NbdCopy => command.args(["--flush", from, to]),
-            Self::QemuImg => command.args(["convert", "-f", "raw", "-O", "raw", from, to]),
+            // By default it does not flush.
+            Self::QemuImg => command
+                .args(["convert", "-t", "writeback", "-f", "raw", "-O", "raw"])
+                .args([from, to]),
             Self::Reader => command.arg(format!("if={}", source.display())).args([
                 "of=/dev/null",
                 "bs=1M",
