@@ -146,10 +146,11 @@ impl Transmission {
             self.payload.allocate(&self.slots);
         }
         while let Some(at) = self.read_memory.first() {
-            if self.is_aborted() || !self.issue(at, out) {
+            // A request that waits may have got memory since, when one of its pieces completed.
+            if self.has_more(at) && (self.is_aborted() || !self.issue(at, out)) {
                 return;
             }
-            let more = self.slots.get(at).is_some_and(|slot| slot.has_more());
+            let more = self.has_more(at);
             self.read_memory.rotate(at, more);
         }
     }
@@ -222,7 +223,7 @@ impl Transmission {
 
     /// Submits as many pieces as may be in flight, and completes the request after the last one.
     fn advance(&mut self, at: u8, out: &mut Outbox) {
-        while self.slots.get(at).is_some_and(|slot| slot.has_more()) {
+        while self.has_more(at) {
             if !self.issue(at, out) {
                 if self.streamed.active() != Some(at) {
                     self.read_memory.wait(at);
@@ -231,6 +232,11 @@ impl Transmission {
             }
         }
         self.finish_if_done(at, out);
+    }
+
+    /// Returns whether another piece of a request may be submitted now.
+    fn has_more(&mut self, at: u8) -> bool {
+        self.slots.get(at).is_some_and(|slot| slot.has_more())
     }
 
     /// Submits the next piece. Returns whether there was memory for it.

@@ -195,3 +195,27 @@ fn r34_temporary_memory_shortage_loses_no_data() {
         world.end_all();
     }
 }
+
+/// Case R33: a waiting read that gets memory when one of its pieces completes submits no piece
+/// beyond its end.
+#[test]
+fn r33_waiting_read_submits_each_piece_once() {
+    for mode in [Mode::Structured, Mode::Extended] {
+        let pool = Pool::new(2 << 20);
+        let mut world = World::of(pool.clone());
+        let id = attach(&mut world, mode);
+        world.conn(id).hold = true;
+        // While there are that many accounts, each may hold one piece.
+        let others: Vec<_> = (0..8).map(|_| pool.open()).collect();
+        world.send(id, &read(1, 0, 1 << 20).bytes(mode));
+        assert_eq!(world.jobs(id).len(), 1, "the other pieces wait");
+        drop(others);
+        while !world.jobs(id).is_empty() {
+            assert!(world.jobs(id).iter().all(|job| !job.is_empty()), "{mode:?}");
+            world.finish(id, 0, Ok(()));
+        }
+        let received = world.received(id);
+        assert_eq!(data_of(&received, 0, 1 << 20).unwrap(), world.disk[..1 << 20], "{mode:?}");
+        world.end_all();
+    }
+}
