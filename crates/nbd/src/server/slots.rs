@@ -282,6 +282,11 @@ impl Slots {
         }
     }
 
+    /// Returns whether another piece of the request may be submitted now.
+    pub(super) fn has_more(&mut self, at: u8) -> bool {
+        self.get(at).is_some_and(|slot| slot.has_more())
+    }
+
     /// Returns the slot with that number.
     pub(super) fn get(&mut self, at: u8) -> Option<&mut Slot> {
         self.slots.get_mut(usize::from(at))

@@ -147,10 +147,10 @@ impl Transmission {
         }
         while let Some(at) = self.read_memory.first() {
             // A request that waits may have got memory since, when one of its pieces completed.
-            if self.has_more(at) && (self.is_aborted() || !self.issue(at, out)) {
+            if self.slots.has_more(at) && (self.is_aborted() || !self.issue(at, out)) {
                 return;
             }
-            let more = self.has_more(at);
+            let more = self.slots.has_more(at);
             self.read_memory.rotate(at, more);
         }
     }
@@ -223,7 +223,7 @@ impl Transmission {
 
     /// Submits as many pieces as may be in flight, and completes the request after the last one.
     fn advance(&mut self, at: u8, out: &mut Outbox) {
-        while self.has_more(at) {
+        while self.slots.has_more(at) {
             if !self.issue(at, out) {
                 if self.streamed.active() != Some(at) {
                     self.read_memory.wait(at);
@@ -232,11 +232,6 @@ impl Transmission {
             }
         }
         self.finish_if_done(at, out);
-    }
-
-    /// Returns whether another piece of a request may be submitted now.
-    fn has_more(&mut self, at: u8) -> bool {
-        self.slots.get(at).is_some_and(|slot| slot.has_more())
     }
 
     /// Submits the next piece. Returns whether there was memory for it.
