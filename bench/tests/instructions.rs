@@ -32,10 +32,10 @@ fn requests_need_no_more_instructions_than_before() {
         return;
     }
     let bounds: [(&[&str], u64); 4] = [
-        (&["--size=4096"], 4100),
-        (&["--size=4096", "--write"], 5300),
-        (&["--size=131072"], 4100),
-        (&["--size=131072", "--write"], 7200),
+        (&["--size=4096"], 4500),
+        (&["--size=4096", "--write"], 5800),
+        (&["--size=131072"], 4500),
+        (&["--size=131072", "--write"], 8000),
     ];
     for (arguments, bound) in bounds {
         let each = (count(arguments, 600) - count(arguments, 100)) / 500;
