@@ -7,11 +7,11 @@
 //!
 //! - no reference to the mapped memory exists. The kernel reads it when an `iovec` of
 //!   [`Mapping::iovec`] is sent, and [`copy`], which is assembly, writes it;
-//! - pages beyond the end of the file fail. In a system call that is `EFAULT`. In `copy` it raises
-//!   `SIGBUS`, whose handler lets `copy` return that it has failed.
+//! - pages beyond the end of the file, and holes of a full file system, fail. In a system call that is
+//!   `EFAULT`. In `copy` it raises `SIGBUS`, whose handler lets `copy` return that it has failed.
 //!
-//! A mapping with a page that failed [is not used any more](Mapping::set_failed): the system calls on the file
-//! return what is wrong with it.
+//! A mapping with a page that failed [is not used any more](Mapping::set_failed): the system calls on
+//! the file return what is wrong with it.
 
 #![allow(unsafe_code, reason = "maps a file, and handles SIGBUS of the copy into it")]
 

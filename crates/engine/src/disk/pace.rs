@@ -53,8 +53,8 @@ impl Pace {
 /// The mapped disks of a thread.
 #[derive(Debug)]
 pub(crate) struct Mappings {
-    /// Limit on the bytes of holes of all mapped files. Reading a hole through a mapping allocates memory, which
-    /// reading it by a system call does not. `None` if no file is mapped.
+    /// Limit on the bytes of holes of all mapped files; `None` if no file is mapped. Reading a hole
+    /// through a mapping allocates memory, which reading it by a system call does not.
     max_holes: Option<u64>,
     known: Vec<Known>,
 }
@@ -83,18 +83,15 @@ impl Mappings {
     fn get(&mut self, export: &Arc<Export>) -> Option<Rc<Mapping>> {
         self.known.retain(|known| known.export.strong_count() > 0);
         let same = |known: &Known| ptr::eq(known.export.as_ptr(), Arc::as_ptr(export));
-        let known = self.known.iter().position(same);
-        let mut has_failed = Rc::<Cell<bool>>::default();
-        if let Some(known) = known.and_then(|at| self.known.get(at)) {
+        if let Some(known) = self.known.iter().find(|known| same(known)) {
             if known.has_failed.get() {
                 return None;
             }
             if let Some(mapping) = known.mapping.upgrade() {
                 return Some(mapping);
             }
-            has_failed = known.has_failed.clone();
         }
-        known.into_iter().for_each(|at| drop(self.known.swap_remove(at)));
+        self.known.retain(|known| !same(known));
         let mapped = self.known.iter().filter(|known| known.mapping.strong_count() > 0);
         let held: u64 = mapped.map(|known| known.holes).sum();
         let Mappable { file, len, holes } = mappable(export.backing(), export.bytes())?;
@@ -103,6 +100,7 @@ impl Mappings {
         if is_long || self.max_holes?.saturating_sub(held) < holes {
             return None;
         }
+        let has_failed = Rc::<Cell<bool>>::default();
         let mapping = Mapping::new(export, file, len, holes == 0, has_failed.clone()).ok()?;
         let mapping = Rc::new(mapping);
         let (export, weak) = (Arc::downgrade(export), Rc::downgrade(&mapping));
