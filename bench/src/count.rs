@@ -14,6 +14,7 @@ use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
 use crate::serve::{self, Disk, NQN};
+use crate::wire::HOST;
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Count {
@@ -51,8 +52,7 @@ pub(crate) fn count(options: Count) -> Result<()> {
     catalogue.publish(Arc::new(export));
     let target = Target::new(catalogue);
     let account = Pool::new(16 << 20).open();
-    let host = "nqn.2014-08.org.nvmexpress:uuid:7d0c1a52-3f0e-4d3b-9a55-0b0f4c4d5e6f";
-    let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, NQN, host);
+    let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, NQN, HOST);
     let with = |options| Options { flow_control: false, ..options };
     let (mut admin, cntlid) =
         Link::open(&target, &account, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;

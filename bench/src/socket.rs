@@ -11,6 +11,9 @@ use engine::Security;
 use engine::tls::{self, Hash, Psk, Stream};
 use export::{Auth, Secret};
 
+use crate::serve::NQN;
+use crate::wire::HOST;
+
 /// AES of so many bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cipher {
@@ -32,12 +35,13 @@ impl FromStr for Cipher {
 
 impl Cipher {
     fn key(self) -> Psk {
-        let (identity, bytes, hash) = match self {
-            Self::Aes128 => ("bench-128", 32, Hash::Sha256),
-            Self::Aes256 => ("bench-256", 48, Hash::Sha384),
+        let (kind, bytes, hash) = match self {
+            Self::Aes128 => ("NVMe0R01", 32, Hash::Sha256),
+            Self::Aes256 => ("NVMe0R02", 48, Hash::Sha384),
         };
         let secret = Secret::new(vec![0xbe; bytes]);
-        Psk { identity: identity.to_owned(), secret, hash, key: None }
+        // The target compares these names with those of Connect.
+        Psk { identity: format!("{kind} {HOST} {NQN}"), secret, hash, key: None }
     }
 }
 

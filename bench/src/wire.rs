@@ -16,6 +16,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::socket::{Cipher, Socket};
 
+/// NQN of the host.
+pub(crate) const HOST: &str =
+    "nqn.2014-08.org.nvmexpress:uuid:7d0c1a52-3f0e-4d3b-9a55-0b0f4c4d5e6f";
+
 /// A host queue and its socket.
 #[derive(Debug)]
 pub(crate) struct Wire {
@@ -188,8 +192,7 @@ pub(crate) fn attach(
     manner: Manner,
     memory: impl Fn(usize) -> Option<Buffer>,
 ) -> Result<Attached> {
-    let host = "nqn.2014-08.org.nvmexpress:uuid:7d0c1a52-3f0e-4d3b-9a55-0b0f4c4d5e6f";
-    let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, nqn, host);
+    let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, nqn, HOST);
     let with = |options| Options {
         header_digest: manner.header_digest,
         data_digest: manner.data_digest,
