@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::compare::Compare;
 use crate::load::shuffle;
-use crate::median::median;
+use crate::median::{Ratios, median};
 use crate::nbd::peer::{NAME, Peer, Server, is_installed};
 
 /// The size of the disk in bytes.
@@ -164,7 +164,8 @@ impl Scene<'_> {
     fn report(&self) -> Result<()> {
         let source = Image::new(self.folder, NAME)?;
         fill(&source.0, self.content)?;
-        let rounds: Vec<Round> = (0..self.options.rounds).map(|_| self.round(&source.0)).collect();
+        let rounds: Vec<Round> =
+            (0..self.options.rounds(3)).map(|_| self.round(&source.0)).collect();
         self.print(&rounds);
         Ok(())
     }
@@ -213,13 +214,9 @@ fn fastest_other(round: &Round) -> Option<f64> {
     round.iter().skip(Copier::OWN).flatten().copied().reduce(f64::max)
 }
 
-/// Returns the median and the range of a ratio within each round.
-fn summary(rounds: &[Round], ratio: impl Fn(&Round) -> Option<f64>) -> String {
-    let ratios: Vec<f64> = rounds.iter().filter_map(ratio).collect();
-    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ratios.iter().copied().fold(0.0, f64::max);
-    median(ratios)
-        .map_or_else(|| "-".to_owned(), |median| format!("{median:.2} [{least:.2}-{most:.2}]"))
+/// Returns a ratio within each round.
+fn summary(rounds: &[Round], ratio: impl Fn(&Round) -> Option<f64>) -> Ratios {
+    Ratios(rounds.iter().filter_map(ratio).collect())
 }
 
 fn run(command: &mut Command) -> Result<Duration> {

@@ -10,6 +10,7 @@ use nvme::command::IoCommand;
 use nvme::host::{Completion, Payload, Step};
 
 use crate::latency::Latency;
+use crate::processor;
 use crate::wire::{Attached, reason};
 
 /// A workload.
@@ -43,6 +44,11 @@ impl Work {
     const fn large(write: bool) -> Self {
         Self { write, size: 128 << 10, random: false, depth: 32 }
     }
+
+    /// Returns the MiB per second of `rate` operations per second.
+    pub(crate) fn bandwidth(self, rate: f64) -> f64 {
+        rate * self.size as f64 / f64::from(1 << 20)
+    }
 }
 
 impl fmt::Display for Work {
@@ -57,31 +63,31 @@ impl fmt::Display for Work {
 /// The result of a measurement.
 #[derive(Debug, Clone)]
 pub(crate) struct Figures {
-    pub(crate) operations: u64,
+    pub(crate) operations: f64,
     pub(crate) seconds: f64,
-    pub(crate) size: usize,
-    pub(crate) latency: Latency,
+    /// `None` for an external client.
+    pub(crate) latency: Option<Latency>,
     /// CPU time of the target.
     pub(crate) used: Duration,
+    /// CPU time of the client.
+    pub(crate) client: Duration,
 }
 
 impl Figures {
     /// Returns operations per second.
-    #[allow(clippy::cast_precision_loss, reason = "a count far below 2^52")]
     pub(crate) fn rate(&self) -> f64 {
-        self.operations as f64 / self.seconds
+        self.operations / self.seconds
     }
 
-    /// Returns CPU time of the target per operation, in microseconds.
-    #[allow(clippy::cast_precision_loss, reason = "a count far below 2^52")]
-    pub(crate) fn target_time(&self) -> f64 {
-        self.used.as_secs_f64() * 1e6 / self.operations.max(1) as f64
+    /// Returns a CPU time per operation, in microseconds.
+    pub(crate) fn each(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e6 / self.operations.max(1.0)
     }
 
-    /// Returns MiB per second.
-    #[allow(clippy::cast_precision_loss, reason = "a size far below 2^52")]
-    pub(crate) fn bandwidth(&self) -> f64 {
-        self.rate() * self.size as f64 / f64::from(1 << 20)
+    /// Returns a percentile of the latency in microseconds, 0 if it is not known.
+    pub(crate) fn latency(&self, percent: u64) -> f64 {
+        let latency = self.latency.as_ref().map(|latency| latency.percentile(percent));
+        latency.unwrap_or_default().as_secs_f64() * 1e6
     }
 }
 
@@ -98,13 +104,14 @@ pub(crate) fn run(
     let mut generator = Generator::new(attached, account, work, sleeps)?;
     generator.go(Instant::now() + time / 10)?;
     generator.reset();
-    let (start, before) = (Instant::now(), meter()?);
+    let (start, before, own) = (Instant::now(), meter()?, processor::time_of_thread());
     generator.go(start + time)?;
-    let (operations, seconds) = (generator.operations, start.elapsed().as_secs_f64());
+    let (operations, seconds) = (generator.operations as f64, start.elapsed().as_secs_f64());
     let used = meter()?.saturating_sub(before);
-    let latency = generator.latency.clone();
+    let client = processor::time_of_thread().saturating_sub(own);
+    let latency = Some(generator.latency.clone());
     generator.drain()?;
-    Ok(Figures { operations, seconds, size: work.size, latency, used })
+    Ok(Figures { operations, seconds, latency, used, client })
 }
 
 struct Generator<'a> {

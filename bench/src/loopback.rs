@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::load::Work;
 use crate::processor;
@@ -72,7 +71,7 @@ fn serve(mut socket: TcpStream, sizes: Sizes, processor: usize) -> Result<(f64, 
     loop {
         let got = socket.read(&mut inbox)?;
         if got == 0 {
-            return Ok((served, thread_time()));
+            return Ok((served, processor::time_of_thread()));
         }
         let whole = (partly + got) / sizes.request;
         partly = (partly + got) % sizes.request;
@@ -136,9 +135,4 @@ fn finish(mut socket: TcpStream, inbox: &mut [u8]) -> Result<()> {
     socket.shutdown(std::net::Shutdown::Write)?;
     while socket.read(inbox)? != 0 {}
     Ok(())
-}
-
-fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
 mod compare;
 mod copying;
 mod count;
@@ -141,7 +142,7 @@ fn load_target(load: &Load) -> Result<()> {
         if (load.write || !work.write) && work.to_string().contains(&load.only) {
             let (how, meter) = (load.how, || Ok(Duration::ZERO));
             let figures = measure(load.address, &load.nqn, work, how, how.tls, meter)?;
-            println!("{work:<36} {}", describe(&figures));
+            println!("{work:<36} {}", describe(work, &figures));
         }
     }
     Ok(())
@@ -164,13 +165,12 @@ fn measure(
     load::run(&mut attached, &account, work, how.time(), how.sleep, meter)
 }
 
-fn describe(figures: &Figures) -> String {
-    let micros = |percent| figures.latency.percentile(percent).as_secs_f64() * 1e6;
+fn describe(work: Work, figures: &Figures) -> String {
     format!(
         "{:>9.0} ops/s {:>8.1} MiB/s   p50 {:>7.1} us   p99 {:>7.1} us",
         figures.rate(),
-        figures.bandwidth(),
-        micros(50),
-        micros(99)
+        work.bandwidth(figures.rate()),
+        figures.latency(50),
+        figures.latency(99)
     )
 }

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::compare::Compare;
+use crate::compare::{Compare, rounds};
 use crate::load::Work;
-use crate::median::median;
+use crate::median::{Ratios, median};
 use crate::serve;
 use peer::{Peer, Server};
 use tool::Tool;
@@ -30,6 +30,8 @@ struct Figure {
     rate: f64,
     /// CPU time of the server per operation, in microseconds.
     used: f64,
+    /// CPU time of the client per operation, in microseconds.
+    client: f64,
 }
 
 /// A row of the table: a client, a workload, and a file.
@@ -63,9 +65,8 @@ impl Line {
     ];
 
     /// Returns all rows for one file.
-    fn all(disk: Disk) -> impl Iterator<Item = Self> {
-        let tools = [Tool::Raw, Tool::Fio, Tool::QemuImg, Tool::NbdCopy];
-        tools.into_iter().flat_map(move |tool| {
+    fn all(disk: Disk, tools: &[Tool]) -> impl Iterator<Item = Self> {
+        tools.iter().copied().flat_map(move |tool| {
             let works =
                 Self::WORKS.into_iter().filter_map(move |work| tool.supported_workload(work));
             works.map(move |work| Self { disk, tool, work })
@@ -87,13 +88,17 @@ impl fmt::Display for Line {
 pub(crate) fn compare(options: &Compare) -> Result<()> {
     let program = options.program.as_deref().context("name the program: --program PATH")?;
     let peers: Vec<Peer> = Peer::ALL.into_iter().filter(Peer::is_installed).collect();
-    println!("{:<62} {}", "", peers.iter().map(|peer| format!("{peer:>20}")).collect::<String>());
+    println!("{:<62} {}", "", peers.iter().map(|peer| format!("{peer:>22}")).collect::<String>());
     println!(
-        "{:<62} operations a second / us of the server for each; both as ratios to the best other",
+        "{:<62} operations a second / us of the server / us of the client for each; ratios to the best other",
         ""
     );
+    let tools: &[Tool] = match options.client {
+        Some(_) => &[Tool::External],
+        None => &[Tool::Raw, Tool::Fio, Tool::QemuImg, Tool::NbdCopy],
+    };
     for disk in [Disk::Memory, Disk::File] {
-        let lines: Vec<Line> = Line::all(disk)
+        let lines: Vec<Line> = Line::all(disk, tools)
             .filter(|line| line.to_string().contains(&options.only))
             .filter(|line| line.tool.is_installed())
             .collect();
@@ -145,17 +150,12 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// The results of each round for each server; `None` if it could not be measured.
-    fn rounds(&self, peers: &[Peer]) -> Vec<Vec<Figure>> {
-        let mut figures = vec![Vec::new(); peers.len()];
-        for _ in 0..self.options.rounds {
-            for (peer, figures) in peers.iter().zip(&mut figures) {
-                match self.measure(*peer) {
-                    Ok(figure) => figures.push(figure),
-                    Err(error) => eprintln!("{}, {peer}: not measured: {error:#}", self.line),
-                }
-            }
-        }
-        figures
+    fn rounds(&self, peers: &[Peer]) -> Vec<Vec<Option<Figure>>> {
+        rounds(self.options.rounds(3), peers, |peer| {
+            self.measure(*peer)
+                .inspect_err(|error| eprintln!("{}, {peer}: not measured: {error:#}", self.line))
+                .ok()
+        })
     }
 
     /// At queue depth 1 both sides share a CPU: on two, wake-up latency would be measured.
@@ -164,29 +164,38 @@ impl Bench<'_> {
         let client = if self.line.work.depth == 1 { at } else { self.options.how.processor };
         let direct = self.line.disk == Disk::File;
         let server = Server::start(peer, self.program, self.image, direct, Some(at))?;
-        self.line.tool.measure(&server, self.line.work, self.options.how.time(), client)
+        let template = self.options.client.as_deref().unwrap_or_default();
+        self.line.tool.measure(&server, self.line.work, self.options.how.time(), client, template)
     }
 }
 
-/// Prints the medians of a row, and the ratios of the first server to the best of the others: of
-/// the rate, and of the CPU time, which is more significant on a busy machine.
-fn report(line: Line, peers: &[Peer], figures: &[Vec<Figure>]) {
-    let medians: Vec<Option<Figure>> = figures.iter().map(|rounds| middle(rounds)).collect();
-    let cells = peers.iter().zip(&medians).map(|(_, figure)| match figure {
-        Some(Figure { rate, used }) => format!("{:>20}", format!("{rate:.0} / {used:.1}")),
-        None => format!("{:>20}", "-"),
-    });
-    let others = || medians.iter().skip(1).flatten();
-    let best = others().map(|it| it.rate).fold(0.0, f64::max);
-    let min = others().map(|it| it.used).fold(f64::INFINITY, f64::min);
-    let ratios = match medians.first().copied().flatten() {
-        Some(own) if best > 0.0 => format!("{:>7.2} {:>7.2}", own.rate / best, min / own.used),
-        _ => format!("{:>7} {:>7}", "-", "-"),
+/// Prints the medians of a row, and the ratios of the first server to the best of the others in the
+/// same round: of the rate, and of the CPU time, which is more significant on a busy machine.
+fn report(line: Line, peers: &[Peer], rounds: &[Vec<Option<Figure>>]) {
+    let cells: String = (0..peers.len()).map(|at| format!("{:>22}", cell(rounds, at))).collect();
+    let ratios = |ratio: fn(Figure, &[Figure]) -> f64| {
+        let of = |round: &Vec<Option<Figure>>| {
+            let others: Vec<Figure> = round.iter().skip(1).copied().flatten().collect();
+            Some(ratio(round.first().copied().flatten()?, &others)).filter(|it| it.is_finite())
+        };
+        Ratios(rounds.iter().filter_map(of).collect())
     };
-    println!("{line:<62}{} {ratios}", cells.collect::<String>());
+    let rate = ratios(|own, others| own.rate / best(others, |it| it.rate, f64::max));
+    let used = ratios(|own, others| best(others, |it| it.used, f64::min) / own.used);
+    println!("{line:<62}{cells} {rate:>18} {used:>18}");
 }
 
-fn middle(rounds: &[Figure]) -> Option<Figure> {
-    let of = |value: fn(&Figure) -> f64| median(rounds.iter().map(value).collect());
-    Some(Figure { rate: of(|it| it.rate)?, used: of(|it| it.used)? })
+fn best(figures: &[Figure], of: fn(&Figure) -> f64, better: fn(f64, f64) -> f64) -> f64 {
+    figures.iter().map(of).reduce(better).unwrap_or(f64::NAN)
+}
+
+/// The medians of a server.
+fn cell(rounds: &[Vec<Option<Figure>>], at: usize) -> String {
+    let of = |value: fn(Figure) -> f64| {
+        median(rounds.iter().filter_map(|round| round[at]).map(value).collect())
+    };
+    match (of(|it| it.rate), of(|it| it.used), of(|it| it.client)) {
+        (Some(rate), Some(used), Some(client)) => format!("{rate:.0} / {used:.1} / {client:.1}"),
+        _ => "-".to_owned(),
+    }
 }

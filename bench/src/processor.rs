@@ -1,10 +1,12 @@
 //! CPUs: pinning, and CPU time of processes.
 
 use std::fs;
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Pins the calling thread, and threads that it starts, to a CPU.
 pub(crate) fn pin(processor: usize) -> Result<()> {
@@ -38,11 +40,28 @@ pub(crate) fn time_of_family(pid: u32) -> Result<Duration> {
     Ok(ticks)
 }
 
-/// Returns user and system time of a process and the children that it has reaped: fields 14 to 17
-/// of proc_pid_stat(5).
+/// Returns the CPU time of the processes that this one has started and reaped, to a hundredth of a
+/// second.
+pub(crate) fn time_of_reaped() -> Result<Duration> {
+    ticks(&fs::read_to_string("/proc/self/stat")?, 13..15).context("/proc tells no processor time")
+}
+
+/// Returns the CPU time of the calling thread.
+pub(crate) fn time_of_thread() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Returns user and system time of a process and the children that it has reaped.
 fn own_ticks(line: &str) -> Option<Duration> {
-    let (_, fields) = line.rsplit_once(')')?;
-    let ticks = fields.split_whitespace().skip(11).take(4).map(|text| text.parse::<u64>().ok());
+    ticks(line, 11..15)
+}
+
+/// Returns the sum of fields of proc_pid_stat(5), counted from that after the name.
+fn ticks(line: &str, fields: Range<usize>) -> Option<Duration> {
+    let (_, rest) = line.rsplit_once(')')?;
+    let ticks = rest.split_whitespace().skip(fields.start).take(fields.len());
+    let ticks = ticks.map(|text| text.parse::<u64>().ok());
     let per_second = rustix::param::clock_ticks_per_second();
     Some(Duration::from_millis(ticks.sum::<Option<u64>>()? * 1000 / per_second))
 }
@@ -67,6 +86,7 @@ mod test {
         let line = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 100 50 20 30 20 0 1 0";
         let per_second = rustix::param::clock_ticks_per_second();
         assert_eq!(own_ticks(line), Some(Duration::from_millis(200 * 1000 / per_second)));
+        assert_eq!(ticks(line, 13..15), Some(Duration::from_millis(50 * 1000 / per_second)));
         assert!(time_of_family(std::process::id()).is_ok());
     }
 }

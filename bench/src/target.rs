@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
@@ -12,12 +13,37 @@ use serde_json::Value;
 
 use crate::{processor, serve};
 
-/// A running target; killed on drop.
+/// A disk of a target that is running.
+#[derive(Debug, Clone)]
+pub(crate) struct Attachable {
+    pub(crate) address: SocketAddr,
+    pub(crate) nqn: String,
+    pid: u32,
+}
+
+impl Attachable {
+    /// Returns the CPU time of the target.
+    pub(crate) fn used(&self) -> Result<Duration> {
+        processor::time_of(self.pid)
+    }
+}
+
+impl FromStr for Attachable {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once(',').zip(text.rsplit_once(','));
+        let ((address, _), (rest, pid)) = parts.context("it is ADDRESS:PORT,NQN,PID")?;
+        let nqn = rest.split_once(',').context("it is ADDRESS:PORT,NQN,PID")?.1.to_owned();
+        Ok(Self { address: address.parse()?, nqn, pid: pid.parse()? })
+    }
+}
+
+/// A target of our own; killed on drop.
 #[derive(Debug)]
 pub(crate) struct Target {
     child: Child,
-    pub(crate) address: SocketAddr,
-    pub(crate) nqn: String,
+    pub(crate) disk: Attachable,
 }
 
 impl Target {
@@ -32,7 +58,7 @@ impl Target {
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
         let port = line.trim().parse().context("the target did not say its port")?;
-        Ok(Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), nqn: serve::NQN.to_owned() })
+        Ok(Self::new(child, port, serve::NQN.to_owned()))
     }
 
     /// Starts the program itself with the image at `disk`.
@@ -50,12 +76,12 @@ impl Target {
         let (port, nqn) = read_events(&mut out)?;
         // Its output must be read, or it would exit because of a closed pipe.
         thread::spawn(move || io::copy(&mut out, &mut io::sink()));
-        Ok(Self { child, address: (Ipv4Addr::LOCALHOST, port).into(), nqn })
+        Ok(Self::new(child, port, nqn))
     }
 
-    /// Returns its CPU time.
-    pub(crate) fn used(&self) -> Result<Duration> {
-        processor::time_of(self.child.id())
+    fn new(child: Child, port: u16, nqn: String) -> Self {
+        let (address, pid) = ((Ipv4Addr::LOCALHOST, port).into(), child.id());
+        Self { child, disk: Attachable { address, nqn, pid } }
     }
 }
 
@@ -92,5 +118,15 @@ mod test {
                       {\"event\":\"ready\"}\n";
         assert_eq!(read_events(events.as_bytes()).unwrap(), (4420, "n".to_owned()));
         assert!(read_events(&b"{\"event\":\"ready\"}\n"[..]).is_err());
+    }
+
+    #[test]
+    fn running_target_is_named_by_address_nqn_and_process() {
+        let disk: Attachable = "127.0.0.1:4420,nqn.2014-08.org.example:a,b,77".parse().unwrap();
+        assert_eq!(
+            (disk.address.port(), &disk.nqn[..], disk.pid),
+            (4420, "nqn.2014-08.org.example:a,b", 77)
+        );
+        assert!("127.0.0.1:4420,77".parse::<Attachable>().is_err());
     }
 }
