@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use export::Backing;
+use export::{Backing, Pool};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -15,6 +15,9 @@ const TMPFS: u32 = 0x0102_1994;
 
 /// Major number of the memory devices: `/dev/null`, `/dev/zero`.
 const MEMORY_DEVICES: u32 = 1;
+
+/// Device number of `/dev/zero`.
+const ZERO_DEVICE: u64 = 0x105;
 
 /// Returns where the byte at `offset` of the export is stored: the index of a file in
 /// [`Backing::descriptors`], and the offset in it.
@@ -73,17 +76,26 @@ pub(super) struct Mappable<'a> {
     pub(super) len: usize,
     /// How many bytes of the file are holes.
     pub(super) holes: u64,
+    /// Whether every byte of the disk is zero, and what is written is discarded: `/dev/zero`. Any
+    /// bytes of the mapping stand for any of the disk.
+    pub(super) is_zero: bool,
 }
 
 /// Returns what to map, if the first `bytes` bytes of the export are in a file that is in memory.
 pub(super) fn mappable(backing: &Backing, bytes: u64) -> Option<Mappable<'_>> {
     let Backing::Raw(file) = backing;
     let stat = rustix::fs::fstat(file).ok()?;
-    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let file_type = FileType::from_raw_mode(stat.st_mode);
+    if file_type == FileType::CharacterDevice && stat.st_rdev == ZERO_DEVICE {
+        let (file, len) = (file.as_fd(), Pool::MAX_BUFFER);
+        return Some(Mappable { file, len, holes: 0, is_zero: true });
+    }
+    let is_regular = file_type == FileType::RegularFile;
     let (size, blocks) = (u64::try_from(stat.st_size).ok()?, u64::try_from(stat.st_blocks).ok()?);
     let holes = size.saturating_sub(blocks.saturating_mul(512));
     let len = usize::try_from(size.min(bytes)).ok()?;
-    (is_regular && is_memory_file(file)).then(|| Mappable { file: file.as_fd(), len, holes })
+    let mappable = Mappable { file: file.as_fd(), len, holes, is_zero: false };
+    (is_regular && is_memory_file(file)).then_some(mappable)
 }
 
 fn is_block_device(file: &OwnedFd) -> bool {

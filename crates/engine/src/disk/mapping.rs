@@ -34,6 +34,8 @@ const FAULT_AROUND: usize = 64 << 10;
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// Whether it stands for a disk of zeros, of any size, which discards what is written.
+    is_zero: bool,
     /// Whether a page has failed. Outlives the mapping, so that the file is not mapped again.
     has_failed: Rc<Cell<bool>>,
     /// Keeps the export, and so its files, in use as long as they are mapped.
@@ -66,7 +68,7 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::Other)?;
-        let mapping = Self { base, len, has_failed, _export: export.clone() };
+        let mapping = Self { base, len, is_zero: false, has_failed, _export: export.clone() };
         let advice = [Some(libc::MADV_DONTDUMP), huge.then_some(libc::MADV_HUGEPAGE)];
         for advice in advice.into_iter().flatten() {
             // SAFETY: neither changes the contents of the mapping. Failures do no harm.
@@ -75,9 +77,15 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Makes the mapping, whose bytes are zero, stand for a disk of zeros.
+    pub(crate) fn set_zero(&mut self, is_zero: bool) {
+        self.is_zero = is_zero;
+    }
+
     /// Returns the index of the byte at `offset` if the mapping has `len` bytes from there on, and
     /// none has failed.
     pub(crate) fn index(&self, offset: u64, len: u64) -> Option<usize> {
+        let offset = if self.is_zero { 0 } else { offset };
         let end = offset.checked_add(len)?;
         let fits = end <= self.len as u64 && !self.has_failed.get();
         usize::try_from(offset).ok().filter(|_| fits)
@@ -86,6 +94,9 @@ impl Mapping {
     /// Copies `bytes` to `start`. Returns false if a page fails; then any part of them was copied.
     pub(crate) fn write(&self, start: usize, bytes: &[u8]) -> bool {
         let Some(at) = self.at(start, bytes.len()) else { return false };
+        if self.is_zero {
+            return true;
+        }
         // Reading a byte first maps the pages around it as well (`fault_around_bytes`); a write
         // faults on each page.
         let mut byte = 0;

@@ -94,14 +94,16 @@ impl Mappings {
         self.known.retain(|known| !same(known));
         let mapped = self.known.iter().filter(|known| known.mapping.strong_count() > 0);
         let held: u64 = mapped.map(|known| known.holes).sum();
-        let Mappable { file, len, holes } = mappable(export.backing(), export.bytes())?;
+        let Mappable { file, len, holes, is_zero } = mappable(export.backing(), export.bytes())?;
         // A block is sent as a whole only if it is not longer than a page.
         let is_long = export.geometry.block() as usize > PAGE;
         if is_long || self.max_holes?.saturating_sub(held) < holes {
             return None;
         }
         let has_failed = Rc::<Cell<bool>>::default();
-        let mapping = Mapping::new(export, file, len, holes == 0, has_failed.clone()).ok()?;
+        let huge = holes == 0 && !is_zero;
+        let mut mapping = Mapping::new(export, file, len, huge, has_failed.clone()).ok()?;
+        mapping.set_zero(is_zero);
         let mapping = Rc::new(mapping);
         let (export, weak) = (Arc::downgrade(export), Rc::downgrade(&mapping));
         self.known.push(Known { export, mapping: weak, holes, has_failed });
@@ -181,6 +183,18 @@ mod test {
         let mut copied = Job::new(admit(&grant, Op::Read, 3, 0));
         pace.run_at_once(&mut copied, &mut mappings);
         assert_eq!(copied.finish().1.buffer.unwrap().bytes(), [5; 512]);
+    }
+
+    #[test]
+    fn disk_of_zeros_discards_writes_without_a_system_call() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(0));
+        let zero = std::fs::File::options().read(true).write(true).open("/dev/zero").unwrap();
+        let grant = grant(zero);
+        let read = write_and_read(&mut pace, &mut mappings, &grant, 100);
+        assert_eq!(read.finish().1.buffer.unwrap().in_place().unwrap().start, 0);
+        let mut copied = Job::new(admit(&grant, Op::Read, 100, 7));
+        pace.run_at_once(&mut copied, &mut mappings);
+        assert_eq!(copied.finish().1.buffer.unwrap().bytes(), [0; 512]);
     }
 
     #[test]
