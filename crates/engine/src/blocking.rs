@@ -158,7 +158,7 @@ impl<'a> Connection<'a> {
         self.establish();
         while let Some(step) = self.session.poll() {
             match step {
-                Step::Report(event) => (self.shared.sink)(event),
+                Step::Report(event) => (self.shared.sink)(*event),
                 Step::Notify => self.shared.inboxes.changed(&self.link.topic(), None),
                 Step::Submit(admitted) => self.carry_out(admitted),
                 Step::Send(segment) => {

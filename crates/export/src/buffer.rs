@@ -185,7 +185,7 @@ impl Account {
             return None;
         };
         self.0.held.set(held + (PAGE << class));
-        Some(Buffer { pages, len, account: self.0.clone(), in_place: None })
+        Some(Buffer { memory: Memory::Pages(pages), len, account: self.0.clone() })
     }
 
     /// Opens another account of the same tenant with the same pool, for `purpose`.
@@ -218,10 +218,15 @@ impl fmt::Debug for Pool {
 
 /// A page-aligned buffer for one payload. Returns to its pool on drop.
 pub struct Buffer {
-    pages: Pages,
+    memory: Memory,
     len: usize,
     account: Rc<AccountState>,
-    in_place: Option<InPlace>,
+}
+
+/// Where the payload of a [`Buffer`] is.
+enum Memory {
+    Pages(Pages),
+    InPlace(InPlace),
 }
 
 /// Where the payload of a [`Buffer`] is, if it was not copied into the buffer: in memory of the
@@ -237,25 +242,32 @@ pub struct InPlace {
 impl Buffer {
     /// Returns the payload; empty if it is [in place](Buffer::in_place).
     pub fn bytes(&self) -> &[u8] {
-        let len = if self.in_place.is_none() { self.len } else { 0 };
-        self.pages.as_bytes().get(..len).unwrap_or_default()
+        match &self.memory {
+            Memory::Pages(pages) => pages.as_bytes().get(..self.len).unwrap_or_default(),
+            Memory::InPlace(_) => &[],
+        }
     }
 
     /// Returns the payload for writing; empty if it is [in place](Buffer::in_place).
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = if self.in_place.is_none() { self.len } else { 0 };
-        self.pages.as_mut_bytes().get_mut(..len).unwrap_or_default()
+        match &mut self.memory {
+            Memory::Pages(pages) => pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default(),
+            Memory::InPlace(_) => &mut [],
+        }
     }
 
-    /// Makes the memory of the driver at `in_place` the payload, instead of the buffer's own bytes.
-    /// Only for a read that [allows](crate::Admitted::allow_in_place) it.
+    /// Makes the memory of the driver at `in_place` the payload. The buffer's own memory returns to
+    /// its pool at once. Only for a read that [allows](crate::Admitted::allow_in_place) it.
     pub fn set_in_place(&mut self, in_place: InPlace) {
-        self.in_place = Some(in_place);
+        self.account.take_back(std::mem::replace(&mut self.memory, Memory::InPlace(in_place)));
     }
 
     /// Returns where the payload is, if not in the buffer's own bytes.
     pub fn in_place(&self) -> Option<&InPlace> {
-        self.in_place.as_ref()
+        match &self.memory {
+            Memory::Pages(_) => None,
+            Memory::InPlace(in_place) => Some(in_place),
+        }
     }
 
     /// Returns the length of the payload in bytes.
@@ -269,13 +281,20 @@ impl Buffer {
     }
 }
 
+impl AccountState {
+    fn take_back(&self, memory: Memory) {
+        let Memory::Pages(pages) = memory else { return };
+        let bytes = pages.len() * PAGE;
+        self.held.set(self.held.get() - bytes);
+        self.share.give_back(self.purpose, bytes);
+        self.pool.give_back(pages);
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
-        let bytes = pages.len() * PAGE;
-        self.account.held.set(self.account.held.get() - bytes);
-        self.account.share.give_back(self.account.purpose, bytes);
-        self.account.pool.give_back(pages);
+        let memory = std::mem::replace(&mut self.memory, Memory::Pages(Pages::default()));
+        self.account.take_back(memory);
     }
 }
 

@@ -14,8 +14,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// Capacity in bytes: the largest PDU header that is followed by a payload, with its digest.
-    pub const MAX: usize = 55;
+    /// Capacity in bytes: the longest header that is followed by payload (NBD: an extended chunk).
+    pub const MAX: usize = 47;
 
     /// Returns a head of `bytes`. At most [`Head::MAX`] bytes: the rest is cut off, and debug
     /// builds panic.

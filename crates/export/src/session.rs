@@ -87,7 +87,7 @@ pub enum Step {
     /// Execute this disk request, and call [`Session::complete`].
     Submit(Admitted),
     /// Pass this event to the program.
-    Report(Event),
+    Report(Box<Event>),
     /// State that this session shares with others has changed: pass [`Notice::StateChanged`] to
     /// every session with a [fence](Session::fence) of the same export, and to every session
     /// without one. If this session has none, pass it to every session.

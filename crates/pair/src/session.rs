@@ -174,7 +174,7 @@ impl PairingSession {
         self.deadline = Some(self.now + VERDICT_TIMEOUT);
         let request = Arc::new(PairingRequest { number, host, name, writable, secret });
         let event = Event::PairingRequested { peer: self.peer.clone(), request };
-        self.out.push_back(Step::Report(event));
+        self.out.push_back(Step::Report(Box::new(event)));
     }
 
     fn wrong_code(&mut self, attempt: Attempt, host: &str) {
@@ -227,7 +227,7 @@ impl PairingSession {
 
     fn violated(&mut self, violation: Violation) {
         let event = Event::Violation { peer: self.peer.clone(), rule: violation.name() };
-        self.out.push_back(Step::Report(event));
+        self.out.push_back(Step::Report(Box::new(event)));
         self.abandon("violated the pairing protocol");
         self.close(Reason::Violation);
     }
@@ -253,7 +253,7 @@ impl PairingSession {
     fn report(&mut self, host: &str, reason: &'static str) {
         let (peer, host) = (self.peer.clone(), host.to_owned());
         let event = Event::Refused { peer, host, wanted: "pairing".to_owned(), reason };
-        self.out.push_back(Step::Report(event));
+        self.out.push_back(Step::Report(Box::new(event)));
     }
 
     fn send(&mut self, bytes: Vec<u8>) {

@@ -374,7 +374,7 @@ impl Driver {
                         false => self.execute(id, job),
                     }
                 }
-                Step::Report(event) => conn.events.push(event),
+                Step::Report(event) => conn.events.push(*event),
                 Step::Notify => {
                     self.notifications += 1;
                     self.notified = true;

@@ -223,7 +223,8 @@ impl TlsSession {
         let len = self.records.alert_record(broken, &mut small);
         self.send_small(small.get(..len).unwrap_or_default());
         let rule = broken.name();
-        self.steps.push_back(Step::Report(Event::Violation { peer: self.peer.clone(), rule }));
+        let event = Event::Violation { peer: self.peer.clone(), rule };
+        self.steps.push_back(Step::Report(Box::new(event)));
         self.abort(Reason::Violation);
     }
 }

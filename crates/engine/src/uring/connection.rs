@@ -299,7 +299,7 @@ impl Connection {
         self.establish(turn);
         while let Some(step) = self.session.poll() {
             match step {
-                Step::Report(event) => (turn.sink)(event),
+                Step::Report(event) => (turn.sink)(*event),
                 Step::Notify => turn.changes.add(self.link.topic()),
                 Step::Submit(admitted) => self.submit(turn, Job::new(admitted)),
                 Step::Send(_) | Step::Close(_) if !self.is_open() => {}

@@ -54,7 +54,7 @@ impl Outbox {
     }
 
     pub(super) fn report(&mut self, event: Event) {
-        self.steps.push_back(Step::Report(event));
+        self.steps.push_back(Step::Report(Box::new(event)));
     }
 
     /// Notifies the other sessions that shared state has changed.

@@ -3,7 +3,7 @@
 //! Base 2.0 §6).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use export::{Account, Buffer, Event, Fence, Grant, Outcome, Reason};
 use zerocopy::FromBytes;
@@ -39,7 +39,13 @@ pub(super) struct Fabrics {
     role: Role,
     /// Authentication state, if the host has DH-HMAC-CHAP keys.
     auth: Option<Box<InBandAuth>>,
+    /// Until when traffic need not restart the keep-alive timer.
+    keep_alive_restarted: Option<Instant>,
 }
+
+/// How exactly traffic restarts the keep-alive timer: the controller, which other threads use as
+/// well, is not accessed for each received piece.
+const KEEP_ALIVE_RESOLUTION: Duration = Duration::from_millis(1);
 
 /// What the connection is used for.
 #[derive(Debug)]
@@ -53,7 +59,8 @@ enum Role {
 
 impl Fabrics {
     pub(super) fn new(cx: Context, account: Account) -> Self {
-        Self { cx, queue: Queue::new(account), role: Role::Undecided, auth: None }
+        let (auth, keep_alive_restarted) = (None, None);
+        Self { cx, queue: Queue::new(account), role: Role::Undecided, auth, keep_alive_restarted }
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -414,10 +421,15 @@ impl Fabrics {
 
     /// Restarts the keep-alive timer of the controller. An unauthenticated I/O queue must not keep
     /// the controller of another host alive.
-    pub(super) fn restart_keep_alive(&self) {
+    pub(super) fn restart_keep_alive(&mut self) {
+        let now = self.cx.now();
+        if self.keep_alive_restarted.is_some_and(|until| now < until) {
+            return;
+        }
         let own = |binding: &&Binding| binding.is_admin() || !self.is_unauthenticated();
         if let Some(binding) = self.queue.binding().filter(own) {
-            binding.controller().restart_keep_alive(self.cx.now());
+            binding.controller().restart_keep_alive(now);
+            self.keep_alive_restarted = Some(now + KEEP_ALIVE_RESOLUTION);
         }
     }
 

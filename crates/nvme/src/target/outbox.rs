@@ -63,7 +63,7 @@ impl Outbox {
     }
 
     pub(super) fn report(&mut self, event: Event) {
-        self.steps.push_back(Step::Report(event));
+        self.steps.push_back(Step::Report(Box::new(event)));
     }
 
     /// Makes the driver notify all sessions of a change of shared state.

@@ -66,11 +66,18 @@ impl Work {
         matches!(self, Self::FusedOperation(operation) if operation.holds_exclusive())
     }
 
+    /// Returns the disk request (operation, first block, blocks) of a command that consists of one.
+    pub(super) fn request(&self) -> Option<(Op, u64, u32)> {
+        match *self {
+            Self::Read { lba, blocks } => Some((Op::Read, lba, blocks)),
+            Self::Write { lba, blocks, durable } => Some((Op::Write { durable }, lba, blocks)),
+            Self::NoData { op, lba, blocks } => Some((op, lba, blocks)),
+            _ => None,
+        }
+    }
+
     /// Returns the first block, for the error log.
     pub(super) fn lba(&self) -> u64 {
-        match self {
-            Self::Read { lba, .. } | Self::Write { lba, .. } | Self::NoData { lba, .. } => *lba,
-            _ => 0,
-        }
+        self.request().map_or(0, |(_, lba, _)| lba)
     }
 }

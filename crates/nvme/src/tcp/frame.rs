@@ -139,7 +139,7 @@ impl Framer {
 
     /// Sends a header that is too long for one [`Head`].
     fn send_long_header(&self, header: &[u8], send: &mut impl FnMut(Segment)) {
-        let (first, second) = header.split_at(header.len().min(48));
+        let (first, second) = header.split_at(header.len() / 2);
         let mut rest = Head::new(second);
         if self.header_digest {
             rest.push(&crc32c(header).to_le_bytes());

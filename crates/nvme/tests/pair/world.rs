@@ -413,7 +413,7 @@ impl World {
                     let disk = self.disks.iter_mut().find(for_disk).unwrap();
                     disk.requests.push_back((index, admitted));
                 }
-                Step::Report(event) => self.events.push(event),
+                Step::Report(event) => self.events.push(*event),
                 Step::Notify => {
                     self.notified = true;
                     self.notifications += 1;

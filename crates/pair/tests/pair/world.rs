@@ -60,7 +60,7 @@ impl Conn {
                     assert!(self.closed.is_none(), "sent after the close");
                     segment.parts().iter().for_each(|part| self.sent.extend_from_slice(part));
                 }
-                Step::Report(event) => self.events.push(event),
+                Step::Report(event) => self.events.push(*event),
                 Step::Close(reason) => {
                     assert!(self.closed.is_none(), "closed once");
                     self.closed = Some(reason);

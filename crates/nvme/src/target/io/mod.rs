@@ -89,10 +89,13 @@ pub(super) fn data_received(queue: &mut Queue, tag: u16, work: Work, buffer: Buf
 
 /// Continues a command: from the start, or after its disk request with `outcome`.
 pub(super) fn drive(queue: &mut Queue, tag: u16, outcome: Option<Outcome>) {
+    if let Some(request) = queue.slots().work(tag).and_then(Work::request) {
+        return single::step(queue, tag, request, outcome);
+    }
     match queue.take_work(tag) {
         Work::Job(job) => job::step(queue, tag, job, outcome),
         Work::FusedOperation(operation) => fused::step(queue, tag, operation, outcome),
-        work => single::step(queue, tag, work, outcome),
+        other => queue.set_work(tag, other),
     }
 }
 

@@ -53,15 +53,14 @@ pub(super) fn no_data(
     Ok(())
 }
 
-/// Continues a command: from the start, or after its disk request with `outcome`.
-pub(super) fn step(queue: &mut Queue, tag: u16, work: Work, outcome: Option<Outcome>) {
-    let (op, lba, blocks) = match work {
-        Work::Read { lba, blocks } => (Op::Read, lba, blocks),
-        Work::Write { lba, blocks, durable } => (Op::Write { durable }, lba, blocks),
-        Work::NoData { op, lba, blocks } => (op, lba, blocks),
-        other => return queue.set_work(tag, other),
-    };
-    queue.set_work(tag, work);
+/// Continues a command of one disk request (operation, first block, blocks): from the start, or after
+/// the request with `outcome`.
+pub(super) fn step(
+    queue: &mut Queue,
+    tag: u16,
+    (op, lba, blocks): (Op, u64, u32),
+    outcome: Option<Outcome>,
+) {
     match (op, outcome) {
         (Op::Read, None) => start_read(queue, tag, lba, blocks),
         (Op::Read, Some(Outcome { result: Ok(()), buffer: Some(buffer) })) => {
