@@ -66,6 +66,8 @@ pub(crate) struct Connection {
     /// table, until the export is gone.
     disk: Option<(Weak<Export>, Rc<[FixedFile]>)>,
     rx_coalescing: RxCoalescing,
+    /// Whether the session has ever asked for a direct receive. One over TLS does not.
+    receives_directly: bool,
     /// `SO_RCVLOWAT` of the socket.
     low_water_mark: usize,
     /// When the coalescing wait times out, if there is one.
@@ -107,6 +109,7 @@ impl Connection {
             pace: Pace::default(),
             disk: None,
             rx_coalescing: RxCoalescing::new(now),
+            receives_directly: false,
             low_water_mark: 1,
             coalescing_until: None,
             received_bytes: 0,
@@ -447,12 +450,13 @@ impl Connection {
             return;
         }
         let Some(receiving) = &mut self.receiving else { return };
-        receiving.is_large = self.rx_coalescing.latest() >= LARGE;
         if closing {
             receiving.recv_buffer.clear();
         } else if receiving.recv_buffer.is_empty() {
             receiving.direct_recv = self.session.direct_recv();
+            self.receives_directly |= receiving.direct_recv.is_some();
         }
+        receiving.is_large = self.receives_directly && self.rx_coalescing.latest() >= LARGE;
         if !receiving.recv_buffer.spare().is_empty() {
             self.set_coalescing(turn);
             self.receiving.take().into_iter().for_each(|receiving| turn.ring.receive(receiving));

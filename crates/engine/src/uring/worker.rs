@@ -490,9 +490,10 @@ fn attempt<T>(
 
 #[cfg(test)]
 mod test {
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
-    use export::{Auth, Budget, Outcome, Peer, Session, Step, Ticket};
+    use export::{Auth, Budget, Head, Outcome, Peer, Segment, Session, Step, Ticket};
 
     use super::*;
     use crate::inbox::Inboxes;
@@ -559,5 +560,63 @@ mod test {
         drop(peers);
         assert_eq!(dropped.iter().collect::<Vec<_>>(), [false], "no session was notified before");
         assert!(other.has_messages(), "and then it was");
+    }
+
+    /// Answers each [`PAYLOAD`] bytes, and reports how many are received at once. Lends no memory.
+    struct Counter(usize, mpsc::Sender<usize>);
+
+    const PAYLOAD: usize = 128 << 10;
+
+    impl Session for Counter {
+        fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+            self.0 += bytes.len();
+            let _ = self.1.send(bytes.len());
+            bytes.len()
+        }
+
+        fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+
+        fn notify(&mut self, _: Instant, _: &Notice) {}
+
+        fn tick(&mut self, _: Instant) {}
+
+        fn poll(&mut self) -> Option<Step> {
+            self.0 = self.0.checked_sub(PAYLOAD)?;
+            Some(Step::Send(Segment::head(Head::new(&[0; 16]))))
+        }
+
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+
+        fn can_receive(&self) -> bool {
+            true
+        }
+
+        fn is_established(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn large_requests_without_direct_receive_come_in_large_pieces() {
+        let table = ConnectionTable::new(Bounds { total: 8, unestablished: 8 });
+        let (sink, inboxes) = (Arc::new(|_| {}), Inboxes::default());
+        let shared = Arc::new(Shared { sink, inboxes, table, budget: Budget::new(1 << 20) });
+        let Ok(workers) = spawn(&Config::default(), &shared) else { return };
+        let (report, received) = mpsc::channel();
+        let count: MakeSession = Arc::new(move |_, _, _| Box::new(Counter(0, report.clone())));
+        let (socket, mut peer) = UnixStream::pair().unwrap();
+        let link = shared.table.insert(socket.into(), Peer::unix(Auth::None)).unwrap();
+        workers.adopt(link, count.clone());
+        for _ in 0..64 {
+            peer.write_all(&[0; PAYLOAD]).unwrap();
+            peer.read_exact(&mut [0; 16]).unwrap();
+        }
+        drop((peer, count));
+        workers.0.iter().for_each(|worker| worker.inbox.push(Message::Quit));
+        workers.join();
+        let pieces = received.iter().count();
+        assert!(pieces < 64 * 16, "{pieces} pieces");
     }
 }
