@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aead;
 mod client;
 mod compare;
 mod copying;
@@ -45,6 +46,8 @@ enum Command {
     Loopback(Loopback),
     /// Serves a disk, to be loaded, until standard input ends.
     Serve(serve::Serve),
+    /// Measures the limit of the machine for TLS: the cipher alone.
+    Cipher(aead::Options),
     /// Sends requests to the target in memory, to count its instructions.
     Count(count::Count),
 }
@@ -120,6 +123,7 @@ fn main() -> Result<()> {
         Command::Load(load) => load_target(&load),
         Command::Loopback(options) => measure_loopback(&options),
         Command::Serve(options) => serve::serve(&options),
+        Command::Cipher(options) => aead::measure(&options),
         Command::Count(options) => count::count(options),
     }
 }
