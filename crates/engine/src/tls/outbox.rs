@@ -7,8 +7,8 @@ use export::Segment;
 
 use super::record::{CONTENT, Kind, OVERHEAD, Sealer};
 
-/// A piece from this size on is not copied.
-const LARGE: usize = 4 << 10;
+/// A piece from this size on is not copied. Copying less costs less than a record, at both ends.
+pub(super) const LARGE: usize = 8 << 10;
 
 /// The queue.
 pub(super) struct Outbox {
@@ -132,11 +132,12 @@ mod test {
     #[test]
     fn segments_round_trip_at_any_buffer_size() {
         let secret = Zeroizing::new(vec![3; 32]);
-        for room in [5000, 20_000, 1 << 18] {
+        for room in [LARGE + 100, 20_000, 1 << 18] {
             let mut sealer = Sealer::new(Suite::Aes128, secret.clone()).unwrap();
             let mut opener = Opener::new(Suite::Aes128, secret.clone()).unwrap();
             let (mut outbox, mut expected) = (Outbox::new(), Vec::new());
-            for (len, fill) in [(0, 1), (300, 2), (4096, 3), (100_000, 4), (4095, 5), (0, 6)] {
+            for (len, fill) in [(0, 1), (300, 2), (LARGE, 3), (100_000, 4), (LARGE - 1, 5), (0, 6)]
+            {
                 let mut buffer = Pool::new(1 << 22).open().take(len).unwrap();
                 buffer.bytes_mut().fill(fill);
                 let segment =
@@ -164,5 +165,19 @@ mod test {
             assert!(opened == expected);
             assert_eq!(outbox.segments(), 0);
         }
+    }
+
+    #[test]
+    fn small_answers_share_a_record() {
+        let secret = Zeroizing::new(vec![3; 32]);
+        let mut sealer = Sealer::new(Suite::Aes128, secret).unwrap();
+        let mut outbox = Outbox::new();
+        for _ in 0..3 {
+            let buffer = Pool::new(1 << 22).open().take(4096).unwrap();
+            let head = Head::new(&[1; 24]);
+            outbox.push(Segment::with_body(head, Body::Whole(buffer), 0, 4096));
+        }
+        let mut out = vec![0; 1 << 18];
+        assert_eq!(outbox.seal(&mut sealer, &mut out), 3 * (24 + 4096) + OVERHEAD);
     }
 }

@@ -10,8 +10,9 @@ use std::time::Instant;
 use export::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::record::{CONTENT, Kind, OPENED, Opener, RecordError};
-use super::records::{Opened, Records, SMALL, sealed_len};
+use super::outbox::LARGE;
+use super::record::{CONTENT, Kind, OPENED, OVERHEAD, Opener, RecordError};
+use super::records::{Opened, Records, SMALL};
 use super::s2n::{Established, Handshake, HandshakeError, Progress};
 use super::{Psk, Trust};
 use crate::recv_buffer::RecvBuffer;
@@ -19,8 +20,11 @@ use crate::recv_buffer::RecvBuffer;
 /// Size of a receive in bytes.
 const RECV_SIZE: usize = 512 << 10;
 
-/// Encrypted bytes queued for the socket, above which no more are accepted.
-const MAX_SEND_BUFFER: usize = 1 << 20;
+/// Most bytes that are encrypted and sent at once, while they are in the CPU cache.
+const MAX_WRITE: usize = 256 << 10;
+
+/// Size of the buffer for their records. Pieces that are not copied have records of their own.
+const SEND_BUFFER: usize = SMALL + MAX_WRITE + (2 * MAX_WRITE / LARGE + 2) * OVERHEAD;
 
 /// Establishes a channel on `socket` with a PSK, by `deadline` at the latest. The socket stays
 /// blocking or non-blocking, and so is the [`Stream`].
@@ -120,9 +124,10 @@ pub struct Stream {
     inbox: RecvBuffer,
     /// Decrypted bytes that were not read yet.
     plain: RecvBuffer,
-    /// Encrypted bytes, of which `sent` were sent.
-    outbox: Vec<u8>,
-    sent: usize,
+    /// Encrypted bytes that the socket has not taken.
+    outbox: RecvBuffer,
+    /// Small pieces that are encrypted together.
+    scratch: Box<[u8]>,
     end_of_stream: bool,
     /// Whether one end has violated the protocol: nothing is read or sent any more.
     broken: bool,
@@ -131,7 +136,8 @@ pub struct Stream {
 impl Stream {
     fn new(socket: Arc<TcpStream>, established: Established) -> Option<Self> {
         let (inbox, plain) = (RecvBuffer::new(RECV_SIZE)?, RecvBuffer::new(OPENED)?);
-        let (channel, outbox) = (established.channel.clone(), Vec::new());
+        let (outbox, scratch) = (RecvBuffer::new(SEND_BUFFER)?, vec![0; CONTENT].into());
+        let channel = established.channel.clone();
         let records = Records::new(established);
         Some(Self {
             socket,
@@ -140,7 +146,7 @@ impl Stream {
             inbox,
             plain,
             outbox,
-            sent: 0,
+            scratch,
             end_of_stream: false,
             broken: false,
         })
@@ -158,7 +164,7 @@ impl Stream {
 
     /// Returns whether there are queued bytes that the socket has not taken.
     pub fn has_unsent(&self) -> bool {
-        self.sent < self.outbox.len()
+        !self.outbox.is_empty()
     }
 
     /// Returns whether there are bytes to read that have already been received, which polling the
@@ -175,9 +181,8 @@ impl Stream {
     /// As for sending.
     pub fn update(&mut self, both: bool) -> io::Result<()> {
         self.flush()?;
-        let mut small = [0; SMALL];
-        let len = self.records.sealer.update(both, &mut small);
-        self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
+        let len = self.records.sealer.update(both, self.outbox.spare());
+        self.outbox.fill(len);
         self.flush()
     }
 
@@ -194,7 +199,7 @@ impl Stream {
         self.flush()?;
         let mut small = [0; SMALL];
         let len = self.records.close(&mut small);
-        self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
+        self.queue(&small, len);
         self.flush()?;
         self.socket.shutdown(std::net::Shutdown::Write)
     }
@@ -247,7 +252,14 @@ impl Stream {
     fn queue_pending_update(&mut self) {
         let mut small = [0; SMALL];
         let len = self.records.pending_update(&mut small);
-        self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
+        self.queue(&small, len);
+    }
+
+    /// Queues the first `len` bytes of a record.
+    fn queue(&mut self, record: &[u8; SMALL], len: usize) {
+        let spare = self.outbox.spare().get_mut(..len);
+        spare.zip(record.get(..len)).into_iter().for_each(|(to, from)| to.copy_from_slice(from));
+        self.outbox.fill(len);
     }
 
     /// Sends what the socket takes. `WouldBlock` is not an error.
@@ -258,15 +270,34 @@ impl Stream {
         }
     }
 
-    /// Encrypts `bytes` to the end of the queue.
-    fn seal(&mut self, bytes: &[u8]) {
-        let mut used = self.outbox.len();
-        self.outbox.resize(used + sealed_len(bytes.len(), 0), 0);
-        for content in bytes.chunks(CONTENT) {
-            let room = self.outbox.get_mut(used..).unwrap_or_default();
-            used += self.records.sealer.seal(Kind::Data, content, room);
+    /// Encrypts up to [`MAX_WRITE`] bytes to the end of the queue, small pieces together. Returns how
+    /// many.
+    fn seal(&mut self, pieces: &[IoSlice<'_>]) -> usize {
+        let Self { records, outbox, scratch, .. } = self;
+        let mut seal = |content: &[u8]| {
+            if !content.is_empty() {
+                let len = records.sealer.seal(Kind::Data, content, outbox.spare());
+                outbox.fill(len);
+            }
+        };
+        let (mut taken, mut copied) = (0, 0);
+        for piece in pieces {
+            let piece = piece.get(..MAX_WRITE - taken).unwrap_or(piece);
+            taken += piece.len();
+            if copied + piece.len() > CONTENT || piece.len() >= LARGE {
+                scratch.get(..copied).into_iter().for_each(&mut seal);
+                copied = 0;
+            }
+            match scratch.get_mut(copied..copied + piece.len()) {
+                Some(copy) if piece.len() < LARGE => {
+                    copy.copy_from_slice(piece);
+                    copied += piece.len();
+                }
+                _ => piece.chunks(CONTENT).for_each(&mut seal),
+            }
         }
-        self.outbox.truncate(used);
+        scratch.get(..copied).into_iter().for_each(&mut seal);
+        taken
     }
 }
 
@@ -295,45 +326,30 @@ impl Read for Stream {
 }
 
 impl Write for Stream {
-    /// Encrypts and sends. What the socket does not take is queued: [`Write::flush`] sends the
-    /// rest.
+    /// Encrypts and sends up to 256 KiB. What the socket does not take is queued, and sent by
+    /// [`Write::flush`] or before more is accepted.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         self.check()?;
-        if self.outbox.len() - self.sent >= MAX_SEND_BUFFER {
-            self.flush()?;
-        }
-        // Drop the sent part, or the queue would grow without limit while it is never empty.
-        if self.sent > self.outbox.len() / 2 {
-            self.outbox.drain(..self.sent);
-            self.sent = 0;
-        }
+        self.flush()?;
         self.queue_pending_update();
-        let mut taken = 0;
-        for piece in pieces {
-            let piece = piece.get(..MAX_SEND_BUFFER - taken).unwrap_or(piece);
-            self.seal(piece);
-            taken += piece.len();
-        }
+        let taken = self.seal(pieces);
         self.send()?;
         Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         while self.has_unsent() {
-            let rest = self.outbox.get(self.sent..).unwrap_or_default();
-            match (&*self.socket).write(rest) {
+            match (&*self.socket).write(self.outbox.unread()) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(sent) => self.sent += sent,
+                Ok(sent) => self.outbox.consume(sent),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        self.outbox.clear();
-        self.sent = 0;
         Ok(())
     }
 }
@@ -347,5 +363,62 @@ impl AsFd for Stream {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stream({})", self.channel.cipher)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::TcpListener;
+
+    use zeroize::Zeroizing;
+
+    use super::super::record::Sealer;
+    use super::super::suite::Suite;
+    use super::*;
+
+    #[test]
+    fn pieces_of_any_size_arrive_and_small_ones_share_a_record() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let (mut peer, _) = listener.accept().unwrap();
+        let secret = || Zeroizing::new(vec![5; 32]);
+        let mut opener = Opener::new(Suite::Aes128, secret()).unwrap();
+        let channel = Channel {
+            key: None,
+            certified: false,
+            identity: String::new(),
+            cipher: String::new(),
+            binding: [0; 32],
+        };
+        let sealer = Sealer::new(Suite::Aes128, secret()).unwrap();
+        let established = Established {
+            channel,
+            is_client: true,
+            sealer,
+            opener: Opener::new(Suite::Aes128, secret()).unwrap(),
+        };
+        let mut stream = Stream::new(socket, established).unwrap();
+        let sizes =
+            [72, 4096, 0, 72, 4096, LARGE, 3 * CONTENT + 1, LARGE - 1, LARGE - 1, LARGE - 1, 9];
+        let pieces: Vec<Vec<u8>> = (0u8..).zip(sizes).map(|(fill, len)| vec![fill; len]).collect();
+        let slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        assert_eq!(stream.write_vectored(&slices).unwrap(), sizes.iter().sum());
+        drop(stream);
+        let (mut bytes, mut rest, mut lens) = (Vec::new(), Vec::new(), Vec::new());
+        peer.read_to_end(&mut rest).unwrap();
+        let mut rest = &rest[..];
+        while let Some(body) = Opener::body(rest).unwrap() {
+            let mut out = vec![0; OPENED];
+            let (_, len) = opener.open(body, &mut out).unwrap();
+            bytes.extend_from_slice(&out[..len]);
+            lens.push(len);
+            rest = &rest[Records::len(body)..];
+        }
+        assert!(rest.is_empty() && bytes == pieces.concat());
+        let copied = [2 * (LARGE - 1), LARGE - 1 + 9];
+        assert_eq!(
+            lens,
+            [2 * (72 + 4096), LARGE, CONTENT, CONTENT, CONTENT, 1, copied[0], copied[1]]
+        );
     }
 }
