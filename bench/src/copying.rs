@@ -42,6 +42,8 @@ enum Content {
 enum Copier {
     Storagetm,
     StoragetmVerifies,
+    /// Verifies, and does not compute the hash of the disk.
+    StoragetmCompares,
     /// Reads the source past the page cache, and copies nothing.
     Reader,
     NbdCopy,
@@ -54,8 +56,8 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
     let program = options.program.as_deref().context("name the program: --program PATH")?;
     let names: String = Copier::ALL.iter().map(|copier| format!("{:>21}", copier.name())).collect();
     println!(
-        "{:<44}{names}{:>21}{:>21}{:>21}",
-        "MiB a second", "ratio", "verified", "to copy and read"
+        "{:<44}{names}{:>21}{:>21}{:>21}{:>21}",
+        "MiB a second", "ratio", "verified", "without a hash", "to copy and read"
     );
     for content in [Content::Full, Content::Sparse] {
         for folder in [Path::new("/dev/shm"), &options.folder] {
@@ -73,21 +75,23 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
 }
 
 impl Copier {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Storagetm,
         Self::StoragetmVerifies,
+        Self::StoragetmCompares,
         Self::Reader,
         Self::NbdCopy,
         Self::QemuImg,
         Self::Dd,
     ];
     /// The number of those that come before the other programs.
-    const OWN: usize = 3;
+    const OWN: usize = 4;
 
     fn name(self) -> &'static str {
         match self {
             Self::Storagetm => "storagetm",
             Self::StoragetmVerifies => "storagetm, verifying",
+            Self::StoragetmCompares => "without a hash",
             Self::Reader => "dd, reading",
             Self::NbdCopy => "nbdcopy",
             Self::QemuImg => "qemu-img convert",
@@ -98,7 +102,9 @@ impl Copier {
     /// Returns whether it is installed and supports the source.
     fn can(self, source: Source) -> bool {
         match self {
-            Self::Storagetm | Self::StoragetmVerifies | Self::Reader => true,
+            Self::Storagetm | Self::StoragetmVerifies | Self::StoragetmCompares | Self::Reader => {
+                true
+            }
             Self::NbdCopy => is_installed("nbdcopy"),
             Self::QemuImg => is_installed("qemu-img"),
             Self::Dd => source == Source::File,
@@ -107,7 +113,9 @@ impl Copier {
 
     fn command(self, program: &Path, source: &Path, from: &str, to: &str) -> Command {
         let mut command = match self {
-            Self::Storagetm | Self::StoragetmVerifies => Command::new(program),
+            Self::Storagetm | Self::StoragetmVerifies | Self::StoragetmCompares => {
+                Command::new(program)
+            }
             Self::NbdCopy => Command::new("nbdcopy"),
             Self::QemuImg => Command::new("qemu-img"),
             Self::Dd | Self::Reader => Command::new("dd"),
@@ -115,6 +123,7 @@ impl Copier {
         match self {
             Self::Storagetm => command.args(["copy", "--no-verify", from, to]),
             Self::StoragetmVerifies => command.args(["copy", from, to]),
+            Self::StoragetmCompares => command.args(["copy", "--no-hash", from, to]),
             Self::NbdCopy => command.args(["--flush", from, to]),
             // By default it does not flush.
             Self::QemuImg => command
@@ -184,10 +193,12 @@ impl Scene<'_> {
         let rates = |at: usize| rounds.iter().filter_map(|round| round[at]).collect();
         let rate = |at| median(rates(at)).map_or_else(|| "-".to_owned(), |it| format!("{it:.0}"));
         let cells: String = (0..Copier::ALL.len()).map(|at| format!("{:>21}", rate(at))).collect();
-        let [ratio, verified] =
-            [0, 1].map(|own| summary(rounds, |round| Some(round[own]? / fastest_other(round)?)));
-        let read = summary(rounds, |round| Some(round[1]? * (1.0 / round[0]? + 1.0 / round[2]?)));
-        println!("{self:<44}{cells}{ratio:>20}{verified:>20}{read:>20}");
+        let ratios: String = [0, 1, 2]
+            .map(|own| summary(rounds, |round| Some(round[own]? / fastest_other(round)?)))
+            .map(|ratio| format!("{ratio:>21}"))
+            .concat();
+        let read = summary(rounds, |round| Some(round[1]? * (1.0 / round[0]? + 1.0 / round[3]?)));
+        println!("{self:<44}{cells}{ratios}{read:>21}");
     }
 
     fn measure(&self, copier: Copier, source: &Path) -> Result<Duration> {

@@ -68,7 +68,8 @@ pub struct Settings {
     /// Whether to read the destination back and compare it with the source.
     pub verify: bool,
     /// Whether to compute the BLAKE3 hash of the whole disk. Holes have to be hashed too, at some
-    /// gigabytes per second. With a disk as the destination it requires `verify`.
+    /// gigabytes per second. With a disk as the destination it requires `verify`. Without it, data
+    /// that is read back right after its write is not hashed at all, but compared byte by byte.
     pub hash: bool,
     /// Number of retries of bad sectors.
     pub retries: u32,

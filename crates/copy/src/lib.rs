@@ -21,6 +21,7 @@ pub mod map;
 mod plan;
 mod prepare;
 mod rate;
+mod read_back;
 mod run;
 mod same_disk;
 mod sample;

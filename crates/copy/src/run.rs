@@ -9,7 +9,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::hash_tree::HashTree;
 use crate::map::{self, Map, MapMetadata, Position, State};
 use crate::prepare::{self, PrepareError, PreparedCopy};
 use crate::sync_io::SyncIoError;
@@ -48,13 +47,12 @@ fn disks(
     let prepared = check(source, destination, settings, monitor)?;
     monitor.report.bytes = prepared.source.disk.bytes;
     monitor.report.earlier = prepared.map.sum(State::Finished);
-    let copying::Copied { map, tree, seen } = copying::copy(&prepared, settings, monitor)?;
+    let copying::Copied { map, tree, read_back } = copying::copy(&prepared, settings, monitor)?;
     let Some(tree) = tree.filter(|_| settings.verify) else { return Ok(()) };
     let (source, known) = (Some(&prepared.source), tree.hashes().collect());
     let destination = prepared.destination.unknown();
-    let hashes =
-        verifying::Hashes { seen: seen.unwrap_or_else(|| HashTree::new(map.bytes())), tree };
-    let ended = verifying::verify(source, &destination, &map, hashes, settings, monitor);
+    let written = verifying::Written { tree, read_back };
+    let ended = verifying::verify(source, &destination, &map, written, settings, monitor);
     if let (Err(Outcome::VerifyFailed(differing_ranges)), Some(path)) = (&ended, &settings.map) {
         let metadata = MapMetadata { hashes: known, ..prepared.map.metadata };
         // If it cannot be saved, the outcome is still that of the verification.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::hash_tree::{HashTree, RangeHash, TreeShape};
 use crate::map::Map;
 use crate::plan::Plan;
 use crate::rate::RateLimit;
+use crate::read_back::ReadBack;
 use crate::thread_io::OpenedEndpoint;
 use crate::{CopyError, Phase};
 
@@ -23,9 +24,11 @@ pub(crate) struct Shared {
     changed: Condvar,
     waiting: AtomicUsize,
     tree: Option<Mutex<HashTree>>,
-    /// Hashes of what was read back from the destination while copying; `None` if each piece is
-    /// read back after the last write.
-    seen: Option<Mutex<HashTree>>,
+    /// What was read back from the destination while copying; `None` if each piece is read back
+    /// after the last write.
+    read_back: Option<Mutex<ReadBack>>,
+    /// Held by the thread that writes to a destination in memory; `None` for other destinations.
+    write_turn: Option<Mutex<()>>,
     shape: TreeShape,
     limit: Mutex<RateLimit>,
     /// Threads that have not given up.
@@ -39,6 +42,11 @@ pub(crate) struct Shared {
     pub(crate) zeroes: AtomicU64,
     pub(crate) resent: AtomicU64,
 }
+
+/// Permission to write.
+pub(crate) struct WriteTurn<'a>(
+    #[expect(dead_code, reason = "held until it is dropped")] Option<MutexGuard<'a, ()>>,
+);
 
 /// How long an end may answer nothing before that is reported.
 const STALLED: Duration = Duration::from_secs(3);
@@ -54,6 +62,9 @@ pub(crate) struct StageConfig {
     pub(crate) chunk: u64,
     /// Whether zeros become holes.
     pub(crate) sparse: bool,
+    /// Whether data is hashed if it is verified. If not, each piece is compared byte by byte when it
+    /// is read back right after its write.
+    pub(crate) hash: bool,
     /// Whether the whole destination reads as zeros.
     pub(crate) blank: bool,
     /// Whether written data has to be flushed periodically, because it may be lost or because the
@@ -77,9 +88,10 @@ impl Shared {
         limit: RateLimit,
     ) -> Self {
         let in_memory = destination.is_some_and(|end| end.disk.in_memory);
-        let seen = tree.as_ref().filter(|_| in_memory);
+        let read_back = tree.as_ref().filter(|_| in_memory);
         Self {
-            seen: seen.map(|tree| Mutex::new(HashTree::new(tree.bytes()))),
+            read_back: read_back.map(|tree| Mutex::new(ReadBack::new(tree.bytes()))),
+            write_turn: in_memory.then(Mutex::default),
             source: source.clone(),
             destination: destination.cloned(),
             config,
@@ -148,9 +160,10 @@ impl Shared {
         lock(&self.error).take()
     }
 
-    /// Hashes data that was read, if there is a hash tree.
+    /// Hashes data that was read, if hashes are wanted.
     pub(crate) fn hash(&self, offset: u64, bytes: &[u8]) -> Option<Vec<RangeHash>> {
-        let hashes = self.tree.as_ref().map(|_| self.shape.hash_range(offset, bytes))?;
+        let tree = self.tree.as_ref().filter(|_| self.config.hash);
+        let hashes = tree.map(|_| self.shape.hash_range(offset, bytes))?;
         record(&self.tree, hashes.iter().copied());
         Some(hashes)
     }
@@ -162,22 +175,41 @@ impl Shared {
 
     /// Whether each piece is read back as soon as it is written.
     pub(crate) fn reads_back(&self) -> bool {
-        self.seen.is_some()
+        self.read_back.is_some()
     }
 
     /// Records what was read back from the destination at `offset`, where `written` was written,
-    /// with the hashes `hashes`.
-    pub(crate) fn read_back(
+    /// with the hashes `hashes`; `None` if it could not be read.
+    pub(crate) fn record_read_back(
         &self,
         offset: u64,
-        bytes: &[u8],
+        bytes: Option<&[u8]>,
         written: &[u8],
         hashes: &[RangeHash],
     ) {
-        if bytes == written {
-            record(&self.seen, hashes.iter().copied());
-        } else {
-            record(&self.seen, self.shape.hash_range(offset, bytes).into_iter());
+        let Some(read_back) = &self.read_back else { return };
+        let same = bytes == Some(written);
+        if !self.config.hash {
+            let range = offset..offset.saturating_add(written.len() as u64);
+            return lock(read_back).record_same(range, same);
+        }
+        let Some(bytes) = bytes else { return };
+        let found = if same { hashes.to_vec() } else { self.shape.hash_range(offset, bytes) };
+        lock(read_back).record_hashes(found);
+    }
+
+    /// Permits this thread to write until the result is dropped; `None` if it should do something
+    /// else now, because another thread writes to the file in memory. With nothing else to do
+    /// (`urgent`), it spins in the kernel, which is faster than to sleep, unless the server of the
+    /// source needs the processor.
+    pub(crate) fn write_turn(&self, urgent: bool) -> Option<WriteTurn<'_>> {
+        let Some(turn) = &self.write_turn else { return Some(WriteTurn(None)) };
+        match turn.try_lock() {
+            Err(TryLockError::WouldBlock) if !urgent => None,
+            Err(TryLockError::WouldBlock) if self.source.disk.remote => {
+                Some(WriteTurn(Some(lock(turn))))
+            }
+            turn => Some(WriteTurn(turn.ok())),
         }
     }
 
@@ -186,9 +218,9 @@ impl Shared {
         self.tree.as_ref().map(|tree| lock(tree).clone())
     }
 
-    /// The hashes of what was read back so far.
-    pub(crate) fn seen(&self) -> Option<HashTree> {
-        self.seen.as_ref().map(|seen| lock(seen).clone())
+    /// What was read back so far.
+    pub(crate) fn read_back(&self) -> Option<ReadBack> {
+        self.read_back.as_ref().map(|read_back| lock(read_back).clone())
     }
 
     /// Returns the time until the rate limit permits the next transfer.

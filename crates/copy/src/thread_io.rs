@@ -225,11 +225,13 @@ impl Link {
 
     fn next(&mut self, side: Side) -> Option<IoEvent> {
         let Some(connection) = &mut self.connection else { return self.reconnect(side) };
-        // Completions that are queued may hold data; a lost connection has none.
-        if let Err(lost) = connection.advance() {
-            return Some(self.lost(side, lost));
-        }
-        let completion = connection.next_completion()?;
+        let completion = match connection.next_completion() {
+            Some(completion) => completion,
+            None => match connection.advance() {
+                Ok(()) => connection.next_completion()?,
+                Err(lost) => return Some(self.lost(side, lost)),
+            },
+        };
         self.in_flight = self.in_flight.saturating_sub(1);
         self.end.health.record_answer();
         (self.answered, self.failed_in_a_row, self.backoff) = (true, 0, BACKOFF);

@@ -25,8 +25,10 @@ pub(crate) struct Worker {
     /// Memory of what is read back.
     read_back: Account,
     pieces: Pieces,
-    /// Pieces that wait for a free slot at the destination, or for memory.
+    /// Pieces that wait for a free slot at the destination, for memory, or for their turn.
     waiting: VecDeque<u32>,
+    /// Whether any of them waits because another thread writes to the file in memory.
+    turn_refused: bool,
     /// Written ranges that are not flushed, and the ranges of the flush in flight.
     unflushed: Vec<Range<u64>>,
     unflushed_since: Option<Instant>,
@@ -49,6 +51,9 @@ const FLUSH: u32 = 64;
 
 /// Maximum pieces in flight per thread.
 const PIECES: usize = FLUSH as usize;
+
+/// Maximum pieces that are read from a file while others are written.
+const MAX_READ_AHEAD: usize = 2;
 
 /// Maximum time until written data is flushed. Shorter than the interval of saving the map, so that
 /// each saved map includes it.
@@ -83,6 +88,7 @@ impl Worker {
             read_back: Pool::new(usize::try_from(config.chunk).unwrap_or(usize::MAX)).open(),
             pieces: Pieces::default(),
             waiting: VecDeque::new(),
+            turn_refused: false,
             unflushed: Vec::new(),
             unflushed_since: None,
             unflushed_bytes: 0,
@@ -116,7 +122,7 @@ impl Worker {
                 Some(next @ (Next::Read(_) | Next::Zero(_) | Next::QueryExtents(_))) => {
                     self.begin(next)
                 }
-                _ if moved => {}
+                _ if moved || self.write_urgently() => {}
                 _ => self.wait(),
             }
         }
@@ -127,7 +133,11 @@ impl Worker {
         let room = self.io.is_connected() && self.io.has_free_slot(Side::Source);
         let chunk = usize::try_from(self.shared.config.chunk).unwrap_or(usize::MAX);
         let memory = self.account.held().saturating_add(chunk) <= self.account.share();
-        let few = self.pieces.len() < PIECES && (memory || self.pieces.is_empty());
+        // What is read too early from a file has left the processor's cache when it is written.
+        let ahead = self.turn_refused
+            && !self.shared.source.disk.remote
+            && self.waiting.len() >= MAX_READ_AHEAD;
+        let few = self.pieces.len() < PIECES && !ahead && (memory || self.pieces.is_empty());
         let flushed =
             self.flushing.is_none() || self.unflushed_bytes <= self.shared.config.max_unflushed;
         let may = room
@@ -183,7 +193,7 @@ impl Worker {
     fn zero(&mut self, range: Range<u64>) {
         self.shared.hash_zeros(range.clone());
         let tag = self.pieces.add(Piece::zeros(range));
-        self.write_next(tag);
+        self.write_next(tag, false);
     }
 
     /// Lets the kernel copy between two local files, if the data is not needed here.
@@ -331,7 +341,7 @@ impl Worker {
         }
         let Some(piece) = self.pieces.get(tag) else { return };
         piece.divide(buffer, hashes, self.shared.config.sparse);
-        self.write_next(tag);
+        self.write_next(tag, false);
     }
 }
 

@@ -399,7 +399,7 @@ fn settings(options: &Copy) -> Settings {
     Settings {
         connections: options.connections.into(),
         verify,
-        hash: verify,
+        hash: verify && !options.no_hash,
         retries: options.retries,
         rate: options.rate.map(Rate::bytes),
         sparse: !options.no_sparse,

@@ -47,7 +47,9 @@ impl HoleMap {
             self.holes.clear();
             (self.known_start, self.known_end) = (at, at);
         }
-        self.holes.retain(|_, end| *end > at);
+        while self.holes.first_entry().is_some_and(|first| *first.get() <= at) {
+            self.holes.pop_first();
+        }
         if self.known_end >= self.bytes || self.known_end - at >= LOOKAHEAD {
             return None;
         }

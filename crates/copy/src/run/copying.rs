@@ -14,6 +14,7 @@ use crate::map::{self, Map, MapMetadata, State};
 use crate::plan::{Limits, Plan};
 use crate::prepare::PreparedCopy;
 use crate::rate::RateLimit;
+use crate::read_back::ReadBack;
 use crate::shared::{Shared, StageConfig};
 use crate::thread_io::OpenedEndpoint;
 use crate::worker::Worker;
@@ -23,8 +24,8 @@ use crate::{CopyError, Outcome, Settings};
 pub(super) struct Copied {
     pub(super) map: Map,
     pub(super) tree: Option<HashTree>,
-    /// Hashes of what was read back from the destination meanwhile, if anything was.
-    pub(super) seen: Option<HashTree>,
+    /// What was read back from the destination meanwhile.
+    pub(super) read_back: ReadBack,
 }
 
 /// Interval of saving the map.
@@ -83,6 +84,7 @@ pub(super) fn stage_config(settings: &Settings, ends: &[&OpenedEndpoint]) -> Sta
         memory: MEMORY / threads,
         chunk: chunk(settings, ends),
         sparse: settings.sparse,
+        hash: true,
         blank: to.is_some_and(|disk| disk.blank),
         track_unflushed: settings.map.is_some() || remote,
         max_unflushed: if remote { max } else { u64::MAX },
@@ -136,7 +138,10 @@ pub(super) fn copy(
     let tree = settings.verify.then(|| known(&prepared.map));
     let plan = Plan::new(prepared.map.clone(), limits);
     let limit = RateLimit::new(settings.rate, Instant::now());
-    let config = stage_config(settings, &ends);
+    // A map records hashes, and what is read back later is compared by them.
+    let in_memory = prepared.destination.disk.in_memory;
+    let hash = settings.hash || settings.map.is_some() || !in_memory;
+    let config = StageConfig { hash, ..stage_config(settings, &ends) };
     let shared =
         Shared::new(&prepared.source, Some(&prepared.destination), config, plan, tree, limit);
     let shared = Arc::new(shared);
@@ -183,7 +188,8 @@ fn conclude(
     let map = shared.snapshot();
     let decided = map.sum(State::Finished).saturating_add(map.sum(State::Bad));
     if decided == map.bytes() {
-        return Ok(Copied { map, tree: shared.tree(), seen: shared.seen() });
+        let read_back = shared.read_back().unwrap_or_else(|| ReadBack::new(map.bytes()));
+        return Ok(Copied { map, tree: shared.tree(), read_back });
     }
     let reason = if monitor.is_stopped() {
         Outcome::Interrupted

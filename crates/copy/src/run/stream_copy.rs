@@ -14,13 +14,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::monitor::{Monitor, StageProgress, spawn};
-use super::verifying::{self, Hashes};
+use super::verifying::{self, Written};
 use super::{StageResult, sync_io_error};
 use crate::compare::read;
 use crate::hash_tree::{HashTree, RangeHash, TreeShape, is_zero};
 use crate::map::{Map, State};
 use crate::prepare;
 use crate::rate::RateLimit;
+use crate::read_back::ReadBack;
 use crate::sync_io::{SyncIo, SyncIoError};
 use crate::thread_io::OpenedEndpoint;
 use crate::{
@@ -187,8 +188,8 @@ pub(crate) fn into_disk(
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
     let end = OpenedEndpoint::new(endpoint, disk);
-    let hashes = Hashes { seen: HashTree::new(map.bytes()), tree };
-    verifying::verify(None, &end, &map, hashes, settings, monitor)
+    let written = Written { tree, read_back: ReadBack::new(map.bytes()) };
+    verifying::verify(None, &end, &map, written, settings, monitor)
 }
 
 fn lost(name: &str, reason: &dyn ToString) -> Outcome {

@@ -421,10 +421,13 @@ fn r44_flipped_bit_in_destination_is_located() {
 
 #[test]
 fn memory_destination_is_read_back_while_copying() {
-    for (map, extents) in [(None, true), (Some(path("memory.map")), false)] {
+    let map = path("memory.map");
+    let cases = [(None, true, true), (Some(map), false, true), (None, true, false)];
+    for (map, extents, hash) in cases {
         let data = sparse(9 * MIB + 512, 7);
         let source = Sim::new("source", data.clone());
         source.core().disk.reports_extents = extents;
+        source.core().disk.remote = !hash;
         let destination = Sim::new("destination", vec![0; data.len()]);
         destination.core().disk.in_memory = true;
         destination.core().disk.blank = true;
@@ -432,10 +435,10 @@ fn memory_destination_is_read_back_while_copying() {
         let reads = before.clone();
         let hook = move |core: &mut sim::Core, _| reads.store(core.reads.len(), Ordering::Relaxed);
         destination.core().hook = Some(Box::new(hook));
-        let report = run_job(&source, &destination, &Settings { map, ..settings() });
+        let report = run_job(&source, &destination, &Settings { map, hash, ..settings() });
         assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
         assert_eq!(report.verified, data.len() as u64);
-        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()));
+        assert_eq!(report.hash, hash.then(|| *blake3::hash(&data).as_bytes()));
         assert!(before.load(Ordering::Relaxed) > 10, "before the last write");
         let reads = destination.core().reads.clone();
         let read: u64 = reads.iter().map(|range| range.end - range.start).sum();
@@ -467,13 +470,50 @@ fn r44_differing_memory_is_located_and_copied_again() {
 
 #[test]
 fn unreadable_memory_counts_as_different() {
-    let source = Sim::new("source", noise(3 * MIB, 31));
-    let destination = Sim::new("destination", vec![0; 3 * MIB]);
-    destination.core().disk.in_memory = true;
-    destination.core().bad = (100..102).collect();
-    let report = run_job(&source, &destination, &settings());
-    let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{report:?}") };
-    assert!(ranges.iter().any(|range| range.contains(&(100 * 512))), "{ranges:?}");
+    for hash in [true, false] {
+        let source = Sim::new("source", noise(3 * MIB, 31));
+        let destination = Sim::new("destination", vec![0; 3 * MIB]);
+        destination.core().disk.in_memory = true;
+        destination.core().bad = (100..102).collect();
+        let report = run_job(&source, &destination, &Settings { hash, ..settings() });
+        let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{report:?}") };
+        assert!(ranges.iter().any(|range| range.contains(&(100 * 512))), "{ranges:?}");
+    }
+}
+
+#[test]
+fn r44_differing_memory_is_located_without_hashes() {
+    for round in 0..20 {
+        let source = Sim::new("source", noise(3 * MIB, 31));
+        let destination = Sim::new("destination", vec![0; 3 * MIB]);
+        destination.core().disk.in_memory = true;
+        let at = round * 7919 * 4099 % (3 * MIB);
+        destination.core().flip = Some(at);
+        let settings = Settings { hash: false, ..settings() };
+        let report = run_job(&source, &destination, &settings);
+        let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{round}: {report:?}") };
+        let block = (at / 4096 * 4096) as u64;
+        assert!(ranges.iter().eq([&(block..block + 4096)]), "{ranges:?}");
+        assert_eq!(report.verified, 3 * MIB as u64 - 4096);
+    }
+}
+
+#[test]
+fn r44_hole_that_is_not_zero_fails_verification() {
+    for hash in [true, false] {
+        let mut data = noise(4 * MIB, 31);
+        data[MIB..3 * MIB].fill(0);
+        let source = Sim::new("source", data);
+        source.core().disk.reports_extents = true;
+        let destination = Sim::new("destination", vec![0; 4 * MIB]);
+        destination.core().disk.in_memory = true;
+        destination.core().disk.blank = true;
+        let spoil = |core: &mut sim::Core, _| core.data[2 * MIB + 5] = 1;
+        destination.core().hook = Some(Box::new(spoil));
+        let report = run_job(&source, &destination, &Settings { hash, ..settings() });
+        let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{report:?}") };
+        assert!(ranges.iter().any(|range| range.contains(&(2 * MIB as u64 + 5))), "{ranges:?}");
+    }
 }
 
 /// A disk of less than it announces, whose addresses wrap around: each write succeeds, and is read

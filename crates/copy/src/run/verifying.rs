@@ -13,6 +13,7 @@ use crate::hash_tree::HashTree;
 use crate::map::{Map, State};
 use crate::plan::{Limits, Plan};
 use crate::rate::RateLimit;
+use crate::read_back::ReadBack;
 use crate::shared::Shared;
 use crate::thread_io::OpenedEndpoint;
 use crate::{CopyError, Outcome, Phase, Settings};
@@ -23,12 +24,12 @@ const NARROWED: usize = 64;
 /// Maximum bytes of a piece of zeros.
 const ZEROS: u64 = 1 << 30;
 
-/// Hashes of a copy.
-pub(crate) struct Hashes {
-    /// Of what was written, by this run and earlier ones.
+/// What is known of the data that was copied.
+pub(crate) struct Written {
+    /// Hashes of what was written, by this run and earlier ones.
     pub(crate) tree: HashTree,
-    /// Of what was already read back from the destination.
-    pub(crate) seen: HashTree,
+    /// What was already read back from the destination.
+    pub(crate) read_back: ReadBack,
 }
 
 /// Compares everything copied in this run and earlier ones. Without a source, nothing is read from
@@ -37,7 +38,7 @@ pub(crate) fn verify(
     source: Option<&OpenedEndpoint>,
     destination: &OpenedEndpoint,
     map: &Map,
-    Hashes { tree, seen }: Hashes,
+    Written { tree, read_back }: Written,
     settings: &Settings,
     monitor: &mut Monitor<'_>,
 ) -> StageResult {
@@ -46,13 +47,13 @@ pub(crate) fn verify(
     let known = wanted && tree.gaps().is_empty();
     let mut root = known.then(|| hash(tree.clone())).transpose()?;
     let mut items: Vec<Item> = tree.fragments().map(Item::Hashed).collect();
-    let mut unknown = unknown(map, &tree);
+    let mut unknown = unknown(map, &tree, &read_back);
     if source.is_some() {
         items.extend(unknown.drain(..).map(Item::BothEnds));
     }
     let later = items.iter().map(Item::len).sum();
     let ranges: Vec<_> = tree.nodes().map(|hash| hash.range()).collect();
-    let seen = read_back(destination, &ranges, seen, settings, monitor, later)?;
+    let seen = read(destination, &ranges, read_back.into_hashes(), settings, monitor, later)?;
     let mut differing = tree.differing(&seen);
     // A range without anything to compare it with counts as different.
     differing.append(&mut unknown);
@@ -117,23 +118,24 @@ fn fill(
     let readable = gaps.iter().all(|gap| gap.start.is_multiple_of(sector));
     if !gaps.is_empty() && readable {
         let seen = HashTree::new(whole.bytes());
-        let seen = read_back(destination, &gaps, seen, settings, monitor, 0)?;
+        let seen = read(destination, &gaps, seen, settings, monitor, 0)?;
         seen.nodes().for_each(|hash| whole.insert(hash));
     }
     Ok(whole)
 }
 
-/// Finished ranges without a hash.
-fn unknown(map: &Map, tree: &HashTree) -> Vec<Range<u64>> {
+/// Finished ranges that have no hash and were not compared.
+fn unknown(map: &Map, tree: &HashTree, read_back: &ReadBack) -> Vec<Range<u64>> {
     let mut rest = Map::new(map.bytes());
     rest.set(0..map.bytes(), State::Bad);
     map.all(State::Finished).for_each(|range| rest.set(range, State::Untried));
-    tree.hashes().for_each(|hash| rest.set(hash.range(), State::Finished));
+    let known = tree.hashes().map(|hash| hash.range()).chain(read_back.same());
+    known.for_each(|range| rest.set(range, State::Finished));
     rest.all(State::Untried).collect()
 }
 
 /// Hashes of these ranges of the destination. Those of `seen` are not read again.
-fn read_back(
+fn read(
     end: &OpenedEndpoint,
     ranges: &[Range<u64>],
     seen: HashTree,

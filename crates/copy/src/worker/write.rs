@@ -6,13 +6,16 @@ use std::time::Instant;
 
 use super::piece::{Piece, PieceState};
 use super::{FLUSH, FLUSH_INTERVAL, WAIT, Worker};
+use export::Buffer;
+
 use crate::sample::Sample;
 use crate::thread_io::Side;
 use crate::{Completion, CopyError, Request, RequestError};
 
 impl Worker {
-    /// Writes the next range of a piece, or finishes it.
-    pub(super) fn write_next(&mut self, tag: u32) {
+    /// Writes the next range of a piece, or finishes it. `urgent` if there is nothing else to do.
+    pub(super) fn write_next(&mut self, tag: u32, urgent: bool) {
+        let shared = self.shared.clone();
         while let Some((range, zero)) = self.pieces.get(tag).and_then(|piece| piece.first()) {
             if zero && self.is_already_zero() {
                 self.advance(tag, range.end - range.start, true);
@@ -21,6 +24,10 @@ impl Worker {
             if !self.io.has_free_slot(Side::Destination) {
                 return self.waiting.push_back(tag);
             }
+            let Some(_turn) = shared.write_turn(urgent) else {
+                self.turn_refused = true;
+                return self.waiting.push_back(tag);
+            };
             let request = if zero { self.make_zero(tag, &range) } else { self.write(tag, &range) };
             let Some((len, request)) = request else { return self.waiting.push_back(tag) };
             if let Some(piece) = self.pieces.get(tag) {
@@ -102,14 +109,21 @@ impl Worker {
 
     /// Continues waiting pieces.
     pub(super) fn write_waiting(&mut self) {
+        self.turn_refused = false;
         for _ in 0..self.waiting.len() {
             if !self.io.has_free_slot(Side::Destination) {
                 return;
             }
             if let Some(tag) = self.waiting.pop_front() {
-                self.write_next(tag);
+                self.write_next(tag, false);
             }
         }
+    }
+
+    /// Writes a piece although another thread writes. Returns `false` if none waits for that.
+    pub(super) fn write_urgently(&mut self) -> bool {
+        let tag = if self.turn_refused { self.waiting.pop_front() } else { None };
+        tag.map(|tag| self.write_next(tag, true)).is_some()
     }
 
     pub(super) fn destination_completed(&mut self, completion: Completion) {
@@ -126,17 +140,16 @@ impl Worker {
             Err(RequestError::Unsupported) if zero => self.max_zero = 0,
             Err(reason) => return self.write_failed(completion.tag, len, reason),
         }
-        self.write_next(completion.tag);
+        self.write_next(completion.tag, false);
     }
 
     /// Records what was read back. What cannot be read is tried again at the end.
     fn read_back_completed(&mut self, completion: &Completion) {
         let Some(piece) = self.pieces.get(completion.tag) else { return };
-        if let (Ok(()), Some(there), Some(written)) =
-            (completion.result, &completion.buffer, &piece.buffer)
-        {
-            let (there, written) = (there.bytes(), written.bytes());
-            self.shared.read_back(piece.range.start, there, written, &piece.hashes);
+        if let Some(written) = &piece.buffer {
+            let there = completion.buffer.as_ref().filter(|_| completion.result.is_ok());
+            let (there, written) = (there.map(Buffer::bytes), written.bytes());
+            self.shared.record_read_back(piece.range.start, there, written, &piece.hashes);
         }
         self.finish_piece(completion.tag);
     }

@@ -102,8 +102,9 @@ pub(super) fn destination(
     permission: Permission,
     source: Option<&Path>,
 ) -> Result<CopyEnd, Failure> {
-    // Any other name may be that of a new file.
-    let path = &if path.starts_with("/dev") { named(tree, path) } else { path.to_owned() };
+    // Any other name may be that of a new file, and so may one in /dev/shm.
+    let is_disk_name = path.starts_with("/dev") && !path.starts_with("/dev/shm");
+    let path = &if is_disk_name { named(tree, path) } else { path.to_owned() };
     let source = source.map(|source| named(tree, source));
     let source = source.as_deref();
     if source.is_some_and(|source| is_same(source, path)) {

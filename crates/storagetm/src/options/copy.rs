@@ -76,6 +76,11 @@ pub struct Copy {
     #[arg(long, overrides_with = "verify")]
     pub no_verify: bool,
 
+    /// Do not show the BLAKE3 hash of the whole disk: faster if most of it is holes, or if the
+    /// destination is a file in memory
+    #[arg(long)]
+    pub no_hash: bool,
+
     /// Record progress in FILE, in the format of GNU ddrescue, and resume from it if it exists
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
@@ -206,6 +211,7 @@ mod test {
             "- b",
             "a -",
             "a b --no-verify --verify",
+            "a b --no-hash",
             "a b --convert-sectors --fix-gpt",
             "a b --format raw",
             "a b --map m --retries 0 --connections 16 --rate 20M --no-sparse --force --yes --patience 0",

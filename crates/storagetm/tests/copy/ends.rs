@@ -26,6 +26,18 @@ fn blake3_of(path: &str) -> String {
 }
 
 #[test]
+fn copy_without_hash_is_verified() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 9 * MIB + 513);
+    let output = run(&["--json", "--no-hash", &image, &folder.path("copy.img")]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_equal(&image, &folder.path("copy.img"));
+    let finished = crate::scene::events(&output).pop().unwrap();
+    assert!(finished["hash"].is_null(), "{finished}");
+    assert_eq!(finished["verified"], 9 * MIB + 513);
+}
+
+#[test]
 fn zeros_are_written_if_that_is_asked_for() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 4 * MIB);
