@@ -143,8 +143,13 @@ impl ThreadIo {
 
     /// Makes progress on both connections, and returns the next event.
     pub(crate) fn next(&mut self) -> Option<IoEvent> {
-        let source = self.source.as_mut().and_then(|link| link.next(Side::Source));
-        source.or_else(|| self.destination.as_mut()?.next(Side::Destination))
+        // Completions that are there already need no system call.
+        let queued = self.source.as_mut().and_then(|link| link.next_completion(Side::Source));
+        let queued =
+            queued.or_else(|| self.destination.as_mut()?.next_completion(Side::Destination));
+        let source = || self.source.as_mut().and_then(|link| link.next(Side::Source));
+        let next = queued.or_else(source);
+        next.or_else(|| self.destination.as_mut()?.next(Side::Destination))
     }
 
     /// Waits for an event, at most `max`. Returns `false` at once if there is nothing to wait for.
@@ -225,13 +230,15 @@ impl Link {
 
     fn next(&mut self, side: Side) -> Option<IoEvent> {
         let Some(connection) = &mut self.connection else { return self.reconnect(side) };
-        let completion = match connection.next_completion() {
-            Some(completion) => completion,
-            None => match connection.advance() {
-                Ok(()) => connection.next_completion()?,
-                Err(lost) => return Some(self.lost(side, lost)),
-            },
-        };
+        match connection.advance() {
+            Ok(()) => self.next_completion(side),
+            Err(lost) => Some(self.lost(side, lost)),
+        }
+    }
+
+    /// The next completion that is queued.
+    fn next_completion(&mut self, side: Side) -> Option<IoEvent> {
+        let completion = self.connection.as_mut()?.next_completion()?;
         self.in_flight = self.in_flight.saturating_sub(1);
         self.end.health.record_answer();
         (self.answered, self.failed_in_a_row, self.backoff) = (true, 0, BACKOFF);

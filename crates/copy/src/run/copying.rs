@@ -42,11 +42,14 @@ const UNFLUSHED_PART: u64 = 256;
 /// Maximum bytes of a piece of zeros.
 const ZEROS: u64 = 1 << 30;
 
-/// Number of threads of a stage. Ends in memory never let a thread wait: more threads than
-/// processors would only contend for the lock of the file.
+/// Number of threads of a stage. A destination in memory never lets a thread wait, nor does a source
+/// in memory or on another machine: more threads than processors would only contend for the lock of
+/// the file.
 pub(super) fn threads(settings: &Settings, ends: &[&OpenedEndpoint]) -> usize {
     let allowed = ends.iter().map(|end| end.disk.max_connections).min().unwrap_or(1);
-    let connections = if in_memory(ends) { allowed.min(processors()) } else { allowed };
+    let into_memory = ends.last().is_some_and(|end| end.disk.in_memory);
+    let never_wait = into_memory && ends.iter().all(|end| end.disk.in_memory || end.disk.remote);
+    let connections = if never_wait { allowed.min(processors()) } else { allowed };
     settings.connections.clamp(1, 64).min(connections).max(1)
 }
 
