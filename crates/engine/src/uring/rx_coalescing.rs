@@ -9,9 +9,12 @@
 
 use std::time::{Duration, Instant};
 
-/// Requests per measurement: many more than are coalesced, because those that had accumulated are
-/// answered fast at the start of the next slice.
-const SLICE: u32 = 512;
+/// Requests per measurement.
+const SLICE: u32 = 1024;
+
+/// Requests before each measurement. Coalescing makes the client send in batches, and the batches
+/// last for a while after it has ended: measured at once, its absence seemed as slow.
+const WARM_UP: u32 = 1024;
 
 /// Slices with a level, and as many without waiting, alternating, until the medians are compared.
 /// Other load on the machine slows some slices of both kinds.
@@ -34,7 +37,7 @@ const KEEP: u32 = 512;
 const MAX_BYTES: usize = 32 << 10;
 
 /// The rate that a level must reach, in percent of the rate without waiting.
-const MIN_RATE_PERCENT: u64 = 94;
+const MIN_RATE_PERCENT: u64 = 100;
 
 /// Timeout of a wait: constant part, and part per request.
 const TIMEOUT: Duration = Duration::from_micros(100);
@@ -69,6 +72,8 @@ struct Trial {
 /// Measurement of one slice.
 #[derive(Debug)]
 struct Slice {
+    /// Requests of the warm-up so far.
+    warm_up: u32,
     since: Instant,
     requests: u32,
     bytes: usize,
@@ -80,7 +85,7 @@ struct Slice {
 
 impl Slice {
     fn new(since: Instant) -> Self {
-        Self { since, requests: 0, bytes: 0, max: 0, timeouts: 0 }
+        Self { warm_up: 0, since, requests: 0, bytes: 0, max: 0, timeouts: 0 }
     }
 }
 
@@ -95,6 +100,11 @@ impl RxCoalescing {
     pub(crate) fn answered(&mut self, now: Instant, requests: u32, bytes: usize) {
         self.latest = bytes / usize::try_from(requests).unwrap_or(usize::MAX).max(1);
         let slice = &mut self.slice;
+        if slice.warm_up < WARM_UP {
+            slice.warm_up = slice.warm_up.saturating_add(requests);
+            slice.since = now;
+            return;
+        }
         slice.requests = slice.requests.saturating_add(requests);
         slice.bytes = slice.bytes.saturating_add(bytes);
         slice.max = slice.max.max(requests);
@@ -182,7 +192,7 @@ mod test {
     /// Simulates slices with eight requests per turn, where `cost` is the time per request in
     /// microseconds for a level. Returns the level after that.
     fn pass(coalescing: &mut RxCoalescing, slices: u32, cost: fn(usize) -> u64) -> usize {
-        for _ in 0..slices * SLICE / 8 {
+        for _ in 0..slices * (WARM_UP + SLICE) / 8 {
             let now = coalescing.slice.since + Duration::from_micros(cost(coalescing.level) * 8);
             let passed =
                 Duration::from_micros(cost(coalescing.level) * 8) * coalescing.slice.requests / 8;
@@ -217,6 +227,19 @@ mod test {
     }
 
     #[test]
+    fn batches_that_outlast_coalescing_do_not_hide_its_cost() {
+        let mut coalescing = RxCoalescing::new(Instant::now());
+        let (mut now, mut since_coalesced) = (coalescing.slice.since, u32::MAX);
+        for _ in 0..TRIALS * (WARM_UP + SLICE) / 8 {
+            since_coalesced =
+                if coalescing.level > 0 { 0 } else { since_coalesced.saturating_add(8) };
+            now += Duration::from_micros(if since_coalesced < WARM_UP { 12 } else { 10 } * 8);
+            coalescing.answered(now, 8, 8 * 28);
+        }
+        assert_eq!((coalescing.level, coalescing.rest), (0, REST));
+    }
+
+    #[test]
     fn queue_depth_of_one_is_never_delayed() {
         let mut now = Instant::now();
         let mut coalescing = RxCoalescing::new(now);
@@ -240,6 +263,7 @@ mod test {
         coalescing.timed_out(now);
         assert_eq!(coalescing.wanted(), None);
         let mut coalescing = RxCoalescing::new(now);
+        coalescing.answered(now, WARM_UP, 0);
         coalescing.answered(now, SLICE, SLICE as usize * (128 << 10));
         assert_eq!((coalescing.level, coalescing.wanted()), (MIN_LEVEL, None));
     }
