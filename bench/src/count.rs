@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use export::{Access, Account, Catalogue, Peer, Pool, Segment, Session};
+use export::{Access, Account, Catalogue, Finished, Peer, Pool, Segment, Session};
 use nvme::command::{AdminCommand, IoCommand};
 use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
 use nvme::target::{Port, Target};
@@ -173,7 +173,7 @@ impl Link {
             match step {
                 export::Step::Send(segment) => self.sent.push(segment),
                 export::Step::Submit(admitted) => {
-                    let (ticket, outcome) = admitted.finish(Ok(()));
+                    let Finished { ticket, outcome, .. } = admitted.finish(Ok(()));
                     self.target.complete(self.now, ticket, outcome);
                 }
                 _ => {}

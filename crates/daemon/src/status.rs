@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use console::{Disk, Host};
 use export::{Event, Export, Policy, Transport};
@@ -148,8 +147,8 @@ impl Entry {
             contents: String::new(),
             access: export.access,
             attached,
-            read: export.usage.bytes_read.load(Ordering::Relaxed),
-            written: export.usage.bytes_written.load(Ordering::Relaxed),
+            read: export.usage().bytes_read,
+            written: export.usage().bytes_written,
             writes: None,
         }
     }

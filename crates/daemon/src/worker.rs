@@ -32,7 +32,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
-use export::{Access, Auth, Export, ExportId, Policy};
+use export::{Access, Auth, Export, ExportId, Policy, Usage};
 use pair::{FailedAttempts, Verdict};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,8 +45,7 @@ use failure::{Failure, spawn_error};
 use fence::Withheld;
 use ipc::channel::Sender;
 pub use main_loop::work;
-use messages::{Counts, ExportWire, Request, TriesWire};
-use usage::usage_of;
+use messages::{ExportWire, Request, TriesWire};
 
 /// Added to the hosts' timeout before a stopping worker is killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -129,7 +128,7 @@ struct AssignedDisk {
     export: Arc<Export>,
     withdrawn: bool,
     /// Counters of previous workers.
-    before: Counts,
+    before: Usage,
     being_written: bool,
 }
 
@@ -196,7 +195,7 @@ impl Worker {
             disk: state.last_disk,
             export: export.clone(),
             withdrawn: false,
-            before: Counts::default(),
+            before: Usage::default(),
             being_written: false,
         };
         state.send_disk(&assigned);
@@ -428,7 +427,7 @@ impl State {
         }
         self.lent.retain(|assigned| !assigned.withdrawn);
         for assigned in &mut self.lent {
-            assigned.before = usage_of(&assigned.export);
+            assigned.before = assigned.export.usage();
         }
         let lent = self.lent.iter();
         let writable = lent.filter(|assigned| assigned.export.access == Access::Writable);

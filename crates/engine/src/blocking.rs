@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Admitted, Notice, Pool, Segment, Session, Step};
+use export::{Admitted, Finished, Notice, Pool, Segment, Session, Step};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -180,9 +180,8 @@ impl<'a> Connection<'a> {
     }
 
     fn carry_out(&mut self, admitted: Admitted) {
-        let written = admitted.op().mutates().then(|| admitted.export().clone());
-        let (ticket, outcome) = crate::disk::carry_out(admitted);
-        if let Some(export) = written.filter(|export| export.is_contended()) {
+        let Finished { ticket, outcome, contended } = crate::disk::carry_out(admitted);
+        if let Some(export) = contended {
             self.shared.inboxes.changed(&Topic::of(&export), None);
         }
         self.session.complete(Instant::now(), ticket, outcome);
@@ -239,7 +238,7 @@ impl<'a> Connection<'a> {
         wanted.set(PollFlags::IN, reads);
         wanted.set(PollFlags::OUT, self.unsent > 0);
         let mut timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        if self.pool.cached() > 0 {
+        if self.pool.has_unused() {
             timeout = Some(timeout.map_or(IDLE, |timeout| timeout.min(IDLE)));
         }
         let began = Instant::now();

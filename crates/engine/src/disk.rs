@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use export::{
-    Access, Admitted, Buffer, Extent, Extents, Fault, InPlace, Op, Outcome, Pool, Ticket,
+    Access, Admitted, Backing, Buffer, Extent, Extents, Fault, Finished, InPlace, Op, Pool,
 };
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -114,16 +114,25 @@ impl Job {
         self.end(Ok(()));
     }
 
-    /// Returns the next system call, after the index of its file in
-    /// [`Backing::descriptors`](export::Backing::descriptors). Only for a request without a [`Job::result`] and without a
+    /// Returns the next system call, after the backing and the index of its file in
+    /// [`Backing::descriptors`]. Only for a request without a [`Job::result`] and without a
     /// [`Job::blocking_op`].
-    pub(crate) fn call(&mut self) -> (usize, Call<'_>) {
+    pub(crate) fn call(&mut self) -> (&Backing, usize, Call<'_>) {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
-        let (file, offset) = locate(self.admitted.export().backing(), offset);
-        let durable = self.is_durable();
+        let (op, durable) = (self.admitted.op(), self.is_durable());
+        let (export, bytes) = self.admitted.export_and_bytes();
+        let backing = export.backing();
+        let (file, offset) = locate(backing, offset);
         let call = match self.phase {
-            Phase::Transfer => self.transfer(offset, durable),
+            Phase::Transfer => {
+                let done = usize::try_from(self.done).unwrap_or(usize::MAX);
+                let bytes = bytes.get_mut(done..).unwrap_or_default();
+                match op {
+                    Op::Read => Call::Read { offset, into: bytes },
+                    _ => Call::Write { offset, from: bytes, durable },
+                }
+            }
             Phase::Fill => {
                 let whole = self.zeros.as_ref().map(|zeros| zeros.bytes()).unwrap_or_default();
                 let len = usize::try_from(left).map_or(whole.len(), |left| left.min(whole.len()));
@@ -133,18 +142,7 @@ impl Job {
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
             Phase::Sync | Phase::BlockingOp | Phase::Over(_) => Call::Sync,
         };
-        (file, call)
-    }
-
-    fn transfer(&mut self, offset: u64, durable: bool) -> Call<'_> {
-        let reads = self.admitted.op() == Op::Read;
-        let done = usize::try_from(self.done).unwrap_or(usize::MAX);
-        let bytes = self.admitted.bytes_mut().get_mut(done..).unwrap_or_default();
-        if reads {
-            Call::Read { offset, into: bytes }
-        } else {
-            Call::Write { offset, from: bytes, durable }
-        }
+        (backing, file, call)
     }
 
     fn allocate(mode: FallocateFlags, offset: u64, len: u64) -> Call<'static> {
@@ -281,19 +279,18 @@ impl Job {
 
     /// Executes the request, blocking.
     pub(crate) fn run(&mut self) {
-        let export = self.admitted.export().clone();
         if let Some(blocking_op) = self.blocking_op() {
             return self.answer(blocking_op.run());
         }
         while self.result().is_none() {
-            let (file, call) = self.call();
-            let result = perform(export.backing(), file, call);
+            let (backing, file, call) = self.call();
+            let result = perform(backing, file, call);
             self.advance(result);
         }
     }
 
     /// Returns what to pass to the session. A request that is not complete fails.
-    pub(crate) fn finish(self) -> (Ticket, Outcome) {
+    pub(crate) fn finish(self) -> Finished {
         let result = self.result().unwrap_or(Err(Fault::Io));
         self.admitted.finish(result)
     }
@@ -324,7 +321,7 @@ fn zeros() -> Option<Rc<Buffer>> {
 }
 
 /// Executes a request by system calls, blocking.
-pub(crate) fn carry_out(admitted: Admitted) -> (Ticket, Outcome) {
+pub(crate) fn carry_out(admitted: Admitted) -> Finished {
     let mut job = Job::new(admitted);
     job.run();
     job.finish()
@@ -335,7 +332,7 @@ mod test {
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
 
-    use export::{Access, Export, Geometry, Grant, Identity, Request};
+    use export::{Access, Export, Geometry, Grant, Identity, Outcome, Request, Ticket};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -371,16 +368,16 @@ mod test {
     }
 
     fn read(grant: &Grant, lba: u64, blocks: u64) -> Outcome {
-        carry_out(admit(grant, Op::Read, lba, blocks, 0xee)).1
+        carry_out(admit(grant, Op::Read, lba, blocks, 0xee)).outcome
     }
 
     #[test]
     fn written_data_is_read_back() {
         let grant = grant(memory(1 << 16), 1 << 16);
         for op in [WRITE, Op::Write { durable: true }] {
-            assert_eq!(carry_out(admit(&grant, op, 2, 3, 7)).1.result, Ok(()));
+            assert_eq!(carry_out(admit(&grant, op, 2, 3, 7)).outcome.result, Ok(()));
         }
-        assert_eq!(carry_out(admit(&grant, Op::Flush, 0, 0, 0)).1.result, Ok(()));
+        assert_eq!(carry_out(admit(&grant, Op::Flush, 0, 0, 0)).outcome.result, Ok(()));
         let outcome = read(&grant, 1, 5);
         let buffer = outcome.buffer.unwrap();
         assert_eq!(buffer.bytes()[..BLOCK], [0; BLOCK]);
@@ -429,11 +426,11 @@ mod test {
         let grant = grant(memory(len), len);
         for unmap in [false, true] {
             for lba in [0, 4000] {
-                assert_eq!(carry_out(admit(&grant, WRITE, lba, 2, 9)).1.result, Ok(()));
+                assert_eq!(carry_out(admit(&grant, WRITE, lba, 2, 9)).outcome.result, Ok(()));
             }
             // A memfd supports punching holes but no zero ranges: both paths are covered.
             let op = Op::Zero { unmap, durable: true, fast: false };
-            assert_eq!(carry_out(admit(&grant, op, 1, 4000, 0)).1.result, Ok(()));
+            assert_eq!(carry_out(admit(&grant, op, 1, 4000, 0)).outcome.result, Ok(()));
             assert_eq!(read(&grant, 0, 1).buffer.unwrap().bytes(), [9; BLOCK]);
             assert_eq!(read(&grant, 1, 1).buffer.unwrap().bytes(), [0; BLOCK]);
             assert_eq!(read(&grant, 4000, 1).buffer.unwrap().bytes(), [0; BLOCK]);
@@ -445,16 +442,16 @@ mod test {
     fn unsupported_discard_succeeds() {
         let null = OwnedFd::from(std::fs::File::options().write(true).open("/dev/null").unwrap());
         let grant = grant(null, 1 << 16);
-        assert_eq!(carry_out(admit(&grant, Op::Discard, 0, 8, 0)).1.result, Ok(()));
+        assert_eq!(carry_out(admit(&grant, Op::Discard, 0, 8, 0)).outcome.result, Ok(()));
     }
 
     #[test]
     fn full_disk_and_read_only_descriptor_are_reported() {
         let full = OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
-        let outcome = carry_out(admit(&grant(full, 1 << 16), WRITE, 0, 1, 0)).1;
+        let outcome = carry_out(admit(&grant(full, 1 << 16), WRITE, 0, 1, 0)).outcome;
         assert_eq!(outcome.result, Err(Fault::NoSpace));
         let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let outcome = carry_out(admit(&grant(null, 1 << 16), WRITE, 0, 1, 0)).1;
+        let outcome = carry_out(admit(&grant(null, 1 << 16), WRITE, 0, 1, 0)).outcome;
         assert_eq!(outcome.result, Err(Fault::ReadOnly));
     }
 
@@ -464,7 +461,7 @@ mod test {
         let mut job = Job::new(admit(&grant, WRITE, 4, 2, 1));
         job.advance(Err(Errno::INTR));
         job.advance(Ok(100));
-        let (0, Call::Write { offset, from, .. }) = job.call() else { panic!("a write") };
+        let (_, 0, Call::Write { offset, from, .. }) = job.call() else { panic!("a write") };
         assert_eq!((offset, from.len()), (4 * 512 + 100, 924));
         for _ in 0..=MAX_INTERRUPTIONS {
             assert_eq!(job.result(), None);
@@ -496,13 +493,13 @@ mod test {
                 assert_eq!(job.phase, Phase::Sync);
             }
             job.advance(Err(Errno::IO));
-            assert_eq!(job.finish().1.result, Err(Fault::Io));
+            assert_eq!(job.finish().outcome.result, Err(Fault::Io));
             assert!(grant.export().has_failed_flush(), "{op:?}");
         }
         let grant = grant(memory(1 << 16), 1 << 16);
         let mut job = Job::new(admit(&grant, WRITE, 0, 1, 1));
         job.advance(Err(Errno::IO));
-        assert_eq!(job.finish().1.result, Err(Fault::Io));
+        assert_eq!(job.finish().outcome.result, Err(Fault::Io));
         assert!(!grant.export().has_failed_flush());
     }
 

@@ -6,6 +6,10 @@
 //! thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). An account
 //! that holds nothing may take up to the whole free part, the others up to half of it, which
 //! prevents starvation.
+//!
+//! An account charges its share for some memory in advance, so that the threads of a tenant do not
+//! contend for the counters with each request. When a charge is refused, all threads give back what
+//! is charged and not held: a busy one at the end of its turn, an idle one after a second.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -38,6 +42,9 @@ const EIGHTHS: [(Purpose, usize); 4] = [
     (Purpose::TlsRecords, 2),
 ];
 
+/// A tenant charges memory in advance only while it has at most this part of what is free.
+const AHEAD_PART: usize = 8;
+
 /// Limit on the payload memory of all threads together.
 pub struct Budget {
     parts: [Part; 4],
@@ -45,6 +52,8 @@ pub struct Budget {
     /// Bytes allocated, in use or cached.
     allocated: AtomicUsize,
     limit: usize,
+    /// The number of charges that were refused.
+    refused: AtomicUsize,
 }
 
 struct Part {
@@ -71,8 +80,9 @@ impl Budget {
     pub fn new(limit: usize) -> Arc<Self> {
         let limit = limit.max(Self::MIN);
         let part = |(_, eighths)| Part { limit: limit / 8 * eighths, used: Counter::default() };
-        let allocated = AtomicUsize::new(0);
-        Arc::new(Self { parts: EIGHTHS.map(part), shares: Mutex::default(), allocated, limit })
+        let (allocated, refused) = Default::default();
+        let shares = Mutex::default();
+        Arc::new(Self { parts: EIGHTHS.map(part), shares, allocated, limit, refused })
     }
 
     /// Returns the share of `tenant`, the same one for all its connections.
@@ -91,6 +101,11 @@ impl Budget {
     /// Returns the number of bytes allocated now, in use or cached.
     pub fn allocated(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Returns a number that changes when a charge is refused.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn allocate(&self, bytes: usize) {
@@ -112,10 +127,24 @@ impl Share {
     /// Charges `bytes` to this tenant and returns true, if they are within its limit. `is_first`:
     /// the account holds nothing yet.
     pub(crate) fn take(&self, purpose: Purpose, bytes: usize, is_first: bool) -> bool {
+        let fits = self.take_within(purpose, bytes, if is_first { 1 } else { 2 });
+        if !fits {
+            self.budget.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Charges `bytes`, a part of them in advance, and returns true, if plenty is free.
+    pub(crate) fn take_ahead(&self, purpose: Purpose, bytes: usize) -> bool {
+        self.take_within(purpose, bytes, AHEAD_PART)
+    }
+
+    /// Charges `bytes` if the tenant then has at most one `part`th of what is free.
+    fn take_within(&self, purpose: Purpose, bytes: usize, part: usize) -> bool {
         let (limit, used, own) = self.counters(purpose);
         let free = limit.saturating_sub(used.load(Ordering::Relaxed));
         let held = own.load(Ordering::Relaxed).saturating_add(bytes);
-        let fits = held <= if is_first { free } else { free / 2 };
+        let fits = held <= free / part;
         // Charged after the check, so that a refused request does not reduce what others may take.
         // Threads that check at the same time may exceed the limit by one buffer each.
         if fits {

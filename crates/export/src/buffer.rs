@@ -8,7 +8,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use crate::budget::{Budget, Purpose, Share};
@@ -20,6 +20,10 @@ pub const PAGE: usize = 4096;
 
 /// The least that an account may hold, in bytes, however many accounts the pool has.
 const MIN_SHARE: usize = 1 << 18;
+
+/// How many bytes an account charges to its share in advance. It keeps at most twice as many that it
+/// does not hold.
+const AHEAD: usize = 1 << 16;
 
 /// Size classes are `PAGE << 0` to `PAGE << (CLASSES - 1)`: 4 KiB to 1 MiB.
 const CLASSES: usize = 9;
@@ -37,12 +41,16 @@ pub struct Pool(Rc<Shared>);
 struct Shared {
     /// Bytes that the accounts divide among themselves. Not a hard limit: see [`MIN_SHARE`].
     limit: usize,
-    accounts: Cell<usize>,
+    accounts: RefCell<Vec<Weak<AccountState>>>,
     cached: Cell<usize>,
     free: RefCell<[Vec<Pages>; CLASSES]>,
     budget: Arc<Budget>,
     /// Whether the budget or the system refused memory since [`Pool::was_short`] was called.
     is_short: Cell<bool>,
+    /// Whether accounts may have charged what they do not hold.
+    may_have_unused: Cell<bool>,
+    /// [`Budget::refused`] when [`Pool::was_short`] was called.
+    refused: Cell<usize>,
 }
 
 impl Pool {
@@ -57,8 +65,16 @@ impl Pool {
     /// Returns a pool whose accounts share `limit` bytes, within `budget`.
     pub fn with_budget(limit: usize, budget: Arc<Budget>) -> Self {
         let free = RefCell::new([const { Vec::new() }; CLASSES]);
-        let (accounts, cached, is_short) = Default::default();
-        Self(Rc::new(Shared { limit, accounts, cached, free, budget, is_short }))
+        Self(Rc::new(Shared {
+            limit,
+            accounts: RefCell::default(),
+            cached: Cell::default(),
+            free,
+            budget,
+            is_short: Cell::default(),
+            may_have_unused: Cell::default(),
+            refused: Cell::default(),
+        }))
     }
 
     /// Opens an account for one connection, charged to a tenant that stands for no host in
@@ -75,14 +91,26 @@ impl Pool {
 
     /// Returns whether an account was refused memory since the last call for want of budget or of
     /// system memory. No event of the connection itself announces that this memory is free, so the
-    /// driver must [poll](crate::Session::poll) its sessions again after a while.
+    /// driver must [poll](crate::Session::poll) its sessions again after a while. To be called in each
+    /// turn: memory that another thread was refused may be charged here in advance.
     pub fn was_short(&self) -> bool {
+        let refused = self.0.budget.refused();
+        if self.0.refused.replace(refused) != refused {
+            self.0.give_back_unused();
+        }
         self.0.is_short.take()
     }
 
-    /// Frees the cached buffers. To be called when the thread becomes idle.
+    /// Frees the cached buffers, and gives back what is charged in advance. To be called when the
+    /// thread becomes idle.
     pub fn trim(&self) {
         self.0.trim();
+        self.0.give_back_unused();
+    }
+
+    /// Returns whether there may be something to [trim](Pool::trim).
+    pub fn has_unused(&self) -> bool {
+        self.cached() > 0 || self.0.may_have_unused.get()
     }
 
     /// Returns the number of bytes in cached buffers.
@@ -105,6 +133,15 @@ impl Shared {
         })?;
         self.budget.allocate(PAGE << class);
         Some(pages)
+    }
+
+    /// Gives back what accounts have charged and do not hold.
+    fn give_back_unused(&self) {
+        if self.may_have_unused.take() {
+            // A list of its own: the last reference to an account may be dropped here.
+            let all: Vec<_> = self.accounts.borrow().iter().filter_map(Weak::upgrade).collect();
+            all.iter().for_each(|account| account.give_back(account.unused()));
+        }
     }
 
     fn trim(&self) {
@@ -144,18 +181,57 @@ struct AccountState {
     share: Arc<Share>,
     purpose: Purpose,
     held: Cell<usize>,
+    /// Bytes that are charged to the share: those that are held, and some in advance.
+    charged: Cell<usize>,
+}
+
+impl AccountState {
+    fn unused(&self) -> usize {
+        self.charged.get() - self.held.get()
+    }
+
+    /// Charges as much as is needed to hold `bytes` more. Returns false if the share refuses it.
+    fn charge(&self, bytes: usize) -> bool {
+        let Self { share, purpose, .. } = self;
+        let need = bytes.saturating_sub(self.unused());
+        if need == 0 {
+            return true;
+        }
+        let ahead = need + AHEAD;
+        let charged = if share.take_ahead(*purpose, ahead) {
+            ahead
+        } else if share.take(*purpose, need, self.held.get() == 0) {
+            need
+        } else {
+            return false;
+        };
+        self.charged.set(self.charged.get() + charged);
+        self.pool.may_have_unused.set(true);
+        true
+    }
+
+    fn give_back(&self, bytes: usize) {
+        if bytes > 0 {
+            self.charged.set(self.charged.get() - bytes);
+            self.share.give_back(self.purpose, bytes);
+        }
+    }
 }
 
 impl Drop for AccountState {
     fn drop(&mut self) {
-        self.pool.accounts.set(self.pool.accounts.get() - 1);
+        self.give_back(self.unused());
+        // This one is among those without references.
+        self.pool.accounts.borrow_mut().retain(|account| account.strong_count() > 0);
     }
 }
 
 impl Account {
     fn open(pool: &Rc<Shared>, share: Arc<Share>, purpose: Purpose) -> Self {
-        pool.accounts.set(pool.accounts.get() + 1);
-        Self(Rc::new(AccountState { pool: pool.clone(), share, purpose, held: Cell::new(0) }))
+        let (held, charged) = Default::default();
+        let state = Rc::new(AccountState { pool: pool.clone(), share, purpose, held, charged });
+        pool.accounts.borrow_mut().push(Rc::downgrade(&state));
+        Self(state)
     }
 
     /// Returns a buffer of `len` bytes with unspecified contents.
@@ -174,13 +250,10 @@ impl Account {
         if held != 0 && held + (PAGE << class) > self.share() {
             return None;
         }
-        let AccountState { pool, share, purpose, .. } = &*self.0;
-        if !share.take(*purpose, PAGE << class, held == 0) {
-            pool.is_short.set(true);
-            return None;
-        }
-        let Some(pages) = pool.pages(class) else {
-            share.give_back(*purpose, PAGE << class);
+        let pool = &self.0.pool;
+        let pages = if self.0.charge(PAGE << class) { pool.pages(class) } else { None };
+        let Some(pages) = pages else {
+            self.0.give_back(self.0.unused());
             pool.is_short.set(true);
             return None;
         };
@@ -195,7 +268,7 @@ impl Account {
 
     /// Returns how many bytes this account may hold: an equal part of the pool, at least 256 KiB.
     pub fn share(&self) -> usize {
-        (self.0.pool.limit / self.0.pool.accounts.get().max(1)).max(MIN_SHARE)
+        (self.0.pool.limit / self.0.pool.accounts.borrow().len().max(1)).max(MIN_SHARE)
     }
 
     /// Returns how many bytes this account's buffers occupy now.
@@ -212,7 +285,7 @@ impl fmt::Debug for Account {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pool({} bytes, {} accounts)", self.0.limit, self.0.accounts.get())
+        write!(f, "Pool({} bytes, {} accounts)", self.0.limit, self.0.accounts.borrow().len())
     }
 }
 
@@ -286,7 +359,11 @@ impl AccountState {
         let Memory::Pages(pages) = memory else { return };
         let bytes = pages.len() * PAGE;
         self.held.set(self.held.get() - bytes);
-        self.share.give_back(self.purpose, bytes);
+        let unused = self.unused();
+        if unused > 2 * AHEAD {
+            self.give_back(unused - AHEAD);
+        }
+        self.pool.may_have_unused.set(true);
         self.pool.give_back(pages);
     }
 }
@@ -366,6 +443,26 @@ mod test {
         drop(held);
         drop((accounts, pools));
         assert_eq!(budget.allocated(), 0);
+    }
+
+    #[test]
+    fn memory_charged_in_advance_is_returned_when_another_thread_is_refused() {
+        let budget = Budget::new(0);
+        let pools = [(); 2].map(|()| Pool::with_budget(64 << 20, budget.clone()));
+        let many: Vec<_> = (0..64).map(|_| pools[0].open()).collect();
+        let share = || format!("{:?}", many[0].0.share);
+        many.iter().for_each(|account| drop(account.take(PAGE)));
+        assert!(pools[0].has_unused() && share() != "Share(0 bytes)");
+        let other = pools[1].open_for(Tenant::Host(crate::KeyId::new(1)));
+        let held: Vec<_> = std::iter::from_fn(|| other.take(Pool::MAX_BUFFER)).collect();
+        assert!(pools[1].was_short() && !pools[0].was_short());
+        assert_eq!(share(), "Share(0 bytes)");
+        drop((held, other));
+        // An idle thread returns it by itself.
+        drop(many[0].take(PAGE));
+        assert!(pools[0].has_unused() && share() != "Share(0 bytes)");
+        pools[0].trim();
+        assert!(!pools[0].has_unused() && share() == "Share(0 bytes)");
     }
 
     #[test]

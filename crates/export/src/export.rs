@@ -1,11 +1,12 @@
 //! A disk that is served to other machines.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
 
+use crate::connections::{Connections, Usage};
 use crate::{Backing, ExportId, Geometry};
 
 /// Access mode of an export, a rule or a grant.
@@ -53,21 +54,6 @@ pub struct Identity {
     pub firmware: String,
 }
 
-/// Statistics of an export since it was created.
-#[derive(Debug, Default)]
-pub struct Usage {
-    /// Successful read requests.
-    pub reads: AtomicU64,
-    /// Bytes read by them.
-    pub bytes_read: AtomicU64,
-    /// Successful write requests.
-    pub writes: AtomicU64,
-    /// Bytes written by them.
-    pub bytes_written: AtomicU64,
-    /// Failed requests of any kind.
-    pub errors: AtomicU64,
-}
-
 /// A disk that is served to other machines. Shared by all sessions that use it.
 ///
 /// It also serializes writes across connections: an [`Exclusive`] right, and writes whose
@@ -95,18 +81,10 @@ pub struct Export {
     pub discard: bool,
     /// Whether discarded blocks read as zeros.
     pub discard_zeroes: bool,
-    /// Statistics.
-    pub usage: Usage,
     bytes: AtomicU64,
     gone: AtomicBool,
     flush_failed: AtomicBool,
-    /// The number of writes in flight, and the flag [`EXCLUSIVE`].
-    writers: AtomicU32,
-    /// The number of ended connections with writes in flight.
-    orphans: AtomicU32,
-    /// Set when `orphans` becomes zero, and when a counted write is refused; cleared by
-    /// [`Export::was_released`].
-    released: AtomicBool,
+    connections: Connections,
     /// The exports that this one replaced, if they were still in use.
     predecessors: OnceLock<Vec<Weak<Self>>>,
     /// Whether another export has replaced this one.
@@ -120,9 +98,6 @@ fn short(name: &str) -> String {
     let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
     if stem.is_empty() { last } else { stem }.to_owned()
 }
-
-/// Flag in `writers`, set while an [`Exclusive`] right exists.
-const EXCLUSIVE: u32 = 1 << 31;
 
 impl Export {
     /// Returns an export of `bytes` bytes in the files of `backing`.
@@ -148,13 +123,10 @@ impl Export {
             rotational: false,
             discard: false,
             discard_zeroes: false,
-            usage: Usage::default(),
             bytes: AtomicU64::new(bytes),
             gone: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
-            writers: AtomicU32::new(0),
-            orphans: AtomicU32::new(0),
-            released: AtomicBool::new(false),
+            connections: Connections::default(),
             predecessors: OnceLock::new(),
             replaced: AtomicBool::new(false),
             backing,
@@ -214,35 +186,41 @@ impl Export {
         self.flush_failed.load(Ordering::Acquire)
     }
 
-    /// Returns whether sessions may be waiting for the end of a write and must be notified: while
-    /// an [`Exclusive`] right exists, and once after the last orphaned write has ended. To be
-    /// called after each write.
-    pub fn is_contended(&self) -> bool {
-        let writers = self.writers.load(Ordering::Acquire);
-        let is_drained = self.replaced.load(Ordering::Acquire) && writers == 0;
-        self.was_released() || is_drained || writers & EXCLUSIVE != 0
+    /// Returns its statistics.
+    pub fn usage(&self) -> Usage {
+        self.connections.usage()
     }
 
-    /// Returns true once after the last orphaned write has ended, and once after a write was
-    /// counted as in flight and then refused: sessions that waited for it must be notified. To be
-    /// called after a write was refused with [`crate::Fault::Busy`].
-    pub fn was_released(&self) -> bool {
-        self.released.load(Ordering::Acquire) && self.released.swap(false, Ordering::AcqRel)
+    /// Replaces its statistics. For an export that another process serves.
+    pub fn set_usage(&self, usage: Usage) {
+        self.connections.set_ended_usage(usage);
+    }
+
+    /// Returns whether sessions may be waiting for the end of a write and must be notified: while
+    /// an [`Exclusive`] right exists, and once after the last orphaned write has ended. Checked after
+    /// each write.
+    pub fn is_contended(&self) -> bool {
+        let is_drained = || self.replaced.load(Ordering::Acquire) && !self.is_being_written();
+        self.connections.was_released() || self.connections.is_exclusive() || is_drained()
     }
 
     /// Returns whether writes of any connection, orphaned ones included, are in flight or an
     /// [`Exclusive`] right exists.
     pub fn is_being_written(&self) -> bool {
-        self.writers.load(Ordering::Acquire) != 0
+        self.connections.is_exclusive() || self.connections.is_being_written()
     }
 
     /// Returns whether orphaned writes are in flight, that is, writes whose connection has ended.
     /// Until they have completed, no other write begins, and no new connection, queue or controller
     /// gets the export. See [`crate::Fence`].
     pub fn has_orphans(&self) -> bool {
+        self.connections.has_orphans() || self.waits_for_predecessors()
+    }
+
+    /// Returns whether writes to an export that this one replaces are in flight.
+    pub(crate) fn waits_for_predecessors(&self) -> bool {
         let is_written = |old: &Weak<Self>| old.upgrade().is_some_and(|old| old.is_being_written());
-        self.orphans.load(Ordering::Acquire) != 0
-            || self.predecessors.get().is_some_and(|all| all.iter().any(is_written))
+        self.predecessors.get().is_some_and(|all| all.iter().any(is_written))
     }
 
     /// Sets the exports that this one replaces. Their writes in flight count as orphaned.
@@ -252,38 +230,9 @@ impl Export {
         let _ = self.predecessors.set(predecessors);
     }
 
-    /// Counts a connection that has ended with writes in flight.
-    pub(crate) fn orphan(&self) {
-        self.orphans.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Called when the last write of such a connection has completed.
-    pub(crate) fn orphan_ended(&self) {
-        if self.orphans.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.released.store(true, Ordering::Release);
-        }
-    }
-
-    /// Counts a write as in flight and returns true; returns false while there are orphaned writes
-    /// or an [`Exclusive`] right that the write does not use (`exclusive`). A write that is refused
-    /// here is not counted even for a moment: the holder of the right could see the count at that
-    /// moment, and would not be notified to look again.
-    pub(crate) fn begin_write(&self, exclusive: bool) -> bool {
-        let more = |writers: u32| (exclusive || writers & EXCLUSIVE == 0).then_some(writers + 1);
-        (exclusive || !self.has_orphans())
-            && self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
-    }
-
-    /// Counts a write as completed.
-    pub(crate) fn end_write(&self) {
-        self.writers.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// Takes back the count of a write that was refused after [`Export::begin_write`]. Other
-    /// sessions may have seen the count and be waiting.
-    pub(crate) fn cancel_write(&self) {
-        self.end_write();
-        self.released.store(true, Ordering::Release);
+    /// Returns the connections that use it.
+    pub(crate) fn connections(&self) -> &Connections {
+        &self.connections
     }
 }
 
@@ -300,13 +249,12 @@ pub struct Exclusive(Arc<Export>);
 impl Exclusive {
     /// Claims the right. Returns `None` if another request holds it.
     pub fn claim(export: &Arc<Export>) -> Option<Self> {
-        let before = export.writers.fetch_or(EXCLUSIVE, Ordering::AcqRel);
-        (before & EXCLUSIVE == 0).then(|| Self(export.clone()))
+        export.connections.claim().then(|| Self(export.clone()))
     }
 
     /// Returns whether the earlier writes have completed, to this export and to those it replaced.
     pub fn is_drained(&self) -> bool {
-        self.0.writers.load(Ordering::Acquire) == EXCLUSIVE && !self.0.has_orphans()
+        !self.0.connections.is_being_written() && !self.0.has_orphans()
     }
 
     /// Returns whether this is the right to write `export`.
@@ -317,6 +265,6 @@ impl Exclusive {
 
 impl Drop for Exclusive {
     fn drop(&mut self) {
-        self.0.writers.fetch_and(!EXCLUSIVE, Ordering::AcqRel);
+        self.0.connections.unclaim();
     }
 }

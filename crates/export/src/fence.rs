@@ -1,9 +1,9 @@
 //! I/O fencing: orders the writes of a connection that has ended before those of all others.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{Export, ExportId, Fault};
+use crate::connections::{Activity, Counters};
+use crate::{Export, ExportId};
 
 /// The writes of one connection to one export.
 ///
@@ -16,72 +16,28 @@ use crate::{Export, ExportId, Fault};
 /// Dropping the fence closes it, so that a session that panics leaves no write uncounted. The
 /// [`Grant`](crate::Grant)s of the connection hold the fence.
 #[derive(Debug)]
-pub struct Fence(Arc<InFlight>);
-
-/// The writes of one connection that are in flight.
-#[derive(Debug)]
-struct InFlight {
+pub struct Fence {
     export: Arc<Export>,
-    /// Their number, and the flag [`CLOSED`].
-    state: AtomicU32,
+    counters: Arc<Counters>,
 }
 
-/// Flag in `state`, set when the fence is closed.
-const CLOSED: u32 = 1 << 31;
-
 impl Fence {
-    pub(crate) fn new(export: Arc<Export>) -> Arc<Self> {
-        Arc::new(Self(Arc::new(InFlight { export, state: AtomicU32::new(0) })))
+    pub(crate) fn new(activity: &Activity) -> Arc<Self> {
+        let (export, counters) = (activity.export().clone(), activity.counters().clone());
+        Arc::new(Self { export, counters })
     }
 
     /// Revokes the connection's right to write. May be called from any thread, and more than once.
     /// The first caller must then notify the other sessions ([`Step::Notify`](crate::Step::Notify)).
     pub fn close(&self) {
-        let InFlight { export, state } = &*self.0;
-        // When already closed, no notification follows, so no orphan may be counted even briefly.
-        if self.is_closed()
-            || state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        {
-            return;
-        }
-        // Counted before the flag is set: the last write may complete right after that.
-        export.orphan();
-        let before = state.fetch_or(CLOSED, Ordering::AcqRel);
-        if before == 0 || before & CLOSED != 0 {
-            export.orphan_ended();
+        if !self.counters.is_closed() {
+            self.export.connections().close(&self.counters);
         }
     }
 
     /// Returns the id of the export.
     pub fn export_id(&self) -> &ExportId {
-        &self.0.export.id
-    }
-
-    fn is_closed(&self) -> bool {
-        self.0.state.load(Ordering::Acquire) & CLOSED != 0
-    }
-
-    /// Counts a write as in flight.
-    ///
-    /// # Errors
-    /// Returns [`Fault::Gone`] if the fence is closed, and [`Fault::Busy`] if the export admits no
-    /// write now. Also `Busy` if the fence is closed during the call: the export has then counted
-    /// the write briefly, and [`Export::was_released`] returns true.
-    pub(crate) fn begin_write(&self, exclusive: bool) -> Result<WriteGuard, Fault> {
-        if self.is_closed() {
-            return Err(Fault::Gone);
-        }
-        if !self.0.export.begin_write(exclusive) {
-            return Err(Fault::Busy);
-        }
-        let more = |state: u32| (state & CLOSED == 0).then_some(state + 1);
-        match self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
-            Ok(_) => Ok(WriteGuard(self.0.clone())),
-            Err(_) => {
-                self.0.export.cancel_write();
-                Err(Fault::Busy)
-            }
-        }
+        &self.export.id
     }
 }
 
@@ -91,24 +47,12 @@ impl Drop for Fence {
     }
 }
 
-/// A write in flight. Counts it as completed when dropped.
-#[derive(Debug)]
-pub(crate) struct WriteGuard(Arc<InFlight>);
-
-impl Drop for WriteGuard {
-    fn drop(&mut self) {
-        let InFlight { export, state } = &*self.0;
-        export.end_write();
-        if state.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1 {
-            export.orphan_ended();
-        }
-    }
-}
-
 #[cfg(test)]
 mod test {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
-    use crate::{Access, Admitted, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
+    use crate::{Access, Admitted, Fault, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
 
     fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -134,13 +78,13 @@ mod test {
         one.fence().close();
         assert!(export.has_orphans());
         assert_eq!(write(&one).err(), Some(Fault::Gone));
-        for admitted in in_flight {
+        let ended = in_flight.map(|admitted| {
             assert!(!export.is_contended());
             assert_eq!(write(&other).err(), Some(Fault::Busy));
-            drop(admitted.finish(Ok(())));
-        }
-        assert!(export.is_contended(), "waiting sessions must be notified");
-        assert!(!export.is_contended(), "once");
+            admitted.finish(Ok(())).contended.is_some()
+        });
+        assert_eq!(ended, [false, true], "waiting sessions must be notified, once");
+        assert!(!export.is_contended());
         assert!(!export.has_orphans() && write(&other).is_ok());
         assert_eq!(write(&one).err(), Some(Fault::Gone));
     }
@@ -157,16 +101,17 @@ mod test {
     #[test]
     fn write_refused_by_a_closed_fence_is_never_counted() {
         let export = export();
-        let grant = Grant::new(export.clone());
-        grant.fence().close();
         std::thread::scope(|scope| {
-            let refused = scope.spawn(|| (0..20_000).all(|_| write(&grant).is_err()));
+            let refused = scope.spawn(|| {
+                let grant = Grant::new(export.clone());
+                grant.fence().close();
+                (0..20_000).all(|_| write(&grant).err() == Some(Fault::Gone))
+            });
             while !refused.is_finished() {
                 assert!(!export.is_being_written());
             }
             assert!(refused.join().unwrap());
         });
-        assert!(!export.was_released());
     }
 
     #[test]
@@ -188,14 +133,41 @@ mod test {
     #[test]
     fn fence_may_be_closed_while_writes_begin_and_end() {
         let export = export();
-        for _ in 0..200 {
+        for _ in 0..50 {
             let grant = Grant::new(export.clone());
+            let fence = grant.fence().clone();
             std::thread::scope(|scope| {
-                let writer = grant.clone();
-                scope.spawn(move || while write(&writer).is_ok() {});
-                grant.fence().close();
+                scope.spawn(move || fence.close());
+                while write(&grant).is_ok() {}
             });
             assert!(!export.has_orphans() && !export.is_being_written());
         }
+    }
+
+    #[test]
+    fn no_write_begins_while_a_closed_fence_has_orphans() {
+        let (export, stop) = (export(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let grant = Grant::new(export.clone());
+                    while !stop.load(Ordering::Relaxed) {
+                        drop(write(&grant));
+                    }
+                });
+            }
+            for _ in 0..300 {
+                let grant = Grant::new(export.clone());
+                // Refused while the writes of the last round end.
+                let Ok(in_flight) = write(&grant) else { continue };
+                grant.fence().close();
+                // Those that began before end soon, and none begins after.
+                while export.connections().in_flight() > 1 {}
+                assert!((0..100).all(|_| export.connections().in_flight() == 1));
+                assert!(in_flight.finish(Ok(())).contended.is_some() || !export.has_orphans());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(!export.has_orphans() && !export.is_being_written());
     }
 }

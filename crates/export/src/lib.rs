@@ -29,7 +29,8 @@
 //! use std::sync::Arc;
 //!
 //! use export::{
-//!     Auth, Backing, Caller, Catalogue, Export, Fault, Geometry, Identity, Op, Peer, Pool, Request, Ticket,
+//!     Auth, Backing, Caller, Catalogue, Export, Fault, Finished, Geometry, Identity, Op,
+//!     Peer, Pool, Request, Ticket,
 //! };
 //!
 //! // The program serves a disk of eight blocks. Exports are read-only unless told otherwise.
@@ -63,7 +64,7 @@
 //! let disk = std::fs::File::from(disk.try_clone()?);
 //! let offset = admitted.offset();
 //! let result = disk.read_exact_at(admitted.bytes_mut(), offset).map_err(Fault::from);
-//! let (ticket, outcome) = admitted.finish(result);
+//! let Finished { ticket, outcome, .. } = admitted.finish(result);
 //!
 //! // The session completes the request that it made.
 //! assert_eq!((ticket, outcome.result), (Ticket::new(1), Ok(())));
@@ -77,6 +78,7 @@ mod backing;
 mod budget;
 mod buffer;
 mod catalogue;
+mod connections;
 mod event;
 #[allow(clippy::module_inception, reason = "the crate is named for its first word")]
 mod export;
@@ -97,8 +99,9 @@ pub use backing::{Backing, Layout};
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, InPlace, PAGE, Pool};
 pub use catalogue::Catalogue;
+pub use connections::Usage;
 pub use event::{Event, MAX_TEXT, PairingRequest};
-pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};
+pub use export::{Access, Cache, Exclusive, Export, Identity};
 pub use extent::{Extent, Extents};
 pub use fault::Fault;
 pub use fence::Fence;
@@ -106,7 +109,7 @@ pub use geometry::Geometry;
 pub use id::ExportId;
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
-pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
+pub use request::{Admitted, Denied, Finished, Grant, Op, Outcome, Request, Ticket};
 pub use secret::Secret;
 pub use segment::{Body, Head, Segment};
 pub use session::{DirectRecv, Notice, Reason, Session, Step};

@@ -1,10 +1,10 @@
 //! Disk requests, and their admission: range, alignment and access are checked here and nowhere
 //! else.
 
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use crate::fence::WriteGuard;
+use crate::connections::{Activity, WriteGuard};
 use crate::{Access, Buffer, Exclusive, Export, Fault, Fence, InPlace};
 
 /// A disk operation.
@@ -108,7 +108,7 @@ pub struct Denied {
 /// The access of one connection to one export: the result of an access check.
 #[derive(Debug, Clone)]
 pub struct Grant {
-    export: Arc<Export>,
+    activity: Rc<Activity>,
     access: Access,
     fence: Arc<Fence>,
 }
@@ -116,8 +116,8 @@ pub struct Grant {
 impl Grant {
     /// Returns a grant of the access mode of `export`, with a new fence.
     pub fn new(export: Arc<Export>) -> Self {
-        let access = export.access;
-        Self { access, fence: Fence::new(export.clone()), export }
+        let (access, activity) = (export.access, Activity::new(export));
+        Self { access, fence: Fence::new(&activity), activity }
     }
 
     /// Restricts the grant to reads.
@@ -130,8 +130,8 @@ impl Grant {
     /// access is checked again while it has writes in flight.
     #[must_use]
     pub fn with_fence_of(self, before: &Self) -> Self {
-        let same = Arc::ptr_eq(&self.export, &before.export);
-        if same { Self { fence: before.fence.clone(), ..self } } else { self }
+        let same = Arc::ptr_eq(self.export(), before.export());
+        if same { Self { access: self.access, ..before.clone() } } else { self }
     }
 
     /// Returns the fence, by which the connection's right to write is revoked.
@@ -141,7 +141,7 @@ impl Grant {
 
     /// Returns the export.
     pub fn export(&self) -> &Arc<Export> {
-        &self.export
+        self.activity.export()
     }
 
     /// Returns the granted access mode.
@@ -181,28 +181,28 @@ impl Grant {
             Ok(range) => range,
             Err(fault) => return Err(Box::new(Denied { fault, request })),
         };
-        let exclusive = right.is_some_and(|right| right.is_for(&self.export));
+        let exclusive = right.is_some_and(|right| right.is_for(self.export()));
         let writes = request.op.mutates();
-        let guard = match writes.then(|| self.fence.begin_write(exclusive)).transpose() {
+        let guard = match writes.then(|| self.activity.begin_write(exclusive)).transpose() {
             Ok(guard) => guard,
             Err(fault) => return Err(Box::new(Denied { fault, request })),
         };
         let Request { op, buffer, ticket, .. } = request;
-        let export = self.export.clone();
-        Ok(Admitted { export, op, offset, len, stored, buffer, ticket, guard, in_place: false })
+        let activity = self.activity.clone();
+        Ok(Admitted { activity, op, offset, len, stored, buffer, ticket, guard, in_place: false })
     }
 
     /// Returns the offset, the length, and how many bytes of it the disk stores.
     fn check(&self, request: &Request) -> Result<(u64, u64, u64), Fault> {
         // Read once: the disk may be resized concurrently.
-        let bytes = self.export.bytes();
+        let bytes = self.export().bytes();
         let (offset, len) = self.range(request.op, request.lba, request.blocks, bytes)?;
         let carries = matches!(request.op, Op::Read | Op::Write { .. });
         let held = request.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
         if carries && held != len {
             return Err(Fault::Misaligned);
         }
-        let may_be_short = request.op == Op::Read && self.export.access == Access::ReadOnly;
+        let may_be_short = request.op == Op::Read && self.export().access == Access::ReadOnly;
         let stored = if may_be_short { len.min(bytes.saturating_sub(offset)) } else { len };
         Ok((offset, len, stored))
     }
@@ -213,11 +213,11 @@ impl Grant {
     /// # Errors
     /// As [`Grant::admit`].
     pub fn permits(&self, op: Op, lba: u64, blocks: u64) -> Result<(u64, u64), Fault> {
-        self.range(op, lba, blocks, self.export.bytes())
+        self.range(op, lba, blocks, self.export().bytes())
     }
 
     fn range(&self, op: Op, lba: u64, blocks: u64, bytes: u64) -> Result<(u64, u64), Fault> {
-        let export = &self.export;
+        let export = self.export();
         if export.is_gone() {
             return Err(Fault::Gone);
         }
@@ -235,7 +235,7 @@ impl Grant {
 /// A request that was admitted. Drivers execute nothing else.
 #[derive(Debug)]
 pub struct Admitted {
-    export: Arc<Export>,
+    activity: Rc<Activity>,
     op: Op,
     offset: u64,
     len: u64,
@@ -249,7 +249,7 @@ pub struct Admitted {
 impl Admitted {
     /// Returns the export.
     pub fn export(&self) -> &Arc<Export> {
-        &self.export
+        self.activity.export()
     }
 
     /// Returns the operation.
@@ -300,33 +300,39 @@ impl Admitted {
         self.buffer.as_mut().map(Buffer::bytes_mut).unwrap_or_default()
     }
 
-    /// Completes the request: updates the statistics, and returns what to pass to
-    /// [`Session::complete`](crate::Session::complete).
-    pub fn finish(self, result: Result<(), Fault>) -> (Ticket, Outcome) {
-        count(&self.export, self.op, self.len, result);
+    /// Returns the export, and the buffer as [`Admitted::bytes_mut`].
+    pub fn export_and_bytes(&mut self) -> (&Export, &mut [u8]) {
+        let bytes = self.buffer.as_mut().map(Buffer::bytes_mut).unwrap_or_default();
+        (self.activity.export(), bytes)
+    }
+
+    /// Completes the request: updates the statistics, and counts a write as ended.
+    pub fn finish(self, result: Result<(), Fault>) -> Finished {
+        let export = self.activity.export();
+        self.activity.count(self.op, self.len, result.is_ok());
+        if self.op == Op::Flush && result.is_err() {
+            export.flush_failed();
+        }
+        let is_write = self.guard.is_some();
         drop(self.guard);
-        (self.ticket, Outcome { result, buffer: self.buffer })
+        // Checked after the write is no longer counted, or the session that waits for it would not be
+        // notified.
+        let contended = (is_write && export.is_contended()).then(|| export.clone());
+        let outcome = Outcome { result, buffer: self.buffer };
+        Finished { ticket: self.ticket, outcome, contended }
     }
 }
 
-fn count(export: &Export, op: Op, len: u64, result: Result<(), Fault>) {
-    let usage = &export.usage;
-    let add = |counter: &std::sync::atomic::AtomicU64, n| counter.fetch_add(n, Ordering::Relaxed);
-    match (op, result) {
-        (Op::Flush, Err(_)) => export.flush_failed(),
-        (Op::Read, Ok(())) => {
-            add(&usage.reads, 1);
-            add(&usage.bytes_read, len);
-        }
-        (Op::Write { .. } | Op::Zero { .. }, Ok(())) => {
-            add(&usage.writes, 1);
-            add(&usage.bytes_written, len);
-        }
-        _ => {}
-    }
-    if result.is_err() {
-        add(&usage.errors, 1);
-    }
+/// A completed request.
+#[derive(Debug)]
+pub struct Finished {
+    /// For [`Session::complete`](crate::Session::complete), as is the outcome.
+    pub ticket: Ticket,
+    /// The result.
+    pub outcome: Outcome,
+    /// Set if sessions may be waiting for the end of this write: the export whose sessions the driver
+    /// must notify, as for [`Step::Notify`](crate::Step::Notify).
+    pub contended: Option<Arc<Export>>,
 }
 
 /// The result of a disk request.
@@ -394,11 +400,11 @@ mod test {
     #[test]
     fn after_a_failed_flush_no_later_one_is_admitted() {
         let grant = grant(Access::Writable);
-        let (ticket, outcome) =
+        let Finished { ticket, outcome, .. } =
             grant.admit(request(Op::Flush, 0, 0)).unwrap().finish(Err(Fault::Io));
         assert_eq!((ticket, outcome.result), (Ticket::new(7), Err(Fault::Io)));
         assert_eq!(grant.admit(request(Op::Flush, 0, 0)).unwrap_err().fault, Fault::Io);
-        assert_eq!(grant.export().usage.errors.load(Ordering::Relaxed), 1);
+        assert_eq!(grant.export().usage().errors, 1);
     }
 
     #[test]
@@ -426,11 +432,13 @@ mod test {
 
     #[test]
     fn refused_write_is_never_counted() {
-        let grant = grant(Access::Writable);
-        let right = Exclusive::claim(grant.export()).unwrap();
+        let export = grant(Access::Writable).export().clone();
+        let right = Exclusive::claim(&export).unwrap();
         std::thread::scope(|scope| {
-            let other = scope
-                .spawn(|| (0..20_000).all(|_| grant.admit(request(Op::Discard, 0, 1)).is_err()));
+            let other = scope.spawn(|| {
+                let grant = Grant::new(export.clone());
+                (0..20_000).all(|_| grant.admit(request(Op::Discard, 0, 1)).is_err())
+            });
             while !other.is_finished() {
                 assert!(right.is_drained());
             }

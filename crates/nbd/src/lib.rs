@@ -19,7 +19,7 @@
 //! use std::time::Instant;
 //!
 //! use export::{
-//!     Auth, Backing, Catalogue, Export, Fault, Geometry, Identity, Peer, Pool, Session, Step,
+//!     Auth, Backing, Catalogue, Export, Fault, Finished, Geometry, Identity, Peer, Pool, Session, Step,
 //! };
 //! use nbd::client::{self, Client, Options, Request};
 //! use nbd::server::{Server, Start};
@@ -49,7 +49,7 @@
 //!                 let disk = std::fs::File::from(disk.try_clone()?);
 //!                 let offset = request.offset();
 //!                 let result = disk.read_exact_at(request.bytes_mut(), offset);
-//!                 let (ticket, outcome) = request.finish(result.map_err(Fault::from));
+//!                 let Finished { ticket, outcome, .. } = request.finish(result.map_err(Fault::from));
 //!                 session.complete(now, ticket, outcome);
 //!             }
 //!             Step::Close(reason) => return Err(format!("closed: {reason}").into()),

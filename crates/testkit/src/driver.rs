@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use export::{Account, Admitted, Event, Fault, Notice, Op, Pool, Reason, Segment, Session, Step};
+use export::{
+    Account, Admitted, Event, Fault, Finished, Notice, Op, Pool, Reason, Segment, Session, Step,
+};
 
 use crate::{Chunks, Stream, Xorshift64, execute};
 
@@ -313,14 +315,13 @@ impl Driver {
 
     /// Completes a disk request that was executed.
     pub fn complete(&mut self, id: Id, job: Admitted, result: Result<(), Fault>) {
-        let export = job.export().clone();
-        let (ticket, outcome) = job.finish(result);
+        let Finished { ticket, outcome, contended } = job.finish(result);
         let conn = &mut self.conns[id];
         conn.completed += 1;
         if let Some(session) = &mut conn.session {
             session.complete(self.now, ticket, outcome);
         }
-        self.notified |= export.is_contended();
+        self.notified |= contended.is_some();
     }
 
     // ---- the sessions

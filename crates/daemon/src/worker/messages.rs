@@ -6,7 +6,9 @@ mod pairing;
 use std::os::fd::OwnedFd;
 
 use engine::Running;
-use export::{Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy};
+use export::{
+    Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy, Usage,
+};
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
 
@@ -135,11 +137,7 @@ impl ExportWire {
 /// I/O counters and state of an export.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counts {
-    pub(super) reads: u64,
-    pub(super) bytes_read: u64,
-    pub(super) writes: u64,
-    pub(super) bytes_written: u64,
-    pub(super) errors: u64,
+    pub(super) usage: Usage,
     pub(super) being_written: bool,
     pub(super) flush_failed: bool,
 }

@@ -102,9 +102,8 @@ fn texts(event: &Event<u64>) -> [&str; 4] {
 pub(super) mod test {
     use super::*;
     use crate::inbox::Inbox;
-    use crate::worker::messages::Counts;
     use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State};
-    use export::{Auth, Channel, Identity, PairingRequest, Secret};
+    use export::{Auth, Channel, Identity, PairingRequest, Secret, Usage};
     use std::sync::{Condvar, Mutex};
 
     /// A worker with disk number 1.
@@ -121,7 +120,7 @@ pub(super) mod test {
             disk: 1,
             export: Arc::new(export),
             withdrawn: false,
-            before: Counts::default(),
+            before: Usage::default(),
             being_written: false,
         });
         let inbox = Inbox::open().unwrap();

@@ -177,12 +177,12 @@ mod test {
         let (mut pace, mut mappings) = (Pace::default(), Mappings::new(1 << 16));
         let grant = grant(memory());
         let read = write_and_read(&mut pace, &mut mappings, &grant, 3);
-        let buffer = read.finish().1.buffer.unwrap();
+        let buffer = read.finish().outcome.buffer.unwrap();
         assert_eq!((buffer.len(), buffer.bytes().len()), (512, 0));
         assert_eq!(buffer.in_place().unwrap().start, 3 * 512);
         let mut copied = Job::new(admit(&grant, Op::Read, 3, 0));
         pace.run_at_once(&mut copied, &mut mappings);
-        assert_eq!(copied.finish().1.buffer.unwrap().bytes(), [5; 512]);
+        assert_eq!(copied.finish().outcome.buffer.unwrap().bytes(), [5; 512]);
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod test {
     fn files_with_too_many_holes_are_not_mapped() {
         let (mut pace, mut mappings) = (Pace::default(), Mappings::new((1 << 16) - 1));
         let read = write_and_read(&mut pace, &mut mappings, &grant(memory()), 0);
-        assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
+        assert_eq!(read.finish().outcome.buffer.unwrap().bytes(), [5; 512]);
         // The holes of all files count together.
         let (mut mappings, grants) = (Mappings::new(1 << 16), [grant(memory()), grant(memory())]);
         let mapped = grants.each_ref().map(|grant| mappings.get(grant.export()));
@@ -221,7 +221,7 @@ mod test {
         // The file ends here, and the mapping is not used any more, nor by connections to come.
         for pace in [&mut pace, &mut Pace::default()] {
             let read = write_and_read(pace, &mut mappings, &grant, 7);
-            assert_eq!(read.finish().1.buffer.unwrap().bytes(), [5; 512]);
+            assert_eq!(read.finish().outcome.buffer.unwrap().bytes(), [5; 512]);
         }
         drop(pace);
         assert!(mappings.get(grant.export()).is_none());

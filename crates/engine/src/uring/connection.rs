@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use export::{Export, Fault, Notice, Segment, Session, Step};
+use export::{Export, Fault, Finished, Notice, Segment, Session, Step};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
@@ -172,14 +172,8 @@ impl Connection {
     }
 
     fn complete(&mut self, turn: &mut Turn, job: Job) {
-        let admitted = job.admitted();
-        let written = admitted.op().mutates().then(|| admitted.export().clone());
-        let (ticket, outcome) = job.finish();
-        // Checked after the request is no longer counted, or the session that waits for it would
-        // not be notified.
-        if let Some(export) = written.filter(|export| export.is_contended()) {
-            turn.changes.add(Topic::of(&export));
-        }
+        let Finished { ticket, outcome, contended } = job.finish();
+        contended.iter().for_each(|export| turn.changes.add(Topic::of(export)));
         self.session.complete(turn.now, ticket, outcome);
     }
 

@@ -412,7 +412,7 @@ fn put(ring: &IoUring, files: &FileTable, file: BorrowedFd<'_>) -> io::Result<Fi
 }
 
 fn disk_entry(job: &mut Job, files: &[FixedFile]) -> squeue::Entry {
-    let (file, call) = job.call();
+    let (_, file, call) = job.call();
     // The kernel fails an entry with a file that does not exist.
     let fd = Fixed(files.get(file).map_or(u32::MAX, FixedFile::index));
     match call {

@@ -255,7 +255,7 @@ impl Worker {
     }
 
     fn timeout(&self, now: Instant) -> Duration {
-        let longest = if self.pool.cached() > 0 { IDLE } else { SLEEP };
+        let longest = if self.pool.has_unused() { IDLE } else { SLEEP };
         let next = earlier(self.next_tick, self.next_flush);
         next.map_or(longest, |at| at.saturating_duration_since(now).min(longest))
     }

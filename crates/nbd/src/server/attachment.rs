@@ -147,12 +147,6 @@ impl Attachment {
         self.grant.admit(request)
     }
 
-    /// Returns whether sessions that wait to write must be notified (see
-    /// [`export::Export::was_released`]).
-    pub(super) fn was_released(&self) -> bool {
-        self.grant.export().was_released()
-    }
-
     pub(super) fn count_read(&mut self, len: usize) {
         self.read = self.read.saturating_add(len as u64);
     }

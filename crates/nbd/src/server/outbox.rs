@@ -57,11 +57,6 @@ impl Outbox {
         self.steps.push_back(Step::Report(Box::new(event)));
     }
 
-    /// Notifies the other sessions that shared state has changed.
-    pub(super) fn notify(&mut self) {
-        self.steps.push_back(Step::Notify);
-    }
-
     pub(super) fn close(&mut self, reason: Reason) {
         self.steps.push_back(Step::Close(reason));
     }

@@ -281,9 +281,6 @@ impl Transmission {
             Err(denied) => {
                 let Denied { fault, request } = *denied;
                 if fault == Fault::Busy {
-                    if self.attachment.was_released() {
-                        out.notify();
-                    }
                     return self.blocked_writes.push_back(request);
                 }
                 let outcome = Outcome { result: Err(fault), buffer: request.buffer };

@@ -35,8 +35,10 @@ impl ByteCounts {
     }
 }
 
-/// Byte counters of one queue. Only the queue's thread writes them.
+/// Byte counters of one queue. Only the queue's thread writes them, so they
+/// have cache lines of their own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct QueueCounters {
     read: AtomicU64,
     written: AtomicU64,

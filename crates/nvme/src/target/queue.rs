@@ -237,9 +237,6 @@ impl Queue {
                 self.out.submit(admitted);
             }
             Err(denied) if denied.fault == Fault::Busy => {
-                if grant.export().was_released() {
-                    self.out.notify();
-                }
                 self.await_exclusive(tag, Some(denied.request));
             }
             Err(denied) => self.fail_unreported(tag, op, denied.fault),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Account, Admitted, Auth, Catalogue, Channel, Event, Export, Fault, Identity, Notice, Op, Peer,
-    Pool, Reason, Segment, Session, Step,
+    Account, Admitted, Auth, Catalogue, Channel, Event, Export, Fault, Finished, Identity, Notice,
+    Op, Peer, Pool, Reason, Segment, Session, Step,
 };
 use nvme::auth::{AuthConfig, Credentials};
 use nvme::host::{self, CloseReason, Completion, Options};
@@ -452,10 +452,8 @@ impl World {
             Order::Random => self.random.below(len),
         };
         let (conn, admitted) = self.disks[disk].requests.remove(index).unwrap();
-        let export = admitted.export().clone();
-        let mutates = admitted.op().mutates();
-        let (ticket, outcome) = self.disks[disk].complete(admitted);
-        self.notified |= mutates && export.is_contended();
+        let Finished { ticket, outcome, contended } = self.disks[disk].complete(admitted);
+        self.notified |= contended.is_some();
         let now = self.now;
         self.connections[conn].completed += 1;
         self.connections[conn].session.as_mut().unwrap().complete(now, ticket, outcome);
@@ -465,7 +463,7 @@ impl World {
 }
 
 impl Disk {
-    fn complete(&mut self, mut admitted: Admitted) -> (export::Ticket, export::Outcome) {
+    fn complete(&mut self, mut admitted: Admitted) -> Finished {
         let (op, offset, len) = (admitted.op(), admitted.offset(), admitted.len());
         if let Some(fault) = (self.faults)(op, offset, len) {
             return admitted.finish(Err(fault));

@@ -1,7 +1,6 @@
 //! Log pages (NVMe Base 2.0 §5.16).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -165,13 +164,12 @@ fn smart(cx: &Context, queue: &Queue, controller: &Controller) -> SmartLog {
     log.neile.set(controller.errors().1.into());
     (log.avsp, log.avspt) = (100, 10);
     let Some(grant) = queue.grant() else { return log };
-    let (export, usage) = (grant.export(), &grant.export().usage);
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    log.dur.set(count(&usage.bytes_read).div_ceil(SMART_UNIT).into());
-    log.duw.set(count(&usage.bytes_written).div_ceil(SMART_UNIT).into());
-    log.hrc.set(count(&usage.reads).into());
-    log.hwc.set(count(&usage.writes).into());
-    log.mdie.set(count(&usage.errors).into());
+    let (export, usage) = (grant.export(), grant.export().usage());
+    log.dur.set(usage.bytes_read.div_ceil(SMART_UNIT).into());
+    log.duw.set(usage.bytes_written.div_ceil(SMART_UNIT).into());
+    log.hrc.set(usage.reads.into());
+    log.hwc.set(usage.writes.into());
+    log.mdie.set(usage.errors.into());
     if export.has_failed_flush() {
         log.critical_warning = critical_warning::RELIABILITY;
     }

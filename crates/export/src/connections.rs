@@ -1,0 +1,373 @@
+//! What the connections that use an export do: their writes in flight, and statistics.
+//!
+//! Each connection counts on cache lines of its own, so that requests on different threads do not
+//! contend for them. What concerns all connections (whether writes are held back, and sums) goes
+//! through a lock, which is taken when a connection begins or ends, and never for a request.
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Export, Fault, Op};
+
+/// Statistics of an export since it was created.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Successful read requests.
+    pub reads: u64,
+    /// Bytes read by them.
+    pub bytes_read: u64,
+    /// Successful write requests.
+    pub writes: u64,
+    /// Bytes written by them.
+    pub bytes_written: u64,
+    /// Failed requests of any kind.
+    pub errors: u64,
+}
+
+impl Usage {
+    /// Returns the sums.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            reads: self.reads.saturating_add(other.reads),
+            bytes_read: self.bytes_read.saturating_add(other.bytes_read),
+            writes: self.writes.saturating_add(other.writes),
+            bytes_written: self.bytes_written.saturating_add(other.bytes_written),
+            errors: self.errors.saturating_add(other.errors),
+        }
+    }
+}
+
+/// Flag in `writes`: the fence is closed, so no write of the connection begins.
+const CLOSED: u32 = 1 << 31;
+
+/// Flag in `writes`: writes of other connections come first.
+const HELD: u32 = 1 << 30;
+
+/// The bits of the number of writes in flight.
+const COUNT: u32 = HELD - 1;
+
+/// The counters of one connection. Its thread changes the numbers, other threads only the flags.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Counters {
+    /// The number of writes in flight, and the flags.
+    writes: AtomicU32,
+    reads_done: Counter,
+    bytes_read: Counter,
+    writes_done: Counter,
+    bytes_written: Counter,
+    errors: Counter,
+}
+
+/// A number that one thread changes.
+#[derive(Debug, Default)]
+struct Counter(AtomicU64);
+
+impl Counter {
+    fn add(&self, n: u64) {
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.writes.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.writes.load(Ordering::Acquire) & COUNT
+    }
+
+    fn has_orphans(&self) -> bool {
+        let writes = self.writes.load(Ordering::Acquire);
+        writes & CLOSED != 0 && writes & COUNT != 0
+    }
+
+    fn set_held(&self, held: bool) {
+        match held {
+            true => self.writes.fetch_or(HELD, Ordering::AcqRel),
+            false => self.writes.fetch_and(!HELD, Ordering::AcqRel),
+        };
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            reads: self.reads_done.get(),
+            bytes_read: self.bytes_read.get(),
+            writes: self.writes_done.get(),
+            bytes_written: self.bytes_written.get(),
+            errors: self.errors.get(),
+        }
+    }
+}
+
+/// A connection that uses an export, as long as it has a grant or requests in flight.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    export: Arc<Export>,
+    counters: Arc<Counters>,
+}
+
+impl Activity {
+    pub(crate) fn new(export: Arc<Export>) -> Rc<Self> {
+        let counters = export.connections().open();
+        Rc::new(Self { export, counters })
+    }
+
+    pub(crate) fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Counts a write as in flight. `exclusive`: it uses the [`Exclusive`](crate::Exclusive) right.
+    /// A write that is refused is not counted even for a moment: those who wait for the number to
+    /// become zero could see it at that moment, and would not be notified to look again.
+    ///
+    /// # Errors
+    /// Returns [`Fault::Gone`] if the fence is closed, and [`Fault::Busy`] if the export admits no
+    /// write now.
+    pub(crate) fn begin_write(self: &Rc<Self>, exclusive: bool) -> Result<WriteGuard, Fault> {
+        let is_held = |writes: u32| !exclusive && writes & HELD != 0;
+        let more = |writes: u32| (writes & CLOSED == 0 && !is_held(writes)).then_some(writes + 1);
+        if !exclusive && !self.counters.is_closed() && self.export.waits_for_predecessors() {
+            return Err(Fault::Busy);
+        }
+        match self.counters.writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(WriteGuard(self.clone())),
+            Err(writes) if writes & CLOSED != 0 => Err(Fault::Gone),
+            Err(_) => Err(Fault::Busy),
+        }
+    }
+
+    /// Counts a completed request.
+    pub(crate) fn count(&self, op: Op, len: u64, is_ok: bool) {
+        let counters = &*self.counters;
+        let (number, bytes) = match op {
+            _ if !is_ok => return counters.errors.add(1),
+            Op::Read => (&counters.reads_done, &counters.bytes_read),
+            Op::Write { .. } | Op::Zero { .. } => (&counters.writes_done, &counters.bytes_written),
+            _ => return,
+        };
+        number.add(1);
+        bytes.add(len);
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.export.connections().end(&self.counters);
+    }
+}
+
+/// A write in flight. Counts it as completed when dropped.
+#[derive(Debug)]
+pub(crate) struct WriteGuard(Rc<Activity>);
+
+impl Drop for WriteGuard {
+    fn drop(&mut self) {
+        let Activity { export, counters } = &*self.0;
+        if counters.writes.fetch_sub(1, Ordering::AcqRel) & !HELD == CLOSED | 1 {
+            export.connections().orphan_ended();
+        }
+    }
+}
+
+/// The connections that use an export.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    state: Mutex<State>,
+    /// Whether a connection has the [`Exclusive`](crate::Exclusive) right. Written under the lock.
+    exclusive: AtomicBool,
+    /// Set when the last orphaned write has ended.
+    released: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    current: Vec<Arc<Counters>>,
+    /// Statistics of the connections that have ended.
+    ended: Usage,
+}
+
+impl State {
+    fn has_orphans(&self) -> bool {
+        self.current.iter().any(|counters| counters.has_orphans())
+    }
+
+    fn is_being_written(&self) -> bool {
+        self.current.iter().any(|counters| counters.in_flight() != 0)
+    }
+}
+
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Arc<Counters> {
+        let mut state = self.lock();
+        let counters = Arc::<Counters>::default();
+        counters.set_held(self.is_exclusive() || state.has_orphans());
+        state.current.push(counters.clone());
+        counters
+    }
+
+    fn end(&self, counters: &Arc<Counters>) {
+        let mut state = self.lock();
+        state.ended = state.ended.plus(counters.usage());
+        state.current.retain(|other| !Arc::ptr_eq(other, counters));
+    }
+
+    /// Holds back the writes of all connections, or no longer does.
+    fn update(&self, state: &State) {
+        let held = self.is_exclusive() || state.has_orphans();
+        state.current.iter().for_each(|counters| counters.set_held(held));
+    }
+
+    /// Closes the fence of a connection. Its writes in flight become orphans.
+    pub(crate) fn close(&self, counters: &Counters) {
+        let state = self.lock();
+        let before = counters.writes.fetch_or(CLOSED, Ordering::AcqRel);
+        if before & CLOSED == 0 && before & COUNT != 0 {
+            self.update(&state);
+        }
+    }
+
+    fn orphan_ended(&self) {
+        let state = self.lock();
+        if !state.has_orphans() {
+            self.update(&state);
+            self.released.store(true, Ordering::Release);
+        }
+    }
+
+    /// Takes the exclusive right. Returns whether it was free.
+    pub(crate) fn claim(&self) -> bool {
+        let state = self.lock();
+        // Set before the counters are looked at: a write that ends later finds it set.
+        let is_free = !self.exclusive.swap(true, Ordering::AcqRel);
+        self.update(&state);
+        is_free
+    }
+
+    /// Gives the exclusive right back.
+    pub(crate) fn unclaim(&self) {
+        let state = self.lock();
+        self.exclusive.store(false, Ordering::Release);
+        self.update(&state);
+    }
+
+    /// Returns whether a connection has the exclusive right.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusive.load(Ordering::Acquire)
+    }
+
+    /// Returns true once after the last orphaned write has ended.
+    pub(crate) fn was_released(&self) -> bool {
+        self.released.load(Ordering::Acquire) && self.released.swap(false, Ordering::AcqRel)
+    }
+
+    /// Returns whether orphaned writes are in flight.
+    pub(crate) fn has_orphans(&self) -> bool {
+        self.lock().has_orphans()
+    }
+
+    /// Returns whether writes of any connection are in flight.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.lock().is_being_written()
+    }
+
+    /// Returns the number of writes in flight.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.lock().current.iter().map(|counters| counters.in_flight()).sum()
+    }
+
+    /// Returns the statistics of all connections.
+    pub(crate) fn usage(&self) -> Usage {
+        let state = self.lock();
+        state.current.iter().fold(state.ended, |sum, counters| sum.plus(counters.usage()))
+    }
+
+    /// Replaces the statistics of the connections that have ended.
+    pub(crate) fn set_ended_usage(&self, usage: Usage) {
+        self.lock().ended = usage;
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::{Access, Geometry, Grant, Identity, Pool, Request, Ticket};
+
+    fn export() -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, 4096, disk);
+        export.access = Access::Writable;
+        Arc::new(export)
+    }
+
+    /// Executes `requests` requests of each kind over a connection of its own.
+    fn load(export: &Arc<Export>, requests: u64) {
+        let (grant, account) = (Grant::new(export.clone()), Pool::new(1 << 20).open());
+        for _ in 0..requests {
+            for op in [Op::Read, Op::Write { durable: false }, Op::Discard] {
+                let buffer = if op == Op::Discard { None } else { account.take(1024) };
+                let request = Request { op, lba: 1, blocks: 2, buffer, ticket: Ticket::new(1) };
+                let result = if op == Op::Discard { Err(Fault::Io) } else { Ok(()) };
+                drop(grant.admit(request).unwrap().finish(result));
+            }
+        }
+    }
+
+    #[test]
+    fn statistics_of_many_threads_are_exact() {
+        let (export, threads, requests) = (export(), 4, 5000);
+        std::thread::scope(|scope| {
+            let all: Vec<_> =
+                (0..threads).map(|_| scope.spawn(|| load(&export, requests))).collect();
+            let mut before = Usage::default();
+            while all.iter().any(|thread| !thread.is_finished()) {
+                let now = export.usage();
+                assert!(now.reads >= before.reads && now.bytes_written >= before.bytes_written);
+                before = now;
+            }
+        });
+        let n = threads * requests;
+        let exact =
+            Usage { reads: n, bytes_read: n * 1024, writes: n, bytes_written: n * 1024, errors: n };
+        assert_eq!(export.usage(), exact);
+        assert!(!export.is_being_written() && export.connections().lock().current.is_empty());
+    }
+
+    #[test]
+    fn request_in_flight_counts_after_its_grant_is_dropped() {
+        let export = export();
+        let grant = Grant::new(export.clone());
+        let buffer = Pool::new(1 << 20).open().take(512);
+        let request = Request { op: Op::Read, lba: 0, blocks: 1, buffer, ticket: Ticket::new(1) };
+        let admitted = grant.admit(request).unwrap();
+        drop(grant);
+        drop(admitted.finish(Ok(())));
+        assert_eq!(export.usage().reads, 1);
+    }
+
+    #[test]
+    fn counters_of_two_connections_share_no_cache_line() {
+        let activities = [Activity::new(export()), Activity::new(export())];
+        let [one, other] = activities.each_ref().map(|it| Arc::as_ptr(&it.counters).addr());
+        assert!(one.abs_diff(other) >= 128 && size_of::<Counters>() == 128);
+    }
+}
