@@ -1,18 +1,20 @@
-//! Requests of a host to the target in memory, one at a time, so that the instructions of the target
-//! can be counted: without sockets, disk and time.
+//! Requests of hosts to the target in memory, one at a time, so that the instructions of the target
+//! can be counted, and what threads cost each other: without sockets and disk.
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use export::{Access, Account, Catalogue, Finished, Peer, Pool, Segment, Session};
+use export::{Access, Account, Budget, Catalogue, Finished, Peer, Pool, Segment, Session};
 use nvme::command::{AdminCommand, IoCommand};
 use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
 use nvme::target::{Port, Target};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
+use crate::processor;
 use crate::serve::{self, Disk, NQN};
 use crate::wire::HOST;
 
@@ -27,6 +29,9 @@ pub(crate) struct Count {
     /// Number of requests.
     #[arg(long, default_value_t = 1000)]
     requests: u32,
+    /// Number of hosts, each with a thread, pinned to a processor in turn.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
 }
 
 /// Bytes that are passed to the target at once while requests are large.
@@ -44,18 +49,38 @@ struct Link {
     now: Instant,
 }
 
-/// Executes the requests.
+/// Executes the requests, and prints the processor time of one, of host and target.
 pub(crate) fn count(options: Count) -> Result<()> {
     let catalogue = Arc::new(Catalogue::default());
     let mut export = serve::lend(&Disk::Null)?;
     export.access = Access::Writable;
     catalogue.publish(Arc::new(export));
-    let target = Target::new(catalogue);
-    let account = Pool::new(16 << 20).open();
+    let (target, budget) = (Target::new(catalogue), Budget::new(256 << 20));
+    let processors = thread::available_parallelism()?.get();
+    let times = thread::scope(|scope| {
+        let start = |at| {
+            let (target, budget) = (&target, &budget);
+            scope.spawn(move || {
+                processor::pin(at % processors)?;
+                count_one(target, budget, options)
+            })
+        };
+        let threads: Vec<_> = (0..options.threads).map(start).collect();
+        let times = threads.into_iter().map(|one| one.join().ok().context("a thread panicked")?);
+        times.collect::<Result<Vec<_>>>()
+    })?;
+    let mean = times.iter().sum::<Duration>() / u32::try_from(times.len().max(1))?;
+    println!("{} ns for a request", (mean / options.requests.max(1)).as_nanos());
+    Ok(())
+}
+
+/// Executes the requests of one host. Returns their processor time.
+fn count_one(target: &Arc<Target>, budget: &Arc<Budget>, options: Count) -> Result<Duration> {
+    let account = Pool::with_budget(16 << 20, budget.clone()).open();
     let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, NQN, HOST);
     let with = |options| Options { flow_control: false, ..options };
     let (mut admin, cntlid) =
-        Link::open(&target, &account, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;
+        Link::open(target, &account, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;
     let mut controller = Controller::new(cntlid, 1);
     while let Some(ask) = controller.next_command() {
         let payload = match ask.len {
@@ -67,12 +92,13 @@ pub(crate) fn count(options: Count) -> Result<()> {
     }
     admin.ask(AdminCommand::KeepAlive.emit(), Payload::None)?;
     let io = Options::io(1, 8, controller.capsule_data());
-    let (mut io, _) = Link::open(&target, &account, with(io), data(cntlid)?)?;
+    let (mut io, _) = Link::open(target, &account, with(io), data(cntlid)?)?;
     io.is_large = options.size > 16 << 10;
+    let before = processor::time_of_thread();
     for _ in 0..options.requests {
         io.request(&account, options)?;
     }
-    Ok(())
+    Ok(processor::time_of_thread().saturating_sub(before))
 }
 
 impl Link {
