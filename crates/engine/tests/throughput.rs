@@ -1,5 +1,6 @@
-//! Requests per second of each driver, and CPU time of its threads per request; printed, not
-//! checked. Engine and client have one core each. Run by `cargo test --release -p engine --test
+//! What a request costs with many connections and threads. And requests per second of each driver, and
+//! CPU time of its threads per request; printed, not checked. Engine and client have one core each.
+//! Run by `cargo test --release -p engine --test
 //! throughput -- --ignored --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use engine::{Config, Driver};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
-use toy::{Client, Served, SessionOptions, file_export, memory_export, serve};
+use toy::{Client, Served, SessionOptions, at_best, file_export, memory_export, serve};
 
 fn pin(core: usize) {
     let mut cores = CpuSet::new();
@@ -69,6 +70,60 @@ fn writes(served: &Served, depth: u32, len: usize) -> (f64, f64) {
     }
     let (answers, used) = (f64::from(answers), used_by_others() - used);
     (answers / began.elapsed().as_secs_f64(), used * 1e6 / answers)
+}
+
+/// Requests that a client sends at once.
+const BATCH: u32 = 16;
+
+/// Sends `rounds` batches of reads over each connection. Returns the engine's CPU time per request
+/// in microseconds.
+fn cost(served: &Served, connections: u32, rounds: u32) -> f64 {
+    let mut clients: Vec<_> = (0..connections).map(|_| Client::connect(served.address)).collect();
+    let commands = (0..BATCH).flat_map(|tag| Client::command(b'R', tag, tag * 8, 4096));
+    let commands: Vec<_> = commands.collect();
+    let mut answers = vec![0; (16 + 4096) * BATCH as usize];
+    let mut round = || {
+        for client in &mut clients {
+            std::io::Write::write_all(&mut client.0, &commands).unwrap();
+        }
+        for client in &mut clients {
+            std::io::Read::read_exact(&mut client.0, &mut answers).unwrap();
+        }
+    };
+    round();
+    let used = used_by_others();
+    (0..rounds).for_each(|_| round());
+    (used_by_others() - used) * 1e6 / f64::from(rounds * connections * BATCH)
+}
+
+#[test]
+fn many_connections_cost_a_request_no_more_than_one() {
+    let config = Config { driver: Driver::Uring, ..Config::default() };
+    let Some(served) = serve(config, memory_export(1 << 20), SessionOptions::default()) else {
+        return;
+    };
+    let measure = || cost(&served, 128, 20) / cost(&served, 1, 2560);
+    let ratio = at_best(measure, |ratio| *ratio <= 1.15);
+    assert!(ratio <= 1.15, "128 connections cost {ratio:.2} times as much");
+    assert!(served.engine.stop(Duration::from_secs(5)));
+}
+
+#[test]
+fn requests_of_many_threads_are_counted_exactly() {
+    for driver in [Driver::Uring, Driver::Blocking] {
+        let config = Config { driver, threads: 4, ..Config::default() };
+        let Some(served) = serve(config, memory_export(1 << 20), SessionOptions::default()) else {
+            continue;
+        };
+        std::thread::scope(|scope| {
+            (0..8).for_each(|_| drop(scope.spawn(|| cost(&served, 2, 30))));
+        });
+        let requests = 8 * 2 * 31 * u64::from(BATCH);
+        let usage = served.export.usage();
+        assert_eq!((usage.reads, usage.bytes_read), (requests, requests * 4096));
+        assert!(served.engine.stop(Duration::from_secs(5)));
+        assert_eq!(served.export.usage(), usage);
+    }
 }
 
 #[test]
