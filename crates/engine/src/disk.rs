@@ -157,6 +157,11 @@ impl Job {
         matches!(self.admitted.op(), Op::Write { durable: true } | Op::Zero { durable: true, .. })
     }
 
+    /// Returns the buffer of the request, if it has one.
+    pub(crate) fn buffer_mut(&mut self) -> Option<&mut Buffer> {
+        self.admitted.buffer_mut()
+    }
+
     /// Processes the result of the [`Job::call`].
     pub(crate) fn advance(&mut self, result: Result<usize, Errno>) {
         match result {

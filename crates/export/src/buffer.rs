@@ -32,7 +32,13 @@ const CLASSES: usize = 9;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
-type Pages = Box<[Page]>;
+/// Memory of the pool.
+#[derive(Default)]
+struct Pages {
+    pages: Box<[Page]>,
+    /// What the driver keeps with it.
+    kept: Option<Rc<dyn Any>>,
+}
 
 /// A thread's payload memory: cached buffers by size, and the limit of its accounts together.
 #[derive(Clone)]
@@ -132,7 +138,7 @@ impl Shared {
             fresh()
         })?;
         self.budget.allocate(PAGE << class);
-        Some(pages)
+        Some(Pages { pages, kept: None })
     }
 
     /// Gives back what accounts have charged and do not hold.
@@ -150,7 +156,7 @@ impl Shared {
     }
 
     fn give_back(&self, pages: Pages) {
-        let bytes = pages.len() * PAGE;
+        let bytes = pages.pages.len() * PAGE;
         if self.cached.get() + bytes <= self.limit && self.budget.may_cache() {
             self.cached.set(self.cached.get() + bytes);
             self.free.borrow_mut()[class_of(bytes)].push(pages);
@@ -316,7 +322,7 @@ impl Buffer {
     /// Returns the payload; empty if it is [in place](Buffer::in_place).
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
-            Memory::Pages(pages) => pages.as_bytes().get(..self.len).unwrap_or_default(),
+            Memory::Pages(pages) => pages.pages.as_bytes().get(..self.len).unwrap_or_default(),
             Memory::InPlace(_) => &[],
         }
     }
@@ -324,7 +330,9 @@ impl Buffer {
     /// Returns the payload for writing; empty if it is [in place](Buffer::in_place).
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.memory {
-            Memory::Pages(pages) => pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default(),
+            Memory::Pages(pages) => {
+                pages.pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default()
+            }
             Memory::InPlace(_) => &mut [],
         }
     }
@@ -343,6 +351,16 @@ impl Buffer {
         }
     }
 
+    /// Returns all of its memory, which may be longer than the payload, and what the driver keeps with
+    /// that memory; `None` if the payload is [in place](Buffer::in_place). What is kept is dropped when
+    /// the memory is freed, which may be long after the buffer.
+    pub fn memory_mut(&mut self) -> Option<(&mut [u8], &mut Option<Rc<dyn Any>>)> {
+        match &mut self.memory {
+            Memory::Pages(Pages { pages, kept }) => Some((pages.as_mut_bytes(), kept)),
+            Memory::InPlace(_) => None,
+        }
+    }
+
     /// Returns the length of the payload in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -357,7 +375,7 @@ impl Buffer {
 impl AccountState {
     fn take_back(&self, memory: Memory) {
         let Memory::Pages(pages) = memory else { return };
-        let bytes = pages.len() * PAGE;
+        let bytes = pages.pages.len() * PAGE;
         self.held.set(self.held.get() - bytes);
         let unused = self.unused();
         if unused > 2 * AHEAD {

@@ -300,6 +300,11 @@ impl Admitted {
         self.buffer.as_mut().map(Buffer::bytes_mut).unwrap_or_default()
     }
 
+    /// Returns the buffer, if there is one.
+    pub fn buffer_mut(&mut self) -> Option<&mut Buffer> {
+        self.buffer.as_mut()
+    }
+
     /// Returns the export, and the buffer as [`Admitted::bytes_mut`].
     pub fn export_and_bytes(&mut self) -> (&Export, &mut [u8]) {
         let bytes = self.buffer.as_mut().map(Buffer::bytes_mut).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Indices of the ring's fixed files (registered file table). Ring entries refer to files by index,
-//! so that the ring cannot reach a descriptor that is not in the table.
+//! so that the ring cannot reach a descriptor that is not in the table. The table of registered
+//! buffers has the same kind of indices.
 
 use std::cell::RefCell;
 use std::fmt;

@@ -17,6 +17,11 @@
 //! - each of them owns a reference to the [`FixedFile`]s of the entry, whose indices are not reused
 //!   before.
 //!
+//! The memory of large payload buffers is registered with the ring, which saves finding and pinning its
+//! pages for each request. The index of the registration is kept with the memory, and is dropped with
+//! it; the kernel holds the pages until the index is cleared, so that a registration may outlive its
+//! memory without being used. The kernel checks that an entry refers to registered memory.
+//!
 //! The key of the value is the entry's `user_data`, and each entry has exactly one completion.
 //! Dropping the ring while entries are in flight would free memory that they refer to; it is leaked
 //! instead.
@@ -29,6 +34,7 @@
 
 #![allow(unsafe_code, reason = "the one file of the crate that hands addresses to the kernel")]
 
+mod disk;
 mod receiving;
 mod sending;
 
@@ -42,9 +48,9 @@ use std::sync;
 use std::sync::Arc;
 use std::time::Duration;
 
-use export::Export;
+use export::{Buffer, Export};
 use io_uring::register::Restriction;
-use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use libc::{iovec, msghdr};
 use rustix::io::Errno;
@@ -52,8 +58,9 @@ use rustix::process::{Resource, getrlimit};
 
 use super::files::{FileTable, FixedFile};
 use super::slots::{Key, Slots};
-use crate::disk::{Call, Job};
+use crate::disk::Job;
 use crate::inbox::Inbox;
+use disk::disk_entry;
 pub(super) use receiving::{LARGE, Receiving};
 pub(super) use sending::Sending;
 
@@ -69,14 +76,22 @@ const DISK_THREADS: u32 = 64;
 /// Size of the fixed file table, if the process may open that many: sockets, disks and an eventfd.
 const FILES: u32 = 4096;
 
-/// Register operations that remain permitted: `IORING_REGISTER_FILES_UPDATE` and
-/// `IORING_UNREGISTER_FILES`.
-const RUNTIME_REGISTER_OPS: [u8; 2] = [6, 3];
+/// Size of the table of registered buffers.
+const BUFFERS: u32 = 1024;
+
+/// Smaller payload buffers are not registered: one page is found as fast as a registration.
+const MIN_REGISTERED: usize = 16 << 10;
+
+/// Register operations that remain permitted: `IORING_REGISTER_FILES_UPDATE`,
+/// `IORING_UNREGISTER_FILES` and `IORING_REGISTER_BUFFERS_UPDATE`.
+const RUNTIME_REGISTER_OPS: [u8; 3] = [6, 3, 16];
 
 /// The operations that the engine needs; all others are denied. All exist since before Linux 6.1.
-const REQUIRED_OPS: [u8; 7] = [
+const REQUIRED_OPS: [u8; 9] = [
     opcode::Read::CODE,
     opcode::Write::CODE,
+    opcode::ReadFixed::CODE,
+    opcode::WriteFixed::CODE,
     opcode::Fsync::CODE,
     opcode::Fallocate::CODE,
     opcode::Recv::CODE,
@@ -91,6 +106,11 @@ pub(crate) struct Ring {
     /// Entries that did not fit into the submission queue.
     backlog: VecDeque<squeue::Entry>,
     files: FileTable,
+    /// Indices of registered buffers.
+    buffers: FileTable,
+    /// Whether buffers are registered: not if the kernel has no such table (before Linux 5.19), and no
+    /// longer once the process may not lock more memory (`RLIMIT_MEMLOCK`).
+    registers: bool,
     /// Disks in the file table.
     disks: Vec<(sync::Weak<Export>, Weak<[FixedFile]>)>,
     inbox: Arc<Inbox>,
@@ -137,10 +157,13 @@ impl Ring {
         }
         // Since Linux 5.15; before, the kernel's default limit applies.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_THREADS, 0]);
+        // Before the restrictions, which deny it.
+        let registers = ring.submitter().register_buffers_sparse(BUFFERS).is_ok();
+        let buffers = FileTable::new(BUFFERS);
         let files = restrict(&ring)?;
         let wake_fd = Rc::new(put(&ring, &files, inbox.as_fd())?);
         let (pending, backlog, disks) = (ManuallyDrop::default(), VecDeque::new(), Vec::new());
-        Ok(Self { ring, pending, backlog, files, disks, inbox, wake_fd })
+        Ok(Self { ring, pending, backlog, files, buffers, registers, disks, inbox, wake_fd })
     }
 
     /// Adds a file to the table. It is removed when the last reference is dropped.
@@ -175,11 +198,39 @@ impl Ring {
     fn sweep(&self) {
         let clear = |index| self.ring.submitter().register_files_update(index, &[-1]).is_ok();
         self.files.sweep(clear);
+        let nothing = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }];
+        // SAFETY: removes a registration, and refers to no memory.
+        self.buffers.sweep(|index| unsafe { self.update_buffer(index, &nothing) }.is_ok());
+    }
+
+    /// Replaces the registration with this index.
+    ///
+    /// # Safety
+    /// Entries may use the index only for memory that a value in `pending` owns.
+    unsafe fn update_buffer(&self, index: u32, memory: &[iovec; 1]) -> io::Result<()> {
+        // SAFETY: the kernel pins the pages, and uses them for entries only, as the caller promises.
+        unsafe { self.ring.submitter().register_buffers_update(index, memory, None) }
+    }
+
+    /// Registers the memory of the request's buffer, if it is large and not yet registered.
+    fn register(&mut self, job: &mut Job) {
+        let Some((memory, kept)) = job.buffer_mut().and_then(Buffer::memory_mut) else { return };
+        if !self.registers || memory.len() < MIN_REGISTERED || kept.is_some() {
+            return;
+        }
+        let Some(index) = self.buffers.allocate() else { return };
+        // SAFETY: only `disk_entry` uses the index, for memory of the job in `pending`.
+        if unsafe { self.update_buffer(index.index(), &[receiving::vector(memory)]) }.is_ok() {
+            *kept = Some(Rc::new(index));
+        } else {
+            self.registers = false;
+        }
     }
 
     /// Starts or continues a disk request of the connection `owner`; `files` are those of its
     /// disk. Returned by [`Ring::reap`] when complete.
-    pub(crate) fn carry_out(&mut self, owner: Key, job: Job, files: Rc<[FixedFile]>) {
+    pub(crate) fn carry_out(&mut self, owner: Key, mut job: Job, files: Rc<[FixedFile]>) {
+        self.register(&mut job);
         let key = self.pending.insert(Pending::Disk(owner, job, files));
         self.start(key);
     }
@@ -411,28 +462,6 @@ fn put(ring: &IoUring, files: &FileTable, file: BorrowedFd<'_>) -> io::Result<Fi
     Ok(place)
 }
 
-fn disk_entry(job: &mut Job, files: &[FixedFile]) -> squeue::Entry {
-    let (_, file, call) = job.call();
-    // The kernel fails an entry with a file that does not exist.
-    let fd = Fixed(files.get(file).map_or(u32::MAX, FixedFile::index));
-    match call {
-        Call::Read { offset, into } => {
-            opcode::Read::new(fd, into.as_mut_ptr(), length(into)).offset(offset).build()
-        }
-        Call::Write { offset, from, durable } => {
-            opcode::Write::new(fd, from.as_ptr(), length(from))
-                .offset(offset)
-                .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
-                .build()
-        }
-        Call::Sync => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
-        Call::Allocate { mode, offset, len } => {
-            let mode = i32::try_from(mode.bits()).unwrap_or(0);
-            opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
-        }
-    }
-}
-
 /// Returns the length as a 32-bit number. A buffer above 4 GiB would be transferred in parts.
 fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
@@ -463,9 +492,11 @@ fn header(vectors: &mut [iovec]) -> msghdr {
 
 #[cfg(test)]
 mod test {
+    use export::{Account, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
     use io_uring::types::Fd;
     use rustix::fs::{MemfdFlags, memfd_create};
 
+    use super::disk::registration;
     use super::*;
 
     /// Returns a ring, or `None` where io_uring is not available.
@@ -497,6 +528,42 @@ mod test {
         let mut end = [PollFd::new(&ours, PollFlags::empty())];
         assert_eq!(poll(&mut end, Some(&tick)), Ok(1));
         drop(file);
+    }
+
+    /// Reads 64 KiB through the ring. Returns the buffer.
+    fn read(ring: &mut Ring, grant: &Grant, account: &Account) -> Buffer {
+        let (op, buffer, ticket) = (Op::Read, account.take(1 << 16), Ticket::new(0));
+        let request = Request { op, lba: 0, blocks: 128, buffer, ticket };
+        let files = ring.put_disk(grant.export()).unwrap();
+        ring.carry_out(Key::from_number(0), Job::new(grant.admit(request).unwrap()), files);
+        loop {
+            ring.enter(Some(Duration::from_secs(5))).unwrap();
+            if let Some(Done::Disk(_, job)) = ring.reap() {
+                return job.finish().outcome.buffer.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn large_payload_buffers_are_registered_once() {
+        let Some(mut ring) = ring().filter(|ring| ring.registers) else { return };
+        let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&disk, &[7; 1 << 16]).unwrap();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let export =
+            Export::new("disk", "nqn", Identity::default(), geometry, 1 << 16, disk.into());
+        let (grant, pool) = (Grant::new(Arc::new(export)), Pool::new(1 << 20));
+        let account = pool.open();
+        for _ in 0..2 {
+            let mut buffer = read(&mut ring, &grant, &account);
+            assert!(buffer.bytes().iter().all(|&byte| byte == 7));
+            assert_eq!(registration(&mut buffer).unwrap().0, 0);
+        }
+        // The index is free again once the memory is.
+        assert_eq!(ring.buffers.allocate().unwrap().index(), 1);
+        pool.trim();
+        ring.enter(None).unwrap();
+        assert_eq!(ring.buffers.allocate().unwrap().index(), 0);
     }
 
     static BYTES: [u8; 4] = *b"data";
