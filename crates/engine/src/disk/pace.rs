@@ -191,10 +191,10 @@ mod test {
         let zero = std::fs::File::options().read(true).write(true).open("/dev/zero").unwrap();
         let grant = grant(zero);
         let read = write_and_read(&mut pace, &mut mappings, &grant, 100);
-        assert_eq!(read.finish().1.buffer.unwrap().in_place().unwrap().start, 0);
+        assert_eq!(read.finish().outcome.buffer.unwrap().in_place().unwrap().start, 0);
         let mut copied = Job::new(admit(&grant, Op::Read, 100, 7));
         pace.run_at_once(&mut copied, &mut mappings);
-        assert_eq!(copied.finish().1.buffer.unwrap().bytes(), [0; 512]);
+        assert_eq!(copied.finish().outcome.buffer.unwrap().bytes(), [0; 512]);
     }
 
     #[test]

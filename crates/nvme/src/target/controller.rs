@@ -379,11 +379,7 @@ impl Controller {
     /// 2.0 §3.9.2).
     pub(super) fn restart_keep_alive(&self, now: Instant) {
         let millis = now.saturating_duration_since(self.start).as_millis();
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
-        // Written once a millisecond at most: the queues of other threads read this cache line.
-        if self.last_traffic.load(Ordering::Relaxed) < millis {
-            self.last_traffic.store(millis, Ordering::Relaxed);
-        }
+        self.last_traffic.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Returns when keep-alive expires: the keep-alive time plus `grace` after the last traffic, or
