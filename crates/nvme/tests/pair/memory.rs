@@ -148,13 +148,16 @@ impl MemoryHog {
 fn r34_failing_allocations_lose_no_data() {
     const AREA: usize = 1 << 17;
     let budget = Budget::new(0);
-    let mut world = World::with_pool(Pool::with_budget(8 << 20, budget.clone()));
+    let pool = Pool::with_budget(8 << 20, budget.clone());
+    let mut world = World::with_pool(pool.clone());
     (world.order, world.chunks) = (Order::Random, Chunks::Random);
     let (_, io) = world.attach_default();
     let mut model = world.disk().bytes.clone();
     let mut refused = 0;
     for round in 0..90_u64 {
         world.seed(round);
+        // As an idle thread does.
+        pool.trim();
         let mut hog = (round % 3 == 0).then(|| MemoryHog::new(&budget));
         // Each in an area of its own: reads and writes, in-capsule and by R2T.
         let mut reads = Vec::new();
