@@ -447,11 +447,13 @@ impl Hotplug {
     }
 }
 
-/// Returns whether the disk was made by `storagetm image --disk`: probably the boot medium.
+/// Returns whether the disk was made by `storagetm image`: probably the boot medium. Every form of it
+/// begins with a partition of this name, whatever boot loader is on it, and whatever partitions were
+/// added later.
 fn boots_target_mode(examined: &ExaminedDisk<'_>) -> bool {
     let table = examined.findings.contents(examined.disk).ok().and_then(|contents| contents.table);
-    let entries = table.map(|table| table.entries).unwrap_or_default();
-    matches!(&entries[..], [entry] if entry.name.as_deref() == Some(linux::boot::PARTITION_NAME))
+    let first = table.and_then(|table| table.entries.into_iter().next());
+    first.is_some_and(|entry| entry.name.as_deref() == Some(linux::boot::PARTITION_NAME))
 }
 
 fn is_lent(disk: &Disk, lent_disks: &[LentDisk]) -> bool {
@@ -685,22 +687,35 @@ mod test {
         }
     }
 
+    /// The forms of a stick: one partition, or with BIOS and as a CD image.
+    fn sticks() -> [Vec<u8>; 2] {
+        [false, true].map(|more| {
+            let mut files = image::files::Files::default();
+            files.add("EFI/BOOT/BOOTX64.EFI", b"an EFI program".to_vec());
+            let bios = image::bios::Bios { boot: vec![1; 512], core: vec![2; 4096] };
+            let bios = more.then_some(bios);
+            let contents = image::disk::Contents { files, bios, iso: more };
+            image::disk::Disk::image(&contents).unwrap().whole()
+        })
+    }
+
     #[test]
     fn target_mode_stick_is_exported_only_by_name() {
-        let fake = Fake::new("stick");
-        let stick = image::disk::Disk::image(b"an EFI program").unwrap();
-        fs::write(fake.0.join("dev/sdz"), stick.whole()).unwrap();
-        fake.disk(stick.bytes / 512, 7);
-        let mut hotplug = fake.hotplug();
-        let changes = hotplug.initial_scan(&[]).unwrap();
-        let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
-        assert!(note.contains("it is a stick that boots into target mode"), "{note}");
-        let named = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
-        let mut hotplug = Hotplug { filter: Some(named), ..hotplug };
-        let changes = hotplug.initial_scan(&[]).unwrap();
-        // A named disk is opened, and refused because it is not a block device.
-        let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
-        assert!(note.starts_with("/dev/sdz") && !note.contains("stick"), "{note}");
+        for stick in sticks() {
+            let fake = Fake::new("stick");
+            fake.disk(stick.len() as u64 / 512, 7);
+            fs::write(fake.0.join("dev/sdz"), stick).unwrap();
+            let mut hotplug = fake.hotplug();
+            let changes = hotplug.initial_scan(&[]).unwrap();
+            let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
+            assert!(note.contains("it is a stick that boots into target mode"), "{note}");
+            let named = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
+            let mut hotplug = Hotplug { filter: Some(named), ..hotplug };
+            let changes = hotplug.initial_scan(&[]).unwrap();
+            // A named disk is opened, and refused because it is not a block device.
+            let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
+            assert!(note.starts_with("/dev/sdz") && !note.contains("stick"), "{note}");
+        }
     }
 
     #[test]

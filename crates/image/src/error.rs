@@ -29,6 +29,12 @@ pub enum Error {
         "the stub's header has no room for {0} more sections; use linuxx64.efi.stub of systemd 250 or later"
     )]
     FullStub(usize),
+    /// GRUB's core image has an unknown format.
+    #[error("GRUB's core image for BIOS is not one; install grub-pc-bin anew")]
+    NoCore,
+    /// A name that a FAT file system cannot hold as a short one.
+    #[error("{0}: the file system of a stick holds only names of at most 8 and 3 characters")]
+    Name(String),
     /// The result is too large for the format.
     #[error("the image would be larger than 4 GiB; choose fewer drivers with --for this-machine")]
     TooLarge,

@@ -1,114 +1,155 @@
-//! A FAT32 file system with one file, `\EFI\BOOT\BOOTX64.EFI` (Microsoft's FAT specification 1.03).
-//! A cluster is one block; all dates are the earliest possible, 1 January 1980.
+//! A FAT32 file system with files at given paths (Microsoft's FAT specification 1.03). A cluster is
+//! one block; names are short ones (8.3); all dates are the earliest possible, 1 January 1980.
+//! Each file is in one piece.
 
-/// Reserved blocks before the file allocation tables.
+use crate::error::Error;
+use crate::files::Files;
+use std::collections::BTreeMap;
+
+/// Reserved blocks before the file allocation tables, and more as needed for the alignment.
 const RESERVED: u32 = 32;
 /// Block of the backup boot record.
 const BACKUP: usize = 6;
 /// Minimum number of clusters of FAT32 (§3.5), and a margin as the specification advises.
 const MIN_CLUSTERS: u32 = 65_525 + 16;
-/// Clusters of the directories, and the first cluster of the file.
+/// The first cluster, which is that of the root directory.
 const ROOT: u32 = 2;
-const EFI: u32 = 3;
-const BOOT: u32 = 4;
-const FILE: u32 = 5;
+/// Alignment in bytes of the clusters and of each file.
+const ALIGNMENT: u32 = 4096;
 
+const START_OF_TABLE: [u32; 2] = [0x0fff_fff8, END_OF_CHAIN];
 const END_OF_CHAIN: u32 = 0x0fff_ffff;
 const LABEL: &[u8; 11] = b"STORAGETM  ";
 const FOLDER: u8 = 0x10;
 const VOLUME: u8 = 0x08;
 const ARCHIVE: u8 = 0x20;
 const FIRST_DATE: u16 = 0x0021;
+const ENTRY: u32 = 32;
 
-/// Layout of a file system.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Volume {
+/// A file or directory.
+#[derive(Debug)]
+struct Node<'a> {
+    /// The content of a file.
+    content: Option<&'a [u8]>,
+    /// Number of entries of a directory.
+    entries: u32,
+    first: u32,
+    clusters: u32,
+}
+
+/// A file system that is laid out.
+#[derive(Debug)]
+pub(crate) struct Volume<'a> {
     /// Block size in bytes.
-    pub(crate) block: u32,
+    block: u32,
+    reserved: u32,
+    table_blocks: u32,
+    clusters: u32,
+    /// The first cluster behind all files.
+    next: u32,
+    /// By path; the root has an empty one.
+    nodes: BTreeMap<&'a str, Node<'a>>,
+}
+
+impl<'a> Volume<'a> {
+    /// Lays out the files in blocks of `block` bytes.
+    ///
+    /// # Errors
+    /// Fails if a path has a name that is not a short one, or if the files are too large.
+    pub(crate) fn new(files: &'a Files, block: u32) -> Result<Self, Error> {
+        let mut nodes = BTreeMap::new();
+        for (path, content) in files.iter() {
+            add(&mut nodes, path, Some(content))?;
+        }
+        let mut next = ROOT;
+        // Directories first, the root before all others.
+        for wants_files in [false, true] {
+            let wanted = |node: &&mut Node<'_>| node.content.is_some() == wants_files;
+            for node in nodes.values_mut().filter(wanted) {
+                next = node.place(next, block)?;
+            }
+        }
+        let clusters = next.saturating_sub(ROOT).max(MIN_CLUSTERS);
+        let entries = clusters.checked_add(ROOT).and_then(|entries| entries.checked_mul(4));
+        let table_blocks = entries.ok_or(Error::TooLarge)?.div_ceil(block);
+        let head = table_blocks.saturating_mul(2).saturating_add(RESERVED);
+        let reserved = RESERVED + head.next_multiple_of(ALIGNMENT / block).saturating_sub(head);
+        Ok(Self { block, reserved, table_blocks, clusters, next, nodes })
+    }
+
     /// Number of blocks.
-    pub(crate) blocks: u32,
-    /// Number of blocks of the disk before it.
-    pub(crate) before: u32,
-    /// Serial number.
-    pub(crate) number: u32,
-}
+    pub(crate) fn blocks(&self) -> u32 {
+        self.head().saturating_add(self.clusters)
+    }
 
-/// Number of blocks for a file of `file` bytes.
-pub(crate) fn blocks_for(file: u64, block: u32) -> u64 {
-    let clusters =
-        file.div_ceil(u64::from(block)).saturating_add(u64::from(FILE)).max(MIN_CLUSTERS.into());
-    let table = clusters.saturating_mul(4).div_ceil(u64::from(block)).saturating_add(1);
-    clusters.saturating_add(table.saturating_mul(2)).saturating_add(RESERVED.into())
-}
+    /// Offset of a file in bytes.
+    pub(crate) fn offset(&self, path: &str) -> Option<u64> {
+        let first = self.nodes.get(path)?.first.checked_sub(ROOT)?;
+        Some(u64::from(self.head().saturating_add(first)).saturating_mul(self.block.into()))
+    }
 
-impl Volume {
-    /// The file system with the file, up to the end of the file; the rest is zeros.
-    pub(crate) fn with(&self, file: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(file.len()).unwrap_or(u32::MAX);
-        let mut bytes = self.reserved(length);
-        let table = self.table(length);
+    /// The file system up to the end of the last file; the rest is zeros. `before` is the number of
+    /// blocks of the disk before it, and `number` its serial number.
+    pub(crate) fn bytes(&self, before: u32, number: u32) -> Vec<u8> {
+        let mut bytes = self.reserved(before, number);
+        let table = self.table();
         bytes.extend_from_slice(&table);
         bytes.extend(table);
-        for folder in folders(length) {
-            bytes.extend(self.padded(folder));
+        let mut nodes: Vec<_> = self.nodes.iter().filter(|(_, node)| node.first > 0).collect();
+        nodes.sort_by_key(|(_, node)| node.first);
+        for (path, node) in nodes {
+            let start = self.head().saturating_add(node.first.saturating_sub(ROOT));
+            bytes.resize(size(start, self.block), 0);
+            match node.content {
+                Some(content) => bytes.extend_from_slice(content),
+                None => bytes.extend(self.folder(path)),
+            }
         }
-        bytes.extend_from_slice(file);
         bytes
     }
 
-    /// Blocks of one file allocation table (§3.5).
-    fn table_blocks(&self) -> u32 {
-        self.blocks
-            .saturating_sub(RESERVED)
-            .saturating_add(2)
-            .saturating_mul(4)
-            .div_ceil(self.block.saturating_add(8))
-    }
-
-    fn clusters(&self) -> u32 {
-        self.blocks.saturating_sub(RESERVED).saturating_sub(self.table_blocks().saturating_mul(2))
-    }
-
-    fn used(&self, file: u32) -> u32 {
-        file.div_ceil(self.block)
+    /// Number of blocks before the first cluster.
+    fn head(&self) -> u32 {
+        self.table_blocks.saturating_mul(2).saturating_add(self.reserved)
     }
 
     fn padded(&self, mut bytes: Vec<u8>) -> Vec<u8> {
-        let block = usize::try_from(self.block).unwrap_or(512);
-        bytes.resize(bytes.len().next_multiple_of(block), 0);
+        bytes.resize(bytes.len().next_multiple_of(size(1, self.block)), 0);
         bytes
     }
 
     /// The reserved blocks: boot record and FSInfo, twice.
-    fn reserved(&self, file: u32) -> Vec<u8> {
-        let block = usize::try_from(self.block).unwrap_or(512);
-        let mut both = self.padded(self.boot_record());
-        both.extend(self.padded(self.free(file)));
+    fn reserved(&self, before: u32, number: u32) -> Vec<u8> {
+        let block = size(1, self.block);
+        let mut both = self.padded(self.boot_record(before, number));
+        both.extend(self.padded(self.free()));
         let mut bytes = both.clone();
         bytes.resize(BACKUP.saturating_mul(block), 0);
         bytes.extend(both);
-        bytes.resize(usize::try_from(RESERVED).unwrap_or_default().saturating_mul(block), 0);
+        bytes.resize(size(self.reserved, self.block), 0);
         bytes
     }
 
     /// Boot record (§3.1, §3.3).
-    fn boot_record(&self) -> Vec<u8> {
+    fn boot_record(&self, before: u32, number: u32) -> Vec<u8> {
         let mut record = b"\xeb\x58\x90STORAGTM".to_vec();
-        let block = u16::try_from(self.block).unwrap_or_default();
-        record.extend(block.to_le_bytes());
+        let half = |word: u32| u16::try_from(word).unwrap_or_default().to_le_bytes();
+        record.extend(half(self.block));
         // One block per cluster, the reserved blocks, two tables, and zero in the fields of FAT12
         // and FAT16.
-        record.extend([1, 32, 0, 2, 0, 0, 0, 0, 0xf8, 0, 0]);
+        record.push(1);
+        record.extend(half(self.reserved));
+        record.extend([2, 0, 0, 0, 0, 0xf8, 0, 0]);
         // 63 sectors per track and 255 heads.
         record.extend([63, 0, 255, 0]);
-        for word in [self.before, self.blocks, self.table_blocks(), 0, ROOT] {
+        for word in [before, self.blocks(), self.table_blocks, 0, ROOT] {
             record.extend(word.to_le_bytes());
         }
         // The blocks of FSInfo and of the backup.
         record.extend([1, 0, 6, 0]);
         record.extend([0; 12]);
         record.extend([0x80, 0, 0x29]);
-        record.extend(self.number.to_le_bytes());
+        record.extend(number.to_le_bytes());
         record.extend(LABEL);
         record.extend(b"FAT32   ");
         record.resize(510, 0);
@@ -117,45 +158,118 @@ impl Volume {
     }
 
     /// FSInfo (§5): the number of free clusters, and the first of them.
-    fn free(&self, file: u32) -> Vec<u8> {
-        let next = FILE.saturating_add(self.used(file));
-        let free = self.clusters().saturating_sub(next.saturating_sub(ROOT));
+    fn free(&self) -> Vec<u8> {
+        let used = self.nodes.values().map(|node| node.clusters).fold(0, u32::saturating_add);
         let mut bytes = b"RRaA".to_vec();
         bytes.resize(484, 0);
         bytes.extend(b"rrAa");
-        bytes.extend(free.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
+        bytes.extend(self.clusters.saturating_sub(used).to_le_bytes());
+        bytes.extend(self.next.to_le_bytes());
         bytes.resize(510, 0);
         bytes.extend([0x55, 0xaa]);
         bytes
     }
 
     /// The file allocation table (§4).
-    fn table(&self, file: u32) -> Vec<u8> {
-        let last = FILE.saturating_add(self.used(file));
-        let chain = FILE.saturating_add(1)..last;
-        let folders = [0x0fff_fff8, END_OF_CHAIN, END_OF_CHAIN, END_OF_CHAIN, END_OF_CHAIN];
-        let end = (file > 0).then_some(END_OF_CHAIN);
-        let entries = folders.into_iter().chain(chain).chain(end);
-        let mut bytes: Vec<u8> = entries.flat_map(u32::to_le_bytes).collect();
-        let length = u64::from(self.table_blocks()).saturating_mul(u64::from(self.block));
-        bytes.resize(usize::try_from(length).unwrap_or_default(), 0);
+    fn table(&self) -> Vec<u8> {
+        let mut entries = START_OF_TABLE.to_vec();
+        entries.resize(size(self.table_blocks, self.block) / 4, 0);
+        for node in self.nodes.values() {
+            let clusters = node.first..node.first.saturating_add(node.clusters);
+            let following = clusters.clone().skip(1).chain([END_OF_CHAIN]);
+            for (cluster, next) in clusters.zip(following) {
+                if let Some(entry) = entries.get_mut(size(cluster, 1)) {
+                    *entry = next;
+                }
+            }
+        }
+        entries.into_iter().flat_map(u32::to_le_bytes).collect()
+    }
+
+    /// The entries of a directory.
+    fn folder(&self, path: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let first = |path: &str| self.nodes.get(path).map_or(0, |node| node.first);
+        if path.is_empty() {
+            bytes.extend(entry(LABEL, VOLUME, 0, 0));
+        } else {
+            // The cluster of the parent is 0 if that is the root (§6.5).
+            let above = Some(first(parent(path))).filter(|&above| above != ROOT).unwrap_or(0);
+            bytes.extend(entry(b".          ", FOLDER, first(path), 0));
+            bytes.extend(entry(b"..         ", FOLDER, above, 0));
+        }
+        let is_inside = |inner: &str| !inner.is_empty() && parent(inner) == path;
+        for (inner, node) in self.nodes.iter().filter(|(inner, _)| is_inside(inner)) {
+            let name = short_name(inner).unwrap_or(*LABEL);
+            bytes.extend(match node.content {
+                Some(content) => {
+                    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+                    entry(&name, ARCHIVE, node.first, length)
+                }
+                None => entry(&name, FOLDER, node.first, 0),
+            });
+        }
         bytes
     }
 }
 
-/// The directories `\`, `\EFI` and `\EFI\BOOT`.
-fn folders(file: u32) -> [Vec<u8>; 3] {
-    // The cluster of the parent is 0 if that is the root (§6.5).
-    let inside = |here, above| {
-        [entry(b".          ", FOLDER, here, 0), entry(b"..         ", FOLDER, above, 0)].concat()
-    };
-    [
-        [entry(LABEL, VOLUME, 0, 0), entry(b"EFI        ", FOLDER, EFI, 0)].concat(),
-        [inside(EFI, 0), entry(b"BOOT       ", FOLDER, BOOT, 0)].concat(),
-        [inside(BOOT, EFI), entry(b"BOOTX64 EFI", ARCHIVE, if file > 0 { FILE } else { 0 }, file)]
-            .concat(),
-    ]
+impl Node<'_> {
+    /// Places it at cluster `next` or behind; returns the cluster after it.
+    fn place(&mut self, next: u32, block: u32) -> Result<u32, Error> {
+        let (start, length) = match self.content {
+            Some([]) => return Ok(next),
+            Some(content) => {
+                let start = next.saturating_sub(ROOT).next_multiple_of(ALIGNMENT / block);
+                (start.saturating_add(ROOT), u32::try_from(content.len()))
+            }
+            // A label or two links come first.
+            None => (next, Ok(self.entries.saturating_add(2).saturating_mul(ENTRY))),
+        };
+        self.first = start;
+        self.clusters = length.map_err(|_| Error::TooLarge)?.div_ceil(block);
+        start.checked_add(self.clusters).ok_or(Error::TooLarge)
+    }
+}
+
+/// Adds a file or directory and its parents.
+fn add<'a>(
+    nodes: &mut BTreeMap<&'a str, Node<'a>>,
+    path: &'a str,
+    content: Option<&'a [u8]>,
+) -> Result<(), Error> {
+    if nodes.contains_key(path) {
+        return Ok(());
+    }
+    if !path.is_empty() {
+        short_name(path).ok_or_else(|| Error::Name(path.to_owned()))?;
+        add(nodes, parent(path), None)?;
+        if let Some(above) = nodes.get_mut(parent(path)) {
+            above.entries = above.entries.saturating_add(1);
+        }
+    }
+    nodes.insert(path, Node { content, entries: 0, first: 0, clusters: 0 });
+    Ok(())
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(above, _)| above)
+}
+
+/// The last name of a path in its on-disk form (§6.1); `None` if it is not a short name.
+fn short_name(path: &str) -> Option<[u8; 11]> {
+    let name = path.rsplit('/').next()?;
+    let (base, ending) = name.split_once('.').unwrap_or((name, ""));
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"-_".contains(&c);
+    let fits = (1..=8).contains(&base.len()) && ending.len() <= 3;
+    if !fits || !base.bytes().chain(ending.bytes()).all(allowed) {
+        return None;
+    }
+    format!("{base:8}{ending:3}").to_ascii_uppercase().into_bytes().try_into().ok()
+}
+
+/// Bytes of a number of blocks.
+fn size(blocks: u32, block: u32) -> usize {
+    usize::try_from(u64::from(blocks).saturating_mul(block.into())).unwrap_or(usize::MAX)
 }
 
 /// Directory entry (§6).
@@ -174,7 +288,7 @@ fn entry(name: &[u8; 11], attributes: u8, cluster: u32, size: u32) -> Vec<u8> {
 
 #[cfg(test)]
 pub(crate) mod read {
-    //! Reads the file back in tests, by following the file system's structures.
+    //! Reads files back in tests, by following the file system's structures.
 
     fn word(bytes: &[u8], at: usize) -> usize {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
@@ -188,7 +302,7 @@ pub(crate) mod read {
         let (block, table) = (half(volume, 11), word(volume, 36));
         let tables = half(volume, 14) * block;
         let mut content = Vec::new();
-        while cluster < 0x0fff_fff8 {
+        while (2..0x0fff_fff8).contains(&cluster) {
             let at = tables + (2 * table + cluster - 2) * block;
             content.extend(volume[at..].iter().take(block));
             cluster = word(volume, tables + 4 * cluster);
@@ -196,16 +310,17 @@ pub(crate) mod read {
         content
     }
 
-    /// The file at this path, with names in their on-disk form.
-    pub(crate) fn file(volume: &[u8], path: &[&[u8; 11]]) -> Vec<u8> {
+    /// The file at this path.
+    pub(crate) fn file(volume: &[u8], path: &str) -> Option<Vec<u8>> {
         let mut content = chain(volume, word(volume, 44));
-        for name in path {
-            let entry = content.chunks(32).find(|entry| entry.starts_with(*name)).unwrap();
+        for part in path.split('/') {
+            let name = super::short_name(part).unwrap();
+            let entry = content.chunks(32).find(|entry| entry.starts_with(&name))?;
             let (size, attributes) = (word(entry, 28), entry[11]);
             content = chain(volume, half(entry, 20) << 16 | half(entry, 26));
             content.truncate(if attributes == super::FOLDER { content.len() } else { size });
         }
-        content
+        Some(content)
     }
 }
 
@@ -213,25 +328,59 @@ pub(crate) mod read {
 mod tests {
     use super::*;
 
-    fn volume(file: &[u8], block: u32) -> Vec<u8> {
-        let blocks = u32::try_from(blocks_for(file.len() as u64, block)).unwrap();
-        let mut bytes = Volume { block, blocks, before: 2048, number: 7 }.with(file);
-        assert!(bytes.len() <= blocks as usize * block as usize, "it fits");
-        bytes.resize(blocks as usize * block as usize, 0);
+    fn files(length: u32) -> Files {
+        let mut files = Files::default();
+        files.add("EFI/BOOT/BOOTX64.EFI", (0..length).map(|n| n.to_le_bytes()[0]).collect());
+        files.add("EFI/BOOT/empty", Vec::new());
+        files.add("EFI/debian/grub.cfg", b"linux".to_vec());
+        files.add("boot/initrd", vec![7; 100_000]);
+        for number in 0..40 {
+            files.add(&format!("many/{number}"), vec![number; 700]);
+        }
+        files
+    }
+
+    fn volume(files: &Files, block: u32) -> Vec<u8> {
+        let volume = Volume::new(files, block).unwrap();
+        let whole = size(volume.blocks(), block);
+        let mut bytes = volume.bytes(2048, 7);
+        assert!(bytes.len() <= whole, "it fits");
+        bytes.resize(whole, 0);
         bytes
     }
 
     #[test]
-    fn file_is_found_by_its_path() {
-        for (length, block) in
-            [(0, 512), (1, 512), (512, 512), (40_000_000, 512), (5_000_001, 4096)]
-        {
-            let file: Vec<u8> = (0_u32..length).map(|n| u8::try_from(n % 251).unwrap()).collect();
-            let volume = volume(&file, block);
-            let path = [b"EFI        ", b"BOOT       ", b"BOOTX64 EFI"];
-            if length > 0 {
-                assert!(read::file(&volume, &path) == file, "{length} {block}");
+    fn files_are_found_by_their_paths() {
+        for (length, block) in [(0, 512), (512, 512), (40_000_000, 512), (5_000_001, 4096)] {
+            let files = files(length);
+            let bytes = volume(&files, block);
+            for (path, content) in files.iter() {
+                assert!(read::file(&bytes, path).unwrap() == content, "{path} {length} {block}");
             }
+            assert_eq!(read::file(&bytes, "boot/vmlinuz"), None);
+        }
+    }
+
+    #[test]
+    fn each_file_is_in_one_aligned_piece() {
+        for block in [512, 4096] {
+            let files = files(3000);
+            let bytes = volume(&files, block);
+            let volume = Volume::new(&files, block).unwrap();
+            for (path, content) in files.iter().filter(|(_, content)| !content.is_empty()) {
+                let at = usize::try_from(volume.offset(path).unwrap()).unwrap();
+                assert_eq!(at % 4096, 0, "{path}");
+                assert!(bytes[at..].starts_with(content), "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_name_is_refused() {
+        for path in ["EFI/almalinux/grub.cfg", "a.text", "a b", "a.b.c"] {
+            let mut files = Files::default();
+            files.add(path, vec![1]);
+            assert!(matches!(Volume::new(&files, 512), Err(Error::Name(_))), "{path}");
         }
     }
 
@@ -242,7 +391,7 @@ mod tests {
         }
         let path = std::env::temp_dir().join(format!("storagetm-fat-{}", std::process::id()));
         for (length, block) in [(1_000_000, 512), (40_000_000, 512), (1_000_000, 4096)] {
-            std::fs::write(&path, volume(&vec![1; length], block)).unwrap();
+            std::fs::write(&path, volume(&files(length), block)).unwrap();
             let run = programs::command("fsck.fat").arg("-n").arg(&path).output().unwrap();
             let said = String::from_utf8_lossy(&run.stdout);
             assert!(run.status.success(), "{length} {block}: {said}");

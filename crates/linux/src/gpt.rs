@@ -16,6 +16,10 @@ const ENTRY_SIZE: u32 = 128;
 const HEADER_SIZE: u32 = 92;
 /// Bytes of the first sector before the MBR's partition entries.
 const BOOT_CODE: usize = 446;
+/// Bytes of code at most: the last six of the others are a disk signature.
+const CODE: usize = 440;
+/// An entry that is active and names no partition.
+const ACTIVE_EMPTY: [u8; 16] = [0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
 const MBR_SECTOR: usize = 512;
 /// The first block of the entries, unless the table was made with another.
 const LIST: u64 = 2;
@@ -52,6 +56,8 @@ pub struct Gpt {
     boot: Vec<u8>,
     /// The boot indicator of the protective entry: some firmware does not boot without one.
     active: u8,
+    /// The second entry of the MBR, which names no partition.
+    second: [u8; 16],
 }
 
 impl Gpt {
@@ -63,7 +69,18 @@ impl Gpt {
         let first_usable = list_blocks(block, &entries).saturating_add(LIST);
         let boot = vec![0; BOOT_CODE];
         let (list, entry_size, active) = (LIST, ENTRY_SIZE, 0);
-        Self { block, blocks, guid, list, first_usable, entry_size, entries, boot, active }
+        let second = [0; 16];
+        Self { block, blocks, guid, list, first_usable, entry_size, entries, boot, active, second }
+    }
+
+    /// Sets the code of the first sector, of which at most 440 bytes are taken, and marks an empty
+    /// MBR entry as active: some BIOS does not boot without one, and the protective entry must not
+    /// be (§5.2.3).
+    #[must_use]
+    pub fn bootable(self, mut code: Vec<u8>) -> Self {
+        code.resize(CODE, 0);
+        code.resize(BOOT_CODE, 0);
+        Self { boot: code, second: ACTIVE_EMPTY, ..self }
     }
 
     /// Returns the blocks that a table with the usual number of entries occupies at the end of the
@@ -115,6 +132,7 @@ impl Gpt {
         record.extend([self.active, 0x00, 0x02, 0x00, PROTECTIVE, 0xff, 0xff, 0xff]);
         record.extend(1_u32.to_le_bytes());
         record.extend(u32::try_from(self.last()).unwrap_or(u32::MAX).to_le_bytes());
+        record.extend(self.second);
         record.resize(MBR_SECTOR - 2, 0);
         record.extend([0x55, 0xaa]);
         record
@@ -305,6 +323,11 @@ impl Old {
             entries: self.entries.clone(),
             boot: self.sector.get(..BOOT_CODE).unwrap_or_default().to_vec(),
             active: used().next().and_then(|row| row.first().copied()).unwrap_or(0),
+            second: partition::rows(&self.sector)
+                .nth(1)
+                .filter(|row| partition::kind(row).is_none())
+                .and_then(|row| row.try_into().ok())
+                .unwrap_or_default(),
         };
         let lowest = gpt.list_blocks().saturating_add(list);
         // Space beyond the old table was reserved on purpose.

@@ -31,6 +31,7 @@ const NETWORK: &str = "keys, revocation and addresses in a network namespace";
 const BLOCK: &str = "block devices (loop)";
 const TLS: &str = "TLS with certificates";
 const PACKED: &str = "images that are packed by their own programs";
+const BIOS: &str = "sticks that start with BIOS";
 const MACHINES: &str = "test machines (cargo xtask vm)";
 
 /// Every program that a test or `cargo xtask test` runs, except those of essential Debian packages.
@@ -39,6 +40,7 @@ pub const PROGRAMS: &[Program] = &[
     row("apt-get", "apt", MACHINES),
     row("blkdiscard", "util-linux", "block devices over NBD (FUSE)"),
     row("blkid", "util-linux", "disks of the test machines, with libblkid"),
+    row("/usr/lib/grub/i386-pc/boot_hybrid.img", "grub-pc-bin", BIOS),
     row("busybox", "busybox-static", "DHCP"),
     row("cmp", "diffutils", NBD),
     row("ddrescue", "gddrescue", RESCUE),
@@ -52,6 +54,7 @@ pub const PROGRAMS: &[Program] = &[
     row("fusermount3", "fuse3", "block devices over NBD (FUSE)"),
     row("gnutls-cli", "gnutls-bin", TLS),
     row("gnutls-serv", "gnutls-bin", TLS),
+    row("grub-mkimage", "grub-common", BIOS),
     row("ip", "iproute2", NETWORK),
     row("losetup", "mount", BLOCK),
     row("mke2fs", "e2fsprogs", EXT),
@@ -93,6 +96,7 @@ pub const PROGRAMS: &[Program] = &[
     row("taskset", "util-linux", "figures (cargo xtask bench)"),
     row("unshare", "util-linux", NETWORK),
     row("valgrind", "valgrind", "instruction counts of the data path"),
+    row("xorriso", "xorriso", "the ISO 9660 media that storagetm writes"),
     row("xz", "xz-utils", PACKED),
     row("zstd", "zstd", PACKED),
 ];

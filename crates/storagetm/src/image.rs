@@ -1,14 +1,16 @@
 //! `storagetm image`: builds a bootable image of target mode.
 
 mod inputs;
+mod loader;
 mod medium;
 mod progress;
 mod report;
+mod stick;
 pub(crate) mod target;
 
 use std::path::Path;
 
-use ::image::disk::Disk;
+use ::image::disk::{Contents as Medium, Disk};
 use ::image::drivers::{Machine, select};
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
@@ -17,11 +19,13 @@ use linux::module::modaliases;
 use linux::tree::Tree;
 
 use crate::confirmation::{self, OverwriteTarget};
-use crate::options::image::{For, Image};
+use crate::options::image::{For, Image, LoaderChoice};
 use failure::Failure;
 use inputs::{Inputs, Modules};
+use loader::X64;
 use progress::Progress;
 use report::{Kind, Report};
+use stick::{Efi, Parts};
 
 /// Shown in the menu of boot loaders.
 const OS_RELEASE: &str = concat!(
@@ -60,16 +64,22 @@ fn make<'a>(
         (Image { disk: Some(path), .. }, Some(device)) => {
             Ok((write_device(inputs, path, device, progress)?, path))
         }
-        (Image { disk: Some(path), .. }, None) => Ok((write_disk(inputs, path, progress)?, path)),
-        _ => Err(Failure::usage("say what to make: --initramfs, --uki or --disk")),
+        (Image { disk: Some(path), .. }, None) => {
+            Ok((write_disk(inputs, path, Kind::Disk, progress)?, path))
+        }
+        (Image { iso: Some(path), .. }, _) => {
+            Ok((write_disk(inputs, path, Kind::Iso, progress)?, path))
+        }
+        _ => Err(Failure::usage("say what to make: --initramfs, --uki, --disk or --iso")),
     }
 }
 
 /// Checks the target, and asks before overwriting, before anything slow is done.
 fn check_target(options: &Image, is_device: bool) -> Result<Option<OverwriteTarget>, Failure> {
-    let overwrite = match (&options.disk, &options.initramfs, &options.uki) {
-        (Some(disk), _, _) if is_device => Some(medium::check(&Tree::machine(), disk)?),
-        (Some(file), _, _) | (_, Some(file), _) | (_, _, Some(file)) => {
+    let Image { disk, initramfs, uki, iso, .. } = options;
+    let overwrite = match (disk, initramfs.as_ref().or(uki.as_ref()).or(iso.as_ref())) {
+        (Some(disk), _) if is_device => Some(medium::check(&Tree::machine(), disk)?),
+        (Some(file), _) | (None, Some(file)) => {
             target::check(file)?;
             OverwriteTarget::file(file, "--force").map_err(Failure::new)?
         }
@@ -93,7 +103,12 @@ fn write_initramfs(
 }
 
 fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Report, Failure> {
-    let (program, report) = make_uki(inputs, Kind::Uki, progress)?;
+    let (kernel_path, kernel) = inputs.kernel()?;
+    let stub = inputs.stub()?;
+    let kernel = parse_kernel(&kernel_path, &kernel)?;
+    let modules = inputs.modules(Some(&kernel.release))?;
+    let (initramfs, report) = make_initramfs(inputs, &modules, Kind::Uki, progress)?;
+    let program = make_uki(inputs, &stub, &kernel, &initramfs)?;
     target::write(path, &program)?;
     Ok(report.of_size(program.len()))
 }
@@ -104,38 +119,81 @@ fn write_device(
     confirmed: &OverwriteTarget,
     progress: &Progress,
 ) -> Result<Report, Failure> {
-    let (program, report) = make_uki(inputs, Kind::Disk, progress)?;
-    let written = medium::write(&inputs.tree, path, confirmed, &program, progress)?;
-    Ok(report.of_size(written))
+    let (contents, report) = make_medium(inputs, Kind::Disk, progress)?;
+    let (written, block) = medium::write(&inputs.tree, path, confirmed, &contents, progress)?;
+    Ok(report.of_size(written).on_blocks(block))
 }
 
-fn write_disk(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Report, Failure> {
-    let (program, report) = make_uki(inputs, Kind::Disk, progress)?;
-    let disk = Disk::image(&program).map_err(Failure::new)?.whole();
+fn write_disk(
+    inputs: &Inputs<'_>,
+    path: &Path,
+    kind: Kind,
+    progress: &Progress,
+) -> Result<Report, Failure> {
+    let (contents, report) = make_medium(inputs, kind, progress)?;
+    let disk = Disk::image(&contents).map_err(Failure::new)?.whole();
     target::write(path, &disk)?;
     Ok(report.of_size(disk.len()))
+}
+
+fn parse_kernel<'a>(path: &Path, bytes: &'a [u8]) -> Result<Kernel<'a>, Failure> {
+    Kernel::parse(bytes).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+/// Builds the contents of a stick or CD of the kernel, the drivers, this program and boot loaders.
+fn make_medium(
+    inputs: &Inputs<'_>,
+    kind: Kind,
+    progress: &Progress,
+) -> Result<(Medium, Report), Failure> {
+    let (kernel_path, kernel) = inputs.kernel()?;
+    let places = inputs.loaders();
+    let signed = places.signed(X64, &kernel_path, &kernel);
+    // Before anything slow: what is missing.
+    let signed = match (inputs.options.loader, signed) {
+        (LoaderChoice::Shim, Err(reason)) => {
+            return Err(Failure::new(format!("no stick for Secure Boot can be made: {reason}")));
+        }
+        (LoaderChoice::Stub, _) => Err("its loader is not signed (--loader stub)".to_owned()),
+        (_, signed) => signed,
+    };
+    let stub = signed.as_ref().err().map(|_| inputs.stub()).transpose()?;
+    let parsed = parse_kernel(&kernel_path, &kernel)?;
+    let modules = inputs.modules(Some(&parsed.release))?;
+    let (initramfs, report) = make_initramfs(inputs, &modules, kind, progress)?;
+    let efi = match (signed, stub) {
+        (Ok(loader), _) => Efi::Shim(loader),
+        (Err(reason), stub) => {
+            let stub = stub.unwrap_or_default();
+            Efi::Image(make_uki(inputs, &stub, &parsed, &initramfs)?, reason)
+        }
+    };
+    let parts = Parts {
+        kernel: &kernel,
+        initramfs: &initramfs.bytes,
+        command_line: &inputs.options.command_line,
+        places: &places,
+        iso: kind == Kind::Iso,
+    };
+    let (contents, starts) = parts.compose(efi)?;
+    Ok((contents, report.with(starts)))
 }
 
 /// Builds an EFI program of the kernel, the drivers and this program.
 fn make_uki(
     inputs: &Inputs<'_>,
-    kind: Kind,
-    progress: &Progress,
-) -> Result<(Vec<u8>, Report), Failure> {
-    let (kernel_path, kernel) = inputs.kernel()?;
-    let stub = inputs.stub()?;
-    let kernel = Kernel::parse(&kernel)
-        .map_err(|error| Failure::new(format!("{}: {error}", kernel_path.display())))?;
-    let modules = inputs.modules(Some(&kernel.release))?;
-    let (initramfs, report) = make_initramfs(inputs, &modules, kind, progress)?;
+    stub: &[u8],
+    kernel: &Kernel<'_>,
+    initramfs: &Initramfs,
+) -> Result<Vec<u8>, Failure> {
     let parts = efi::Parts {
-        stub: &stub,
-        kernel: &kernel,
+        stub,
+        kernel,
         initramfs: &initramfs.bytes,
         command_line: &inputs.options.command_line,
         os_release: OS_RELEASE,
     };
-    Ok((efi::make(&parts).map_err(Failure::new)?, report))
+    efi::make(&parts).map_err(Failure::new)
 }
 
 /// Builds an initramfs of the drivers and this program.

@@ -40,3 +40,33 @@ fn program(room: usize, memory: u32) -> Vec<u8> {
     bytes.resize(0x800, 0);
     bytes
 }
+
+/// A program with one more section.
+pub(crate) fn with_section(name: &[u8; 8], content: &[u8]) -> Vec<u8> {
+    let mut bytes = stub(1);
+    let header = HEADER + 24 + 240 + 40;
+    let (offset, size) = (bytes.len(), content.len().next_multiple_of(512));
+    bytes.extend(content);
+    bytes.resize(offset + size, 0);
+    bytes[HEADER + 6] = 2;
+    bytes[header..header + 8].copy_from_slice(name);
+    let word = |number: usize| u32::try_from(number).unwrap();
+    for (n, word) in [word(content.len()), 0x2000, word(size), word(offset)].iter().enumerate() {
+        bytes[header + 8 + 4 * n..][..4].copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// A program with these bytes as its signature.
+pub(crate) fn signed(program: &[u8], signature: &[u8]) -> Vec<u8> {
+    let mut bytes = program.to_vec();
+    let place = HEADER + 24 + 112 + 8 * 4;
+    let length = u32::try_from(signature.len() + 8).unwrap();
+    let offset = u32::try_from(bytes.len()).unwrap();
+    bytes[place..place + 4].copy_from_slice(&offset.to_le_bytes());
+    bytes[place + 4..place + 8].copy_from_slice(&length.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend([0, 2, 2, 0]);
+    bytes.extend(signature);
+    bytes
+}

@@ -6,6 +6,7 @@ use std::{env, fs};
 use linux::module::Index;
 use linux::tree::Tree;
 
+use super::loader::Places;
 use crate::options::image::Image;
 use failure::Failure;
 
@@ -53,6 +54,14 @@ impl Inputs<'_> {
             ))
         })?;
         Ok((path.clone(), read(&path)?))
+    }
+
+    /// Returns where the boot loaders are.
+    pub(super) fn loaders(&self) -> Places {
+        match &self.options.loader_files {
+            Some(folder) => Places { root: folder.clone(), flat: true },
+            None => Places { root: self.tree.path(""), flat: false },
+        }
     }
 
     /// Returns the EFI stub of systemd.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use ::image::disk::Disk as Layout;
+use ::image::disk::{Contents, Disk as Layout};
 use linux::block::{self, Disk};
 use linux::disk::{OpenFor, Opened, open};
 use linux::in_use::Machine;
@@ -84,14 +84,15 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
-/// Writes the layout to the disk and verifies it. Returns the number of bytes written.
+/// Writes the contents to the disk and verifies them. Returns the number of bytes written, and the
+/// disk's logical block size.
 pub(super) fn write(
     tree: &Tree,
     path: &Path,
     confirmed: &OverwriteTarget,
-    program: &[u8],
+    contents: &Contents,
     progress: &Progress,
-) -> Result<usize, Failure> {
+) -> Result<(usize, u32), Failure> {
     // The disk may have changed since the first check.
     let (machine, expected) = check_disk(tree, path)?;
     let opened = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
@@ -103,10 +104,10 @@ pub(super) fn write(
     if overwrite != *confirmed {
         return Err(Failure::new(format!("{overwrite} is not what was there before; try again")));
     }
-    let layout = Layout::on(program, opened.bytes, opened.logical_block)
+    let layout = Layout::on(contents, opened.bytes, opened.logical_block)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     write_layout(&file, &layout, progress).map_err(wrong)?;
-    Ok(layout.start.len().saturating_add(layout.end.len()))
+    Ok((layout.start.len().saturating_add(layout.end.len()), opened.logical_block))
 }
 
 /// Returns the disk that was opened, as the kernel describes it.

@@ -15,6 +15,70 @@ pub(super) enum Kind {
     Initramfs,
     Uki,
     Disk,
+    Iso,
+}
+
+/// Firmware of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Firmware {
+    UefiSecureBoot,
+    Uefi,
+    Uefi32,
+    Bios,
+}
+
+impl Firmware {
+    fn name(self) -> &'static str {
+        match self {
+            Self::UefiSecureBoot => "UEFI with Secure Boot",
+            Self::Uefi => "UEFI without Secure Boot",
+            Self::Uefi32 => "32-bit UEFI without Secure Boot",
+            Self::Bios => "BIOS",
+        }
+    }
+}
+
+/// The firmware that starts a stick or CD, and why others do not.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Starts {
+    #[serde(rename = "starts")]
+    on: Vec<Firmware>,
+    #[serde(rename = "does_not_start")]
+    not_on: Vec<Missing>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Missing {
+    firmware: Firmware,
+    reason: String,
+}
+
+impl Starts {
+    pub(super) fn on(&mut self, firmware: Firmware) {
+        self.on.push(firmware);
+    }
+
+    pub(super) fn not_on(&mut self, firmware: Firmware, reason: String) {
+        self.on.retain(|other| *other != firmware);
+        self.not_on.push(Missing { firmware, reason });
+    }
+
+    #[cfg(test)]
+    pub(super) fn has(&self, firmware: Firmware) -> bool {
+        self.on.contains(&firmware)
+    }
+
+    /// Returns lines of text.
+    fn text(&self) -> String {
+        let names: Vec<&str> = self.on.iter().map(|firmware| firmware.name()).collect();
+        let mut text = format!("Starts on: {}.\n", names.join("; "));
+        for Missing { firmware, reason } in &self.not_on {
+            let reason = console::escape_unprintable(reason, true);
+            text.push_str(&format!("Does not start on {}: {reason}.\n", firmware.name()));
+        }
+        text
+    }
 }
 
 /// What was built: one JSON line.
@@ -27,12 +91,29 @@ pub(super) struct Report {
     kernel: String,
     modules: usize,
     firmware: usize,
+    #[serde(flatten)]
+    starts: Option<Starts>,
 }
 
 impl Report {
     pub(super) fn new(kind: Kind, kernel: &str, modules: usize, firmware: usize) -> Self {
         let kernel = kernel.to_owned();
-        Self { event: "image", kind, path: String::new(), bytes: 0, kernel, modules, firmware }
+        let path = String::new();
+        Self { event: "image", kind, path, bytes: 0, kernel, modules, firmware, starts: None }
+    }
+
+    pub(super) fn with(self, starts: Starts) -> Self {
+        Self { starts: Some(starts), ..self }
+    }
+
+    /// Records that BIOS does not start from larger blocks than its own.
+    pub(super) fn on_blocks(mut self, block: u32) -> Self {
+        let with_bios = |starts: &&mut Starts| starts.on.contains(&Firmware::Bios) && block != 512;
+        if let Some(starts) = self.starts.as_mut().filter(with_bios) {
+            let reason = format!("the disk has blocks of {block} bytes, and BIOS needs 512");
+            starts.not_on(Firmware::Bios, reason);
+        }
+        self
     }
 
     pub(super) fn of_size(mut self, bytes: usize) -> Self {
@@ -57,8 +138,9 @@ impl Report {
         let path = console::escape_unprintable(&self.path, true);
         let Self { bytes, kernel, modules, firmware, .. } = self;
         format!(
-            "{path}: {}, kernel {kernel}, {modules} drivers, {firmware} firmware files\n{}\n",
+            "{path}: {}, kernel {kernel}, {modules} drivers, {firmware} firmware files\n{}{}\n",
             decimal(*bytes),
+            self.starts.as_ref().map(Starts::text).unwrap_or_default(),
             self.next(&path)
         )
     }
@@ -74,7 +156,7 @@ impl Report {
                 "Put it where the boot loader finds it (EFI/Linux on the EFI system partition), or run {path} from the \
                  EFI shell."
             ),
-            Kind::Disk => {
+            Kind::Disk | Kind::Iso => {
                 "Boot from it: the machine then shows what to type on the other one.".to_owned()
             }
         }
@@ -95,5 +177,28 @@ mod test {
              \"modules\":5,\"firmware\":0}\n"
         );
         assert!(!report.text().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn firmware_that_starts_a_stick_is_named() {
+        let mut starts = Starts::default();
+        starts.not_on(Firmware::UefiSecureBoot, "the kernel a is not signed".to_owned());
+        starts.on(Firmware::Uefi);
+        starts.on(Firmware::Bios);
+        let report = Report::new(Kind::Disk, "6.12", 5, 0).with(starts);
+        let text = report.text();
+        for line in [
+            "Starts on: UEFI without Secure Boot; BIOS.\n",
+            "Does not start on UEFI with Secure Boot: the kernel a is not signed.\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(report.json().unwrap().ends_with(
+            "\"starts\":[\"uefi\",\"bios\"],\"does_not_start\":[{\"firmware\":\"uefi-secure-boot\",\
+             \"reason\":\"the kernel a is not signed\"}]}\n"
+        ));
+        let text = report.clone().on_blocks(4096).text();
+        assert!(text.contains("Does not start on BIOS: the disk has blocks of 4096"), "{text}");
+        assert_eq!(report.clone().on_blocks(512), report);
     }
 }

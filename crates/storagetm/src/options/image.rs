@@ -10,6 +10,8 @@ Examples:
     storagetm image --disk /dev/sdX
   The same as a file, to be written to sticks later:
     storagetm image --disk storagetm.img
+  The same as a CD image, for the virtual drive of a server; it can be written to sticks, too:
+    storagetm image --iso storagetm.iso
   An entry in the boot menu of this machine (systemd-boot detects it):
     storagetm image --for this-machine --uki /boot/efi/EFI/Linux/storagetm.efi
   An initramfs for the kernel of this machine, for any boot loader:
@@ -17,9 +19,10 @@ Examples:
   With a kernel other than the running one:
     storagetm image --kernel /boot/vmlinuz-6.12 --modules /lib/modules/6.12 --uki storagetm.efi
 
-The image holds a kernel, its drivers and this program, and nothing else. It is reproducible; \
-SOURCE_DATE_EPOCH sets the time stamp of its files. Nothing is signed: with Secure Boot, sign \
-the EFI program with your own key (sbsign --key KEY --cert CERT storagetm.efi).
+The image holds a kernel, its drivers, this program and a boot loader, and nothing else. It is reproducible; \
+SOURCE_DATE_EPOCH sets the time stamp of its files. The output names the firmware that starts a stick \
+or CD, and what is missing for the others. With Secure Boot, a stick needs the distribution's signed \
+loader and kernel; sign a UKI with your own key (sbsign --key KEY --cert CERT storagetm.efi).
 
 Exit status: 0 if the image was built, 1 if not, 2 if the options are wrong.";
 
@@ -27,7 +30,7 @@ Exit status: 0 if the image was built, 1 if not, 2 if the options are wrong.";
 #[derive(Debug, Args)]
 #[command(
     group = clap::ArgGroup::new("product").required(true),
-    override_usage = "storagetm image [OPTIONS] (--initramfs FILE | --uki FILE | --disk FILE|DEVICE)",
+    override_usage = "storagetm image [OPTIONS] (--initramfs FILE | --uki FILE | --disk FILE|DEVICE | --iso FILE)",
     after_help = EXAMPLES
 )]
 pub struct Image {
@@ -39,11 +42,31 @@ pub struct Image {
     #[arg(long, value_name = "FILE", group = "product")]
     pub uki: Option<PathBuf>,
 
-    /// Write a bootable disk for EFI firmware: an image file, or directly to a USB stick
+    /// Write a bootable disk: an image file, or directly to a USB stick
     ///
     /// All of the stick is overwritten, after confirmation (or with --force), and never if it is in use.
     #[arg(long, value_name = "FILE|DEVICE", group = "product")]
     pub disk: Option<PathBuf>,
+
+    /// Write a bootable CD image (ISO 9660), which also boots when it is written to a USB stick
+    #[arg(long, value_name = "FILE", group = "product")]
+    pub iso: Option<PathBuf>,
+
+    /// What UEFI firmware starts on a stick or CD
+    #[arg(
+        long,
+        value_name = "LOADER",
+        value_enum,
+        default_value_t = LoaderChoice::Auto,
+        conflicts_with_all = ["initramfs", "uki"]
+    )]
+    pub loader: LoaderChoice,
+
+    /// Directory of boot loaders: unpacked packages, or the files themselves; default: what is installed
+    ///
+    /// For Secure Boot shimx64.efi, grubx64.efi and mmx64.efi; for UEFI of 32 bits gcdia32.efi; for BIOS GRUB's i386-pc.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["initramfs", "uki"])]
+    pub loader_files: Option<PathBuf>,
 
     /// Include drivers for any PC, or only for the hardware of this one
     #[arg(long = "for", value_name = "MACHINE", value_enum, default_value_t = For::Generic)]
@@ -90,6 +113,17 @@ pub struct Image {
     pub json: bool,
 }
 
+/// What UEFI firmware starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LoaderChoice {
+    /// The distribution's loader if it and the kernel are signed, else the stub
+    Auto,
+    /// The distribution's signed shim and GRUB: works with Secure Boot
+    Shim,
+    /// The kernel by systemd's stub, not signed
+    Stub,
+}
+
 /// Which machine an image is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum For {
@@ -123,6 +157,8 @@ mod test {
             "--uki a --disk b",
             "--initramfs a --command-line x",
             "--initramfs a --no-firmware --firmware x",
+            "--iso a --disk b",
+            "--uki a --loader shim",
             "--uki a --for me",
         ] {
             assert_eq!(image(line).unwrap_err().exit_code(), 2, "{line}");

@@ -1,0 +1,286 @@
+//! The files of a stick or CD, and what starts them on which firmware.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use ::image::bios::Bios;
+use ::image::disk::Contents;
+use ::image::files::Files;
+
+use super::loader::{IA32, Loader, Places, Processor, Reason, X64, bios_boot};
+use super::report::{Firmware, Starts};
+use failure::Failure;
+
+/// The name of target mode in a menu.
+pub(super) const TITLE: &str = "Lend the disks of this machine (storagetm)";
+const KERNEL: &str = "boot/vmlinuz";
+const INITRAMFS: &str = "boot/initrd";
+/// Where GRUB for BIOS, and a GRUB that does not find its own directory, reads its configuration.
+const BESIDE: &str = "EFI/BOOT";
+/// The programs that make GRUB's core image, by distribution.
+const MAKERS: [&str; 2] = ["grub-mkimage", "grub2-mkimage"];
+/// Modules of the core image: to read the stick, and to boot from it.
+const MODULES: [&str; 14] = [
+    "biosdisk",
+    "part_gpt",
+    "part_msdos",
+    "fat",
+    "iso9660",
+    "search",
+    "search_fs_file",
+    "normal",
+    "test",
+    "linux",
+    "ls",
+    "cat",
+    "echo",
+    "reboot",
+];
+
+/// The program that UEFI firmware starts.
+pub(super) enum Efi {
+    /// The distribution's signed loader.
+    Shim(Loader),
+    /// An unsigned image of kernel and initramfs, and why it is not the former.
+    Image(Vec<u8>, Reason),
+}
+
+/// Everything to compose a stick of.
+pub(super) struct Parts<'a> {
+    pub(super) kernel: &'a [u8],
+    pub(super) initramfs: &'a [u8],
+    pub(super) command_line: &'a str,
+    pub(super) places: &'a Places,
+    pub(super) iso: bool,
+}
+
+impl Parts<'_> {
+    /// Returns the contents of the stick, and where it starts.
+    ///
+    /// # Errors
+    /// Fails if GRUB's core image cannot be made although its parts are there, or if the command
+    /// line has a character that GRUB cannot pass on.
+    pub(super) fn compose(self, efi: Efi) -> Result<(Contents, Starts), Failure> {
+        let mut starts = Starts::default();
+        let mut files = Files::default();
+        let mut grubs = Vec::new();
+        match efi {
+            Efi::Shim(loader) => {
+                starts.on(Firmware::UefiSecureBoot);
+                grubs.push((X64, loader));
+            }
+            Efi::Image(program, reason) => {
+                starts.not_on(Firmware::UefiSecureBoot, reason);
+                files.add("EFI/BOOT/BOOTX64.EFI", program);
+            }
+        }
+        starts.on(Firmware::Uefi);
+        match self.places.unsigned(IA32) {
+            Ok(loader) => {
+                starts.on(Firmware::Uefi32);
+                grubs.push((IA32, loader));
+            }
+            Err(reason) => starts.not_on(Firmware::Uefi32, reason),
+        }
+        let bios = self.places.bios().and_then(|folder| Ok((maker()?, folder)));
+        if !grubs.is_empty() || bios.is_ok() {
+            files.add(KERNEL, self.kernel.to_vec());
+            files.add(INITRAMFS, self.initramfs.to_vec());
+        }
+        let marker = marker(&files);
+        files.add(&marker, Vec::new());
+        let configuration = configuration(&marker, self.command_line)?;
+        for (processor, loader) in grubs {
+            add(&mut files, processor, loader, &configuration);
+        }
+        let bios = match bios {
+            Ok((maker, folder)) => {
+                starts.on(Firmware::Bios);
+                files.add(&format!("{BESIDE}/grub.cfg"), configuration.into_bytes());
+                let boot = bios_boot(&folder).map_err(Failure::new)?;
+                Some(Bios { boot, core: core(&maker, &folder, &marker)? })
+            }
+            Err(reason) => {
+                starts.not_on(Firmware::Bios, reason);
+                None
+            }
+        };
+        Ok((Contents { files, bios, iso: self.iso }, starts))
+    }
+}
+
+/// Adds a loader under the names that firmware and shim look for, and GRUB's configuration where it
+/// reads it.
+fn add(files: &mut Files, processor: Processor, loader: Loader, configuration: &str) {
+    let name = |name: &str| format!("{BESIDE}/{name}{}.EFI", processor.suffix.to_uppercase());
+    files.add(&name("BOOT"), loader.first);
+    if let Some(grub) = loader.grub {
+        files.add(&name("GRUB"), grub);
+    }
+    if let Some(keys) = loader.keys {
+        files.add(&name("MM"), keys);
+    }
+    for folder in [BESIDE, &loader.prefix] {
+        files.add(&format!("{folder}/grub.cfg"), configuration.as_bytes().to_vec());
+    }
+}
+
+/// A file by whose name GRUB recognizes this stick.
+fn marker(files: &Files) -> String {
+    let [a, b, c, d, ..] = files.digest();
+    format!("boot/{:08x}.id", u32::from_be_bytes([a, b, c, d]))
+}
+
+/// A kernel command line in GRUB's language.
+///
+/// # Errors
+/// Fails if it has control characters.
+pub(super) fn configured_words(command_line: &str) -> Result<String, Failure> {
+    if command_line.contains(|c: char| c.is_control()) {
+        return Err(Failure::usage("--command-line has control characters; leave them out"));
+    }
+    let words: Vec<String> = words(command_line).iter().map(|word| quoted(word)).collect();
+    Ok(words.join(" "))
+}
+
+/// GRUB's configuration.
+fn configuration(marker: &str, command_line: &str) -> Result<String, Failure> {
+    let words = configured_words(command_line)?;
+    Ok(format!(
+        "set timeout=0\n\
+         if [ ! -e ($root)/{marker} ]; then\n\
+         \x20 search --no-floppy --file --set=root /{marker}\n\
+         fi\n\
+         menuentry '{TITLE}' {{\n\
+         \x20 linux ($root)/{KERNEL} {words}\n\
+         \x20 initrd ($root)/{INITRAMFS}\n\
+         }}\n"
+    ))
+}
+
+/// The parameters of a kernel command line, without quotes.
+fn words(line: &str) -> Vec<String> {
+    let mut is_quoted = false;
+    let is_end = |c: char| {
+        is_quoted ^= c == '"';
+        !is_quoted && c.is_ascii_whitespace()
+    };
+    let words = line.split(is_end).filter(|word| !word.is_empty());
+    words.map(|word| word.replace('"', "")).collect()
+}
+
+/// A word in GRUB's language.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Returns the program that makes core images.
+fn maker() -> Result<PathBuf, Reason> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    let paths = MAKERS.iter().flat_map(|name| folders.iter().map(move |it| it.join(name)));
+    let mut paths = paths.filter(|path| path.is_file());
+    paths.next().ok_or_else(|| {
+        "grub-mkimage is not there (Debian, Ubuntu: package grub-common; Fedora: grub2-tools)"
+            .to_owned()
+    })
+}
+
+/// Makes GRUB's core image for BIOS.
+fn core(maker: &Path, folder: &Path, marker: &str) -> Result<Vec<u8>, Failure> {
+    let program = maker.display();
+    let wrong = |what: &dyn std::fmt::Display| {
+        Failure::new(format!("{program} could not make the loader for BIOS: {what}"))
+    };
+    let own = env::temp_dir().join(format!("storagetm-grub-{}", std::process::id()));
+    fs::create_dir(&own).map_err(|error| wrong(&error))?;
+    let (early, image) = (own.join("early.cfg"), own.join("core.img"));
+    let run = fs::write(&early, early_configuration(marker)).and_then(|()| {
+        Command::new(maker)
+            .args(["-O", "i386-pc-eltorito", "-p", &format!("/{BESIDE}"), "-d"])
+            .arg(folder)
+            .arg("-c")
+            .arg(&early)
+            .arg("-o")
+            .arg(&image)
+            .args(MODULES)
+            .stdin(Stdio::null())
+            .output()
+    });
+    let made = fs::read(&image);
+    let _ = fs::remove_dir_all(&own);
+    let run = run.map_err(|error| wrong(&error))?;
+    if run.status.success() {
+        return made.map_err(|error| wrong(&error));
+    }
+    Err(wrong(&String::from_utf8_lossy(&run.stderr).trim()))
+}
+
+/// What GRUB for BIOS does first: it finds the stick.
+fn early_configuration(marker: &str) -> String {
+    format!("search --no-floppy --file --set=root /{marker}\nset prefix=($root)/{BESIDE}\n")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn loader(prefix: &str, is_signed: bool) -> Loader {
+        Loader {
+            first: b"first".to_vec(),
+            grub: is_signed.then(|| b"grub".to_vec()),
+            keys: is_signed.then(|| b"keys".to_vec()),
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    fn compose(efi: Efi) -> (Contents, Starts) {
+        let places = Places { root: PathBuf::from("/nowhere"), flat: false };
+        let parts = Parts {
+            kernel: b"kernel",
+            initramfs: b"initramfs",
+            command_line: "quiet",
+            places: &places,
+            iso: false,
+        };
+        parts.compose(efi).unwrap()
+    }
+
+    fn paths(contents: &Contents) -> Vec<&str> {
+        let paths = contents.files.iter().map(|(path, _)| path);
+        paths.filter(|path| !path.ends_with(".id")).collect()
+    }
+
+    #[test]
+    fn shim_finds_grub_and_grub_its_configuration() {
+        let (contents, starts) = compose(Efi::Shim(loader("EFI/debian", true)));
+        let wanted = [
+            "EFI/BOOT/BOOTX64.EFI",
+            "EFI/BOOT/GRUBX64.EFI",
+            "EFI/BOOT/MMX64.EFI",
+            "EFI/BOOT/grub.cfg",
+            "EFI/debian/grub.cfg",
+            "boot/initrd",
+            "boot/vmlinuz",
+        ];
+        assert_eq!(paths(&contents), wanted);
+        assert!(starts.has(Firmware::UefiSecureBoot) && !starts.has(Firmware::Bios));
+    }
+
+    #[test]
+    fn unsigned_image_alone_is_one_file() {
+        let (contents, starts) = compose(Efi::Image(b"image".to_vec(), "no shim".to_owned()));
+        assert_eq!(paths(&contents), ["EFI/BOOT/BOOTX64.EFI"]);
+        assert!(!starts.has(Firmware::UefiSecureBoot) && starts.has(Firmware::Uefi));
+    }
+
+    #[test]
+    fn command_line_is_quoted_for_grub() {
+        let line = "quiet x=\"two words\" a=$b;c it's";
+        let text = configuration("boot/1.id", line).unwrap();
+        assert!(text.contains(r"vmlinuz 'quiet' 'x=two words' 'a=$b;c' 'it'\''s'"), "{text}");
+        assert!(configuration("boot/1.id", "a\n}").is_err());
+    }
+}
