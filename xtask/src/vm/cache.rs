@@ -77,6 +77,26 @@ impl Cache {
         })
     }
 
+    /// The kernel of the newest of the releases that has the drivers of real machines, such as those
+    /// of USB.
+    pub(super) fn whole_kernel(&self) -> Result<PathBuf> {
+        let folder = self.folder.join("kernel-amd64");
+        self.once(&folder, || {
+            let apt = self.apt(TOOLS_SUITE)?;
+            let parts = apt.parts_of("linux-image-amd64", "-amd64")?;
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            apt.unpack(&parts, false, &folder)
+        })?;
+        Ok(folder)
+    }
+
+    /// Packages of the newest of the releases alone, unpacked in a folder of this name.
+    pub(super) fn pieces(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        self.once(&folder, || self.apt(TOOLS_SUITE)?.unpack(packages, false, &folder))?;
+        Ok(folder)
+    }
+
     /// Packages of the newest of the releases with all that they depend on, unpacked in a folder of this
     /// name.
     pub(super) fn packages(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
@@ -116,13 +136,17 @@ impl Cache {
 
     /// The bootable image of a kernel.
     pub(super) fn boot_image(&self, kernel: &Kernel) -> Result<PathBuf> {
-        let folder = self.kernel(kernel);
+        Self::boot_image_in(&self.kernel(kernel))
+    }
+
+    /// The bootable image of an unpacked kernel.
+    pub(super) fn boot_image_in(folder: &Path) -> Result<PathBuf> {
         let is_kernel = |path: &PathBuf| {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name == "vmlinuz" || name.starts_with("vmlinuz-")
         };
         // Newer packages have it next to the modules.
-        for place in [folder.join("boot"), modules::folder(&folder)?.1] {
+        for place in [folder.join("boot"), modules::folder(folder)?.1] {
             let entries = place.read_dir().into_iter().flatten();
             let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
             if let Some(path) = paths.find(is_kernel) {

@@ -17,8 +17,47 @@ use crate::vm::qmp::Qmp;
 pub(super) enum Start {
     /// A kernel, an initramfs and a command line, loaded by qemu.
     Direct { kernel: PathBuf, initramfs: PathBuf, line: String },
-    /// UEFI firmware that boots from a disk: the firmware's code, its variables, the disk.
-    Firmware { code: PathBuf, variables: PathBuf, disk: PathBuf },
+    /// Firmware that boots from a medium; without flash memory, SeaBIOS.
+    Firmware { flash: Option<Flash>, medium: PathBuf, bus: Bus },
+}
+
+/// UEFI firmware.
+#[derive(Debug, Clone)]
+pub(super) struct Flash {
+    pub(super) code: PathBuf,
+    pub(super) variables: PathBuf,
+    /// Whether its variables are protected from the system, as Secure Boot requires.
+    pub(super) is_protected: bool,
+}
+
+/// How a boot medium is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bus {
+    Virtio,
+    /// A USB stick with blocks of this size in bytes.
+    Usb(u32),
+    /// A USB CD drive, like the virtual drives of servers' consoles.
+    UsbCd,
+    SataCd,
+}
+
+impl Bus {
+    /// Returns the qemu arguments for a medium in it, which nothing may write to.
+    fn devices(self, medium: &Path) -> Vec<String> {
+        let kind = if matches!(self, Self::UsbCd | Self::SataCd) { ",media=cdrom" } else { "" };
+        let drive =
+            format!("file={},format=raw,if=none,id=start,readonly=on{kind}", medium.display());
+        let device = match self {
+            Self::Virtio => "virtio-blk-pci,drive=start,serial=START,bootindex=1".to_owned(),
+            Self::Usb(block) => format!(
+                "usb-storage,drive=start,serial=START,bootindex=1,logical_block_size={block},\
+                 physical_block_size={block}"
+            ),
+            Self::UsbCd => "usb-storage,drive=start,bootindex=1".to_owned(),
+            Self::SataCd => "ide-cd,drive=start,bootindex=1".to_owned(),
+        };
+        ["-device", "qemu-xhci", "-drive", &drive, "-device", &device].map(str::to_owned).to_vec()
+    }
 }
 
 /// A running machine; killed on drop.
@@ -41,7 +80,7 @@ impl Machine {
     ) -> Result<Self> {
         let control = folder.join(format!("{name}.qmp"));
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(machine()).args(starting(start, folder, name)?).args(devices);
+        command.args(machine(start)).args(starting(start, folder, name)?).args(devices);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", control.display()));
         command.args(["-serial", "stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         command.stderr(File::create(folder.join(format!("{name}.qemu")))?);
@@ -99,9 +138,20 @@ impl Drop for Machine {
 }
 
 /// Arguments of every machine. The systemd initrd is unpacked into memory: it needs the most.
-fn machine() -> Vec<String> {
-    let words = "-accel tcg,thread=multi -cpu max -machine q35 -smp 2 -m 1536 -nodefaults -no-user-config \
-         -display none -no-reboot -device virtio-scsi-pci,id=scsi";
+fn machine(start: &Start) -> Vec<String> {
+    let is_protected = match start {
+        Start::Firmware { flash: Some(flash), .. } => flash.is_protected,
+        _ => false,
+    };
+    let kind = if is_protected {
+        "q35,smm=on -global driver=cfi.pflash01,property=secure,value=on"
+    } else {
+        "q35"
+    };
+    let words = format!(
+        "-accel tcg,thread=multi -cpu max -machine {kind} -smp 2 -m 1536 -nodefaults -no-user-config \
+         -display none -no-reboot -device virtio-scsi-pci,id=scsi"
+    );
     words.split(' ').map(str::to_owned).collect()
 }
 
@@ -117,20 +167,19 @@ fn starting(start: &Start, folder: &Path, name: &str) -> Result<Vec<String>> {
             let words = ["-kernel", &path(kernel), "-initrd", &path(initramfs), "-append", line];
             words.map(str::to_owned).to_vec()
         }
-        Start::Firmware { code, variables, disk } => {
-            let own = folder.join(format!("{name}.variables"));
-            std::fs::copy(variables, &own)?;
-            let flash = |path: &Path, more: &str| {
-                format!("if=pflash,format=raw,file={}{more}", path.display())
-            };
-            let disk = format!("file={},format=raw,if=none,id=start,readonly=on", disk.display());
-            let words = [
-                ["-drive", &flash(code, ",readonly=on")],
-                ["-drive", &flash(&own, "")],
-                ["-drive", &disk],
-                ["-device", "virtio-blk-pci,drive=start,serial=START,bootindex=1"],
-            ];
-            words.concat().iter().map(|&word| word.to_owned()).collect()
+        Start::Firmware { flash, medium, bus } => {
+            let mut words = Vec::new();
+            if let Some(flash) = flash {
+                let own = folder.join(format!("{name}.variables"));
+                std::fs::copy(&flash.variables, &own)?;
+                for (unit, path, more) in [(0, &flash.code, ",readonly=on"), (1, &own, "")] {
+                    let path = path.display();
+                    let drive = format!("if=pflash,format=raw,unit={unit},file={path}{more}");
+                    words.extend(["-drive".to_owned(), drive]);
+                }
+            }
+            words.extend(bus.devices(medium));
+            words
         }
     })
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::machine::Start;
+use super::machine::{Bus, Flash, Start};
 use super::systemd;
 use crate::install;
 use crate::vm::Bench;
@@ -135,38 +135,39 @@ impl Maker<'_> {
             self.image("--disk", &disk, &self.command_line(OPEN))?;
         }
         let file = |name: &str| packages.join("usr/share/OVMF").join(name);
-        Ok(Start::Firmware {
+        let flash = Flash {
             code: file("OVMF_CODE_4M.fd"),
             variables: file("OVMF_VARS_4M.fd"),
-            disk,
-        })
+            is_protected: false,
+        };
+        Ok(Start::Firmware { flash: Some(flash), medium: disk, bus: Bus::Virtio })
     }
 
     /// Builds an image by storagetm from the kernel of the tests.
     fn image(&self, form: &str, to: &Path, line: &str) -> Result<()> {
         let bench = self.bench;
-        let modules = self.modules()?;
+        let modules = modules(bench, &bench.cache.kernel(self.kernel))?;
         let mut program = Command::new(&bench.program);
         program.args(["image", "--for", "generic", "--kernel"]);
         program.arg(bench.cache.boot_image(self.kernel)?).arg("--modules").arg(modules);
         if form != "--initramfs" {
             let packages = bench.cache.packages("firmware", &["ovmf", "systemd-boot-efi"])?;
             let stub = packages.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub");
-            program.args(["--command-line", line, "--stub"]).arg(stub);
+            program.args(["--loader", "stub", "--command-line", line, "--stub"]).arg(stub);
         }
         succeed(program.arg(form).arg(to))
             .with_context(|| format!("storagetm image {form}"))
             .map(drop)
     }
+}
 
-    /// The kernel's modules with their index, which a package manager generates on installation.
-    fn modules(&self) -> Result<PathBuf> {
-        let kernel = self.bench.cache.kernel(self.kernel);
-        let (version, folder) = modules::folder(&kernel)?;
-        if !folder.join("modules.dep").exists() {
-            let base = folder.ancestors().nth(3).context("a folder of modules stands alone")?;
-            systemd::index(self.bench, base, &version)?;
-        }
-        Ok(folder)
+/// The modules of an unpacked kernel with their index, which a package manager generates on
+/// installation.
+pub(super) fn modules(bench: &Bench, kernel: &Path) -> Result<PathBuf> {
+    let (version, folder) = modules::folder(kernel)?;
+    if !folder.join("modules.dep").exists() {
+        let base = folder.ancestors().nth(3).context("a folder of modules stands alone")?;
+        systemd::index(bench, base, &version)?;
     }
+    Ok(folder)
 }
