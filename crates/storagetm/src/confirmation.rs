@@ -124,6 +124,25 @@ pub(crate) fn confirm(overwrite: &OverwriteTarget, with: &str, given: bool) -> R
     Err(format!("{} is left as it is: that was not its name", overwrite.path))
 }
 
+/// Asks the user to type the name before something is added, unless the option was `given`.
+///
+/// # Errors
+/// Fails with a sentence if the user declines, or without a terminal.
+pub(crate) fn consent(question: &str, name: &str, option: &str, given: bool) -> Result<(), String> {
+    if given {
+        return Ok(());
+    }
+    let input = io::stdin();
+    if !input.is_terminal() || !io::stderr().is_terminal() {
+        return Err(format!("{question}; if that may be, add {option}"));
+    }
+    let mut output = io::stderr();
+    let _ = write!(output, "{}\nType {name} to go on: ", escape_lines_to_ascii(question));
+    let _ = output.flush();
+    let is_confirmed = is_confirmed(input.lock(), name);
+    if is_confirmed { Ok(()) } else { Err("nothing is written: that was not its name".to_owned()) }
+}
+
 /// Returns whether the line read is the name, or `yes`.
 fn is_confirmed(input: impl BufRead, name: &str) -> bool {
     let mut line = String::new();

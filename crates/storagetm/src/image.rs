@@ -1,5 +1,6 @@
 //! `storagetm image`: builds a bootable image of target mode.
 
+mod entry;
 mod inputs;
 mod loader;
 mod medium;
@@ -8,23 +9,25 @@ mod report;
 mod stick;
 pub(crate) mod target;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::image::disk::{Contents as Medium, Disk};
 use ::image::drivers::{Machine, select};
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
+use ::image::signature::is_signed;
 use ::image::{efi, program};
 use linux::module::modaliases;
 use linux::tree::Tree;
 
 use crate::confirmation::{self, OverwriteTarget};
 use crate::options::image::{For, Image, LoaderChoice};
+use entry::Loader;
 use failure::Failure;
 use inputs::{Inputs, Modules};
 use loader::X64;
 use progress::Progress;
-use report::{Kind, Report};
+use report::{Firmware as StartedBy, Kind, Report, Starts};
 use stick::{Efi, Parts};
 
 /// Shown in the menu of boot loaders.
@@ -42,6 +45,12 @@ const MAX_FIRMWARE_FILE: u64 = 256 << 10;
 pub(crate) fn image(options: &Image) -> Result<(), Failure> {
     let progress = Progress::open();
     let inputs = Inputs { tree: Tree::machine(), options };
+    if options.entry {
+        let made = write_entry(&inputs, &progress);
+        progress.clear();
+        let (report, path) = made?;
+        return report.print(&path, options.json);
+    }
     // Determined once, so that hot-plug during the build cannot turn a file into a disk or back.
     let is_device = options.disk.as_deref().is_some_and(medium::is_device);
     let overwrite = check_target(options, is_device)?;
@@ -70,7 +79,7 @@ fn make<'a>(
         (Image { iso: Some(path), .. }, _) => {
             Ok((write_disk(inputs, path, Kind::Iso, progress)?, path))
         }
-        _ => Err(Failure::usage("say what to make: --initramfs, --uki, --disk or --iso")),
+        _ => Err(Failure::usage("say what to make: --initramfs, --uki, --disk, --iso or --entry")),
     }
 }
 
@@ -134,6 +143,26 @@ fn write_disk(
     let disk = Disk::image(&contents).map_err(Failure::new)?.whole();
     target::write(path, &disk)?;
     Ok(report.of_size(disk.len()))
+}
+
+/// Adds an entry to the boot loader of this machine.
+fn write_entry(inputs: &Inputs<'_>, progress: &Progress) -> Result<(Report, PathBuf), Failure> {
+    let loader = Loader::find(&inputs.tree)?;
+    loader.confirm(inputs.options.force)?;
+    let (kernel_path, kernel) = inputs.kernel()?;
+    let parsed = parse_kernel(&kernel_path, &kernel)?;
+    let modules = inputs.modules(Some(&parsed.release))?;
+    let (initramfs, report) = make_initramfs(inputs, &modules, Kind::Entry, progress)?;
+    let mut starts = Starts::default();
+    if is_signed(&kernel) {
+        starts.on(StartedBy::UefiSecureBoot);
+    } else {
+        let reason = format!("the kernel {} is not signed", kernel_path.display());
+        starts.not_on(StartedBy::UefiSecureBoot, reason);
+    }
+    let line = &inputs.options.command_line;
+    let written = loader.write(&kernel, &initramfs.bytes, line)?;
+    Ok((report.with(starts).of_size(written).once(loader.once()), loader.files()))
 }
 
 fn parse_kernel<'a>(path: &Path, bytes: &'a [u8]) -> Result<Kernel<'a>, Failure> {

@@ -16,6 +16,7 @@ pub(super) enum Kind {
     Uki,
     Disk,
     Iso,
+    Entry,
 }
 
 /// Firmware of a machine.
@@ -72,7 +73,10 @@ impl Starts {
     /// Returns lines of text.
     fn text(&self) -> String {
         let names: Vec<&str> = self.on.iter().map(|firmware| firmware.name()).collect();
-        let mut text = format!("Starts on: {}.\n", names.join("; "));
+        let mut text = String::new();
+        if !names.is_empty() {
+            text = format!("Starts on: {}.\n", names.join("; "));
+        }
         for Missing { firmware, reason } in &self.not_on {
             let reason = console::escape_unprintable(reason, true);
             text.push_str(&format!("Does not start on {}: {reason}.\n", firmware.name()));
@@ -93,13 +97,31 @@ pub(super) struct Report {
     firmware: usize,
     #[serde(flatten)]
     starts: Option<Starts>,
+    /// The command that chooses an entry for the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    once: Option<String>,
 }
 
 impl Report {
     pub(super) fn new(kind: Kind, kernel: &str, modules: usize, firmware: usize) -> Self {
         let kernel = kernel.to_owned();
         let path = String::new();
-        Self { event: "image", kind, path, bytes: 0, kernel, modules, firmware, starts: None }
+        Self {
+            event: "image",
+            kind,
+            path,
+            bytes: 0,
+            kernel,
+            modules,
+            firmware,
+            starts: None,
+            once: None,
+        }
+    }
+
+    /// Sets the command that chooses the entry for the next start.
+    pub(super) fn once(self, command: String) -> Self {
+        Self { once: Some(command), ..self }
     }
 
     pub(super) fn with(self, starts: Starts) -> Self {
@@ -155,6 +177,11 @@ impl Report {
             Kind::Uki => format!(
                 "Put it where the boot loader finds it (EFI/Linux on the EFI system partition), or run {path} from the \
                  EFI shell."
+            ),
+            Kind::Entry => format!(
+                "Choose it in the boot menu, or for the next start only:\n  {} && reboot\nThe machine comes back by a \
+                 restart.",
+                self.once.as_deref().unwrap_or_default()
             ),
             Kind::Disk | Kind::Iso => {
                 "Boot from it: the machine then shows what to type on the other one.".to_owned()

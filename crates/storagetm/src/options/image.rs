@@ -14,6 +14,8 @@ Examples:
     storagetm image --iso storagetm.iso
   An entry in the boot menu of this machine (systemd-boot detects it):
     storagetm image --for this-machine --uki /boot/efi/EFI/Linux/storagetm.efi
+  An entry in the boot menu of this machine, by its own GRUB or systemd-boot, with Secure Boot or without:
+    storagetm image --for this-machine --entry
   An initramfs for the kernel of this machine, for any boot loader:
     storagetm image --initramfs /boot/storagetm.img
   With a kernel other than the running one:
@@ -30,7 +32,7 @@ Exit status: 0 if the image was built, 1 if not, 2 if the options are wrong.";
 #[derive(Debug, Args)]
 #[command(
     group = clap::ArgGroup::new("product").required(true),
-    override_usage = "storagetm image [OPTIONS] (--initramfs FILE | --uki FILE | --disk FILE|DEVICE | --iso FILE)",
+    override_usage = "storagetm image [OPTIONS] (--initramfs FILE | --uki FILE | --disk FILE|DEVICE | --iso FILE | --entry)",
     after_help = EXAMPLES
 )]
 pub struct Image {
@@ -52,20 +54,27 @@ pub struct Image {
     #[arg(long, value_name = "FILE", group = "product")]
     pub iso: Option<PathBuf>,
 
+    /// Add an entry for target mode to this machine's boot loader, GRUB or systemd-boot
+    ///
+    /// The entry is started when it is chosen, in the menu or for the next start by the command that is shown, and is
+    /// never the default. With Secure Boot it needs a signed kernel only. Asks for consent (or --force).
+    #[arg(long, group = "product")]
+    pub entry: bool,
+
     /// What UEFI firmware starts on a stick or CD
     #[arg(
         long,
         value_name = "LOADER",
         value_enum,
         default_value_t = LoaderChoice::Auto,
-        conflicts_with_all = ["initramfs", "uki"]
+        conflicts_with_all = ["initramfs", "uki", "entry"]
     )]
     pub loader: LoaderChoice,
 
     /// Directory of boot loaders: unpacked packages, or the files themselves; default: what is installed
     ///
     /// For Secure Boot shimx64.efi, grubx64.efi and mmx64.efi; for UEFI of 32 bits gcdia32.efi; for BIOS GRUB's i386-pc.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["initramfs", "uki"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["initramfs", "uki", "entry"])]
     pub loader_files: Option<PathBuf>,
 
     /// Include drivers for any PC, or only for the hardware of this one
@@ -104,7 +113,7 @@ pub struct Image {
     #[arg(long, conflicts_with = "firmware")]
     pub no_firmware: bool,
 
-    /// Overwrite an existing file or disk without asking
+    /// Overwrite an existing file or disk, or add an entry, without asking
     #[arg(long, visible_alias = "overwrite")]
     pub force: bool,
 
@@ -159,6 +168,7 @@ mod test {
             "--initramfs a --no-firmware --firmware x",
             "--iso a --disk b",
             "--uki a --loader shim",
+            "--entry --disk b",
             "--uki a --for me",
         ] {
             assert_eq!(image(line).unwrap_err().exit_code(), 2, "{line}");
