@@ -461,7 +461,8 @@ impl Listener {
         let far = |address: &&Address| address.scope != Scope::Loopback && address.is_usable();
         let mut these: Vec<&Address> = machine.iter().filter(of_family).filter(far).collect();
         if these.is_empty() {
-            these = machine.iter().filter(of_family).collect();
+            let near = |address: &&Address| address.scope == Scope::Loopback;
+            these = machine.iter().filter(of_family).filter(near).collect();
         }
         let interface = |address: &Address| scope(address).map(|(name, _)| name.to_owned());
         let net =
@@ -642,6 +643,17 @@ mod test {
         assert_eq!(ends(&machine()), [on("4420"), on("10809")].concat());
         let alone = [address("127.0.0.1", "lo", 1)];
         assert_eq!(ends(&alone), ["127.0.0.1:4420", "127.0.0.1:10809"]);
+    }
+
+    #[test]
+    fn address_is_no_endpoint_before_duplicate_detection_ends() {
+        let everywhere = Plan::Everywhere(nvme()).listeners(&[]);
+        let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
+        let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
+        let found = endpoints(everywhere.iter(), &[address("::1", "lo", 1), tentative, unplugged]);
+        let found: Vec<String> =
+            found.iter().filter_map(Endpoint::net).map(ToString::to_string).collect();
+        assert_eq!(found, ["[::1]:4420"]);
     }
 
     #[test]
