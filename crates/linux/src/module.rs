@@ -17,18 +17,18 @@ pub use refused::refused;
 
 use crate::netlink::{Received, Socket};
 use crate::tree::Tree;
-use hardware::hardware_of_event;
+use hardware::{Urgency, hardware_of_event, urgency};
 use load::Loader;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::KOBJECT_UEVENT;
 use settings::Settings;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// The multicast group of the kernel (udev has another).
@@ -109,7 +109,8 @@ impl Drivers {
     /// Fails if the socket or the eventfd fails. A module that cannot be loaded is reported as a
     /// note.
     pub fn coldplug(&mut self, note: &mut dyn FnMut(Note)) -> io::Result<()> {
-        let mut first: Vec<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
+        let always = ALWAYS.iter().map(|name| (Urgency::Network, (*name).to_owned()));
+        let mut first: Vec<Wanted> = always.collect();
         first.extend(self.scan());
         self.work(first, note)
     }
@@ -124,12 +125,12 @@ impl Drivers {
     }
 
     /// Returns the modules for all present hardware that were not returned before.
-    fn scan(&mut self) -> Vec<String> {
+    fn scan(&mut self) -> Vec<Wanted> {
         modaliases(&self.tree).into_iter().flat_map(|name| self.wanted(name)).collect()
     }
 
     /// Returns the modules for the hardware of pending uevents.
-    fn receive_uevents(&mut self) -> io::Result<Vec<String>> {
+    fn receive_uevents(&mut self) -> io::Result<Vec<Wanted>> {
         let mut wanted = Vec::new();
         loop {
             let name = match self.socket.receive()? {
@@ -148,54 +149,54 @@ impl Drivers {
     }
 
     /// Returns the modules for a modalias that was not seen before.
-    fn wanted(&mut self, modalias: String) -> Vec<String> {
+    fn wanted(&mut self, modalias: String) -> Vec<Wanted> {
         if self.seen.contains(&modalias) {
             return Vec::new();
         }
         let found = self.loader.index.matching(&modalias);
         let fresh = found.into_iter().filter(|&name| self.asked.insert(name.to_owned()));
-        let fresh = fresh.map(str::to_owned).collect();
+        let urgency = urgency(&modalias);
+        let fresh = fresh.map(|name| (urgency, name.to_owned())).collect();
         self.seen.insert(modalias);
         fresh
     }
 
     /// Loads modules on several threads, and those for hardware that is added meanwhile.
-    fn work(&mut self, first: Vec<String>, note: &mut dyn FnMut(Note)) -> io::Result<()> {
+    fn work(&mut self, first: Vec<Wanted>, note: &mut dyn FnMut(Note)) -> io::Result<()> {
         if first.is_empty() {
             return Ok(());
         }
         let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let (jobs, waiting) = channel();
         let (sender, answers) = channel();
-        let pool = Pool { loader: Arc::clone(&self.loader), waiting: Mutex::new(waiting), wake_fd };
+        let pool = Pool { loader: Arc::clone(&self.loader), jobs: Jobs::default(), wake_fd };
         thread::scope(|scope| {
             for _ in 0..WORKERS {
                 let sender = sender.clone();
                 scope.spawn(|| pool.work(sender));
             }
-            self.direct(first, jobs, &answers, &pool.wake_fd, note)
+            let result = self.direct(first, &pool, &answers, note);
+            pool.jobs.close();
+            result
         })
     }
 
-    /// Queues modules until all are loaded and no new ones are needed; dropping `jobs` ends the
-    /// threads.
+    /// Queues modules until all are loaded and no new ones are needed.
     fn direct(
         &mut self,
-        first: Vec<String>,
-        jobs: Sender<String>,
+        first: Vec<Wanted>,
+        pool: &Pool,
         answers: &Receiver<Answer>,
-        wake_fd: &OwnedFd,
         note: &mut dyn FnMut(Note),
     ) -> io::Result<()> {
         let mut open = 0_usize;
         let mut fresh = first;
         loop {
-            open =
-                open.saturating_add(fresh.drain(..).filter_map(|job| jobs.send(job).ok()).count());
+            open = open.saturating_add(fresh.len());
+            pool.jobs.add(fresh);
             if open == 0 {
                 return Ok(());
             }
-            wait(&self.socket, wake_fd)?;
+            wait(&self.socket, &pool.wake_fd)?;
             for answer in answers.try_iter() {
                 match answer {
                     Answer::Note(result) => note(result),
@@ -221,26 +222,68 @@ enum Answer {
     Done,
 }
 
+/// A module, and how urgently it is needed.
+type Wanted = (Urgency, String);
+
 /// State shared by the threads: the job queue, and an eventfd that is signalled after each job.
 #[derive(Debug)]
 struct Pool {
     loader: Arc<Loader>,
-    waiting: Mutex<Receiver<String>>,
+    jobs: Jobs,
     wake_fd: OwnedFd,
 }
 
 impl Pool {
     /// The main function of a thread. Returns when the job queue is closed.
     fn work(&self, sender: Sender<Answer>) {
-        while let Some(name) = self.next() {
+        while let Some(name) = self.jobs.next() {
             self.loader.load(&name, &mut |note| drop(sender.send(Answer::Note(note))));
             let _ = sender.send(Answer::Done);
             let _ = rustix::io::write(&self.wake_fd, &1_u64.to_ne_bytes());
         }
     }
+}
 
+/// The queue of modules: the most urgent ones first, then those that were added first.
+#[derive(Debug, Default)]
+struct Jobs {
+    queue: Mutex<Queue>,
+    added: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: BTreeSet<(Urgency, usize, String)>,
+    added: usize,
+    closed: bool,
+}
+
+impl Jobs {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, wanted: Vec<Wanted>) {
+        let mut queue = self.queue();
+        for (urgency, name) in wanted {
+            queue.added = queue.added.saturating_add(1);
+            let job = (urgency, queue.added, name);
+            queue.waiting.insert(job);
+        }
+        self.added.notify_all();
+    }
+
+    /// Waits for a module. Returns `None` once the queue is closed and empty.
     fn next(&self) -> Option<String> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+        let is_idle = |queue: &mut Queue| queue.waiting.is_empty() && !queue.closed;
+        let waited = self.added.wait_while(self.queue(), is_idle);
+        let mut queue = waited.unwrap_or_else(PoisonError::into_inner);
+        queue.waiting.pop_first().map(|(_, _, name)| name)
+    }
+
+    fn close(&self) {
+        self.queue().closed = true;
+        self.added.notify_all();
     }
 }
 
@@ -297,6 +340,22 @@ mod tests {
         assert!(drivers.scan().is_empty());
         drivers.coldplug(&mut |note| panic!("{note:?}")).unwrap();
         drivers.receive(&mut |note| panic!("{note:?}")).unwrap();
+    }
+
+    #[test]
+    fn urgent_modules_are_loaded_first() {
+        let jobs = Jobs::default();
+        let wanted = |urgency, name: &str| (urgency, name.to_owned());
+        jobs.add(vec![
+            wanted(Urgency::Other, "button"),
+            wanted(Urgency::Controller, "ahci"),
+            wanted(Urgency::Nvme, "nvme"),
+            wanted(Urgency::Controller, "a"),
+        ]);
+        jobs.add(vec![wanted(Urgency::Network, "virtio_net"), wanted(Urgency::Other, "ac")]);
+        jobs.close();
+        let order: Vec<String> = std::iter::from_fn(|| jobs.next()).collect();
+        assert_eq!(order, ["virtio_net", "nvme", "ahci", "a", "button", "ac"]);
     }
 
     #[test]
