@@ -498,6 +498,7 @@ fn changed(disks: &[Disk], lent_disks: &[LentDisk]) -> Vec<Change> {
 mod test {
     use super::*;
     use crate::disk_filter::DiskSelector;
+    use crate::reported::ReportedIdentity;
     use export::{Geometry, Identity};
     use linux::tree::Tree;
     use std::fs;
@@ -543,6 +544,7 @@ mod test {
                 force: false,
                 machine,
                 at_rest: false,
+                reported: ReportedIdentity::default(),
             };
             let hotplug = Hotplug::open(options, Some(DiskFilter::default()));
             let examiner = Examiner::new(Tree::at(&self.0)).within();

@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
 use crate::device::Device;
 use crate::examine::{examine, limit_for};
+use crate::reported::ReportedIdentity;
 use crate::size::Size;
 use crate::{contents, demo};
 use failure::Failure;
@@ -50,6 +51,8 @@ pub struct LendOptions {
     pub machine: MachineId,
     /// Whether the machine was booted into target mode, where it uses none of its disks itself.
     pub at_rest: bool,
+    /// Identification that is reported instead of that of the disks.
+    pub reported: ReportedIdentity,
 }
 
 /// A block device with the results of probing it.
@@ -305,10 +308,11 @@ impl LendOptions {
         examined: Option<&ExaminedDisk<'_>>,
     ) -> (Identity, Option<PathBuf>) {
         let Some(examined) = examined.filter(|_| opened.kind == Kind::Block) else {
-            return (announced(identity::of_image(&opened.path, self.machine)), None);
+            let identity = identity::of_image(&opened.path, self.machine);
+            return (self.reported.replacing(identity), None);
         };
         let (identity, twin) = self.of_block(examined);
-        (announced(identity), twin.map(|twin| twin.node.clone()))
+        (self.reported.replacing(identity), twin.map(|twin| twin.node.clone()))
     }
 
     fn of_block<'a>(&self, examined: &ExaminedDisk<'a>) -> (identity::Identity, Option<&'a Disk>) {
@@ -338,7 +342,7 @@ impl LendOptions {
         let path = PathBuf::from(DEMO);
         let identity = Identity {
             model: "storagetm demo".to_owned(),
-            ..announced(identity::of_image(&path, self.machine))
+            ..ReportedIdentity::default().replacing(identity::of_image(&path, self.machine))
         };
         let disk = demo::open(size.bytes(), identity.uuid, writable)
             .map_err(|error| Failure::new(format!("the demo disk cannot be made: {error}")))?;
@@ -441,17 +445,6 @@ fn keep_aligned(opened: &Opened) {
     }
 }
 
-fn announced(identity: identity::Identity) -> Identity {
-    Identity {
-        uuid: identity.uuid,
-        nguid: identity.nguid,
-        eui64: identity.eui64,
-        serial: identity.serial,
-        model: identity.model,
-        firmware: identity.firmware,
-    }
-}
-
 /// The device number of the block device at `path`.
 pub fn block_device(path: &Path) -> Option<DeviceNumber> {
     let metadata: Metadata = path.metadata().ok()?;
@@ -493,7 +486,15 @@ mod test {
     fn options() -> LendOptions {
         let tree = Tree::machine();
         let machine = identity::machine_id(&tree);
-        LendOptions { tree, base: None, allow_in_use: false, force: false, machine, at_rest: false }
+        LendOptions {
+            tree,
+            base: None,
+            allow_in_use: false,
+            force: false,
+            machine,
+            at_rest: false,
+            reported: ReportedIdentity::default(),
+        }
     }
 
     fn image(name: &str, bytes: u64) -> PathBuf {

@@ -17,6 +17,7 @@ pub mod listen;
 pub mod listeners;
 pub mod messages;
 pub mod rate_limit;
+pub mod reported;
 pub mod settings;
 pub mod size;
 pub mod status;

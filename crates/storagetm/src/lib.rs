@@ -14,6 +14,7 @@
 //! | `confirmation` | confirmation before overwriting |
 //! | `find`, `attach` | `find`, `attach`, `detach`: disks of other machines |
 //! | `key`, `host`, `pair` | `key`, `host`, `pair`: keys, access rules, pairing |
+//! | `systemd` | the program under the name of systemd-storagetm |
 //! | `hold` | `hold`: waits for a key |
 //! | `table` | text in columns |
 
@@ -37,6 +38,7 @@ pub mod options;
 mod output;
 mod pair;
 mod serve;
+mod systemd;
 mod table;
 mod terminal_keys;
 mod unpack;
@@ -55,6 +57,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Nearly every task handles keys. Errors are ignored: the program also works without this.
     let _ = linux::sandbox::protect_memory();
     let args: Vec<OsString> = args.into_iter().collect();
+    if has_name(&args, options::systemd::NAME) {
+        return systemd::run(args);
+    }
     if !is_init(&args) && options::key::contains_key(&args) {
         return print_failure(&Failure::usage(options::key::KEY_IN_ARGUMENTS));
     }
@@ -102,6 +107,10 @@ fn print_failure(failure: &Failure) -> ExitCode {
 /// Returns whether the kernel started this as PID 1 of an initramfs, by the name `/init`. Its
 /// arguments are then kernel parameters that the kernel did not recognize.
 fn is_init(args: &[OsString]) -> bool {
-    let name = args.first().map(Path::new).and_then(Path::file_name);
-    std::process::id() == 1 && name.is_some_and(|name| name == "init")
+    std::process::id() == 1 && has_name(args, "init")
+}
+
+/// Returns whether the program was started by this name.
+fn has_name(args: &[OsString], name: &str) -> bool {
+    args.first().map(Path::new).and_then(Path::file_name).is_some_and(|it| it == name)
 }

@@ -9,6 +9,7 @@ pub mod key;
 pub mod pair;
 mod protocol_help;
 pub mod rate;
+pub mod systemd;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use attach::{Attach, Detach};
 use daemon::lend::{DEMO, LendRequest};
 use daemon::listen::ListenOption;
+use daemon::reported::ReportedIdentity;
 use daemon::size::Size;
 use find::Find;
 use host::Host;
@@ -314,6 +316,14 @@ pub struct Serve {
     /// Write JSON events, one per line, instead of the screen
     #[arg(long)]
     pub json: bool,
+
+    /// Identification that is reported instead of that of the disks.
+    #[arg(skip)]
+    pub reported: ReportedIdentity,
+
+    /// Messages for the user.
+    #[arg(skip)]
+    pub notes: Vec<String>,
 }
 
 /// The options of `storagetm boot`: all settings are on the kernel command line.

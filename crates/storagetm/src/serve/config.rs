@@ -7,6 +7,7 @@ use daemon::certificates;
 use daemon::disk_filter::DiskFilter;
 use daemon::lend::{LendOptions, LendRequest};
 use daemon::listen::ListenOption;
+use daemon::reported::ReportedIdentity;
 use daemon::settings::Settings;
 use daemon::size::Size;
 use daemon::worker;
@@ -95,6 +96,8 @@ impl ServeConfig {
         config.lend.base = options.nqn;
         config.lend.allow_in_use = options.allow_in_use;
         config.lend.force |= options.force;
+        config.lend.reported = options.reported;
+        config.notes.extend(options.notes);
         config.protocols.extend(options.protocol);
         config.listen.splice(0..0, options.listen);
         config.open |= options.open;
@@ -130,6 +133,7 @@ impl ServeConfig {
                 machine,
                 tree,
                 at_rest: is_target,
+                reported: ReportedIdentity::default(),
             },
             protocols: settings.protocol,
             listen: settings.listen,
