@@ -15,26 +15,36 @@ pub enum Machine<'a> {
 }
 
 /// Directories of drivers needed to export disks: storage, wired networks, their buses, and
-/// keyboards.
+/// keyboards, also those of laptops behind SPI, I2C and embedded controllers.
 const INCLUDED: &[&str] = &[
     "arch/x86/crypto/crc",
     "drivers/acpi/ac.",
     "drivers/acpi/battery.",
     "drivers/acpi/button.",
     "drivers/ata/",
+    "drivers/block/mtip32xx/",
     "drivers/block/virtio_blk.",
     "drivers/block/xen-blkfront.",
+    "drivers/dma/idma64.",
     "drivers/firewire/",
     "drivers/hid/hid.",
     "drivers/hid/hid-apple.",
     "drivers/hid/hid-generic.",
     "drivers/hid/hid-hyperv.",
+    "drivers/hid/i2c-hid/",
+    "drivers/hid/surface-hid/",
     "drivers/hid/usbhid/usbhid.",
     "drivers/hv/hv_vmbus.",
+    "drivers/i2c/busses/i2c-designware",
     "drivers/input/evdev.",
+    "drivers/input/keyboard/applespi.",
     "drivers/input/keyboard/atkbd.",
+    "drivers/input/keyboard/cros_ec_keyb.",
     "drivers/input/serio/",
+    "drivers/memstick/",
     "drivers/message/fusion/",
+    "drivers/mfd/cros_ec_dev.",
+    "drivers/mfd/intel-lpss",
     "drivers/mmc/",
     "drivers/net/ethernet/",
     "drivers/net/fjes/",
@@ -48,9 +58,17 @@ const INCLUDED: &[&str] = &[
     "drivers/net/vmxnet3/",
     "drivers/net/xen-netfront.",
     "drivers/nvme/host/nvme.",
+    "drivers/pci/controller/pci-hyperv",
     "drivers/pci/controller/vmd.",
+    "drivers/platform/chrome/cros_ec",
+    "drivers/platform/surface/aggregator/",
+    "drivers/platform/surface/surface_aggregator_hub.",
+    "drivers/platform/surface/surface_aggregator_registry.",
     "drivers/scsi/",
+    "drivers/spi/spi-pxa2xx",
     "drivers/thunderbolt/",
+    "drivers/tty/serial/8250/8250_dw.",
+    "drivers/tty/serial/8250/8250_lpss.",
     "drivers/ufs/",
     "drivers/usb/common/",
     "drivers/usb/core/",
@@ -66,6 +84,9 @@ const INCLUDED: &[&str] = &[
 /// tapes and test devices; wireless; and network cards of switches and data centers, whose drivers
 /// are very large or need very large firmware.
 const EXCLUDED: &[&str] = &[
+    "drivers/message/fusion/mptctl.",
+    "drivers/message/fusion/mptfc.",
+    "drivers/message/fusion/mptlan.",
     "drivers/net/ethernet/mellanox/mlxsw/",
     "drivers/net/ethernet/netronome/",
     "drivers/net/ethernet/qlogic/qed",
@@ -138,6 +159,19 @@ pub fn select(index: &Index, machine: Machine<'_>) -> Vec<String> {
     chosen.into_iter().collect()
 }
 
+/// Returns the drivers of disks and networks that no image includes, sorted.
+pub fn left_out(index: &Index) -> Vec<String> {
+    let is_left_out = |name: &&str| {
+        let file = index.file(name).and_then(|file| file.to_str()).unwrap_or_default();
+        let file = file.strip_prefix("kernel/").unwrap_or(file);
+        begins(file, INCLUDED) && begins(file, EXCLUDED)
+    };
+    let mut names: Vec<String> =
+        index.names().into_iter().filter(is_left_out).map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
 /// Returns a module with its hard and weak dependencies.
 fn closure<'a>(index: &'a Index, name: &'a str) -> Vec<&'a str> {
     let weak = index.weak(name).iter().flat_map(|weak| index.closure(weak));
@@ -161,8 +195,11 @@ fn candidates<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
 
 fn is_in(file: &str, lists: &[&[&str]]) -> bool {
     let file = file.strip_prefix("kernel/").unwrap_or(file);
-    let begins = |start: &&str| file.starts_with(start);
-    lists.iter().any(|list| list.iter().any(begins)) && !EXCLUDED.iter().any(begins)
+    lists.iter().any(|list| begins(file, list)) && !begins(file, EXCLUDED)
+}
+
+fn begins(file: &str, starts: &[&str]) -> bool {
+    starts.iter().any(|start| file.starts_with(start))
 }
 
 #[cfg(test)]
@@ -180,6 +217,27 @@ mod tests {
         for name in ["nvme_tcp", "iwlwifi", "md_mod", "raid1", "i915", "qla2xxx", "assembler"] {
             assert!(!chosen.iter().any(|chosen| chosen == name), "{name}");
         }
+    }
+
+    #[test]
+    fn excluded_drivers_are_named() {
+        assert_eq!(left_out(&Modules::new().index()), ["qla2xxx"]);
+    }
+
+    #[test]
+    fn keyboards_of_laptops_and_guests_of_hyper_v_are_included() {
+        for file in [
+            "kernel/drivers/input/keyboard/applespi.ko.xz",
+            "kernel/drivers/platform/surface/aggregator/surface_aggregator.ko",
+            "kernel/drivers/input/keyboard/cros_ec_keyb.ko",
+            "kernel/drivers/pci/controller/pci-hyperv.ko",
+            "kernel/drivers/scsi/hv_storvsc.ko",
+            "kernel/drivers/net/hyperv/hv_netvsc.ko",
+            "kernel/drivers/scsi/mpt3sas/mpt3sas.ko",
+        ] {
+            assert!(is_in(file, &[INCLUDED]), "{file}");
+        }
+        assert!(!is_in("kernel/drivers/message/fusion/mptfc.ko", &[INCLUDED]));
     }
 
     #[test]

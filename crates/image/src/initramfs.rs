@@ -55,6 +55,8 @@ pub struct Initramfs {
     pub bytes: Vec<u8>,
     /// Included firmware files, relative to the firmware directory.
     pub firmware: Vec<String>,
+    /// Firmware files that exist and were left out because of their size.
+    pub too_large: Vec<String>,
 }
 
 /// Builds an initramfs. Calls `progress` with the number of modules compressed so far, from several
@@ -77,10 +79,10 @@ pub fn make(
     for (name, text) in depmod_files(contents, &modules) {
         rest.file(&format!("{folder}/{name}"), text.as_bytes());
     }
-    let firmware = add_firmware(&mut rest, contents, &modules)?;
+    let (firmware, too_large) = add_firmware(&mut rest, contents, &modules)?;
     let mut bytes = first.finish();
     bytes.extend(zstd::bulk::compress(&rest.finish(), LEVEL)?);
-    Ok(Initramfs { bytes, firmware })
+    Ok(Initramfs { bytes, firmware, too_large })
 }
 
 fn add_base(archive: &mut Archive, program: &[u8]) {
@@ -213,31 +215,36 @@ fn softdeps(index: &Index, included: &BTreeSet<&str>) -> String {
     text
 }
 
-/// Adds the firmware of the modules as far as it exists and is not too large, in its existing compression.
+/// Adds the firmware of the modules as far as it exists and is not too large, in its existing
+/// compression. Returns what was added, and what is too large.
 fn add_firmware(
     archive: &mut Archive,
     contents: &Contents<'_>,
     modules: &[Packed],
-) -> io::Result<Vec<String>> {
-    let Some(firmware) = contents.firmware else { return Ok(Vec::new()) };
+) -> io::Result<(Vec<String>, Vec<String>)> {
+    let (mut added, mut too_large) = (Vec::new(), Vec::new());
+    let Some(firmware) = contents.firmware else { return Ok((added, too_large)) };
     let names: BTreeSet<&str> =
         modules.iter().flat_map(|module| module.firmware.iter().map(String::as_str)).collect();
-    let mut added = Vec::new();
-    for (path, name) in names.iter().filter_map(|name| firmware.find(name)) {
+    for (path, bytes, name) in names.iter().filter_map(|name| firmware.find(name)) {
+        if bytes > firmware.max_size {
+            too_large.push(name);
+            continue;
+        }
         archive.file(&format!("lib/firmware/{name}"), &std::fs::read(path)?);
         added.push(name);
     }
-    Ok(added)
+    Ok((added, too_large))
 }
 
 impl Firmware<'_> {
-    /// The file with this name, and its name with suffix.
-    fn find(self, name: &str) -> Option<(PathBuf, String)> {
+    /// The file with this name, its size on disk, and its name with suffix.
+    fn find(self, name: &str) -> Option<(PathBuf, u64, String)> {
         FIRMWARE_SUFFIXES.iter().find_map(|suffix| {
             let name = format!("{name}{suffix}");
             let path = self.folder.join(&name);
             let file = path.metadata().ok().filter(|file| file.is_file())?;
-            (file.len() <= self.max_size).then_some((path, name))
+            Some((path, file.len(), name))
         })
     }
 }
@@ -320,8 +327,10 @@ mod tests {
         let folder = modules.firmware(&[("net/small.bin.xz", 10), ("net/large.bin", 1000)]);
         let initramfs = make_initramfs(&modules, Some(Firmware { folder: &folder, max_size: 100 }));
         assert_eq!(initramfs.firmware, ["net/small.bin.xz"]);
+        assert_eq!(initramfs.too_large, ["net/large.bin"]);
         let all = make_initramfs(&modules, Some(Firmware { folder: &folder, max_size: 1000 }));
         assert_eq!(all.firmware, ["net/large.bin", "net/small.bin.xz"]);
+        assert!(all.too_large.is_empty());
     }
 
     #[test]

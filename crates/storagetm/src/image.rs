@@ -12,7 +12,7 @@ pub(crate) mod target;
 use std::path::{Path, PathBuf};
 
 use ::image::disk::{Contents as Medium, Disk};
-use ::image::drivers::{Machine, select};
+use ::image::drivers::{Machine, left_out, select};
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
 use ::image::signature::is_signed;
@@ -39,7 +39,7 @@ const OS_RELEASE: &str = concat!(
     "\n"
 );
 /// Size limit of firmware files in a generic image, which includes many drivers.
-const MAX_FIRMWARE_FILE: u64 = 256 << 10;
+const MAX_FIRMWARE_FILE: u64 = 768 << 10;
 
 /// Builds the image.
 pub(crate) fn image(options: &Image) -> Result<(), Failure> {
@@ -249,14 +249,18 @@ fn make_initramfs(
     let all = chosen.len();
     let made = initramfs::make(&contents, &|done| progress.update("packing drivers", done, all));
     let made = made.map_err(Failure::new)?;
-    let report = Report::new(kind, &modules.release, all, made.firmware.len());
+    let mut report = Report::new(kind, &modules.release, all, made.firmware.len());
+    if machine == For::Generic {
+        report.left_out_drivers = left_out(&modules.index);
+    }
+    report.left_out_firmware.clone_from(&made.too_large);
     Ok((made, report))
 }
 
 fn firmware(options: &Image) -> Option<Firmware<'_>> {
     let max_size = match options.machine {
-        For::Generic => MAX_FIRMWARE_FILE,
-        For::ThisMachine => u64::MAX,
+        For::Generic if !options.all_firmware => MAX_FIRMWARE_FILE,
+        For::Generic | For::ThisMachine => u64::MAX,
     };
     (!options.no_firmware).then_some(Firmware { folder: &options.firmware, max_size })
 }

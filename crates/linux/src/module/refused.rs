@@ -10,6 +10,7 @@ const NAMES: &[(&str, &str)] = &[
     ("linear", RAID),
     ("md_mod", RAID),
     ("multipath", RAID),
+    ("nd_btt", "it would complete interrupted writes on non-volatile memory"),
     ("spl", POOL),
     ("zfs", POOL),
 ];
@@ -41,7 +42,9 @@ mod tests {
 
     #[test]
     fn assembling_modules_are_refused() {
-        for name in ["md_mod", "dm_mod", "dm_raid", "raid10", "raid456", "bcache", "zfs", "btrfs"] {
+        for name in
+            ["md_mod", "dm_mod", "dm_raid", "raid10", "raid456", "bcache", "zfs", "btrfs", "nd_btt"]
+        {
             assert!(refused(name).is_some(), "{name}");
         }
         // Drivers of real adapters need the first two; the others are network and storage drivers.

@@ -95,6 +95,12 @@ pub(super) struct Report {
     kernel: String,
     modules: usize,
     firmware: usize,
+    /// Drivers of disks and networks that are not in the image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) left_out_drivers: Vec<String>,
+    /// Firmware files that are not in the image because of their size.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) left_out_firmware: Vec<String>,
     #[serde(flatten)]
     starts: Option<Starts>,
     /// The command that chooses an entry for the next start.
@@ -114,6 +120,8 @@ impl Report {
             kernel,
             modules,
             firmware,
+            left_out_drivers: Vec::new(),
+            left_out_firmware: Vec::new(),
             starts: None,
             once: None,
         }
@@ -160,11 +168,26 @@ impl Report {
         let path = console::escape_unprintable(&self.path, true);
         let Self { bytes, kernel, modules, firmware, .. } = self;
         format!(
-            "{path}: {}, kernel {kernel}, {modules} drivers, {firmware} firmware files\n{}{}\n",
+            "{path}: {}, kernel {kernel}, {modules} drivers, {firmware} firmware files\n{}{}{}\n",
             decimal(*bytes),
+            self.left_out(),
             self.starts.as_ref().map(Starts::text).unwrap_or_default(),
             self.next(&path)
         )
+    }
+
+    /// Returns what is not in the image, a line for each kind.
+    fn left_out(&self) -> String {
+        let line = |what: &str, names: &[String], how: &str| match names.is_empty() {
+            true => String::new(),
+            false => {
+                let names = console::escape_unprintable(&names.join(", "), true);
+                format!("Without the {what} {names}{how}.\n")
+            }
+        };
+        let firmware = &self.left_out_firmware;
+        line("drivers", &self.left_out_drivers, "")
+            + &line("large firmware files", firmware, " (--all-firmware includes them)")
     }
 
     /// Returns the next step for the user.
@@ -204,6 +227,22 @@ mod test {
              \"modules\":5,\"firmware\":0}\n"
         );
         assert!(!report.text().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn drivers_and_firmware_that_are_left_out_are_named() {
+        let mut report = Report::new(Kind::Initramfs, "6.12", 5, 0);
+        assert!(!report.text().contains("Without"));
+        report.left_out_drivers = vec!["lpfc".to_owned(), "qed".to_owned()];
+        report.left_out_firmware = vec!["mellanox/large.mfa2".to_owned()];
+        let text = report.text();
+        for line in [
+            "\nWithout the drivers lpfc, qed.\n",
+            "\nWithout the large firmware files mellanox/large.mfa2 (--all-firmware includes them).\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(report.json().unwrap().contains("\"left_out_drivers\":[\"lpfc\",\"qed\"]"));
     }
 
     #[test]

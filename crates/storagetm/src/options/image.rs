@@ -105,12 +105,17 @@ pub struct Image {
 
     /// Directory of firmware files
     ///
-    /// For any PC only files of at most 256 KiB are included: enough for common network cards.
+    /// For any PC only files of at most 768 KiB are included: enough for most network cards. Larger
+    /// ones are named when the image is made.
     #[arg(long, value_name = "DIR", default_value = "/lib/firmware")]
     pub firmware: PathBuf,
 
+    /// Include firmware files of any size
+    #[arg(long)]
+    pub all_firmware: bool,
+
     /// Include no firmware files
-    #[arg(long, conflicts_with = "firmware")]
+    #[arg(long, conflicts_with_all = ["firmware", "all_firmware"])]
     pub no_firmware: bool,
 
     /// Overwrite an existing file or disk, or add an entry, without asking
@@ -166,6 +171,7 @@ mod test {
             "--uki a --disk b",
             "--initramfs a --command-line x",
             "--initramfs a --no-firmware --firmware x",
+            "--initramfs a --no-firmware --all-firmware",
             "--iso a --disk b",
             "--uki a --loader shim",
             "--entry --disk b",
