@@ -18,7 +18,7 @@ use crate::examine::{Examiner, LIMIT, SLOW};
 use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, devices_to_examine};
 use failure::Failure;
 
-/// A new disk causes several uevents: how long to wait for the last of them.
+/// A new disk causes several uevents: those within this time are handled together.
 const SETTLE: Duration = Duration::from_millis(200);
 /// udev keeps a new disk open for a while: when to try again to open a busy disk.
 const RECHECK: Duration = Duration::from_secs(2);
@@ -67,6 +67,8 @@ pub struct Hotplug {
     /// Whether to examine all disks.
     all: bool,
     due: Option<Instant>,
+    /// When disks were last examined.
+    looked: Option<Instant>,
     /// Delay before the next attempt to list the disks; doubles with each.
     pause: Duration,
     /// Kernel names of disks to examine again, and when.
@@ -97,6 +99,7 @@ impl Hotplug {
             pending: HashSet::new(),
             all: false,
             due: None,
+            looked: None,
             pause: SETTLE,
             rechecks: HashMap::new(),
             closing: Vec::new(),
@@ -153,12 +156,19 @@ impl Hotplug {
 
     fn schedule(&mut self, name: String, now: Instant) {
         self.pending.insert(name);
-        self.due = Some(now + SETTLE);
+        self.settle(now);
+    }
+
+    /// Schedules [`Hotplug::look`]. In target mode no other program wants a new disk first, so it
+    /// is examined at once, and later ones [`SETTLE`] after it. Further uevents do not postpone it.
+    fn settle(&mut self, now: Instant) {
+        let last = if self.options.at_rest { self.looked } else { Some(now) };
+        self.due.get_or_insert_with(|| last.map_or(now, |last| now.max(last + SETTLE)));
     }
 
     fn schedule_all(&mut self, now: Instant) {
         self.all = true;
-        self.due = Some(now + SETTLE);
+        self.settle(now);
     }
 
     /// Examines all disks.
@@ -178,7 +188,9 @@ impl Hotplug {
         self.examine_new(&machine, &names, lent_disks, now);
         // udev may hold some of them open now.
         self.rechecks.extend(names.into_iter().map(|name| (name, now + RECHECK)));
-        Ok(self.wait_for_answers(lent_disks, now + LIMIT))
+        // In target mode a disk that does not respond must not delay the screen.
+        let patience = if self.options.at_rest { SETTLE } else { LIMIT };
+        Ok(self.wait_for_answers(lent_disks, now + patience))
     }
 
     /// Waits for probe results until `end`, or until only disks remain that are much slower than
@@ -242,6 +254,7 @@ impl Hotplug {
     /// Examines the disks of recent uevents.
     pub fn look(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
         self.due = None;
+        self.looked = Some(now);
         let second: HashSet<String> =
             self.rechecks.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
         let Ok(machine) = self.options.look() else {
@@ -624,6 +637,36 @@ mod test {
         assert_eq!(hotplug.due(), Some(now + RECHECK), "the second look is not spent early");
         assert!(look(&mut hotplug, now + RECHECK).is_empty());
         assert_eq!(hotplug.due(), None);
+    }
+
+    #[test]
+    fn new_disk_is_examined_at_once_in_target_mode() {
+        let fake = Fake::new("once");
+        let mut hotplug = fake.hotplug();
+        hotplug.options.at_rest = true;
+        let now = Instant::now();
+        hotplug.schedule("sdz".to_owned(), now);
+        assert_eq!(hotplug.due(), Some(now));
+        hotplug.look(&[], now);
+        hotplug.rechecks.clear();
+        let later = now + SETTLE / 4;
+        hotplug.schedule("sdy".to_owned(), later);
+        assert_eq!(hotplug.due(), Some(now + SETTLE));
+    }
+
+    #[test]
+    fn further_uevents_do_not_postpone_a_disk() {
+        let fake = Fake::new("bounded");
+        for at_rest in [false, true] {
+            let mut hotplug = fake.hotplug();
+            hotplug.options.at_rest = at_rest;
+            let now = Instant::now();
+            hotplug.looked = Some(now);
+            for events in 0..20 {
+                hotplug.schedule("sdz".to_owned(), now + SETTLE / 2 * events);
+                assert_eq!(hotplug.due(), Some(now + SETTLE));
+            }
+        }
     }
 
     #[test]

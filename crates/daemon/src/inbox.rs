@@ -20,7 +20,10 @@ pub enum WorkerEvent {
     Note(String),
     /// The pairing state changed.
     Pairing(ServerStatus),
-    /// The worker died too often and is not restarted: the reason. Nothing is served any more.
+    /// The first worker runs: its driver and its restrictions are known.
+    Running,
+    /// The worker could not be started, or died too often and is not restarted: the reason. Nothing
+    /// is served any more.
     Lost(String),
 }
 
@@ -53,6 +56,8 @@ pub struct Pending {
     pub subjects: BTreeMap<String, Option<String>>,
     /// The newest pairing state, and the number of events that precede it.
     pub view: Option<(usize, ServerStatus)>,
+    /// Whether the first worker has started to run.
+    pub running: bool,
     /// Why nothing is served any more.
     pub end: Option<String>,
     /// Number of dropped events and notes.
@@ -102,6 +107,7 @@ impl Inbox {
             WorkerEvent::Pairing(view) => {
                 self.set(|pending| pending.view = Some((pending.events.len(), view)));
             }
+            WorkerEvent::Running => self.set(|pending| pending.running = true),
             WorkerEvent::Lost(sentence) => self.set(|pending| pending.end = Some(sentence)),
         }
     }

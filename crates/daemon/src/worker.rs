@@ -31,7 +31,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::{Driver, Running};
 use export::{Access, Auth, Export, ExportId, Policy, Usage};
 use pair::{FailedAttempts, Verdict};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
@@ -72,6 +71,8 @@ pub struct Config {
 pub struct Worker {
     shared: Arc<Shared>,
     supervisor: Option<JoinHandle<()>>,
+    /// Receives the outcome of the start, once.
+    started: mpsc::Receiver<Result<(), Failure>>,
 }
 
 /// State shared by the handle and the supervisor thread.
@@ -107,8 +108,8 @@ struct State {
     /// Channel to the worker; `None` while there is none.
     sender: Option<Sender>,
     process: Option<Pid>,
-    running: Option<Running>,
-    unconfined: Vec<String>,
+    /// Messages about what this system does not support.
+    restrictions: Vec<String>,
     /// Whether the worker is to stop.
     stopping: bool,
     /// Set when the worker reported that it stopped: whether all hosts disconnected in time.
@@ -133,11 +134,13 @@ struct AssignedDisk {
 }
 
 impl Worker {
-    /// Starts the process without disks and sockets. Its events go to `inbox`; while
-    /// that is full, the worker waits.
+    /// Starts the process without disks and sockets, and does not wait for it: it is sent what it
+    /// is assigned meanwhile once it runs, which is reported by [`WorkerEvent::Running`]. If it
+    /// cannot run, [`WorkerEvent::Lost`] is reported. Its events go to `inbox`; while that is full,
+    /// the worker waits.
     ///
     /// # Errors
-    /// Fails with a message if the process cannot be started or cannot run with `config`.
+    /// Fails with a message if no thread can be started.
     pub fn start(config: Config, inbox: Inbox) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
             inbox,
@@ -147,24 +150,20 @@ impl Worker {
         let (started_tx, started_rx) = mpsc::channel();
         let supervisor = supervisor::start(shared.clone(), started_tx);
         let supervisor = supervisor.map_err(|error| cannot(&spawn_error(&error)))?;
-        let worker = Self { shared, supervisor: Some(supervisor) };
-        started_rx.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
-        Ok(worker)
+        Ok(Self { shared, supervisor: Some(supervisor), started: started_rx })
     }
 
-    /// Returns the I/O driver in use, and why it was chosen.
-    pub fn driver(&self) -> Running {
-        let unknown = || Running { driver: Driver::Auto, reason: "nothing runs".to_owned() };
-        self.shared.state().running.clone().unwrap_or_else(unknown)
+    /// Waits until the process runs. Call it once at most.
+    ///
+    /// # Errors
+    /// Fails with a message if the process cannot be started or cannot run with its configuration.
+    pub fn wait_until_running(&self) -> Result<(), Failure> {
+        self.started.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))
     }
 
-    /// Returns a message if the sandbox of the worker is incomplete on this system.
-    pub fn note(&self) -> Option<String> {
-        let parts = self.shared.state().unconfined.clone();
-        (!parts.is_empty()).then(|| {
-            let parts = parts.join("; ");
-            format!("The process that talks to hosts is less confined than it could be: {parts}.")
-        })
+    /// Returns messages about what this system does not support, once the process runs; each once.
+    pub fn take_restrictions(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.state().restrictions)
     }
 
     /// Has the worker accept connections on a listening socket.
@@ -175,7 +174,8 @@ impl Worker {
         state.listeners.push(listeners);
     }
 
-    /// Has the worker serve an existing connection. The connection is lost if the worker dies.
+    /// Has the worker, which must be running, serve an existing connection. The connection is lost
+    /// if the worker dies.
     pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Service) {
         let mut state = self.shared.state();
         let request = Request::Adopt { auth, serves };
@@ -211,7 +211,7 @@ impl Worker {
         let Some(assigned) = state.assigned(export) else { return };
         assigned.withdrawn = true;
         let disk = assigned.disk;
-        if is_withheld {
+        if is_withheld || !state.is_alive() {
             // No worker has it, so none will report its release.
             state.lent.retain(|assigned| assigned.disk != disk);
         } else {
@@ -336,8 +336,7 @@ impl State {
             unanswered: Vec::new(),
             sender: None,
             process: None,
-            running: None,
-            unconfined: Vec::new(),
+            restrictions: Vec::new(),
             stopping: false,
             stopped: None,
         }

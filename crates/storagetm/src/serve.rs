@@ -53,8 +53,13 @@ use network::Network;
 use socket_activation::InheritedSockets;
 use ui::Ui;
 
-/// Changes within this time are shown together.
+/// Changes within this time after the last one are shown together.
 const COALESCE: Duration = Duration::from_millis(200);
+
+/// Returns when a change is to be shown: at once, or [`COALESCE`] after the last one was.
+fn coalesced(last: Option<Instant>, now: Instant) -> Instant {
+    last.map_or(now, |last| now.max(last + COALESCE))
+}
 
 /// Why the program stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -314,7 +319,11 @@ impl Server {
     /// Handles what the worker and other threads have sent. Returns why nothing is served any more,
     /// if so.
     fn handle_events(&mut self, now: Instant) -> Option<String> {
-        let Pending { mut events, notes, subjects, view, end, lost } = self.inbox.receive();
+        let Pending { mut events, mut notes, subjects, view, running, end, lost } =
+            self.inbox.receive();
+        if running {
+            notes.extend(self.worker.take_restrictions());
+        }
         // The view reflects all events before it.
         if let Some((before, view)) = view {
             let after = events.split_off(before.min(events.len()));
@@ -362,5 +371,18 @@ impl Server {
         if shrunk.is_some() {
             exports.update_file_sizes(cx);
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn first_change_is_shown_at_once() {
+        let now = Instant::now();
+        assert_eq!(coalesced(None, now), now);
+        assert_eq!(coalesced(Some(now), now + COALESCE * 5), now + COALESCE * 5);
+        assert_eq!(coalesced(Some(now), now + COALESCE / 4), now + COALESCE);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use engine::{Driver, Running};
 use rustix::process::Pid;
 
 use super::messages::{MAX_REPORT, Report, Request};
@@ -40,8 +41,8 @@ struct LiveWorker {
     receiver: Receiver,
 }
 
-/// Starts the thread and the first worker, and sends the outcome to `started`. The worker ends with
-/// the thread.
+/// Starts the thread and the first worker. Sends the outcome to `started` and to the inbox. The
+/// worker ends with the thread.
 ///
 /// # Errors
 /// Fails if no thread can be started.
@@ -51,11 +52,15 @@ pub(super) fn start(
 ) -> io::Result<JoinHandle<()>> {
     let supervise = move || match start_worker(&shared) {
         Ok(live) => {
+            shared.emit(WorkerEvent::Running);
             let _ = started.send(Ok(()));
             drop(started);
             supervise(&shared, live);
         }
-        Err(failure) => drop(started.send(Err(failure))),
+        Err(failure) => {
+            shared.emit(WorkerEvent::Lost(failure.to_string()));
+            let _ = started.send(Err(failure));
+        }
     };
     thread::Builder::new().name("worker".to_owned()).spawn(supervise)
 }
@@ -150,14 +155,25 @@ fn handshake(
         _ => return Err(cannot(&"the process that was to do it ended at once")),
     };
     let mut state = shared.state();
-    state.running = Some(running);
-    state.unconfined = unconfined;
+    state.restrictions = restrictions(state.config.engine.driver, &running, &unconfined);
     state.sender = Some(sender);
     state.send_all();
     if state.stopping {
         state.end();
     }
     Ok(receiver)
+}
+
+/// Returns messages about what this system does not support: the `requested` driver, and parts of
+/// the sandbox.
+fn restrictions(requested: Driver, running: &Running, unconfined: &[String]) -> Vec<String> {
+    let parts = unconfined.join("; ");
+    let less = (!unconfined.is_empty()).then(|| {
+        format!("The process that talks to hosts is less confined than it could be: {parts}.")
+    });
+    let is_slow = requested == Driver::Auto && running.driver == Driver::Blocking;
+    let slow = is_slow.then(|| format!("The driver is {running}; this is slower."));
+    less.into_iter().chain(slow).collect()
 }
 
 /// Receives reports until the worker ends. Returns how it ended, as a clause; `None` if the process
@@ -264,8 +280,20 @@ fn wait_for(child: &mut Child) -> Option<String> {
 
 #[cfg(test)]
 mod test {
+    use super::super::Worker;
     use super::super::validator::test::{attached, detached, shared};
     use super::*;
+
+    /// A disk that is unplugged before the worker runs must not be sent to it.
+    #[test]
+    fn disk_withdrawn_before_the_worker_runs_is_forgotten() {
+        let shared = Arc::new(shared());
+        let export = shared.state().lent[0].export.clone();
+        let (_, started) = mpsc::channel();
+        let worker = Worker { shared: shared.clone(), supervisor: None, started };
+        worker.withdraw(&export);
+        assert!(shared.state().lent.is_empty());
+    }
 
     #[test]
     fn worker_is_restarted_three_times_a_minute() {

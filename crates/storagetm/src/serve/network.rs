@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::config::ServeConfig;
 use super::mdns::mdns_endpoints;
 use super::socket_activation::{InheritedSockets, unusable};
-use super::{COALESCE, Context};
+use super::{Context, coalesced};
 
 pub(super) struct Network {
     /// Name of the machine.
@@ -35,6 +35,8 @@ pub(super) struct Network {
     changes: Option<Changes>,
     /// When the addresses are read again.
     update_due: Option<Instant>,
+    /// When they were last read after a change.
+    updated: Option<Instant>,
     /// Announces the disks by multicast DNS, if enabled.
     announcer: Option<Announcer>,
     /// Whether a listener requires a key, now or later.
@@ -83,6 +85,7 @@ impl Network {
             addresses,
             changes,
             update_due: None,
+            updated: None,
             announcer: config.announce.then(announcer),
             may_require_key,
             remote_only: config.is_target(),
@@ -173,7 +176,7 @@ impl Network {
     pub(super) fn receive(&mut self, now: Instant) {
         match self.changes.as_mut().map(Changes::receive) {
             Some(Ok(true)) => {
-                self.update_due.get_or_insert(now + COALESCE);
+                self.update_due.get_or_insert_with(|| coalesced(self.updated, now));
             }
             Some(Err(_)) => self.changes = None,
             Some(Ok(false)) | None => {}
@@ -199,6 +202,7 @@ impl Network {
             return;
         };
         self.update_due = None;
+        self.updated = Some(cx.now);
         self.addresses = addresses;
         let bind = &mut |listener: &Listener| bind(cx.worker, listener);
         for change in self.listeners.update(&self.addresses, bind) {

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use daemon::inbox::Inbox;
 use daemon::worker::Worker;
-use engine::Driver;
 use failure::Failure;
 use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
@@ -20,6 +19,9 @@ use super::ui::Ui;
 use super::{Context, Server};
 use crate::console_ui::ConsoleUi;
 use crate::output::Output;
+
+/// Shown where disks that are added later are not seen.
+const UNSEEN: &str = "The kernel does not tell here which disks come and go: only those that are there now are lent.";
 
 /// Raises the limits of open files (one descriptor per connection, two per disk) and of locked
 /// memory, which io_uring rings count as before Linux 5.12; the unprivileged worker inherits them.
@@ -41,6 +43,8 @@ impl Server {
         inherited: Option<InheritedSockets>,
         console_ui: Option<ConsoleUi>,
     ) -> Result<Self, Failure> {
+        // The process starts while the disks are examined.
+        let worker = Worker::start(config.worker.clone(), inbox.clone())?;
         let network = Network::open(&config, inherited.as_ref(), &inbox)?;
         let (exports, disk_notes) = Exports::open(&config, &inbox)?;
         let (hosts, host_note) = Hosts::open(&config, network.may_require_key());
@@ -48,42 +52,28 @@ impl Server {
         let certificates = config.worker.certificates.as_ref();
         let warning = certificates.and_then(|certificates| certificates.warning.clone());
         let own_notes = host_note.into_iter().chain(warning).collect();
-        let (driver, is_all) = (config.worker.engine.driver, config.filter.is_some());
-        let worker = Worker::start(config.worker, inbox.clone())?;
         let sleep_inhibitor =
             Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others");
         let events = Events::default();
         let mut server =
             Self { worker, network, exports, hosts, events, ui, sleep_inhibitor, inbox };
+        let unseen = config.filter.is_some() && server.exports.is_hotplug_unavailable();
+        let unseen = unseen.then(|| UNSEEN.to_owned());
+        // In target mode the screen comes first: connections wait at the listening sockets.
+        if !config.is_target() || inherited.is_some() {
+            server.worker.wait_until_running()?;
+        }
+        let restrictions = server.worker.take_restrictions();
         let Self { worker, network, exports, hosts, ui, .. } = &mut server;
         let cx = &mut Context { worker, ui, now: Instant::now() };
         // Access rules come before disks, and both before listeners.
         hosts.apply_changes(cx);
         exports.start(cx)?;
         let notes = [config.notes, disk_notes, own_notes].concat();
-        let restrictions = restrictions(exports, is_all, worker, driver);
-        notes.into_iter().chain(restrictions).for_each(|note| cx.ui.note(note));
+        let notes = notes.into_iter().chain(unseen).chain(restrictions);
+        notes.for_each(|note| cx.ui.note(note));
         hosts.start_pairing(config.pairing, network, cx);
         network.listen(inherited, cx)?;
         Ok(server)
     }
-}
-
-/// Returns notes about what this system does not support. `is_all`: whether disks that appear later
-/// are to be served; `driver`: the one that was requested.
-fn restrictions(
-    exports: &Exports,
-    is_all: bool,
-    worker: &Worker,
-    driver: Driver,
-) -> impl Iterator<Item = String> {
-    let unseen = (is_all && exports.is_hotplug_unavailable()).then(|| {
-        "The kernel does not tell here which disks come and go: only those that are there now are \
-         lent."
-            .to_owned()
-    });
-    let running = worker.driver();
-    let is_slow = driver == Driver::Auto && running.driver == Driver::Blocking;
-    let slow = is_slow.then(|| format!("The driver is {running}; this is slower."));
-    unseen.into_iter().chain(worker.note()).chain(slow)
 }

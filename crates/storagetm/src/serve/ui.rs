@@ -9,7 +9,7 @@ use daemon::event::ServeEvent;
 use daemon::messages::Messages;
 use rustix::event::PollFlags;
 
-use super::{COALESCE, StopReason};
+use super::{StopReason, coalesced};
 use crate::console_ui::{self, ConsoleUi};
 use crate::output::Output;
 use crate::terminal_keys::TerminalKeys;
@@ -31,6 +31,8 @@ pub(super) struct Ui {
     state: State,
     messages: Messages,
     draw_due: Option<Instant>,
+    /// When a change was last drawn.
+    drawn: Option<Instant>,
     /// Whether the next drawing prints the full text where there is no screen.
     full_text: bool,
     /// When counters and buttons are polled.
@@ -48,6 +50,7 @@ impl Ui {
             state: State::default(),
             messages: Messages::default(),
             draw_due: None,
+            drawn: None,
             full_text: false,
             poll_due: None,
             watchdog_due: None,
@@ -116,10 +119,11 @@ impl Ui {
         self.watchdog_due = self.output.watchdog_interval().map(|time| Instant::now() + time);
     }
 
-    /// Schedules a redraw. If `full_text`, prints the full text where there is no screen.
+    /// Schedules a redraw: at once, or [`COALESCE`] after the last one. If `full_text`, prints the
+    /// full text where there is no screen.
     pub(super) fn draw_soon(&mut self, full_text: bool) {
         self.full_text |= full_text;
-        self.draw_due.get_or_insert_with(|| Instant::now() + COALESCE);
+        self.draw_due.get_or_insert_with(|| coalesced(self.drawn, Instant::now()));
     }
 
     /// Schedules a full redraw.
@@ -135,6 +139,7 @@ impl Ui {
     }
 
     pub(super) fn draw(&mut self, model: &Model, summary: &str) {
+        self.drawn = Some(Instant::now());
         let full_text = std::mem::take(&mut self.full_text);
         self.output.show(model, &self.state, full_text);
         self.show_other_screens(model);
