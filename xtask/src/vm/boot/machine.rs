@@ -49,14 +49,17 @@ impl Bus {
             format!("file={},format=raw,if=none,id=start,readonly=on{kind}", medium.display());
         let device = match self {
             Self::Virtio => "virtio-blk-pci,drive=start,serial=START,bootindex=1".to_owned(),
+            // usb-storage does not pass on the block size.
             Self::Usb(block) => format!(
-                "usb-storage,drive=start,serial=START,bootindex=1,logical_block_size={block},\
-                 physical_block_size={block}"
+                "scsi-hd,bus=stick.0,drive=start,serial=START,bootindex=1,\
+                 logical_block_size={block},physical_block_size={block}"
             ),
-            Self::UsbCd => "usb-storage,drive=start,bootindex=1".to_owned(),
+            Self::UsbCd => "scsi-cd,bus=stick.0,drive=start,bootindex=1".to_owned(),
             Self::SataCd => "ide-cd,drive=start,bootindex=1".to_owned(),
         };
-        ["-device", "qemu-xhci", "-drive", &drive, "-device", &device].map(str::to_owned).to_vec()
+        let words = "-device qemu-xhci -device usb-bot,id=stick".split(' ');
+        let words = words.filter(|_| matches!(self, Self::Usb(_) | Self::UsbCd));
+        words.chain(["-drive", &drive, "-device", &device]).map(str::to_owned).collect()
     }
 }
 

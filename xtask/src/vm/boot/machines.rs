@@ -247,7 +247,7 @@ impl Media<'_, '_> {
             }
             Medium::Stick4096 => {
                 let path = to("stick-4096.img");
-                File::create(&path)?.set_len(256 << 20)?;
+                File::create(&path)?.set_len(512 << 20)?;
                 let device = Loop::attach(&path)?;
                 self.image(bench, "--disk", &device.0, &["--force"])?;
                 Ok(path)
