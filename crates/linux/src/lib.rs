@@ -22,6 +22,7 @@ pub mod identity;
 pub mod in_use;
 pub mod inhibit;
 pub mod journal;
+pub mod kexec;
 pub mod keyring;
 pub mod machine;
 pub mod medium;

@@ -13,6 +13,8 @@ const NEW_LINK: u16 = 16;
 const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
+const NEW_ROUTE: u16 = 24;
+const GET_ROUTE: u16 = 26;
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 
@@ -20,10 +22,18 @@ const IFLA_IFNAME: u16 = 3;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+/// Of IPv6 addresses only.
+const IFA_F_TEMPORARY: u32 = 0x01;
+const IFA_F_PERMANENT: u32 = 0x80;
 const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_DEPRECATED: u32 = 0x20;
 const IFA_F_TENTATIVE: u32 = 0x40;
 const IFF_UP_AND_RUNNING: u32 = 0x1 | 0x40;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RT_TABLE_MAIN: u8 = 254;
+const RTN_UNICAST: u8 = 1;
 const RT_SCOPE_LINK: u8 = 253;
 const RT_SCOPE_HOST: u8 = 254;
 
@@ -76,13 +86,60 @@ impl fmt::Display for Address {
 /// # Errors
 /// Fails if the kernel's routing socket does.
 pub fn addresses() -> io::Result<Vec<Address>> {
+    Ok(assigned()?.into_iter().map(|it| it.address).collect())
+}
+
+fn order(address: &Address) -> (bool, Scope, u32, IpAddr) {
+    (address.ip.is_ipv6(), address.scope, address.scope_id, address.ip)
+}
+
+fn links() -> io::Result<HashMap<u32, Link>> {
     let links = dump(GET_LINK, NEW_LINK, &[0; 16])?;
-    let links: HashMap<u32, Link> = links.iter().filter_map(|link| parse_link(link)).collect();
+    Ok(links.iter().filter_map(|link| parse_link(link)).collect())
+}
+
+/// An address with the settings that it was assigned with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    pub address: Address,
+    /// The prefix length of its network.
+    pub prefix: u8,
+    /// It expires unless it is renewed: by DHCP, or an IPv6 router.
+    pub leased: bool,
+    /// A temporary IPv6 address (RFC 8981).
+    pub temporary: bool,
+}
+
+/// Returns all addresses with their settings, in the order of [`addresses`].
+///
+/// # Errors
+/// Fails if the kernel's routing socket does.
+pub fn assigned() -> io::Result<Vec<Assigned>> {
+    let links = links()?;
     let found = dump(GET_ADDRESS, NEW_ADDRESS, &[0; 8])?;
-    let mut found: Vec<Address> =
-        found.iter().filter_map(|address| parse_address(address, &links)).collect();
-    found.sort_by_key(|a| (a.ip.is_ipv6(), a.scope, a.scope_id, a.ip));
+    let mut found: Vec<Assigned> =
+        found.iter().filter_map(|message| parse_assigned(message, &links)).collect();
+    found.sort_by_key(|it| order(&it.address));
     Ok(found)
+}
+
+/// A default route by a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gateway {
+    pub address: IpAddr,
+    /// The interface index.
+    pub interface: u32,
+    /// The metric; the kernel uses the route with the lowest.
+    pub metric: u32,
+}
+
+/// Returns the default routes by a router.
+///
+/// # Errors
+/// Fails if the kernel's routing socket does.
+pub fn gateways() -> io::Result<Vec<Gateway>> {
+    let found = dump(GET_ROUTE, NEW_ROUTE, &[0; 12])?;
+    Ok(found.iter().filter_map(|route| parse_gateway(route)).collect())
 }
 
 /// Returns the scope that follows from an address itself.
@@ -159,7 +216,7 @@ fn parse_link(message: &[u8]) -> Option<(u32, Link)> {
 }
 
 /// `struct ifaddrmsg` (8 bytes) and attributes.
-fn parse_address(message: &[u8], links: &HashMap<u32, Link>) -> Option<Address> {
+fn parse_assigned(message: &[u8], links: &HashMap<u32, Link>) -> Option<Assigned> {
     let scope_id = word(message, 4)?;
     let short_flags = u32::from(*message.get(2)?);
     let list = message.get(8..)?;
@@ -169,7 +226,7 @@ fn parse_address(message: &[u8], links: &HashMap<u32, Link>) -> Option<Address> 
     // On a point-to-point link IFA_ADDRESS is the peer's address.
     let ip = parse_ip(attribute(IFA_LOCAL).or_else(|| attribute(IFA_ADDRESS))?)?;
     let link = links.get(&scope_id)?;
-    Some(Address {
+    let address = Address {
         ip,
         interface: link.name.clone(),
         scope_id,
@@ -177,6 +234,26 @@ fn parse_address(message: &[u8], links: &HashMap<u32, Link>) -> Option<Address> 
         tentative: flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) != 0,
         deprecated: flags & IFA_F_DEPRECATED != 0,
         running: link.running,
+    };
+    Some(Assigned {
+        address,
+        prefix: *message.get(1)?,
+        leased: flags & IFA_F_PERMANENT == 0,
+        temporary: ip.is_ipv6() && flags & IFA_F_TEMPORARY != 0,
+    })
+}
+
+/// `struct rtmsg` (12 bytes) and attributes.
+fn parse_gateway(message: &[u8]) -> Option<Gateway> {
+    let [_, destination, _, _, table, _, _, kind, ..] = *message else { return None };
+    let list = message.get(12..)?;
+    let attribute =
+        |wanted| Attributes(list).find_map(|(kind, value)| (kind == wanted).then_some(value));
+    let is_default = destination == 0 && table == RT_TABLE_MAIN && kind == RTN_UNICAST;
+    Some(Gateway {
+        address: parse_ip(attribute(RTA_GATEWAY).filter(|_| is_default)?)?,
+        interface: word(attribute(RTA_OIF)?, 0)?,
+        metric: attribute(RTA_PRIORITY).and_then(|value| word(value, 0)).unwrap_or(0),
     })
 }
 
@@ -230,6 +307,36 @@ mod tests {
         let found: Vec<_> =
             cards(&fake.tree()).into_iter().map(|card| (card.name, card.carrier)).collect();
         assert_eq!(found, [("eth0".to_owned(), true), ("eth1".to_owned(), false)]);
+    }
+
+    fn parse_address(message: &[u8], links: &HashMap<u32, Link>) -> Option<Address> {
+        parse_assigned(message, links).map(|it| it.address)
+    }
+
+    #[test]
+    fn leased_and_temporary_addresses_are_recognized() {
+        let ip: [(u16, &[u8]); 1] = [(IFA_LOCAL, &[10, 0, 0, 9])];
+        let lasting = parse_assigned(&message(2, 0x81, 0, &ip), &links(true)).unwrap();
+        assert_eq!((lasting.prefix, lasting.leased, lasting.temporary), (64, false, false));
+        let ip: [(u16, &[u8]); 1] = [(IFA_ADDRESS, &[0x20; 16])];
+        let temporary = parse_assigned(&message(10, 0x01, 0, &ip), &links(true)).unwrap();
+        assert!(temporary.leased && temporary.temporary);
+    }
+
+    #[test]
+    fn default_route_by_a_router_is_a_gateway() {
+        let route = |destination| {
+            let mut bytes = vec![2, destination, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
+            for (kind, value) in [(5u16, [10, 0, 0, 1]), (4, 2u32.to_ne_bytes())] {
+                crate::netlink::put(&mut bytes, kind, &value);
+            }
+            bytes
+        };
+        let gateway = Gateway { address: [10, 0, 0, 1].into(), interface: 2, metric: 0 };
+        assert_eq!(parse_gateway(&route(0)), Some(gateway));
+        assert_eq!(parse_gateway(&route(24)), None, "a route to one network");
+        let whole = route(0);
+        assert!((0..whole.len()).all(|cut| parse_gateway(&whole[..cut]).is_none()));
     }
 
     fn links(running: bool) -> HashMap<u32, Link> {

@@ -7,6 +7,7 @@
 //! may be added and removed at any time. One thread does everything; the protocol state machines
 //! are pure.
 
+mod current;
 mod dhcp;
 mod ether;
 mod interface;
@@ -22,6 +23,7 @@ mod worker;
 #[cfg(test)]
 mod namespace;
 
+pub use current::{Kept, Lost, NetworkSettings};
 pub use dhcp::Lease;
 pub use ether::Mac;
 pub use ip_parameter::{Fixed, IgnoredParameter, IpParameter, Method, Problem};

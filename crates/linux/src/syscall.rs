@@ -1,5 +1,5 @@
 //! System calls without a safe wrapper in the crates that we use: ioctls of block devices,
-//! byte-range locks, packet addresses, keyrings, inherited descriptors. The only unsafe code of the
+//! byte-range locks, packet addresses, keyrings, inherited descriptors, kexec. The only unsafe code of the
 //! crate.
 #![allow(unsafe_code)] // An ioctl is unsafe to call, an address to define; each is wrapped here with its reason.
 
@@ -211,6 +211,36 @@ fn answer(returned: libc::c_long) -> Result<Serial> {
     }
 }
 
+/// `KEXEC_FILE_UNLOAD` of `linux/kexec.h`.
+const KEXEC_FILE_UNLOAD: libc::c_ulong = 1;
+
+/// Loads a kernel, its initramfs and its command line, to be started by a reboot
+/// (kexec_file_load(2)).
+pub(crate) fn load_kernel(
+    kernel: BorrowedFd<'_>,
+    initramfs: BorrowedFd<'_>,
+    line: &CStr,
+) -> Result<()> {
+    let [kernel, initramfs] = [kernel, initramfs].map(|fd| libc::c_long::from(fd.as_raw_fd()));
+    let (text, len, flags) = (line.as_ptr(), line.to_bytes_with_nul().len(), 0 as libc::c_ulong);
+    // SAFETY: both descriptors are open during the call, and `text` has `len` bytes, which it only reads.
+    let done = unsafe {
+        libc::syscall(libc::SYS_kexec_file_load, kernel, initramfs, len, text, flags)
+    };
+    answer(done).map(|_| ())
+}
+
+/// Unloads the kernel that [`load_kernel`] has loaded.
+pub(crate) fn unload_kernel() -> Result<()> {
+    let none: libc::c_long = -1;
+    let text = std::ptr::null::<libc::c_char>();
+    // SAFETY: with this flag the other arguments are not read.
+    let done = unsafe {
+        libc::syscall(libc::SYS_kexec_file_load, none, none, 0usize, text, KEXEC_FILE_UNLOAD)
+    };
+    answer(done).map(|_| ())
+}
+
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
@@ -224,6 +254,12 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(size(&null).is_err());
         assert!(is_read_only(&null).is_err());
+    }
+
+    #[test]
+    fn file_that_is_no_kernel_is_not_loaded() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(load_kernel(null.as_fd(), null.as_fd(), c"quiet").is_err());
     }
 
     #[test]
