@@ -3,9 +3,11 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
-use linux::boot::{Parameter, command_line, credentials};
+use keys::date::Expiry;
+use linux::boot::{Parameter, credentials, parse_command_line};
 use linux::identity::{MachineId, firmware_id};
 use linux::network::IpParameter;
 use linux::tree::Tree;
@@ -36,6 +38,8 @@ pub struct Settings {
     /// Whether `ip=` requests an address beyond link-local: then all addresses are listened on,
     /// with keys.
     pub routable: bool,
+    /// Time without an attached host after which the machine restarts, if given.
+    pub return_after: Option<Duration>,
     /// Machine ID, if given.
     pub machine: Option<MachineId>,
     /// Messages about parameters that were ignored.
@@ -54,12 +58,23 @@ impl Settings {
             }
         }
         // The command line comes last and takes precedence.
-        for parameter in command_line(tree) {
-            settings.apply(tree, &parameter);
-        }
-        let (network, _) = IpParameter::parse_all(&tree.text("proc/cmdline").unwrap_or_default());
-        settings.routable = network.iter().any(IpParameter::may_be_routable);
+        settings.apply_line(tree, &tree.text("proc/cmdline").unwrap_or_default());
         settings
+    }
+
+    /// Reads a kernel command line alone.
+    pub fn of_command_line(tree: &Tree, line: &str) -> Self {
+        let mut settings = Self::default();
+        settings.apply_line(tree, line);
+        settings
+    }
+
+    fn apply_line(&mut self, tree: &Tree, line: &str) {
+        for parameter in parse_command_line(line) {
+            self.apply(tree, &parameter);
+        }
+        let (network, _) = IpParameter::parse_all(line);
+        self.routable = network.iter().any(IpParameter::may_be_routable);
     }
 
     fn apply(&mut self, tree: &Tree, parameter: &Parameter) {
@@ -75,7 +90,7 @@ impl Settings {
                 self.no_pairing =
                     self.parse_bool(parameter, value).map_or(self.no_pairing, |yes| !yes);
             }
-            ("disk" | "writable" | "protocol" | "listen" | "machine_id", "") => {
+            ("disk" | "writable" | "protocol" | "listen" | "machine_id" | "return", "") => {
                 self.note(parameter, "it needs a value");
             }
             ("disk", disk) => add(&mut self.filter.only, DiskSelector::new(disk)),
@@ -87,6 +102,10 @@ impl Settings {
             ("listen", address) => match address.parse() {
                 Ok(address) => add(&mut self.listen, address),
                 Err(reason) => self.note(parameter, &reason),
+            },
+            ("return", time) => match parse_duration(time) {
+                Ok(time) => self.return_after = Some(time),
+                Err(reason) => self.note(parameter, reason),
             },
             ("machine_id", "firmware") => match firmware_id(tree) {
                 Some(id) => self.machine = Some(id),
@@ -123,6 +142,17 @@ impl Settings {
     }
 }
 
+/// Parses a duration: `30m`, `2h`, `7d`.
+///
+/// # Errors
+/// Fails with a message for the user.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    match text.parse() {
+        Ok(Expiry::In(duration)) => Ok(duration),
+        _ => Err("it is a time such as 30m, 2h or 7d"),
+    }
+}
+
 /// Parses a comma-separated list of protocols.
 fn protocols(names: &str) -> Option<Vec<Protocol>> {
     names.split(',').map(|name| Protocol::from_str(name, false).ok()).collect()
@@ -137,15 +167,18 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
 #[cfg(test)]
 mod test {
     use super::*;
-    use linux::boot::parse_command_line;
     use testkit::Scratch;
 
     fn settings(line: &str) -> Settings {
-        let mut settings = Settings::default();
-        for parameter in parse_command_line(line) {
-            settings.apply(&Tree::at("/nonexistent"), &parameter);
-        }
-        settings
+        Settings::of_command_line(&Tree::at("/nonexistent"), line)
+    }
+
+    #[test]
+    fn time_after_which_the_machine_returns_has_a_unit() {
+        let found =
+            settings("storagetm.return=30m storagetm.return=30 storagetm.return=2026-12-01");
+        assert_eq!(found.return_after, Some(Duration::from_secs(1800)));
+        assert_eq!(found.notes.len(), 2, "{:?}", found.notes);
     }
 
     #[test]

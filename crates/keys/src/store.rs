@@ -30,6 +30,9 @@ pub use crate::watch::Watch;
 /// Most hosts that are authorized: their keys are tried in every handshake.
 pub(crate) const MAX_HOSTS: usize = 1024;
 
+/// A file of the directory: its path there, and its content.
+pub type StoredFile = (PathBuf, Zeroizing<Vec<u8>>);
+
 /// The key store.
 #[derive(Debug)]
 pub struct Store {
@@ -213,6 +216,24 @@ impl Store {
         let has_nqn =
             |found: &Result<HostRecord, Failure>| found.as_ref().is_ok_and(|r| r.nqn == nqn);
         self.hosts().into_iter().find(|(_, found)| has_nqn(found)).map(|(name, _)| name)
+    }
+
+    /// Returns the hosts that may attach something at `now`, each with its files: its own and those
+    /// of its keys. Hosts whose keys cannot be read are left out.
+    pub fn files_of_hosts(&self, now: SystemTime) -> Vec<(Name, Vec<StoredFile>)> {
+        let hosts = self.hosts().into_iter().filter_map(|(name, record)| {
+            let record = record.ok()?;
+            let allowed = record.has_key() && record.rules.iter().any(|it| it.is_in_force(now));
+            let files = allowed.then(|| self.files_of(&name, &record))?;
+            Some((name, files.ok()?))
+        });
+        hosts.collect()
+    }
+
+    fn files_of(&self, name: &Name, record: &HostRecord) -> Result<Vec<StoredFile>, Failure> {
+        let own = (Path::new(HOSTS).join(format!("{name}{JSON}")), record.emit());
+        let key = |name: &Name| Ok((Path::new(KEYS).join(name.as_str()), self.key(name)?.line()));
+        std::iter::once(Ok(own)).chain(record.key_names().map(key)).collect()
     }
 
     /// Stores a host; replaces one of the same name.

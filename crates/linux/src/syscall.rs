@@ -224,9 +224,8 @@ pub(crate) fn load_kernel(
     let [kernel, initramfs] = [kernel, initramfs].map(|fd| libc::c_long::from(fd.as_raw_fd()));
     let (text, len, flags) = (line.as_ptr(), line.to_bytes_with_nul().len(), 0 as libc::c_ulong);
     // SAFETY: both descriptors are open during the call, and `text` has `len` bytes, which it only reads.
-    let done = unsafe {
-        libc::syscall(libc::SYS_kexec_file_load, kernel, initramfs, len, text, flags)
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_kexec_file_load, kernel, initramfs, len, text, flags) };
     answer(done).map(|_| ())
 }
 

@@ -165,6 +165,19 @@ fn write_entry(inputs: &Inputs<'_>, progress: &Progress) -> Result<(Report, Path
     Ok((report.with(starts).of_size(written).once(loader.once()), loader.files()))
 }
 
+/// Returns the file of the running kernel, and an initramfs of target mode for it and for the
+/// hardware of this machine.
+pub(crate) fn for_this_machine() -> Result<(PathBuf, Vec<u8>), Failure> {
+    let options = Image::for_this_machine();
+    let inputs = Inputs { tree: Tree::machine(), options: &options };
+    let progress = Progress::open();
+    let (path, _) = inputs.kernel()?;
+    let modules = inputs.modules(None)?;
+    let made = make_initramfs(&inputs, &modules, Kind::Initramfs, &progress);
+    progress.clear();
+    Ok((path, made?.0.bytes))
+}
+
 fn parse_kernel<'a>(path: &Path, bytes: &'a [u8]) -> Result<Kernel<'a>, Failure> {
     Kernel::parse(bytes).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }

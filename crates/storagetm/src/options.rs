@@ -1,6 +1,7 @@
 //! Command-line options: one table for the parser, help, man pages and completions.
 
 pub mod attach;
+pub mod boot;
 pub mod copy;
 pub mod find;
 pub mod host;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use attach::{Attach, Detach};
+use boot::Boot;
 use daemon::lend::{DEMO, LendRequest};
 use daemon::listen::ListenOption;
 use daemon::reported::ReportedIdentity;
@@ -73,26 +75,6 @@ Examples:
 Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address cannot be \
 bound, 2 if the options are wrong.";
 
-fn boot_examples() -> String {
-    format!(
-        "\
-This is PID 1 of the initramfs that `storagetm image` builds. It mounts only the kernel's own file \
-systems, loads drivers for the hardware, configures the network, and lends every disk read-only. It \
-writes to no disk.
-
-On the kernel command line:
-  storagetm.disk=PATH        lend this disk only; may be repeated
-  storagetm.writable=PATH    lend this disk writable; may be repeated
-  storagetm.protocol=NAME    {}
-  storagetm.listen=ADDRESS   listen on ADDRESS, as with storagetm serve --listen
-  storagetm.open             access without a key and without encryption, on every address
-  storagetm.pair=no          show no pairing code
-  storagetm.machine_id=firmware|HEX
-  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured",
-        protocol_help::boot_parameter()
-    )
-}
-
 const LIST_EXAMPLES: &str = "\
 Examples:
   storagetm list
@@ -125,8 +107,7 @@ pub enum Task {
     /// List the disks of this machine, what is on them, and whether they may be lent
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
-    /// Run target mode: PID 1 of a machine that only lends its disks
-    #[command(after_help = boot_examples())]
+    /// Restart this machine into target mode, in which it only lends its disks
     Boot(Boot),
     /// Build an image that boots into target mode: an initramfs, an EFI program, or a USB stick
     Image(Image),
@@ -325,10 +306,6 @@ pub struct Serve {
     #[arg(skip)]
     pub notes: Vec<String>,
 }
-
-/// The options of `storagetm boot`: all settings are on the kernel command line.
-#[derive(Debug, Args)]
-pub struct Boot {}
 
 /// The options of `storagetm hold`.
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@
 //! | `exports`, `disks`, `flushes` | the served disks |
 //! | `hosts` | access rules and pairing |
 //! | `events`, `event_limit`, `faults` | events as they are reported |
+//! | `idle` | restart of a machine that no host uses |
 //! | `ui` | output, screens and keys |
 
 mod config;
@@ -19,6 +20,7 @@ mod exports;
 mod faults;
 mod flushes;
 mod hosts;
+mod idle;
 mod mdns;
 mod network;
 mod shutdown;
@@ -49,6 +51,7 @@ pub(crate) use config::ServeConfig;
 use events::Events;
 use exports::Exports;
 use hosts::Hosts;
+use idle::IdleLimit;
 use network::Network;
 use socket_activation::InheritedSockets;
 use ui::Ui;
@@ -145,6 +148,8 @@ struct Server {
     ui: Ui,
     /// Prevents suspend while a disk is attached.
     sleep_inhibitor: Inhibitor,
+    /// Restarts the machine when no host has been attached for some time, in target mode.
+    idle_limit: IdleLimit,
     /// Events of the worker, and notes of other threads.
     inbox: Inbox,
 }
@@ -219,8 +224,11 @@ impl Server {
                 return StopReason::Failed(reason);
             }
             self.hosts.receive(&mut Context { worker: &self.worker, ui: &mut self.ui, now });
-            let is_used = self.ui.is_target_mode() || self.exports.status().is_any_attached();
-            self.sleep_inhibitor.update(is_used, now);
+            let is_attached = self.exports.status().is_any_attached();
+            self.sleep_inhibitor.update(self.ui.is_target_mode() || is_attached, now);
+            if self.idle_limit.is_reached(is_attached, now) {
+                return StopReason::Restart;
+            }
             self.ui.write();
             self.run_timers(now);
         }
@@ -257,6 +265,7 @@ impl Server {
             self.events.due(),
             self.ui.due(),
             self.sleep_inhibitor.due(),
+            self.idle_limit.due(),
         ];
         parts.into_iter().flatten().min()
     }

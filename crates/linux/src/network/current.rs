@@ -70,7 +70,8 @@ impl NetworkSettings {
             }
         }
         let cards = net::cards(tree).into_iter().filter(|card| card.carrier);
-        let nearby = cards.filter_map(|card| Some((card.name.clone(), wired(tree, &card.name).ok()?)));
+        let nearby =
+            cards.filter_map(|card| Some((card.name.clone(), wired(tree, &card.name).ok()?)));
         settings.nearby = nearby.map(|(name, mac)| (name, link_local(mac))).collect();
         settings
     }

@@ -4,9 +4,10 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use console::Key;
+use daemon::settings::Settings;
 use linux::pid1::{self, Exit, Power};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
@@ -169,16 +170,22 @@ fn signal_child(signal: rustix::process::Signal) {
     }
 }
 
-/// Shows why no disk is exported, and waits for a key. Returns `None` to try again.
+/// Shows why no disk is exported, and waits for a key. Returns `None` to try again. Restarts after
+/// the time of `storagetm.return=`, if it is given.
 fn prompt(tree: &Tree, reason: &str) -> Option<Power> {
     let mut screens = Screens::open(tree);
     screens.print(&format!(
         "storagetm: no disk is lent.\n\n{}\n\nEnter try again   p power off   r restart\n",
         console::escape_lines_to_ascii(reason)
     ));
+    let start = Instant::now();
+    let limit = Settings::read(tree).return_after;
     loop {
         if let Some(power) = requested() {
             return Some(power);
+        }
+        if limit.is_some_and(|limit| start.elapsed() >= limit) {
+            return Some(Power::Restart);
         }
         screens.wait(Duration::from_secs(1));
         for key in screens.receive() {

@@ -28,6 +28,9 @@ loader and kernel; sign a UKI with your own key (sbsign --key KEY --cert CERT st
 
 Exit status: 0 if the image was built, 1 if not, 2 if the options are wrong.";
 
+/// The directory of firmware files of distributions.
+const FIRMWARE: &str = "/lib/firmware";
+
 /// The options of `storagetm image`.
 #[derive(Debug, Args)]
 #[command(
@@ -107,7 +110,7 @@ pub struct Image {
     ///
     /// For any PC only files of at most 768 KiB are included: enough for most network cards. Larger
     /// ones are named when the image is made.
-    #[arg(long, value_name = "DIR", default_value = "/lib/firmware")]
+    #[arg(long, value_name = "DIR", default_value = FIRMWARE)]
     pub firmware: PathBuf,
 
     /// Include firmware files of any size
@@ -125,6 +128,31 @@ pub struct Image {
     /// Write the result as one line of JSON
     #[arg(long)]
     pub json: bool,
+}
+
+impl Image {
+    /// Returns the options for an image of the running kernel and the hardware of this machine.
+    pub(crate) fn for_this_machine() -> Self {
+        Self {
+            initramfs: None,
+            uki: None,
+            disk: None,
+            iso: None,
+            entry: false,
+            loader: LoaderChoice::Auto,
+            loader_files: None,
+            machine: For::ThisMachine,
+            kernel: None,
+            modules: None,
+            command_line: String::new(),
+            stub: None,
+            firmware: PathBuf::from(FIRMWARE),
+            all_firmware: false,
+            no_firmware: false,
+            force: false,
+            json: false,
+        }
+    }
 }
 
 /// What UEFI firmware starts.

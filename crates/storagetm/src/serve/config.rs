@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use daemon::certificates;
 use daemon::disk_filter::DiskFilter;
@@ -55,6 +56,8 @@ pub(crate) struct ServeConfig {
     /// Directory of keys and hosts; `None` for the default.
     pub(super) keys: Option<PathBuf>,
     pub(super) pairing: PairingMode,
+    /// Time without an attached host after which the machine restarts, in target mode.
+    pub(super) return_after: Option<Duration>,
     /// Whether the disks are announced by multicast DNS.
     pub(super) announce: bool,
     /// UDP port of multicast DNS instead of 5353.
@@ -144,6 +147,7 @@ impl ServeConfig {
                 true => PairingMode::Disabled,
                 false => PairingMode::OnScreen,
             },
+            return_after: settings.return_after,
             announce: true,
             mdns_port: None,
             digests: false,

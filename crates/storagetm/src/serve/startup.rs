@@ -13,6 +13,7 @@ use super::config::ServeConfig;
 use super::events::Events;
 use super::exports::Exports;
 use super::hosts::Hosts;
+use super::idle::IdleLimit;
 use super::network::Network;
 use super::socket_activation::InheritedSockets;
 use super::ui::Ui;
@@ -55,8 +56,19 @@ impl Server {
         let sleep_inhibitor =
             Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others");
         let events = Events::default();
-        let mut server =
-            Self { worker, network, exports, hosts, events, ui, sleep_inhibitor, inbox };
+        let limit = config.return_after.filter(|_| ui.is_target_mode());
+        let idle_limit = IdleLimit::new(limit, Instant::now());
+        let mut server = Self {
+            worker,
+            network,
+            exports,
+            hosts,
+            events,
+            ui,
+            sleep_inhibitor,
+            idle_limit,
+            inbox,
+        };
         let unseen = config.filter.is_some() && server.exports.is_hotplug_unavailable();
         let unseen = unseen.then(|| UNSEEN.to_owned());
         // In target mode the screen comes first: connections wait at the listening sockets.

@@ -1,0 +1,80 @@
+//! The options of `storagetm boot`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use daemon::settings::parse_duration;
+
+use super::protocol_help;
+
+const LONG: &str = "\
+With --now, stops this system in the orderly way and starts its kernel anew with storagetm as the only program (kexec): \
+every disk is lent, that of the system included, at the addresses that the machine has now, to the hosts that may attach \
+its disks now (storagetm host). The next restart starts the normal system. Nothing is written to a disk.
+
+Shows first which disks are lent, at which addresses, the line for the other machine, and the way back; then asks for \
+consent. Needs root, systemd, and a kernel with kexec.";
+
+fn examples() -> String {
+    format!(
+        "\
+Examples:
+  Show what would happen, and do it; without a host for half an hour the machine restarts:
+    storagetm boot --now --for 30m --dry-run
+    storagetm boot --now --for 30m
+  Let hosts change one disk:
+    storagetm boot --now --command-line storagetm.writable=SERIAL
+
+Without --now this is PID 1 of the initramfs that `storagetm image` builds. It mounts only the \
+kernel's own file systems, loads drivers for the hardware, configures the network, and lends every \
+disk read-only. It writes to no disk.
+
+On the kernel command line:
+  storagetm.disk=PATH        lend this disk only; may be repeated
+  storagetm.writable=PATH    lend this disk writable; may be repeated
+  storagetm.protocol=NAME    {}
+  storagetm.listen=ADDRESS   listen on ADDRESS, as with storagetm serve --listen
+  storagetm.open             access without a key and without encryption, on every address
+  storagetm.pair=no          show no pairing code
+  storagetm.return=TIME      restart after TIME (30m, 2h) without an attached host
+  storagetm.machine_id=firmware|HEX
+  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured",
+        protocol_help::boot_parameter()
+    )
+}
+
+/// The options of `storagetm boot`.
+#[derive(Debug, Args)]
+#[command(long_about = LONG, after_help = examples())]
+pub struct Boot {
+    /// Restart this machine into target mode
+    #[arg(long)]
+    pub now: bool,
+
+    /// Restart into the normal system after this time without an attached host: 30m, 2h
+    #[arg(long = "for", value_name = "TIME", requires = "now", value_parser = parse_duration)]
+    pub return_after: Option<Duration>,
+
+    /// Allow access without a key and without encryption
+    #[arg(long, requires = "now")]
+    pub open: bool,
+
+    /// More kernel parameters, such as storagetm.disk=SERIAL
+    #[arg(long, value_name = "TEXT", requires = "now", allow_hyphen_values = true)]
+    pub command_line: Option<String>,
+
+    /// Directory of keys and hosts
+    ///
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm.
+    #[arg(long, value_name = "DIR", requires = "now")]
+    pub keys: Option<PathBuf>,
+
+    /// Show what would happen, and do nothing
+    #[arg(long, requires = "now")]
+    pub dry_run: bool,
+
+    /// Restart without asking for consent
+    #[arg(long, requires = "now", conflicts_with = "dry_run")]
+    pub yes: bool,
+}
