@@ -43,7 +43,7 @@ pub(super) fn run(options: &Boot) -> Result<(), Failure> {
     let (hosts, files): (Vec<_>, Vec<_>) =
         store.files_of_hosts(SystemTime::now()).into_iter().unzip();
     let plan = Plan::new(&tree, options, hosts)?;
-    let text = escape_lines_to_ascii(&plan.to_string());
+    let text = format!("{}\n", escape_lines_to_ascii(plan.to_string().trim_end()));
     io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Failure::new(format!("standard output cannot be written: {error}")))?;

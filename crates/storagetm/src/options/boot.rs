@@ -8,27 +8,25 @@ use daemon::settings::parse_duration;
 
 use super::protocol_help;
 
-const LONG: &str = "\
-With --now, stops this system in the orderly way and starts its kernel anew with storagetm as the only program (kexec): \
-every disk is lent, that of the system included, at the addresses that the machine has now, to the hosts that may attach \
-its disks now (storagetm host). The next restart starts the normal system. Nothing is written to a disk.
-
-Shows first which disks are lent, at which addresses, the line for the other machine, and the way back; then asks for \
-consent. Needs root, systemd, and a kernel with kexec.";
-
 fn examples() -> String {
     format!(
         "\
+With --now, this system stops in the orderly way, and its kernel starts anew with storagetm as the only \
+program (kexec). Every disk is lent, that of the system included, at the addresses that the machine has now, \
+to the hosts that may attach its disks now (storagetm host). The next restart starts the normal system. \
+Shown first are the disks, the addresses, the line for the other machine, and the way back; then consent is \
+asked for. This needs root, systemd, and a kernel with kexec.
+
+Without --now this is PID 1 of the initramfs that `storagetm image` builds. It mounts only the \
+kernel's own file systems, loads drivers for the hardware, configures the network, and lends every \
+disk read-only. It writes to no disk.
+
 Examples:
   Show what would happen, and do it; without a host for half an hour the machine restarts:
     storagetm boot --now --for 30m --dry-run
     storagetm boot --now --for 30m
   Let hosts change one disk:
     storagetm boot --now --command-line storagetm.writable=SERIAL
-
-Without --now this is PID 1 of the initramfs that `storagetm image` builds. It mounts only the \
-kernel's own file systems, loads drivers for the hardware, configures the network, and lends every \
-disk read-only. It writes to no disk.
 
 On the kernel command line:
   storagetm.disk=PATH        lend this disk only; may be repeated
@@ -46,7 +44,7 @@ On the kernel command line:
 
 /// The options of `storagetm boot`.
 #[derive(Debug, Args)]
-#[command(long_about = LONG, after_help = examples())]
+#[command(after_help = examples())]
 pub struct Boot {
     /// Restart this machine into target mode
     #[arg(long)]
