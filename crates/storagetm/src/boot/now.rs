@@ -64,9 +64,9 @@ pub(super) fn run(options: &Boot) -> Result<(), Failure> {
 
 fn obstacle(tree: &Tree) -> Option<&'static str> {
     let is_systemd = tree.path("run/systemd/system").exists();
-    kexec::obstacle(tree).or((!is_systemd).then_some(
-        "systemd does not run here, which would stop the services and unmount the file systems",
-    ))
+    let unordered =
+        "systemd does not run here, which would stop the services and unmount the file systems";
+    kexec::obstacle(tree).or(if is_systemd { None } else { Some(unordered) })
 }
 
 fn impossible(reason: &str) -> Failure {
