@@ -29,9 +29,11 @@ pub(crate) struct Count {
     /// Number of requests.
     #[arg(long, default_value_t = 1000)]
     requests: u32,
-    /// Number of hosts, each with a thread, pinned to a processor in turn.
-    #[arg(long, default_value_t = 1)]
-    threads: usize,
+    /// Measure the processor time of a request of so many hosts, each with a thread, pinned to a
+    /// processor in turn. Without this option one host sends requests, and no clock is read, which
+    /// valgrind does not support.
+    #[arg(long)]
+    threads: Option<usize>,
 }
 
 /// Bytes that are passed to the target at once while requests are large.
@@ -49,23 +51,26 @@ struct Link {
     now: Instant,
 }
 
-/// Executes the requests, and prints the processor time of one, of host and target.
+/// Executes the requests. With threads, prints the processor time of one, of host and target.
 pub(crate) fn count(options: Count) -> Result<()> {
     let catalogue = Arc::new(Catalogue::default());
     let mut export = serve::lend(&Disk::Null)?;
     export.access = Access::Writable;
     catalogue.publish(Arc::new(export));
     let (target, budget) = (Target::new(catalogue), Budget::new(256 << 20));
+    let Some(threads) = options.threads else {
+        return count_one(&target, &budget, options, || Duration::ZERO).map(drop);
+    };
     let processors = thread::available_parallelism()?.get();
     let times = thread::scope(|scope| {
         let start = |at| {
             let (target, budget) = (&target, &budget);
             scope.spawn(move || {
                 processor::pin(at % processors)?;
-                count_one(target, budget, options)
+                count_one(target, budget, options, processor::time_of_thread)
             })
         };
-        let threads: Vec<_> = (0..options.threads).map(start).collect();
+        let threads: Vec<_> = (0..threads).map(start).collect();
         let times = threads.into_iter().map(|one| one.join().ok().context("a thread panicked")?);
         times.collect::<Result<Vec<_>>>()
     })?;
@@ -74,8 +79,13 @@ pub(crate) fn count(options: Count) -> Result<()> {
     Ok(())
 }
 
-/// Executes the requests of one host. Returns their processor time.
-fn count_one(target: &Arc<Target>, budget: &Arc<Budget>, options: Count) -> Result<Duration> {
+/// Executes the requests of one host. Returns their processor time, as measured by `clock`.
+fn count_one(
+    target: &Arc<Target>,
+    budget: &Arc<Budget>,
+    options: Count,
+    clock: fn() -> Duration,
+) -> Result<Duration> {
     let account = Pool::with_budget(16 << 20, budget.clone()).open();
     let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, NQN, HOST);
     let with = |options| Options { flow_control: false, ..options };
@@ -94,11 +104,11 @@ fn count_one(target: &Arc<Target>, budget: &Arc<Budget>, options: Count) -> Resu
     let io = Options::io(1, 8, controller.capsule_data());
     let (mut io, _) = Link::open(target, &account, with(io), data(cntlid)?)?;
     io.is_large = options.size > 16 << 10;
-    let before = processor::time_of_thread();
+    let before = clock();
     for _ in 0..options.requests {
         io.request(&account, options)?;
     }
-    Ok(processor::time_of_thread().saturating_sub(before))
+    Ok(clock().saturating_sub(before))
 }
 
 impl Link {

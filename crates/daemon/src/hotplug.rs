@@ -1,6 +1,8 @@
 //! Hot-plug of block devices: withdraws exports whose disk is removed, announces new sizes, and
 //! with `--all` exports disks that are added.
 
+mod change;
+
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
@@ -16,6 +18,8 @@ use crate::device::Device;
 use crate::disk_filter::{DiskFilter, Selection};
 use crate::examine::{Examiner, LIMIT, SLOW};
 use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, devices_to_examine};
+pub use change::Change;
+use change::{changed, is_lent};
 use failure::Failure;
 
 /// A new disk causes several uevents: those within this time are handled together.
@@ -28,19 +32,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// Poll interval while descriptors of a withdrawn disk are still open.
 const RELEASE: Duration = Duration::from_millis(500);
-
-/// What the caller has to do.
-#[derive(Debug)]
-pub enum Change {
-    /// Export the disk.
-    Added(Box<LentDisk>),
-    /// Withdraw the disk.
-    Removed(Device),
-    /// Announce the new size in bytes.
-    Resized(Device, u64),
-    /// Tell the user.
-    Note(String),
-}
 
 /// The disk that holds a writable position.
 #[derive(Debug)]
@@ -469,10 +460,6 @@ fn boots_target_mode(examined: &ExaminedDisk<'_>) -> bool {
     first.is_some_and(|entry| entry.name.as_deref() == Some(linux::boot::PARTITION_NAME))
 }
 
-fn is_lent(disk: &Disk, lent_disks: &[LentDisk]) -> bool {
-    lent_disks.iter().any(|lent| lent.device == Some(Device::of(disk)))
-}
-
 fn replacement_note(disk: &Disk) -> String {
     format!(
         "{} is lent read-only: another disk was there when it was named writable",
@@ -487,24 +474,6 @@ fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -
         None => name.clone(),
     };
     names.flat_map(|name| [name.clone(), whole(name)]).collect()
-}
-
-/// Exported disks that were removed or have a new size.
-fn changed(disks: &[Disk], lent_disks: &[LentDisk]) -> Vec<Change> {
-    let lent = lent_disks.iter().filter_map(|lent| Some((lent, lent.device.as_ref()?)));
-    lent.filter_map(|(lent, device)| {
-        let now = disks.iter().find(|disk| Device::of(disk) == *device);
-        let block = u64::from(lent.export.geometry.block());
-        match now.map(|disk| disk.bytes) {
-            None | Some(0) => Some(Change::Removed(device.clone())),
-            // The size of a device is rounded down to whole blocks.
-            Some(bytes) if bytes - bytes % block != lent.export.bytes() => {
-                Some(Change::Resized(device.clone(), bytes - bytes % block))
-            }
-            Some(_) => None,
-        }
-    })
-    .collect()
 }
 
 #[cfg(test)]

@@ -32,12 +32,15 @@ const CLASSES: usize = 9;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
+/// What the driver keeps with the memory of a buffer.
+pub type Kept = Option<Rc<dyn Any>>;
+
 /// Memory of the pool.
 #[derive(Default)]
 struct Pages {
     pages: Box<[Page]>,
     /// What the driver keeps with it.
-    kept: Option<Rc<dyn Any>>,
+    kept: Kept,
 }
 
 /// A thread's payload memory: cached buffers by size, and the limit of its accounts together.
@@ -354,7 +357,7 @@ impl Buffer {
     /// Returns all of its memory, which may be longer than the payload, and what the driver keeps with
     /// that memory; `None` if the payload is [in place](Buffer::in_place). What is kept is dropped when
     /// the memory is freed, which may be long after the buffer.
-    pub fn memory_mut(&mut self) -> Option<(&mut [u8], &mut Option<Rc<dyn Any>>)> {
+    pub fn memory_mut(&mut self) -> Option<(&mut [u8], &mut Kept)> {
         match &mut self.memory {
             Memory::Pages(Pages { pages, kept }) => Some((pages.as_mut_bytes(), kept)),
             Memory::InPlace(_) => None,
@@ -464,7 +467,7 @@ mod test {
     }
 
     #[test]
-    fn memory_charged_in_advance_is_returned_when_another_thread_is_refused() {
+    fn advance_charges_return_when_another_is_refused() {
         let budget = Budget::new(0);
         let pools = [(); 2].map(|()| Pool::with_budget(64 << 20, budget.clone()));
         let many: Vec<_> = (0..64).map(|_| pools[0].open()).collect();

@@ -97,7 +97,7 @@ mod token_bucket;
 
 pub use backing::{Backing, Layout};
 pub use budget::{Budget, Purpose, Share};
-pub use buffer::{Account, Buffer, InPlace, PAGE, Pool};
+pub use buffer::{Account, Buffer, InPlace, Kept, PAGE, Pool};
 pub use catalogue::Catalogue;
 pub use connections::Usage;
 pub use event::{Event, MAX_TEXT, PairingRequest};

@@ -1,6 +1,6 @@
 //! The program under the name of systemd-storagetm: its options, environment and exit status, with
 //! the defaults of `storagetm serve`
-//! ([decision 23](../../../docs/decisions/023-in-place-of-systemd-storagetm.md)).
+//! ([decision 26](../../../docs/decisions/026-in-place-of-systemd-storagetm.md)).
 
 use std::ffi::OsString;
 use std::io::Write;
