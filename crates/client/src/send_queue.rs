@@ -195,7 +195,7 @@ mod test {
     fn memory_is_bounded_while_the_socket_stays_full() {
         let mut queue = SendQueue::default();
         for _ in 0..20_000 {
-            queue.push(Segment::head(Head::new(&[0; 48])));
+            queue.push(Segment::head(Head::new(&[0; 47])));
             // All but the newest segment.
             let pending = queue.copied.len() - queue.start;
             queue.flush(&mut Full(pending - 24)).unwrap();
