@@ -27,6 +27,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// udev keeps a new disk open for a while: when to try again to open a busy disk.
 const RECHECK: Duration = Duration::from_secs(2);
 
+/// The type of the EFI system partition, which is the first one of every stick.
+const EFI_SYSTEM: &str = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b";
+
 /// Longest delay between attempts to list the disks; the first one is [`SETTLE`].
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -457,7 +460,9 @@ impl Hotplug {
 fn boots_target_mode(examined: &ExaminedDisk<'_>) -> bool {
     let table = examined.findings.contents(examined.disk).ok().and_then(|contents| contents.table);
     let first = table.and_then(|table| table.entries.into_iter().next());
-    first.is_some_and(|entry| entry.name.as_deref() == Some(linux::boot::PARTITION_NAME))
+    first.is_some_and(|entry| {
+        entry.name.as_deref() == Some(linux::boot::PARTITION_NAME) && entry.kind == EFI_SYSTEM
+    })
 }
 
 fn replacement_note(disk: &Disk) -> String {

@@ -269,11 +269,13 @@ impl Worker {
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         let mut state = self.shared.state();
         state.stopping = true;
+        // Without a worker there are no hosts.
+        let was_alive = state.is_alive();
         state.send(&Request::Stop { milliseconds });
         let waits = |state: &mut State| state.stopped.is_none() && state.is_alive();
         let waited = self.shared.stopped.wait_timeout_while(state, patience + GRACE, waits);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let in_time = state.stopped.unwrap_or(false);
+        let in_time = state.stopped.unwrap_or(!was_alive);
         drop(state);
         self.end();
         in_time

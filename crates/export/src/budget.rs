@@ -136,7 +136,8 @@ impl Share {
 
     /// Charges `bytes`, a part of them in advance, and returns true, if plenty is free.
     pub(crate) fn take_ahead(&self, purpose: Purpose, bytes: usize) -> bool {
-        self.take_within(purpose, bytes, AHEAD_PART)
+        let (limit, used, _) = self.counters(purpose);
+        used.load(Ordering::Relaxed) <= limit / 2 && self.take_within(purpose, bytes, AHEAD_PART)
     }
 
     /// Charges `bytes` if the tenant then has at most one `part`th of what is free.

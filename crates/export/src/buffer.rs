@@ -308,7 +308,17 @@ pub struct Buffer {
 /// Where the payload of a [`Buffer`] is.
 enum Memory {
     Pages(Pages),
-    InPlace(InPlace),
+    /// And how many bytes the account is charged for it.
+    InPlace(InPlace, usize),
+}
+
+impl Memory {
+    fn charged(&self) -> usize {
+        match self {
+            Self::Pages(pages) => pages.pages.len() * PAGE,
+            Self::InPlace(_, bytes) => *bytes,
+        }
+    }
 }
 
 /// Where the payload of a [`Buffer`] is, if it was not copied into the buffer: in memory of the
@@ -326,7 +336,7 @@ impl Buffer {
     pub fn bytes(&self) -> &[u8] {
         match &self.memory {
             Memory::Pages(pages) => pages.pages.as_bytes().get(..self.len).unwrap_or_default(),
-            Memory::InPlace(_) => &[],
+            Memory::InPlace(..) => &[],
         }
     }
 
@@ -336,21 +346,26 @@ impl Buffer {
             Memory::Pages(pages) => {
                 pages.pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default()
             }
-            Memory::InPlace(_) => &mut [],
+            Memory::InPlace(..) => &mut [],
         }
     }
 
     /// Makes the memory of the driver at `in_place` the payload. The buffer's own memory returns to
-    /// its pool at once. Only for a read that [allows](crate::Admitted::allow_in_place) it.
+    /// its pool at once, but stays charged to the account until the buffer is dropped: that is what
+    /// limits replies that wait to be sent. Only for a read that
+    /// [allows](crate::Admitted::allow_in_place) it.
     pub fn set_in_place(&mut self, in_place: InPlace) {
-        self.account.take_back(std::mem::replace(&mut self.memory, Memory::InPlace(in_place)));
+        let in_place = Memory::InPlace(in_place, self.memory.charged());
+        if let Memory::Pages(pages) = std::mem::replace(&mut self.memory, in_place) {
+            self.account.pool.give_back(pages);
+        }
     }
 
     /// Returns where the payload is, if not in the buffer's own bytes.
     pub fn in_place(&self) -> Option<&InPlace> {
         match &self.memory {
             Memory::Pages(_) => None,
-            Memory::InPlace(in_place) => Some(in_place),
+            Memory::InPlace(in_place, _) => Some(in_place),
         }
     }
 
@@ -360,7 +375,7 @@ impl Buffer {
     pub fn memory_mut(&mut self) -> Option<(&mut [u8], &mut Kept)> {
         match &mut self.memory {
             Memory::Pages(Pages { pages, kept }) => Some((pages.as_mut_bytes(), kept)),
-            Memory::InPlace(_) => None,
+            Memory::InPlace(..) => None,
         }
     }
 
@@ -377,15 +392,15 @@ impl Buffer {
 
 impl AccountState {
     fn take_back(&self, memory: Memory) {
-        let Memory::Pages(pages) = memory else { return };
-        let bytes = pages.pages.len() * PAGE;
-        self.held.set(self.held.get() - bytes);
+        self.held.set(self.held.get() - memory.charged());
         let unused = self.unused();
         if unused > 2 * AHEAD {
             self.give_back(unused - AHEAD);
         }
         self.pool.may_have_unused.set(true);
-        self.pool.give_back(pages);
+        if let Memory::Pages(pages) = memory {
+            self.pool.give_back(pages);
+        }
     }
 }
 
@@ -484,6 +499,17 @@ mod test {
         assert!(pools[0].has_unused() && share() != "Share(0 bytes)");
         pools[0].trim();
         assert!(!pools[0].has_unused() && share() == "Share(0 bytes)");
+    }
+
+    #[test]
+    fn payload_in_place_is_charged_until_it_is_dropped() {
+        let pool = Pool::new(1 << 20);
+        let account = pool.open();
+        let mut buffer = account.take(2 * PAGE).unwrap();
+        buffer.set_in_place(InPlace { memory: Rc::new(()), start: 0 });
+        assert_eq!((account.held(), pool.cached()), (2 * PAGE, 2 * PAGE));
+        drop(buffer);
+        assert_eq!((account.held(), pool.cached()), (0, 2 * PAGE));
     }
 
     #[test]

@@ -257,7 +257,9 @@ impl Connections {
         let state = self.lock();
         // Set before the counters are looked at: a write that ends later finds it set.
         let is_free = !self.exclusive.swap(true, Ordering::AcqRel);
-        self.update(&state);
+        if is_free {
+            self.update(&state);
+        }
         is_free
     }
 

@@ -30,9 +30,7 @@ impl Fence {
     /// Revokes the connection's right to write. May be called from any thread, and more than once.
     /// The first caller must then notify the other sessions ([`Step::Notify`](crate::Step::Notify)).
     pub fn close(&self) {
-        if !self.counters.is_closed() {
-            self.export.connections().close(&self.counters);
-        }
+        self.export.connections().close(&self.counters);
     }
 
     /// Returns the id of the export.

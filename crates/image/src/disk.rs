@@ -75,7 +75,7 @@ impl Disk {
     }
 }
 
-/// Where everything is.
+/// The layout of a disk: the files of its file system and the blocks of its partitions.
 struct Plan<'a> {
     contents: &'a Contents,
     bios: Option<&'a Bios>,

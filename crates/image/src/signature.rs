@@ -10,7 +10,7 @@ use object::{LittleEndian as LE, Object, ObjectSection};
 pub enum Trust {
     /// The program is not signed.
     Unsigned,
-    /// It is signed by somebody else than shim's vendor.
+    /// It is signed by another vendor than shim's.
     Foreign,
     /// It is signed by shim's vendor, or shim has no single vendor.
     Signed,

@@ -140,7 +140,7 @@ pub(crate) fn consent(question: &str, name: &str, option: &str, given: bool) -> 
     let _ = write!(output, "{}\nType {name} to go on: ", escape_lines_to_ascii(question));
     let _ = output.flush();
     let is_confirmed = is_confirmed(input.lock(), name);
-    if is_confirmed { Ok(()) } else { Err("nothing is written: that was not its name".to_owned()) }
+    if is_confirmed { Ok(()) } else { Err(format!("nothing is done: {name} was not typed")) }
 }
 
 /// Returns whether the line read is the name, or `yes`.

@@ -154,15 +154,17 @@ fn write_entry(inputs: &Inputs<'_>, progress: &Progress) -> Result<(Report, Path
     let modules = inputs.modules(Some(&parsed.release))?;
     let (initramfs, report) = make_initramfs(inputs, &modules, Kind::Entry, progress)?;
     let mut starts = Starts::default();
-    if is_signed(&kernel) {
-        starts.on(StartedBy::UefiSecureBoot);
-    } else {
+    // Whether this machine's firmware or shim trusts the signature is not known here.
+    if !is_signed(&kernel) {
         let reason = format!("the kernel {} is not signed", kernel_path.display());
         starts.not_on(StartedBy::UefiSecureBoot, reason);
     }
     let line = &inputs.options.command_line;
     let written = loader.write(&kernel, &initramfs.bytes, line)?;
-    Ok((report.with(starts).of_size(written).once(loader.once()), loader.files()))
+    Ok((
+        report.with(starts).of_size(written).once(loader.once(), loader.forgets_choice()),
+        loader.files(),
+    ))
 }
 
 /// Returns the file of the running kernel, and an initramfs of target mode for it and for the

@@ -38,14 +38,17 @@ impl FileTable {
     }
 
     /// Calls `clear` for each dropped index, to remove its file from the table. An index
-    /// for which this fails is not reused.
-    pub(super) fn sweep(&self, clear: impl Fn(u32) -> bool) {
+    /// for which this fails is not reused. Returns whether any was removed.
+    pub(super) fn sweep(&self, clear: impl Fn(u32) -> bool) -> bool {
         if self.0.borrow().released.is_empty() {
-            return;
+            return false;
         }
         let released = std::mem::take(&mut self.0.borrow_mut().released);
         let cleared = released.into_iter().filter(|&index| clear(index));
+        let cleared: Vec<_> = cleared.collect();
+        let any = !cleared.is_empty();
         self.0.borrow_mut().free.extend(cleared);
+        any
     }
 }
 

@@ -108,8 +108,8 @@ pub(crate) struct Ring {
     files: FileTable,
     /// Indices of registered buffers.
     buffers: FileTable,
-    /// Whether buffers are registered: not if the kernel has no such table (before Linux 5.19), and no
-    /// longer once the process may not lock more memory (`RLIMIT_MEMLOCK`).
+    /// Whether buffers are registered: not if the kernel has no such table (before Linux 5.19), nor
+    /// when the process may not lock more memory (`RLIMIT_MEMLOCK`), until some of it is freed.
     registers: bool,
     /// Disks in the file table.
     disks: Vec<(sync::Weak<Export>, Weak<[FixedFile]>)>,
@@ -195,12 +195,16 @@ impl Ring {
     }
 
     /// Removes files without references from the table.
-    fn sweep(&self) {
+    fn sweep(&mut self) {
         let clear = |index| self.ring.submitter().register_files_update(index, &[-1]).is_ok();
         self.files.sweep(clear);
         let nothing = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }];
         // SAFETY: removes a registration, and refers to no memory.
-        self.buffers.sweep(|index| unsafe { self.update_buffer(index, &nothing) }.is_ok());
+        let clear = |index| unsafe { self.update_buffer(index, &nothing) }.is_ok();
+        if self.buffers.sweep(clear) {
+            // Less memory is locked than before.
+            self.registers = true;
+        }
     }
 
     /// Replaces the registration with this index.

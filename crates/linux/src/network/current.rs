@@ -60,7 +60,9 @@ impl NetworkSettings {
             match wired(tree, &interface) {
                 Ok(mac) => {
                     let is_its = |route: &mut Gateway| {
-                        route.interface == *scope_id && route.address.is_ipv6() == ip.is_ipv6()
+                        let is_near = route.address.is_ipv6() || contains(it, route.address);
+                        let is_v6 = route.address.is_ipv6();
+                        is_near && route.interface == *scope_id && is_v6 == ip.is_ipv6()
                     };
                     let gateway = routes.extract_if(.., is_its).next().map(|route| route.address);
                     let parameter = parameter(it, gateway, hostname, mac);
@@ -75,6 +77,13 @@ impl NetworkSettings {
         settings.nearby = nearby.map(|(name, mac)| (name, link_local(mac))).collect();
         settings
     }
+}
+
+/// Returns whether the IPv4 address is in the network of the assigned one.
+fn contains(assigned: &Assigned, address: IpAddr) -> bool {
+    let (IpAddr::V4(own), IpAddr::V4(other)) = (assigned.address.ip, address) else { return false };
+    let bits = u32::from(own) ^ u32::from(other);
+    bits.checked_shr(32_u32.saturating_sub(assigned.prefix.into())).unwrap_or(0) == 0
 }
 
 fn best<'a>(routes: impl Iterator<Item = &'a Gateway>) -> Option<Gateway> {

@@ -156,7 +156,7 @@ fn r34_failing_allocations_lose_no_data() {
     let mut refused = 0;
     for round in 0..90_u64 {
         world.seed(round);
-        // As an idle thread does.
+        // As an idle thread does: what is charged in advance would serve small requests.
         pool.trim();
         let mut hog = (round % 3 == 0).then(|| MemoryHog::new(&budget));
         // Each in an area of its own: reads and writes, in-capsule and by R2T.

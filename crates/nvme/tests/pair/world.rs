@@ -316,6 +316,8 @@ impl World {
 
     fn run_once(&mut self) -> bool {
         let mut progressed = false;
+        // As a driver does in each turn.
+        self.pool.was_short();
         for index in 0..self.connections.len() {
             progressed |= self.drain_host(index);
             progressed |= self.deliver_to_target(index);

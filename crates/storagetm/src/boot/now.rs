@@ -27,8 +27,8 @@ const MACHINE_ID: &str = "etc/machine-id";
 const PRIVATE: u32 = 0o600;
 
 /// Shown where kexec is not possible.
-const OTHER_WAY: &str = "storagetm image --for this-machine --entry adds an entry to the boot loader instead, and shows \
-                         the command that starts it once";
+const OTHER_WAY: &str = "storagetm image --for this-machine --entry adds an entry to the boot loader instead; give it the \
+                         addresses and the return time by --command-line, as it has neither these nor the keys of hosts";
 
 /// Shows what will happen, asks for consent, and restarts the machine.
 ///

@@ -2,7 +2,9 @@
 //! when it is chosen, in the menu or for the next start, and is never the default.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use linux::tree::Tree;
 
@@ -37,11 +39,10 @@ impl Loader {
     /// Finds the boot loader, and checks that an entry can be added that is not the default.
     pub(super) fn find(tree: &Tree) -> Result<Self, Failure> {
         let variable = |name: &str| tree.bytes(format!("sys/firmware/efi/efivars/{name}"));
-        // UTF-16, behind four bytes of attributes.
-        let loader = variable(LOADER).unwrap_or_default();
-        let loader: Vec<u8> = loader.into_iter().filter(|&byte| byte != 0).collect();
-        if contains(&loader, b"systemd-boot") {
-            return Self::systemd(tree, variable(DEFAULT).is_ok());
+        let loader = text_of_variable(&variable(LOADER).unwrap_or_default());
+        if loader.contains("systemd-boot") {
+            let default = variable(DEFAULT).ok().map(|value| text_of_variable(&value));
+            return Self::systemd(tree, default);
         }
         let found = GRUB.iter().find(|(folder, _)| tree.path(folder).join("grub.cfg").is_file());
         let (folder, once) = found.ok_or_else(|| {
@@ -65,20 +66,30 @@ impl Loader {
         Ok(Self::Grub { folder, once })
     }
 
-    fn systemd(tree: &Tree, has_default: bool) -> Result<Self, Failure> {
+    fn systemd(tree: &Tree, default: Option<String>) -> Result<Self, Failure> {
         let folders = LOADER_PARTITIONS.map(|folder| tree.path(folder));
         let folder = folders.into_iter().find(|folder| folder.join("loader/entries").is_dir());
         let folder = folder.ok_or_else(|| {
             Failure::new("loader/entries is not below /boot, /efi or /boot/efi; mount the boot partition first")
         })?;
-        let settings = fs::read_to_string(folder.join("loader/loader.conf")).unwrap_or_default();
-        let names_default = settings.lines().any(|line| line.trim_start().starts_with("default"));
+        let entries = LOADER_PARTITIONS.map(|folder| tree.path(folder).join("loader/entries"));
+        let conf = fs::read_to_string(folder.join("loader/loader.conf")).unwrap_or_default();
+        let configured =
+            conf.lines().filter_map(|line| line.trim().split_once(char::is_whitespace));
+        let mut configured = configured.filter(|(key, _)| *key == "default");
+        // The variable takes precedence. A default that is saved may become the chosen entry, and one
+        // that is not there does not count.
+        let default =
+            default.or_else(|| configured.next_back().map(|(_, name)| name.trim().to_owned()));
+        let is_saved = default.as_deref() == Some("@saved");
+        let is_other = default.is_some_and(|name| is_another(&entries, &name));
         // Entries without a sort key come last.
-        if has_default || names_default || all_sorted(&folder.join("loader/entries")) {
+        if !is_saved && (is_other || all_sorted(&entries)) {
             return Ok(Self::Systemd { folder });
         }
         Err(Failure::new(format!(
-            "target mode could become the default entry, since {} names none; add a line \"default NAME\" there",
+            "target mode could become the default entry; name another one in {} by a line \"default FILE\", with the \
+             name of its file in loader/entries",
             folder.join("loader/loader.conf").display()
         )))
     }
@@ -96,6 +107,21 @@ impl Loader {
             Self::Grub { once, .. } => format!("{once} {NAME}"),
             Self::Systemd { .. } => format!("bootctl set-oneshot {NAME}.conf"),
         }
+    }
+
+    /// Returns whether the loader forgets the choice for the next start when it has started it. GRUB
+    /// cannot write its environment on LVM, RAID and btrfs, and would start the entry for ever.
+    pub(super) fn forgets_choice(&self) -> bool {
+        let Self::Grub { folder, once } = self else { return true };
+        let program = if *once == "grub2-reboot" { "grub2-probe" } else { "grub-probe" };
+        let ask = |target: &str| {
+            let output = Command::new(program).arg(target).arg(folder).output().ok()?;
+            let answer = String::from_utf8(output.stdout).ok()?;
+            output.status.success().then(|| answer.trim().to_owned())
+        };
+        let is_plain = ask("--target=abstraction").is_some_and(|layers| layers.is_empty());
+        let has_blocks = ask("--target=fs").is_some_and(|fs| !["btrfs", "zfs"].contains(&&*fs));
+        is_plain && has_blocks
     }
 
     /// Returns the file of the entry.
@@ -126,7 +152,9 @@ impl Loader {
         command_line: &str,
     ) -> Result<usize, Failure> {
         let entry = self.entry();
-        let text = self.text(command_line, &fs::read_to_string(&entry).unwrap_or_default())?;
+        // A symbolic link stays one.
+        let entry = entry.canonicalize().unwrap_or(entry);
+        let text = self.text(command_line, &existing(&entry)?)?;
         let files = self.files();
         fs::create_dir_all(&files).map_err(|error| {
             Failure::new(format!("{} cannot be made: {error}", files.display()))
@@ -143,9 +171,17 @@ impl Loader {
         Ok(match self {
             Self::Grub { .. } => {
                 let words = configured_words(command_line)?;
-                let (first, rest) = without_block(before);
+                let (first, rest) = without_block(before).ok_or_else(|| {
+                    Failure::new(format!(
+                        "{} has the line \"{}\" but not \"{}\": remove what an earlier run has written there",
+                        self.entry().display(),
+                        BEGIN.trim_end(),
+                        END.trim_end()
+                    ))
+                })?;
+                let newline = if first.is_empty() || first.ends_with('\n') { "" } else { "\n" };
                 format!(
-                    "{first}{BEGIN}menuentry '{TITLE}' --id {NAME} {{\n  linux $prefix/{NAME}/vmlinuz {words}\n  \
+                    "{first}{newline}{BEGIN}menuentry '{TITLE}' --id {NAME} {{\n  linux $prefix/{NAME}/vmlinuz {words}\n  \
                      initrd $prefix/{NAME}/initrd\n}}\n{END}{rest}"
                 )
             }
@@ -159,30 +195,65 @@ impl Loader {
     }
 }
 
-/// Whether every other entry has a sort key.
-fn all_sorted(entries: &Path) -> bool {
-    let entries = fs::read_dir(entries).into_iter().flatten().flatten();
-    let own = format!("{NAME}.conf");
-    let mut others = entries.filter(|entry| entry.file_name() != own.as_str());
-    let is_sorted = |path: &Path| {
+/// Returns the text of a variable of the firmware: UTF-16, behind four bytes of attributes.
+fn text_of_variable(value: &[u8]) -> String {
+    let units = value.get(4..).unwrap_or_default().chunks_exact(2);
+    let units =
+        units.map(|unit| u16::from_le_bytes([unit[0], unit[1]])).take_while(|&unit| unit != 0);
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// Returns the other entries of systemd-boot.
+fn others(entries: &[PathBuf]) -> impl Iterator<Item = PathBuf> {
+    let files = entries.iter().flat_map(fs::read_dir).flatten().flatten().map(|entry| entry.path());
+    files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
+        .filter(|path| path.file_stem().is_some_and(|stem| stem != NAME))
+}
+
+/// Returns whether another entry has this name, with or without `.conf`.
+fn is_another(entries: &[PathBuf], name: &str) -> bool {
+    others(entries).any(|path| [path.file_name(), path.file_stem()].contains(&Some(name.as_ref())))
+}
+
+/// Returns whether there are other entries, and each has a sort key.
+fn all_sorted(entries: &[PathBuf]) -> bool {
+    let is_sorted = |path: &PathBuf| {
         let text = fs::read_to_string(path).unwrap_or_default();
         text.lines().any(|line| line.starts_with("sort-key"))
     };
-    others.all(|entry| is_sorted(&entry.path()))
+    others(entries).next().is_some() && others(entries).all(|path| is_sorted(&path))
 }
 
-/// The text before and after the block that an earlier run has written.
-fn without_block(text: &str) -> (&str, &str) {
-    let Some((first, rest)) = text.split_once(BEGIN) else { return (text, "") };
-    (first, rest.split_once(END).map_or("", |(_, rest)| rest))
+/// Returns the text of the file; nothing if it is not there.
+///
+/// # Errors
+/// Fails if the file cannot be read or is not UTF-8: it would be replaced by less.
+fn existing(path: &Path) -> Result<String, Failure> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        read => read.map_err(|error| {
+            let path = path.display();
+            Failure::new(format!(
+                "{path} cannot be read as text, so nothing is added to it: {error}"
+            ))
+        }),
+    }
 }
 
-fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
-    bytes.windows(wanted.len().max(1)).any(|window| window == wanted)
+/// Returns the text before and after the block that an earlier run has written; `None` if the end of
+/// the block is missing.
+fn without_block(text: &str) -> Option<(&str, &str)> {
+    match text.split_once(BEGIN) {
+        None => Some((text, "")),
+        Some((first, rest)) => Some((first, rest.split_once(END)?.1)),
+    }
 }
 
 #[cfg(test)]
 mod test {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     struct Machine(PathBuf);
@@ -245,6 +316,30 @@ mod test {
     }
 
     #[test]
+    fn nothing_of_the_users_configuration_is_lost() {
+        let machine = Machine::new("custom");
+        machine.file("boot/grub/grub.cfg", b"next_entry custom.cfg");
+        let loader = machine.loader().unwrap();
+        let write = || loader.write(b"kernel", b"initramfs", "quiet").map_err(|e| e.to_string());
+        let cut = [b"source /x.cfg\n", BEGIN.as_bytes(), b"menuentry mine {}\n"].concat();
+        for (before, reason) in [(&b"Syst\xe8me"[..], "cannot be read as text"), (&cut, "remove")] {
+            machine.file("boot/grub/custom.cfg", before);
+            assert!(write().unwrap_err().contains(reason));
+            assert_eq!(fs::read(machine.0.join("boot/grub/custom.cfg")).unwrap(), before);
+        }
+        machine.file("boot/grub/real.cfg", b"source /x.cfg");
+        let (real, link) =
+            (machine.0.join("boot/grub/real.cfg"), machine.0.join("boot/grub/custom.cfg"));
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("real.cfg", &link).unwrap();
+        write().unwrap();
+        assert!(machine.read("boot/grub/real.cfg").starts_with("source /x.cfg\n# Begin"));
+        assert!(link.is_symlink());
+        assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
     fn entry_of_systemd_boot_never_becomes_the_default() {
         let machine = Machine::new("systemd");
         machine.systemd_boot();
@@ -261,6 +356,23 @@ mod test {
             "{text}"
         );
         assert_eq!(machine.loader().unwrap(), loader, "its own entry is none of the others");
+        for (default, is_safe) in [
+            ("@saved", false),
+            ("gone.conf", false),
+            ("storagetm", false),
+            ("linux.conf", true),
+            ("linux", true),
+        ] {
+            machine.file("efi/loader/entries/linux.conf", b"title Linux\n");
+            machine.file(
+                "efi/loader/loader.conf",
+                format!("timeout 3\ndefault {default}\n").as_bytes(),
+            );
+            assert_eq!(machine.loader().is_ok(), is_safe, "{default}");
+        }
+        fs::remove_file(machine.0.join("efi/loader/entries/linux.conf")).unwrap();
+        machine.file("efi/loader/loader.conf", b"");
+        assert!(machine.loader().is_err(), "no other entry");
     }
 
     #[test]

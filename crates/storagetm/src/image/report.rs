@@ -106,6 +106,9 @@ pub(super) struct Report {
     /// The command that chooses an entry for the next start.
     #[serde(skip_serializing_if = "Option::is_none")]
     once: Option<String>,
+    /// Whether the boot loader can start an entry once and no more.
+    #[serde(skip)]
+    forgets_choice: bool,
 }
 
 impl Report {
@@ -124,12 +127,14 @@ impl Report {
             left_out_firmware: Vec::new(),
             starts: None,
             once: None,
+            forgets_choice: false,
         }
     }
 
-    /// Sets the command that chooses the entry for the next start.
-    pub(super) fn once(self, command: String) -> Self {
-        Self { once: Some(command), ..self }
+    /// Sets the command that chooses the entry for the next start, if the loader
+    /// [forgets the choice](super::entry::Loader::forgets_choice) then.
+    pub(super) fn once(self, command: String, forgets_choice: bool) -> Self {
+        Self { once: Some(command).filter(|_| forgets_choice), forgets_choice, ..self }
     }
 
     pub(super) fn with(self, starts: Starts) -> Self {
@@ -201,6 +206,10 @@ impl Report {
                 "Put it where the boot loader finds it (EFI/Linux on the EFI system partition), or run {path} from the \
                  EFI shell."
             ),
+            Kind::Entry if !self.forgets_choice => "Choose it in the boot menu. Do not use grub-reboot here: GRUB cannot \
+                                                    clear that choice on this disk, or that is not known, and would \
+                                                    start target mode each time."
+                .to_owned(),
             Kind::Entry => format!(
                 "Choose it in the boot menu, or for the next start only:\n  {} && reboot\nThe machine comes back by a \
                  restart.",

@@ -1,6 +1,6 @@
 //! Atomic replacement of a file.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -37,11 +37,13 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     Err(Failure::new(format!("{} is not an existing directory; create it first", folder.display())))
 }
 
-/// Writes a temporary file next to `path` and renames it. Removes it on failure.
+/// Writes a temporary file next to `path` and renames it, with the permissions of the file that it
+/// replaces. Removes it on failure.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     check(path)?;
     let beside = beside(path);
-    let written = write_new(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    let permissions = fs::metadata(path).ok().map(|metadata| metadata.permissions());
+    let written = write_new(&beside, bytes, permissions).and_then(|()| fs::rename(&beside, path));
     written.map_err(|error| {
         let _ = fs::remove_file(&beside);
         Failure::new(format!("{} cannot be written: {error}", path.display()))
@@ -58,8 +60,9 @@ pub(crate) fn is_among_devices(folder: &Path) -> bool {
     folder.starts_with(devices) && !folder.starts_with(files)
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn write_new(path: &Path, bytes: &[u8], permissions: Option<Permissions>) -> std::io::Result<()> {
     let mut file = File::create_new(path)?;
+    permissions.map_or(Ok(()), |permissions| file.set_permissions(permissions))?;
     file.write_all(bytes)?;
     file.sync_all()
 }

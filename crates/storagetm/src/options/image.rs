@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
-  A USB stick that boots any PC into target mode:
+  A USB stick that boots a PC into target mode; the command names the firmware that starts it:
     storagetm image --disk /dev/sdX
   The same as a file, to be written to sticks later:
     storagetm image --disk storagetm.img

@@ -31,7 +31,7 @@ fn copy_without_hash_is_verified() {
     let image = folder.image("disk.img", 9 * MIB + 513);
     let output = run(&["--json", "--no-hash", &image, &folder.path("copy.img")]);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_equal(&image, &folder.path("copy.img"));
+    assert_equal(&image, folder.path("copy.img"));
     let finished = crate::scene::events(&output).pop().unwrap();
     assert!(finished["hash"].is_null(), "{finished}");
     assert_eq!(finished["verified"], 9 * MIB + 513);

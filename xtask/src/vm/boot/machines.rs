@@ -41,7 +41,7 @@ enum Firmware {
     Bios,
 }
 
-/// What is booted.
+/// The medium that a machine boots from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Medium {
     /// A stick with all loaders.
@@ -54,7 +54,7 @@ enum Medium {
     Iso,
 }
 
-/// What must happen.
+/// The result that a row requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     /// The machine lends its two disks, and not the medium.

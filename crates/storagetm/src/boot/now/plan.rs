@@ -39,7 +39,7 @@ const KEPT: [&str; 12] = [
 /// restarts into its normal system.
 const ALWAYS: &str = "quiet panic=10";
 
-/// What will happen.
+/// The plan of a restart into target mode, as it is shown and carried out.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) command_line: String,
@@ -77,6 +77,12 @@ impl Plan {
         let settings = Settings::of_command_line(tree, &command_line);
         if let Some(note) = settings.notes.first() {
             return Err(Failure::usage(note.clone()));
+        }
+        if !settings.listen.is_empty() || !settings.protocol.is_empty() {
+            return Err(Failure::usage(
+                "storagetm.listen= and storagetm.protocol= cannot be used here: whether the other machine could still \
+                 attach is checked for the addresses and protocols of the default only",
+            ));
         }
         let disks = disks.iter().filter_map(|disk| describe(disk, &settings.filter)).collect();
         let plan = Self {
