@@ -311,15 +311,8 @@ impl Connections {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{Access, Geometry, Grant, Identity, Pool, Request, Ticket};
-
-    fn export() -> Arc<Export> {
-        let disk = std::fs::File::open("/dev/null").unwrap().into();
-        let geometry = Geometry::new(512, 512).unwrap();
-        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, 4096, disk);
-        export.access = Access::Writable;
-        Arc::new(export)
-    }
+    use crate::fence::test::export;
+    use crate::{Grant, Pool, Request, Ticket};
 
     /// Executes `requests` requests of each kind over a connection of its own.
     fn load(export: &Arc<Export>, requests: u64) {

@@ -46,13 +46,13 @@ impl Drop for Fence {
 }
 
 #[cfg(test)]
-mod test {
+pub(crate) mod test {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::{Access, Admitted, Fault, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
 
-    fn export() -> Arc<Export> {
+    pub(crate) fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let mut export = Export::new("disk", "nqn", Identity::default(), geometry, 4096, disk);

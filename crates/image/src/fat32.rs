@@ -3,7 +3,7 @@
 //! Each file is in one piece.
 
 use crate::error::Error;
-use crate::files::Files;
+use crate::files::{Files, parent};
 use std::collections::BTreeMap;
 
 /// Reserved blocks before the file allocation tables, and more as needed for the alignment.
@@ -249,10 +249,6 @@ fn add<'a>(
     }
     nodes.insert(path, Node { content, entries: 0, first: 0, clusters: 0 });
     Ok(())
-}
-
-fn parent(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(above, _)| above)
 }
 
 /// The last name of a path in its on-disk form (§6.1); `None` if it is not a short name.

@@ -31,3 +31,8 @@ impl Files {
         hash.finalize().into()
     }
 }
+
+/// Returns the directory of a path; empty for one in the root.
+pub(crate) fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(above, _)| above)
+}

@@ -3,7 +3,7 @@
 //! with UEFI by the EFI system partition (UEFI 2.10 §13.3.2).
 
 use crate::error::Error;
-use crate::files::Files;
+use crate::files::{Files, parent};
 use std::collections::BTreeMap;
 
 /// Bytes before the first descriptor, which belong to the partition table.
@@ -161,10 +161,6 @@ fn add<'a, 'b>(
         add(folders, parent(path)).folders.push((name(path), path));
     }
     folders.entry(path).or_default()
-}
-
-fn parent(path: &str) -> &str {
-    path.rsplit_once('/').map_or("", |(above, _)| above)
 }
 
 fn name(path: &str) -> &str {

@@ -37,13 +37,17 @@ pub fn command_line(tree: &Tree) -> Vec<Parameter> {
 /// Splits a command line as the kernel does (`next_arg` in `lib/cmdline.c`): at blanks that are not
 /// between double quotes. Quotes around a parameter or a value are removed.
 pub fn parse_command_line(line: &str) -> Vec<Parameter> {
+    words(line).take_while(|word| *word != "--").map(word).collect()
+}
+
+/// Returns the words of a kernel command line, with their quotes.
+pub fn words(line: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
-    let apart = |c: char| {
+    let apart = move |c: char| {
         quoted ^= c == '"';
         !quoted && c.is_ascii_whitespace()
     };
-    let words = line.split(apart).filter(|word| !word.is_empty());
-    words.take_while(|word| *word != "--").map(word).collect()
+    line.split(apart).filter(|word| !word.is_empty())
 }
 
 fn word(text: &str) -> Parameter {

@@ -162,13 +162,7 @@ fn configuration(marker: &str, command_line: &str) -> Result<String, Failure> {
 
 /// The parameters of a kernel command line, without quotes.
 fn words(line: &str) -> Vec<String> {
-    let mut is_quoted = false;
-    let is_end = |c: char| {
-        is_quoted ^= c == '"';
-        !is_quoted && c.is_ascii_whitespace()
-    };
-    let words = line.split(is_end).filter(|word| !word.is_empty());
-    words.map(|word| word.replace('"', "")).collect()
+    linux::boot::words(line).map(|word| word.replace('"', "")).collect()
 }
 
 /// A word in GRUB's language.
