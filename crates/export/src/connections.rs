@@ -4,13 +4,18 @@
 //! contend for them. What concerns all connections (whether writes are held back, and sums) goes
 //! through a lock, which is taken when a connection begins or ends, and never for a request.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Export, Fault, Op};
+use crate::reservation::{Notices, Permission, is_write};
+use crate::{
+    Export, Fault, Op, Registrant, ReservationCommand, ReservationError, ReservationNotice,
+    ReservationStore, Reservations,
+};
 
 /// Statistics of an export since it was created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +52,17 @@ const CLOSED: u32 = 1 << 31;
 /// Flag in `writes`: writes of other connections come first.
 const HELD: u32 = 1 << 30;
 
+/// Flag in `writes`: a reservation of another host refuses writes.
+const NO_WRITES: u32 = 1 << 29;
+
+/// Flag in `writes`: it refuses reads as well.
+const NO_READS: u32 = 1 << 28;
+
 /// The bits of the number of writes in flight.
-const COUNT: u32 = HELD - 1;
+const COUNT: u32 = NO_READS - 1;
+
+/// The most notices that wait for a connection. Later ones are lost, and counted.
+const MAX_NOTICES: usize = 64;
 
 /// The counters of one connection. Its thread changes the numbers, other threads only the flags.
 #[derive(Debug, Default)]
@@ -98,6 +112,19 @@ impl Counters {
         };
     }
 
+    fn set_permission(&self, permission: Permission) {
+        let flag = |permitted: bool, flag: u32| if permitted { 0 } else { flag };
+        let refused = flag(permission.writes, NO_WRITES) | flag(permission.reads, NO_READS);
+        self.writes.fetch_or(refused, Ordering::AcqRel);
+        self.writes.fetch_and(!(NO_WRITES | NO_READS) | refused, Ordering::AcqRel);
+    }
+
+    /// Returns whether a write is in flight that a reservation now refuses.
+    pub(crate) fn has_refused_writes(&self) -> bool {
+        let writes = self.writes.load(Ordering::Acquire);
+        writes & NO_WRITES != 0 && writes & COUNT != 0
+    }
+
     fn usage(&self) -> Usage {
         Usage {
             reads: self.reads_done.get(),
@@ -130,22 +157,31 @@ impl Activity {
         &self.counters
     }
 
+    /// Returns whether a reservation of another host refuses `op`.
+    pub(crate) fn is_refused(&self, op: Op) -> bool {
+        let flag = if is_write(op) { NO_WRITES } else { NO_READS };
+        self.counters.writes.load(Ordering::Acquire) & flag != 0
+    }
+
     /// Counts a write as in flight. `exclusive`: it uses the [`Exclusive`](crate::Exclusive) right.
     /// A write that is refused is not counted even for a moment: those who wait for the number to
     /// become zero could see it at that moment, and would not be notified to look again.
     ///
     /// # Errors
-    /// Returns [`Fault::Gone`] if the fence is closed, and [`Fault::Busy`] if the export admits no
-    /// write now.
+    /// Returns [`Fault::Gone`] if the fence is closed, [`Fault::Reserved`] if a reservation of
+    /// another host refuses writes, and [`Fault::Busy`] if the export admits no write now.
     pub(crate) fn begin_write(self: &Rc<Self>, exclusive: bool) -> Result<WriteGuard, Fault> {
         let is_held = |writes: u32| !exclusive && writes & HELD != 0;
-        let more = |writes: u32| (writes & CLOSED == 0 && !is_held(writes)).then_some(writes + 1);
+        let more = |writes: u32| {
+            (writes & (CLOSED | NO_WRITES) == 0 && !is_held(writes)).then_some(writes + 1)
+        };
         if !exclusive && !self.counters.is_closed() && self.export.waits_for_predecessors() {
             return Err(Fault::Busy);
         }
         match self.counters.writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
             Ok(_) => Ok(WriteGuard(self.clone())),
             Err(writes) if writes & CLOSED != 0 => Err(Fault::Gone),
+            Err(writes) if writes & NO_WRITES != 0 => Err(Fault::Reserved),
             Err(_) => Err(Fault::Busy),
         }
     }
@@ -177,7 +213,7 @@ pub(crate) struct WriteGuard(Rc<Activity>);
 impl Drop for WriteGuard {
     fn drop(&mut self) {
         let Activity { export, counters } = &*self.0;
-        if counters.writes.fetch_sub(1, Ordering::AcqRel) & !HELD == CLOSED | 1 {
+        if counters.writes.fetch_sub(1, Ordering::AcqRel) & (CLOSED | COUNT) == CLOSED | 1 {
             export.connections().orphan_ended();
         }
     }
@@ -189,24 +225,65 @@ pub(crate) struct Connections {
     state: Mutex<State>,
     /// Whether a connection has the [`Exclusive`](crate::Exclusive) right. Written under the lock.
     exclusive: AtomicBool,
+    /// How many wait for writes to end: the exclusive right, and reservation commands.
+    watchers: AtomicU32,
     /// Set when the last orphaned write has ended.
     released: AtomicBool,
+    store: OnceLock<Arc<dyn ReservationStore>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    current: Vec<Arc<Counters>>,
+    current: Vec<Connection>,
     /// Statistics of the connections that have ended.
     ended: Usage,
+    reservations: Reservations,
+    /// How often the reservations were passed to the store.
+    sequence: u64,
+    /// The last of them that was stored, and the last that was not.
+    stored: [u64; 2],
+}
+
+/// A connection that uses the export.
+#[derive(Debug, Default)]
+struct Connection {
+    counters: Arc<Counters>,
+    /// `None` for a host that cannot register.
+    registrant: Option<Registrant>,
+    /// Notices for the registrant; `None` for a connection that takes none.
+    notices: Option<VecDeque<ReservationNotice>>,
 }
 
 impl State {
     fn has_orphans(&self) -> bool {
-        self.current.iter().any(|counters| counters.has_orphans())
+        self.current.iter().any(|one| one.counters.has_orphans())
     }
 
     fn is_being_written(&self) -> bool {
-        self.current.iter().any(|counters| counters.in_flight() != 0)
+        self.current.iter().any(|one| one.counters.in_flight() != 0)
+    }
+
+    fn find(&mut self, counters: &Arc<Counters>) -> Option<&mut Connection> {
+        self.current.iter_mut().find(|one| Arc::ptr_eq(&one.counters, counters))
+    }
+
+    /// Sets what the reservations permit to each connection.
+    fn update_permissions(&self) {
+        for one in &self.current {
+            one.counters.set_permission(self.reservations.permission(one.registrant.as_ref()));
+        }
+    }
+
+    fn send(&mut self, notices: &Notices) {
+        for (registrant, notice) in notices {
+            let to =
+                self.current.iter_mut().filter(|it| it.registrant.as_ref() == Some(registrant));
+            for queue in to.filter_map(|one| one.notices.as_mut()) {
+                if queue.len() < MAX_NOTICES {
+                    queue.push_back(*notice);
+                }
+            }
+        }
     }
 }
 
@@ -219,20 +296,28 @@ impl Connections {
         let mut state = self.lock();
         let counters = Arc::<Counters>::default();
         counters.set_held(self.is_exclusive() || state.has_orphans());
-        state.current.push(counters.clone());
+        counters.set_permission(state.reservations.permission(None));
+        state.current.push(Connection { counters: counters.clone(), ..Connection::default() });
         counters
     }
 
     fn end(&self, counters: &Arc<Counters>) {
         let mut state = self.lock();
         state.ended = state.ended.plus(counters.usage());
-        state.current.retain(|other| !Arc::ptr_eq(other, counters));
+        let ended = state.current.iter().position(|it| Arc::ptr_eq(&it.counters, counters));
+        let ended = ended.and_then(|at| state.current.remove(at).registrant);
+        let Some(ended) = ended else { return };
+        // A reservation by RESERVE(6) ends with the last connection of the one who has it.
+        let is_last = state.current.iter().all(|one| one.registrant.as_ref() != Some(&ended));
+        if is_last && state.reservations.end_unit(&ended) {
+            state.update_permissions();
+        }
     }
 
     /// Holds back the writes of all connections, or no longer does.
     fn update(&self, state: &State) {
         let held = self.is_exclusive() || state.has_orphans();
-        state.current.iter().for_each(|counters| counters.set_held(held));
+        state.current.iter().for_each(|one| one.counters.set_held(held));
     }
 
     /// Closes the fence of a connection. Its writes in flight become orphans.
@@ -243,6 +328,108 @@ impl Connections {
             self.update(&state);
         }
     }
+
+    // ---- reservations
+
+    pub(crate) fn set_registrant(&self, counters: &Arc<Counters>, registrant: Registrant) {
+        let mut state = self.lock();
+        counters.set_permission(state.reservations.permission(Some(&registrant)));
+        if let Some(one) = state.find(counters) {
+            one.registrant = Some(registrant);
+        }
+    }
+
+    /// Makes a connection take the notices for its registrant from now on.
+    pub(crate) fn subscribe(&self, counters: &Arc<Counters>) {
+        if let Some(one) = self.lock().find(counters) {
+            one.notices.get_or_insert_default();
+        }
+    }
+
+    /// Takes the oldest notice for the registrant of a connection.
+    pub(crate) fn take_notice(&self, counters: &Arc<Counters>) -> Option<ReservationNotice> {
+        self.lock().find(counters)?.notices.as_mut()?.pop_front()
+    }
+
+    pub(crate) fn reservations(&self) -> Reservations {
+        self.lock().reservations.clone()
+    }
+
+    /// Executes a reservation command of a connection; for `persist` see
+    /// [`Grant::reserve`](crate::Grant::reserve). Returns the connections with writes in flight
+    /// that the reservation now refuses, and the number by which the state is being stored, if it
+    /// is.
+    pub(crate) fn execute(
+        &self,
+        counters: &Arc<Counters>,
+        command: ReservationCommand,
+        persist: Option<bool>,
+    ) -> Result<(Vec<Arc<Counters>>, Option<u64>), ReservationError> {
+        let mut state = self.lock();
+        let registrant = state.find(counters).and_then(|one| one.registrant.clone());
+        let registrant = registrant.ok_or(ReservationError::Conflict)?;
+        let (before, mut notices) = (state.reservations.saved(), Notices::new());
+        state.reservations.execute(&registrant, command, &mut notices)?;
+        if let Some(persist) = persist {
+            state.reservations.set_persistent(persist);
+        }
+        state.update_permissions();
+        state.send(&notices);
+        let refused = state.current.iter().map(|one| &one.counters);
+        let refused = refused.filter(|it| it.has_refused_writes()).cloned().collect();
+        let after = state.reservations.saved();
+        let store = self.store.get().filter(|_| before != after);
+        let sequence = store.map(|store| {
+            state.sequence += 1;
+            // Under the lock, so that the states arrive in order.
+            store.save(state.sequence, after);
+            state.sequence
+        });
+        Ok((refused, sequence))
+    }
+
+    /// Sets the reservations after a restart, and where they are stored.
+    pub(crate) fn set_store(&self, store: Arc<dyn ReservationStore>, restored: Reservations) {
+        let mut state = self.lock();
+        let _ = self.store.set(store);
+        state.reservations = restored;
+        state.update_permissions();
+    }
+
+    pub(crate) fn has_store(&self) -> bool {
+        self.store.get().is_some()
+    }
+
+    pub(crate) fn set_stored(&self, sequence: u64, is_stored: bool) {
+        let mut state = self.lock();
+        let [stored, failed] = &mut state.stored;
+        let last = if is_stored { stored } else { failed };
+        *last = sequence.max(*last);
+    }
+
+    /// Returns whether a state was stored, itself or by a later one; `None` if that is not known
+    /// yet.
+    pub(crate) fn is_stored(&self, sequence: u64) -> Option<bool> {
+        let [stored, failed] = self.lock().stored;
+        if stored >= sequence { Some(true) } else { (failed >= sequence).then_some(false) }
+    }
+
+    /// Counts one who waits for writes to end: [`Connections::is_watched`] until
+    /// [`Connections::unwatch`].
+    pub(crate) fn watch(&self) {
+        self.watchers.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn unwatch(&self) {
+        self.watchers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Returns whether someone waits for writes to end.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::Acquire) != 0
+    }
+
+    // ---- the order of writes
 
     fn orphan_ended(&self) {
         let state = self.lock();
@@ -258,6 +445,7 @@ impl Connections {
         // Set before the counters are looked at: a write that ends later finds it set.
         let is_free = !self.exclusive.swap(true, Ordering::AcqRel);
         if is_free {
+            self.watch();
             self.update(&state);
         }
         is_free
@@ -267,6 +455,7 @@ impl Connections {
     pub(crate) fn unclaim(&self) {
         let state = self.lock();
         self.exclusive.store(false, Ordering::Release);
+        self.unwatch();
         self.update(&state);
     }
 
@@ -293,13 +482,13 @@ impl Connections {
     /// Returns the number of writes in flight.
     #[cfg(test)]
     pub(crate) fn in_flight(&self) -> u32 {
-        self.lock().current.iter().map(|counters| counters.in_flight()).sum()
+        self.lock().current.iter().map(|one| one.counters.in_flight()).sum()
     }
 
     /// Returns the statistics of all connections.
     pub(crate) fn usage(&self) -> Usage {
         let state = self.lock();
-        state.current.iter().fold(state.ended, |sum, counters| sum.plus(counters.usage()))
+        state.current.iter().fold(state.ended, |sum, one| sum.plus(one.counters.usage()))
     }
 
     /// Replaces the statistics of the connections that have ended.

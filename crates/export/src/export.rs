@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use serde::{Deserialize, Serialize};
 
 use crate::connections::{Connections, Usage};
-use crate::{Backing, ExportId, Geometry};
+use crate::{Backing, ExportId, Geometry, ReservationStore, Reservations, SavedReservations};
 
 /// Access mode of an export, a rule or a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,11 +197,11 @@ impl Export {
     }
 
     /// Returns whether sessions may be waiting for the end of a write and must be notified: while
-    /// an [`Exclusive`] right exists, and once after the last orphaned write has ended. Checked after
+    /// an [`Exclusive`] right or a [`Settling`](crate::Settling) exists, and once after the last orphaned write has ended. Checked after
     /// each write.
     pub fn is_contended(&self) -> bool {
         let is_drained = || self.replaced.load(Ordering::Acquire) && !self.is_being_written();
-        self.connections.was_released() || self.connections.is_exclusive() || is_drained()
+        self.connections.was_released() || self.connections.is_watched() || is_drained()
     }
 
     /// Returns whether writes of any connection, orphaned ones included, are in flight or an
@@ -228,6 +228,32 @@ impl Export {
         let all = predecessors.iter().filter_map(Weak::upgrade);
         all.for_each(|old| old.replaced.store(true, Ordering::Release));
         let _ = self.predecessors.set(predecessors);
+    }
+
+    /// Returns the registrations and the reservation.
+    pub fn reservations(&self) -> Reservations {
+        self.connections.reservations()
+    }
+
+    /// Stores reservations in `store` from now on, if a host demands that they persist. `saved` is
+    /// what was stored before the restart.
+    pub fn set_reservation_store(
+        &self,
+        store: Arc<dyn ReservationStore>,
+        saved: Option<SavedReservations>,
+    ) {
+        self.connections.set_store(store, saved.map(Reservations::restored).unwrap_or_default());
+    }
+
+    /// Returns whether reservations can be stored.
+    pub fn stores_reservations(&self) -> bool {
+        self.connections.has_store()
+    }
+
+    /// Takes the result of [`ReservationStore::save`]. The sessions must then be notified
+    /// ([`Notice::StateChanged`](crate::Notice::StateChanged)).
+    pub fn reservations_saved(&self, sequence: u64, is_stored: bool) {
+        self.connections.set_stored(sequence, is_stored);
     }
 
     /// Returns the connections that use it.

@@ -25,11 +25,13 @@ pub enum Fault {
     /// Another request has exclusive access: retry after the next
     /// [`Notice::StateChanged`](crate::Notice::StateChanged).
     Busy,
+    /// A reservation of another host refuses the operation.
+    Reserved,
 }
 
 impl Fault {
     /// Every fault, for tests that mappings are total.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Io,
         Self::NoSpace,
         Self::ReadOnly,
@@ -38,6 +40,7 @@ impl Fault {
         Self::Unsupported,
         Self::Gone,
         Self::Busy,
+        Self::Reserved,
     ];
 
     /// Maps an errno to a fault: [`Fault::Io`] if it has none of its own.
@@ -98,6 +101,7 @@ impl fmt::Display for Fault {
             Self::Unsupported => "not supported by the disk",
             Self::Gone => "the disk is gone",
             Self::Busy => "held by another request",
+            Self::Reserved => "reserved by another host",
         })
     }
 }

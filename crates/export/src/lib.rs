@@ -11,6 +11,7 @@
 //! | [`Grant`] | the access of one connection to one export; the only maker of [`Admitted`] |
 //! | [`Request`], [`Admitted`] | a disk request before and after it was checked |
 //! | [`Fence`] | orders the writes of an ended connection before those of all others |
+//! | [`Reservations`] | which hosts are registered, and what the reservation of one permits |
 //! | [`Fault`] | the closed list of ways in which a disk request fails |
 //! | [`Session`] | the protocol of one connection as a sans-I/O state machine |
 //! | [`Segment`] | data to be sent: a small inline head, perhaps a body and a tail |
@@ -90,9 +91,11 @@ mod id;
 mod peer;
 mod policy;
 mod request;
+mod reservation;
 mod secret;
 mod segment;
 mod session;
+mod settling;
 mod token_bucket;
 
 pub use backing::{Backing, Layout};
@@ -110,7 +113,12 @@ pub use id::ExportId;
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
 pub use request::{Admitted, Denied, Finished, Grant, Op, Outcome, Request, Ticket};
+pub use reservation::{
+    MAX_REGISTRANTS, Registrant, Registration, Reservation, ReservationCommand, ReservationError,
+    ReservationNotice, ReservationStore, ReservationType, Reservations, SavedReservations,
+};
 pub use secret::Secret;
 pub use segment::{Body, Head, Segment};
 pub use session::{DirectRecv, Notice, Reason, Session, Step};
+pub use settling::Settling;
 pub use token_bucket::{NetworkBuckets, TokenBucket, TokenRate};

@@ -144,6 +144,10 @@ impl Grant {
         self.activity.export()
     }
 
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
     /// Returns the granted access mode.
     pub fn access(&self) -> Access {
         self.access
@@ -153,7 +157,8 @@ impl Grant {
     ///
     /// # Errors
     /// Returns the request with the reason: the export is gone, the access read-only, the range out
-    /// of bounds, the length of the buffer wrong, or an earlier flush failed. For a write,
+    /// of bounds, the length of the buffer wrong, an earlier flush failed, or a reservation of
+    /// another host refuses the operation. For a write,
     /// [`Fault::Gone`] once the [`Fence`] of the connection is closed, and [`Fault::Busy`] while
     /// another request has the [`Exclusive`] right and while there are orphaned writes.
     pub fn admit(&self, request: Request) -> Result<Admitted, Box<Denied>> {
@@ -223,6 +228,9 @@ impl Grant {
         }
         if op.mutates() && (self.access == Access::ReadOnly || export.access == Access::ReadOnly) {
             return Err(Fault::ReadOnly);
+        }
+        if self.activity.is_refused(op) {
+            return Err(Fault::Reserved);
         }
         if op == Op::Flush && export.has_failed_flush() {
             return Err(Fault::Io);

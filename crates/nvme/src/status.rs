@@ -100,6 +100,7 @@ impl Status {
             (Fault::Unsupported, _) => Self::INVALID_OPCODE.dnr(),
             (Fault::Gone, _) => Self::NAMESPACE_NOT_READY,
             (Fault::Busy, _) => Self::COMMAND_INTERRUPTED,
+            (Fault::Reserved, _) => Self::RESERVATION_CONFLICT.dnr(),
         }
     }
 }
@@ -279,6 +280,7 @@ mod test {
         assert_eq!(table(Fault::Unsupported), both(Status::new(0, 0x01).dnr()));
         assert_eq!(table(Fault::Gone), both(Status::new(0, 0x82)));
         assert_eq!(table(Fault::Busy), both(Status::new(0, 0x21)));
+        assert_eq!(table(Fault::Reserved), both(Status::new(0, 0x83).dnr()));
         for fault in Fault::ALL {
             assert!(!table(fault).0.is_success() && !table(fault).1.is_success(), "{fault:?}");
         }

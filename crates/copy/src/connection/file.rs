@@ -428,7 +428,7 @@ fn request_error(errno: Errno) -> RequestError {
         Some(Fault::ReadOnly) => RequestError::ReadOnly,
         Some(Fault::Unsupported) => RequestError::Unsupported,
         Some(Fault::OutOfRange | Fault::Misaligned) => RequestError::OutOfRange,
-        Some(Fault::Gone | Fault::Busy) | None => RequestError::Refused,
+        Some(Fault::Gone | Fault::Busy | Fault::Reserved) | None => RequestError::Refused,
     }
 }
 

@@ -9,7 +9,7 @@ pub(super) fn error_value(fault: Fault, op: Op) -> u32 {
     match fault {
         Fault::Io | Fault::Busy => errno::EIO,
         Fault::NoSpace => errno::ENOSPC,
-        Fault::ReadOnly => errno::EPERM,
+        Fault::ReadOnly | Fault::Reserved => errno::EPERM,
         Fault::OutOfRange if matches!(op, Op::Write { .. } | Op::Zero { .. }) => errno::ENOSPC,
         Fault::OutOfRange | Fault::Misaligned => errno::EINVAL,
         Fault::Unsupported => errno::ENOTSUP,
@@ -19,7 +19,7 @@ pub(super) fn error_value(fault: Fault, op: Op) -> u32 {
 
 /// Returns whether a fault is reported to the administrator.
 pub(super) fn is_reported(fault: Fault) -> bool {
-    !matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy)
+    !matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy | Fault::Reserved)
 }
 
 #[cfg(test)]

@@ -336,7 +336,8 @@ fn disk_fault_fails_only_its_request() {
         fail(&mut world, &write(mode, 2, 0, &[1; 1024]));
         fail(&mut world, &RequestHeader::new(WRITE_ZEROES, 3, 0, 512).bytes(mode));
         let reported = world.conn(id).reported();
-        let quiet = matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy);
+        let quiet =
+            matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy | Fault::Reserved);
         let expected =
             ["attached ", "fault read 512 1024", "fault write 0 1024", "fault zero 0 512"];
         assert_eq!(reported, if quiet { &expected[..1] } else { &expected[..] });
