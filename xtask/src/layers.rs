@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("export", &[]),
     ("nvme", &["export"]),
     ("nbd", &["export"]),
+    ("scsi", &["export"]),
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export", "protocol"]),

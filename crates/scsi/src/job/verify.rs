@@ -1,0 +1,134 @@
+//! VERIFY and WRITE AND VERIFY (SBC-3 §5.32, §5.41): piece after piece.
+
+use export::{Buffer, Grant, Op};
+
+use super::work::{Action, DiskRequest, Work};
+use crate::range::Blocks;
+use crate::response::Response;
+use crate::wire::sense::Sense;
+
+/// VERIFY: reads, and compares with data of the initiator if that is asked for.
+#[derive(Debug)]
+pub(super) struct Verify {
+    compare: bool,
+    data_out: u64,
+    left: Blocks,
+    /// The piece whose data is received.
+    piece: Option<Blocks>,
+    data: Option<Buffer>,
+    differs: bool,
+}
+
+impl Verify {
+    pub(super) fn new(grant: &Grant, range: Blocks, compare: bool) -> Result<Self, Response> {
+        range.check(grant, Op::Read)?;
+        let data_out = if compare { range.bytes(grant) } else { 0 };
+        Ok(Self { compare, data_out, left: range, piece: None, data: None, differs: false })
+    }
+}
+
+impl Work for Verify {
+    fn data_out(&self) -> u64 {
+        self.data_out
+    }
+
+    fn next(&mut self, grant: &Grant) -> Action {
+        if self.differs {
+            return Action::End(Sense::MISCOMPARE.into());
+        }
+        match self.piece.take() {
+            Some(piece) => Action::read(grant, piece, true),
+            None if self.left.blocks == 0 => Action::End(Response::good()),
+            None => {
+                let piece = self.left.split_piece(grant);
+                if !self.compare {
+                    return Action::read(grant, piece, false);
+                }
+                self.piece = Some(piece);
+                Action::receive(grant, piece)
+            }
+        }
+    }
+
+    fn received(&mut self, buffer: Buffer) {
+        self.data = Some(buffer);
+    }
+
+    fn completed(&mut self, buffer: Option<Buffer>) {
+        let data = self.data.take();
+        self.differs =
+            self.compare && data.as_ref().map(Buffer::bytes) != buffer.as_ref().map(Buffer::bytes);
+    }
+}
+
+/// WRITE AND VERIFY: writes to stable storage, reads back, and compares if that is asked for.
+#[derive(Debug)]
+pub(super) struct WriteAndVerify {
+    compare: bool,
+    data_out: u64,
+    left: Blocks,
+    piece: Option<Blocks>,
+    state: Progress,
+    differs: bool,
+}
+
+/// How far a piece has come.
+#[derive(Debug)]
+enum Progress {
+    Nothing,
+    Received(Buffer),
+    Writing,
+    Written(Buffer),
+    Reading(Buffer),
+}
+
+impl WriteAndVerify {
+    pub(super) fn new(grant: &Grant, range: Blocks, compare: bool) -> Result<Self, Response> {
+        range.check(grant, Op::Write { durable: true })?;
+        let (data_out, state) = (range.bytes(grant), Progress::Nothing);
+        Ok(Self { compare, data_out, left: range, piece: None, state, differs: false })
+    }
+}
+
+impl Work for WriteAndVerify {
+    fn data_out(&self) -> u64 {
+        self.data_out
+    }
+
+    fn next(&mut self, grant: &Grant) -> Action {
+        if self.differs {
+            return Action::End(Sense::MISCOMPARE.into());
+        }
+        match (std::mem::replace(&mut self.state, Progress::Nothing), self.piece) {
+            (Progress::Received(data), Some(piece)) => {
+                self.state = Progress::Writing;
+                Action::Request(DiskRequest::write(piece, true, data))
+            }
+            (Progress::Written(data), Some(piece)) => {
+                self.state = Progress::Reading(data);
+                Action::read(grant, piece, true)
+            }
+            _ if self.left.blocks == 0 => Action::End(Response::good()),
+            _ => {
+                let piece = self.left.split_piece(grant);
+                self.piece = Some(piece);
+                Action::receive(grant, piece)
+            }
+        }
+    }
+
+    fn received(&mut self, buffer: Buffer) {
+        self.state = Progress::Received(buffer);
+    }
+
+    fn completed(&mut self, buffer: Option<Buffer>) {
+        self.state = match (std::mem::replace(&mut self.state, Progress::Nothing), buffer) {
+            (Progress::Writing, Some(data)) => Progress::Written(data),
+            (Progress::Reading(data), Some(read)) => {
+                self.differs = self.compare && data.bytes() != read.bytes();
+                Progress::Nothing
+            }
+            _ => Progress::Nothing,
+        };
+    }
+}

@@ -1,0 +1,299 @@
+//! The relation of one initiator to the disk (an I_T_L nexus): decides what a command does.
+
+mod attention;
+
+use std::sync::Arc;
+
+use export::{Grant, Op};
+use zerocopy::IntoBytes;
+use zerocopy::byteorder::big_endian::U32;
+
+pub use attention::Attention;
+
+use attention::Attentions;
+
+use crate::capacity::{capacity_10, capacity_16, format_capacities};
+use crate::cdb::{Cdb, StartStop};
+use crate::job::Job;
+use crate::port::Port;
+use crate::range::Blocks;
+use crate::response::Response;
+use crate::wire::opcode as op;
+use crate::wire::report::LunsHeader;
+use crate::wire::sense::Sense;
+use crate::{inquiry, mode, report};
+
+/// A logical unit number as transports carry it (SAM-5 §4.7).
+pub type Lun = [u8; 8];
+
+/// A read or a write, which the transport executes in pieces of its own choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The first block.
+    pub lba: u64,
+    /// The number of blocks. May be zero, which is not an error.
+    pub blocks: u32,
+    /// Whether a write must be on stable storage before it is completed (FUA).
+    pub durable: bool,
+}
+
+/// What a command does.
+#[derive(Debug)]
+pub enum Command {
+    /// It has ended already.
+    Done(Response),
+    /// Reads blocks and sends them to the initiator.
+    Read(Transfer),
+    /// Receives blocks from the initiator and writes them.
+    Write(Transfer),
+    /// Anything else.
+    Job(Box<Job>),
+}
+
+impl Command {
+    /// Returns how many bytes the CDB asks the initiator to send.
+    #[must_use]
+    pub fn data_out(&self, grant: &Grant) -> u64 {
+        match self {
+            Self::Done(_) | Self::Read(_) => 0,
+            Self::Write(transfer) => transfer.bytes(grant),
+            Self::Job(job) => job.data_out(),
+        }
+    }
+
+    /// Returns how many bytes the CDB asks to be sent to the initiator, if that is known before the
+    /// command has ended.
+    #[must_use]
+    pub fn data_in(&self, grant: &Grant) -> u64 {
+        match self {
+            Self::Done(response) => response.data.len() as u64,
+            Self::Read(transfer) => transfer.bytes(grant),
+            Self::Write(_) | Self::Job(_) => 0,
+        }
+    }
+}
+
+impl Transfer {
+    /// Returns its length in bytes.
+    #[must_use]
+    pub fn bytes(&self, grant: &Grant) -> u64 {
+        u64::from(self.blocks) << grant.export().geometry.shift()
+    }
+}
+
+/// The state of a logical unit for one initiator and one target port.
+#[derive(Debug)]
+pub struct Nexus {
+    port: Arc<Port>,
+    attentions: Attentions,
+    /// Sense data for REQUEST SENSE.
+    sense: Option<Sense>,
+    /// The capacity that the initiator may know.
+    blocks: u64,
+    /// Whether the initiator has prevented the removal of the medium.
+    prevented: bool,
+    /// Whether the initiator has ejected the medium.
+    ejected: bool,
+}
+
+impl Nexus {
+    /// Creates the nexus of a new session. The initiator is told that by a unit attention condition.
+    #[must_use]
+    pub fn new(grant: &Grant, port: Arc<Port>) -> Self {
+        let mut attentions = Attentions::default();
+        attentions.push(Attention::PowerOn);
+        let blocks = grant.export().blocks();
+        Self { port, attentions, sense: None, blocks, prevented: false, ejected: false }
+    }
+
+    /// Establishes a unit attention condition. A [`Attention::Reset`] also ends what the initiator
+    /// has set: prevention and ejection of the medium.
+    pub fn attend(&mut self, attention: Attention) {
+        if attention == Attention::Reset {
+            (self.prevented, self.ejected, self.sense) = (false, false, None);
+        }
+        self.attentions.push(attention);
+    }
+
+    /// Checks whether the capacity has changed. To be called after
+    /// [`Notice::StateChanged`](export::Notice::StateChanged).
+    pub fn changed(&mut self, grant: &Grant) {
+        let blocks = grant.export().blocks();
+        if blocks != self.blocks {
+            self.blocks = blocks;
+            self.attentions.push(Attention::CapacityChanged);
+        }
+    }
+
+    /// Keeps sense data for REQUEST SENSE. For a transport that does not send it with the status.
+    pub fn keep_sense(&mut self, sense: Sense) {
+        self.sense = Some(sense);
+    }
+
+    /// Returns whether the initiator has ejected the medium. It has been flushed when that command
+    /// has ended.
+    #[must_use]
+    pub fn is_ejected(&self) -> bool {
+        self.ejected
+    }
+
+    /// Decides what a command does. A CDB of fewer than 16 bytes is padded.
+    pub fn command(&mut self, grant: &Grant, lun: Lun, cdb: &[u8; 16]) -> Command {
+        let result = if is_zero(lun) {
+            self.dispatch(grant, cdb)
+        } else {
+            self.absent(grant, cdb).map(Command::Done)
+        };
+        result.unwrap_or_else(Command::Done)
+    }
+
+    fn dispatch(&mut self, grant: &Grant, cdb: &[u8; 16]) -> Result<Command, Response> {
+        let exempt = matches!(cdb[0], op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE);
+        if !exempt && let Some(attention) = self.attentions.pop() {
+            return Err(attention.sense().into());
+        }
+        let cdb = Cdb::parse(cdb)?;
+        if needs_medium(cdb) && (self.ejected || grant.export().is_gone()) {
+            return Err(Sense::MEDIUM_NOT_PRESENT.into());
+        }
+        match cdb {
+            Cdb::Read(range) => read(grant, range).map(Command::Read),
+            Cdb::Write { range, durable } => write(grant, range, durable).map(Command::Write),
+            Cdb::StartStop(command) => self.start_stop(command),
+            Cdb::Inquiry { .. }
+            | Cdb::RequestSense { .. }
+            | Cdb::ReportLuns { .. }
+            | Cdb::PreventAllow { .. } => self.answer(grant, cdb).map(Command::Done),
+            _ => match inform(grant, cdb)? {
+                Some(response) => Ok(Command::Done(response)),
+                None => Job::new(grant, cdb).map(|job| Command::Job(Box::new(job))),
+            },
+        }
+    }
+
+    /// Executes a command on the state of the nexus.
+    fn answer(&mut self, grant: &Grant, cdb: Cdb) -> Result<Response, Response> {
+        match cdb {
+            Cdb::Inquiry { page: None, allocation } => {
+                Ok(Response::data(inquiry::standard(grant, &self.port, true), allocation))
+            }
+            Cdb::Inquiry { page: Some(page), allocation } => {
+                let page = inquiry::vital(grant, &self.port, page);
+                let page = page.ok_or(Sense::INVALID_FIELD_IN_CDB)?;
+                Ok(Response::data(page, allocation))
+            }
+            Cdb::RequestSense { allocation } => {
+                let attention = || self.attentions.pop().map(Attention::sense);
+                let sense = self.sense.take().or_else(attention).unwrap_or(Sense::NONE);
+                Ok(Response::data(sense.as_bytes().to_vec(), allocation))
+            }
+            Cdb::ReportLuns { select, allocation } => {
+                self.attentions.clear(Attention::LunsChanged);
+                luns(select, allocation)
+            }
+            Cdb::PreventAllow { prevent } => {
+                self.prevented = prevent;
+                Ok(Response::good())
+            }
+            _ => Err(Sense::INVALID_OPCODE.into()),
+        }
+    }
+
+    /// Executes START STOP UNIT: flushes the disk when it is stopped or ejected (SBC-3 §5.25).
+    fn start_stop(&mut self, command: StartStop) -> Result<Command, Response> {
+        let StartStop { power_condition, no_flush, load_or_eject, start } = command;
+        let good = Ok(Command::Done(Response::good()));
+        if power_condition != 0 {
+            return good;
+        }
+        if load_or_eject && !start && self.prevented {
+            return Err(Sense::REMOVAL_PREVENTED.into());
+        }
+        if load_or_eject {
+            self.ejected = !start;
+        }
+        if start || no_flush { good } else { Ok(Command::Job(Box::new(Job::flush()))) }
+    }
+
+    /// Executes a command of a LUN that has no disk (SPC-4 §6.6.2, SAM-5 §4.7.4). Linux scans for
+    /// such LUNs by INQUIRY.
+    fn absent(&mut self, grant: &Grant, cdb: &[u8; 16]) -> Result<Response, Response> {
+        match (cdb[0], Cdb::parse(cdb)) {
+            (op::INQUIRY, Ok(Cdb::Inquiry { page: None, allocation })) => {
+                Ok(Response::data(inquiry::standard(grant, &self.port, false), allocation))
+            }
+            (op::REPORT_LUNS, Ok(cdb)) => self.answer(grant, cdb),
+            (op::REQUEST_SENSE, Ok(Cdb::RequestSense { allocation })) => {
+                Ok(Response::data(Sense::NO_SUCH_UNIT.as_bytes().to_vec(), allocation))
+            }
+            (op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE, Err(sense)) => Err(sense.into()),
+            _ => Err(Sense::NO_SUCH_UNIT.into()),
+        }
+    }
+}
+
+/// Returns whether a LUN is 0, by peripheral device addressing or flat space addressing
+/// (SAM-5 §4.7.7).
+fn is_zero(lun: Lun) -> bool {
+    let [method, rest @ ..] = lun;
+    matches!(method, 0x00 | 0x40) && rest == [0; 7]
+}
+
+/// Returns whether a command fails without a medium.
+fn needs_medium(cdb: Cdb) -> bool {
+    !matches!(
+        cdb,
+        Cdb::Inquiry { .. }
+            | Cdb::RequestSense { .. }
+            | Cdb::ReportLuns { .. }
+            | Cdb::ReportOpcodes(_)
+            | Cdb::ModeSense(_)
+            | Cdb::StartStop(_)
+            | Cdb::PreventAllow { .. }
+    )
+}
+
+/// Returns the list of LUNs: only LUN 0, and no well known ones (SPC-4 §6.33).
+fn luns(select: u8, allocation: u32) -> Result<Response, Response> {
+    let entries: &[u8] = match select {
+        0 | 2 => &[0; 8],
+        1 => &[],
+        _ => return Err(Sense::INVALID_FIELD_IN_CDB.into()),
+    };
+    let length = U32::new(u32::try_from(entries.len()).unwrap_or(0));
+    let header = LunsHeader { length, reserved: [0; 4] };
+    Ok(Response::data([header.as_bytes(), entries].concat(), allocation))
+}
+
+/// Executes a command that only returns information. Returns `None` for others.
+fn inform(grant: &Grant, cdb: Cdb) -> Result<Option<Response>, Response> {
+    let export = &**grant.export();
+    let capacity = |data: fn(&export::Export) -> Vec<u8>, allocation| match export.blocks() {
+        0 => Err(Response::from(Sense::MEDIUM_NOT_PRESENT)),
+        _ => Ok(Response::data(data(export), allocation)),
+    };
+    Ok(Some(match cdb {
+        Cdb::TestUnitReady => Response::good(),
+        Cdb::ReadCapacity10 => capacity(capacity_10, u32::MAX)?,
+        Cdb::ReadCapacity16 { allocation } => capacity(capacity_16, allocation)?,
+        Cdb::ReadFormatCapacities { allocation } => capacity(format_capacities, allocation)?,
+        Cdb::ReadDefectData { twelve, lists, allocation } => {
+            Response::data(report::defects(twelve, lists), allocation)
+        }
+        Cdb::ReportOpcodes(command) => {
+            Response::data(report::opcodes(export, command)?, command.allocation)
+        }
+        Cdb::ModeSense(command) => Response::data(mode::sense(grant, command)?, command.allocation),
+        _ => return Ok(None),
+    }))
+}
+
+fn read(grant: &Grant, range: Blocks) -> Result<Transfer, Response> {
+    range.check(grant, Op::Read)?;
+    Ok(Transfer { lba: range.lba, blocks: range.blocks, durable: false })
+}
+
+fn write(grant: &Grant, range: Blocks, durable: bool) -> Result<Transfer, Response> {
+    range.check(grant, Op::Write { durable })?;
+    Ok(Transfer { lba: range.lba, blocks: range.blocks, durable })
+}
