@@ -75,6 +75,7 @@ impl Response {
             Fault::Unsupported => Sense::INVALID_OPCODE,
             Fault::Gone => Sense::MEDIUM_NOT_PRESENT,
             Fault::Busy => return Self::status(Status::Busy),
+            Fault::Reserved => return Self::status(Status::ReservationConflict),
         };
         Self::check(sense)
     }
@@ -99,23 +100,23 @@ mod test {
 
     #[test]
     fn each_fault_has_a_status_and_a_sense_code() {
+        let check = |key, asc, ascq| (Status::CheckCondition, Some((key, (asc, ascq))));
         let table = [
-            (Fault::Io, Some((key::MEDIUM_ERROR, (0x11, 0)))),
-            (Fault::NoSpace, Some((key::DATA_PROTECT, (0x27, 7)))),
-            (Fault::ReadOnly, Some((key::DATA_PROTECT, (0x27, 0)))),
-            (Fault::OutOfRange, Some((key::ILLEGAL_REQUEST, (0x21, 0)))),
-            (Fault::Misaligned, Some((key::ILLEGAL_REQUEST, (0x24, 0)))),
-            (Fault::Unsupported, Some((key::ILLEGAL_REQUEST, (0x20, 0)))),
-            (Fault::Gone, Some((key::NOT_READY, (0x3a, 0)))),
-            (Fault::Busy, None),
+            (Fault::Io, check(key::MEDIUM_ERROR, 0x11, 0)),
+            (Fault::NoSpace, check(key::DATA_PROTECT, 0x27, 7)),
+            (Fault::ReadOnly, check(key::DATA_PROTECT, 0x27, 0)),
+            (Fault::OutOfRange, check(key::ILLEGAL_REQUEST, 0x21, 0)),
+            (Fault::Misaligned, check(key::ILLEGAL_REQUEST, 0x24, 0)),
+            (Fault::Unsupported, check(key::ILLEGAL_REQUEST, 0x20, 0)),
+            (Fault::Gone, check(key::NOT_READY, 0x3a, 0)),
+            (Fault::Busy, (Status::Busy, None)),
+            (Fault::Reserved, (Status::ReservationConflict, None)),
         ];
         assert_eq!(table.map(|(fault, _)| fault), Fault::ALL);
         for (fault, expected) in table {
             let response = Response::fault(fault, Op::Read, 7);
             let sense = response.sense.map(|sense| (sense.key(), sense.code()));
-            assert_eq!(sense, expected, "{fault}");
-            let status = if expected.is_some() { Status::CheckCondition } else { Status::Busy };
-            assert_eq!(response.status, status, "{fault}");
+            assert_eq!((response.status, sense), expected, "{fault}");
         }
     }
 
