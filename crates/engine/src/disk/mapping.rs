@@ -23,11 +23,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use export::{Access, Export};
-use guarded::{copy, handle_sigbus};
+use guarded::{copy, handle_sigbus, stream};
 use libc::iovec;
 
 /// How many bytes of a file a read fault maps, if they are in memory: the default of Linux.
 const FAULT_AROUND: usize = 64 << 10;
+
+/// From this length on, written data goes to memory past the processor's caches: it would displace what is
+/// in them, and the old content would be read into them first.
+const STREAMED: usize = 64 << 10;
+/// The alignment that this needs.
+const STREAM_ALIGNMENT: usize = 16;
 
 /// The mapping of a file by one thread.
 #[derive(Debug)]
@@ -104,8 +110,14 @@ impl Mapping {
             // SAFETY: as below; `offset` is within the range.
             unsafe { copy(&raw mut byte, at.wrapping_add(offset), 1) }
         });
-        // SAFETY: `at` is valid for that many bytes as long as the file is, see `copy`.
-        let done = touched && unsafe { copy(at, bytes.as_ptr(), bytes.len()) };
+        let streams = bytes.len() >= STREAMED && at.addr() % STREAM_ALIGNMENT == 0;
+        // SAFETY: `at` is valid for that many bytes as long as the file is, see `copy`, and aligned for
+        // `stream`.
+        let done = touched
+            && match streams {
+                true => unsafe { stream(at, bytes.as_ptr(), bytes.len()) },
+                false => unsafe { copy(at, bytes.as_ptr(), bytes.len()) },
+            };
         if !done {
             self.set_failed();
         }
@@ -168,6 +180,8 @@ mod guarded {
     // `usize storagetm_mapping_copy(u8 *into, const u8 *from, usize len)` copies, and returns 0. Only
     // instructions between `_begin` and `_end` access memory; if one faults, the
     // handler continues at `_failed`, which returns 1. It uses no stack.
+    // `storagetm_mapping_stream` does the same with stores past the caches, and then copies what is left of
+    // the last 64 bytes; `into` must be aligned to 16 bytes.
     #[cfg(target_arch = "x86_64")]
     global_asm!(
         ".pushsection .text.storagetm_mapping_copy,\"ax\",@progbits",
@@ -176,9 +190,30 @@ mod guarded {
         ".globl storagetm_mapping_copy_begin",
         ".globl storagetm_mapping_copy_end",
         ".globl storagetm_mapping_copy_failed",
+        ".globl storagetm_mapping_stream",
+        "storagetm_mapping_stream:",
+        "mov rcx, rdx",
+        "and edx, 63",
+        "and rcx, -64",
+        "add rsi, rcx",
+        "add rdi, rcx",
+        "neg rcx",
+        "storagetm_mapping_copy_begin:",
+        "jz 2f",
+        "1: movdqu xmm0, [rsi + rcx]",
+        "movdqu xmm1, [rsi + rcx + 16]",
+        "movdqu xmm2, [rsi + rcx + 32]",
+        "movdqu xmm3, [rsi + rcx + 48]",
+        "movntdq [rdi + rcx], xmm0",
+        "movntdq [rdi + rcx + 16], xmm1",
+        "movntdq [rdi + rcx + 32], xmm2",
+        "movntdq [rdi + rcx + 48], xmm3",
+        "add rcx, 64",
+        "jnz 1b",
+        "sfence",
+        "2:",
         "storagetm_mapping_copy:",
         "mov rcx, rdx",
-        "storagetm_mapping_copy_begin:",
         "rep movsb",
         "storagetm_mapping_copy_end:",
         "xor eax, eax",
@@ -230,6 +265,8 @@ mod guarded {
 
     unsafe extern "C" {
         fn storagetm_mapping_copy(into: *mut u8, from: *const u8, len: usize) -> usize;
+        #[cfg(target_arch = "x86_64")]
+        fn storagetm_mapping_stream(into: *mut u8, from: *const u8, len: usize) -> usize;
         // Not functions to be called: their addresses delimit the instructions.
         fn storagetm_mapping_copy_begin();
         fn storagetm_mapping_copy_end();
@@ -244,6 +281,19 @@ mod guarded {
     pub(super) unsafe fn copy(into: *mut u8, from: *const u8, len: usize) -> bool {
         // SAFETY: the caller's promise. A page beyond the end of a file raises SIGBUS, which is handled.
         unsafe { storagetm_mapping_copy(into, from, len) == 0 }
+    }
+
+    /// Copies `len` bytes past the caches, where that is written for the architecture. Returns as [`copy`].
+    ///
+    /// # Safety
+    /// As for [`copy`]; `into` must be aligned to 16 bytes.
+    pub(super) unsafe fn stream(into: *mut u8, from: *const u8, len: usize) -> bool {
+        // SAFETY: the caller's promise.
+        #[cfg(target_arch = "x86_64")]
+        return unsafe { storagetm_mapping_stream(into, from, len) == 0 };
+        // SAFETY: the caller's promise.
+        #[cfg(not(target_arch = "x86_64"))]
+        return unsafe { copy(into, from, len) };
     }
 
     /// The type of a register in the context of a signal: bits, whatever its sign.
@@ -359,6 +409,10 @@ mod guarded {
     pub(super) unsafe fn copy(_: *mut u8, _: *const u8, _: usize) -> bool {
         false
     }
+
+    pub(super) unsafe fn stream(_: *mut u8, _: *const u8, _: usize) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
@@ -370,7 +424,7 @@ mod test {
 
     use super::*;
 
-    const LEN: usize = 1 << 16;
+    const LEN: usize = 1 << 18;
 
     fn map(file: impl AsFd, len: usize, access: Access) -> io::Result<Mapping> {
         let (geometry, identity) = (Geometry::new(512, 512).unwrap(), Identity::default());
@@ -385,7 +439,16 @@ mod test {
         let file = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, LEN as u64).unwrap();
         let mapping = map(&file, LEN, Access::Writable).unwrap();
-        for (start, len) in [(0, 1), (1, 63), (63, 64), (200, 65), (4095, 4098), (LEN - 130, 130)] {
+        for (start, len) in [(0, 1), (1, 63), (63, 64), (200, 65), (4095, 4098), (LEN - 130, 130)]
+            .into_iter()
+            .chain([
+                (0, LEN),
+                (512, STREAMED),
+                (16, STREAMED + 63),
+                (8, STREAMED),
+                (48, 2 * STREAMED + 1),
+            ])
+        {
             let bytes: Vec<u8> = (0..len).map(|at| u8::try_from(at % 251).unwrap() + 1).collect();
             assert!(mapping.write(start, &bytes));
             let (mut ours, mut theirs) = (vec![0; len], vec![0; len]);
@@ -404,13 +467,14 @@ mod test {
         let file = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, LEN as u64).unwrap();
         let mapping = map(&file, LEN, Access::Writable).unwrap();
-        assert!(mapping.write(0, &[1; LEN]));
+        assert!(mapping.write(0, &vec![1; LEN]));
         ftruncate(&file, 8192).unwrap();
         assert!(mapping.write(4096, &[2; 4096]));
         assert_eq!(mapping.index(0, 1), Some(0));
         assert!(!mapping.write(4096, &[2; 8192]));
         assert!(!mapping.read(LEN - 1, &mut [0]));
         assert_eq!(mapping.index(0, 1), None);
+        assert!(!mapping.write(0, &vec![1; LEN]));
     }
 
     #[test]
