@@ -345,6 +345,13 @@ impl Connections {
         self.lock().find(counters)?.notices.get_or_insert_default().pop_front()
     }
 
+    /// Returns the key of the registrant of a connection.
+    pub(crate) fn key_of(&self, counters: &Arc<Counters>) -> Option<u64> {
+        let mut state = self.lock();
+        let registrant = state.find(counters)?.registrant.clone()?;
+        state.reservations.key_of(&registrant)
+    }
+
     pub(crate) fn reservations(&self) -> Reservations {
         self.lock().reservations.clone()
     }

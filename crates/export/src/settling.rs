@@ -90,6 +90,11 @@ impl Grant {
         }
     }
 
+    /// Returns the key with which the registrant is registered.
+    pub fn reservation_key(&self) -> Option<u64> {
+        self.export().connections().key_of(self.activity().counters())
+    }
+
     /// Takes the oldest notice for the registrant that this connection has not taken yet. The
     /// first call makes the connection keep them from then on.
     pub fn take_reservation_notice(&self) -> Option<ReservationNotice> {
