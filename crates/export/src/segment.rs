@@ -14,8 +14,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// Capacity in bytes: the longest header that is followed by payload (NBD: an extended chunk).
-    pub const MAX: usize = 47;
+    /// Capacity in bytes: the longest header that is followed by payload (iSCSI: a basic header
+    /// segment).
+    pub const MAX: usize = 48;
 
     /// Returns a head of `bytes`. At most [`Head::MAX`] bytes: the rest is cut off, and debug
     /// builds panic.
