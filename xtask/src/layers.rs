@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nvme", &["export"]),
     ("nbd", &["export"]),
     ("scsi", &["export"]),
+    ("iscsi", &["export", "scsi"]),
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export", "protocol"]),

@@ -114,7 +114,6 @@ mod nexus;
 mod port;
 mod range;
 mod report;
-mod reservation;
 mod response;
 mod supported;
 pub mod wire;

@@ -7,5 +7,4 @@ pub mod mode;
 pub mod opcode;
 pub mod provision;
 pub mod report;
-pub mod reservation;
 pub mod sense;

@@ -18,6 +18,5 @@ mod laws;
 mod lifetime;
 mod memory;
 mod ranges;
-mod reservations;
 mod transfer;
 mod world;

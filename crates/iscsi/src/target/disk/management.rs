@@ -1,0 +1,128 @@
+//! Task management: tasks are aborted, and the function is answered when they are off the disk
+//! (RFC 7143 §4.2.3.3, §11.5).
+
+use scsi::Attention;
+
+use super::{Cx, Disk};
+use crate::target::link::Data;
+use crate::target::slots::Work;
+use crate::wire::bhs::{Bhs, TaskRequest, TaskResponse, of_target};
+use crate::wire::opcode::{self, function, function_response};
+
+/// Maximum number of functions that wait for tasks.
+const MAX_PENDING: usize = 16;
+
+/// A function that waits until its tasks are off the disk.
+#[derive(Debug)]
+pub(super) struct Pending {
+    itt: u32,
+    /// The slots of tasks that have not ended.
+    waiting: Vec<u8>,
+}
+
+impl Pending {
+    /// Notes that a slot was freed.
+    pub(super) fn freed(&mut self, at: u8) {
+        self.waiting.retain(|other| *other != at);
+    }
+}
+
+impl Disk {
+    /// Executes a task management function.
+    pub(in crate::target) fn manage(&mut self, header: &Bhs, cx: &mut Cx<'_>) {
+        let request = TaskRequest::of(header);
+        let itt = request.itt.get();
+        let is_disk = request.lun.get() == 0;
+        match request.flags & 0x7f {
+            _ if self.pending.len() >= MAX_PENDING => {
+                self.answer(itt, function_response::REJECTED, cx)
+            }
+            function::ABORT_TASK => match self.slots.find(request.ref_tag.get()) {
+                Some(at) => self.abort(itt, vec![at], cx),
+                None => self.answer(itt, function_response::NO_TASK, cx),
+            },
+            function::ABORT_TASK_SET | function::LOGICAL_UNIT_RESET | function::CLEAR_TASK_SET
+                if !is_disk =>
+            {
+                self.answer(itt, function_response::NO_LUN, cx);
+            }
+            function::ABORT_TASK_SET => {
+                let all = self.all_tasks();
+                self.abort(itt, all, cx);
+            }
+            function::LOGICAL_UNIT_RESET | function::TARGET_WARM_RESET => {
+                self.nexus.attend(Attention::Reset);
+                let all = self.all_tasks();
+                self.abort(itt, all, cx);
+            }
+            _ => self.answer(itt, function_response::NOT_SUPPORTED, cx),
+        }
+    }
+
+    fn all_tasks(&self) -> Vec<u8> {
+        self.slots.busy().map(|(at, _)| at).collect()
+    }
+
+    fn abort(&mut self, itt: u32, tasks: Vec<u8>, cx: &mut Cx<'_>) {
+        self.pending.push(Pending { itt, waiting: tasks.clone() });
+        for at in tasks {
+            self.abort_task(at, cx);
+        }
+        self.answer_pending(cx);
+    }
+
+    /// Aborts all tasks, for the end of the session.
+    pub(in crate::target) fn abort_all(&mut self, cx: &mut Cx<'_>) {
+        for at in self.all_tasks() {
+            self.abort_task(at, cx);
+        }
+    }
+
+    /// Returns whether a task has exclusive access to the disk.
+    pub(in crate::target) fn is_exclusive(&self) -> bool {
+        let is_exclusive = |work: &Work| matches!(work, Work::Job(job, _) if job.is_exclusive());
+        self.slots.busy().any(|(_, slot)| is_exclusive(&slot.work))
+    }
+
+    /// Aborts a task. Its data that is still to come is skipped, and no status is sent.
+    fn abort_task(&mut self, at: u8, cx: &mut Cx<'_>) {
+        let blocked = self.unblock(at);
+        let Some(slot) = self.slots.get(at) else { return };
+        slot.in_flight = slot.in_flight.saturating_sub(blocked);
+        slot.aborted = true;
+        if slot.data_out.expects() {
+            let itt = slot.itt;
+            self.forget_data(itt);
+        }
+        self.advance(at, cx);
+    }
+
+    /// Frees the slot of an aborted task that is off the disk.
+    pub(super) fn end_if_aborted(&mut self, at: u8, cx: &mut Cx<'_>) {
+        if self.slots.get(at).is_none_or(|slot| slot.in_flight != 0) {
+            return;
+        }
+        let slot = self.release(at);
+        if matches!(slot.work, Work::Job(job, _) if job.is_exclusive()) {
+            cx.out.notify();
+        }
+        self.answer_pending(cx);
+    }
+
+    /// Answers the functions whose tasks have ended.
+    fn answer_pending(&mut self, cx: &mut Cx<'_>) {
+        let done = |pending: &mut Pending| pending.waiting.is_empty();
+        let done: Vec<Pending> = self.pending.extract_if(.., done).collect();
+        for Pending { itt, .. } in done {
+            self.answer(itt, function_response::COMPLETE, cx);
+        }
+    }
+
+    fn answer(&mut self, itt: u32, code: u8, cx: &mut Cx<'_>) {
+        let mut response = TaskResponse::of(&of_target(opcode::TASK_RESPONSE));
+        cx.link.window = self.slots.window();
+        (response.response, response.itt) = (code, itt.into());
+        response.numbers = cx.link.next_numbers();
+        cx.link.send(&response, Data::NONE, cx.out);
+    }
+}

@@ -1,0 +1,93 @@
+//! The sessions of all connections: their handles, and reinstatement (RFC 7143 §6.3.5).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use export::Fence;
+
+/// What identifies a session of this target to its initiator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SessionId {
+    /// The name of the initiator.
+    pub(super) initiator: String,
+    pub(super) isid: [u8; 6],
+    /// The name of the target.
+    pub(super) target: String,
+}
+
+/// A session in full feature phase.
+#[derive(Debug)]
+pub(super) struct Registration {
+    id: SessionId,
+    tsih: u16,
+    /// `None` for a discovery session.
+    fence: Option<Arc<Fence>>,
+    /// Whether another session has replaced it.
+    replaced: AtomicBool,
+}
+
+impl Registration {
+    /// Returns the handle of the session; never zero.
+    pub(super) fn tsih(&self) -> u16 {
+        self.tsih
+    }
+
+    /// Returns whether another session has replaced this one.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
+}
+
+/// All sessions in full feature phase.
+#[derive(Debug, Default)]
+pub(super) struct Registry(Mutex<Sessions>);
+
+#[derive(Debug, Default)]
+struct Sessions {
+    live: Vec<Weak<Registration>>,
+    last_tsih: u16,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Revokes the right to write of every session with that identity, which must then end. Returns
+    /// whether there were any that did not know; the other sessions must be notified.
+    pub(super) fn replace(&self, id: &SessionId) -> bool {
+        let mut sessions = self.lock();
+        sessions.live.retain(|session| session.strong_count() != 0);
+        let live: Vec<_> = sessions.live.iter().filter_map(Weak::upgrade).collect();
+        drop(sessions);
+        let same = live.iter().filter(|session| session.id == *id);
+        same.fold(false, |found, session| {
+            session.fence.iter().for_each(|fence| fence.close());
+            !session.replaced.swap(true, Ordering::AcqRel) || found
+        })
+    }
+
+    /// Registers a session. Returns `None` if no handle is free.
+    pub(super) fn register(
+        &self,
+        id: SessionId,
+        fence: Option<Arc<Fence>>,
+    ) -> Option<Arc<Registration>> {
+        let mut sessions = self.lock();
+        sessions.live.retain(|session| session.strong_count() != 0);
+        let taken: Vec<u16> =
+            sessions.live.iter().filter_map(|it| it.upgrade().map(|it| it.tsih)).collect();
+        let last = sessions.last_tsih;
+        let candidates = (1..=u16::MAX).map(|n| last.wrapping_add(n));
+        let tsih = candidates.into_iter().find(|tsih| *tsih != 0 && !taken.contains(tsih))?;
+        sessions.last_tsih = tsih;
+        let session = Arc::new(Registration { id, tsih, fence, replaced: AtomicBool::new(false) });
+        sessions.live.push(Arc::downgrade(&session));
+        Some(session)
+    }
+
+    /// Returns whether a session has that handle.
+    pub(super) fn has(&self, tsih: u16) -> bool {
+        self.lock().live.iter().filter_map(Weak::upgrade).any(|session| session.tsih == tsih)
+    }
+}
