@@ -339,16 +339,17 @@ impl Connections {
         }
     }
 
-    /// Makes a connection take the notices for its registrant from now on.
-    pub(crate) fn subscribe(&self, counters: &Arc<Counters>) {
-        if let Some(one) = self.lock().find(counters) {
-            one.notices.get_or_insert_default();
-        }
+    /// Takes the oldest notice for the registrant of a connection, which keeps them from the first
+    /// call on.
+    pub(crate) fn take_notice(&self, counters: &Arc<Counters>) -> Option<ReservationNotice> {
+        self.lock().find(counters)?.notices.get_or_insert_default().pop_front()
     }
 
-    /// Takes the oldest notice for the registrant of a connection.
-    pub(crate) fn take_notice(&self, counters: &Arc<Counters>) -> Option<ReservationNotice> {
-        self.lock().find(counters)?.notices.as_mut()?.pop_front()
+    /// Returns the key of the registrant of a connection.
+    pub(crate) fn key_of(&self, counters: &Arc<Counters>) -> Option<u64> {
+        let mut state = self.lock();
+        let registrant = state.find(counters)?.registrant.clone()?;
+        state.reservations.key_of(&registrant)
     }
 
     pub(crate) fn reservations(&self) -> Reservations {
@@ -378,7 +379,9 @@ impl Connections {
         let refused = state.current.iter().map(|one| &one.counters);
         let refused = refused.filter(|it| it.has_refused_writes()).cloned().collect();
         let after = state.reservations.saved();
-        let store = self.store.get().filter(|_| before != after);
+        // Again, if the last state is not known to be stored.
+        let is_new = before != after || state.stored[0] != state.sequence;
+        let store = self.store.get().filter(|_| is_new);
         let sequence = store.map(|store| {
             state.sequence += 1;
             // Under the lock, so that the states arrive in order.

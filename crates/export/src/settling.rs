@@ -90,12 +90,13 @@ impl Grant {
         }
     }
 
-    /// Makes the connection keep the notices for its registrant, from now on.
-    pub fn subscribe(&self) {
-        self.export().connections().subscribe(self.activity().counters());
+    /// Returns the key with which the registrant is registered.
+    pub fn reservation_key(&self) -> Option<u64> {
+        self.export().connections().key_of(self.activity().counters())
     }
 
-    /// Takes the oldest notice for the registrant that this connection has not taken yet.
+    /// Takes the oldest notice for the registrant that this connection has not taken yet. The
+    /// first call makes the connection keep them from then on.
     pub fn take_reservation_notice(&self) -> Option<ReservationNotice> {
         self.export().connections().take_notice(self.activity().counters())
     }
@@ -235,8 +236,9 @@ mod test {
     fn each_subscribed_connection_of_a_registrant_gets_notices() {
         let export = export();
         let [one, path, other] = [1, 1, 2].map(|number| grant(&export, number));
-        one.subscribe();
-        path.subscribe();
+        for subscriber in [&one, &path] {
+            assert_eq!(subscriber.take_reservation_notice(), None);
+        }
         register(&one, 7);
         register(&other, 8);
         let renewed = Grant::new(export.clone()).with_fence_of(&one);

@@ -10,10 +10,12 @@ use crate::wire::{Fuse, Sgl, Sqe};
 mod admin;
 mod fabrics;
 mod io;
+mod reservation;
 
 pub use admin::AdminCommand;
 pub use fabrics::{FabricsCommand, PropertySize};
 pub use io::IoCommand;
+pub use reservation::ReservationRequest;
 
 /// A command of any command set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,19 @@ pub(crate) enum Cdb {
     WriteSame { range: Blocks, unmap: bool, no_data: bool },
     Unmap { length: u32 },
     GetLbaStatus { lba: u64, allocation: u32 },
+    ReserveUnit,
+    ReleaseUnit,
+    PersistentIn { action: u8, allocation: u32 },
+    PersistentOut(PersistentOut),
+}
+
+/// PERSISTENT RESERVE OUT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PersistentOut {
+    pub(crate) action: u8,
+    pub(crate) scope: u8,
+    pub(crate) kind: u8,
+    pub(crate) length: u32,
 }
 
 /// MODE SENSE (6) or (10).
@@ -233,6 +246,17 @@ impl Cdb {
             (op::MODE_SELECT_6, _) => Self::mode_select(fields, false, bytes[4].into())?,
             (op::MODE_SELECT_10, _) => Self::mode_select(fields, true, fields.word(7))?,
             (op::UNMAP, _) => Self::Unmap { length: fields.word(7) },
+            (op::RESERVE_6, _) => Self::ReserveUnit,
+            (op::RELEASE_6, _) => Self::ReleaseUnit,
+            (op::PERSISTENT_RESERVE_IN, Some(action)) => {
+                Self::PersistentIn { action, allocation: fields.word(7) }
+            }
+            (op::PERSISTENT_RESERVE_OUT, Some(action)) => Self::PersistentOut(PersistentOut {
+                action,
+                scope: bytes[2] >> 4,
+                kind: bytes[2] & 0x0f,
+                length: fields.dword(5),
+            }),
             (op::PREVENT_ALLOW, _) => Self::PreventAllow { prevent: fields.has(4, 1) },
             (op::START_STOP_UNIT, _) => Self::StartStop(StartStop {
                 power_condition: bytes[4] >> 4,

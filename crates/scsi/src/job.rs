@@ -4,16 +4,20 @@
 mod atomic;
 mod plain;
 mod provision;
+mod reserve;
 mod verify;
 mod work;
 
 use std::mem;
 
-use export::{Admitted, Buffer, Exclusive, Fault, Grant, Op, Outcome, Request, Ticket};
+use export::{
+    Admitted, Buffer, Exclusive, Fault, Grant, Op, Outcome, Request, ReservationCommand, Ticket,
+};
 
 use atomic::{CompareAndWrite, OrWrite};
 use plain::{ModeSelect, Plain};
 use provision::{LbaStatus, Unmap, WriteSame};
+use reserve::Reserve;
 use verify::{Verify, WriteAndVerify};
 use work::{Action, DiskRequest, Work};
 
@@ -43,10 +47,10 @@ pub enum Step {
     /// Execute this disk request ([`export::Step::Submit`]), and pass its outcome to
     /// [`Job::complete`].
     Submit(Admitted),
-    /// Another request has exclusive access: [poll](Job::poll) again after the next
+    /// Another request has exclusive access, or writes of others have to end first: [poll](Job::poll) again after the next
     /// [`Notice::StateChanged`](export::Notice::StateChanged).
     Wait,
-    /// Others may be waiting for exclusive access to end: return [`export::Step::Notify`], and
+    /// Others may be waiting for this, or must know of it: return [`export::Step::Notify`], and
     /// [poll](Job::poll) again at once.
     Notify,
     /// The command has ended.
@@ -105,6 +109,9 @@ impl Job {
             Cdb::GetLbaStatus { lba, allocation } => {
                 Box::new(LbaStatus::new(grant, lba, allocation)?)
             }
+            Cdb::PersistentOut(out) => Box::new(Reserve::persistent(out)?),
+            Cdb::ReserveUnit => Box::new(Reserve::unit(ReservationCommand::ReserveUnit)),
+            Cdb::ReleaseUnit => Box::new(Reserve::unit(ReservationCommand::ReleaseUnit)),
             _ => return Err(Sense::INVALID_OPCODE.into()),
         };
         Ok(Self::from_work(work))
@@ -187,7 +194,11 @@ impl Job {
                 Step::Allocate { len, holds_memory }
             }
             Action::Request(request) => self.submit(request, grant, ticket),
-            Action::Release => {
+            Action::Wait => {
+                self.state = State::Ready;
+                Step::Wait
+            }
+            Action::Notify => {
                 self.exclusive = None;
                 self.state = State::Ready;
                 Step::Notify

@@ -114,6 +114,7 @@ mod nexus;
 mod port;
 mod range;
 mod report;
+mod reservation;
 mod response;
 mod supported;
 pub mod wire;

@@ -4,7 +4,7 @@ mod attention;
 
 use std::sync::Arc;
 
-use export::{Grant, Op};
+use export::{Fault, Grant, Op};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::U32;
 
@@ -17,11 +17,11 @@ use crate::cdb::{Cdb, StartStop};
 use crate::job::Job;
 use crate::port::Port;
 use crate::range::Blocks;
-use crate::response::Response;
+use crate::response::{Response, Status};
 use crate::wire::opcode as op;
 use crate::wire::report::LunsHeader;
 use crate::wire::sense::Sense;
-use crate::{inquiry, mode, report};
+use crate::{inquiry, mode, report, reservation};
 
 /// A logical unit number as transports carry it (SAM-5 §4.7).
 pub type Lun = [u8; 8];
@@ -98,10 +98,14 @@ pub struct Nexus {
 
 impl Nexus {
     /// Creates the nexus of a new session. The initiator is told that by a unit attention condition.
+    /// It can reserve the disk if the grant has a
+    /// [registrant](export::Grant::with_registrant).
     #[must_use]
     pub fn new(grant: &Grant, port: Arc<Port>) -> Self {
         let mut attentions = Attentions::default();
         attentions.push(Attention::PowerOn);
+        // The grant keeps the notices that follow.
+        let _ = grant.take_reservation_notice();
         let blocks = grant.export().blocks();
         Self { port, attentions, sense: None, blocks, prevented: false, ejected: false }
     }
@@ -115,13 +119,21 @@ impl Nexus {
         self.attentions.push(attention);
     }
 
-    /// Checks whether the capacity has changed. To be called after
+    /// Checks whether the capacity or reservations have changed. To be called after
     /// [`Notice::StateChanged`](export::Notice::StateChanged).
     pub fn changed(&mut self, grant: &Grant) {
         let blocks = grant.export().blocks();
         if blocks != self.blocks {
             self.blocks = blocks;
             self.attentions.push(Attention::CapacityChanged);
+        }
+        self.take_notices(grant);
+    }
+
+    /// Takes what reservation commands of others mean for this initiator.
+    fn take_notices(&mut self, grant: &Grant) {
+        while let Some(notice) = grant.take_reservation_notice() {
+            self.attentions.push(notice.into());
         }
     }
 
@@ -148,11 +160,17 @@ impl Nexus {
     }
 
     fn dispatch(&mut self, grant: &Grant, cdb: &[u8; 16]) -> Result<Command, Response> {
+        if !is_transfer(cdb[0]) {
+            self.take_notices(grant);
+        }
         let exempt = matches!(cdb[0], op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE);
         if !exempt && let Some(attention) = self.attentions.pop() {
             return Err(attention.sense().into());
         }
         let cdb = Cdb::parse(cdb)?;
+        if is_reserved(grant, cdb) {
+            return Err(Response::status(Status::ReservationConflict));
+        }
         if needs_medium(cdb) && (self.ejected || grant.export().is_gone()) {
             return Err(Sense::MEDIUM_NOT_PRESENT.into());
         }
@@ -239,6 +257,32 @@ fn is_zero(lun: Lun) -> bool {
     matches!(method, 0x00 | 0x40) && rest == [0; 7]
 }
 
+/// Returns whether this is a read or a write. They learn of the reservations of others by
+/// [`Nexus::changed`] only: a lock is too much for them.
+fn is_transfer(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        op::READ_10 | op::WRITE_10 | op::READ_16 | op::WRITE_16 | op::READ_12 | op::WRITE_12
+    )
+}
+
+/// Returns whether a reservation of another initiator refuses a command that is none on blocks
+/// (SPC-4 §5.13.1, SBC-3 §4.17). Those on blocks are refused by the gate.
+fn is_reserved(grant: &Grant, cdb: Cdb) -> bool {
+    let refuses = |op| grant.permits(op, 0, 0) == Err(Fault::Reserved);
+    match cdb {
+        Cdb::ModeSense(_) | Cdb::ReadDefectData { .. } => refuses(Op::Read),
+        Cdb::ModeSelect { .. }
+        | Cdb::PreventAllow { prevent: true }
+        | Cdb::StartStop(StartStop { start: false, .. }) => refuses(Op::Flush),
+        // Only by RESERVE (6).
+        Cdb::TestUnitReady => {
+            refuses(Op::Read) && grant.export().reservations().unit_holder().is_some()
+        }
+        _ => false,
+    }
+}
+
 /// Returns whether a command fails without a medium.
 fn needs_medium(cdb: Cdb) -> bool {
     !matches!(
@@ -250,6 +294,7 @@ fn needs_medium(cdb: Cdb) -> bool {
             | Cdb::ModeSense(_)
             | Cdb::StartStop(_)
             | Cdb::PreventAllow { .. }
+            | Cdb::PersistentIn { .. }
     )
 }
 
@@ -282,6 +327,9 @@ fn inform(grant: &Grant, cdb: Cdb) -> Result<Option<Response>, Response> {
         }
         Cdb::ReportOpcodes(command) => {
             Response::data(report::opcodes(export, command)?, command.allocation)
+        }
+        Cdb::PersistentIn { action, allocation } => {
+            Response::data(reservation::report(export, action)?, allocation)
         }
         Cdb::ModeSense(command) => Response::data(mode::sense(grant, command)?, command.allocation),
         _ => return Ok(None),

@@ -1,7 +1,7 @@
 //! The table of supported commands, with the bits of the CDB that are evaluated. A CDB with any
 //! other bit is refused, and the same bits are reported as CDB usage data.
 
-use crate::wire::opcode as op;
+use crate::wire::{opcode as op, reservation};
 
 /// A supported command.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,16 @@ const fn sixteen(opcode: u8, action: Option<u8>, flags: u8, group: u8) -> Suppor
     Supported::new(opcode, action, &[flags, f, f, f, f, f, f, f, f, f, f, f, f, group])
 }
 
+const fn persistent_in(action: u8) -> Supported {
+    let usage = [0x1f, 0, 0, 0, 0, 0, 255, 255];
+    Supported::new(op::PERSISTENT_RESERVE_IN, Some(action), &usage)
+}
+
+const fn persistent_out(action: u8) -> Supported {
+    let usage = [0x1f, 255, 0, 0, 255, 255, 255, 255];
+    Supported::new(op::PERSISTENT_RESERVE_OUT, Some(action), &usage)
+}
+
 /// All supported commands, in ascending order of the operation codes.
 #[rustfmt::skip]
 pub(crate) const TABLE: &[Supported] = &[
@@ -82,6 +92,8 @@ pub(crate) const TABLE: &[Supported] = &[
     six(op::WRITE_6, [0x1f, 255, 255, 255]),
     six(op::INQUIRY, [0x01, 255, 255, 255]),
     six(op::MODE_SELECT_6, [0x11, 0, 0, 255]),
+    six(op::RESERVE_6, [0, 0, 0, 0]),
+    six(op::RELEASE_6, [0, 0, 0, 0]),
     six(op::MODE_SENSE_6, [0x08, 255, 255, 255]),
     six(op::START_STOP_UNIT, [0x01, 0, 0x0f, 0xf7]),
     six(op::PREVENT_ALLOW, [0, 0, 0, 0x03]),
@@ -98,6 +110,17 @@ pub(crate) const TABLE: &[Supported] = &[
     Supported::new(op::UNMAP, None, &[0, 0, 0, 0, 0, GROUP, 255, 255]),
     Supported::new(op::MODE_SELECT_10, None, &[0x11, 0, 0, 0, 0, 0, 255, 255]),
     Supported::new(op::MODE_SENSE_10, None, &[0x18, 255, 255, 0, 0, 0, 255, 255]),
+    persistent_in(reservation::READ_KEYS),
+    persistent_in(reservation::READ_RESERVATION),
+    persistent_in(reservation::REPORT_CAPABILITIES),
+    persistent_in(reservation::READ_FULL_STATUS),
+    persistent_out(reservation::REGISTER),
+    persistent_out(reservation::RESERVE),
+    persistent_out(reservation::RELEASE),
+    persistent_out(reservation::CLEAR),
+    persistent_out(reservation::PREEMPT),
+    persistent_out(reservation::PREEMPT_AND_ABORT),
+    persistent_out(reservation::REGISTER_AND_IGNORE),
     sixteen(op::READ_16, None, FLAGS, GROUP),
     Supported::new(op::COMPARE_AND_WRITE, None, &[
         FLAGS, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 255, GROUP,

@@ -7,4 +7,5 @@ pub mod mode;
 pub mod opcode;
 pub mod provision;
 pub mod report;
+pub mod reservation;
 pub mod sense;

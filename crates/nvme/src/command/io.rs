@@ -2,6 +2,7 @@
 
 use zerocopy::little_endian::U32;
 
+use super::reservation::ReservationRequest;
 use super::{Transfer, bit, byte, check_psdt, dwords, entry, flag, invalid_field, quad, word};
 use crate::status::Status;
 use crate::wire::dataset::{CopyRange0, CopyRange1, DsmRange};
@@ -108,6 +109,13 @@ pub enum IoCommand {
         /// Force Unit Access: on stable storage when it completes.
         fua: bool,
     },
+    /// A reservation command.
+    Reservation {
+        /// NSID.
+        nsid: u32,
+        /// Which one.
+        request: ReservationRequest,
+    },
 }
 
 impl IoCommand {
@@ -130,6 +138,12 @@ impl IoCommand {
                 deallocate: bit(sqe.cdw11, AD),
             }),
             opcode::COPY => Self::parse_copy(sqe),
+            opcode::RESERVATION_REGISTER
+            | opcode::RESERVATION_REPORT
+            | opcode::RESERVATION_ACQUIRE
+            | opcode::RESERVATION_RELEASE => {
+                Ok(Self::Reservation { nsid, request: ReservationRequest::parse(sqe)? })
+            }
             _ => Self::parse_blocks(sqe),
         }
     }
@@ -177,7 +191,8 @@ impl IoCommand {
             | Self::WriteZeroes { nsid, .. }
             | Self::Verify { nsid, .. }
             | Self::DatasetManagement { nsid, .. }
-            | Self::Copy { nsid, .. } => nsid,
+            | Self::Copy { nsid, .. }
+            | Self::Reservation { nsid, .. } => nsid,
         }
     }
 
@@ -192,6 +207,7 @@ impl IoCommand {
             }
             Self::DatasetManagement { ranges, .. } => list(ranges, size_of::<DsmRange>()),
             Self::Copy { ranges, format, .. } => list(ranges, copy_range_len(format).unwrap_or(0)),
+            Self::Reservation { request, .. } => request.data_len(),
             Self::Flush { .. } | Self::WriteZeroes { .. } | Self::Verify { .. } => Transfer::None,
         }
     }
@@ -236,6 +252,7 @@ impl IoCommand {
                 let cdw12 = U32::new(nr | u32::from(format & 0xf) << 8 | flag(fua, FUA));
                 Sqe { cdw10, cdw11, cdw12, ..entry(opcode::COPY) }
             }
+            Self::Reservation { request, .. } => request.emit(),
         };
         Sqe { nsid: U32::new(self.nsid()), ..sqe }
     }

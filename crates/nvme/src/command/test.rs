@@ -53,6 +53,46 @@ fn golden_lists_of_ranges() {
 }
 
 #[test]
+fn golden_reservation_commands() {
+    let reservation = |request| IoCommand::Reservation { nsid: 1, request };
+    for (opcode, cdw10, cdw11, request, transfer) in [
+        (
+            0x0d,
+            0xc000_000a,
+            0,
+            ReservationRequest::Register { action: 2, ignore_key: true, persistence: 3 },
+            Transfer::FromHost(16),
+        ),
+        (
+            0x0e,
+            0x0000_0fff,
+            1,
+            ReservationRequest::Report { len: 1 << 14, extended: true },
+            Transfer::ToHost(1 << 14),
+        ),
+        (
+            0x11,
+            0x0000_0501,
+            0,
+            ReservationRequest::Acquire { action: 1, ignore_key: false, rtype: 5 },
+            Transfer::FromHost(16),
+        ),
+        (
+            0x15,
+            0x0000_0201,
+            0,
+            ReservationRequest::Release { action: 1, ignore_key: false, rtype: 2 },
+            Transfer::FromHost(8),
+        ),
+    ] {
+        let sqe = with_dwords(opcode, [cdw10, cdw11, 0, 0, 0, 0]);
+        assert_eq!(io(&sqe), Ok(reservation(request)));
+        assert_eq!(reservation(request).data_len(9), transfer);
+        assert_eq!(io(&reservation(request).emit()), Ok(reservation(request)));
+    }
+}
+
+#[test]
 fn golden_get_log_page() {
     let sqe = with_dwords(0x02, [0x03ff_a170, 0x0007_0001, 0x1000, 2, 0x0000_0005, 0]);
     let log = AdminCommand::GetLogPage {
@@ -177,7 +217,7 @@ fn golden_authentication_and_disconnect() {
 #[test]
 fn unknown_commands_are_refused_with_dnr() {
     let refused = Err(Status::INVALID_OPCODE.dnr());
-    for opcode in [0x03, 0x04, 0x0d, 0x11, 0x15, 0x79, 0x80, 0xff] {
+    for opcode in [0x03, 0x04, 0x0a, 0x0f, 0x12, 0x79, 0x80, 0xff] {
         assert_eq!(Command::parse(&entry(opcode), 1), refused, "I/O {opcode:#x}");
     }
     for opcode in [0x00, 0x01, 0x04, 0x05, 0x0d, 0x10, 0x11, 0x80, 0x81, 0x84, 0xff] {
@@ -286,7 +326,23 @@ fn io_command() -> impl Strategy<Value = IoCommand> {
     let copy = (any::<u32>(), any::<u64>(), 1..=256_u16, 0..2_u8, any::<bool>()).prop_map(
         |(nsid, sdlba, ranges, format, fua)| IoCommand::Copy { nsid, sdlba, ranges, format, fua },
     );
-    prop_oneof![blocks, dsm, copy, any::<u32>().prop_map(|nsid| IoCommand::Flush { nsid })]
+    let fields = (any::<u32>(), 0..8_u8, any::<bool>(), any::<u8>(), 0..4_u8);
+    let reservation = fields.prop_map(|(nsid, action, flag, rtype, kind)| {
+        let request = match kind {
+            0 => ReservationRequest::Register { action, ignore_key: flag, persistence: rtype & 3 },
+            1 => ReservationRequest::Acquire { action, ignore_key: flag, rtype },
+            2 => ReservationRequest::Release { action, ignore_key: flag, rtype },
+            _ => ReservationRequest::Report { len: u64::from(rtype) * 4 + 4, extended: flag },
+        };
+        IoCommand::Reservation { nsid, request }
+    });
+    prop_oneof![
+        blocks,
+        dsm,
+        copy,
+        reservation,
+        any::<u32>().prop_map(|nsid| IoCommand::Flush { nsid })
+    ]
 }
 
 proptest! {

@@ -131,9 +131,14 @@ impl Binding {
         let is_new = |grant: &&Grant| {
             before.as_ref().is_none_or(|before| !Arc::ptr_eq(before.fence(), grant.fence()))
         };
-        if let Some(grant) = self.grant.as_ref().filter(is_new).filter(|_| self.qid != 0) {
+        let Some(grant) = self.grant.take_if(|grant| is_new(&&*grant)) else { return };
+        if self.qid != 0 {
             self.controller.register_fence(grant.fence(), self.resets);
         }
+        self.grant = Some(match self.controller.host().registrant() {
+            Some(registrant) => grant.with_registrant(registrant),
+            None => grant,
+        });
     }
 
     /// Counts a disk request of `len` bytes.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use export::{
     Account, Body, Buffer, Event, Exclusive, Export, Fault, Grant, KeyId, Op, Peer, Reason,
-    Request, Ticket,
+    Request, ReservationCommand, Settling, Ticket,
 };
 
 use super::binding::Binding;
 use super::capsule::{Capsule, LengthCheck};
 use super::controller::Controller;
+use super::io::reservation_status;
 use super::outbox::Outbox;
 use super::slots::{BufferWait, SlotState, Slots};
 use super::transfers::Transfers;
@@ -28,7 +29,8 @@ pub(super) struct Queue {
     out: Outbox,
     /// Set by Connect.
     binding: Option<Binding>,
-    /// Slots that wait for another request's exclusive access to the disk to end.
+    /// Slots that wait for another request's exclusive access to the disk to end, or for a
+    /// reservation command to settle.
     awaiting_exclusive: VecDeque<u16>,
 }
 
@@ -240,6 +242,37 @@ impl Queue {
                 self.await_exclusive(tag, Some(denied.request));
             }
             Err(denied) => self.fail_unreported(tag, op, denied.fault),
+        }
+    }
+
+    /// Executes a reservation command. Completes it once it has settled.
+    pub(super) fn reserve(&mut self, tag: u16, command: ReservationCommand, persist: Option<bool>) {
+        // Keys may arrive after the reset that deleted the queue.
+        if self.binding.as_ref().is_some_and(|binding| !binding.is_usable()) {
+            return self.finish(tag, Status::ABORTED_SQ_DELETION);
+        }
+        let Some(grant) = self.grant() else {
+            return self.finish(tag, Status::INVALID_NAMESPACE.dnr());
+        };
+        match grant.reserve(command, persist) {
+            Ok(settling) => {
+                self.out.notify();
+                self.settle(tag, settling);
+            }
+            Err(error) => self.finish(tag, reservation_status(error)),
+        }
+    }
+
+    /// Completes a reservation command, or makes it wait until it has settled.
+    pub(super) fn settle(&mut self, tag: u16, settling: Settling) {
+        match settling.result() {
+            Some(Ok(())) => self.finish(tag, Status::SUCCESS),
+            Some(Err(_)) => self.finish(tag, Status::INTERNAL_ERROR),
+            None => {
+                self.set_work(tag, Work::Settling(Box::new(settling)));
+                self.slots_mut().set_state(tag, SlotState::Pending);
+                self.await_exclusive(tag, None);
+            }
         }
     }
 

@@ -1,11 +1,11 @@
 //! The commands in flight: what a slot is used for.
 
-use export::Op;
+use export::{Op, Settling};
 
 use super::binding::Connect;
 use super::compare_and_write::{FusedCommand, FusedOperation};
 use super::job::Job;
-use crate::command::AdminCommand;
+use crate::command::{AdminCommand, ReservationRequest};
 use crate::wire::fabrics::ConnectData;
 
 /// The operation of a command in flight, with its state.
@@ -31,6 +31,10 @@ pub(super) enum Work {
     },
     /// Several requests in sequence.
     Job(Box<Job>),
+    /// A reservation command that waits for its keys.
+    Reservation(ReservationRequest),
+    /// A reservation command that has taken effect, and may not be answered yet.
+    Settling(Box<Settling>),
     /// One command of a fused operation, before the data of both is received.
     FusedCommand(Box<FusedCommand>),
     /// A fused operation whose data is complete, in the slot of its first command.

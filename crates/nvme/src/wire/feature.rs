@@ -91,6 +91,13 @@ pub const EXTENDED_HOST_IDENTIFIER: u32 = 1 << 0;
 /// WCE, bit 0 of dword 11: volatile write cache enabled.
 pub const VOLATILE_WRITE_CACHE_ENABLE: u32 = 1 << 0;
 
+/// Bits of Reservation Notification Mask (NVMe Base 2.0 §5.27.1.26): by the type of a
+/// [`ReservationNotification`](super::log::ReservationNotification).
+pub const RESERVATION_MASK: u32 = 0b1110;
+
+/// PTPL, bit 0 of dword 11: reservations persist through power loss.
+pub const RESERVATION_PERSISTENCE: u32 = 1 << 0;
+
 /// Returns the length of a feature's data in bytes; 0 if dword 11 is the whole value (NVMe Base 2.0
 /// §5.27.1).
 #[must_use]
@@ -177,11 +184,15 @@ impl AsyncEvent {
     pub const SMART: u8 = 1;
     /// Event type 2: notice.
     pub const NOTICE: u8 = 2;
+    /// Event type 6: specific to the I/O command set.
+    pub const IO_COMMAND_SET: u8 = 6;
 
     /// Attached Namespace Attribute Changed.
     pub const NAMESPACE_CHANGED: Self = Self { kind: Self::NOTICE, info: 0x00, lid: 0x04 };
     /// Discovery Log Page Change.
     pub const DISCOVERY_CHANGED: Self = Self { kind: Self::NOTICE, info: 0xf0, lid: 0x70 };
+    /// Reservation Log Page Available.
+    pub const RESERVATION: Self = Self { kind: Self::IO_COMMAND_SET, info: 0x00, lid: 0x80 };
     /// NVM subsystem reliability degraded.
     pub const RELIABILITY: Self = Self { kind: Self::SMART, info: 0x00, lid: 0x02 };
 

@@ -247,6 +247,41 @@ impl FeatureEffects {
     }
 }
 
+/// Reservation Notification, 80h: 64 bytes (NVMe Base 2.0 §5.16.1.24). Zeros if there is none.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct ReservationNotification {
+    /// Number of notifications so far, from 1.
+    pub count: U64,
+    /// Type: constants of this type.
+    pub kind: u8,
+    /// Number of further notifications.
+    pub available: u8,
+    pub(crate) _rsvd10: [u8; 2],
+    /// NSID.
+    pub nsid: U32,
+    pub(crate) _rsvd16: [u8; 48],
+}
+const _: () = assert!(size_of::<ReservationNotification>() == 64);
+
+impl ReservationNotification {
+    /// Type 1: Registration Preempted.
+    pub const REGISTRATION_PREEMPTED: u8 = 1;
+    /// Type 2: Reservation Released.
+    pub const RESERVATION_RELEASED: u8 = 2;
+    /// Type 3: Reservation Preempted.
+    pub const RESERVATION_PREEMPTED: u8 = 3;
+
+    /// Creates the page of a notification.
+    #[must_use]
+    pub fn emit(count: u64, kind: u8, available: u8, nsid: u32) -> Self {
+        let (count, nsid) = (U64::new(count), U32::new(nsid));
+        Self { count, kind, available, nsid, ..Self::new_zeroed() }
+    }
+}
+
 /// Returns a table with `bits` at the indexes `numbers`.
 fn table_of(numbers: &[u8], bits: u32) -> [U32; 256] {
     let mut table = [U32::ZERO; 256];

@@ -12,6 +12,7 @@ pub mod feature;
 pub mod identify;
 pub mod log;
 pub mod opcode;
+pub mod reservation;
 pub mod text;
 
 pub use command::{Fuse, Sgl, Sqe};

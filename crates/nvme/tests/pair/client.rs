@@ -25,6 +25,7 @@ pub(crate) struct AttachParams {
     pub(crate) keep_alive: u32,
     pub(crate) subsystem: &'static str,
     pub(crate) host: &'static str,
+    pub(crate) host_id: [u8; 16],
 }
 
 impl Default for AttachParams {
@@ -39,6 +40,7 @@ impl Default for AttachParams {
             keep_alive: 0,
             subsystem: DISK,
             host: HOST,
+            host_id: [3; 16],
         }
     }
 }
@@ -58,7 +60,7 @@ impl AttachParams {
 
     /// The data of Connect.
     pub(crate) fn data(&self, cntlid: u16) -> ConnectData {
-        ConnectData::emit([3; 16], cntlid, self.subsystem, self.host).unwrap()
+        ConnectData::emit(self.host_id, cntlid, self.subsystem, self.host).unwrap()
     }
 }
 

@@ -18,5 +18,6 @@ mod laws;
 mod lifetime;
 mod memory;
 mod ranges;
+mod reservations;
 mod transfer;
 mod world;

@@ -89,7 +89,7 @@ fn x33_log_page_lengths_beyond_mdts_or_the_sgl_are_refused() {
 fn unsupported_log_pages_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
-    let known = [0, 1, 2, 3, 4, 5, 0x12];
+    let known = [0, 1, 2, 3, 4, 5, 0x12, 0x80];
     for page in (0..=255).filter(|page| !known.contains(page)) {
         assert_eq!(world.status(admin, &log(page, 0, 64)), Status::INVALID_LOG_PAGE.dnr());
     }
@@ -172,7 +172,7 @@ fn identify_refuses_invalid_namespaces() {
 fn unsupported_and_unsaveable_features_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
-    let known = [1, 2, 4, 5, 6, 7, 0x0a, 0x0b, 0x0e, 0x0f, 0x16, 0x7e, 0x81, 0x84];
+    let known = [1, 2, 4, 5, 6, 7, 0x0a, 0x0b, 0x0e, 0x0f, 0x16, 0x7e, 0x81, 0x82, 0x83, 0x84];
     for fid in (0..=255).filter(|fid| !known.contains(fid)) {
         let get = AdminCommand::get_features(fid).emit().with_data(Sgl::transport(4096));
         assert_eq!(world.status(admin, &get), INVALID, "{fid:#x}");

@@ -83,7 +83,7 @@ fn prps_are_refused() {
 
 #[test]
 fn unknown_opcodes_are_refused() {
-    let known = [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x19, 0x7f];
+    let known = [0, 1, 2, 5, 8, 9, 0x0c, 0x0d, 0x0e, 0x11, 0x15, 0x19, 0x7f];
     let unknown = (0..=255).filter(|opcode| !known.contains(opcode));
     let sqes = unknown.map(|opcode| Sqe { opcode, ..read(0, 1) });
     assert_all_fail(sqes.map(|sqe| (sqe, &[][..], Status::INVALID_OPCODE.dnr())));

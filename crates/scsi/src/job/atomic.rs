@@ -138,7 +138,7 @@ impl Work for OrWrite {
                 self.state = Merge::Writing;
                 Action::Request(DiskRequest::write(piece, self.durable, data).exclusive())
             }
-            (Merge::Written, _) => Action::Release,
+            (Merge::Written, _) => Action::Notify,
             _ if self.left.blocks == 0 => Action::End(Response::good()),
             _ => {
                 let piece = self.left.split_piece(grant);

@@ -41,8 +41,10 @@ pub(super) enum Action {
     Allocate { len: usize, holds_memory: bool, request: DiskRequest },
     /// Makes a disk request.
     Request(DiskRequest),
-    /// Ends exclusive access.
-    Release,
+    /// Ends exclusive access, if there is any, and notifies other sessions.
+    Notify,
+    /// Waits until other sessions have changed something.
+    Wait,
     /// Ends the command.
     End(Response),
 }
@@ -54,7 +56,7 @@ pub(super) struct DiskRequest {
     pub(super) lba: u64,
     pub(super) blocks: u64,
     pub(super) buffer: Option<Buffer>,
-    /// Whether exclusive access is needed. It lasts until [`Action::Release`] or the end.
+    /// Whether exclusive access is needed. It lasts until [`Action::Notify`] or the end.
     pub(super) exclusive: bool,
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use export::ReservationNotice;
+
 use crate::wire::sense::{Sense, key};
 
 /// What an initiator has to know before its next command is executed.
@@ -40,6 +42,16 @@ impl Attention {
             Self::LunsChanged => (0x3f, 0x0e),
         };
         Sense::new(key::UNIT_ATTENTION, asc, ascq)
+    }
+}
+
+impl From<ReservationNotice> for Attention {
+    fn from(notice: ReservationNotice) -> Self {
+        match notice {
+            ReservationNotice::RegistrationPreempted => Self::RegistrationsPreempted,
+            ReservationNotice::ReservationReleased => Self::ReservationsReleased,
+            ReservationNotice::ReservationPreempted => Self::ReservationsPreempted,
+        }
     }
 }
 

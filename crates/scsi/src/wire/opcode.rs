@@ -12,6 +12,10 @@ pub const WRITE_6: u8 = 0x0a;
 pub const INQUIRY: u8 = 0x12;
 /// MODE SELECT (6).
 pub const MODE_SELECT_6: u8 = 0x15;
+/// RESERVE (6).
+pub const RESERVE_6: u8 = 0x16;
+/// RELEASE (6).
+pub const RELEASE_6: u8 = 0x17;
 /// MODE SENSE (6).
 pub const MODE_SENSE_6: u8 = 0x1a;
 /// START STOP UNIT.
@@ -44,6 +48,10 @@ pub const UNMAP: u8 = 0x42;
 pub const MODE_SELECT_10: u8 = 0x55;
 /// MODE SENSE (10).
 pub const MODE_SENSE_10: u8 = 0x5a;
+/// PERSISTENT RESERVE IN.
+pub const PERSISTENT_RESERVE_IN: u8 = 0x5e;
+/// PERSISTENT RESERVE OUT.
+pub const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
 /// READ (16).
 pub const READ_16: u8 = 0x88;
 /// COMPARE AND WRITE.

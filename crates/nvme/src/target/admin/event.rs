@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use export::{Access, Grant};
 
+use super::reservation::Notifications;
 use crate::status::Status;
 use crate::target::context::Context;
 use crate::target::controller::ControllerType;
@@ -21,6 +22,8 @@ pub(super) struct Events {
     enabled: u32,
     namespace: EventState,
     discovery: EventState,
+    reservation: EventState,
+    notifications: Notifications,
     /// State at the last check.
     last: Snapshot,
     /// Whether the namespace changed since the host read the Changed Namespace List.
@@ -56,14 +59,24 @@ impl Snapshot {
 impl Events {
     pub(super) fn new(generation: u64, grant: Option<&Grant>) -> Self {
         let last = Snapshot::now(generation, grant);
-        Self {
+        let mut events = Self {
             enabled: 0,
             namespace: EventState::default(),
             discovery: EventState::default(),
+            reservation: EventState::default(),
+            notifications: Notifications::default(),
             last,
             changed: false,
             requests: VecDeque::new(),
-        }
+        };
+        // Notices are kept from now on.
+        events.notifications.collect(grant);
+        events
+    }
+
+    /// Returns the notifications of reservations.
+    pub(super) fn notifications(&mut self) -> &mut Notifications {
+        &mut self.notifications
     }
 
     /// Returns the events that the host has enabled.
@@ -85,8 +98,9 @@ impl Events {
         for tag in std::mem::take(&mut self.requests) {
             queue.slots_mut().release(tag);
         }
-        (self.enabled, self.namespace, self.discovery) =
-            (0, EventState::default(), EventState::default());
+        self.enabled = 0;
+        (self.namespace, self.discovery) = (EventState::default(), EventState::default());
+        (self.reservation, self.notifications) = (EventState::default(), Notifications::default());
         self.changed = false;
     }
 
@@ -98,6 +112,13 @@ impl Events {
     /// Unmasks the discovery event after the discovery log was read.
     pub(super) fn unmask_discovery(&mut self) {
         self.discovery.masked = false;
+    }
+
+    /// Unmasks the reservation event after its log page was read. It is sent again if there are
+    /// more notifications.
+    pub(super) fn unmask_reservation(&mut self) {
+        let pending = !self.notifications.is_empty();
+        self.reservation = EventState { pending, masked: false };
     }
 
     fn detect_changes(&mut self, kind: ControllerType, generation: u64, grant: Option<&Grant>) {
@@ -114,17 +135,22 @@ impl Events {
             _ => {}
         }
         self.last = last;
+        self.reservation.pending |= self.notifications.collect(grant);
     }
 
     /// Takes the next event that is pending, enabled and not masked.
     fn next_event(&mut self) -> Option<AsyncEvent> {
-        let enabled = self.enabled;
+        let enabled = |bit: u32| self.enabled & bit != 0;
+        let namespace = (enabled(aec::NAMESPACE_ATTRIBUTE), AsyncEvent::NAMESPACE_CHANGED);
+        let discovery = (enabled(aec::DISCOVERY_CHANGE), AsyncEvent::DISCOVERY_CHANGED);
         let events = [
-            (&mut self.namespace, aec::NAMESPACE_ATTRIBUTE, AsyncEvent::NAMESPACE_CHANGED),
-            (&mut self.discovery, aec::DISCOVERY_CHANGE, AsyncEvent::DISCOVERY_CHANGED),
+            (&mut self.namespace, namespace),
+            (&mut self.discovery, discovery),
+            // Enabled by the mask of its notifications.
+            (&mut self.reservation, (true, AsyncEvent::RESERVATION)),
         ];
-        for (state, bit, event) in events {
-            if state.pending && !state.masked && enabled & bit != 0 {
+        for (state, (enabled, event)) in events {
+            if state.pending && !state.masked && enabled {
                 (state.pending, state.masked) = (false, true);
                 return Some(event);
             }

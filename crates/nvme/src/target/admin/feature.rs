@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use export::{Access, Cache};
+use export::{Access, Cache, Grant, ReservationCommand};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::AdminResult;
@@ -13,8 +13,8 @@ use crate::target::controller::ControllerType;
 use crate::target::queue::Queue;
 use crate::target::{MAX_IO_QUEUES, NSID, NSID_ALL};
 use crate::wire::feature::{
-    EXTENDED_HOST_IDENTIFIER, HostBehavior, NumberOfQueues, Timestamp, VOLATILE_WRITE_CACHE_ENABLE,
-    aec, capability, fid, sel,
+    EXTENDED_HOST_IDENTIFIER, HostBehavior, NumberOfQueues, RESERVATION_PERSISTENCE, Timestamp,
+    VOLATILE_WRITE_CACHE_ENABLE, aec, capability, fid, sel,
 };
 
 /// Feature values that are stored and returned, without further effect.
@@ -54,6 +54,8 @@ const IO_FEATURES: &[u8] = &[
     fid::HOST_BEHAVIOR_SUPPORT,
     fid::CONTROLLER_METADATA,
     fid::HOST_IDENTIFIER,
+    fid::RESERVATION_MASK,
+    fid::RESERVATION_PERSISTENCE,
     fid::NAMESPACE_WRITE_PROTECTION,
 ];
 
@@ -118,6 +120,10 @@ impl Features {
             // Over fabrics, Connect carries it (NVMe Base 2.0 §5.27.1.25).
             fid::HOST_IDENTIFIER => return Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             fid::NAMESPACE_WRITE_PROTECTION => refuse_write_protection(queue, nsid, value)?,
+            fid::RESERVATION_MASK => {
+                check_namespace(queue, nsid, true)?;
+                events.notifications().set_mask(value);
+            }
             fid::POWER_MANAGEMENT if value & 0x1f != 0 => return Err(Status::INVALID_FIELD.dnr()),
             _ => *self.stored_value(fid).ok_or(Status::INVALID_FIELD.dnr())? = value,
         }
@@ -168,7 +174,7 @@ impl Features {
         &mut self,
         cx: &Context,
         queue: &Queue,
-        events: &Events,
+        events: &mut Events,
         fid: u8,
         select: u8,
         nsid: u32,
@@ -183,9 +189,10 @@ impl Features {
             (sel::DEFAULT | sel::SAVED, fid::VOLATILE_WRITE_CACHE) => {
                 Ok(AdminResult::Dword(u32::from(is_cached(queue))))
             }
-            (sel::DEFAULT | sel::SAVED, fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER) => {
-                Ok(AdminResult::Dword(0))
-            }
+            (
+                sel::DEFAULT | sel::SAVED,
+                fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER | fid::RESERVATION_MASK,
+            ) => Ok(AdminResult::Dword(0)),
             (sel::DEFAULT | sel::SAVED, _) if is_stored => Ok(AdminResult::Dword(0)),
             (sel::DEFAULT | sel::SAVED, _) => self.current(cx, queue, events, fid, nsid, cdw11),
             _ => Err(Status::INVALID_FIELD.dnr()),
@@ -196,7 +203,7 @@ impl Features {
         &mut self,
         cx: &Context,
         queue: &Queue,
-        events: &Events,
+        events: &mut Events,
         fid: u8,
         nsid: u32,
         cdw11: u32,
@@ -223,6 +230,13 @@ impl Features {
                 AdminResult::Page(host_identifier(controller.host().id(), cdw11)?)
             }
             fid::NAMESPACE_WRITE_PROTECTION => AdminResult::Dword(write_protection(queue, nsid)?),
+            fid::RESERVATION_MASK => {
+                check_namespace(queue, nsid, false)?;
+                AdminResult::Dword(events.notifications().mask())
+            }
+            fid::RESERVATION_PERSISTENCE => {
+                AdminResult::Dword(reservation_persistence(queue, nsid)?)
+            }
             _ => return Err(Status::INVALID_FIELD.dnr()),
         })
     }
@@ -247,6 +261,41 @@ fn write_protection(queue: &Queue, nsid: u32) -> Result<u32, Status> {
     Ok(if grant.access() == Access::ReadOnly { WRITE_PROTECTED } else { 0 })
 }
 
+/// Checks that an NSID names the namespace, or all namespaces if `all` is valid.
+fn check_namespace(queue: &Queue, nsid: u32, all: bool) -> Result<&Grant, Status> {
+    let grant = queue.grant().filter(|_| nsid == NSID || (all && nsid == NSID_ALL));
+    grant.ok_or(Status::INVALID_NAMESPACE.dnr())
+}
+
+/// Returns whether reservations persist. The feature exists only where they can.
+fn reservation_persistence(queue: &Queue, nsid: u32) -> Result<u32, Status> {
+    let export = check_namespace(queue, nsid, false)?.export();
+    if !export.stores_reservations() {
+        return Err(Status::INVALID_FIELD.dnr());
+    }
+    Ok(export.reservations().is_persistent().into())
+}
+
+/// Handles Set Features of Reservation Persistence, which completes when the state is stored.
+pub(super) fn set_reservation_persistence(
+    queue: &mut Queue,
+    tag: u16,
+    save: bool,
+    nsid: u32,
+    value: u32,
+) -> Result<(), Status> {
+    check_feature(queue, fid::RESERVATION_PERSISTENCE)?;
+    if save {
+        return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
+    }
+    if !check_namespace(queue, nsid, true)?.export().stores_reservations() {
+        return Err(Status::INVALID_FIELD.dnr());
+    }
+    let persistent = value & RESERVATION_PERSISTENCE != 0;
+    queue.reserve(tag, ReservationCommand::SetPersistence(persistent), None);
+    Ok(())
+}
+
 /// Returns whether the disk has a volatile write cache.
 pub(super) fn is_cached(queue: &Queue) -> bool {
     queue.grant().is_some_and(|grant| grant.export().cache == Cache::Volatile)
@@ -265,6 +314,9 @@ fn capabilities(fid: u8) -> u32 {
     match fid {
         fid::HOST_IDENTIFIER => 0,
         fid::NAMESPACE_WRITE_PROTECTION => capability::NAMESPACE_SPECIFIC,
+        fid::RESERVATION_MASK | fid::RESERVATION_PERSISTENCE => {
+            capability::NAMESPACE_SPECIFIC | capability::CHANGEABLE
+        }
         _ => capability::CHANGEABLE,
     }
 }

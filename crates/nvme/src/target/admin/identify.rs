@@ -20,6 +20,7 @@ use crate::wire::identify::{
     NMIC_SHARED, NSATTR_WRITE_PROTECTED, NamespaceIds, NamespaceList, OFCS_DISCONNECT, cmic, cns,
     cntrltype, ctratt, dlfeat, independent, lpa, nsfeat, oncs, sgls, vwc,
 };
+use crate::wire::reservation::rescap;
 use crate::wire::text::{emit_ascii, emit_nqn};
 
 /// Keep Alive Support: granularity in units of 100 ms.
@@ -105,6 +106,7 @@ fn identify_independent(queue: &Queue, nsid: u32) -> Result<IdentifyNamespaceInd
     let mut data = IdentifyNamespaceIndependent::new_zeroed();
     data.nsfeat = if export.rotational { independent::NSFEAT_ROTATIONAL } else { 0 };
     data.nmic = NMIC_SHARED;
+    data.rescap = reservation_capabilities(export);
     data.nsattr = if is_read_only(queue) { NSATTR_WRITE_PROTECTED } else { 0 };
     data.nstat = independent::NSTAT_READY;
     Ok(data)
@@ -195,6 +197,7 @@ fn optional_commands(export: &Export) -> u16 {
     let always = oncs::COMPARE
         | oncs::WRITE_ZEROES
         | oncs::SAVE_AND_SELECT
+        | oncs::RESERVATIONS
         | oncs::TIMESTAMP
         | oncs::VERIFY
         | oncs::COPY;
@@ -234,6 +237,7 @@ fn nguid(export: &Export) -> [u8; 16] {
 fn namespace_data(export: &Export, read_only: bool) -> IdentifyNamespace {
     let mut data = IdentifyNamespace::new_zeroed();
     data.nmic = NMIC_SHARED;
+    data.rescap = reservation_capabilities(export);
     let blocks = export.blocks();
     data.nsze.set(blocks);
     data.ncap.set(blocks);
@@ -253,6 +257,12 @@ fn namespace_data(export: &Export, read_only: bool) -> IdentifyNamespace {
     data.mcl.set(MCL);
     data.msrc = zeros_based(COPY_RANGES.into());
     data
+}
+
+/// Returns RESCAP.
+fn reservation_capabilities(export: &Export) -> u8 {
+    let persistence = if export.stores_reservations() { rescap::PERSISTENCE } else { 0 };
+    rescap::ALL_TYPES | rescap::IGNORE_KEY | persistence
 }
 
 /// Sets the preferred granularity to the physical block size. NOWS is a multiple of NPWG (NVM 1.0

@@ -13,8 +13,8 @@ use crate::target::controller::{Controller, ControllerType, ERROR_ENTRIES};
 use crate::target::queue::Queue;
 use crate::wire::identify::NamespaceList;
 use crate::wire::log::{
-    CommandEffects, ErrorEntry, FeatureEffects, FirmwareSlot, SmartLog, SupportedLogPages,
-    critical_warning, lid,
+    CommandEffects, ErrorEntry, FeatureEffects, FirmwareSlot, ReservationNotification, SmartLog,
+    SupportedLogPages, critical_warning, lid,
 };
 use crate::wire::opcode::{admin, io};
 use crate::wire::text::emit_ascii;
@@ -27,6 +27,7 @@ const IO_PAGES: &[u8] = &[
     lid::CHANGED_NAMESPACE_LIST,
     lid::COMMAND_EFFECTS,
     lid::FEATURE_EFFECTS,
+    lid::RESERVATION,
 ];
 
 const DISCOVERY_PAGES: &[u8] =
@@ -42,7 +43,16 @@ const ADMIN_COMMANDS: &[u8] = &[
     admin::KEEP_ALIVE,
 ];
 
-const READ_COMMANDS: &[u8] = &[io::FLUSH, io::READ, io::COMPARE, io::VERIFY];
+const READ_COMMANDS: &[u8] = &[
+    io::FLUSH,
+    io::READ,
+    io::COMPARE,
+    io::VERIFY,
+    io::RESERVATION_REGISTER,
+    io::RESERVATION_REPORT,
+    io::RESERVATION_ACQUIRE,
+    io::RESERVATION_RELEASE,
+];
 
 const WRITE_COMMANDS: &[u8] = &[io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT, io::COPY];
 
@@ -111,6 +121,7 @@ impl Logs {
         Ok(match request.page {
             lid::DISCOVERY => self.discovery(cx, controller, events, request),
             lid::CHANGED_NAMESPACE_LIST => changed_namespaces(events, request).as_bytes().into(),
+            lid::RESERVATION => reservation_notification(events, request).as_bytes().into(),
             lid::ERROR_INFORMATION => error_log(controller).into(),
             lid::SMART => smart(cx, queue, controller).as_bytes().into(),
             lid::FIRMWARE_SLOT => FirmwareSlot::emit(firmware(queue)).as_bytes().into(),
@@ -151,6 +162,14 @@ fn changed_namespaces(events: &mut Events, request: &LogRequest) -> NamespaceLis
         events.unmask_namespace();
     }
     NamespaceList::emit(changed.then_some(NSID))
+}
+
+fn reservation_notification(events: &mut Events, request: &LogRequest) -> ReservationNotification {
+    let page = events.notifications().page(request.retain);
+    if !request.retain {
+        events.unmask_reservation();
+    }
+    page
 }
 
 fn firmware(queue: &Queue) -> [u8; 8] {

@@ -8,6 +8,7 @@ mod event;
 mod feature;
 mod identify;
 mod log;
+mod reservation;
 
 use export::{Body, Buffer, Grant, Outcome};
 
@@ -24,6 +25,7 @@ use super::work::Work;
 use crate::command::{AdminCommand, FabricsCommand, PropertySize, Transfer};
 use crate::status::Status;
 use crate::wire::fabrics::{Cc, property};
+use crate::wire::feature::fid;
 
 /// State of a controller that only its Admin queue uses.
 #[derive(Debug)]
@@ -98,11 +100,16 @@ impl AdminQueue {
                 let request = LogRequest { page: lid, nsid, offset, ot, len: numd, retain: rae };
                 self.logs.read(cx, queue, &mut self.events, &request)
             }
+            AdminCommand::SetFeatures { fid, save, nsid, cdw11, .. }
+                if fid == fid::RESERVATION_PERSISTENCE =>
+            {
+                return feature::set_reservation_persistence(queue, tag, save, nsid, cdw11);
+            }
             AdminCommand::SetFeatures { fid, save, nsid, cdw11, .. } => {
                 self.features.set(queue, &mut self.events, fid, save, nsid, cdw11)
             }
             AdminCommand::GetFeatures { fid, sel, nsid, cdw11 } => {
-                self.features.get(cx, queue, &self.events, fid, sel, nsid, cdw11)
+                self.features.get(cx, queue, &mut self.events, fid, sel, nsid, cdw11)
             }
             AdminCommand::KeepAlive => Ok(AdminResult::Dword(0)),
             AdminCommand::AsyncEventRequest => return self.events.request(queue, tag),

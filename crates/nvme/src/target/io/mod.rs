@@ -3,11 +3,13 @@
 
 mod fused;
 mod job;
+mod reservation;
 mod single;
 
 use export::{Buffer, Op, Outcome, Request};
 
 use fused::Fusion;
+pub(super) use reservation::error_status as reservation_status;
 
 use super::MAX_TRANSFER;
 use super::binding::Binding;
@@ -71,6 +73,7 @@ fn execute(queue: &mut Queue, capsule: Capsule<'_>, command: IoCommand) -> Resul
         IoCommand::Copy { sdlba, ranges, format, fua, .. } => {
             job::copy(queue, capsule, sdlba, ranges, format, fua)
         }
+        IoCommand::Reservation { request, .. } => reservation::command(queue, capsule, request),
     }
 }
 
@@ -82,6 +85,7 @@ pub(super) fn data_received(queue: &mut Queue, tag: u16, work: Work, buffer: Buf
             queue.submit(tag, Op::Write { durable }, lba, blocks.into(), Some(buffer), None);
         }
         Work::Job(job) => job::data_received(queue, tag, job, buffer),
+        Work::Reservation(request) => reservation::data_received(queue, tag, request, &buffer),
         Work::FusedCommand(command) => fused::data_received(queue, tag, command, buffer),
         other => queue.set_work(tag, other),
     }
@@ -95,6 +99,7 @@ pub(super) fn drive(queue: &mut Queue, tag: u16, outcome: Option<Outcome>) {
     match queue.take_work(tag) {
         Work::Job(job) => job::step(queue, tag, job, outcome),
         Work::FusedOperation(operation) => fused::step(queue, tag, operation, outcome),
+        Work::Settling(settling) => queue.settle(tag, *settling),
         other => queue.set_work(tag, other),
     }
 }

@@ -2,16 +2,16 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::ReservationCommand::{
+use super::*;
+use crate::ReservationCommand::{
     Clear, Preempt, Register, Release, ReleaseUnit, Replace, Reserve, ReserveUnit, ResetUnit,
     SetPersistence, Unregister,
 };
-use super::ReservationNotice::{RegistrationPreempted, ReservationPreempted, ReservationReleased};
-use super::ReservationType::{
+use crate::ReservationNotice::{RegistrationPreempted, ReservationPreempted, ReservationReleased};
+use crate::ReservationType::{
     ExclusiveAccess, ExclusiveAccessAllRegistrants, ExclusiveAccessRegistrantsOnly, WriteExclusive,
     WriteExclusiveAllRegistrants, WriteExclusiveRegistrantsOnly,
 };
-use super::*;
 
 fn host(number: u8) -> Registrant {
     Registrant { host: "nqn.test:host".to_owned(), id: vec![number; 16], port: 0 }

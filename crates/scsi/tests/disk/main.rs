@@ -1,0 +1,13 @@
+//! A disk in memory, and initiators that send it commands.
+#![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod capacity;
+mod inquiry;
+mod jobs;
+mod laws;
+mod mode;
+mod nexus;
+mod report;
+mod reservation;
+mod transfer;
+mod world;
