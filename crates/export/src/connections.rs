@@ -345,11 +345,9 @@ impl Connections {
         self.lock().find(counters)?.notices.get_or_insert_default().pop_front()
     }
 
-    /// Returns the key of the registrant of a connection.
-    pub(crate) fn key_of(&self, counters: &Arc<Counters>) -> Option<u64> {
-        let mut state = self.lock();
-        let registrant = state.find(counters)?.registrant.clone()?;
-        state.reservations.key_of(&registrant)
+    /// Returns the registrant of a connection.
+    pub(crate) fn registrant(&self, counters: &Arc<Counters>) -> Option<Registrant> {
+        self.lock().find(counters)?.registrant.clone()
     }
 
     pub(crate) fn reservations(&self) -> Reservations {

@@ -92,7 +92,9 @@ impl Grant {
 
     /// Returns the key with which the registrant is registered.
     pub fn reservation_key(&self) -> Option<u64> {
-        self.export().connections().key_of(self.activity().counters())
+        let connections = self.export().connections();
+        let registrant = connections.registrant(self.activity().counters())?;
+        connections.reservations().key_of(&registrant)
     }
 
     /// Takes the oldest notice for the registrant that this connection has not taken yet. The

@@ -158,7 +158,10 @@ impl Cdb {
         let fields = Fields(cdb);
         match Self::transfer(&fields)? {
             Some(transfer) => Ok(transfer),
-            None => Self::other(&fields, entry.action),
+            None => match Self::report(&fields, entry.action)? {
+                Some(report) => Ok(report),
+                None => Self::control(&fields, entry.action),
+            },
         }
     }
 
@@ -207,11 +210,10 @@ impl Cdb {
         Self::WriteSame { range, unmap: fields.has(1, 0x08), no_data }
     }
 
-    /// Parses any other command.
-    fn other(fields: &Fields<'_>, action: Option<u8>) -> Result<Self, Sense> {
+    /// Parses a command that returns information.
+    fn report(fields: &Fields<'_>, action: Option<u8>) -> Result<Option<Self>, Sense> {
         let bytes = fields.0;
-        Ok(match (bytes[0], action) {
-            (op::TEST_UNIT_READY, _) => Self::TestUnitReady,
+        Ok(Some(match (bytes[0], action) {
             (op::REQUEST_SENSE, _) => Self::RequestSense { allocation: bytes[4].into() },
             (op::INQUIRY, _) => {
                 let page = fields.has(1, 1).then_some(bytes[2]);
@@ -241,6 +243,31 @@ impl Cdb {
             (op::REPORT_LUNS, _) => {
                 Self::ReportLuns { select: bytes[2], allocation: fields.dword(6) }
             }
+            (op::PERSISTENT_RESERVE_IN, Some(action)) => {
+                Self::PersistentIn { action, allocation: fields.word(7) }
+            }
+            (_, Some(op::READ_CAPACITY_16)) => {
+                Self::ReadCapacity16 { allocation: fields.dword(10) }
+            }
+            (_, Some(op::GET_LBA_STATUS)) => {
+                Self::GetLbaStatus { lba: fields.number::<8>(2), allocation: fields.dword(10) }
+            }
+            (op::MAINTENANCE_IN, _) => Self::ReportOpcodes(ReportOpcodes {
+                timeouts: fields.has(2, 0x80),
+                options: bytes[2] & 7,
+                opcode: bytes[3],
+                action: u16::from_be_bytes([bytes[4], bytes[5]]),
+                allocation: fields.dword(6),
+            }),
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Parses any other command.
+    fn control(fields: &Fields<'_>, action: Option<u8>) -> Result<Self, Sense> {
+        let bytes = fields.0;
+        Ok(match (bytes[0], action) {
+            (op::TEST_UNIT_READY, _) => Self::TestUnitReady,
             (op::MODE_SENSE_6, _) => Self::mode_sense(fields, false, bytes[4].into()),
             (op::MODE_SENSE_10, _) => Self::mode_sense(fields, true, fields.word(7)),
             (op::MODE_SELECT_6, _) => Self::mode_select(fields, false, bytes[4].into())?,
@@ -248,9 +275,6 @@ impl Cdb {
             (op::UNMAP, _) => Self::Unmap { length: fields.word(7) },
             (op::RESERVE_6, _) => Self::ReserveUnit,
             (op::RELEASE_6, _) => Self::ReleaseUnit,
-            (op::PERSISTENT_RESERVE_IN, Some(action)) => {
-                Self::PersistentIn { action, allocation: fields.word(7) }
-            }
             (op::PERSISTENT_RESERVE_OUT, Some(action)) => Self::PersistentOut(PersistentOut {
                 action,
                 scope: bytes[2] >> 4,
@@ -263,19 +287,6 @@ impl Cdb {
                 no_flush: fields.has(4, 0x04),
                 load_or_eject: fields.has(4, 0x02),
                 start: fields.has(4, 0x01),
-            }),
-            (_, Some(op::READ_CAPACITY_16)) => {
-                Self::ReadCapacity16 { allocation: fields.dword(10) }
-            }
-            (_, Some(op::GET_LBA_STATUS)) => {
-                Self::GetLbaStatus { lba: fields.number::<8>(2), allocation: fields.dword(10) }
-            }
-            (_, Some(op::REPORT_SUPPORTED_OPCODES)) => Self::ReportOpcodes(ReportOpcodes {
-                timeouts: fields.has(2, 0x80),
-                options: bytes[2] & 7,
-                opcode: bytes[3],
-                action: u16::from_be_bytes([bytes[4], bytes[5]]),
-                allocation: fields.dword(6),
             }),
             _ => return Err(Sense::INVALID_OPCODE),
         })

@@ -87,10 +87,12 @@ fn naa(identity: &Identity) -> [u8; 8] {
 /// Returns the designators of page 83h. Windows and clusters need the NAA.
 fn designators(identity: &Identity, port: &Port) -> Vec<u8> {
     let mut list = Vec::new();
-    let (binary, ascii_set) = (code_set::BINARY, code_set::ASCII);
+    let binary = code_set::BINARY;
     push(&mut list, binary, association::UNIT | designator::NAA, &naa(identity));
-    let vendor = [&VENDOR[..], ascii(&identity.serial, 64).as_bytes()].concat();
-    push(&mut list, ascii_set, association::UNIT | designator::VENDOR, &vendor);
+    // Serial numbers are not unique.
+    let uuid: String = identity.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    let vendor = [&VENDOR[..], uuid.as_bytes()].concat();
+    push(&mut list, code_set::ASCII, association::UNIT | designator::VENDOR, &vendor);
     let (protocol, piv) = port.protocol.map_or((0, 0), |protocol| (protocol << 4, PIV));
     if port.relative != 0 {
         let [high, low] = port.relative.to_be_bytes();

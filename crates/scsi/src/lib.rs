@@ -9,7 +9,7 @@
 //! | [`Job`] | any other command: [`Job::poll`] returns its [`Step`]s |
 //! | [`Response`] | the end of a command: status, sense data, data |
 //! | [`Sense`] | sense data in fixed format |
-//! | [`Port`] | what the transport tells about the target port |
+//! | [`Port`] | names and numbers of the target port |
 //!
 //! # The transport
 //!
@@ -32,6 +32,15 @@
 //! end with [`Sense::INVALID_FIELD_IN_CDB`] at once.
 //!
 //! A session has LUN 0 only. Any other LUN is answered as one without a disk.
+//!
+//! # Reservations
+//!
+//! An initiator can reserve the disk if the grant has a
+//! [registrant](export::Grant::with_registrant): for iSCSI the name of the initiator, the six bytes of
+//! the ISID, and the relative identifier of the target port. The gate refuses what a reservation
+//! refuses. A LOGICAL UNIT RESET ends RESERVE (6) of any initiator
+//! ([`ReservationCommand::ResetUnit`](export::ReservationCommand::ResetUnit), which the transport
+//! executes), and is a unit attention condition ([`Attention::Reset`]) of each nexus.
 //!
 //! # Example
 //!

@@ -1,5 +1,4 @@
-//! The longest transfers, as reported in the block limits page. In blocks, unless it says
-//! otherwise.
+//! The longest transfers, as reported in the block limits page. The functions return blocks.
 
 use export::Geometry;
 

@@ -2,9 +2,9 @@
 
 mod attention;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use export::{Fault, Grant, Op};
+use export::{Export, Fault, Grant, Op};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::U32;
 
@@ -88,7 +88,8 @@ pub struct Nexus {
     attentions: Attentions,
     /// Sense data for REQUEST SENSE.
     sense: Option<Sense>,
-    /// The capacity that the initiator may know.
+    /// The disk that the initiator may know, and its capacity.
+    export: Weak<Export>,
     blocks: u64,
     /// Whether the initiator has prevented the removal of the medium.
     prevented: bool,
@@ -97,7 +98,8 @@ pub struct Nexus {
 }
 
 impl Nexus {
-    /// Creates the nexus of a new session. The initiator is told that by a unit attention condition.
+    /// Creates the nexus of a new session, with the unit attention condition
+    /// [`Attention::PowerOn`].
     /// It can reserve the disk if the grant has a
     /// [registrant](export::Grant::with_registrant).
     #[must_use]
@@ -106,8 +108,9 @@ impl Nexus {
         attentions.push(Attention::PowerOn);
         // The grant keeps the notices that follow.
         let _ = grant.take_reservation_notice();
-        let blocks = grant.export().blocks();
-        Self { port, attentions, sense: None, blocks, prevented: false, ejected: false }
+        let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
+        let (sense, prevented, ejected) = (None, false, false);
+        Self { port, attentions, sense, export, blocks, prevented, ejected }
     }
 
     /// Establishes a unit attention condition. A [`Attention::Reset`] also ends what the initiator
@@ -119,14 +122,20 @@ impl Nexus {
         self.attentions.push(attention);
     }
 
-    /// Checks whether the capacity or reservations have changed. To be called after
+    /// Checks whether the disk was replaced, and whether its capacity or its reservations have
+    /// changed. To be called after
     /// [`Notice::StateChanged`](export::Notice::StateChanged).
     pub fn changed(&mut self, grant: &Grant) {
-        let blocks = grant.export().blocks();
+        let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
+        let is_same = self.export.ptr_eq(&export);
+        if !is_same {
+            // It has lost its reservations, too.
+            self.attentions.push(Attention::PowerOn);
+        }
         if blocks != self.blocks {
-            self.blocks = blocks;
             self.attentions.push(Attention::CapacityChanged);
         }
+        (self.export, self.blocks) = (export, blocks);
         self.take_notices(grant);
     }
 
@@ -313,7 +322,7 @@ fn luns(select: u8, allocation: u32) -> Result<Response, Response> {
 /// Executes a command that only returns information. Returns `None` for others.
 fn inform(grant: &Grant, cdb: Cdb) -> Result<Option<Response>, Response> {
     let export = &**grant.export();
-    let capacity = |data: fn(&export::Export) -> Vec<u8>, allocation| match export.blocks() {
+    let capacity = |data: fn(&Export) -> Vec<u8>, allocation| match export.blocks() {
         0 => Err(Response::from(Sense::MEDIUM_NOT_PRESENT)),
         _ => Ok(Response::data(data(export), allocation)),
     };

@@ -1,6 +1,6 @@
 //! The target port through which a logical unit is reached.
 
-/// What the transport tells initiators about the target port and the target device.
+/// Names and numbers of the target port and the target device, which the transport defines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Port {
     /// Version descriptor of the transport's standard: 0960h for iSCSI, 0 for none.

@@ -37,7 +37,7 @@ fn golden_designators() {
     let mut expected = vec![0, 0x83, 0, 0];
     // NAA, locally assigned.
     expected.extend([0x01, 0x03, 0, 8, 0x31, 2, 3, 4, 5, 6, 8, 0x0a]);
-    expected.extend(b"\x02\x01\x00\x0dSTORAGTMS1234");
+    expected.extend(b"\x02\x01\x00\x28STORAGTMa102030405068708890a0b0c0d0e0f10");
     // The target port, and the target device.
     expected.extend([0x51, 0x94, 0, 4, 0, 0, 0, 1]);
     expected.extend(b"\x53\x98\x00\x28iqn.2026-01.org.example:disk,t,0x0001\0\0\0");

@@ -113,6 +113,19 @@ fn dropped_job_ends_exclusive_access() {
 }
 
 #[test]
+fn job_does_not_continue_on_a_replaced_disk() {
+    let mut world = World::new();
+    let data = matching(&world, 8);
+    let data = &mut &data[..];
+    let job = world.job(0, &compare_and_write(0, 8, 2));
+    let Progress::Submitted(job, read) = world.advance(0, job, data) else { panic!("no read") };
+    world.replace();
+    let Progress::Done(response) = world.finish(0, job, read, data) else { panic!("no end") };
+    assert_eq!(response.sense, Some(Sense::MEDIUM_NOT_PRESENT));
+    assert_eq!(world.notifications, 1);
+}
+
+#[test]
 fn fault_of_a_job_ends_it_and_its_exclusive_access() {
     let mut world = World::new();
     for faults in [vec![Err(Fault::Io)], vec![Ok(()), Err(Fault::Io)]] {

@@ -64,10 +64,18 @@ fn each_attention_has_its_own_sense_code() {
 fn changed_capacity_is_an_attention() {
     let mut world = World::new();
     world.export.resize(1024);
-    let scsi_test = &mut world.initiators[0];
-    scsi_test.nexus.changed(&scsi_test.grant);
-    scsi_test.nexus.changed(&scsi_test.grant);
+    world.notify();
+    world.notify();
     assert_eq!([(); 2].map(|()| code(&world.run(&[0]))), [(0x2a, 9), (0, 0)]);
+}
+
+#[test]
+fn replaced_disk_is_an_attention() {
+    let mut world = World::new();
+    world.replace();
+    world.notify();
+    world.notify();
+    assert_eq!([(); 2].map(|()| code(&world.run(&[0]))), [(0x29, 0), (0, 0)]);
 }
 
 #[test]

@@ -103,6 +103,18 @@ impl World {
         number
     }
 
+    /// Notifies all initiators of a change.
+    pub(crate) fn notify(&mut self) {
+        self.initiators.iter_mut().for_each(|one| one.nexus.changed(&one.grant));
+    }
+
+    /// Replaces the export by another one of the same disk.
+    pub(crate) fn replace(&mut self) {
+        self.export.withdraw();
+        self.export = Arc::new(export((512, 4096)));
+        self.initiators.iter_mut().for_each(|one| one.grant = Grant::new(self.export.clone()));
+    }
+
     /// Executes a command of the first initiator.
     pub(crate) fn run(&mut self, cdb: &[u8]) -> Response {
         self.send(0, cdb, &[])
