@@ -165,6 +165,19 @@ impl Cdb {
         }
     }
 
+    /// Returns whether the command writes blocks.
+    pub(crate) fn writes(self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. }
+                | Self::WriteAndVerify { .. }
+                | Self::CompareAndWrite { .. }
+                | Self::OrWrite { .. }
+                | Self::WriteSame { .. }
+                | Self::Unmap { .. }
+        )
+    }
+
     /// Parses a command on a range of blocks.
     fn transfer(fields: &Fields<'_>) -> Result<Option<Self>, Sense> {
         let durable = fields.is_durable();

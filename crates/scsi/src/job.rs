@@ -8,7 +8,9 @@ mod reserve;
 mod verify;
 mod work;
 
+use std::cell::Cell;
 use std::mem;
+use std::rc::Rc;
 
 use export::{
     Admitted, Buffer, Exclusive, Fault, Grant, Op, Outcome, Request, ReservationCommand, Ticket,
@@ -88,12 +90,19 @@ enum State {
 }
 
 impl Job {
-    /// Creates the job of a command. Fails with its response if the command is refused.
-    pub(crate) fn new(grant: &Grant, cdb: Cdb) -> Result<Self, Response> {
+    /// Creates the job of a command. `protected` is the software write protection, which MODE SELECT
+    /// sets. Fails with the response of the command if it is refused.
+    pub(crate) fn new(
+        grant: &Grant,
+        cdb: Cdb,
+        protected: &Rc<Cell<bool>>,
+    ) -> Result<Self, Response> {
         let work: Box<dyn Work> = match cdb {
             Cdb::Synchronize(range) => Box::new(Plain::synchronize(grant, range)?),
             Cdb::PreFetch(range) => Box::new(Plain::pre_fetch(grant, range)?),
-            Cdb::ModeSelect { ten, length } => Box::new(ModeSelect::new(ten, length)),
+            Cdb::ModeSelect { ten, length } => {
+                Box::new(ModeSelect::new(ten, length, protected.clone()))
+            }
             Cdb::Verify { range, compare } => Box::new(Verify::new(grant, range, compare)?),
             Cdb::WriteAndVerify { range, compare } => {
                 Box::new(WriteAndVerify::new(grant, range, compare)?)

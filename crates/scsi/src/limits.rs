@@ -2,8 +2,9 @@
 
 use export::Geometry;
 
-/// Longest transfer in bytes: bounds what one command may keep in progress.
-const TRANSFER_BYTES: u32 = 8 << 20;
+/// Longest transfer in bytes: bounds the time of one command. libiscsi's suite writes 65536 blocks of
+/// 512 bytes at once.
+const TRANSFER_BYTES: u32 = 32 << 20;
 
 /// Longest WRITE SAME in bytes: bounds the time of one command, if zeros have to be written.
 const WRITE_SAME_BYTES: u32 = 128 << 20;

@@ -1,4 +1,5 @@
-//! MODE SENSE and MODE SELECT (SPC-4 §6.9 to §6.12, §7.5; SBC-3 §6.4). No parameter can be changed.
+//! MODE SENSE and MODE SELECT (SPC-4 §6.9 to §6.12, §7.5; SBC-3 §6.4). The only parameter that can be
+//! changed is SWP, by which an initiator protects the disk from its own writes.
 
 use export::{Access, Cache, Grant};
 use zerocopy::byteorder::big_endian::U16;
@@ -7,11 +8,13 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::capacity::{block_length, short};
 use crate::cdb::ModeSense;
 use crate::wire::mode::{
-    ALL_SUBPAGES, BlockDescriptor, DEXCPT, DPOFUA, GLTSD, Header6, Header10, REORDERED, WCE, WP,
-    page,
+    ALL_SUBPAGES, BlockDescriptor, DEXCPT, DPOFUA, GLTSD, Header6, Header10, REORDERED, SWP,
+    SWP_AT, WCE, WP, page,
 };
 use crate::wire::sense::Sense;
 
+/// Page control: current values.
+const CURRENT: u8 = 0;
 /// Page control: changeable values.
 const CHANGEABLE: u8 = 1;
 /// Page control: saved values.
@@ -20,8 +23,8 @@ const SAVED: u8 = 3;
 /// All mode pages, in ascending order.
 const PAGES: [u8; 3] = [page::CACHING, page::CONTROL, page::EXCEPTIONS];
 
-/// Returns a page with its current values, which are also the defaults.
-fn current(grant: &Grant, code: u8) -> Vec<u8> {
+/// Returns a page with its current values. With SWP unset, those are the defaults.
+fn current(grant: &Grant, code: u8, protected: bool) -> Vec<u8> {
     match code {
         page::CACHING => {
             let mut page = [0; 20];
@@ -29,13 +32,16 @@ fn current(grant: &Grant, code: u8) -> Vec<u8> {
             page[..3].copy_from_slice(&[code, 18, wce]);
             page.to_vec()
         }
-        page::CONTROL => vec![code, 10, GLTSD, REORDERED, 0, 0, 0, 0, 0, 0, 0, 0],
+        page::CONTROL => {
+            let swp = if protected { SWP } else { 0 };
+            vec![code, 10, GLTSD, REORDERED, swp, 0, 0, 0, 0, 0, 0, 0]
+        }
         _ => vec![code, 10, DEXCPT, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     }
 }
 
-/// Returns the data of MODE SENSE.
-pub(crate) fn sense(grant: &Grant, mode: ModeSense) -> Result<Vec<u8>, Sense> {
+/// Returns the data of MODE SENSE. `protected`: SWP is set.
+pub(crate) fn sense(grant: &Grant, mode: ModeSense, protected: bool) -> Result<Vec<u8>, Sense> {
     let all = mode.page == page::ALL;
     let subpages = mode.subpage == 0 || all && mode.subpage == ALL_SUBPAGES;
     if !(all || PAGES.contains(&mode.page)) || !subpages {
@@ -47,20 +53,21 @@ pub(crate) fn sense(grant: &Grant, mode: ModeSense) -> Result<Vec<u8>, Sense> {
     let mut body = if mode.descriptors { descriptor(grant).to_vec() } else { Vec::new() };
     let descriptors = body.len();
     for code in PAGES.into_iter().filter(|&code| all || code == mode.page) {
-        let mut page = current(grant, code);
+        let mut page = current(grant, code, protected && mode.control == CURRENT);
         if mode.control == CHANGEABLE {
             page[2..].fill(0);
+            page[SWP_AT] = if code == page::CONTROL { SWP } else { 0 };
         }
         body.extend_from_slice(&page);
     }
-    let mut data = header(grant, mode.ten, descriptors, body.len());
+    let mut data = header(grant, mode.ten, descriptors, body.len(), protected);
     data.extend_from_slice(&body);
     Ok(data)
 }
 
-fn header(grant: &Grant, ten: bool, descriptors: usize, body: usize) -> Vec<u8> {
-    let protected = if grant.access() == Access::ReadOnly { WP } else { 0 };
-    let device_specific = protected | DPOFUA;
+fn header(grant: &Grant, ten: bool, descriptors: usize, body: usize, protected: bool) -> Vec<u8> {
+    let protected = protected || grant.access() == Access::ReadOnly;
+    let device_specific = if protected { WP | DPOFUA } else { DPOFUA };
     if ten {
         let mut header = Header10::new_zeroed();
         let length = size_of::<Header10>() - size_of::<U16>() + body;
@@ -80,10 +87,16 @@ fn descriptor(grant: &Grant) -> [u8; size_of::<BlockDescriptor>()] {
     zerocopy::transmute!(BlockDescriptor { blocks, reserved: 0, block })
 }
 
-/// Checks the parameter list of MODE SELECT: it may only set what is set already.
-pub(crate) fn select(grant: &Grant, ten: bool, list: &[u8]) -> Result<(), Sense> {
+/// Checks the parameter list of MODE SELECT: apart from SWP, it may only set what is set already.
+/// Returns SWP, which is `protected` now.
+pub(crate) fn select(
+    grant: &Grant,
+    ten: bool,
+    list: &[u8],
+    protected: bool,
+) -> Result<bool, Sense> {
     if list.is_empty() {
-        return Ok(());
+        return Ok(protected);
     }
     let (descriptors, rest) = if ten {
         let (header, rest) =
@@ -99,16 +112,20 @@ pub(crate) fn select(grant: &Grant, ten: bool, list: &[u8]) -> Result<(), Sense>
     if !given.is_empty() && !is_current_descriptor(grant, given) {
         return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
     }
+    let mut new = protected;
     while let Some((&code, after)) = pages.split_first() {
         let length = after.first().ok_or(Sense::PARAMETER_LIST_LENGTH)?;
         let (page, rest) =
             pages.split_at_checked(usize::from(*length) + 2).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
-        if !PAGES.contains(&code) || current(grant, code) != page {
+        if code == page::CONTROL {
+            new = page.get(SWP_AT).is_some_and(|byte| byte & SWP != 0);
+        }
+        if !PAGES.contains(&code) || current(grant, code, new) != page {
             return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
         }
         pages = rest;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Returns whether a block descriptor has the current block length, and the current number of blocks

@@ -2,6 +2,8 @@
 
 mod attention;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use export::{Export, Fault, Grant, Op};
@@ -95,6 +97,8 @@ pub struct Nexus {
     prevented: bool,
     /// Whether the initiator has ejected the medium.
     ejected: bool,
+    /// Whether the initiator has protected the disk from its own writes (SWP).
+    protected: Rc<Cell<bool>>,
 }
 
 impl Nexus {
@@ -109,15 +113,16 @@ impl Nexus {
         // The grant keeps the notices that follow.
         let _ = grant.take_reservation_notice();
         let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
-        let (sense, prevented, ejected) = (None, false, false);
-        Self { port, attentions, sense, export, blocks, prevented, ejected }
+        let (sense, prevented, ejected, protected) = (None, false, false, Rc::default());
+        Self { port, attentions, sense, export, blocks, prevented, ejected, protected }
     }
 
     /// Establishes a unit attention condition. A [`Attention::Reset`] also ends what the initiator
-    /// has set: prevention and ejection of the medium.
+    /// has set: prevention and ejection of the medium, software write protection.
     pub fn attend(&mut self, attention: Attention) {
         if attention == Attention::Reset {
             (self.prevented, self.ejected, self.sense) = (false, false, None);
+            self.protected.set(false);
         }
         self.attentions.push(attention);
     }
@@ -183,6 +188,9 @@ impl Nexus {
         if needs_medium(cdb) && (self.ejected || grant.export().is_gone()) {
             return Err(Sense::MEDIUM_NOT_PRESENT.into());
         }
+        if self.protected.get() && cdb.writes() {
+            return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
+        }
         match cdb {
             Cdb::Read(range) => read(grant, range).map(Command::Read),
             Cdb::Write { range, durable } => write(grant, range, durable).map(Command::Write),
@@ -190,10 +198,13 @@ impl Nexus {
             Cdb::Inquiry { .. }
             | Cdb::RequestSense { .. }
             | Cdb::ReportLuns { .. }
+            | Cdb::ModeSense(_)
             | Cdb::PreventAllow { .. } => self.answer(grant, cdb).map(Command::Done),
             _ => match inform(grant, cdb)? {
                 Some(response) => Ok(Command::Done(response)),
-                None => Job::new(grant, cdb).map(|job| Command::Job(Box::new(job))),
+                None => {
+                    Job::new(grant, cdb, &self.protected).map(|job| Command::Job(Box::new(job)))
+                }
             },
         }
     }
@@ -221,6 +232,10 @@ impl Nexus {
             Cdb::PreventAllow { prevent } => {
                 self.prevented = prevent;
                 Ok(Response::good())
+            }
+            Cdb::ModeSense(command) => {
+                let data = mode::sense(grant, command, self.protected.get())?;
+                Ok(Response::data(data, command.allocation))
             }
             _ => Err(Sense::INVALID_OPCODE.into()),
         }
@@ -340,7 +355,6 @@ fn inform(grant: &Grant, cdb: Cdb) -> Result<Option<Response>, Response> {
         Cdb::PersistentIn { action, allocation } => {
             Response::data(reservation::report(export, action)?, allocation)
         }
-        Cdb::ModeSense(command) => Response::data(mode::sense(grant, command)?, command.allocation),
         _ => return Ok(None),
     }))
 }

@@ -1,5 +1,8 @@
 //! Commands of at most one disk request, without data of blocks.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use export::{Buffer, Fault, Grant, Op};
 
 use super::work::{Action, DiskRequest, Work};
@@ -61,11 +64,12 @@ pub(super) struct ModeSelect {
     ten: bool,
     length: u32,
     list: Option<Buffer>,
+    protected: Rc<Cell<bool>>,
 }
 
 impl ModeSelect {
-    pub(super) fn new(ten: bool, length: u32) -> Self {
-        Self { ten, length, list: None }
+    pub(super) fn new(ten: bool, length: u32, protected: Rc<Cell<bool>>) -> Self {
+        Self { ten, length, list: None, protected }
     }
 }
 
@@ -79,7 +83,8 @@ impl Work for ModeSelect {
             (None, 0) => Action::End(Response::good()),
             (None, length) => Action::Receive(usize::try_from(length).unwrap_or(usize::MAX)),
             (Some(list), _) => {
-                let result = mode::select(grant, self.ten, list.bytes());
+                let result = mode::select(grant, self.ten, list.bytes(), self.protected.get());
+                let result = result.map(|protected| self.protected.set(protected));
                 Action::End(result.map_or_else(Response::check, |()| Response::good()))
             }
         }

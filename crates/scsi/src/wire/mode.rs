@@ -80,6 +80,10 @@ const _: () = assert!(size_of::<BlockDescriptor>() == 8);
 pub const WCE: u8 = 0x04;
 /// Flag of the control page: the log does not save implicitly.
 pub const GLTSD: u8 = 0x02;
+/// Flag of the control page: software write protect.
+pub const SWP: u8 = 0x08;
+/// Index of [`SWP`] in the control page.
+pub const SWP_AT: usize = 4;
 /// Value of the control page: commands may be reordered without restriction.
 pub const REORDERED: u8 = 0x10;
 /// Flag of the informational exceptions control page: no exceptions are reported.

@@ -124,6 +124,8 @@ impl Sense {
     pub const REMOVAL_PREVENTED: Self = Self::new(key::ILLEGAL_REQUEST, 0x53, 0x02);
     /// WRITE PROTECTED.
     pub const WRITE_PROTECTED: Self = Self::new(key::DATA_PROTECT, 0x27, 0x00);
+    /// LOGICAL UNIT SOFTWARE WRITE PROTECTED.
+    pub const SOFTWARE_WRITE_PROTECTED: Self = Self::new(key::DATA_PROTECT, 0x27, 0x02);
     /// SPACE ALLOCATION FAILED WRITE PROTECT.
     pub const NO_SPACE: Self = Self::new(key::DATA_PROTECT, 0x27, 0x07);
     /// MISCOMPARE DURING VERIFY OPERATION.

@@ -2,7 +2,7 @@
 
 use export::Cache;
 
-use crate::world::{World, code};
+use crate::world::{SECTOR, World, code, ten};
 
 /// The caching page of a disk with a write cache.
 const CACHING: [u8; 20] = [0x08, 18, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -38,10 +38,12 @@ fn write_protection_and_cache_are_reported() {
 }
 
 #[test]
-fn nothing_is_changeable_and_nothing_is_saved() {
+fn only_software_write_protection_is_changeable() {
     let mut world = World::new();
     let data = world.run(&[0x1a, 8, 0x48, 0, 255]).data;
     assert_eq!((&data[4..6], &data[6..]), (&[0x08, 18][..], &[0; 18][..]));
+    let data = world.run(&[0x1a, 8, 0x4a, 0, 255]).data;
+    assert_eq!(data[4..], [0x0a, 10, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]);
     let default = world.run(&[0x1a, 8, 0x88, 0, 255]).data;
     assert_eq!(default[4..], CACHING);
     assert_eq!(code(&world.run(&[0x1a, 8, 0xc8, 0, 255])), (0x39, 0));
@@ -84,4 +86,25 @@ fn select_of_other_values_is_refused() {
     }
     assert_eq!(code(&world.run(&[0x15, 0x11, 0, 0, 0])), (0x24, 0), "saving");
     assert_eq!(code(&world.run(&[0x15, 0, 0, 0, 4])), (0x24, 0), "not pages");
+}
+
+#[test]
+fn software_write_protection_refuses_writes() {
+    let mut world = World::new();
+    let other = world.add();
+    let mut list = [&[0, 0, 0, 0][..], &CONTROL].concat();
+    let len = u8::try_from(list.len()).unwrap();
+    list[8] = 8;
+    assert!(world.run_out(&[0x15, 0x10, 0, 0, len], &list).is_good());
+    let data = world.run(&[0x1a, 8, 0x0a, 0, 255]).data;
+    assert_eq!((data[2], &data[4..]), (0x90, &list[4..]));
+    assert_eq!(world.run(&[0x1a, 8, 0x8a, 0, 255]).data[8], 0, "the default");
+    for cdb in [ten(0x2a, 0, 0, 1), ten(0x2e, 0, 0, 1), ten(0x41, 0, 0, 1), vec![0x42]] {
+        assert_eq!(code(&world.run(&cdb)), (0x27, 2));
+    }
+    assert!(world.run(&ten(0x28, 0, 0, 1)).is_good());
+    assert!(world.send(other, &ten(0x2a, 0, 0, 1), &[0; SECTOR]).is_good());
+    list[8] = 0;
+    assert!(world.run_out(&[0x15, 0x10, 0, 0, len], &list).is_good());
+    assert!(world.run_out(&ten(0x2a, 0, 0, 1), &[0; SECTOR]).is_good());
 }

@@ -106,7 +106,7 @@ fn protection_fields_and_reserved_bits_are_refused() {
 fn transfers_longer_than_the_limit_are_refused() {
     let mut world = World::new();
     world.export.resize(512 << 20);
-    let limit = (8 << 20) / 512;
+    let limit = (32 << 20) / 512;
     assert!(matches!(world.begin(0, [0; 8], &sixteen(0x88, 0, 0, limit)), Command::Read(_)));
     assert_eq!(code(&world.run(&sixteen(0x88, 0, 0, limit + 1))), (0x24, 0));
     assert_eq!(code(&world.run(&sixteen(0x8a, 0, 0, limit + 1))), (0x24, 0));
