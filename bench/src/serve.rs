@@ -1,4 +1,4 @@
-//! A minimal target: engine and NVMe target with one disk, in a process of its own.
+//! A minimal target: engine and NVMe or iSCSI target with one disk, in a process of its own.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::socket;
 use anyhow::{Context, Result};
-use engine::{Config, Driver, Engine};
+use engine::{Config, Driver, Engine, MakeSession};
 use export::{Access, Catalogue, Export, Geometry, Identity, Session};
 use nvme::target::{Port, Target};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
@@ -38,6 +38,9 @@ pub(crate) struct Serve {
     /// The longest moment, in microseconds, for which a thread watches before it sleeps.
     #[arg(long, default_value_t = 50)]
     pub(crate) spin: u64,
+    /// Serve it by iSCSI instead of NVMe/TCP.
+    #[arg(long)]
+    pub(crate) iscsi: bool,
     /// Processor that all threads are kept on.
     #[arg(long, default_value_t = 0)]
     pub(crate) processor: usize,
@@ -56,7 +59,6 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     };
     let catalogue = Arc::new(Catalogue::default());
     catalogue.publish(Arc::new(lend(&disk)?));
-    let target = Target::new(catalogue);
     let driver = match options.io.as_str() {
         "uring" => Driver::Uring,
         "blocking" => Driver::Blocking,
@@ -64,16 +66,28 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     };
     let spin = Duration::from_micros(options.spin);
     let engine = Engine::start(Config { driver, spin, ..Config::default() }, Arc::new(|_| {}))?;
-    let open = Arc::new(move |peer, account, now| {
-        Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
-    });
     engine::tls::prepare()?;
-    let address = engine.listen(([127, 0, 0, 1], 0).into(), None, socket::security(), open)?;
+    let sessions = sessions(catalogue, options.iscsi);
+    let address = engine.listen(([127, 0, 0, 1], 0).into(), None, socket::security(), sessions)?;
     println!("{}", address.port());
+    if options.iscsi {
+        println!("iscsi://{address}/{}/0", iscsi::iqn::of(&NQN.into()));
+    }
     std::io::stdout().flush()?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     engine.stop(Duration::from_secs(5));
     Ok(())
+}
+
+fn sessions(catalogue: Arc<Catalogue>, iscsi: bool) -> MakeSession {
+    if iscsi {
+        let server = iscsi::target::Server::new(catalogue);
+        return Arc::new(move |peer, account, now| Box::new(server.session(peer, account, now)));
+    }
+    let target = Target::new(catalogue);
+    Arc::new(move |peer, account, now| {
+        Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
+    })
 }
 
 pub(crate) fn lend(disk: &Disk) -> Result<Export> {

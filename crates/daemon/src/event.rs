@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use console::escape_unprintable;
 use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
+use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};
 
@@ -226,6 +227,7 @@ pub struct Disk {
     name: String,
     nqn: String,
     nsid: u32,
+    iqn: String,
     bytes: u64,
     block_size: u32,
     #[serde(serialize_with = "access_name")]
@@ -331,6 +333,7 @@ impl ServeEvent {
             disk: export.name.clone(),
             name: export.short.clone(),
             nqn: nqn::of(&export.id),
+            iqn: iqn::of(&export.id),
             nsid: 1,
             bytes: export.bytes(),
             block_size: export.geometry.block(),
@@ -518,7 +521,7 @@ mod test {
             at(Protocol::Nbd, "10.0.0.1"),
         ];
         let lent = ServeEvent::lent(&export(), &endpoints, false);
-        let wanted = r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect -t tcp -a 10.0.0.1 -s 4420 -n nqn.test","nvme connect -t tcp -a ::1 -s 4420 -n nqn.test","nvme connect-all -t tcp -a 10.0.0.1 -s 4420","nvme connect-all -t tcp -a ::1 -s 4420"],"nbd":["nbd://10.0.0.1/disk"]"#;
+        let wanted = r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"iqn":"iqn.test","bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect -t tcp -a 10.0.0.1 -s 4420 -n nqn.test","nvme connect -t tcp -a ::1 -s 4420 -n nqn.test","nvme connect-all -t tcp -a 10.0.0.1 -s 4420","nvme connect-all -t tcp -a ::1 -s 4420"],"nbd":["nbd://10.0.0.1/disk"],"iscsi":[]"#;
         // Other protocols have members after these.
         assert!(lent.json().starts_with(wanted), "{}", lent.json());
         assert_eq!(ServeEvent::Ready.json(), r#"{"event":"ready"}"#);

@@ -1,4 +1,4 @@
-//! Keys in the NVMe interchange format.
+//! Keys: in the NVMe interchange format, and secrets for CHAP of iSCSI.
 
 use std::fmt;
 
@@ -18,6 +18,16 @@ const NBD: &[u8] = b"storagetm nbd psk";
 /// Length of an NBD key in bytes.
 const NBD_LEN: usize = 32;
 
+/// Length of a generated secret for CHAP of iSCSI: the most that Windows takes.
+const ISCSI_LEN: usize = 16;
+/// Its characters: easy to tell apart when they are typed. 80 bits in all.
+const ISCSI_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+
+/// Returns whether `text` can be a secret for CHAP of iSCSI. Keys in interchange format are longer.
+fn is_iscsi_secret(text: &[u8]) -> bool {
+    (12..=ISCSI_LEN).contains(&text.len()) && text.iter().all(u8::is_ascii_graphic)
+}
+
 /// Purpose of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -26,6 +36,8 @@ pub enum KeyKind {
     Tls,
     /// DH-HMAC-CHAP: `DHHC-1:…`.
     Chap,
+    /// CHAP of iSCSI: 12 to 16 printable characters, as Windows demands.
+    Iscsi,
 }
 
 impl fmt::Display for KeyKind {
@@ -33,6 +45,7 @@ impl fmt::Display for KeyKind {
         f.write_str(match self {
             Self::Tls => "TLS",
             Self::Chap => "DH-HMAC-CHAP",
+            Self::Iscsi => "iSCSI CHAP",
         })
     }
 }
@@ -46,13 +59,16 @@ pub struct Key {
 }
 
 impl Key {
-    /// Parses a key of either kind.
+    /// Parses a key of any kind.
     ///
     /// # Errors
     /// Fails with the reason, which does not contain any part of the key.
     pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
         if text.trim_ascii_start().starts_with(b"DHHC-") {
             return chap::Key::parse(text).map(|key| Self::chap(&key));
+        }
+        if is_iscsi_secret(text.trim_ascii()) {
+            return Ok(Self::iscsi(text.trim_ascii().to_vec()));
         }
         ConfiguredPsk::parse(text).map(|key| Self::tls(&key))
     }
@@ -69,6 +85,11 @@ impl Key {
             }
             KeyKind::Tls => Ok(Self::tls(&ConfiguredPsk::generate(hash, &*random()?))),
             KeyKind::Chap => Ok(Self::chap(&chap::Key::generate(hash, &*random()?))),
+            KeyKind::Iscsi => {
+                let random: Zeroizing<[u8; ISCSI_LEN]> = random()?;
+                let letter = |byte: &u8| ISCSI_ALPHABET[usize::from(byte % 32)];
+                Ok(Self::iscsi(random.iter().map(letter).collect()))
+            }
         }
     }
 
@@ -86,6 +107,10 @@ impl Key {
         Self { kind: KeyKind::Chap, hash: key.hash, text: key.emit() }
     }
 
+    fn iscsi(text: Vec<u8>) -> Self {
+        Self { kind: KeyKind::Iscsi, hash: None, text: Secret::new(text) }
+    }
+
     /// The kind of key.
     pub fn kind(&self) -> KeyKind {
         self.kind
@@ -101,14 +126,14 @@ impl Key {
         }
     }
 
-    /// The key in interchange format, without line break.
+    /// The key in interchange format, or the secret itself, without line break.
     pub fn text(&self) -> &Secret {
         &self.text
     }
 
     /// Derives the PSK for NBD over TLS: HKDF-SHA-256 (RFC 5869) of the configured PSK, without
     /// salt, 32 bytes, for cipher suites with SHA-256. One TLS key serves both protocols; neither
-    /// derived key reveals the other. Returns `None` for DH-HMAC-CHAP keys.
+    /// derived key reveals the other. Returns `None` for keys of other kinds.
     pub fn nbd_psk(&self) -> Option<Secret> {
         if self.kind != KeyKind::Tls {
             return None;
@@ -169,6 +194,22 @@ mod test {
             assert_ne!(Key::generate(kind, hash).unwrap(), key);
         }
         assert!(Key::generate(KeyKind::Tls, Some(Hash::Sha512)).is_err());
+    }
+
+    #[test]
+    fn iscsi_secret_has_12_to_16_printable_characters() {
+        let key = Key::generate(KeyKind::Iscsi, None).unwrap();
+        assert_eq!((key.text().bytes().len(), key.hash()), (16, "none"));
+        assert_eq!(Key::parse(&key.line()), Ok(key));
+        for right in [&b"abcdefghijkl"[..], b" abc:efgh/jkl=n \n"] {
+            assert_eq!(Key::parse(right).unwrap().kind(), KeyKind::Iscsi);
+        }
+        for wrong in
+            [&b"abcdefghijk"[..], b"abcdefghijklmnopq", b"abcdef ghijklm", b"abcdefghijk\xff"]
+        {
+            assert!(Key::parse(wrong).is_err());
+        }
+        assert_eq!(Key::generate(KeyKind::Iscsi, None).unwrap().nbd_psk(), None);
     }
 
     /// Reference, in Python: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.

@@ -32,11 +32,11 @@ impl Name {
         Self(if name.is_empty() { "host".to_owned() } else { name })
     }
 
-    /// Makes a name of a host NQN: the part after the last colon; for a UUID its first eight
-    /// digits.
-    pub fn from_nqn(nqn: &str) -> Self {
-        let last = nqn.rsplit(':').next().unwrap_or(nqn);
-        let is_uuid = nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:");
+    /// Makes a name of a host NQN or an iSCSI initiator name: the part after the last colon; for a
+    /// UUID its first eight digits.
+    pub fn from_id(id: &str) -> Self {
+        let last = id.rsplit(':').next().unwrap_or(id);
+        let is_uuid = id.starts_with("nqn.2014-08.org.nvmexpress:uuid:");
         match last.split('-').next().filter(|digits| is_uuid && digits.len() == 8) {
             Some(digits) => Self::sanitized(&format!("host-{digits}")),
             None => Self::sanitized(last),
@@ -125,10 +125,10 @@ mod test {
         assert_eq!(Name::sanitized("Anna's laptop").as_str(), "Anna-s-laptop");
         assert_eq!(Name::sanitized("\u{1b}[31m").as_str(), "31m");
         assert_eq!(Name::sanitized("///").as_str(), "host");
-        assert_eq!(Name::from_nqn("nqn.2014-08.org.nvmexpress:uuid:1-2").as_str(), "1-2");
+        assert_eq!(Name::from_id("nqn.2014-08.org.nvmexpress:uuid:1-2").as_str(), "1-2");
         let nqn = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
-        assert_eq!(Name::from_nqn(nqn).as_str(), "host-11111111");
-        assert_eq!(Name::from_nqn("nqn.2024-01.test").as_str(), "nqn.2024-01.test");
+        assert_eq!(Name::from_id(nqn).as_str(), "host-11111111");
+        assert_eq!(Name::from_id("nqn.2024-01.test").as_str(), "nqn.2024-01.test");
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl PolicyReader<'_> {
 
     /// The host of a record. Returns `None` if all its rules have expired.
     fn host(&mut self, name: &Name, record: &HostRecord) -> Result<Option<Host>, String> {
+        if record.is_iscsi() && (record.tls_key.is_some() || record.tls.is_some()) {
+            return Err(
+                "it has a TLS key, and is an iSCSI initiator, which can use none".to_owned()
+            );
+        }
         let mut credentials = Vec::new();
         for listed in record.keys() {
             if let Some(key) = self.key(&listed)? {
@@ -108,9 +113,9 @@ impl PolicyReader<'_> {
             access: rule.access.into(),
         });
         Ok(Some(Host {
-            id: record.nqn.clone(),
+            id: record.id.clone(),
             name: name.to_string(),
-            key: key_id(&record.nqn, &credentials),
+            key: key_id(&record.id, &credentials),
             credentials,
             rules: rules.collect(),
         }))

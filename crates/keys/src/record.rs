@@ -18,29 +18,33 @@ pub const MAX_LEN: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostRecord {
-    /// Host NQN.
-    pub nqn: String,
+    /// The name by which it identifies itself: a host NQN, or an iSCSI initiator name.
+    #[serde(alias = "nqn")]
+    pub id: String,
     /// Name of its TLS key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<Name>,
-    /// Name of its DH-HMAC-CHAP key.
+    /// Name of its key for DH-HMAC-CHAP; of an iSCSI initiator, for CHAP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_key: Option<Name>,
-    /// Name of the DH-HMAC-CHAP key by which this machine authenticates to it.
+    /// Name of the key by which this machine authenticates to it, in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_controller_key: Option<Name>,
     /// Its TLS key, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Key>,
-    /// Its DH-HMAC-CHAP key, inline.
+    /// The key of `chap_key`, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap: Option<Key>,
-    /// The DH-HMAC-CHAP key by which this machine authenticates to it, inline.
+    /// The key of `chap_controller_key`, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap_controller: Option<Key>,
     /// Whether its PSK is derived as by libnvme up to 1.13, where the identity does not tell.
     #[serde(default)]
     pub tls_compat: bool,
+    /// Whether an iSCSI initiator may use CHAP with MD5, the only algorithm of Windows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chap_md5: bool,
     /// Access rules.
     pub rules: Vec<Rule>,
     /// When it was added.
@@ -107,7 +111,7 @@ impl HostRecord {
             // serde's message may quote a value, which may be a key.
             format!("it is not understood (line {}, column {})", error.line(), error.column())
         })?;
-        check_nqn(&record.nqn)?;
+        check_id(&record.id)?;
         Ok(record)
     }
 
@@ -120,17 +124,39 @@ impl HostRecord {
         text
     }
 
+    /// Returns a record of a host without keys, rules and time.
+    pub fn new(id: String) -> Self {
+        Self {
+            id,
+            tls_key: None,
+            chap_key: None,
+            chap_controller_key: None,
+            tls: None,
+            chap: None,
+            chap_controller: None,
+            tls_compat: false,
+            chap_md5: false,
+            rules: Vec::new(),
+            added: None,
+        }
+    }
+
+    /// Returns whether it is an iSCSI initiator.
+    pub fn is_iscsi(&self) -> bool {
+        !self.id.starts_with(NQN)
+    }
+
     /// Its keys, whether it has them or not.
     pub(crate) fn keys(&self) -> [RecordKey<'_>; 3] {
+        let (chap, chap_controller) = match self.is_iscsi() {
+            true => (KeyUse::IscsiChap, KeyUse::IscsiChapTarget),
+            false => (KeyUse::Chap, KeyUse::ChapController),
+        };
         let key = |usage, name, inline| RecordKey { usage, name, inline };
         [
             key(KeyUse::Tls, self.tls_key.as_ref(), self.tls.as_ref()),
-            key(KeyUse::Chap, self.chap_key.as_ref(), self.chap.as_ref()),
-            key(
-                KeyUse::ChapController,
-                self.chap_controller_key.as_ref(),
-                self.chap_controller.as_ref(),
-            ),
+            key(chap, self.chap_key.as_ref(), self.chap.as_ref()),
+            key(chap_controller, self.chap_controller_key.as_ref(), self.chap_controller.as_ref()),
         ]
     }
 
@@ -142,7 +168,7 @@ impl HostRecord {
     /// Returns whether it has a key for authentication.
     pub fn has_key(&self) -> bool {
         let is_set = |key: &RecordKey<'_>| key.name.is_some() || key.inline.is_some();
-        self.keys().iter().any(|key| key.usage != KeyUse::ChapController && is_set(key))
+        self.keys().iter().any(|key| key.usage.authenticates_host() && is_set(key))
     }
 
     /// Returns the credentials that `key` is when used so.
@@ -155,6 +181,8 @@ impl HostRecord {
             }
             KeyUse::Chap => vec![credential::chap_host(text, compat)],
             KeyUse::ChapController => vec![credential::chap_controller(text)],
+            KeyUse::IscsiChap => vec![iscsi::credential::chap_initiator(text, self.chap_md5)],
+            KeyUse::IscsiChapTarget => vec![iscsi::credential::chap_target(text)],
         }
     }
 }
@@ -168,6 +196,10 @@ pub(crate) enum KeyUse {
     Chap,
     /// This machine authenticates by DH-HMAC-CHAP.
     ChapController,
+    /// The iSCSI initiator authenticates by CHAP.
+    IscsiChap,
+    /// This machine authenticates to the iSCSI initiator by CHAP.
+    IscsiChapTarget,
 }
 
 impl KeyUse {
@@ -176,7 +208,13 @@ impl KeyUse {
         match self {
             Self::Tls => KeyKind::Tls,
             Self::Chap | Self::ChapController => KeyKind::Chap,
+            Self::IscsiChap | Self::IscsiChapTarget => KeyKind::Iscsi,
         }
+    }
+
+    /// Returns whether the host authenticates by it.
+    fn authenticates_host(self) -> bool {
+        !matches!(self, Self::ChapController | Self::IscsiChapTarget)
     }
 }
 
@@ -191,12 +229,32 @@ pub(crate) struct RecordKey<'a> {
 /// Longest NQN in bytes (NVMe Base 2.0 §4.5).
 const MAX_NQN: usize = 223;
 
+/// What a host NQN begins with.
+const NQN: &str = "nqn.";
+
+/// Checks the name of a host: a host NQN, or an iSCSI initiator name (RFC 7143 §4.2.7), in lower case.
+///
+/// # Errors
+/// Fails with a message for the user.
+pub fn check_id(id: &str) -> Result<(), String> {
+    if !["iqn.", "eui.", "naa."].iter().any(|begin| id.starts_with(begin)) {
+        return check_nqn(id);
+    }
+    if iscsi::iqn::normalized(id).as_deref() == Some(id) {
+        return Ok(());
+    }
+    Err(format!(
+        "{id} is not an iSCSI name: it has lower-case letters, digits and punctuation, no blanks, at most {MAX_NQN} \
+         characters of ASCII"
+    ))
+}
+
 /// Checks a host NQN: printable ASCII that starts with `nqn.`.
 ///
 /// # Errors
 /// Fails with a message for the user.
 pub fn check_nqn(nqn: &str) -> Result<(), String> {
-    let plain = nqn.starts_with("nqn.") && nqn.chars().all(|c| c.is_ascii_graphic());
+    let plain = nqn.starts_with(NQN) && nqn.chars().all(|c| c.is_ascii_graphic());
     if plain && nqn.len() <= MAX_NQN {
         return Ok(());
     }

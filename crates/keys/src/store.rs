@@ -205,17 +205,16 @@ impl Store {
             .map_err(|reason| Failure::new(format!("{}: {reason}", path.display())))
     }
 
-    /// Finds a host by name or NQN.
+    /// Finds a host by name, NQN or iSCSI initiator name.
     pub fn find_host(&self, called: &str) -> Option<Name> {
         let by_name = || self.hosts().into_iter().find(|(name, _)| name.as_str() == called);
-        self.host_by_nqn(called).or_else(|| by_name().map(|(name, _)| name))
+        self.host_by_id(called).or_else(|| by_name().map(|(name, _)| name))
     }
 
-    /// The name of the host with this NQN.
-    pub fn host_by_nqn(&self, nqn: &str) -> Option<Name> {
-        let has_nqn =
-            |found: &Result<HostRecord, Failure>| found.as_ref().is_ok_and(|r| r.nqn == nqn);
-        self.hosts().into_iter().find(|(_, found)| has_nqn(found)).map(|(name, _)| name)
+    /// The name of the host with this NQN or iSCSI initiator name.
+    pub fn host_by_id(&self, id: &str) -> Option<Name> {
+        let has_id = |found: &Result<HostRecord, Failure>| found.as_ref().is_ok_and(|r| r.id == id);
+        self.hosts().into_iter().find(|(_, found)| has_id(found)).map(|(name, _)| name)
     }
 
     /// Returns the hosts that may attach something at `now`, each with its files: its own and those
@@ -280,7 +279,7 @@ impl Store {
             )));
         }
         let key = Key::parse(host.tls.bytes()).map_err(Failure::new)?;
-        let known = self.host_by_nqn(host.nqn);
+        let known = self.host_by_id(host.nqn);
         if known.is_none() && self.names(HOSTS).len() >= MAX_HOSTS {
             return Err(Failure::new(format!(
                 "{MAX_HOSTS} hosts are authorized already, which is the most: remove some by \
@@ -298,18 +297,12 @@ impl Store {
         let rule = |disk| Rule { disk, access: host.access.into(), expires: None };
         let disks = host.disks.iter().map(|disk| rule(Some(disk.clone())));
         let record = HostRecord {
-            nqn: host.nqn.to_owned(),
             tls_key: Some(key_name.clone()),
-            chap_key: None,
-            chap_controller_key: None,
-            tls: None,
-            chap: None,
-            chap_controller: None,
-            tls_compat: false,
             rules: known.unwrap_or_else(|| {
                 if host.disks.is_empty() { vec![rule(None)] } else { disks.collect() }
             }),
             added: Some(Timestamp::new(now)),
+            ..HostRecord::new(host.nqn.to_owned())
         };
         let _lock = self.lock()?;
         let (key_path, host_path) = (self.key_path(&key_name), self.host_path(&name));
@@ -319,7 +312,7 @@ impl Store {
 
     fn is_in_credential(&self, nqn: &str) -> bool {
         let mut records = self.credentials.iter().map(|it| HostRecord::parse(it.text.bytes()));
-        records.any(|record| record.is_ok_and(|record| record.nqn == nqn))
+        records.any(|record| record.is_ok_and(|record| record.id == nqn))
     }
 
     /// Sorted names of files in a subdirectory, without temporary files.

@@ -25,6 +25,7 @@ const EXT: &str = "ext2, ext3 and ext4: free blocks, names of files, recognition
 const FAT: &str = "the FAT file systems that storagetm writes";
 const NTFS: &str = "NTFS: free clusters, names of files";
 const NBD: &str = "other NBD clients at our server";
+const ISCSI: &str = "iSCSI initiators at our target, and their conformance suite";
 const COPY: &str = "copies from and to other NBD servers, with their faults";
 const RESCUE: &str = "maps of GNU ddrescue";
 const NETWORK: &str = "keys, revocation and addresses in a network namespace";
@@ -56,6 +57,9 @@ pub const PROGRAMS: &[Program] = &[
     row("gnutls-serv", "gnutls-bin", TLS),
     row("grub-mkimage", "grub-common", BIOS),
     row("ip", "iproute2", NETWORK),
+    row("iscsi-inq", "libiscsi-bin", ISCSI),
+    row("iscsi-ls", "libiscsi-bin", ISCSI),
+    row("iscsi-test-cu", "libiscsi-bin", ISCSI),
     row("losetup", "mount", BLOCK),
     row("mke2fs", "e2fsprogs", EXT),
     row("mkfs.btrfs", "btrfs-progs", "recognition of btrfs"),

@@ -7,6 +7,7 @@
 
 pub mod commands;
 pub mod endpoint;
+pub(crate) mod iscsi;
 pub(crate) mod nbd;
 pub mod nvme;
 
@@ -26,6 +27,8 @@ pub enum Protocol {
     Nvme,
     /// NBD, which qemu, libguestfs, nbdcopy and many others speak
     Nbd,
+    /// iSCSI, which Windows, ESXi, FreeBSD, firmware and iPXE attach by themselves
+    Iscsi,
 }
 
 /// What a listener of a protocol offers.
@@ -83,7 +86,7 @@ pub struct Row {
 }
 
 /// All protocols, in the order in which they are preferred.
-pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW];
+pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW, iscsi::ROW];
 
 impl Protocol {
     /// Returns the row of the protocol.

@@ -14,7 +14,7 @@ use failure::Failure;
 use keys::date::Timestamp;
 use keys::key::{Key, KeyKind};
 use keys::name::Name;
-use keys::record::{Allowed, HostRecord, Rule, check_nqn};
+use keys::record::{Allowed, HostRecord, Rule, check_id};
 use keys::store::Store;
 
 /// Runs the subcommand.
@@ -31,8 +31,8 @@ pub(crate) fn host(options: &Options) -> Result<(), Failure> {
 }
 
 fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Result<(), Failure> {
-    check_nqn(&options.nqn).map_err(Failure::usage)?;
-    let known = store.host_by_nqn(&options.nqn);
+    check_id(&options.id).map_err(Failure::usage)?;
+    let known = store.host_by_id(&options.id);
     let name = name(store, options, known.as_ref())?;
     let before = known.as_ref().map(|known| store.host(known)).transpose()?;
     let mut record =
@@ -53,13 +53,13 @@ fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Fail
     if let Some(known) = known.filter(|_| !options.replace) {
         return Err(Failure::new(format!(
             "{} is authorized already, as {known}: add --replace to change its access",
-            options.nqn
+            options.id
         )));
     }
     let made = || {
         known
             .cloned()
-            .unwrap_or_else(|| Name::from_nqn(&options.nqn).make_unique(|n| store.has_host(n)))
+            .unwrap_or_else(|| Name::from_id(&options.id).make_unique(|n| store.has_host(n)))
     };
     let name = options.name.clone().unwrap_or_else(made);
     if store.has_host(&name) && known != Some(&name) {
@@ -72,21 +72,11 @@ fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Fail
 
 /// Returns a record with the host's keys and without rules.
 fn record_without_rules(options: &Add, before: Option<HostRecord>, now: SystemTime) -> HostRecord {
-    let new = HostRecord {
-        nqn: options.nqn.clone(),
-        tls_key: None,
-        chap_key: None,
-        chap_controller_key: None,
-        tls: None,
-        chap: None,
-        chap_controller: None,
-        tls_compat: false,
-        rules: Vec::new(),
-        added: None,
-    };
+    let new = HostRecord::new(options.id.clone());
     let keeps_compat = before.as_ref().is_some_and(|before| before.tls_compat);
     let tls_compat = options.tls_compat || (keeps_compat && options.tls_key.is_none());
-    HostRecord { tls_compat, added: Some(Timestamp::new(now)), ..before.unwrap_or(new) }
+    let chap_md5 = options.chap_md5 || before.as_ref().is_some_and(|before| before.chap_md5);
+    HostRecord { tls_compat, chap_md5, added: Some(Timestamp::new(now)), ..before.unwrap_or(new) }
 }
 
 fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
@@ -105,14 +95,15 @@ fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
 
 /// Replaces the host's keys by the named ones.
 fn assign_keys(store: &Store, record: &mut HostRecord, options: &Add) -> Result<(), Failure> {
+    let chap = if record.is_iscsi() { KeyKind::Iscsi } else { KeyKind::Chap };
     let named = [
         (&options.tls_key, &mut record.tls_key, &mut record.tls, KeyKind::Tls),
-        (&options.chap_key, &mut record.chap_key, &mut record.chap, KeyKind::Chap),
+        (&options.chap_key, &mut record.chap_key, &mut record.chap, chap),
         (
             &options.chap_controller_key,
             &mut record.chap_controller_key,
             &mut record.chap_controller,
-            KeyKind::Chap,
+            chap,
         ),
     ];
     for (asked, name, inline, kind) in named {
@@ -132,12 +123,17 @@ fn check_kind(store: &Store, name: &Name, kind: KeyKind) -> Result<(), Failure> 
     Err(Failure::new(format!("the key {name} is for {found}, and one for {kind} is needed")))
 }
 
-/// Generates a TLS key named after the host.
+/// Generates a key named after the host: for TLS, or for CHAP of iSCSI.
 fn make_key(store: &Store, record: &mut HostRecord, host: &Name) -> Result<(), Failure> {
-    let key = Key::generate(KeyKind::Tls, Some(nvme::auth::Hash::Sha256)).map_err(Failure::new)?;
+    let (kind, hash) = match record.is_iscsi() {
+        true => (KeyKind::Iscsi, None),
+        false => (KeyKind::Tls, Some(nvme::auth::Hash::Sha256)),
+    };
+    let key = Key::generate(kind, hash).map_err(Failure::new)?;
     let name = host.clone().make_unique(|name| store.has_key(name));
     store.put_key(&name, &key, false)?;
-    record.tls_key = Some(name);
+    let field = if record.is_iscsi() { &mut record.chap_key } else { &mut record.tls_key };
+    *field = Some(name);
     Ok(())
 }
 
@@ -152,7 +148,10 @@ fn report(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
         lines.extend(tls_steps(name, key, record, &keys));
     }
     if let Some(key) = &record.chap_key {
-        lines.extend(chap_steps(key, &keys));
+        lines.extend(match record.is_iscsi() {
+            true => iscsi_steps(key, record, &keys),
+            false => chap_steps(key, &keys),
+        });
     }
     lines.join("\n") + "\n"
 }
@@ -210,10 +209,41 @@ fn chap_steps(key: &Name, keys: &str) -> Vec<String> {
     ]
 }
 
+/// What Windows, Linux and iPXE need for CHAP. The secret itself is not printed.
+fn iscsi_steps(key: &Name, record: &HostRecord, keys: &str) -> Vec<String> {
+    let mut lines = vec![
+        format!("Its CHAP name is {}, its CHAP secret what this prints:", record.id),
+        format!("  storagetm key export {key}{keys}"),
+    ];
+    if let Some(key) = &record.chap_controller_key {
+        lines.push(
+            "This machine authenticates to it by the same name and the secret that this prints:"
+                .to_owned(),
+        );
+        lines.push(format!("  storagetm key export {key}{keys}"));
+    }
+    let is_windows = record.id.starts_with("iqn.1991-05.com.microsoft:");
+    if is_windows && !record.chap_md5 {
+        lines.push(format!(
+            "Windows can authenticate with MD5 only, which is not allowed for this host. To allow it: \
+             storagetm host add {} --chap-md5 --replace{keys}",
+            record.id
+        ));
+    }
+    lines.push("At the host, add the name and the secret to the lines that storagetm serve shows: on Windows".to_owned());
+    lines.push(
+        "  -AuthenticationType ONEWAYCHAP -ChapUsername NAME -ChapSecret SECRET  (both commands)"
+            .to_owned(),
+    );
+    lines.push("on Linux (open-iscsi), in /etc/iscsi/iscsid.conf,".to_owned());
+    lines.push("  node.session.auth.authmethod = CHAP, .username and .password, and the same of discovery.sendtargets.auth".to_owned());
+    lines
+}
+
 fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {
     let Some(name) = store.find_host(&options.host) else {
         return Err(Failure::new(format!(
-            "no host is called {} here, or has that NQN",
+            "no host is called {} here, or has that NQN or initiator name",
             options.host
         )));
     };
@@ -227,7 +257,7 @@ fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {
 #[derive(Debug, Serialize)]
 struct Row {
     name: Name,
-    nqn: Option<String>,
+    id: Option<String>,
     keys: Vec<Name>,
     proves_by: Vec<KeyKind>,
     tls_compat: bool,
@@ -252,7 +282,7 @@ fn list(store: &Store, json: bool, now: SystemTime) -> Result<(), Failure> {
         return print_json(&rows);
     }
     let cells: Vec<_> = rows.iter().map(columns).collect();
-    print(table(["NAME", "HOST NQN", "KEYS", "MAY HAVE"], &cells).as_bytes())
+    print(table(["NAME", "HOST", "KEYS", "MAY HAVE"], &cells).as_bytes())
 }
 
 fn row(store: &Store, name: Name, found: Result<HostRecord, Failure>, now: SystemTime) -> Row {
@@ -260,7 +290,7 @@ fn row(store: &Store, name: Name, found: Result<HostRecord, Failure>, now: Syste
         Ok(record) => host_row(store, name, record, now),
         Err(failure) => Row {
             name,
-            nqn: None,
+            id: None,
             keys: Vec::new(),
             proves_by: Vec::new(),
             tls_compat: false,
@@ -275,7 +305,8 @@ fn host_row(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> R
     let problem = record.key_names().find_map(|key| store.key(key).err());
     let tls = record.tls_key.is_some() || record.tls.is_some();
     let chap = record.chap_key.is_some() || record.chap.is_some();
-    let proves = [(tls, KeyKind::Tls), (chap, KeyKind::Chap)];
+    let chap_kind = if record.is_iscsi() { KeyKind::Iscsi } else { KeyKind::Chap };
+    let proves = [(tls, KeyKind::Tls), (chap, chap_kind)];
     let access_row = |rule: &Rule| AccessRow {
         disk: rule.disk.clone(),
         access: rule.access,
@@ -290,7 +321,7 @@ fn host_row(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> R
         rules: record.rules.iter().map(access_row).collect(),
         added: record.added,
         problem: problem.map(|failure| failure.to_string()),
-        nqn: Some(record.nqn),
+        id: Some(record.id),
     }
 }
 
@@ -303,7 +334,7 @@ fn columns(row: &Row) -> [String; 4] {
         Some(problem) => format!("nothing: {problem}"),
         None => access,
     };
-    [row.name.to_string(), row.nqn.clone().unwrap_or_else(|| "-".to_owned()), keys, access]
+    [row.name.to_string(), row.id.clone().unwrap_or_else(|| "-".to_owned()), keys, access]
 }
 
 fn rule_text(rule: &AccessRow) -> String {

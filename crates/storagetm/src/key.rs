@@ -72,6 +72,7 @@ fn kind(kind: key::Kind) -> KeyKind {
     match kind {
         key::Kind::Tls => KeyKind::Tls,
         key::Kind::Chap => KeyKind::Chap,
+        key::Kind::Iscsi => KeyKind::Iscsi,
     }
 }
 
@@ -188,7 +189,7 @@ fn name_of(store: &Store, host: &str) -> Result<Name, Failure> {
 /// Returns the NQN of a host that was named, or the argument if it is an NQN.
 fn nqn_of(store: &Store, host: &str) -> Result<String, Failure> {
     if let Some(name) = store.find_host(host) {
-        return store.host(&name).map(|record| record.nqn);
+        return store.host(&name).map(|record| record.id);
     }
     record::check_nqn(host)
         .map_err(|reason| Failure::new(format!("no host is called {host} here, and {reason}")))?;

@@ -68,7 +68,7 @@ fn run(
         role: "client",
         variables: variables(&mut target, &images, &hash, results)?,
         files: Vec::new(),
-        has_keys: false,
+        extra: None,
     };
     let mut guest = Guest::boot(bench, kernel, folder, &job, &network())?;
     let values = results.follow(&guest.console, PATIENCE, |results, what| match what {
@@ -88,7 +88,7 @@ fn run(
 /// The guest's network card is an address of 127.0.0.0/8 too: the discovery log names the address
 /// that the host has connected to, so the guest must reach this machine's loopback under the very
 /// number that storagetm prints.
-fn network() -> Vec<String> {
+pub(super) fn network() -> Vec<String> {
     let words = [
         "-netdev",
         "user,id=net,ipv6=off,net=127.0.0.0/8,host=127.0.0.1,dns=127.0.0.3,dhcpstart=127.0.0.15",

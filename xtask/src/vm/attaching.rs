@@ -11,7 +11,7 @@ use super::cache::Kernel;
 use super::case::{Results, Scenario};
 use super::guest::{Guest, link};
 use super::image::{self, MIB};
-use super::initramfs::Job;
+use super::initramfs::{self, Job};
 use super::lender;
 
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -66,7 +66,7 @@ fn boot_client(
             ("ro_sha256", hash.to_owned()),
         ],
         files: vec![("usr/bin/storagetm", bench.program.clone())],
-        has_keys: kernel.name == KEYS,
+        extra: (kernel.name == KEYS).then_some(&initramfs::KEYS),
     };
     Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))
 }

@@ -92,7 +92,7 @@ fn boot(bench: &Bench, kernel: &Kernel, folder: &Path, disk: &Path, port: u16) -
         role: "server",
         variables: vec![("interface", "192.168.50.1/24".to_owned())],
         files: vec![("tests/storagetm", bench.program.clone())],
-        has_keys: false,
+        extra: None,
     };
     Guest::boot(bench, kernel, folder, &job, &devices)
 }

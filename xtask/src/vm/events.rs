@@ -11,6 +11,8 @@ pub(super) struct Lent {
     pub(super) disk: String,
     /// The subsystem NQN.
     pub(super) nqn: String,
+    /// The name of its iSCSI target.
+    pub(super) iqn: String,
     pub(super) model: String,
     pub(super) serial: String,
     /// `read-only` or `writable`.
@@ -68,6 +70,7 @@ fn lent(event: &Value) -> Lent {
     Lent {
         disk: field("disk"),
         nqn: field("nqn"),
+        iqn: field("iqn"),
         model: field("model"),
         serial: field("serial"),
         access: field("access"),

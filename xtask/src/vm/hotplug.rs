@@ -47,7 +47,7 @@ fn run(
         role: "client",
         variables: client_variables(&events)?,
         files: Vec::new(),
-        has_keys: false,
+        extra: None,
     };
     let mut client = Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))?;
     results.follow(&client.console, PATIENCE, |_, what| match what {
@@ -79,7 +79,7 @@ fn boot_server(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Guest> {
         role: "server",
         variables: vec![("interface", "192.168.50.1/24".to_owned())],
         files: vec![("tests/storagetm", bench.program.clone())],
-        has_keys: false,
+        extra: None,
     };
     Guest::boot(bench, kernel, folder, &job, &devices)
 }

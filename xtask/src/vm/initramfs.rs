@@ -47,12 +47,48 @@ const MODULES: &[&str] = &[
     "nvme_tcp",
 ];
 
-/// What a machine needs in addition for TLS: the program that does TLS handshakes for the kernel.
-const KEY_PACKAGES: &[&str] = &["keyutils", "ktls-utils"];
-const KEY_PROGRAMS: &[&str] = &["usr/bin/keyctl", "usr/sbin/tlshd"];
-const KEY_MODULES: &[&str] =
-    &["tls", "gcm", "ccm", "ghash_generic", "ghash_clmulni_intel", "aesni_intel", "seqiv"];
-/// The configuration of that program.
+/// What some machines need in addition.
+#[derive(Debug)]
+pub(super) struct Extra {
+    /// The folder of the packages in the cache.
+    name: &'static str,
+    packages: &'static [&'static str],
+    programs: &'static [&'static str],
+    modules: &'static [&'static str],
+    /// Configuration files: path and content.
+    files: &'static [(&'static str, &'static str)],
+}
+
+/// For TLS: the program that does TLS handshakes for the kernel.
+pub(super) const KEYS: Extra = Extra {
+    name: "keys",
+    packages: &["keyutils", "ktls-utils"],
+    programs: &["usr/bin/keyctl", "usr/sbin/tlshd"],
+    modules: &["tls", "gcm", "ccm", "ghash_generic", "ghash_clmulni_intel", "aesni_intel", "seqiv"],
+    files: &[("etc/tlshd.conf", TLSHD)],
+};
+
+/// For iSCSI: open-iscsi, and the SCSI commands of sg3-utils.
+pub(super) const ISCSI: Extra = Extra {
+    name: "iscsi",
+    packages: &["open-iscsi", "sg3-utils"],
+    programs: &[
+        "usr/bin/sg_compare_and_write",
+        "usr/bin/sg_inq",
+        "usr/bin/sg_opcodes",
+        "usr/bin/sg_persist",
+        "usr/bin/sg_readcap",
+        "usr/bin/sg_unmap",
+        "usr/bin/sg_vpd",
+        "usr/sbin/iscsiadm",
+        "usr/sbin/iscsid",
+    ],
+    modules: &["iscsi_tcp", "sg", "dm_multipath", "dm_service_time"],
+    files: &[("etc/iscsi/iscsid.conf", ISCSID), ("etc/iscsi/initiatorname.iscsi", INITIATOR)],
+};
+const ISCSID: &str = "node.startup = manual\nnode.session.timeo.replacement_timeout = 60\n";
+const INITIATOR: &str = "InitiatorName=iqn.2026-01.com.example:guest\n";
+/// The configuration of tlshd.
 const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
 
 /// The guest's host identity: without one, nvme-cli generates a new one on each call.
@@ -69,8 +105,8 @@ pub(super) struct Job<'a> {
     pub(super) variables: Vec<(&'a str, String)>,
     /// Further files: path in the guest, path here.
     pub(super) files: Vec<(&'a str, PathBuf)>,
-    /// Whether its kernel supports TLS and authentication.
-    pub(super) has_keys: bool,
+    /// What it needs beside the tools of every machine.
+    pub(super) extra: Option<&'a Extra>,
 }
 
 /// Writes the initramfs of one machine.
@@ -81,11 +117,11 @@ pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) ->
     }
     let (mut modules, mut libraries) = (MODULES.to_vec(), Libraries::new());
     add_tools(&mut archive, &bench.cache.tools(kernel), &mut libraries)?;
-    if job.has_keys {
-        let packages = bench.cache.more_tools(kernel, "keys", KEY_PACKAGES)?;
-        add_programs(&mut archive, &packages, KEY_PROGRAMS, &mut libraries)?;
-        archive.file("etc/tlshd.conf", TLSHD.as_bytes());
-        modules.extend_from_slice(KEY_MODULES);
+    if let Some(extra) = job.extra {
+        let packages = bench.cache.more_tools(kernel, extra.name, extra.packages)?;
+        add_programs(&mut archive, &packages, extra.programs, &mut libraries)?;
+        extra.files.iter().for_each(|(path, text)| archive.file(path, text.as_bytes()));
+        modules.extend_from_slice(extra.modules);
     }
     for (name, library) in &libraries {
         archive.program(&format!("{LIBRARIES}/{name}"), &read(library)?);

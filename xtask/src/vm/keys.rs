@@ -12,7 +12,7 @@ use super::case::{Results, Scenario};
 use super::console::Message;
 use super::guest::{Guest, link};
 use super::image::{self, MIB};
-use super::initramfs::Job;
+use super::initramfs::{self, Job};
 use super::lender;
 
 /// A refused host may take 90 seconds until it gives up.
@@ -83,7 +83,7 @@ fn boot_client(
             ("ro_sha256", hash.to_owned()),
         ],
         files: vec![("usr/bin/xtask", std::env::current_exe()?)],
-        has_keys: true,
+        extra: Some(&initramfs::KEYS),
     };
     Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))
 }

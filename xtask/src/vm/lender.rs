@@ -31,7 +31,7 @@ pub(super) fn boot(
         role: "lender",
         variables: vec![("interface", "192.168.50.1/24".to_owned())],
         files: vec![("usr/bin/storagetm", bench.program.clone())],
-        has_keys: false,
+        extra: None,
     };
     let guest = Guest::boot(bench, kernel, folder, &job, &devices)?;
     let deadline = Instant::now() + BOOT;

@@ -14,6 +14,7 @@ mod guest;
 mod hotplug;
 mod image;
 mod initramfs;
+mod iscsi;
 mod keys;
 mod lender;
 pub(crate) mod mirror;
@@ -33,8 +34,14 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 5] =
-    [attach::scenario, attaching::scenario, copying::scenario, hotplug::scenario, keys::scenario];
+const SCENARIOS: [fn() -> Scenario; 6] = [
+    attach::scenario,
+    attaching::scenario,
+    copying::scenario,
+    hotplug::scenario,
+    iscsi::scenario,
+    keys::scenario,
+];
 
 /// Options of `cargo xtask vm`.
 #[derive(Debug, Default, clap::Args)]

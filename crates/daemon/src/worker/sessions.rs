@@ -24,6 +24,7 @@ pub(super) struct Sessions {
     disks: Arc<Disks>,
     target: Arc<Target>,
     nbd: Arc<nbd_server::Server>,
+    iscsi: Arc<iscsi::target::Server>,
     /// Certificates for NBD clients that use TLS without a PSK.
     certificates: Option<Certificates>,
     pairing: Mutex<Option<Arc<PairingServer>>>,
@@ -55,6 +56,7 @@ impl Sessions {
         Arc::new(Self {
             target: Target::with_config(catalogue.clone(), rules, first_controller),
             nbd: nbd_server::Server::new(catalogue.clone()),
+            iscsi: iscsi::target::Server::new(catalogue.clone()),
             certificates,
             catalogue,
             disks,
@@ -81,6 +83,7 @@ impl Sessions {
                 Role::Discovery => Port::Discovery { disks_at: nvme::PORT },
             }),
             Protocol::Nbd => self.open_nbd(nbd_server::Start::HelloSent),
+            Protocol::Iscsi => self.open_iscsi(),
         }
     }
 
@@ -93,6 +96,11 @@ impl Sessions {
                 None => Box::new(sessions.target.session(peer, port, account, now)),
             }
         })
+    }
+
+    fn open_iscsi(&self) -> MakeSession {
+        let server = self.iscsi.clone();
+        Arc::new(move |peer, account, now| Box::new(server.session(peer, account, now)))
     }
 
     fn open_nbd(&self, start: nbd_server::Start) -> MakeSession {
@@ -111,6 +119,7 @@ impl Sessions {
         let security = Security { auth, plain: Arc::new(plain), ..Security::open() };
         match serves.protocol {
             Protocol::Nvme => Security { keys: Some(Arc::new(move || keys.keys())), ..security },
+            Protocol::Iscsi => security,
             Protocol::Nbd => Security {
                 keys: Some(Arc::new(move || keys.with_host_keys(|keys| keys.nbd.clone()))),
                 negotiation: Some(self.negotiators(auth)),

@@ -110,14 +110,11 @@ impl Mapping {
             // SAFETY: as below; `offset` is within the range.
             unsafe { copy(&raw mut byte, at.wrapping_add(offset), 1) }
         });
-        let streams = bytes.len() >= STREAMED && at.addr() % STREAM_ALIGNMENT == 0;
-        // SAFETY: `at` is valid for that many bytes as long as the file is, see `copy`, and aligned for
-        // `stream`.
-        let done = touched
-            && match streams {
-                true => unsafe { stream(at, bytes.as_ptr(), bytes.len()) },
-                false => unsafe { copy(at, bytes.as_ptr(), bytes.len()) },
-            };
+        let is_aligned = at.addr().is_multiple_of(STREAM_ALIGNMENT);
+        let by = if bytes.len() >= STREAMED && is_aligned { stream } else { copy };
+        // SAFETY: `at` is valid for that many bytes as long as the file is, see `copy`; it is aligned if
+        // `stream` needs it.
+        let done = touched && unsafe { by(at, bytes.as_ptr(), bytes.len()) };
         if !done {
             self.set_failed();
         }

@@ -9,7 +9,7 @@ use keys::name::Name;
 
 const ABOUT: &str = "\
 A host is a machine that may attach disks of this one. It is identified by its NVMe Qualified Name (on the host: \
-/etc/nvme/hostnqn) and a key. Changes apply at once, also to a running `storagetm serve`: a host that is removed or \
+/etc/nvme/hostnqn) and a key; with iSCSI, by its initiator name and a secret for CHAP. Changes apply at once, also to a running `storagetm serve`: a host that is removed or \
 expired is disconnected within a second.
 
 For two machines at the same place `storagetm pair` does all this with the code on the screen.";
@@ -20,6 +20,8 @@ Examples:
     storagetm host add nqn.2014-08.org.nvmexpress:uuid:4c4c4544-… --name laptop
   Allow writing to one disk, for a week:
     storagetm host add nqn.2014-08.org.nvmexpress:uuid:4c4c4544-… --disk sdb --writable --expires 7d --replace
+  Let a Windows machine attach by iSCSI; this generates a secret and prints the next steps:
+    storagetm host add iqn.1991-05.com.microsoft:laptop --chap-md5
   Revoke its access:
     storagetm host remove laptop
 
@@ -54,10 +56,14 @@ pub enum Task {
 /// The options of `storagetm host add`.
 #[derive(Debug, Args)]
 pub struct Add {
-    /// The host's NVMe Qualified Name: the content of its /etc/nvme/hostnqn
-    pub nqn: String,
+    /// The host's NVMe Qualified Name, the content of its /etc/nvme/hostnqn; or its iSCSI initiator name
+    ///
+    /// The initiator name is shown by Windows in the iSCSI Initiator's Configuration tab, and stands in
+    /// /etc/iscsi/initiatorname.iscsi on Linux.
+    #[arg(value_name = "NQN")]
+    pub id: String,
 
-    /// Name of the host here; default: derived from the NQN
+    /// Name of the host here; default: derived from the NQN or the initiator name
     #[arg(long, value_name = "NAME")]
     pub name: Option<Name>,
 
@@ -65,13 +71,13 @@ pub struct Add {
     #[arg(long, value_name = "NAME")]
     pub tls_key: Option<Name>,
 
-    /// Name of the DH-HMAC-CHAP key of the host
+    /// Name of the host's key for DH-HMAC-CHAP; of an iSCSI initiator, for CHAP
     ///
     /// With a TLS key, the host must use both. Without one, nothing is encrypted.
     #[arg(long, value_name = "NAME")]
     pub chap_key: Option<Name>,
 
-    /// Name of the DH-HMAC-CHAP key of this machine, for bidirectional authentication
+    /// Name of this machine's key for DH-HMAC-CHAP or CHAP, for bidirectional authentication
     #[arg(long, value_name = "NAME", requires = "chap_key")]
     pub chap_controller_key: Option<Name>,
 
@@ -94,6 +100,10 @@ pub struct Add {
     #[arg(long)]
     pub tls_compat: bool,
 
+    /// Allow an iSCSI initiator to authenticate by CHAP with MD5, the only algorithm of Windows
+    #[arg(long)]
+    pub chap_md5: bool,
+
     /// Change the rules of a known host; it keeps its keys unless others are named
     #[arg(long)]
     pub replace: bool,
@@ -102,7 +112,7 @@ pub struct Add {
 /// The options of `storagetm host remove`.
 #[derive(Debug, Args)]
 pub struct Remove {
-    /// The host's name here, or its NQN
+    /// The host's name here, its NQN, or its iSCSI initiator name
     pub host: String,
 }
 

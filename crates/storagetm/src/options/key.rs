@@ -9,7 +9,8 @@ use keys::name::Name;
 
 const ABOUT: &str = "\
 A key authenticates a host, whose access `storagetm host add` defines. A TLS key (NVMeTLSkey-1:…) also encrypts the \
-connection, and is all that most setups need; a DH-HMAC-CHAP key (DHHC-1:…) authenticates only.
+connection, and is all that most setups need; a DH-HMAC-CHAP key (DHHC-1:…) authenticates only. A secret for CHAP of \
+iSCSI is a word of 12 to 16 characters.
 
 Keys are stored in one file each, readable by their owner only. They are read from standard input or a file, never \
 from the command line, where all users of this machine could read them.";
@@ -53,7 +54,7 @@ pub enum Task {
     Generate(Generate),
     /// Store an existing key, read from standard input or a file
     Import(Import),
-    /// Write a key in the interchange format, or in a format for nvme-cli or NBD clients
+    /// Write a key as it is stored, or in a format for nvme-cli or NBD clients
     Export(Export),
     /// List the names of the stored keys, and the hosts that use them
     List(List),
@@ -68,6 +69,8 @@ pub enum Kind {
     Tls,
     /// Authentication without encryption: DHHC-1:…
     Chap,
+    /// CHAP of iSCSI: 16 characters, as Windows demands; authentication without encryption
+    Iscsi,
 }
 
 /// Hashes for the derivation of the retained key.

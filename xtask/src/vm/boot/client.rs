@@ -10,7 +10,7 @@ use crate::vm::Bench;
 use crate::vm::cache::Kernel;
 use crate::vm::console::Message;
 use crate::vm::guest::{Guest, link};
-use crate::vm::initramfs::Job;
+use crate::vm::initramfs::{self, Job};
 
 const BOOT: Duration = Duration::from_secs(240);
 const STEP: Duration = Duration::from_secs(110);
@@ -42,7 +42,7 @@ impl Client {
             role: "remote",
             variables: vec![("interface", "169.254.200.2/16".to_owned())],
             files: vec![("usr/bin/storagetm", bench.program.clone())],
-            has_keys: true,
+            extra: Some(&initramfs::KEYS),
         };
         let guest = Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 1))?;
         let mut client = Self { guest };

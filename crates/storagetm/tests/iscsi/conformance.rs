@@ -1,0 +1,138 @@
+//! libiscsi's conformance suite, `iscsi-test-cu`: every test, with the results that are expected.
+//!
+//! `STORAGETM_ISCSI_TARGET=URI[,URI]` runs the suite against another target, and prints its results in
+//! the form of the table; a second URI is another portal of the same unit.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::process::Command;
+
+use crate::server::Server;
+
+/// The expected results: a line `SUITE.TEST RESULT`, and the reason where it is not `pass`.
+const EXPECTED: &str = include_str!("conformance.txt");
+
+/// Longest time of a suite, in seconds. A test that waits for a reply does so for ever.
+const LIMIT: &str = "100";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Pass,
+    Skip,
+    Fail,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pass => "pass",
+            Self::Skip => "skip",
+            Self::Fail => "fail",
+        })
+    }
+}
+
+/// The result of a test, and what the suite printed about it.
+#[derive(Debug)]
+struct Found {
+    verdict: Verdict,
+    text: String,
+}
+
+#[test]
+fn conformance_suite_has_the_expected_results() {
+    if programs::lacks("iSCSI conformance", &["iscsi-test-cu"]) {
+        return;
+    }
+    let other = std::env::var("STORAGETM_ISCSI_TARGET").ok();
+    let server = other.is_none().then(|| Server::of_zeros(&[1 << 30], &[]));
+    let own = || server.iter().map(|server| server.uri(0)).collect::<Vec<_>>();
+    let uris = other.map_or_else(own, |uris| uris.split(',').map(str::to_owned).collect());
+    let found: BTreeMap<String, Found> =
+        suites().iter().flat_map(|suite| run(suite, &uris)).collect();
+    for (name, found) in &found {
+        println!("{name} {} {}", found.verdict, found.text);
+    }
+    if server.is_some() {
+        compare(&found);
+    }
+}
+
+/// Compares the results with the table.
+fn compare(found: &BTreeMap<String, Found>) {
+    let expected: BTreeMap<&str, (&str, &str)> = EXPECTED.lines().filter_map(row).collect();
+    let mut wrong = Vec::new();
+    for (name, found) in found {
+        let verdict = found.verdict.to_string();
+        match expected.get(name.as_str()) {
+            Some((known, _)) if *known == verdict => {}
+            // A test of a later version of the suite.
+            None if found.verdict != Verdict::Fail => {}
+            _ => wrong.push(format!("{name}: {verdict} {}", found.text)),
+        }
+    }
+    let unexplained = |row: &&(&str, (&str, &str))| row.1.0 != "pass" && row.1.1.is_empty();
+    let rows: Vec<_> = EXPECTED.lines().filter_map(row).collect();
+    let unexplained = rows.iter().filter(unexplained);
+    wrong.extend(unexplained.map(|(name, _)| format!("{name}: no reason in the table")));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(found.len() >= 200, "only {} tests ran", found.len());
+}
+
+/// Parses a line of the table: name, result, reason.
+fn row(line: &str) -> Option<(&str, (&str, &str))> {
+    let line = line.split('#').next().unwrap_or_default();
+    let mut words = line.trim().splitn(3, ' ');
+    Some((
+        words.next().filter(|name| !name.is_empty())?,
+        (words.next()?, words.next().unwrap_or("")),
+    ))
+}
+
+/// The names of the suites, such as `Read10`.
+fn suites() -> Vec<String> {
+    let list = Command::new("iscsi-test-cu").arg("--list").output().unwrap();
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let suites = list.lines().filter_map(|line| line.trim().strip_prefix("ALL."));
+    suites.filter(|name| !name.contains('.')).map(str::to_owned).collect()
+}
+
+/// Runs a suite in a process of its own: a test that is skipped can leave state behind that makes
+/// later ones of the process fail.
+fn run(suite: &str, uris: &[String]) -> Vec<(String, Found)> {
+    let uris = if suite == "MultipathIO" && uris.len() == 1 {
+        [uris, uris].concat()
+    } else {
+        uris.to_vec()
+    };
+    let uris = if suite == "MultipathIO" { &uris[..] } else { &uris[..1] };
+    let ran = Command::new("timeout")
+        .args([LIMIT, "iscsi-test-cu", "-d", "-S", "-v", "-t", &format!("ALL.{suite}")])
+        .args(uris)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+    parse(suite, &text)
+}
+
+/// Parses what a suite printed. A test without an end has timed out, and failed.
+fn parse(suite: &str, text: &str) -> Vec<(String, Found)> {
+    let mut all = Vec::new();
+    let (_, tests) = text.split_once(&format!("Suite: {suite}")).unwrap_or_default();
+    let (tests, _) = tests.split_once("Run Summary").unwrap_or((tests, ""));
+    for test in tests.split("  Test: ").skip(1) {
+        let (name, printed) = test.split_once(" ...").unwrap_or((test, ""));
+        let has = |word: &str| printed.lines().any(|line| line.trim().ends_with(word));
+        let verdict = if printed.contains("[SKIPPED]") && has("passed") {
+            Verdict::Skip
+        } else if has("passed") {
+            Verdict::Pass
+        } else {
+            Verdict::Fail
+        };
+        let said = printed.lines().map(str::trim).filter(|line| !matches!(*line, "" | "passed"));
+        let text = said.collect::<Vec<_>>().join("; ");
+        all.push((format!("{suite}.{}", name.trim()), Found { verdict, text }));
+    }
+    all
+}
