@@ -32,6 +32,9 @@ pub(crate) enum Cdb {
     WriteSame { range: Blocks, unmap: bool, no_data: bool },
     Unmap { length: u32 },
     GetLbaStatus { lba: u64, allocation: u32 },
+    ExtendedCopy { length: u32 },
+    CopyStatus { list_id: u8, allocation: u32 },
+    CopyParameters { allocation: u32 },
     ReserveUnit,
     ReleaseUnit,
     PersistentIn { action: u8, allocation: u32 },
@@ -175,6 +178,7 @@ impl Cdb {
                 | Self::OrWrite { .. }
                 | Self::WriteSame { .. }
                 | Self::Unmap { .. }
+                | Self::ExtendedCopy { .. }
         )
     }
 
@@ -259,6 +263,10 @@ impl Cdb {
             (op::PERSISTENT_RESERVE_IN, Some(action)) => {
                 Self::PersistentIn { action, allocation: fields.word(7) }
             }
+            (op::RECEIVE_COPY_RESULTS, Some(op::RECEIVE_COPY_STATUS)) => {
+                Self::CopyStatus { list_id: bytes[2], allocation: fields.dword(10) }
+            }
+            (op::RECEIVE_COPY_RESULTS, _) => Self::CopyParameters { allocation: fields.dword(10) },
             (_, Some(op::READ_CAPACITY_16)) => {
                 Self::ReadCapacity16 { allocation: fields.dword(10) }
             }
@@ -285,6 +293,7 @@ impl Cdb {
             (op::MODE_SENSE_10, _) => Self::mode_sense(fields, true, fields.word(7)),
             (op::MODE_SELECT_6, _) => Self::mode_select(fields, false, bytes[4].into())?,
             (op::MODE_SELECT_10, _) => Self::mode_select(fields, true, fields.word(7))?,
+            (op::EXTENDED_COPY, _) => Self::ExtendedCopy { length: fields.dword(10) },
             (op::UNMAP, _) => Self::Unmap { length: fields.word(7) },
             (op::RESERVE_6, _) => Self::ReserveUnit,
             (op::RELEASE_6, _) => Self::ReleaseUnit,

@@ -8,8 +8,9 @@ use crate::limits;
 use crate::port::Port;
 use crate::wire::inquiry::{
     ABSENT, CMDQUE, Characteristics, DISK, DesignatorHeader, Extended, FORMAT, Limits,
-    NON_ROTATING, PIV, PageHeader, Provisioning, SIMPSUP, STANDARDS, Standard, THIN, UGAVALID,
-    V_SUP, VERSION_SPC_4, WSNZ, association, code_set, designator, page, provisioning,
+    NON_ROTATING, PIV, PageHeader, Provisioning, SIMPSUP, STANDARDS, Standard, THIN,
+    THIRD_PARTY_COPY, UGAVALID, V_SUP, VERSION_SPC_4, WSNZ, association, code_set, designator,
+    page, provisioning,
 };
 
 /// T10 vendor identification.
@@ -25,7 +26,7 @@ pub(crate) fn standard(grant: &Grant, port: &Port, present: bool) -> Vec<u8> {
     data.peripheral = if present { DISK } else { ABSENT };
     (data.version, data.format) = (VERSION_SPC_4, FORMAT);
     data.additional_length = 91;
-    data.flags[2] = CMDQUE;
+    data.flags = [THIRD_PARTY_COPY, 0, CMDQUE];
     data.vendor = VENDOR;
     data.product = text(&identity.model);
     data.revision = text(&identity.firmware);
@@ -79,7 +80,7 @@ fn text<const N: usize>(string: &str) -> [u8; N] {
 
 /// Returns a locally assigned NAA designator (SPC-4 §7.8.5.6.4): 60 bits of the UUID, without the
 /// bits that are the same in all UUIDs.
-fn naa(identity: &Identity) -> [u8; 8] {
+pub(crate) fn naa(identity: &Identity) -> [u8; 8] {
     let [a, b, c, d, e, f, _, g, _, h, ..] = identity.uuid;
     [0x30 | a & 0x0f, b, c, d, e, f, g, h]
 }

@@ -2,13 +2,13 @@
 //! the other.
 
 mod atomic;
+mod copy;
 mod plain;
 mod provision;
 mod reserve;
 mod verify;
 mod work;
 
-use std::cell::Cell;
 use std::mem;
 use std::rc::Rc;
 
@@ -17,6 +17,7 @@ use export::{
 };
 
 use atomic::{CompareAndWrite, OrWrite};
+use copy::ExtendedCopy;
 use plain::{ModeSelect, Plain};
 use provision::{LbaStatus, Unmap, WriteSame};
 use reserve::Reserve;
@@ -25,6 +26,7 @@ use work::{Action, DiskRequest, Work};
 
 use crate::cdb::Cdb;
 use crate::response::Response;
+use crate::settings::Settings;
 use crate::wire::sense::Sense;
 
 /// What the transport has to do next for a [`Job`].
@@ -90,18 +92,14 @@ enum State {
 }
 
 impl Job {
-    /// Creates the job of a command. `protected` is the software write protection, which MODE SELECT
-    /// sets. Fails with the response of the command if it is refused.
-    pub(crate) fn new(
-        grant: &Grant,
-        cdb: Cdb,
-        protected: &Rc<Cell<bool>>,
-    ) -> Result<Self, Response> {
+    /// Creates the job of a command, which may change `settings`. Fails with the response of the
+    /// command if it is refused.
+    pub(crate) fn new(grant: &Grant, cdb: Cdb, settings: &Rc<Settings>) -> Result<Self, Response> {
         let work: Box<dyn Work> = match cdb {
             Cdb::Synchronize(range) => Box::new(Plain::synchronize(grant, range)?),
             Cdb::PreFetch(range) => Box::new(Plain::pre_fetch(grant, range)?),
             Cdb::ModeSelect { ten, length } => {
-                Box::new(ModeSelect::new(ten, length, protected.clone()))
+                Box::new(ModeSelect::new(ten, length, settings.clone()))
             }
             Cdb::Verify { range, compare } => Box::new(Verify::new(grant, range, compare)?),
             Cdb::WriteAndVerify { range, compare } => {
@@ -118,6 +116,7 @@ impl Job {
             Cdb::GetLbaStatus { lba, allocation } => {
                 Box::new(LbaStatus::new(grant, lba, allocation)?)
             }
+            Cdb::ExtendedCopy { length } => Box::new(ExtendedCopy::new(length, settings.clone())),
             Cdb::PersistentOut(out) => Box::new(Reserve::persistent(out)?),
             Cdb::ReserveUnit => Box::new(Reserve::unit(ReservationCommand::ReserveUnit)),
             Cdb::ReleaseUnit => Box::new(Reserve::unit(ReservationCommand::ReleaseUnit)),

@@ -115,6 +115,7 @@
 
 mod capacity;
 mod cdb;
+mod copy;
 mod inquiry;
 mod job;
 mod limits;
@@ -125,6 +126,7 @@ mod range;
 mod report;
 mod reservation;
 mod response;
+mod settings;
 mod supported;
 pub mod wire;
 

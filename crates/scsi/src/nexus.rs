@@ -2,7 +2,6 @@
 
 mod attention;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
@@ -20,10 +19,11 @@ use crate::job::Job;
 use crate::port::Port;
 use crate::range::Blocks;
 use crate::response::{Response, Status};
+use crate::settings::Settings;
 use crate::wire::opcode as op;
 use crate::wire::report::LunsHeader;
 use crate::wire::sense::Sense;
-use crate::{inquiry, mode, report, reservation};
+use crate::{copy, inquiry, mode, report, reservation};
 
 /// A logical unit number as transports carry it (SAM-5 §4.7).
 pub type Lun = [u8; 8];
@@ -97,8 +97,7 @@ pub struct Nexus {
     prevented: bool,
     /// Whether the initiator has ejected the medium.
     ejected: bool,
-    /// Whether the initiator has protected the disk from its own writes (SWP).
-    protected: Rc<Cell<bool>>,
+    settings: Rc<Settings>,
 }
 
 impl Nexus {
@@ -113,8 +112,8 @@ impl Nexus {
         // The grant keeps the notices that follow.
         let _ = grant.take_reservation_notice();
         let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
-        let (sense, prevented, ejected, protected) = (None, false, false, Rc::default());
-        Self { port, attentions, sense, export, blocks, prevented, ejected, protected }
+        let (sense, prevented, ejected, settings) = (None, false, false, Rc::default());
+        Self { port, attentions, sense, export, blocks, prevented, ejected, settings }
     }
 
     /// Establishes a unit attention condition. A [`Attention::Reset`] also ends what the initiator
@@ -122,7 +121,7 @@ impl Nexus {
     pub fn attend(&mut self, attention: Attention) {
         if attention == Attention::Reset {
             (self.prevented, self.ejected, self.sense) = (false, false, None);
-            self.protected.set(false);
+            self.settings.protected.set(false);
         }
         self.attentions.push(attention);
     }
@@ -188,7 +187,7 @@ impl Nexus {
         if needs_medium(cdb) && (self.ejected || grant.export().is_gone()) {
             return Err(Sense::MEDIUM_NOT_PRESENT.into());
         }
-        if self.protected.get() && cdb.writes() {
+        if self.settings.protected.get() && cdb.writes() {
             return Err(Sense::SOFTWARE_WRITE_PROTECTED.into());
         }
         match cdb {
@@ -199,12 +198,11 @@ impl Nexus {
             | Cdb::RequestSense { .. }
             | Cdb::ReportLuns { .. }
             | Cdb::ModeSense(_)
+            | Cdb::CopyStatus { .. }
             | Cdb::PreventAllow { .. } => self.answer(grant, cdb).map(Command::Done),
             _ => match inform(grant, cdb)? {
                 Some(response) => Ok(Command::Done(response)),
-                None => {
-                    Job::new(grant, cdb, &self.protected).map(|job| Command::Job(Box::new(job)))
-                }
+                None => Job::new(grant, cdb, &self.settings).map(|job| Command::Job(Box::new(job))),
             },
         }
     }
@@ -233,8 +231,12 @@ impl Nexus {
                 self.prevented = prevent;
                 Ok(Response::good())
             }
+            Cdb::CopyStatus { list_id, allocation } => {
+                let data = copy::status(self.settings.last_copy.get(), list_id)?;
+                Ok(Response::data(data, allocation))
+            }
             Cdb::ModeSense(command) => {
-                let data = mode::sense(grant, command, self.protected.get())?;
+                let data = mode::sense(grant, command, self.settings.protected.get())?;
                 Ok(Response::data(data, command.allocation))
             }
             _ => Err(Sense::INVALID_OPCODE.into()),
@@ -351,6 +353,9 @@ fn inform(grant: &Grant, cdb: Cdb) -> Result<Option<Response>, Response> {
         }
         Cdb::ReportOpcodes(command) => {
             Response::data(report::opcodes(export, command)?, command.allocation)
+        }
+        Cdb::CopyParameters { allocation } => {
+            Response::data(copy::operating_parameters(export), allocation)
         }
         Cdb::PersistentIn { action, allocation } => {
             Response::data(reservation::report(export, action)?, allocation)

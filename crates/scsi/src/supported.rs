@@ -26,6 +26,17 @@ impl Supported {
         Self { opcode, action, usage: all }
     }
 
+    /// Evaluates of the bytes of a block only the first, which is a list identifier.
+    const fn without_block(mut self, list_id: u8) -> Self {
+        self.usage[2] = list_id;
+        let mut at = 3;
+        while at < 10 {
+            self.usage[at] = 0;
+            at += 1;
+        }
+        self
+    }
+
     /// Returns the CDB usage data (SPC-4 §6.35.3).
     pub(crate) fn usage(&self) -> &[u8] {
         &self.usage[..cdb_len(self.opcode)]
@@ -121,6 +132,10 @@ pub(crate) const TABLE: &[Supported] = &[
     persistent_out(reservation::PREEMPT),
     persistent_out(reservation::PREEMPT_AND_ABORT),
     persistent_out(reservation::REGISTER_AND_IGNORE),
+    sixteen(op::EXTENDED_COPY, Some(op::EXTENDED_COPY_LID1), 0x1f, 0).without_block(0),
+    sixteen(op::RECEIVE_COPY_RESULTS, Some(op::RECEIVE_COPY_STATUS), 0x1f, 0).without_block(255),
+    sixteen(op::RECEIVE_COPY_RESULTS, Some(op::RECEIVE_COPY_PARAMETERS), 0x1f, 0)
+        .without_block(255),
     sixteen(op::READ_16, None, FLAGS, GROUP),
     Supported::new(op::COMPARE_AND_WRITE, None, &[
         FLAGS, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 255, GROUP,

@@ -2,6 +2,7 @@
 //! lists, byte for byte. All numbers are big-endian.
 
 pub mod capacity;
+pub mod copy;
 pub mod inquiry;
 pub mod mode;
 pub mod opcode;

@@ -1,6 +1,5 @@
 //! Commands of at most one disk request, without data of blocks.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use export::{Buffer, Fault, Grant, Op};
@@ -10,6 +9,7 @@ use crate::limits;
 use crate::mode;
 use crate::range::Blocks;
 use crate::response::Response;
+use crate::settings::Settings;
 
 /// SYNCHRONIZE CACHE, PRE-FETCH.
 #[derive(Debug)]
@@ -64,12 +64,12 @@ pub(super) struct ModeSelect {
     ten: bool,
     length: u32,
     list: Option<Buffer>,
-    protected: Rc<Cell<bool>>,
+    settings: Rc<Settings>,
 }
 
 impl ModeSelect {
-    pub(super) fn new(ten: bool, length: u32, protected: Rc<Cell<bool>>) -> Self {
-        Self { ten, length, list: None, protected }
+    pub(super) fn new(ten: bool, length: u32, settings: Rc<Settings>) -> Self {
+        Self { ten, length, list: None, settings }
     }
 }
 
@@ -83,8 +83,9 @@ impl Work for ModeSelect {
             (None, 0) => Action::End(Response::good()),
             (None, length) => Action::Receive(usize::try_from(length).unwrap_or(usize::MAX)),
             (Some(list), _) => {
-                let result = mode::select(grant, self.ten, list.bytes(), self.protected.get());
-                let result = result.map(|protected| self.protected.set(protected));
+                let result =
+                    mode::select(grant, self.ten, list.bytes(), self.settings.protected.get());
+                let result = result.map(|protected| self.settings.protected.set(protected));
                 Action::End(result.map_or_else(Response::check, |()| Response::good()))
             }
         }

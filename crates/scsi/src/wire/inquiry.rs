@@ -32,7 +32,9 @@ pub const ABSENT: u8 = 0x7f;
 pub const VERSION_SPC_4: u8 = 0x06;
 /// Response data format: SPC-2 and later.
 pub const FORMAT: u8 = 0x02;
-/// Flag of [`Standard::flags`]: commands are queued.
+/// Flag of [`Standard::flags`], in the first of them: third-party copy is supported.
+pub const THIRD_PARTY_COPY: u8 = 0x08;
+/// Flag of [`Standard::flags`], in the last of them: commands are queued.
 pub const CMDQUE: u8 = 0x02;
 
 /// Version descriptors: SAM-5, SPC-4 and SBC-3 (SPC-4 §6.6.2).

@@ -52,6 +52,10 @@ pub const MODE_SENSE_10: u8 = 0x5a;
 pub const PERSISTENT_RESERVE_IN: u8 = 0x5e;
 /// PERSISTENT RESERVE OUT.
 pub const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
+/// EXTENDED COPY.
+pub const EXTENDED_COPY: u8 = 0x83;
+/// RECEIVE COPY RESULTS.
+pub const RECEIVE_COPY_RESULTS: u8 = 0x84;
 /// READ (16).
 pub const READ_16: u8 = 0x88;
 /// COMPARE AND WRITE.
@@ -87,6 +91,12 @@ pub const VERIFY_12: u8 = 0xaf;
 /// READ DEFECT DATA (12).
 pub const READ_DEFECT_DATA_12: u8 = 0xb7;
 
+/// EXTENDED COPY (LID1), a service action of [`EXTENDED_COPY`].
+pub const EXTENDED_COPY_LID1: u8 = 0x00;
+/// RECEIVE COPY STATUS (LID1), a service action of [`RECEIVE_COPY_RESULTS`].
+pub const RECEIVE_COPY_STATUS: u8 = 0x00;
+/// RECEIVE COPY OPERATING PARAMETERS, a service action of [`RECEIVE_COPY_RESULTS`].
+pub const RECEIVE_COPY_PARAMETERS: u8 = 0x03;
 /// READ CAPACITY (16), a service action of [`SERVICE_ACTION_IN_16`].
 pub const READ_CAPACITY_16: u8 = 0x10;
 /// GET LBA STATUS, a service action of [`SERVICE_ACTION_IN_16`].

@@ -17,6 +17,8 @@ pub mod key {
     pub const UNIT_ATTENTION: u8 = 0x6;
     /// DATA PROTECT.
     pub const DATA_PROTECT: u8 = 0x7;
+    /// COPY ABORTED.
+    pub const COPY_ABORTED: u8 = 0xa;
     /// ABORTED COMMAND.
     pub const ABORTED_COMMAND: u8 = 0xb;
     /// MISCOMPARE.
@@ -118,6 +120,18 @@ impl Sense {
     pub const INVALID_RELEASE: Self = Self::new(key::ILLEGAL_REQUEST, 0x26, 0x04);
     /// INSUFFICIENT REGISTRATION RESOURCES.
     pub const TOO_MANY_REGISTRATIONS: Self = Self::new(key::ILLEGAL_REQUEST, 0x55, 0x04);
+    /// TOO MANY TARGET DESCRIPTORS.
+    pub const TOO_MANY_TARGETS: Self = Self::new(key::ILLEGAL_REQUEST, 0x26, 0x06);
+    /// UNSUPPORTED TARGET DESCRIPTOR TYPE CODE.
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Self = Self::new(key::ILLEGAL_REQUEST, 0x26, 0x07);
+    /// TOO MANY SEGMENT DESCRIPTORS.
+    pub const TOO_MANY_SEGMENTS: Self = Self::new(key::ILLEGAL_REQUEST, 0x26, 0x08);
+    /// UNSUPPORTED SEGMENT DESCRIPTOR TYPE CODE.
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self = Self::new(key::ILLEGAL_REQUEST, 0x26, 0x09);
+    /// A segment of a copy is beyond the end of the disk.
+    pub const COPY_ABORTED: Self = Self::new(key::COPY_ABORTED, 0x00, 0x00);
+    /// UNREACHABLE COPY TARGET.
+    pub const UNREACHABLE_COPY_TARGET: Self = Self::new(key::COPY_ABORTED, 0x08, 0x04);
     /// SAVING PARAMETERS NOT SUPPORTED.
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(key::ILLEGAL_REQUEST, 0x39, 0x00);
     /// MEDIUM REMOVAL PREVENTED.

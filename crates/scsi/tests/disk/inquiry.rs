@@ -13,7 +13,7 @@ fn vital(world: &mut World, page: u8) -> Vec<u8> {
 #[test]
 fn golden_standard_data() {
     let data = World::new().run(&[0x12, 0, 0, 0, 255, 0]).data;
-    let mut expected = vec![0, 0, 6, 2, 91, 0, 0, 2];
+    let mut expected = vec![0, 0, 6, 2, 91, 8, 0, 2];
     expected.extend(b"STORAGTMA model of more 1.2 ");
     expected.extend([0; 22]);
     expected.extend([0x00, 0xa0, 0x04, 0x60, 0x04, 0xc0, 0x09, 0x60]);

@@ -105,10 +105,10 @@ fn lun_zero_has_two_addressing_methods() {
 #[test]
 fn unknown_commands_are_refused() {
     let mut world = World::new();
-    for opcode in [0x01, 0x7f, 0x83, 0x84, 0x9c, 0x48, 0xff] {
+    for opcode in [0x01, 0x7f, 0x9c, 0x48, 0xff] {
         assert_eq!(code(&world.run(&[opcode])), (0x20, 0), "{opcode:02x}");
     }
-    for cdb in [[0x9e, 0x1f], [0xa3, 0x0a], [0x5e, 4], [0x5f, 7]] {
+    for cdb in [[0x9e, 0x1f], [0xa3, 0x0a], [0x5e, 4], [0x5f, 7], [0x83, 1], [0x84, 1]] {
         assert_eq!(code(&world.run(&cdb)), (0x24, 0), "{cdb:02x?}");
     }
 }

@@ -36,7 +36,7 @@ fn golden_opcodes_of_one_command() {
     ]);
     assert_eq!(world.run(&opcodes(3, 0x9e, 0x12)).data[5], 0x12);
     assert_eq!(world.run(&opcodes(3, 0x28, 0)).data[1], 3);
-    for (options, opcode, action) in [(1, 0x83, 0), (2, 0x9e, 0x13), (3, 0x9e, 0), (3, 0xff, 0)] {
+    for (options, opcode, action) in [(1, 0x48, 0), (2, 0x9e, 0x13), (3, 0x9e, 0), (3, 0xff, 0)] {
         assert_eq!(world.run(&opcodes(options, opcode, action)).data, [0, 1, 0, 0]);
     }
 }
