@@ -141,6 +141,14 @@ impl Session {
 
     // ---- the end
 
+    /// Ends the connection of a peer that has broken a rule.
+    fn broken(&mut self, violation: Violation) {
+        if let Phase::FullFeature(full) = &mut self.phase {
+            full.reject(violation, &mut self.out);
+        }
+        self.violated(violation);
+    }
+
     fn violated(&mut self, violation: Violation) {
         let (peer, rule) = (self.authorizer.peer().clone(), violation.name());
         self.out.report(Event::Violation { peer, rule });
@@ -246,10 +254,7 @@ impl export::Session for Session {
                 Ok(0) => break,
                 Ok(n) => taken += n,
                 Err(violation) => {
-                    if let Phase::FullFeature(full) = &mut self.phase {
-                        full.reject(violation, &mut self.out);
-                    }
-                    self.violated(violation);
+                    self.broken(violation);
                     break;
                 }
             }
@@ -324,6 +329,10 @@ impl export::Session for Session {
     fn direct_received(&mut self, now: Instant, window: DirectRecv, got: usize) {
         if let Phase::FullFeature(full) = &mut self.phase {
             full.direct_received(window, got);
+            // The data may be complete, and nothing may follow it.
+            if let Err(violation) = self.step(&[]) {
+                self.broken(violation);
+            }
             if got != 0 {
                 self.heard(now);
             }

@@ -201,3 +201,26 @@ fn fault_is_answered_with_sense_data() {
     assert_eq!(sense(&pdus), (5, 0x21, 0));
     world.end_all();
 }
+
+/// The driver receives data into the buffer of a write, and nothing follows it.
+#[test]
+fn direct_receive_completes_a_write() {
+    for digest in ["None", "CRC32C"] {
+        let mut world = World::new();
+        let keys: Vec<_> = SHORT.iter().copied().chain([("DataDigest", digest)]).collect();
+        let mut initiator = Initiator::attached_with(&mut world, &keys);
+        world.direct = true;
+        for blocks in [15, 16, 17, 512] {
+            let data: Vec<u8> = (0..=250).cycle().take(usize::from(blocks) * 512).collect();
+            let len = u32::from(blocks) * 512;
+            let command = initiator.scsi(write_10(1, blocks), FINAL | bhs::WRITE, len);
+            let bytes = initiator.pdu(&command, &data);
+            let (header, rest) = bytes.split_at(48);
+            world.send(initiator.id, header);
+            world.send(initiator.id, rest);
+            assert_eq!(status(&initiator.received(&mut world)), 0, "{blocks}");
+            assert!(world.disk[512..512 + data.len()] == data);
+        }
+        world.end_all();
+    }
+}
