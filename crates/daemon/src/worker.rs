@@ -10,6 +10,7 @@
 //! | `usage` | I/O counters of a disk, summed over restarts |
 //! | `fence` | disks withheld while writes of a previous worker may be in flight |
 //! | `process` | spawning the worker |
+//! | `reservations` | storing of reservations |
 //! | `messages` | the IPC messages |
 //! | `main_loop`, `sessions`, `disks`, `reporter` | the worker itself, without privileges |
 //!
@@ -21,6 +22,7 @@ mod main_loop;
 mod messages;
 mod process;
 mod reporter;
+mod reservations;
 mod sessions;
 mod supervisor;
 mod usage;
@@ -31,20 +33,23 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{Access, Auth, Export, ExportId, Policy, Usage};
+use export::{Access, Auth, Export, ExportId, Policy, SavedReservations, Usage};
+use keys::reservations::ReservationFiles;
 use pair::{FailedAttempts, Verdict};
-use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::Certificates;
 use crate::inbox::{Inbox, WorkerEvent};
 use crate::listen::Service;
+use disks::check_locked;
 use failure::{Failure, spawn_error};
 use fence::Withheld;
 use ipc::channel::Sender;
 pub use main_loop::work;
-use messages::{ExportWire, Request, TriesWire};
+use messages::{ExportWire, Request, ReservationsWire, TriesWire};
+use reservations::ReservationWriter;
+pub use usage::WriteTracker;
 
 /// Added to the hosts' timeout before a stopping worker is killed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -80,6 +85,8 @@ struct Shared {
     inbox: Inbox,
     state: Mutex<State>,
     stopped: Condvar,
+    /// `None` if reservations are not stored.
+    reservations: Option<ReservationWriter>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -95,6 +102,7 @@ struct State {
     /// A connection passed by [`Worker::adopt`].
     adopted: Option<OwnedFd>,
     lent: Vec<AssignedDisk>,
+    stores_reservations: bool,
     /// IDs of exports that are withheld, one entry per reason.
     withheld: Vec<ExportId>,
     last_disk: u64,
@@ -105,6 +113,8 @@ struct State {
     tries: FailedAttempts,
     /// Numbers of the pairing requests that the worker reported and that wait for an answer.
     unanswered: Vec<u64>,
+    /// Number of the worker: how many were lost.
+    worker: u64,
     /// Channel to the worker; `None` while there is none.
     sender: Option<Sender>,
     process: Option<Pid>,
@@ -131,6 +141,8 @@ struct AssignedDisk {
     /// Counters of previous workers.
     before: Usage,
     being_written: bool,
+    /// The reservations that are stored.
+    reservations: Option<SavedReservations>,
 }
 
 impl Worker {
@@ -139,14 +151,25 @@ impl Worker {
     /// cannot run, [`WorkerEvent::Lost`] is reported. Its events go to `inbox`; while that is full,
     /// the worker waits.
     ///
+    /// Reservations are stored in `files`, if hosts demand that they persist.
+    ///
     /// # Errors
     /// Fails with a message if no thread can be started.
-    pub fn start(config: Config, inbox: Inbox) -> Result<Self, Failure> {
+    pub fn start(
+        config: Config,
+        files: Option<ReservationFiles>,
+        inbox: Inbox,
+    ) -> Result<Self, Failure> {
+        let stores_reservations = files.is_some();
+        let (reservations, waiting) = files.map(ReservationWriter::new).unzip();
         let shared = Arc::new(Shared {
             inbox,
-            state: Mutex::new(State::new(config)),
+            state: Mutex::new(State { stores_reservations, ..State::new(config) }),
             stopped: Condvar::new(),
+            reservations,
         });
+        let writer = waiting.map_or(Ok(()), |waiting| reservations::start(&shared, waiting));
+        writer.map_err(|error| cannot(&spawn_error(&error)))?;
         let (started_tx, started_rx) = mpsc::channel();
         let supervisor = supervisor::start(shared.clone(), started_tx);
         let supervisor = supervisor.map_err(|error| cannot(&spawn_error(&error)))?;
@@ -189,6 +212,9 @@ impl Worker {
     /// Fails if the export is read-only and its descriptor is not.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
+        let load = |writer: &ReservationWriter| writer.load(&export.id, &export.name);
+        let (reservations, note) = self.shared.reservations.as_ref().map(load).unwrap_or_default();
+        note.into_iter().for_each(|note| self.shared.emit(WorkerEvent::Note(note)));
         let mut state = self.shared.state();
         state.last_disk += 1;
         let assigned = AssignedDisk {
@@ -197,6 +223,7 @@ impl Worker {
             withdrawn: false,
             before: Usage::default(),
             being_written: false,
+            reservations,
         };
         state.send_disk(&assigned);
         state.lent.push(assigned);
@@ -296,23 +323,6 @@ impl Drop for Worker {
     }
 }
 
-/// Reports whether writes of hosts to a disk are in flight; usable on any thread.
-#[derive(Debug)]
-pub struct WriteTracker {
-    shared: Arc<Shared>,
-    export: Arc<Export>,
-}
-
-impl WriteTracker {
-    /// Returns whether writes are in flight, or may be because the disk is withheld.
-    pub fn in_flight(&self) -> bool {
-        let mut state = self.shared.state();
-        // Unknown for a withheld disk.
-        state.withheld.contains(&self.export.id)
-            || state.assigned(&self.export).is_some_and(|assigned| assigned.being_written)
-    }
-}
-
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -330,12 +340,14 @@ impl State {
             listeners: Vec::new(),
             adopted: None,
             lent: Vec::new(),
+            stores_reservations: false,
             withheld: Vec::new(),
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
             tries: FailedAttempts::default(),
             unanswered: Vec::new(),
+            worker: 0,
             sender: None,
             process: None,
             restrictions: Vec::new(),
@@ -378,7 +390,10 @@ impl State {
         if self.withheld.contains(&assigned.export.id) {
             return;
         }
-        let request = Request::Lend(Box::new(ExportWire::new(assigned.disk, &assigned.export)));
+        let mut export = Box::new(ExportWire::new(assigned.disk, &assigned.export));
+        let saved = self.stores_reservations.then(|| assigned.reservations.clone());
+        export.reservations = saved.map(|saved| ReservationsWire { saved });
+        let request = Request::Lend(export);
         let files = assigned.export.backing().descriptors().iter();
         self.pass(&request, &files.map(AsFd::as_fd).collect::<Vec<_>>());
     }
@@ -417,6 +432,7 @@ impl State {
     /// withheld until they are released.
     fn worker_lost(&mut self) -> Vec<Withheld> {
         (self.sender, self.process) = (None, None);
+        self.worker += 1;
         self.unanswered.clear();
         // The worker may have died before reporting a failed attempt.
         if self.pairing.is_some() {
@@ -470,26 +486,6 @@ impl State {
             let _ = kill_process(process, Signal::KILL);
         }
     }
-}
-
-/// Refuses a read-only export whose descriptor is writable. Checked on both sides of the channel.
-///
-/// # Errors
-/// Fails with a message for the user.
-fn check_locked(export: &Export) -> Result<(), String> {
-    let is_locked = || export.backing().descriptors().iter().all(is_locked);
-    if export.access == Access::Writable || is_locked() {
-        return Ok(());
-    }
-    let name = &export.name;
-    Err(format!("{name} is to be lent read-only, but is open for writing; it is not lent"))
-}
-
-/// Returns whether the descriptor cannot be written to: opened read-only, or sealed memory.
-fn is_locked(descriptor: impl AsFd) -> bool {
-    let mode = fcntl_getfl(&descriptor).map(|flags| flags & OFlags::ACCMODE);
-    let seals = fcntl_get_seals(&descriptor);
-    mode == Ok(OFlags::RDONLY) || seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
 }
 
 fn cannot(error: &dyn std::fmt::Display) -> Failure {

@@ -33,6 +33,8 @@ mod process;
 mod refusal;
 #[path = "cases/reopen.rs"]
 mod reopen;
+#[path = "cases/reservations.rs"]
+mod reservations;
 #[path = "cases/revocation.rs"]
 mod revocation;
 #[path = "cases/scene.rs"]

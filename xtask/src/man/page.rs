@@ -56,7 +56,7 @@ const FILES: &[(&str, &[(&str, &str)])] = &[
 ];
 const KEYS: (&str, &str) = (
     "/var/lib/storagetm, ~/.local/state/storagetm",
-    "hosts, keys and the machines that were paired with, for root and for others; $STATE_DIRECTORY in a service",
+    "hosts, keys, the machines that were paired with, and reservations of disks, for root and for others; $STATE_DIRECTORY in a service",
 );
 
 /// Pages besides storagetm(1) to which a page refers.

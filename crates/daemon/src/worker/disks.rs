@@ -1,10 +1,13 @@
-//! The disks that the worker received.
+//! The disks that the worker received, and the check of their descriptors.
 
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use export::Export;
+use export::{Access, Export};
+use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 
 use super::messages::{Counts, Report};
+use super::reservations::UnreportedReservations;
 use super::usage::usage_of;
 
 /// Table of the disks.
@@ -17,13 +20,20 @@ pub(super) struct DiskEntry {
     export: Arc<Export>,
     withdrawn: bool,
     reported: Counts,
+    /// `None` if its reservations are not stored.
+    reservations: Option<Arc<UnreportedReservations>>,
 }
 
 impl Disks {
     /// Adds a disk.
-    pub(super) fn add(&self, disk: u64, export: Arc<Export>) {
-        let reported = usage_of(&export);
-        self.entries().push(DiskEntry { disk, export, withdrawn: false, reported });
+    pub(super) fn add(
+        &self,
+        disk: u64,
+        export: Arc<Export>,
+        reservations: Option<Arc<UnreportedReservations>>,
+    ) {
+        let (reported, withdrawn) = (usage_of(&export), false);
+        self.entries().push(DiskEntry { disk, export, withdrawn, reported, reservations });
     }
 
     /// Returns the export of a disk number.
@@ -73,6 +83,11 @@ impl DiskEntry {
         is_news.then_some(Report::Used { disk: self.disk, counts })
     }
 
+    /// Returns a report of the reservations if they are to be stored.
+    pub(super) fn reservations_to_store(&self) -> Option<Report> {
+        self.reservations.as_ref()?.take(self.disk)
+    }
+
     /// Returns whether a write is in flight or the disk waits for its release.
     pub(super) fn may_change(&self) -> bool {
         self.withdrawn || self.reported.being_written
@@ -82,4 +97,24 @@ impl DiskEntry {
     pub(super) fn is_released(&self) -> bool {
         self.withdrawn && Arc::strong_count(&self.export) == 1
     }
+}
+
+/// Refuses a read-only export whose descriptor is writable. Checked on both sides of the channel.
+///
+/// # Errors
+/// Fails with a message for the user.
+pub(super) fn check_locked(export: &Export) -> Result<(), String> {
+    let is_locked = || export.backing().descriptors().iter().all(is_locked);
+    if export.access == Access::Writable || is_locked() {
+        return Ok(());
+    }
+    let name = &export.name;
+    Err(format!("{name} is to be lent read-only, but is open for writing; it is not lent"))
+}
+
+/// Returns whether the descriptor cannot be written to: opened read-only, or sealed memory.
+fn is_locked(descriptor: impl AsFd) -> bool {
+    let mode = fcntl_getfl(&descriptor).map(|flags| flags & OFlags::ACCMODE);
+    let seals = fcntl_get_seals(&descriptor);
+    mode == Ok(OFlags::RDONLY) || seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
 }

@@ -13,11 +13,12 @@ use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
 
-use super::disks::Disks;
-use super::messages::{ExportWire, MAX_REQUEST, Report, Request};
+use super::Config;
+use super::disks::{Disks, check_locked};
+use super::messages::{ExportWire, MAX_REQUEST, Report, Request, ReservationsWire};
 use super::reporter::{Reporter, wake};
+use super::reservations::UnreportedReservations;
 use super::sessions::Sessions;
-use super::{Config, check_locked};
 use crate::certificates::Certificates;
 use crate::inbox::Inbox;
 use crate::listen::Service;
@@ -140,6 +141,11 @@ impl WorkerProcess {
                 self.engine.export_changed(&export);
                 return wake(&self.inbox);
             }
+            Request::ReservationsSaved { disk, sequence, is_stored } => {
+                let Some(export) = self.disks.find(disk) else { return };
+                export.reservations_saved(sequence, is_stored);
+                return self.engine.export_changed(&export);
+            }
             Request::FailFlush { disk } => {
                 if let Some(export) = self.disks.find(disk) {
                     export.flush_failed();
@@ -180,14 +186,20 @@ impl WorkerProcess {
         }
     }
 
-    fn lend(&self, lent: ExportWire, descriptors: Vec<OwnedFd>) {
+    fn lend(&self, mut lent: ExportWire, descriptors: Vec<OwnedFd>) {
         let disk = lent.disk;
+        let reservations = lent.reservations.take();
         let Some(export) = lent.export(descriptors) else { return };
         if let Err(sentence) = check_locked(&export) {
             return self.inbox.note(sentence);
         }
         let export = Arc::new(export);
-        self.disks.add(disk, export.clone());
+        let unreported = reservations.map(|ReservationsWire { saved }| {
+            let unreported = Arc::new(UnreportedReservations::new(self.inbox.clone()));
+            export.set_reservation_store(unreported.clone(), saved);
+            unreported
+        });
+        self.disks.add(disk, export.clone(), unreported);
         self.sessions.catalogue.publish(export);
     }
 

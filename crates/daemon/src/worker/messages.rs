@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 
 use engine::Running;
 use export::{
-    Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy, Usage,
+    Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy,
+    SavedReservations, Usage,
 };
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ pub(super) use pairing::{TriesWire, ViewWire};
 pub(super) const MAX_REQUEST: usize = 8 << 20;
 
 /// Longest report in bytes.
-pub(super) const MAX_REPORT: usize = 64 << 10;
+pub(super) const MAX_REPORT: usize = 1 << 20;
 
 /// A request from the opener.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +39,8 @@ pub(super) enum Request {
     Withdraw { disk: u64 },
     /// The disk has a new size.
     Resize { disk: u64, bytes: u64 },
+    /// Whether the reservations that were reported with this number are on stable storage.
+    ReservationsSaved { disk: u64, sequence: u64, is_stored: bool },
     /// A flush failed in another process: all later ones must fail.
     FailFlush { disk: u64 },
     /// Replace the access policy.
@@ -67,6 +70,8 @@ pub(super) enum Report {
     Used { disk: u64, counts: Counts },
     /// The pairing code or its state changed.
     Pairing(ViewWire),
+    /// Reservations of a disk to be stored; `None` to remove them.
+    Reservations { disk: u64, sequence: u64, state: Option<SavedReservations> },
     /// A withdrawn disk is not used any more.
     Released { disk: u64 },
     /// All hosts disconnected, or were disconnected after the timeout.
@@ -91,6 +96,14 @@ pub(super) struct ExportWire {
     discard_zeroes: bool,
     flush_failed: bool,
     layout: Layout,
+    /// `None` if reservations cannot be stored.
+    pub(super) reservations: Option<ReservationsWire>,
+}
+
+/// The reservations of a disk that were stored, if any.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ReservationsWire {
+    pub(super) saved: Option<SavedReservations>,
 }
 
 impl ExportWire {
@@ -111,6 +124,7 @@ impl ExportWire {
             discard_zeroes: export.discard_zeroes,
             flush_failed: export.has_failed_flush(),
             layout: export.backing().layout(),
+            reservations: None,
         }
     }
 

@@ -83,6 +83,7 @@ impl Reporter {
             self.report_lost()?;
         }
         due.iter().try_for_each(|counted| self.report(counted))?;
+        self.report_reservations()?;
         let changed = self.report_usage()?;
         let code = self.report_pairing(now)?;
         let disks = self.next_usage_report(changed);
@@ -128,6 +129,15 @@ impl Reporter {
         let CountedEvent { event, count } = counted.clone();
         let event = event.map_export(|export| self.disks.number(&export));
         event.map_or(Ok(()), |event| self.send(&Report::Event(CountedEvent { event, count })))
+    }
+
+    /// Reports reservations that are to be stored.
+    fn report_reservations(&self) -> std::io::Result<()> {
+        let entries = self.disks.entries();
+        let reports: Vec<Report> =
+            entries.iter().filter_map(DiskEntry::reservations_to_store).collect();
+        drop(entries);
+        reports.iter().try_for_each(|report| self.send(report))
     }
 
     /// Reports changed counters and released disks. Returns whether there were any.
@@ -183,7 +193,7 @@ mod test {
     fn disk_is_released_with_its_last_reference() {
         let export = Arc::new(testkit::export("d", "n", Identity::default(), (512, 512), 512));
         let disks = Disks::default();
-        disks.add(7, export.clone());
+        disks.add(7, export.clone(), None);
         assert_eq!(disks.number(&export), Some(7));
         disks.withdraw(7);
         assert!(!disks.entries()[0].is_released());

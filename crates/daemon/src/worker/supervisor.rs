@@ -12,6 +12,7 @@ use rustix::process::Pid;
 
 use super::messages::{MAX_REPORT, Report, Request};
 use super::process::spawn;
+use super::reservations::Save;
 use super::validator::ReportValidator;
 use super::{Shared, cannot, fence};
 use crate::inbox::WorkerEvent;
@@ -235,6 +236,17 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
         }
         Report::Note { sentence } => {
             shared.emit(WorkerEvent::Note(sentence.chars().take(MAX_NOTE).collect()));
+        }
+        Report::Reservations { disk, sequence, state: reservations } => {
+            let writer = shared.reservations.as_ref().ok_or(())?;
+            let mut state = shared.state();
+            let worker = state.worker;
+            let export = &state.disk_by_number(disk).ok_or(())?.export;
+            let (id, name) = (export.id.clone(), export.name.clone());
+            let save = Save { worker, disk, id, name, sequence, state: reservations };
+            if !writer.write(save) {
+                state.send(&Request::ReservationsSaved { disk, sequence, is_stored: false });
+            }
         }
         Report::Used { disk, counts } => {
             shared.state().disk_by_number(disk).ok_or(())?.count(counts);

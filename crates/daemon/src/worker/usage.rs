@@ -1,9 +1,11 @@
 //! I/O counters of a disk, summed over all workers that served it.
 
+use std::sync::Arc;
+
 use export::Export;
 
 use super::messages::{Counts, Request};
-use super::{AssignedDisk, WriteTracker};
+use super::{AssignedDisk, Shared};
 
 impl AssignedDisk {
     /// Adds the worker's counters to those of previous workers.
@@ -16,7 +18,22 @@ impl AssignedDisk {
     }
 }
 
+/// Reports whether writes of hosts to a disk are in flight; usable on any thread.
+#[derive(Debug)]
+pub struct WriteTracker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) export: Arc<Export>,
+}
+
 impl WriteTracker {
+    /// Returns whether writes are in flight, or may be because the disk is withheld.
+    pub fn in_flight(&self) -> bool {
+        let mut state = self.shared.state();
+        // Unknown for a withheld disk.
+        state.withheld.contains(&self.export.id)
+            || state.assigned(&self.export).is_some_and(|assigned| assigned.being_written)
+    }
+
     /// Has all later flushes of the disk fail, because one failed in another process.
     pub fn fail_flush(&self) {
         self.export.flush_failed();

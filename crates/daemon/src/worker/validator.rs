@@ -122,9 +122,10 @@ pub(super) mod test {
             withdrawn: false,
             before: Usage::default(),
             being_written: false,
+            reservations: None,
         });
         let inbox = Inbox::open().unwrap();
-        Shared { inbox, state: Mutex::new(state), stopped: Condvar::new() }
+        Shared { inbox, state: Mutex::new(state), stopped: Condvar::new(), reservations: None }
     }
 
     fn emitted(shared: &Shared) -> Vec<Event> {

@@ -5,6 +5,8 @@ use std::time::Instant;
 use daemon::inbox::Inbox;
 use daemon::worker::Worker;
 use failure::Failure;
+use keys::reservations::ReservationFiles;
+use keys::store::Store;
 use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -35,6 +37,13 @@ pub(super) fn raise_limits() {
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
+/// Returns where reservations are stored. Not in target mode, which writes to no disk, nor if no
+/// state directory is known.
+fn reservation_files(config: &ServeConfig) -> Option<ReservationFiles> {
+    let folder = Store::locate(config.keys.as_deref()).ok().filter(|_| !config.is_target())?;
+    Some(ReservationFiles::new(&folder))
+}
+
 impl Server {
     /// Opens the disks, then the listeners. Leaves nothing behind on failure.
     pub(super) fn open(
@@ -45,7 +54,8 @@ impl Server {
         console_ui: Option<ConsoleUi>,
     ) -> Result<Self, Failure> {
         // The process starts while the disks are examined.
-        let worker = Worker::start(config.worker.clone(), inbox.clone())?;
+        let worker =
+            Worker::start(config.worker.clone(), reservation_files(&config), inbox.clone())?;
         let network = Network::open(&config, inherited.as_ref(), &inbox)?;
         let (exports, disk_notes) = Exports::open(&config, &inbox)?;
         let (hosts, host_note) = Hosts::open(&config, network.may_require_key());

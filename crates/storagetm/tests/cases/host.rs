@@ -11,8 +11,9 @@ use engine::tls::{self, Stream};
 use export::{Account, Buffer, Pool, Secret};
 use nvme::auth::chap::{Key, system_random};
 use nvme::auth::{Credentials, Group, Hash, psk};
-use nvme::command::IoCommand;
+use nvme::command::{IoCommand, ReservationRequest};
 use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
+use nvme::status::Status;
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
@@ -221,6 +222,29 @@ impl<S: Read + Write> Attached<S> {
     /// Flushes the disk.
     pub(crate) fn flush(&mut self) -> Result<(), String> {
         self.io.execute(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
+    }
+
+    /// Sends a reservation command with these keys. Returns its status.
+    pub(crate) fn reserve(
+        &mut self,
+        request: ReservationRequest,
+        (current, other): (u64, u64),
+    ) -> Result<Status, String> {
+        let keys = [current.to_le_bytes(), other.to_le_bytes()].concat();
+        let len = usize::try_from(request.data_len().len()).unwrap();
+        let mut buffer = self.memory.take(len).unwrap();
+        buffer.bytes_mut().copy_from_slice(&keys[..len]);
+        let command = IoCommand::Reservation { nsid: 1, request };
+        Ok(self.io.execute(command.emit(), Payload::Send(Rc::new(buffer)))?.status)
+    }
+
+    /// Returns the Reservation Status data structure.
+    pub(crate) fn reservations(&mut self) -> Result<Vec<u8>, String> {
+        let request = ReservationRequest::Report { len: 4096, extended: true };
+        let payload = Payload::Receive(self.memory.take(4096).unwrap());
+        let done = self.io.execute(IoCommand::Reservation { nsid: 1, request }.emit(), payload)?;
+        let page = done.buffer.map(|buffer| buffer.bytes().to_vec());
+        page.ok_or_else(|| format!("{:?}", done.status))
     }
 
     /// Sends an I/O command with data as its opcode implies. Returns whether it succeeded.

@@ -1,0 +1,209 @@
+//! Storing of reservations. The worker has no files: it reports the state of a disk, and a thread of
+//! the opener writes it and sends the result back. So neither the data path nor the reports wait for
+//! the storage of the state directory.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+
+use export::{ExportId, ReservationStore, SavedReservations};
+use keys::reservations::ReservationFiles;
+
+use super::Shared;
+use super::messages::{Report, Request};
+use super::reporter::wake;
+use crate::inbox::{Inbox, WorkerEvent};
+
+/// Most states that wait to be written; further ones fail.
+const MAX_WAITING: usize = 64;
+
+/// In the worker: the newest state of a disk that was not reported yet.
+#[derive(Debug)]
+pub(super) struct UnreportedReservations {
+    newest: Mutex<Option<(u64, Option<SavedReservations>)>>,
+    inbox: Inbox,
+}
+
+impl UnreportedReservations {
+    /// `inbox` is that of the reporter.
+    pub(super) fn new(inbox: Inbox) -> Self {
+        Self { newest: Mutex::default(), inbox }
+    }
+
+    /// Takes the report of a state, if there is one.
+    pub(super) fn take(&self, disk: u64) -> Option<Report> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        newest.map(|(sequence, state)| Report::Reservations { disk, sequence, state })
+    }
+}
+
+impl ReservationStore for UnreportedReservations {
+    fn save(&self, sequence: u64, state: Option<SavedReservations>) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        *newest = Some((sequence, state));
+        wake(&self.inbox);
+    }
+}
+
+/// In the opener: a state to be written.
+#[derive(Debug)]
+pub(super) struct Save {
+    /// Which worker reported it.
+    pub(super) worker: u64,
+    pub(super) disk: u64,
+    pub(super) id: ExportId,
+    /// Name of the disk, for messages.
+    pub(super) name: String,
+    pub(super) sequence: u64,
+    pub(super) state: Option<SavedReservations>,
+}
+
+/// In the opener: the thread that writes the states.
+#[derive(Debug)]
+pub(super) struct ReservationWriter {
+    files: ReservationFiles,
+    queue: SyncSender<Save>,
+}
+
+impl ReservationWriter {
+    /// Returns a writer, and the queue of its thread, which [`start`] begins.
+    pub(super) fn new(files: ReservationFiles) -> (Self, Receiver<Save>) {
+        let (queue, waiting) = mpsc::sync_channel(MAX_WAITING);
+        (Self { files, queue }, waiting)
+    }
+
+    /// Queues a state. Returns whether there was room.
+    pub(super) fn write(&self, save: Save) -> bool {
+        self.queue.try_send(save).is_ok()
+    }
+
+    /// Reads the reservations of a disk. Returns none, and a message for the user, if they are
+    /// damaged.
+    pub(super) fn load(
+        &self,
+        id: &ExportId,
+        name: &str,
+    ) -> (Option<SavedReservations>, Option<String>) {
+        match self.files.load(id) {
+            Ok(state) => (state, None),
+            Err(failure) => {
+                let what = "registered hosts and reservations are not restored";
+                (None, Some(format!("{name}: {what}: {failure}")))
+            }
+        }
+    }
+}
+
+/// Starts the thread. It ends with the [`Shared`] state.
+///
+/// # Errors
+/// Fails if no thread can be started.
+pub(super) fn start(shared: &Arc<Shared>, waiting: Receiver<Save>) -> io::Result<()> {
+    let shared = Arc::downgrade(shared);
+    let write_all = move || waiting.iter().for_each(|save| write(&shared, save));
+    thread::Builder::new().name("reservations".to_owned()).spawn(write_all).map(drop)
+}
+
+fn write(shared: &Weak<Shared>, save: Save) {
+    let Some(files) = shared.upgrade().and_then(|shared| {
+        let writer = shared.reservations.as_ref()?;
+        // What a worker that is gone has reported was not answered.
+        (shared.state().worker == save.worker).then(|| writer.files.clone())
+    }) else {
+        return;
+    };
+    let result = files.save(&save.id, save.state.clone());
+    let Some(shared) = shared.upgrade() else { return };
+    if let Err(failure) = &result {
+        let what = "registered hosts and reservations cannot be stored";
+        shared.emit(WorkerEvent::Note(format!("{}: {what}: {failure}", save.name)));
+    }
+    let mut state = shared.state();
+    if state.worker != save.worker {
+        return;
+    }
+    let (disk, sequence, is_stored) = (save.disk, save.sequence, result.is_ok());
+    if let Some(assigned) = state.disk_by_number(disk).filter(|_| is_stored) {
+        assigned.reservations = save.state;
+    }
+    state.send(&Request::ReservationsSaved { disk, sequence, is_stored });
+}
+
+#[cfg(test)]
+mod test {
+    use super::super::messages::MAX_REPORT;
+    use super::super::validator::test::shared;
+    use super::*;
+    use export::{MAX_REGISTRANTS, Registrant, Registration};
+    use testkit::Scratch;
+
+    fn saved(registrants: usize, host: &str) -> SavedReservations {
+        let one = |number: usize| {
+            let port = u16::try_from(number).unwrap();
+            let registrant = Registrant { host: host.to_owned(), id: vec![255; 16], port };
+            Registration { registrant, key: u64::MAX }
+        };
+        let registrations = (0..registrants).map(one).collect();
+        SavedReservations { registrations, reservation: None }
+    }
+
+    #[test]
+    fn only_the_newest_state_is_reported() {
+        let unreported = UnreportedReservations::new(Inbox::open().unwrap());
+        assert!(unreported.take(7).is_none());
+        unreported.save(1, Some(saved(1, "h")));
+        unreported.save(2, None);
+        let report = unreported.take(7);
+        let Some(Report::Reservations { disk: 7, sequence: 2, state: None }) = report else {
+            panic!("{report:?}")
+        };
+        assert!(unreported.take(7).is_none());
+    }
+
+    #[test]
+    fn largest_state_fits_into_a_report() {
+        let state = Some(saved(MAX_REGISTRANTS, &"\u{1}".repeat(223)));
+        let report = Report::Reservations { disk: u64::MAX, sequence: u64::MAX, state };
+        assert!(serde_json::to_vec(&report).unwrap().len() < MAX_REPORT);
+    }
+
+    #[test]
+    fn only_states_of_the_current_worker_are_written() {
+        let folder = Scratch::new();
+        let (writer, waiting) = ReservationWriter::new(ReservationFiles::new(&folder.0));
+        let mut shared = shared();
+        shared.reservations = Some(writer);
+        let shared = Arc::new(shared);
+        start(&shared, waiting).unwrap();
+        let save = |worker, key| {
+            let mut state = saved(1, "h");
+            state.registrations[0].key = key;
+            let (id, name, state) = ("n".into(), "d".to_owned(), Some(state));
+            shared.reservations.as_ref().unwrap().write(Save {
+                worker,
+                disk: 1,
+                id,
+                name,
+                sequence: 1,
+                state,
+            })
+        };
+        let worker = shared.state().worker;
+        assert!(save(worker, 1) && save(worker + 1, 2) && save(worker, 3));
+        let key =
+            |state: &Option<SavedReservations>| state.as_ref().map(|it| it.registrations[0].key);
+        let begun = std::time::Instant::now();
+        while key(&shared.state().lent[0].reservations) != Some(3) {
+            assert!(begun.elapsed().as_secs() < 20);
+            thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let (loaded, note) = shared.reservations.as_ref().unwrap().load(&"n".into(), "d");
+        assert_eq!((key(&loaded), note), (Some(3), None));
+        let file = std::fs::read_dir(folder.0.join("reservations")).unwrap();
+        let file = file.map(|entry| entry.unwrap().path()).find(|path| path.ends_with("n.json"));
+        std::fs::write(file.unwrap(), "no").unwrap();
+        let (loaded, note) = shared.reservations.as_ref().unwrap().load(&"n".into(), "d");
+        assert!(loaded.is_none() && note.unwrap().starts_with("d: registered hosts"));
+    }
+}
