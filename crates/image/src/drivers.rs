@@ -2,6 +2,7 @@
 //!
 //! Selects by directories of the kernel source, in which drivers of a kind are together.
 
+use crate::architecture::Architecture;
 use linux::module::{Index, refused};
 use std::collections::BTreeSet;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine<'a> {
     /// Any machine of this architecture.
-    Any,
+    Any(Architecture),
     /// A machine with this hardware (modaliases), and hot-pluggable devices.
     Known(&'a BTreeSet<String>),
 }
@@ -17,6 +18,7 @@ pub enum Machine<'a> {
 /// Directories of drivers needed to export disks: storage, wired networks, their buses, and
 /// keyboards, also those of laptops behind SPI, I2C and embedded controllers.
 const INCLUDED: &[&str] = &[
+    "arch/arm64/crypto/crc",
     "arch/x86/crypto/crc",
     "drivers/acpi/ac.",
     "drivers/acpi/battery.",
@@ -115,17 +117,25 @@ const EXCLUDED: &[&str] = &[
     "drivers/scsi/st.",
 ];
 
-/// Platform drivers that the hardware of one known machine may also need; too many for any machine.
+/// Platform drivers that the hardware of one known machine may also need. PCs have that in firmware;
+/// on ARM64 disks and network cards of many machines depend on these.
 const PLATFORM: &[&str] = &[
     "drivers/bus/",
     "drivers/clk/",
     "drivers/dma/",
+    "drivers/firmware/",
     "drivers/gpio/",
+    "drivers/hwspinlock/",
     "drivers/i2c/",
+    "drivers/interconnect/",
     "drivers/iommu/",
+    "drivers/mailbox/",
     "drivers/mfd/",
+    "drivers/nvmem/",
+    "drivers/pci/controller/",
     "drivers/phy/",
     "drivers/pinctrl/",
+    "drivers/pmdomain/",
     "drivers/regulator/",
     "drivers/reset/",
     "drivers/soc/",
@@ -184,7 +194,13 @@ fn candidates<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
         index.file(name).and_then(|file| file.to_str()).is_some_and(|file| is_in(file, lists))
     };
     match machine {
-        Machine::Any => index.names().into_iter().filter(|name| is(name, &[INCLUDED])).collect(),
+        Machine::Any(architecture) => {
+            let lists: &[&[&str]] = match architecture {
+                Architecture::X86_64 => &[INCLUDED],
+                Architecture::Aarch64 => &[INCLUDED, PLATFORM],
+            };
+            index.names().into_iter().filter(|name| is(name, lists)).collect()
+        }
         Machine::Known(modaliases) => {
             let found = modaliases.iter().flat_map(|name| index.matching(name));
             let found = found.filter(|name| is(name, &[INCLUDED, PLATFORM]));
@@ -210,13 +226,23 @@ mod tests {
     #[test]
     fn any_machine_gets_storage_and_network_but_no_wireless() {
         let modules = Modules::new();
-        let chosen = select(&modules.index(), Machine::Any);
+        let chosen = select(&modules.index(), Machine::Any(Architecture::X86_64));
         for name in ["nvme", "nvme_core", "ahci", "sd_mod", "raid_class", "virtio_net", "crc_t10"] {
             assert!(chosen.iter().any(|chosen| chosen == name), "{name} of {chosen:?}");
         }
         for name in ["nvme_tcp", "iwlwifi", "md_mod", "raid1", "i915", "qla2xxx", "assembler"] {
             assert!(!chosen.iter().any(|chosen| chosen == name), "{name}");
         }
+    }
+
+    #[test]
+    fn any_arm_machine_gets_platform_drivers() {
+        let modules = Modules::new();
+        let has_clock = |architecture| {
+            let chosen = select(&modules.index(), Machine::Any(architecture));
+            chosen.iter().any(|name| name == "clk_board")
+        };
+        assert!(has_clock(Architecture::Aarch64) && !has_clock(Architecture::X86_64));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! A unified kernel image (UAPI group specification): a kernel, an initramfs and a command line in
 //! one EFI program. Firmware starts the stub, which finds the rest in its own sections. Not signed.
 
+use crate::architecture::Architecture;
 use crate::error::Error;
 use crate::kernel::Kernel;
 use object::LittleEndian as LE;
 use object::pe::{
-    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_FILE_MACHINE_AMD64, IMAGE_SCN_CNT_CODE,
-    IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ, ImageNtHeaders64,
-    ImageSectionHeader,
+    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_SCN_CNT_CODE, IMAGE_SCN_CNT_INITIALIZED_DATA,
+    IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ, ImageNtHeaders64, ImageSectionHeader,
 };
 use object::read::pe::PeFile;
 
@@ -27,7 +27,7 @@ const SECTION: usize = 40;
 /// Parts of the image.
 #[derive(Debug)]
 pub struct Parts<'a> {
-    /// The stub: systemd's `linuxx64.efi.stub`.
+    /// The stub: systemd's `linuxx64.efi.stub`, or `linuxaa64.efi.stub` for a kernel of ARM64.
     pub stub: &'a [u8],
     pub kernel: &'a Kernel<'a>,
     pub initramfs: &'a [u8],
@@ -41,7 +41,7 @@ pub struct Parts<'a> {
 /// # Errors
 /// Fails if the stub is invalid or has no room in its header, or if the result would exceed 4 GiB.
 pub fn make(parts: &Parts<'_>) -> Result<Vec<u8>, Error> {
-    let mut image = Image::open(parts.stub)?;
+    let mut image = Image::open(parts.stub, parts.kernel.architecture)?;
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| Error::TooLarge);
     let data = [
         (b".osrel\0\0", parts.os_release.as_bytes()),
@@ -80,8 +80,13 @@ struct Image {
 }
 
 impl Image {
-    fn open(stub: &[u8]) -> Result<Self, Error> {
+    fn open(stub: &[u8], architecture: Architecture) -> Result<Self, Error> {
         let file = PeFile::<ImageNtHeaders64>::parse(stub).map_err(|_| Error::NoStub)?;
+        match Architecture::of_efi(stub) {
+            Some(own) if own == architecture => {}
+            Some(_) => return Err(Error::ForeignStub(architecture)),
+            None => return Err(Error::NoStub),
+        }
         let optional = &file.nt_headers().optional_header;
         let offset = file.dos_header().nt_headers_offset();
         let header = usize::try_from(offset).map_err(|_| Error::NoStub)?;
@@ -89,7 +94,7 @@ impl Image {
         let table = usize::from(coff.size_of_optional_header.get(LE)).saturating_add(24);
         let sections = coff.number_of_sections.get(LE);
         let used = usize::from(sections).saturating_mul(SECTION);
-        if coff.machine.get(LE) != IMAGE_FILE_MACHINE_AMD64 || is_image(&file) {
+        if is_image(&file) {
             return Err(Error::NoStub);
         }
         let bytes = unsigned(stub, &file)?;
@@ -249,6 +254,24 @@ mod tests {
     }
 
     #[test]
+    fn stub_and_kernel_may_be_of_arm() {
+        let kernel = fake::arm_kernel(b"Linux version 6.12.0-arm64 (a@b)");
+        let kernel = Kernel::parse(&kernel).unwrap();
+        let stub = fake::of_arm(fake::stub(8));
+        let parts = |stub| Parts {
+            stub,
+            kernel: &kernel,
+            initramfs: &[7; 5000],
+            command_line: "quiet",
+            os_release: "ID=storagetm\n",
+        };
+        let image = make(&parts(&stub)).unwrap();
+        assert_eq!(Architecture::of_efi(&image), Some(Architecture::Aarch64));
+        let foreign = make(&parts(&fake::stub(8)));
+        assert!(matches!(foreign, Err(Error::ForeignStub(Architecture::Aarch64))));
+    }
+
+    #[test]
     fn sections_are_aligned_and_disjoint() {
         let image = made(&fake::stub(8)).unwrap();
         let file = PeFile::<ImageNtHeaders64>::parse(image.as_slice()).unwrap();
@@ -289,8 +312,8 @@ mod tests {
         stub[fake::HEADER + 24 + 60] = 0xff;
         stub[fake::HEADER + 24 + 61] = 0xff;
         assert!(made(&stub).is_ok(), "headers end where the first section begins");
-        stub[fake::HEADER + 4..fake::HEADER + 6].copy_from_slice(&0xaa64u16.to_le_bytes());
-        assert!(matches!(made(&stub), Err(Error::NoStub)), "of another processor");
+        let foreign = made(&fake::of_arm(stub));
+        assert!(matches!(foreign, Err(Error::ForeignStub(Architecture::X86_64))));
         let stub = fake::stub(8);
         for cut in [0, 60, fake::HEADER + 10, fake::HEADER + 200] {
             assert!(matches!(made(&stub[..cut]), Err(Error::NoStub)), "{cut}");

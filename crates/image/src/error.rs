@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::architecture::Architecture;
+
 /// Why an image cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -17,13 +19,24 @@ pub enum Error {
     Dynamic,
     /// The kernel image has an unknown format.
     #[error(
-        "the kernel is not an x86 kernel image (bzImage) that EFI firmware can start; give one with --kernel, usually \
+        "the kernel is not an image for x86-64 or ARM64 that EFI firmware can start; give one with --kernel, usually \
          /boot/vmlinuz-VERSION"
     )]
     NoKernel,
     /// The stub is not an EFI program.
     #[error("the stub is not a 64-bit EFI program; it should be linuxx64.efi.stub of systemd")]
     NoStub,
+    /// The stub is for another architecture than the kernel, which has this one.
+    #[error(
+        "the stub is not for {0} as the kernel is; it should be linux{suffix}.efi.stub of systemd",
+        suffix = .0.efi_suffix()
+    )]
+    ForeignStub(Architecture),
+    /// The program is for another architecture than the kernel or its drivers, which have this one.
+    #[error(
+        "the program is not for {0} as the kernel or its drivers are; give the build of storagetm for it with --program"
+    )]
+    ForeignProgram(Architecture),
     /// The headers of the stub have no room for more sections.
     #[error(
         "the stub's header has no room for {0} more sections; use linuxx64.efi.stub of systemd 250 or later"

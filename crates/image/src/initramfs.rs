@@ -3,6 +3,7 @@
 //! The first one is not compressed as a whole, since each module in it is: modules that the machine
 //! does not need are never decompressed. The second one is compressed and contains everything else.
 
+use crate::architecture::Architecture;
 use crate::cpio::Archive;
 use crate::error::Error;
 use linux::module::{Index, unpack};
@@ -63,12 +64,18 @@ pub struct Initramfs {
 /// threads.
 ///
 /// # Errors
-/// Fails if a file cannot be read or decompressed.
+/// Fails if a file cannot be read or decompressed, or if the program is for another architecture than
+/// the modules.
 pub fn make(
     contents: &Contents<'_>,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Initramfs, Error> {
     let modules = pack_all(contents, progress)?;
+    let own = Architecture::of_elf(contents.program);
+    if let Some(other) = modules.iter().find_map(|it| it.architecture).filter(|it| own != Some(*it))
+    {
+        return Err(Error::ForeignProgram(other));
+    }
     let folder = format!("lib/modules/{}", contents.release);
     let mut first = Archive::new(contents.time);
     for module in &modules {
@@ -98,6 +105,7 @@ fn add_base(archive: &mut Archive, program: &[u8]) {
 #[derive(Debug)]
 struct Packed {
     name: String,
+    architecture: Option<Architecture>,
     /// Path relative to the module directory, with its new suffix.
     file: String,
     packed: Vec<u8>,
@@ -137,6 +145,7 @@ fn pack(index: &Index, name: &str) -> Result<Packed, Error> {
     let module = unpack(&path).map_err(module_error)?;
     Ok(Packed {
         name: name.to_owned(),
+        architecture: Architecture::of_elf(&module),
         file: packed_name(file),
         packed: zstd::bulk::compress(&module, LEVEL)?,
         firmware: firmware_names(&module),
@@ -261,7 +270,7 @@ mod tests {
 
     fn make_initramfs(modules: &Modules, firmware: Option<Firmware<'_>>) -> Initramfs {
         let index = modules.index();
-        let chosen = select(&index, Machine::Any);
+        let chosen = select(&index, Machine::Any(Architecture::X86_64));
         let contents = Contents {
             index: &index,
             modules: &chosen,
@@ -331,6 +340,24 @@ mod tests {
         let all = make_initramfs(&modules, Some(Firmware { folder: &folder, max_size: 1000 }));
         assert_eq!(all.firmware, ["net/large.bin", "net/small.bin.xz"]);
         assert!(all.too_large.is_empty());
+    }
+
+    #[test]
+    fn program_for_another_architecture_is_refused() {
+        let modules = Modules::new();
+        let mut program = PROGRAM.to_vec();
+        program[18] = 183;
+        let index = modules.index();
+        let contents = Contents {
+            index: &index,
+            modules: &select(&index, Machine::Any(Architecture::X86_64)),
+            release: "x",
+            program: &program,
+            firmware: None,
+            time: 0,
+        };
+        let error = make(&contents, &|_| ()).unwrap_err();
+        assert!(matches!(error, Error::ForeignProgram(Architecture::X86_64)), "{error}");
     }
 
     #[test]

@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod architecture;
 pub mod bios;
 pub mod cpio;
 pub mod disk;
@@ -31,5 +32,6 @@ pub mod kernel;
 pub mod program;
 pub mod signature;
 
+pub use architecture::Architecture;
 pub use disk::PARTITION_NAME;
 pub use error::Error;

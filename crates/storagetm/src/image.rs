@@ -16,7 +16,7 @@ use ::image::drivers::{Machine, left_out, select};
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
 use ::image::signature::is_signed;
-use ::image::{efi, program};
+use ::image::{Architecture, efi, program};
 use linux::module::modaliases;
 use linux::tree::Tree;
 
@@ -25,7 +25,6 @@ use crate::options::image::{For, Image, LoaderChoice};
 use entry::Loader;
 use failure::Failure;
 use inputs::{Inputs, Modules};
-use loader::X64;
 use progress::Progress;
 use report::{Firmware as StartedBy, Kind, Report, Starts};
 use stick::{Efi, Parts};
@@ -113,8 +112,8 @@ fn write_initramfs(
 
 fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Report, Failure> {
     let (kernel_path, kernel) = inputs.kernel()?;
-    let stub = inputs.stub()?;
     let kernel = parse_kernel(&kernel_path, &kernel)?;
+    let stub = inputs.stub(kernel.architecture)?;
     let modules = inputs.modules(Some(&kernel.release))?;
     let (initramfs, report) = make_initramfs(inputs, &modules, Kind::Uki, progress)?;
     let program = make_uki(inputs, &stub, &kernel, &initramfs)?;
@@ -192,7 +191,8 @@ fn make_medium(
 ) -> Result<(Medium, Report), Failure> {
     let (kernel_path, kernel) = inputs.kernel()?;
     let places = inputs.loaders();
-    let signed = places.signed(X64, &kernel_path, &kernel);
+    let parsed = parse_kernel(&kernel_path, &kernel)?;
+    let signed = places.signed(parsed.architecture.into(), &kernel_path, &kernel);
     // Before anything slow: what is missing.
     let signed = match (inputs.options.loader, signed) {
         (LoaderChoice::Shim, Err(reason)) => {
@@ -201,8 +201,7 @@ fn make_medium(
         (LoaderChoice::Stub, _) => Err("its loader is not signed (--loader stub)".to_owned()),
         (_, signed) => signed,
     };
-    let stub = signed.as_ref().err().map(|_| inputs.stub()).transpose()?;
-    let parsed = parse_kernel(&kernel_path, &kernel)?;
+    let stub = signed.as_ref().err().map(|_| inputs.stub(parsed.architecture)).transpose()?;
     let modules = inputs.modules(Some(&parsed.release))?;
     let (initramfs, report) = make_initramfs(inputs, &modules, kind, progress)?;
     let efi = match (signed, stub) {
@@ -213,6 +212,7 @@ fn make_medium(
         }
     };
     let parts = Parts {
+        architecture: parsed.architecture,
         kernel: &kernel,
         initramfs: &initramfs.bytes,
         command_line: &inputs.options.command_line,
@@ -248,9 +248,12 @@ fn make_initramfs(
     progress: &Progress,
 ) -> Result<(Initramfs, Report), Failure> {
     let program = program::strip(&inputs.program()?).map_err(Failure::new)?;
+    let architecture = Architecture::of_elf(&program).ok_or_else(|| {
+        Failure::new("the program is for neither x86-64 nor ARM64, and images are for these only")
+    })?;
     let machine = inputs.options.machine;
     let chosen = match machine {
-        For::Generic => select(&modules.index, Machine::Any),
+        For::Generic => select(&modules.index, Machine::Any(architecture)),
         For::ThisMachine => select(&modules.index, Machine::Known(&modaliases(&inputs.tree))),
     };
     let contents = Contents {

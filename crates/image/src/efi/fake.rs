@@ -17,6 +17,32 @@ pub(crate) fn kernel(version: &str) -> Vec<u8> {
     bytes
 }
 
+/// An ARM64 kernel image with this text.
+pub(crate) fn arm_kernel(text: &[u8]) -> Vec<u8> {
+    let mut bytes = of_arm(program(8, 0x40_0000));
+    bytes[56..60].copy_from_slice(b"ARM\x64");
+    bytes.extend(text);
+    bytes
+}
+
+/// An ARM64 kernel image that is compressed in this way.
+pub(crate) fn compressed_kernel(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut bytes = of_arm(program(8, 0x40_0000));
+    let [offset, size] = [bytes.len(), content.len()].map(|it| u32::try_from(it).unwrap());
+    bytes[4..8].copy_from_slice(b"zimg");
+    bytes[8..12].copy_from_slice(&offset.to_le_bytes());
+    bytes[12..16].copy_from_slice(&size.to_le_bytes());
+    bytes[24..24 + name.len()].copy_from_slice(name.as_bytes());
+    bytes.extend(content);
+    bytes
+}
+
+/// The same program for ARM64.
+pub(crate) fn of_arm(mut program: Vec<u8>) -> Vec<u8> {
+    program[HEADER + 4..HEADER + 6].copy_from_slice(&0xaa64_u16.to_le_bytes());
+    program
+}
+
 fn program(room: usize, memory: u32) -> Vec<u8> {
     let sections = HEADER + 24 + 240;
     let headers = u32::try_from(sections + 40 * (1 + room)).unwrap();

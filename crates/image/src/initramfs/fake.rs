@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Contents of the fake program.
-pub(crate) const PROGRAM: &[u8] = b"the program";
+pub(crate) const PROGRAM: &[u8] =
+    b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0 the rest of a program for x86-64, more than a header";
 
 const DEP: &str = "\
 kernel/drivers/nvme/host/nvme.ko: kernel/drivers/nvme/host/nvme-core.ko kernel/lib/crc-t10.ko
@@ -23,6 +24,7 @@ kernel/drivers/net/wireless/intel/iwlwifi.ko:
 kernel/drivers/md/md-mod.ko:
 kernel/drivers/md/raid1.ko: kernel/drivers/md/md-mod.ko
 kernel/drivers/gpu/drm/i915.ko:
+kernel/drivers/clk/clk-board.ko:
 ";
 
 const ALIAS: &str = "alias pci:nvme* nvme\nalias pci:gpu* i915\nalias pci:raid* raid1\n";

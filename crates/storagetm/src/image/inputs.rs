@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use ::image::Architecture;
 use linux::module::Index;
 use linux::tree::Tree;
 
@@ -10,7 +11,8 @@ use super::loader::Places;
 use crate::options::image::Image;
 use failure::Failure;
 
-const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+/// The directory of systemd's stubs.
+const STUBS: &str = "/usr/lib/systemd/boot/efi";
 
 #[derive(Debug)]
 pub(super) struct Inputs<'a> {
@@ -26,8 +28,11 @@ pub(super) struct Modules {
 }
 
 impl Inputs<'_> {
-    /// Returns the running program's file.
+    /// Returns the program that the image starts: this one, unless another is named.
     pub(super) fn program(&self) -> Result<Vec<u8>, Failure> {
+        if let Some(path) = &self.options.program {
+            return read(path);
+        }
         fs::read("/proc/self/exe").map_err(|error| {
             Failure::new(format!(
                 "this program cannot read itself (/proc/self/exe: {error}); is /proc mounted?"
@@ -65,11 +70,12 @@ impl Inputs<'_> {
     }
 
     /// Returns the EFI stub of systemd.
-    pub(super) fn stub(&self) -> Result<Vec<u8>, Failure> {
-        let path = self.options.stub.clone().unwrap_or_else(|| self.tree.path(STUB));
+    pub(super) fn stub(&self, architecture: Architecture) -> Result<Vec<u8>, Failure> {
+        let usual = format!("{STUBS}/linux{}.efi.stub", architecture.efi_suffix());
+        let path = self.options.stub.clone().unwrap_or_else(|| self.tree.path(&usual));
         if self.options.stub.is_none() && !path.exists() {
             return Err(Failure::new(format!(
-                "{STUB} is not there: install systemd-boot-efi (Debian, Ubuntu), systemd-boot-unsigned (Fedora) or \
+                "{usual} is not there: install systemd-boot-efi (Debian, Ubuntu), systemd-boot-unsigned (Fedora) or \
                  systemd (Arch), or name the stub with --stub"
             )));
         }
@@ -209,9 +215,12 @@ mod test {
     #[test]
     fn a_missing_stub_names_the_package() {
         let machine = Machine::new("stub");
-        let missing = machine.with("", |inputs| inputs.stub().unwrap_err().to_string());
+        let stub = |architecture| machine.with("", |inputs| inputs.stub(architecture));
+        let missing = stub(Architecture::X86_64).unwrap_err().to_string();
         assert!(missing.contains("systemd-boot-efi"), "{missing}");
-        machine.file(STUB.trim_start_matches('/'), "stub");
-        assert_eq!(machine.with("", |inputs| inputs.stub().unwrap()), b"stub");
+        machine.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub", "stub");
+        assert_eq!(stub(Architecture::X86_64).unwrap(), b"stub");
+        let missing = stub(Architecture::Aarch64).unwrap_err().to_string();
+        assert!(missing.contains("linuxaa64.efi.stub is not there"), "{missing}");
     }
 }

@@ -3,17 +3,40 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use ::image::Architecture;
 use ::image::signature::{Trust, grub_prefix, trust};
 
-/// A processor of UEFI firmware, by its suffix in the names of files and GRUB's directory.
+/// A processor of UEFI firmware, by its suffix in the names of files, GRUB's directory, and the
+/// distributions' packages of GRUB.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Processor {
     pub(super) suffix: &'static str,
     grub: &'static str,
+    packages: &'static str,
 }
 
-pub(super) const X64: Processor = Processor { suffix: "x64", grub: "x86_64-efi" };
-pub(super) const IA32: Processor = Processor { suffix: "ia32", grub: "i386-efi" };
+pub(super) const IA32: Processor = Processor {
+    suffix: "ia32",
+    grub: "i386-efi",
+    packages: "Debian, Ubuntu: package grub-efi-ia32-unsigned or grub-efi-ia32-bin",
+};
+
+impl From<Architecture> for Processor {
+    fn from(architecture: Architecture) -> Self {
+        let suffix = architecture.efi_suffix();
+        let (grub, packages) = match architecture {
+            Architecture::X86_64 => (
+                "x86_64-efi",
+                "Debian, Ubuntu: packages shim-signed and grub-efi-amd64-signed; Fedora: shim-x64 and grub2-efi-x64",
+            ),
+            Architecture::Aarch64 => (
+                "arm64-efi",
+                "Debian, Ubuntu: packages shim-signed and grub-efi-arm64-signed; Fedora: shim-aa64 and grub2-efi-aa64",
+            ),
+        };
+        Self { suffix, grub, packages }
+    }
+}
 
 /// Directories whose subdirectories, named after distributions, hold both shim and GRUB.
 const VENDORS: [&str; 4] = ["boot/efi/EFI", "efi/EFI", "boot/EFI", "usr/lib/bootupd/updates/EFI"];
@@ -74,9 +97,9 @@ impl Places {
         }
         Err(reason.unwrap_or_else(|| {
             format!(
-                "a signed shim and GRUB are not below {} (Debian, Ubuntu: packages shim-signed and grub-efi-amd64-signed; \
-                 Fedora: shim-x64 and grub2-efi-x64)",
-                self.root.display()
+                "a signed shim and GRUB are not below {} ({})",
+                self.root.display(),
+                processor.packages
             )
         }))
     }
@@ -87,10 +110,7 @@ impl Places {
         let names = ["gcd", "grub"].map(|name| format!("{name}{}.efi", processor.suffix));
         let flat = || self.flat.then(|| first(&self.root, &names)).flatten();
         let (path, grub) = first(&folder, &names).or_else(flat).ok_or_else(|| {
-            format!(
-                "GRUB for it is not below {} (Debian, Ubuntu: package grub-efi-ia32-unsigned or grub-efi-ia32-bin)",
-                self.root.display()
-            )
+            format!("GRUB for it is not below {} ({})", self.root.display(), processor.packages)
         })?;
         let prefix = grub_prefix(&grub).ok_or_else(|| no_grub(&path))?;
         Ok(Loader { first: grub, grub: None, keys: None, prefix })
@@ -210,7 +230,7 @@ mod test {
     }
 
     fn reason(places: &Places) -> String {
-        places.signed(X64, Path::new("vmlinuz"), b"").unwrap_err()
+        places.signed(Architecture::X86_64.into(), Path::new("vmlinuz"), b"").unwrap_err()
     }
 
     #[test]
@@ -220,6 +240,19 @@ mod test {
         assert!(reason(&places).contains("shim-signed"), "{}", reason(&places));
         assert!(places.bios().unwrap_err().contains("grub-pc-bin"));
         assert!(places.unsigned(IA32).unwrap_err().contains("grub-efi-ia32"));
+    }
+
+    #[test]
+    fn loaders_for_arm_have_their_own_names() {
+        let folder = Folder::new("arm");
+        let reason = |folder: &Folder| {
+            let places = folder.places(false);
+            places.signed(Architecture::Aarch64.into(), Path::new("vmlinuz"), b"").unwrap_err()
+        };
+        assert!(reason(&folder).contains("grub-efi-arm64-signed"), "{}", reason(&folder));
+        folder.file("usr/lib/shim/shimaa64.efi.signed");
+        folder.file("usr/lib/grub/arm64-efi-signed/grubaa64.efi.signed");
+        assert!(reason(&folder).contains("unknown format"), "{}", reason(&folder));
     }
 
     #[test]

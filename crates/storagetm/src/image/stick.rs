@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ::image::Architecture;
 use ::image::bios::Bios;
 use ::image::disk::Contents;
 use ::image::files::Files;
 
-use super::loader::{IA32, Loader, Places, Processor, Reason, X64, bios_boot};
+use super::loader::{IA32, Loader, Places, Processor, Reason, bios_boot};
 use super::report::{Firmware, Starts};
 use failure::Failure;
 
@@ -49,6 +50,7 @@ pub(super) enum Efi {
 
 /// Everything to compose a stick of.
 pub(super) struct Parts<'a> {
+    pub(super) architecture: Architecture,
     pub(super) kernel: &'a [u8],
     pub(super) initramfs: &'a [u8],
     pub(super) command_line: &'a str,
@@ -66,26 +68,23 @@ impl Parts<'_> {
         let mut starts = Starts::default();
         let mut files = Files::default();
         let mut grubs = Vec::new();
+        let processor = Processor::from(self.architecture);
         match efi {
             Efi::Shim(loader) => {
                 starts.on(Firmware::UefiSecureBoot);
-                grubs.push((X64, loader));
+                grubs.push((processor, loader));
             }
             Efi::Image(program, reason) => {
                 starts.not_on(Firmware::UefiSecureBoot, reason);
-                files.add("EFI/BOOT/BOOTX64.EFI", program);
+                files.add(&program_path("BOOT", processor), program);
             }
         }
         starts.on(Firmware::Uefi);
-        match self.places.unsigned(IA32) {
-            Ok(loader) => {
-                starts.on(Firmware::Uefi32);
-                grubs.push((IA32, loader));
-            }
-            Err(reason) => starts.not_on(Firmware::Uefi32, reason),
-        }
-        let bios = self.places.bios().and_then(|folder| Ok((maker()?, folder)));
-        if !grubs.is_empty() || bios.is_ok() {
+        let bios = match self.architecture {
+            Architecture::X86_64 => self.older_firmware(&mut starts, &mut grubs),
+            Architecture::Aarch64 => None,
+        };
+        if !grubs.is_empty() || bios.is_some() {
             files.add(KERNEL, self.kernel.to_vec());
             files.add(INITRAMFS, self.initramfs.to_vec());
         }
@@ -95,26 +94,50 @@ impl Parts<'_> {
         for (processor, loader) in grubs {
             add(&mut files, processor, loader, &configuration);
         }
-        let bios = match bios {
-            Ok((maker, folder)) => {
+        let bios = bios.map(|(maker, folder)| {
+            files.add(&format!("{BESIDE}/grub.cfg"), configuration.into_bytes());
+            let boot = bios_boot(&folder).map_err(Failure::new)?;
+            Ok(Bios { boot, core: core(&maker, &folder, &marker)? })
+        });
+        Ok((Contents { files, bios: bios.transpose()?, iso: self.iso }, starts))
+    }
+
+    /// Adds the loader for UEFI of 32 bits, and returns what makes that for BIOS and where it is: only
+    /// PCs have these.
+    fn older_firmware(
+        &self,
+        starts: &mut Starts,
+        grubs: &mut Vec<(Processor, Loader)>,
+    ) -> Option<(PathBuf, PathBuf)> {
+        match self.places.unsigned(IA32) {
+            Ok(loader) => {
+                starts.on(Firmware::Uefi32);
+                grubs.push((IA32, loader));
+            }
+            Err(reason) => starts.not_on(Firmware::Uefi32, reason),
+        }
+        match self.places.bios().and_then(|folder| Ok((maker()?, folder))) {
+            Ok(found) => {
                 starts.on(Firmware::Bios);
-                files.add(&format!("{BESIDE}/grub.cfg"), configuration.into_bytes());
-                let boot = bios_boot(&folder).map_err(Failure::new)?;
-                Some(Bios { boot, core: core(&maker, &folder, &marker)? })
+                Some(found)
             }
             Err(reason) => {
                 starts.not_on(Firmware::Bios, reason);
                 None
             }
-        };
-        Ok((Contents { files, bios, iso: self.iso }, starts))
+        }
     }
+}
+
+/// Returns where firmware and shim look for a program.
+fn program_path(name: &str, processor: Processor) -> String {
+    format!("{BESIDE}/{name}{}.EFI", processor.suffix.to_uppercase())
 }
 
 /// Adds a loader under the names that firmware and shim look for, and GRUB's configuration where it
 /// reads it.
 fn add(files: &mut Files, processor: Processor, loader: Loader, configuration: &str) {
-    let name = |name: &str| format!("{BESIDE}/{name}{}.EFI", processor.suffix.to_uppercase());
+    let name = |name: &str| program_path(name, processor);
     files.add(&name("BOOT"), loader.first);
     if let Some(grub) = loader.grub {
         files.add(&name("GRUB"), grub);
@@ -230,9 +253,10 @@ mod test {
         }
     }
 
-    fn compose(efi: Efi) -> (Contents, Starts) {
+    fn compose(architecture: Architecture, efi: Efi) -> (Contents, Starts) {
         let places = Places { root: PathBuf::from("/nowhere"), flat: false };
         let parts = Parts {
+            architecture,
             kernel: b"kernel",
             initramfs: b"initramfs",
             command_line: "quiet",
@@ -249,7 +273,8 @@ mod test {
 
     #[test]
     fn shim_finds_grub_and_grub_its_configuration() {
-        let (contents, starts) = compose(Efi::Shim(loader("EFI/debian", true)));
+        let (contents, starts) =
+            compose(Architecture::X86_64, Efi::Shim(loader("EFI/debian", true)));
         let wanted = [
             "EFI/BOOT/BOOTX64.EFI",
             "EFI/BOOT/GRUBX64.EFI",
@@ -265,9 +290,23 @@ mod test {
 
     #[test]
     fn unsigned_image_alone_is_one_file() {
-        let (contents, starts) = compose(Efi::Image(b"image".to_vec(), "no shim".to_owned()));
+        let image = Efi::Image(b"image".to_vec(), "no shim".to_owned());
+        let (contents, starts) = compose(Architecture::X86_64, image);
         assert_eq!(paths(&contents), ["EFI/BOOT/BOOTX64.EFI"]);
         assert!(!starts.has(Firmware::UefiSecureBoot) && starts.has(Firmware::Uefi));
+    }
+
+    #[test]
+    fn stick_for_arm_has_its_own_names_and_no_bios() {
+        let (contents, starts) =
+            compose(Architecture::Aarch64, Efi::Shim(loader("EFI/debian", true)));
+        for path in ["EFI/BOOT/BOOTAA64.EFI", "EFI/BOOT/GRUBAA64.EFI", "EFI/BOOT/MMAA64.EFI"] {
+            assert!(paths(&contents).contains(&path), "{path}");
+        }
+        assert!(starts.has(Firmware::Uefi) && contents.bios.is_none());
+        let image = Efi::Image(b"image".to_vec(), "no shim".to_owned());
+        let (contents, _) = compose(Architecture::Aarch64, image);
+        assert_eq!(paths(&contents), ["EFI/BOOT/BOOTAA64.EFI"]);
     }
 
     #[test]

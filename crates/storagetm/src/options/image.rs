@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 const EXAMPLES: &str = "\
 Examples:
-  A USB stick that boots a PC into target mode; the command names the firmware that starts it:
+  A USB stick that boots a machine into target mode; the command names the firmware that starts it:
     storagetm image --disk /dev/sdX
   The same as a file, to be written to sticks later:
     storagetm image --disk storagetm.img
@@ -20,6 +20,9 @@ Examples:
     storagetm image --initramfs /boot/storagetm.img
   With a kernel other than the running one:
     storagetm image --kernel /boot/vmlinuz-6.12 --modules /lib/modules/6.12 --uki storagetm.efi
+  For another architecture, from its packages unpacked in a directory (dpkg-deb -x) and its build of storagetm:
+    storagetm image --kernel arm/boot/vmlinuz-6.12-arm64 --modules arm/usr/lib/modules/6.12-arm64 \
+      --loader-files arm --program storagetm-arm64 --no-firmware --disk stick.img
 
 The image holds a kernel, its drivers, this program and a boot loader, and nothing else. It is reproducible; \
 SOURCE_DATE_EPOCH sets the time stamp of its files. The output names the firmware that starts a stick \
@@ -76,21 +79,25 @@ pub struct Image {
 
     /// Directory of boot loaders: unpacked packages, or the files themselves; default: what is installed
     ///
-    /// For Secure Boot shimx64.efi, grubx64.efi and mmx64.efi; for UEFI of 32 bits gcdia32.efi; for BIOS GRUB's i386-pc.
+    /// For Secure Boot shimx64.efi, grubx64.efi and mmx64.efi (ARM64: shimaa64.efi ...); for UEFI of 32 bits gcdia32.efi; for BIOS GRUB's i386-pc.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["initramfs", "uki", "entry"])]
     pub loader_files: Option<PathBuf>,
 
-    /// Include drivers for any PC, or only for the hardware of this one
+    /// Include drivers for any machine, or only for the hardware of this one
     #[arg(long = "for", value_name = "MACHINE", value_enum, default_value_t = For::Generic)]
     pub machine: For,
 
-    /// The kernel; default: the running one
+    /// The kernel, for x86-64 or ARM64; default: the running one
     #[arg(long, value_name = "VMLINUZ")]
     pub kernel: Option<PathBuf>,
 
     /// Directory of the kernel's modules; default: /lib/modules/VERSION
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
+
+    /// The program in the image: the static build of storagetm for the kernel's architecture; default: this one
+    #[arg(long, value_name = "FILE")]
+    pub program: Option<PathBuf>,
 
     /// The kernel command line, with the parameters of storagetm boot
     #[arg(
@@ -102,13 +109,13 @@ pub struct Image {
     )]
     pub command_line: String,
 
-    /// The EFI stub: linuxx64.efi.stub of systemd; default: that of the installed systemd-boot
+    /// The EFI stub: linuxx64.efi.stub of systemd (ARM64: linuxaa64.efi.stub); default: that of the installed systemd-boot
     #[arg(long, value_name = "FILE", conflicts_with = "initramfs")]
     pub stub: Option<PathBuf>,
 
     /// Directory of firmware files
     ///
-    /// For any PC only files of at most 768 KiB are included: enough for most network cards. Larger
+    /// For any machine only files of at most 768 KiB are included: enough for most network cards. Larger
     /// ones are named when the image is made.
     #[arg(long, value_name = "DIR", default_value = FIRMWARE)]
     pub firmware: PathBuf,
@@ -144,6 +151,7 @@ impl Image {
             machine: For::ThisMachine,
             kernel: None,
             modules: None,
+            program: None,
             command_line: String::new(),
             stub: None,
             firmware: PathBuf::from(FIRMWARE),
@@ -171,7 +179,7 @@ pub enum LoaderChoice {
 pub enum For {
     /// This machine only: smaller, and boots faster
     ThisMachine,
-    /// Any PC
+    /// Any machine of its architecture
     Generic,
 }
 
