@@ -1,16 +1,30 @@
-//! A directory with a minimal Debian, to test packages without changing this machine.
+//! A directory with a minimal Debian, to test packages and to build without changing this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::architecture::Architecture;
 use crate::cargo;
 use crate::vm::mirror;
 
-/// The Debian release.
-const SUITE: &str = "trixie";
+/// The newest stable Debian release.
+pub(crate) const STABLE: &str = "trixie";
+/// The release after it, without security updates of its own.
+pub(crate) const NEXT: &str = "forky";
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recipe<'a> {
+    pub(crate) name: &'a str,
+    /// The Debian release.
+    pub(crate) suite: &'a str,
+    /// An architecture besides that of this machine, whose packages are named `PACKAGE:ARCHITECTURE`.
+    pub(crate) foreign: Option<Architecture>,
+    pub(crate) packages: &'a [&'a str],
+}
 
 /// Returns why this machine cannot make one, if it cannot.
 pub(crate) fn missing() -> Option<String> {
@@ -25,7 +39,8 @@ pub(crate) fn missing() -> Option<String> {
     missing.map(|program| format!("{program} is not installed"))
 }
 
-/// Enters the directory `$0` and runs `$1` there. The mounts are private to the command, and end with it.
+/// Enters the directory `$0` and runs `$1` there, with the directories that follow at the same places. The
+/// mounts are private to the command, and end with it.
 const ENTER: &str = r#"
 mount --bind "$0" "$0"
 cd "$0"
@@ -38,7 +53,13 @@ for device in null zero full random urandom tty; do
 done
 mkdir dev/shm
 ln -s /proc/self/fd dev/fd
-exec chroot . /bin/sh -ec "$1"
+line=$1
+shift
+for place; do
+    mkdir -p "./$place"
+    mount --bind "$place" "./$place"
+done
+exec chroot . /bin/sh -ec "$line"
 "#;
 
 #[derive(Debug)]
@@ -47,19 +68,24 @@ pub(crate) struct Chroot {
 }
 
 impl Chroot {
-    /// Makes the directory `name` with these packages, or reuses that of an earlier run.
-    pub(crate) fn open(name: &str, packages: &[&str]) -> Result<Self> {
-        let root = cargo::target_directory()?.join("chroot").join(name);
+    /// Makes the directory with these packages, or reuses that of an earlier run. It is in
+    /// `STORAGETM_CHROOTS`, or beside the builds.
+    pub(crate) fn open(recipe: &Recipe<'_>) -> Result<Self> {
+        let all = match std::env::var_os("STORAGETM_CHROOTS") {
+            Some(folder) => PathBuf::from(folder),
+            None => cargo::target_directory()?.join("chroot"),
+        };
+        let root = all.join(recipe.name);
         let marker = root.with_extension("complete");
-        let wanted = packages.join(",");
+        let wanted = format!("{} {}", recipe.suite, recipe.packages.join(","));
         if fs::read_to_string(&marker).is_ok_and(|made| made == wanted) {
             return Ok(Self { root });
         }
         if root.exists() {
             fs::remove_dir_all(&root)?;
         }
-        fs::create_dir_all(root.parent().context("a root without a parent")?)?;
-        make(&root, &wanted)?;
+        fs::create_dir_all(&all)?;
+        make(&root, recipe)?;
         fs::write(marker, wanted)?;
         Ok(Self { root })
     }
@@ -71,33 +97,48 @@ impl Chroot {
 
     /// Runs a command line of the shell in it, with `/proc`, `/sys` and a `/dev` of its own; returns what it printed.
     pub(crate) fn run(&self, line: &str) -> Result<String> {
-        let output = self.attempt(line)?;
+        let output = self.command(line, &[]).output().context("unshare cannot be started")?;
         let told = [output.stdout, output.stderr].concat();
         let told = String::from_utf8_lossy(&told).into_owned();
         ensure!(output.status.success(), "{line}\n{}", told.trim());
         Ok(told)
     }
 
-    fn attempt(&self, line: &str) -> Result<Output> {
+    /// Runs a command line with inherited output and these directories of this machine.
+    pub(crate) fn stream(&self, line: &str, places: &[PathBuf]) -> Result<()> {
+        let status = self.command(line, places).status().context("unshare cannot be started")?;
+        ensure!(status.success(), "{line} failed");
+        Ok(())
+    }
+
+    fn command(&self, line: &str, places: &[PathBuf]) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--", "sh", "-ec", ENTER]);
         command
             .arg(&self.root)
             .arg(line)
+            .args(places)
             .env("LC_ALL", "C.UTF-8")
             .env("DEBIAN_FRONTEND", "noninteractive");
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        command.output().context("unshare cannot be started")
+        command
     }
 }
 
-fn make(root: &Path, packages: &str) -> Result<()> {
-    let mirror = mirror::of_this_machine()?;
+fn make(root: &Path, recipe: &Recipe<'_>) -> Result<()> {
+    let (mirror, suite) = (mirror::of_this_machine()?, recipe.suite);
     let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--variant=minbase", &format!("--include={packages}"), SUITE]);
-    command.arg(root).arg(format!("deb {} {SUITE} main", mirror.main));
-    if let Some(security) = mirror.security {
-        command.arg(format!("deb {security} {SUITE}-security main"));
+    command.args(["--quiet", "--variant=minbase"]);
+    command.arg(format!("--include={}", recipe.packages.join(",")));
+    // A mirror may be a snapshot, whose lists are past their date.
+    command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+    if let Some(foreign) = recipe.foreign {
+        let own = Architecture::of_this_machine()?;
+        command.arg(format!("--architectures={},{}", own.debian(), foreign.debian()));
+    }
+    command.arg(suite).arg(root).arg(format!("deb {} {suite} main", mirror.main));
+    if let Some(security) = mirror.security.filter(|_| suite != NEXT) {
+        command.arg(format!("deb {security} {suite}-security main"));
     }
     let output = command.output().context("mmdebstrap cannot be started")?;
     let complaint = String::from_utf8_lossy(&output.stderr);

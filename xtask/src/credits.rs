@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::architecture::Architecture;
 use crate::cargo::{self, list, text, workspace};
 use crate::install::Piece;
 
@@ -26,8 +27,9 @@ another version, build it again from its source.
 pub(crate) const FOLDER: &str = "share/doc/storagetm";
 
 /// Returns all documents.
-pub(crate) fn pieces() -> Result<Vec<Piece>> {
-    let mut pieces = vec![paper("third-party-licences.txt", third_parties()?.into_bytes())];
+pub(crate) fn pieces(architecture: Architecture) -> Result<Vec<Piece>> {
+    let mut pieces =
+        vec![paper("third-party-licences.txt", third_parties(architecture)?.into_bytes())];
     for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
         pieces.push(paper(name, fs::read(workspace().join(name))?));
     }
@@ -40,15 +42,11 @@ pub(crate) fn paper(name: &str, content: Vec<u8>) -> Piece {
 }
 
 /// Each crate with its licence, then each licence text once.
-pub(crate) fn third_parties() -> Result<String> {
-    let metadata = metadata()?;
-    let linked = linked(&metadata)?;
-    let foreign = |package: &&Value| {
-        linked.contains(text(package, "id")) && !package.get("source").is_none_or(Value::is_null)
-    };
+pub(crate) fn third_parties(architecture: Architecture) -> Result<String> {
+    let metadata = metadata(architecture)?;
     let mut page = HEAD.to_owned();
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for package in list(&metadata, "packages").iter().filter(foreign) {
+    for package in foreign(&metadata)? {
         let name = format!("{} {}", text(package, "name"), text(package, "version"));
         writeln!(page, "\n{name}: {}", text(package, "license"))?;
         for content in licence_texts(Path::new(text(package, "manifest_path")))? {
@@ -62,9 +60,18 @@ pub(crate) fn third_parties() -> Result<String> {
     Ok(page)
 }
 
-fn metadata() -> Result<Value> {
+/// Returns the crates of others that are linked into storagetm.
+pub(crate) fn foreign(metadata: &Value) -> Result<Vec<&Value>> {
+    let linked = linked(metadata)?;
+    let is_foreign = |package: &&Value| {
+        linked.contains(text(package, "id")) && !package.get("source").is_none_or(Value::is_null)
+    };
+    Ok(list(metadata, "packages").iter().filter(is_foreign).collect())
+}
+
+pub(crate) fn metadata(architecture: Architecture) -> Result<Value> {
     let mut command = cargo::command(&["metadata", "--format-version", "1", "--locked"]);
-    let output = command.args(["--filter-platform", "x86_64-unknown-linux-gnu"]).output()?;
+    let output = command.args(["--filter-platform", &architecture.triple()]).output()?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
 }
@@ -119,7 +126,7 @@ mod tests {
 
     #[test]
     fn linked_crates_are_credited_and_build_tools_are_not() {
-        let page = third_parties().unwrap();
+        let page = third_parties(Architecture::Aarch64).unwrap();
         assert!(page.contains("\nrustix "));
         assert!(page.contains("\nclap "));
         assert!(!page.contains("\nproptest "), "only tests use it");

@@ -10,8 +10,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::architecture::Architecture;
 use crate::cargo::{self, list, metadata, text, workspace};
 use crate::credits::{paper, third_parties};
+use crate::cross;
 use crate::documents::documents;
 use crate::install::{Piece, lay, pieces};
 use crate::tally::Tally;
@@ -22,7 +24,10 @@ pub(crate) struct Options {
     /// Try the package too: install it in a small Debian, look at all that it brings, and remove it again
     #[arg(long)]
     check: bool,
-    /// Package this program instead of building storagetm
+    /// The architecture; default: that of this machine
+    #[arg(long, value_enum, conflicts_with = "program")]
+    architecture: Option<Architecture>,
+    /// Package this program, for its architecture, instead of building storagetm
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
 }
@@ -70,8 +75,11 @@ fi
 /// Builds the package, and tests it if requested.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
-    let built = || cargo::build_program("storagetm");
-    let program = options.program.clone().map_or_else(built, Ok)?;
+    let program = match (&options.program, options.architecture) {
+        (Some(program), _) => program.clone(),
+        (None, Some(architecture)) => cross::build(architecture)?,
+        (None, None) => cargo::build_program("storagetm")?,
+    };
     let package = build(&program)?;
     println!("# {}, {} KiB", package.display(), fs::metadata(&package)?.len() >> 10);
     tally.pass("deb");
@@ -85,8 +93,9 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
+/// Builds the package of a program, for its architecture.
 pub(crate) fn build(program: &Path) -> Result<PathBuf> {
-    let version = version()?;
+    let (version, architecture) = (version()?, Architecture::of(program)?);
     let folder = cargo::target_directory()?.join("deb");
     let root = folder.join("root");
     if root.exists() {
@@ -94,12 +103,12 @@ pub(crate) fn build(program: &Path) -> Result<PathBuf> {
     }
     let stripped = folder.join("storagetm");
     fs::create_dir_all(&folder)?;
-    strip(program, &stripped)?;
-    let pieces = contents(&stripped, &version)?;
+    cross::strip(program, &stripped)?;
+    let pieces = contents(&stripped, &version, architecture)?;
     lay(&pieces, &root.join("usr"))?;
-    describe(&root, &pieces, &version)?;
+    describe(&root, &pieces, &version, architecture)?;
     open_folders(&root)?;
-    let package = folder.join(format!("storagetm_{version}_amd64.deb"));
+    let package = folder.join(format!("storagetm_{version}_{}.deb", architecture.debian()));
     let mut make = Command::new("dpkg-deb");
     make.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(&package);
     succeed(make.env("SOURCE_DATE_EPOCH", epoch()?), &[])?;
@@ -118,7 +127,7 @@ fn open_folders(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn version() -> Result<String> {
+pub(crate) fn version() -> Result<String> {
     let metadata = metadata(false)?;
     let packages = list(&metadata, "packages");
     let own = packages.iter().find(|package| text(package, "name") == "storagetm");
@@ -127,7 +136,7 @@ fn version() -> Result<String> {
 
 /// Returns the time of the newest commit, in seconds: the package must not depend on the build
 /// time.
-fn epoch() -> Result<String> {
+pub(crate) fn epoch() -> Result<String> {
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         return Ok(epoch);
     }
@@ -137,16 +146,9 @@ fn epoch() -> Result<String> {
     Ok(String::from_utf8_lossy(&told).trim().to_owned())
 }
 
-/// Writes the stripped program.
-pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
-    let mut strip = Command::new("strip");
-    strip.args(["--strip-all", "--remove-section=.comment", "--remove-section=.note", "-o"]);
-    succeed(strip.arg(to).arg(program), &[]).map(drop)
-}
-
 /// Adapts the files to Debian: compresses manual and documents, and moves zsh's completion to
 /// Debian's directory.
-fn contents(program: &Path, version: &str) -> Result<Vec<Piece>> {
+fn contents(program: &Path, version: &str, architecture: Architecture) -> Result<Vec<Piece>> {
     let mut all = pieces(program)?;
     for piece in &mut all {
         if piece.path.starts_with("share/man/") {
@@ -156,7 +158,7 @@ fn contents(program: &Path, version: &str) -> Result<Vec<Piece>> {
     }
     all.extend(documents()?);
     let mut changelog = paper("changelog", changelog(version)?.into_bytes());
-    let mut licences = paper("third-party-licences.txt", third_parties()?.into_bytes());
+    let mut licences = paper("third-party-licences.txt", third_parties(architecture)?.into_bytes());
     compress(&mut changelog)?;
     compress(&mut licences)?;
     all.extend([changelog, licences, paper("copyright", copyright()?.into_bytes())]);
@@ -193,11 +195,16 @@ fn copyright() -> Result<String> {
 }
 
 /// Writes the control files.
-fn describe(root: &Path, pieces: &[Piece], version: &str) -> Result<()> {
+fn describe(
+    root: &Path,
+    pieces: &[Piece],
+    version: &str,
+    architecture: Architecture,
+) -> Result<()> {
     let folder = root.join("DEBIAN");
     fs::create_dir_all(&folder)?;
     let sizes = pieces.iter().map(|piece| piece.content.len().div_ceil(1024));
-    fs::write(folder.join("control"), control(version, sizes.sum()))?;
+    fs::write(folder.join("control"), control(version, architecture, sizes.sum()))?;
     fs::write(folder.join("md5sums"), sums(root, pieces)?)?;
     for name in ["control", "md5sums"] {
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o644))?;
@@ -209,9 +216,10 @@ fn describe(root: &Path, pieces: &[Piece], version: &str) -> Result<()> {
     Ok(())
 }
 
-fn control(version: &str, kibibytes: usize) -> String {
+fn control(version: &str, architecture: Architecture, kibibytes: usize) -> String {
+    let debian = architecture.debian();
     format!(
-        "Package: storagetm\nVersion: {version}\nArchitecture: amd64\nMaintainer: {MAINTAINER}\n\
+        "Package: storagetm\nVersion: {version}\nArchitecture: {debian}\nMaintainer: {MAINTAINER}\n\
          Installed-Size: {kibibytes}\nSection: admin\nPriority: optional\n\
          Suggests: ktls-utils, libnbd-bin, nbd-client, nvme-cli, systemd-boot-efi\n\
          Enhances: dracut, initramfs-tools, mkosi, systemd\n\

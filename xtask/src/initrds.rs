@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cargo;
-use crate::chroot::{self, Chroot};
+use crate::chroot::{self, Chroot, Recipe, STABLE};
 use crate::deb;
 use crate::tally::Tally;
 use crate::vm::mirror;
@@ -161,7 +161,8 @@ fn prepare(options: &Options) -> Result<Chroot> {
     let built = || cargo::build_program("storagetm");
     let program = options.program.clone().map_or_else(built, Ok)?;
     let package = deb::build(&program)?;
-    let chroot = Chroot::open("initrds", &PACKAGES)?;
+    let recipe = Recipe { name: "initrds", suite: STABLE, foreign: None, packages: &PACKAGES };
+    let chroot = Chroot::open(&recipe)?;
     let folder = chroot.root().join("initrds");
     fs::create_dir_all(&folder)?;
     fs::copy(package, folder.join("storagetm.deb"))?;

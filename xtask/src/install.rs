@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::architecture::Architecture;
 use crate::cargo::{self, workspace};
 use crate::credits;
-use crate::deb;
+use crate::cross;
 use crate::documents::documents;
 use crate::man;
 use crate::tally::Tally;
@@ -54,7 +55,7 @@ fn install(options: &Options) -> Result<()> {
     if options.with_target {
         pieces.push(text("units/storage-target-mode.target", UNITS)?);
     }
-    pieces.extend(credits::pieces()?);
+    pieces.extend(credits::pieces(Architecture::of(&program)?)?);
     pieces.extend(documents()?);
     if prefix != "/usr" {
         println!("# the pieces for initrds are left out: their makers look below /usr only");
@@ -73,7 +74,7 @@ fn install(options: &Options) -> Result<()> {
 fn stripped(program: &Path) -> Result<PathBuf> {
     let to = cargo::target_directory()?.join("install").join("storagetm");
     fs::create_dir_all(to.parent().context("no folder")?)?;
-    deb::strip(program, &to).context("the program cannot be stripped (package binutils)")?;
+    cross::strip(program, &to).context("the program cannot be stripped (package binutils)")?;
     Ok(to)
 }
 

@@ -1,11 +1,13 @@
 //! The project's tools, called as `cargo xtask COMMAND`: tests, checks and test machines.
 #![forbid(unsafe_code)]
 
+mod architecture;
 mod cargo;
 mod cases;
 mod chroot;
 mod ci;
 mod credits;
+mod cross;
 mod deb;
 mod documents;
 mod initrds;
@@ -56,6 +58,8 @@ enum Command {
     Install(install::Options),
     /// Build a Debian package, and with --check install, test and remove it in a minimal Debian
     Deb(deb::Options),
+    /// Build the program for an architecture, in a Debian of its own if this machine lacks the compilers
+    Cross(cross::Options),
     /// Build initrds by dracut, initramfs-tools and mkosi in a minimal Debian (nightly)
     Initrds(initrds::Options),
     /// Compare storagetm with the limit of the machine; arguments are those of `bench run`
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Command::Units => units::run(),
         Command::Install(options) => install::run(&options),
         Command::Deb(options) => deb::run(&options),
+        Command::Cross(options) => cross::run(&options),
         Command::Initrds(options) => initrds::run(&options),
         Command::Bench { arguments } => bench(&arguments),
         Command::Soak(options) => soak::run(&options),

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::chroot::{self, Chroot};
+use crate::chroot::{self, Chroot, Recipe, STABLE};
 use crate::tally::Tally;
 
 const PACKAGES: [&str; 5] = ["bash-completion", "man-db", "mandoc", "systemd", "udev"];
@@ -54,7 +54,8 @@ pub(super) fn run(package: &Path, tally: &mut Tally) -> Result<()> {
         tally.skip("deb: install and remove", &reason);
         return Ok(());
     }
-    let chroot = Chroot::open("deb", &PACKAGES)?;
+    let recipe = Recipe { name: "deb", suite: STABLE, foreign: None, packages: &PACKAGES };
+    let chroot = Chroot::open(&recipe)?;
     let before = files(chroot.root())?;
     fs::copy(package, chroot.root().join("tmp/storagetm.deb"))?;
     let installed = chroot.run("dpkg --install /tmp/storagetm.deb && rm /tmp/storagetm.deb");

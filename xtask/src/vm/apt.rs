@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use super::mirror::Mirror;
+use crate::architecture::Architecture;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -19,13 +20,18 @@ pub(super) struct Apt {
 
 impl Apt {
     /// Initializes the private state in a directory and updates the package lists.
-    pub(super) fn open(folder: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+    pub(super) fn open(
+        folder: &Path,
+        mirror: &Mirror,
+        suite: &str,
+        architecture: Architecture,
+    ) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))?;
         }
         fs::write(folder.join("status"), "")?;
         fs::write(folder.join("sources.list"), source_list(mirror, suite))?;
-        fs::write(folder.join("apt.conf"), configuration(folder))?;
+        fs::write(folder.join("apt.conf"), configuration(folder, architecture))?;
         let apt = Self { folder: folder.to_owned() };
         apt.run("apt-get", &["-q", "-o", "APT::Update::Error-Mode=any", "update"])?;
         Ok(apt)
@@ -49,8 +55,13 @@ impl Apt {
         Ok(parts)
     }
 
-    /// Fetches packages, optionally with dependencies, and unpacks them.
-    pub(super) fn unpack(&self, packages: &[&str], closure: bool, into: &Path) -> Result<()> {
+    /// Fetches packages, optionally with dependencies, and unpacks them. Returns the names of their files.
+    pub(super) fn unpack(
+        &self,
+        packages: &[&str],
+        closure: bool,
+        into: &Path,
+    ) -> Result<Vec<String>> {
         let archives = self.folder.join("cache/archives");
         clear(&archives)?;
         if closure {
@@ -60,12 +71,16 @@ impl Apt {
             self.run("apt-get", &[&["-q", "download"], packages].concat())?;
         }
         fs::create_dir_all(into)?;
+        let mut names = Vec::new();
         for archive in debs(&archives)? {
             let mut unpack = Command::new("dpkg-deb");
             unpack.arg("-x").arg(&archive).arg(into);
             succeed(&mut unpack)?;
+            names.extend(archive.file_name().map(|name| name.to_string_lossy().into_owned()));
         }
-        clear(&archives)
+        clear(&archives)?;
+        names.sort();
+        Ok(names)
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
@@ -85,17 +100,18 @@ fn source_list(mirror: &Mirror, suite: &str) -> String {
     list
 }
 
-fn configuration(folder: &Path) -> String {
+fn configuration(folder: &Path, architecture: Architecture) -> String {
     let path = |part: &str| folder.join(part).display().to_string();
     let (state, status) = (path("state"), path("status"));
     let (cache, sources) = (path("cache"), path("sources.list"));
+    let debian = architecture.debian();
     // apt downloads as a user that may not be able to read the cache directory. Hooks and
     // additional downloads of the machine's own configuration are disabled.
     format!(
         "Dir::State \"{state}\";\nDir::State::status \"{status}\";\nDir::Cache \"{cache}\";\n\
          Dir::Etc::sourcelist \"{sources}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
          Dir::Etc::preferencesparts \"/dev/null\";\nAPT::Sandbox::User \"root\";\n\
-         APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
+         APT::Architecture \"{debian}\";\nAPT::Architectures {{ \"{debian}\"; }};\n\
          Acquire::Languages \"none\";\nAcquire::Retries \"3\";\nDebug::NoLocking \"1\";\n\
          #clear APT::Update;\n#clear Acquire::IndexTargets::deb::DEP-11;\n"
     )

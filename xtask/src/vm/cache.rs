@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::apt::Apt;
 use super::mirror;
 use super::modules;
+use crate::architecture::Architecture;
 use crate::cargo;
 
 /// A kernel to boot.
@@ -79,21 +80,29 @@ impl Cache {
 
     /// The kernel of the newest of the releases that has the drivers of real machines, such as those
     /// of USB.
-    pub(super) fn whole_kernel(&self) -> Result<PathBuf> {
-        let folder = self.folder.join("kernel-amd64");
+    pub(super) fn whole_kernel(&self, architecture: Architecture) -> Result<PathBuf> {
+        let debian = architecture.debian();
+        let folder = self.folder.join(format!("kernel-{debian}"));
         self.once(&folder, || {
-            let apt = self.apt(TOOLS_SUITE)?;
-            let parts = apt.parts_of("linux-image-amd64", "-amd64")?;
+            let apt = self.apt_for(TOOLS_SUITE, architecture)?;
+            let parts = apt.parts_of(&format!("linux-image-{debian}"), &format!("-{debian}"))?;
             let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
             apt.unpack(&parts, false, &folder)
         })?;
         Ok(folder)
     }
 
-    /// Packages of the newest of the releases alone, unpacked in a folder of this name.
-    pub(super) fn pieces(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
-        let folder = self.folder.join(name);
-        self.once(&folder, || self.apt(TOOLS_SUITE)?.unpack(packages, false, &folder))?;
+    /// Packages of the newest of the releases alone, unpacked in a folder of this name and architecture.
+    pub(super) fn pieces(
+        &self,
+        name: &str,
+        architecture: Architecture,
+        packages: &[&str],
+    ) -> Result<PathBuf> {
+        let folder = self.folder.join(format!("{name}-{}", architecture.debian()));
+        self.once(&folder, || {
+            self.apt_for(TOOLS_SUITE, architecture)?.unpack(packages, false, &folder)
+        })?;
         Ok(folder)
     }
 
@@ -167,22 +176,38 @@ impl Cache {
     }
 
     fn apt(&self, suite: &str) -> Result<Apt> {
-        let mirror = mirror::of_this_machine()?;
-        Apt::open(&self.folder.join(format!("apt-{suite}")), &mirror, suite)
+        self.apt_for(suite, Architecture::X86_64)
     }
 
-    /// Fills a directory, unless an earlier run has done so completely.
-    fn once(&self, folder: &Path, fill: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut marker = folder.as_os_str().to_owned();
-        marker.push(".complete");
-        let marker = PathBuf::from(marker);
+    fn apt_for(&self, suite: &str, architecture: Architecture) -> Result<Apt> {
+        let mirror = mirror::of_this_machine()?;
+        let folder = self.folder.join(format!("apt-{suite}-{}", architecture.debian()));
+        Apt::open(&folder, &mirror, suite, architecture)
+    }
+
+    /// Returns the names of the files of the packages that a directory was filled with.
+    pub(super) fn files(&self, folder: &Path) -> Result<Vec<String>> {
+        let names = fs::read_to_string(marker(folder))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Fills a directory with packages, unless an earlier run has done so completely.
+    fn once(&self, folder: &Path, fill: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
+        let marker = marker(folder);
         if marker.exists() {
             return Ok(());
         }
         if folder.exists() {
             fs::remove_dir_all(folder)?;
         }
-        fill().with_context(|| format!("{} cannot be fetched", folder.display()))?;
-        Ok(fs::write(marker, "")?)
+        let names = fill().with_context(|| format!("{} cannot be fetched", folder.display()))?;
+        Ok(fs::write(marker, names.join("\n"))?)
     }
+}
+
+/// Returns the file that is written when a directory is complete.
+fn marker(folder: &Path) -> PathBuf {
+    let mut marker = folder.as_os_str().to_owned();
+    marker.push(".complete");
+    PathBuf::from(marker)
 }

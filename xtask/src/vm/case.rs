@@ -125,6 +125,12 @@ impl<'a> Results<'a> {
         }
     }
 
+    /// Records that a test cannot be run here.
+    pub(super) fn skip(&mut self, name: &str, reason: &str) {
+        let Some(at) = self.open.iter().position(|case| case.name == name) else { return };
+        self.tally.skip(&self.open.remove(at).title, reason);
+    }
+
     /// Records the result of a test.
     pub(super) fn decide(&mut self, name: &str, outcome: Result<()>) {
         let notes = std::mem::take(&mut self.notes);

@@ -30,6 +30,7 @@ use anyhow::{Context, Result};
 
 use crate::cargo;
 use crate::tally::Tally;
+pub(crate) use boot::Pieces;
 use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 

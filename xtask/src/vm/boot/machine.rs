@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::screen::Screen;
+use crate::architecture::Architecture;
 use crate::vm::guest::link;
 use crate::vm::qmp::Qmp;
 
@@ -18,7 +19,16 @@ pub(super) enum Start {
     /// A kernel, an initramfs and a command line, loaded by qemu.
     Direct { kernel: PathBuf, initramfs: PathBuf, line: String },
     /// Firmware that boots from a medium; without flash memory, SeaBIOS.
-    Firmware { flash: Option<Flash>, medium: PathBuf, bus: Bus },
+    Firmware { architecture: Architecture, flash: Option<Flash>, medium: PathBuf, bus: Bus },
+}
+
+impl Start {
+    fn architecture(&self) -> Architecture {
+        match self {
+            Self::Direct { .. } => Architecture::X86_64,
+            Self::Firmware { architecture, .. } => *architecture,
+        }
+    }
 }
 
 /// UEFI firmware.
@@ -82,7 +92,7 @@ impl Machine {
         name: &str,
     ) -> Result<Self> {
         let control = folder.join(format!("{name}.qmp"));
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(emulator(start.architecture()));
         command.args(machine(start)).args(starting(start, folder, name)?).args(devices);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", control.display()));
         command.args(["-serial", "stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -140,19 +150,27 @@ impl Drop for Machine {
     }
 }
 
+/// Returns the program that emulates an architecture.
+pub(super) fn emulator(architecture: Architecture) -> String {
+    format!("qemu-system-{}", architecture.name())
+}
+
 /// Arguments of every machine. The systemd initrd is unpacked into memory: it needs the most.
 fn machine(start: &Start) -> Vec<String> {
     let is_protected = match start {
         Start::Firmware { flash: Some(flash), .. } => flash.is_protected,
         _ => false,
     };
-    let kind = if is_protected {
-        "q35,smm=on -global driver=cfi.pflash01,property=secure,value=on"
-    } else {
-        "q35"
+    let kind = match (start.architecture(), is_protected) {
+        (Architecture::X86_64, true) => {
+            "q35,smm=on -global driver=cfi.pflash01,property=secure,value=on -cpu max"
+        }
+        (Architecture::X86_64, false) => "q35 -cpu max",
+        // Without a random number generator the kernel takes long to have entropy.
+        (Architecture::Aarch64, _) => "virt -cpu cortex-a72 -device virtio-rng-pci",
     };
     let words = format!(
-        "-accel tcg,thread=multi -cpu max -machine {kind} -smp 2 -m 1536 -nodefaults -no-user-config \
+        "-accel tcg,thread=multi -machine {kind} -smp 2 -m 1536 -nodefaults -no-user-config \
          -display none -no-reboot -device virtio-scsi-pci,id=scsi"
     );
     words.split(' ').map(str::to_owned).collect()
@@ -170,7 +188,7 @@ fn starting(start: &Start, folder: &Path, name: &str) -> Result<Vec<String>> {
             let words = ["-kernel", &path(kernel), "-initrd", &path(initramfs), "-append", line];
             words.map(str::to_owned).to_vec()
         }
-        Start::Firmware { flash, medium, bus } => {
+        Start::Firmware { flash, medium, bus, .. } => {
             let mut words = Vec::new();
             if let Some(flash) = flash {
                 let own = folder.join(format!("{name}.variables"));

@@ -10,6 +10,7 @@ mod lines;
 mod machine;
 mod machines;
 mod pairing;
+mod pieces;
 mod screen;
 mod settings;
 mod systemd;
@@ -28,6 +29,7 @@ use crate::tally::Tally;
 use client::Client;
 use figures::Figures;
 use machine::Machine;
+pub(crate) use pieces::Pieces;
 use trial::{TRIALS, Trial};
 use ways::{Maker, Way};
 
@@ -46,11 +48,14 @@ pub(super) struct Options {
     /// Boot only sticks and CDs, on machines with each kind of firmware, and print the matrix of them
     #[arg(long, conflicts_with = "initrds")]
     machines: bool,
+    /// Boot this program on the ARM64 machines instead of building storagetm for them
+    #[arg(long, value_name = "PATH", requires = "machines")]
+    arm64_program: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 1, screenshots: None, initrds: None, machines: false }
+        Self { rounds: 1, screenshots: None, initrds: None, machines: false, arm64_program: None }
     }
 }
 
@@ -73,6 +78,8 @@ struct Lab<'a> {
     screenshots: Option<PathBuf>,
     /// The directory of initrds built by other tools.
     initrds: Option<PathBuf>,
+    /// The program for ARM64, if it is built already.
+    arm_program: Option<PathBuf>,
     /// Whether only the table of times needs this boot.
     only_times: bool,
 }
@@ -126,7 +133,9 @@ pub(super) fn run(
     let screenshots = options.screenshots.clone();
     let figures = Figures::default();
     let initrds = options.initrds.clone();
-    let mut lab = Lab { maker, client: None, figures, screenshots, initrds, only_times: false };
+    let arm_program = options.arm64_program.clone();
+    let mut lab =
+        Lab { maker, client: None, figures, screenshots, initrds, arm_program, only_times: false };
     for trial in options.trials() {
         run_trial(trial, 0, &mut lab, chosen(trial, wanted), tally);
     }

@@ -10,7 +10,7 @@ use image::cpio::Archive;
 
 use crate::vm::Bench;
 use crate::vm::apt::succeed;
-use crate::vm::cache::Kernel;
+use crate::vm::cache::{Cache, Kernel};
 use crate::vm::modules;
 use crate::vm::tree;
 
@@ -78,7 +78,7 @@ pub(super) fn write(
     work: &Path,
     to: &Path,
 ) -> Result<()> {
-    let packages = packages(bench)?;
+    let packages = packages(&bench.cache)?;
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "run", "tmp", "root", "var/tmp"] {
         archive.directory(folder);
@@ -127,18 +127,18 @@ fn drivers(bench: &Bench, kernel: &Kernel, work: &Path) -> Result<PathBuf> {
     for name in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
         fs::copy(source.join(name), to.join(name)).with_context(|| name.to_owned())?;
     }
-    index(bench, &folder.join("usr"), &version)?;
+    index(&bench.cache, &folder.join("usr"), &version)?;
     Ok(folder)
 }
 
 /// Returns the unpacked packages.
-fn packages(bench: &Bench) -> Result<PathBuf> {
-    bench.cache.packages("systemd", PACKAGES)
+fn packages(cache: &Cache) -> Result<PathBuf> {
+    cache.packages("systemd", PACKAGES)
 }
 
 /// Builds the index of the modules in `lib/modules/VERSION` of a directory.
-pub(super) fn index(bench: &Bench, base: &Path, version: &str) -> Result<()> {
-    let mut depmod = program(&packages(bench)?, "usr/sbin/depmod");
+pub(super) fn index(cache: &Cache, base: &Path, version: &str) -> Result<()> {
+    let mut depmod = program(&packages(cache)?, "usr/sbin/depmod");
     succeed(depmod.arg("-b").arg(base).arg(version)).map(drop)
 }
 

@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 
 use super::machine::{Bus, Flash, Start};
 use super::systemd;
+use crate::architecture::Architecture;
 use crate::install;
 use crate::vm::Bench;
 use crate::vm::apt::succeed;
-use crate::vm::cache::Kernel;
+use crate::vm::cache::{Cache, Kernel};
 use crate::vm::modules;
 
 /// The parameters that start target mode in a systemd initrd. Without a machine identifier systemd
@@ -21,7 +22,7 @@ pub(super) const TARGET: &str = "rd.systemd.unit=storage-target-mode.target ip=l
 /// The parameter that makes ours require no key; the others do not support keys.
 pub(super) const OPEN: &str = "storagetm.open";
 /// The parameters of every way.
-const CONSOLE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
+pub(super) const QUIET: &str = "quiet loglevel=1 panic=-1";
 
 /// A way into target mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +94,7 @@ impl Maker<'_> {
 
     /// The kernel's command line.
     pub(super) fn command_line(&self, more: &str) -> String {
-        format!("{} {CONSOLE} {more}", self.line).trim().to_owned()
+        format!("{} console=ttyS0 {QUIET} {more}", self.line).trim().to_owned()
     }
 
     fn systemd(&self, way: Way) -> Result<PathBuf> {
@@ -140,13 +141,14 @@ impl Maker<'_> {
             variables: file("OVMF_VARS_4M.fd"),
             is_protected: false,
         };
-        Ok(Start::Firmware { flash: Some(flash), medium: disk, bus: Bus::Virtio })
+        let architecture = Architecture::X86_64;
+        Ok(Start::Firmware { architecture, flash: Some(flash), medium: disk, bus: Bus::Virtio })
     }
 
     /// Builds an image by storagetm from the kernel of the tests.
     fn image(&self, form: &str, to: &Path, line: &str) -> Result<()> {
         let bench = self.bench;
-        let modules = modules(bench, &bench.cache.kernel(self.kernel))?;
+        let modules = modules(&bench.cache, &bench.cache.kernel(self.kernel))?;
         let mut program = Command::new(&bench.program);
         program.args(["image", "--for", "generic", "--kernel"]);
         program.arg(bench.cache.boot_image(self.kernel)?).arg("--modules").arg(modules);
@@ -163,11 +165,11 @@ impl Maker<'_> {
 
 /// The modules of an unpacked kernel with their index, which a package manager generates on
 /// installation.
-pub(super) fn modules(bench: &Bench, kernel: &Path) -> Result<PathBuf> {
+pub(super) fn modules(cache: &Cache, kernel: &Path) -> Result<PathBuf> {
     let (version, folder) = modules::folder(kernel)?;
     if !folder.join("modules.dep").exists() {
         let base = folder.ancestors().nth(3).context("a folder of modules stands alone")?;
-        systemd::index(bench, base, &version)?;
+        systemd::index(cache, base, &version)?;
     }
     Ok(folder)
 }
