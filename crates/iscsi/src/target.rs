@@ -79,7 +79,7 @@ const MIN_DIRECT_RECV: usize = 8192;
 pub struct Server {
     catalogue: Arc<Catalogue>,
     random: RandomSource,
-    registry: Registry,
+    registry: Arc<Registry>,
 }
 
 impl Server {
@@ -93,7 +93,7 @@ impl Server {
     /// As [`Server::new`], with another source of random bytes.
     #[must_use]
     pub fn with_random(catalogue: Arc<Catalogue>, random: RandomSource) -> Arc<Self> {
-        Arc::new(Self { catalogue, random, registry: Registry::default() })
+        Arc::new(Self { catalogue, random, registry: Arc::default() })
     }
 
     /// Creates the session of a new connection. Data uses memory of `account` and its siblings.

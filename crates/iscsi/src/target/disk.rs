@@ -17,6 +17,7 @@ use super::memory::Memory;
 use super::negotiation::Parameters;
 use super::outbox::Outbox;
 use super::receiver::Receiver;
+use super::registry::{Registration, Registry};
 use super::slots::{Slot, Slots, Work};
 use super::{PIECE, reply};
 use crate::wire::bhs::{R2t, of_target};
@@ -48,6 +49,8 @@ pub(super) struct Disk {
     forgotten: VecDeque<u32>,
     /// Task management functions that wait for their tasks.
     pending: Vec<Pending>,
+    registry: Arc<Registry>,
+    registration: Arc<Registration>,
 }
 
 /// What waits for exclusive access of another request to end.
@@ -62,8 +65,16 @@ const MAX_FORGOTTEN: usize = 256;
 
 impl Disk {
     /// Creates the state of a new session.
-    pub(super) fn new(attachment: Attachment, port: Arc<Port>, account: &Account) -> Self {
+    pub(super) fn new(
+        attachment: Attachment,
+        port: Arc<Port>,
+        account: &Account,
+        registry: Arc<Registry>,
+        registration: Arc<Registration>,
+    ) -> Self {
         Self {
+            registry,
+            registration,
             nexus: Nexus::new(&attachment.grant, port),
             attachment,
             slots: Slots::new(),
@@ -295,6 +306,7 @@ impl Disk {
     /// Handles a change of shared state.
     pub(super) fn changed(&mut self, cx: &mut Cx<'_>) {
         self.nexus.changed(&self.attachment.grant);
+        self.take_reset(cx);
         for blocked in std::mem::take(&mut self.blocked) {
             match blocked {
                 Blocked::Write(request) => self.readmit(request, cx),

@@ -1,6 +1,6 @@
 //! The sessions of all connections: their handles, and reinstatement (RFC 7143 §6.3.5).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use export::Fence;
@@ -24,7 +24,16 @@ pub(super) struct Registration {
     fence: Option<Arc<Fence>>,
     /// Whether another session has replaced it.
     replaced: AtomicBool,
+    /// How far it has come with a reset of the logical unit by another session.
+    reset: AtomicU8,
 }
+
+/// No reset.
+const NO_RESET: u8 = 0;
+/// A reset was requested.
+const RESET_REQUESTED: u8 = 1;
+/// Its tasks are being aborted.
+const RESETTING: u8 = 2;
 
 impl Registration {
     /// Returns the handle of the session; never zero.
@@ -35,6 +44,24 @@ impl Registration {
     /// Returns whether another session has replaced this one.
     pub(super) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Acquire)
+    }
+
+    /// Returns whether another session has requested a reset since the last call. The tasks are then
+    /// to be aborted.
+    pub(super) fn begin_reset(&self) -> bool {
+        let from = (RESET_REQUESTED, RESETTING);
+        self.reset.compare_exchange(from.0, from.1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Notes that the tasks of a reset are off the disk. The other sessions must be notified.
+    pub(super) fn end_reset(&self) {
+        let from = (RESETTING, NO_RESET);
+        let _ = self.reset.compare_exchange(from.0, from.1, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Returns whether its tasks may be on the disk after a reset.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.reset.load(Ordering::Acquire) != NO_RESET
     }
 }
 
@@ -81,9 +108,27 @@ impl Registry {
         let candidates = (1..=u16::MAX).map(|n| last.wrapping_add(n));
         let tsih = candidates.into_iter().find(|tsih| *tsih != 0 && !taken.contains(tsih))?;
         sessions.last_tsih = tsih;
-        let session = Arc::new(Registration { id, tsih, fence, replaced: AtomicBool::new(false) });
+        let session = Arc::new(Registration {
+            id,
+            tsih,
+            fence,
+            replaced: AtomicBool::new(false),
+            reset: AtomicU8::new(NO_RESET),
+        });
         sessions.live.push(Arc::downgrade(&session));
         Some(session)
+    }
+
+    /// Requests the reset of the logical unit from every other session of its target. Returns them;
+    /// they must be notified.
+    pub(super) fn reset_others(&self, own: &Registration) -> Vec<Weak<Registration>> {
+        let live: Vec<_> = self.lock().live.iter().filter_map(Weak::upgrade).collect();
+        let others = live.iter().filter(|it| it.id.target == own.id.target && it.tsih != own.tsih);
+        let request = |other: &Arc<Registration>| {
+            other.reset.store(RESET_REQUESTED, Ordering::Release);
+            Arc::downgrade(other)
+        };
+        others.map(request).collect()
     }
 
     /// Returns whether a session has that handle.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use export::{Account, DirectRecv, Event, Fence, Notice, Outcome, Peer, Reason, Step, Ticket};
+use export::{
+    Account, DirectRecv, Event, Fence, Notice, Outcome, Peer, Reason, Registrant, Step, Ticket,
+};
 use scsi::Port;
 
 use super::attachment::Attachment;
@@ -94,7 +96,12 @@ impl Session {
     fn try_establish(&mut self) -> Result<(), Failure> {
         let Phase::Login(login, _) = &self.phase else { return Ok(()) };
         login.check_handle(|tsih| self.server.registry.has(tsih))?;
-        let grant = login.grant(&self.authorizer)?;
+        let registrant = Registrant {
+            host: self.authorizer.initiator.clone(),
+            id: login.isid().to_vec(),
+            port: PORT_ID,
+        };
+        let grant = login.grant(&self.authorizer)?.map(|grant| grant.with_registrant(registrant));
         let target = grant.is_some().then(|| login.target().to_owned());
         let id = SessionId {
             initiator: self.authorizer.initiator.clone(),
@@ -119,7 +126,8 @@ impl Session {
         let disk = grant.map(|grant| {
             let port = port(target.as_deref().unwrap_or_default());
             let attachment = Attachment::new(grant, &self.authorizer, &mut self.out);
-            Disk::new(attachment, Arc::new(port), &self.account)
+            let (registry, registration) = (self.server.registry.clone(), registration.clone());
+            Disk::new(attachment, Arc::new(port), &self.account, registry, registration)
         });
         let full = FullFeature::new(accepted, registration, target, disk);
         self.phase = Phase::FullFeature(Box::new(full));
@@ -234,6 +242,9 @@ impl Session {
     }
 }
 
+/// Relative identifier of the one target port.
+const PORT_ID: u16 = 1;
+
 /// Returns the target port, for SCSI.
 fn port(target: &str) -> Port {
     Port {
@@ -241,7 +252,7 @@ fn port(target: &str) -> Port {
         protocol: Some(5),
         device: target.to_owned(),
         name: format!("{target},t,0x000{PORTAL_GROUP}"),
-        relative: 1,
+        relative: PORT_ID,
     }
 }
 

@@ -215,17 +215,23 @@ fn x35_additional_headers_fail_the_command() {
     world.end_all();
 }
 
-/// Case X36: EXTENDED COPY.
+/// Case X36: EXTENDED COPY from and to a disk that is none of the session's.
 #[test]
-fn x36_copy_commands_are_not_supported() {
+fn x36_copy_of_another_disk_is_refused() {
     let mut world = World::new();
     let mut initiator = Initiator::attached(&mut world);
-    for code in [0x83, 0x84] {
-        let mut cdb = [0; 16];
-        (cdb[0], cdb[13]) = (code, 32);
-        let pdus = initiator.command(&mut world, cdb, bhs::WRITE, 32, &[0; 32]);
-        assert_eq!(crate::initiator::sense(&pdus), (5, 0x20, 0));
-    }
+    let before = world.disk.clone();
+    // One disk, by an NAA designator, and one segment from block 0 to block 8.
+    let mut list = vec![0; 16 + 32 + 28];
+    (list[3], list[11]) = (32, 28);
+    list[16..28].copy_from_slice(&[0xe4, 0, 0, 0, 1, 3, 0, 8, 0x52, 1, 2, 3]);
+    list[48..52].copy_from_slice(&[2, 0, 0, 24]);
+    (list[59], list[75]) = (8, 8);
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (0x83, 76);
+    let pdus = initiator.command(&mut world, cdb, bhs::WRITE, 76, &list);
+    assert_eq!(status(&pdus), 2);
+    assert!(world.disk == before);
     world.end_all();
 }
 

@@ -7,4 +7,5 @@ mod discovery;
 mod hostile;
 mod initiator;
 mod login;
+mod tasks;
 mod world;

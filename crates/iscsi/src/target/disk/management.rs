@@ -1,10 +1,14 @@
 //! Task management: tasks are aborted, and the function is answered when they are off the disk
 //! (RFC 7143 §4.2.3.3, §11.5).
 
+use std::sync::Weak;
+
+use export::ReservationCommand;
 use scsi::Attention;
 
 use super::{Cx, Disk};
 use crate::target::link::Data;
+use crate::target::registry::Registration;
 use crate::target::slots::Work;
 use crate::wire::bhs::{Bhs, TaskRequest, TaskResponse, of_target};
 use crate::wire::opcode::{self, function, function_response};
@@ -15,15 +19,26 @@ const MAX_PENDING: usize = 16;
 /// A function that waits until its tasks are off the disk.
 #[derive(Debug)]
 pub(super) struct Pending {
-    itt: u32,
+    /// Its tag; `None` for a reset by another session.
+    itt: Option<u32>,
     /// The slots of tasks that have not ended.
     waiting: Vec<u8>,
+    /// The other sessions whose tasks are aborted, too.
+    others: Vec<Weak<Registration>>,
 }
 
 impl Pending {
     /// Notes that a slot was freed.
     pub(super) fn freed(&mut self, at: u8) {
         self.waiting.retain(|other| *other != at);
+    }
+
+    /// Returns whether all tasks are off the disk.
+    fn is_done(&mut self) -> bool {
+        let is_resetting =
+            |it: &Weak<Registration>| it.upgrade().is_some_and(|it| it.is_resetting());
+        self.others.retain(is_resetting);
+        self.waiting.is_empty() && self.others.is_empty()
     }
 }
 
@@ -38,7 +53,7 @@ impl Disk {
                 self.answer(itt, function_response::REJECTED, cx)
             }
             function::ABORT_TASK => match self.slots.find(request.ref_tag.get()) {
-                Some(at) => self.abort(itt, vec![at], cx),
+                Some(at) => self.abort(Some(itt), vec![at], Vec::new(), cx),
                 None => self.answer(itt, function_response::NO_TASK, cx),
             },
             function::ABORT_TASK_SET | function::LOGICAL_UNIT_RESET | function::CLEAR_TASK_SET
@@ -48,13 +63,9 @@ impl Disk {
             }
             function::ABORT_TASK_SET => {
                 let all = self.all_tasks();
-                self.abort(itt, all, cx);
+                self.abort(Some(itt), all, Vec::new(), cx);
             }
-            function::LOGICAL_UNIT_RESET | function::TARGET_WARM_RESET => {
-                self.nexus.attend(Attention::Reset);
-                let all = self.all_tasks();
-                self.abort(itt, all, cx);
-            }
+            function::LOGICAL_UNIT_RESET | function::TARGET_WARM_RESET => self.reset_unit(itt, cx),
             _ => self.answer(itt, function_response::NOT_SUPPORTED, cx),
         }
     }
@@ -63,8 +74,36 @@ impl Disk {
         self.slots.busy().map(|(at, _)| at).collect()
     }
 
-    fn abort(&mut self, itt: u32, tasks: Vec<u8>, cx: &mut Cx<'_>) {
-        self.pending.push(Pending { itt, waiting: tasks.clone() });
+    /// Resets the logical unit: for all sessions, and ends RESERVE (6) of any.
+    fn reset_unit(&mut self, itt: u32, cx: &mut Cx<'_>) {
+        let ended = self.attachment.grant.reserve(ReservationCommand::ResetUnit, None);
+        let others = self.registry.reset_others(&self.registration);
+        if ended.is_ok() || !others.is_empty() {
+            cx.out.notify();
+        }
+        self.nexus.attend(Attention::Reset);
+        let all = self.all_tasks();
+        self.abort(Some(itt), all, others, cx);
+    }
+
+    /// Aborts the tasks, if another session has reset the logical unit.
+    pub(super) fn take_reset(&mut self, cx: &mut Cx<'_>) {
+        if self.registration.begin_reset() {
+            self.nexus.attend(Attention::Reset);
+            let all = self.all_tasks();
+            self.abort(None, all, Vec::new(), cx);
+        }
+        self.answer_pending(cx);
+    }
+
+    fn abort(
+        &mut self,
+        itt: Option<u32>,
+        tasks: Vec<u8>,
+        others: Vec<Weak<Registration>>,
+        cx: &mut Cx<'_>,
+    ) {
+        self.pending.push(Pending { itt, waiting: tasks.clone(), others });
         for at in tasks {
             self.abort_task(at, cx);
         }
@@ -111,10 +150,15 @@ impl Disk {
 
     /// Answers the functions whose tasks have ended.
     fn answer_pending(&mut self, cx: &mut Cx<'_>) {
-        let done = |pending: &mut Pending| pending.waiting.is_empty();
-        let done: Vec<Pending> = self.pending.extract_if(.., done).collect();
+        let done: Vec<Pending> = self.pending.extract_if(.., Pending::is_done).collect();
         for Pending { itt, .. } in done {
-            self.answer(itt, function_response::COMPLETE, cx);
+            match itt {
+                Some(itt) => self.answer(itt, function_response::COMPLETE, cx),
+                None => {
+                    self.registration.end_reset();
+                    cx.out.notify();
+                }
+            }
         }
     }
 
