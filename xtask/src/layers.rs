@@ -26,9 +26,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("image", &["export", "linux"]),
     ("filesystem", &["export", "linux"]),
     ("failure", &["console"]),
-    ("protocol", &["export", "nbd", "nvme"]),
+    ("protocol", &["export", "iscsi", "nbd", "nvme"]),
     ("ipc", &["linux"]),
-    ("keys", &["console", "export", "failure", "linux", "nbd", "nvme", "pair"]),
+    ("keys", &["console", "export", "failure", "iscsi", "linux", "nbd", "nvme", "pair"]),
     ("dnssd", &["failure", "ipc", "linux", "nvme", "protocol"]),
     (
         "remote",
@@ -37,8 +37,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "console", "engine", "export", "failure", "ipc", "keys", "linux", "nbd", "nvme",
-            "pair", "protocol",
+            "console", "engine", "export", "failure", "ipc", "iscsi", "keys", "linux", "nbd",
+            "nvme", "pair", "protocol",
         ],
     ),
 ];
