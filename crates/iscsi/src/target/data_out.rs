@@ -127,15 +127,17 @@ impl DataOut {
         self.sink(slot, 0, self.offset)
     }
 
-    /// Checks the header of a Data-Out PDU. Returns where its data goes.
-    pub(super) fn accept(&mut self, slot: u8, header: &Bhs) -> Result<TaskData, Violation> {
+    /// Checks the header of a Data-Out PDU. Returns where its data goes, and whether it has the next
+    /// DataSN.
+    pub(super) fn accept(&mut self, slot: u8, header: &Bhs) -> Result<(TaskData, bool), Violation> {
         let pdu = bhs::DataOut::of(header);
         let end = self.end.filter(|_| pdu.ttt.get() == self.ttt);
         let end = end.ok_or(Violation::DataNotExpected)?;
         let (start, len) = (pdu.offset.get(), pdu.data_len.get());
-        if start != self.offset || pdu.data_sn.get() != self.data_sn {
+        if start != self.offset {
             return Err(Violation::DataOffsetWrong);
         }
+        let is_in_order = pdu.data_sn.get() == self.data_sn;
         let behind = start.checked_add(len).filter(|behind| *behind <= end);
         self.offset = behind.ok_or(Violation::DataTooLong)?;
         self.data_sn = self.data_sn.wrapping_add(1);
@@ -146,7 +148,7 @@ impl DataOut {
             }
             self.end = None;
         }
-        Ok(self.sink(slot, start, self.offset))
+        Ok((self.sink(slot, start, self.offset), is_in_order))
     }
 
     /// Returns the place of the bytes from `start` to `end` in the piece.

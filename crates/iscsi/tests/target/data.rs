@@ -224,3 +224,32 @@ fn direct_receive_completes_a_write() {
         world.end_all();
     }
 }
+
+#[test]
+fn write_and_verify_has_residuals_as_a_write() {
+    let mut world = World::new();
+    let mut initiator = Initiator::attached(&mut world);
+    let cdb = |blocks: u16| [&[0x2e][..], &write_10(1, blocks)[1..]].concat().try_into().unwrap();
+    for (blocks, len, flag, residual) in
+        [(1, 1024, bhs::UNDERFLOW, 512), (2, 512, bhs::OVERFLOW, 512), (1, 200, bhs::OVERFLOW, 312)]
+    {
+        let data = vec![u8::try_from(blocks).unwrap(); len as usize];
+        let pdus = initiator.command(&mut world, cdb(blocks), bhs::WRITE, len, &data);
+        let header = ScsiResponse::of(&pdus[0].header);
+        assert_eq!((header.status, header.flags & 6, header.residual.get()), (0, flag, residual));
+    }
+    assert!(world.disk[512..1024] == [2; 512] && world.disk[1024..1536] == [2; 512]);
+    world.end_all();
+}
+
+#[test]
+fn other_commands_must_have_their_exact_length() {
+    let mut world = World::new();
+    let mut initiator = Initiator::attached(&mut world);
+    let same = [&[0x41][..], &write_10(1, 1)[1..]].concat().try_into().unwrap();
+    for (len, expected) in [(256, 2), (1024, 2), (512, 0)] {
+        let data = vec![7; len as usize];
+        assert_eq!(status(&initiator.command(&mut world, same, bhs::WRITE, len, &data)), expected);
+    }
+    world.end_all();
+}

@@ -1,6 +1,9 @@
 //! The beginning of commands, and their data from the initiator.
 
+use std::cmp::Ordering;
+
 use export::Buffer;
+use scsi::wire::sense::key;
 use scsi::{Command, Response, Sense, Status};
 
 use super::{Cx, Disk};
@@ -39,7 +42,15 @@ impl Disk {
             _ => Command::Done(Sense::INVALID_FIELD_IN_CDB.into()),
         };
         slot.asked = decided.data_out(grant).max(decided.data_in(grant));
-        slot.work = self.work(decided, &mut slot);
+        let shift = grant.export().geometry.shift();
+        let decided = match shortened(&command.cdb, slot.expected_out() >> shift) {
+            Some(short) if slot.asked > slot.expected_out().into() => {
+                self.nexus.command(grant, command.lun.to_bytes(), &short)
+            }
+            _ => decided,
+        };
+        let may_be_long = shortened(&command.cdb, 0).is_some();
+        slot.work = self.work(decided, &slot, may_be_long);
         let immediate = header.data_len.get() != 0;
         let follows = immediate || slot.data_out.expects();
         let Some(at) = self.slots.claim(slot) else { return Err(Violation::CmdSnSkipped) };
@@ -57,8 +68,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Returns the work of a command.
-    fn work(&self, decided: Command, slot: &mut Slot) -> Work {
+    /// Returns the work of a command. A job does not take data of another length than its CDB says,
+    /// unless it `may_be_long`.
+    fn work(&self, decided: Command, slot: &Slot, may_be_long: bool) -> Work {
         let geometry = self.attachment.grant.export().geometry;
         let asked = u32::try_from(slot.asked).unwrap_or(u32::MAX);
         match decided {
@@ -70,10 +82,11 @@ impl Disk {
                 let len = asked.min(slot.expected_out()) & !(geometry.block() - 1);
                 Work::Write(Writing::new(transfer, geometry.shift(), len))
             }
-            Command::Job(job) if job.data_out() > slot.expected_out().into() => {
-                Work::Ended(Sense::INVALID_FIELD_IN_CDB.into())
-            }
-            Command::Job(job) => Work::Job(job, Request::NONE),
+            Command::Job(job) => match job.data_out().cmp(&slot.expected_out().into()) {
+                Ordering::Less if may_be_long => Work::Job(job, Request::NONE),
+                Ordering::Equal => Work::Job(job, Request::NONE),
+                _ => Work::Ended(Sense::INVALID_FIELD_IN_CDB.into()),
+            },
         }
     }
 
@@ -110,7 +123,11 @@ impl Disk {
             return Ok(());
         };
         let Some(slot) = self.slots.get(at) else { return Ok(()) };
-        let sink = slot.data_out.accept(at, header)?;
+        let (sink, is_in_order) = slot.data_out.accept(at, header)?;
+        if !is_in_order {
+            self.data_lost(at);
+        }
+        let Some(slot) = self.slots.get(at) else { return Ok(()) };
         if header.data_len.get() == 0 {
             self.data_received(sink, cx);
             return Ok(());
@@ -118,6 +135,20 @@ impl Disk {
         slot.receiving = true;
         cx.receiver.expect(*header, Sink::Task(sink));
         Ok(())
+    }
+
+    /// Fails a command of whose data a PDU is missing: the rest is skipped (RFC 7143 §7.9).
+    fn data_lost(&mut self, at: u8) {
+        let Some(slot) = self.slots.get(at) else { return };
+        slot.data_out.drop_piece();
+        let lost = Response::from(Sense::new(key::ABORTED_COMMAND, 0x47, 0x05));
+        match &mut slot.work {
+            Work::Write(writing) => {
+                writing.failed.get_or_insert(lost);
+            }
+            Work::Job(..) => slot.work = Work::Ended(lost),
+            Work::Free | Work::Read(_) | Work::Ended(_) => {}
+        }
     }
 
     /// Takes the data of a PDU that has been received.
@@ -164,4 +195,18 @@ fn new_slot(command: &ScsiCommand, parameters: &Parameters) -> Result<Slot, Viol
         data_in: DataInProgress { itt, ..DataInProgress::default() },
         ..Slot::default()
     })
+}
+
+/// Returns the CDB with another number of blocks, if it is a WRITE AND VERIFY: of a transfer that is
+/// shorter than its CDB says, that many blocks are written, as of a WRITE.
+fn shortened(cdb: &[u8; 16], blocks: u32) -> Option<[u8; 16]> {
+    let mut short = *cdb;
+    let [a, b, c, d] = blocks.to_be_bytes();
+    match cdb[0] {
+        0x2e => short[7..9].copy_from_slice(&[c, d]),
+        0xae => short[6..10].copy_from_slice(&[a, b, c, d]),
+        0x8e => short[10..14].copy_from_slice(&[a, b, c, d]),
+        _ => return None,
+    }
+    Some(short)
 }
