@@ -19,6 +19,7 @@ pub mod nbd_client;
 pub mod nbd_server;
 pub mod pair;
 pub mod qcow2;
+pub mod scsi;
 pub mod target;
 pub mod wire;
 
@@ -38,3 +39,7 @@ mod nbd_messages;
 #[path = "../../crates/nbd/tests/server/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod nbd_world;
+
+#[path = "../../crates/scsi/tests/disk/world.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod scsi_world;

@@ -65,6 +65,13 @@ pub(crate) fn status(last: Option<LastCopy>, list_id: u8) -> Result<Vec<u8>, Sen
     Ok(data.as_bytes().to_vec())
 }
 
+/// Checks the length of the parameter list, before it is received.
+pub(crate) fn check_length(length: u32) -> Result<(), Sense> {
+    let max = size_of::<Header>() + usize::from(MAX_LENGTH);
+    let is_short = usize::try_from(length).is_ok_and(|length| length <= max);
+    if is_short { Ok(()) } else { Err(Sense::PARAMETER_LIST_LENGTH) }
+}
+
 /// Decodes the parameter list. Returns the list identifier and the parts, all of them checked.
 pub(crate) fn parse(grant: &Grant, list: &[u8]) -> Result<(u8, Vec<Part>), Response> {
     let (header, rest) = Header::ref_from_prefix(list).map_err(|_| Sense::PARAMETER_LIST_LENGTH)?;

@@ -116,7 +116,7 @@ impl Job {
             Cdb::GetLbaStatus { lba, allocation } => {
                 Box::new(LbaStatus::new(grant, lba, allocation)?)
             }
-            Cdb::ExtendedCopy { length } => Box::new(ExtendedCopy::new(length, settings.clone())),
+            Cdb::ExtendedCopy { length } => Box::new(ExtendedCopy::new(length, settings.clone())?),
             Cdb::PersistentOut(out) => Box::new(Reserve::persistent(out)?),
             Cdb::ReserveUnit => Box::new(Reserve::unit(ReservationCommand::ReserveUnit)),
             Cdb::ReleaseUnit => Box::new(Reserve::unit(ReservationCommand::ReleaseUnit)),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use export::{Buffer, Grant};
 
 use super::work::{Action, DiskRequest, Work};
-use crate::copy::{Part, parse};
+use crate::copy::{Part, check_length, parse};
 use crate::range::Blocks;
 use crate::response::Response;
 use crate::settings::{LastCopy, Settings};
@@ -28,10 +28,11 @@ pub(super) struct ExtendedCopy {
 }
 
 impl ExtendedCopy {
-    pub(super) fn new(length: u32, settings: Rc<Settings>) -> Self {
+    pub(super) fn new(length: u32, settings: Rc<Settings>) -> Result<Self, Response> {
+        check_length(length)?;
         let state = LastCopy { list_id: 0, succeeded: None, segments: 0, bytes: 0 };
         let (list, parts, piece, data) = Default::default();
-        Self { length, list, parts, piece, data, writing: false, state, settings }
+        Ok(Self { length, list, parts, piece, data, writing: false, state, settings })
     }
 
     /// Reads the next piece, or ends the copy.

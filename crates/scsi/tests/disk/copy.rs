@@ -1,7 +1,7 @@
 //! EXTENDED COPY and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24).
 
 use export::{Fault, Op};
-use scsi::{Response, Sense};
+use scsi::{Command, Response, Sense};
 
 use crate::world::{World, code, sixteen};
 
@@ -96,6 +96,16 @@ fn other_disks_and_ranges_beyond_the_end_are_refused() {
     let mut protected = World::read_only();
     let response = copy(&mut protected, &list(&disk(), &good));
     assert_eq!(response.sense, Some(Sense::WRITE_PROTECTED));
+}
+
+#[test]
+fn list_longer_than_any_copy_is_refused_before_it_is_sent() {
+    let mut world = World::new();
+    for length in [16 + 4096 + 1, 1 << 20, u32::MAX] {
+        let command = world.begin(0, [0; 8], &sixteen(0x83, 0, 0, length));
+        assert_eq!(command.data_out(&world.initiators[0].grant), 0);
+        assert!(matches!(command, Command::Done(response) if code(&response) == (0x1a, 0)));
+    }
 }
 
 #[test]

@@ -3,6 +3,10 @@
 
 mod capacity;
 mod copy;
+mod corpus;
+#[path = "../../../../fuzz/src/input.rs"]
+#[allow(unreachable_pub, dead_code, reason = "public where the fuzzer is")]
+mod input;
 mod inquiry;
 mod jobs;
 mod laws;
@@ -12,3 +16,5 @@ mod report;
 mod reservation;
 mod transfer;
 mod world;
+
+use world as scsi_world;
