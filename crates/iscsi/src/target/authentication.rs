@@ -46,6 +46,12 @@ pub(super) struct ChapKeys {
 pub(super) struct Failed(pub(super) &'static str);
 
 impl ChapKeys {
+    fn is_empty(&self) -> bool {
+        let Self { algorithms, name, response, id, challenge } = self;
+        let texts = [algorithms, name].iter().all(|text| text.is_none());
+        texts && [response, challenge].iter().all(|bytes| bytes.is_none()) && id.is_none()
+    }
+
     /// Takes a key. Returns whether it is one of CHAP.
     ///
     /// # Errors
@@ -100,8 +106,7 @@ impl Chap {
             (State::Challenged { .. }, None) if keys.response.is_some() => {
                 self.check(keys, host, target, reply)
             }
-            // A request without keys of CHAP.
-            (State::Chosen | State::Challenged { .. }, None) => Ok(()),
+            _ if keys.is_empty() => Ok(()),
             _ => Err(Failed("its CHAP messages are out of order")),
         }
     }
