@@ -166,7 +166,7 @@ fn add_programs(
 }
 
 /// Adds busybox, with a link for each applet in a directory that is searched last.
-fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
+pub(super) fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
     let busybox = tools.join("usr/bin/busybox");
     archive.program("busybox/busybox", &read(&busybox)?);
     let programs = succeed(Command::new(&busybox).arg("--list"))?;
@@ -187,7 +187,7 @@ fn libraries_of(tools: &Path, program: &str) -> Result<Vec<PathBuf>> {
     Ok(listing.lines().filter_map(path).collect())
 }
 
-fn add_modules(archive: &mut Archive, kernel: &Path, wanted: &[&str]) -> Result<()> {
+pub(super) fn add_modules(archive: &mut Archive, kernel: &Path, wanted: &[&str]) -> Result<()> {
     let mut order = String::new();
     for module in modules::collect(kernel, wanted)? {
         let path = format!("modules/{}.ko", module.name);

@@ -20,12 +20,14 @@ pub(super) enum Start {
     Direct { kernel: PathBuf, initramfs: PathBuf, line: String },
     /// Firmware that boots from a medium; without flash memory, SeaBIOS.
     Firmware { architecture: Architecture, flash: Option<Flash>, medium: PathBuf, bus: Bus },
+    /// UEFI firmware that boots from the machine's first disk, again and again.
+    Disk(Flash),
 }
 
 impl Start {
     fn architecture(&self) -> Architecture {
         match self {
-            Self::Direct { .. } => Architecture::X86_64,
+            Self::Direct { .. } | Self::Disk(_) => Architecture::X86_64,
             Self::Firmware { architecture, .. } => *architecture,
         }
     }
@@ -38,6 +40,21 @@ pub(super) struct Flash {
     pub(super) variables: PathBuf,
     /// Whether its variables are protected from the system, as Secure Boot requires.
     pub(super) is_protected: bool,
+}
+
+impl Flash {
+    /// Returns the qemu arguments, with variables of this machine's own.
+    fn devices(&self, folder: &Path, name: &str) -> Result<Vec<String>> {
+        let own = folder.join(format!("{name}.variables"));
+        std::fs::copy(&self.variables, &own)?;
+        let mut words = Vec::new();
+        for (unit, path, more) in [(0, &self.code, ",readonly=on"), (1, &own, "")] {
+            let path = path.display();
+            let drive = format!("if=pflash,format=raw,unit={unit},file={path}{more}");
+            words.extend(["-drive".to_owned(), drive]);
+        }
+        Ok(words)
+    }
 }
 
 /// How a boot medium is connected.
@@ -158,9 +175,10 @@ pub(super) fn emulator(architecture: Architecture) -> String {
 /// Arguments of every machine. The systemd initrd is unpacked into memory: it needs the most.
 fn machine(start: &Start) -> Vec<String> {
     let is_protected = match start {
-        Start::Firmware { flash: Some(flash), .. } => flash.is_protected,
+        Start::Firmware { flash: Some(flash), .. } | Start::Disk(flash) => flash.is_protected,
         _ => false,
     };
+    let once = if matches!(start, Start::Disk(_)) { "" } else { " -no-reboot" };
     let kind = match (start.architecture(), is_protected) {
         (Architecture::X86_64, true) => {
             "q35,smm=on -global driver=cfi.pflash01,property=secure,value=on -cpu max"
@@ -171,7 +189,7 @@ fn machine(start: &Start) -> Vec<String> {
     };
     let words = format!(
         "-accel tcg,thread=multi -machine {kind} -smp 2 -m 1536 -nodefaults -no-user-config \
-         -display none -no-reboot -device virtio-scsi-pci,id=scsi"
+         -display none{once} -device virtio-scsi-pci,id=scsi"
     );
     words.split(' ').map(str::to_owned).collect()
 }
@@ -191,16 +209,11 @@ fn starting(start: &Start, folder: &Path, name: &str) -> Result<Vec<String>> {
         Start::Firmware { flash, medium, bus, .. } => {
             let mut words = Vec::new();
             if let Some(flash) = flash {
-                let own = folder.join(format!("{name}.variables"));
-                std::fs::copy(&flash.variables, &own)?;
-                for (unit, path, more) in [(0, &flash.code, ",readonly=on"), (1, &own, "")] {
-                    let path = path.display();
-                    let drive = format!("if=pflash,format=raw,unit={unit},file={path}{more}");
-                    words.extend(["-drive".to_owned(), drive]);
-                }
+                words = flash.devices(folder, name)?;
             }
             words.extend(bus.devices(medium));
             words
         }
+        Start::Disk(flash) => flash.devices(folder, name)?,
     })
 }

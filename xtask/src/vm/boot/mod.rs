@@ -12,6 +12,7 @@ mod machines;
 mod pairing;
 mod pieces;
 mod screen;
+mod server;
 mod settings;
 mod systemd;
 mod trial;
@@ -51,20 +52,31 @@ pub(super) struct Options {
     /// Boot this program on the ARM64 machines instead of building storagetm for them
     #[arg(long, value_name = "PATH", requires = "machines")]
     arm64_program: Option<PathBuf>,
+    /// Boot only a server that is restarted into target mode: by kexec, and by an entry of its boot loader
+    #[arg(long, conflicts_with_all = ["initrds", "machines"])]
+    server: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 1, screenshots: None, initrds: None, machines: false, arm64_program: None }
+        Self {
+            rounds: 1,
+            screenshots: None,
+            initrds: None,
+            machines: false,
+            arm64_program: None,
+            server: false,
+        }
     }
 }
 
 impl Options {
     fn trials(&self) -> &'static [Trial] {
-        match (&self.initrds, self.machines) {
-            (Some(_), _) => initrds::TRIALS,
-            (None, true) => machines::TRIALS,
-            (None, false) => TRIALS,
+        match self {
+            Self { initrds: Some(_), .. } => initrds::TRIALS,
+            Self { machines: true, .. } => machines::TRIALS,
+            Self { server: true, .. } => server::TRIALS,
+            _ => TRIALS,
         }
     }
 }

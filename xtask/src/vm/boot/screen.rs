@@ -38,6 +38,13 @@ impl Screen {
         self.seen.len()
     }
 
+    /// Returns the lines from this number on that were found so far.
+    pub(super) fn since(&mut self, since: usize) -> String {
+        self.now();
+        let lines = self.seen.get(since..).unwrap_or_default();
+        lines.iter().map(|line| format!("{}\n", line.text)).collect()
+    }
+
     /// Waits for the first line from number `since` on for which `wanted` returns a value.
     pub(super) fn find<T>(
         &mut self,

@@ -15,7 +15,7 @@ use crate::vm::modules;
 use crate::vm::tree;
 
 /// The minimal contents of a systemd initrd: each megabyte would slow upstream down.
-const PACKAGES: &[&str] = &[
+pub(super) const PACKAGES: &[&str] = &[
     "base-files",
     "base-passwd",
     "bash",
@@ -98,7 +98,7 @@ pub(super) fn write(
 }
 
 /// The accounts that installation of the packages would create.
-fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
+pub(super) fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
     let folder = work.join("accounts");
     let etc = folder.join("etc");
     fs::create_dir_all(&etc)?;
@@ -144,7 +144,7 @@ pub(super) fn index(cache: &Cache, base: &Path, version: &str) -> Result<()> {
 
 /// Returns a command for a program of the packages, run by their loader with their libraries.
 /// `argv[0]` is set for programs with several names.
-fn program(packages: &Path, path: &str) -> Command {
+pub(super) fn program(packages: &Path, path: &str) -> Command {
     let libraries = packages.join("usr/lib/x86_64-linux-gnu");
     let search = format!("{0}:{0}/systemd", libraries.display());
     let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
