@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use keys::date::Expiry;
 use linux::boot::{Parameter, credentials, parse_command_line};
 use linux::identity::{MachineId, firmware_id};
-use linux::network::IpParameter;
+use linux::network::NetworkParameters;
 use linux::tree::Tree;
 
 use crate::disk_filter::{DiskFilter, DiskSelector};
@@ -73,8 +73,8 @@ impl Settings {
         for parameter in parse_command_line(line) {
             self.apply(tree, &parameter);
         }
-        let (network, _) = IpParameter::parse_all(line);
-        self.routable = network.iter().any(IpParameter::may_be_routable);
+        let (network, _) = NetworkParameters::parse(line);
+        self.routable = network.may_be_routable();
     }
 
     fn apply(&mut self, tree: &Tree, parameter: &Parameter) {

@@ -48,6 +48,7 @@ const INCLUDED: &[&str] = &[
     "drivers/mfd/cros_ec_dev.",
     "drivers/mfd/intel-lpss",
     "drivers/mmc/",
+    "drivers/net/bonding/",
     "drivers/net/ethernet/",
     "drivers/net/fjes/",
     "drivers/net/hyperv/",
@@ -78,6 +79,7 @@ const INCLUDED: &[&str] = &[
     "drivers/usb/host/",
     "drivers/usb/storage/",
     "drivers/virtio/",
+    "net/8021q/8021q.",
     "net/ipv6/ipv6.",
     "net/packet/af_packet.",
 ];
@@ -145,7 +147,9 @@ const PLATFORM: &[&str] = &[
 
 /// Drivers of devices that are plugged in later, and of software that no modalias matches.
 const HOT_PLUG: &[&str] = &[
+    "8021q",
     "af_packet",
+    "bonding",
     "evdev",
     "hid_generic",
     "ipv6",

@@ -16,6 +16,7 @@ pub use load::unpack;
 pub use refused::refused;
 
 use crate::netlink::{Received, Socket};
+use crate::network::{NetworkParameters, Upper};
 use crate::tree::Tree;
 use hardware::{Urgency, hardware_of_event, urgency};
 use load::Loader;
@@ -83,6 +84,8 @@ pub struct Drivers {
     tree: Tree,
     socket: Socket,
     loader: Arc<Loader>,
+    /// Modules of requested VLANs and bonds.
+    requested: BTreeSet<&'static str>,
     seen: HashSet<String>,
     asked: HashSet<String>,
 }
@@ -94,7 +97,9 @@ impl Drivers {
     /// Fails if `modules.dep` cannot be read, or uevent sockets are not supported.
     pub fn open(tree: &Tree, folder: impl AsRef<Path>, cmdline: &str) -> io::Result<Self> {
         let index = Index::read(tree.path(folder))?;
+        let (network, _) = NetworkParameters::parse(cmdline);
         Ok(Self {
+            requested: network.uppers.iter().map(Upper::module).collect(),
             socket: Socket::listening(Some(KOBJECT_UEVENT), FROM_KERNEL)?,
             loader: Arc::new(Loader::new(tree.clone(), index, Settings::parse(cmdline))),
             tree: tree.clone(),
@@ -109,7 +114,8 @@ impl Drivers {
     /// Fails if the socket or the eventfd fails. A module that cannot be loaded is reported as a
     /// note.
     pub fn coldplug(&mut self, note: &mut dyn FnMut(Note)) -> io::Result<()> {
-        let always = ALWAYS.iter().map(|name| (Urgency::Network, (*name).to_owned()));
+        let always = ALWAYS.iter().chain(&self.requested);
+        let always = always.map(|name| (Urgency::Network, (*name).to_owned()));
         let mut first: Vec<Wanted> = always.collect();
         first.extend(self.scan());
         self.work(first, note)

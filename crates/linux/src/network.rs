@@ -14,10 +14,14 @@ mod interface;
 mod ip_parameter;
 mod link;
 mod link_local;
+mod parameters;
+mod place;
 mod plan;
 mod random;
 mod route;
 mod socket;
+mod stack;
+mod upper;
 mod worker;
 
 #[cfg(test)]
@@ -27,6 +31,8 @@ pub use current::{Kept, Lost, NetworkSettings};
 pub use dhcp::Lease;
 pub use ether::Mac;
 pub use ip_parameter::{Fixed, IgnoredParameter, IpParameter, Method, Problem};
+pub use parameters::NetworkParameters;
+pub use upper::{BondSetting, Upper, UpperKind};
 
 use std::fmt;
 use std::io;
@@ -153,7 +159,7 @@ impl fmt::Display for Note {
             ),
             Self::Missing { interface } => write!(
                 f,
-                "{interface}: ip= names this interface, which does not exist so far; it may have another name here"
+                "{interface}: a kernel parameter names this interface, which does not exist so far; it may have another name here"
             ),
             Self::Failed { interface, what, error } => {
                 write!(f, "{interface}: could not be {what}: {error}")
@@ -171,7 +177,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts the thread, which applies the parameters, or link-local addresses if there are none.
+    /// Starts the thread, which applies the parameters; without `ip=`, link-local addresses.
     ///
     /// `sink` is called on the thread and must not block.
     ///
@@ -179,7 +185,7 @@ impl Network {
     /// Fails without routing sockets or if no thread can be started. Later errors are reported as
     /// [`Note::Failed`].
     pub fn start(
-        parameters: Vec<IpParameter>,
+        parameters: NetworkParameters,
         sink: impl FnMut(Note) + Send + 'static,
     ) -> io::Result<Self> {
         let worker = Worker::open(parameters, sink)?;

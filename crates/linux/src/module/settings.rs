@@ -17,6 +17,8 @@ impl Settings {
     /// Parses a kernel command line.
     pub(super) fn parse(line: &str) -> Self {
         let mut settings = Self::default();
+        // It makes a bond by itself, with the wrong settings.
+        settings.add("bonding.max_bonds=0");
         // The part after "--" is for init.
         for parameter in split_parameters(line).into_iter().take_while(|it| it != "--") {
             settings.add(&parameter);

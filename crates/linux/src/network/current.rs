@@ -4,17 +4,17 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::ether::Mac;
+use super::place::{Place, wired};
 use crate::net::{self, Address, Assigned, Gateway, Scope};
 use crate::tree::Tree;
-
-/// The value of `addr_assign_type` of an interface whose MAC address was set by software.
-const SET_BY_SOFTWARE: &str = "3";
 
 /// Which addresses a machine keeps over a restart into target mode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// Routable addresses that are assigned again.
     pub kept: Vec<Kept>,
+    /// The parameters that make the VLANs and bonds which have such addresses.
+    pub uppers: Vec<String>,
     /// Routable addresses that are not.
     pub lost: Vec<Lost>,
     /// The IPv6 link-local addresses that the wired interfaces with a carrier will have.
@@ -26,7 +26,7 @@ pub struct NetworkSettings {
 pub struct Kept {
     pub ip: IpAddr,
     pub interface: String,
-    /// The parameter names the interface by its MAC address: its name may be another one.
+    /// The parameter names a network card by its MAC address: its name may be another one.
     pub parameter: String,
 }
 
@@ -57,15 +57,15 @@ impl NetworkSettings {
         for it in usable.filter(|it| it.address.scope == Scope::Global) {
             let Address { ip, interface, scope_id, .. } = &it.address;
             let (ip, interface) = (*ip, interface.clone());
-            match wired(tree, &interface) {
-                Ok(mac) => {
+            match settings.add_place(Place::of(tree, &interface)) {
+                Ok(place) => {
                     let is_its = |route: &mut Gateway| {
                         let is_near = route.address.is_ipv6() || contains(it, route.address);
                         let is_v6 = route.address.is_ipv6();
                         is_near && route.interface == *scope_id && is_v6 == ip.is_ipv6()
                     };
                     let gateway = routes.extract_if(.., is_its).next().map(|route| route.address);
-                    let parameter = parameter(it, gateway, hostname, mac);
+                    let parameter = parameter(it, gateway, hostname, &place);
                     settings.kept.push(Kept { ip, interface, parameter });
                 }
                 Err(reason) => settings.lost.push(Lost { ip, interface, reason }),
@@ -76,6 +76,20 @@ impl NetworkSettings {
             cards.filter_map(|card| Some((card.name.clone(), wired(tree, &card.name).ok()?)));
         settings.nearby = nearby.map(|(name, mac)| (name, link_local(mac))).collect();
         settings
+    }
+
+    /// Adds the parameters of what an address is on, unless they contradict others.
+    fn add_place(&mut self, place: Result<Place, &'static str>) -> Result<Place, &'static str> {
+        let place = place?;
+        let name = |parameter: &str| parameter.split(':').next().map(str::to_owned);
+        for new in &place.uppers {
+            match self.uppers.iter().find(|old| name(old) == name(new)) {
+                None => self.uppers.push(new.clone()),
+                Some(old) if old == new => {}
+                Some(_) => return Err("another VLAN has the same number"),
+            }
+        }
+        Ok(place)
     }
 }
 
@@ -90,35 +104,17 @@ fn best<'a>(routes: impl Iterator<Item = &'a Gateway>) -> Option<Gateway> {
     routes.min_by_key(|route| route.metric).copied()
 }
 
-/// Returns the MAC address of a wired network card, or why target mode cannot use the interface as
-/// it is now.
-fn wired(tree: &Tree, interface: &str) -> Result<Mac, &'static str> {
-    let folder = format!("sys/class/net/{interface}");
-    let has = |name: &str| tree.path(format!("{folder}/{name}")).exists();
-    if has("wireless") || has("phy80211") {
-        return Err("it is wireless");
-    }
-    if !has("device") {
-        return Err("it is not a network card itself (a bridge, bond, VLAN or tunnel)");
-    }
-    let attribute = |name: &str| tree.attribute(format!("{folder}/{name}"));
-    if attribute("addr_assign_type").as_deref() == Some(SET_BY_SOFTWARE) {
-        return Err("its hardware address was set by software");
-    }
-    let mac = attribute("address").and_then(|text| Mac::parse(&text));
-    mac.filter(|mac| mac.is_unicast()).ok_or("it has no hardware address")
-}
-
-/// Returns `ip=ADDRESS::GATEWAY:PREFIX:HOSTNAME:MAC:METHOD` (dracut.cmdline(7)). A leased IPv4
-/// address is assigned at once, and DHCP is asked besides.
-fn parameter(it: &Assigned, gateway: Option<IpAddr>, hostname: &str, mac: Mac) -> String {
+/// Returns `ip=ADDRESS::GATEWAY:PREFIX:HOSTNAME:INTERFACE:METHOD::MAC` (dracut.cmdline(7)). A leased
+/// IPv4 address is assigned at once, and DHCP is asked besides.
+fn parameter(it: &Assigned, gateway: Option<IpAddr>, hostname: &str, place: &Place) -> String {
     let ip = it.address.ip;
     let gateway = gateway.map(bracketed).unwrap_or_default();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
     let hostname = if hostname.chars().all(is_plain) { hostname } else { "" };
     let method = if it.leased && ip.is_ipv4() { "dhcp" } else { "none" };
-    let (ip, mac) = (bracketed(ip), mac.to_string().replace(':', "-"));
-    format!("ip={ip}::{gateway}:{}:{hostname}:{mac}:{method}", it.prefix)
+    let (ip, interface) = (bracketed(ip), &place.interface);
+    let mac = place.mac.map(|mac| format!("::{mac}")).unwrap_or_default();
+    format!("ip={ip}::{gateway}:{}:{hostname}:{interface}:{method}{mac}", it.prefix)
 }
 
 fn bracketed(ip: IpAddr) -> String {
@@ -134,7 +130,7 @@ fn link_local(Mac([a, b, c, d, e, f]): Mac) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
-    use super::super::IpParameter;
+    use super::super::NetworkParameters;
     use super::*;
     use crate::net::scope_of;
     use crate::tree::fake::Fake;
@@ -191,9 +187,9 @@ mod tests {
                 "ip=[2001:db8::5]::[fe80::9]:64:desk:52-54-00-12-34-56:none",
             ]
         );
-        let (understood, ignored) = IpParameter::parse_all(&parameters.join(" "));
-        assert_eq!((understood.len(), ignored), (3, vec![]));
-        assert!(understood.iter().all(IpParameter::may_be_routable));
+        let (understood, ignored) = NetworkParameters::parse(&parameters.join(" "));
+        assert_eq!((understood.ip.len(), ignored), (3, vec![]));
+        assert!(understood.may_be_routable());
         assert_eq!(settings.nearby[0].1.to_string(), "fe80::5054:ff:fe12:3456");
         assert_eq!(settings.nearby.len(), 1, "without the wireless card");
     }
@@ -212,6 +208,56 @@ mod tests {
         let settings = NetworkSettings::of(&fake.tree(), &all, &[], "a b");
         assert!(settings.lost[0].reason.contains("by software"), "{:?}", settings.lost);
         assert!(settings.nearby.is_empty());
+    }
+
+    #[test]
+    fn vlan_on_a_bond_comes_back_with_its_settings() {
+        let fake = machine();
+        fake.file("sys/class/net/bond0/address", "52:54:00:12:34:56\n");
+        fake.file("sys/class/net/bond0/addr_assign_type", "3\n");
+        fake.file("sys/class/net/bond0/bonding/slaves", "lan0 lan1\n");
+        for (option, text) in [
+            ("mode", "active-backup 1"),
+            ("miimon", "100"),
+            ("lacp_rate", "slow 0"),
+            ("primary", "lan1"),
+            ("updelay", "0"),
+        ] {
+            fake.file(&format!("sys/class/net/bond0/bonding/{option}"), format!("{text}\n"));
+        }
+        for (port, last) in [("lan0", "56"), ("lan1", "57")] {
+            let path = format!("sys/class/net/{port}/bonding_slave/perm_hwaddr");
+            fake.file(&path, format!("52:54:00:12:34:{last}\n"));
+        }
+        fake.link("sys/class/net/lan1/device", "sys/devices/pci0000:00/0000:00:05.0");
+        let vlan = "dmz  VID: 5\t REORDER_HDR: 1  dev->priv_flags: 1021\n\nDevice: bond0\n";
+        fake.file("proc/net/vlan/dmz", vlan);
+        let all =
+            [assigned("192.0.2.5", "bond0", 24, false), assigned("198.51.100.5", "dmz", 24, true)];
+        let settings = NetworkSettings::of(&fake.tree(), &all, &[], "desk");
+        let ports = "52-54-00-12-34-56,52-54-00-12-34-57";
+        let bond =
+            format!("bond=bond0:{ports}:mode=active-backup,miimon=100,primary=52-54-00-12-34-57");
+        assert_eq!(settings.uppers, [bond, "vlan=vlan5:bond0".to_owned()]);
+        let parameters: Vec<&str> = settings.kept.iter().map(|it| it.parameter.as_str()).collect();
+        let wanted = [
+            "ip=192.0.2.5:::24:desk:bond0:none::52:54:00:12:34:56",
+            "ip=198.51.100.5:::24:desk:vlan5:dhcp",
+        ];
+        assert_eq!(parameters, wanted);
+        let line = format!("{} {}", settings.uppers.join(" "), parameters.join(" "));
+        let (understood, ignored) = NetworkParameters::parse(&line);
+        assert_eq!((understood.ip.len(), understood.uppers.len(), ignored), (2, 2, vec![]));
+        // A bond of interfaces that are no cards does not come back, nor a second VLAN of the number.
+        fake.file("sys/class/net/bond0/bonding/slaves", "lan0 br0\n");
+        fake.file("proc/net/vlan/lab", vlan.replace("bond0", "lan0"));
+        fake.file("proc/net/vlan/lan0.5", vlan.replace("bond0", "lan0"));
+        fake.file("proc/net/vlan/vlan5", vlan.replace("bond0", "lan1"));
+        let names = ["bond0", "dmz", "lab", "lan0.5", "vlan5"];
+        let all = names.map(|name| assigned("192.0.2.5", name, 24, false));
+        let settings = NetworkSettings::of(&fake.tree(), &all, &[], "desk");
+        let lost: Vec<&str> = settings.lost.iter().map(|lost| lost.interface.as_str()).collect();
+        assert_eq!(lost, ["bond0", "dmz", "vlan5"], "{settings:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! systemd-network-generator(8).
 
 use super::ether::Mac;
-use crate::boot::{Parameter, parse_command_line};
+use super::upper::bond_options;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
@@ -81,11 +81,28 @@ pub enum Problem {
     /// `BOOTIF` as the interface, without a parameter `BOOTIF=`.
     #[error("it names BOOTIF, but BOOTIF=MAC-ADDRESS is missing")]
     MissingBootif,
-    /// A virtual interface: `vlan=`, `bond=`, `team=`, `bridge=`.
-    #[error(
-        "{0} interfaces are not supported; each network card is used by itself, without VLAN tags"
-    )]
+    /// An interface of a kind that is not made: `team=`, `bridge=`.
+    #[error("{0} interfaces are not supported; each network card is used by itself")]
     UnsupportedInterface(&'static str),
+    #[error(
+        "write vlan=NAME:INTERFACE, with the number of the VLAN (1 to 4094) at the end of the name: \
+         vlan=eth0.5:eth0 or vlan=vlan5:eth0"
+    )]
+    VlanForm,
+    #[error(
+        "write bond=NAME:INTERFACE,INTERFACE:OPTION=VALUE,OPTION=VALUE, such as \
+         bond=bond0:eth0,eth1:mode=active-backup"
+    )]
+    BondForm,
+    /// Not an option of bonds.
+    #[error("\"{0}\" is not a known bonding option; the options are {known}, primary", known = bond_options().collect::<Vec<_>>().join(", "))]
+    UnknownBondOption(String),
+    /// An option of bonds with an invalid value.
+    #[error("\"{0}\" is not a valid bonding option")]
+    BondValue(String),
+    /// A second interface of one name.
+    #[error("an earlier parameter makes an interface of the same name")]
+    DuplicateInterface,
     /// Unbalanced brackets, or text after them.
     #[error("the brackets around an IPv6 address do not match")]
     UnbalancedBrackets,
@@ -133,85 +150,12 @@ impl IpParameter {
             .map_err(|problem| IgnoredParameter { parameter: format!("ip={value}"), problem })
     }
 
-    /// Parses all network parameters of a kernel command line: `ip=`, and `ifname=` and `BOOTIF=`,
-    /// which name interfaces. Returns the valid and the ignored parameters; an invalid one does not
-    /// affect the others.
-    pub fn parse_all(command_line: &str) -> (Vec<Self>, Vec<IgnoredParameter>) {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        let parameters = parse_command_line(command_line);
-        let names = Names::from_parameters(&parameters);
-        for parameter in &parameters {
-            let value = parameter.value.as_deref().unwrap_or_default();
-            let found = match (
-                parameter.name.as_str(),
-                VIRTUAL.iter().find(|(name, _)| *name == parameter.name),
-            ) {
-                ("ip", _) => Self::parse(value).and_then(|ip| names.resolve(ip, value)),
-                (name, Some((_, what))) => Err(IgnoredParameter {
-                    parameter: format!("{name}={value}"),
-                    problem: Problem::UnsupportedInterface(what),
-                }),
-                _ => continue,
-            };
-            match found {
-                Ok(ip) => good.push(ip),
-                Err(error) => bad.push(error),
-            }
-        }
-        (good, bad)
-    }
-
     /// Returns whether the parameter may assign an address that is reachable beyond the link.
     pub fn may_be_routable(&self) -> bool {
         self.fixed.is_some()
             || matches!(self.method, Method::Dhcp | Method::DhcpAndSlaac | Method::Slaac)
     }
 }
-
-/// Parameters that create virtual interfaces, and their kind.
-const VIRTUAL: [(&str, &str); 4] =
-    [("vlan", "VLAN"), ("bond", "bonding"), ("team", "team"), ("bridge", "bridge")];
-
-/// Interface names defined by other parameters: `ifname=NAME:MAC`, and `BOOTIF=01-MAC` for the one
-/// that the firmware booted from (PXELINUX adds the hardware type 01 in front).
-struct Names(Vec<(String, Mac)>);
-
-impl Names {
-    fn from_parameters(parameters: &[Parameter]) -> Self {
-        let name = |parameter: &Parameter| {
-            let value = parameter.value.as_deref()?;
-            match parameter.name.as_str() {
-                "ifname" => {
-                    let (name, mac) = value.split_once(':')?;
-                    Some((name.to_owned(), Mac::parse(mac)?))
-                }
-                BOOTIF => {
-                    let typed = value.strip_prefix("01-").or_else(|| value.strip_prefix("01:"));
-                    let mac = typed.and_then(Mac::parse).or_else(|| Mac::parse(value))?;
-                    Some((BOOTIF.to_owned(), mac))
-                }
-                _ => None,
-            }
-        };
-        Self(parameters.iter().filter_map(name).collect())
-    }
-
-    /// Replaces an interface name of `ifname=` or `BOOTIF` by the MAC address.
-    fn resolve(&self, mut ip: IpParameter, value: &str) -> Result<IpParameter, IgnoredParameter> {
-        let Some(interface) = &ip.interface else { return Ok(ip) };
-        match self.0.iter().find(|(name, _)| name == interface) {
-            Some((_, mac)) => ip.interface = Some(mac.to_string()),
-            None if interface == BOOTIF => {
-                let problem = Problem::MissingBootif;
-                return Err(IgnoredParameter { parameter: format!("ip={value}"), problem });
-            }
-            None => {}
-        }
-        Ok(ip)
-    }
-}
-
-const BOOTIF: &str = "BOOTIF";
 
 /// Parses the three forms: a method; an interface and a method; an address and its fields.
 fn parse_value(value: &str) -> Result<IpParameter, Problem> {
@@ -299,7 +243,7 @@ fn parse_method(field: &str) -> Result<Method, Problem> {
 }
 
 /// Parses an interface name (at most 15 bytes), or a MAC address with hyphens.
-fn parse_interface(field: &str) -> Result<String, Problem> {
+pub(super) fn parse_interface(field: &str) -> Result<String, Problem> {
     let fits = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '[' | ']');
     let name = (1..=15).contains(&field.len()) && field.chars().all(fits);
     if (name && field != "." && field != "..") || Mac::parse(field).is_some() {
@@ -375,7 +319,7 @@ fn parse_mtu_and_mac(fields: &[&str], ip: &mut IpParameter) -> Result<(), Proble
     Ok(())
 }
 
-fn parse_mtu(field: &str) -> Result<u32, Problem> {
+pub(super) fn parse_mtu(field: &str) -> Result<u32, Problem> {
     let mtu = field.parse().ok().filter(|mtu| (68..=65535).contains(mtu));
     mtu.ok_or_else(|| Problem::InvalidMtu(field.to_owned()))
 }
@@ -521,17 +465,6 @@ mod tests {
     }
 
     #[test]
-    fn bad_parameter_does_not_affect_the_others() {
-        let line = "quiet ip=dhpc ip=eth0:dhcp \"ip=link-local\" rd.ip=x ip=";
-        let (good, bad) = IpParameter::parse_all(line);
-        assert_eq!(good.len(), 2);
-        assert_eq!(
-            bad.iter().map(|bad| bad.parameter.as_str()).collect::<Vec<_>>(),
-            ["ip=dhpc", "ip="]
-        );
-    }
-
-    #[test]
     fn interface_without_method_or_address_gets_dhcp() {
         let eth0 = IpParameter { interface: Some("eth0".into()), ..IpParameter::by(Method::Dhcp) };
         assert_eq!(parse(":::::eth0"), eth0);
@@ -539,35 +472,6 @@ mod tests {
         assert_eq!(parse("eth0:"), eth0);
         assert_eq!(parse(":::::eth0:none").method, Method::Off);
         assert_eq!(parse("192.0.2.5/24:::::eth0").method, Method::Off);
-    }
-
-    #[test]
-    fn bootif_and_ifname_resolve_to_mac_addresses() {
-        for (bootif, mac) in [
-            ("BOOTIF=01-52-54-00-12-34-56", "52:54:00:12:34:56"),
-            ("BOOTIF=01-52-54-00-AB-CD-EF", "52:54:00:ab:cd:ef"),
-            ("BOOTIF=52:54:00:12:34:56", "52:54:00:12:34:56"),
-        ] {
-            // As MAAS writes it.
-            let (good, bad) =
-                IpParameter::parse_all(&format!("{bootif} ip=::::maas-enlist:BOOTIF"));
-            assert!(bad.is_empty(), "{bad:?}");
-            let interface = good[0].interface.as_deref().and_then(Mac::parse);
-            assert_eq!((interface, good[0].method), (Mac::parse(mac), Method::Dhcp), "{bootif}");
-        }
-        let (good, _) = IpParameter::parse_all("ip=lan:dhcp ifname=lan:52:54:00:12:34:56");
-        assert_eq!(good[0].interface.as_deref(), Some("52:54:00:12:34:56"));
-        let (good, bad) = IpParameter::parse_all("ip=::::maas:BOOTIF");
-        assert_eq!((good.len(), bad[0].problem.clone()), (0, Problem::MissingBootif));
-    }
-
-    #[test]
-    fn virtual_interfaces_are_refused() {
-        let line = "vlan=eth0.5:eth0 bond=bond0:eth0,eth1:mode=802.3ad team=t:eth0 bridge=b:eth0";
-        let (good, bad) = IpParameter::parse_all(line);
-        assert!(good.is_empty());
-        assert_eq!(bad.len(), 4);
-        assert!(bad[0].to_string().starts_with("vlan=eth0.5:eth0 on the kernel command line"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_INFO_KIND: u16 = 1;
 /// The two upper bits of an attribute's type are flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
@@ -30,20 +31,25 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mac: Option<Mac>,
+    /// The MAC address that it was made with: a port of a bond gets that of the bond.
+    pub(super) own_mac: Option<Mac>,
     pub(super) up: bool,
     /// Administratively and operationally up (IFF_UP and IFF_RUNNING, RFC 2863).
     pub(super) running: bool,
     pub(super) loopback: bool,
     /// Ethernet, or a device that looks like it (Thunderbolt, USB).
     pub(super) ethernet: bool,
-    /// Virtual (bridge, tunnel, veth), or a port of such a device.
-    pub(super) is_virtual_or_port: bool,
+    /// A bridge, bond, VLAN, tunnel or veth.
+    pub(super) is_virtual: bool,
+    /// The index of the bridge or bond whose port it is.
+    pub(super) master: Option<u32>,
 }
 
 impl Link {
     /// Returns whether the interface is Ethernet that is neither virtual nor wireless.
     pub(super) fn is_wired(&self, tree: &Tree) -> bool {
-        self.ethernet && !self.is_virtual_or_port && !is_wireless(tree, &self.name)
+        let is_alone = !self.is_virtual && self.master.is_none();
+        self.ethernet && is_alone && !is_wireless(tree, &self.name)
     }
 }
 
@@ -71,7 +77,8 @@ fn parse(message: &[u8]) -> Option<Link> {
     let flags = u32::from_ne_bytes(*message.get(8..)?.first_chunk()?);
     let list = message.get(16..)?;
     let name = attribute(list, IFLA_IFNAME)?;
-    let mac = attribute(list, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()).map(Mac);
+    let address = |kind| attribute(list, kind).and_then(|mac| mac.try_into().ok()).map(Mac);
+    let mac = address(IFLA_ADDRESS);
     let is_virtual = attribute(list, IFLA_LINKINFO)
         .is_some_and(|info| attribute(info, IFLA_INFO_KIND).is_some());
     Some(Link {
@@ -82,7 +89,11 @@ fn parse(message: &[u8]) -> Option<Link> {
         running: flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING,
         loopback: hardware_type == ARPHRD_LOOPBACK,
         ethernet: hardware_type == ARPHRD_ETHER && flags & IFF_NOARP == 0 && mac.is_some(),
-        is_virtual_or_port: is_virtual || attribute(list, IFLA_MASTER).is_some(),
+        own_mac: address(IFLA_PERM_ADDRESS).or(mac),
+        is_virtual,
+        master: attribute(list, IFLA_MASTER)
+            .and_then(|index| index.try_into().ok())
+            .map(u32::from_ne_bytes),
     })
 }
 
@@ -132,8 +143,13 @@ mod tests {
             (IFLA_LINKINFO | 0x8000, &info),
             (IFLA_MASTER, &[9, 0, 0, 0]),
         ] {
-            assert!(parse(&message(ARPHRD_ETHER, IFF_UP, &[extra])).unwrap().is_virtual_or_port);
+            let link = parse(&message(ARPHRD_ETHER, IFF_UP, &[extra])).unwrap();
+            assert!(link.is_virtual != link.master.is_some());
+            assert!(!link.is_wired(&Fake::new().tree()));
         }
+        let port = [(IFLA_MASTER, &[9, 0, 0, 0][..]), (IFLA_PERM_ADDRESS, &[2, 0, 0, 0, 0, 7])];
+        let port = parse(&message(ARPHRD_ETHER, IFF_UP, &port)).unwrap();
+        assert_eq!((port.master, port.own_mac), (Some(9), Some(Mac([2, 0, 0, 0, 0, 7]))));
         assert!(!parse(&message(ARPHRD_PPP, IFF_UP, &[])).unwrap().ethernet);
         assert!(!parse(&message(ARPHRD_ETHER, IFF_NOARP, &[])).unwrap().ethernet);
     }

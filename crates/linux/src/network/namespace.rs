@@ -5,7 +5,7 @@
 
 use super::ether::Mac;
 use super::link_local::LinkLocal;
-use super::{IpParameter, Lease, Method, Network, Note};
+use super::{IpParameter, Lease, Method, Network, NetworkParameters, Note};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -77,7 +77,8 @@ impl Cable {
         self.start_with(side, vec![IpParameter { interface, method, ..IpParameter::link_local() }])
     }
 
-    fn start_with(&self, side: usize, parameters: Vec<IpParameter>) -> Running {
+    fn start_with(&self, side: usize, ip: Vec<IpParameter>) -> Running {
+        let parameters = NetworkParameters { ip, uppers: Vec::new() };
         let (sender, notes) = channel();
         let sink = move |note| drop(sender.send(note));
         let network = self.within(side, || Network::start(parameters, sink).unwrap());

@@ -20,13 +20,13 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Returns the plan by the parameters that name the interface, or else by those for every wired
-    /// one; `None` leaves it alone.
+    /// one; `None` leaves it alone. `mac` is the MAC address that may name it.
     ///
     /// Fixed addresses without an interface are not included: one interface gets them, see
     /// [`unplaced`].
     pub(super) fn of(
         name: &str,
-        mac: Mac,
+        mac: Option<Mac>,
         wired: bool,
         parameters: &[IpParameter],
     ) -> Option<Self> {
@@ -64,8 +64,8 @@ impl Plan {
     }
 }
 
-fn names(parameter: &IpParameter, name: &str, mac: Mac) -> bool {
-    let fits = |interface: &str| interface == name || Mac::parse(interface) == Some(mac);
+fn names(parameter: &IpParameter, name: &str, mac: Option<Mac>) -> bool {
+    let fits = |interface: &str| interface == name || mac.is_some() && Mac::parse(interface) == mac;
     parameter.interface.as_deref().is_some_and(fits)
 }
 
@@ -84,7 +84,7 @@ mod tests {
     fn plan(words: &[&str], wired: bool) -> Option<Plan> {
         let parameters: Vec<_> =
             words.iter().map(|word| IpParameter::parse(word).unwrap()).collect();
-        Plan::of("eth0", MAC, wired, &parameters)
+        Plan::of("eth0", Some(MAC), wired, &parameters)
     }
 
     fn link_local() -> Plan {
@@ -129,6 +129,6 @@ mod tests {
     fn address_without_interface_is_unplaced() {
         let parameter = IpParameter::parse("10.0.0.5/24").unwrap();
         assert_eq!(unplaced(std::slice::from_ref(&parameter)).len(), 1);
-        assert_eq!(Plan::of("eth0", MAC, true, &[parameter]), Some(link_local()));
+        assert_eq!(Plan::of("eth0", Some(MAC), true, &[parameter]), Some(link_local()));
     }
 }

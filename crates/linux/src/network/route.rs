@@ -1,6 +1,7 @@
 //! Changes of interfaces, addresses, routes and rules by routing messages.
 
 use super::ether::Mac;
+use super::upper::BondSetting;
 use crate::netlink::{command, put};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,13 +16,23 @@ const NEW_RULE: u16 = 32;
 const DELETE_RULE: u16 = 33;
 
 const REPLACE: u16 = 0x100;
+/// Fail if it is there.
+const EXCLUSIVE: u16 = 0x200;
 const CREATE: u16 = 0x400;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 0x1;
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_BOND_PRIMARY: u16 = 11;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -67,6 +78,57 @@ pub(super) fn set_up(index: u32) -> io::Result<()> {
     // second. The reply is not needed: the change is broadcast.
     let _ = command(GET_LINK, 0, &link(index, 0, 0));
     Ok(())
+}
+
+/// Sets an interface down.
+pub(super) fn set_down(index: u32) -> io::Result<()> {
+    command(NEW_LINK, 0, &link(index, 0, IFF_UP))
+}
+
+/// Makes an interface a port of a bond.
+pub(super) fn set_master(index: u32, bond: u32) -> io::Result<()> {
+    let mut body = link(index, 0, 0);
+    put(&mut body, IFLA_MASTER, &bond.to_ne_bytes());
+    command(NEW_LINK, 0, &body)
+}
+
+/// Makes a port the preferred one of its bond.
+pub(super) fn set_primary(bond: u32, port: u32) -> io::Result<()> {
+    let mut body = link(bond, 0, 0);
+    put_kind(&mut body, b"bond", &[(IFLA_BOND_PRIMARY, port.to_ne_bytes().to_vec())]);
+    command(NEW_LINK, 0, &body)
+}
+
+/// Makes a VLAN of an interface.
+pub(super) fn add_vlan(name: &str, id: u16, lower: u32) -> io::Result<()> {
+    let mut body = link(0, 0, 0);
+    put(&mut body, IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+    put(&mut body, IFLA_LINK, &lower.to_ne_bytes());
+    put_kind(&mut body, b"vlan", &[(IFLA_VLAN_ID, id.to_ne_bytes().to_vec())]);
+    command(NEW_LINK, CREATE | EXCLUSIVE, &body)
+}
+
+/// Makes a bond without ports.
+pub(super) fn add_bond(name: &str, settings: &[BondSetting], mtu: Option<u32>) -> io::Result<()> {
+    let mut body = link(0, 0, 0);
+    put(&mut body, IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+    if let Some(mtu) = mtu {
+        put(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
+    }
+    let settings: Vec<_> = settings.iter().map(|it| (it.attribute, it.value.bytes())).collect();
+    put_kind(&mut body, b"bond", &settings);
+    command(NEW_LINK, CREATE | EXCLUSIVE, &body)
+}
+
+/// Appends the kind of an interface, and its settings.
+fn put_kind(body: &mut Vec<u8>, kind: &[u8], settings: &[(u16, Vec<u8>)]) {
+    let (mut info, mut data) = (Vec::new(), Vec::new());
+    for (attribute, value) in settings {
+        put(&mut data, *attribute, value);
+    }
+    put(&mut info, IFLA_INFO_KIND, kind);
+    put(&mut info, IFLA_INFO_DATA, &data);
+    put(body, IFLA_LINKINFO, &info);
 }
 
 /// Sets the MTU, in bytes.
@@ -212,6 +274,20 @@ mod tests {
     }
 
     #[test]
+    fn kind_of_an_interface_is_nested_with_its_settings() {
+        let mut body = Vec::new();
+        put_kind(&mut body, b"vlan", &[(IFLA_VLAN_ID, vec![5, 0])]);
+        let wanted: [&[u8]; 5] = [
+            &[24, 0, 18, 0],
+            &[8, 0, 1, 0, b'v', b'l', b'a', b'n'],
+            &[12, 0, 2, 0],
+            &[6, 0, 1, 0],
+            &[5, 0, 0, 0],
+        ];
+        assert_eq!(body, wanted.concat());
+    }
+
+    #[test]
     fn invalid_interface_is_an_error() {
         let nobody = i32::MAX.unsigned_abs();
         let address =
@@ -219,6 +295,7 @@ mod tests {
         assert!(address.add().is_err() && address.delete().is_err());
         assert!(set_up(nobody).is_err());
         assert!(set_mtu(nobody, 1500).is_err());
+        assert!(set_down(nobody).is_err() && set_master(nobody, 1).is_err());
         assert!(add_default_route(nobody, [10, 0, 0, 1].into()).is_err());
     }
 }

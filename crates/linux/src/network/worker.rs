@@ -6,8 +6,10 @@ use super::ether::Mac;
 use super::interface::Interface;
 use super::ip_parameter::{Fixed, IpParameter};
 use super::link::{self, Link};
+use super::parameters::NetworkParameters;
 use super::plan::{Plan, unplaced};
 use super::route;
+use super::stack::Stack;
 use crate::net;
 use crate::netlink::{Received, Socket};
 use crate::tree::Tree;
@@ -29,6 +31,7 @@ const MISSING_AFTER: Duration = Duration::from_secs(10);
 /// The state of the thread.
 pub(super) struct Worker<S> {
     parameters: Vec<IpParameter>,
+    stack: Stack,
     /// Fixed addresses for the first interface with a carrier.
     unplaced: Vec<Fixed>,
     /// Interfaces that parameters name and that were not seen yet, and when to report them.
@@ -47,10 +50,14 @@ impl<S: FnMut(Note)> Worker<S> {
     ///
     /// # Errors
     /// Fails without routing sockets.
-    pub(super) fn open(parameters: Vec<IpParameter>, sink: S) -> io::Result<Self> {
-        let missing: BTreeSet<String> =
-            parameters.iter().filter_map(|parameter| parameter.interface.clone()).collect();
+    pub(super) fn open(parameters: NetworkParameters, sink: S) -> io::Result<Self> {
+        let NetworkParameters { ip: parameters, uppers } = parameters;
+        let stack = Stack::new(uppers);
+        let named = parameters.iter().filter_map(|parameter| parameter.interface.as_ref());
+        let named = named.filter(|name| !stack.is_upper(name)).chain(stack.lowers());
+        let missing: BTreeSet<String> = named.cloned().collect();
         Ok(Self {
+            stack,
             unplaced: unplaced(&parameters),
             missing_due: (!missing.is_empty()).then(|| Instant::now() + MISSING_AFTER),
             missing,
@@ -147,9 +154,17 @@ impl<S: FnMut(Note)> Worker<S> {
 
     fn scan_links(&mut self) -> io::Result<()> {
         let links = link::links()?;
+        if self.stack.build(&links, &mut self.sink) {
+            self.retry_at = Some(Instant::now() + RETRY);
+        }
         self.forget(&links);
         for link in &links {
             self.missing.remove(&link.name);
+            self.missing
+                .retain(|name| Mac::parse(name).is_none_or(|mac| link.own_mac != Some(mac)));
+            if self.stack.is_bare(link, &links) {
+                continue;
+            }
             match link.mac.filter(|_| link.ethernet) {
                 Some(mac) => self.attend(link, mac),
                 None if link.loopback && !link.up => drop(route::set_up(link.index)),
@@ -174,10 +189,12 @@ impl<S: FnMut(Note)> Worker<S> {
 
     fn attend(&mut self, link: &Link, mac: Mac) {
         let now = Instant::now();
-        self.missing.retain(|name| Mac::parse(name) != Some(mac));
         if !self.interfaces.contains_key(&link.index) {
-            let wired = link.is_wired(&self.tree);
-            let Some(plan) = Plan::of(&link.name, mac, wired, &self.parameters) else { return };
+            let is_upper = self.stack.is_upper(&link.name);
+            let wired = link.is_wired(&self.tree) || is_upper;
+            // A VLAN has the MAC address of the card.
+            let own = (!is_upper).then_some(mac);
+            let Some(plan) = Plan::of(&link.name, own, wired, &self.parameters) else { return };
             self.interfaces.insert(link.index, Interface::open(now, link, mac, plan, &self.tree));
         }
         let Some(interface) = self.interfaces.get_mut(&link.index) else { return };

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use linux::boot::command_line;
 use linux::module::{Drivers, Note};
-use linux::network::{self, IpParameter, Network};
+use linux::network::{self, Network, NetworkParameters};
 use linux::shortfall::{FirmwareLog, Shortfall, survey};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -64,7 +64,7 @@ pub(super) fn run() -> Result<Infallible, Failure> {
 /// Configures the network as the kernel command line requests, and keeps it configured.
 fn start_network(tree: &Tree, inbox: &Inbox) -> io::Result<Network> {
     let line = tree.text("proc/cmdline").unwrap_or_default();
-    let (parameters, ignored) = IpParameter::parse_all(&line);
+    let (parameters, ignored) = NetworkParameters::parse(&line);
     ignored.iter().for_each(|parameter| inbox.note(parameter.to_string()));
     let inbox = inbox.clone();
     Network::start(parameters, move |note| post_note(&inbox, &note))

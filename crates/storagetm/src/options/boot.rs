@@ -37,7 +37,8 @@ On the kernel command line:
   storagetm.pair=no          show no pairing code
   storagetm.return=TIME      restart after TIME (30m, 2h) without an attached host
   storagetm.machine_id=firmware|HEX
-  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured",
+  ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured
+  vlan=... bond=...          make a VLAN or a bond of network cards, as in dracut.cmdline(7)",
         protocol_help::boot_parameter()
     )
 }

@@ -150,6 +150,7 @@ fn command_line(tree: &Tree, options: &Boot, network: &NetworkSettings) -> Strin
     let kept = running.split_whitespace().filter(|word| KEPT.contains(&name(word).as_str()));
     let mut words: Vec<String> = vec![ALWAYS.to_owned()];
     words.extend(kept.map(str::to_owned));
+    words.extend(network.uppers.iter().cloned());
     words.extend(network.kept.iter().map(|kept| kept.parameter.clone()));
     words.extend(options.open.then(|| "storagetm.open".to_owned()));
     words.extend(
@@ -274,7 +275,7 @@ mod test {
         let parameter = "ip=192.0.2.5::192.0.2.1:24:desk:52-54-00-12-34-56:none".to_owned();
         let kept = Kept { ip: [192, 0, 2, 5].into(), interface: "eth0".to_owned(), parameter };
         let near = ("eth0".to_owned(), "fe80::5".parse().unwrap());
-        NetworkSettings { kept: vec![kept], lost: Vec::new(), nearby: vec![near] }
+        NetworkSettings { kept: vec![kept], nearby: vec![near], ..NetworkSettings::default() }
     }
 
     fn plan(line: &str, hosts: &[&str], network: NetworkSettings) -> Result<Plan, String> {
