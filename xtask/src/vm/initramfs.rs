@@ -45,6 +45,7 @@ const MODULES: &[&str] = &[
     "sd_mod",
     "ext4",
     "nvme_tcp",
+    "8021q",
 ];
 
 /// What some machines need in addition.

@@ -96,6 +96,11 @@ impl Client {
         self.told("protection")
     }
 
+    /// Gets an address on VLAN 5 of the link, too.
+    pub(super) fn join_vlan(&mut self) -> Result<()> {
+        self.run("vlan").map(drop)
+    }
+
     /// Detaches all disks.
     pub(super) fn detach(&mut self) -> Result<()> {
         self.run("detach").map(drop)

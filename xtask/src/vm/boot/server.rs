@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::Lab;
 use super::machine::{Flash, Machine, Start};
@@ -39,7 +39,11 @@ pub(super) const TRIALS: &[Trial] = &[
         tests: &["plan", "lends", "keys", "compare", "untouched", "returns"],
         run: |lab, folder, results| now(lab, folder, results, true),
     },
-    Trial { name: "entry", tests: &["written", "lends", "untouched", "returns"], run: entry },
+    Trial {
+        name: "entry",
+        tests: &["written", "lends", "compare", "untouched", "returns"],
+        run: entry,
+    },
 ];
 
 /// The server, and what the host needs.
@@ -114,11 +118,12 @@ impl Server {
         self.machine.screen.shows(SERIAL, since, SOON).map(drop)
     }
 
-    /// Copies the disk to a file, with this key; returns the file.
-    fn copy(&self, key: &Path) -> Result<PathBuf> {
+    /// Copies the disk to a file, with a key or without one; returns the file.
+    fn copy(&self, key: Option<&Path>) -> Result<PathBuf> {
         let to = self.folder.join("copy.img");
         let mut copy = Command::new(&self.program);
-        copy.args(["copy", "--force", "--hostnqn", NQN, "--key"]).arg(key);
+        copy.args(["copy", "--force", "--hostnqn", NQN]);
+        key.map(|key| copy.arg("--key").arg(key));
         succeed(copy.arg(format!("nvme://127.0.0.1:{}/", self.port)).arg(&to))?;
         Ok(to)
     }
@@ -127,33 +132,30 @@ impl Server {
     fn refuses_another_key(&self) -> Result<()> {
         let other = self.folder.join("other-key");
         std::fs::write(&other, succeed(Command::new(&self.program).args(["key", "generate"]))?)?;
-        let error = self.copy(&other).err().context("another key was accepted")?;
+        let error = self.copy(Some(&other)).err().context("another key was accepted")?;
         ensure!(format!("{error:#}").contains("securely"), "{error:#}");
         Ok(())
     }
 
-    /// Compares every byte of the disk with what the host reads.
-    fn compare(&self) -> Result<()> {
-        let copy = self.copy(&self.key)?;
-        succeed(Command::new("cmp").arg(&self.disk).arg(copy)).map(drop)
+    /// Compares every byte of the disk with what a host reads, while the server writes nothing.
+    fn compare(&mut self, key: Option<&Path>, results: &mut Results<'_>) -> Result<()> {
+        // The system has written until it ended.
+        let before = self.machine.control()?.changes()?;
+        let compared = self
+            .copy(key)
+            .and_then(|copy| succeed(Command::new("cmp").arg(&self.disk).arg(copy)).map(drop));
+        results.decide("compare", compared);
+        let changes = self.machine.control()?.changes()? - before;
+        let result =
+            if changes == 0 { Ok(()) } else { Err(anyhow!("{changes} writes to the disk")) };
+        results.decide("untouched", result);
+        Ok(())
     }
 
     /// Waits until the system is up again, with its file system as it was left.
     fn until_returned(&mut self, since: usize) -> Result<()> {
         self.until_up(since)?;
         self.run("! dmesg | grep 'EXT4.*recover' && ! grep storagetm /proc/cmdline").map(drop)
-    }
-
-    /// Decides the tests of target mode that are the same for each way into it.
-    fn decide(&self, results: &mut Results<'_>, before: u64) {
-        results.decide("keys", self.refuses_another_key());
-        results.decide("compare", self.compare());
-        let untouched = self.machine.control().and_then(|mut control| {
-            let changes = control.changes()? - before;
-            ensure!(changes == 0, "target mode has written to the disk {changes} times");
-            Ok(())
-        });
-        results.decide("untouched", untouched);
     }
 }
 
@@ -171,10 +173,10 @@ fn now(
     server.machine.type_key(&format!("storagetm boot --now --for {RETURN_AFTER} --yes\n"))?;
     server.until_lent(since)?;
     results.decide("lends", Ok(()));
-    // The system has written until it ended.
-    let before = server.machine.control()?.changes()?;
+    results.decide("keys", server.refuses_another_key());
     let since = server.machine.screen.now();
-    server.decide(results, before);
+    let key = server.key.clone();
+    server.compare(Some(&key), results)?;
     results.decide("returns", server.until_returned(since));
     Ok(())
 }
@@ -193,8 +195,7 @@ fn entry(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<
     server.machine.type_key("reboot\n")?;
     server.until_lent(since)?;
     results.decide("lends", Ok(()));
-    let before = server.machine.control()?.changes()?;
-    server.decide(results, before);
+    server.compare(None, results)?;
     let since = server.machine.screen.now();
     server.machine.type_key("r")?;
     results.decide("returns", server.until_returned(since));

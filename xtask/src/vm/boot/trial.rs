@@ -103,6 +103,7 @@ pub(super) const TRIALS: &[Trial] = &[
     Trial { name: "no-network", tests: &["shown", "waits"], run: ending::no_network },
     Trial { name: "settings", tests: &["command-line"], run: settings::command_line },
     Trial { name: "settings", tests: &["firmware"], run: settings::firmware },
+    Trial { name: "settings", tests: &["vlan-on-bond"], run: settings::vlan_on_bond },
 ];
 
 /// Boots a machine into target mode; attaches and compares its disks over each address family,
