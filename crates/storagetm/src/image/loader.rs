@@ -40,6 +40,9 @@ impl From<Architecture> for Processor {
 
 /// Directories whose subdirectories, named after distributions, hold both shim and GRUB.
 const VENDORS: [&str; 4] = ["boot/efi/EFI", "efi/EFI", "boot/EFI", "usr/lib/bootupd/updates/EFI"];
+/// Directories of packages in Fedora since 44, with subdirectories for each version, in which there is
+/// a directory `EFI` as in [`VENDORS`].
+const PACKAGES: [&str; 2] = ["usr/lib/efi/shim", "usr/lib/efi/grub2"];
 /// GRUB for BIOS: its parts, of which its core image is made.
 const BIOS: &str = "usr/lib/grub/i386-pc";
 const BIOS_BOOT: &str = "boot_hybrid.img";
@@ -134,14 +137,28 @@ impl Places {
         let debian = self.root.join(format!("usr/lib/grub/{}-signed", processor.grub));
         let mut pairs = vec![(self.root.join("usr/lib/shim"), debian)];
         for vendors in VENDORS {
-            let entries = fs::read_dir(self.root.join(vendors)).into_iter().flatten().flatten();
-            let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-            folders.sort();
-            pairs.extend(folders.into_iter().map(|folder| (folder.clone(), folder)));
+            let folders = folders(&self.root.join(vendors)).into_iter();
+            pairs.extend(folders.map(|folder| (folder.clone(), folder)));
+        }
+        let [shims, grubs] = PACKAGES.map(|package| {
+            let versions = folders(&self.root.join(package)).into_iter().rev();
+            versions.flat_map(|version| folders(&version.join("EFI"))).collect::<Vec<_>>()
+        });
+        for shim in shims {
+            let of_vendor = grubs.iter().filter(|grub| grub.file_name() == shim.file_name());
+            pairs.extend(of_vendor.map(|grub| (shim.clone(), grub.clone())));
         }
         pairs.extend(self.flat.then(|| (self.root.clone(), self.root.clone())));
         pairs
     }
+}
+
+/// Returns what is in a directory, sorted.
+fn folders(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    folders.sort();
+    folders
 }
 
 /// Reads the code of the first sector for BIOS.
@@ -266,14 +283,22 @@ mod test {
             "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed",
         ];
         let fedora = ["boot/efi/EFI/fedora/shimx64.efi", "boot/efi/EFI/fedora/grubx64.efi"];
+        let fedora_44 = [
+            "usr/lib/efi/shim/16.1-5/EFI/fedora/shimx64.efi",
+            "usr/lib/efi/grub2/1:2.12-64.fc44/EFI/fedora/grubx64.efi",
+        ];
         let flat = ["shimx64.efi", "grubx64.efi"];
-        for (number, paths) in [debian, ubuntu, fedora, flat].iter().enumerate() {
+        for (number, paths) in [debian, ubuntu, fedora, fedora_44, flat].iter().enumerate() {
             let folder = Folder::new(&number.to_string());
             folder.file(paths[0]);
             assert!(reason(&folder.places(true)).contains("are not below"), "{paths:?}");
             folder.file(paths[1]);
             assert!(reason(&folder.places(true)).contains("unknown format"), "{paths:?}");
         }
+        let folder = Folder::new("two-vendors");
+        folder.file("usr/lib/efi/shim/1/EFI/centos/shimx64.efi");
+        folder.file("usr/lib/efi/grub2/1/EFI/fedora/grubx64.efi");
+        assert!(reason(&folder.places(false)).contains("are not below"), "of one vendor");
         let folder = Folder::new("bios");
         folder.file("usr/lib/grub/i386-pc/boot_hybrid.img");
         assert!(folder.places(false).bios().unwrap().ends_with("i386-pc"));
