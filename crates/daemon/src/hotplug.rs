@@ -247,6 +247,14 @@ impl Hotplug {
 
     /// Examines the disks of recent uevents.
     pub fn look(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
+        let mut before = self.reported.clone();
+        let mut changes = self.look_at_disks(lent_disks, now);
+        before.retain(|name, sentence| self.reported.get(name) != Some(sentence));
+        changes.extend(before.into_values().map(Change::Over));
+        changes
+    }
+
+    fn look_at_disks(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
         self.due = None;
         self.looked = Some(now);
         let second: HashSet<String> =
@@ -611,6 +619,25 @@ mod test {
         assert_eq!(hotplug.due(), Some(now + RECHECK), "the second look is not spent early");
         assert!(look(&mut hotplug, now + RECHECK).is_empty());
         assert_eq!(hotplug.due(), None);
+    }
+
+    #[test]
+    fn earlier_note_about_a_disk_is_over() {
+        let fake = Fake::new("over");
+        fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
+        let mut hotplug = fake.hotplug();
+        assert!(matches!(hotplug.initial_scan(&[]).unwrap()[..], [Change::Note(_)]));
+        fake.write("proc/self/mountinfo", "");
+        let now = Instant::now();
+        hotplug.schedule("sdz".to_owned(), now);
+        assert!(hotplug.look(&[], now).is_empty());
+        while !hotplug.examining.is_empty() && hotplug.examiner.wait(Instant::now() + LIMIT) {
+            hotplug.receive(now);
+        }
+        let changes = hotplug.look(&[], now);
+        // The disk itself cannot be opened here.
+        let [Change::Note(_), Change::Over(note)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(note, "/dev/sdz is not lent: mounted at /home");
     }
 
     #[test]

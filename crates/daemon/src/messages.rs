@@ -30,6 +30,12 @@ impl Messages {
         }
     }
 
+    /// Removes a message that no longer applies.
+    pub fn remove(&mut self, sentence: &str) {
+        self.notes.retain(|known| known != sentence);
+        self.startup.retain(|known| known != sentence);
+    }
+
     /// Ends start-up: the messages so far are kept beside later ones.
     pub fn end_startup(&mut self) {
         self.startup.extend(self.notes.drain(..));
@@ -68,6 +74,18 @@ mod test {
         (0..MAX_MESSAGES).for_each(|n| messages.add(format!("new {n}")));
         assert_eq!(messages.list().len(), MAX_MESSAGES + 1);
         assert_eq!(messages.list()[0], "9 older messages are not kept any more.");
+    }
+
+    #[test]
+    fn message_that_is_over_is_removed() {
+        let mut messages = Messages::default();
+        messages.add("first".to_owned());
+        messages.end_startup();
+        messages.add("second".to_owned());
+        messages.remove("first");
+        assert_eq!(messages.list(), ["second"]);
+        messages.remove("second");
+        assert!(messages.list().is_empty());
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub enum Change {
     Resized(Device, u64),
     /// Tell the user.
     Note(String),
+    /// An earlier note no longer applies.
+    Over(String),
 }
 
 /// Returns whether the disk is exported.

@@ -49,6 +49,7 @@ pub(super) fn open_present(
                 Err(failure) => notes.push(failure.to_string()),
             },
             Change::Note(note) => notes.push(note),
+            Change::Over(note) => notes.retain(|known| *known != note),
             Change::Removed(_) | Change::Resized(..) => {}
         }
     }

@@ -167,6 +167,7 @@ impl Exports {
                     }
                 }
                 Change::Note(note) => cx.ui.report(&ServeEvent::note(note)),
+                Change::Over(note) => cx.ui.remove_note(&note),
             }
         }
     }

@@ -95,6 +95,12 @@ impl Ui {
         self.messages.add(sentence);
     }
 
+    /// Removes a message from the screen.
+    pub(super) fn remove_note(&mut self, sentence: &str) {
+        self.messages.remove(sentence);
+        self.draw_soon(false);
+    }
+
     /// Replaces or removes the message of a subject on the screen.
     pub(super) fn set_subject(&mut self, subject: String, sentence: Option<String>) {
         self.messages.set_subject(subject, sentence);
