@@ -2,7 +2,6 @@
 //! systemd-network-generator(8).
 
 use super::ether::Mac;
-use super::upper::bond_options;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
@@ -94,9 +93,12 @@ pub enum Problem {
          bond=bond0:eth0,eth1:mode=active-backup"
     )]
     BondForm,
-    /// Not an option of bonds.
-    #[error("\"{0}\" is not a known bonding option; the options are {known}, primary", known = bond_options().collect::<Vec<_>>().join(", "))]
-    UnknownBondOption(String),
+    #[error("\"{name}\" is not a known bonding option; the options are {known}")]
+    UnknownBondOption {
+        name: String,
+        /// The known ones.
+        known: String,
+    },
     /// An option of bonds with an invalid value.
     #[error("\"{0}\" is not a valid bonding option")]
     BondValue(String),

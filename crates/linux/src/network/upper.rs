@@ -157,7 +157,10 @@ fn bond_settings(text: &str) -> Result<(Vec<BondSetting>, Option<String>), Probl
                 let value = values.parse(value).ok_or_else(|| Problem::BondValue(option.into()))?;
                 settings.push(BondSetting { attribute: *attribute, value });
             }
-            None => return Err(Problem::UnknownBondOption(name.to_owned())),
+            None => {
+                let known = bond_options().chain(["primary"]).collect::<Vec<_>>().join(", ");
+                return Err(Problem::UnknownBondOption { name: name.to_owned(), known });
+            }
         }
     }
     if !settings.iter().any(|it| it.attribute == MIIMON) {
@@ -229,9 +232,10 @@ mod tests {
         assert_eq!(problem("bond0:eth0:mode=1:1400:x"), Problem::BondForm);
         assert_eq!(problem("b:eth0:mode=fast"), Problem::BondValue("mode=fast".into()));
         assert_eq!(problem("b:eth0:mode=7"), Problem::BondValue("mode=7".into()));
-        assert_eq!(problem("b:eth0:../x=1"), Problem::UnknownBondOption("../x".into()));
         assert_eq!(problem("b:eth0:mode=1:12"), Problem::InvalidMtu("12".into()));
         assert_eq!(problem("b:eth0,:mode=1"), Problem::InvalidInterface(String::new()));
-        assert!(problem("b:e:arp_ip_target=1").to_string().contains("xmit_hash_policy"));
+        let unknown = problem("b:e:../x=1").to_string();
+        assert!(unknown.starts_with("\"../x\" is not a known bonding option"), "{unknown}");
+        assert!(unknown.ends_with("ad_select, primary"), "{unknown}");
     }
 }
