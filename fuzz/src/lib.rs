@@ -15,6 +15,7 @@ pub mod auth;
 pub mod deframe;
 pub mod host;
 pub mod input;
+pub mod iscsi;
 pub mod nbd_client;
 pub mod nbd_server;
 pub mod pair;
@@ -39,6 +40,13 @@ mod nbd_messages;
 #[path = "../../crates/nbd/tests/server/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod nbd_world;
+
+#[path = "../../crates/iscsi/tests/target/initiator.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod iscsi_initiator;
+#[path = "../../crates/iscsi/tests/target/world.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod iscsi_world;
 
 #[path = "../../crates/scsi/tests/disk/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]

@@ -9,7 +9,7 @@ use iscsi::wire::opcode::{self, IMMEDIATE};
 use iscsi::wire::{NO_TAG, padding, text};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::world::{Id, TARGET, World};
+use crate::iscsi_world::{Id, TARGET, World};
 
 /// The name of the initiator.
 pub(crate) const NAME: &str = "iqn.2026-01.org.example:host";

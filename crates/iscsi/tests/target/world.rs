@@ -65,7 +65,7 @@ impl World {
 
     /// Creates a target with a small disk of zeros without poison, which is fast to create.
     pub(crate) fn small(bytes: usize, block: u32) -> Self {
-        let world = Self::bare(Pool::new(8 << 20), vec![0; bytes]);
+        let world = Self::bare(Pool::new(64 << 20), vec![0; bytes]);
         world.catalogue.publish(disk(DISK, Access::Writable, block, bytes as u64));
         world
     }
