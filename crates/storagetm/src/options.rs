@@ -446,7 +446,7 @@ mod test {
             "disk.img --io magic",
             "disk.img --unknown",
             "disk.img --open --pair",
-            "disk.img --protocol iscsi",
+            "disk.img --protocol aoe",
             "disk.img --protocol",
             "disk.img --listen nvme:unix:/run/x",
             "disk.img --stdin --listen unix:/run/x",

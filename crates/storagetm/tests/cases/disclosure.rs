@@ -21,7 +21,7 @@ use crate::tap::Tap;
 
 /// Addresses of the near end with listeners by default.
 const NEAR: [&str; 2] = ["169.254.7.9", "fe80::1"];
-const PORTS: [u16; 3] = [4420, 8009, 10809];
+const PORTS: [u16; 4] = [3260, 4420, 8009, 10809];
 /// The last of them, at which the client sends first.
 const NBD: u16 = 10809;
 /// How long an unauthenticated peer reads.
@@ -221,7 +221,7 @@ fn x01_keyless_peer_learns_nothing_at_any_port() {
     let (cable, folder) = (Cable::lay(), Folder::new());
     let image = folder.image("quartz-disk.img", 7);
     let running = Running::serve(&["--no-announce", "--pair", "--keys", &folder.keys(), &image]);
-    let (lent, _, code) = keyed(&running, 6, true);
+    let (lent, _, code) = keyed(&running, 8, true);
     let secrets = secrets(&lent);
     let nqn = lent["nqn"].as_str().unwrap();
     let wrong = if code == "12345678" { "12345679" } else { "12345678" };
@@ -294,8 +294,8 @@ fn x52_unasked_only_link_local_and_loopback_addresses_answer() {
     let (cable, folder) = (Cable::lay(), Folder::new());
     let image = folder.image("disk.img", 7);
     let running = Running::serve(&["--no-announce", "--keys", &folder.keys(), &image]);
-    let (_, found, _) = keyed(&running, 6, false);
-    assert_eq!(found, 6, "three ports at two addresses");
+    let (_, found, _) = keyed(&running, 8, false);
+    assert_eq!(found, 8, "four ports at two addresses");
     let other = TcpListener::bind("0.0.0.0:5555").unwrap();
     let reach = |at: SocketAddr| TcpStream::connect_timeout(&at, SOON).is_ok();
     cable.there(|| {

@@ -50,9 +50,10 @@ fn x15_another_hosts_name_without_its_key_is_refused() {
     assert!(NvmeClient::new(prover, disk).with_credentials(&chap).attach_plain(address).is_ok());
 }
 
-/// I/O commands that only read, or do nothing: Flush, Read, Compare, Verify, Reservation Report,
-/// Cancel (NVMe Base 2.0 figure 88, NVM Command Set 1.0 figure 15).
-const HARMLESS: [u8; 5] = [0x00, 0x02, 0x05, 0x0c, 0x0e];
+/// I/O commands that only read, or do nothing to the disk and to other hosts: Flush, Read, Compare,
+/// Verify, Reservation Register, Reservation Report (NVMe Base 2.0 figure 88, NVM Command Set 1.0 figure
+/// 15).
+const HARMLESS: [u8; 6] = [0x00, 0x02, 0x05, 0x0c, 0x0d, 0x0e];
 
 /// Admin commands that change something permanently: Namespace Management, Firmware Commit and
 /// Download, Namespace Attachment, Virtualization, Directive Send, NVMe-MI Send, Lockdown, Format
