@@ -144,7 +144,7 @@ fn entry(cdb: &[u8; 16]) -> Result<&'static Supported, Sense> {
     match matching.next() {
         Some(entry) => Ok(entry),
         None if entries.is_empty() => Err(Sense::INVALID_OPCODE),
-        None => Err(Sense::INVALID_FIELD_IN_CDB),
+        None => Err(Sense::INVALID_FIELD_IN_CDB.with_field(1)),
     }
 }
 
@@ -155,8 +155,8 @@ impl Cdb {
     /// Returns sense data if the command is not supported or a bit is set that is not evaluated.
     pub(crate) fn parse(cdb: &[u8; 16]) -> Result<Self, Sense> {
         let entry = entry(cdb)?;
-        if !entry.allows(cdb) {
-            return Err(Sense::INVALID_FIELD_IN_CDB);
+        if let Some(byte) = entry.wrong_byte(cdb) {
+            return Err(Sense::INVALID_FIELD_IN_CDB.with_field(byte));
         }
         let fields = Fields(cdb);
         match Self::transfer(&fields)? {

@@ -9,8 +9,8 @@ use crate::port::Port;
 use crate::wire::inquiry::{
     ABSENT, CMDQUE, Characteristics, DISK, DesignatorHeader, Extended, FORMAT, Limits,
     NON_ROTATING, PIV, PageHeader, Provisioning, SIMPSUP, STANDARDS, Standard, THIN,
-    THIRD_PARTY_COPY, UGAVALID, V_SUP, VERSION_SPC_4, WSNZ, association, code_set, designator,
-    page, provisioning,
+    THIRD_PARTY_COPY, UGAVALID, V_SUP, VERSION_SPC_4, association, code_set, designator, page,
+    provisioning,
 };
 
 /// T10 vendor identification.
@@ -136,7 +136,6 @@ fn block_limits(export: &Export) -> Limits {
     let physical = export.geometry.physical >> export.geometry.shift();
     let mut data = Limits::new_zeroed();
     data.header = header::<Limits>(page::LIMITS);
-    data.flags = WSNZ;
     data.compare_and_write = limits::compare_and_write(export.geometry);
     data.granularity.set(u16::try_from(physical).unwrap_or(u16::MAX));
     data.transfer = U32::new(limits::transfer(export.geometry));

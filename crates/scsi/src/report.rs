@@ -46,7 +46,7 @@ pub(crate) fn opcodes(export: &Export, command: ReportOpcodes) -> Result<Vec<u8>
         ONE_OPCODE if !has_actions => false,
         ONE_ACTION if has_actions || entries.is_empty() => true,
         ONE_COMMAND => has_actions,
-        _ => return Err(Sense::INVALID_FIELD_IN_CDB),
+        _ => return Err(Sense::INVALID_FIELD_IN_CDB.with_field(2)),
     };
     let is_it = |entry: &&Supported| {
         let same = !with_action || entry.action.map(u16::from) == Some(command.action);

@@ -42,12 +42,14 @@ impl Supported {
         &self.usage[..cdb_len(self.opcode)]
     }
 
-    /// Returns whether only bits that are evaluated are set. Bytes beyond the length of the CDB are
+    /// Returns the first byte with a bit that is not evaluated. Bytes beyond the length of the CDB are
     /// ignored: USB hosts pad CDBs.
-    pub(crate) fn allows(&self, cdb: &[u8; 16]) -> bool {
+    pub(crate) fn wrong_byte(&self, cdb: &[u8; 16]) -> Option<u8> {
         let ignored = u128::MAX.checked_shr(8 * u32::from(CDB_LEN[usize::from(self.opcode >> 5)]));
         let evaluated = u128::from_be_bytes(self.usage) | ignored.unwrap_or(0);
-        u128::from_be_bytes(*cdb) & !evaluated == 0
+        let wrong = u128::from_be_bytes(*cdb) & !evaluated;
+        #[allow(clippy::cast_possible_truncation, reason = "less than 16")]
+        (wrong != 0).then_some((wrong.leading_zeros() / 8) as u8)
     }
 }
 
@@ -213,11 +215,12 @@ mod test {
         };
         // DPO, FUA, the block, the group number, the length, padding.
         for (at, byte) in [(1, 0x18), (2, 255), (5, 255), (6, 0x1f), (8, 255), (10, 255), (15, 1)] {
-            assert!(entry.allows(&cdb(at, byte)), "byte {at}");
+            assert_eq!(entry.wrong_byte(&cdb(at, byte)), None, "byte {at}");
         }
         // RDPROTECT, RARC, reserved, CONTROL with NACA.
         for (at, byte) in [(1, 0x20), (1, 0x80), (1, 0x04), (1, 0x01), (6, 0x20), (9, 0x04)] {
-            assert!(!entry.allows(&cdb(at, byte)), "byte {at}");
+            let wrong = entry.wrong_byte(&cdb(at, byte)).map(usize::from);
+            assert_eq!(wrong, Some(at), "byte {at}");
         }
     }
 }

@@ -35,10 +35,16 @@ impl WriteSame {
         no_data: bool,
     ) -> Result<Self, Response> {
         let export = grant.export();
-        let limit = limits::write_same(export.geometry);
-        range.check_up_to(grant, Op::Write { durable: false }, limit)?;
-        // WSNZ: no blocks are not all blocks to the end of the disk.
-        if unmap && !export.discard || range.blocks == 0 {
+        let (op, limit) = (Op::Write { durable: false }, limits::write_same(export.geometry));
+        range.check_up_to(grant, op, u32::MAX)?;
+        // No blocks are all blocks to the end of the disk.
+        let rest = u32::try_from(export.blocks().saturating_sub(range.lba)).unwrap_or(u32::MAX);
+        if rest == 0 {
+            return Err(Sense::OUT_OF_RANGE.into());
+        }
+        let range = Blocks { blocks: if range.blocks == 0 { rest } else { range.blocks }, ..range };
+        range.check_up_to(grant, op, limit)?;
+        if unmap && !export.discard {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
         }
         let data_out = if no_data { 0 } else { export.geometry.block().into() };

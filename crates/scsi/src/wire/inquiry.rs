@@ -166,8 +166,6 @@ pub struct Extended {
 }
 const _: () = assert!(size_of::<Extended>() == 64);
 
-/// Flag of [`Limits::flags`]: WRITE SAME of zero blocks is refused.
-pub const WSNZ: u8 = 0x01;
 /// Flag of [`Limits::unmap_alignment`]: it is valid.
 pub const UGAVALID: u32 = 1 << 31;
 
@@ -179,7 +177,7 @@ pub const UGAVALID: u32 = 1 << 31;
 pub struct Limits {
     /// Header.
     pub header: PageHeader,
-    /// [`WSNZ`].
+    /// WSNZ: WRITE SAME of no blocks is one to the end of the disk.
     pub flags: u8,
     /// Maximum length of COMPARE AND WRITE.
     pub compare_and_write: u8,

@@ -27,6 +27,8 @@ pub mod key {
 
 /// Response code: current error, fixed format.
 const FIXED_CURRENT: u8 = 0x70;
+/// Flags of the sense key specific field: it is valid, and points into the CDB.
+const FIELD_IN_CDB: u8 = 0xc0;
 /// Flag of the response code: the information field is valid.
 const VALID: u8 = 0x80;
 
@@ -75,6 +77,14 @@ impl Sense {
             self.response_code |= VALID;
             self.information.set(information);
         }
+        self
+    }
+
+    /// Sets the field pointer: the byte of the CDB that is in error (SPC-4 §4.5.2.4.2). libiscsi's
+    /// suite takes an invalid field without it for a command that is not supported.
+    #[must_use]
+    pub fn with_field(mut self, byte: u8) -> Self {
+        self.key_specific = [FIELD_IN_CDB, 0, byte];
         self
     }
 
@@ -159,6 +169,14 @@ mod test {
         #[rustfmt::skip]
         assert_eq!(Sense::READ_ERROR.with_information(0x0102_0304).as_bytes(), [
             0xf0, 0, 3, 1, 2, 3, 4, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0,
+        ]);
+    }
+
+    #[test]
+    fn golden_field_pointer() {
+        #[rustfmt::skip]
+        assert_eq!(Sense::INVALID_FIELD_IN_CDB.with_field(2).as_bytes(), [
+            0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xc0, 0, 2,
         ]);
     }
 

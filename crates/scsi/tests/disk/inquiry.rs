@@ -65,7 +65,7 @@ fn golden_extended_data() {
 fn golden_block_limits() {
     #[rustfmt::skip]
     let mut expected = vec![
-        0, 0xb0, 0, 60, 1, 128, 0, 8, // WSNZ, 64 KiB, 8 blocks
+        0, 0xb0, 0, 60, 0, 128, 0, 8, // 64 KiB, 8 blocks
         0, 1, 0, 0, 0, 0, 0, 0, // 32 MiB
         0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff,
         0, 0, 1, 0, 0, 0, 0, 8, // 256 descriptors, 8 blocks

@@ -221,10 +221,24 @@ fn write_same_of_zeros_is_one_request() {
 }
 
 #[test]
-fn write_same_of_no_blocks_or_too_many_is_refused() {
+fn write_same_of_no_blocks_is_one_to_the_end_of_the_disk() {
     let mut world = World::new();
-    assert_eq!(code(&world.run(&ten(0x41, 0, 0, 0))), (0x24, 0));
+    assert!(world.run_out(&ten(0x41, 0, 500, 0), &[7; SECTOR]).is_good());
+    assert!(world.run(&sixteen(0x93, 0x09, 510, 0)).is_good());
+    let zero = Op::Zero { unmap: true, durable: false, fast: false };
+    assert_eq!(world.ops, [(WRITE, 500, 12), (zero, 510, 2)]);
+    assert_eq!(code(&world.run(&ten(0x41, 0, 512, 0))), (0x21, 0));
     assert_eq!(code(&world.run(&ten(0x41, 0, 513, 0))), (0x21, 0));
+    world.export.resize(1 << 30);
+    let limit: u32 = (128 << 20) / 512;
+    assert_eq!(code(&world.run(&ten(0x41, 0, (1 << 21) - limit - 1, 0))), (0x24, 0));
+    let command = world.begin(0, [0; 8], &ten(0x41, 0, (1 << 21) - limit, 0));
+    assert!(matches!(command, Command::Job(_)));
+}
+
+#[test]
+fn write_same_of_too_many_blocks_is_refused() {
+    let mut world = World::new();
     world.export.resize(1 << 30);
     assert_eq!(code(&world.run(&sixteen(0x93, 0, 0, (128 << 20) / 512 + 1))), (0x24, 0));
     let limit = sixteen(0x93, 1, 0, (128 << 20) / 512);
