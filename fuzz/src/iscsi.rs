@@ -171,7 +171,7 @@ impl Harness<'_> {
             }
             5 if self.input.byte() < 32 => {
                 let mut logout = LogoutRequest::of(&of_target(opcode::LOGOUT_REQUEST | IMMEDIATE));
-                logout.flags = FINAL | self.input.byte() % 4;
+                logout.flags = FINAL | (self.input.byte() % 4);
                 (logout.itt, logout.cmd_sn) = (5.into(), cmd_sn);
                 (logout.as_bytes().to_vec(), Vec::new())
             }
@@ -192,7 +192,7 @@ impl Harness<'_> {
         let recent = u32::from(self.input.byte() % 8);
         let initiator = &mut self.initiators[at];
         let mut request = TaskRequest::of(&of_target(opcode::TASK_REQUEST | IMMEDIATE));
-        request.flags = FINAL | self.input.byte() % 9;
+        request.flags = FINAL | (self.input.byte() % 9);
         let itt = initiator.next_itt();
         (request.itt, request.ref_tag) = (itt.into(), itt.wrapping_sub(1 + recent).into());
         request.cmd_sn = initiator.cmd_sn.into();
@@ -261,7 +261,7 @@ impl Harness<'_> {
         if self.initiators.len() >= MAX_CONNECTIONS {
             return;
         }
-        let auth = if self.input.byte() % 4 == 0 { Auth::Required } else { Auth::None };
+        let auth = if self.input.byte().is_multiple_of(4) { Auth::Required } else { Auth::None };
         let id = self.world.open_as(peer(auth));
         self.world.conn(id).hold = self.input.bit();
         let mut initiator = Initiator::new(id);
