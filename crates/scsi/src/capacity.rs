@@ -1,4 +1,4 @@
-//! READ CAPACITY and READ FORMAT CAPACITIES (SBC-3 §5.16, §5.17; MMC-6 §6.23).
+//! READ CAPACITY and READ FORMAT CAPACITIES (SBC-3, MMC-6).
 
 use export::Export;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};

@@ -1,4 +1,4 @@
-//! Parses command descriptor blocks (SPC-4 §4.2, SBC-3 §5).
+//! Parses command descriptor blocks (SPC-4 §4.2, SBC-3).
 
 use crate::range::Blocks;
 use crate::supported::{Supported, with_opcode};
@@ -115,7 +115,7 @@ impl Fields<'_> {
         Blocks { lba: self.number::<8>(2), blocks: self.dword(10) }
     }
 
-    /// Returns the range of a 6-byte command, in which a length of 0 is 256 blocks (SBC-3 §5.10).
+    /// Returns the range of a 6-byte command, in which a length of 0 is 256 blocks (SBC-3).
     fn six(&self) -> Blocks {
         let blocks = if self.0[4] == 0 { 256 } else { self.0[4].into() };
         Blocks { lba: self.number::<3>(1) & 0x1f_ffff, blocks }

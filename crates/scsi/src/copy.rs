@@ -1,4 +1,4 @@
-//! EXTENDED COPY (LID1) within the disk, and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24).
+//! EXTENDED COPY (LID1) within the disk, and RECEIVE COPY RESULTS (SPC-4).
 
 use export::{Export, Grant, Op};
 use zerocopy::byteorder::big_endian::{U16, U32};

@@ -1,4 +1,4 @@
-//! INQUIRY: standard data and vital product data pages (SPC-4 §6.6, §7.8; SBC-3 §6.6).
+//! INQUIRY: standard data and vital product data pages (SPC-4 §6.6, §7.8; SBC-3).
 
 use export::{Cache, Export, Grant, Identity};
 use zerocopy::byteorder::big_endian::{U16, U32};
@@ -78,7 +78,7 @@ fn text<const N: usize>(string: &str) -> [u8; N] {
     field
 }
 
-/// Returns a locally assigned NAA designator (SPC-4 §7.8.5.6.4): 60 bits of the UUID, without the
+/// Returns a locally assigned NAA designator (SPC-4 §7.8): 60 bits of the UUID, without the
 /// bits that are the same in all UUIDs.
 pub(crate) fn naa(identity: &Identity) -> [u8; 8] {
     let [a, b, c, d, e, f, _, g, _, h, ..] = identity.uuid;
@@ -114,7 +114,7 @@ fn push(list: &mut Vec<u8>, protocol_and_code_set: u8, kind: u8, designator: &[u
     list.extend_from_slice(&designator[..length.into()]);
 }
 
-/// Appends a SCSI name: terminated by NUL and padded to a multiple of four bytes (SPC-4 §7.8.5.11).
+/// Appends a SCSI name: terminated by NUL and padded to a multiple of four bytes (SPC-4 §7.8).
 fn push_name(list: &mut Vec<u8>, protocol_and_code_set: u8, kind: u8, name: &str) {
     if name.is_empty() || name.len() > MAX_NAME - 3 {
         return;

@@ -1,4 +1,4 @@
-//! MODE SENSE and MODE SELECT (SPC-4 §6.9 to §6.12, §7.5; SBC-3 §6.4). The only parameter that can be
+//! MODE SENSE and MODE SELECT (SPC-4 §6.9 to §6.12, §7.5; SBC-3). The only parameter that can be
 //! changed is SWP, by which an initiator protects the disk from its own writes.
 
 use export::{Access, Cache, Grant};

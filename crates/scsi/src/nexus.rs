@@ -293,7 +293,7 @@ fn is_transfer(opcode: u8) -> bool {
 }
 
 /// Returns whether a reservation of another initiator refuses a command that is none on blocks
-/// (SPC-4 §5.13.1, SBC-3 §4.17). Those on blocks are refused by the gate.
+/// (SPC-4, SBC-3). Those on blocks are refused by the gate.
 fn is_reserved(grant: &Grant, cdb: Cdb) -> bool {
     let refuses = |op| grant.permits(op, 0, 0) == Err(Fault::Reserved);
     match cdb {

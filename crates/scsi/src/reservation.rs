@@ -1,4 +1,4 @@
-//! PERSISTENT RESERVE IN and OUT (SPC-4 §5.13, §6.16, §6.17): encodes and decodes what
+//! PERSISTENT RESERVE IN and OUT (SPC-4): encodes and decodes what
 //! [`export::Reservations`] holds.
 
 use export::{
@@ -15,7 +15,7 @@ use crate::wire::sense::Sense;
 /// Length of the name in a TransportID, at least.
 const MIN_NAME: usize = 20;
 
-/// Returns the code of a type (SPC-4 §6.16.3.4).
+/// Returns the code of a type (SPC-4).
 fn code(kind: ReservationType) -> u8 {
     match kind {
         ReservationType::WriteExclusive => 1,
@@ -142,7 +142,7 @@ pub(crate) fn change(
     Ok(Some((command, None)))
 }
 
-/// Decodes REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 §5.13.7): the latter ignores the key
+/// Decodes REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4): the latter ignores the key
 /// of the registrant.
 fn registration(
     grant: &Grant,

@@ -1,4 +1,4 @@
-//! COMPARE AND WRITE and ORWRITE (SBC-3 §5.2, §5.7): a read and a write that are one operation, with
+//! COMPARE AND WRITE and ORWRITE (SBC-3): a read and a write that are one operation, with
 //! exclusive access to the disk in between. Memory is allocated before the access is claimed: no
 //! claim is held while waiting for memory.
 

@@ -29,13 +29,13 @@ impl Plain {
         Self::new(Op::Flush, Blocks { lba: 0, blocks: 0 })
     }
 
-    /// SYNCHRONIZE CACHE flushes more than the range (SBC-3 §5.26).
+    /// SYNCHRONIZE CACHE flushes more than the range (SBC-3).
     pub(super) fn synchronize(grant: &Grant, range: Blocks) -> Result<Self, Response> {
         range.check_up_to(grant, Op::Read, u32::MAX)?;
         Ok(Self::flush())
     }
 
-    /// PRE-FETCH of no blocks is one to the end of the disk (SBC-3 §5.13).
+    /// PRE-FETCH of no blocks is one to the end of the disk (SBC-3).
     pub(super) fn pre_fetch(grant: &Grant, range: Blocks) -> Result<Self, Response> {
         range.check(grant, Op::Prefetch)?;
         if range.blocks != 0 {

@@ -1,4 +1,4 @@
-//! WRITE SAME, UNMAP and GET LBA STATUS (SBC-3 §5.43, §5.28, §5.6).
+//! WRITE SAME, UNMAP and GET LBA STATUS (SBC-3).
 
 use export::{Buffer, Extent, Extents, Fault, Geometry, Grant, Op};
 use zerocopy::byteorder::big_endian::{U32, U64};

@@ -1,4 +1,4 @@
-//! VERIFY and WRITE AND VERIFY (SBC-3 §5.32, §5.41): piece after piece.
+//! VERIFY and WRITE AND VERIFY (SBC-3): piece after piece.
 
 use export::{Buffer, Grant, Op};
 

@@ -1,9 +1,9 @@
-//! Capacity and allocation status (SBC-3 §5.6, §5.16, §5.17, §5.24; MMC-6 §6.23).
+//! Capacity and allocation status (SBC-3, MMC-6).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Data of READ CAPACITY (10): 8 bytes (SBC-3 §5.16.2).
+/// Data of READ CAPACITY (10): 8 bytes (SBC-3).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -21,7 +21,7 @@ pub const LBPME: u16 = 0x8000;
 /// Flag of [`Capacity16::provisioning`]: unmapped blocks read as zeros.
 pub const LBPRZ: u16 = 0x4000;
 
-/// Data of READ CAPACITY (16): 32 bytes (SBC-3 §5.17.2).
+/// Data of READ CAPACITY (16): 32 bytes (SBC-3).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -45,7 +45,7 @@ const _: () = assert!(size_of::<Capacity16>() == 32);
 /// Descriptor type of [`FormatCapacities`]: formatted medium.
 pub const FORMATTED: u8 = 2;
 
-/// Data of READ FORMAT CAPACITIES: 12 bytes (MMC-6 §6.23.3).
+/// Data of READ FORMAT CAPACITIES: 12 bytes (MMC-6).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]

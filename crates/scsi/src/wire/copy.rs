@@ -1,9 +1,9 @@
-//! Parameter list of EXTENDED COPY (LID1) and data of RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24).
+//! Parameter list of EXTENDED COPY (LID1) and data of RECEIVE COPY RESULTS (SPC-4).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The header of the parameter list: 16 bytes (SPC-4 §6.4.1).
+/// The header of the parameter list: 16 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -27,7 +27,7 @@ const _: () = assert!(size_of::<Header>() == 16);
 /// Type of a CSCD descriptor: identification descriptor.
 pub const IDENTIFICATION: u8 = 0xe4;
 
-/// An identification CSCD descriptor: 32 bytes (SPC-4 §6.4.5.6).
+/// An identification CSCD descriptor: 32 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -57,7 +57,7 @@ const _: () = assert!(size_of::<Disk>() == 32);
 /// Type of a segment descriptor: block device to block device.
 pub const BLOCKS: u8 = 0x02;
 
-/// A segment descriptor of the type [`BLOCKS`]: 28 bytes (SPC-4 §6.4.6.3).
+/// A segment descriptor of the type [`BLOCKS`]: 28 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -87,7 +87,7 @@ const _: () = assert!(size_of::<Segment>() == 28);
 /// Flag of [`OperatingParameters::flags`]: lists without identifier are supported.
 pub const SNLID: u8 = 0x01;
 
-/// Data of RECEIVE COPY OPERATING PARAMETERS: 46 bytes (SPC-4 §6.24.4).
+/// Data of RECEIVE COPY OPERATING PARAMETERS: 46 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -135,7 +135,7 @@ pub const COMPLETED: u8 = 1;
 /// Copy manager status: completed with errors.
 pub const FAILED: u8 = 2;
 
-/// Data of RECEIVE COPY STATUS: 12 bytes (SPC-4 §6.24.2).
+/// Data of RECEIVE COPY STATUS: 12 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]

@@ -1,4 +1,4 @@
-//! Data of INQUIRY (SPC-4 §6.6, §7.8; SBC-3 §6.6).
+//! Data of INQUIRY (SPC-4 §6.6, §7.8; SBC-3).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -75,7 +75,7 @@ pub struct Standard {
 }
 const _: () = assert!(size_of::<Standard>() == 96);
 
-/// The header of a vital product data page: 4 bytes (SPC-4 §7.8.1).
+/// The header of a vital product data page: 4 bytes (SPC-4 §7.8).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -90,7 +90,7 @@ pub struct PageHeader {
 }
 const _: () = assert!(size_of::<PageHeader>() == 4);
 
-/// The header of a designator: 4 bytes (SPC-4 §7.8.5.1).
+/// The header of a designator: 4 bytes (SPC-4 §7.8).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -130,7 +130,7 @@ pub mod association {
     pub const DEVICE: u8 = 0x20;
 }
 
-/// Types of designators (SPC-4 §7.8.5.2).
+/// Types of designators (SPC-4 §7.8).
 pub mod designator {
     /// T10 vendor ID based.
     pub const VENDOR: u8 = 1;
@@ -147,7 +147,7 @@ pub const SIMPSUP: u8 = 0x01;
 /// Flag of [`Extended::cache`]: volatile cache supported.
 pub const V_SUP: u8 = 0x01;
 
-/// Extended INQUIRY data page: 64 bytes (SPC-4 §7.8.7).
+/// Extended INQUIRY data page: 64 bytes (SPC-4 §7.8).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -169,7 +169,7 @@ const _: () = assert!(size_of::<Extended>() == 64);
 /// Flag of [`Limits::unmap_alignment`]: it is valid.
 pub const UGAVALID: u32 = 1 << 31;
 
-/// Block limits page: 64 bytes (SBC-3 §6.6.3). Lengths are in blocks.
+/// Block limits page: 64 bytes (SBC-3). Lengths are in blocks.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -207,7 +207,7 @@ const _: () = assert!(size_of::<Limits>() == 64);
 /// Medium rotation rate: non-rotating.
 pub const NON_ROTATING: u16 = 1;
 
-/// Block device characteristics page: 64 bytes (SBC-3 §6.6.2).
+/// Block device characteristics page: 64 bytes (SBC-3).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -237,7 +237,7 @@ pub mod provisioning {
 /// Provisioning type: thin.
 pub const THIN: u8 = 2;
 
-/// Logical block provisioning page: 8 bytes (SBC-3 §6.6.4).
+/// Logical block provisioning page: 8 bytes (SBC-3).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]

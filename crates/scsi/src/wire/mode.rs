@@ -1,4 +1,4 @@
-//! Mode parameters (SPC-4 §7.5, SBC-3 §6.4).
+//! Mode parameters (SPC-4 §7.5, SBC-3).
 
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -23,7 +23,7 @@ pub const WP: u8 = 0x80;
 /// Flag of the device-specific parameter: DPO and FUA are supported.
 pub const DPOFUA: u8 = 0x10;
 
-/// Header of MODE SENSE (6) and MODE SELECT (6): 4 bytes (SPC-4 §7.5.5).
+/// Header of MODE SENSE (6) and MODE SELECT (6): 4 bytes (SPC-4 §7.5).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -40,7 +40,7 @@ pub struct Header6 {
 }
 const _: () = assert!(size_of::<Header6>() == 4);
 
-/// Header of MODE SENSE (10) and MODE SELECT (10): 8 bytes (SPC-4 §7.5.5).
+/// Header of MODE SENSE (10) and MODE SELECT (10): 8 bytes (SPC-4 §7.5).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -61,7 +61,7 @@ pub struct Header10 {
 }
 const _: () = assert!(size_of::<Header10>() == 8);
 
-/// Short LBA block descriptor: 8 bytes (SBC-3 §6.4.2.2).
+/// Short LBA block descriptor: 8 bytes (SBC-3).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]

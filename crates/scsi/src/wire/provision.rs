@@ -1,4 +1,4 @@
-//! Parameter list of UNMAP and data of GET LBA STATUS (SBC-3 §5.28.2, §5.6.2).
+//! Parameter list of UNMAP and data of GET LBA STATUS (SBC-3).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

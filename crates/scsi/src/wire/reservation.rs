@@ -1,4 +1,4 @@
-//! Data of PERSISTENT RESERVE IN and PERSISTENT RESERVE OUT (SPC-4 §6.16, §6.17).
+//! Data of PERSISTENT RESERVE IN and PERSISTENT RESERVE OUT (SPC-4).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -43,7 +43,7 @@ pub struct Header {
 }
 const _: () = assert!(size_of::<Header>() == 8);
 
-/// A reservation: 16 bytes (SPC-4 §6.16.3).
+/// A reservation: 16 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -71,7 +71,7 @@ pub const PTPL_A: u8 = 0x01;
 /// [`Capabilities::types`]: all six types.
 pub const ALL_TYPES: u16 = 0xea01;
 
-/// Data of REPORT CAPABILITIES: 8 bytes (SPC-4 §6.16.4).
+/// Data of REPORT CAPABILITIES: 8 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -93,7 +93,7 @@ const _: () = assert!(size_of::<Capabilities>() == 8);
 /// Flag of [`StatusDescriptor::flags`]: this registrant holds the reservation.
 pub const R_HOLDER: u8 = 0x01;
 
-/// A registrant: 24 bytes, followed by its TransportID (SPC-4 §6.16.5).
+/// A registrant: 24 bytes, followed by its TransportID (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -143,7 +143,7 @@ pub const ALL_TG_PT: u8 = 0x04;
 /// Flag of [`OutParameters::flags`]: reservations persist.
 pub const APTPL: u8 = 0x01;
 
-/// The parameter list of PERSISTENT RESERVE OUT: 24 bytes (SPC-4 §6.17.3).
+/// The parameter list of PERSISTENT RESERVE OUT: 24 bytes (SPC-4).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]

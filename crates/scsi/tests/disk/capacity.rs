@@ -1,4 +1,4 @@
-//! READ CAPACITY and READ FORMAT CAPACITIES (SBC-3 §5.16, §5.17; MMC-6 §6.23).
+//! READ CAPACITY and READ FORMAT CAPACITIES (SBC-3, MMC-6).
 
 use crate::world::{World, code, sixteen};
 

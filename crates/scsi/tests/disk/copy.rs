@@ -1,4 +1,4 @@
-//! EXTENDED COPY and RECEIVE COPY RESULTS (SPC-4 §6.4, §6.24).
+//! EXTENDED COPY and RECEIVE COPY RESULTS (SPC-4).
 
 use export::{Fault, Op};
 use scsi::{Command, Response, Sense};

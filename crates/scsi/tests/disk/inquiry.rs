@@ -1,4 +1,4 @@
-//! INQUIRY, byte for byte (SPC-4 §6.6, §7.8; SBC-3 §6.6).
+//! INQUIRY, byte for byte (SPC-4 §6.6, §7.8; SBC-3).
 
 use export::Cache;
 

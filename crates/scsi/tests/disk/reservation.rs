@@ -1,4 +1,4 @@
-//! PERSISTENT RESERVE IN and OUT, RESERVE (6) and RELEASE (6) (SPC-4 §5.13, §6.16, §6.17; SPC-2).
+//! PERSISTENT RESERVE IN and OUT, RESERVE (6) and RELEASE (6) (SPC-4, SPC-2).
 
 use scsi::{Response, Status};
 

@@ -1,4 +1,4 @@
-//! READ and WRITE of 6, 10, 12 and 16 bytes (SBC-3 §5.10 to §5.15, §5.36 to §5.40).
+//! READ and WRITE of 6, 10, 12 and 16 bytes (SBC-3).
 
 use export::{Fault, Op};
 use scsi::{Command, Sense, Status, Transfer};
