@@ -9,6 +9,8 @@ nvme smart-log "$c" | grep '^critical_warning'
 nvme error-log "$c" | grep -i 'error'
 nvme fw-log "$c" | grep 'frs1'
 nvme effects-log "$c"
+nvme ana-log "$c" | grep -i 'optimized'
+grep -Fx optimized /sys/class/nvme/"${c##*/}"/nvme*c*n1/ana_state
 nvme supported-log-pages "$c"
 nvme show-regs "$c"
 nvme get-feature "$c" -f 7 -H

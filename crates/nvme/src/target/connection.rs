@@ -1,7 +1,7 @@
 //! The session of one connection: parses its PDUs, and keeps its state and timers.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use export::{
     Account, DirectRecv, Event, Fence, Notice, Outcome, Peer, Reason, Session, Step, Ticket,
@@ -30,9 +30,14 @@ enum ConnectionState {
     AwaitingIcReq,
     /// Expects commands.
     Open,
+    /// The program stops, and the host is to learn that until then.
+    Announcing { until: Instant },
     /// The program stops: requests in flight complete, nothing is received.
     Stopping,
 }
+
+/// How long a stop is announced at most.
+const ANNOUNCE_TIME: Duration = Duration::from_millis(500);
 
 /// Minimum rest of a payload in bytes to receive it directly into its buffer.
 const MIN_DIRECT_RECV: u32 = 8192;
@@ -155,8 +160,24 @@ impl Connection {
         self.fabrics.out().report(Event::Violation { peer, rule });
     }
 
+    fn stop(&mut self, now: Instant) {
+        let is_announced = self.state == ConnectionState::Open && self.fabrics.announce_stop();
+        self.state = match is_announced {
+            true => ConnectionState::Announcing { until: now + ANNOUNCE_TIME },
+            false => ConnectionState::Stopping,
+        };
+    }
+
+    fn stop_when_known(&mut self) {
+        if matches!(self.state, ConnectionState::Announcing { .. }) && self.fabrics.is_stop_known()
+        {
+            self.state = ConnectionState::Stopping;
+        }
+    }
+
     fn stop_when_idle(&mut self) {
-        if self.state == ConnectionState::Stopping && self.fabrics.is_idle() {
+        let is_stopping = self.state == ConnectionState::Stopping;
+        if is_stopping && self.fabrics.is_idle() && !self.fabrics.awaits_admin_queue() {
             self.fabrics.close(Reason::Stopping);
         }
     }
@@ -209,14 +230,16 @@ impl Session for Connection {
         match notice {
             _ if self.fabrics.is_closed() => {}
             Notice::Disconnected => self.fabrics.leave(Reason::Peer),
-            Notice::Stopping => self.state = ConnectionState::Stopping,
+            Notice::Stopping => self.stop(now),
             Notice::StateChanged => self.state_changed(),
         }
     }
 
     fn tick(&mut self, now: Instant) {
         self.fabrics.set_now(now);
-        if self.deadline().is_some_and(|deadline| deadline <= now) {
+        if matches!(self.state, ConnectionState::Announcing { until } if until <= now) {
+            self.state = ConnectionState::Stopping;
+        } else if self.deadline().is_some_and(|deadline| deadline <= now) {
             if self.fabrics.is_connected() {
                 self.fabrics.close(Reason::Timeout);
             } else {
@@ -229,6 +252,7 @@ impl Session for Connection {
         if self.fabrics.out().is_empty() {
             self.fabrics.retry_allocations();
             self.resume_stalled();
+            self.stop_when_known();
             self.stop_when_idle();
         }
         self.fabrics.out().next()
@@ -237,6 +261,8 @@ impl Session for Connection {
     fn deadline(&self) -> Option<Instant> {
         if self.state == ConnectionState::Stopping || self.fabrics.is_closed() {
             None
+        } else if let ConnectionState::Announcing { until } = self.state {
+            Some(self.fabrics.deadline().map_or(until, |deadline| deadline.min(until)))
         } else if self.fabrics.is_connected() {
             self.fabrics.deadline()
         } else {

@@ -73,6 +73,10 @@ pub(super) struct Controller {
     last_traffic: AtomicU64,
     /// Keep Alive Timeout in milliseconds; zero disables it.
     keep_alive: AtomicU32,
+    /// Set if the host wants to know of ANA changes: that the target stops is announced first.
+    announces_stop: AtomicBool,
+    /// Set when the stop is announced: the namespace is inaccessible by this controller.
+    inaccessible: AtomicBool,
     /// Set if the volatile write cache is disabled (Feature 06h): every write is durable.
     write_through: AtomicBool,
     /// Whether `shared.aborts` is not empty.
@@ -156,6 +160,8 @@ impl Controller {
             resets: AtomicU32::new(0),
             last_traffic: AtomicU64::new(0),
             keep_alive: AtomicU32::new(keep_alive),
+            announces_stop: AtomicBool::new(false),
+            inaccessible: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
             has_aborts: AtomicBool::new(false),
             shared: Mutex::default(),
@@ -269,6 +275,7 @@ impl Controller {
         self.resets.fetch_add(1, Ordering::AcqRel);
         drop(shared);
         self.set_write_through(false);
+        self.set_announces_stop(false);
     }
 
     // ---- Aborts of commands of I/O queues
@@ -329,6 +336,24 @@ impl Controller {
 
     pub(super) fn set_write_through(&self, on: bool) {
         self.write_through.store(on, Ordering::Relaxed);
+    }
+
+    /// Returns whether a stop of the target is announced to the host before its queues close.
+    pub(super) fn announces_stop(&self) -> bool {
+        self.announces_stop.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_announces_stop(&self, on: bool) {
+        self.announces_stop.store(on, Ordering::Release);
+    }
+
+    /// Returns whether the namespace is inaccessible by this controller (ANA).
+    pub(super) fn is_inaccessible(&self) -> bool {
+        self.inaccessible.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_inaccessible(&self) {
+        self.inaccessible.store(true, Ordering::Release);
     }
 
     /// Returns the Keep Alive Timeout in milliseconds; zero disables it.

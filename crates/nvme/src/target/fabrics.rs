@@ -417,6 +417,33 @@ impl Fabrics {
         }
     }
 
+    // ---- the stop of the target
+
+    /// Announces the stop of the target to the host, if this is an Admin queue whose host wants
+    /// that. Returns whether it was announced.
+    pub(super) fn announce_stop(&mut self) -> bool {
+        match &mut self.role {
+            Role::Admin(admin) => admin.announce_stop(&mut self.queue),
+            _ => false,
+        }
+    }
+
+    /// Returns whether the host knows of the stop that was announced.
+    pub(super) fn is_stop_known(&self) -> bool {
+        match &self.role {
+            Role::Admin(admin) => admin.is_stop_known(),
+            _ => true,
+        }
+    }
+
+    /// Returns whether this is an I/O queue that stays connected until the host knows of the stop,
+    /// and the Admin queue closes. If it closed before, the host would reset the controller.
+    pub(super) fn awaits_admin_queue(&self) -> bool {
+        let is_io = matches!(self.role, Role::Io(_));
+        let controller = self.queue.controller().ok().filter(|_| is_io);
+        controller.is_some_and(|it| it.announces_stop() && !it.has_ended())
+    }
+
     // ---- timers
 
     /// Restarts the keep-alive timer of the controller. An unauthenticated I/O queue must not keep

@@ -189,6 +189,8 @@ impl AsyncEvent {
 
     /// Attached Namespace Attribute Changed.
     pub const NAMESPACE_CHANGED: Self = Self { kind: Self::NOTICE, info: 0x00, lid: 0x04 };
+    /// Asymmetric Namespace Access Change.
+    pub const ANA_CHANGED: Self = Self { kind: Self::NOTICE, info: 0x03, lid: 0x0c };
     /// Discovery Log Page Change.
     pub const DISCOVERY_CHANGED: Self = Self { kind: Self::NOTICE, info: 0xf0, lid: 0x70 };
     /// Reservation Log Page Available.

@@ -247,6 +247,66 @@ impl FeatureEffects {
     }
 }
 
+/// Asymmetric Namespace Access, 0Ch, with one group of one namespace: 52 bytes (NVMe Base 2.0
+/// §5.16.1.13).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct AnaLog {
+    /// Change count of the log.
+    pub change_count: U64,
+    /// Number of group descriptors.
+    pub groups: U16,
+    pub(crate) _rsvd10: [u8; 6],
+    /// Group identifier.
+    pub group: U32,
+    /// Number of NSIDs of the group.
+    pub namespaces: U32,
+    /// Change count of the group.
+    pub group_change_count: U64,
+    /// State, in bits 3:0: see [`ana`].
+    pub state: u8,
+    pub(crate) _rsvd33: [u8; 15],
+    /// NSID, unless only groups are returned.
+    pub nsid: U32,
+}
+const _: () = assert!(size_of::<AnaLog>() == 52);
+
+impl AnaLog {
+    /// Creates the log of group 1, without its namespace if `groups_only`.
+    #[must_use]
+    pub fn emit(change_count: u64, state: u8, nsid: u32, groups_only: bool) -> Self {
+        let (changes, one) = (U64::new(change_count), U32::new(1));
+        let mut log = Self {
+            change_count: changes,
+            groups: U16::new(1),
+            group: one,
+            group_change_count: changes,
+            state,
+            ..Self::new_zeroed()
+        };
+        if !groups_only {
+            (log.namespaces, log.nsid) = (one, U32::new(nsid));
+        }
+        log
+    }
+}
+
+/// States of asymmetric namespace access, and the bits of ANACAP.
+pub mod ana {
+    /// Optimized.
+    pub const OPTIMIZED: u8 = 0x1;
+    /// Inaccessible.
+    pub const INACCESSIBLE: u8 = 0x3;
+    /// ANACAP: reports Optimized.
+    pub const REPORTS_OPTIMIZED: u8 = 1 << 0;
+    /// ANACAP: reports Inaccessible.
+    pub const REPORTS_INACCESSIBLE: u8 = 1 << 2;
+    /// ANACAP: the group of an attached namespace does not change.
+    pub const FIXED_GROUP: u8 = 1 << 6;
+}
+
 /// Reservation Notification, 80h: 64 bytes (NVMe Base 2.0 §5.16.1.24). Zeros if there is none.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,

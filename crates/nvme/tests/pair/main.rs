@@ -5,6 +5,7 @@
 #![allow(clippy::cast_possible_truncation, clippy::cast_lossless, reason = "small test values")]
 
 mod abort;
+mod ana;
 mod client;
 mod discovery;
 mod durability;

@@ -22,6 +22,7 @@ pub(super) struct Events {
     enabled: u32,
     namespace: EventState,
     discovery: EventState,
+    ana: EventState,
     reservation: EventState,
     notifications: Notifications,
     /// State at the last check.
@@ -63,6 +64,7 @@ impl Events {
             enabled: 0,
             namespace: EventState::default(),
             discovery: EventState::default(),
+            ana: EventState::default(),
             reservation: EventState::default(),
             notifications: Notifications::default(),
             last,
@@ -100,6 +102,7 @@ impl Events {
         }
         self.enabled = 0;
         (self.namespace, self.discovery) = (EventState::default(), EventState::default());
+        self.ana = EventState::default();
         (self.reservation, self.notifications) = (EventState::default(), Notifications::default());
         self.changed = false;
     }
@@ -112,6 +115,27 @@ impl Events {
     /// Unmasks the discovery event after the discovery log was read.
     pub(super) fn unmask_discovery(&mut self) {
         self.discovery.masked = false;
+    }
+
+    /// Returns whether an event can be sent.
+    pub(super) fn has_request(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// Sends the event of a changed ANA state.
+    pub(super) fn ana_changed(&mut self, queue: &mut Queue) {
+        self.ana.pending = true;
+        self.send(queue);
+    }
+
+    /// Unmasks the ANA event after its log page was read.
+    pub(super) fn unmask_ana(&mut self) {
+        self.ana.masked = false;
+    }
+
+    /// Returns whether the host has read each ANA state.
+    pub(super) fn is_ana_known(&self) -> bool {
+        !self.ana.pending && !self.ana.masked
     }
 
     /// Unmasks the reservation event after its log page was read. It is sent again if there are
@@ -143,7 +167,9 @@ impl Events {
         let enabled = |bit: u32| self.enabled & bit != 0;
         let namespace = (enabled(aec::NAMESPACE_ATTRIBUTE), AsyncEvent::NAMESPACE_CHANGED);
         let discovery = (enabled(aec::DISCOVERY_CHANGE), AsyncEvent::DISCOVERY_CHANGED);
+        let ana = (enabled(aec::ANA_CHANGE), AsyncEvent::ANA_CHANGED);
         let events = [
+            (&mut self.ana, ana),
             (&mut self.namespace, namespace),
             (&mut self.discovery, discovery),
             // Enabled by the mask of its notifications.

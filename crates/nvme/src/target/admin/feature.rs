@@ -68,7 +68,7 @@ const DISCOVERY_FEATURES: &[u8] = &[
 ];
 
 /// Supported bits of Asynchronous Event Configuration, for each controller type.
-pub(super) const IO_EVENTS: u32 = aec::NAMESPACE_ATTRIBUTE;
+pub(super) const IO_EVENTS: u32 = aec::NAMESPACE_ATTRIBUTE | aec::ANA_CHANGE;
 pub(super) const DISCOVERY_EVENTS: u32 = aec::DISCOVERY_CHANGE;
 
 /// Maximum length of Host Metadata in bytes.
@@ -113,6 +113,7 @@ impl Features {
                 controller.set_write_through(value & VOLATILE_WRITE_CACHE_ENABLE == 0);
             }
             fid::ASYNC_EVENT_CONFIGURATION => {
+                controller.set_announces_stop(value & aec::ANA_CHANGE != 0);
                 events.set_enabled(value);
                 events.send(queue);
             }

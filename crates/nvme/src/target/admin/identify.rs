@@ -20,11 +20,18 @@ use crate::wire::identify::{
     NMIC_SHARED, NSATTR_WRITE_PROTECTED, NamespaceIds, NamespaceList, OFCS_DISCONNECT, cmic, cns,
     cntrltype, ctratt, dlfeat, independent, lpa, nsfeat, oncs, sgls, vwc,
 };
+use crate::wire::log::ana;
 use crate::wire::reservation::rescap;
 use crate::wire::text::{emit_ascii, emit_nqn};
 
 /// Keep Alive Support: granularity in units of 100 ms.
 const KAS: u16 = 10;
+
+/// ANA transition time in seconds: no state is a transition.
+const ANATT: u8 = 10;
+
+/// The only ANA group.
+const ANA_GROUP: u32 = 1;
 
 /// Returns the data structure of Identify for the CNS value `page`.
 pub(super) fn page(
@@ -107,6 +114,7 @@ fn identify_independent(queue: &Queue, nsid: u32) -> Result<IdentifyNamespaceInd
     data.nsfeat = if export.rotational { independent::NSFEAT_ROTATIONAL } else { 0 };
     data.nmic = NMIC_SHARED;
     data.rescap = reservation_capabilities(export);
+    data.anagrpid.set(ANA_GROUP);
     data.nsattr = if is_read_only(queue) { NSATTR_WRITE_PROTECTED } else { 0 };
     data.nstat = independent::NSTAT_READY;
     Ok(data)
@@ -139,8 +147,12 @@ fn describe_io(queue: &Queue, data: &mut IdentifyController) {
         data.set_short_name(&export.short);
     }
     data.cntrltype = cntrltype::IO;
-    data.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS;
+    data.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS | cmic::ANA_REPORTING;
     data.oaes.set(IO_EVENTS);
+    data.anatt = ANATT;
+    data.anacap = ana::REPORTS_OPTIMIZED | ana::REPORTS_INACCESSIBLE | ana::FIXED_GROUP;
+    data.anagrpmax.set(ANA_GROUP);
+    data.nanagrpid.set(1);
     data.lpa = lpa::COMMAND_EFFECTS | lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
     data.frmw = 0b11; // one firmware slot, read-only
     (data.sqes, data.cqes) = (0x66, 0x44);
@@ -238,6 +250,7 @@ fn namespace_data(export: &Export, read_only: bool) -> IdentifyNamespace {
     let mut data = IdentifyNamespace::new_zeroed();
     data.nmic = NMIC_SHARED;
     data.rescap = reservation_capabilities(export);
+    data.anagrpid.set(ANA_GROUP);
     let blocks = export.blocks();
     data.nsze.set(blocks);
     data.ncap.set(blocks);

@@ -13,8 +13,8 @@ use crate::target::controller::{Controller, ControllerType, ERROR_ENTRIES};
 use crate::target::queue::Queue;
 use crate::wire::identify::NamespaceList;
 use crate::wire::log::{
-    CommandEffects, ErrorEntry, FeatureEffects, FirmwareSlot, ReservationNotification, SmartLog,
-    SupportedLogPages, critical_warning, lid,
+    AnaLog, CommandEffects, ErrorEntry, FeatureEffects, FirmwareSlot, ReservationNotification,
+    SmartLog, SupportedLogPages, ana, critical_warning, lid,
 };
 use crate::wire::opcode::{admin, io};
 use crate::wire::text::emit_ascii;
@@ -26,6 +26,7 @@ const IO_PAGES: &[u8] = &[
     lid::FIRMWARE_SLOT,
     lid::CHANGED_NAMESPACE_LIST,
     lid::COMMAND_EFFECTS,
+    lid::ANA,
     lid::FEATURE_EFFECTS,
     lid::RESERVATION,
 ];
@@ -72,6 +73,8 @@ pub(super) struct LogRequest {
     pub(super) len: u64,
     /// Retain Asynchronous Event.
     pub(super) retain: bool,
+    /// Return Groups Only, of the ANA log.
+    pub(super) groups_only: bool,
 }
 
 /// State of the log pages.
@@ -121,6 +124,7 @@ impl Logs {
         Ok(match request.page {
             lid::DISCOVERY => self.discovery(cx, controller, events, request),
             lid::CHANGED_NAMESPACE_LIST => changed_namespaces(events, request).as_bytes().into(),
+            lid::ANA => ana_log(controller, events, request).as_bytes().into(),
             lid::RESERVATION => reservation_notification(events, request).as_bytes().into(),
             lid::ERROR_INFORMATION => error_log(controller).into(),
             lid::SMART => smart(cx, queue, controller).as_bytes().into(),
@@ -162,6 +166,17 @@ fn changed_namespaces(events: &mut Events, request: &LogRequest) -> NamespaceLis
         events.unmask_namespace();
     }
     NamespaceList::emit(changed.then_some(NSID))
+}
+
+fn ana_log(controller: &Controller, events: &mut Events, request: &LogRequest) -> AnaLog {
+    if !request.retain {
+        events.unmask_ana();
+    }
+    let (changes, state) = match controller.is_inaccessible() {
+        true => (1, ana::INACCESSIBLE),
+        false => (0, ana::OPTIMIZED),
+    };
+    AnaLog::emit(changes, state, NSID, request.groups_only)
 }
 
 fn reservation_notification(events: &mut Events, request: &LogRequest) -> ReservationNotification {

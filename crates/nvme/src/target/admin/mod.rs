@@ -96,8 +96,10 @@ impl AdminQueue {
             AdminCommand::Identify { cns, cntid, nsid, csi } => {
                 identify::page(cx, queue, cns, cntid, nsid, csi)
             }
-            AdminCommand::GetLogPage { lid, numd, offset, rae, ot, nsid, .. } => {
-                let request = LogRequest { page: lid, nsid, offset, ot, len: numd, retain: rae };
+            AdminCommand::GetLogPage { lid, lsp, numd, offset, rae, ot, nsid, .. } => {
+                let groups_only = lsp & 1 != 0;
+                let (page, len, retain) = (lid, numd, rae);
+                let request = LogRequest { page, nsid, offset, ot, len, retain, groups_only };
                 self.logs.read(cx, queue, &mut self.events, &request)
             }
             AdminCommand::SetFeatures { fid, save, nsid, cdw11, .. }
@@ -209,6 +211,23 @@ impl AdminQueue {
         self.configuration.continue_shutdown(queue);
         abort::answer(queue);
         self.events.check(cx, queue);
+    }
+
+    /// Announces that the target stops: the namespace becomes inaccessible by this controller, so
+    /// that a host with another path uses that one. Returns whether the host gets that event.
+    pub(super) fn announce_stop(&mut self, queue: &mut Queue) -> bool {
+        let Ok(controller) = queue.controller() else { return false };
+        let is_announced = controller.announces_stop() && self.events.has_request();
+        if is_announced {
+            controller.set_inaccessible();
+            self.events.ana_changed(queue);
+        }
+        is_announced
+    }
+
+    /// Returns whether the host has read the state that was announced.
+    pub(super) fn is_stop_known(&self) -> bool {
+        self.events.is_ana_known()
     }
 
     /// Drops an Asynchronous Event Request whose command identifier the host reuses. Returns
