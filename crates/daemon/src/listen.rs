@@ -55,10 +55,11 @@ impl Protocols {
         Err(Failure::usage(format!("{what} needs {name} among those of --protocol")))
     }
 
-    /// The protocol of an inherited socket that does not show which one it is for: the least
-    /// preferred, whose clients start servers themselves.
-    fn last(&self) -> Protocol {
-        self.served.last().copied().unwrap_or(PROTOCOLS[0].protocol)
+    /// The protocol of an inherited socket that does not show which one it is for: that of Unix
+    /// sockets, whose clients start servers themselves; else the least preferred.
+    fn of_unnamed_socket(&self) -> Protocol {
+        let by_unix = self.served.iter().find(|protocol| protocol.row().unix);
+        by_unix.or(self.served.last()).copied().unwrap_or(PROTOCOLS[0].protocol)
     }
 
     /// The protocol for a port that is given without one.
@@ -153,7 +154,7 @@ impl Listener {
                 }
                 None => service_at(socket.port())
                     .filter(|serves| protocols.has(serves.protocol))
-                    .unwrap_or_else(|| Service::disks(protocols.last())),
+                    .unwrap_or_else(|| Service::disks(protocols.of_unnamed_socket())),
             },
         };
         Ok(Self::at(addr, serves))

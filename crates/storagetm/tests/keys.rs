@@ -208,7 +208,7 @@ fn added_host_is_stored_and_next_steps_are_printed() {
     assert!(message.contains("nvme tls-key --import --keyfile laptop.keys"), "{message}");
     let listed = store.json(&["host", "list", "--json"]);
     assert_eq!(listed[0]["name"], "laptop");
-    assert_eq!(listed[0]["nqn"], NQN);
+    assert_eq!(listed[0]["id"], NQN);
     assert_eq!(listed[0]["keys"], serde_json::json!(["laptop"]));
     assert_eq!(listed[0]["rules"][0]["access"], "read-only");
     assert_eq!(listed[0]["problem"], Value::Null);

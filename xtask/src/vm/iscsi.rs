@@ -1,6 +1,8 @@
 //! Scenario: storagetm on this machine's loopback as an iSCSI target, open-iscsi and a guest's kernel
 //! as its initiator.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use super::events::Lent;
 use super::guest::Guest;
 use super::image::{self, MIB};
 use super::initramfs::{self, Job};
+use super::ipxe;
 use super::target::Target;
 
 /// A run takes about a minute on two cores; limits a guest that hangs.
@@ -24,7 +27,7 @@ pub(super) fn scenario() -> Scenario {
         name: "iscsi",
         kernels: &["6.1", "6.12"],
         newest: &[],
-        on_host: &["image-unchanged", "written-back"],
+        on_host: &["ipxe-bios", "image-unchanged", "written-back"],
         run,
     }
 }
@@ -68,6 +71,8 @@ fn run(
         _ => bail!("the guest asks for {what}, which nobody knows"),
     })?;
     guest.wait(Duration::from_secs(90))?;
+    File::options().write(true).open(&io)?.write_all_at(&ipxe::boot_sectors(), 0)?;
+    results.decide("ipxe-bios", ipxe::boot(bench, folder, target.port()?, &iqn(&io)?));
     drop(target);
     results.decide("image-unchanged", same(Some(&hash), &ro));
     results.decide("written-back", same(values.get("rw_sha256"), &rw));

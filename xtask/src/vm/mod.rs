@@ -14,6 +14,7 @@ mod guest;
 mod hotplug;
 mod image;
 mod initramfs;
+mod ipxe;
 mod iscsi;
 mod keys;
 mod lender;

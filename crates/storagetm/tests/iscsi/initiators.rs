@@ -29,7 +29,8 @@ fn iscsi_ls_lists_each_disk_as_lun_0_of_a_target() {
         assert!(list.contains(&target), "{list}");
     }
     assert_eq!(list.matches("Lun:0    Type:DIRECT_ACCESS").count(), 2, "{list}");
-    assert!(list.contains("(Size:64M)") && list.contains("(Size:128M)"), "{list}");
+    // It shows the offset of the last block, in whole MiB.
+    assert!(list.contains("(Size:63M)") && list.contains("(Size:127M)"), "{list}");
 }
 
 #[test]
@@ -40,6 +41,6 @@ fn iscsi_inq_shows_the_disk_and_its_identity() {
     let server = Server::of_zeros(&[64 << 20], &[]);
     let shown = output_of("iscsi-inq", &[&server.uri(0)]);
     assert!(shown.contains("Peripheral Device Type:DIRECT_ACCESS"), "{shown}");
-    let identity = output_of("iscsi-inq", &["-e", "-c", "0x83", &server.uri(0)]);
+    let identity = output_of("iscsi-inq", &["-e", "1", "-c", "131", &server.uri(0)]);
     assert!(identity.contains("NAA") || identity.contains("EUI"), "{identity}");
 }
