@@ -109,10 +109,10 @@ pub(super) struct Unmap {
 
 impl Unmap {
     pub(super) fn new(grant: &Grant, length: u32) -> Result<Self, Response> {
+        Blocks { lba: 0, blocks: 0 }.check(grant, Op::Discard)?;
         if !grant.export().discard {
             return Err(Sense::INVALID_OPCODE.into());
         }
-        Blocks { lba: 0, blocks: 0 }.check(grant, Op::Discard)?;
         let header = size_of::<UnmapHeader>();
         if length != 0 && usize::try_from(length).is_ok_and(|length| length < header) {
             return Err(Sense::PARAMETER_LIST_LENGTH.into());

@@ -1,5 +1,7 @@
 //! REPORT LUNS, REPORT SUPPORTED OPERATION CODES, READ DEFECT DATA, REQUEST SENSE.
 
+use export::Access;
+
 use crate::world::{World, code};
 
 #[test]
@@ -87,6 +89,10 @@ fn unmap_is_listed_only_with_discards() {
     let mut without = World::of((512, 512), |export| export.discard = false);
     assert_eq!(without.run(&opcodes(1, 0x42, 0)).data[1], 1);
     assert_eq!(code(&without.run(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24])), (0x20, 0));
+    let mut protected = World::of((512, 512), |export| {
+        (export.discard, export.access) = (false, Access::ReadOnly);
+    });
+    assert_eq!(code(&protected.run(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24])), (0x27, 0));
 }
 
 #[test]
