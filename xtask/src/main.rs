@@ -16,6 +16,8 @@ mod layers;
 mod licences;
 mod man;
 mod modules;
+mod release;
+mod sbom;
 mod soak;
 mod tally;
 mod test;
@@ -60,6 +62,8 @@ enum Command {
     Deb(deb::Options),
     /// Build the program for an architecture, in a Debian of its own if this machine lacks the compilers
     Cross(cross::Options),
+    /// Make the files of a release for all architectures: packages, tarballs, images, checksums
+    Release(release::Options),
     /// Build initrds by dracut, initramfs-tools and mkosi in a minimal Debian (nightly)
     Initrds(initrds::Options),
     /// Compare storagetm with the limit of the machine; arguments are those of `bench run`
@@ -87,6 +91,7 @@ fn main() -> ExitCode {
         Command::Install(options) => install::run(&options),
         Command::Deb(options) => deb::run(&options),
         Command::Cross(options) => cross::run(&options),
+        Command::Release(options) => release::run(&options),
         Command::Initrds(options) => initrds::run(&options),
         Command::Bench { arguments } => bench(&arguments),
         Command::Soak(options) => soak::run(&options),

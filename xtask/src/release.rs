@@ -1,0 +1,185 @@
+//! `cargo xtask release`: makes the files of a release, the same byte for byte from the same commit.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::architecture::Architecture;
+use crate::cargo;
+use crate::credits;
+use crate::cross;
+use crate::deb;
+use crate::documents::documents;
+use crate::install::{lay, pieces};
+use crate::sbom;
+use crate::tally::Tally;
+use crate::vm::Pieces;
+
+/// Options of `cargo xtask release`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only for this architecture; default: for all
+    #[arg(long, value_enum)]
+    architecture: Option<Architecture>,
+    /// Use this program for its architecture instead of building it; may be repeated
+    #[arg(long, value_name = "PATH")]
+    program: Vec<PathBuf>,
+    /// Make no images, which contain the kernel and boot loaders of Debian
+    #[arg(long)]
+    no_images: bool,
+    /// Pack everything a second time, and compare
+    #[arg(long)]
+    check: bool,
+    /// The directory of the files, which is made anew; default: release in the target directory
+    #[arg(long, value_name = "FOLDER")]
+    to: Option<PathBuf>,
+}
+
+/// Makes the files, and the list of their checksums.
+pub(crate) fn run(options: &Options) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let target = cargo::target_directory()?;
+    let folder = options.to.clone().unwrap_or_else(|| target.join("release"));
+    let sums = make(options, &folder, &mut tally)?;
+    if options.check {
+        let again = make(options, &target.join("release-again"), &mut Tally::default())?;
+        let same = if sums == again { Ok(()) } else { Err(anyhow::anyhow!("{sums}\n{again}")) };
+        tally.check("release: the same byte for byte", same);
+    }
+    print!("{sums}");
+    println!("# in {}", folder.display());
+    Ok(tally)
+}
+
+/// Makes all files in a directory; returns the checksums.
+fn make(options: &Options, folder: &Path, tally: &mut Tally) -> Result<String> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    let wanted = |it: &Architecture| options.architecture.is_none_or(|only| only == *it);
+    for architecture in Architecture::ALL.into_iter().filter(wanted) {
+        let name = format!("release: {}", architecture.name());
+        match program(options, architecture)? {
+            Some(program) => {
+                let release = Release { architecture, program, folder, version: deb::version()? };
+                tally.check(&name, release.make(options));
+            }
+            None => {
+                let reason = cross::missing(architecture).unwrap_or_default();
+                tally.skip(&name, &reason);
+            }
+        }
+    }
+    checksums(folder)
+}
+
+/// Returns the program for an architecture; `None` if it can neither be built nor was given.
+fn program(options: &Options, architecture: Architecture) -> Result<Option<PathBuf>> {
+    for path in &options.program {
+        if Architecture::of(path)? == architecture {
+            return Ok(Some(path.clone()));
+        }
+    }
+    match cross::missing(architecture) {
+        Some(_) => Ok(None),
+        None => cross::build(architecture).map(Some),
+    }
+}
+
+/// The files of one architecture.
+struct Release<'a> {
+    architecture: Architecture,
+    program: PathBuf,
+    folder: &'a Path,
+    version: String,
+}
+
+impl Release<'_> {
+    fn make(&self, options: &Options) -> Result<()> {
+        self.tarball()?;
+        let package = deb::build(&self.program)?;
+        fs::copy(
+            &package,
+            self.folder.join(package.file_name().context("a package without a name")?),
+        )?;
+        let mut packages = Vec::new();
+        if !options.no_images {
+            let pieces = Pieces::fetch(self.architecture)?;
+            self.images(options, &pieces)?;
+            packages = pieces.packages;
+        }
+        let bill = sbom::bill(&self.version, self.architecture, &packages)?;
+        fs::write(self.file("cdx.json"), serde_json::to_string_pretty(&bill)? + "\n")?;
+        Ok(())
+    }
+
+    /// Returns the path of a file with this suffix.
+    fn file(&self, suffix: &str) -> PathBuf {
+        self.folder.join(format!("{}.{suffix}", self.name()))
+    }
+
+    fn name(&self) -> String {
+        format!("storagetm-{}-{}", self.version, self.architecture.name())
+    }
+
+    /// The program, units, manual, completions, documents and licences, as they lie below `/usr`.
+    fn tarball(&self) -> Result<()> {
+        let work = cargo::target_directory()?.join("tarball");
+        if work.exists() {
+            fs::remove_dir_all(&work)?;
+        }
+        fs::create_dir_all(&work)?;
+        let stripped = work.join("storagetm");
+        cross::strip(&self.program, &stripped)?;
+        let mut files = pieces(&stripped)?;
+        files.extend(credits::pieces(self.architecture)?);
+        files.extend(documents()?);
+        lay(&files, &work.join(self.name()))?;
+        let mut tar = Command::new("tar");
+        tar.args(["--create", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
+        tar.args(["--mode=u=rwX,go=rX", "--format=gnu", "--use-compress-program=xz -6 -T1"]);
+        tar.arg(format!("--mtime=@{}", deb::epoch()?));
+        tar.arg("--file").arg(self.file("tar.xz")).arg("--directory").arg(&work);
+        succeed(tar.arg(self.name()))
+    }
+
+    /// The initramfs for the kernel of Debian, and what boots by itself.
+    fn images(&self, options: &Options, pieces: &Pieces) -> Result<()> {
+        let own = Architecture::of_this_machine()?;
+        let maker = program(options, own)?.context("no program for this machine")?;
+        let image = |form: &str, suffix: &str, more: &[OsString]| {
+            let mut command = Command::new(&maker);
+            command.args(pieces.image(&self.program)).args(more).arg(form).arg(self.file(suffix));
+            succeed(command.env("SOURCE_DATE_EPOCH", deb::epoch()?))
+        };
+        image("--initramfs", "initramfs", &[])?;
+        image("--uki", "efi", &pieces.stub())?;
+        let shim = [&["--loader".into(), "shim".into()], &pieces.loaders()[..]].concat();
+        image("--disk", "img", &shim)?;
+        image("--iso", "iso", &shim)
+    }
+}
+
+/// Writes SHA256SUMS for all files, and returns it.
+fn checksums(folder: &Path) -> Result<String> {
+    let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name()));
+    let mut names = names.collect::<Result<Vec<OsString>>>()?;
+    names.sort();
+    ensure!(!names.is_empty(), "no file was made");
+    let output = Command::new("sha256sum").args(&names).current_dir(folder).output()?;
+    ensure!(output.status.success(), "sha256sum failed");
+    let sums = String::from_utf8(output.stdout)?;
+    fs::write(folder.join("SHA256SUMS"), &sums)?;
+    Ok(sums)
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("{name} cannot be started"))?;
+    ensure!(status.success(), "{name} failed");
+    Ok(())
+}
