@@ -124,6 +124,7 @@ const DANGEROUS: &[c_long] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
     libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,
@@ -164,7 +165,6 @@ const DANGEROUS_HERE: &[c_long] = &[
     libc::SYS_iopl,
     libc::SYS_ioperm,
     libc::SYS_modify_ldt,
-    libc::SYS_kexec_file_load,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const DANGEROUS_HERE: &[c_long] = &[];
@@ -312,8 +312,10 @@ mod test {
         let bounded = bounded().unwrap();
         assert!(!bounded.keys().any(deadly));
         assert!(!bounded.keys().any(|call| NEEDED.contains(call)));
-        for worst in [libc::SYS_execve, libc::SYS_ptrace, libc::SYS_mount, libc::SYS_bpf] {
-            assert!(deadly(&worst), "{worst}");
+        let kernels = [libc::SYS_kexec_load, libc::SYS_kexec_file_load, libc::SYS_finit_module];
+        let worst = [libc::SYS_execve, libc::SYS_ptrace, libc::SYS_mount, libc::SYS_bpf];
+        for worst in worst.iter().chain(&kernels) {
+            assert!(deadly(worst), "{worst}");
         }
     }
 
