@@ -45,15 +45,25 @@ fn conformance_suite_has_the_expected_results() {
         return;
     }
     let other = std::env::var("STORAGETM_ISCSI_TARGET").ok();
-    let server = other.is_none().then(|| Server::of_zeros(&[1 << 30], &[]));
-    let own = || server.iter().map(|server| server.uri(0)).collect::<Vec<_>>();
-    let uris = other.map_or_else(own, |uris| uris.split(',').map(str::to_owned).collect());
+    let own = other.is_none();
+    // The second one is for the suite of write-protected units.
+    let servers: Vec<Server> = [true, false]
+        .into_iter()
+        .filter(|_| own)
+        .map(|writable| Server::of_zeros(&[1 << 30], writable))
+        .collect();
+    let uris_of = |writable: bool| match servers.get(usize::from(!writable)) {
+        Some(server) => vec![server.uri(0)],
+        None => other.iter().flat_map(|uris| uris.split(',')).map(str::to_owned).collect(),
+    };
+    let (uris, read_only) = (uris_of(true), uris_of(false));
+    let uris = |suite: &str| if suite == "ReadOnly" { &read_only } else { &uris };
     let found: BTreeMap<String, Found> =
-        suites().iter().flat_map(|suite| run(suite, &uris)).collect();
+        suites().iter().flat_map(|suite| run(suite, uris(suite))).collect();
     for (name, found) in &found {
         println!("{name} {} {}", found.verdict, found.text);
     }
-    if server.is_some() {
+    if own {
         compare(&found);
     }
 }

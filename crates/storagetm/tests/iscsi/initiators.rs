@@ -22,7 +22,7 @@ fn iscsi_ls_lists_each_disk_as_lun_0_of_a_target() {
     if programs::lacks("discovery by an iSCSI initiator", &["iscsi-ls"]) {
         return;
     }
-    let server = Server::of_zeros(&[64 << 20, 128 << 20], &[]);
+    let server = Server::of_zeros(&[64 << 20, 128 << 20], true);
     let list = output_of("iscsi-ls", &["-s", &format!("iscsi://{}", server.portal())]);
     for disk in [0, 1] {
         let target = format!("Target:{} Portal:{},1", server.iqn(disk), server.portal());
@@ -38,7 +38,7 @@ fn iscsi_inq_shows_the_disk_and_its_identity() {
     if programs::lacks("INQUIRY by an iSCSI initiator", &["iscsi-inq"]) {
         return;
     }
-    let server = Server::of_zeros(&[64 << 20], &[]);
+    let server = Server::of_zeros(&[64 << 20], true);
     let shown = output_of("iscsi-inq", &[&server.uri(0)]);
     assert!(shown.contains("Peripheral Device Type:DIRECT_ACCESS"), "{shown}");
     let identity = output_of("iscsi-inq", &["-e", "1", "-c", "131", &server.uri(0)]);

@@ -16,8 +16,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves images of zeros of these lengths, writable, at a free port of the loopback interface.
-    pub(crate) fn of_zeros(lengths: &[u64], options: &[&str]) -> Self {
+    /// Serves images of zeros of these lengths at a free port of the loopback interface.
+    pub(crate) fn of_zeros(lengths: &[u64], writable: bool) -> Self {
         let folder = Scratch::new();
         let images = lengths.iter().enumerate().map(|(at, length)| {
             let path = folder.0.join(format!("disk{at}"));
@@ -25,10 +25,12 @@ impl Server {
             path.to_str().unwrap().to_owned()
         });
         let images: Vec<String> = images.collect();
-        let disks: Vec<&str> = images.iter().flat_map(|image| ["--writable", image]).collect();
+        let access = writable.then_some("--writable");
+        let disks: Vec<&str> =
+            images.iter().flat_map(|image| access.into_iter().chain([image.as_str()])).collect();
         let own =
             ["--json", "--no-announce", "--protocol", "iscsi", "--listen", "iscsi:127.0.0.1:0"];
-        let running = Running::serve(&[&own, options, &disks].concat());
+        let running = Running::serve(&[&own[..], &disks].concat());
         let events = running.until("ready");
         Self { _running: running, _folder: folder, events }
     }
