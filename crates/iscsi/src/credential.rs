@@ -7,7 +7,7 @@ use export::{Credential, Host, Proof, Secret};
 pub const CHAP_INITIATOR: &str = "iscsi-chap-initiator";
 
 /// Scheme: the CHAP secret of the target, for mutual authentication. Its CHAP name is that of the
-/// target.
+/// target; in a discovery session, which has no target, `storagetm`.
 pub const CHAP_TARGET: &str = "iscsi-chap-target";
 
 /// All schemes.

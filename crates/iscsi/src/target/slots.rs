@@ -9,6 +9,9 @@ use super::reading::Reading;
 use super::writing::Writing;
 use super::{MAX_IMMEDIATE, MAX_TASKS};
 
+/// The tag of a free slot; tags of tasks have 32 bits.
+const NO_TASK: u64 = u64::MAX;
+
 /// Number of slots.
 const SLOTS: u8 = MAX_TASKS + MAX_IMMEDIATE;
 
@@ -84,6 +87,8 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Box<[Slot]>,
+    /// The tags of the tasks in the slots, or [`NO_TASK`]: they are searched with each command.
+    tags: Box<[u64]>,
     free: Vec<u8>,
     /// How many commands in progress are immediate.
     immediate: u8,
@@ -92,7 +97,8 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn new() -> Self {
         let slots = (0..SLOTS).map(|_| Slot::default()).collect();
-        Self { slots, free: (0..SLOTS).rev().collect(), immediate: 0 }
+        let tags = vec![NO_TASK; SLOTS.into()].into();
+        Self { slots, tags, free: (0..SLOTS).rev().collect(), immediate: 0 }
     }
 
     /// Returns how many commands that are not immediate may be added.
@@ -111,6 +117,7 @@ impl Slots {
         let room = if slot.immediate { self.takes_immediate() } else { self.window() > 0 };
         let at = if room { self.free.pop() } else { None }?;
         self.immediate += u8::from(slot.immediate);
+        *self.tags.get_mut(usize::from(at))? = slot.itt.into();
         *self.get(at)? = slot;
         Some(at)
     }
@@ -121,6 +128,9 @@ impl Slots {
         if !slot.is_free() {
             self.immediate -= u8::from(slot.immediate);
             self.free.push(at);
+            if let Some(tag) = self.tags.get_mut(usize::from(at)) {
+                *tag = NO_TASK;
+            }
         }
         slot
     }
@@ -131,7 +141,8 @@ impl Slots {
 
     /// Returns the slot of a task.
     pub(super) fn find(&self, itt: u32) -> Option<u8> {
-        self.busy().find(|(_, slot)| slot.itt == itt).map(|(at, _)| at)
+        let at = self.tags.iter().position(|tag| *tag == itt.into())?;
+        u8::try_from(at).ok()
     }
 
     /// Returns whether no command is in progress.

@@ -93,18 +93,20 @@ impl Disk {
     /// Allocates memory for data that follows its command. Without memory reception stops, unless
     /// data of an earlier command is to follow: that could wait for this one for ever.
     fn take_for_stream(&mut self, at: u8) {
+        let Some(slot) = self.slots.get(at) else { return };
+        let Some(len) = slot.data_out.needs_memory() else { return };
+        if let Some(buffer) = self.memory.take_for_stream(len) {
+            return slot.data_out.provide(buffer);
+        }
         let others = self.slots.busy().any(|(other, slot)| {
             other != at && slot.data_out.is_unsolicited() && !matches!(slot.work, Work::Ended(_))
         });
-        let Some(slot) = self.slots.get(at) else { return };
-        let Some(len) = slot.data_out.needs_memory() else { return };
-        match self.memory.take_for_stream(len) {
-            Some(buffer) => slot.data_out.provide(buffer),
-            None if others => {
+        match self.slots.get(at) {
+            Some(slot) if others => {
                 slot.data_out.drop_piece();
                 slot.work = Work::Ended(Response::status(Status::Busy));
             }
-            None => self.stalled = Some(at),
+            _ => self.stalled = Some(at),
         }
     }
 
