@@ -34,6 +34,9 @@ const MAX_EVENTS: usize = 4096;
 /// are not dropped; those of one shutdown fit in addition to [`MAX_EVENTS`].
 const MAX_QUEUED: usize = 2 * MAX_EVENTS;
 
+/// Subject of [`Inbox::wake`].
+const WAKE: &str = "look";
+
 /// Queue of events and notes, with an eventfd that is readable when it is not empty.
 #[derive(Debug, Clone)]
 pub struct Inbox(Arc<Inner>);
@@ -122,6 +125,11 @@ impl Inbox {
         let mut pending = self.0.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.subjects.insert(subject.to_owned(), sentence);
         let _ = rustix::io::write(&self.0.wake_fd, &1u64.to_ne_bytes());
+    }
+
+    /// Makes the queue readable: its reader looks at other state again.
+    pub(crate) fn wake(&self) {
+        self.set_subject(WAKE, None);
     }
 
     /// Takes the content of the queue.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use export::Fault;
+use export::{Fault, ReservationError};
 
 /// A status: status code (SC) in bits 7:0, status code type (SCT) in 10:8, command retry delay (CRD)
 /// in 12:11, More (M) in 13, Do Not Retry (DNR) in 14 (NVMe Base 2.0 §3.3.3.2.1). This is the status field of a completion without its
@@ -101,6 +101,22 @@ impl Status {
             (Fault::Gone, _) => Self::NAMESPACE_NOT_READY,
             (Fault::Busy, _) => Self::COMMAND_INTERRUPTED,
             (Fault::Reserved, _) => Self::RESERVATION_CONFLICT.dnr(),
+        }
+    }
+}
+
+impl Status {
+    /// Returns the status for a reservation command that failed.
+    #[must_use]
+    pub const fn from_reservation_error(error: ReservationError) -> Self {
+        match error {
+            ReservationError::Conflict => Self::RESERVATION_CONFLICT.dnr(),
+            ReservationError::InvalidKey
+            | ReservationError::WrongType
+            | ReservationError::NoPersistence => Self::INVALID_FIELD.dnr(),
+            ReservationError::ReadOnly => Self::NAMESPACE_WRITE_PROTECTED.dnr(),
+            ReservationError::TooManyRegistrants => Self::INTERNAL_ERROR.dnr(),
+            ReservationError::Gone => Self::NAMESPACE_NOT_READY,
         }
     }
 }
@@ -283,6 +299,21 @@ mod test {
         assert_eq!(table(Fault::Reserved), both(Status::new(0, 0x83).dnr()));
         for fault in Fault::ALL {
             assert!(!table(fault).0.is_success() && !table(fault).1.is_success(), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn each_reservation_error_has_a_status() {
+        for (error, status) in [
+            (ReservationError::Conflict, Status::new(0, 0x83).dnr()),
+            (ReservationError::InvalidKey, Status::new(0, 0x02).dnr()),
+            (ReservationError::WrongType, Status::new(0, 0x02).dnr()),
+            (ReservationError::NoPersistence, Status::new(0, 0x02).dnr()),
+            (ReservationError::ReadOnly, Status::new(0, 0x20).dnr()),
+            (ReservationError::TooManyRegistrants, Status::new(0, 0x06).dnr()),
+            (ReservationError::Gone, Status::new(0, 0x82)),
+        ] {
+            assert_eq!(Status::from_reservation_error(error), status);
         }
     }
 

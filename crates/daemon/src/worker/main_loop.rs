@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, getsockname};
 use super::Config;
 use super::disks::{Disks, check_locked};
 use super::messages::{ExportWire, MAX_REQUEST, Report, Request, ReservationsWire};
-use super::reporter::{Reporter, wake};
+use super::reporter::Reporter;
 use super::reservations::UnreportedReservations;
 use super::sessions::Sessions;
 use crate::certificates::Certificates;
@@ -139,7 +139,7 @@ impl WorkerProcess {
                 let Some(export) = self.disks.find(disk) else { return };
                 export.resize(bytes);
                 self.engine.export_changed(&export);
-                return wake(&self.inbox);
+                return self.inbox.wake();
             }
             Request::ReservationsSaved { disk, sequence, is_stored } => {
                 let Some(export) = self.disks.find(disk) else { return };
@@ -167,7 +167,7 @@ impl WorkerProcess {
             Request::Start(_) | Request::Stop { .. } => return,
         }
         self.engine.notify(Notice::StateChanged);
-        wake(&self.inbox);
+        self.inbox.wake();
     }
 
     fn accept(&self, listener: OwnedFd, auth: Auth, serves: Service) {
@@ -223,7 +223,7 @@ impl WorkerProcess {
     fn stop(self, patience: Duration) {
         let in_time = self.engine.stop(patience);
         let _ = self.stopped.set(in_time);
-        wake(&self.inbox);
+        self.inbox.wake();
         if let Some(reporter) = self.reporter {
             // A panic was already reported.
             drop(reporter.join());

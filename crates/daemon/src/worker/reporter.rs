@@ -23,9 +23,6 @@ use ipc::channel::Sender;
 const BUSY_INTERVAL: Duration = Duration::from_millis(250);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Inbox subject by which other threads wake the reporter.
-const WAKE: &str = "look";
-
 /// The reporter.
 pub(super) struct Reporter {
     pub(super) sender: Sender,
@@ -41,11 +38,6 @@ pub(super) struct Reporter {
     pub(super) lost: usize,
     /// Generation of the pairing state that was last reported.
     pub(super) pairing: Option<u64>,
-}
-
-/// Wakes the reporter.
-pub(super) fn wake(inbox: &Inbox) {
-    inbox.set_subject(WAKE, None);
 }
 
 impl Reporter {

@@ -12,7 +12,6 @@ use keys::reservations::ReservationFiles;
 
 use super::Shared;
 use super::messages::{Report, Request};
-use super::reporter::wake;
 use crate::inbox::{Inbox, WorkerEvent};
 
 /// Most states that wait to be written; further ones fail.
@@ -42,7 +41,7 @@ impl ReservationStore for UnreportedReservations {
     fn save(&self, sequence: u64, state: Option<SavedReservations>) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         *newest = Some((sequence, state));
-        wake(&self.inbox);
+        self.inbox.wake();
     }
 }
 

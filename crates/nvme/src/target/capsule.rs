@@ -5,6 +5,7 @@ use export::Buffer;
 use crate::command::DataPointer;
 use crate::status::Status;
 use crate::wire::command::Sqe;
+use crate::wire::opcode::fabrics;
 
 /// A command capsule whose command is in flight.
 #[derive(Debug)]
@@ -56,6 +57,14 @@ impl<'a> Capsule<'a> {
     /// Refuses in-capsule data for a command that takes none.
     pub(super) fn check_no_data(&self) -> Result<(), Status> {
         if self.buffer.is_some() { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
+    }
+
+    /// Refuses in-capsule data of Fabrics commands, except of Connect and Authentication Send.
+    pub(super) fn check_fabrics_data(&self) -> Result<(), Status> {
+        match self.sqe.fctype() {
+            fabrics::CONNECT | fabrics::AUTHENTICATION_SEND => Ok(()),
+            _ => self.check_no_data(),
+        }
     }
 }
 

@@ -221,7 +221,7 @@ impl Fabrics {
             return self.auth_command(capsule, command);
         }
         if let Role::Admin(_) = self.role {
-            check_capsule_data(&capsule)?;
+            capsule.check_fabrics_data()?;
         }
         let command = FabricsCommand::parse(capsule.sqe())?;
         match (command, &mut self.role) {
@@ -493,13 +493,5 @@ impl Fabrics {
         }
         self.role = Role::Closed;
         self.queue.leave(self.cx.peer(), reason);
-    }
-}
-
-/// Refuses in-capsule data, except for Connect and Authentication Send.
-fn check_capsule_data(capsule: &Capsule<'_>) -> Result<(), Status> {
-    match capsule.sqe().fctype() {
-        opcode::fabrics::CONNECT | opcode::fabrics::AUTHENTICATION_SEND => Ok(()),
-        _ => capsule.check_no_data(),
     }
 }

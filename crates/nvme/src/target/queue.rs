@@ -11,7 +11,6 @@ use export::{
 use super::binding::Binding;
 use super::capsule::{Capsule, LengthCheck};
 use super::controller::Controller;
-use super::io::reservation_status;
 use super::outbox::Outbox;
 use super::slots::{BufferWait, SlotState, Slots};
 use super::transfers::Transfers;
@@ -259,7 +258,7 @@ impl Queue {
                 self.out.notify();
                 self.settle(tag, settling);
             }
-            Err(error) => self.finish(tag, reservation_status(error)),
+            Err(error) => self.finish(tag, Status::from_reservation_error(error)),
         }
     }
 

@@ -9,7 +9,6 @@ mod single;
 use export::{Buffer, Op, Outcome, Request};
 
 use fused::Fusion;
-pub(super) use reservation::error_status as reservation_status;
 
 use super::MAX_TRANSFER;
 use super::binding::Binding;

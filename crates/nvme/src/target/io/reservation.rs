@@ -1,6 +1,6 @@
 //! Reservation commands (NVMe Base 2.0 §7.2 to §7.5, §8.19).
 
-use export::{Body, Buffer, Registrant, ReservationCommand, ReservationError, Reservations};
+use export::{Body, Buffer, Registrant, ReservationCommand, Reservations};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::command::ReservationRequest;
@@ -95,19 +95,6 @@ fn persist(persistence: u8) -> Result<Option<bool>, Status> {
     }
 }
 
-/// Returns the status for a reservation command that failed.
-pub(in crate::target) fn error_status(error: ReservationError) -> Status {
-    match error {
-        ReservationError::Conflict => Status::RESERVATION_CONFLICT.dnr(),
-        ReservationError::InvalidKey
-        | ReservationError::WrongType
-        | ReservationError::NoPersistence => Status::INVALID_FIELD.dnr(),
-        ReservationError::ReadOnly => Status::NAMESPACE_WRITE_PROTECTED.dnr(),
-        ReservationError::TooManyRegistrants => Status::INTERNAL_ERROR.dnr(),
-        ReservationError::Gone => Status::NAMESPACE_NOT_READY,
-    }
-}
-
 /// Handles Reservation Report.
 fn report(
     queue: &mut Queue,
@@ -156,21 +143,6 @@ mod test {
     use export::ReservationType;
 
     use super::*;
-
-    #[test]
-    fn each_reservation_error_has_a_status() {
-        for (error, status) in [
-            (ReservationError::Conflict, Status::new(0, 0x83).dnr()),
-            (ReservationError::InvalidKey, Status::new(0, 0x02).dnr()),
-            (ReservationError::WrongType, Status::new(0, 0x02).dnr()),
-            (ReservationError::NoPersistence, Status::new(0, 0x02).dnr()),
-            (ReservationError::ReadOnly, Status::new(0, 0x20).dnr()),
-            (ReservationError::TooManyRegistrants, Status::new(0, 0x06).dnr()),
-            (ReservationError::Gone, Status::new(0, 0x82)),
-        ] {
-            assert_eq!(error_status(error), status);
-        }
-    }
 
     #[test]
     fn reserved_values_are_invalid_fields() {
