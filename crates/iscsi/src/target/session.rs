@@ -177,7 +177,7 @@ impl Session {
         let Phase::FullFeature(mut full) = phase else { return };
         if let Some(disk) = full.disk() {
             disk.attachment.report_detached(&self.authorizer, reason, &mut self.out);
-            if disk.is_exclusive() {
+            if disk.is_awaited() {
                 self.out.notify();
             }
         }

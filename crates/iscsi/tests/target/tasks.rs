@@ -87,6 +87,22 @@ fn reset_aborts_the_tasks_of_other_sessions() {
 }
 
 #[test]
+fn reset_does_not_wait_for_a_session_that_has_ended() {
+    let mut world = World::new();
+    let (other, _) = busy(&mut world);
+    let id = world.open();
+    let mut initiator = Initiator::new(id);
+    initiator.isid[5] = 9;
+    assert_eq!(initiator.login(&mut world, SHORT).login_status(), 0);
+    initiator.ready(&mut world);
+    assert_eq!(manage(&mut world, &mut initiator, function::LOGICAL_UNIT_RESET, 0), []);
+    world.disconnect(other.id);
+    let pdus = initiator.received(&mut world);
+    assert_eq!(response(&pdus), function_response::COMPLETE);
+    world.end_all();
+}
+
+#[test]
 fn functions_without_a_task_are_answered_at_once() {
     let mut world = World::new();
     let mut initiator = Initiator::attached(&mut world);

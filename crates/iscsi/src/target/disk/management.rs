@@ -117,10 +117,12 @@ impl Disk {
         }
     }
 
-    /// Returns whether a task has exclusive access to the disk.
-    pub(in crate::target) fn is_exclusive(&self) -> bool {
+    /// Returns whether other sessions may wait for the end of this one: for exclusive access of a
+    /// task, or for a reset.
+    pub(in crate::target) fn is_awaited(&self) -> bool {
         let is_exclusive = |work: &Work| matches!(work, Work::Job(job, _) if job.is_exclusive());
-        self.slots.busy().any(|(_, slot)| is_exclusive(&slot.work))
+        self.registration.is_resetting()
+            || self.slots.busy().any(|(_, slot)| is_exclusive(&slot.work))
     }
 
     /// Aborts a task. Its data that is still to come is skipped, and no status is sent.
