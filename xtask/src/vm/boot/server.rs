@@ -6,6 +6,7 @@ mod disk;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -31,12 +32,12 @@ const RETURN_AFTER: &str = "2m";
 pub(super) const TRIALS: &[Trial] = &[
     Trial {
         name: "now",
-        tests: &["plan", "lends", "keys", "compare", "untouched", "returns"],
+        tests: &["plan", "lends", "vlan", "keys", "compare", "untouched", "returns"],
         run: |lab, folder, results| now(lab, folder, results, false),
     },
     Trial {
         name: "now-secure-boot",
-        tests: &["plan", "lends", "keys", "compare", "untouched", "returns"],
+        tests: &["plan", "lends", "vlan", "keys", "compare", "untouched", "returns"],
         run: |lab, folder, results| now(lab, folder, results, true),
     },
     Trial {
@@ -118,6 +119,17 @@ impl Server {
         self.machine.screen.shows(SERIAL, since, SOON).map(drop)
     }
 
+    /// Checks that the screen, on a line from this number on, shows an address; a key shows the next.
+    fn shows_address(&mut self, address: &str, since: usize) -> Result<()> {
+        for _ in 0..8 {
+            if self.machine.screen.shows(address, since, Duration::from_secs(2)).is_ok() {
+                return Ok(());
+            }
+            self.machine.type_key("\t")?;
+        }
+        Err(anyhow!("{address} is not on the screen"))
+    }
+
     /// Copies the disk to a file, with a key or without one; returns the file.
     fn copy(&self, key: Option<&Path>) -> Result<PathBuf> {
         let to = self.folder.join("copy.img");
@@ -168,11 +180,15 @@ fn now(
 ) -> Result<()> {
     let mut server = Server::power_on(lab, folder, secure_boot)?;
     let plan = server.run(&format!("storagetm boot --now --for {RETURN_AFTER} --dry-run"))?;
-    results.decide("plan", shows(&plan, &["10.0.2.15", HOST, SERIAL, "restarts by itself after"]));
+    results.decide(
+        "plan",
+        shows(&plan, &["10.0.2.15", disk::ON_VLAN, HOST, SERIAL, "restarts by itself after"]),
+    );
     let since = server.machine.screen.now();
     server.machine.type_key(&format!("storagetm boot --now --for {RETURN_AFTER} --yes\n"))?;
     server.until_lent(since)?;
     results.decide("lends", Ok(()));
+    results.decide("vlan", server.shows_address(disk::ON_VLAN, since));
     results.decide("keys", server.refuses_another_key());
     let since = server.machine.screen.now();
     let key = server.key.clone();

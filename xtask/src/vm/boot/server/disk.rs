@@ -47,8 +47,14 @@ const INIT: &str = "#!/busybox/sh\nexport PATH=/busybox\nmount -t devtmpfs dev /
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4"];
 /// What the system writes to its console when it is up, with its network.
 pub(super) const UP: &str = "The server is up.";
-/// Every card asks DHCP.
-const NETWORK: &str = "[Match]\nType=ether\n[Network]\nDHCP=ipv4\n";
+/// The address of the server on a VLAN of its card.
+pub(super) const ON_VLAN: &str = "192.168.55.1";
+/// The settings of systemd-networkd: the card asks DHCP, and has a VLAN.
+const NETWORK: [(&str, &str); 3] = [
+    ("vlan.netdev", "[NetDev]\nName=eth0.5\nKind=vlan\n[VLAN]\nId=5\n"),
+    ("card.network", "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nVLAN=eth0.5\n"),
+    ("vlan.network", "[Match]\nName=eth0.5\n[Network]\nAddress=192.168.55.1/24\n"),
+];
 /// Units that the installation of their package would enable, by the target that wants them.
 const WANTED: [(&str, &str); 2] = [
     ("multi-user.target", "systemd-networkd.service"),
@@ -113,7 +119,9 @@ fn fill(bench: &Bench, kernel: &Kernel, root: &Path, work: &Path) -> Result<()> 
     put("etc/hostname", b"server\n")?;
     put("etc/machine-id", b"0123456789abcdef0123456789abcdef\n")?;
     put("etc/fstab", format!("UUID={UUID} / ext4 defaults 0 0\n").as_bytes())?;
-    put("etc/systemd/network/all.network", NETWORK.as_bytes())?;
+    for (name, text) in NETWORK {
+        put(&format!("etc/systemd/network/{name}"), text.as_bytes())?;
+    }
     put("etc/systemd/system/up.service", up().as_bytes())?;
     for (target, service) in WANTED {
         let wants = root.join(format!("etc/systemd/system/{target}.wants"));
