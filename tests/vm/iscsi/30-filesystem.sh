@@ -2,7 +2,7 @@
 login "$rw_iqn"
 mke2fs -q -t ext4 -F "$dev"
 mount -t ext4 "$dev" /mnt
-dd if=/dev/urandom of=/mnt/file bs=1M count=16
+dd if=/dev/urandom of=/mnt/file bs=1M count=8
 sum=$(sha256sum </mnt/file)
 umount /mnt
 echo 3 >/proc/sys/vm/drop_caches

@@ -1,11 +1,14 @@
 # The commands of sg3-utils: identity, capacity, opcodes, compare and write, unmap, reservations.
-login "$rw_iqn"
+login "$io_iqn"
 sg_inq "$dev" | grep -i 'vendor identification'
-sg_vpd --page=di "$dev" | grep -iq 'naa'
+sg_vpd --page=di "$dev" | grep -i 'naa'
 sg_vpd --page=bl "$dev"
-sg_vpd --page=lbpv "$dev" | grep -q 'LBPU): *1'
-sg_readcap --16 "$dev" | grep -q 'Logical block length=512'
-sg_opcodes "$dev" | grep -iq 'compare and write'
+sg_vpd --page=lbpv "$dev" >/tmp/lbpv
+cat /tmp/lbpv
+grep -q 'LBPU): *1' /tmp/lbpv
+sg_readcap --16 "$dev" | grep 'Logical block length=512'
+sg_opcodes "$dev" >/tmp/opcodes
+grep -iq 'compare and write' /tmp/opcodes
 dd if=/dev/zero bs=512 count=2 >/tmp/pair
 head -c 512 /dev/urandom >/tmp/new
 dd if="$dev" bs=512 count=1 iflag=direct >/tmp/old

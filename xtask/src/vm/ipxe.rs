@@ -54,7 +54,7 @@ pub(super) fn boot_sectors() -> Vec<u8> {
 /// Fails if the boot sector of the disk does not print its message in time.
 pub(super) fn boot(bench: &Bench, folder: &Path, port: u64, iqn: &str) -> Result<()> {
     let loader =
-        bench.cache.pieces("ipxe", Architecture::X86_64, &["ipxe"])?.join("boot/ipxe.lkrn");
+        bench.cache.pieces("ipxe", Architecture::X86_64, &["ipxe"])?.join("usr/lib/ipxe/ipxe.lkrn");
     let script = folder.join("script.ipxe");
     let initiator = "iqn.2026-01.com.example:ipxe";
     fs::write(

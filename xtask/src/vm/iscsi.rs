@@ -42,7 +42,7 @@ fn run(
     let (ro, rw, io) = (at("ro.img"), at("rw.img"), at("io.img"));
     image::filled(&ro, 32 * MIB)?;
     image::partition(&ro, 16 * MIB)?;
-    image::empty(&rw, 96 * MIB)?;
+    image::empty(&rw, 48 * MIB)?;
     image::empty(&io, 32 * MIB)?;
     let hash = image::sha256(&ro)?;
     let mut target = start(bench, folder, [&rw, &io], &ro)?;
