@@ -78,7 +78,10 @@ impl Cable {
     }
 
     fn start_with(&self, side: usize, ip: Vec<IpParameter>) -> Running {
-        let parameters = NetworkParameters { ip, uppers: Vec::new() };
+        self.start_parameters(side, NetworkParameters { ip, uppers: Vec::new() })
+    }
+
+    fn start_parameters(&self, side: usize, parameters: NetworkParameters) -> Running {
         let (sender, notes) = channel();
         let sink = move |note| drop(sender.send(note));
         let network = self.within(side, || Network::start(parameters, sink).unwrap());
@@ -284,6 +287,27 @@ fn fixed_address_has_its_router() {
     assert!(addresses.contains("2001:db8::5/64"), "{addresses}");
     assert!(cable.ip(0, &["route"]).contains("default via 10.98.0.1"));
     assert!(cable.ip(0, &["-6", "route"]).contains("default via fe80::1"));
+}
+
+/// The kernel takes no ports for `lo`.
+#[test]
+fn refused_port_of_a_bond_is_set_up_with_addresses() {
+    let Some(cable) = Cable::new('r', "refused_port_of_a_bond_is_set_up_with_addresses") else {
+        return;
+    };
+    let (end, other) = (cable.end(0), cable.end(1));
+    cable.ip(0, &["link", "set", &end, "up"]);
+    cable.ip(1, &["link", "set", &other, "up"]);
+    let line = format!("ip={end}:link-local bond=lo:{end}:mode=active-backup");
+    let (parameters, ignored) = NetworkParameters::parse(&line);
+    assert_eq!(ignored, []);
+    let a = cable.start_parameters(0, parameters);
+    let failed = a.wait(|note| match note {
+        Note::Failed { .. } => Some(note.to_string()),
+        _ => None,
+    });
+    assert!(failed.starts_with(&format!("{end}: could not be made a port of lo: ")), "{failed}");
+    assert_eq!(a.wait_for_address(is_link_local4), favourite(0));
 }
 
 /// busybox's DHCP server on side 1, stopped on drop.

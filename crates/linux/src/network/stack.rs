@@ -1,7 +1,8 @@
 //! Makes the requested VLANs and bonds of the interfaces that are there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -10,6 +11,10 @@ use super::ether::Mac;
 use super::link::Link;
 use super::route;
 use super::upper::{BondSetting, Upper, UpperKind};
+
+/// The delay after which a missing interface that a parameter names is reported, or a missing
+/// driver.
+pub(super) const MISSING_AFTER: Duration = Duration::from_secs(10);
 
 /// What is added to the kernel's interfaces.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,11 +30,13 @@ pub(super) struct Stack {
     uppers: Vec<Upper>,
     /// What the kernel has refused for good, such as `eth0` for a port: not tried again.
     refused: BTreeSet<String>,
+    /// Since when the kernel has no driver for them.
+    unknown: BTreeMap<String, Instant>,
 }
 
 impl Stack {
     pub(super) fn new(uppers: Vec<Upper>) -> Self {
-        Self { uppers, refused: BTreeSet::new() }
+        Self { uppers, ..Self::default() }
     }
 
     /// Returns the interfaces that the parameters name and do not make.
@@ -44,13 +51,18 @@ impl Stack {
     }
 
     /// Returns whether the interface gets no addresses: a port of a bond, or a bond without one,
-    /// which has no MAC address of its own yet.
+    /// which has no MAC address of its own yet. What the kernel has refused as a port, or as a port
+    /// of a bond that it has refused, gets addresses of its own.
     pub(super) fn is_bare(&self, link: &Link, links: &[Link]) -> bool {
         self.uppers.iter().any(|upper| match &upper.kind {
             UpperKind::Bond { ports, .. } if upper.name == link.name => {
                 ports.is_empty() || !has_ports(link, links)
             }
-            UpperKind::Bond { ports, .. } => ports.iter().any(|port| self.names(port, link)),
+            UpperKind::Bond { ports, .. } => {
+                let is_refused =
+                    [&upper.name, &link.name].iter().any(|it| self.refused.contains(*it));
+                !is_refused && ports.iter().any(|port| self.names(port, link))
+            }
             UpperKind::Vlan { .. } => false,
         })
     }
@@ -58,24 +70,36 @@ impl Stack {
     /// Makes what can be made of these interfaces, and reports what the kernel refuses. Returns
     /// whether to try again soon: the driver may not be there yet.
     pub(super) fn build(&mut self, links: &[Link], sink: &mut impl FnMut(Note)) -> bool {
-        let mut is_early = false;
         let mut failed = Vec::new();
         for step in self.steps(links) {
-            let name = step.name();
-            if self.refused.contains(name) {
+            if self.refused.contains(step.name()) {
                 continue;
             }
             match step.apply() {
-                Ok(()) => {}
-                Err(error) if is_unknown(&error) => is_early = true,
-                Err(error) => {
-                    failed.push(name.to_owned());
-                    sink(Note::Failed { interface: name.to_owned(), what: step.what(), error });
-                }
+                Ok(()) => step.prefer().into_iter().for_each(&mut *sink),
+                Err(error) => failed.push((step.name().to_owned(), step.what(), error)),
             }
         }
-        self.refused.extend(failed);
+        let mut is_early = false;
+        for (interface, what, error) in failed {
+            if is_unknown(&error) && self.is_early(&interface, Instant::now()) {
+                is_early = true;
+                continue;
+            }
+            // A port was set down for it; nothing else that fails is there.
+            if let Some(port) = links.iter().find(|link| link.name == interface) {
+                let _ = route::set_up(port.index);
+            }
+            self.refused.insert(interface.clone());
+            sink(Note::Failed { interface, what, error });
+        }
         is_early
+    }
+
+    /// Returns whether the driver for an interface may still come.
+    fn is_early(&mut self, interface: &str, now: Instant) -> bool {
+        let since = *self.unknown.entry(interface.to_owned()).or_insert(now);
+        now.saturating_duration_since(since) < MISSING_AFTER
     }
 
     fn steps<'a>(&'a self, links: &'a [Link]) -> Vec<Step<'a>> {
@@ -93,6 +117,7 @@ impl Stack {
                 (UpperKind::Bond { settings, mtu, .. }, None) => {
                     steps.push(Step::Bond { name: &upper.name, settings, mtu: *mtu });
                 }
+                (UpperKind::Bond { .. }, Some(_)) if self.refused.contains(&upper.name) => {}
                 (UpperKind::Bond { ports, primary, .. }, Some(bond)) => {
                     // The first becomes the one whose MAC address the bond has.
                     let found = ports.iter().filter_map(|port| {
@@ -150,13 +175,21 @@ impl Step<'_> {
                 route::add_vlan(name, id, lower)
             }
             Self::Bond { name, settings, mtu } => route::add_bond(name, settings, mtu),
-            Self::Port { bond, port, is_primary } => {
+            Self::Port { bond, port, .. } => {
                 // The bond sets its ports up itself.
                 route::set_down(port.index)?;
-                route::set_master(port.index, bond.index)?;
-                if is_primary { route::set_primary(bond.index, port.index) } else { Ok(()) }
+                route::set_master(port.index, bond.index)
             }
         }
+    }
+
+    /// Makes a new port the preferred one of its bond, if it is requested. The bond works without
+    /// one, and most modes have none.
+    fn prefer(&self) -> Option<Note> {
+        let Self::Port { bond, port, is_primary: true } = self else { return None };
+        let error = route::set_primary(bond.index, port.index).err()?;
+        let what = format!("made the preferred port of {}", bond.name);
+        Some(Note::Failed { interface: port.name.clone(), what, error })
     }
 }
 
@@ -223,11 +256,44 @@ mod tests {
     }
 
     #[test]
+    fn refused_ports_and_those_of_refused_bonds_get_addresses() {
+        let links = [link(2, "eth0", Some(1)), link(3, "eth1", Some(2)), link(4, "bond0", None)];
+        for (refused, bare) in
+            [("eth1", [true, false, true]), ("bond0", [false, false, true]), ("", [true; 3])]
+        {
+            let stack = Stack { refused: [refused.to_owned()].into(), ..stack() };
+            let found = links.each_ref().map(|link| stack.is_bare(link, &links));
+            assert_eq!(found, bare, "{refused}");
+        }
+        let stack = Stack { refused: ["bond0".to_owned()].into(), ..stack() };
+        assert_eq!(names(&stack, &links), Vec::<String>::new());
+    }
+
+    #[test]
     fn mac_address_means_the_card_and_not_what_is_on_it() {
         let stack = Stack::new(vec![Upper::vlan("vlan5:02-00-00-00-00-01").unwrap()]);
         let other = Link { is_virtual: true, ..link(9, "macvlan0", Some(1)) };
         let links = [other, link(2, "eth0", Some(1))];
         assert_eq!(stack.steps(&links), [Step::Vlan { name: "vlan5", id: 5, lower: 2 }]);
+    }
+
+    #[test]
+    fn missing_driver_is_waited_for_and_then_reported() {
+        let mut stack = stack();
+        let start = Instant::now();
+        assert!(stack.is_early("bond0", start));
+        assert!(stack.is_early("bond0", start + MISSING_AFTER / 2));
+        assert!(stack.is_early("eth0", start + MISSING_AFTER));
+        assert!(!stack.is_early("bond0", start + MISSING_AFTER));
+    }
+
+    #[test]
+    fn port_without_preference_has_a_sentence_of_its_own() {
+        let nobody = [link(u32::MAX >> 1, "none", None), link((u32::MAX >> 1) - 1, "gone", None)];
+        let [bond, port] = &nobody;
+        let note = Step::Port { bond, port, is_primary: true }.prefer().unwrap().to_string();
+        assert!(note.starts_with("gone: could not be made the preferred port of none: "), "{note}");
+        assert!(Step::Port { bond, port, is_primary: false }.prefer().is_none());
     }
 
     #[test]

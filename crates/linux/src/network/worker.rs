@@ -9,7 +9,7 @@ use super::link::{self, Link};
 use super::parameters::NetworkParameters;
 use super::plan::{Plan, unplaced};
 use super::route;
-use super::stack::Stack;
+use super::stack::{MISSING_AFTER, Stack};
 use crate::net;
 use crate::netlink::{Received, Socket};
 use crate::tree::Tree;
@@ -25,8 +25,6 @@ use std::time::{Duration, Instant};
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
 /// The delay before a retry after an error of the routing socket.
 const RETRY: Duration = Duration::from_secs(1);
-/// The delay after which a missing interface that a parameter names is reported.
-const MISSING_AFTER: Duration = Duration::from_secs(10);
 
 /// The state of the thread.
 pub(super) struct Worker<S> {
