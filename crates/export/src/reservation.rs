@@ -132,16 +132,18 @@ pub enum ReservationCommand {
 }
 
 impl ReservationCommand {
-    /// Returns whether it can shut out others, which a host with read-only access may not.
+    /// Returns whether it can shut out others, or end what another one has set up. A host with
+    /// read-only access may do neither.
     pub(crate) fn requires_write_access(self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Reserve { .. }
-                | Self::Clear { .. }
-                | Self::Preempt { .. }
-                | Self::SetPersistence(_)
-                | Self::ReserveUnit
-        )
+            | Self::Clear { .. }
+            | Self::Preempt { .. }
+            | Self::SetPersistence(_)
+            | Self::ReserveUnit => true,
+            Self::Release { kind, .. } => kind.is_held_by_all(),
+            _ => false,
+        }
     }
 }
 

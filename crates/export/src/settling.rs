@@ -54,7 +54,8 @@ impl Grant {
     }
 
     /// Executes a reservation command of the registrant. `persist` sets whether reservations are
-    /// restored after a restart, if the command succeeds.
+    /// restored after a restart, if the command succeeds; it has no effect for a host with
+    /// read-only access.
     ///
     /// The caller must then return [`Step::Notify`](crate::Step::Notify), and answer once
     /// [`Settling::result`] is known.
@@ -78,6 +79,7 @@ impl Grant {
         if persists && !export.stores_reservations() {
             return Err(ReservationError::NoPersistence);
         }
+        let persist = persist.filter(|_| is_writable);
         let connections = export.connections();
         // Before the counters are looked at: a write that ends later finds that it is watched.
         connections.watch();
@@ -221,6 +223,38 @@ mod test {
             assert_eq!(reader.reserve(command, None).unwrap_err(), ReservationError::ReadOnly);
         }
         assert!(!export.is_contended());
+    }
+
+    #[test]
+    fn host_without_write_access_ends_no_reservation_of_others() {
+        let export = export();
+        export.set_reservation_store(Arc::new(Store::default()), None);
+        let (one, reader) = (grant(&export, 1), grant(&export, 2).read_only());
+        drop(one.reserve(ReservationCommand::Register { key: 7 }, Some(true)).unwrap());
+        let kind = ReservationType::WriteExclusiveAllRegistrants;
+        drop(acquire(&one, 7, kind));
+        for persist in [None, Some(false)] {
+            drop(reader.reserve(ReservationCommand::Register { key: 8 }, persist).unwrap());
+            assert!(export.connections().reservations().is_persistent());
+        }
+        let release = ReservationCommand::Release { key: 8, kind };
+        assert_eq!(reader.reserve(release, None).unwrap_err(), ReservationError::ReadOnly);
+        let unregister = ReservationCommand::Unregister { current: Some(8) };
+        drop(reader.reserve(unregister, Some(false)).unwrap());
+        let state = export.connections().reservations();
+        assert!(state.is_persistent() && state.reservation().is_some());
+    }
+
+    #[test]
+    fn holder_whose_access_was_lowered_can_release() {
+        let export = export();
+        let one = grant(&export, 1);
+        register(&one, 7);
+        let kind = ReservationType::WriteExclusive;
+        drop(acquire(&one, 7, kind));
+        let release = ReservationCommand::Release { key: 7, kind };
+        drop(one.read_only().reserve(release, None).unwrap());
+        assert_eq!(export.connections().reservations().reservation(), None);
     }
 
     #[test]
