@@ -20,6 +20,8 @@ pub(super) struct DataOut {
     /// The tag of the current sequence.
     ttt: u32,
     r2t_sn: u32,
+    /// Offset behind the data that comes without a request. Its memory is that of the stream.
+    unsolicited: u32,
     piece: Option<Piece>,
     /// Offset behind the last piece.
     wanted: u32,
@@ -47,7 +49,8 @@ impl DataOut {
     /// to `unsolicited_end` follow if that is set.
     pub(super) fn new(immediate: u32, unsolicited_end: Option<u32>) -> Self {
         let (offset, end, ttt) = (immediate, unsolicited_end, NO_TAG);
-        Self { offset, end, ttt, ..Self::default() }
+        let unsolicited = end.unwrap_or(offset);
+        Self { offset, end, ttt, unsolicited, ..Self::default() }
     }
 
     /// Returns whether PDUs are to come.
@@ -55,9 +58,15 @@ impl DataOut {
         self.end.is_some()
     }
 
-    /// Returns whether unsolicited PDUs are to come.
-    pub(super) fn is_unsolicited(&self) -> bool {
-        self.expects() && self.ttt == NO_TAG
+    /// Returns the offset behind the data that comes without a request.
+    pub(super) fn unsolicited(&self) -> u32 {
+        self.unsolicited
+    }
+
+    /// Returns whether PDUs are to come that are unsolicited, or go to memory of the stream.
+    pub(super) fn holds_stream(&self) -> bool {
+        let in_stream = |piece: &Piece| piece.start < self.unsolicited;
+        self.expects() && (self.ttt == NO_TAG || self.piece.as_ref().is_some_and(in_stream))
     }
 
     /// Returns the offset behind what was received.

@@ -190,7 +190,7 @@ impl Disk {
             return;
         };
         if let Work::Write(writing) = &mut slot.work
-            && let Some((start, len)) = writing.next(slot.in_flight)
+            && let Some((start, len)) = writing.next(slot.in_flight, slot.data_out.unsolicited())
         {
             slot.data_out.want(start, len);
         }

@@ -24,12 +24,17 @@ impl Writing {
         Self { lba, shift, durable, len, next: 0, failed: None }
     }
 
-    /// Returns offset and length of the next piece if it may be received now.
-    pub(super) fn next(&mut self, in_flight: u16) -> Option<(u32, u32)> {
+    /// Returns offset and length of the next piece if it may be received now. The data up to
+    /// `unsolicited` is a piece of its own: its memory may not wait for data that is requested.
+    pub(super) fn next(&mut self, in_flight: u16, unsolicited: u32) -> Option<(u32, u32)> {
         let more =
             self.failed.is_none() && self.next < self.len && in_flight < MAX_PIECES_IN_FLIGHT;
-        let (start, len) = (self.next, (self.len - self.next.min(self.len)).min(PIECE));
+        let (start, mut len) = (self.next, PIECE - self.next % PIECE);
+        if start < unsolicited {
+            len = len.min((unsolicited - start).next_multiple_of(1 << self.shift));
+        }
         more.then(|| {
+            len = len.min(self.len - start);
             self.next += len;
             (start, len)
         })

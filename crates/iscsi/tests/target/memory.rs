@@ -3,7 +3,7 @@
 use iscsi::wire::bhs::{self, FINAL, R2t};
 use iscsi::wire::opcode;
 
-use crate::initiator::{Initiator, NONE, read_10, status, write_10};
+use crate::initiator::{Initiator, NONE, SHORT, read_10, status, write_10};
 use crate::world::World;
 
 /// Memory for one buffer of each kind at a time.
@@ -74,6 +74,40 @@ fn unsolicited_data_without_memory_is_busy() {
         .collect();
     assert_eq!((found.len(), found[0]), (4, 0));
     assert!(found.contains(&8), "{found:?}");
+    world.end_all();
+}
+
+/// Writes of which a part is unsolicited, as those of Windows, and the rest is requested.
+#[test]
+fn requested_data_does_not_hold_memory_of_the_stream() {
+    let mut world = tight();
+    let mut keys = SHORT.to_vec();
+    keys[6] = ("FirstBurstLength", "65536");
+    let mut initiator = Initiator::attached_with(&mut world, &keys);
+    let commands: Vec<_> = (0..8)
+        .map(|lba| initiator.scsi(write_10(lba * 512, 512), FINAL | bhs::WRITE, 512 * 512))
+        .collect();
+    for command in &commands {
+        world.send(initiator.id, &initiator.pdu(command, &[9; 1 << 16]));
+    }
+    let mut statuses = Vec::new();
+    while statuses.len() < 8 {
+        let pdus = initiator.received(&mut world);
+        assert!(!pdus.is_empty(), "only {} writes have ended", statuses.len());
+        for pdu in pdus {
+            if pdu.opcode() != opcode::R2T {
+                statuses.push(status(&[pdu]));
+                continue;
+            }
+            let r2t = R2t::of(&pdu.header);
+            let header =
+                initiator.data_out(r2t.itt.get(), r2t.ttt.get(), 0, r2t.offset.get(), true);
+            let data = vec![9; r2t.len.get() as usize];
+            world.send(initiator.id, &initiator.pdu(&header, &data));
+        }
+    }
+    assert_eq!(statuses, [0; 8]);
+    assert!(world.disk.iter().all(|&byte| byte == 9));
     world.end_all();
 }
 

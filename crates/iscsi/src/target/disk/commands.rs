@@ -99,7 +99,7 @@ impl Disk {
             return slot.data_out.provide(buffer);
         }
         let others = self.slots.busy().any(|(other, slot)| {
-            other != at && slot.data_out.is_unsolicited() && !matches!(slot.work, Work::Ended(_))
+            other != at && slot.data_out.holds_stream() && !matches!(slot.work, Work::Ended(_))
         });
         match self.slots.get(at) {
             Some(slot) if others => {
