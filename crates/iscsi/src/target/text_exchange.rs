@@ -24,9 +24,11 @@ const TAG: u32 = 1;
 pub(super) struct TextExchange {
     /// Text of requests that are continued.
     request: Vec<u8>,
-    /// Text of the response, and how much of it has been sent.
+    /// Text of the response, until all of it has been sent, and how much of it has been.
     response: Vec<u8>,
     sent: usize,
+    /// Whether the response has listed targets.
+    listed: bool,
     /// Whether the initiator is to send another request.
     open: bool,
 }
@@ -45,7 +47,8 @@ impl TextExchange {
         let request = TextRequest::of(header);
         match request.ttt.get() {
             NO_TAG => *self = Self::default(),
-            TAG if self.open => {}
+            // What is left of a response is sent before more is answered.
+            TAG if self.open && (self.response.is_empty() || data.is_empty()) => {}
             _ => {
                 link.reject(header, opcode::reject::INVALID_FIELD, out);
                 return Ok(());
@@ -76,6 +79,9 @@ impl TextExchange {
         link: &mut Link,
     ) -> Result<(), Violation> {
         match key {
+            "SendTargets" if std::mem::replace(&mut self.listed, true) => {
+                return Err(Violation::KeyInvalid);
+            }
             "SendTargets" => self.targets(value, target, authorizer),
             "MaxRecvDataSegmentLength" => {
                 let len = text::number(value).filter(|len| (512..1 << 24).contains(len));
@@ -119,6 +125,9 @@ impl TextExchange {
         let part = left.get(..link.max_send.min(left.len())).unwrap_or_default().to_vec();
         self.sent += part.len();
         let more = self.sent < self.response.len();
+        if !more {
+            (self.response, self.sent) = (Vec::new(), 0);
+        }
         self.open = more || continues || request.flags & FINAL == 0;
         let mut response = TextResponse::of(&of_target(opcode::TEXT_RESPONSE));
         response.flags = match self.open {

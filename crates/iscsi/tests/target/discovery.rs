@@ -45,11 +45,7 @@ fn targets_are_listed_with_the_address_reached() {
 
 #[test]
 fn long_list_of_targets_is_continued() {
-    let mut world = World::new();
-    for n in 0..300 {
-        let id = format!("nqn.2026-01.org.example:{n}");
-        world.catalogue.publish(disk(&id, Access::ReadOnly, 512, 512));
-    }
+    let mut world = with_long_list();
     let mut initiator = discovering(&mut world);
     let mut text = Vec::new();
     let (mut ttt, mut request) = (NONE, text_of(&[("SendTargets", "All")]));
@@ -93,6 +89,48 @@ fn normal_session_lists_only_its_own_target() {
     assert_eq!(ask(TARGET), own);
     assert_eq!(ask("iqn.2026-01.org.example:b"), []);
     assert_eq!(ask("All"), text_of(&[("SendTargets", "Reject")]));
+    world.end_all();
+}
+
+/// Publishes so many disks that their list does not fit into one response.
+fn with_long_list() -> World {
+    let world = World::new();
+    for n in 0..300 {
+        let id = format!("nqn.2026-01.org.example:{n}");
+        world.catalogue.publish(disk(&id, Access::ReadOnly, 512, 512));
+    }
+    world
+}
+
+#[test]
+fn keys_behind_an_unsent_response_are_rejected() {
+    let mut world = with_long_list();
+    let mut initiator = discovering(&mut world);
+    let all = text_of(&[("SendTargets", "All")]);
+    let pdus = initiator.text(&mut world, FINAL, NONE, &all);
+    let ttt = TextResponse::of(&pdus[0].header).ttt.get();
+    for text in [&all[..], &text_of(&[("X-a", "1")])] {
+        let pdus = initiator.text(&mut world, FINAL, ttt, text);
+        assert_eq!(pdus[0].opcode(), opcode::REJECT);
+    }
+    let pdus = initiator.text(&mut world, FINAL, ttt, &[]);
+    assert_eq!(pdus[0].opcode(), opcode::TEXT_RESPONSE);
+    world.end_all();
+}
+
+#[test]
+fn targets_are_listed_once_in_an_exchange() {
+    let mut world = World::new();
+    let twice = text_of(&[("SendTargets", "All"), ("SendTargets", "All")]);
+    let mut initiator = discovering(&mut world);
+    initiator.text(&mut world, FINAL, NONE, &twice);
+    assert_eq!(world.conn(initiator.id).reported(), ["violation KeyInvalid"]);
+    let mut initiator = discovering(&mut world);
+    let all = text_of(&[("SendTargets", "All")]);
+    let pdus = initiator.text(&mut world, 0, NONE, &all);
+    let ttt = TextResponse::of(&pdus[0].header).ttt.get();
+    initiator.text(&mut world, 0, ttt, &all);
+    assert_eq!(world.conn(initiator.id).reported(), ["violation KeyInvalid"]);
     world.end_all();
 }
 
