@@ -177,6 +177,31 @@ impl Grant {
         self.check_and_enter(request, Some(right))
     }
 
+    /// Checks a flush of the target itself, which no host requested. Reservations do not refuse it:
+    /// it makes durable what they permitted.
+    ///
+    /// # Errors
+    /// Returns [`Fault::Gone`] if the export is gone, and [`Fault::Io`] if an earlier flush failed.
+    pub fn admit_own_flush(&self, ticket: Ticket) -> Result<Admitted, Fault> {
+        if self.export().is_gone() {
+            return Err(Fault::Gone);
+        }
+        if self.export().has_failed_flush() {
+            return Err(Fault::Io);
+        }
+        Ok(Admitted {
+            activity: self.activity.clone(),
+            op: Op::Flush,
+            offset: 0,
+            len: 0,
+            stored: 0,
+            buffer: None,
+            ticket,
+            guard: None,
+            in_place: false,
+        })
+    }
+
     fn check_and_enter(
         &self,
         request: Request,

@@ -244,6 +244,17 @@ impl Queue {
         }
     }
 
+    /// Submits a flush of the target itself. Returns whether there is a disk that admits it.
+    pub(super) fn submit_own_flush(&mut self, tag: u16) -> bool {
+        let ticket = Ticket::new(tag.into());
+        let Some(Ok(admitted)) = self.grant().map(|grant| grant.admit_own_flush(ticket)) else {
+            return false;
+        };
+        self.transfers.slots_mut().set_state(tag, SlotState::Submitted);
+        self.out.submit(admitted);
+        true
+    }
+
     /// Executes a reservation command. Completes it once it has settled.
     pub(super) fn reserve(&mut self, tag: u16, command: ReservationCommand, persist: Option<bool>) {
         // Keys may arrive after the reset that deleted the queue.

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use export::{Access, ReservationStore, SavedReservations};
-use nvme::command::{AdminCommand, IoCommand, ReservationRequest};
+use export::{Access, Op, ReservationStore, SavedReservations};
+use nvme::command::{AdminCommand, IoCommand, PropertySize, ReservationRequest};
 use nvme::host::Payload;
 use nvme::status::Status;
 use nvme::wire::command::Fuse;
 use nvme::wire::dataset::{CopyRange0, DsmRange};
+use nvme::wire::fabrics::{Cc, Csts, property};
 use nvme::wire::feature::{AsyncEvent, fid};
 use nvme::wire::identify::{IdentifyController, IdentifyNamespace, cns, oncs};
 use nvme::wire::log::{ReservationNotification, lid};
@@ -347,6 +348,19 @@ fn registration_belongs_to_name_and_identifier_of_the_host() {
     // A host without an identifier cannot register.
     let nameless = attach(&mut world, [0; 16]);
     assert_eq!(register(&mut world, nameless.io, 5), CONFLICT);
+}
+
+#[test]
+fn shutdown_flushes_despite_a_reservation_of_another_host() {
+    let (mut world, a, b) = registered();
+    world.write(b.io, 0, &[1; 512]);
+    assert_eq!(run(&mut world, a.io, racqa(0, 1), (10, 0)), Status::SUCCESS);
+    assert_eq!(world.command(b.io, flush(), Payload::None).status, CONFLICT);
+    let cc = enabled().with_shn(Cc::SHN_NORMAL);
+    assert_eq!(world.configure(b.client.admin, cc), Status::SUCCESS);
+    let csts = Csts(world.property(b.client.admin, PropertySize::Four, property::CSTS) as u32);
+    assert_eq!(csts.shst(), Csts::SHST_COMPLETE);
+    assert_eq!(world.disk().changes().last(), Some(&(Op::Flush, 0, 0)));
 }
 
 #[test]

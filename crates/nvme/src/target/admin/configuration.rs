@@ -106,8 +106,7 @@ impl Configuration {
 
     /// Submits the flush of a shutdown once no earlier write is in flight.
     pub(super) fn continue_shutdown(&mut self, queue: &mut Queue) {
-        let grant = queue.grant();
-        if grant.is_some_and(|grant| grant.export().has_orphans()) {
+        if queue.grant().is_some_and(|grant| grant.export().has_orphans()) {
             return;
         }
         let shutdown = self.shutdown.as_mut().filter(|shutdown| !shutdown.flushing);
@@ -115,10 +114,9 @@ impl Configuration {
         shutdown.flushing = true;
         let tag = shutdown.tag;
         // A disk that is gone, or whose flush failed before, does not block the shutdown.
-        if grant.is_none_or(|grant| grant.permits(Op::Flush, 0, 0).is_err()) {
-            return self.end_shutdown(queue, tag);
+        if !queue.submit_own_flush(tag) {
+            self.end_shutdown(queue, tag);
         }
-        queue.submit(tag, Op::Flush, 0, 0, None, None);
     }
 
     /// Completes a shutdown after its flush. A failed flush is reported, but not to the host.
