@@ -87,19 +87,33 @@ fn reset_aborts_the_tasks_of_other_sessions() {
 }
 
 #[test]
-fn reset_does_not_wait_for_a_session_that_has_ended() {
-    let mut world = World::new();
-    let (other, _) = busy(&mut world);
-    let id = world.open();
-    let mut initiator = Initiator::new(id);
-    initiator.isid[5] = 9;
-    assert_eq!(initiator.login(&mut world, SHORT).login_status(), 0);
-    initiator.ready(&mut world);
-    assert_eq!(manage(&mut world, &mut initiator, function::LOGICAL_UNIT_RESET, 0), []);
-    world.disconnect(other.id);
-    let pdus = initiator.received(&mut world);
-    assert_eq!(response(&pdus), function_response::COMPLETE);
-    world.end_all();
+fn reset_waits_for_writes_of_sessions_that_have_ended() {
+    for ends_before in [false, true] {
+        let mut world = World::new();
+        let mut initiator = Initiator::attached(&mut world);
+        let other = {
+            let id = world.open();
+            let mut other = Initiator::new(id);
+            other.isid[5] = 9;
+            assert_eq!(other.login(&mut world, SHORT).login_status(), 0);
+            other.ready(&mut world);
+            world.conn(id).hold = true;
+            other.command(&mut world, write_10(0, 1), bhs::WRITE, 512, &[1; 512]);
+            other
+        };
+        if ends_before {
+            world.disconnect(other.id);
+        }
+        assert_eq!(manage(&mut world, &mut initiator, function::LOGICAL_UNIT_RESET, 0), []);
+        if !ends_before {
+            world.disconnect(other.id);
+        }
+        assert_eq!(initiator.received(&mut world), []);
+        world.finish(other.id, 0, Ok(()));
+        let pdus = initiator.received(&mut world);
+        assert_eq!(response(&pdus), function_response::COMPLETE);
+        world.end_all();
+    }
 }
 
 #[test]

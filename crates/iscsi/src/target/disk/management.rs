@@ -23,8 +23,8 @@ pub(super) struct Pending {
     itt: Option<u32>,
     /// The slots of tasks that have not ended.
     waiting: Vec<u8>,
-    /// The other sessions whose tasks are aborted, too.
-    others: Vec<Weak<Registration>>,
+    /// The other sessions whose tasks a reset aborts, too; `None` for another function.
+    others: Option<Vec<Weak<Registration>>>,
 }
 
 impl Pending {
@@ -33,12 +33,16 @@ impl Pending {
         self.waiting.retain(|other| *other != at);
     }
 
-    /// Returns whether all tasks are off the disk.
-    fn is_done(&mut self) -> bool {
+    /// Returns whether all tasks are off the disk. `has_orphans`: writes of sessions that have ended
+    /// are not.
+    fn is_done(&mut self, has_orphans: bool) -> bool {
         let is_resetting =
             |it: &Weak<Registration>| it.upgrade().is_some_and(|it| it.is_resetting());
-        self.others.retain(is_resetting);
-        self.waiting.is_empty() && self.others.is_empty()
+        let others_done = self.others.as_mut().is_none_or(|others| {
+            others.retain(is_resetting);
+            others.is_empty() && !has_orphans
+        });
+        self.waiting.is_empty() && others_done
     }
 }
 
@@ -53,7 +57,7 @@ impl Disk {
                 self.answer(itt, function_response::REJECTED, cx)
             }
             function::ABORT_TASK => match self.slots.find(request.ref_tag.get()) {
-                Some(at) => self.abort(Some(itt), vec![at], Vec::new(), cx),
+                Some(at) => self.abort(Some(itt), vec![at], None, cx),
                 None => self.answer(itt, function_response::NO_TASK, cx),
             },
             function::ABORT_TASK_SET | function::LOGICAL_UNIT_RESET | function::CLEAR_TASK_SET
@@ -63,7 +67,7 @@ impl Disk {
             }
             function::ABORT_TASK_SET => {
                 let all = self.all_tasks();
-                self.abort(Some(itt), all, Vec::new(), cx);
+                self.abort(Some(itt), all, None, cx);
             }
             function::LOGICAL_UNIT_RESET | function::TARGET_WARM_RESET => self.reset_unit(itt, cx),
             _ => self.answer(itt, function_response::NOT_SUPPORTED, cx),
@@ -83,7 +87,7 @@ impl Disk {
         }
         self.nexus.attend(Attention::Reset);
         let all = self.all_tasks();
-        self.abort(Some(itt), all, others, cx);
+        self.abort(Some(itt), all, Some(others), cx);
     }
 
     /// Aborts the tasks, if another session has reset the logical unit.
@@ -91,7 +95,7 @@ impl Disk {
         if self.registration.begin_reset() {
             self.nexus.attend(Attention::Reset);
             let all = self.all_tasks();
-            self.abort(None, all, Vec::new(), cx);
+            self.abort(None, all, None, cx);
         }
         self.answer_pending(cx);
     }
@@ -100,7 +104,7 @@ impl Disk {
         &mut self,
         itt: Option<u32>,
         tasks: Vec<u8>,
-        others: Vec<Weak<Registration>>,
+        others: Option<Vec<Weak<Registration>>>,
         cx: &mut Cx<'_>,
     ) {
         self.pending.push(Pending { itt, waiting: tasks.clone(), others });
@@ -152,7 +156,12 @@ impl Disk {
 
     /// Answers the functions whose tasks have ended.
     fn answer_pending(&mut self, cx: &mut Cx<'_>) {
-        let done: Vec<Pending> = self.pending.extract_if(.., Pending::is_done).collect();
+        if self.pending.is_empty() {
+            return;
+        }
+        let has_orphans = self.attachment.grant.export().has_orphans();
+        let is_done = |pending: &mut Pending| pending.is_done(has_orphans);
+        let done: Vec<Pending> = self.pending.extract_if(.., is_done).collect();
         for Pending { itt, .. } in done {
             match itt {
                 Some(itt) => self.answer(itt, function_response::COMPLETE, cx),
