@@ -3,13 +3,15 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use export::Fence;
+use export::{Fence, KeyId};
 
 /// What identifies a session of this target to its initiator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionId {
     /// The name of the initiator.
     pub(super) initiator: String,
+    /// The keys by which it has proven that name.
+    pub(super) proven: Option<KeyId>,
     pub(super) isid: [u8; 6],
     /// The name of the target.
     pub(super) target: String,

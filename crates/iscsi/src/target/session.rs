@@ -105,6 +105,7 @@ impl Session {
         let target = grant.is_some().then(|| login.target().to_owned());
         let id = SessionId {
             initiator: self.authorizer.initiator.clone(),
+            proven: self.authorizer.proven,
             isid: login.isid(),
             target: target.clone().unwrap_or_default(),
         };

@@ -264,3 +264,16 @@ fn authentication_is_optional_without_keys() {
     assert_eq!(ask(&mut world, &initiator, &names).value("AuthMethod"), Some("CHAP"));
     world.end_all();
 }
+
+/// A session at a listener without keys has the name of a host, and not its keys.
+#[test]
+fn unproven_name_does_not_replace_a_proven_session() {
+    let mut world = one_way(false);
+    let (mut initiator, _) = Attempt::default().run(&mut world);
+    assert_eq!(initiator.login(&mut world, &SHORT[3..]).login_status(), 0);
+    initiator.ready(&mut world);
+    let local = Initiator::attached(&mut world);
+    assert!(world.conn(initiator.id).is_open() && world.conn(local.id).is_open());
+    assert_eq!(status(&initiator.command(&mut world, [0; 16], 0, 0, &[])), 0);
+    world.end_all();
+}
