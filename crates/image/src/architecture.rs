@@ -16,6 +16,15 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Returns the architecture that this program is built for.
+    pub fn of_this_machine() -> Option<Self> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Self::X86_64),
+            "aarch64" => Some(Self::Aarch64),
+            _ => None,
+        }
+    }
+
     /// Returns the architecture of a 64-bit EFI program.
     pub fn of_efi(program: &[u8]) -> Option<Self> {
         let file = PeFile::<ImageNtHeaders64>::parse(program).ok()?;
@@ -66,7 +75,7 @@ mod tests {
         assert_eq!(Architecture::of_efi(&arm), Some(Architecture::Aarch64));
         assert_eq!(Architecture::of_efi(&arm[..40]), None);
         let own = std::fs::read("/proc/self/exe").unwrap();
-        assert!(Architecture::of_elf(&own).is_some());
+        assert_eq!(Architecture::of_elf(&own), Architecture::of_this_machine());
         assert_eq!(Architecture::of_elf(&own[..40]), None);
     }
 }

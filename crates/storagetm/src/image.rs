@@ -112,7 +112,7 @@ fn write_initramfs(
 
 fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Report, Failure> {
     let (kernel_path, kernel) = inputs.kernel()?;
-    let kernel = parse_kernel(&kernel_path, &kernel)?;
+    let kernel = parse_kernel(inputs, &kernel_path, &kernel)?;
     let stub = inputs.stub(kernel.architecture)?;
     let modules = inputs.modules(Some(&kernel.release))?;
     let (initramfs, report) = make_initramfs(inputs, &modules, Kind::Uki, progress)?;
@@ -149,7 +149,7 @@ fn write_entry(inputs: &Inputs<'_>, progress: &Progress) -> Result<(Report, Path
     let loader = Loader::find(&inputs.tree)?;
     loader.confirm(inputs.options.force)?;
     let (kernel_path, kernel) = inputs.kernel()?;
-    let parsed = parse_kernel(&kernel_path, &kernel)?;
+    let parsed = parse_kernel(inputs, &kernel_path, &kernel)?;
     let modules = inputs.modules(Some(&parsed.release))?;
     let (initramfs, report) = make_initramfs(inputs, &modules, Kind::Entry, progress)?;
     let mut starts = Starts::default();
@@ -179,8 +179,25 @@ pub(crate) fn for_this_machine() -> Result<(PathBuf, Vec<u8>), Failure> {
     Ok((path, made?.0.bytes))
 }
 
-fn parse_kernel<'a>(path: &Path, bytes: &'a [u8]) -> Result<Kernel<'a>, Failure> {
-    Kernel::parse(bytes).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+fn parse_kernel<'a>(
+    inputs: &Inputs<'_>,
+    path: &Path,
+    bytes: &'a [u8],
+) -> Result<Kernel<'a>, Failure> {
+    let kernel = Kernel::parse(bytes);
+    let kernel = kernel.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    check_architecture(inputs.options.machine, "kernel", kernel.architecture)?;
+    Ok(kernel)
+}
+
+/// Fails if a part of an image for this machine only is for another architecture.
+fn check_architecture(machine: For, part: &str, architecture: Architecture) -> Result<(), Failure> {
+    if machine == For::ThisMachine && Architecture::of_this_machine() != Some(architecture) {
+        return Err(Failure::new(format!(
+            "the {part} is for {architecture}, which this machine is not; leave out --for this-machine"
+        )));
+    }
+    Ok(())
 }
 
 /// Builds the contents of a stick or CD of the kernel, the drivers, this program and boot loaders.
@@ -191,7 +208,7 @@ fn make_medium(
 ) -> Result<(Medium, Report), Failure> {
     let (kernel_path, kernel) = inputs.kernel()?;
     let places = inputs.loaders();
-    let parsed = parse_kernel(&kernel_path, &kernel)?;
+    let parsed = parse_kernel(inputs, &kernel_path, &kernel)?;
     let signed = places.signed(parsed.architecture.into(), &kernel_path, &kernel);
     // Before anything slow: what is missing.
     let signed = match (inputs.options.loader, signed) {
@@ -252,6 +269,7 @@ fn make_initramfs(
         Failure::new("the program is for neither x86-64 nor ARM64, and images are for these only")
     })?;
     let machine = inputs.options.machine;
+    check_architecture(machine, "program", architecture)?;
     let chosen = match machine {
         For::Generic => select(&modules.index, Machine::Any(architecture)),
         For::ThisMachine => select(&modules.index, Machine::Known(&modaliases(&inputs.tree))),
@@ -281,4 +299,23 @@ fn firmware(options: &Image) -> Option<Firmware<'_>> {
         For::Generic | For::ThisMachine => u64::MAX,
     };
     (!options.no_firmware).then_some(Firmware { folder: &options.firmware, max_size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_for_this_machine_is_of_its_architecture() {
+        let own = Architecture::of_this_machine().unwrap();
+        let other = match own {
+            Architecture::X86_64 => Architecture::Aarch64,
+            Architecture::Aarch64 => Architecture::X86_64,
+        };
+        assert!(check_architecture(For::ThisMachine, "kernel", own).is_ok());
+        assert!(check_architecture(For::Generic, "kernel", other).is_ok());
+        let refused = check_architecture(For::ThisMachine, "kernel", other).unwrap_err();
+        let sentence = refused.to_string();
+        assert!(sentence.starts_with(&format!("the kernel is for {other}")), "{sentence}");
+    }
 }
