@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 /// A processor architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -34,12 +34,10 @@ impl Architecture {
     /// Fails if it is none of these.
     pub(crate) fn of(program: &Path) -> Result<Self> {
         let bytes = fs::read(program).with_context(|| program.display().to_string())?;
-        ensure!(bytes.starts_with(b"\x7fELF"), "{} is no program", program.display());
-        // e_machine.
-        match bytes.get(18..20) {
-            Some([62, 0]) => Ok(Self::X86_64),
-            Some([183, 0]) => Ok(Self::Aarch64),
-            _ => bail!("{} is a program for another architecture", program.display()),
+        match image::Architecture::of_elf(&bytes) {
+            Some(image::Architecture::X86_64) => Ok(Self::X86_64),
+            Some(image::Architecture::Aarch64) => Ok(Self::Aarch64),
+            None => bail!("{} is no program for x86-64 or ARM64", program.display()),
         }
     }
 
