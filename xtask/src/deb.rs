@@ -88,7 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
         let again = fs::read(build(&program)?)?;
         let same = if first == again { Ok(()) } else { Err(anyhow::anyhow!("it is not")) };
         tally.check("deb: the same byte for byte", same);
-        check::run(&package, &mut tally)?;
+        check::run(&package, Architecture::of(&program)?, &mut tally)?;
     }
     Ok(tally)
 }

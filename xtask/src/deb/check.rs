@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
+use crate::architecture::Architecture;
 use crate::chroot::{self, Chroot, Recipe, STABLE};
 use crate::tally::Tally;
 
@@ -48,9 +49,9 @@ const PROMISES: [(&str, &str); 8] = [
 ];
 
 /// Installs the package, checks its contents, removes it, and checks what is left.
-pub(super) fn run(package: &Path, tally: &mut Tally) -> Result<()> {
+pub(super) fn run(package: &Path, architecture: Architecture, tally: &mut Tally) -> Result<()> {
     lintian(package, tally);
-    if let Some(reason) = chroot::missing() {
+    if let Some(reason) = missing(architecture) {
         tally.skip("deb: install and remove", &reason);
         return Ok(());
     }
@@ -65,6 +66,14 @@ pub(super) fn run(package: &Path, tally: &mut Tally) -> Result<()> {
     }
     tally.check("deb: it leaves nothing behind", remove(&chroot, &before));
     Ok(())
+}
+
+/// Returns why this machine cannot install a package for an architecture, if it cannot.
+fn missing(architecture: Architecture) -> Option<String> {
+    match Architecture::of_this_machine() {
+        Ok(own) if own == architecture => chroot::missing(),
+        _ => Some(format!("this is no {} machine", architecture.name())),
+    }
 }
 
 fn lintian(package: &Path, tally: &mut Tally) {
@@ -94,4 +103,17 @@ fn files(root: &Path) -> Result<BTreeSet<String>> {
     let paths = String::from_utf8_lossy(&output.stdout).into_owned();
     let is_foreign = |path: &&str| !own.iter().any(|own| path.starts_with(own));
     Ok(paths.lines().filter(is_foreign).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn package_for_another_architecture_is_not_installed() {
+        let own = Architecture::of_this_machine().unwrap();
+        let other = Architecture::ALL.into_iter().find(|it| *it != own).unwrap();
+        assert_eq!(missing(other), Some(format!("this is no {} machine", other.name())));
+        assert_eq!(missing(own), chroot::missing());
+    }
 }
