@@ -52,6 +52,8 @@ pub(super) fn missing_tools() -> Option<String> {
 #[derive(Debug)]
 pub(super) struct Cache {
     folder: PathBuf,
+    /// Whether the names of the packages are needed, which older versions did not write.
+    needs_names: bool,
 }
 
 impl Cache {
@@ -63,7 +65,12 @@ impl Cache {
         };
         fs::create_dir_all(&folder)
             .with_context(|| format!("{} cannot be made", folder.display()))?;
-        Ok(Self { folder: folder.canonicalize()? })
+        Ok(Self { folder: folder.canonicalize()?, needs_names: false })
+    }
+
+    /// Fetches directories again whose packages are not known.
+    pub(super) fn with_names(self) -> Self {
+        Self { needs_names: true, ..self }
     }
 
     /// Fetches what is missing for a kernel.
@@ -194,8 +201,11 @@ impl Cache {
     /// Fills a directory with packages, unless an earlier run has done so completely.
     fn once(&self, folder: &Path, fill: impl FnOnce() -> Result<Vec<String>>) -> Result<()> {
         let marker = marker(folder);
-        if marker.exists() {
-            return Ok(());
+        if let Ok(names) = fs::read_to_string(&marker) {
+            if !(self.needs_names && names.is_empty()) {
+                return Ok(());
+            }
+            fs::remove_file(&marker)?;
         }
         if folder.exists() {
             fs::remove_dir_all(folder)?;
@@ -210,4 +220,25 @@ fn marker(folder: &Path) -> PathBuf {
     let mut marker = folder.as_os_str().to_owned();
     marker.push(".complete");
     PathBuf::from(marker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directory_of_unknown_packages_is_fetched_for_a_release() {
+        let folder = std::env::temp_dir().join(format!("xtask-cache-{}", std::process::id()));
+        let kernel = folder.join("kernel");
+        fs::create_dir_all(&kernel).unwrap();
+        fs::write(marker(&kernel), "").unwrap();
+        let cache = Cache { folder: folder.clone(), needs_names: false };
+        cache.once(&kernel, || anyhow::bail!("fetched")).unwrap();
+        let cache = cache.with_names();
+        cache.once(&kernel, || anyhow::bail!("no network")).unwrap_err();
+        cache.once(&kernel, || Ok(vec!["a.deb".to_owned()])).unwrap();
+        cache.once(&kernel, || anyhow::bail!("fetched")).unwrap();
+        assert_eq!(cache.files(&kernel).unwrap(), ["a.deb"]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -29,14 +29,14 @@ pub(crate) struct Pieces {
     kernel: PathBuf,
     modules: PathBuf,
     loaders: PathBuf,
-    /// The names of the packages' files.
+    /// The names of the packages' files; may be empty unless fetched for a release.
     pub(crate) packages: Vec<String>,
 }
 
 impl Pieces {
-    /// Fetches them once.
+    /// Fetches them once, with the names of the packages.
     pub(crate) fn fetch(architecture: Architecture) -> Result<Self> {
-        Self::in_cache(&Cache::open()?, architecture)
+        Self::in_cache(&Cache::open()?.with_names(), architecture)
     }
 
     pub(super) fn in_cache(cache: &Cache, architecture: Architecture) -> Result<Self> {
