@@ -63,31 +63,23 @@ fn make(options: &Options, folder: &Path, tally: &mut Tally) -> Result<String> {
     let wanted = |it: &Architecture| options.architecture.is_none_or(|only| only == *it);
     for architecture in Architecture::ALL.into_iter().filter(wanted) {
         let name = format!("release: {}", architecture.name());
-        match program(options, architecture)? {
-            Some(program) => {
-                let release = Release { architecture, program, folder, version: deb::version()? };
-                tally.check(&name, release.make(options));
-            }
-            None => {
-                let reason = cross::missing(architecture).unwrap_or_default();
-                tally.skip(&name, &reason);
-            }
-        }
+        let made = program(options, architecture).and_then(|program| {
+            let version = deb::version()?;
+            Release { architecture, program, folder, version }.make(options)
+        });
+        tally.check(&name, made);
     }
     checksums(folder)
 }
 
-/// Returns the program for an architecture; `None` if it can neither be built nor was given.
-fn program(options: &Options, architecture: Architecture) -> Result<Option<PathBuf>> {
+/// Returns the program for an architecture: one that was given, or a new build.
+fn program(options: &Options, architecture: Architecture) -> Result<PathBuf> {
     for path in &options.program {
         if Architecture::of(path)? == architecture {
-            return Ok(Some(path.clone()));
+            return Ok(path.clone());
         }
     }
-    match cross::missing(architecture) {
-        Some(_) => Ok(None),
-        None => cross::build(architecture).map(Some),
-    }
+    cross::build(architecture)
 }
 
 /// The files of one architecture.
@@ -150,7 +142,7 @@ impl Release<'_> {
     /// The initramfs for the kernel of Debian, and what boots by itself.
     fn images(&self, options: &Options, pieces: &Pieces) -> Result<()> {
         let own = Architecture::of_this_machine()?;
-        let maker = program(options, own)?.context("no program for this machine")?;
+        let maker = program(options, own)?;
         let image = |form: &str, suffix: &str, more: &[OsString]| {
             let mut command = Command::new(&maker);
             command.args(pieces.image(&self.program)).args(more).arg(form).arg(self.file(suffix));
@@ -182,4 +174,26 @@ fn succeed(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("{name} cannot be started"))?;
     ensure!(status.success(), "{name} failed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn release_without_a_program_fails() {
+        let temporary = std::env::temp_dir();
+        let folder = temporary.join(format!("xtask-release-failed-{}", std::process::id()));
+        let options = Options {
+            architecture: Some(Architecture::Aarch64),
+            program: vec!["/etc/passwd".into()],
+            no_images: true,
+            check: false,
+            to: None,
+        };
+        let mut tally = Tally::default();
+        make(&options, &folder, &mut tally).unwrap_err();
+        assert_eq!(tally.failures(), ["release: aarch64"]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
