@@ -18,6 +18,9 @@ use crate::sbom;
 use crate::tally::Tally;
 use crate::vm::Pieces;
 
+/// The list of checksums.
+const SUMS: &str = "SHA256SUMS";
+
 /// Options of `cargo xtask release`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -33,7 +36,8 @@ pub(crate) struct Options {
     /// Pack everything a second time, and compare
     #[arg(long)]
     check: bool,
-    /// The directory of the files, which is made anew; default: release in the target directory
+    /// The directory of the files: a new or empty one, or that of an earlier release, which is replaced; default: dist in
+    /// the target directory
     #[arg(long, value_name = "FOLDER")]
     to: Option<PathBuf>,
 }
@@ -42,10 +46,10 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     let target = cargo::target_directory()?;
-    let folder = options.to.clone().unwrap_or_else(|| target.join("release"));
+    let folder = options.to.clone().unwrap_or_else(|| target.join("dist"));
     let sums = make(options, &folder, &mut tally)?;
     if options.check {
-        let again = make(options, &target.join("release-again"), &mut Tally::default())?;
+        let again = make(options, &target.join("dist-again"), &mut Tally::default())?;
         let same = if sums == again { Ok(()) } else { Err(anyhow::anyhow!("{sums}\n{again}")) };
         tally.check("release: the same byte for byte", same);
     }
@@ -56,10 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
 
 /// Makes all files in a directory; returns the checksums.
 fn make(options: &Options, folder: &Path, tally: &mut Tally) -> Result<String> {
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
-    }
-    fs::create_dir_all(folder)?;
+    renew(folder)?;
     let wanted = |it: &Architecture| options.architecture.is_none_or(|only| only == *it);
     for architecture in Architecture::ALL.into_iter().filter(wanted) {
         let name = format!("release: {}", architecture.name());
@@ -70,6 +71,21 @@ fn make(options: &Options, folder: &Path, tally: &mut Tally) -> Result<String> {
         tally.check(&name, made);
     }
     checksums(folder)
+}
+
+/// Makes an empty directory.
+///
+/// # Errors
+/// Fails if there are files in it that are not those of a release.
+fn renew(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        let is_ours = folder.join(SUMS).is_file() || folder.read_dir()?.next().is_none();
+        ensure!(is_ours, "{} is neither empty nor has a {SUMS}", folder.display());
+        fs::remove_dir_all(folder)?;
+    }
+    fs::create_dir_all(folder)?;
+    // Marks it as that of a release until the end.
+    Ok(fs::write(folder.join(SUMS), "")?)
 }
 
 /// Returns the program for an architecture: one that was given, or a new build.
@@ -160,12 +176,13 @@ impl Release<'_> {
 fn checksums(folder: &Path) -> Result<String> {
     let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name()));
     let mut names = names.collect::<Result<Vec<OsString>>>()?;
+    names.retain(|name| name != SUMS);
     names.sort();
     ensure!(!names.is_empty(), "no file was made");
     let output = Command::new("sha256sum").args(&names).current_dir(folder).output()?;
     ensure!(output.status.success(), "sha256sum failed");
     let sums = String::from_utf8(output.stdout)?;
-    fs::write(folder.join("SHA256SUMS"), &sums)?;
+    fs::write(folder.join(SUMS), &sums)?;
     Ok(sums)
 }
 
@@ -179,6 +196,23 @@ fn succeed(command: &mut Command) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_directory_of_a_release_is_replaced() {
+        let folder = std::env::temp_dir().join(format!("xtask-release-{}", std::process::id()));
+        renew(&folder).unwrap();
+        let file = folder.join("storagetm.deb");
+        fs::write(&file, "").unwrap();
+        renew(&folder).unwrap();
+        assert!(!file.exists());
+        fs::remove_file(folder.join(SUMS)).unwrap();
+        renew(&folder).unwrap();
+        fs::remove_file(folder.join(SUMS)).unwrap();
+        fs::write(&file, "").unwrap();
+        renew(&folder).unwrap_err();
+        assert!(file.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn release_without_a_program_fails() {
