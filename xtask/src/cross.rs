@@ -76,6 +76,9 @@ pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
     toolchain.run(&[&[&strip, "--strip-all"], &sections[..], &[&to]].concat(), &[])
 }
 
+/// Variables of the caller that would replace the flags of the configuration, which make a static program.
+const FLAGS: [&str; 2] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"];
+
 /// Compilers for an architecture.
 struct Toolchain {
     architecture: Architecture,
@@ -122,6 +125,9 @@ impl Toolchain {
         let Some(debian) = &self.debian else {
             let (program, arguments) = words.split_first().context("no program")?;
             let mut command = Command::new(program);
+            for name in FLAGS {
+                command.env_remove(name);
+            }
             command.args(arguments).envs(environment).current_dir(workspace());
             let status =
                 command.status().with_context(|| format!("{program} cannot be started"))?;
@@ -136,8 +142,8 @@ impl Toolchain {
         let variables = environment.iter().map(|(name, value)| format!("{name}={}", quoted(value)));
         let variables = variables.collect::<Vec<_>>().join(" ");
         let words = words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        let line =
-            format!("cd {}\nenv {variables} {words}", quoted(&workspace().display().to_string()));
+        let place = quoted(&workspace().display().to_string());
+        let line = format!("cd {place}\nunset {}\nenv {variables} {words}", FLAGS.join(" "));
         debian.stream(&line, &[workspace(), home, self.target_directory.clone()])
     }
 

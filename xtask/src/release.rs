@@ -108,6 +108,9 @@ struct Release<'a> {
 
 impl Release<'_> {
     fn make(&self, options: &Options) -> Result<()> {
+        // Fails if it is not static.
+        image::program::strip(&fs::read(&self.program)?)
+            .with_context(|| self.program.display().to_string())?;
         self.tarball()?;
         let package = deb::build(&self.program)?;
         fs::copy(
