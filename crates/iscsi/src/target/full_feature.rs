@@ -131,6 +131,13 @@ impl FullFeature {
         Ok(n)
     }
 
+    /// Announces as many commands as there are free slots, from the next PDU on.
+    fn update_window(&mut self) {
+        if let Some(disk) = &self.disk {
+            self.link.window = disk.slots.window();
+        }
+    }
+
     /// Processes a header.
     fn begin(
         &mut self,
@@ -138,6 +145,7 @@ impl FullFeature {
         authorizer: &Authorizer,
         out: &mut Outbox,
     ) -> Result<(), Violation> {
+        self.update_window();
         let answers_ping = header.opcode() == opcode::NOP_OUT && header.itt.get() == NO_TAG;
         let reason = match header.opcode() {
             opcode::LOGIN_REQUEST => return Err(Violation::LoginInFullFeature),
@@ -182,9 +190,6 @@ impl FullFeature {
         if header.is_immediate() {
             return Ok(true);
         }
-        if let Some(disk) = &self.disk {
-            self.link.window = disk.slots.window();
-        }
         let ahead = header.cmd_sn().wrapping_sub(self.link.exp_cmd_sn);
         if ahead >= self.link.window {
             return Ok(false);
@@ -213,9 +218,7 @@ impl FullFeature {
             }
             Sink::Text(text, _) => text,
         };
-        if let Some(disk) = &self.disk {
-            self.link.window = disk.slots.window();
-        }
+        self.update_window();
         match header.opcode() {
             opcode::NOP_OUT => self.nop(header, text, out),
             opcode::TEXT_REQUEST => {
@@ -247,6 +250,7 @@ impl FullFeature {
     pub(super) fn ping(&mut self, out: &mut Outbox) {
         let mut ping = NopIn::of(&of_target(opcode::NOP_IN));
         ping.ttt = PING.into();
+        self.update_window();
         ping.numbers = self.link.numbers();
         self.link.send(&ping, Data::NONE, out);
     }
@@ -301,6 +305,7 @@ impl FullFeature {
         }
         let mut message = AsyncMessage::of(&of_target(opcode::ASYNC_MESSAGE));
         message.event = event::DROP_SESSION;
+        self.update_window();
         message.numbers = self.link.next_numbers();
         self.link.send(&message, Data::NONE, out);
         self.state = State::Stopping;

@@ -79,7 +79,11 @@ fn reset_aborts_the_tasks_of_other_sessions() {
     world.finish(other.id, 0, Ok(()));
     let pdus = initiator.received(&mut world);
     assert_eq!(response(&pdus), function_response::COMPLETE);
-    assert_eq!(other.received(&mut world), [], "an aborted task has no status");
+    // An aborted task has no status: a NOP-In, to which no answer is due, opens the window again.
+    let pdus = other.received(&mut world);
+    let nop = NopIn::of(&pdus[0].header);
+    assert_eq!((pdus.len(), pdus[0].opcode(), nop.itt.get()), (1, opcode::NOP_IN, NONE));
+    assert_eq!((nop.ttt.get(), nop.numbers.max_cmd_sn.get()), (NONE, other.cmd_sn + 127));
     world.conn(other.id).hold = false;
     let mut other = other;
     assert_eq!(sense(&other.read(&mut world, 0, 1)), (6, 0x29, 3));
@@ -161,6 +165,24 @@ fn pings_are_answered_with_their_data() {
     let pdus = initiator.received(&mut world);
     assert_eq!((pdus[0].opcode(), pdus[0].header.itt.get()), (opcode::NOP_IN, 5));
     assert_eq!(pdus[0].data, b"hello");
+    world.end_all();
+}
+
+#[test]
+fn window_of_a_ping_and_of_a_reject_counts_all_commands() {
+    let mut world = World::new();
+    let (initiator, _) = busy(&mut world);
+    world.advance(Duration::from_secs(10));
+    let snack = of_target(opcode::SNACK);
+    world.send(initiator.id, &initiator.pdu(&snack, &[]));
+    let pdus = initiator.received(&mut world);
+    let codes: Vec<u8> = pdus.iter().map(Pdu::opcode).collect();
+    assert_eq!(codes, [opcode::NOP_IN, opcode::REJECT]);
+    for pdu in pdus {
+        let numbers = NopIn::of(&pdu.header).numbers;
+        assert_eq!(numbers.max_cmd_sn.get(), initiator.cmd_sn + 126);
+    }
+    world.finish_all(initiator.id);
     world.end_all();
 }
 

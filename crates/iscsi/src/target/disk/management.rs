@@ -10,7 +10,8 @@ use super::{Cx, Disk};
 use crate::target::link::Data;
 use crate::target::registry::Registration;
 use crate::target::slots::Work;
-use crate::wire::bhs::{Bhs, TaskRequest, TaskResponse, of_target};
+use crate::wire::NO_TAG;
+use crate::wire::bhs::{Bhs, NopIn, TaskRequest, TaskResponse, of_target};
 use crate::wire::opcode::{self, function, function_response};
 
 /// Maximum number of functions that wait for tasks.
@@ -168,9 +169,19 @@ impl Disk {
                 None => {
                     self.registration.end_reset();
                     cx.out.notify();
+                    self.announce_window(cx);
                 }
             }
         }
+    }
+
+    /// Announces the slots that are free without an answer: by a NOP-In to which no answer is due.
+    fn announce_window(&mut self, cx: &mut Cx<'_>) {
+        let mut nop = NopIn::of(&of_target(opcode::NOP_IN));
+        nop.ttt = NO_TAG.into();
+        cx.link.window = self.slots.window();
+        nop.numbers = cx.link.numbers();
+        cx.link.send(&nop, Data::NONE, cx.out);
     }
 
     fn answer(&mut self, itt: u32, code: u8, cx: &mut Cx<'_>) {
