@@ -1,6 +1,6 @@
 //! Text requests in full feature phase: discovery of targets (RFC 7143 §6.2, Appendix C).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Violation;
 use super::authorizer::Authorizer;
@@ -103,7 +103,7 @@ impl TextExchange {
         };
         let wanted = wanted.to_ascii_lowercase();
         let all = wanted.is_empty() || wanted == "all";
-        let address = authorizer.peer().local().map(portal);
+        let address = authorizer.peer().local().and_then(portal);
         for name in names.into_iter().filter(|name| all || *name == wanted) {
             text::push(&mut self.response, "TargetName", &name);
             // The address that the initiator has reached: others may be behind a router.
@@ -142,10 +142,12 @@ impl TextExchange {
     }
 }
 
-/// Returns the address of a portal with its group.
-fn portal(local: SocketAddr) -> String {
+/// Returns the address of a portal with its group; `None` for a link-local one of IPv6, which is
+/// valid only with a scope of the initiator.
+fn portal(local: SocketAddr) -> Option<String> {
     let address = SocketAddr::new(local.ip().to_canonical(), local.port());
-    format!("{address},{PORTAL_GROUP}")
+    let is_scoped = matches!(address.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+    (!is_scoped).then(|| format!("{address},{PORTAL_GROUP}"))
 }
 
 #[cfg(test)]
@@ -154,7 +156,7 @@ mod test {
 
     #[test]
     fn portals_are_written_without_mapped_addresses() {
-        let portal = |text: &str| portal(text.parse().unwrap());
+        let portal = |text: &str| portal(text.parse().unwrap()).unwrap();
         assert_eq!(portal("192.0.2.1:3260"), "192.0.2.1:3260,1");
         assert_eq!(portal("[::ffff:192.0.2.1]:3260"), "192.0.2.1:3260,1");
         assert_eq!(portal("[2001:db8::1]:3261"), "[2001:db8::1]:3261,1");

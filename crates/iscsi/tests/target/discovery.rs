@@ -1,6 +1,6 @@
 //! Discovery sessions and text requests.
 
-use export::{Access, Reason};
+use export::{Access, Auth, Peer, Reason};
 use iscsi::wire::bhs::{FINAL, LogoutRequest, TextResponse, of_target};
 use iscsi::wire::login::CONTINUE;
 use iscsi::wire::opcode;
@@ -89,6 +89,20 @@ fn normal_session_lists_only_its_own_target() {
     assert_eq!(ask(TARGET), own);
     assert_eq!(ask("iqn.2026-01.org.example:b"), []);
     assert_eq!(ask("All"), text_of(&[("SendTargets", "Reject")]));
+    world.end_all();
+}
+
+/// Its scope is known to the initiator only, which uses the address of the discovery instead.
+#[test]
+fn link_local_address_is_not_listed() {
+    let mut world = World::new();
+    let address = |text: &str| text.parse().unwrap();
+    let (remote, local) = (address("[fe80::2%3]:1024"), address("[fe80::1%3]:3260"));
+    let id = world.open_as(Peer::ip(remote, local, Auth::None));
+    let mut initiator = Initiator::new(id);
+    assert_eq!(initiator.login(&mut world, DISCOVERY).login_status(), 0);
+    let pdus = initiator.text(&mut world, FINAL, NONE, &text_of(&[("SendTargets", "All")]));
+    assert_eq!(pdus[0].pairs(), [("TargetName", TARGET)]);
     world.end_all();
 }
 
