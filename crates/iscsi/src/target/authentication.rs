@@ -5,7 +5,7 @@ use std::sync::Arc;
 use export::{Host, KeyId, Secret};
 
 use crate::chap::{Algorithm, RandomSource};
-use crate::credential::{CHAP_INITIATOR, CHAP_TARGET, allows_md5};
+use crate::credential::{CHAP_INITIATOR, CHAP_TARGET};
 use crate::wire::text::{self, binary, number};
 
 /// The lengths of challenges that are answered, in bytes.
@@ -92,17 +92,18 @@ impl Chap {
     }
 
     /// Processes the keys of a request, and appends those of the response to `reply`. `host` is that
-    /// of the initiator's name, if the policy has it; for an unknown one the exchange is the same, and
-    /// fails at its end. `target` is the name of the target.
+    /// of the initiator's name, if the policy has it; for an unknown one the exchange fails at its end.
+    /// `md5`: the weak algorithm MD5 is allowed. `target` is the name of the target.
     pub(super) fn step(
         &mut self,
         keys: &ChapKeys,
         host: Option<&Arc<Host>>,
+        md5: bool,
         target: &str,
         reply: &mut Vec<u8>,
     ) -> Result<(), Failed> {
         match (&self.state, &keys.algorithms) {
-            (State::Chosen, Some(list)) => self.challenge(list, host, reply),
+            (State::Chosen, Some(list)) => self.challenge(list, md5, reply),
             (State::Challenged { .. }, None) if keys.response.is_some() => {
                 self.check(keys, host, target, reply)
             }
@@ -111,13 +112,7 @@ impl Chap {
         }
     }
 
-    fn challenge(
-        &mut self,
-        list: &str,
-        host: Option<&Arc<Host>>,
-        reply: &mut Vec<u8>,
-    ) -> Result<(), Failed> {
-        let md5 = host.is_some_and(|host| allows_md5(host));
+    fn challenge(&mut self, list: &str, md5: bool, reply: &mut Vec<u8>) -> Result<(), Failed> {
         let Some(algorithm) = Algorithm::choose(list, md5) else {
             text::push(reply, "CHAP_A", "Reject");
             return Err(Failed("it offers no CHAP algorithm that is allowed for it"));
@@ -155,12 +150,12 @@ impl Chap {
         if !name.eq_ignore_ascii_case(&host.id) && name != host.name {
             return Err(Failed("its CHAP name or secret is wrong"));
         }
+        let own = host.credential(CHAP_TARGET).map(|credential| &credential.secret);
+        if own == Some(secret) {
+            return Err(Failed("its CHAP secret is the same in both directions"));
+        }
         if keys.id.is_some() || keys.challenge.is_some() {
-            let own = host.credential(CHAP_TARGET).map(|credential| &credential.secret);
             let own = own.ok_or(Failed("it requires mutual CHAP, which was not set up"))?;
-            if own == secret {
-                return Err(Failed("its CHAP secret is the same in both directions"));
-            }
             let (Some(theirs), Some(bytes)) = (keys.id, &keys.challenge) else {
                 return Err(Failed("it sent an incomplete CHAP challenge"));
             };

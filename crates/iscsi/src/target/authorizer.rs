@@ -7,6 +7,7 @@ use export::{
 };
 
 use super::outbox::Outbox;
+use crate::credential::allows_md5;
 use crate::iqn;
 use crate::wire::login::Status;
 
@@ -62,6 +63,16 @@ impl Authorizer {
     /// Returns the entry of the initiator in the policy.
     pub(super) fn host(&self) -> Option<Arc<Host>> {
         self.catalogue.policy().host(&self.initiator).cloned()
+    }
+
+    /// Returns whether the initiator may use MD5. If the policy has it not, it may if any host may:
+    /// otherwise the challenge would show which names the policy has.
+    pub(super) fn allows_md5(&self) -> bool {
+        let policy = self.catalogue.policy();
+        match policy.host(&self.initiator) {
+            Some(host) => allows_md5(host),
+            None => policy.hosts.iter().any(|host| allows_md5(host)),
+        }
     }
 
     fn caller(&self) -> Caller<'_> {

@@ -276,7 +276,8 @@ impl Login {
         }
         if let Some(chap) = &mut self.chap {
             let target = self.names.target.as_deref().unwrap_or(DISCOVERY_NAME);
-            chap.step(&chap_keys, authorizer.host().as_ref(), target, reply)?;
+            let (host, md5) = (authorizer.host(), authorizer.allows_md5());
+            chap.step(&chap_keys, host.as_ref(), md5, target, reply)?;
             authorizer.proven = chap.proven();
         }
         if stage == OPERATIONAL && !std::mem::replace(&mut self.declared, true) {

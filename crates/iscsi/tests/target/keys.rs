@@ -171,6 +171,8 @@ fn x14_reflected_and_weak_authentication_is_refused() {
     let same = vec![chap_initiator(secret(SECRET), false), chap_target(secret(SECRET))];
     let attempt = Attempt { challenge: Some(Some(vec![3; 16])), ..Attempt::default() };
     assert_eq!(attempt.status(&mut keyed(same)), 0x0201);
+    let same = vec![chap_initiator(secret(SECRET), false), chap_target(secret(SECRET))];
+    assert_eq!(Attempt::default().status(&mut keyed(same)), 0x0201, "one-way, too");
     let weak = Attempt { algorithms: "5", ..Attempt::default() };
     assert_eq!(weak.status(&mut one_way(false)), 0x0201);
     assert_eq!(weak.status(&mut one_way(true)), 0);
@@ -192,6 +194,20 @@ fn x05_unknown_name_and_wrong_secret_look_alike() {
     });
     assert_eq!(wrong, unknown);
     assert_eq!(wrong.1, 0x0201);
+}
+
+/// Case X05: where a host may use MD5, an unknown name that offers nothing else is challenged as it.
+#[test]
+fn x05_unknown_name_is_challenged_by_md5_as_a_host() {
+    for name in [NAME, "iqn.2026-01.org.example:stranger"] {
+        let mut world = one_way(true);
+        let initiator = Initiator::new(world.open_as(peer(Auth::Required)));
+        let names = [("InitiatorName", name), ("TargetName", TARGET), ("AuthMethod", "CHAP")];
+        ask(&mut world, &initiator, &names);
+        let response = ask(&mut world, &initiator, &[("CHAP_A", "5")]);
+        assert_eq!((response.login_status(), response.value("CHAP_A")), (0, Some("5")), "{name}");
+        world.end_all();
+    }
 }
 
 /// Case X15: another host's name without its key, also where the security stage is skipped.
