@@ -35,8 +35,13 @@ fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Re
     let known = store.host_by_id(&options.id);
     let name = name(store, options, known.as_ref())?;
     let before = known.as_ref().map(|known| store.host(known)).transpose()?;
-    let mut record =
-        HostRecord { rules: rules(options, now)?, ..record_without_rules(options, before, now) };
+    check_key_options(options)?;
+    let names_rules = !options.disk.is_empty() || options.writable || options.expires.is_some();
+    // Only the keys of a known host are changed.
+    let names_keys = options.chap_md5 || options.tls_key.is_some() || options.chap_key.is_some();
+    let kept = before.as_ref().filter(|_| names_keys && !names_rules);
+    let rules = kept.map_or_else(|| rules(options, now), |before| Ok(before.rules.clone()))?;
+    let mut record = HostRecord { rules, ..record_without_rules(options, before, now) };
     assign_keys(store, &mut record, options)?;
     if !record.has_key() {
         make_key(store, &mut record, &name)?;
@@ -46,6 +51,20 @@ fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Re
         store.remove_host(&old)?;
     }
     print(report(&name, &record, keys).as_bytes())
+}
+
+/// Checks that the options of keys are for hosts of this kind.
+fn check_key_options(options: &Add) -> Result<(), Failure> {
+    let is_iscsi = HostRecord::new(options.id.clone()).is_iscsi();
+    if is_iscsi && (options.tls_key.is_some() || options.tls_compat) {
+        return Err(Failure::usage(
+            "an iSCSI initiator authenticates by CHAP: --tls-key and --tls-compat are not for it",
+        ));
+    }
+    if options.chap_md5 && !is_iscsi {
+        return Err(Failure::usage("--chap-md5 is for iSCSI initiators (iqn.…, eui.…, naa.…)"));
+    }
+    Ok(())
 }
 
 /// Chooses the name of the host. A known host, or a name in use, requires `--replace`.
@@ -75,7 +94,8 @@ fn record_without_rules(options: &Add, before: Option<HostRecord>, now: SystemTi
     let new = HostRecord::new(options.id.clone());
     let keeps_compat = before.as_ref().is_some_and(|before| before.tls_compat);
     let tls_compat = options.tls_compat || (keeps_compat && options.tls_key.is_none());
-    let chap_md5 = options.chap_md5 || before.as_ref().is_some_and(|before| before.chap_md5);
+    let keeps_md5 = before.as_ref().is_some_and(|before| before.chap_md5);
+    let chap_md5 = options.chap_md5 || (keeps_md5 && options.chap_key.is_none());
     HostRecord { tls_compat, chap_md5, added: Some(Timestamp::new(now)), ..before.unwrap_or(new) }
 }
 
@@ -222,21 +242,26 @@ fn iscsi_steps(key: &Name, record: &HostRecord, keys: &str) -> Vec<String> {
         );
         lines.push(format!("  storagetm key export {key}{keys}"));
     }
-    let is_windows = record.id.starts_with("iqn.1991-05.com.microsoft:");
-    if is_windows && !record.chap_md5 {
+    if !record.chap_md5 {
         lines.push(format!(
-            "Windows can authenticate with MD5 only, which is not allowed for this host. To allow it: \
-             storagetm host add {} --chap-md5 --replace{keys}",
+            "Windows and iPXE can authenticate with MD5 only, which is not allowed for this host. To allow it: storagetm \
+             host add {} --chap-md5 --replace{keys}",
             record.id
         ));
     }
-    lines.push("At the host, add the name and the secret to the lines that storagetm serve shows: on Windows".to_owned());
-    lines.push(
-        "  -AuthenticationType ONEWAYCHAP -ChapUsername NAME -ChapSecret SECRET  (both commands)"
-            .to_owned(),
+    lines.extend(
+        [
+            "At the host, add the name and the secret to the lines that storagetm serve shows. On Windows, to both commands:",
+            "  -AuthenticationType ONEWAYCHAP -ChapUsername NAME -ChapSecret SECRET",
+            "On Linux (open-iscsi), in /etc/iscsi/iscsid.conf before the discovery, and the same with discovery.sendtargets.auth",
+            "in place of node.session.auth:",
+            "  node.session.auth.authmethod = CHAP",
+            "  node.session.auth.chap_algs = SHA3-256,SHA256,SHA1",
+            "  node.session.auth.username = NAME",
+            "  node.session.auth.password = SECRET",
+        ]
+        .map(str::to_owned),
     );
-    lines.push("on Linux (open-iscsi), in /etc/iscsi/iscsid.conf,".to_owned());
-    lines.push("  node.session.auth.authmethod = CHAP, .username and .password, and the same of discovery.sendtargets.auth".to_owned());
     lines
 }
 

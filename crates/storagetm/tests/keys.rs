@@ -219,6 +219,28 @@ fn added_host_is_stored_and_next_steps_are_printed() {
 }
 
 #[test]
+fn allowing_md5_keeps_what_an_initiator_may_have() {
+    const IQN: &str = "iqn.1991-05.com.microsoft:laptop";
+    let store = StateDir::new();
+    let message = store.run_ok(&["host", "add", IQN, "--disk", "sdb", "--expires", "7d"]);
+    assert!(message.contains("--chap-md5 --replace"), "{message}");
+    let before = store.json(&["host", "list", "--json"]);
+    assert_eq!((&before[0]["id"], &before[0]["proves_by"][0]), (&IQN.into(), &"iscsi".into()));
+    let message = store.run_ok(&["host", "add", IQN, "--chap-md5", "--replace"]);
+    assert!(!message.contains("--chap-md5"), "{message}");
+    let after = store.json(&["host", "list", "--json"]);
+    assert_eq!((&after[0]["rules"], &after[0]["keys"]), (&before[0]["rules"], &before[0]["keys"]));
+    let secret = store.run_ok(&["key", "export", "laptop"]);
+    assert_eq!(secret.trim_end().len(), 16);
+    for line in [
+        &["host", "add", IQN, "--replace", "--tls-key", "laptop"][..],
+        &["host", "add", NQN, "--chap-md5"],
+    ] {
+        assert_eq!(store.run_failing(line).0, Some(2));
+    }
+}
+
+#[test]
 fn next_steps_contain_the_named_state_directory() {
     let store = StateDir::new();
     let message = store.run_ok(&["host", "add", NQN]);

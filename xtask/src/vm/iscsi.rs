@@ -68,7 +68,7 @@ fn run(
     let mut guest = Guest::boot(bench, kernel, folder, &job, &network())?;
     let values = results.follow(&guest.console, PATIENCE, |_, what| match what {
         "crash" => target.crash_and_restart(Duration::from_secs(5)),
-        _ => bail!("the guest asks for {what}, which nobody knows"),
+        _ => bail!("the guest asks for {what}, an unknown request"),
     })?;
     guest.wait(Duration::from_secs(90))?;
     File::options().write(true).open(&io)?.write_all_at(&ipxe::boot_sectors(), 0)?;

@@ -58,9 +58,9 @@ pub enum Task {
 pub struct Add {
     /// The host's NVMe Qualified Name, the content of its /etc/nvme/hostnqn; or its iSCSI initiator name
     ///
-    /// The initiator name is shown by Windows in the iSCSI Initiator's Configuration tab, and stands in
+    /// The initiator name is shown by Windows in the Configuration tab of the iSCSI Initiator, and is in
     /// /etc/iscsi/initiatorname.iscsi on Linux.
-    #[arg(value_name = "NQN")]
+    #[arg(value_name = "NQN|IQN")]
     pub id: String,
 
     /// Name of the host here; default: derived from the NQN or the initiator name
@@ -100,11 +100,12 @@ pub struct Add {
     #[arg(long)]
     pub tls_compat: bool,
 
-    /// Allow an iSCSI initiator to authenticate by CHAP with MD5, the only algorithm of Windows
+    /// Allow an iSCSI initiator to authenticate by CHAP with MD5, the only algorithm of Windows and iPXE, and the default
+    /// of Linux
     #[arg(long)]
     pub chap_md5: bool,
 
-    /// Change the rules of a known host; it keeps its keys unless others are named
+    /// Change a known host: its rules, or its keys if only these are named
     #[arg(long)]
     pub replace: bool,
 }

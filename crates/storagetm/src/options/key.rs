@@ -10,7 +10,7 @@ use keys::name::Name;
 const ABOUT: &str = "\
 A key authenticates a host, whose access `storagetm host add` defines. A TLS key (NVMeTLSkey-1:…) also encrypts the \
 connection, and is all that most setups need; a DH-HMAC-CHAP key (DHHC-1:…) authenticates only. A secret for CHAP of \
-iSCSI is a word of 12 to 16 characters.
+iSCSI has 12 to 16 characters.
 
 Keys are stored in one file each, readable by their owner only. They are read from standard input or a file, never \
 from the command line, where all users of this machine could read them.";
