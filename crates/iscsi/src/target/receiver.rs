@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 use super::negotiation::MAX_RECV;
 use super::{MIN_DIRECT_RECV, Violation};
 use crate::wire::bhs::{Bhs, LEN};
-use crate::wire::digest::crc32c;
+use crate::wire::digest::{Crc32c, crc32c};
 use crate::wire::padding;
 
 /// Receives one PDU at a time.
@@ -24,6 +24,8 @@ struct Incoming {
     sink: Sink,
     /// Bytes of data not received yet.
     left: usize,
+    /// The digest of the bytes so far, if not all of them are kept.
+    crc: Option<Crc32c>,
     tail: Tail,
 }
 
@@ -84,6 +86,11 @@ impl Sink {
         count
     }
 
+    /// Returns whether some of the data goes to a command, and some is skipped.
+    fn is_cut(&self) -> bool {
+        matches!(self, Self::Task(TaskData { buffer: Some(buffer), end, .. }) if *end > buffer.len())
+    }
+
     /// Returns the data, unless it was skipped or cut off.
     fn data(&self, len: usize) -> Option<&[u8]> {
         match self {
@@ -137,7 +144,7 @@ impl Receiver {
         let left = header.data_len.get() as usize;
         let digest = if self.data_digest { 4 } else { 0 };
         let tail = Tail { len: padding(left) + digest, ..Tail::default() };
-        self.incoming = Some(Incoming { header, sink, left, tail });
+        self.incoming = Some(Incoming { header, sink, left, crc: None, tail });
     }
 
     /// Skips the data of a PDU.
@@ -162,6 +169,10 @@ impl Receiver {
         let Some(incoming) = &mut self.incoming else { return Ok((0, None)) };
         let data = incoming.sink.take(bytes, incoming.left);
         incoming.left -= data;
+        if self.data_digest && incoming.sink.is_cut() {
+            let crc = incoming.crc.get_or_insert_default();
+            crc.update(bytes.get(..data).unwrap_or_default());
+        }
         if incoming.left != 0 {
             return Ok((data, None));
         }
@@ -169,11 +180,18 @@ impl Receiver {
         if !incoming.tail.is_complete() {
             return Ok((data + tail, None));
         }
-        let done =
-            self.incoming.take().map(|incoming| (incoming.header, incoming.sink, incoming.tail));
-        let Some((header, sink, rest)) = done else { return Ok((data + tail, None)) };
+        let Some(Incoming { header, sink, crc, tail: rest, .. }) = self.incoming.take() else {
+            return Ok((data + tail, None));
+        };
         let len = header.data_len.get() as usize;
-        if self.data_digest && !rest.is_digest_of(sink.data(len), padding(len)) {
+        let whole = || {
+            let mut crc = Crc32c::default();
+            crc.update(sink.data(len)?);
+            Some(crc)
+        };
+        // Data that was skipped is not checked.
+        let crc = if self.data_digest { crc.or_else(whole) } else { None };
+        if crc.is_some_and(|crc| !rest.is_digest_of(crc, padding(len))) {
             return Err(Violation::DataDigestWrong);
         }
         Ok((data + tail, Some((header, sink))))
@@ -221,12 +239,11 @@ impl Tail {
         self.received == self.len
     }
 
-    /// Returns whether the digest is that of the data and the padding. Data that was skipped is not
-    /// checked.
-    fn is_digest_of(&self, data: Option<&[u8]>, padding: usize) -> bool {
-        let Some(data) = data else { return true };
+    /// Returns whether the digest is that of the data, whose `crc` this is, and the padding.
+    fn is_digest_of(&self, mut crc: Crc32c, padding: usize) -> bool {
         let (padding, digest) = self.bytes.split_at(padding);
-        digest.get(..4) == Some(&crc32c(&[data, padding])[..])
+        crc.update(padding);
+        digest.get(..4) == Some(&crc.finish()[..])
     }
 }
 

@@ -5,11 +5,34 @@ use crc_fast::{CrcAlgorithm, Digest};
 
 /// Returns the digest of the concatenated `parts`.
 #[must_use]
-#[allow(clippy::cast_possible_truncation, reason = "a 32-bit checksum in a 64-bit value")]
 pub fn crc32c(parts: &[&[u8]]) -> [u8; 4] {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    parts.iter().for_each(|part| digest.update(part));
-    (digest.finalize() as u32).to_le_bytes()
+    let mut crc = Crc32c::default();
+    parts.iter().for_each(|part| crc.update(part));
+    crc.finish()
+}
+
+/// The digest of bytes as they come.
+#[derive(Debug)]
+pub struct Crc32c(Digest);
+
+impl Default for Crc32c {
+    fn default() -> Self {
+        Self(Digest::new(CrcAlgorithm::Crc32Iscsi))
+    }
+}
+
+impl Crc32c {
+    /// Appends bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Returns the digest.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "a 32-bit checksum in a 64-bit value")]
+    pub fn finish(self) -> [u8; 4] {
+        (self.0.finalize() as u32).to_le_bytes()
+    }
 }
 
 #[cfg(test)]

@@ -169,6 +169,34 @@ fn digests_protect_both_directions() {
     world.end_all();
 }
 
+/// The initiator sends more than the command writes: the digest covers all of it.
+#[test]
+fn digest_is_checked_of_data_longer_than_its_command() {
+    let mut keys = SHORT.to_vec();
+    keys.push(("DataDigest", "CRC32C"));
+    let (header, len) = (48, 1024);
+    for damaged in [None, Some(header + 100), Some(header + len - 1)] {
+        for chunk in [1, 100, usize::MAX] {
+            let mut world = World::small(1 << 16, 512);
+            let mut initiator = Initiator::attached_with(&mut world, &keys);
+            let command = initiator.scsi(write_10(0, 1), FINAL | bhs::WRITE, 1024);
+            let mut bytes = initiator.pdu(&command, &vec![4; len]);
+            if let Some(at) = damaged {
+                bytes[at] ^= 1;
+            }
+            bytes.chunks(chunk).for_each(|part| world.send(initiator.id, part));
+            let reported = world.conn(initiator.id).reported();
+            match damaged {
+                Some(_) => assert_eq!(reported[1], "violation DataDigestWrong"),
+                None => assert_eq!(status(&initiator.received(&mut world)), 0),
+            }
+            let written = if damaged.is_some() { 0 } else { 4 };
+            assert!(world.disk[..512] == [written; 512]);
+            world.end_all();
+        }
+    }
+}
+
 #[test]
 fn inquiry_has_its_residual_and_padding() {
     let mut world = World::new();
