@@ -10,7 +10,7 @@ use daemon::settings::Settings;
 use failure::Failure;
 use keys::name::Name;
 use linux::block::{self, Disk};
-use linux::network::NetworkSettings;
+use linux::network::{NetworkParameters, NetworkSettings};
 use linux::transport::Transport;
 use linux::tree::Tree;
 use protocol::commands::quoted;
@@ -75,8 +75,10 @@ impl Plan {
     ) -> Result<Self, Failure> {
         let command_line = command_line(tree, options, &network);
         let settings = Settings::of_command_line(tree, &command_line);
-        if let Some(note) = settings.notes.first() {
-            return Err(Failure::usage(note.clone()));
+        let (_, ignored) = NetworkParameters::parse(&command_line);
+        let ignored = ignored.first().map(ToString::to_string);
+        if let Some(note) = settings.notes.first().cloned().or(ignored) {
+            return Err(Failure::usage(note));
         }
         if !settings.listen.is_empty() || !settings.protocol.is_empty() {
             return Err(Failure::usage(
@@ -322,6 +324,16 @@ mod test {
         let none = NetworkSettings { lost: vec![lost], ..NetworkSettings::default() };
         let failure = plan("", &["laptop"], none).unwrap_err();
         assert!(failure.contains("192.0.2.5 of wlan0: it is wireless"), "{failure}");
+    }
+
+    #[test]
+    fn parameters_that_would_be_ignored_make_no_plan() {
+        let failure = plan("--command-line ip=dhpc", &["laptop"], network()).unwrap_err();
+        assert!(failure.starts_with("ip=dhpc on the kernel command line is ignored"), "{failure}");
+        let uppers = vec!["bond=bond0:52-54-00-12-34-56:mode=fast".to_owned()];
+        let bond = NetworkSettings { uppers, ..network() };
+        let failure = plan("", &["laptop"], bond).unwrap_err();
+        assert!(failure.contains("mode=fast"), "{failure}");
     }
 
     #[test]
