@@ -38,8 +38,16 @@ pub(super) struct Interface {
 }
 
 impl Interface {
-    /// Sets the interface up; addresses follow when it has a carrier.
-    pub(super) fn open(now: Instant, link: &Link, mac: Mac, plan: Plan, tree: &Tree) -> Self {
+    /// Sets the interface up; addresses follow when it has a carrier. A VLAN or bond, `is_upper`, has
+    /// the MAC address of another interface.
+    pub(super) fn open(
+        now: Instant,
+        link: &Link,
+        mac: Mac,
+        is_upper: bool,
+        plan: Plan,
+        tree: &Tree,
+    ) -> Self {
         let mut interface = Self {
             index: link.index,
             name: link.name.clone(),
@@ -55,7 +63,9 @@ impl Interface {
         };
         interface.set_kernel(tree);
         interface.set_hardware();
-        interface.link_local = interface.plan.link_local.then(|| LinkLocal::new(interface.mac));
+        let seed = if is_upper { link.name.as_str() } else { "" };
+        interface.link_local =
+            interface.plan.link_local.then(|| LinkLocal::new(interface.mac, seed));
         let hostname = interface.plan.hostname.clone();
         interface.dhcp = interface.plan.dhcp.then(|| Dhcp::new(now, interface.mac, hostname));
         let result = route::set_up(interface.index);

@@ -80,10 +80,11 @@ pub(super) struct LinkLocal {
 }
 
 impl LinkLocal {
-    /// Creates the state machine, which does nothing until it is opened. The same MAC address gives
-    /// the same sequence of candidates.
-    pub(super) fn new(mac: Mac) -> Self {
-        let mut addresses = SplitMix64::from_mac(mac);
+    /// Creates the state machine, which does nothing until it is opened. The same MAC address and
+    /// name give the same sequence of candidates. The name is empty unless another interface of this
+    /// machine has the MAC address.
+    pub(super) fn new(mac: Mac, name: &str) -> Self {
+        let mut addresses = SplitMix64::from_mac(mac, name);
         Self {
             mac,
             candidate: draw(&mut addresses),
@@ -250,7 +251,7 @@ mod tests {
     impl Bench {
         fn open() -> Self {
             let now = Instant::now();
-            let mut machine = LinkLocal::new(MAC);
+            let mut machine = LinkLocal::new(MAC, "");
             machine.open(now);
             Self { machine, start: now, now }
         }
@@ -306,7 +307,7 @@ mod tests {
     #[test]
     fn candidates_are_stable_and_within_the_range() {
         assert_eq!(Bench::open().bind(), Bench::open().bind());
-        let mut addresses = SplitMix64::from_mac(MAC);
+        let mut addresses = SplitMix64::from_mac(MAC, "");
         for _ in 0..10_000 {
             let [a, b, c, _] = draw(&mut addresses).octets();
             assert!((a, b) == (169, 254) && (1..=254).contains(&c));
@@ -365,6 +366,13 @@ mod tests {
     }
 
     #[test]
+    fn vlan_and_its_card_have_different_candidates() {
+        let candidate = |name| LinkLocal::new(MAC, name).candidate;
+        assert_ne!(candidate(""), candidate("vlan5"));
+        assert_ne!(candidate("vlan5"), candidate("vlan6"));
+    }
+
+    #[test]
     fn repeated_conflicts_are_rate_limited() {
         let mut bench = Bench::open();
         for _ in 0..MAX_CONFLICTS {
@@ -398,7 +406,7 @@ mod tests {
 
     #[test]
     fn address_is_claimed_if_nothing_can_be_sent() {
-        let mut machine = LinkLocal::new(MAC);
+        let mut machine = LinkLocal::new(MAC, "");
         let address = machine.candidate;
         machine.claim_unasked();
         assert_eq!(machine.poll(), Some(Step::Claim(address)));

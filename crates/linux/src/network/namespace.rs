@@ -156,7 +156,7 @@ fn is_link_local4(address: &IpAddr) -> bool {
 
 /// The link-local address that the interface of a side claims without conflict.
 fn favourite(side: usize) -> Ipv4Addr {
-    let mut machine = LinkLocal::new(Mac::parse(MACS[side]).unwrap());
+    let mut machine = LinkLocal::new(Mac::parse(MACS[side]).unwrap(), "");
     machine.claim_unasked();
     match machine.poll() {
         Some(super::link_local::Step::Claim(address)) => address,

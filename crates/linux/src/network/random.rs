@@ -13,9 +13,14 @@ impl SplitMix64 {
         Self(RandomState::new().hash_one(std::process::id()))
     }
 
-    pub(super) fn from_mac(mac: Mac) -> Self {
+    /// Seeds it by a MAC address, and by the name of one of several interfaces that share it; an
+    /// empty name changes nothing.
+    pub(super) fn from_mac(mac: Mac, name: &str) -> Self {
         let [a, b, c, d, e, f] = mac.0;
-        Self(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+        let seed = u64::from_be_bytes([0, 0, a, b, c, d, e, f]);
+        // FNV-1a.
+        let mix = |seed: u64, byte: u8| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self(name.bytes().fold(seed, mix))
     }
 
     pub(super) fn next_u64(&mut self) -> u64 {
@@ -40,15 +45,16 @@ impl SplitMix64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn equal_seeds_give_equal_numbers() {
         let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-        assert_eq!(SplitMix64::from_mac(mac).next_u64(), SplitMix64::from_mac(mac).next_u64());
-        assert_ne!(
-            SplitMix64::from_mac(mac).next_u64(),
-            SplitMix64::from_mac(Mac::BROADCAST).next_u64()
-        );
+        let first = |mac, name| SplitMix64::from_mac(mac, name).next_u64();
+        assert_eq!(first(mac, "vlan5"), first(mac, "vlan5"));
+        let all = [(mac, ""), (mac, "vlan5"), (mac, "vlan6"), (Mac::BROADCAST, "")];
+        let numbers: BTreeSet<u64> = all.map(|(mac, name)| first(mac, name)).into();
+        assert_eq!(numbers.len(), all.len());
         assert_ne!(
             SplitMix64::from_random_seed().next_u64(),
             SplitMix64::from_random_seed().next_u64()
@@ -57,7 +63,7 @@ mod tests {
 
     #[test]
     fn durations_are_within_their_bounds() {
-        let mut random = SplitMix64::from_mac(Mac([2; 6]));
+        let mut random = SplitMix64::from_mac(Mac([2; 6]), "");
         let (min, max) = (Duration::from_secs(1), Duration::from_secs(2));
         for _ in 0..100 {
             assert!((min..=max).contains(&random.duration_between(min, max)));

@@ -193,7 +193,8 @@ impl<S: FnMut(Note)> Worker<S> {
             // A VLAN has the MAC address of the card.
             let own = (!is_upper).then_some(mac);
             let Some(plan) = Plan::of(&link.name, own, wired, &self.parameters) else { return };
-            self.interfaces.insert(link.index, Interface::open(now, link, mac, plan, &self.tree));
+            let interface = Interface::open(now, link, mac, is_upper, plan, &self.tree);
+            self.interfaces.insert(link.index, interface);
         }
         let Some(interface) = self.interfaces.get_mut(&link.index) else { return };
         interface.set_running(now, link.running);
