@@ -188,7 +188,10 @@ fn now(
     server.machine.type_key(&format!("storagetm boot --now --for {RETURN_AFTER} --yes\n"))?;
     server.until_lent(since)?;
     results.decide("lends", Ok(()));
-    results.decide("vlan", server.shows_address(disk::ON_VLAN, since));
+    // The plan has the address, too: only what the screen shows after the key counts.
+    let shown = server.machine.screen.now();
+    server.machine.type_key("\t")?;
+    results.decide("vlan", server.shows_address(disk::ON_VLAN, shown));
     results.decide("keys", server.refuses_another_key());
     let since = server.machine.screen.now();
     let key = server.key.clone();
