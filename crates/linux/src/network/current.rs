@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::ether::Mac;
+use super::link::{self, Link};
 use super::place::{Place, wired};
 use crate::net::{self, Address, Assigned, Gateway, Scope};
 use crate::tree::Tree;
@@ -44,10 +45,17 @@ impl NetworkSettings {
     /// # Errors
     /// Fails if the kernel's routing socket does.
     pub fn read(tree: &Tree) -> io::Result<Self> {
-        Ok(Self::of(tree, &net::assigned()?, &net::gateways()?, &net::hostname()))
+        let links = link::links()?;
+        Ok(Self::of(tree, &links, &net::assigned()?, &net::gateways()?, &net::hostname()))
     }
 
-    fn of(tree: &Tree, all: &[Assigned], gateways: &[Gateway], hostname: &str) -> Self {
+    fn of(
+        tree: &Tree,
+        links: &[Link],
+        all: &[Assigned],
+        gateways: &[Gateway],
+        hostname: &str,
+    ) -> Self {
         let mut settings = Self::default();
         let mut routes: Vec<Gateway> = [false, true]
             .into_iter()
@@ -57,7 +65,7 @@ impl NetworkSettings {
         for it in usable.filter(|it| it.address.scope == Scope::Global) {
             let Address { ip, interface, scope_id, .. } = &it.address;
             let (ip, interface) = (*ip, interface.clone());
-            match settings.add_place(Place::of(tree, &interface)) {
+            match settings.add_place(Place::of(tree, links, &interface)) {
                 Ok(place) => {
                     let is_its = |route: &mut Gateway| {
                         let is_near = route.address.is_ipv6() || contains(it, route.address);
@@ -163,6 +171,22 @@ mod tests {
         Assigned { address, prefix, leased, temporary: false }
     }
 
+    /// A port of a bond, made with the MAC address that ends so.
+    fn port(name: &str, last: u8) -> Link {
+        Link {
+            index: 2,
+            name: name.to_owned(),
+            mac: Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
+            own_mac: Some(Mac([0x52, 0x54, 0, 0x12, 0x34, last])),
+            up: true,
+            running: true,
+            loopback: false,
+            ethernet: true,
+            is_virtual: false,
+            master: Some(4),
+        }
+    }
+
     #[test]
     fn present_addresses_become_ip_parameters() {
         let gateway = |address: &str, metric| Gateway {
@@ -177,7 +201,7 @@ mod tests {
             assigned("fe80::1", "lan0", 64, false),
         ];
         let gateways = [gateway("192.0.2.2", 100), gateway("192.0.2.1", 0), gateway("fe80::9", 5)];
-        let settings = NetworkSettings::of(&machine().tree(), &all, &gateways, "desk");
+        let settings = NetworkSettings::of(&machine().tree(), &[], &all, &gateways, "desk");
         let parameters: Vec<&str> = settings.kept.iter().map(|it| it.parameter.as_str()).collect();
         assert_eq!(
             parameters,
@@ -197,15 +221,16 @@ mod tests {
     #[test]
     fn addresses_that_will_not_be_there_are_lost() {
         let fake = machine();
+        let links = [];
         let all =
             [assigned("192.0.2.5", "br0", 24, false), assigned("192.0.2.6", "wlan0", 24, false)];
-        let settings = NetworkSettings::of(&fake.tree(), &all, &[], "desk");
+        let settings = NetworkSettings::of(&fake.tree(), &links, &all, &[], "desk");
         assert!(settings.kept.is_empty());
         assert!(settings.lost[0].reason.contains("bridge"), "{:?}", settings.lost);
         assert!(settings.lost[1].reason.contains("wireless"), "{:?}", settings.lost);
         fake.file("sys/class/net/lan0/addr_assign_type", "3\n");
         let all = [assigned("192.0.2.5", "lan0", 24, false)];
-        let settings = NetworkSettings::of(&fake.tree(), &all, &[], "a b");
+        let settings = NetworkSettings::of(&fake.tree(), &links, &all, &[], "a b");
         assert!(settings.lost[0].reason.contains("by software"), "{:?}", settings.lost);
         assert!(settings.nearby.is_empty());
     }
@@ -225,6 +250,7 @@ mod tests {
         ] {
             fake.file(&format!("sys/class/net/bond0/bonding/{option}"), format!("{text}\n"));
         }
+        let mut links = [port("lan0", 0x56), port("lan1", 0x57)];
         for (port, last) in [("lan0", "56"), ("lan1", "57")] {
             let path = format!("sys/class/net/{port}/bonding_slave/perm_hwaddr");
             fake.file(&path, format!("52:54:00:12:34:{last}\n"));
@@ -234,7 +260,7 @@ mod tests {
         fake.file("proc/net/vlan/dmz", vlan);
         let all =
             [assigned("192.0.2.5", "bond0", 24, false), assigned("198.51.100.5", "dmz", 24, true)];
-        let settings = NetworkSettings::of(&fake.tree(), &all, &[], "desk");
+        let settings = NetworkSettings::of(&fake.tree(), &links, &all, &[], "desk");
         let ports = "52-54-00-12-34-56,52-54-00-12-34-57";
         let bond =
             format!("bond=bond0:{ports}:mode=active-backup,miimon=100,primary=52-54-00-12-34-57");
@@ -248,6 +274,11 @@ mod tests {
         let line = format!("{} {}", settings.uppers.join(" "), parameters.join(" "));
         let (understood, ignored) = NetworkParameters::parse(&line);
         assert_eq!((understood.ip.len(), understood.uppers.len(), ignored), (2, 2, vec![]));
+        // A MAC address that somebody has set before the card became a port is gone then.
+        links[1].own_mac = Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x99]));
+        let settings = NetworkSettings::of(&fake.tree(), &links, &all, &[], "desk");
+        let reasons: Vec<&str> = settings.lost.iter().map(|lost| lost.reason).collect();
+        assert_eq!(reasons, ["its hardware address was set by software"; 2]);
         // A bond of interfaces that are no cards does not come back, nor a second VLAN of the number.
         fake.file("sys/class/net/bond0/bonding/slaves", "lan0 br0\n");
         fake.file("proc/net/vlan/lab", vlan.replace("bond0", "lan0"));
@@ -255,7 +286,7 @@ mod tests {
         fake.file("proc/net/vlan/vlan5", vlan.replace("bond0", "lan1"));
         let names = ["bond0", "dmz", "lab", "lan0.5", "vlan5"];
         let all = names.map(|name| assigned("192.0.2.5", name, 24, false));
-        let settings = NetworkSettings::of(&fake.tree(), &all, &[], "desk");
+        let settings = NetworkSettings::of(&fake.tree(), &links, &all, &[], "desk");
         let lost: Vec<&str> = settings.lost.iter().map(|lost| lost.interface.as_str()).collect();
         assert_eq!(lost, ["bond0", "dmz", "vlan5"], "{settings:?}");
     }
@@ -265,7 +296,7 @@ mod tests {
         let temporary = Assigned { temporary: true, ..assigned("2001:db8::7", "lan0", 64, true) };
         let mut down = assigned("192.0.2.5", "lan0", 24, false);
         down.address.running = false;
-        let settings = NetworkSettings::of(&machine().tree(), &[temporary, down], &[], "desk");
+        let settings = NetworkSettings::of(&machine().tree(), &[], &[temporary, down], &[], "desk");
         assert!(settings.kept.is_empty() && settings.lost.is_empty());
     }
 }

@@ -2,11 +2,13 @@
 //! or makes it.
 
 use super::ether::Mac;
+use super::link::Link;
 use super::upper::{bond_options, vlan_id};
 use crate::tree::Tree;
 
 /// The value of `addr_assign_type` of an interface whose MAC address was set by software.
 const SET_BY_SOFTWARE: &str = "3";
+const OTHER_MAC: &str = "its hardware address was set by software";
 
 /// What an address is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,20 +23,21 @@ pub(super) struct Place {
 
 impl Place {
     /// Returns the place of an interface of this machine, or why its next kernel will not have it.
-    pub(super) fn of(tree: &Tree, interface: &str) -> Result<Self, &'static str> {
+    /// `links` are the interfaces of this machine.
+    pub(super) fn of(tree: &Tree, links: &[Link], interface: &str) -> Result<Self, &'static str> {
         match tree.text(format!("proc/net/vlan/{interface}")) {
-            Ok(text) => Self::vlan(tree, interface, &text),
-            Err(_) => Self::card_or_bond(tree, interface),
+            Ok(text) => Self::vlan(tree, links, interface, &text),
+            Err(_) => Self::card_or_bond(tree, links, interface),
         }
     }
 
-    fn card_or_bond(tree: &Tree, interface: &str) -> Result<Self, &'static str> {
+    fn card_or_bond(tree: &Tree, links: &[Link], interface: &str) -> Result<Self, &'static str> {
         let folder = format!("sys/class/net/{interface}/bonding");
         let Some(ports) = tree.attribute(format!("{folder}/slaves")) else {
             let interface = hyphened(wired(tree, interface)?);
             return Ok(Self { interface, mac: None, uppers: Vec::new() });
         };
-        let ports = ports.split_whitespace().map(|port| own_mac(tree, port));
+        let ports = ports.split_whitespace().map(|port| own_mac(tree, links, port));
         let ports = ports.collect::<Result<Vec<_>, _>>()?.join(",");
         let options = bond_options().filter_map(|name| {
             let text = tree.attribute(format!("{folder}/{name}"))?;
@@ -43,7 +46,7 @@ impl Place {
             (name == "mode" || number != "0").then(|| format!("{name}={value}"))
         });
         let primary = tree.attribute(format!("{folder}/primary")).filter(|name| !name.is_empty());
-        let primary = primary.map(|port| own_mac(tree, &port)).transpose()?;
+        let primary = primary.map(|port| own_mac(tree, links, &port)).transpose()?;
         let options = options.chain(primary.map(|mac| format!("primary={mac}")));
         let options = options.collect::<Vec<_>>().join(",");
         let upper = format!("bond={interface}:{ports}:{options}");
@@ -55,7 +58,12 @@ impl Place {
     }
 
     /// `text` is what the kernel shows of the VLAN in `/proc/net/vlan`.
-    fn vlan(tree: &Tree, interface: &str, text: &str) -> Result<Self, &'static str> {
+    fn vlan(
+        tree: &Tree,
+        links: &[Link],
+        interface: &str,
+        text: &str,
+    ) -> Result<Self, &'static str> {
         const UNKNOWN: &str = "the kernel does not show the number of this VLAN";
         let after = |key: &str| text.split(key).nth(1)?.split_whitespace().next();
         let id = after("VID:").and_then(|id| id.parse::<u16>().ok()).ok_or(UNKNOWN)?;
@@ -63,7 +71,7 @@ impl Place {
         if tree.path(format!("proc/net/vlan/{lower}")).exists() {
             return Err("it is a VLAN on a VLAN");
         }
-        let Self { interface: lower, mut uppers, .. } = Self::card_or_bond(tree, lower)?;
+        let Self { interface: lower, mut uppers, .. } = Self::card_or_bond(tree, links, lower)?;
         // The number must be in the name.
         let has_number = vlan_id(interface) == Some(id);
         let name = if has_number { interface.to_owned() } else { format!("vlan{id}") };
@@ -72,13 +80,16 @@ impl Place {
     }
 }
 
-/// Returns the MAC address that a port of a bond was made with.
-fn own_mac(tree: &Tree, port: &str) -> Result<String, &'static str> {
+/// Returns the MAC address that a port had before it was one, by which target mode finds it: the
+/// one that it was made with. The bond has set the present one, which shows nothing.
+fn own_mac(tree: &Tree, links: &[Link], port: &str) -> Result<String, &'static str> {
     let folder = format!("sys/class/net/{port}");
     let mac = tree.attribute(format!("{folder}/bonding_slave/perm_hwaddr"));
     let mac = mac.and_then(|text| Mac::parse(&text)).filter(|mac| mac.is_unicast());
     let mac = mac.filter(|_| tree.path(format!("{folder}/device")).exists());
-    mac.map(hyphened).ok_or("a port of the bond is not a network card")
+    let mac = mac.ok_or("a port of the bond is not a network card")?;
+    let made_with = links.iter().find(|link| link.name == port).and_then(|link| link.own_mac);
+    if made_with == Some(mac) { Ok(hyphened(mac)) } else { Err(OTHER_MAC) }
 }
 
 /// Returns the MAC address of an interface if it was set by software.
@@ -107,7 +118,7 @@ pub(super) fn wired(tree: &Tree, interface: &str) -> Result<Mac, &'static str> {
     }
     let attribute = |name: &str| tree.attribute(format!("{folder}/{name}"));
     if attribute("addr_assign_type").as_deref() == Some(SET_BY_SOFTWARE) {
-        return Err("its hardware address was set by software");
+        return Err(OTHER_MAC);
     }
     let mac = attribute("address").and_then(|text| Mac::parse(&text));
     mac.filter(|mac| mac.is_unicast()).ok_or("it has no hardware address")
