@@ -25,7 +25,7 @@ struct Incoming {
     /// Bytes of data not received yet.
     left: usize,
     /// The digest of the bytes so far, if not all of them are kept.
-    crc: Option<Crc32c>,
+    crc: Option<Box<Crc32c>>,
     tail: Tail,
 }
 
@@ -190,7 +190,7 @@ impl Receiver {
             Some(crc)
         };
         // Data that was skipped is not checked.
-        let crc = if self.data_digest { crc.or_else(whole) } else { None };
+        let crc = if self.data_digest { crc.map(|crc| *crc).or_else(whole) } else { None };
         if crc.is_some_and(|crc| !rest.is_digest_of(crc, padding(len))) {
             return Err(Violation::DataDigestWrong);
         }
