@@ -17,7 +17,7 @@ pub struct Registrant {
     /// The name of the host: an NVMe host NQN, an iSCSI initiator name.
     pub host: String,
     /// What tells the registrants of one host apart: an NVMe host identifier (16 bytes), an iSCSI
-    /// ISID (6 bytes).
+    /// ISID (6 bytes; 7 if CHAP has not proven the name).
     pub id: Vec<u8>,
     /// The relative identifier of the target port; zero where registrations do not depend on it.
     pub port: u16,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use export::{Access, Auth, Credential, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use iscsi::chap::Algorithm;
 use iscsi::credential::{chap_initiator, chap_target};
+use iscsi::wire::bhs::WRITE;
 use iscsi::wire::login::{TRANSIT, stages};
 use iscsi::wire::text;
 
-use crate::initiator::{Initiator, NAME, Pdu, SHORT, status, text_of};
+use crate::initiator::{Initiator, NAME, Pdu, SHORT, status, text_of, write_10};
 use crate::world::{TARGET, World, peer};
 
 const SECRET: &[u8] = b"secretsecret";
@@ -291,5 +292,26 @@ fn unproven_name_does_not_replace_a_proven_session() {
     let local = Initiator::attached(&mut world);
     assert!(world.conn(initiator.id).is_open() && world.conn(local.id).is_open());
     assert_eq!(status(&initiator.command(&mut world, [0; 16], 0, 0, &[])), 0);
+    world.end_all();
+}
+
+/// A name without its keys has the access of another registrant to a reserved disk.
+#[test]
+fn unproven_name_is_not_the_registrant_of_a_proven_one() {
+    let mut world = one_way(false);
+    let (mut initiator, _) = Attempt::default().run(&mut world);
+    assert_eq!(initiator.login(&mut world, &SHORT[3..]).login_status(), 0);
+    initiator.ready(&mut world);
+    // REGISTER with key 1, then RESERVE as write exclusive.
+    for (action, kind, byte) in [(0, 0, 15), (1, 1, 7)] {
+        let (mut cdb, mut list) = ([0; 16], [0; 24]);
+        (cdb[0], cdb[1], cdb[2], cdb[8], list[byte]) = (0x5f, action, kind, 24, 1);
+        assert_eq!(status(&initiator.command(&mut world, cdb, WRITE, 24, &list)), 0, "{action}");
+    }
+    let mut local = Initiator::attached(&mut world);
+    let write = |of: &mut Initiator, world: &mut World| {
+        status(&of.command(world, write_10(0, 1), WRITE, 512, &[1; 512]))
+    };
+    assert_eq!((write(&mut initiator, &mut world), write(&mut local, &mut world)), (0, 0x18));
     world.end_all();
 }
