@@ -59,7 +59,7 @@ impl Protocols {
     /// sockets, whose clients start servers themselves; else the least preferred.
     fn of_unnamed_socket(&self) -> Protocol {
         let by_unix = self.served.iter().find(|protocol| protocol.row().unix);
-        by_unix.or(self.served.last()).copied().unwrap_or(PROTOCOLS[0].protocol)
+        by_unix.or_else(|| self.served.last()).copied().unwrap_or(PROTOCOLS[0].protocol)
     }
 
     /// The protocol for a port that is given without one.
