@@ -209,12 +209,12 @@ impl Worker {
     /// Exports a disk; replaces the export of the same ID.
     ///
     /// # Errors
-    /// Fails if the export is read-only and its descriptor is not.
+    /// Fails if the export is read-only and its descriptor is not, or if its reservations cannot be
+    /// read.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
         let load = |writer: &ReservationWriter| writer.load(&export.id, &export.name);
-        let (reservations, note) = self.shared.reservations.as_ref().map(load).unwrap_or_default();
-        note.into_iter().for_each(|note| self.shared.emit(WorkerEvent::Note(note)));
+        let reservations = self.shared.reservations.as_ref().map(load).transpose()?.flatten();
         let mut state = self.shared.state();
         state.last_disk += 1;
         let assigned = AssignedDisk {

@@ -24,12 +24,15 @@ const OTHERS: u32 = 0o077;
 /// Write permission bits of group and others.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Creates a directory with mode 0700, and its parents.
+/// Creates a directory with mode 0700, and its parents, durably.
 ///
 /// # Errors
 /// Fails if it cannot be created, or if other users can write to it.
 pub(crate) fn make_folder(path: &Path) -> Result<(), Failure> {
+    let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let new: Vec<_> = path.ancestors().take_while(is_new).collect();
     let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
+    let made = made.and_then(|()| new.into_iter().try_for_each(sync_folder));
     let meta = made.and_then(|()| fs::metadata(path));
     let meta = meta.map_err(|error| cannot("be made", path, &error))?;
     check_owner(path, &meta)?;
@@ -181,7 +184,7 @@ fn folder_of(path: &Path) -> PathBuf {
     }
 }
 
-fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
+pub(crate) fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
     let hint = if error.kind() == ErrorKind::PermissionDenied {
         "; is this its owner, or root?"
     } else {

@@ -1,6 +1,7 @@
 //! Reservations of disks that are restored after a restart: one file for each disk.
 
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use export::{ExportId, SavedReservations};
@@ -42,7 +43,7 @@ impl ReservationFiles {
     /// Fails if the file cannot be read, or is not what [`ReservationFiles::save`] writes.
     pub fn load(&self, disk: &ExportId) -> Result<Option<SavedReservations>, Failure> {
         let path = self.path(disk);
-        if path.symlink_metadata().is_err() {
+        if !is_there(&path)? {
             return Ok(None);
         }
         let text = private::read(&path, MAX_LEN)?;
@@ -62,8 +63,7 @@ impl ReservationFiles {
     pub fn save(&self, disk: &ExportId, state: Option<SavedReservations>) -> Result<(), Failure> {
         let path = self.path(disk);
         let Some(state) = state else {
-            let is_there = path.symlink_metadata().is_ok();
-            return if is_there { private::remove(&path) } else { Ok(()) };
+            return if is_there(&path)? { private::remove(&path) } else { Ok(()) };
         };
         private::make_folder(&self.folder)?;
         let _lock = Lock::take(&self.folder)?;
@@ -88,6 +88,14 @@ impl ReservationFiles {
             }
         }
         self.folder.join(name + JSON)
+    }
+}
+
+fn is_there(path: &Path) -> Result<bool, Failure> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(private::cannot("be read", path, &error)),
     }
 }
 
@@ -141,6 +149,19 @@ mod test {
         files.save(&disk, Some(state(2))).unwrap();
         assert_eq!(files.load(&disk).unwrap(), Some(state(2)));
         assert!(!left.exists());
+    }
+
+    #[test]
+    fn only_a_missing_file_stands_for_no_reservations() {
+        let (folder, files) = files();
+        let disk = ExportId::from("nqn.a");
+        assert_eq!(files.load(&disk).unwrap(), None);
+        std::fs::create_dir(folder.0.join("state")).unwrap();
+        assert_eq!(files.load(&disk).unwrap(), None);
+        std::fs::write(&files.folder, "").unwrap();
+        let failure = files.load(&disk).unwrap_err().to_string();
+        assert!(failure.contains("nqn.a.json"), "{failure}");
+        assert!(files.save(&disk, None).is_err());
     }
 
     #[test]

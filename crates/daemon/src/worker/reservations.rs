@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use export::{ExportId, ReservationStore, SavedReservations};
+use failure::Failure;
 use keys::reservations::ReservationFiles;
 
 use super::Shared;
@@ -77,20 +78,17 @@ impl ReservationWriter {
         self.queue.try_send(save).is_ok()
     }
 
-    /// Reads the reservations of a disk. Returns none, and a message for the user, if they are
-    /// damaged.
+    /// Reads the reservations of a disk.
+    ///
+    /// # Errors
+    /// Fails with a message for the user if they cannot be read.
     pub(super) fn load(
         &self,
         id: &ExportId,
         name: &str,
-    ) -> (Option<SavedReservations>, Option<String>) {
-        match self.files.load(id) {
-            Ok(state) => (state, None),
-            Err(failure) => {
-                let what = "registered hosts and reservations are not restored";
-                (None, Some(format!("{name}: {what}: {failure}")))
-            }
-        }
+    ) -> Result<Option<SavedReservations>, Failure> {
+        let what = "registered hosts and reservations cannot be restored, so it is not lent";
+        self.files.load(id).map_err(|failure| Failure::new(format!("{name}: {what}: {failure}")))
     }
 }
 
@@ -197,12 +195,25 @@ mod test {
             assert!(begun.elapsed().as_secs() < 20);
             thread::sleep(std::time::Duration::from_millis(1));
         }
-        let (loaded, note) = shared.reservations.as_ref().unwrap().load(&"n".into(), "d");
-        assert_eq!((key(&loaded), note), (Some(3), None));
-        let file = std::fs::read_dir(folder.0.join("reservations")).unwrap();
-        let file = file.map(|entry| entry.unwrap().path()).find(|path| path.ends_with("n.json"));
-        std::fs::write(file.unwrap(), "no").unwrap();
-        let (loaded, note) = shared.reservations.as_ref().unwrap().load(&"n".into(), "d");
-        assert!(loaded.is_none() && note.unwrap().starts_with("d: registered hosts"));
+        let loaded = shared.reservations.as_ref().unwrap().load(&"n".into(), "d");
+        assert_eq!(key(&loaded.unwrap()), Some(3));
+    }
+
+    #[test]
+    fn disk_whose_reservations_cannot_be_read_is_not_lent() {
+        let folder = Scratch::new();
+        let files = ReservationFiles::new(&folder.0);
+        files.save(&"n".into(), Some(saved(1, "h"))).unwrap();
+        let mut shared = shared();
+        shared.reservations = Some(ReservationWriter::new(files).0);
+        let export = shared.state().lent.remove(0).export;
+        let (shared, started) = (Arc::new(shared), mpsc::channel().1);
+        let worker = super::super::Worker { shared, supervisor: None, started };
+        worker.lend(&export).unwrap();
+        assert!(worker.shared.state().lent.remove(0).reservations.is_some());
+        std::fs::write(folder.0.join("reservations/n.json"), "no").unwrap();
+        let failure = worker.lend(&export).unwrap_err().to_string();
+        assert!(failure.contains("not lent") && failure.contains("n.json"), "{failure}");
+        assert!(worker.shared.state().lent.is_empty());
     }
 }

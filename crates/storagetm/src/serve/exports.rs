@@ -77,7 +77,7 @@ impl Exports {
     /// Sends the opened disks to the worker.
     ///
     /// # Errors
-    /// Fails if a read-only disk is open for writing.
+    /// Fails if a read-only disk is open for writing, or if the reservations of a disk cannot be read.
     pub(super) fn start(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         for lent in std::mem::take(&mut self.lent) {
             self.add(lent, cx)?;
