@@ -61,7 +61,7 @@ const NO_READS: u32 = 1 << 28;
 /// The bits of the number of writes in flight.
 const COUNT: u32 = NO_READS - 1;
 
-/// The most notices that wait for a connection. Later ones are lost, and counted.
+/// The most notices that wait for a connection. Later ones are lost.
 const MAX_NOTICES: usize = 64;
 
 /// The counters of one connection. Its thread changes the numbers, other threads only the flags.

@@ -27,7 +27,7 @@ impl Settling {
     /// Returns the result; `None` if it is not known yet.
     ///
     /// # Errors
-    /// Returns [`Fault::Io`] if the reservations could not be stored.
+    /// Returns [`Fault::Io`] if the reservations could not be stored. The command keeps its effect.
     pub fn result(&self) -> Option<Result<(), Fault>> {
         let is_refused = |counters: &Arc<Counters>| counters.has_refused_writes();
         if self.refused.iter().any(is_refused) || self.export.waits_for_predecessors() {
