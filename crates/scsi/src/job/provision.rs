@@ -171,22 +171,22 @@ impl Work for Unmap {
     }
 }
 
-/// GET LBA STATUS. A disk that cannot tell is mapped.
+/// GET LBA STATUS. A disk that does not report it is mapped.
 #[derive(Debug)]
 pub(super) struct LbaStatus {
     lba: u64,
     /// Number of blocks to the end of the disk.
     rest: u64,
     allocation: u32,
-    state: Asked,
+    state: Query,
 }
 
 #[derive(Debug)]
-enum Asked {
+enum Query {
     Nothing,
-    Asking,
-    /// The records of the disk, unless it cannot tell.
-    Told(Option<Buffer>),
+    Sent,
+    /// The records of the disk, unless it does not report them.
+    Answered(Option<Buffer>),
 }
 
 /// Maximum number of LBA status descriptors.
@@ -196,7 +196,7 @@ impl LbaStatus {
     pub(super) fn new(grant: &Grant, lba: u64, allocation: u32) -> Result<Self, Response> {
         Blocks { lba, blocks: 1 }.check(grant, Op::Extents)?;
         let rest = grant.export().blocks().saturating_sub(lba);
-        Ok(Self { lba, rest, allocation, state: Asked::Nothing })
+        Ok(Self { lba, rest, allocation, state: Query::Nothing })
     }
 
     /// Returns how many descriptors are asked for, at least one.
@@ -210,14 +210,14 @@ impl LbaStatus {
 impl Work for LbaStatus {
     fn next(&mut self, grant: &Grant) -> Action {
         match &self.state {
-            Asked::Nothing | Asked::Asking => {
-                self.state = Asked::Asking;
+            Query::Nothing | Query::Sent => {
+                self.state = Query::Sent;
                 let (op, lba, blocks) = (Op::Extents, self.lba, self.rest);
                 let request = DiskRequest { op, lba, blocks, buffer: None, exclusive: false };
                 let len = self.count() * Extent::LEN;
                 Action::Allocate { len, holds_memory: false, request }
             }
-            Asked::Told(records) => {
+            Query::Answered(records) => {
                 let records = records.as_ref().map_or(&[][..], Buffer::bytes);
                 let geometry = grant.export().geometry;
                 let data = lba_status(records, (self.lba, self.rest), geometry);
@@ -227,11 +227,11 @@ impl Work for LbaStatus {
     }
 
     fn completed(&mut self, buffer: Option<Buffer>) {
-        self.state = Asked::Told(buffer);
+        self.state = Query::Answered(buffer);
     }
 
     fn tolerates(&mut self, fault: Fault) -> bool {
-        self.state = Asked::Told(None);
+        self.state = Query::Answered(None);
         fault == Fault::Unsupported
     }
 }

@@ -1,12 +1,13 @@
 //! PERSISTENT RESERVE OUT, RESERVE (6) and RELEASE (6): a change of reservations, which is answered
 //! when it has settled.
 
-use export::{Buffer, Grant, Op, ReservationCommand, Settling};
+use export::{Buffer, Grant, ReservationCommand, Settling};
 
 use super::work::{Action, Work};
 use crate::cdb::PersistentOut;
 use crate::reservation::{Change, change, check, failed};
 use crate::response::Response;
+use crate::wire::sense::Sense;
 
 /// A reservation command.
 #[derive(Debug)]
@@ -49,7 +50,8 @@ impl Work for Reserve {
                 return match settling.result() {
                     None => Action::Wait,
                     Some(Ok(())) => Action::End(Response::good()),
-                    Some(Err(fault)) => Action::End(Response::fault(fault, Op::Flush, 0)),
+                    // The medium is not that of the disk.
+                    Some(Err(_)) => Action::End(Sense::INTERNAL_TARGET_FAILURE.into()),
                 };
             }
             State::Decided(change) => *change,

@@ -11,6 +11,8 @@ pub mod key {
     pub const NOT_READY: u8 = 0x2;
     /// MEDIUM ERROR.
     pub const MEDIUM_ERROR: u8 = 0x3;
+    /// HARDWARE ERROR.
+    pub const HARDWARE_ERROR: u8 = 0x4;
     /// ILLEGAL REQUEST.
     pub const ILLEGAL_REQUEST: u8 = 0x5;
     /// UNIT ATTENTION.
@@ -112,6 +114,8 @@ impl Sense {
     pub const MEDIUM_NOT_PRESENT: Self = Self::new(key::NOT_READY, 0x3a, 0x00);
     /// WRITE ERROR.
     pub const WRITE_ERROR: Self = Self::new(key::MEDIUM_ERROR, 0x0c, 0x00);
+    /// INTERNAL TARGET FAILURE.
+    pub const INTERNAL_TARGET_FAILURE: Self = Self::new(key::HARDWARE_ERROR, 0x44, 0x00);
     /// UNRECOVERED READ ERROR.
     pub const READ_ERROR: Self = Self::new(key::MEDIUM_ERROR, 0x11, 0x00);
     /// PARAMETER LIST LENGTH ERROR.
