@@ -4,9 +4,9 @@
 //! request to the end. `login` processes the login phase, with `authentication` by CHAP and the
 //! `negotiation` of keys; `full_feature` dispatches the requests that follow. `disk` executes SCSI
 //! commands: `slots` holds those in progress, `data_out` is the data that an initiator sends,
-//! `reading` and `writing` are transfers in pieces, and `memory` gives memory in turn. `receiver` splits the stream into PDUs, `link` encodes and numbers what is sent,
-//! and `outbox` keeps it for the driver. The [`Server`] holds what connections share, such as the
-//! `registry` of sessions.
+//! `reading` and `writing` are transfers in pieces, and `memory` gives memory in turn. `receiver`
+//! splits the stream into PDUs, `link` encodes and numbers what is sent, and `outbox` keeps it for
+//! the driver. The [`Server`] holds what connections share, such as the `registry` of sessions.
 
 mod attachment;
 mod authentication;

@@ -75,15 +75,15 @@ impl DataOut {
     }
 
     /// Expects a piece of `len` bytes at `start`, of which some may have been received.
-    pub(super) fn want(&mut self, start: u32, len: u32) {
+    pub(super) fn expect_piece(&mut self, start: u32, len: u32) {
         self.piece = Some(Piece { start, len, buffer: None });
         self.wanted = start.saturating_add(len);
     }
 
     /// Expects the next piece. Returns whether its data has not yet gone by.
-    pub(super) fn want_next(&mut self, len: u32) -> bool {
+    pub(super) fn expect_next_piece(&mut self, len: u32) -> bool {
         let start = self.wanted;
-        self.want(start, len);
+        self.expect_piece(start, len);
         start == 0 || start >= self.offset
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Disk {
     /// Number of requests submitted to the driver and not completed.
     pub(super) submitted: u32,
     /// Tags of aborted tasks, whose data may still come.
-    forgotten: VecDeque<u32>,
+    aborted_tags: VecDeque<u32>,
     /// Task management functions that wait for their tasks.
     pending: Vec<Pending>,
     registry: Arc<Registry>,
@@ -61,7 +61,7 @@ enum Blocked {
 }
 
 /// Maximum number of aborted tasks whose data is expected.
-const MAX_FORGOTTEN: usize = 256;
+const MAX_ABORTED_TAGS: usize = 256;
 
 impl Disk {
     /// Creates the state of a new session.
@@ -82,7 +82,7 @@ impl Disk {
             stalled: None,
             blocked: VecDeque::new(),
             submitted: 0,
-            forgotten: VecDeque::new(),
+            aborted_tags: VecDeque::new(),
             pending: Vec::new(),
         }
     }
@@ -192,7 +192,7 @@ impl Disk {
         if let Work::Write(writing) = &mut slot.work
             && let Some((start, len)) = writing.next(slot.in_flight, slot.data_out.unsolicited())
         {
-            slot.data_out.want(start, len);
+            slot.data_out.expect_piece(start, len);
         }
     }
 
@@ -245,7 +245,7 @@ impl Disk {
             match job.poll(&self.attachment.grant, at.into()) {
                 None => return,
                 Some(Step::Receive { len }) => {
-                    if !slot.data_out.want_next(u32::try_from(len).unwrap_or(u32::MAX)) {
+                    if !slot.data_out.expect_next_piece(u32::try_from(len).unwrap_or(u32::MAX)) {
                         slot.work = Work::Ended(Sense::INVALID_FIELD_IN_CDB.into());
                     }
                     return;
@@ -331,10 +331,10 @@ impl Disk {
 
     /// Expects data of a task that was aborted, to skip it.
     fn forget_data(&mut self, itt: u32) {
-        if self.forgotten.len() >= MAX_FORGOTTEN {
-            self.forgotten.pop_front();
+        if self.aborted_tags.len() >= MAX_ABORTED_TAGS {
+            self.aborted_tags.pop_front();
         }
-        self.forgotten.push_back(itt);
+        self.aborted_tags.push_back(itt);
     }
 
     // ---- completions

@@ -118,7 +118,7 @@ impl Disk {
     ) -> Result<(), Violation> {
         let itt = header.itt.get();
         let Some(at) = self.slots.find(itt) else {
-            if !self.forgotten.contains(&itt) {
+            if !self.aborted_tags.contains(&itt) {
                 return Err(Violation::DataNotExpected);
             }
             cx.receiver.skip(header);
