@@ -164,8 +164,8 @@ impl Activity {
     }
 
     /// Counts a write as in flight. `exclusive`: it uses the [`Exclusive`](crate::Exclusive) right.
-    /// A write that is refused is not counted even for a moment: those who wait for the number to
-    /// become zero could see it at that moment, and would not be notified to look again.
+    /// A write that is refused is not counted even for a moment: waiters for the number to become zero
+    /// could see it at that moment, and would not be notified again.
     ///
     /// # Errors
     /// Returns [`Fault::Gone`] if the fence is closed, [`Fault::Reserved`] if a reservation of
@@ -307,7 +307,7 @@ impl Connections {
         let ended = state.current.iter().position(|it| Arc::ptr_eq(&it.counters, counters));
         let ended = ended.and_then(|at| state.current.remove(at).registrant);
         let Some(ended) = ended else { return };
-        // A reservation by RESERVE(6) ends with the last connection of the one who has it.
+        // A reservation by RESERVE(6) ends with the last connection of its holder.
         let is_last = state.current.iter().all(|one| one.registrant.as_ref() != Some(&ended));
         if is_last && state.reservations.end_unit(&ended) {
             state.update_permissions();
@@ -415,8 +415,8 @@ impl Connections {
         if stored >= sequence { Some(true) } else { (failed >= sequence).then_some(false) }
     }
 
-    /// Counts one who waits for writes to end: [`Connections::is_watched`] until
-    /// [`Connections::unwatch`].
+    /// Counts a waiter for the end of writes, until [`Connections::unwatch`]: see
+    /// [`Connections::is_watched`].
     pub(crate) fn watch(&self) {
         self.watchers.fetch_add(1, Ordering::AcqRel);
     }
@@ -425,7 +425,7 @@ impl Connections {
         self.watchers.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Returns whether someone waits for writes to end.
+    /// Returns whether there are waiters for the end of writes.
     pub(crate) fn is_watched(&self) -> bool {
         self.watchers.load(Ordering::Acquire) != 0
     }

@@ -18,8 +18,8 @@ impl Permission {
     const ALL: Self = Self { reads: true, writes: true };
 }
 
-/// Returns whether a reservation treats `op` as a write. A flush is one: it is refused to those
-/// who may not write.
+/// Returns whether a reservation treats `op` as a write. A flush is one: it is refused to hosts
+/// that may not write.
 pub(crate) fn is_write(op: Op) -> bool {
     op.mutates() || op == Op::Flush
 }
@@ -31,11 +31,11 @@ pub struct Reservations {
     reservation: Option<Reservation>,
     generation: u32,
     persistent: bool,
-    /// Who has reserved the disk by RESERVE(6). There are no registrations then.
+    /// The host that has reserved the disk by RESERVE(6). There are no registrations then.
     unit: Option<Registrant>,
 }
 
-/// A notice, and who gets it.
+/// A notice, and the host that gets it.
 pub(crate) type Notices = Vec<(Registrant, ReservationNotice)>;
 
 impl Reservations {
@@ -63,7 +63,7 @@ impl Reservations {
         self.persistent = persistent;
     }
 
-    /// Returns who has reserved the disk by [`ReservationCommand::ReserveUnit`].
+    /// Returns the host that has reserved the disk by [`ReservationCommand::ReserveUnit`].
     pub fn unit_holder(&self) -> Option<&Registrant> {
         self.unit.as_ref()
     }
