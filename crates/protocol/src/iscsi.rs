@@ -28,40 +28,24 @@ pub(crate) const ROW: Row = Row {
     instructions,
 };
 
-/// Returns the instructions for an endpoint. Its initiators log in to every target of a portal, or
-/// to the one of a disk.
+/// Returns the instructions for an endpoint and a disk.
 fn instructions(endpoint: &Endpoint, export: Option<ExportNames<'_>>, _: bool) -> Instructions {
-    let Some(at) = endpoint.net() else { return Instructions::default() };
+    let Some((at, names)) = endpoint.net().zip(export) else { return Instructions::default() };
+    let name = iqn::of(names.id);
+    let listed = vec![uri(at, &name)];
     if endpoint.keyed {
         let key_help = "iSCSI needs a CHAP SECRET for the initiator name (INITIATOR) of the other machine, made here by \
                         storagetm host add INITIATOR; on Windows, in PowerShell:";
-        let listed = export.map(|names| uri(at, &iqn::of(names.id))).into_iter().collect();
-        let text = export.map(|names| windows(at, names, CHAP));
-        return Instructions {
-            key_help: Some((key_help, text)),
-            listed,
-            ..Instructions::default()
-        };
+        let key_help = Some((key_help, Some(windows(at, &name, CHAP))));
+        return Instructions { key_help, listed, ..Instructions::default() };
     }
-    let all = Command::new(Effect::Other, "Linux, open-iscsi: attach all disks", discover(at));
-    let Some(names) = export else {
-        return Instructions { commands: vec![all], ..Instructions::default() };
-    };
-    let mut commands = vec![Command::new(
-        Effect::Other,
-        "Windows, PowerShell: attach the disk",
-        windows(at, names, ""),
-    )];
-    let name = iqn::of(names.id);
-    commands.push(Command::new(
-        Effect::Other,
-        "Linux, open-iscsi: attach the disk",
-        login(at, &name),
-    ));
-    commands.extend(
-        ipxe(at, &name).map(|line| Command::new(Effect::Other, "iPXE: boot from the disk", line)),
-    );
-    Instructions { commands, listed: vec![uri(at, &name)], ..Instructions::default() }
+    let other = |purpose, text| Command::new(Effect::Other, purpose, text);
+    let mut commands = vec![
+        other("Windows, PowerShell: attach the disk", windows(at, &name, "")),
+        other("Linux, open-iscsi: attach the disk", login(at, &name)),
+    ];
+    commands.extend(ipxe(at, &name).map(|line| other("iPXE: boot from the disk", line)));
+    Instructions { commands, listed, ..Instructions::default() }
 }
 
 /// Returns the URI of a disk, as libiscsi and qemu take it: `iscsi://192.168.1.5/IQN/0`.
@@ -73,20 +57,14 @@ fn uri(at: &NetAddr, iqn: &str) -> String {
 const CHAP: &str = " -AuthenticationType ONEWAYCHAP -ChapUsername INITIATOR -ChapSecret SECRET";
 
 /// Returns the PowerShell commands that attach a disk, with options for the authentication.
-fn windows(at: &NetAddr, names: ExportNames<'_>, chap: &str) -> String {
+fn windows(at: &NetAddr, iqn: &str, chap: &str) -> String {
     let port = if at.port == PORT {
         String::new()
     } else {
         format!(" -TargetPortalPortNumber {}", at.port)
     };
     let portal = format!("New-IscsiTargetPortal -TargetPortalAddress {}{port}{chap}", at.host());
-    let target = iqn::of(names.id);
-    format!("Start-Service MSiSCSI; {portal}; Connect-IscsiTarget -NodeAddress {target}{chap}")
-}
-
-/// Returns the command of open-iscsi that logs in to all targets of the portal.
-fn discover(at: &NetAddr) -> String {
-    format!("iscsiadm -m discovery -t sendtargets -p {} -l", portal(at))
+    format!("Start-Service MSiSCSI; {portal}; Connect-IscsiTarget -NodeAddress {iqn}{chap}")
 }
 
 /// Returns the commands of open-iscsi that log in to one target.

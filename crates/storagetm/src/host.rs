@@ -237,7 +237,8 @@ fn iscsi_steps(key: &Name, record: &HostRecord, keys: &str) -> Vec<String> {
     ];
     if let Some(key) = &record.chap_controller_key {
         lines.push(
-            "This machine authenticates to it by the same name and the secret that this prints:"
+            "This machine authenticates to it by the name of the disk's target (in discovery: storagetm), and the secret \
+             that this prints:"
                 .to_owned(),
         );
         lines.push(format!("  storagetm key export {key}{keys}"));
