@@ -16,10 +16,10 @@ const UNTESTED: &str = "## Without a test of its name\n";
 /// The maximum line length of the page.
 const WIDTH: usize = 120;
 
-/// Writes the list of cases without a test into the page.
+/// Writes the list of cases without a test into the page, then checks the page.
 pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
-    tally.check("cases", write());
+    tally.check("cases", write().and_then(|()| check()));
     Ok(tally)
 }
 

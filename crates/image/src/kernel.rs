@@ -55,7 +55,7 @@ impl<'a> Kernel<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let architecture = Architecture::of_efi(bytes).ok_or(Error::NoKernel)?;
         let release = match architecture {
-            Architecture::X86_64 => x86_release(bytes),
+            Architecture::X86_64 => bz_image_release(bytes),
             Architecture::Aarch64 => arm_release(bytes),
         };
         let release = release.ok_or(Error::NoKernel)?;
@@ -65,7 +65,7 @@ impl<'a> Kernel<'a> {
     }
 }
 
-fn x86_release(bytes: &[u8]) -> Option<String> {
+fn bz_image_release(bytes: &[u8]) -> Option<String> {
     if !has(bytes, x86::MAGIC, b"HdrS") {
         return None;
     }
