@@ -254,7 +254,7 @@ impl Link {
                     self.closed = true;
                 }
                 Step::Notify => {}
-                Step::Submit(_) => panic!("no disk is touched"),
+                Step::Submit(_) | Step::Halt => panic!("no disk or pipe is touched"),
             }
         }
         assert_eq!(self.session.can_receive(), self.session.deadline().is_some() && !self.closed);

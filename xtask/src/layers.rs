@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nbd", &["export"]),
     ("scsi", &["export"]),
     ("iscsi", &["export", "scsi"]),
+    ("usb", &["export", "scsi"]),
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export", "protocol"]),

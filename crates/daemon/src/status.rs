@@ -110,7 +110,7 @@ pub fn loopback_advice(endpoints: &[Endpoint]) -> Option<&'static str> {
 pub fn shown_address(transport: Transport) -> IpAddr {
     match transport {
         Transport::Ip { remote, .. } => remote.ip().to_canonical(),
-        Transport::Unix => Ipv4Addr::LOCALHOST.into(),
+        Transport::Unix | Transport::Usb => Ipv4Addr::LOCALHOST.into(),
     }
 }
 

@@ -165,6 +165,7 @@ impl<'a> Connection<'a> {
                     self.unsent += segment.len();
                     self.queue.push_back(segment);
                 }
+                Step::Halt => self.broken = true,
                 Step::Close(_) => self.closing = Some(Instant::now() + GRACE),
             }
         }

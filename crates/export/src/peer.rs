@@ -41,14 +41,17 @@ pub enum Transport {
     },
     /// A Unix socket: a peer on this machine.
     Unix,
+    /// A USB cable: the host at its other end.
+    Usb,
 }
 
 impl fmt::Display for Transport {
-    /// Writes the peer's address, or `unix`.
+    /// Writes the peer's address, `unix` or `usb`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip { remote, .. } => remote.fmt(f),
             Self::Unix => f.write_str("unix"),
+            Self::Usb => f.write_str("usb"),
         }
     }
 }
@@ -98,11 +101,16 @@ impl Peer {
         Self { transport: Transport::Unix, auth, channel: None }
     }
 
+    /// Returns the host at the other end of a USB cable.
+    pub fn usb() -> Self {
+        Self { transport: Transport::Usb, auth: Auth::None, channel: None }
+    }
+
     /// Returns the peer's address; `None` if it is not connected over a network.
     pub fn remote(&self) -> Option<SocketAddr> {
         match self.transport {
             Transport::Ip { remote, .. } => Some(remote),
-            Transport::Unix => None,
+            Transport::Unix | Transport::Usb => None,
         }
     }
 
@@ -111,7 +119,7 @@ impl Peer {
     pub fn local(&self) -> Option<SocketAddr> {
         match self.transport {
             Transport::Ip { local, .. } => Some(local),
-            Transport::Unix => None,
+            Transport::Unix | Transport::Usb => None,
         }
     }
 

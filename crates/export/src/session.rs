@@ -82,8 +82,11 @@ pub struct DirectRecv {
 /// An action for the driver.
 #[derive(Debug)]
 pub enum Step {
-    /// Append this to the send queue.
+    /// Append this to the send queue. On a transport of messages, each is one message.
     Send(Segment),
+    /// Append a halt of the pipe to the peer to the send queue. Only on transports that have it
+    /// (USB); elsewhere the connection is cut.
+    Halt,
     /// Execute this disk request, and call [`Session::complete`].
     Submit(Admitted),
     /// Pass this event to the program.
@@ -124,6 +127,8 @@ pub enum Reason {
     Ended,
     /// The program is stopping.
     Stopping,
+    /// The user of the host has ejected the disk.
+    Ejected,
 }
 
 impl fmt::Display for Reason {
@@ -135,6 +140,7 @@ impl fmt::Display for Reason {
             Self::Refused => "refused",
             Self::Ended => "association ended",
             Self::Stopping => "storagetm stops",
+            Self::Ejected => "ejected there: safe to unplug",
         })
     }
 }

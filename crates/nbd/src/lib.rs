@@ -53,7 +53,7 @@
 //!                 session.complete(now, ticket, outcome);
 //!             }
 //!             Step::Close(reason) => return Err(format!("closed: {reason}").into()),
-//!             Step::Report(_) | Step::Notify => {}
+//!             Step::Report(_) | Step::Notify | Step::Halt => {}
 //!         }
 //!     }
 //!     let consumed = client.receive(&to_client);

@@ -367,6 +367,7 @@ impl Driver {
                         conn.unread.push(segment);
                     }
                 }
+                Step::Halt => panic!("a stream has no halt"),
                 Step::Submit(job) => {
                     assert!(conn.closed.is_none(), "no disk request after the close");
                     conn.submitted += 1;

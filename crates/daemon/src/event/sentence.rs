@@ -82,6 +82,9 @@ fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
         None if host.is_empty() => "a host without a name".to_owned(),
         None => short_host_nqn(host, true),
     };
+    if address == Transport::Usb.to_string() {
+        return "the computer at the USB cable".to_owned();
+    }
     if address == Transport::Unix.to_string() {
         format!("{host} on this machine")
     } else {

@@ -309,6 +309,7 @@ impl Connection {
                         self.send(turn);
                     }
                 }
+                Step::Halt => self.shut(),
                 Step::Close(_) => self.phase = Phase::Flushing(turn.now + GRACE),
             }
         }

@@ -415,6 +415,7 @@ impl World {
                     let disk = self.disks.iter_mut().find(for_disk).unwrap();
                     disk.requests.push_back((index, admitted));
                 }
+                Step::Halt => panic!("a stream has no halt"),
                 Step::Report(event) => self.events.push(*event),
                 Step::Notify => {
                     self.notified = true;

@@ -66,7 +66,7 @@ impl Conn {
                     self.closed = Some(reason);
                 }
                 Step::Notify => {}
-                Step::Submit(_) => panic!("disk request"),
+                Step::Submit(_) | Step::Halt => panic!("disk request or halt"),
             }
         }
     }

@@ -1,0 +1,101 @@
+//! A logical unit: the use of a disk by the host.
+
+use std::sync::Arc;
+
+use export::{Access, Event, Fault, Grant, Op, Peer, Reason, Step};
+use scsi::{Command, Nexus, Port, Response};
+
+use crate::server::{Server, caller};
+
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) grant: Grant,
+    pub(crate) nexus: Nexus,
+    /// Generation of the catalogue at the last access check.
+    generation: u64,
+    /// Attached was reported and Detached was not.
+    attached: bool,
+    /// Bytes read and written by the host.
+    pub(crate) read: u64,
+    pub(crate) written: u64,
+}
+
+impl Unit {
+    pub(crate) fn new(grant: Grant, port: Arc<Port>, generation: u64) -> Self {
+        let nexus = Nexus::new(&grant, port);
+        Self { grant, nexus, generation, attached: false, read: 0, written: 0 }
+    }
+
+    /// Decides what a command does. No other one may be in progress.
+    pub(crate) fn command(&mut self, cdb: [u8; 16]) -> Command {
+        self.nexus.command(&self.grant, [0; 8], &cdb)
+    }
+
+    /// Keeps the sense data of a command that failed: the host asks for it. Without any, some hosts
+    /// would take the command for a success.
+    pub(crate) fn keep_sense(&mut self, response: &Response) {
+        if !response.is_good() {
+            self.nexus.keep_sense(response.sense.unwrap_or(scsi::Sense::INTERNAL_TARGET_FAILURE));
+        }
+    }
+
+    /// Repeats the access check if the catalogue has changed, and checks the capacity. No command
+    /// may be in progress. Access is never raised while the disk is the same: the host has seen
+    /// whether it is write protected.
+    pub(crate) fn update(&mut self, server: &Server, peer: &Peer) -> Option<Step> {
+        let generation = server.catalogue.generation();
+        let mut detached = None;
+        if std::mem::replace(&mut self.generation, generation) != generation {
+            let id = &self.grant.export().id;
+            match server.catalogue.grant(&caller(peer), id) {
+                Ok(grant) if Arc::ptr_eq(grant.export(), self.grant.export()) => {
+                    let before = self.grant.access();
+                    let grant = grant.with_fence_of(&self.grant);
+                    self.grant = if before == Access::ReadOnly { grant.read_only() } else { grant };
+                }
+                Ok(grant) => {
+                    detached = self.detached(peer, Reason::Ended);
+                    self.grant = grant;
+                }
+                Err(_) => detached = self.detached(peer, Reason::Ended),
+            }
+        }
+        self.nexus.changed(&self.grant);
+        detached
+    }
+
+    /// Returns the report that the host has attached or ejected the disk, if that is new.
+    pub(crate) fn report_use(&mut self, peer: &Peer) -> Option<Step> {
+        if self.nexus.is_ejected() {
+            return self.detached(peer, Reason::Ejected);
+        }
+        if self.attached || self.grant.export().is_gone() {
+            return None;
+        }
+        self.attached = true;
+        let (export, peer) = (self.grant.export().clone(), peer.clone());
+        Some(report(Event::Attached { export, peer, host: String::new(), proven: None }))
+    }
+
+    /// Returns the report that the host no longer uses the disk, unless this was reported before.
+    pub(crate) fn detached(&mut self, peer: &Peer, reason: Reason) -> Option<Step> {
+        let (export, peer, host) = (self.grant.export().clone(), peer.clone(), String::new());
+        let (read, written) = (std::mem::take(&mut self.read), std::mem::take(&mut self.written));
+        let event = Event::Detached { export, peer, host, reason, read, written };
+        std::mem::replace(&mut self.attached, false).then(|| report(event))
+    }
+
+    /// Returns the report of a failed disk request, if it concerns the user.
+    pub(crate) fn fault(&self, op: Op, (offset, len): (u64, u64), fault: Fault) -> Option<Step> {
+        let is_state = matches!(
+            fault,
+            Fault::Gone | Fault::Unsupported | Fault::Busy | Fault::Reserved | Fault::ReadOnly
+        );
+        let (export, op) = (self.grant.export().clone(), op.name());
+        (!is_state).then(|| report(Event::Fault { export, op, offset, len, fault }))
+    }
+}
+
+fn report(event: Event) -> Step {
+    Step::Report(Box::new(event))
+}
