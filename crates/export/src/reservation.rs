@@ -160,7 +160,7 @@ pub enum ReservationError {
     ReadOnly,
     /// Registrations cannot be restored after a restart here.
     NoPersistence,
-    /// There are [`MAX_REGISTRANTS`] already.
+    /// There are [`MAX_REGISTRANTS`] already, or 16 of the host.
     TooManyRegistrants,
     /// The disk was removed or withdrawn, or the connection may no longer write.
     Gone,
@@ -179,6 +179,9 @@ pub enum ReservationNotice {
 
 /// The most registrants of a disk.
 pub const MAX_REGISTRANTS: usize = 256;
+
+/// The most of them that have the name of one host.
+const MAX_REGISTRANTS_OF_HOST: usize = 16;
 
 /// A registrant with its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

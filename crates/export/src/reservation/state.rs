@@ -2,8 +2,8 @@
 //! reservation, and what that permits.
 
 use super::{
-    MAX_REGISTRANTS, Registrant, Registration, Reservation, ReservationCommand, ReservationError,
-    ReservationNotice, ReservationType, SavedReservations,
+    MAX_REGISTRANTS, MAX_REGISTRANTS_OF_HOST, Registrant, Registration, Reservation,
+    ReservationCommand, ReservationError, ReservationNotice, ReservationType, SavedReservations,
 };
 use crate::Op;
 
@@ -170,14 +170,18 @@ impl Reservations {
         self.generation = self.generation.wrapping_add(1);
     }
 
+    /// Returns whether no registrant of this host can be added.
+    fn is_full(&self, host: &str) -> bool {
+        let own = self.registrations.iter().filter(|one| one.registrant.host == host);
+        self.registrations.len() >= MAX_REGISTRANTS || own.count() >= MAX_REGISTRANTS_OF_HOST
+    }
+
     fn register(&mut self, who: &Registrant, key: u64) -> Result<(), ReservationError> {
         match self.key_of(who) {
             _ if key == 0 => return Err(ReservationError::InvalidKey),
             Some(current) if current != key => return Err(ReservationError::Conflict),
             Some(_) => {}
-            None if self.registrations.len() >= MAX_REGISTRANTS => {
-                return Err(ReservationError::TooManyRegistrants);
-            }
+            None if self.is_full(&who.host) => return Err(ReservationError::TooManyRegistrants),
             None => self.registrations.push(Registration { registrant: who.clone(), key }),
         }
         self.advance_generation();

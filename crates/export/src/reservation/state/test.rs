@@ -123,11 +123,26 @@ fn registering_needs_the_current_key_unless_ignored() {
 fn number_of_registrants_is_limited() {
     let mut state = Reservations::default();
     for number in 0..MAX_REGISTRANTS {
-        let who = Registrant { port: u16::try_from(number).unwrap(), ..host(1) };
+        let who = Registrant { host: format!("nqn.test:{number}"), ..host(1) };
         state.execute(&who, Register { key: 1 }, &mut Notices::new()).unwrap();
     }
     let error = state.execute(&host(2), Register { key: 1 }, &mut Notices::new());
     assert_eq!(error, Err(ReservationError::TooManyRegistrants));
+}
+
+#[test]
+fn one_host_cannot_take_the_registrations_of_all() {
+    let mut state = Reservations::default();
+    let mut register = |host: &str, port: u16| {
+        let who = Registrant { host: host.to_owned(), id: vec![1], port };
+        state.execute(&who, Register { key: 1 }, &mut Notices::new())
+    };
+    for port in 0..16 {
+        register("nqn.test:one", port).unwrap();
+    }
+    assert_eq!(register("nqn.test:one", 16), Err(ReservationError::TooManyRegistrants));
+    register("nqn.test:one", 15).unwrap();
+    register("nqn.test:other", 16).unwrap();
 }
 
 #[test]
