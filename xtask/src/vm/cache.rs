@@ -155,6 +155,13 @@ impl Cache {
         Self::boot_image_in(&self.kernel(kernel))
     }
 
+    /// The configuration of a kernel: its path in a system, and here.
+    pub(super) fn configuration(&self, kernel: &Kernel) -> Result<(String, PathBuf)> {
+        let folder = self.kernel(kernel);
+        let path = format!("boot/config-{}", modules::folder(&folder)?.0);
+        Ok((path.clone(), folder.join(path)))
+    }
+
     /// The bootable image of an unpacked kernel.
     pub(super) fn boot_image_in(folder: &Path) -> Result<PathBuf> {
         let is_kernel = |path: &PathBuf| {

@@ -87,6 +87,61 @@ pub(super) const ISCSI: Extra = Extra {
     modules: &["iscsi_tcp", "sg", "dm_multipath", "dm_service_time"],
     files: &[("etc/iscsi/iscsid.conf", ISCSID), ("etc/iscsi/initiatorname.iscsi", INITIATOR)],
 };
+/// For blktests: the programs that its tests call, as they call them.
+pub(super) const BLKTESTS: Extra = Extra {
+    name: "blktests",
+    packages: &[
+        "bsdextrautils",
+        "coreutils",
+        "diffutils",
+        "findutils",
+        "gawk",
+        "grep",
+        "libc-bin",
+        "procps",
+        "sed",
+        "udev",
+        "util-linux",
+        "xfsprogs",
+    ],
+    programs: &[
+        "usr/bin/basename",
+        "usr/bin/cat",
+        "usr/bin/column",
+        "usr/bin/cp",
+        "usr/bin/cut",
+        "usr/bin/date",
+        "usr/bin/dd",
+        "usr/bin/df",
+        "usr/bin/diff",
+        "usr/bin/dirname",
+        "usr/bin/dmesg",
+        "usr/bin/find",
+        "usr/bin/findmnt",
+        "usr/bin/gawk",
+        "usr/bin/getconf",
+        "usr/bin/grep",
+        "usr/bin/lsblk",
+        "usr/bin/mktemp",
+        "usr/bin/mount",
+        "usr/bin/nproc",
+        "usr/bin/readlink",
+        "usr/bin/realpath",
+        "usr/bin/sed",
+        "usr/bin/shuf",
+        "usr/bin/stat",
+        "usr/bin/tail",
+        "usr/bin/timeout",
+        "usr/bin/truncate",
+        "usr/bin/udevadm",
+        "usr/bin/umount",
+        "usr/sbin/losetup",
+        "usr/sbin/mkfs.xfs",
+        "usr/sbin/xfs_io",
+    ],
+    modules: &["configfs", "nvmet_tcp", "loop", "xfs", "dh_generic"],
+    files: &[],
+};
 const ISCSID: &str = "node.startup = manual\nnode.session.timeo.replacement_timeout = 60\n";
 const INITIATOR: &str = "InitiatorName=iqn.2026-01.com.example:guest\n";
 /// The configuration of tlshd.
@@ -180,7 +235,7 @@ pub(super) fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
 /// Returns the shared libraries of a program, as the guest's own loader finds them.
 fn libraries_of(tools: &Path, program: &str) -> Result<Vec<PathBuf>> {
     let folder = tools.join(LIBRARIES);
-    let search = format!("{0}:{0}/ceph", folder.display());
+    let search = format!("{0}:{0}/ceph:{0}/systemd", folder.display());
     let mut loader = Command::new(tools.join(LOADER));
     loader.args(["--library-path", &search, "--list"]).arg(tools.join(program));
     let listing = succeed(&mut loader).with_context(|| format!("the libraries of {program}"))?;

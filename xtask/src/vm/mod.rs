@@ -3,6 +3,7 @@
 mod apt;
 mod attach;
 mod attaching;
+mod blktests;
 mod boot;
 mod cache;
 mod case;
@@ -69,6 +70,8 @@ pub(crate) struct Options {
 enum Part {
     /// Only the machines that are booted into target mode, with the table of times
     Boot(boot::Options),
+    /// Only blktests' NVMe tests, with a copy of blktests; compared with tests/vm/blktests/results.txt
+    Blktests(blktests::Options),
     /// Stand between a host and its target in a test machine, and take groups out of what the host offers
     #[command(hide = true)]
     Narrow(narrow::Options),
@@ -93,7 +96,7 @@ impl Options {
     fn boot(&self) -> Option<boot::Options> {
         match &self.part {
             Some(Part::Boot(options)) => Some(options.clone()),
-            Some(Part::Narrow(_)) => None,
+            Some(Part::Blktests(_) | Part::Narrow(_)) => None,
             None => (self.kernel == "all").then(boot::Options::default),
         }
     }
@@ -128,6 +131,9 @@ fn run_all(options: &Options, bench: &Bench, tally: &mut Tally) -> Result<()> {
     for kernel in options.kernels() {
         run_kernel(options, bench, kernel, &SCENARIOS.map(|scenario| scenario()), tally)?;
     }
+    if let Some(Part::Blktests(part)) = &options.part {
+        blktests::run(part, bench, &|name| options.wants(name), tally)?;
+    }
     if let Some(part) = options.boot() {
         boot::run(&part, bench, &|name| options.wants(name), tally)?;
     }
@@ -137,6 +143,9 @@ fn run_all(options: &Options, bench: &Bench, tally: &mut Tally) -> Result<()> {
 fn skip_all(options: &Options, reason: &str, tally: &mut Tally) -> Result<()> {
     for kernel in options.kernels() {
         skip_kernel(options, kernel, &SCENARIOS.map(|scenario| scenario()), reason, tally)?;
+    }
+    if let Some(Part::Blktests(_)) = &options.part {
+        blktests::skip(reason, &|name| options.wants(name), tally)?;
     }
     if let Some(part) = options.boot() {
         boot::skip(&part, reason, &|name| options.wants(name), tally);
