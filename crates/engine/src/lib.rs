@@ -15,6 +15,7 @@
 
 mod blocking;
 mod disk;
+mod endpoints;
 mod handshaker;
 mod inbox;
 mod link;
@@ -34,6 +35,7 @@ use std::{fmt, io};
 
 use export::{Account, Budget, Event, Export, Notice, Peer, Session};
 
+pub use endpoints::{AnswerControl, ControlReply, Endpoints};
 pub use handshaker::limit::Limits;
 pub use listen::bind;
 pub use security::{MakeNegotiator, NegotiationStep, Negotiator, NextStep, Predicate, Security};
@@ -257,6 +259,21 @@ impl Engine {
     /// Fails if it is not a connected TCP or Unix stream, or if there are too many connections.
     pub fn adopt(&self, socket: OwnedFd, security: Security, open: MakeSession) -> io::Result<()> {
         self.acceptor.adopt(socket, security, open)
+    }
+
+    /// Serves the host at the other end of a USB cable, on two threads and with plain system calls
+    /// whatever the driver. `open` makes the session of each time that a host configures or resets
+    /// the device; `answer` answers its requests on endpoint 0.
+    ///
+    /// # Errors
+    /// Fails if a thread or descriptor cannot be created.
+    pub fn serve_endpoints(
+        &self,
+        endpoints: Endpoints,
+        open: MakeSession,
+        answer: AnswerControl,
+    ) -> io::Result<()> {
+        endpoints::adopt(&self.shared, MIN_MEMORY, endpoints, open, answer)
     }
 
     /// [Binds](bind) `address` and [accepts](Engine::accept) connections.

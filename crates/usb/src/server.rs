@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use export::{Account, Caller, Catalogue, Peer};
+use export::{Account, Catalogue, Peer};
 use scsi::Port;
 
 use crate::session::Session;
-use crate::unit::Unit;
+use crate::unit::{Unit, caller};
 
 /// Most logical units.
 pub const MAX_UNITS: usize = 8;
@@ -15,7 +15,7 @@ pub const MAX_UNITS: usize = 8;
 /// The device. Its logical units are the first exports of the catalogue, in that order.
 #[derive(Debug)]
 pub struct Server {
-    pub(crate) catalogue: Arc<Catalogue>,
+    catalogue: Arc<Catalogue>,
     port: Arc<Port>,
 }
 
@@ -31,17 +31,12 @@ impl Server {
     }
 
     /// Creates the session of a host that has configured or reset the device.
-    pub fn session(self: &Arc<Self>, peer: Peer, account: Account, _now: Instant) -> Session {
+    pub fn session(&self, peer: Peer, account: Account, _now: Instant) -> Session {
         let caller = caller(&peer);
         let exports = self.catalogue.visible(&caller).into_iter().take(MAX_UNITS);
         let grants = exports.filter_map(|export| self.catalogue.grant(&caller, &export.id).ok());
         let generation = self.catalogue.generation();
         let units = grants.map(|grant| Unit::new(grant, self.port.clone(), generation)).collect();
-        Session::new(self.clone(), peer, account, units)
+        Session::new(self.catalogue.clone(), peer, account, units)
     }
-}
-
-/// Returns the host at the other end of the cable, which cannot authenticate.
-pub(crate) fn caller(peer: &Peer) -> Caller<'_> {
-    Caller { peer, host: "", proven: None }
 }

@@ -5,21 +5,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Body, Buffer, Denied, DirectRecv, Event, Fault, Head, Notice, Op, Outcome, Peer,
-    Purpose, Reason, Request, Segment, Step, Ticket,
+    Account, Body, Buffer, Catalogue, Denied, DirectRecv, Event, Fault, Head, Notice, Op, Outcome,
+    Peer, Purpose, Reason, Request, Segment, Step, Ticket,
 };
 use scsi::{Command as Decision, Response, Sense};
 use zerocopy::IntoBytes;
 
 use crate::command::{Command, Expects, PIECE, Work};
-use crate::server::Server;
 use crate::unit::Unit;
 use crate::wire::{Cbw, Status};
 
 /// The device side of the bulk-only transport, from configuration to disconnection or reset.
 #[derive(Debug)]
 pub struct Session {
-    server: Arc<Server>,
+    catalogue: Arc<Catalogue>,
     peer: Peer,
     account: Account,
     /// For the second buffer of a command.
@@ -33,10 +32,15 @@ pub struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(server: Arc<Server>, peer: Peer, account: Account, units: Vec<Unit>) -> Self {
+    pub(crate) fn new(
+        catalogue: Arc<Catalogue>,
+        peer: Peer,
+        account: Account,
+        units: Vec<Unit>,
+    ) -> Self {
         let second = account.sibling(Purpose::SecondPhase);
         let (command, blocked, steps) = Default::default();
-        Self { server, peer, account, second, units, command, blocked, steps, is_closed: false }
+        Self { catalogue, peer, account, second, units, command, blocked, steps, is_closed: false }
     }
 
     /// Begins the command of a wrapper.
@@ -46,7 +50,7 @@ impl Session {
             Err(rule) => return self.violated(rule),
         };
         let Some(unit) = self.units.get_mut(usize::from(cbw.lun)) else { return };
-        self.steps.extend(unit.update(&self.server, &self.peer));
+        self.steps.extend(unit.update(&self.catalogue, &self.peer));
         let decided = unit.command(cbw.cdb());
         let (data_in, data_out) = (decided.data_in(&unit.grant), decided.data_out(&unit.grant));
         let disagrees = Expects::of(&cbw).disagrees(data_in, data_out);
@@ -340,7 +344,7 @@ impl export::Session for Session {
                 let busy = self.command.as_ref().map(|command| command.unit);
                 for (at, unit) in self.units.iter_mut().enumerate() {
                     if Some(at) != busy {
-                        self.steps.extend(unit.update(&self.server, &self.peer));
+                        self.steps.extend(unit.update(&self.catalogue, &self.peer));
                     }
                 }
                 for request in std::mem::take(&mut self.blocked) {

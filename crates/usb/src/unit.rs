@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use export::{Access, Event, Fault, Grant, Op, Peer, Reason, Step};
+use export::{Access, Caller, Catalogue, Event, Fault, Grant, Op, Peer, Reason, Step};
 use scsi::{Command, Nexus, Port, Response};
 
-use crate::server::{Server, caller};
+/// Returns the host at the other end of the cable, which cannot authenticate.
+pub(crate) fn caller(peer: &Peer) -> Caller<'_> {
+    Caller { peer, host: "", proven: None }
+}
 
 #[derive(Debug)]
 pub(crate) struct Unit {
@@ -42,12 +45,12 @@ impl Unit {
     /// Repeats the access check if the catalogue has changed, and checks the capacity. No command
     /// may be in progress. Access is never raised while the disk is the same: the host has seen
     /// whether it is write protected.
-    pub(crate) fn update(&mut self, server: &Server, peer: &Peer) -> Option<Step> {
-        let generation = server.catalogue.generation();
+    pub(crate) fn update(&mut self, catalogue: &Catalogue, peer: &Peer) -> Option<Step> {
+        let generation = catalogue.generation();
         let mut detached = None;
         if std::mem::replace(&mut self.generation, generation) != generation {
             let id = &self.grant.export().id;
-            match server.catalogue.grant(&caller(peer), id) {
+            match catalogue.grant(&caller(peer), id) {
                 Ok(grant) if Arc::ptr_eq(grant.export(), self.grant.export()) => {
                     let before = self.grant.access();
                     let grant = grant.with_fence_of(&self.grant);

@@ -1,0 +1,416 @@
+//! The driver of sessions whose transport is the endpoints of a USB function (`FunctionFS`): two
+//! threads, one for endpoint 0, and one for the bulk endpoints and the session.
+//!
+//! The session exists from the first transfer of a host until the host disconnects, resets the
+//! device, or breaks the protocol.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use export::{DirectRecv, Finished, Notice, Peer, Pool, Segment, Session, Step};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, read, write};
+
+use crate::inbox::{Inbox, Message};
+use crate::recv_buffer::window;
+use crate::topic::Topic;
+use crate::{MEMORY_RETRY, MakeSession, Shared};
+
+/// Largest packet of a bulk endpoint. Buffers for data from the host are multiples of it: some
+/// controllers receive whole packets only.
+const PACKET: usize = 1024;
+
+/// Largest transfer that is passed to the kernel at once, which allocates memory of that length.
+const MAX_TRANSFER: usize = 1 << 20;
+
+/// After this idle time cached buffers are freed.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Length of a setup packet, and of an event of endpoint 0, in bytes.
+const SETUP: usize = 8;
+const EVENT: usize = 12;
+
+/// Types of events (`linux/usb/functionfs.h`).
+const EVENT_UNBIND: u8 = 1;
+const EVENT_DISABLE: u8 = 3;
+const EVENT_SETUP: u8 = 4;
+
+/// Bit of the request type in a setup packet: the data is sent to the host.
+const TO_HOST: u8 = 0x80;
+
+/// Stack size of both threads in bytes.
+const STACK: usize = 256 << 10;
+
+/// The open endpoints of a USB function.
+#[derive(Debug)]
+pub struct Endpoints {
+    /// Endpoint 0: events, and the requests that are not for the kernel.
+    pub control: OwnedFd,
+    /// The bulk endpoint to the host.
+    pub bulk_in: OwnedFd,
+    /// The bulk endpoint from the host.
+    pub bulk_out: OwnedFd,
+}
+
+/// The answer to a request on endpoint 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ControlReply {
+    /// This byte.
+    Data(u8),
+    /// Acknowledged: the session ends, and another one begins with the next transfer.
+    Reset,
+    /// Not supported.
+    Stall,
+}
+
+/// Answers a request on endpoint 0: its setup packet. Called on a thread of its own.
+pub type AnswerControl = Arc<dyn Fn([u8; SETUP]) -> ControlReply + Send + Sync>;
+
+/// What the two threads share.
+struct Cable {
+    endpoints: Endpoints,
+    /// Counts disconnections and resets.
+    resets: AtomicU32,
+    /// Whether a transfer to the host is in progress, which cannot be cancelled.
+    is_sending: AtomicBool,
+    inbox: Arc<Inbox>,
+}
+
+impl fmt::Debug for Cable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cable({:?})", self.endpoints)
+    }
+}
+
+/// Starts the threads, with a pool of `memory` bytes.
+///
+/// # Errors
+/// Fails if a thread or descriptor cannot be created.
+pub(crate) fn adopt(
+    shared: &Arc<Shared>,
+    memory: usize,
+    endpoints: Endpoints,
+    open: MakeSession,
+    answer: AnswerControl,
+) -> io::Result<()> {
+    let (resets, is_sending, inbox) = (AtomicU32::new(0), AtomicBool::new(false), Inbox::new()?);
+    inbox.add_session();
+    let cable = Arc::new(Cable { endpoints, resets, is_sending, inbox });
+    let control = cable.clone();
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+    thread("usb control").spawn(move || control.control(&answer))?;
+    let shared = shared.clone();
+    let bulk = move || {
+        shared.inboxes.register(&cable.inbox);
+        // A session that panics ends, and the next transfer begins another one.
+        while catch_unwind(AssertUnwindSafe(|| Bulk::new(&shared, &cable, memory, &open).run()))
+            .is_err()
+        {
+            cable.halt_all();
+        }
+        shared.inboxes.unregister(&cable.inbox);
+    };
+    thread("usb bulk").spawn(bulk).map(drop)
+}
+
+impl Cable {
+    /// Handles the events of endpoint 0, until the function is removed.
+    fn control(&self, answer: &AnswerControl) {
+        loop {
+            let mut event = [0; EVENT];
+            match read(&self.endpoints.control, &mut event) {
+                Ok(EVENT) => {}
+                // The host has replaced its request by another one.
+                Ok(_) | Err(Errno::INTR | Errno::IDRM | Errno::AGAIN) => continue,
+                Err(_) => return,
+            }
+            let [setup @ .., kind, _, _, _] = event;
+            match kind {
+                EVENT_DISABLE | EVENT_UNBIND => self.reset(),
+                EVENT_SETUP => self.request(setup, answer(setup)),
+                _ => {}
+            }
+        }
+    }
+
+    fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+        // Wakes the other thread if it waits for another request to end.
+        self.inbox.push(Message::Notice(Notice::StateChanged));
+    }
+
+    /// Answers a request of the host. If the host has replaced it by another one, that fails.
+    fn request(&self, setup: [u8; SETUP], reply: ControlReply) {
+        let control = &self.endpoints.control;
+        match reply {
+            ControlReply::Data(byte) => {
+                let _ = write(control, &[byte]);
+            }
+            ControlReply::Reset => {
+                self.reset();
+                // The data of the transfer would be taken for an answer: the host resets the port.
+                if self.is_sending.load(Ordering::SeqCst) {
+                    return self.stall(setup);
+                }
+                let _ = read(control, &mut [0; 0][..]);
+            }
+            ControlReply::Stall => self.stall(setup),
+        }
+    }
+
+    /// A transfer in the wrong direction halts endpoint 0.
+    fn stall(&self, setup: [u8; SETUP]) {
+        let control = &self.endpoints.control;
+        if setup[0] & TO_HOST == 0 {
+            let _ = write(control, &[0]);
+        } else {
+            let _ = read(control, &mut [0; 1][..]);
+        }
+    }
+
+    /// Halts the pipe to the host: by a transfer in the wrong direction.
+    fn halt_in(&self) {
+        let _ = read(&self.endpoints.bulk_in, &mut [0; 1][..]);
+    }
+
+    fn halt_all(&self) {
+        self.halt_in();
+        let _ = write(&self.endpoints.bulk_out, &[0]);
+    }
+}
+
+/// The thread of the bulk endpoints.
+struct Bulk<'a> {
+    shared: &'a Shared,
+    cable: &'a Cable,
+    open: &'a MakeSession,
+    pool: Pool,
+    /// The session, and the number of resets when it began.
+    session: Option<(Box<dyn Session>, u32)>,
+    /// Largest transfer that the kernel has memory for.
+    max_transfer: usize,
+    /// Whether the host is gone, as the endpoints have reported.
+    is_lost: bool,
+}
+
+/// A transfer from the host.
+enum Received {
+    /// Into a window of the session, with this many bytes.
+    Window(DirectRecv, usize),
+    /// Of this many bytes, into the buffer for packets.
+    Packet(usize),
+}
+
+impl<'a> Bulk<'a> {
+    fn new(shared: &'a Shared, cable: &'a Cable, memory: usize, open: &'a MakeSession) -> Self {
+        let pool = Pool::with_budget(memory, shared.budget.clone());
+        let (session, max_transfer, is_lost) = (None, MAX_TRANSFER, false);
+        Self { shared, cable, open, pool, session, max_transfer, is_lost }
+    }
+
+    /// Runs until the function is removed.
+    fn run(&mut self) {
+        loop {
+            self.settle();
+            if self.session.as_ref().is_some_and(|(session, _)| !session.can_receive()) {
+                self.wait();
+                continue;
+            }
+            let mut packet = [0; PACKET];
+            match self.receive(&mut packet) {
+                Ok(received) => self.deliver(received, &packet),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // The next call waits for a host.
+                Err(Errno::SHUTDOWN | Errno::CONNRESET) => self.end_session(),
+                Err(_) => return self.end_session(),
+            }
+        }
+    }
+
+    /// Ends the session if the device was reset; else passes messages to it and executes its steps.
+    fn settle(&mut self) {
+        let resets = self.cable.resets.load(Ordering::SeqCst);
+        if self.is_lost || self.session.as_ref().is_some_and(|(_, begun)| *begun != resets) {
+            self.end_session();
+        }
+        if self.cable.inbox.has_messages() {
+            self.cable.inbox.clear_wake();
+            for message in self.cable.inbox.take() {
+                let notice = match message {
+                    Message::Notice(notice) => notice,
+                    Message::ExportChanged(_) => Notice::StateChanged,
+                    _ => continue,
+                };
+                if let Some((session, _)) = &mut self.session {
+                    session.notify(Instant::now(), &notice);
+                }
+            }
+        }
+        self.drain();
+    }
+
+    /// Waits for a transfer of the host.
+    fn receive(&mut self, packet: &mut [u8; PACKET]) -> Result<Received, Errno> {
+        let lent = self.session.as_mut().and_then(|(session, _)| session.direct_recv());
+        let Some(mut direct_recv) = lent else {
+            return read(&self.cable.endpoints.bulk_out, packet).map(Received::Packet);
+        };
+        let filled = self.fill(window(&mut direct_recv));
+        filled.map(|len| Received::Window(direct_recv, len))
+    }
+
+    /// Fills `place`, unless a short packet ends the data before. Returns the number of bytes.
+    fn fill(&mut self, place: &mut [u8]) -> Result<usize, Errno> {
+        let mut filled = 0;
+        while filled < place.len() {
+            let wanted = (place.len() - filled).min(self.max_transfer);
+            match read(&self.cable.endpoints.bulk_out, &mut place[filled..filled + wanted]) {
+                Ok(len) => {
+                    filled += len;
+                    if len < wanted {
+                        break;
+                    }
+                }
+                Err(Errno::NOMEM) if self.halve() => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Halves the length of transfers. Returns whether it was above one packet.
+    fn halve(&mut self) -> bool {
+        let is_long = self.max_transfer > PACKET;
+        self.max_transfer = (self.max_transfer / 2).max(PACKET);
+        is_long
+    }
+
+    /// Passes a transfer to its session, or to a new one if the device was reset meanwhile.
+    fn deliver(&mut self, received: Received, packet: &[u8; PACKET]) {
+        let resets = self.cable.resets.load(Ordering::SeqCst);
+        let is_current = self.session.as_ref().is_some_and(|(_, begun)| *begun == resets);
+        match received {
+            Received::Window(window, len) if is_current => {
+                if let Some((session, _)) = &mut self.session {
+                    session.direct_received(Instant::now(), window, len);
+                }
+            }
+            Received::Window(mut window, len) => {
+                let (start, end) = (window.start, window.start + len);
+                let bytes = window.buffer.bytes_mut()[start..end].to_vec();
+                drop(window);
+                self.begin(resets, &bytes);
+            }
+            Received::Packet(len) => {
+                // What has changed before the command arrived, it must see.
+                self.settle();
+                self.begin(resets, &packet[..len]);
+            }
+        }
+        self.drain();
+    }
+
+    /// Passes a wrapper to the session, which is a new one after a reset.
+    fn begin(&mut self, resets: u32, bytes: &[u8]) {
+        if self.session.as_ref().is_some_and(|(_, begun)| *begun != resets) {
+            self.end_session();
+        }
+        let now = Instant::now();
+        let (session, _) = self.session.get_or_insert_with(|| {
+            let peer = Peer::usb();
+            let account = self.pool.open_for(peer.tenant());
+            ((self.open)(peer, account, now), resets)
+        });
+        session.receive(now, bytes);
+    }
+
+    fn drain(&mut self) {
+        while let Some(step) = self.session.as_mut().and_then(|(session, _)| session.poll()) {
+            match step {
+                Step::Report(event) => (self.shared.sink)(*event),
+                Step::Notify => self.shared.inboxes.changed(&Topic::All, None),
+                Step::Submit(admitted) => {
+                    let Finished { ticket, outcome, contended } = crate::disk::carry_out(admitted);
+                    if let Some(export) = contended {
+                        self.shared.inboxes.changed(&Topic::of(&export), None);
+                    }
+                    if let Some((session, _)) = &mut self.session {
+                        session.complete(Instant::now(), ticket, outcome);
+                    }
+                }
+                Step::Send(_) | Step::Halt | Step::Close(_) if self.is_lost => {}
+                Step::Send(segment) => self.is_lost = self.send(&segment).is_err(),
+                Step::Halt => self.cable.halt_in(),
+                Step::Close(_) => {
+                    self.cable.halt_all();
+                    self.is_lost = true;
+                }
+            }
+        }
+        if std::mem::take(&mut self.is_lost) {
+            self.end_session();
+        }
+    }
+
+    /// Sends one message. Fails if the host is gone or has reset the device.
+    fn send(&mut self, segment: &Segment) -> Result<(), Errno> {
+        self.cable.is_sending.store(true, Ordering::SeqCst);
+        let resets = self.cable.resets.load(Ordering::SeqCst);
+        let is_current = self.session.as_ref().is_some_and(|(_, begun)| *begun == resets);
+        let result = if is_current { self.send_parts(segment) } else { Err(Errno::SHUTDOWN) };
+        self.cable.is_sending.store(false, Ordering::SeqCst);
+        result
+    }
+
+    fn send_parts(&mut self, segment: &Segment) -> Result<(), Errno> {
+        for part in segment.parts() {
+            let mut sent = 0;
+            while sent < part.len() {
+                let len = (part.len() - sent).min(self.max_transfer);
+                match write(&self.cable.endpoints.bulk_in, &part[sent..sent + len]) {
+                    Ok(len) => sent += len,
+                    Err(Errno::NOMEM) if self.halve() => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until another request, other memory or a deadline lets the session continue.
+    fn wait(&mut self) {
+        let retry = self.pool.was_short().then(|| Instant::now() + MEMORY_RETRY);
+        let deadline = self.session.as_ref().and_then(|(session, _)| session.deadline());
+        let until = [retry, deadline].into_iter().flatten().min();
+        let timeout = until.map_or(IDLE, |at| at.saturating_duration_since(Instant::now()));
+        let timeout = Timespec::try_from(timeout).ok();
+        let inbox = self.cable.inbox.as_fd();
+        let _ = poll(&mut [PollFd::from_borrowed_fd(inbox, PollFlags::IN)], timeout.as_ref());
+        let now = Instant::now();
+        if let Some((session, _)) = &mut self.session
+            && session.deadline().is_some_and(|deadline| deadline <= now)
+        {
+            session.tick(now);
+        }
+    }
+
+    /// Ends the session: its host is gone, or has reset the device. Its disk requests have ended.
+    fn end_session(&mut self) {
+        self.is_lost = false;
+        let Some((mut session, _)) = self.session.take() else { return };
+        session.notify(Instant::now(), &Notice::Disconnected);
+        while let Some(step) = session.poll() {
+            if let Step::Report(event) = step {
+                (self.shared.sink)(*event);
+            }
+        }
+        drop(session);
+        self.pool.trim();
+        self.shared.inboxes.changed(&Topic::All, Some(&self.cable.inbox));
+    }
+}
