@@ -15,6 +15,7 @@ pub mod boot;
 pub mod button;
 pub mod disk;
 pub mod fabrics;
+pub mod gadget;
 pub mod gpt;
 pub mod hardware;
 pub mod host_port;

@@ -1,0 +1,317 @@
+//! This machine as a USB device: its device controllers, and a gadget with one function whose
+//! endpoints are files (configfs and `FunctionFS`).
+
+mod plan;
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use crate::tree::Tree;
+use plan::{Act, Made};
+
+/// Directory of the gadgets in configfs, and the mount point of configfs.
+const GADGETS: &str = "sys/kernel/config/usb_gadget";
+const CONFIGFS: &str = "sys/kernel/config";
+
+/// Name of the gadget and of its function.
+const NAME: &str = "storagetm";
+
+/// Where the endpoints are mounted.
+const ENDPOINTS: &str = "run/storagetm-usb";
+
+/// How long a controller may take to appear once a port has changed its role.
+const ROLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the kernel may take to release what a process that has ended had open.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the device declares.
+#[derive(Debug, Clone)]
+pub struct Declaration {
+    /// Serial number: at least 12 characters of 0-9 and A-F.
+    pub serial: String,
+    /// Name of the product.
+    pub product: String,
+    /// Interface and endpoints, and its strings, as the file `ep0` takes them.
+    pub descriptors: Vec<u8>,
+    pub strings: Vec<u8>,
+}
+
+/// The endpoints of the function.
+#[derive(Debug)]
+pub struct Endpoints {
+    /// Endpoint 0: events and requests.
+    pub control: OwnedFd,
+    /// Bulk endpoint to the host.
+    pub bulk_in: OwnedFd,
+    /// Bulk endpoint from the host.
+    pub bulk_out: OwnedFd,
+}
+
+/// A device controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controller {
+    /// Its name: `dwc3.1.auto`.
+    pub name: String,
+    /// The gadget of another program that uses it, if any.
+    pub user: Option<String>,
+}
+
+/// A gadget. Taken down when dropped; all copies of its endpoints should be closed before.
+#[derive(Debug)]
+pub struct Gadget {
+    tree: Tree,
+    controller: String,
+    made: Made,
+}
+
+/// Returns the device controllers of this machine.
+pub fn controllers(tree: &Tree) -> Vec<Controller> {
+    let gadgets: Vec<(String, String)> = tree
+        .names(GADGETS)
+        .into_iter()
+        .filter_map(|name| {
+            let bound = tree.attribute(Path::new(GADGETS).join(&name).join("UDC"))?;
+            Some((bound, name))
+        })
+        .collect();
+    let user = |controller: &str| {
+        let gadget = gadgets.iter().find(|(bound, _)| bound == controller);
+        let function = || tree.attribute(format!("sys/class/udc/{controller}/function"));
+        gadget.map(|(_, gadget)| gadget.clone()).or_else(function)
+    };
+    let names = tree.names("sys/class/udc").into_iter();
+    names.map(|name| Controller { user: user(&name), name }).collect()
+}
+
+/// Returns the serial number of the device: derived from the identifier of the machine.
+pub fn serial(machine: &[u8; 16]) -> String {
+    let hash = Sha256::new().chain_update(machine).chain_update(b"storagetm usb").finalize();
+    hash.iter().take(12).map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// Returns whether a port of this machine can act as a device: it has a controller, or a switch of
+/// its role.
+pub fn is_possible(tree: &Tree) -> bool {
+    !tree.names("sys/class/udc").is_empty() || !role_switches(tree).is_empty()
+}
+
+/// The switches of ports that are hosts and can be devices.
+fn role_switches(tree: &Tree) -> Vec<PathBuf> {
+    let roles = tree.names("sys/class/usb_role").into_iter();
+    let roles = roles.map(|name| Path::new("sys/class/usb_role").join(name).join("role"));
+    let ports = tree.names("sys/class/typec").into_iter();
+    let ports = ports.map(|name| Path::new("sys/class/typec").join(name).join("data_role"));
+    // A port that has both roles shows the current one in brackets: `[host] device`.
+    let is_dual = |path: &PathBuf| {
+        tree.attribute(path)
+            .is_some_and(|roles| roles.contains("[host]") && roles.contains("device"))
+    };
+    roles.filter(|path| tree.path(path).exists()).chain(ports.filter(is_dual)).collect()
+}
+
+/// Returns the controller to use. Ports without one are made devices first.
+///
+/// # Errors
+/// Fails with a sentence if there is none, or if other programs use them all.
+fn choose(tree: &Tree) -> Result<String, String> {
+    let has_none = || tree.names("sys/class/udc").is_empty();
+    for switch in role_switches(tree) {
+        if has_none() && std::fs::write(tree.path(&switch), "device").is_ok() {
+            wait_until(ROLE_TIMEOUT, || !has_none());
+            if has_none() {
+                // A port that has no controller goes on as it was.
+                let _ = std::fs::write(tree.path(&switch), "host");
+            }
+        }
+    }
+    let all = controllers(tree);
+    let is_free = |it: &&Controller| it.user.as_deref().is_none_or(|user| user == NAME);
+    match (all.iter().find(is_free), all.first()) {
+        (Some(free), _) => Ok(free.name.clone()),
+        (None, Some(Controller { name, user: Some(user) })) => Err(format!(
+            "the USB port {name} is in use by the gadget {user} of another program; stop that first"
+        )),
+        _ => Err("this machine has no USB port that can act as a device, or its firmware has \
+                  switched that off"
+            .to_owned()),
+    }
+}
+
+impl Gadget {
+    /// Sets the gadget up, without connecting it to a port. `load` loads a kernel module.
+    ///
+    /// # Errors
+    /// Fails with a sentence. Nothing is left behind.
+    pub fn open(
+        tree: &Tree,
+        declaration: &Declaration,
+        load: &dyn Fn(&str),
+    ) -> Result<(Self, Endpoints), String> {
+        if !tree.path(GADGETS).exists() {
+            load("libcomposite");
+            mount_configfs(tree).map_err(|error| cannot(&error))?;
+        }
+        let controller = choose(tree)?;
+        if !tree.path(GADGETS).exists() {
+            return Err(cannot(&"this kernel has no USB gadgets (libcomposite)"));
+        }
+        load("usb_f_fs");
+        remove_old(tree)?;
+        let mut made = Made::default();
+        let endpoints = made
+            .make(tree, &plan::set_up(declaration))
+            .and_then(|()| open_endpoints(tree, declaration))
+            .and_then(|endpoints| made.make(tree, &[plan::link()]).map(|()| endpoints));
+        match endpoints {
+            Ok(endpoints) => Ok((Self { tree: tree.clone(), controller, made }, endpoints)),
+            Err(error) => {
+                made.undo(tree);
+                Err(cannot(&error))
+            }
+        }
+    }
+
+    /// Connects the gadget to the port: a host at the other end of a cable sees it from now on.
+    ///
+    /// # Errors
+    /// Fails with a sentence.
+    pub fn connect(&mut self) -> Result<(), String> {
+        let bind = Act::Bind { controller: self.controller.clone() };
+        self.made.make(&self.tree, &[bind]).map_err(|error| match error.raw_os_error() {
+            Some(code) if code == Errno::BUSY.raw_os_error() => format!(
+                "the USB port {} is in use by another program; stop that first",
+                self.controller
+            ),
+            _ => format!("the USB port {} cannot be used: {error}", self.controller),
+        })
+    }
+
+    /// Disconnects the gadget: the host sees it unplugged.
+    pub fn disconnect(&mut self) {
+        self.made.unbind(&self.tree);
+    }
+
+    /// Returns whether it is connected to the port. The kernel disconnects it when no process has its
+    /// endpoints open, and when the controller is gone.
+    pub fn is_connected(&self) -> bool {
+        self.tree.attribute(Path::new(GADGETS).join(NAME).join("UDC")).is_some()
+    }
+
+    /// Returns the name of the controller.
+    pub fn controller(&self) -> &str {
+        &self.controller
+    }
+
+    /// Returns the state of the device, such as `configured` or `not attached`, and the speed of
+    /// the cable, such as `high-speed`.
+    pub fn state(&self) -> (String, String) {
+        let attribute = |name: &str| {
+            let path = format!("sys/class/udc/{}/{name}", self.controller);
+            self.tree.attribute(path).unwrap_or_default()
+        };
+        (attribute("state"), attribute("current_speed"))
+    }
+}
+
+impl Drop for Gadget {
+    fn drop(&mut self) {
+        self.made.undo(&self.tree);
+    }
+}
+
+/// Removes the gadget of an earlier process that was killed.
+fn remove_old(tree: &Tree) -> Result<(), String> {
+    let gadget = Path::new(GADGETS).join(NAME);
+    if !tree.path(&gadget).exists() {
+        return Ok(());
+    }
+    if tree.attribute(gadget.join("UDC")).is_some() {
+        return Err("another storagetm uses the USB port".to_owned());
+    }
+    Made::all().undo(tree);
+    Ok(())
+}
+
+/// Opens the endpoints, which exist once `ep0` has been written to.
+fn open_endpoints(tree: &Tree, declaration: &Declaration) -> io::Result<Endpoints> {
+    let open = |name: &str| {
+        let path = tree.path(ENDPOINTS).join(name);
+        File::options().read(true).write(true).open(path)
+    };
+    let mut control = open("ep0")?;
+    // Each in one call.
+    control.write_all(&declaration.descriptors)?;
+    control.write_all(&declaration.strings)?;
+    let (bulk_in, bulk_out) = (open("ep1")?.into(), open("ep2")?.into());
+    Ok(Endpoints { control: control.into(), bulk_in, bulk_out })
+}
+
+fn mount_configfs(tree: &Tree) -> io::Result<()> {
+    if tree.path(GADGETS).exists() {
+        return Ok(());
+    }
+    plan::mount("configfs", &tree.path(CONFIGFS))
+}
+
+/// Waits until a condition is met, or a time has passed.
+fn wait_until(patience: Duration, is_met: impl Fn() -> bool) {
+    let until = Instant::now() + patience;
+    while !is_met() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn cannot(error: &dyn Display) -> String {
+    format!("this machine cannot act as a USB device: {error}")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::tree::fake::Fake;
+
+    #[test]
+    fn machine_without_a_controller_is_told_so() {
+        let fake = Fake::new();
+        assert!(!is_possible(&fake.tree()) && controllers(&fake.tree()).is_empty());
+        assert!(choose(&fake.tree()).unwrap_err().contains("no USB port that can act as a device"));
+    }
+
+    #[test]
+    fn gadget_of_another_program_is_named() {
+        let fake = Fake::new();
+        fake.file("sys/class/udc/dwc3.1.auto/function", "");
+        fake.file("sys/kernel/config/usb_gadget/g1/UDC", "dwc3.1.auto\n");
+        let refused = choose(&fake.tree()).unwrap_err();
+        assert!(refused.contains("dwc3.1.auto is in use by the gadget g1"), "{refused}");
+        fake.file("sys/class/udc/fe980000.usb/function", "");
+        assert_eq!(choose(&fake.tree()).unwrap(), "fe980000.usb");
+    }
+
+    #[test]
+    fn port_is_switched_to_the_role_of_a_device() {
+        let fake = Fake::new();
+        fake.file("sys/class/typec/port0/data_role", "[host] device\n");
+        fake.file("sys/class/typec/port1/data_role", "[host]\n");
+        assert!(is_possible(&fake.tree()));
+        // The kernel makes the controller when the role is set.
+        let tree = fake.tree();
+        let kernel = std::thread::spawn(move || {
+            let role = || tree.attribute("sys/class/typec/port0/data_role");
+            wait_until(ROLE_TIMEOUT, || role().as_deref() == Some("device"));
+            std::fs::create_dir_all(tree.path("sys/class/udc/dwc3.1.auto")).unwrap();
+        });
+        assert_eq!(choose(&fake.tree()).unwrap(), "dwc3.1.auto");
+        kernel.join().unwrap();
+        assert_eq!(fake.tree().attribute("sys/class/typec/port0/data_role").unwrap(), "device");
+        assert_eq!(fake.tree().attribute("sys/class/typec/port1/data_role").unwrap(), "[host]");
+    }
+}
