@@ -39,7 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "daemon",
         &[
             "console", "engine", "export", "failure", "ipc", "iscsi", "keys", "linux", "nbd",
-            "nvme", "pair", "protocol",
+            "nvme", "pair", "protocol", "usb",
         ],
     ),
 ];

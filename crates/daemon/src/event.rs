@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use console::escape_unprintable;
-use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
+use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
 use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};
@@ -310,7 +310,10 @@ impl DiskRef {
     }
 }
 
-/// Address and port of a peer; `unix` for a Unix socket.
+/// The protocol of the host at a USB cable.
+const USB: &str = "usb";
+
+/// Address and port of a peer; `unix` for a Unix socket, `usb` for a cable.
 fn address(peer: &Peer) -> String {
     peer.transport.to_string()
 }
@@ -429,8 +432,9 @@ impl ServeEvent {
     /// Converts an engine event of a peer that uses `protocol`; names of hosts are taken from
     /// `policy`.
     pub fn of(event: impl Into<CountedEvent>, policy: &Policy, protocol: Protocol) -> Self {
-        let protocol = protocol.name();
         let CountedEvent { event, count } = event.into();
+        let is_usb = peer_of(&event).is_some_and(|peer| peer.transport == Transport::Usb);
+        let protocol = if is_usb { USB } else { protocol.name() };
         match event {
             Event::Attached { export, peer, host, proven } => Self::Attached {
                 protocol,
@@ -711,7 +715,7 @@ mod test {
 
     #[test]
     fn anonymous_host_on_unix_socket_is_described() {
-        let peer = Peer { transport: export::Transport::Unix, ..peer() };
+        let peer = Peer { transport: Transport::Unix, ..peer() };
         let host = String::new();
         let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
         let event = ServeEvent::of(attached, &Policy::default(), Protocol::Nbd);

@@ -22,6 +22,9 @@ pub enum WorkerEvent {
     Pairing(ServerStatus),
     /// The first worker runs: its driver and its restrictions are known.
     Running,
+    /// Another worker has taken the place of one that died. The endpoints of a USB cable are lost: no
+    /// process has them open, and the kernel has unplugged the device.
+    Replaced,
     /// The worker could not be started, or died too often and is not restarted: the reason. Nothing
     /// is served any more.
     Lost(String),
@@ -61,6 +64,8 @@ pub struct Pending {
     pub view: Option<(usize, ServerStatus)>,
     /// Whether the first worker has started to run.
     pub running: bool,
+    /// Whether another worker has taken the place of one that died.
+    pub replaced: bool,
     /// Why nothing is served any more.
     pub end: Option<String>,
     /// Number of dropped events and notes.
@@ -111,6 +116,7 @@ impl Inbox {
                 self.set(|pending| pending.view = Some((pending.events.len(), view)));
             }
             WorkerEvent::Running => self.set(|pending| pending.running = true),
+            WorkerEvent::Replaced => self.set(|pending| pending.replaced = true),
             WorkerEvent::Lost(sentence) => self.set(|pending| pending.end = Some(sentence)),
         }
     }

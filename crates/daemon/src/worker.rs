@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use export::{Access, Auth, Export, ExportId, Policy, SavedReservations, Usage};
 use keys::reservations::ReservationFiles;
+use linux::gadget::Endpoints;
 use pair::{FailedAttempts, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -204,6 +205,12 @@ impl Worker {
         let request = Request::Adopt { auth, serves };
         state.pass(&request, &[connection.as_fd()]);
         state.adopted = Some(connection);
+    }
+
+    /// Has the worker serve a USB cable until it dies: see [`WorkerEvent::Replaced`].
+    pub fn plug(&self, at: Endpoints) {
+        let files = [&at.control, &at.bulk_in, &at.bulk_out].map(AsFd::as_fd);
+        self.shared.state().pass(&Request::Plug, &files);
     }
 
     /// Exports a disk; replaces the export of the same ID.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use console::decimal;
 use linux::block::Disk;
+use linux::gadget;
 use linux::in_use::{Machine, Probe};
 use linux::partition::Scheme;
 use linux::reason::{Asked, Verdict};
@@ -72,7 +73,11 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
     let examined = disks.iter().flat_map(|disk| machine.examined_for(disk));
     let findings = examine(&tree, examined, |_| LIMIT);
     let rows: Vec<Row> = disks.into_iter().map(|disk| row(&machine, disk, &findings)).collect();
-    let text = if options.json { json(&rows)? } else { table(&rows) };
+    let text = match options.json {
+        true => json(&rows)?,
+        false if options.disks.is_empty() => table(&rows) + &usb_port(&tree),
+        false => table(&rows),
+    };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new(format!("the list cannot be written to standard output: {error}")))
@@ -162,6 +167,23 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(rows);
     text.map(|text| escaped(&text) + "\n")
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))
+}
+
+/// Returns a line about the USB port that can act as a device, if there is one.
+fn usb_port(tree: &Tree) -> String {
+    let controllers = gadget::controllers(tree);
+    let free = controllers.iter().find(|controller| controller.user.is_none());
+    match (free, controllers.first()) {
+        (Some(free), _) => {
+            format!("\nUSB: storagetm serve --usb lends disks at port {}.\n", free.name)
+        }
+        (None, Some(used)) => format!("\nUSB: another program uses port {}.\n", used.name),
+        (None, None) if gadget::is_possible(tree) => {
+            "\nUSB: a port can act as a device: storagetm serve --usb lends disks there.\n"
+                .to_owned()
+        }
+        (None, None) => String::new(),
+    }
 }
 
 const HEADINGS: [&str; 7] = ["NAME", "SIZE", "MODEL", "SERIAL", "TRANSPORT", "CONTENT", "LENDABLE"];

@@ -197,6 +197,14 @@ pub struct Serve {
     )]
     pub listen: Vec<ListenOption>,
 
+    /// Also serve the disks at a USB port of this machine: a computer at the other end of the cable finds them by itself
+    ///
+    /// The port must be able to act as a device, which those of most desktop computers are not. The computer needs no
+    /// software and no key: it reads at most the first eight disks, and writes to those that are lent writable. Needs
+    /// root.
+    #[arg(long, conflicts_with = "stdin")]
+    pub usb: bool,
+
     /// Serve one NBD client, connected to standard input, and exit when it disconnects
     ///
     /// As for inetd. Nothing is written to standard output. A client from the network needs a key, unless --open is

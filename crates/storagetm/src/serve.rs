@@ -9,6 +9,7 @@
 //! | `exports`, `disks`, `flushes` | the served disks |
 //! | `hosts` | access rules and pairing |
 //! | `events`, `event_limit`, `faults` | events as they are reported |
+//! | `usb` | the USB cable |
 //! | `idle` | restart of a machine that no host uses |
 //! | `ui` | output, screens and keys |
 
@@ -27,6 +28,7 @@ mod shutdown;
 mod socket_activation;
 mod startup;
 mod ui;
+mod usb;
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -44,6 +46,7 @@ use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use self::usb::Usb;
 use crate::console_ui::ConsoleUi;
 use crate::options::Serve;
 use crate::output::Output;
@@ -143,6 +146,7 @@ struct Server {
     worker: Worker,
     network: Network,
     exports: Exports,
+    usb: Usb,
     hosts: Hosts,
     events: Events,
     ui: Ui,
@@ -260,6 +264,7 @@ impl Server {
     fn due(&self) -> Option<Instant> {
         let parts = [
             self.exports.due(),
+            self.usb.due(),
             self.network.due(),
             self.hosts.due(),
             self.events.due(),
@@ -271,9 +276,10 @@ impl Server {
     }
 
     fn run_timers(&mut self, now: Instant) {
-        let Self { worker, network, exports, hosts, events, ui, .. } = self;
+        let Self { worker, network, exports, usb, hosts, events, ui, .. } = self;
         let cx = &mut Context { worker, ui, now };
         exports.run_timers(network, cx);
+        usb.run_timers(cx);
         if events.due().is_some_and(|at| at <= now) {
             events.take_due(network, hosts, now).iter().for_each(|event| cx.ui.report(event));
         }
@@ -328,10 +334,13 @@ impl Server {
     /// Handles what the worker and other threads have sent. Returns why nothing is served any more,
     /// if so.
     fn handle_events(&mut self, now: Instant) -> Option<String> {
-        let Pending { mut events, mut notes, subjects, view, running, end, lost } =
+        let Pending { mut events, mut notes, subjects, view, running, replaced, end, lost } =
             self.inbox.receive();
         if running {
             notes.extend(self.worker.take_restrictions());
+        }
+        if replaced {
+            self.usb.restart(&mut Context { worker: &self.worker, ui: &mut self.ui, now });
         }
         // The view reflects all events before it.
         if let Some((before, view)) = view {

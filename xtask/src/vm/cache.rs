@@ -31,6 +31,10 @@ pub(super) const KERNELS: &[Kernel] = &[
 /// The kernel of the next release. It changes weekly, so it is used only if selected by name.
 pub(super) const NEXT: Kernel = Kernel { name: "next", suite: "forky", tools: "forky" };
 
+/// The kernel of the newest stable release with the drivers of real machines, such as those of USB
+/// ([`Cache::whole_kernel`]).
+pub(super) const WHOLE: Kernel = Kernel { name: "amd64", suite: TOOLS_SUITE, tools: TOOLS_SUITE };
+
 /// The newest stable release.
 const TOOLS_SUITE: &str = "trixie";
 /// The suffix of the names of kernel packages.

@@ -142,6 +142,24 @@ pub(super) const BLKTESTS: Extra = Extra {
     modules: &["configfs", "nvmet_tcp", "loop", "xfs", "dh_generic"],
     files: &[],
 };
+
+/// For USB: the kernel's host, an emulated controller, and the SCSI commands of sg3-utils.
+pub(super) const USB: Extra = Extra {
+    name: "iscsi",
+    packages: ISCSI.packages,
+    programs: &[
+        "usr/bin/sg_inq",
+        "usr/bin/sg_modes",
+        "usr/bin/sg_opcodes",
+        "usr/bin/sg_raw",
+        "usr/bin/sg_readcap",
+        "usr/bin/sg_start",
+        "usr/bin/sg_vpd",
+    ],
+    modules: &["usb_storage", "sg", "libcomposite", "usb_f_fs", "usb_f_mass_storage", "dummy_hcd"],
+    files: &[],
+};
+
 const ISCSID: &str = "node.startup = manual\nnode.session.timeo.replacement_timeout = 60\n";
 const INITIATOR: &str = "InitiatorName=iqn.2026-01.com.example:guest\n";
 /// The configuration of tlshd.

@@ -25,6 +25,7 @@ mod narrow;
 mod qmp;
 mod target;
 mod tree;
+mod usb;
 
 use std::path::PathBuf;
 
@@ -37,13 +38,14 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 6] = [
+const SCENARIOS: [fn() -> Scenario; 7] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
     hotplug::scenario,
     iscsi::scenario,
     keys::scenario,
+    usb::scenario,
 ];
 
 /// Options of `cargo xtask vm`.

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use engine::Engine;
+use engine::{Endpoints, Engine};
 use export::{Auth, Notice};
 use linux::sandbox;
 use linux::signal::Signals;
@@ -133,6 +133,7 @@ impl WorkerProcess {
                 let Some(connection) = descriptors.pop() else { return };
                 self.adopt(connection, auth, serves);
             }
+            Request::Plug => self.plug(descriptors),
             Request::Lend(lent) => self.lend(*lent, descriptors),
             Request::Withdraw { disk } => self.withdraw(disk),
             Request::Resize { disk, bytes } => {
@@ -183,6 +184,17 @@ impl WorkerProcess {
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.adopt(connection, security, open) {
             self.inbox.note(format!("the connection cannot be served: {error}"));
+        }
+    }
+
+    fn plug(&self, descriptors: Vec<OwnedFd>) {
+        let Ok([control, bulk_in, bulk_out]) = <[OwnedFd; 3]>::try_from(descriptors) else {
+            return;
+        };
+        let endpoints = Endpoints { control, bulk_in, bulk_out };
+        let (open, answer) = self.sessions.open_usb();
+        if let Err(error) = self.engine.serve_endpoints(endpoints, open, answer) {
+            self.inbox.note(format!("the USB port cannot be served: {error}"));
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) enum Request {
     Accept { auth: Auth, serves: Service },
     /// Serve the connection that is attached.
     Adopt { auth: Auth, serves: Service },
+    /// Serve the host at a USB cable. The endpoints are attached: control, in, out.
+    Plug,
     /// Export the disk whose descriptor is attached.
     Lend(Box<ExportWire>),
     /// Withdraw an export.

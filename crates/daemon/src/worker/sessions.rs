@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use engine::tls::{self, Certificates, Psk};
-use engine::{MakeSession, NegotiationStep, Negotiator, NextStep, Security};
+use engine::{
+    AnswerControl, ControlReply, MakeSession, NegotiationStep, Negotiator, NextStep, Security,
+};
 use export::{Auth, Catalogue, Host, KeyId, Peer, Secret, Session};
 use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, AuthConfig, Group, credential};
@@ -25,6 +27,7 @@ pub(super) struct Sessions {
     target: Arc<Target>,
     nbd: Arc<nbd_server::Server>,
     iscsi: Arc<iscsi::target::Server>,
+    usb: Arc<usb::Server>,
     /// Certificates for NBD clients that use TLS without a PSK.
     certificates: Option<Certificates>,
     pairing: Mutex<Option<Arc<PairingServer>>>,
@@ -57,6 +60,7 @@ impl Sessions {
             target: Target::with_config(catalogue.clone(), rules, first_controller),
             nbd: nbd_server::Server::new(catalogue.clone()),
             iscsi: iscsi::target::Server::new(catalogue.clone()),
+            usb: usb::Server::new(catalogue.clone()),
             certificates,
             catalogue,
             disks,
@@ -101,6 +105,20 @@ impl Sessions {
     fn open_iscsi(&self) -> MakeSession {
         let server = self.iscsi.clone();
         Arc::new(move |peer, account, now| Box::new(server.session(peer, account, now)))
+    }
+
+    /// The session factory of a USB cable, and what answers its class requests.
+    pub(super) fn open_usb(&self) -> (MakeSession, AnswerControl) {
+        let (sessions, control) = (self.usb.clone(), self.usb.clone());
+        let open = move |peer, account, now| {
+            Box::new(sessions.session(peer, account, now)) as Box<dyn Session>
+        };
+        let answer = move |setup| match usb::control::reply(setup, control.units(&Peer::usb())) {
+            usb::control::Reply::Data(byte) => ControlReply::Data(byte),
+            usb::control::Reply::Reset => ControlReply::Reset,
+            usb::control::Reply::Stall => ControlReply::Stall,
+        };
+        (Arc::new(open), Arc::new(answer))
     }
 
     fn open_nbd(&self, start: nbd_server::Start) -> MakeSession {

@@ -106,7 +106,10 @@ fn replace(
              anew by themselves."
         )));
         match start_worker(shared) {
-            Ok(live) => return Some(live),
+            Ok(live) => {
+                shared.emit(WorkerEvent::Replaced);
+                return Some(live);
+            }
             Err(failure) => how = format!("could not be started ({failure})"),
         }
         thread::sleep(PAUSE);

@@ -49,6 +49,8 @@ pub(crate) struct ServeConfig {
     pub(super) protocols: Vec<Protocol>,
     /// Addresses to listen on.
     pub(super) listen: Vec<ListenOption>,
+    /// Whether the disks are also served at a USB port.
+    pub(super) usb: bool,
     /// Whether all present addresses are listened on if none is given.
     pub(super) routable: bool,
     /// Whether hosts need no key.
@@ -103,6 +105,7 @@ impl ServeConfig {
         config.notes.extend(options.notes);
         config.protocols.extend(options.protocol);
         config.listen.splice(0..0, options.listen);
+        config.usb = options.usb;
         config.open |= options.open;
         config.keys = options.keys;
         if options.pair && config.pairing == PairingMode::OnScreen {
@@ -140,6 +143,7 @@ impl ServeConfig {
             },
             protocols: settings.protocol,
             listen: settings.listen,
+            usb: false,
             routable: settings.routable,
             open: settings.open,
             keys: None,

@@ -36,6 +36,7 @@ impl Server {
         let writable: Vec<(Arc<Export>, WriteTracker)> =
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.network.stop_announcing();
+        self.usb.disconnect();
         let Self { worker, network, exports, hosts, mut events, mut ui, inbox, .. } = self;
         let in_time = worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
         for counted in inbox.receive().events {

@@ -19,6 +19,7 @@ use super::idle::IdleLimit;
 use super::network::Network;
 use super::socket_activation::InheritedSockets;
 use super::ui::Ui;
+use super::usb::Usb;
 use super::{Context, Server};
 use crate::console_ui::ConsoleUi;
 use crate::output::Output;
@@ -66,12 +67,14 @@ impl Server {
         let sleep_inhibitor =
             Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others");
         let events = Events::default();
+        let usb = Usb::new(&config, network.machine());
         let limit = config.return_after.filter(|_| ui.is_target_mode());
         let idle_limit = IdleLimit::new(limit, Instant::now());
         let mut server = Self {
             worker,
             network,
             exports,
+            usb,
             hosts,
             events,
             ui,
@@ -86,7 +89,7 @@ impl Server {
             server.worker.wait_until_running()?;
         }
         let restrictions = server.worker.take_restrictions();
-        let Self { worker, network, exports, hosts, ui, .. } = &mut server;
+        let Self { worker, network, exports, usb, hosts, ui, .. } = &mut server;
         let cx = &mut Context { worker, ui, now: Instant::now() };
         // Access rules come before disks, and both before listeners.
         hosts.apply_changes(cx);
@@ -96,6 +99,7 @@ impl Server {
         notes.for_each(|note| cx.ui.note(note));
         hosts.start_pairing(config.pairing, network, cx);
         network.listen(inherited, cx)?;
+        usb.start(cx)?;
         Ok(server)
     }
 }
