@@ -414,3 +414,167 @@ impl<'a> Bulk<'a> {
         self.shared.inboxes.changed(&Topic::All, Some(&self.cable.inbox));
     }
 }
+
+#[cfg(test)]
+mod test {
+    use std::collections::VecDeque;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use export::{Account, Budget, Event, Head, Outcome, Reason, Ticket};
+    use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+
+    use super::*;
+    use crate::inbox::Inboxes;
+    use crate::link::ConnectionTable;
+
+    /// Receives as many kibibytes as a wrapper of one byte announces, and answers with how many
+    /// sessions there have been and the last byte. Closes after a longer wrapper.
+    struct Toy {
+        account: Account,
+        number: u8,
+        wanted: usize,
+        steps: VecDeque<Step>,
+    }
+
+    impl Session for Toy {
+        fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+            match bytes {
+                [kibibytes] => self.wanted = usize::from(*kibibytes) << 10,
+                _ => {
+                    let event = Event::Violation { peer: Peer::usb(), rule: "length" };
+                    self.steps.push_back(Step::Close(Reason::Violation));
+                    self.steps.push_back(Step::Report(Box::new(event)));
+                }
+            }
+            bytes.len()
+        }
+        fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+        fn notify(&mut self, _: Instant, _: &Notice) {}
+        fn tick(&mut self, _: Instant) {}
+        fn poll(&mut self) -> Option<Step> {
+            self.steps.pop_front()
+        }
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+        fn can_receive(&self) -> bool {
+            true
+        }
+        fn is_established(&self) -> bool {
+            true
+        }
+        fn direct_recv(&mut self) -> Option<DirectRecv> {
+            let len = Some(self.wanted).filter(|&len| len > 0)?;
+            Some(DirectRecv { buffer: self.account.take(len)?, start: 0, end: len, token: 0 })
+        }
+        fn direct_received(&mut self, _: Instant, mut window: DirectRecv, len: usize) {
+            self.wanted = 0;
+            let last = window.buffer.bytes_mut()[len - 1];
+            let head = Head::new(&[self.number, last]);
+            self.steps.push_back(Step::Send(Segment::head(head)));
+        }
+    }
+
+    /// The host's ends of the endpoints: sockets that keep the boundaries of transfers.
+    struct Host {
+        control: OwnedFd,
+        bulk_in: OwnedFd,
+        bulk_out: OwnedFd,
+        events: Receiver<Event>,
+    }
+
+    impl Host {
+        fn plug() -> Self {
+            let pair = || {
+                let flags = SocketFlags::CLOEXEC;
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+            };
+            let [(control, other), (bulk_in, bulk_in_other), (bulk_out, bulk_out_other)] =
+                [pair(), pair(), pair()];
+            // A transfer in the wrong direction fails at once.
+            shutdown(&bulk_in_other, Shutdown::Read).unwrap();
+            let (sink, events) = channel();
+            let shared = Arc::new(Shared {
+                sink: Arc::new(move |event| drop(sink.send(event))),
+                inboxes: Inboxes::default(),
+                table: ConnectionTable::open().unwrap(),
+                budget: Budget::new(1 << 24),
+            });
+            let sessions = AtomicU32::new(0);
+            let open: MakeSession = Arc::new(move |_, account, _| {
+                let number = u8::try_from(sessions.fetch_add(1, Ordering::SeqCst)).unwrap();
+                Box::new(Toy { account, number, wanted: 0, steps: VecDeque::new() })
+            });
+            let answer: AnswerControl = Arc::new(|setup| match setup[1] {
+                0xfe => ControlReply::Data(7),
+                _ => ControlReply::Reset,
+            });
+            let endpoints =
+                Endpoints { control: other, bulk_in: bulk_in_other, bulk_out: bulk_out_other };
+            adopt(&shared, 1 << 22, endpoints, open, answer).unwrap();
+            Self { control, bulk_in, bulk_out, events }
+        }
+
+        fn event(&self, kind: u8, setup: [u8; SETUP]) {
+            let [a, b, c, d, e, f, g, h] = setup;
+            write(&self.control, &[a, b, c, d, e, f, g, h, kind, 0, 0, 0]).unwrap();
+        }
+
+        fn send(&self, bytes: &[u8]) {
+            assert_eq!(write(&self.bulk_out, bytes), Ok(bytes.len()));
+        }
+
+        fn receive(&self) -> Vec<u8> {
+            let mut bytes = [0; 64];
+            let len = read(&self.bulk_in, &mut bytes).unwrap();
+            bytes[..len].to_vec()
+        }
+    }
+
+    #[test]
+    fn data_is_received_in_the_announced_length_or_to_a_short_packet() {
+        let host = Host::plug();
+        host.send(&[4]);
+        host.send(&[&[1; 4095][..], &[9]].concat());
+        assert_eq!(host.receive(), [0, 9]);
+        host.send(&[4]);
+        host.send(&[5; 100]);
+        assert_eq!(host.receive(), [0, 5]);
+    }
+
+    #[test]
+    fn control_requests_are_answered_while_a_transfer_is_awaited() {
+        let host = Host::plug();
+        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+        let mut byte = [0; 8];
+        assert_eq!(read(&host.control, &mut byte), Ok(1));
+        assert_eq!(byte[0], 7);
+    }
+
+    #[test]
+    fn next_transfer_after_a_disconnection_begins_another_session() {
+        let host = Host::plug();
+        host.send(&[4]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+        read(&host.control, &mut [0; 8]).unwrap();
+        // The data of the old session's command is a wrapper for the next one.
+        host.send(&[1]);
+        host.send(&[3; 1024]);
+        assert_eq!(host.receive(), [1, 3]);
+    }
+
+    #[test]
+    fn violation_ends_the_session_and_is_reported() {
+        let host = Host::plug();
+        host.send(&[0; 31]);
+        let event = host.events.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(matches!(event, Event::Violation { rule: "length", .. }));
+        host.send(&[1]);
+        host.send(&[3; 1024]);
+        // The halt of a socket is a transfer of one byte.
+        let answer = host.receive();
+        assert_eq!(answer, [1, 3]);
+    }
+}
