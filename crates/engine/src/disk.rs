@@ -4,18 +4,19 @@
 mod backing;
 mod blocking_op;
 mod mapping;
+mod overlay;
 mod pace;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use export::{
-    Access, Admitted, Backing, Buffer, Extent, Extents, Fault, Finished, InPlace, Op, Pool,
+    Access, Admitted, Backing, Buffer, Extent, Extents, Fault, Finished, InPlace, Op, Pool, Source,
 };
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use backing::{is_cached, is_device, locate, perform};
+use backing::{has_overlay, is_cached, is_device, locate, perform};
 pub(crate) use blocking_op::{Answer, BlockingOp};
 pub(crate) use mapping::Mapping;
 pub(crate) use pace::{Mappings, Pace};
@@ -79,9 +80,51 @@ impl Job {
                 Phase::Over(Err(Fault::Unsupported))
             }
             Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
+            // The map of an overlay shows the blocks as zeros.
+            Op::Zero { .. } if has_overlay(admitted.export().backing()) => Phase::Punch,
             Op::Zero { unmap: false, .. } => Phase::ZeroRange,
         };
-        Self { admitted, phase, done: 0, interrupted: 0, zeros: None }
+        let mut job = Self { admitted, phase, done: 0, interrupted: 0, zeros: None };
+        if job.result().is_none() {
+            match overlay::check(&job.admitted) {
+                Ok(()) => job.skip_zeros(),
+                Err(fault) => job.refuse(fault),
+            }
+        }
+        job
+    }
+
+    /// Skips the blocks of a read that are zero according to the map of an overlay.
+    fn skip_zeros(&mut self) {
+        if !has_overlay(self.admitted.export().backing()) {
+            return;
+        }
+        while self.phase == Phase::Transfer && self.admitted.op() == Op::Read {
+            let start = self.admitted.offset() + self.done;
+            let end = self.admitted.offset() + self.admitted.len();
+            let (Source::Zeros, len) = overlay::run(self.admitted.export(), start, end) else {
+                return;
+            };
+            let done = usize::try_from(self.done).unwrap_or(usize::MAX);
+            let bytes = self.admitted.bytes_mut().get_mut(done..).unwrap_or_default();
+            let len = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
+            bytes.get_mut(..len).unwrap_or_default().fill(0);
+            self.progress(len as u64);
+        }
+    }
+
+    /// Returns whether the request reads blocks of the disk itself, under an overlay.
+    pub(crate) fn reads_base(&self) -> bool {
+        let (mut at, len) = (self.admitted.offset(), self.admitted.len());
+        let end = at + len;
+        while at < end {
+            let (source, run) = overlay::run(self.admitted.export(), at, end);
+            if source == Source::Base {
+                return true;
+            }
+            at += run;
+        }
+        false
     }
 
     /// Returns the request.
@@ -123,11 +166,13 @@ impl Job {
         let (op, durable) = (self.admitted.op(), self.is_durable());
         let (export, bytes) = self.admitted.export_and_bytes();
         let backing = export.backing();
-        let (file, offset) = locate(backing, offset);
+        let (file, run) = locate(export, op, offset, left);
         let call = match self.phase {
             Phase::Transfer => {
                 let done = usize::try_from(self.done).unwrap_or(usize::MAX);
                 let bytes = bytes.get_mut(done..).unwrap_or_default();
+                let len = usize::try_from(run).map_or(bytes.len(), |run| run.min(bytes.len()));
+                let bytes = bytes.get_mut(..len).unwrap_or_default();
                 match op {
                     Op::Read => Call::Read { offset, into: bytes },
                     _ => Call::Write { offset, from: bytes, durable },
@@ -176,7 +221,10 @@ impl Job {
     fn succeed(&mut self, moved: usize) {
         self.interrupted = 0;
         match self.phase {
-            Phase::Transfer | Phase::Fill => self.progress(moved as u64),
+            Phase::Transfer | Phase::Fill => {
+                self.progress(moved as u64);
+                self.skip_zeros();
+            }
             Phase::Punch | Phase::ZeroRange if self.is_durable() => self.phase = Phase::Sync,
             _ => self.end(Ok(())),
         }
@@ -241,6 +289,7 @@ impl Job {
     }
 
     fn end(&mut self, result: Result<(), Fault>) {
+        let result = result.and_then(|()| overlay::record(&self.admitted));
         if self.admitted.op() == Op::Read {
             // Old contents of the buffer must not be sent, neither after a failure nor beyond the
             // end of the disk.

@@ -6,12 +6,16 @@ use std::slice;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Overlay;
+
 /// The open files that hold the data of an export, and how its bytes are laid out in them. Only
 /// data: the driver interprets it.
 #[derive(Debug)]
 pub enum Backing {
     /// A block device or a file in which every byte of the export has the same offset.
     Raw(OwnedFd),
+    /// A disk that is only read, and files with what was written to the export.
+    Overlay(Overlay),
 }
 
 /// The layout of a [`Backing`], without the files. A process sends both to another separately.
@@ -19,6 +23,11 @@ pub enum Backing {
 pub enum Layout {
     /// That of [`Backing::Raw`].
     Raw,
+    /// That of [`Backing::Overlay`].
+    Overlay {
+        /// The most that it may store, in bytes.
+        limit: u64,
+    },
 }
 
 impl Backing {
@@ -30,6 +39,10 @@ impl Backing {
                 let [disk] = descriptors.try_into().ok()?;
                 Some(Self::Raw(disk))
             }
+            Layout::Overlay { limit } => {
+                let [base, data, map] = descriptors.try_into().ok()?;
+                Some(Self::Overlay(Overlay::new(base, data, map, limit)))
+            }
         }
     }
 
@@ -37,6 +50,7 @@ impl Backing {
     pub fn layout(&self) -> Layout {
         match self {
             Self::Raw(_) => Layout::Raw,
+            Self::Overlay(overlay) => Layout::Overlay { limit: overlay.limit() },
         }
     }
 
@@ -44,6 +58,7 @@ impl Backing {
     pub fn descriptors(&self) -> &[OwnedFd] {
         match self {
             Self::Raw(disk) => slice::from_ref(disk),
+            Self::Overlay(overlay) => &overlay.files,
         }
     }
 
@@ -51,6 +66,15 @@ impl Backing {
     pub fn written(&self) -> BorrowedFd<'_> {
         match self {
             Self::Raw(disk) => disk.as_fd(),
+            Self::Overlay(overlay) => overlay.data().as_fd(),
+        }
+    }
+
+    /// Returns the files that are never written, whatever the access of the export.
+    pub fn only_read(&self) -> &[OwnedFd] {
+        match self {
+            Self::Raw(_) => &[],
+            Self::Overlay(overlay) => slice::from_ref(overlay.base()),
         }
     }
 }

@@ -159,8 +159,12 @@ impl Export {
         }
     }
 
-    /// Sets the length of the disk in bytes. Returns whether this changes the capacity.
+    /// Sets the length of the disk in bytes. Returns whether this changes the capacity: that of an
+    /// export with an overlay stays, as its map was made for it.
     pub fn resize(&self, bytes: u64) -> bool {
+        if matches!(self.backing, Backing::Overlay(_)) {
+            return false;
+        }
         let before = self.bytes();
         self.bytes.store(bytes, Ordering::Release);
         self.bytes() != before

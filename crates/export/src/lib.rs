@@ -61,7 +61,7 @@
 //! let mut admitted = grant.admit(read(0, 1)).map_err(|denied| denied.fault.to_string())?;
 //!
 //! // The driver executes it.
-//! let Backing::Raw(disk) = admitted.export().backing();
+//! let Backing::Raw(disk) = admitted.export().backing() else { unreachable!() };
 //! let disk = std::fs::File::from(disk.try_clone()?);
 //! let offset = admitted.offset();
 //! let result = disk.read_exact_at(admitted.bytes_mut(), offset).map_err(Fault::from);
@@ -88,6 +88,7 @@ mod fault;
 mod fence;
 mod geometry;
 mod id;
+mod overlay;
 mod peer;
 mod policy;
 mod request;
@@ -110,6 +111,7 @@ pub use fault::Fault;
 pub use fence::Fence;
 pub use geometry::Geometry;
 pub use id::ExportId;
+pub use overlay::{BlockMap, Overlay, Source};
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
 pub use request::{Admitted, Denied, Finished, Grant, Op, Outcome, Request, Ticket};

@@ -45,7 +45,7 @@
 //!         match step {
 //!             Step::Send(segment) => to_client.extend(segment.parts().concat()),
 //!             Step::Submit(mut request) => {
-//!                 let Backing::Raw(disk) = request.export().backing();
+//!                 let Backing::Raw(disk) = request.export().backing() else { unreachable!() };
 //!                 let disk = std::fs::File::from(disk.try_clone()?);
 //!                 let offset = request.offset();
 //!                 let result = disk.read_exact_at(request.bytes_mut(), offset);

@@ -77,7 +77,7 @@
 //!             Step::Allocate { len, .. } => job.provide(account.take(len).ok_or("no memory")?),
 //!             Step::Submit(mut admitted) => {
 //!                 // That is for a driver.
-//!                 let Backing::Raw(disk) = admitted.export().backing();
+//!                 let Backing::Raw(disk) = admitted.export().backing() else { unreachable!() };
 //!                 let disk = std::fs::File::from(disk.try_clone().map_err(|_| "no descriptor")?);
 //!                 let offset = admitted.offset();
 //!                 let result = match admitted.op() {

@@ -4,11 +4,11 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use export::{Backing, Pool};
+use export::{Backing, Export, Op, Overlay, Pool, Source};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::Call;
+use super::{Call, overlay};
 
 /// `TMPFS_MAGIC`, also the type of a memfd.
 const TMPFS: u32 = 0x0102_1994;
@@ -19,12 +19,25 @@ const MEMORY_DEVICES: u32 = 1;
 /// Device number of `/dev/zero`.
 const ZERO_DEVICE: u64 = 0x105;
 
-/// Returns where the byte at `offset` of the export is stored: the index of a file in
-/// [`Backing::descriptors`], and the offset in it.
-pub(super) fn locate(backing: &Backing, offset: u64) -> (usize, u64) {
-    match backing {
-        Backing::Raw(_) => (0, offset),
+/// Returns where `op` finds the bytes of the export from `offset` on: the index of a file in
+/// [`Backing::descriptors`], in which they have the same offset, and how many of the next `len`
+/// bytes are there.
+pub(super) fn locate(export: &Export, op: Op, offset: u64, len: u64) -> (usize, u64) {
+    match export.backing() {
+        Backing::Raw(_) => (0, len),
+        Backing::Overlay(_) if op == Op::Read => {
+            match overlay::run(export, offset, offset.saturating_add(len)) {
+                (Source::Base, run) => (Overlay::BASE, run),
+                (Source::Overlay | Source::Zeros, run) => (Overlay::DATA, run),
+            }
+        }
+        Backing::Overlay(_) => (Overlay::DATA, len),
     }
+}
+
+/// Returns whether what is written is stored in an overlay.
+pub(super) fn has_overlay(backing: &Backing) -> bool {
+    matches!(backing, Backing::Overlay(_))
 }
 
 /// Executes a call on the file with this index, blocking.
@@ -49,23 +62,38 @@ pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<
 pub(super) fn is_device(backing: &Backing) -> bool {
     match backing {
         Backing::Raw(disk) => is_block_device(disk),
+        Backing::Overlay(_) => false,
     }
 }
 
 /// Returns whether writes may be cached, so that their errors are reported later.
 pub(super) fn is_cached(backing: &Backing) -> bool {
-    match backing {
-        Backing::Raw(disk) => {
-            let flags = rustix::fs::fcntl_getfl(disk);
-            flags.is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
-        }
-    }
+    is_cached_file(backing.written())
 }
 
-/// Returns whether reads and writes complete immediately, because the data is in memory.
-pub(super) fn is_memory(backing: &Backing) -> bool {
-    match backing {
-        Backing::Raw(disk) => is_memory_file(disk),
+/// Returns whether reads of the file, or writes to it, may be cached.
+pub(super) fn is_cached_file(file: impl AsFd) -> bool {
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
+}
+
+/// Which requests complete immediately, because the data is in memory.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct InMemory {
+    /// Reads of any block.
+    pub(super) all: bool,
+    /// Writes, and reads of what is in the overlay, if there is one.
+    pub(super) written: bool,
+}
+
+impl InMemory {
+    pub(super) fn of(backing: &Backing) -> Self {
+        let written = is_memory_file(backing.written());
+        match backing {
+            Backing::Raw(_) => Self { all: written, written },
+            Backing::Overlay(overlay) => {
+                Self { all: written && is_memory_file(overlay.base()), written }
+            }
+        }
     }
 }
 
@@ -83,7 +111,7 @@ pub(super) struct Mappable<'a> {
 
 /// Returns what to map, if the first `bytes` bytes of the export are in a file that is in memory.
 pub(super) fn mappable(backing: &Backing, bytes: u64) -> Option<Mappable<'_>> {
-    let Backing::Raw(file) = backing;
+    let Backing::Raw(file) = backing else { return None };
     let stat = rustix::fs::fstat(file).ok()?;
     let file_type = FileType::from_raw_mode(stat.st_mode);
     if file_type == FileType::CharacterDevice && stat.st_rdev == ZERO_DEVICE {
@@ -103,7 +131,8 @@ fn is_block_device(file: &OwnedFd) -> bool {
     stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
 }
 
-fn is_memory_file(file: &OwnedFd) -> bool {
+fn is_memory_file(file: impl AsFd) -> bool {
+    let file = file.as_fd();
     let in_tmpfs = rustix::fs::fstatfs(file).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(TMPFS));
     rustix::fs::fstat(file).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => in_tmpfs,

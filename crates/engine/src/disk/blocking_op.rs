@@ -5,11 +5,12 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Admitted, Backing, Export, Extent, Op};
+use export::{Admitted, Backing, Export, Extent, Op, Source};
 use rustix::fs::{Advice, FileType, SeekFrom};
 use rustix::io::Errno;
 
-use super::backing::is_cached;
+use super::backing::is_cached_file;
+use super::overlay;
 
 /// The result of a [`BlockingOp`]: the extents, or nothing for a prefetch.
 pub(crate) type Answer = Vec<Extent>;
@@ -47,14 +48,32 @@ impl BlockingOp {
     /// Executes the operation, blocking. Errors are not reported: a range with unknown status
     /// counts as data, and a failed prefetch is ignored.
     pub(crate) fn run(&self) -> Answer {
-        let Backing::Raw(disk) = self.export.backing();
+        let disk = match self.export.backing() {
+            Backing::Raw(disk) => disk,
+            Backing::Overlay(overlay) => overlay.base(),
+        };
         if self.op == Op::Extents {
-            return self.map(disk);
+            return self.map_runs(disk);
         }
-        if is_cached(self.export.backing()) {
+        if is_cached_file(disk) {
             self.read_ahead(disk);
         }
         Vec::new()
+    }
+
+    /// Maps the runs of blocks with the same source.
+    fn map_runs(&self, disk: &OwnedFd) -> Answer {
+        let (mut extents, mut at) = (Vec::new(), self.start);
+        while at < self.end && extents.len() < self.room {
+            let (source, len) = overlay::run(&self.export, at, self.end);
+            match source {
+                Source::Base => extents.extend(self.map(disk, at, at + len)),
+                Source::Overlay => extents.push(Extent::data(len)),
+                Source::Zeros => extents.push(Extent::hole(len)),
+            }
+            at += len;
+        }
+        extents
     }
 
     fn read_ahead(&self, disk: &OwnedFd) {
@@ -67,22 +86,22 @@ impl BlockingOp {
         }
     }
 
-    fn map(&self, disk: &OwnedFd) -> Answer {
+    fn map(&self, disk: &OwnedFd, start: u64, end: u64) -> Answer {
         let stat = rustix::fs::fstat(disk);
         let file =
             stat.ok().filter(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile);
         let size = file.and_then(|stat| u64::try_from(stat.st_size).ok());
         match size {
-            Some(size) => self.map_file(disk, size.min(self.end)),
-            None => vec![Extent::data(self.end - self.start)],
+            Some(size) => self.map_file(disk, start, end, size.min(end)),
+            None => vec![Extent::data(end - start)],
         }
     }
 
     /// Maps the file up to `size`, its end. An export that is longer than its file is not a hole
     /// there, because reads fail.
-    fn map_file(&self, disk: &OwnedFd, size: u64) -> Answer {
+    fn map_file(&self, disk: &OwnedFd, start: u64, end: u64, size: u64) -> Answer {
         let mut extents = Vec::new();
-        let mut at = self.start;
+        let mut at = start;
         while at < size && extents.len() < self.room {
             let data = seek(disk, SeekFrom::Data(at), at, size);
             if data > at {
@@ -94,8 +113,8 @@ impl BlockingOp {
             }
             at = hole;
         }
-        if at < self.end && extents.len() < self.room {
-            extents.push(Extent::data(self.end - at));
+        if at < end && extents.len() < self.room {
+            extents.push(Extent::data(end - at));
         }
         extents
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use export::{Export, Op, PAGE};
 use rustix::process::{Resource, getrlimit};
 
-use super::backing::{Mappable, is_memory, mappable};
+use super::backing::{InMemory, Mappable, mappable};
 use super::{Job, Mapping};
 
 /// Whether requests to the disk that a connection used last complete immediately. Such requests are
@@ -18,7 +18,7 @@ use super::{Job, Mapping};
 pub(crate) struct Pace {
     /// Identifies the disk, without keeping it open.
     export: Weak<Export>,
-    at_once: bool,
+    in_memory: InMemory,
     mapping: Option<Rc<Mapping>>,
 }
 
@@ -28,12 +28,17 @@ impl Pace {
     pub(crate) fn run_at_once(&mut self, job: &mut Job, mappings: &mut Mappings) {
         let export = job.admitted().export();
         if !ptr::eq(self.export.as_ptr(), Arc::as_ptr(export)) {
-            let at_once = is_memory(export.backing());
-            let mapping = if at_once { mappings.get(export) } else { None };
-            *self = Self { export: Arc::downgrade(export), at_once, mapping };
+            let in_memory = InMemory::of(export.backing());
+            let mapping = if in_memory.all { mappings.get(export) } else { None };
+            *self = Self { export: Arc::downgrade(export), in_memory, mapping };
         }
-        if !self.at_once || !matches!(job.admitted().op(), Op::Read | Op::Write { .. } | Op::Flush)
-        {
+        let InMemory { all, written } = self.in_memory;
+        let at_once = match job.admitted().op() {
+            Op::Read => all || (written && !job.reads_base()),
+            Op::Write { .. } | Op::Flush => written,
+            Op::Zero { .. } | Op::Discard | Op::Extents | Op::Prefetch => false,
+        };
+        if !at_once {
             return;
         }
         let mapped = self.mapping.as_ref().is_some_and(|mapping| job.run_mapped(mapping));

@@ -1,0 +1,278 @@
+//! Execution of requests to an export with an [`Overlay`]: where its blocks are read, and the map
+//! of what was written.
+//!
+//! The unit of the map is the logical block, so that no write needs data of the disk. A request is
+//! executed as a sequence of calls, one for each run of blocks from the same source.
+
+use std::os::fd::OwnedFd;
+
+use export::{Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, Source};
+use rustix::io::Errno;
+
+/// Returns the overlay of an export, if it has one, and its map.
+pub(super) fn overlay(export: &Export) -> Option<Result<(&Overlay, &BlockMap), Fault>> {
+    let Backing::Overlay(overlay) = export.backing() else { return None };
+    let load = || BlockMap::load(export.blocks(), |at, into| fill(overlay.map_file(), at, into));
+    Some(overlay.map(load).map(|map| (overlay, map)))
+}
+
+/// Returns the source of the byte at `offset`, and for how many of the bytes up to `end` it is the
+/// same. Both are multiples of the block size.
+pub(super) fn run(export: &Export, offset: u64, end: u64) -> (Source, u64) {
+    let shift = export.geometry.shift();
+    match overlay(export) {
+        Some(Ok((_, map))) => {
+            let (source, blocks) = map.run(offset >> shift, end >> shift);
+            (source, blocks << shift)
+        }
+        Some(Err(_)) | None => (Source::Base, end.saturating_sub(offset)),
+    }
+}
+
+/// Checks a request before it starts.
+///
+/// # Errors
+/// [`Fault::NoSpace`] for a write for which there is no room. The fault of reading the map.
+pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
+    let export = admitted.export();
+    let Some(overlay) = overlay(export) else { return Ok(()) };
+    let (overlay, map) = overlay?;
+    if !matches!(admitted.op(), Op::Write { .. }) || map.is_all(blocks(admitted), Source::Overlay) {
+        return Ok(());
+    }
+    let used = stored(overlay.data())? + 2 * stored(overlay.map_file())?;
+    let room = overlay.limit().checked_sub(used);
+    if room.is_some_and(|room| room >= admitted.len()) { Ok(()) } else { Err(Fault::NoSpace) }
+}
+
+/// Records a completed request in the map, so that its blocks are read from the overlay from now on.
+///
+/// # Errors
+/// Fails if the map cannot be stored.
+pub(super) fn record(admitted: &Admitted) -> Result<(), Fault> {
+    let source = match admitted.op() {
+        Op::Write { .. } => Source::Overlay,
+        Op::Zero { .. } | Op::Discard => Source::Zeros,
+        Op::Read | Op::Flush | Op::Extents | Op::Prefetch => return Ok(()),
+    };
+    let Some(overlay) = overlay(admitted.export()) else { return Ok(()) };
+    let (overlay, map) = overlay?;
+    map.set(blocks(admitted), source, |at, bytes| store(overlay.map_file(), at, bytes))
+}
+
+fn blocks(admitted: &Admitted) -> std::ops::Range<u64> {
+    let shift = admitted.export().geometry.shift();
+    let start = admitted.offset() >> shift;
+    start..start + (admitted.len() >> shift)
+}
+
+/// Returns how many bytes the file occupies.
+fn stored(file: &OwnedFd) -> Result<u64, Fault> {
+    let stat = rustix::fs::fstat(file).map_err(fault)?;
+    Ok(u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512))
+}
+
+/// Reads, with zeros beyond the end of the file.
+fn fill(file: &OwnedFd, mut at: u64, mut into: &mut [u8]) -> Result<(), Fault> {
+    while !into.is_empty() {
+        match rustix::io::pread(file, &mut *into, at) {
+            Ok(0) => break,
+            Ok(read) => {
+                at += read as u64;
+                into = into.get_mut(read..).unwrap_or_default();
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(fault(errno)),
+        }
+    }
+    into.fill(0);
+    Ok(())
+}
+
+fn store(file: &OwnedFd, mut at: u64, mut bytes: &[u8]) -> Result<(), Fault> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, at) {
+            Ok(0) => return Err(Fault::NoSpace),
+            Ok(written) => {
+                at += written as u64;
+                bytes = bytes.get(written..).unwrap_or_default();
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(fault(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn fault(errno: Errno) -> Fault {
+    Fault::from_errno(errno.raw_os_error())
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use export::{Access, Extents, Geometry, Grant, Identity, Outcome, Pool, Request, Ticket};
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+    use crate::disk::carry_out;
+
+    const BLOCK: usize = 512;
+    const BLOCKS: usize = 300;
+    const WRITE: Op = Op::Write { durable: false };
+
+    fn memory(bytes: usize) -> OwnedFd {
+        let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&disk, bytes as u64).unwrap();
+        disk
+    }
+
+    /// A disk of random bytes that can only be read, and its contents.
+    fn base() -> (OwnedFd, Vec<u8>) {
+        let mut random = Random(7);
+        let bytes: Vec<u8> = (0..BLOCKS * BLOCK).map(|_| random.below(256) as u8).collect();
+        let disk = std::fs::File::from(memory(0));
+        disk.write_all_at(&bytes, 0).unwrap();
+        let path = format!("/proc/self/fd/{}", disk.as_raw_fd());
+        (std::fs::File::open(path).unwrap().into(), bytes)
+    }
+
+    fn grant(files: [OwnedFd; 3], limit: u64) -> Grant {
+        let [base, data, map] = files;
+        let backing = Backing::Overlay(Overlay::new(base, data, map, limit));
+        let geometry = Geometry::new(512, 512).unwrap();
+        let bytes = (BLOCKS * BLOCK) as u64;
+        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, backing);
+        export.access = Access::Writable;
+        Grant::new(Arc::new(export))
+    }
+
+    fn run_op(grant: &Grant, op: Op, lba: usize, blocks: usize, fill: u8) -> Outcome {
+        let len = match op {
+            Op::Read | Op::Write { .. } => blocks * BLOCK,
+            Op::Extents => 64 * export::Extent::LEN,
+            _ => 0,
+        };
+        let buffer = (len > 0).then(|| {
+            let mut buffer = Pool::new(1 << 20).open().take(len).unwrap();
+            buffer.bytes_mut().fill(fill);
+            buffer
+        });
+        let (lba, blocks) = (lba as u64, blocks as u64);
+        let request = Request { op, lba, blocks, buffer, ticket: Ticket::new(1) };
+        carry_out(grant.admit(request).unwrap()).outcome
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(self.0 >> 33).unwrap() % end
+        }
+    }
+
+    fn contents(file: &OwnedFd) -> Vec<u8> {
+        let mut bytes = vec![0; BLOCKS * BLOCK];
+        let file = std::fs::File::from(file.try_clone().unwrap());
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn random_operations_never_change_the_base() {
+        let (disk, original) = base();
+        let (data, map) = (memory(BLOCKS * BLOCK), memory(0));
+        let clones = || [&disk, &data, &map].map(|file| file.try_clone().unwrap());
+        let mut grant = grant(clones(), 1 << 30);
+        let (mut model, mut random) = (original.clone(), Random(1));
+        for round in 0..3000 {
+            let lba = random.below(BLOCKS);
+            let blocks = 1 + random.below((BLOCKS - lba).min(40));
+            let fill = 1 + random.below(255) as u8;
+            let range = lba * BLOCK..(lba + blocks) * BLOCK;
+            let zero = |unmap, fast| Op::Zero { unmap, fast, durable: fast };
+            match random.below(8) {
+                0..3 => {
+                    let op = Op::Write { durable: round % 2 == 0 };
+                    assert_eq!(run_op(&grant, op, lba, blocks, fill).result, Ok(()));
+                    model[range].fill(fill);
+                }
+                3 => {
+                    let op = [Op::Discard, zero(true, true), zero(false, false), zero(false, true)];
+                    let op = op[random.below(4)];
+                    assert_eq!(run_op(&grant, op, lba, blocks, 0).result, Ok(()), "{op:?}");
+                    model[range].fill(0);
+                }
+                // The worker was replaced: only the files remain.
+                4 if round % 100 == 0 => grant = self::grant(clones(), 1 << 30),
+                4 => assert_eq!(run_op(&grant, Op::Flush, 0, 0, 0).result, Ok(())),
+                _ => {
+                    let outcome = run_op(&grant, Op::Read, lba, blocks, 0xee);
+                    assert_eq!(outcome.result, Ok(()));
+                    assert!(outcome.buffer.unwrap().bytes() == &model[range], "{lba} {blocks}");
+                }
+            }
+        }
+        assert!(contents(&disk) == original);
+        assert!(run_op(&grant, Op::Read, 0, BLOCKS, 0).buffer.unwrap().bytes() == model);
+    }
+
+    #[test]
+    fn full_overlay_refuses_new_blocks_only() {
+        let (disk, original) = base();
+        let files = [disk.try_clone().unwrap(), memory(BLOCKS * BLOCK), memory(0)];
+        // Two pages of data, and the map: a page for its table, and one for its leaf, twice.
+        let grant = grant(files, 6 * 4096);
+        let write = |lba| run_op(&grant, WRITE, lba, 8, 9).result;
+        assert_eq!((write(0), write(8)), (Ok(()), Ok(())));
+        assert_eq!(write(16), Err(Fault::NoSpace));
+        assert_eq!(write(4), Ok(()), "these blocks have room");
+        let read = |lba| run_op(&grant, Op::Read, lba, 8, 0).buffer.unwrap().bytes().to_vec();
+        assert!(read(16) == original[16 * BLOCK..24 * BLOCK]);
+        assert_eq!(run_op(&grant, Op::Discard, 0, 8, 0).result, Ok(()));
+        assert_eq!(write(16), Ok(()), "a discard makes room");
+        assert!(contents(&disk) == original);
+    }
+
+    #[test]
+    fn fault_of_the_base_fails_only_reads_of_it() {
+        let files = [memory(BLOCK), memory(BLOCKS * BLOCK), memory(0)];
+        let grant = grant(files, 1 << 30);
+        assert_eq!(run_op(&grant, WRITE, 10, 2, 5).result, Ok(()));
+        assert_eq!(run_op(&grant, Op::Discard, 12, 2, 0).result, Ok(()));
+        assert_eq!(run_op(&grant, Op::Read, 10, 4, 0).result, Ok(()));
+        let outcome = run_op(&grant, Op::Read, 8, 4, 0xee);
+        assert_eq!(outcome.result, Err(Fault::Io));
+        assert!(outcome.buffer.unwrap().bytes().iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn fault_of_the_overlay_fails_the_request() {
+        // Reads as a map of untouched blocks, and cannot be written.
+        let broken = || OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+        let (disk, original) = base();
+        for (data, map) in [(broken(), memory(0)), (memory(BLOCKS * BLOCK), broken())] {
+            let grant = grant([disk.try_clone().unwrap(), data, map], 1 << 30);
+            assert!(run_op(&grant, WRITE, 3, 2, 5).result.is_err());
+            let read = run_op(&grant, Op::Read, 0, 8, 0);
+            assert!(read.buffer.unwrap().bytes() == &original[..8 * BLOCK]);
+        }
+    }
+
+    #[test]
+    fn extents_show_zeros_of_the_overlay_as_holes() {
+        let (disk, _) = base();
+        let grant = grant([disk, memory(BLOCKS * BLOCK), memory(0)], 1 << 30);
+        assert_eq!(run_op(&grant, WRITE, 10, 2, 5).result, Ok(()));
+        assert_eq!(run_op(&grant, Op::Discard, 20, 4, 0).result, Ok(()));
+        let buffer = run_op(&grant, Op::Extents, 0, 30, 0).buffer.unwrap();
+        let extents: Vec<_> = Extents::parse(buffer.bytes()).collect();
+        let holes = extents.iter().filter(|extent| extent.hole).map(|extent| extent.len);
+        let all = extents.iter().map(|extent| extent.len);
+        assert_eq!((holes.sum::<u64>(), all.sum::<u64>()), (4 * 512, 30 * 512));
+    }
+}
