@@ -19,6 +19,7 @@ pub(crate) fn disk(n: usize) -> Disk {
         serial: format!("S{n}"),
         contents: String::new(),
         access: Access::ReadOnly,
+        kept: None,
         attached: Vec::new(),
         read: 0,
         written: 0,

@@ -152,6 +152,8 @@ pub struct Disk {
     pub contents: String,
     /// The access of hosts.
     pub access: Access,
+    /// Bytes of changes that are kept in memory instead of on the disk; `None` without an overlay.
+    pub kept: Option<u64>,
     /// The attached hosts.
     pub attached: Vec<Host>,
     /// Bytes read by hosts.

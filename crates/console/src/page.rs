@@ -1,7 +1,7 @@
 //! Line layout: wrapped sentences, commands that are never wrapped, colours.
 
 use crate::width::columns;
-use crate::{Disk, Host, Model, escape_unprintable, short_host_nqn};
+use crate::{Disk, Host, Model, decimal, escape_unprintable, short_host_nqn};
 use export::Access;
 use protocol::endpoint::Endpoint;
 use protocol::{PROTOCOLS, Protocol};
@@ -101,9 +101,14 @@ impl Page {
 
     /// Formats the access to a disk.
     pub(crate) fn access(&self, disk: &Disk) -> String {
-        match disk.access {
-            Access::ReadOnly => "read-only".to_owned(),
-            Access::Writable => self.colorize(Role::Warning, "writable: hosts can change it"),
+        match (disk.access, disk.kept) {
+            (Access::ReadOnly, _) => "read-only".to_owned(),
+            (Access::Writable, Some(kept)) => {
+                format!("overlay: {} of changes in memory, the disk is not changed", decimal(kept))
+            }
+            (Access::Writable, None) => {
+                self.colorize(Role::Warning, "writable: hosts can change it")
+            }
         }
     }
 

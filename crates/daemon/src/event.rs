@@ -8,11 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use console::escape_unprintable;
-use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
+use export::{
+    Access, Backing, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport,
+};
 use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};
 
+use crate::overlay;
 use crate::rate_limit::CountedEvent;
 use protocol::commands::ExportNames;
 use protocol::endpoint::Endpoint;
@@ -85,6 +88,9 @@ pub enum ServeEvent {
         read: u64,
         /// Bytes written by this attachment.
         written: u64,
+        /// Changes that an overlay keeps, in bytes, of all hosts; `None` without one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kept: Option<u64>,
         /// The secure channel it used.
         #[serde(flatten)]
         shown: HostAuth,
@@ -232,8 +238,25 @@ pub struct Disk {
     block_size: u32,
     #[serde(serialize_with = "access_name")]
     access: Access,
+    /// Where what hosts write is kept, if not on the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlay: Option<OverlayRef>,
     model: String,
     serial: String,
+}
+
+/// The overlay of an exported disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct OverlayRef {
+    kept_in: &'static str,
+    limit: u64,
+}
+
+impl OverlayRef {
+    fn of(export: &Export) -> Option<Self> {
+        let Backing::Overlay(overlay) = export.backing() else { return None };
+        Some(Self { kept_in: "memory", limit: overlay.limit() })
+    }
 }
 
 /// Command lines or URIs of an export for all endpoints, by protocol: members of the table.
@@ -341,6 +364,7 @@ impl ServeEvent {
             bytes: export.bytes(),
             block_size: export.geometry.block(),
             access: export.access,
+            overlay: OverlayRef::of(export),
             model: export.identity.model.clone(),
             serial: export.identity.serial.clone(),
         };
@@ -451,6 +475,7 @@ impl ServeEvent {
                 reason: reason.to_string(),
                 read,
                 written,
+                kept: overlay::kept(&export),
                 shown: HostAuth::of(&peer, None, policy),
             },
             Event::PairingRequested { peer, request } => Self::Asking {

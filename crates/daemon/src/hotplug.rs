@@ -17,7 +17,8 @@ use linux::uevent::{Action, Message, Uevents};
 use crate::device::Device;
 use crate::disk_filter::{DiskFilter, Selection};
 use crate::examine::{Examiner, LIMIT, SLOW};
-use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, devices_to_examine};
+use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, Writes, devices_to_examine};
+use crate::overlay;
 pub use change::Change;
 use change::{changed, is_lent};
 use failure::Failure;
@@ -175,7 +176,10 @@ impl Hotplug {
                 "the disks of this machine cannot be listed: {error}; is /sys mounted?"
             ))
         })?;
-        let writable = lent_disks.iter().filter(|lent| lent.export.access == Access::Writable);
+        // A disk with an overlay is read-only when it is added again.
+        let writable = lent_disks.iter().filter(|lent| {
+            lent.export.access == Access::Writable && overlay::kept(&lent.export).is_none()
+        });
         self.writable = writable.filter_map(|lent| lent.fingerprint).collect();
         let names: HashSet<String> = machine.disks.iter().map(|disk| disk.name.clone()).collect();
         let now = Instant::now();
@@ -383,7 +387,8 @@ impl Hotplug {
             return self.report(&disk.name, sentence);
         }
         let writable = selection == Selection::Writable;
-        let request = LendRequest { path: disk.path(&self.options.tree), writable };
+        let writes = if writable { Writes::ToDisk } else { Writes::Refused };
+        let request = LendRequest { path: disk.path(&self.options.tree), writes };
         match self.options.lend_examined(&request, examined) {
             Ok(mut lent) => {
                 self.reported.remove(&disk.name);
@@ -537,6 +542,7 @@ mod test {
                 base: None,
                 allow_in_use: false,
                 force: false,
+                overlay_limit: 0,
                 machine,
                 at_rest: false,
                 reported: ReportedIdentity::default(),

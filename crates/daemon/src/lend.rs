@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::examine::{examine, limit_for};
 use crate::reported::ReportedIdentity;
 use crate::size::Size;
-use crate::{contents, demo};
+use crate::{contents, demo, overlay};
 use failure::Failure;
 use nvme::nqn;
 
@@ -29,8 +29,26 @@ use nvme::nqn;
 pub struct LendRequest {
     /// Path as given by the user.
     pub path: PathBuf,
-    /// Whether to export it writable.
-    pub writable: bool,
+    /// Where what hosts write goes.
+    pub writes: Writes,
+}
+
+/// Where what hosts write to a disk goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// Nowhere: the disk is exported read-only.
+    Refused,
+    /// To the disk.
+    ToDisk,
+    /// To memory. The disk is not changed, and is opened read-only.
+    ToOverlay,
+}
+
+impl LendRequest {
+    /// Returns whether the disk itself may be written.
+    fn writes_disk(&self) -> bool {
+        self.writes == Writes::ToDisk
+    }
 }
 
 /// Name of the demo disk.
@@ -47,6 +65,8 @@ pub struct LendOptions {
     pub allow_in_use: bool,
     /// Whether to export disks writable whose contents cannot be read.
     pub force: bool,
+    /// The most that an overlay may keep, in bytes.
+    pub overlay_limit: u64,
     /// Machine ID.
     pub machine: MachineId,
     /// Whether the machine was booted into target mode, where it uses none of its disks itself.
@@ -90,10 +110,11 @@ impl LentDisk {
     }
 
     /// Current size of an image file, as cached: a network file system is not queried, since its
-    /// server may be unresponsive. Returns `None` for devices.
+    /// server may be unresponsive. Returns `None` for devices, and with an overlay.
     pub fn file_bytes(&self) -> Option<u64> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let Backing::Raw(file) = self.export.backing();
+        // The size of an export with an overlay does not change.
+        let Backing::Raw(file) = self.export.backing() else { return None };
         let stat = statx(file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         (kind == FileType::RegularFile).then_some(stat.stx_size)
@@ -141,7 +162,7 @@ impl LendOptions {
                     &ExaminedDisk { machine: &machine, disk: &disk, findings: &findings },
                 )
             }
-            None if self.allow_in_use && !request.writable => {
+            None if self.allow_in_use && !request.writes_disk() => {
                 self.lend_opened(request, device, None)
             }
             None => Err(Failure::new(format!(
@@ -178,12 +199,12 @@ impl LendOptions {
     /// reported when opening it.
     fn check(&self, request: &LendRequest, verdict: &Verdict) -> Result<(), Failure> {
         let asked = if self.allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
-        let asked = if request.writable { Asked::ByName } else { asked };
+        let asked = if request.writes_disk() { Asked::ByName } else { asked };
         let path = request.path.display();
         if let Some(reason) = verdict.reasons.iter().find(|reason| reason.code == Code::Silent) {
             return Err(Failure::new(format!("{path} is not lent: {reason}")));
         }
-        if request.writable
+        if request.writes_disk()
             && !self.force
             && let Some(reason) = verdict.of_weight(Weight::Unread).next()
         {
@@ -195,7 +216,7 @@ impl LendOptions {
             return Ok(());
         };
         let is_known = reason.code.weight() == Weight::InUse;
-        Err(Failure::new(match (is_known, request.writable) {
+        Err(Failure::new(match (is_known, request.writes_disk()) {
             (true, true) => format!(
                 "{path} is in use ({reason}), and a disk in use is never lent writable; stop \
                  that first"
@@ -221,7 +242,7 @@ impl LendOptions {
         number: Option<DeviceNumber>,
         examined: Option<&ExaminedDisk<'_>>,
     ) -> Result<LentDisk, Failure> {
-        let purpose = if request.writable { OpenFor::Writing } else { OpenFor::Reading };
+        let purpose = if request.writes_disk() { OpenFor::Writing } else { OpenFor::Reading };
         let opened =
             open(&self.tree, &request.path, purpose, self.allow_in_use).map_err(Failure::new)?;
         check_same(request, &opened, number)?;
@@ -266,7 +287,7 @@ impl LendOptions {
         // The size of a device is rounded down to whole blocks.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
         let bytes = opened.bytes + tail;
-        if tail > 0 && request.writable {
+        if tail > 0 && request.writes != Writes::Refused {
             let block = opened.logical_block;
             return Err(Failure::new(format!(
                 "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
@@ -282,16 +303,36 @@ impl LendOptions {
         });
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
-        let mut export = Export::new(&path, id, identity, geometry, bytes, descriptor.into());
-        export.access = if request.writable { Access::Writable } else { Access::ReadOnly };
+        let overlaid = request.writes == Writes::ToOverlay;
+        let backing = match overlaid {
+            true => overlay::in_memory(descriptor, bytes, self.overlay_limit)
+                .map_err(|error| Failure::new(format!("{path} cannot be lent: {error}")))?,
+            false => descriptor.into(),
+        };
+        let mut export = Export::new(&path, id, identity, geometry, bytes, backing);
+        export.access = match request.writes {
+            Writes::Refused => Access::ReadOnly,
+            Writes::ToDisk | Writes::ToOverlay => Access::Writable,
+        };
+        // Memory needs no flush.
+        let volatile_cache = volatile_cache && !overlaid;
         export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
-        export.discard = can_discard;
+        (export.discard, export.discard_zeroes) = (can_discard || overlaid, overlaid);
         if let Some(disk) = disk {
             export.short = device_name(&request.path, disk);
         }
         let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
-        Ok(LentDisk { notes: filled.into_iter().collect(), _whole: whole, ..lent })
+        let kept = overlaid.then(|| self.overlay_note(&path));
+        Ok(LentDisk { notes: filled.into_iter().chain(kept).collect(), _whole: whole, ..lent })
+    }
+
+    fn overlay_note(&self, path: &str) -> String {
+        format!(
+            "what hosts write to {path} is kept in memory, {} at most, and is gone when storagetm ends \
+             or the disk is removed; {path} itself is not changed",
+            console::decimal(self.overlay_limit)
+        )
     }
 
     fn id(&self, path: &Path, identity: &Identity) -> Result<ExportId, Failure> {
@@ -338,7 +379,8 @@ impl LendOptions {
     ///
     /// # Errors
     /// Fails if memory is exhausted.
-    pub fn lend_demo(&self, size: Size, writable: bool) -> Result<LentDisk, Failure> {
+    pub fn lend_demo(&self, size: Size, writes: Writes) -> Result<LentDisk, Failure> {
+        let writable = writes == Writes::ToDisk;
         let path = PathBuf::from(DEMO);
         let identity = Identity {
             model: "storagetm demo".to_owned(),
@@ -365,7 +407,7 @@ impl LendOptions {
             can_discard: writable,
             can_zero: writable,
         };
-        self.export(&LendRequest { path, writable }, identity, opened, None)
+        self.export(&LendRequest { path, writes }, identity, opened, None)
     }
 }
 
@@ -491,6 +533,7 @@ mod test {
             base: None,
             allow_in_use: false,
             force: false,
+            overlay_limit: 1 << 20,
             machine,
             at_rest: false,
             reported: ReportedIdentity::default(),
@@ -504,7 +547,8 @@ mod test {
     }
 
     fn request(path: &Path, writable: bool) -> LendRequest {
-        LendRequest { path: path.to_owned(), writable }
+        let writes = if writable { Writes::ToDisk } else { Writes::Refused };
+        LendRequest { path: path.to_owned(), writes }
     }
 
     #[test]
@@ -582,10 +626,23 @@ mod test {
     }
 
     #[test]
+    fn disk_under_an_overlay_is_opened_read_only() {
+        let path = image("overlay.img", 1 << 20);
+        let request = LendRequest { path: path.clone(), writes: Writes::ToOverlay };
+        let lent = options().lend(&request).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(lent.export.access, Access::Writable);
+        assert!(lent.notes[0].contains("is kept in memory, 1.0 MB at most"), "{:?}", lent.notes);
+        let [base] = lent.export.backing().only_read() else { panic!("no overlay") };
+        let mode = rustix::fs::fcntl_getfl(base).unwrap() & OFlags::ACCMODE;
+        assert_eq!((mode, lent.file_bytes()), (OFlags::RDONLY, None));
+    }
+
+    #[test]
     fn demo_disk_identity_is_stable() {
         let size: Size = "4M".parse().unwrap();
-        let one = options().lend_demo(size, false).unwrap().export;
-        let two = options().lend_demo(size, true).unwrap().export;
+        let one = options().lend_demo(size, Writes::Refused).unwrap().export;
+        let two = options().lend_demo(size, Writes::ToDisk).unwrap().export;
         assert_eq!((&one.id, &one.identity), (&two.id, &two.identity));
         assert_eq!((one.access, two.access), (Access::ReadOnly, Access::Writable));
     }

@@ -16,6 +16,7 @@ pub mod lend;
 pub mod listen;
 pub mod listeners;
 pub mod messages;
+pub mod overlay;
 pub mod rate_limit;
 pub mod reported;
 pub mod settings;

@@ -9,6 +9,7 @@ use linux::net::{Scope, scope_of};
 use protocol::endpoint::{Endpoint, NetAddr};
 
 use crate::event::name_of;
+use crate::overlay;
 
 /// State of the exports.
 #[derive(Debug, Default)]
@@ -146,6 +147,7 @@ impl Entry {
             serial: export.identity.serial.clone(),
             contents: String::new(),
             access: export.access,
+            kept: overlay::kept(export),
             attached,
             read: export.usage().bytes_read,
             written: export.usage().bytes_written,

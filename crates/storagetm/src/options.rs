@@ -19,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use attach::{Attach, Detach};
 use boot::Boot;
-use daemon::lend::{DEMO, LendRequest};
+use daemon::lend::{DEMO, LendRequest, Writes};
 use daemon::listen::ListenOption;
 use daemon::reported::ReportedIdentity;
 use daemon::size::Size;
@@ -177,6 +177,14 @@ pub struct Serve {
     /// Lend DISK writable; may be repeated ("demo" for the built-in disk)
     #[arg(long, value_name = "DISK", group = "what")]
     pub writable: Vec<PathBuf>,
+
+    /// Lend DISK so that hosts can write to it, and keep what they write in memory; may be repeated
+    ///
+    /// DISK itself is opened read-only and not changed. All hosts see what any of them has written, until storagetm ends.
+    /// All overlays together keep a quarter of the memory at most; once one is full, writes to new blocks fail as on a
+    /// thin disk without space.
+    #[arg(long, value_name = "DISK", group = "what")]
+    pub overlay: Vec<PathBuf>,
 
     // Help that names protocols is made from their table.
     #[arg(
@@ -353,29 +361,35 @@ pub enum Format {
 }
 
 impl Serve {
-    /// Returns the disks named by path, each once, in the order given; `--writable` takes precedence.
+    /// Returns the disks named by path, each once, in the order given; `--overlay` takes precedence
+    /// over `--writable`, and both over a disk that is only named.
     pub fn lend_requests(&self) -> Vec<LendRequest> {
         let mut requests: Vec<LendRequest> = Vec::new();
-        let writable = self.writable.iter().filter(|path| !self.is_demo(path));
-        for path in self.disks.iter().chain(writable) {
+        let named = self.writable.iter().chain(&self.overlay).filter(|path| !self.is_demo(path));
+        for path in self.disks.iter().chain(named) {
             if !requests.iter().any(|known| known.path == *path) {
-                requests.push(LendRequest { path: path.clone(), writable: self.is_writable(path) });
+                requests.push(LendRequest { path: path.clone(), writes: self.writes(path) });
             }
         }
         requests
     }
 
-    /// Returns whether the demo disk is writable.
-    pub fn demo_writable(&self) -> bool {
-        self.writable.iter().any(|path| self.is_demo(path))
+    /// Returns where what hosts write to the demo disk goes.
+    pub fn demo_writes(&self) -> Writes {
+        self.writes(Path::new(DEMO))
     }
 
     fn is_demo(&self, path: &Path) -> bool {
         self.demo.is_some() && path == Path::new(DEMO)
     }
 
-    fn is_writable(&self, path: &Path) -> bool {
-        self.writable.iter().any(|other| other == path)
+    fn writes(&self, path: &Path) -> Writes {
+        let is_in = |paths: &[PathBuf]| paths.iter().any(|other| other == path);
+        match (is_in(&self.overlay), is_in(&self.writable)) {
+            (true, _) => Writes::ToOverlay,
+            (false, true) => Writes::ToDisk,
+            (false, false) => Writes::Refused,
+        }
     }
 }
 
@@ -408,8 +422,8 @@ mod test {
         }
     }
 
-    fn disk(path: &str, writable: bool) -> LendRequest {
-        LendRequest { path: PathBuf::from(path), writable }
+    fn disk(path: &str, writes: Writes) -> LendRequest {
+        LendRequest { path: PathBuf::from(path), writes }
     }
 
     #[test]
@@ -425,6 +439,8 @@ mod test {
             "--writable /dev/sda",
             "--all",
             "--all --writable /dev/sda",
+            "--overlay /dev/sda",
+            "--all --overlay /dev/sda --writable /dev/sdb",
             "--demo",
             "--demo=1G --writable demo",
             "--demo disk.img",
@@ -467,28 +483,32 @@ mod test {
 
     #[test]
     fn disk_is_read_only_unless_named_writable() {
-        let options = serve("a b --writable b --writable c").unwrap();
-        assert_eq!(options.lend_requests(), [disk("a", false), disk("b", true), disk("c", true)]);
+        let options = serve("a b --writable b --writable c --overlay a --overlay d").unwrap();
+        let (overlay, writable) = (Writes::ToOverlay, Writes::ToDisk);
+        let requests = [("a", overlay), ("b", writable), ("c", writable), ("d", overlay)];
+        assert_eq!(options.lend_requests(), requests.map(|(path, writes)| disk(path, writes)));
+        assert_eq!(serve("a").unwrap().lend_requests(), [disk("a", Writes::Refused)]);
     }
 
     #[test]
     fn a_disk_given_twice_is_lent_once() {
-        assert_eq!(serve("a a").unwrap().lend_requests(), [disk("a", false)]);
+        assert_eq!(serve("a a").unwrap().lend_requests(), [disk("a", Writes::Refused)]);
     }
 
     #[test]
     fn demo_is_the_built_in_disk_only_if_that_is_lent() {
         let options = serve("--demo --writable demo").unwrap();
-        assert!(options.demo_writable());
+        assert_eq!(options.demo_writes(), Writes::ToDisk);
         assert_eq!(options.lend_requests(), []);
-        assert_eq!(serve("--writable demo").unwrap().lend_requests(), [disk("demo", true)]);
+        let named = serve("--writable demo").unwrap().lend_requests();
+        assert_eq!(named, [disk("demo", Writes::ToDisk)]);
     }
 
     #[test]
     fn demo_takes_its_size_only_after_an_equals_sign() {
         let options = serve("--demo 64M").unwrap();
         assert_eq!(options.demo.unwrap().bytes(), 256 << 20);
-        assert_eq!(options.lend_requests(), [disk("64M", false)]);
+        assert_eq!(options.lend_requests(), [disk("64M", Writes::Refused)]);
         assert_eq!(serve("--demo=64M").unwrap().demo.unwrap().bytes(), 64 << 20);
     }
 }

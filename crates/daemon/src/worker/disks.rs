@@ -99,17 +99,21 @@ impl DiskEntry {
     }
 }
 
-/// Refuses a read-only export whose descriptor is writable. Checked on both sides of the channel.
+/// Refuses an export whose descriptor is writable although it is only read: that of a read-only
+/// export, or the disk under an overlay. Checked on both sides of the channel.
 ///
 /// # Errors
 /// Fails with a message for the user.
 pub(super) fn check_locked(export: &Export) -> Result<(), String> {
-    let is_locked = || export.backing().descriptors().iter().all(is_locked);
-    if export.access == Access::Writable || is_locked() {
+    let only_read = match export.access {
+        Access::ReadOnly => export.backing().descriptors(),
+        Access::Writable => export.backing().only_read(),
+    };
+    if only_read.iter().all(is_locked) {
         return Ok(());
     }
     let name = &export.name;
-    Err(format!("{name} is to be lent read-only, but is open for writing; it is not lent"))
+    Err(format!("{name} must not be written to, but is open for writing; it is not lent"))
 }
 
 /// Returns whether the descriptor cannot be written to: opened read-only, or sealed memory.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use daemon::certificates;
 use daemon::disk_filter::DiskFilter;
-use daemon::lend::{LendOptions, LendRequest};
+use daemon::lend::{LendOptions, LendRequest, Writes};
 use daemon::listen::ListenOption;
 use daemon::reported::ReportedIdentity;
 use daemon::settings::Settings;
@@ -37,8 +37,8 @@ const MIN_PAYLOAD_MEMORY: usize = 4 << 20;
 pub(crate) struct ServeConfig {
     /// Disks and files to serve, by path.
     pub(super) disks: Vec<LendRequest>,
-    /// Size of the demo disk if it is served, and whether it is writable.
-    pub(super) demo: Option<(Size, bool)>,
+    /// Size of the demo disk if it is served, and where what is written to it goes.
+    pub(super) demo: Option<(Size, Writes)>,
     /// Which other disks of the machine are served, with hot-plug; `None` for none.
     pub(super) filter: Option<DiskFilter>,
     /// Whether compressed and packaged files are served as they are.
@@ -95,7 +95,9 @@ impl ServeConfig {
             if is_target { Settings::read(&Tree::machine()) } else { Settings::default() };
         let mut config = Self::of_settings(settings, is_target);
         config.disks = options.lend_requests();
-        config.demo = options.demo.map(|size| (size, options.demo_writable()));
+        config.demo = options.demo.map(|size| (size, options.demo_writes()));
+        config.lend.overlay_limit =
+            daemon::overlay::limit(&config.lend.tree, options.overlay.len());
         config.filter = config.filter.filter(|_| options.all);
         config.any_format = options.format.is_some();
         config.lend.base = options.nqn;
@@ -136,6 +138,7 @@ impl ServeConfig {
                 allow_in_use: false,
                 // In target mode a disk is only named writable to repair it.
                 force: is_target,
+                overlay_limit: 0,
                 machine,
                 tree,
                 at_rest: is_target,

@@ -26,8 +26,8 @@ pub(super) fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Fail
         }
         lent_disks.push(beside(&lent_disks, lend.lend(&wanted)?)?);
     }
-    if let Some((size, writable)) = config.demo {
-        lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writable)?)?);
+    if let Some((size, writes)) = config.demo {
+        lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writes)?)?);
     }
     Ok(lent_disks)
 }
