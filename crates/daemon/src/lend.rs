@@ -1,6 +1,8 @@
 //! Opens a disk and makes an export of it: checks that it is not in use, and determines its
 //! identity and names.
 
+mod request;
+
 use std::fs::Metadata;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -23,33 +25,7 @@ use crate::size::Size;
 use crate::{contents, demo, overlay};
 use failure::Failure;
 use nvme::nqn;
-
-/// A request to export a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LendRequest {
-    /// Path as given by the user.
-    pub path: PathBuf,
-    /// Where what hosts write goes.
-    pub writes: Writes,
-}
-
-/// Where what hosts write to a disk goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writes {
-    /// Nowhere: the disk is exported read-only.
-    Refused,
-    /// To the disk.
-    ToDisk,
-    /// To memory. The disk is not changed, and is opened read-only.
-    ToOverlay,
-}
-
-impl LendRequest {
-    /// Returns whether the disk itself may be written.
-    fn writes_disk(&self) -> bool {
-        self.writes == Writes::ToDisk
-    }
-}
+pub use request::{LendRequest, Writes};
 
 /// Name of the demo disk.
 pub const DEMO: &str = "demo";

@@ -133,7 +133,7 @@ impl BlockMap {
         let map = Self::new(blocks);
         let mut table = vec![0; map.leaves.len()];
         read(0, &mut table)?;
-        let mut bytes = [0; LEAF_BYTES as usize];
+        let mut bytes = [0; 8 * WORDS_PER_LEAF];
         for ((index, leaf), entry) in (0u64..).zip(&map.leaves).zip(table) {
             if entry != STORED {
                 leaf.uniform.store(entry, Ordering::Release);

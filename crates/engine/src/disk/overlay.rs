@@ -133,7 +133,7 @@ mod test {
     /// A disk of random bytes that can only be read, and its contents.
     fn base() -> (OwnedFd, Vec<u8>) {
         let mut random = Random(7);
-        let bytes: Vec<u8> = (0..BLOCKS * BLOCK).map(|_| random.below(256) as u8).collect();
+        let bytes: Vec<u8> = (0..BLOCKS * BLOCK).map(|_| random.byte()).collect();
         let disk = std::fs::File::from(memory(0));
         disk.write_all_at(&bytes, 0).unwrap();
         let path = format!("/proc/self/fd/{}", disk.as_raw_fd());
@@ -173,6 +173,10 @@ mod test {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             usize::try_from(self.0 >> 33).unwrap() % end
         }
+
+        fn byte(&mut self) -> u8 {
+            u8::try_from(self.below(256)).unwrap()
+        }
     }
 
     fn contents(file: &OwnedFd) -> Vec<u8> {
@@ -192,7 +196,7 @@ mod test {
         for round in 0..3000 {
             let lba = random.below(BLOCKS);
             let blocks = 1 + random.below((BLOCKS - lba).min(40));
-            let fill = 1 + random.below(255) as u8;
+            let fill = random.byte();
             let range = lba * BLOCK..(lba + blocks) * BLOCK;
             let zero = |unmap, fast| Op::Zero { unmap, fast, durable: fast };
             match random.below(8) {
