@@ -8,9 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use console::escape_unprintable;
-use export::{
-    Access, Backing, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport,
-};
+use export::{Access, Backing, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
 use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};

@@ -608,7 +608,7 @@ mod test {
         let lent = options().lend(&request).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(lent.export.access, Access::Writable);
-        assert!(lent.notes[0].contains("is kept in memory, 1.0 MB at most"), "{:?}", lent.notes);
+        assert!(lent.notes[0].contains("is kept in memory, 1 MB at most"), "{:?}", lent.notes);
         let [base] = lent.export.backing().only_read() else { panic!("no overlay") };
         let mode = rustix::fs::fcntl_getfl(base).unwrap() & OFlags::ACCMODE;
         assert_eq!((mode, lent.file_bytes()), (OFlags::RDONLY, None));
