@@ -8,12 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use console::escape_unprintable;
-use export::{Access, Backing, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
+use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
 use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};
 
-use crate::overlay;
+use crate::overlay::{self, OverlayRef};
 use crate::rate_limit::CountedEvent;
 use protocol::commands::ExportNames;
 use protocol::endpoint::Endpoint;
@@ -241,20 +241,6 @@ pub struct Disk {
     overlay: Option<OverlayRef>,
     model: String,
     serial: String,
-}
-
-/// The overlay of an exported disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct OverlayRef {
-    kept_in: &'static str,
-    limit: u64,
-}
-
-impl OverlayRef {
-    fn of(export: &Export) -> Option<Self> {
-        let Backing::Overlay(overlay) = export.backing() else { return None };
-        Some(Self { kept_in: "memory", limit: overlay.limit() })
-    }
 }
 
 /// Command lines or URIs of an export for all endpoints, by protocol: members of the table.

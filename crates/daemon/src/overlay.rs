@@ -7,6 +7,21 @@ use export::{Backing, Export, Overlay};
 use linux::memory;
 use linux::tree::Tree;
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+use serde::Serialize;
+
+/// The overlay of an exported disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct OverlayRef {
+    kept_in: &'static str,
+    limit: u64,
+}
+
+impl OverlayRef {
+    pub(crate) fn of(export: &Export) -> Option<Self> {
+        let Backing::Overlay(overlay) = export.backing() else { return None };
+        Some(Self { kept_in: "memory", limit: overlay.limit() })
+    }
+}
 
 /// Returns the most that each of `overlays` overlays may keep: a quarter of the memory together.
 pub fn limit(tree: &Tree, overlays: usize) -> u64 {
