@@ -129,7 +129,7 @@ impl<S: Read + Write> NbdClient<S> {
     }
 
     /// Returns the error of a simple reply.
-    fn answer(&mut self) -> io::Result<u32> {
+    pub(crate) fn answer(&mut self) -> io::Result<u32> {
         let head = self.take(16)?;
         if number(&head) != 0x6744_6698 || head[8..] != 7u64.to_be_bytes() {
             return Err(Error::new(ErrorKind::InvalidData, format!("{head:?}")));
