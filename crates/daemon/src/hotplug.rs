@@ -2,13 +2,14 @@
 //! with `--all` exports disks that are added.
 
 mod change;
+mod select;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Access, Export};
+use export::Export;
 use linux::block::{self, Disk};
 use linux::in_use::Machine;
 use linux::reason::{Asked, Code, Verdict};
@@ -18,10 +19,10 @@ use crate::device::Device;
 use crate::disk_filter::{DiskFilter, Selection};
 use crate::examine::{Examiner, LIMIT, SLOW};
 use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, Writes, devices_to_examine};
-use crate::overlay;
 pub use change::Change;
 use change::{changed, is_lent};
 use failure::Failure;
+use select::{Overlaid, PositionHolder};
 
 /// A new disk causes several uevents: those within this time are handled together.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -37,13 +38,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Poll interval while descriptors of a withdrawn disk are still open.
 const RELEASE: Duration = Duration::from_millis(500);
 
-/// The disk that holds a writable position.
-#[derive(Debug)]
-struct PositionHolder {
-    device: Device,
-    fingerprint: Option<[u8; 16]>,
-}
-
 /// Watches the block devices of this machine.
 #[derive(Debug)]
 pub struct Hotplug {
@@ -53,6 +47,8 @@ pub struct Hotplug {
     /// Fingerprints of disks to export writable when they are added again. Not by path, since
     /// another disk may appear at it.
     writable: HashSet<[u8; 16]>,
+    /// Disks that were exported with an overlay: they are read-only when they are added again.
+    overlaid: Overlaid,
     /// Disks that were exported writable because their position was named: another disk at the
     /// position does not get write access.
     positions: HashMap<String, PositionHolder>,
@@ -89,6 +85,7 @@ impl Hotplug {
             options: LendOptions { allow_in_use: false, ..options },
             filter,
             writable: HashSet::new(),
+            overlaid: Overlaid::default(),
             positions: HashMap::new(),
             uevents,
             pending: HashSet::new(),
@@ -176,11 +173,7 @@ impl Hotplug {
                 "the disks of this machine cannot be listed: {error}; is /sys mounted?"
             ))
         })?;
-        // A disk with an overlay is read-only when it is added again.
-        let writable = lent_disks.iter().filter(|lent| {
-            lent.export.access == Access::Writable && overlay::kept(&lent.export).is_none()
-        });
-        self.writable = writable.filter_map(|lent| lent.fingerprint).collect();
+        self.record_writable(lent_disks);
         let names: HashSet<String> = machine.disks.iter().map(|disk| disk.name.clone()).collect();
         let now = Instant::now();
         self.examine_new(&machine, &names, lent_disks, now);
@@ -370,12 +363,8 @@ impl Hotplug {
 
     fn lend_one(&mut self, examined: &ExaminedDisk<'_>) -> Option<Change> {
         let ExaminedDisk { machine, disk, findings } = *examined;
-        let selection = self.filter.as_ref()?.select(disk)?;
+        let (selection, note) = self.select(examined)?;
         let verdict = machine.judge(disk, findings);
-        let is_replacement = selection == Selection::Writable && self.is_replacement(examined);
-        let selection =
-            if is_replacement { self.filter.as_ref()?.select_read_only(disk)? } else { selection };
-        let selection = if self.is_writable(examined) { Selection::Writable } else { selection };
         if !self.allowed(&verdict, selection) {
             return self.report_refusal(disk, &verdict, selection);
         }
@@ -392,9 +381,7 @@ impl Hotplug {
         match self.options.lend_examined(&request, examined) {
             Ok(mut lent) => {
                 self.reported.remove(&disk.name);
-                if is_replacement && !writable {
-                    lent.notes.push(replacement_note(disk));
-                }
+                lent.notes.extend(note);
                 if writable {
                     self.record_position(examined);
                 }
@@ -411,33 +398,6 @@ impl Hotplug {
             Selection::Named => verdict.allows(Asked::ByName),
             Selection::Writable => verdict.allows_writing(self.options.force),
         }
-    }
-
-    fn is_writable(&self, examined: &ExaminedDisk<'_>) -> bool {
-        let is_one = |fingerprint| self.writable.contains(&fingerprint);
-        !self.writable.is_empty() && self.options.fingerprint(examined).is_some_and(is_one)
-    }
-
-    /// Returns whether another disk was exported writable at this position before.
-    fn is_replacement(&self, examined: &ExaminedDisk<'_>) -> bool {
-        let position =
-            self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
-        let holder = position.and_then(|position| self.positions.get(&position.to_string()));
-        holder.is_some_and(|holder| {
-            let fingerprint = self.options.fingerprint(examined);
-            let is_same = fingerprint.is_some() && fingerprint == holder.fingerprint;
-            !is_same && !holder.device.is_still(examined.disk)
-        })
-    }
-
-    /// Records the disk that is exported writable because of its position.
-    fn record_position(&mut self, examined: &ExaminedDisk<'_>) {
-        let position =
-            self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
-        let Some(position) = position.map(ToString::to_string) else { return };
-        let fingerprint = self.options.fingerprint(examined);
-        self.positions
-            .insert(position, PositionHolder { device: Device::of(examined.disk), fingerprint });
     }
 
     /// Reports why a disk is not exported, unless it is never exported with `--all` anyway, such as
@@ -478,13 +438,6 @@ fn boots_target_mode(examined: &ExaminedDisk<'_>) -> bool {
     })
 }
 
-fn replacement_note(disk: &Disk) -> String {
-    format!(
-        "{} is lent read-only: another disk was there when it was named writable",
-        disk.node.display()
-    )
-}
-
 /// Adds the whole disks of partitions.
 fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -> HashSet<String> {
     let whole = |name: &String| match machine.disk(name) {
@@ -498,8 +451,9 @@ fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -
 mod test {
     use super::*;
     use crate::disk_filter::DiskSelector;
+    use crate::overlay;
     use crate::reported::ReportedIdentity;
-    use export::{Geometry, Identity};
+    use export::{Access, Geometry, Identity};
     use linux::tree::Tree;
     use std::fs;
     use std::path::PathBuf;
@@ -692,6 +646,36 @@ mod test {
         assert!(is_writable(), "the same disk has come again");
         fake.write("sys/class/block/sdz/device/serial", "S2\n");
         assert!(!is_writable());
+    }
+
+    #[test]
+    fn disk_that_had_an_overlay_comes_back_read_only() {
+        let fake = Fake::new("overlaid");
+        fake.write("sys/class/block/sdz/device/serial", "S1\n");
+        let disk = &fake.disks()[0];
+        let geometry = Geometry::new(512, 512).unwrap();
+        let null = fs::File::open("/dev/null").unwrap().into();
+        let backing = overlay::in_memory(null, disk.bytes, 1 << 20).unwrap();
+        let export =
+            Export::new("/dev/sdz", "n", Identity::default(), geometry, disk.bytes, backing);
+        let mut under = LentDisk::new(Arc::new(export), Some(Device::of(disk)));
+        Arc::get_mut(&mut under.export).unwrap().access = Access::Writable;
+        let mut hotplug = fake.hotplug();
+        under.fingerprint = examined(&fake, |examined| hotplug.options.fingerprint(examined));
+        let mut twin = lent(disk);
+        Arc::get_mut(&mut twin.export).unwrap().access = Access::Writable;
+        twin.fingerprint = under.fingerprint;
+        hotplug.initial_scan(&[under, twin]).unwrap();
+        let selected = |hotplug: &Hotplug| examined(&fake, |examined| hotplug.select(examined));
+        let (selection, note) = selected(&hotplug).unwrap();
+        assert_eq!(selection, Selection::Named, "its twin is writable");
+        assert_eq!(note.unwrap(), "/dev/sdz is lent read-only: its overlay is gone");
+        let named = |name| DiskFilter { only: Vec::new(), writable: vec![DiskSelector::new(name)] };
+        hotplug.filter = Some(named("S1"));
+        assert_eq!(selected(&hotplug).unwrap().0, Selection::Named, "it is named writable");
+        fake.write("sys/class/block/sdz/device/serial", "S2\n");
+        hotplug.filter = Some(named("sdz"));
+        assert_eq!(selected(&hotplug).unwrap().0, Selection::Named, "it is at the same place");
     }
 
     #[test]
