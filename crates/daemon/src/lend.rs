@@ -259,6 +259,10 @@ impl LendOptions {
                 opened.logical_block
             ))
         })?;
+        let overlaid = request.writes == Writes::ToOverlay;
+        let cannot = |error| Failure::new(format!("{path} cannot be lent: {error}"));
+        let identity =
+            if overlaid { overlay::identity(identity).map_err(cannot)? } else { identity };
         let id = self.id(&request.path, &identity)?;
         // The size of a device is rounded down to whole blocks.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
@@ -279,10 +283,8 @@ impl LendOptions {
         });
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
-        let overlaid = request.writes == Writes::ToOverlay;
         let backing = match overlaid {
-            true => overlay::in_memory(descriptor, bytes, self.overlay_limit)
-                .map_err(|error| Failure::new(format!("{path} cannot be lent: {error}")))?,
+            true => overlay::in_memory(descriptor, bytes, self.overlay_limit).map_err(cannot)?,
             false => descriptor.into(),
         };
         let mut export = Export::new(&path, id, identity, geometry, bytes, backing);
@@ -299,16 +301,8 @@ impl LendOptions {
             export.short = device_name(&request.path, disk);
         }
         let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
-        let kept = overlaid.then(|| self.overlay_note(&path));
+        let kept = overlaid.then(|| overlay::note(&path, self.overlay_limit));
         Ok(LentDisk { notes: filled.into_iter().chain(kept).collect(), _whole: whole, ..lent })
-    }
-
-    fn overlay_note(&self, path: &str) -> String {
-        format!(
-            "what hosts write to {path} is kept in memory, {} at most, and is gone when storagetm ends \
-             or the disk is removed; {path} itself is not changed",
-            console::decimal(self.overlay_limit)
-        )
     }
 
     fn id(&self, path: &Path, identity: &Identity) -> Result<ExportId, Failure> {
@@ -608,10 +602,32 @@ mod test {
         let lent = options().lend(&request).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(lent.export.access, Access::Writable);
+        assert!(lent.notes[0].contains("mount it on one at a time"), "{:?}", lent.notes);
+        assert!(lent.notes[0].contains("may be swapped"), "{:?}", lent.notes);
         assert!(lent.notes[0].contains("is kept in memory, 1 MB at most"), "{:?}", lent.notes);
         let [base] = lent.export.backing().only_read() else { panic!("no overlay") };
         let mode = rustix::fs::fcntl_getfl(base).unwrap() & OFlags::ACCMODE;
         assert_eq!((mode, lent.file_bytes()), (OFlags::RDONLY, None));
+    }
+
+    #[test]
+    fn every_overlay_is_another_disk_to_hosts() {
+        let path = image("instances.img", 1 << 20);
+        let lend = |writes| {
+            let request = LendRequest { path: path.clone(), writes };
+            options().lend(&request).unwrap().export.clone()
+        };
+        let disks = [Writes::Refused, Writes::ToOverlay, Writes::ToOverlay].map(lend);
+        fs::remove_file(&path).unwrap();
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            let (one, other) = (&disks[one], &disks[other]);
+            assert_ne!(one.id, other.id);
+            assert_ne!(one.identity.uuid, other.identity.uuid);
+            assert_ne!(one.identity.serial, other.identity.serial);
+        }
+        let named = Identity { nguid: Some([1; 16]), eui64: Some([1; 8]), ..Identity::default() };
+        let identity = overlay::identity(named).unwrap();
+        assert_eq!((identity.nguid, identity.eui64, identity.serial.len()), (None, None, 20));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use export::{Backing, Export, Overlay};
-use linux::memory;
+use export::{Backing, Export, Identity, Overlay};
 use linux::tree::Tree;
+use linux::{identity, memory};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
 
 /// The overlay of an exported disk.
@@ -39,6 +40,28 @@ pub(crate) fn in_memory(base: OwnedFd, bytes: u64, limit: u64) -> io::Result<Bac
     Ok(Backing::Overlay(Overlay::new(base, data, map, limit)))
 }
 
+/// Returns the identity of a new overlay over the disk `base`: that of another disk, so that no host
+/// takes it for a path to the disk, nor for an earlier overlay whose changes are gone.
+///
+/// # Errors
+/// Fails if there are no random bytes.
+pub(crate) fn identity(base: Identity) -> io::Result<Identity> {
+    let mut instance = [0; 16];
+    getrandom(&mut instance, GetRandomFlags::empty())?;
+    let (uuid, serial) = identity::of_overlay(&base.uuid, &instance);
+    Ok(Identity { uuid, nguid: None, eui64: None, serial, ..base })
+}
+
+/// Returns the message for the user about an overlay over the disk at `path`.
+pub(crate) fn note(path: &str, limit: u64) -> String {
+    format!(
+        "what hosts write to {path} is kept in memory, {} at most, which may be swapped to a disk, and \
+         is gone when storagetm ends or the disk is removed; {path} itself is not changed; all hosts \
+         share what is written, so mount it on one at a time",
+        console::decimal(limit)
+    )
+}
+
 /// Returns how many bytes of changes are kept; `None` without an overlay.
 pub(crate) fn kept(export: &Export) -> Option<u64> {
     let Backing::Overlay(overlay) = export.backing() else { return None };
@@ -51,7 +74,7 @@ mod test {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
-    use export::{Geometry, Identity};
+    use export::Geometry;
 
     use super::*;
 

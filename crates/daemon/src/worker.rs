@@ -49,7 +49,7 @@ use fence::Withheld;
 use ipc::channel::Sender;
 pub use main_loop::work;
 use messages::{ExportWire, Request, ReservationsWire, TriesWire};
-use reservations::ReservationWriter;
+use reservations::{ReservationWriter, may_persist};
 pub use usage::WriteTracker;
 
 /// Added to the hosts' timeout before a stopping worker is killed.
@@ -216,11 +216,10 @@ impl Worker {
     /// Exports a disk; replaces the export of the same ID.
     ///
     /// # Errors
-    /// Fails if the export is read-only and its descriptor is not, or if its reservations cannot be
-    /// read.
+    /// Fails if a descriptor that is only read is writable, or if reservations cannot be read.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
-        let load = |writer: &ReservationWriter| writer.load(&export.id, &export.name);
+        let load = |writer: &ReservationWriter| writer.load(export);
         let reservations = self.shared.reservations.as_ref().map(load).transpose()?.flatten();
         let mut state = self.shared.state();
         state.last_disk += 1;
@@ -398,8 +397,9 @@ impl State {
             return;
         }
         let mut export = Box::new(ExportWire::new(assigned.disk, &assigned.export));
-        let saved = self.stores_reservations.then(|| assigned.reservations.clone());
-        export.reservations = saved.map(|saved| ReservationsWire { saved });
+        let stores = self.stores_reservations && may_persist(&assigned.export);
+        export.reservations =
+            stores.then(|| ReservationsWire { saved: assigned.reservations.clone() });
         let request = Request::Lend(export);
         let files = assigned.export.backing().descriptors().iter();
         self.pass(&request, &files.map(AsFd::as_fd).collect::<Vec<_>>());

@@ -135,6 +135,13 @@ pub fn of_image(path: &Path, machine: MachineId) -> Identity {
     named(uuid, None, &hardware, Source::Path)
 }
 
+/// Returns the UUID and the serial number of one `instance` of an overlay over the disk with the UUID
+/// `base`. They differ from those of the disk, whose contents are others.
+pub fn of_overlay(base: &[u8; 16], instance: &[u8; 16]) -> ([u8; 16], String) {
+    let uuid = hash(&["overlay", &hex(base), &hex(instance)]);
+    (uuid, made_serial(&uuid))
+}
+
 /// Returns whether two whole disks of one machine have the same names: clones, adapters that report
 /// one serial number for all disks, or two paths to one disk, which cannot be told apart.
 /// `other_table` reads the other's partition table; it is called only if nothing else identifies
@@ -257,17 +264,20 @@ fn hash(parts: &[&str]) -> [u8; 16] {
 fn named(uuid: [u8; 16], serial: Option<&str>, hardware: &Hardware, source: Source) -> Identity {
     let model = hardware.model.as_deref().and_then(|model| printable_ascii(model, MODEL));
     let firmware = hardware.firmware.as_deref().and_then(|words| printable_ascii(words, FIRMWARE));
-    let made = || hex(&uuid).chars().take(SERIAL).collect();
     Identity {
         uuid,
         nguid: None,
         eui64: None,
-        serial: serial.and_then(ending).unwrap_or_else(made),
+        serial: serial.and_then(ending).unwrap_or_else(|| made_serial(&uuid)),
         model: model.unwrap_or_else(|| "storagetm disk".to_owned()),
         firmware: firmware
             .unwrap_or_else(|| env!("CARGO_PKG_VERSION").chars().take(FIRMWARE).collect()),
         source,
     }
+}
+
+fn made_serial(uuid: &[u8; 16]) -> String {
+    hex(uuid).chars().take(SERIAL).collect()
 }
 
 /// Returns printable ASCII (20h to 7Eh, NVMe Base 2.0 §1.8), truncated to `max_len` characters; `None` if

@@ -182,7 +182,7 @@ pub struct Serve {
     ///
     /// DISK itself is opened read-only and not changed. All hosts see what any of them has written, until storagetm ends.
     /// All overlays together keep a quarter of the memory at most; once one is full, writes to new blocks fail as on a
-    /// thin disk without space.
+    /// thin disk without space. Hosts take an overlay for another disk than DISK, and a new one at each start.
     #[arg(long, value_name = "DISK", group = "what")]
     pub overlay: Vec<PathBuf>,
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
-use export::{ExportId, ReservationStore, SavedReservations};
+use export::{Backing, Export, ExportId, ReservationStore, SavedReservations};
 use failure::Failure;
 use keys::reservations::ReservationFiles;
 
@@ -82,14 +82,19 @@ impl ReservationWriter {
     ///
     /// # Errors
     /// Fails with a message for the user if they cannot be read.
-    pub(super) fn load(
-        &self,
-        id: &ExportId,
-        name: &str,
-    ) -> Result<Option<SavedReservations>, Failure> {
+    pub(super) fn load(&self, export: &Export) -> Result<Option<SavedReservations>, Failure> {
+        if !may_persist(export) {
+            return Ok(None);
+        }
+        let Export { id, name, .. } = export;
         let what = "registered hosts and reservations cannot be restored, so it is not lent";
         self.files.load(id).map_err(|failure| Failure::new(format!("{name}: {what}: {failure}")))
     }
+}
+
+/// Returns whether reservations of a disk can be stored. An overlay is gone when the program ends.
+pub(super) fn may_persist(export: &Export) -> bool {
+    matches!(export.backing(), Backing::Raw(_))
 }
 
 /// Starts the thread. It ends with the [`Shared`] state.
@@ -195,8 +200,29 @@ mod test {
             assert!(begun.elapsed().as_secs() < 20);
             thread::sleep(std::time::Duration::from_millis(1));
         }
-        let loaded = shared.reservations.as_ref().unwrap().load(&"n".into(), "d");
+        let export = shared.state().lent[0].export.clone();
+        let loaded = shared.reservations.as_ref().unwrap().load(&export);
         assert_eq!(key(&loaded.unwrap()), Some(3));
+    }
+
+    #[test]
+    fn overlay_does_not_have_the_reservations_that_are_stored() {
+        let folder = Scratch::new();
+        let files = ReservationFiles::new(&folder.0);
+        files.save(&"n".into(), Some(saved(1, "h"))).unwrap();
+        let mut shared = shared();
+        shared.reservations = Some(ReservationWriter::new(files).0);
+        shared.state().lent.clear();
+        let base = std::fs::File::open("/dev/null").unwrap().into();
+        let backing = crate::overlay::in_memory(base, 4096, 1 << 20).unwrap();
+        let geometry = export::Geometry::new(512, 512).unwrap();
+        let mut export =
+            Export::new("d", "n", export::Identity::default(), geometry, 4096, backing);
+        export.access = export::Access::Writable;
+        let (shared, started) = (Arc::new(shared), mpsc::channel().1);
+        let worker = super::super::Worker { shared, supervisor: None, started };
+        worker.lend(&Arc::new(export)).unwrap();
+        assert!(worker.shared.state().lent.remove(0).reservations.is_none());
     }
 
     #[test]
