@@ -7,10 +7,9 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::limits;
 use crate::port::Port;
 use crate::wire::inquiry::{
-    ABSENT, CMDQUE, Characteristics, DISK, DesignatorHeader, Extended, FORMAT, Limits,
-    NON_ROTATING, PIV, PageHeader, Provisioning, SIMPSUP, STANDARDS, Standard, THIN,
-    THIRD_PARTY_COPY, UGAVALID, V_SUP, VERSION_SPC_4, association, code_set, designator, page,
-    provisioning,
+    CMDQUE, Characteristics, DISK, DesignatorHeader, Extended, FORMAT, Limits, NON_ROTATING, PIV,
+    PageHeader, Provisioning, SIMPSUP, STANDARDS, Standard, THIN, THIRD_PARTY_COPY, UGAVALID,
+    V_SUP, VERSION_SPC_4, association, code_set, designator, page, provisioning,
 };
 
 /// T10 vendor identification.
@@ -19,11 +18,10 @@ const VENDOR: [u8; 8] = *b"STORAGTM";
 /// The longest SCSI name in a designator, in bytes.
 const MAX_NAME: usize = 255;
 
-/// Returns the standard INQUIRY data; of a LUN without a disk if `present` is unset.
-pub(crate) fn standard(grant: &Grant, port: &Port, present: bool) -> Vec<u8> {
-    let identity = &grant.export().identity;
+/// Returns the standard INQUIRY data, with this peripheral qualifier and device type.
+pub(crate) fn standard(identity: &Identity, port: &Port, peripheral: u8) -> Vec<u8> {
     let mut data = Standard::new_zeroed();
-    data.peripheral = if present { DISK } else { ABSENT };
+    data.peripheral = peripheral;
     (data.version, data.format) = (VERSION_SPC_4, FORMAT);
     data.additional_length = 91;
     data.flags = [THIRD_PARTY_COPY, 0, CMDQUE];

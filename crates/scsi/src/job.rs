@@ -18,7 +18,7 @@ use export::{
 
 use atomic::{CompareAndWrite, OrWrite};
 use copy::ExtendedCopy;
-use plain::{ModeSelect, Plain};
+use plain::{Eject, ModeSelect, Plain};
 use provision::{LbaStatus, Unmap, WriteSame};
 use reserve::Reserve;
 use verify::{Verify, WriteAndVerify};
@@ -128,6 +128,11 @@ impl Job {
     /// Creates a job that flushes the disk.
     pub(crate) fn flush() -> Self {
         Self::from_work(Box::new(Plain::flush()))
+    }
+
+    /// Creates a job that flushes the disk, which is ejected if that succeeds.
+    pub(crate) fn eject(settings: &Rc<Settings>) -> Self {
+        Self::from_work(Box::new(Eject::new(settings.clone())))
     }
 
     fn from_work(work: Box<dyn Work>) -> Self {

@@ -131,7 +131,7 @@ mod supported;
 pub mod wire;
 
 pub use job::{Job, Step};
-pub use nexus::{Attention, Command, Lun, Nexus, Transfer};
+pub use nexus::{Attention, Command, Lun, Nexus, Transfer, without_disk};
 pub use port::Port;
 pub use response::{Response, Status};
 pub use wire::sense::Sense;

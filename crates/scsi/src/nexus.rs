@@ -20,6 +20,7 @@ use crate::port::Port;
 use crate::range::Blocks;
 use crate::response::{Response, Status};
 use crate::settings::Settings;
+use crate::wire::inquiry::{ABSENT, DISK, UNCONNECTED};
 use crate::wire::opcode as op;
 use crate::wire::report::LunsHeader;
 use crate::wire::sense::Sense;
@@ -95,8 +96,6 @@ pub struct Nexus {
     blocks: u64,
     /// Whether the initiator has prevented the removal of the medium.
     prevented: bool,
-    /// Whether the initiator has ejected the medium.
-    ejected: bool,
     settings: Rc<Settings>,
 }
 
@@ -112,16 +111,17 @@ impl Nexus {
         // The grant keeps the notices that follow.
         let _ = grant.take_reservation_notice();
         let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
-        let (sense, prevented, ejected, settings) = (None, false, false, Rc::default());
-        Self { port, attentions, sense, export, blocks, prevented, ejected, settings }
+        let (sense, prevented, settings) = (None, false, Rc::default());
+        Self { port, attentions, sense, export, blocks, prevented, settings }
     }
 
     /// Establishes a unit attention condition. A [`Attention::Reset`] also ends what the initiator
     /// has set: prevention and ejection of the medium, software write protection.
     pub fn attend(&mut self, attention: Attention) {
         if attention == Attention::Reset {
-            (self.prevented, self.ejected, self.sense) = (false, false, None);
+            (self.prevented, self.sense) = (false, None);
             self.settings.protected.set(false);
+            self.settings.ejected.set(false);
         }
         self.attentions.push(attention);
     }
@@ -133,6 +133,7 @@ impl Nexus {
         let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
         let is_same = self.export.ptr_eq(&export);
         if !is_same {
+            self.settings.ejected.set(false);
             // It has lost its reservations, too.
             self.attentions.push(Attention::PowerOn);
         }
@@ -155,11 +156,10 @@ impl Nexus {
         self.sense = Some(sense);
     }
 
-    /// Returns whether the initiator has ejected the medium. It has been flushed when that command
-    /// has ended.
+    /// Returns whether the initiator has ejected the medium, which has been flushed.
     #[must_use]
     pub fn is_ejected(&self) -> bool {
-        self.ejected
+        self.settings.ejected.get()
     }
 
     /// Decides what a command does. A CDB of fewer than 16 bytes is padded.
@@ -184,7 +184,7 @@ impl Nexus {
         if is_reserved(grant, cdb) {
             return Err(Response::status(Status::ReservationConflict));
         }
-        if needs_medium(cdb) && (self.ejected || grant.export().is_gone()) {
+        if needs_medium(cdb) && (self.settings.ejected.get() || grant.export().is_gone()) {
             return Err(Sense::MEDIUM_NOT_PRESENT.into());
         }
         if self.settings.protected.get() && cdb.writes() {
@@ -210,9 +210,10 @@ impl Nexus {
     /// Executes a command on the state of the nexus.
     fn answer(&mut self, grant: &Grant, cdb: Cdb) -> Result<Response, Response> {
         match cdb {
-            Cdb::Inquiry { page: None, allocation } => {
-                Ok(Response::data(inquiry::standard(grant, &self.port, true), allocation))
-            }
+            Cdb::Inquiry { page: None, allocation } => Ok(Response::data(
+                inquiry::standard(&grant.export().identity, &self.port, DISK),
+                allocation,
+            )),
             Cdb::Inquiry { page: Some(page), allocation } => {
                 let page = inquiry::vital(grant, &self.port, page);
                 let page = page.ok_or(Sense::INVALID_FIELD_IN_CDB)?;
@@ -243,7 +244,8 @@ impl Nexus {
         }
     }
 
-    /// Executes START STOP UNIT: flushes the disk when it is stopped or ejected (SBC-3 §5.25).
+    /// Executes START STOP UNIT: flushes the disk when it is stopped or ejected (SBC-3 §5.25). An
+    /// ejection always flushes: the disk may be unplugged after it.
     fn start_stop(&mut self, command: StartStop) -> Result<Command, Response> {
         let StartStop { power_condition, no_flush, load_or_eject, start } = command;
         let good = Ok(Command::Done(Response::good()));
@@ -253,19 +255,23 @@ impl Nexus {
         if load_or_eject && !start && self.prevented {
             return Err(Sense::REMOVAL_PREVENTED.into());
         }
-        if load_or_eject {
-            self.ejected = !start;
+        match (start, load_or_eject) {
+            (true, true) => self.settings.ejected.set(false),
+            (false, true) => return Ok(Command::Job(Box::new(Job::eject(&self.settings)))),
+            (false, false) if !no_flush => return Ok(Command::Job(Box::new(Job::flush()))),
+            _ => {}
         }
-        if start || no_flush { good } else { Ok(Command::Job(Box::new(Job::flush()))) }
+        good
     }
 
     /// Executes a command of a LUN that has no disk (SPC-4 §6.6.2, SAM-5 §4.7.4). Linux scans for
     /// such LUNs by INQUIRY.
     fn absent(&mut self, grant: &Grant, cdb: &[u8; 16]) -> Result<Response, Response> {
         match (cdb[0], Cdb::parse(cdb)) {
-            (op::INQUIRY, Ok(Cdb::Inquiry { page: None, allocation })) => {
-                Ok(Response::data(inquiry::standard(grant, &self.port, false), allocation))
-            }
+            (op::INQUIRY, Ok(Cdb::Inquiry { page: None, allocation })) => Ok(Response::data(
+                inquiry::standard(&grant.export().identity, &self.port, ABSENT),
+                allocation,
+            )),
             (op::REPORT_LUNS, Ok(cdb)) => self.answer(grant, cdb),
             (op::REQUEST_SENSE, Ok(Cdb::RequestSense { allocation })) => {
                 Ok(Response::data(Sense::NO_SUCH_UNIT.as_bytes().to_vec(), allocation))
@@ -274,6 +280,27 @@ impl Nexus {
             _ => Err(Sense::NO_SUCH_UNIT.into()),
         }
     }
+}
+
+/// Returns the response to a command of a unit that has no disk now: one was removed, or none has
+/// been connected.
+#[must_use]
+pub fn without_disk(port: &Port, was_removed: bool, cdb: &[u8; 16]) -> Response {
+    let peripheral = if was_removed { DISK } else { UNCONNECTED };
+    let result = match Cdb::parse(cdb) {
+        Ok(Cdb::Inquiry { page: None, allocation }) => {
+            let identity = export::Identity::default();
+            Ok(Response::data(inquiry::standard(&identity, port, peripheral), allocation))
+        }
+        Ok(Cdb::Inquiry { .. }) => Err(Sense::INVALID_FIELD_IN_CDB.into()),
+        Ok(Cdb::RequestSense { allocation }) => {
+            Ok(Response::data(Sense::MEDIUM_NOT_PRESENT.as_bytes().to_vec(), allocation))
+        }
+        Ok(Cdb::ReportLuns { select, allocation }) => luns(select, allocation),
+        Ok(_) => Err(Sense::MEDIUM_NOT_PRESENT.into()),
+        Err(sense) => Err(sense.into()),
+    };
+    result.unwrap_or_else(|refused| refused)
 }
 
 /// Returns whether a LUN is 0, by peripheral device addressing or flat space addressing

@@ -7,6 +7,8 @@ use std::cell::Cell;
 pub(crate) struct Settings {
     /// Whether the initiator has protected the disk from its own writes (SWP).
     pub(crate) protected: Cell<bool>,
+    /// Whether the initiator has ejected the medium.
+    pub(crate) ejected: Cell<bool>,
     /// The last copy.
     pub(crate) last_copy: Cell<Option<LastCopy>>,
 }

@@ -58,6 +58,29 @@ impl Work for Plain {
     }
 }
 
+/// Ejection: a flush first.
+#[derive(Debug)]
+pub(super) struct Eject {
+    flush: Plain,
+    settings: Rc<Settings>,
+}
+
+impl Eject {
+    pub(super) fn new(settings: Rc<Settings>) -> Self {
+        Self { flush: Plain::flush(), settings }
+    }
+}
+
+impl Work for Eject {
+    fn next(&mut self, grant: &Grant) -> Action {
+        let action = self.flush.next(grant);
+        if matches!(action, Action::End(_)) {
+            self.settings.ejected.set(true);
+        }
+        action
+    }
+}
+
 /// MODE SELECT.
 #[derive(Debug)]
 pub(super) struct ModeSelect {

@@ -26,6 +26,8 @@ pub mod page {
 
 /// Peripheral qualifier and device type: a connected direct access block device.
 pub const DISK: u8 = 0x00;
+/// Peripheral qualifier and device type: no disk is connected, but one can be.
+pub const UNCONNECTED: u8 = 0x20;
 /// Peripheral qualifier and device type: no device can be at this LUN.
 pub const ABSENT: u8 = 0x7f;
 /// Version: SPC-4.
@@ -46,7 +48,7 @@ pub const STANDARDS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
 )]
 #[repr(C)]
 pub struct Standard {
-    /// [`DISK`] or [`ABSENT`].
+    /// [`DISK`], [`UNCONNECTED`] or [`ABSENT`].
     pub peripheral: u8,
     /// Whether the medium is removable: no.
     pub removable: u8,
