@@ -12,7 +12,7 @@ use scsi::{Command as Decision, Response, Sense};
 use zerocopy::IntoBytes;
 
 use crate::command::{Command, Expects, PIECE, Work};
-use crate::unit::Unit;
+use crate::unit::{Slot, Unit};
 use crate::wire::{Cbw, Status};
 
 /// The device side of the bulk-only transport, from configuration to disconnection or reset.
@@ -23,10 +23,11 @@ pub struct Session {
     account: Account,
     /// For the second buffer of a command.
     second: Account,
-    units: Vec<Unit>,
+    units: Vec<Slot>,
     command: Option<Command>,
-    /// Disk requests that wait until another one releases its exclusive access.
-    blocked: Vec<Request>,
+    /// Disk requests of the command that wait until another one releases its exclusive access to
+    /// the disk, with their units.
+    blocked: Vec<(usize, Request)>,
     steps: VecDeque<Step>,
     is_closed: bool,
 }
@@ -36,7 +37,7 @@ impl Session {
         catalogue: Arc<Catalogue>,
         peer: Peer,
         account: Account,
-        units: Vec<Unit>,
+        units: Vec<Slot>,
     ) -> Self {
         let second = account.sibling(Purpose::SecondPhase);
         let (command, blocked, steps) = Default::default();
@@ -52,13 +53,12 @@ impl Session {
         let Some(unit) = self.units.get_mut(usize::from(cbw.lun)) else { return };
         self.steps.extend(unit.update(&self.catalogue, &self.peer));
         let decided = unit.command(cbw.cdb());
-        let (data_in, data_out) = (decided.data_in(&unit.grant), decided.data_out(&unit.grant));
+        let (data_in, data_out, shift) = unit.lengths(&decided);
         let disagrees = Expects::of(&cbw).disagrees(data_in, data_out);
         let done = match &decided {
             Decision::Done(response) => Some(response.clone()),
             _ => None,
         };
-        let shift = unit.grant.export().geometry.shift();
         self.command = Some(Command::new(&cbw, decided, shift, disagrees));
         if let Some(response) = done {
             self.respond(&response, disagrees);
@@ -76,7 +76,7 @@ impl Session {
     }
 
     fn detach(&mut self, reason: Reason) {
-        for unit in &mut self.units {
+        for unit in self.units.iter_mut().filter_map(|slot| slot.unit.as_mut()) {
             unit.grant.fence().close();
             self.steps.extend(unit.detached(&self.peer, reason));
         }
@@ -85,7 +85,7 @@ impl Session {
     /// Sends the data of a response that fits, and ends the command.
     fn respond(&mut self, response: &Response, disagrees: bool) {
         let Some(command) = &mut self.command else { return };
-        if let Some(unit) = self.units.get_mut(command.unit) {
+        if let Some(unit) = unit(&mut self.units, command.unit) {
             unit.keep_sense(response);
         }
         let len = u32::try_from(response.data.len()).unwrap_or(u32::MAX);
@@ -145,7 +145,7 @@ impl Session {
             let whole = buffer.len();
             let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, whole);
             self.steps.push_back(Step::Send(segment));
-            if let Some(unit) = self.units.get_mut(command.unit) {
+            if let Some(unit) = unit(&mut self.units, command.unit) {
                 unit.read = unit.read.saturating_add(len.into());
             }
         }
@@ -181,7 +181,7 @@ impl Session {
     fn advance_job(&mut self) {
         loop {
             let Some(command) = &mut self.command else { return };
-            let Some(unit) = self.units.get(command.unit) else { return };
+            let Some(unit) = unit(&mut self.units, command.unit) else { return };
             let left = command.left_out();
             let Work::Job { job, memory } = &mut command.work else { return };
             if let Some((len, holds_memory)) = *memory {
@@ -213,7 +213,7 @@ impl Session {
     fn end_if_over(&mut self) {
         let Some(command) = &mut self.command else { return };
         let Work::Ended(status) = command.work else { return };
-        if command.incoming.is_some() {
+        if command.incoming.is_some() || command.in_flight > 0 {
             return;
         }
         if command.left_out() > 0 {
@@ -225,7 +225,7 @@ impl Session {
         }
         let csw = command.status(status);
         self.steps.push_back(Step::Send(Segment::head(Head::new(csw.as_bytes()))));
-        if let Some(unit) = self.units.get_mut(command.unit) {
+        if let Some(unit) = unit(&mut self.units, command.unit) {
             self.steps.extend(unit.report_use(&self.peer));
         }
         self.command = None;
@@ -262,19 +262,21 @@ impl Session {
 
     /// Passes a request through the gate. It waits while another has exclusive access to the disk.
     fn admit(&mut self, request: Request) {
-        self.command.iter_mut().for_each(|command| command.in_flight += 1);
-        self.readmit(request);
+        let Some(command) = &mut self.command else { return };
+        command.in_flight += 1;
+        let at = command.unit;
+        self.readmit(at, request);
     }
 
-    fn readmit(&mut self, request: Request) {
+    fn readmit(&mut self, at: usize, request: Request) {
         let Some(command) = &mut self.command else { return };
-        let Some(unit) = self.units.get(command.unit) else { return };
+        let Some(unit) = unit(&mut self.units, at) else { return };
         match unit.grant.admit(request) {
             Ok(admitted) => self.steps.push_back(Step::Submit(admitted)),
             Err(denied) => {
                 let Denied { fault, request } = *denied;
                 if fault == Fault::Busy {
-                    return self.blocked.push(request);
+                    return self.blocked.push((at, request));
                 }
                 command.in_flight = command.in_flight.saturating_sub(1);
                 let outcome = Outcome { result: Err(fault), buffer: request.buffer };
@@ -286,7 +288,7 @@ impl Session {
     fn ended(&mut self, ticket: &Ticket, outcome: Outcome) {
         let offset = ticket.number();
         let Some(command) = &mut self.command else { return };
-        let Some(unit) = self.units.get_mut(command.unit) else { return };
+        let Some(unit) = unit(&mut self.units, command.unit) else { return };
         let (op, pieces) = match &mut command.work {
             Work::Job { job, .. } => return job.complete(outcome),
             Work::Read(pieces) => (Op::Read, pieces),
@@ -307,6 +309,10 @@ impl Session {
             unit.written = unit.written.saturating_add(len.into());
         }
     }
+}
+
+fn unit(units: &mut [Slot], at: usize) -> Option<&mut Unit> {
+    units.get_mut(at)?.unit.as_mut()
 }
 
 impl export::Session for Session {
@@ -347,8 +353,8 @@ impl export::Session for Session {
                         self.steps.extend(unit.update(&self.catalogue, &self.peer));
                     }
                 }
-                for request in std::mem::take(&mut self.blocked) {
-                    self.readmit(request);
+                for (at, request) in std::mem::take(&mut self.blocked) {
+                    self.readmit(at, request);
                 }
                 self.advance();
             }
@@ -389,6 +395,8 @@ impl export::Session for Session {
         // A short packet: the host has sent less than it has announced.
         let Some(command) = &mut self.command else { return };
         command.incoming = None;
+        command.in_flight = command.in_flight.saturating_sub(self.blocked.len());
+        self.blocked.clear();
         command.moved = command.moved.saturating_add(command.left_out());
         command.work = Work::Ended(Status::PhaseError);
         self.advance();

@@ -2,12 +2,72 @@
 
 use std::sync::Arc;
 
-use export::{Access, Caller, Catalogue, Event, Fault, Grant, Op, Peer, Reason, Step};
+use export::{Access, Caller, Catalogue, Event, ExportId, Fault, Grant, Op, Peer, Reason, Step};
 use scsi::{Command, Nexus, Port, Response};
 
 /// Returns the host at the other end of the cable, which cannot authenticate.
 pub(crate) fn caller(peer: &Peer) -> Caller<'_> {
     Caller { peer, host: "", proven: None }
+}
+
+/// The place of a disk: its logical unit number.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// `None` if no disk has had the number.
+    id: Option<ExportId>,
+    port: Arc<Port>,
+    /// `None` while the disk is not in the catalogue.
+    pub(crate) unit: Option<Unit>,
+}
+
+impl Slot {
+    pub(crate) fn new(
+        id: Option<ExportId>,
+        port: Arc<Port>,
+        catalogue: &Catalogue,
+        peer: &Peer,
+    ) -> Self {
+        let mut slot = Self { id, port, unit: None };
+        slot.update(catalogue, peer);
+        slot
+    }
+
+    /// Finds the disk if it was missing; else as [`Unit::update`].
+    pub(crate) fn update(&mut self, catalogue: &Catalogue, peer: &Peer) -> Option<Step> {
+        if let Some(unit) = &mut self.unit {
+            let before = unit.generation;
+            let detached = unit.update(catalogue, peer);
+            let id = &unit.grant.export().id;
+            if unit.generation != before && catalogue.grant(&caller(peer), id).is_err() {
+                self.unit = None;
+            }
+            return detached;
+        }
+        let generation = catalogue.generation();
+        let grant = catalogue.grant(&caller(peer), self.id.as_ref()?).ok()?;
+        self.unit = Some(Unit::new(grant, self.port.clone(), generation));
+        None
+    }
+
+    /// Decides what a command does. No other one may be in progress.
+    pub(crate) fn command(&mut self, cdb: [u8; 16]) -> Command {
+        match &mut self.unit {
+            Some(unit) => unit.command(cdb),
+            None => Command::Done(scsi::without_disk(&self.port, self.id.is_some(), &cdb)),
+        }
+    }
+
+    /// Returns what the host sends and is sent for a command, in bytes, and the block's shift.
+    pub(crate) fn lengths(&self, decided: &Command) -> (u64, u64, u8) {
+        match (&self.unit, decided) {
+            (Some(Unit { grant, .. }), _) => {
+                let shift = grant.export().geometry.shift();
+                (decided.data_in(grant), decided.data_out(grant), shift)
+            }
+            (None, Command::Done(response)) => (response.data.len() as u64, 0, 0),
+            (None, _) => (0, 0, 0),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -29,8 +89,7 @@ impl Unit {
         Self { grant, nexus, generation, attached: false, read: 0, written: 0 }
     }
 
-    /// Decides what a command does. No other one may be in progress.
-    pub(crate) fn command(&mut self, cdb: [u8; 16]) -> Command {
+    fn command(&mut self, cdb: [u8; 16]) -> Command {
         self.nexus.command(&self.grant, [0; 8], &cdb)
     }
 

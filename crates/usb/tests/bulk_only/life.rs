@@ -125,3 +125,104 @@ fn write_waits_for_exclusive_access_of_another() {
     assert_eq!(world.answer(), (vec![], false, 0, 0));
     assert_eq!(world.disk[0], 1);
 }
+
+#[test]
+fn disk_keeps_its_unit_number_after_another_is_withdrawn() {
+    let (mut world, [a, _]) = two();
+    assert_eq!(world.server.units(&export::Peer::usb()), 2);
+    world.catalogue.withdraw(&a.id);
+    world.reset();
+    world.catalogue.publish(disk("c", Access::Writable));
+    let before = world.disk.clone();
+    assert_eq!(world.read(0, &[0x12, 0, 0, 0, 36, 0], 36).0[0], 0);
+    for _ in 0..2 {
+        assert_eq!(world.write(0, &transfer_10(0x2a, 3, 1), &[9; 512]), (vec![], false, 512, 1));
+        assert_eq!(world.sense(0), (2, 0x3a, 0));
+    }
+    assert!(world.disk == before, "the disk");
+    assert_eq!(world.server.units(&export::Peer::usb()), 3);
+    world.reset();
+    // It returns, in another place of the catalogue.
+    world.catalogue.publish(disk("a", Access::ReadOnly));
+    for lun in 0..3 {
+        world.read(lun, &[0; 6], 0);
+        assert_eq!(world.read(lun, &[0; 6], 0).3, 0);
+    }
+    let names = world.events.iter().filter_map(|event| match event {
+        Event::Attached { export, .. } => Some(export.short.as_str()),
+        _ => None,
+    });
+    assert_eq!(names.collect::<Vec<_>>()[1..], ["a", "b", "c"]);
+}
+
+#[test]
+fn device_without_a_disk_has_an_empty_unit() {
+    let mut world = World::new(&[]);
+    let (data, halted, residue, status) = world.read(0, &[0x12, 0, 0, 0, 36, 0], 36);
+    assert_eq!((data[0], data.len(), halted, residue, status), (0x20, 36, false, 0, 0));
+    assert_eq!(world.read(0, &[0; 6], 0), (vec![], false, 0, 1));
+    assert_eq!(world.sense(0), (2, 0x3a, 0));
+    assert_eq!(world.closed, None);
+    world.catalogue.publish(disk("a", Access::ReadOnly));
+    world.reset();
+    let mut world = world.attended();
+    assert_eq!(world.read(0, &[0; 6], 0).3, 0);
+}
+
+/// Begins a write of two pieces to the first of two disks, whose second piece is cut short.
+fn cut_short(world: &mut World) {
+    let cbw = world.cbw(0, &transfer_10(0x2a, 0, 1024), false, 512 << 10);
+    world.send(cbw.as_bytes());
+    world.send(&[1; 256 << 10]);
+    world.send(&[1; 100]);
+}
+
+#[test]
+fn write_that_waits_is_dropped_with_its_command() {
+    let disks = [disk("a", Access::Writable), disk("b", Access::Writable)];
+    let mut world = World::new(&disks).attended();
+    world.read(1, &[0; 6], 0);
+    let before = world.disk.clone();
+    let right = export::Exclusive::claim(&disks[0]).unwrap();
+    cut_short(&mut world);
+    assert_eq!(world.answer().3, 2);
+    drop(right);
+    let cbw = world.cbw(1, &transfer_10(0x2a, 1024, 1), false, 512);
+    world.send(cbw.as_bytes());
+    world.session().notify(std::time::Instant::now(), &Notice::StateChanged);
+    world.drain();
+    assert!(world.disk == before, "the disk");
+    world.send(&[2; 512]);
+    assert_eq!(world.answer().3, 0);
+}
+
+#[test]
+fn command_ends_after_its_disk_requests() {
+    let mut world = World::writable().attended();
+    world.hold = true;
+    cut_short(&mut world);
+    assert_eq!((world.sent.len(), world.held.len()), (0, 1));
+    assert!(!world.session().can_receive());
+    world.complete(0);
+    assert_eq!(world.answer().3, 2);
+}
+
+#[test]
+fn disk_is_ejected_only_if_its_flush_succeeds() {
+    let is_ejected = |event: &Event| matches!(event, Event::Detached { .. });
+    for flags in [2, 6] {
+        let mut world = World::writable().attended();
+        world.fault = Some(Fault::Io);
+        assert_eq!(world.read(0, &[0x1b, 0, 0, 0, flags, 0], 0).3, 1);
+        assert_eq!(world.read(0, &[0; 6], 0).3, 0);
+        assert!(!world.events.iter().any(is_ejected));
+    }
+    let mut world = World::writable().attended();
+    assert_eq!(world.read(0, &[0x1b, 0, 0, 0, 2, 0], 0).3, 0);
+    assert!(world.events.iter().any(is_ejected));
+    assert_eq!(world.read(0, &[0; 6], 0).3, 1);
+    // Another disk in its place is not ejected.
+    world.catalogue.publish(disk("a", Access::Writable));
+    world.read(0, &[0; 6], 0);
+    assert_eq!(world.read(0, &[0; 6], 0).3, 0);
+}
