@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("image", &["export", "linux"]),
     ("filesystem", &["export", "linux"]),
     ("failure", &["console"]),
+    ("fetch", &[]),
     ("protocol", &["export", "iscsi", "nbd", "nvme"]),
     ("ipc", &["linux"]),
     ("keys", &["console", "export", "failure", "iscsi", "linux", "nbd", "nvme", "pair"]),

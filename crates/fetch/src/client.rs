@@ -1,0 +1,38 @@
+//! The settings of the HTTP client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::Agent;
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+
+use crate::Location;
+
+/// The longest time until a connection is established, and until a server begins to answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most redirections that are followed.
+const MAX_REDIRECTS: u32 = 10;
+
+/// Returns a client for a file. Certificates are verified by the certificate authorities that the
+/// system trusts; the proxy is that of the environment (`HTTPS_PROXY`, `NO_PROXY` ...). A redirection
+/// from HTTPS to HTTP is not followed, and a password is not sent to another host.
+pub(crate) fn client(location: &Location) -> Agent {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(RootCerts::PlatformVerifier)
+        .unversioned_rustls_crypto_provider(provider)
+        .build();
+    let config = Agent::config_builder()
+        .https_only(location.is_encrypted())
+        .http_status_as_error(false)
+        .max_redirects(MAX_REDIRECTS)
+        .timeout_resolve(Some(TIMEOUT))
+        .timeout_connect(Some(TIMEOUT))
+        .timeout_recv_response(Some(TIMEOUT))
+        .user_agent(concat!("storagetm/", env!("CARGO_PKG_VERSION")))
+        .tls_config(tls)
+        .build();
+    Agent::new_with_config(config)
+}
