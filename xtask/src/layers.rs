@@ -34,7 +34,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dnssd", &["failure", "ipc", "linux", "nvme", "protocol"]),
     (
         "remote",
-        &["client", "dnssd", "engine", "export", "failure", "keys", "linux", "nvme", "protocol"],
+        &[
+            "client", "dnssd", "engine", "export", "failure", "fetch", "keys", "linux", "nvme",
+            "protocol",
+        ],
     ),
     (
         "daemon",

@@ -24,12 +24,13 @@ pub struct Pipe {
     pub head: Vec<u8>,
     /// Total number of bytes, if it is known.
     pub bytes: Option<u64>,
-    /// Called at the end of the pipe: returns a sentence if the data is incomplete.
+    /// Called at the end of the pipe: fails if the data is incomplete or not what was expected.
+    /// Until it succeeds, the destination has no partition table.
     pub finish: Option<Finish>,
 }
 
-/// Checks at the end of a pipe that the data is complete.
-pub type Finish = Box<dyn FnOnce() -> Result<(), String> + Send>;
+/// Checks at the end of a pipe that the data is complete and what was expected.
+pub type Finish = Box<dyn FnOnce() -> Result<(), CopyError> + Send>;
 
 impl fmt::Debug for Pipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -285,6 +286,9 @@ pub enum CopyError {
     /// The data of a pipe is incomplete.
     #[error("{0}")]
     Incomplete(String),
+    /// The data of a pipe does not have the expected hash.
+    #[error("{0}")]
+    Unexpected(String),
     /// All data was copied, but the partition table could not be rewritten.
     #[error("{name}: all was copied, but its partition table could not be rewritten: {reason}")]
     PartitionTable { name: String, reason: String },

@@ -14,8 +14,8 @@ use crate::address::TargetAddr;
 const NBD_PORT: u16 = 10809;
 
 /// The accepted forms, for error messages.
-const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME or \
-nbd+unix:///NAME?socket=PATH";
+const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME, \
+nbd+unix:///NAME?socket=PATH, https://HOST/FILE or http://HOST/FILE";
 
 /// The location of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Locator {
     Nvme(Nvme),
     /// An export of an NBD server.
     Nbd(Nbd),
+    /// A file of a web server.
+    Web(fetch::Location),
 }
 
 /// A disk of an NVMe/TCP target.
@@ -84,6 +86,9 @@ impl Locator {
         match text.split_once("://") {
             _ if text == "-" => Ok(Self::Pipe),
             _ if text.is_empty() => Err(format!("nothing is named; {SCHEMES}")),
+            Some(("http" | "https", _)) => {
+                text.parse().map(Self::Web).map_err(|reason| format!("{reason}"))
+            }
             Some((scheme, rest)) if is_scheme(scheme) => {
                 address(scheme, rest).map_err(|reason| format!("{text}: {reason}"))
             }
@@ -106,6 +111,7 @@ impl fmt::Display for Locator {
                 write!(f, "nvme://{}/{}", nvme.host.authority(NVME_PORT), nvme.name)
             }
             Self::Nbd(nbd) => write!(f, "{nbd}"),
+            Self::Web(location) => write!(f, "{location}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! result. The copy itself is done by the crate `copy`.
 
 mod allocated;
+mod checked;
 mod compressed;
 mod contents;
 mod disk_error;
@@ -82,9 +83,11 @@ fn check(options: &Copy) -> Result<(), Failure> {
     if (source, destination) == (&Locator::Pipe, &Locator::Pipe) {
         return Err(Failure::usage("both ends are pipes: name a disk or a file for one of them"));
     }
-    let piped = [source, destination].contains(&&Locator::Pipe);
+    let piped = matches!(source, Locator::Pipe | Locator::Web(_)) || *destination == Locator::Pipe;
     if piped && options.map.is_some() {
-        return Err(Failure::usage("a pipe cannot be gone on with from a map: leave --map out"));
+        return Err(Failure::usage(
+            "a pipe and a file of a web server cannot be gone on with from a map: leave --map out",
+        ));
     }
     if *destination == Locator::Pipe && io::stdout().is_terminal() {
         return Err(Failure::usage(
@@ -98,6 +101,11 @@ fn check(options: &Copy) -> Result<(), Failure> {
     }
     if *source == Locator::Pipe && io::stdin().is_terminal() {
         return Err(Failure::usage("nothing comes from a terminal: say where from with < or |"));
+    }
+    if matches!(destination, Locator::Web(_)) {
+        return Err(Failure::usage(format!(
+            "{destination} can be copied from, not to: a web server has no disks"
+        )));
     }
     if source == destination {
         return Err(refused(format!("{source} is both the source and the destination")));
@@ -137,10 +145,22 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     // A map without finished ranges does not permit overwriting.
     let resumes = map.is_some_and(|map| map.sum(State::Finished) > 0);
     let raw = options.format.is_some();
-    let source = match &options.source {
-        Locator::Path(path) => local_disk::source(&tree, path, options.allow_in_use, raw)?,
-        Locator::Pipe => local_disk::stream(local_disk::standard(io::stdin())?, raw)?,
-        there => CopyEnd::remote(remote::endpoint(&tree, options, there)?),
+    let expected = checked::expected(options)?;
+    let source = match (&options.source, expected) {
+        (Locator::Web(location), expected) => {
+            let patience = Duration::from_secs(options.patience);
+            local_disk::stream(checked::web(location, patience, expected)?, raw)?
+        }
+        (Locator::Path(path), Some(expected)) => {
+            local_disk::stream(checked::file(path, expected)?, raw)?
+        }
+        (Locator::Pipe, Some(expected)) => {
+            let pipe = local_disk::standard(io::stdin())?;
+            local_disk::stream(checked::pipe(pipe, expected)?, raw)?
+        }
+        (Locator::Path(path), None) => local_disk::source(&tree, path, options.allow_in_use, raw)?,
+        (Locator::Pipe, None) => local_disk::stream(local_disk::standard(io::stdin())?, raw)?,
+        (there, _) => CopyEnd::remote(remote::endpoint(&tree, options, there)?),
     };
     let mut source =
         if options.allocated { source.allocated_only(&options.source)? } else { source };

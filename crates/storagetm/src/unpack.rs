@@ -12,7 +12,7 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use ::copy::Pipe;
+use ::copy::{CopyError, Pipe};
 use filesystem::Container;
 use filesystem::container::{HEAD, TAIL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -53,7 +53,7 @@ pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
 pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, String> {
     let unpack_error = |error: io::Error| format!("the pipe cannot be unpacked: {error}");
     let (output, input) = io::pipe().map_err(unpack_error)?;
-    let Pipe { descriptor, head, .. } = pipe;
+    let Pipe { descriptor, head, finish: input_finish, .. } = pipe;
     let feed = move || {
         let (mut from, mut input) = (File::from(descriptor), input);
         // The child reports a truncated stream itself.
@@ -61,7 +61,14 @@ pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, Stri
     };
     thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(unpack_error)?;
     // No timeout: the program that writes the pipe may be slow.
-    unpack(container, output.into(), "what comes from the pipe", None)
+    let mut pipe = unpack(container, output.into(), "what comes from the pipe", None)?;
+    let finish = pipe.finish.take();
+    pipe.finish = Some(Box::new(move || {
+        // That the input is not what was expected explains that it cannot be unpacked.
+        let unpacked = finish.map_or(Ok(()), |finish| finish());
+        input_finish.map_or(Ok(()), |finish| finish()).and(unpacked)
+    }));
+    Ok(pipe)
 }
 
 /// Unpacks a file. The returned pipe reports at its end whether the content was complete.
@@ -91,7 +98,7 @@ pub(crate) fn unpack(
         // Already complete: report damage before anything is written.
         unpacker.finish()?;
     }
-    let finish = Box::new(move || unpacker.finish());
+    let finish = Box::new(move || unpacker.finish().map_err(CopyError::Incomplete));
     Ok(Pipe { descriptor: output.into(), head, bytes, finish: Some(finish) })
 }
 

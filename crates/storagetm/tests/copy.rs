@@ -34,3 +34,5 @@ mod refusals;
 mod scene;
 #[path = "copy/target.rs"]
 mod target;
+#[path = "copy/web.rs"]
+mod web;

@@ -171,9 +171,8 @@ pub(crate) fn into_disk(
     monitor.report.padded = padded;
     // The program before the pipe may have failed.
     if bytes == 0 {
-        let nothing = || {
-            CopyError::Incomplete("what was unpacked is empty: there is nothing to copy".to_owned())
-        };
+        let nothing =
+            || CopyError::Incomplete("the source is empty: there is nothing to copy".to_owned());
         return Err(Outcome::Failed(if unpacked { nothing() } else { CopyError::EmptyPipe }));
     }
     monitor.report.bytes = bytes;
@@ -268,19 +267,22 @@ impl PipeToDisk<'_> {
     ) -> Result<PipeCopied, Outcome> {
         let account = Pool::new(4 * PIECE).open();
         let _ = rustix::pipe::fcntl_setpipe_size(&stream.pipe, PIECE);
-        let (mut at, mut last) = (0, None);
+        let is_checked = stream.finish.is_some();
+        let (mut at, mut first, mut last) = (0, None, None);
         // Writing is delayed by one piece, because the last one is padded.
         while let Some(buffer) = self.next(&mut stream, &account, &limit)? {
             let len = buffer.len() as u64;
             limit.charge(len, Instant::now());
-            if let Some((offset, buffer)) = last.replace((at, buffer)) {
+            if at == 0 && is_checked {
+                self.clear_start(&account)?;
+                first = Some(buffer);
+            } else if let Some((offset, buffer)) = last.replace((at, buffer)) {
                 self.write(offset, buffer, verify.then(TreeShape::endless))?;
             }
             at += len;
         }
-        // Checked before success is reported: the data may be incomplete.
         if let Some(finish) = stream.finish.take() {
-            finish().map_err(|reason| Outcome::Failed(CopyError::Incomplete(reason)))?;
+            finish().map_err(Outcome::Failed)?;
         }
         if let Some(announced) = stream.bytes.filter(|announced| *announced != at) {
             let reason = format!("{announced} bytes were announced, and the pipe delivered {at}");
@@ -288,15 +290,43 @@ impl PipeToDisk<'_> {
         }
         let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));
         let shape = TreeShape::new(bytes);
+        let is_single = last.is_none();
         if let Some((offset, buffer)) = last {
             let buffer = padded(buffer, &account, bytes - offset)?;
             self.sparse = false;
             self.write(offset, buffer, verify.then_some(shape))?;
         }
-        self.run(Request::Flush, |name, reason| CopyError::Flush { name, reason })?;
+        self.flush()?;
+        if let Some(buffer) = first {
+            let buffer = if is_single { padded(buffer, &account, bytes)? } else { buffer };
+            self.sparse = false;
+            let shape = if is_single { shape } else { TreeShape::endless() };
+            self.write(0, buffer, verify.then_some(shape))?;
+            self.flush()?;
+        }
         let mut tree = HashTree::new(bytes);
         self.hashes.into_iter().for_each(|hash| tree.insert(hash));
         Ok(PipeCopied { bytes, padded: bytes - at, tree })
+    }
+
+    /// Zeroes the start of the disk: a partition table that is there describes what is overwritten,
+    /// and that of the pipe is written when its data is known to be what was expected.
+    fn clear_start(&mut self, account: &Account) -> Result<(), Outcome> {
+        let len = match self.disk.bytes {
+            // A new file.
+            0 => return Ok(()),
+            bytes => bytes.min(PIECE as u64),
+        };
+        if self.disk.blank || self.zero(0, len)? {
+            return Ok(());
+        }
+        let mut zeros = memory(account, usize::try_from(len).unwrap_or(PIECE))?;
+        zeros.bytes_mut().fill(0);
+        self.write_all(0, zeros)
+    }
+
+    fn flush(&mut self) -> Result<(), Outcome> {
+        self.run(Request::Flush, |name, reason| CopyError::Flush { name, reason }).map(drop)
     }
 
     /// The next piece of the pipe. Keeps the connection to the disk alive meanwhile.

@@ -53,10 +53,11 @@ pub(super) fn device_note(path: &Path) -> Option<String> {
 /// Fails if the format is not supported, or if the pipe cannot be read.
 pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Failure> {
     let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
-    let (mut from, mut head) = (File::from(pipe.descriptor), Vec::new());
+    let Pipe { descriptor, bytes, finish, .. } = pipe;
+    let (mut from, mut head) = (File::from(descriptor), Vec::new());
     unpack::read_up_to(&mut from, unpack::HEAD_BYTES, &mut head, None).map_err(cannot)?;
     let container = Container::detect(&head, &[]).filter(|_| !raw);
-    let pipe = Pipe { head, ..Pipe::from(std::os::fd::OwnedFd::from(from)) };
+    let pipe = Pipe { descriptor: from.into(), head, bytes, finish };
     let name = "what comes from the pipe";
     let (pipe, note) = match container {
         None => (pipe, None),

@@ -40,7 +40,9 @@ pub(super) fn endpoint(
             let endpoint = NbdEndpoint::new(&name, &nbd.name, dial);
             Ok(Box::new(if secured { endpoint.with_tls() } else { endpoint }))
         }
-        Locator::Path(_) | Locator::Pipe => Err(refused(format!("{there} is on this machine"))),
+        Locator::Path(_) | Locator::Pipe | Locator::Web(_) => {
+            Err(refused(format!("{there} is no disk of another machine")))
+        }
     }
 }
 

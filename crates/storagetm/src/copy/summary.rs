@@ -22,6 +22,9 @@ const INTERRUPTED: u8 = 6;
 /// Protocol violation by the peer.
 const VIOLATION: u8 = 7;
 
+/// The source is not what was expected.
+const UNEXPECTED: u8 = 8;
+
 /// Maximum number of ranges listed in human-readable output.
 const MAX_NAMED: usize = 16;
 /// Maximum number of range events of each kind; the map has all.
@@ -81,7 +84,11 @@ fn failure(report: &Report, names: Names<'_>) -> Option<Failure> {
         Outcome::Refused(refusal) => refused(refusal),
         Outcome::Interrupted => Failure::with_status(INTERRUPTED, interrupted(names)),
         Outcome::Failed(trouble) => {
-            let status = if let CopyError::Violation { .. } = trouble { VIOLATION } else { FAILED };
+            let status = match trouble {
+                CopyError::Violation { .. } => VIOLATION,
+                CopyError::Unexpected(_) => UNEXPECTED,
+                _ => FAILED,
+            };
             match names.resume_command {
                 Some(line) => Failure::with_status(
                     status,

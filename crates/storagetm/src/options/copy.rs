@@ -43,6 +43,8 @@ Examples:
     storagetm copy laptop.img nvme://192.168.1.5/sda
   Write a compressed image:
     storagetm copy system.img.xz /dev/sdb
+  Write an image while it arrives, and check that it is the published one:
+    storagetm copy --hash-file SHA256SUMS https://example.com/system.raw.xz /dev/sdb
   Compress an image:
     storagetm copy nvme://192.168.1.5/sda - | zstd > laptop.img.zst
 
@@ -54,7 +56,8 @@ Exit status:
   4  verification failed: the destination differs from what was read
   5  the copy was refused, and nothing was written
   6  the copy was interrupted; with --map it can be resumed
-  7  a peer violated its protocol";
+  7  a peer violated its protocol
+  8  the source does not have the expected hash; the destination has no partition table";
 
 /// The options of `storagetm copy`.
 #[derive(Debug, Args)]
@@ -67,6 +70,18 @@ pub struct Copy {
     /// Destination
     #[arg(value_name = "DST", value_parser = OsStringValueParser::new().try_map(Locator::parse))]
     pub destination: Locator,
+
+    /// SHA-256 that SRC must have, as its publisher names it: of the file as it is, also if it is unpacked
+    ///
+    /// SRC is a file, a pipe or a URL. Until its hash is known, DST has no partition table.
+    #[arg(long, value_name = "HEX", conflicts_with = "hash_file")]
+    pub sha256: Option<String>,
+
+    /// File with the SHA-256 that SRC must have, in the format of sha256sum (SHA256SUMS)
+    ///
+    /// The line with the file name of SRC counts.
+    #[arg(long, value_name = "FILE")]
+    pub hash_file: Option<PathBuf>,
 
     /// Read the destination at the end and compare it with what was read from the source (default)
     #[arg(long, overrides_with = "no_verify")]
