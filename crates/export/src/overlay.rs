@@ -92,6 +92,9 @@ const WORDS_PER_LEAF: usize = 512;
 const LEAF_BYTES: u64 = 4096;
 const BLOCKS_PER_LEAF: u64 = 1 << 14;
 
+/// Most entries of the table that are stored by one call.
+const MAX_ENTRIES: usize = 4096;
+
 /// In the table of the file: the leaf is stored. Other values are the source of all its blocks.
 const STORED: u8 = 3;
 
@@ -209,11 +212,58 @@ impl BlockMap {
         let (mut at, end) = (range.start, range.end.min(self.blocks));
         while at < end {
             let index = at / BLOCKS_PER_LEAF;
-            let next = end.min((index + 1) * BLOCKS_PER_LEAF);
-            self.set_in_leaf(index, at..next, source, &mut store)?;
+            let whole = self.whole_leaves(at, end);
+            let next = end.min((index + (whole.len() as u64).max(1)) * BLOCKS_PER_LEAF);
+            if whole.is_empty() {
+                self.set_in_leaf(index, at..next, source, &mut store)?;
+            } else {
+                let entries = [source as u8; MAX_ENTRIES];
+                store(index, entries.get(..whole.len()).unwrap_or_default())?;
+                whole.iter().for_each(|leaf| leaf.uniform.store(source as u8, Ordering::Release));
+            }
             at = next;
         }
         Ok(())
+    }
+
+    /// Returns the leaves from the block `at` on that are whole in the range up to `end`, and are not
+    /// stored: not more than [`MAX_ENTRIES`].
+    fn whole_leaves(&self, at: u64, end: u64) -> &[Leaf] {
+        let past =
+            if end == self.blocks { self.leaves.len() as u64 } else { end / BLOCKS_PER_LEAF };
+        let bounds = (usize::try_from(at.div_ceil(BLOCKS_PER_LEAF)), usize::try_from(past));
+        let (Ok(first), Ok(past)) = bounds else { return &[] };
+        let leaves = self.leaves.get(first..past).filter(|_| at.is_multiple_of(BLOCKS_PER_LEAF));
+        let leaves = leaves.unwrap_or_default().iter().take(MAX_ENTRIES);
+        let whole = leaves.take_while(|leaf| leaf.words.get().is_none()).count();
+        self.leaves.get(first..first + whole).unwrap_or_default()
+    }
+
+    /// Returns how many bytes the leaves occupy, in memory and in the file, that [`Self::set`] would
+    /// store. A leaf of which all blocks are in the overlay is not counted: they occupy far more.
+    pub fn growth(&self, range: Range<u64>, source: Source) -> u64 {
+        let grows = |block: u64| {
+            let index = block / BLOCKS_PER_LEAF;
+            let whole = index * BLOCKS_PER_LEAF..self.blocks.min((index + 1) * BLOCKS_PER_LEAF);
+            let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
+            let is_whole = range.start <= whole.start && whole.end <= range.end;
+            leaf.filter(|leaf| !is_whole && leaf.words.get().is_none()).is_some_and(|leaf| {
+                let uniform = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
+                uniform != source && uniform != Source::Overlay
+            })
+        };
+        let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else {
+            return 0;
+        };
+        let is_one = range.start / BLOCKS_PER_LEAF == last / BLOCKS_PER_LEAF;
+        let leaves = u64::from(grows(range.start)) + u64::from(!is_one && grows(last));
+        2 * LEAF_BYTES * leaves
+    }
+
+    /// Returns how many bytes the table of leaves of a map of `blocks` blocks occupies, in memory and
+    /// in the file.
+    pub fn table_bytes(blocks: u64) -> u64 {
+        blocks.div_ceil(BLOCKS_PER_LEAF).saturating_mul(2 + size_of::<Leaf>() as u64)
     }
 
     fn set_in_leaf<E>(
@@ -237,12 +287,6 @@ impl BlockMap {
         }
         let uniform = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
         if uniform == source {
-            return Ok(());
-        }
-        let whole = index * BLOCKS_PER_LEAF..self.blocks.min((index + 1) * BLOCKS_PER_LEAF);
-        if range == whole {
-            store(index, &[source as u8])?;
-            leaf.uniform.store(source as u8, Ordering::Release);
             return Ok(());
         }
         let old = std::iter::repeat_n(uniform.word(), WORDS_PER_LEAF);
@@ -350,14 +394,14 @@ mod test {
     #[test]
     fn whole_disk_of_one_source_has_no_leaves() {
         let map = BlockMap::new(BLOCKS);
-        let mut stored = 0;
-        let store = |_: u64, bytes: &[u8]| {
-            stored += bytes.len();
+        let mut stored = Vec::new();
+        let store = |at: u64, bytes: &[u8]| {
+            stored.push((at, bytes.len()));
             Ok::<_, Infallible>(())
         };
         map.set(0..BLOCKS, Source::Zeros, store).unwrap();
         assert_eq!(map.run(0, BLOCKS), (Source::Zeros, BLOCKS));
-        assert_eq!(stored, 3);
+        assert_eq!(stored, [(0, 3)], "one call");
         assert!(map.leaves.iter().all(|leaf| leaf.words.get().is_none()));
     }
 

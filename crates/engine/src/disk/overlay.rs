@@ -33,17 +33,22 @@ pub(super) fn run(export: &Export, offset: u64, end: u64) -> (Source, u64) {
 /// Checks a request before it starts.
 ///
 /// # Errors
-/// [`Fault::NoSpace`] for a write for which there is no room. The fault of reading the map.
+/// [`Fault::NoSpace`] for a change for which there is no room: also for a discard, as discarded
+/// blocks must read as zeros. The fault of reading the map.
 pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
     let export = admitted.export();
     let Some(overlay) = overlay(export) else { return Ok(()) };
     let (overlay, map) = overlay?;
-    if !matches!(admitted.op(), Op::Write { .. }) || map.is_all(blocks(admitted), Source::Overlay) {
+    let Some(source) = source_after(admitted.op()) else { return Ok(()) };
+    let range = blocks(admitted);
+    let data = if source == Source::Overlay { admitted.len() } else { 0 };
+    let growth = data.saturating_add(map.growth(range.clone(), source));
+    if growth == 0 || map.is_all(range, source) {
         return Ok(());
     }
     let used = stored(overlay.data())? + 2 * stored(overlay.map_file())?;
     let room = overlay.limit().checked_sub(used);
-    if room.is_some_and(|room| room >= admitted.len()) { Ok(()) } else { Err(Fault::NoSpace) }
+    if room.is_some_and(|room| room >= growth) { Ok(()) } else { Err(Fault::NoSpace) }
 }
 
 /// Records a completed request in the map, so that its blocks are read from the overlay from now on.
@@ -51,14 +56,19 @@ pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
 /// # Errors
 /// Fails if the map cannot be stored.
 pub(super) fn record(admitted: &Admitted) -> Result<(), Fault> {
-    let source = match admitted.op() {
-        Op::Write { .. } => Source::Overlay,
-        Op::Zero { .. } | Op::Discard => Source::Zeros,
-        Op::Read | Op::Flush | Op::Extents | Op::Prefetch => return Ok(()),
-    };
+    let Some(source) = source_after(admitted.op()) else { return Ok(()) };
     let Some(overlay) = overlay(admitted.export()) else { return Ok(()) };
     let (overlay, map) = overlay?;
     map.set(blocks(admitted), source, |at, bytes| store(overlay.map_file(), at, bytes))
+}
+
+/// Returns the source of the blocks of a request once it has completed; `None` if they keep theirs.
+fn source_after(op: Op) -> Option<Source> {
+    match op {
+        Op::Write { .. } => Some(Source::Overlay),
+        Op::Zero { .. } | Op::Discard => Some(Source::Zeros),
+        Op::Read | Op::Flush | Op::Extents | Op::Prefetch => None,
+    }
 }
 
 fn blocks(admitted: &Admitted) -> std::ops::Range<u64> {
@@ -250,6 +260,24 @@ mod test {
         assert_eq!(run_op(&grant, Op::Discard, 0, 8, 0).result, Ok(()));
         assert_eq!(write(16), Ok(()), "a discard makes room");
         assert!(contents(&disk) == original);
+    }
+
+    #[test]
+    fn discards_and_zeroes_do_not_exceed_the_limit() {
+        const LEAVES: usize = 20;
+        let size = (LEAVES << 14) * BLOCK;
+        let (disk, map) = (memory(size), memory(0));
+        let files = [disk, memory(size), map.try_clone().unwrap()];
+        let grant = grant_of(files, 10 * 4096, (BLOCK, LEAVES << 14));
+        let zero = Op::Zero { unmap: false, fast: false, durable: false };
+        let clear = |(leaf, op): (usize, Op)| run_op(&grant, op, (leaf << 14) + 5, 1, 0).result;
+        let ops = [Op::Discard, zero].into_iter().cycle();
+        let results: Vec<_> = (0..LEAVES).zip(ops).map(clear).collect();
+        let full = results.iter().position(Result::is_err).unwrap();
+        assert!(full > 0 && results[full..].iter().all(|it| *it == Err(Fault::NoSpace)));
+        assert!(2 * stored(&map).unwrap() <= 10 * 4096);
+        assert_eq!(clear((0, Op::Discard)), Ok(()), "its leaf exists");
+        assert_eq!(run_op(&grant, Op::Discard, 0, LEAVES << 14, 0).result, Ok(()));
     }
 
     #[test]
