@@ -21,8 +21,8 @@ use crate::recv_buffer::window;
 use crate::topic::Topic;
 use crate::{MEMORY_RETRY, MakeSession, Shared};
 
-/// Largest packet of a bulk endpoint. Buffers for data from the host are multiples of it: some
-/// controllers receive whole packets only.
+/// Largest packet of a bulk endpoint. Transfers are cut at multiples of it: some controllers receive
+/// whole packets only. The kernel aligns the last one, as it knows the packets of the speed.
 const PACKET: usize = 1024;
 
 /// Largest transfer that is passed to the kernel at once, which allocates memory of that length.
@@ -37,11 +37,19 @@ const EVENT: usize = 12;
 
 /// Types of events (`linux/usb/functionfs.h`).
 const EVENT_UNBIND: u8 = 1;
+const EVENT_ENABLE: u8 = 2;
 const EVENT_DISABLE: u8 = 3;
 const EVENT_SETUP: u8 = 4;
 
 /// Bit of the request type in a setup packet: the data is sent to the host.
 const TO_HOST: u8 = 0x80;
+
+/// How long a halt is tried while the controller still sends, and the pause between two attempts.
+const HALT_TIMEOUT: Duration = Duration::from_secs(1);
+const HALT_RETRY: Duration = Duration::from_millis(5);
+
+/// Pause after an unexpected error.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Stack size of both threads in bytes.
 const STACK: usize = 256 << 10;
@@ -103,7 +111,6 @@ pub(crate) fn adopt(
     let cable = Arc::new(Cable { endpoints, resets, is_sending, inbox });
     let control = cable.clone();
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-    thread("usb control").spawn(move || control.control(&answer))?;
     let shared = shared.clone();
     let bulk = move || {
         shared.inboxes.register(&cable.inbox);
@@ -111,16 +118,20 @@ pub(crate) fn adopt(
         while catch_unwind(AssertUnwindSafe(|| Bulk::new(&shared, &cable, memory, &open).run()))
             .is_err()
         {
-            cable.halt_all();
+            let _ = cable.halt_all();
+            // Others may wait for what it had.
+            shared.inboxes.changed(&Topic::All, None);
         }
         shared.inboxes.unregister(&cable.inbox);
     };
-    thread("usb bulk").spawn(bulk).map(drop)
+    thread("usb bulk").spawn(bulk)?;
+    thread("usb control").spawn(move || control.control(&answer)).map(drop)
 }
 
 impl Cable {
     /// Handles the events of endpoint 0, until the function is removed.
     fn control(&self, answer: &AnswerControl) {
+        let mut is_enabled = false;
         loop {
             let mut event = [0; EVENT];
             match read(&self.endpoints.control, &mut event) {
@@ -131,7 +142,13 @@ impl Cable {
             }
             let [setup @ .., kind, _, _, _] = event;
             match kind {
-                EVENT_DISABLE | EVENT_UNBIND => self.reset(),
+                // The kernel drops the disconnection before it if that was not read in time.
+                EVENT_ENABLE if is_enabled => self.reset(),
+                EVENT_ENABLE => is_enabled = true,
+                EVENT_DISABLE | EVENT_UNBIND => {
+                    is_enabled = false;
+                    self.reset();
+                }
                 EVENT_SETUP => self.request(setup, answer(setup)),
                 _ => {}
             }
@@ -174,13 +191,25 @@ impl Cable {
     }
 
     /// Halts the pipe to the host: by a transfer in the wrong direction.
-    fn halt_in(&self) {
-        let _ = read(&self.endpoints.bulk_in, &mut [0; 1][..]);
+    fn halt_in(&self) -> Result<(), Errno> {
+        self.halt(|| read(&self.endpoints.bulk_in, &mut [0; 1][..]))
     }
 
-    fn halt_all(&self) {
-        self.halt_in();
-        let _ = write(&self.endpoints.bulk_out, &[0]);
+    fn halt_all(&self) -> Result<(), Errno> {
+        let halted = self.halt_in();
+        self.halt(|| write(&self.endpoints.bulk_out, &[0])).and(halted)
+    }
+
+    /// Repeats a halt until the controller has sent what it has, unless the device is reset.
+    fn halt(&self, act: impl Fn() -> Result<usize, Errno>) -> Result<(), Errno> {
+        let (until, resets) = (Instant::now() + HALT_TIMEOUT, self.resets.load(Ordering::SeqCst));
+        while act() == Err(Errno::AGAIN) {
+            if Instant::now() >= until || self.resets.load(Ordering::SeqCst) != resets {
+                return Err(Errno::AGAIN);
+            }
+            std::thread::sleep(HALT_RETRY);
+        }
+        Ok(())
     }
 }
 
@@ -192,6 +221,8 @@ struct Bulk<'a> {
     pool: Pool,
     /// The session, and the number of resets when it began.
     session: Option<(Box<dyn Session>, u32)>,
+    /// The number of resets when a violation has halted the pipes.
+    halted: Option<u32>,
     /// Largest transfer that the kernel has memory for.
     max_transfer: usize,
     /// Whether the host is gone, as the endpoints have reported.
@@ -209,8 +240,8 @@ enum Received {
 impl<'a> Bulk<'a> {
     fn new(shared: &'a Shared, cable: &'a Cable, memory: usize, open: &'a MakeSession) -> Self {
         let pool = Pool::with_budget(memory, shared.budget.clone());
-        let (session, max_transfer, is_lost) = (None, MAX_TRANSFER, false);
-        Self { shared, cable, open, pool, session, max_transfer, is_lost }
+        let (session, halted, max_transfer, is_lost) = (None, None, MAX_TRANSFER, false);
+        Self { shared, cable, open, pool, session, halted, max_transfer, is_lost }
     }
 
     /// Runs until the function is removed.
@@ -222,14 +253,28 @@ impl<'a> Bulk<'a> {
                 continue;
             }
             let mut packet = [0; PACKET];
-            match self.receive(&mut packet) {
+            let mut is_data = false;
+            match self.receive(&mut packet, &mut is_data) {
                 Ok(received) => self.deliver(received, &packet),
-                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(Errno::INTR | Errno::AGAIN) if !is_data => {}
                 // The next call waits for a host.
                 Err(Errno::SHUTDOWN | Errno::CONNRESET) => self.end_session(),
-                Err(_) => return self.end_session(),
+                Err(Errno::NODEV | Errno::BADFD) => return self.end_session(),
+                Err(_) => {
+                    self.halt_until_reset();
+                    self.end_session();
+                    std::thread::sleep(PAUSE);
+                }
             }
         }
+    }
+
+    /// Halts both pipes. What the host sends before it resets the device halts them again.
+    fn halt_until_reset(&mut self) {
+        if let Some((_, begun)) = &self.session {
+            self.halted = Some(*begun);
+        }
+        let _ = self.guarded(|bulk| bulk.cable.halt_all());
     }
 
     /// Ends the session if the device was reset; else passes messages to it and executes its steps.
@@ -254,12 +299,17 @@ impl<'a> Bulk<'a> {
         self.drain();
     }
 
-    /// Waits for a transfer of the host.
-    fn receive(&mut self, packet: &mut [u8; PACKET]) -> Result<Received, Errno> {
+    /// Waits for a transfer of the host. Sets `is_data` if it is for a window of the session.
+    fn receive(
+        &mut self,
+        packet: &mut [u8; PACKET],
+        is_data: &mut bool,
+    ) -> Result<Received, Errno> {
         let lent = self.session.as_mut().and_then(|(session, _)| session.direct_recv());
         let Some(mut direct_recv) = lent else {
             return read(&self.cable.endpoints.bulk_out, packet).map(Received::Packet);
         };
+        *is_data = true;
         let filled = self.fill(window(&mut direct_recv));
         filled.map(|len| Received::Window(direct_recv, len))
     }
@@ -320,6 +370,10 @@ impl<'a> Bulk<'a> {
         if self.session.as_ref().is_some_and(|(_, begun)| *begun != resets) {
             self.end_session();
         }
+        if self.halted == Some(resets) {
+            let _ = self.guarded(|bulk| bulk.cable.halt_all());
+            return;
+        }
         let now = Instant::now();
         let (session, _) = self.session.get_or_insert_with(|| {
             let peer = Peer::usb();
@@ -344,10 +398,12 @@ impl<'a> Bulk<'a> {
                     }
                 }
                 Step::Send(_) | Step::Halt | Step::Close(_) if self.is_lost => {}
-                Step::Send(segment) => self.is_lost = self.send(&segment).is_err(),
-                Step::Halt => self.cable.halt_in(),
+                Step::Send(segment) => {
+                    self.is_lost = self.guarded(|bulk| bulk.send(&segment)).is_err();
+                }
+                Step::Halt => self.is_lost = self.guarded(|bulk| bulk.cable.halt_in()).is_err(),
                 Step::Close(_) => {
-                    self.cable.halt_all();
+                    self.halt_until_reset();
                     self.is_lost = true;
                 }
             }
@@ -357,17 +413,19 @@ impl<'a> Bulk<'a> {
         }
     }
 
-    /// Sends one message. Fails if the host is gone or has reset the device.
-    fn send(&mut self, segment: &Segment) -> Result<(), Errno> {
+    /// Uses the pipes for the session. Fails if the host is gone or has reset the device.
+    fn guarded(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Errno>) -> Result<(), Errno> {
         self.cable.is_sending.store(true, Ordering::SeqCst);
         let resets = self.cable.resets.load(Ordering::SeqCst);
-        let is_current = self.session.as_ref().is_some_and(|(_, begun)| *begun == resets);
-        let result = if is_current { self.send_parts(segment) } else { Err(Errno::SHUTDOWN) };
+        let begun = self.session.as_ref().map(|(_, begun)| *begun).or(self.halted);
+        let is_current = begun == Some(resets);
+        let result = if is_current { act(self) } else { Err(Errno::SHUTDOWN) };
         self.cable.is_sending.store(false, Ordering::SeqCst);
         result
     }
 
-    fn send_parts(&mut self, segment: &Segment) -> Result<(), Errno> {
+    /// Sends one message.
+    fn send(&mut self, segment: &Segment) -> Result<(), Errno> {
         for part in segment.parts() {
             let mut sent = 0;
             while sent < part.len() {
@@ -566,11 +624,31 @@ mod test {
     }
 
     #[test]
+    fn host_that_enables_the_device_again_has_reset_it() {
+        let host = Host::plug();
+        host.event(EVENT_ENABLE, [0; SETUP]);
+        host.send(&[4]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_ENABLE, [0; SETUP]);
+        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+        read(&host.control, &mut [0; 8]).unwrap();
+        host.send(&[1]);
+        host.send(&[3; 1024]);
+        assert_eq!(host.receive(), [1, 3]);
+    }
+
+    #[test]
     fn violation_ends_the_session_and_is_reported() {
         let host = Host::plug();
         host.send(&[0; 31]);
         let event = host.events.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(matches!(event, Event::Violation { rule: "length", .. }));
+        // Until a reset, nothing is processed.
+        host.send(&[2]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+        read(&host.control, &mut [0; 8]).unwrap();
         host.send(&[1]);
         host.send(&[3; 1024]);
         assert_eq!(host.receive(), [1, 3]);
