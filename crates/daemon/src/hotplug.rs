@@ -655,7 +655,7 @@ mod test {
         let disk = &fake.disks()[0];
         let geometry = Geometry::new(512, 512).unwrap();
         let null = fs::File::open("/dev/null").unwrap().into();
-        let backing = overlay::in_memory(null, disk.bytes, 1 << 20).unwrap();
+        let backing = overlay::in_memory(null, disk.bytes, 512, 1 << 20).unwrap();
         let export =
             Export::new("/dev/sdz", "n", Identity::default(), geometry, disk.bytes, backing);
         let mut under = LentDisk::new(Arc::new(export), Some(Device::of(disk)));

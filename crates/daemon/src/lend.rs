@@ -284,7 +284,8 @@ impl LendOptions {
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
         let backing = match overlaid {
-            true => overlay::in_memory(descriptor, bytes, self.overlay_limit).map_err(cannot)?,
+            true => overlay::in_memory(descriptor, bytes, geometry.block(), self.overlay_limit)
+                .map_err(cannot)?,
             false => descriptor.into(),
         };
         let mut export = Export::new(&path, id, identity, geometry, bytes, backing);

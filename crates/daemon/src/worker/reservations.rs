@@ -214,7 +214,7 @@ mod test {
         shared.reservations = Some(ReservationWriter::new(files).0);
         shared.state().lent.clear();
         let base = std::fs::File::open("/dev/null").unwrap().into();
-        let backing = crate::overlay::in_memory(base, 4096, 1 << 20).unwrap();
+        let backing = crate::overlay::in_memory(base, 4096, 512, 1 << 20).unwrap();
         let geometry = export::Geometry::new(512, 512).unwrap();
         let mut export =
             Export::new("d", "n", export::Identity::default(), geometry, 4096, backing);
