@@ -180,10 +180,15 @@ impl Gadget {
     }
 
     /// Connects the gadget to the port: a host at the other end of a cable sees it from now on.
+    /// Connects it again if the controller was gone, which may have returned under another name.
     ///
     /// # Errors
     /// Fails with a sentence.
     pub fn connect(&mut self) -> Result<(), String> {
+        self.disconnect();
+        if !self.tree.names("sys/class/udc").contains(&self.controller) {
+            self.controller = choose(&self.tree)?;
+        }
         let bind = Act::Bind { controller: self.controller.clone() };
         self.made.make(&self.tree, &[bind]).map_err(|error| match error.raw_os_error() {
             Some(code) if code == Errno::BUSY.raw_os_error() => format!(
@@ -294,6 +299,18 @@ mod test {
         assert!(refused.contains("dwc3.1.auto is in use by the gadget g1"), "{refused}");
         fake.file("sys/class/udc/fe980000.usb/function", "");
         assert_eq!(choose(&fake.tree()).unwrap(), "fe980000.usb");
+    }
+
+    #[test]
+    fn controller_that_returns_by_another_name_is_connected() {
+        let fake = Fake::new();
+        fake.file("sys/class/udc/dwc3.2.auto/function", "");
+        fake.file("sys/kernel/config/usb_gadget/storagetm/UDC", "\n");
+        let (tree, controller) = (fake.tree(), "dwc3.1.auto".to_owned());
+        let mut gadget = Gadget { tree, controller, made: Made::default() };
+        assert!(!gadget.is_connected());
+        gadget.connect().unwrap();
+        assert_eq!((gadget.is_connected(), gadget.controller()), (true, "dwc3.2.auto"));
     }
 
     #[test]

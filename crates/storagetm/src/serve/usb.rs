@@ -42,18 +42,24 @@ impl Usb {
         Self { tree, declaration, gadget: None, has_failed: false, due: None }
     }
 
-    /// Sets the gadget up and passes its endpoints to the worker, which must run.
+    /// Connects the gadget. If there is none, sets it up first and passes its endpoints to the
+    /// worker, which must run.
     ///
     /// # Errors
     /// Fails if this machine cannot act as a USB device.
     pub(super) fn start(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
         let Some(declaration) = &self.declaration else { return Ok(()) };
-        let load = |name: &str| load_module(&self.tree, name);
-        let (mut gadget, endpoints) =
-            Gadget::open(&self.tree, declaration, &load).map_err(Failure::new)?;
-        cx.worker.plug(endpoints);
+        let gadget = match &mut self.gadget {
+            Some(gadget) => gadget,
+            none => {
+                let load = |name: &str| load_module(&self.tree, name);
+                let (gadget, endpoints) =
+                    Gadget::open(&self.tree, declaration, &load).map_err(Failure::new)?;
+                cx.worker.plug(endpoints);
+                none.insert(gadget)
+            }
+        };
         gadget.connect().map_err(Failure::new)?;
-        self.gadget = Some(gadget);
         self.due = Some(cx.now);
         Ok(())
     }
@@ -61,6 +67,11 @@ impl Usb {
     /// Sets the gadget up again: the kernel unplugged it when the worker died.
     pub(super) fn restart(&mut self, cx: &mut Context<'_>) {
         self.gadget = None;
+        self.resume(cx);
+    }
+
+    /// Starts after a failure. Tries again if that fails.
+    fn resume(&mut self, cx: &mut Context<'_>) {
         match self.start(cx) {
             Ok(()) => self.has_failed = false,
             Err(failure) => {
@@ -90,7 +101,7 @@ impl Usb {
                 cx.ui.set_subject(SUBJECT.to_owned(), Some(sentence));
             }
             // The controller was gone for a while.
-            _ => self.restart(cx),
+            _ => self.resume(cx),
         }
     }
 
