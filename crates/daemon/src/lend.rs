@@ -294,8 +294,8 @@ impl LendOptions {
             Writes::ToDisk | Writes::ToOverlay => Access::Writable,
         };
         // Memory needs no flush.
-        let volatile_cache = volatile_cache && !overlaid;
-        export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
+        export.cache =
+            if volatile_cache && !overlaid { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
         (export.discard, export.discard_zeroes) = (can_discard || overlaid, overlaid);
         if let Some(disk) = disk {

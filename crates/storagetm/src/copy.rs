@@ -144,24 +144,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let resumed = map.is_some();
     // A map without finished ranges does not permit overwriting.
     let resumes = map.is_some_and(|map| map.sum(State::Finished) > 0);
-    let raw = options.format.is_some();
-    let expected = checked::expected(options)?;
-    let source = match (&options.source, expected) {
-        (Locator::Web(location), expected) => {
-            let patience = Duration::from_secs(options.patience);
-            local_disk::stream(checked::web(location, patience, expected)?, raw)?
-        }
-        (Locator::Path(path), Some(expected)) => {
-            local_disk::stream(checked::file(path, expected)?, raw)?
-        }
-        (Locator::Pipe, Some(expected)) => {
-            let pipe = local_disk::standard(io::stdin())?;
-            local_disk::stream(checked::pipe(pipe, expected)?, raw)?
-        }
-        (Locator::Path(path), None) => local_disk::source(&tree, path, options.allow_in_use, raw)?,
-        (Locator::Pipe, None) => local_disk::stream(local_disk::standard(io::stdin())?, raw)?,
-        (there, _) => CopyEnd::remote(remote::endpoint(&tree, options, there)?),
-    };
+    let source = source(&tree, options)?;
     let mut source =
         if options.allocated { source.allocated_only(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
@@ -244,6 +227,28 @@ fn check_stream(
     }
     compressed::check(pipe, source.note.as_ref(), options, sector)?;
     Ok(if destination.is_disk { PostCopy::of_pipe(options) } else { PostCopy::default() })
+}
+
+/// Opens the source.
+fn source(tree: &Tree, options: &Copy) -> Result<CopyEnd, Failure> {
+    let raw = options.format.is_some();
+    let expected = checked::expected(options)?;
+    Ok(match (&options.source, expected) {
+        (Locator::Web(location), expected) => {
+            let patience = Duration::from_secs(options.patience);
+            local_disk::stream(checked::web(location, patience, expected)?, raw)?
+        }
+        (Locator::Path(path), Some(expected)) => {
+            local_disk::stream(checked::file(path, expected)?, raw)?
+        }
+        (Locator::Pipe, Some(expected)) => {
+            let pipe = local_disk::standard(io::stdin())?;
+            local_disk::stream(checked::pipe(pipe, expected)?, raw)?
+        }
+        (Locator::Path(path), None) => local_disk::source(tree, path, options.allow_in_use, raw)?,
+        (Locator::Pipe, None) => local_disk::stream(local_disk::standard(io::stdin())?, raw)?,
+        (there, _) => CopyEnd::remote(remote::endpoint(tree, options, there)?),
+    })
 }
 
 /// Opens the destination.
