@@ -267,7 +267,8 @@ impl LendOptions {
         // The size of a device is rounded down to whole blocks.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
         let bytes = opened.bytes + tail;
-        if tail > 0 && request.writes != Writes::Refused {
+        let may_write = request.writes != Writes::Refused;
+        if tail > 0 && may_write {
             let block = opened.logical_block;
             return Err(Failure::new(format!(
                 "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
@@ -289,10 +290,7 @@ impl LendOptions {
             false => descriptor.into(),
         };
         let mut export = Export::new(&path, id, identity, geometry, bytes, backing);
-        export.access = match request.writes {
-            Writes::Refused => Access::ReadOnly,
-            Writes::ToDisk | Writes::ToOverlay => Access::Writable,
-        };
+        export.access = if may_write { Access::Writable } else { Access::ReadOnly };
         // Memory needs no flush.
         export.cache =
             if volatile_cache && !overlaid { Cache::Volatile } else { Cache::WriteThrough };
