@@ -1,4 +1,7 @@
-//! Web servers that lose connections, change files, and lie.
+//! Web servers that lose connections, change files, and send what was not asked for.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
