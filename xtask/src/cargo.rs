@@ -37,10 +37,14 @@ pub(crate) fn has(subcommand: &str) -> bool {
     probe.status().is_ok_and(|status| status.success())
 }
 
-/// Returns `cargo metadata`, of the members only or of all dependencies.
+/// Returns `cargo metadata`, of the members only or of all dependencies on the machines that are built for.
 pub(crate) fn metadata(dependencies: bool) -> Result<Value> {
     let mut arguments = vec!["metadata", "--format-version", "1"];
-    if !dependencies {
+    if dependencies {
+        // Those of `deny.toml`.
+        arguments.extend(["--filter-platform", "x86_64-unknown-linux-gnu"]);
+        arguments.extend(["--filter-platform", "aarch64-unknown-linux-gnu"]);
+    } else {
         arguments.push("--no-deps");
     }
     let output = command(&arguments).stderr(Stdio::inherit()).output()?;

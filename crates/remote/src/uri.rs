@@ -387,7 +387,9 @@ mod test {
     fn malformed_uri_is_refused() {
         for wrong in [
             "",
-            "http://host/disk",
+            "ftp://host/disk",
+            "https:///disk",
+            "https://host/disk#part",
             "nvme://",
             "nvme:///disk",
             "nvme://host:0/",
