@@ -30,6 +30,9 @@ pub(super) fn run(export: &Export, offset: u64, end: u64) -> (Source, u64) {
     }
 }
 
+/// Bytes of a page of the memory of an overlay, at least.
+const PAGE: u64 = 4096;
+
 /// Checks a request before it starts.
 ///
 /// # Errors
@@ -41,7 +44,8 @@ pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
     let (overlay, map) = overlay?;
     let Some(source) = source_after(admitted.op()) else { return Ok(()) };
     let range = blocks(admitted);
-    let data = if source == Source::Overlay { admitted.len() } else { 0 };
+    // Memory is given out in pages.
+    let data = if source == Source::Overlay { admitted.len().next_multiple_of(PAGE) } else { 0 };
     let growth = data.saturating_add(map.growth(range.clone(), source));
     if growth == 0 || map.is_all(range, source) {
         return Ok(());

@@ -233,10 +233,11 @@ mod test {
 
     #[test]
     fn hash_includes_what_the_reader_leaves() {
-        let pipe = feed(&[7; 3 << 20][..], "it".to_owned(), None, Some([0; 32])).unwrap();
+        static DATA: [u8; 3 << 20] = [7; 3 << 20];
+        let pipe = feed(&DATA[..], "it".to_owned(), None, Some([0; 32])).unwrap();
         drop(pipe.descriptor);
         let error = pipe.finish.unwrap()().unwrap_err();
-        let hash = hexadecimal(&Sha256::digest([7; 3 << 20]).into());
+        let hash = hexadecimal(&Sha256::digest(&DATA[..]).into());
         assert!(matches!(&error, CopyError::Unexpected(text) if text.contains(&hash)), "{error}");
     }
 }
