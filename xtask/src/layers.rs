@@ -22,8 +22,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("linux", &["export"]),
     ("console", &["export", "protocol"]),
     ("pair", &["export"]),
-    ("client", &["export", "nbd", "nvme", "pair"]),
-    ("copy", &["client", "export", "nbd", "nvme"]),
+    ("client", &["export", "iscsi", "nbd", "nvme", "pair"]),
+    ("copy", &["client", "export", "iscsi", "nbd", "nvme"]),
     ("image", &["export", "linux"]),
     ("filesystem", &["export", "linux"]),
     ("failure", &["console"]),
@@ -35,8 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "remote",
         &[
-            "client", "dnssd", "engine", "export", "failure", "fetch", "keys", "linux", "nvme",
-            "protocol",
+            "client", "dnssd", "engine", "export", "failure", "fetch", "iscsi", "keys", "linux",
+            "nvme", "protocol",
         ],
     ),
     (

@@ -6,6 +6,7 @@
 mod buffered;
 pub mod discovery;
 mod driver;
+mod iscsi_session;
 mod nbd_session;
 mod nvme_session;
 mod pairing_session;

@@ -1,6 +1,7 @@
 //! Asynchronous requests to one disk: the interface of a connection, and its implementations.
 
 mod file;
+mod iscsi;
 mod nbd;
 mod nvme;
 
@@ -12,6 +13,7 @@ use export::{Buffer, Extent};
 use rustix::event::PollFlags;
 
 pub use file::{FileEndpoint, OpenMode};
+pub use iscsi::IscsiEndpoint;
 pub use nbd::NbdEndpoint;
 pub use nvme::{NvmeEndpoint, NvmeHost};
 

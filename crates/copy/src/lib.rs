@@ -31,8 +31,8 @@ mod thread_io;
 mod worker;
 
 pub use connection::{
-    Completion, Connection, ConnectionLost, FileEndpoint, Interest, NbdEndpoint, NvmeEndpoint,
-    NvmeHost, OpenMode, Request, RequestError,
+    Completion, Connection, ConnectionLost, FileEndpoint, Interest, IscsiEndpoint, NbdEndpoint,
+    NvmeEndpoint, NvmeHost, OpenMode, Request, RequestError,
 };
 pub use endpoint::{Disk, Endpoint, EndpointError};
 pub use job::{

@@ -15,6 +15,7 @@
 
 pub mod chap;
 pub mod credential;
+pub mod host;
 pub mod iqn;
 pub mod target;
 pub mod wire;

@@ -159,6 +159,18 @@ fn psk(identity: String, secret: Secret) -> Psk {
     Psk { identity, secret, hash: Hash::Sha256, key: None }
 }
 
+/// Reads the CHAP secret of iSCSI from a key file.
+///
+/// # Errors
+/// Fails if the file cannot be read, or has another key.
+pub(crate) fn iscsi_secret(path: &Path) -> Result<Secret, Failure> {
+    let key = read_key_file(path)?;
+    match key.kind() {
+        KeyKind::Iscsi => Ok(key.text().clone()),
+        kind => Err(Failure::new(format!("{}: a {kind} key is not for iSCSI", path.display()))),
+    }
+}
+
 fn read_key_file(path: &Path) -> Result<Key, Failure> {
     let what = path.display().to_string();
     let file = File::open(path)

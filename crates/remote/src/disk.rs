@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use client::{ConnectError, Dial, DialSubsystem, Transport};
 use failure::Failure;
+use iscsi::chap::Algorithm;
+use iscsi::host::Credentials as Chap;
 use keys::target::Target;
 use linux::tree::Tree;
 use nvme::auth::Credentials;
@@ -19,7 +21,7 @@ use crate::host_identity::HostIdentity;
 use crate::key_selection::{self, KeyCheck};
 use crate::machine;
 use crate::query::QueryError;
-use crate::uri::{Nbd, Nvme, ServerAddr, Tls};
+use crate::uri::{Iscsi, Nbd, Nvme, ServerAddr, Tls};
 
 /// Timeout of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -50,6 +52,22 @@ pub struct NbdDisk {
     pub dial: Dial,
     /// Whether `dial` has negotiated TLS.
     pub secured: bool,
+}
+
+/// How a disk of an iSCSI target is connected to.
+pub struct IscsiDisk {
+    /// Name of this initiator.
+    pub initiator: String,
+    /// Credentials for CHAP.
+    pub credentials: Option<Chap>,
+    /// Connects to the target.
+    pub dial: Dial,
+}
+
+impl fmt::Debug for IscsiDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IscsiDisk").field("initiator", &self.initiator).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for NvmeDisk {
@@ -154,6 +172,45 @@ pub fn nbd(tree: &Tree, options: &Options<'_>, nbd: &Nbd) -> Result<NbdDisk, Fai
     let dial =
         move || secure_nbd(dial::connect(&there)?, &name, &auth, Instant::now() + NBD_TIMEOUT);
     Ok(NbdDisk { dial: Arc::new(dial), secured: true })
+}
+
+/// File from which open-iscsi reads the name of the initiator.
+const INITIATOR_FILE: &str = "/etc/iscsi/initiatorname.iscsi";
+
+/// Returns how to connect to a disk of an iSCSI target. Does not connect to it yet.
+///
+/// # Errors
+/// Fails if a key cannot be read or is not one for iSCSI.
+pub fn iscsi(tree: &Tree, options: &Options<'_>, iscsi: &Iscsi) -> Result<IscsiDisk, Failure> {
+    let initiator = iscsi.initiator.clone().unwrap_or_else(|| initiator_name(tree, options));
+    let secret = match (&iscsi.secret, options.key) {
+        (Some(secret), _) => Some(secret.clone()),
+        (None, Some(path)) => Some(credentials::iscsi_secret(path)?),
+        (None, None) if iscsi.user.is_some() => {
+            return Err(Failure::usage(
+                "a CHAP name needs its secret: iscsi://NAME%SECRET@HOST/IQN, or --key",
+            ));
+        }
+        (None, None) => None,
+    };
+    let name = iscsi.user.clone().unwrap_or_else(|| initiator.clone());
+    let algorithms = match iscsi.md5 {
+        true => vec![Algorithm::Md5],
+        false => vec![Algorithm::Sha256, Algorithm::Sha3_256, Algorithm::Sha1],
+    };
+    let credentials = secret.map(|secret| Chap { name, secret, target: None, algorithms });
+    let machine = iscsi.host.clone();
+    let dial = move || Ok(Box::new(dial::connect_tcp(&machine)?) as Box<dyn Transport>);
+    Ok(IscsiDisk { initiator, credentials, dial: Arc::new(dial) })
+}
+
+/// Returns the name of this initiator: open-iscsi's, else one with the UUID of the host identifier.
+fn initiator_name(tree: &Tree, options: &Options<'_>) -> String {
+    let text = tree.text(INITIATOR_FILE).unwrap_or_default();
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("InitiatorName="));
+    let name = names.filter_map(|name| iscsi::iqn::normalized(name.trim())).next();
+    let own = || HostIdentity::find(tree, options.hostnqn).id_text();
+    name.unwrap_or_else(|| format!("iqn.2026-01.io.github.storagetm:host:{}", own()))
 }
 
 /// Offers the key of a target to an NBD server.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use export::Secret;
 use linux::host_port::{HostPort, HostPortError};
 use nvme::PORT as NVME_PORT;
 
@@ -13,9 +14,12 @@ use crate::address::TargetAddr;
 /// The TCP port of NBD servers (NBD, Protocol phases).
 const NBD_PORT: u16 = 10809;
 
+/// The TCP port of iSCSI targets (RFC 7143 §14).
+const ISCSI_PORT: u16 = 3260;
+
 /// The accepted forms, for error messages.
 const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME, \
-nbd+unix:///NAME?socket=PATH, https://HOST/FILE or http://HOST/FILE";
+nbd+unix:///NAME?socket=PATH, iscsi://HOST/IQN, https://HOST/FILE or http://HOST/FILE";
 
 /// The location of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +32,29 @@ pub enum Locator {
     Nvme(Nvme),
     /// An export of an NBD server.
     Nbd(Nbd),
+    /// A disk of an iSCSI target.
+    Iscsi(Iscsi),
     /// A file of a web server.
     Web(fetch::Location),
+}
+
+/// A disk of an iSCSI target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Iscsi {
+    /// Host and port.
+    pub host: TargetAddr,
+    /// The iSCSI name of the target.
+    pub target: String,
+    /// The logical unit number.
+    pub lun: u8,
+    /// CHAP name.
+    pub user: Option<String>,
+    /// CHAP secret.
+    pub secret: Option<Secret>,
+    /// Name of this initiator, in place of the usual one.
+    pub initiator: Option<String>,
+    /// Whether MD5 is used, the only algorithm of some targets.
+    pub md5: bool,
 }
 
 /// A disk of an NVMe/TCP target.
@@ -111,8 +136,18 @@ impl fmt::Display for Locator {
                 write!(f, "nvme://{}/{}", nvme.host.authority(NVME_PORT), nvme.name)
             }
             Self::Nbd(nbd) => write!(f, "{nbd}"),
+            Self::Iscsi(iscsi) => write!(f, "{iscsi}"),
             Self::Web(location) => write!(f, "{location}"),
         }
+    }
+}
+
+impl fmt::Display for Iscsi {
+    /// Without the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        let host = self.host.authority(ISCSI_PORT);
+        write!(f, "iscsi://{user}{host}/{}/{}", self.target, self.lun)
     }
 }
 
@@ -148,6 +183,9 @@ fn is_scheme(text: &str) -> bool {
 }
 
 fn address(scheme: &str, rest: &str) -> Result<Locator, String> {
+    if scheme == "iscsi" {
+        return iscsi(rest).map(Locator::Iscsi);
+    }
     let parts = Parts::split(rest)?;
     match scheme {
         "nvme" => nvme(&parts).map(Locator::Nvme),
@@ -248,6 +286,44 @@ fn nvme(parts: &Parts) -> Result<Nvme, String> {
     }
     let name = parts.name.trim_end_matches('/').to_owned();
     Ok(Nvme { host: parts.authority_with_default(NVME_PORT)?, name })
+}
+
+/// Parses the form of libiscsi and qemu: `[USER[%SECRET]@]HOST[:PORT]/IQN[/LUN]`, in which a % is not
+/// an encoding.
+fn iscsi(rest: &str) -> Result<Iscsi, String> {
+    let end = rest.find('/').unwrap_or(rest.len());
+    let (authority, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    let (login, host) = match authority.rsplit_once('@') {
+        Some((login, host)) => (Some(login), host),
+        None => (None, authority),
+    };
+    let (user, secret) = match login.map(|login| login.split_once('%').ok_or(login)) {
+        None => (None, None),
+        Some(Ok((user, secret))) => (Some(user), Some(Secret::new(secret.as_bytes().to_vec()))),
+        Some(Err(user)) => (Some(user), None),
+    };
+    let parts = Parts::split(&format!("{host}{path}"))?;
+    let name = parts.name.trim_end_matches('/');
+    let (target, lun) = name.split_once('/').unwrap_or((name, "0"));
+    let lun = lun.parse().map_err(|_| "a logical unit number is 0 to 255".to_owned())?;
+    let normalized = |name: &str| {
+        let name = iscsi::iqn::normalized(name).filter(|name| !name.contains('/'));
+        name.ok_or_else(|| "it names no target, as in iscsi://HOST/iqn.…".to_owned())
+    };
+    let (mut initiator, mut md5) = (None, false);
+    for (name, value) in &parts.settings {
+        match (name.as_str(), value.as_str()) {
+            ("initiator", name) => initiator = Some(normalized(name)?),
+            ("chap", "md5") => md5 = true,
+            _ => return Err(format!("iscsi:// has no setting {name}={value}")),
+        }
+    }
+    if user == Some("") {
+        return Err("the CHAP name is empty".to_owned());
+    }
+    let (host, target) = (parts.authority_with_default(ISCSI_PORT)?, normalized(target)?);
+    let user = user.map(str::to_owned);
+    Ok(Iscsi { host, target, lun, user, secret, initiator, md5 })
 }
 
 fn nbd(parts: &Parts, tls: bool, unix: bool) -> Result<Nbd, String> {
@@ -374,6 +450,28 @@ mod test {
             (nbd.at, nbd.tls.unwrap().certificates),
             (ServerAddr::Unix("/s".into()), Some("/c".into()))
         );
+    }
+
+    #[test]
+    fn iscsi_uri_is_that_of_libiscsi() {
+        let iscsi = |text: &str| match parse(text) {
+            Ok(Locator::Iscsi(iscsi)) => iscsi,
+            other => panic!("{text}: {other:?}"),
+        };
+        let plain = iscsi("iscsi://192.168.1.5/iqn.2026-01.org.example:disk");
+        assert_eq!((plain.target.as_str(), plain.lun), ("iqn.2026-01.org.example:disk", 0));
+        assert_eq!((plain.user, plain.secret, plain.md5), (None, None, false));
+        let uri = "iscsi://laptop%s%ecret/x@[::1]:3261/iqn.x:Y/7?initiator=iqn.a:b&chap=md5";
+        assert!(parse(uri).is_err(), "a slash in a secret");
+        let full = iscsi(&uri.replace("/x@", "@"));
+        assert_eq!(full.secret.as_ref().map(Secret::bytes), Some(&b"s%ecret"[..]));
+        assert_eq!((full.lun, full.md5, full.initiator.as_deref()), (7, true, Some("iqn.a:b")));
+        // The secret is not shown.
+        assert_eq!(full.to_string(), "iscsi://laptop@[::1]:3261/iqn.x:y/7");
+        for wrong in ["iscsi://h", "iscsi://h/", "iscsi:///iqn.a:b", "iscsi://h/iqn.a:b/256"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse("iscsi://h/iqn.a:b?x=y").is_err());
     }
 
     /// X20: verification of the server cannot be switched off.

@@ -1,4 +1,4 @@
-//! A target machine in this process: NVMe/TCP and NBD targets on the loopback device, with files as
+//! A target machine in this process: NVMe/TCP, NBD and iSCSI targets on the loopback device, with files as
 //! disks.
 
 use std::fs::File;
@@ -27,9 +27,13 @@ pub(crate) struct Machine {
     pub(crate) address: SocketAddr,
     /// The NBD address.
     pub(crate) nbd: SocketAddr,
+    /// The iSCSI address.
+    pub(crate) iscsi: SocketAddr,
     pub(crate) files: Vec<File>,
     /// Whether hosts must authenticate.
     pub(crate) keyed: bool,
+    /// The access to exports.
+    pub(crate) access: Access,
 }
 
 impl Machine {
@@ -42,8 +46,10 @@ impl Machine {
             catalogue,
             address: any,
             nbd: any,
+            iscsi: any,
             files: Vec::new(),
             keyed: false,
+            access: Access::Writable,
         };
         machine.start();
         machine
@@ -72,7 +78,7 @@ impl Machine {
         let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:{number}");
         let path = format!("/images/disk{number}.img");
         let mut export = Export::new(&path, &nqn, identity, geometry, BYTES as u64, disk.into());
-        export.access = Access::Writable;
+        export.access = self.access;
         export.discard = true;
         self.catalogue.publish(Arc::new(export));
     }
@@ -100,6 +106,12 @@ impl Machine {
             Box::new(server.session(peer, Start::HelloSent, account, now)) as Box<dyn Session>
         });
         self.nbd = engine.listen(self.nbd, None, negotiation(), open).expect("a port");
+        let server = iscsi::target::Server::new(self.catalogue.clone());
+        let open = Arc::new(move |peer, account, now| {
+            Box::new(server.session(peer, account, now)) as Box<dyn Session>
+        });
+        let security = Security::open();
+        self.iscsi = engine.listen(self.iscsi, None, security, open).expect("a port");
         self.engine = Some(engine);
     }
 

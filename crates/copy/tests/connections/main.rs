@@ -5,6 +5,7 @@
 mod driver;
 mod faulty_server;
 mod foreign_nbd;
+mod iscsi;
 mod machine;
 mod nbd;
 mod nvme;

@@ -1,12 +1,12 @@
 //! Remote disks as ends of a copy.
 
-use ::copy::{Endpoint, NbdEndpoint, NvmeEndpoint, NvmeHost};
+use ::copy::{Endpoint, IscsiEndpoint, NbdEndpoint, NvmeEndpoint, NvmeHost};
 use linux::tree::Tree;
 
 use super::summary::refused;
 use crate::options::copy::Copy;
 use ::remote::credentials::Options;
-use ::remote::disk::{self, NbdDisk, NvmeDisk};
+use ::remote::disk::{self, IscsiDisk, NbdDisk, NvmeDisk};
 use ::remote::uri::Locator;
 use failure::Failure;
 
@@ -39,6 +39,12 @@ pub(super) fn endpoint(
                 disk::nbd(tree, &connection, nbd).map_err(with_status)?;
             let endpoint = NbdEndpoint::new(&name, &nbd.name, dial);
             Ok(Box::new(if secured { endpoint.with_tls() } else { endpoint }))
+        }
+        Locator::Iscsi(iscsi) => {
+            let IscsiDisk { initiator, credentials, dial } =
+                disk::iscsi(tree, &connection, iscsi).map_err(with_status)?;
+            let endpoint = IscsiEndpoint::new(&name, &initiator, &iscsi.target, iscsi.lun, dial);
+            Ok(Box::new(endpoint.with_credentials(credentials)))
         }
         Locator::Path(_) | Locator::Pipe | Locator::Web(_) => {
             Err(refused(format!("{there} is no disk of another machine")))

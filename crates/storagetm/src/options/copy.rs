@@ -22,6 +22,8 @@ SRC and DST are each one of:
                               from storagetm pair
   nbd+unix:///NAME?socket=PATH
                               an NBD server on a local socket; nbds+unix as well
+  iscsi://[USER%SECRET@]HOST[:PORT]/IQN[/LUN]
+                              a disk of an iSCSI target, in the clear
   -                           standard input or output
 NAME may be omitted if there is only one disk.
 
@@ -176,7 +178,8 @@ pub struct Copy {
     #[arg(long)]
     pub digests: bool,
 
-    /// File with the key for nvme://, nbd:// and nbds://: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…
+    /// File with the key for nvme://, nbd:// and nbds://: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…; for iscsi://, the CHAP
+    /// secret
     ///
     /// Default: the key from `storagetm pair` for that machine, if there is one. With a key there is no fallback to an
     /// unencrypted connection.

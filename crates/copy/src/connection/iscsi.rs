@@ -1,0 +1,479 @@
+//! Connections to disks of iSCSI targets.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use ::iscsi::chap::system_random;
+use ::iscsi::host::disk::{self, DiskInfo, PROBE_LEN, Probe};
+use ::iscsi::host::{
+    Command, Credentials, Data, Done, End, Initiator, Options, Refusal, Step, Violation,
+};
+use client::{Deadline, Dial, Driver};
+use export::{Account, Buffer, Pool};
+
+use super::{
+    Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
+};
+use crate::endpoint::{Disk, Endpoint, EndpointError};
+
+/// Maximum time to log in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Maximum commands in flight on one connection.
+const DEPTH: u16 = 64;
+
+/// Maximum length of a WRITE SAME, in bytes: the target may have to write the zeros.
+const MAX_ZERO: u64 = 32 << 20;
+
+/// Maximum connections to one target, each with a session.
+const MAX_CONNECTIONS: usize = 4;
+
+/// Memory for the probe, the data of WRITE SAME and the answers to GET LBA STATUS of a connection.
+const MEMORY: usize = 4 << 20;
+
+/// A disk of an iSCSI target.
+#[derive(Clone)]
+pub struct IscsiEndpoint {
+    name: String,
+    initiator: String,
+    target: String,
+    lun: u8,
+    credentials: Option<Credentials>,
+    dial: Dial,
+    violation: Arc<OnceLock<Violation>>,
+    /// Whether the disk was opened before. If so, a refusal is a temporary error.
+    was_opened: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for IscsiEndpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IscsiEndpoint({})", self.name)
+    }
+}
+
+impl IscsiEndpoint {
+    /// The disk with this logical unit number of this target, as seen by that initiator. `name` is
+    /// shown to the user, such as `iscsi://host/iqn/0`; `dial` connects to the target.
+    #[must_use]
+    pub fn new(name: &str, initiator: &str, target: &str, lun: u8, dial: Dial) -> Self {
+        let [name, initiator, target] = [name, initiator, target].map(str::to_owned);
+        Self {
+            name,
+            initiator,
+            target,
+            lun,
+            credentials: None,
+            dial,
+            violation: Arc::default(),
+            was_opened: Arc::default(),
+        }
+    }
+
+    /// Authenticates by CHAP.
+    #[must_use]
+    pub fn with_credentials(self, credentials: Option<Credentials>) -> Self {
+        Self { credentials, ..self }
+    }
+
+    fn options(&self, target: Option<&str>) -> Result<Options, EndpointError> {
+        // A random ISID (RFC 7143 §11.12.5): each connection is a session of its own.
+        let mut isid = [0x80, 0, 0, 0, 0, 0];
+        if !system_random(&mut isid[1..]) {
+            return Err(self.permanent("the system has no random bytes"));
+        }
+        let credentials = self.credentials.clone();
+        let options = Options::new(&self.initiator, target, isid);
+        Ok(Options { depth: DEPTH, credentials, ..options })
+    }
+
+    /// Connects, and returns the first step that is not `Send`.
+    fn connect(&self, target: Option<&str>) -> Result<(Driver<Initiator>, Step), EndpointError> {
+        let options = self.options(target)?;
+        let transport = (self.dial)()?;
+        let mut driver = Driver::new(transport, Initiator::new(options))
+            .map_err(|error| self.temporary(error))?;
+        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let step = driver.wait_for_step(deadline).map_err(|error| self.temporary(error))?;
+        match step {
+            Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
+            Step::Close(end) => Err(self.temporary(end)),
+            step => Ok((driver, step)),
+        }
+    }
+
+    fn temporary(&self, reason: impl std::fmt::Display) -> EndpointError {
+        EndpointError::Temporary(format!("{}: {reason}", self.name))
+    }
+
+    fn permanent(&self, reason: impl std::fmt::Display) -> EndpointError {
+        EndpointError::Permanent(format!("{}: {reason}", self.name))
+    }
+
+    fn protocol_violation(&self, violation: Violation) -> EndpointError {
+        let violation = *self.violation.get_or_init(|| violation);
+        EndpointError::Violation(format!("{}: {violation}", self.name))
+    }
+
+    fn refusal_error(&self, refusal: Refusal) -> EndpointError {
+        if refusal.is_temporary() || self.was_opened.load(Ordering::Relaxed) {
+            return self.temporary(refusal);
+        }
+        match refusal {
+            Refusal::Status([2, 3]) => self.permanent(format!("{refusal}{}", self.other_targets())),
+            refusal => self.permanent(refusal),
+        }
+    }
+
+    /// A hint with the targets of the machine, if it lists them.
+    fn other_targets(&self) -> String {
+        let Ok((_, Step::Targets(targets))) = self.connect(None) else { return String::new() };
+        let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).take(20).collect();
+        match names.is_empty() {
+            true => String::new(),
+            false => format!(": name one of {}", names.join(", ")),
+        }
+    }
+
+    /// Asks for the properties of the disk.
+    fn probe(
+        &self,
+        driver: &mut Driver<Initiator>,
+        memory: &Account,
+    ) -> Result<DiskInfo, EndpointError> {
+        let mut probe = Probe::default();
+        while let Some(cdb) = probe.next_command() {
+            let buffer = memory.take(PROBE_LEN).ok_or_else(|| self.temporary("no memory"))?;
+            let command = Command { cdb, lun: lun(self.lun), data: Data::In(Some(buffer)) };
+            let submitted = driver.session_mut().submit(command, 0);
+            submitted.map_err(|_| self.temporary("the session ended"))?;
+            let deadline = Deadline::after(CONNECT_TIMEOUT);
+            match driver.wait_for_step(deadline).map_err(|error| self.temporary(error))? {
+                Step::Done(done) => {
+                    probe.complete(&done).map_err(|error| self.permanent(error))?;
+                }
+                Step::Close(End::Violation(violation)) => {
+                    return Err(self.protocol_violation(violation));
+                }
+                _ => return Err(self.temporary("the session ended")),
+            }
+        }
+        Ok(probe.finish())
+    }
+
+    fn disk(&self, info: &DiskInfo) -> Disk {
+        let most = u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX);
+        let limit = info.max_transfer.saturating_mul(info.block);
+        let max_transfer = if limit == 0 { most } else { limit.min(most) };
+        let identity = match info.identity.as_str() {
+            "" => format!("iscsi {} {}", self.target, self.lun),
+            identity => format!("iscsi {identity}"),
+        };
+        let block = u64::from(info.block);
+        Disk {
+            name: self.name.clone(),
+            bytes: info.bytes,
+            block: info.block,
+            sector: Some(info.block),
+            writable: !info.write_protected,
+            reports_extents: info.reports_extents,
+            max_zero: info.max_zero.saturating_mul(block).min(MAX_ZERO / block * block),
+            max_transfer,
+            max_connections: MAX_CONNECTIONS,
+            remote: true,
+            in_memory: false,
+            blank: false,
+            identity,
+        }
+    }
+}
+
+/// A logical unit number below 256 (SAM-5, peripheral device addressing).
+fn lun(number: u8) -> u64 {
+    u64::from(number) << 48
+}
+
+impl Endpoint for IscsiEndpoint {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        if let Some(violation) = self.violation.get() {
+            return Err(self.protocol_violation(*violation));
+        }
+        let (mut driver, step) = self.connect(Some(&self.target))?;
+        match step {
+            Step::LoggedIn => {}
+            Step::Refused(refusal) => return Err(self.refusal_error(refusal)),
+            _ => return Err(self.permanent("the target did not end the login")),
+        }
+        let memory = Pool::new(MEMORY).open();
+        let info = self.probe(&mut driver, &memory)?;
+        let disk = self.disk(&info);
+        if disk.max_transfer < 4096 {
+            return Err(self.permanent("the disk transfers less than 4096 bytes at once"));
+        }
+        let zeros = memory.take(info.block as usize).ok_or_else(|| self.temporary("no memory"))?;
+        self.was_opened.store(true, Ordering::Relaxed);
+        Ok((
+            disk,
+            Box::new(IscsiConnection {
+                driver,
+                info,
+                lun: lun(self.lun),
+                violation: self.violation.clone(),
+                memory,
+                zeros: zeroed(zeros),
+                in_flight: Vec::new(),
+                answered: Vec::new(),
+                completions: VecDeque::new(),
+                busy_since: Instant::now(),
+            }),
+        ))
+    }
+}
+
+fn zeroed(mut buffer: Buffer) -> Rc<Buffer> {
+    buffer.bytes_mut().fill(0);
+    Rc::new(buffer)
+}
+
+/// What a command in flight is for.
+#[derive(Debug)]
+enum Purpose {
+    Read(usize),
+    Write(Rc<Buffer>, usize),
+    Zero,
+    Flush,
+    /// First block and number of blocks.
+    Extents(u64, u64),
+}
+
+/// One session with a disk.
+struct IscsiConnection {
+    driver: Driver<Initiator>,
+    info: DiskInfo,
+    lun: u64,
+    violation: Arc<OnceLock<Violation>>,
+    memory: Account,
+    /// A block of zeros.
+    zeros: Rc<Buffer>,
+    /// Commands in flight, by tag.
+    in_flight: Vec<(u32, Purpose)>,
+    /// Answered writes that are not completely sent yet, by tag.
+    answered: Vec<(u32, Rc<Buffer>, Result<(), RequestError>)>,
+    completions: VecDeque<Completion>,
+    /// When the connection last became busy.
+    busy_since: Instant,
+}
+
+impl IscsiConnection {
+    /// Returns a range in blocks, if it is aligned and on the disk.
+    fn blocks(&self, offset: u64, len: u64) -> Option<(u64, u32)> {
+        let block = u64::from(self.info.block);
+        let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block) && len != 0;
+        let on_disk = offset.checked_add(len).is_some_and(|end| end <= self.info.bytes);
+        (aligned && on_disk).then_some(())?;
+        Some((offset / block, u32::try_from(len / block).ok()?))
+    }
+
+    /// Translates a request. Returns its buffer if it is invalid.
+    fn translate(
+        &self,
+        request: Request,
+    ) -> Result<([u8; 16], Data, Purpose), (Option<Buffer>, RequestError)> {
+        let out = RequestError::OutOfRange;
+        match request {
+            Request::Read { offset, buffer } => {
+                let len = buffer.len();
+                match self.blocks(offset, len as u64) {
+                    Some((lba, blocks)) => {
+                        let data = Data::In(Some(buffer));
+                        Ok((disk::read(lba, blocks), data, Purpose::Read(len)))
+                    }
+                    None => Err((Some(buffer), out)),
+                }
+            }
+            Request::Write { buffer, .. } if self.info.write_protected => {
+                Err((Some(buffer), RequestError::ReadOnly))
+            }
+            Request::Write { offset, buffer, part } => {
+                let (start, len) = (part.start, part.len());
+                match self.blocks(offset, len as u64).filter(|_| part.end <= buffer.len()) {
+                    Some((lba, blocks)) => {
+                        let buffer = Rc::new(buffer);
+                        let data = Data::Out { buffer: buffer.clone(), start, len };
+                        Ok((disk::write(lba, blocks), data, Purpose::Write(buffer, len)))
+                    }
+                    None => Err((Some(buffer), out)),
+                }
+            }
+            Request::Zero { offset, len } => {
+                let (lba, blocks) = self.blocks(offset, len).ok_or((None, out))?;
+                let (buffer, len) = (self.zeros.clone(), self.zeros.len());
+                let data = Data::Out { buffer, start: 0, len };
+                Ok((disk::zero(lba, blocks), data, Purpose::Zero))
+            }
+            Request::Flush => Ok((disk::flush(), Data::None, Purpose::Flush)),
+            Request::Extents { offset, len } => {
+                let block = u64::from(self.info.block);
+                let (lba, blocks) = (offset / block, len / block);
+                let unsupported = (None, RequestError::Unsupported);
+                let buffer = self.memory.take(PROBE_LEN).ok_or(unsupported)?;
+                let data = Data::In(Some(buffer));
+                Ok((disk::extents(lba), data, Purpose::Extents(lba, blocks)))
+            }
+        }
+    }
+
+    fn process_steps(&mut self) -> Result<(), ConnectionLost> {
+        while let Some(step) = self.driver.poll() {
+            match step {
+                Step::Done(done) => self.handle_done(done)?,
+                Step::Close(End::Violation(violation)) => {
+                    let violation = *self.violation.get_or_init(|| violation);
+                    return Err(ConnectionLost::violation(violation));
+                }
+                Step::Close(end) => return Err(ConnectionLost::new(end)),
+                _ => return Err(ConnectionLost::new("the connection was closed")),
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_done(&mut self, done: Done) -> Result<(), ConnectionLost> {
+        let index = self.in_flight.iter().position(|(tag, _)| *tag == done.tag);
+        let Some(index) = index else { return Ok(()) };
+        let (tag, purpose) = self.in_flight.swap_remove(index);
+        let result = match done.status {
+            // BUSY and TASK SET FULL: another connection is tried later.
+            0x08 | 0x28 => return Err(ConnectionLost::new("the target is busy")),
+            status => request_result(status, done.sense, &purpose),
+        };
+        match purpose {
+            // A command that moved less than it was to must not count as done.
+            Purpose::Read(len) => {
+                let result = result.and(whole(done.len, len));
+                self.completions.push_back(Completion::new(tag, result, done.buffer));
+            }
+            Purpose::Write(buffer, len) => {
+                self.answered.push((tag, buffer, result.and(whole(done.len, len))));
+            }
+            Purpose::Zero | Purpose::Flush => {
+                self.completions.push_back(Completion::new(tag, result, None));
+            }
+            Purpose::Extents(lba, blocks) => {
+                let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
+                let data = data.get(..done.len).unwrap_or_default();
+                let mut extents = disk::parse_extents(lba, blocks, data);
+                let block = u64::from(self.info.block);
+                extents.iter_mut().for_each(|extent| extent.len *= block);
+                let missing = result.is_ok() && extents.is_empty();
+                let result = if missing { Err(RequestError::Unsupported) } else { result };
+                let extents = if result.is_ok() { extents } else { Vec::new() };
+                self.completions.push_back(Completion { tag, result, buffer: None, extents });
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes answered writes whose buffers have been sent.
+    fn complete_answered_writes(&mut self) {
+        for (tag, buffer, result) in std::mem::take(&mut self.answered) {
+            match Rc::try_unwrap(buffer) {
+                Ok(buffer) => {
+                    self.completions.push_back(Completion::new(tag, result, Some(buffer)));
+                }
+                Err(buffer) => self.answered.push((tag, buffer, result)),
+            }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.driver.session().in_flight() != 0 || !self.answered.is_empty()
+    }
+}
+
+fn whole(moved: usize, wanted: usize) -> Result<(), RequestError> {
+    if moved == wanted { Ok(()) } else { Err(RequestError::Media) }
+}
+
+/// Maps status and sense data (SAM-5 §5.3, SPC-4 §4.5).
+fn request_result(
+    status: u8,
+    sense: ::iscsi::host::Sense,
+    purpose: &Purpose,
+) -> Result<(), RequestError> {
+    let optional = matches!(purpose, Purpose::Zero | Purpose::Extents(..));
+    Err(match (status, sense.key, sense.code) {
+        (0, ..) => return Ok(()),
+        // A target without this command has no volatile cache.
+        (2, 5, (0x20, _)) if matches!(purpose, Purpose::Flush) => return Ok(()),
+        (2, 3 | 4 | 0xb, _) => RequestError::Media,
+        (2, 5, (0x21, _)) => RequestError::OutOfRange,
+        (2, 5, (0x20 | 0x24 | 0x26, _)) if optional => RequestError::Unsupported,
+        (2, 5, (0x20, _)) => RequestError::Unsupported,
+        (2, 7, (0x27, 7)) => RequestError::NoSpace,
+        (2, 7, _) => RequestError::ReadOnly,
+        _ => RequestError::Refused,
+    })
+}
+
+impl Connection for IscsiConnection {
+    fn submit(&mut self, tag: u32, request: Request) {
+        if !self.is_busy() {
+            self.busy_since = Instant::now();
+        }
+        let (cdb, data, purpose) = match self.translate(request) {
+            Ok(translated) => translated,
+            Err((buffer, error)) => {
+                return self.completions.push_back(Completion::new(tag, Err(error), buffer));
+            }
+        };
+        let command = Command { cdb, lun: self.lun, data };
+        match self.driver.session_mut().submit(command, tag) {
+            Ok(()) => self.in_flight.push((tag, purpose)),
+            Err(Command { data, .. }) => {
+                let buffer = if let Data::In(buffer) = data { buffer } else { None };
+                let refused = Err(RequestError::Refused);
+                match purpose {
+                    Purpose::Write(write, _) => self.answered.push((tag, write, refused)),
+                    _ => self.completions.push_back(Completion::new(tag, refused, buffer)),
+                }
+            }
+        }
+    }
+
+    fn free_slots(&self) -> usize {
+        self.driver.session().free_slots().saturating_sub(self.answered.len())
+    }
+
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.process_steps()?;
+        self.driver.exchange().map_err(ConnectionLost::new)?;
+        self.process_steps()?;
+        // Answers to pings.
+        self.driver.flush().map_err(ConnectionLost::new)?;
+        self.complete_answered_writes();
+        match self.deadline() {
+            Some(deadline) if deadline <= Instant::now() => Err(ConnectionLost::new(format!(
+                "no answer in {} seconds",
+                RESPONSE_TIMEOUT.as_secs()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.completions.pop_front()
+    }
+
+    /// Also while idle: the target may send pings.
+    fn interest(&self) -> Interest<'_> {
+        Interest::Fd(self.driver.as_fd(), self.driver.poll_flags())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.is_busy().then(|| self.driver.last_received().max(self.busy_since) + RESPONSE_TIMEOUT)
+    }
+}
