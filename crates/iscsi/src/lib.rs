@@ -1,7 +1,7 @@
-//! The iSCSI target (RFC 7143) as a sans-I/O state machine.
+//! The iSCSI target and the iSCSI initiator (RFC 7143) as sans-I/O state machines.
 //!
-//! It takes received bytes and returns steps: bytes to send, and disk requests to execute. Sockets,
-//! threads and time are the driver's. [`target`] implements [`export::Session`]; the SCSI commands
+//! They take received bytes and return steps: bytes to send, and disk requests to execute or
+//! completed commands. Sockets, threads and time are the driver's. [`host`] is the initiator. [`target`] implements [`export::Session`]; the SCSI commands
 //! themselves are those of the [`scsi`] crate. [`wire`] has the structs and constants of the protocol,
 //! [`iqn`] the names of targets, [`credential`] the schemes of CHAP secrets in a policy, and [`chap`]
 //! the algorithms.

@@ -180,8 +180,17 @@ const INITIATOR_FILE: &str = "/etc/iscsi/initiatorname.iscsi";
 /// Returns how to connect to a disk of an iSCSI target. Does not connect to it yet.
 ///
 /// # Errors
-/// Fails if a key cannot be read or is not one for iSCSI.
+/// Fails if a key cannot be read or is not one for iSCSI, or if this machine has keys and
+/// `--insecure` is not given: iSCSI has no encryption.
 pub fn iscsi(tree: &Tree, options: &Options<'_>, iscsi: &Iscsi) -> Result<IscsiDisk, Failure> {
+    let known = machine::targets(options.keys).map_err(Failure::new)?;
+    if !key_selection::allows_plaintext(&iscsi.host, &known, options.insecure) {
+        return Err(Failure::new(format!(
+            "{}: iSCSI is not encrypted, and this machine has keys for encrypted connections: use nvme:// or nbds://, or add \
+             --insecure if no machine was paired at this address",
+            iscsi.host
+        )));
+    }
     let initiator = iscsi.initiator.clone().unwrap_or_else(|| initiator_name(tree, options));
     let secret = match (&iscsi.secret, options.key) {
         (Some(secret), _) => Some(secret.clone()),
@@ -262,8 +271,28 @@ fn start_tls(
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::uri::Locator;
+    use keys::store::Store;
     use std::io::Write;
     use std::net::TcpListener;
+
+    #[test]
+    fn iscsi_needs_insecure_where_keys_are_stored() {
+        let folder = testkit::Scratch::new();
+        let (tree, keys) = (Tree::at(&folder.0), folder.0.join("keys"));
+        let store = Store::open(&keys).unwrap();
+        let parsed = Locator::parse("iscsi://192.0.2.9/iqn.a:b".into()).unwrap();
+        let Locator::Iscsi(there) = parsed else { panic!("{parsed:?}") };
+        let open = |insecure| {
+            let options = Options { keys: Some(&keys), insecure, ..Options::default() };
+            iscsi(&tree, &options, &there)
+        };
+        open(false).unwrap();
+        let target = Target::sample("desk", "192.0.2.1");
+        store.put_target(&target).unwrap();
+        assert!(open(false).unwrap_err().to_string().contains("--insecure"));
+        open(true).unwrap();
+    }
 
     #[test]
     fn silent_or_slow_nbd_server_is_given_up_in_time() {

@@ -66,6 +66,16 @@ pub fn target_at<'a>(
     }
 }
 
+/// Returns whether a protocol without encryption may be used at `addr`: as [`target_at`] would allow
+/// plaintext to a target that accepts none of the keys.
+pub(crate) fn allows_plaintext(addr: &TargetAddr, known: &[Target], insecure: bool) -> bool {
+    match select_key(addr, known, |_| KeyCheck::Rejected) {
+        KeySelection::Plaintext => true,
+        KeySelection::NoKeyAccepted { paired_here: false } => insecure,
+        _ => false,
+    }
+}
+
 /// Returns which of the `known` targets is at `addr`. Offers the keys of targets that were paired
 /// at this address first. If only one target is known and it was paired there, returns it without a
 /// connection.
@@ -188,6 +198,17 @@ mod test {
         let at = |address| target_at(&addr(address), &known, false, true, rejects);
         assert!(matches!(at("192.0.2.9"), Ok(None)));
         assert!(matches!(at("192.0.2.1"), Err(QueryError::NoKeyAccepted)));
+    }
+
+    #[test]
+    fn protocol_without_encryption_is_for_unpaired_addresses() {
+        let known = [Target::sample("desk", "192.0.2.1")];
+        let allows = |address, known, insecure| allows_plaintext(&addr(address), known, insecure);
+        assert!(allows("192.0.2.9", &[], false));
+        assert!(allows("127.0.0.1", &known, false));
+        assert!(!allows("192.0.2.9", &known, false));
+        assert!(allows("192.0.2.9", &known, true));
+        assert!(!allows("192.0.2.1", &known, true));
     }
 
     #[test]

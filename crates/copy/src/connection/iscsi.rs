@@ -249,6 +249,9 @@ enum Purpose {
     Extents(u64, u64),
 }
 
+/// Command descriptor block, data and purpose of a request.
+type Translated = ([u8; 16], Data, Purpose);
+
 /// One session with a disk.
 struct IscsiConnection {
     driver: Driver<Initiator>,
@@ -278,10 +281,7 @@ impl IscsiConnection {
     }
 
     /// Translates a request. Returns its buffer if it is invalid.
-    fn translate(
-        &self,
-        request: Request,
-    ) -> Result<([u8; 16], Data, Purpose), (Option<Buffer>, RequestError)> {
+    fn translate(&self, request: Request) -> Result<Translated, (Option<Buffer>, RequestError)> {
         let out = RequestError::OutOfRange;
         match request {
             Request::Read { offset, buffer } => {
@@ -353,11 +353,12 @@ impl IscsiConnection {
         match purpose {
             // A command that moved less than it was to must not count as done.
             Purpose::Read(len) => {
-                let result = result.and(whole(done.len, len));
+                let result = result.and_then(|()| whole(done.len, len));
                 self.completions.push_back(Completion::new(tag, result, done.buffer));
             }
             Purpose::Write(buffer, len) => {
-                self.answered.push((tag, buffer, result.and(whole(done.len, len))));
+                let result = result.and_then(|()| whole(done.len, len));
+                self.answered.push((tag, buffer, result));
             }
             Purpose::Zero | Purpose::Flush => {
                 self.completions.push_back(Completion::new(tag, result, None));
