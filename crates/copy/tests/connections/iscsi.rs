@@ -10,9 +10,9 @@ use crate::machine::{BYTES, Machine, dial};
 const HOST: &str = "iqn.2026-01.org.example:host";
 
 /// The target of disk 1.
-const TARGET: &str = "iqn.2014-08.org.nvmexpress:uuid:1";
+pub(crate) const TARGET: &str = "iqn.2014-08.org.nvmexpress:uuid:1";
 
-fn endpoint(machine: &Machine, target: &str, lun: u8) -> IscsiEndpoint {
+pub(crate) fn endpoint(machine: &Machine, target: &str, lun: u8) -> IscsiEndpoint {
     IscsiEndpoint::new("iscsi://there", HOST, target, lun, dial(machine.iscsi))
 }
 

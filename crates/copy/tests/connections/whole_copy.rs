@@ -1,4 +1,4 @@
-//! Whole copies from and to another machine, by both protocols, also with restarts of the target.
+//! Whole copies from and to another machine, by every protocol, also with restarts of the target.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -20,9 +20,10 @@ use crate::machine::{BYTES, Machine, dial, eventually};
 enum Wire {
     Nvme,
     Nbd,
+    Iscsi,
 }
 
-const WAYS: [Wire; 2] = [Wire::Nvme, Wire::Nbd];
+const WAYS: [Wire; 3] = [Wire::Nvme, Wire::Nbd, Wire::Iscsi];
 
 fn endpoint(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
     match way {
@@ -37,6 +38,7 @@ fn endpoint(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
             ))
         }
         Wire::Nbd => Box::new(NbdEndpoint::new("nbd://there", "disk1", dial(machine.nbd))),
+        Wire::Iscsi => Box::new(crate::iscsi::endpoint(machine, crate::iscsi::TARGET, 0)),
     }
 }
 
