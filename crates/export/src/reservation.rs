@@ -190,6 +190,9 @@ pub struct Registration {
     pub registrant: Registrant,
     /// The reservation key; not zero.
     pub key: u64,
+    /// Whether the host had write access when it registered. If not, its registration does not keep
+    /// others from RESERVE(6).
+    pub writable: bool,
 }
 
 /// A reservation.

@@ -109,7 +109,11 @@ mod test {
         let registrant = Registrant { host: "nqn.h\u{1}\"".to_owned(), id: vec![9; 16], port: 1 };
         let kind = ReservationType::ExclusiveAccessAllRegistrants;
         SavedReservations {
-            registrations: vec![Registration { registrant: registrant.clone(), key }],
+            registrations: vec![Registration {
+                registrant: registrant.clone(),
+                key,
+                writable: true,
+            }],
             reservation: Some(Reservation { kind, holder: registrant }),
         }
     }

@@ -183,7 +183,7 @@ mod test {
         let one = |number: usize| {
             let port = u16::try_from(number).unwrap();
             let registrant = Registrant { host: host.to_owned(), id: vec![255; 16], port };
-            Registration { registrant, key: u64::MAX }
+            Registration { registrant, key: u64::MAX, writable: true }
         };
         let registrations = (0..registrants).map(one).collect();
         SavedReservations { registrations, reservation: None }

@@ -42,7 +42,7 @@ impl World {
     fn run(&mut self, who: u8, command: ReservationCommand) -> Result<(), ReservationError> {
         let mut notices = Notices::new();
         let before = self.state.clone();
-        let result = self.state.execute(&host(who), command, &mut notices);
+        let result = self.state.execute(&host(who), true, command, &mut notices);
         assert!(result.is_ok() || (self.state == before && notices.is_empty()));
         self.notices = notices.into_iter().map(|(to, notice)| (to.id[0], notice)).collect();
         result
@@ -124,9 +124,9 @@ fn number_of_registrants_is_limited() {
     let mut state = Reservations::default();
     for number in 0..MAX_REGISTRANTS {
         let who = Registrant { host: format!("nqn.test:{number}"), ..host(1) };
-        state.execute(&who, Register { key: 1 }, &mut Notices::new()).unwrap();
+        state.execute(&who, true, Register { key: 1 }, &mut Notices::new()).unwrap();
     }
-    let error = state.execute(&host(2), Register { key: 1 }, &mut Notices::new());
+    let error = state.execute(&host(2), true, Register { key: 1 }, &mut Notices::new());
     assert_eq!(error, Err(ReservationError::TooManyRegistrants));
 }
 
@@ -135,7 +135,7 @@ fn one_host_cannot_take_the_registrations_of_all() {
     let mut state = Reservations::default();
     let mut register = |host: &str, port: u16| {
         let who = Registrant { host: host.to_owned(), id: vec![1], port };
-        state.execute(&who, Register { key: 1 }, &mut Notices::new())
+        state.execute(&who, true, Register { key: 1 }, &mut Notices::new())
     };
     for port in 0..16 {
         register("nqn.test:one", port).unwrap();
@@ -313,7 +313,7 @@ fn only_persistent_state_is_restored() {
 
 #[test]
 fn impossible_saved_state_is_ignored() {
-    let one = |number, key| Registration { registrant: host(number), key };
+    let one = |number, key| Registration { registrant: host(number), key, writable: true };
     let reservation = Some(Reservation { kind: ExclusiveAccess, holder: host(3) });
     let registrations = vec![one(1, 5), one(1, 6), one(2, 0)];
     let state = Reservations::restored(SavedReservations { registrations, reservation });
