@@ -111,13 +111,24 @@ pub struct Grant {
     activity: Rc<Activity>,
     access: Access,
     fence: Arc<Fence>,
+    proven: bool,
 }
 
 impl Grant {
     /// Returns a grant of the access mode of `export`, with a new fence.
     pub fn new(export: Arc<Export>) -> Self {
         let (access, activity) = (export.access, Activity::new(export));
-        Self { access, fence: Fence::new(&activity), activity }
+        Self { access, fence: Fence::new(&activity), activity, proven: false }
+    }
+
+    /// Marks it as that of a host that has proven its name by all of its keys.
+    #[must_use]
+    pub(crate) fn proven(self) -> Self {
+        Self { proven: true, ..self }
+    }
+
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// Restricts the grant to reads.

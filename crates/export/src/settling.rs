@@ -46,9 +46,12 @@ impl Drop for Settling {
 }
 
 impl Grant {
-    /// Sets the registrant that the host of the connection is. Without one it cannot register.
+    /// Sets the registrant that the host of the connection is, by its name and what tells its
+    /// registrants apart: see [`Registrant`]. Without one it cannot register.
     #[must_use]
-    pub fn with_registrant(self, registrant: Registrant) -> Self {
+    pub fn with_registrant(self, host: &str, id: &[u8], port: u16) -> Self {
+        let (host, id, proven) = (host.to_owned(), id.to_vec(), self.is_proven());
+        let registrant = Registrant { host, id, port, proven };
         self.export().connections().set_registrant(self.activity().counters(), registrant);
         self
     }
@@ -117,9 +120,7 @@ mod test {
     };
 
     fn grant(export: &Arc<Export>, number: u8) -> Grant {
-        let id = vec![number; 16];
-        let registrant = Registrant { host: "nqn.test:host".to_owned(), id, port: 0 };
-        Grant::new(export.clone()).with_registrant(registrant)
+        Grant::new(export.clone()).with_registrant("nqn.test:host", &[number; 16], 0)
     }
 
     fn admit(grant: &Grant, op: Op) -> Result<Admitted, Fault> {

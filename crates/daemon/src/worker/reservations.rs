@@ -182,7 +182,8 @@ mod test {
     fn saved(registrants: usize, host: &str) -> SavedReservations {
         let one = |number: usize| {
             let port = u16::try_from(number).unwrap();
-            let registrant = Registrant { host: host.to_owned(), id: vec![255; 16], port };
+            let registrant =
+                Registrant { host: host.to_owned(), id: vec![255; 16], port, proven: false };
             Registration { registrant, key: u64::MAX, writable: true }
         };
         let registrations = (0..registrants).map(one).collect();

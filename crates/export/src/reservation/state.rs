@@ -2,8 +2,9 @@
 //! reservation, and what that permits.
 
 use super::{
-    MAX_REGISTRANTS, MAX_REGISTRANTS_OF_HOST, Registrant, Registration, Reservation,
-    ReservationCommand, ReservationError, ReservationNotice, ReservationType, SavedReservations,
+    MAX_REGISTRANTS, MAX_REGISTRANTS_OF_HOST, MAX_UNPROVEN_REGISTRANTS, Registrant, Registration,
+    Reservation, ReservationCommand, ReservationError, ReservationNotice, ReservationType,
+    SavedReservations,
 };
 use crate::Op;
 
@@ -173,10 +174,14 @@ impl Reservations {
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Returns whether no registrant of this host can be added.
-    fn is_full(&self, host: &str) -> bool {
-        let own = self.registrations.iter().filter(|one| one.registrant.host == host);
-        self.registrations.len() >= MAX_REGISTRANTS || own.count() >= MAX_REGISTRANTS_OF_HOST
+    /// Returns whether `who` cannot be added.
+    fn is_full(&self, who: &Registrant) -> bool {
+        let registrants = || self.registrations.iter().map(|one| &one.registrant);
+        let alike = || registrants().filter(|one| one.proven == who.proven);
+        let of_host = alike().filter(|one| one.host == who.host).count();
+        registrants().count() >= MAX_REGISTRANTS
+            || of_host >= MAX_REGISTRANTS_OF_HOST
+            || !who.proven && alike().count() >= MAX_UNPROVEN_REGISTRANTS
     }
 
     fn register(
@@ -189,7 +194,7 @@ impl Reservations {
             _ if key == 0 => return Err(ReservationError::InvalidKey),
             Some(current) if current != key => return Err(ReservationError::Conflict),
             Some(_) => {}
-            None if self.is_full(&who.host) => return Err(ReservationError::TooManyRegistrants),
+            None if self.is_full(who) => return Err(ReservationError::TooManyRegistrants),
             None => {
                 let registrant = who.clone();
                 self.registrations.push(Registration { registrant, key, writable });

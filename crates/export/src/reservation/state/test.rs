@@ -14,7 +14,7 @@ use crate::ReservationType::{
 };
 
 fn host(number: u8) -> Registrant {
-    Registrant { host: "nqn.test:host".to_owned(), id: vec![number; 16], port: 0 }
+    Registrant { host: "nqn.test:host".to_owned(), id: vec![number; 16], port: 0, proven: true }
 }
 
 /// A state, and the notices of the last command by host.
@@ -131,10 +131,28 @@ fn number_of_registrants_is_limited() {
 }
 
 #[test]
+fn unproven_names_take_at_most_half_of_the_registrations() {
+    let mut state = Reservations::default();
+    let mut register = |host: String, port: u16, proven: bool| {
+        let who = Registrant { host, id: vec![1], port, proven };
+        state.execute(&who, true, Register { key: 1 }, &mut Notices::new())
+    };
+    // Not those of the proven host of the same name.
+    let host = || "nqn.test:host".to_owned();
+    (0..16).for_each(|port| register(host(), port, false).unwrap());
+    (0..16).for_each(|port| register(host(), port, true).unwrap());
+    let invented = (0..300).map(|number| register(format!("nqn.test:{number}"), 0, false));
+    assert_eq!(invented.filter(Result::is_ok).count(), 112);
+    (0..112).for_each(|number| register(format!("nqn.test:{number}"), 0, true).unwrap());
+    let error = register("nqn.test:300".to_owned(), 0, true);
+    assert_eq!(error, Err(ReservationError::TooManyRegistrants));
+}
+
+#[test]
 fn one_host_cannot_take_the_registrations_of_all() {
     let mut state = Reservations::default();
     let mut register = |host: &str, port: u16| {
-        let who = Registrant { host: host.to_owned(), id: vec![1], port };
+        let who = Registrant { host: host.to_owned(), id: vec![1], port, proven: true };
         state.execute(&who, true, Register { key: 1 }, &mut Notices::new())
     };
     for port in 0..16 {
