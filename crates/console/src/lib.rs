@@ -20,7 +20,9 @@ mod text;
 mod width;
 
 pub use escape::{escape_lines_to_ascii, escape_unprintable, short_host_nqn};
-pub use model::{AccessRequest, Disk, Host, Link, Model, Pairing, TargetMode, Unavailable};
+pub use model::{
+    AccessRequest, Disk, Host, KeptChanges, Link, Model, Pairing, TargetMode, Unavailable,
+};
 pub use page::Style;
 pub use screen::{frame, screen};
 pub use size::{binary, decimal, parse_size, size};

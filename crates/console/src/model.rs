@@ -152,8 +152,8 @@ pub struct Disk {
     pub contents: String,
     /// The access of hosts.
     pub access: Access,
-    /// Bytes of changes that are kept in memory instead of on the disk; `None` without an overlay.
-    pub kept: Option<u64>,
+    /// Changes that are kept in memory instead of on the disk; `None` without an overlay.
+    pub kept: Option<KeptChanges>,
     /// The attached hosts.
     pub attached: Vec<Host>,
     /// Bytes read by hosts.
@@ -170,6 +170,15 @@ impl Disk {
     pub(crate) fn names(&self) -> ExportNames<'_> {
         ExportNames { id: &self.id, short: &self.short }
     }
+}
+
+/// Changes that an overlay keeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeptChanges {
+    /// Bytes of all hosts.
+    pub bytes: u64,
+    /// Names or addresses of hosts, and the bytes of each; empty if all hosts share them.
+    pub by_host: Vec<(String, u64)>,
 }
 
 /// An attached host.

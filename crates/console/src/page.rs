@@ -101,10 +101,11 @@ impl Page {
 
     /// Formats the access to a disk.
     pub(crate) fn access(&self, disk: &Disk) -> String {
-        match (disk.access, disk.kept) {
+        match (disk.access, &disk.kept) {
             (Access::ReadOnly, _) => "read-only".to_owned(),
             (Access::Writable, Some(kept)) => {
-                format!("overlay: {} of changes in memory, the disk is not changed", decimal(kept))
+                let bytes = decimal(kept.bytes);
+                format!("overlay: {bytes} of changes in memory, the disk is not changed")
             }
             (Access::Writable, None) => {
                 self.colorize(Role::Warning, "writable: hosts can change it")

@@ -38,7 +38,7 @@ pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, V
     let row = |at: usize, disk: &Disk| {
         let cell = |column: &Column| column.cells.get(at).cloned().unwrap_or_default();
         let text = line(&all, &widths, style, cell);
-        let role = match (at == selected, disk.access, disk.kept) {
+        let role = match (at == selected, disk.access, &disk.kept) {
             (true, ..) => Some(Role::Title),
             (false, Access::Writable, None) => Some(Role::Warning),
             (false, ..) => None,
@@ -78,7 +78,7 @@ fn all(disks: &[Disk], style: Style) -> Vec<Column> {
 }
 
 fn access(disk: &Disk) -> &'static str {
-    match (disk.access, disk.kept) {
+    match (disk.access, &disk.kept) {
         (Access::ReadOnly, _) => "read-only",
         (Access::Writable, Some(_)) => "overlay",
         (Access::Writable, None) => "WRITABLE",

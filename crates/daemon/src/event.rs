@@ -7,7 +7,7 @@ mod sentence;
 use std::fmt;
 use std::sync::Arc;
 
-use console::escape_unprintable;
+use console::{KeptChanges, escape_unprintable};
 use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
 use iscsi::iqn;
 use nvme::nqn;
@@ -86,9 +86,9 @@ pub enum ServeEvent {
         read: u64,
         /// Bytes written by this attachment.
         written: u64,
-        /// Changes that an overlay keeps, in bytes, of all hosts; `None` without one.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        kept: Option<u64>,
+        /// Changes that an overlay keeps; `None` without one.
+        #[serde(flatten)]
+        kept: Option<Kept>,
         /// The secure channel it used.
         #[serde(flatten)]
         shown: HostAuth,
@@ -241,6 +241,31 @@ pub struct Disk {
     overlay: Option<OverlayRef>,
     model: String,
     serial: String,
+}
+
+/// Changes that an overlay keeps.
+#[derive(Debug, Clone, Serialize)]
+pub struct Kept {
+    /// Bytes, of all hosts.
+    kept: u64,
+    /// Of each host, if each has its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept_by: Vec<KeptBy>,
+}
+
+/// Changes of one host that an overlay keeps.
+#[derive(Debug, Clone, Serialize)]
+struct KeptBy {
+    host: String,
+    bytes: u64,
+}
+
+impl Kept {
+    fn of(export: &Export) -> Option<Self> {
+        let KeptChanges { bytes: kept, by_host } = overlay::kept(export)?;
+        let kept_by = by_host.into_iter().map(|(host, bytes)| KeptBy { host, bytes }).collect();
+        Some(Self { kept, kept_by })
+    }
 }
 
 /// Command lines or URIs of an export for all endpoints, by protocol: members of the table.
@@ -459,7 +484,7 @@ impl ServeEvent {
                 reason: reason.to_string(),
                 read,
                 written,
-                kept: overlay::kept(&export),
+                kept: Kept::of(&export),
                 shown: HostAuth::of(&peer, None, policy),
             },
             Event::PairingRequested { peer, request } => Self::Asking {

@@ -496,7 +496,7 @@ mod test {
                 base: None,
                 allow_in_use: false,
                 force: false,
-                overlay_limit: 0,
+                overlay: overlay::OverlayOptions { limit: 0, is_shared: false },
                 machine,
                 at_rest: false,
                 reported: ReportedIdentity::default(),
@@ -655,7 +655,8 @@ mod test {
         let disk = &fake.disks()[0];
         let geometry = Geometry::new(512, 512).unwrap();
         let null = fs::File::open("/dev/null").unwrap().into();
-        let backing = overlay::in_memory(null, disk.bytes, 512, 1 << 20).unwrap();
+        let options = overlay::OverlayOptions { limit: 1 << 20, is_shared: true };
+        let backing = overlay::in_memory(null, disk.bytes, 512, options).unwrap();
         let export =
             Export::new("/dev/sdz", "n", Identity::default(), geometry, disk.bytes, backing);
         let mut under = LentDisk::new(Arc::new(export), Some(Device::of(disk)));

@@ -20,6 +20,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
 use crate::device::Device;
 use crate::examine::{examine, limit_for};
+use crate::overlay::OverlayOptions;
 use crate::reported::ReportedIdentity;
 use crate::size::Size;
 use crate::{contents, demo, overlay};
@@ -41,8 +42,8 @@ pub struct LendOptions {
     pub allow_in_use: bool,
     /// Whether to export disks writable whose contents cannot be read.
     pub force: bool,
-    /// The most that an overlay may keep, in bytes.
-    pub overlay_limit: u64,
+    /// How overlays are kept.
+    pub overlay: OverlayOptions,
     /// Machine ID.
     pub machine: MachineId,
     /// Whether the machine was booted into target mode, where it uses none of its disks itself.
@@ -285,7 +286,7 @@ impl LendOptions {
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
         let backing = match overlaid {
-            true => overlay::in_memory(descriptor, bytes, geometry.block(), self.overlay_limit)
+            true => overlay::in_memory(descriptor, bytes, geometry.block(), self.overlay)
                 .map_err(cannot)?,
             false => descriptor.into(),
         };
@@ -300,7 +301,7 @@ impl LendOptions {
             export.short = device_name(&request.path, disk);
         }
         let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
-        let kept = overlaid.then(|| overlay::note(&path, self.overlay_limit));
+        let kept = overlaid.then(|| overlay::note(&path, self.overlay));
         Ok(LentDisk { notes: filled.into_iter().chain(kept).collect(), _whole: whole, ..lent })
     }
 
@@ -502,7 +503,7 @@ mod test {
             base: None,
             allow_in_use: false,
             force: false,
-            overlay_limit: 1 << 20,
+            overlay: OverlayOptions { limit: 1 << 20, is_shared: false },
             machine,
             at_rest: false,
             reported: ReportedIdentity::default(),
@@ -599,11 +600,22 @@ mod test {
         let path = image("overlay.img", 1 << 20);
         let request = LendRequest { path: path.clone(), writes: Writes::ToOverlay };
         let lent = options().lend(&request).unwrap();
+        let mut shared = options();
+        shared.overlay.is_shared = true;
+        let shared = shared.lend(&request).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(lent.export.access, Access::Writable);
-        assert!(lent.notes[0].contains("mount it on one at a time"), "{:?}", lent.notes);
-        assert!(lent.notes[0].contains("may be swapped"), "{:?}", lent.notes);
-        assert!(lent.notes[0].contains("is kept in memory, 1 MB at most"), "{:?}", lent.notes);
+        for (lent, said) in [
+            (&lent, "in memory for each host apart, 1 MB at most, which may be swapped"),
+            (
+                &lent,
+                "room for 16 hosts that write, half of them without a key, and one host gets half",
+            ),
+            (&shared, "is kept in memory, 1 MB at most"),
+            (&shared, "mount it on one at a time"),
+        ] {
+            assert!(lent.notes[0].contains(said), "{:?}", lent.notes);
+        }
         let [base] = lent.export.backing().only_read() else { panic!("no overlay") };
         let mode = rustix::fs::fcntl_getfl(base).unwrap() & OFlags::ACCMODE;
         assert_eq!((mode, lent.file_bytes()), (OFlags::RDONLY, None));

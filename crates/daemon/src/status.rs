@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use console::{Disk, Host};
+use console::{Disk, Host, KeptChanges};
 use export::{Event, Export, Policy, Transport};
 use linux::net::{Scope, scope_of};
 use protocol::endpoint::{Endpoint, NetAddr};
@@ -123,6 +123,18 @@ impl Entry {
         }
     }
 
+    /// Returns the changes of an overlay; attached hosts by the names that the user knows them by.
+    fn kept(&self) -> Option<KeptChanges> {
+        let mut kept = overlay::kept(&self.export)?;
+        for (name, _) in &mut kept.by_host {
+            let known = self.hosts.iter().find(|known| known.host == *name);
+            if let Some(known_as) = known.and_then(|known| known.known_as.clone()) {
+                *name = known_as;
+            }
+        }
+        Some(kept)
+    }
+
     fn shown(&self) -> Disk {
         let export = &self.export;
         let host = |known: &Attachment| Host {
@@ -147,7 +159,7 @@ impl Entry {
             serial: export.identity.serial.clone(),
             contents: String::new(),
             access: export.access,
-            kept: overlay::kept(export),
+            kept: self.kept(),
             attached,
             read: export.usage().bytes_read,
             written: export.usage().bytes_written,

@@ -4,7 +4,7 @@
 mod backing;
 mod blocking_op;
 mod mapping;
-mod overlay;
+pub(crate) mod overlay;
 mod pace;
 
 use std::cell::RefCell;
@@ -72,6 +72,9 @@ impl Job {
         let phase = match admitted.op() {
             // Nothing to flush. A disk in use elsewhere must not count a flush as a write.
             Op::Flush if admitted.export().access == Access::ReadOnly => Phase::Over(Ok(())),
+            Op::Flush if has_overlay(admitted.export().backing()) && admitted.state().is_none() => {
+                Phase::Over(Ok(()))
+            }
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,
@@ -102,7 +105,7 @@ impl Job {
         while self.phase == Phase::Transfer && self.admitted.op() == Op::Read {
             let start = self.admitted.offset() + self.done;
             let end = self.admitted.offset() + self.admitted.len();
-            let (Source::Zeros, len) = overlay::run(self.admitted.export(), start, end) else {
+            let (Source::Zeros, len) = self.run_of(start, end) else {
                 return;
             };
             let done = usize::try_from(self.done).unwrap_or(usize::MAX);
@@ -113,12 +116,17 @@ impl Job {
         }
     }
 
+    /// Returns the source of the byte at `at`, and for how many of the bytes up to `end` it is the same.
+    fn run_of(&self, at: u64, end: u64) -> (Source, u64) {
+        overlay::run(self.admitted.export(), self.admitted.state(), at, end)
+    }
+
     /// Returns whether the request reads blocks of the disk itself, under an overlay.
     pub(crate) fn reads_base(&self) -> bool {
         let (mut at, len) = (self.admitted.offset(), self.admitted.len());
         let end = at + len;
         while at < end {
-            let (source, run) = overlay::run(self.admitted.export(), at, end);
+            let (source, run) = self.run_of(at, end);
             if source == Source::Base {
                 return true;
             }
@@ -164,9 +172,9 @@ impl Job {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
         let (op, durable) = (self.admitted.op(), self.is_durable());
+        let (file, run) = locate(&self.admitted, offset, left);
         let (export, bytes) = self.admitted.export_and_bytes();
         let backing = export.backing();
-        let (file, run) = locate(export, op, offset, left);
         let call = match self.phase {
             Phase::Transfer => {
                 let done = usize::try_from(self.done).unwrap_or(usize::MAX);

@@ -27,6 +27,8 @@ pub enum Layout {
     Overlay {
         /// The most that it may store, in bytes.
         limit: u64,
+        /// Whether each host has a state of its own.
+        is_private: bool,
     },
 }
 
@@ -39,9 +41,8 @@ impl Backing {
                 let [disk] = descriptors.try_into().ok()?;
                 Some(Self::Raw(disk))
             }
-            Layout::Overlay { limit } => {
-                let [base, data, map] = descriptors.try_into().ok()?;
-                Some(Self::Overlay(Overlay::new(base, data, map, limit)))
+            Layout::Overlay { limit, is_private } => {
+                Overlay::new(descriptors, limit, is_private).map(Self::Overlay)
             }
         }
     }
@@ -50,7 +51,9 @@ impl Backing {
     pub fn layout(&self) -> Layout {
         match self {
             Self::Raw(_) => Layout::Raw,
-            Self::Overlay(overlay) => Layout::Overlay { limit: overlay.limit() },
+            Self::Overlay(overlay) => {
+                Layout::Overlay { limit: overlay.limit(), is_private: overlay.is_private() }
+            }
         }
     }
 
@@ -58,15 +61,16 @@ impl Backing {
     pub fn descriptors(&self) -> &[OwnedFd] {
         match self {
             Self::Raw(disk) => slice::from_ref(disk),
-            Self::Overlay(overlay) => &overlay.files,
+            Self::Overlay(overlay) => overlay.files(),
         }
     }
 
-    /// Returns the file that writes to the export go to.
+    /// Returns a file that writes to the export go to: of an overlay, that of its first state. The
+    /// others are of the same kind.
     pub fn written(&self) -> BorrowedFd<'_> {
         match self {
             Self::Raw(disk) => disk.as_fd(),
-            Self::Overlay(overlay) => overlay.data().as_fd(),
+            Self::Overlay(overlay) => overlay.first_data().as_fd(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
-use crate::{Access, Auth, Caller, Export, ExportId, Grant, Host, Policy, Refusal};
+use crate::{Auth, Caller, Export, ExportId, Grant, Host, OverlayHost, Policy, Refusal};
 
 /// The exports served now, and the [`Policy`] that guards them. Shared by all sessions.
 #[derive(Debug, Default)]
@@ -97,20 +97,12 @@ impl Catalogue {
     pub fn grant(&self, caller: &Caller<'_>, id: &ExportId) -> Result<Grant, Refusal> {
         let host = self.authenticate(caller)?;
         let export = self.find(id).ok_or(Refusal::Unknown)?;
-        let Some(host) = host else {
-            // A host may prove its name where it need not.
-            let policy = self.policy();
-            let is_proven = |host: &Arc<Host>| host.authenticate(caller).is_ok();
-            let grant = Grant::new(export);
-            return Ok(if policy.host(caller.host).is_some_and(is_proven) {
-                grant.proven()
-            } else {
-                grant
-            });
+        let access = match &host {
+            Some(host) => host.access(&export).ok_or(Refusal::NotAllowed)?,
+            None => export.access,
         };
-        let access = host.access(&export).ok_or(Refusal::NotAllowed)?;
-        let grant = Grant::new(export).proven();
-        Ok(if access == Access::Writable { grant } else { grant.read_only() })
+        let owner = OverlayHost::of(caller, host.as_deref());
+        Ok(Grant::for_host(export, access, Some(&owner)))
     }
 
     /// Authorizes `caller` to use the export with this short name. An empty name stands for the
@@ -151,7 +143,9 @@ impl Catalogue {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{Channel, Credential, Geometry, Identity, KeyId, Peer, Proof, Rule, Secret};
+    use crate::{
+        Access, Channel, Credential, Geometry, Identity, KeyId, Peer, Proof, Rule, Secret,
+    };
 
     fn export(name: &str) -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::reservation::{Notices, Permission, is_write};
 use crate::{
-    Export, Fault, Op, Registrant, ReservationCommand, ReservationError, ReservationNotice,
-    ReservationStore, Reservations,
+    Backing, Export, Fault, Op, Registrant, ReservationCommand, ReservationError,
+    ReservationNotice, ReservationStore, Reservations,
 };
 
 /// Statistics of an export since it was created.
@@ -141,12 +141,18 @@ impl Counters {
 pub(crate) struct Activity {
     export: Arc<Export>,
     counters: Arc<Counters>,
+    /// The state of the overlay that the connection uses.
+    state: Option<usize>,
 }
 
 impl Activity {
-    pub(crate) fn new(export: Arc<Export>) -> Rc<Self> {
+    pub(crate) fn new(export: Arc<Export>, state: Option<usize>) -> Rc<Self> {
         let counters = export.connections().open();
-        Rc::new(Self { export, counters })
+        Rc::new(Self { export, counters, state })
+    }
+
+    pub(crate) fn state(&self) -> Option<usize> {
+        self.state
     }
 
     pub(crate) fn export(&self) -> &Arc<Export> {
@@ -203,6 +209,9 @@ impl Activity {
 impl Drop for Activity {
     fn drop(&mut self) {
         self.export.connections().end(&self.counters);
+        if let (Some(state), Backing::Overlay(overlay)) = (self.state, self.export.backing()) {
+            overlay.release(state);
+        }
     }
 }
 
@@ -212,7 +221,7 @@ pub(crate) struct WriteGuard(Rc<Activity>);
 
 impl Drop for WriteGuard {
     fn drop(&mut self) {
-        let Activity { export, counters } = &*self.0;
+        let Activity { export, counters, .. } = &*self.0;
         if counters.writes.fetch_sub(1, Ordering::AcqRel) & (CLOSED | COUNT) == CLOSED | 1 {
             export.connections().orphan_ended();
         }
@@ -354,14 +363,13 @@ impl Connections {
         self.lock().reservations.clone()
     }
 
-    /// Executes a reservation command of a connection, with or without write access; for `persist` see
+    /// Executes a reservation command of a connection; for `persist` see
     /// [`Grant::reserve`](crate::Grant::reserve). Returns the connections with writes in flight
     /// that the reservation now refuses, and the number by which the state is being stored, if it
     /// is.
     pub(crate) fn execute(
         &self,
         counters: &Arc<Counters>,
-        writable: bool,
         command: ReservationCommand,
         persist: Option<bool>,
     ) -> Result<(Vec<Arc<Counters>>, Option<u64>), ReservationError> {
@@ -369,7 +377,7 @@ impl Connections {
         let registrant = state.find(counters).and_then(|one| one.registrant.clone());
         let registrant = registrant.ok_or(ReservationError::Conflict)?;
         let (before, mut notices) = (state.reservations.saved(), Notices::new());
-        state.reservations.execute(&registrant, writable, command, &mut notices)?;
+        state.reservations.execute(&registrant, command, &mut notices)?;
         if let Some(persist) = persist {
             state.reservations.set_persistent(persist);
         }
@@ -552,7 +560,7 @@ mod test {
 
     #[test]
     fn counters_of_two_connections_share_no_cache_line() {
-        let activities = [Activity::new(export()), Activity::new(export())];
+        let activities = [(); 2].map(|()| Activity::new(export(), None));
         let [one, other] = activities.each_ref().map(|it| Arc::as_ptr(&it.counters).addr());
         assert!(one.abs_diff(other) >= 128 && size_of::<Counters>() == 128);
     }

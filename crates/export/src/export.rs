@@ -138,6 +138,12 @@ impl Export {
         &self.backing
     }
 
+    /// Returns whether each host has contents of its own, in an overlay. Then hosts do not share the
+    /// disk, and cannot reserve it.
+    pub fn is_private(&self) -> bool {
+        matches!(&self.backing, Backing::Overlay(overlay) if overlay.is_private())
+    }
+
     /// Returns the capacity in blocks. For a read-only export a partial last block counts: it reads
     /// padded with zeros. For a writable export it does not, because the end of a block written to
     /// it would be lost.

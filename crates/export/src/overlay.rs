@@ -1,34 +1,92 @@
 //! Overlays: what hosts write to a disk is stored beside it, and the disk itself is never written.
 
 use std::fmt;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::Fault;
+use crate::{BlockMap, Caller, Fault, Host, Transport};
 
-/// The files of a disk with an overlay.
+/// Most hosts that have a state of their own in one overlay.
+pub const MAX_STATES: usize = 16;
+
+/// Most of them that have no key: names that a peer invents must not take all states.
+const MAX_WITHOUT_KEY: usize = MAX_STATES / 2;
+
+/// Bytes of the file of a [`BlockMap`] before the map: the head, with the host.
+pub(crate) const HEAD_BYTES: u64 = 4096;
+
+/// The first bytes of the head.
+const MAGIC: &[u8; 8] = b"STMOVER1";
+
+/// Longest text of a host in bytes. Host names of all protocols are shorter.
+const MAX_TEXT: usize = 512;
+
+/// The files of a disk with an overlay, and what was written: one state for all hosts, or one for
+/// each.
 #[derive(Debug)]
 pub struct Overlay {
-    /// The disk, the file with the data that was written, at the offset that it has on the disk, and
-    /// the file with the [`BlockMap`].
-    pub(crate) files: [OwnedFd; 3],
+    /// The disk, then for each state the file with the data that was written, at the offset that it
+    /// has on the disk, and the file with the head and the [`BlockMap`].
+    files: Vec<OwnedFd>,
     limit: u64,
+    is_private: bool,
+    states: Box<[OverlayState]>,
+    owners: Mutex<Vec<Owner>>,
+}
+
+/// What one host has written, or all hosts together.
+#[derive(Debug, Default)]
+pub struct OverlayState {
+    has_key: AtomicBool,
+    is_changed: AtomicBool,
+    used: AtomicU64,
     map: OnceLock<Result<BlockMap, Fault>>,
+}
+
+/// The host that a state belongs to.
+#[derive(Debug, Default)]
+struct Owner {
+    host: Option<OverlayHost>,
+    connections: usize,
+}
+
+/// The host that a state of an overlay belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OverlayHost {
+    /// All hosts.
+    All,
+    /// The host of the policy with this [`Host::id`], whose keys were proven.
+    Keyed(String),
+    /// A host without a key that identifies itself by this name.
+    Named(String),
+    /// A host without a key, in a protocol without names: its address, `unix` or `usb`.
+    At(String),
 }
 
 impl Overlay {
     /// Index of the disk in [`Backing::descriptors`](crate::Backing::descriptors).
     pub const BASE: usize = 0;
 
-    /// Index of the file with the data that was written.
-    pub const DATA: usize = 1;
+    /// Returns an overlay over the first of `files` that stores at most `limit` bytes in the others:
+    /// for each state a file with data and one with the map, which are empty or were used with this
+    /// disk before. Each host has a state of its own if the overlay is private. Returns `None` if the
+    /// number of files is wrong.
+    pub fn new(files: Vec<OwnedFd>, limit: u64, is_private: bool) -> Option<Self> {
+        let states = files.len().checked_sub(1)? / 2;
+        let max = if is_private { MAX_STATES } else { 1 };
+        if states == 0 || states > max || files.len() != 1 + 2 * states {
+            return None;
+        }
+        let owner = || Owner { host: (!is_private).then_some(OverlayHost::All), connections: 0 };
+        let owners = Mutex::new((0..states).map(|_| owner()).collect());
+        let states = (0..states).map(|_| OverlayState::default()).collect();
+        Some(Self { files, limit, is_private, states, owners })
+    }
 
-    /// Returns an overlay over `base` that stores at most `limit` bytes in `data` and `map`, which
-    /// are empty or were used with this base before.
-    pub fn new(base: OwnedFd, data: OwnedFd, map: OwnedFd, limit: u64) -> Self {
-        Self { files: [base, data, map], limit, map: OnceLock::new() }
+    /// Returns all files.
+    pub(crate) fn files(&self) -> &[OwnedFd] {
+        &self.files
     }
 
     /// Returns the disk, which is only read.
@@ -36,19 +94,147 @@ impl Overlay {
         &self.files[Self::BASE]
     }
 
-    /// Returns the file with the data that was written.
-    pub fn data(&self) -> &OwnedFd {
-        &self.files[Self::DATA]
+    pub(crate) fn first_data(&self) -> &OwnedFd {
+        &self.files[1]
     }
 
-    /// Returns the file with the [`BlockMap`].
-    pub fn map_file(&self) -> &OwnedFd {
-        &self.files[2]
+    /// Returns the index of the file with the data of a state in
+    /// [`Backing::descriptors`](crate::Backing::descriptors).
+    pub fn data_index(state: usize) -> usize {
+        1 + 2 * state
+    }
+
+    /// Returns the state with this index, and its files with the data and with the map.
+    pub fn state(&self, index: usize) -> Option<(&OverlayState, &OwnedFd, &OwnedFd)> {
+        let data = Self::data_index(index);
+        Some((self.states.get(index)?, self.files.get(data)?, self.files.get(data + 1)?))
+    }
+
+    /// Returns the number of states.
+    pub fn states(&self) -> usize {
+        self.states.len()
     }
 
     /// Returns the most that it may store, in bytes.
     pub fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// Returns whether each host has a state of its own.
+    pub fn is_private(&self) -> bool {
+        self.is_private
+    }
+
+    fn owners(&self) -> MutexGuard<'_, Vec<Owner>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the host that a state belongs to.
+    pub fn host(&self, state: usize) -> Option<OverlayHost> {
+        self.owners().get(state)?.host.clone()
+    }
+
+    /// Sets what was read from the files of a state: the host that the head names, and the bytes that
+    /// it stores.
+    pub fn restore(&self, state: usize, host: OverlayHost, used: u64) {
+        let mut owners = self.owners();
+        if let (Some(owner), Some(state)) = (owners.get_mut(state), self.states.get(state)) {
+            state.has_key.store(host.has_key(), Ordering::Release);
+            state.is_changed.store(true, Ordering::Release);
+            state.used.store(used, Ordering::Release);
+            owner.host = Some(host);
+        }
+    }
+
+    /// Returns the index of the state of a host for a new connection, until [`Self::release`].
+    /// Without one it gets a free state if it `may_write`; `None` if it has none and gets none.
+    pub(crate) fn claim(&self, host: Option<&OverlayHost>, may_write: bool) -> Option<usize> {
+        let mut owners = self.owners();
+        let index = if self.is_private {
+            let host = host.filter(|host| host.text().len() <= MAX_TEXT)?;
+            let known = owners.iter().position(|owner| owner.host.as_ref() == Some(host));
+            match known {
+                Some(known) => known,
+                None if may_write => self.take(&mut owners, host)?,
+                None => return None,
+            }
+        } else {
+            0
+        };
+        owners.get_mut(index)?.connections += 1;
+        Some(index)
+    }
+
+    /// Gives a state to a host. States of hosts that are not connected and have written nothing are
+    /// free.
+    fn take(&self, owners: &mut [Owner], host: &OverlayHost) -> Option<usize> {
+        let is_free =
+            |(state, owner): (&OverlayState, &Owner)| owner.connections == 0 && !state.is_changed();
+        let with_key = |owner: &Owner| owner.host.as_ref().is_some_and(OverlayHost::has_key);
+        let all = || self.states.iter().zip(owners.iter());
+        let without_key = all().filter(|both| !is_free(*both) && !with_key(both.1)).count();
+        if !host.has_key() && without_key >= MAX_WITHOUT_KEY {
+            return None;
+        }
+        let index = all().position(is_free)?;
+        self.states.get(index)?.has_key.store(host.has_key(), Ordering::Release);
+        owners.get_mut(index)?.host = Some(host.clone());
+        Some(index)
+    }
+
+    /// Ends the use of a state by a connection.
+    pub(crate) fn release(&self, state: usize) {
+        if let Some(owner) = self.owners().get_mut(state) {
+            owner.connections = owner.connections.saturating_sub(1);
+        }
+    }
+
+    /// Returns whether a state that stores `used` bytes may store `growth` bytes more, and then counts
+    /// them. All states together store at most the limit. If each host has its own, one may have half
+    /// of what the others leave, so that something is left for the next; three quarters are divided
+    /// between hosts without a key.
+    pub fn reserve(&self, state: usize, used: u64, growth: u64) -> bool {
+        let after = used.saturating_add(growth);
+        let Some(own) = self.states.get(state) else { return false };
+        let others = self.states.iter().enumerate().filter(|(index, _)| *index != state);
+        let (mut all, mut without_key) = (0u64, 0u64);
+        for (_, other) in others {
+            let used = other.used.load(Ordering::Acquire);
+            all = all.saturating_add(used);
+            without_key = without_key.saturating_add(if other.has_key() { 0 } else { used });
+        }
+        let room = self.limit.saturating_sub(all);
+        let open = (self.limit - self.limit / 4).saturating_sub(without_key);
+        let fits = match (self.is_private, own.has_key()) {
+            (false, _) => after <= room,
+            (true, true) => after <= room / 2,
+            (true, false) => after <= room.min(open) / 2,
+        };
+        if fits {
+            own.set_used(after);
+        }
+        fits
+    }
+}
+
+impl OverlayState {
+    fn has_key(&self) -> bool {
+        self.has_key.load(Ordering::Acquire)
+    }
+
+    /// Returns whether anything was written, so that the head is stored and there is a map.
+    pub fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Acquire)
+    }
+
+    /// Records that the head is stored.
+    pub fn set_changed(&self) {
+        self.is_changed.store(true, Ordering::Release);
+    }
+
+    /// Sets how many bytes it stores.
+    pub fn set_used(&self, bytes: u64) {
+        self.used.store(bytes, Ordering::Release);
     }
 
     /// Returns the map, which `load` reads when it is used for the first time.
@@ -60,357 +246,153 @@ impl Overlay {
     }
 }
 
-/// Where the contents of a block are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Source {
-    /// On the disk: the block was not written.
-    Base = 0,
-    /// In the overlay.
-    Overlay = 1,
-    /// Nowhere: the block is zero.
-    Zeros = 2,
-}
-
-impl Source {
-    fn from_bits(bits: u64) -> Self {
-        match bits & 3 {
-            0 => Self::Base,
-            2 => Self::Zeros,
-            _ => Self::Overlay,
-        }
-    }
-
-    /// A word in which each block has this source.
-    fn word(self) -> u64 {
-        u64::from(self as u8) * 0x5555_5555_5555_5555
-    }
-}
-
-const BLOCKS_PER_WORD: u64 = 32;
-const WORDS_PER_LEAF: usize = 512;
-const LEAF_BYTES: u64 = 4096;
-const BLOCKS_PER_LEAF: u64 = 1 << 14;
-
-/// Most entries of the table that are stored by one call.
-const MAX_ENTRIES: usize = 4096;
-
-/// In the table of the file: the leaf is stored. Other values are the source of all its blocks.
-const STORED: u8 = 3;
-
-/// The [`Source`] of each block, in two bits. Blocks are grouped into leaves of 16,384, which exist
-/// only where their blocks differ.
-///
-/// Reading takes no lock. In its file there is a byte for each leaf, padded to a multiple of 4096
-/// bytes, and then room for all leaves: 4096 bytes each, little-endian words of 32 blocks, the first
-/// block in the lowest bits.
-pub struct BlockMap {
-    blocks: u64,
-    leaves: Box<[Leaf]>,
-    /// Held for a change, so that the file has the last one.
-    changing: Mutex<()>,
-}
-
-#[derive(Default)]
-struct Leaf {
-    /// The source of all blocks, if there are no `words`.
-    uniform: AtomicU8,
-    words: OnceLock<Box<[AtomicU64]>>,
-}
-
-impl BlockMap {
-    /// Returns the map of `blocks` blocks of which none was written.
-    pub fn new(blocks: u64) -> Self {
-        let leaves = (0..blocks.div_ceil(BLOCKS_PER_LEAF)).map(|_| Leaf::default()).collect();
-        Self { blocks, leaves, changing: Mutex::new(()) }
-    }
-
-    /// Returns the map in a file: `read` fills a buffer from an offset, with zeros beyond the end.
-    ///
-    /// # Errors
-    /// The error of `read`.
-    pub fn load<E>(
-        blocks: u64,
-        mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let map = Self::new(blocks);
-        let mut table = vec![0; map.leaves.len()];
-        read(0, &mut table)?;
-        let mut bytes = [0; 8 * WORDS_PER_LEAF];
-        for ((index, leaf), entry) in (0u64..).zip(&map.leaves).zip(table) {
-            if entry != STORED {
-                leaf.uniform.store(entry, Ordering::Release);
-                continue;
+impl OverlayHost {
+    /// Returns the host of a caller that has authenticated as `host`, if authentication was required.
+    pub(crate) fn of(caller: &Caller<'_>, host: Option<&Host>) -> Self {
+        match (host, caller.host, caller.peer.transport) {
+            (Some(host), ..) => Self::Keyed(host.id.clone()),
+            (None, "", Transport::Ip { remote, .. }) => {
+                // A link-local address is valid on its interface only.
+                let (ip, scope) = match remote {
+                    std::net::SocketAddr::V6(at) => (remote.ip().to_canonical(), at.scope_id()),
+                    std::net::SocketAddr::V4(_) => (remote.ip(), 0),
+                };
+                Self::At(if scope == 0 { ip.to_string() } else { format!("{ip}%{scope}") })
             }
-            read(map.leaf_offset(index), &mut bytes)?;
-            let (words, _) = bytes.as_chunks();
-            let words = words.iter().map(|&word| AtomicU64::new(u64::from_le_bytes(word)));
-            let _ = leaf.words.set(words.collect());
+            (None, "", transport) => Self::At(transport.to_string()),
+            (None, name, _) => Self::Named(name.to_owned()),
         }
-        Ok(map)
     }
 
-    /// Returns the number of blocks.
-    pub fn blocks(&self) -> u64 {
-        self.blocks
+    fn has_key(&self) -> bool {
+        matches!(self, Self::Keyed(_))
     }
 
-    fn leaf_offset(&self, index: u64) -> u64 {
-        (self.leaves.len() as u64).next_multiple_of(LEAF_BYTES) + index * LEAF_BYTES
-    }
-
-    /// Returns the source of the block `start`, and how many of the blocks from there to `end` have
-    /// it. Blocks beyond the end of the map have the source [`Source::Base`].
-    pub fn run(&self, start: u64, end: u64) -> (Source, u64) {
-        let (source, mut at) = self.step(start, end);
-        while at < end {
-            let (next, next_at) = self.step(at, end);
-            if next != source {
-                break;
-            }
-            at = next_at;
+    fn text(&self) -> &str {
+        match self {
+            Self::All => "",
+            Self::Keyed(text) | Self::Named(text) | Self::At(text) => text,
         }
-        (source, at.saturating_sub(start))
     }
 
-    /// Returns the source of the block `at`, and the end of a run of it: not always the longest.
-    fn step(&self, at: u64, end: u64) -> (Source, u64) {
-        let index = at / BLOCKS_PER_LEAF;
-        let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
-        let Some(leaf) = leaf else { return (Source::Base, end) };
-        let Some(words) = leaf.words.get() else {
-            let source = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
-            return (source, end.min((index + 1) * BLOCKS_PER_LEAF));
+    /// Returns the first bytes of the file with the map, which name the host.
+    pub fn head(&self) -> Vec<u8> {
+        let kind = match self {
+            Self::All => 0,
+            Self::Keyed(_) => 1,
+            Self::Named(_) => 2,
+            Self::At(_) => 3,
         };
-        let position = at % BLOCKS_PER_WORD;
-        let word = words.get(word_index(at)).map_or(0, |word| word.load(Ordering::Acquire));
-        let source = Source::from_bits(word >> (2 * position));
-        let differing = (word ^ source.word()) >> (2 * position);
-        let same = u64::from(differing.trailing_zeros() / 2).min(BLOCKS_PER_WORD - position);
-        (source, end.min(at + same))
+        let text = self.text().as_bytes();
+        let len = u16::try_from(text.len()).unwrap_or(u16::MAX);
+        [&MAGIC[..], &[kind], &len.to_le_bytes(), text].concat()
     }
 
-    /// Returns whether all blocks of the range have the source `source`.
-    pub fn is_all(&self, range: Range<u64>, source: Source) -> bool {
-        range.is_empty() || self.run(range.start, range.end) == (source, range.end - range.start)
-    }
-
-    /// Sets the source of the blocks of the range. `store` writes bytes to an offset of the file.
-    ///
-    /// # Errors
-    /// The error of `store`. Blocks of which the source could not be stored keep theirs.
-    pub fn set<E>(
-        &self,
-        range: Range<u64>,
-        source: Source,
-        mut store: impl FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        if self.is_all(range.clone(), source) {
-            return Ok(());
+    /// Returns the host that a head names; `None` if there is no head.
+    pub fn parse_head(head: &[u8]) -> Option<Self> {
+        let (&[kind, low, high], text) = head.strip_prefix(MAGIC)?.split_first_chunk()?;
+        let text = text.get(..u16::from_le_bytes([low, high]).into())?;
+        let text = String::from_utf8(text.to_vec()).ok().filter(|text| text.len() <= MAX_TEXT)?;
+        match kind {
+            0 => Some(Self::All),
+            1 => Some(Self::Keyed(text)),
+            2 => Some(Self::Named(text)),
+            3 => Some(Self::At(text)),
+            _ => None,
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut at, end) = (range.start, range.end.min(self.blocks));
-        while at < end {
-            let index = at / BLOCKS_PER_LEAF;
-            let whole = self.whole_leaves(at, end);
-            let next = end.min((index + (whole.len() as u64).max(1)) * BLOCKS_PER_LEAF);
-            if whole.is_empty() {
-                self.set_in_leaf(index, at..next, source, &mut store)?;
-            } else {
-                let entries = [source as u8; MAX_ENTRIES];
-                store(index, entries.get(..whole.len()).unwrap_or_default())?;
-                whole.iter().for_each(|leaf| leaf.uniform.store(source as u8, Ordering::Release));
-            }
-            at = next;
-        }
-        Ok(())
-    }
-
-    /// Returns the leaves from the block `at` on that are whole in the range up to `end`, and are not
-    /// stored: not more than [`MAX_ENTRIES`].
-    fn whole_leaves(&self, at: u64, end: u64) -> &[Leaf] {
-        let past =
-            if end == self.blocks { self.leaves.len() as u64 } else { end / BLOCKS_PER_LEAF };
-        let bounds = (usize::try_from(at.div_ceil(BLOCKS_PER_LEAF)), usize::try_from(past));
-        let (Ok(first), Ok(past)) = bounds else { return &[] };
-        let leaves = self.leaves.get(first..past).filter(|_| at.is_multiple_of(BLOCKS_PER_LEAF));
-        let leaves = leaves.unwrap_or_default().iter().take(MAX_ENTRIES);
-        let whole = leaves.take_while(|leaf| leaf.words.get().is_none()).count();
-        self.leaves.get(first..first + whole).unwrap_or_default()
-    }
-
-    /// Returns how many bytes the leaves occupy, in memory and in the file, that [`Self::set`] would
-    /// store. A leaf of which all blocks are in the overlay is not counted: they occupy far more.
-    pub fn growth(&self, range: Range<u64>, source: Source) -> u64 {
-        let grows = |block: u64| {
-            let index = block / BLOCKS_PER_LEAF;
-            let whole = index * BLOCKS_PER_LEAF..self.blocks.min((index + 1) * BLOCKS_PER_LEAF);
-            let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
-            let is_whole = range.start <= whole.start && whole.end <= range.end;
-            leaf.filter(|leaf| !is_whole && leaf.words.get().is_none()).is_some_and(|leaf| {
-                let uniform = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
-                uniform != source && uniform != Source::Overlay
-            })
-        };
-        let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else {
-            return 0;
-        };
-        let is_one = range.start / BLOCKS_PER_LEAF == last / BLOCKS_PER_LEAF;
-        let leaves = u64::from(grows(range.start)) + u64::from(!is_one && grows(last));
-        2 * LEAF_BYTES * leaves
-    }
-
-    /// Returns how many bytes the table of leaves of a map of `blocks` blocks occupies, in memory and
-    /// in the file.
-    pub fn table_bytes(blocks: u64) -> u64 {
-        blocks.div_ceil(BLOCKS_PER_LEAF).saturating_mul(2 + size_of::<Leaf>() as u64)
-    }
-
-    fn set_in_leaf<E>(
-        &self,
-        index: u64,
-        range: Range<u64>,
-        source: Source,
-        store: &mut impl FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
-        let Some(leaf) = leaf else { return Ok(()) };
-        if let Some(words) = leaf.words.get() {
-            let (first, last) = (word_index(range.start), word_index(range.end - 1));
-            let words = words.get(first..=last).unwrap_or_default();
-            let old = words.iter().map(|word| word.load(Ordering::Acquire));
-            let new: Vec<u64> = changed(old, first, &range, source);
-            store(self.leaf_offset(index) + 8 * first as u64, &bytes_of(&new))?;
-            let pairs = words.iter().zip(new);
-            pairs.for_each(|(word, new)| word.store(new, Ordering::Release));
-            return Ok(());
-        }
-        let uniform = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
-        if uniform == source {
-            return Ok(());
-        }
-        let old = std::iter::repeat_n(uniform.word(), WORDS_PER_LEAF);
-        let new = changed(old, 0, &range, source);
-        store(self.leaf_offset(index), &bytes_of(&new))?;
-        store(index, &[STORED])?;
-        let _ = leaf.words.set(new.into_iter().map(AtomicU64::new).collect());
-        Ok(())
     }
 }
 
-/// Returns the index of the word of a block in its leaf.
-fn word_index(block: u64) -> usize {
-    usize::try_from(block % BLOCKS_PER_LEAF / BLOCKS_PER_WORD).unwrap_or(0)
-}
-
-/// Returns the words `old` of a leaf, of which the first has the index `first`, with another source
-/// of the blocks of `range`.
-fn changed(
-    old: impl Iterator<Item = u64>,
-    first: usize,
-    range: &Range<u64>,
-    source: Source,
-) -> Vec<u64> {
-    let leaf = range.start / BLOCKS_PER_LEAF * BLOCKS_PER_LEAF;
-    let starts = (first as u64..).map(|word| leaf + word * BLOCKS_PER_WORD);
-    let change = |(start, old): (u64, u64)| {
-        let from = range.start.clamp(start, start + BLOCKS_PER_WORD) - start;
-        let to = range.end.clamp(start, start + BLOCKS_PER_WORD) - start;
-        let below = |bits: u64| if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
-        let mask = below(2 * to) & !below(2 * from);
-        (old & !mask) | (source.word() & mask)
-    };
-    starts.zip(old).map(change).collect()
-}
-
-fn bytes_of(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-impl fmt::Debug for BlockMap {
+impl fmt::Display for OverlayHost {
+    /// Writes the name or the address of the host, or `all hosts`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BlockMap({} blocks)", self.blocks)
+        f.write_str(if *self == Self::All { "all hosts" } else { self.text() })
     }
 }
 
 #[cfg(test)]
 mod test {
-    use std::convert::Infallible;
-
-    use proptest::prelude::*;
-
     use super::*;
 
-    const BLOCKS: u64 = 2 * BLOCKS_PER_LEAF + 100;
-
-    fn change() -> impl Strategy<Value = (Range<u64>, Source)> {
-        let source = prop_oneof![Just(Source::Base), Just(Source::Overlay), Just(Source::Zeros)];
-        let near =
-            prop_oneof![0..=BLOCKS, 0..200u64, (BLOCKS_PER_LEAF - 70)..=(BLOCKS_PER_LEAF + 70)];
-        let bounds = (near.clone(), prop_oneof![0..100u64, 0..=BLOCKS, Just(BLOCKS_PER_LEAF)]);
-        let leaf = Just((BLOCKS_PER_LEAF, BLOCKS_PER_LEAF));
-        (prop_oneof![4 => bounds, 1 => leaf], source)
-            .prop_map(|((start, len), source)| (start..(start + len).min(BLOCKS), source))
+    fn overlay(states: usize, limit: u64, is_private: bool) -> Option<Overlay> {
+        let file = |_| std::fs::File::open("/dev/null").unwrap().into();
+        Overlay::new((0..1 + 2 * states).map(file).collect(), limit, is_private)
     }
 
-    /// The sources as `map` returns them.
-    fn sources(map: &BlockMap) -> Vec<Source> {
-        let mut all = Vec::new();
-        while (all.len() as u64) < BLOCKS {
-            let (source, len) = map.run(all.len() as u64, BLOCKS);
-            assert!(len > 0);
-            all.extend(std::iter::repeat_n(source, usize::try_from(len).unwrap()));
-        }
-        all
+    fn named(number: usize) -> OverlayHost {
+        OverlayHost::Named(format!("nqn.{number}"))
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn map_and_its_file_have_the_last_change(changes in prop::collection::vec(change(), 1..12)) {
-            let (map, mut file) = (BlockMap::new(BLOCKS), vec![0; 1 << 15]);
-            let mut model = vec![Source::Base; usize::try_from(BLOCKS).unwrap()];
-            for (range, source) in changes {
-                let at = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-                model[at].fill(source);
-                let store = |at: u64, bytes: &[u8]| {
-                    let at = usize::try_from(at).unwrap();
-                    file[at..at + bytes.len()].copy_from_slice(bytes);
-                    Ok::<_, Infallible>(())
-                };
-                map.set(range.clone(), source, store).unwrap();
-                prop_assert!(map.is_all(range, source));
-            }
-            let loaded = BlockMap::load(BLOCKS, |at, bytes| {
-                let at = usize::try_from(at).unwrap();
-                bytes.copy_from_slice(&file[at..at + bytes.len()]);
-                Ok::<_, Infallible>(())
-            });
-            prop_assert!(sources(&map) == model);
-            prop_assert!(sources(&loaded.unwrap()) == model);
-        }
+    fn keyed(number: usize) -> OverlayHost {
+        OverlayHost::Keyed(format!("nqn.{number}"))
     }
 
     #[test]
-    fn whole_disk_of_one_source_has_no_leaves() {
-        let map = BlockMap::new(BLOCKS);
-        let mut stored = Vec::new();
-        let store = |at: u64, bytes: &[u8]| {
-            stored.push((at, bytes.len()));
-            Ok::<_, Infallible>(())
+    fn every_host_has_its_own_state_and_keeps_it() {
+        let overlay = overlay(MAX_STATES, 100, true).unwrap();
+        let hosts = [named(1), keyed(1), named(2), OverlayHost::At("nqn.1".to_owned())];
+        let claim = |host: &OverlayHost| overlay.claim(Some(host), true);
+        let states: Vec<_> = hosts.iter().map(|host| claim(host).unwrap()).collect();
+        assert_eq!(states, [0, 1, 2, 3]);
+        states.iter().for_each(|state| overlay.release(*state));
+        overlay.state(1).unwrap().0.set_changed();
+        assert_eq!(claim(&keyed(1)), Some(1));
+        // The state of a host that has written nothing is given to the next one.
+        assert_eq!((claim(&named(9)), overlay.host(0)), (Some(0), Some(named(9))));
+        // A host that may only read gets none, but finds what it has written before.
+        assert_eq!(overlay.claim(Some(&named(8)), false), None);
+        assert_eq!(overlay.claim(Some(&keyed(1)), false), Some(1));
+        assert_eq!(overlay.claim(None, true), None);
+    }
+
+    #[test]
+    fn all_hosts_share_one_state() {
+        let overlay = overlay(1, 100, false).unwrap();
+        let all = [None, Some(&named(1)), Some(&keyed(1))];
+        assert_eq!(all.map(|host| overlay.claim(host, false)), [Some(0); 3]);
+        assert_eq!(overlay.host(0), Some(OverlayHost::All));
+        assert!(self::overlay(0, 100, false).is_none());
+        assert!(self::overlay(2, 100, false).is_none());
+        assert!(self::overlay(MAX_STATES + 1, 100, true).is_none());
+    }
+
+    #[test]
+    fn invented_names_do_not_exclude_hosts_with_a_key() {
+        let overlay = overlay(MAX_STATES, 1600, true).unwrap();
+        let write = |host: &OverlayHost, bytes| {
+            let state = overlay.claim(Some(host), true)?;
+            overlay.state(state).unwrap().0.set_changed();
+            Some((0..bytes).take_while(|used| overlay.reserve(state, *used, 1)).count())
         };
-        map.set(0..BLOCKS, Source::Zeros, store).unwrap();
-        assert_eq!(map.run(0, BLOCKS), (Source::Zeros, BLOCKS));
-        assert_eq!(stored, [(0, 3)], "one call");
-        assert!(map.leaves.iter().all(|leaf| leaf.words.get().is_none()));
+        let written: Vec<_> = (0..100).filter_map(|number| write(&named(number), 1600)).collect();
+        assert_eq!((written.len(), written[0], written[1]), (MAX_WITHOUT_KEY, 600, 300));
+        assert!(written.iter().sum::<usize>() < 1200);
+        let keyed: Vec<_> = (0..100).filter_map(|number| write(&keyed(number), 1600)).collect();
+        assert_eq!((keyed.len(), keyed[0], keyed[1]), (MAX_STATES / 2, 202, 101));
     }
 
     #[test]
-    fn change_that_cannot_be_stored_is_not_made() {
-        let map = BlockMap::new(BLOCKS);
-        for range in [0..1, 0..BLOCKS_PER_LEAF] {
-            assert_eq!(map.set(range, Source::Overlay, |_, _| Err(())), Err(()));
+    fn a_host_may_use_half_of_what_the_others_leave() {
+        let overlay = overlay(3, 90, true).unwrap();
+        let states = [1, 2, 3].map(|number| overlay.claim(Some(&keyed(number)), true).unwrap());
+        assert!(overlay.reserve(states[0], 0, 45) && !overlay.reserve(states[0], 45, 1));
+        assert!(overlay.reserve(states[1], 0, 22) && !overlay.reserve(states[1], 22, 1));
+        // A discard makes room for all.
+        overlay.state(states[0]).unwrap().0.set_used(0);
+        assert!(overlay.reserve(states[2], 0, 34) && !overlay.reserve(states[2], 34, 1));
+        assert!(!overlay.reserve(states[2], u64::MAX, u64::MAX) && !overlay.reserve(9, 0, 0));
+    }
+
+    #[test]
+    fn head_names_the_host() {
+        let long = OverlayHost::Named("x".repeat(MAX_TEXT));
+        for host in [OverlayHost::All, named(1), keyed(1), OverlayHost::At("::1".into()), long] {
+            let mut head = host.head();
+            head.resize(4096, 0);
+            assert_eq!(OverlayHost::parse_head(&head), Some(host));
         }
-        assert_eq!(map.run(0, BLOCKS), (Source::Base, BLOCKS));
+        let head = named(1).head();
+        assert_eq!(OverlayHost::parse_head(&head[..head.len() - 1]), None);
+        assert_eq!(OverlayHost::parse_head(&[0; 4096]), None);
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::connections::{Activity, WriteGuard};
-use crate::{Access, Buffer, Exclusive, Export, Fault, Fence, InPlace};
+use crate::{Access, Backing, Buffer, Exclusive, Export, Fault, Fence, InPlace, OverlayHost};
 
 /// A disk operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,24 +111,33 @@ pub struct Grant {
     activity: Rc<Activity>,
     access: Access,
     fence: Arc<Fence>,
-    proven: bool,
 }
 
 impl Grant {
-    /// Returns a grant of the access mode of `export`, with a new fence.
+    /// Returns a grant of the access mode of `export`, with a new fence. For a host that is not known:
+    /// an overlay in which each host has its own state can only be read.
     pub fn new(export: Arc<Export>) -> Self {
-        let (access, activity) = (export.access, Activity::new(export));
-        Self { access, fence: Fence::new(&activity), activity, proven: false }
+        let access = export.access;
+        Self::for_host(export, access, None)
     }
 
-    /// Marks it as that of a host that has proven its name by all of its keys.
-    #[must_use]
-    pub(crate) fn proven(self) -> Self {
-        Self { proven: true, ..self }
-    }
-
-    pub(crate) fn is_proven(&self) -> bool {
-        self.proven
+    /// Returns a grant of `access` to `export` for a host, with a new fence. A host that gets no state
+    /// of its own in an overlay can only read the disk under it.
+    pub(crate) fn for_host(
+        export: Arc<Export>,
+        access: Access,
+        host: Option<&OverlayHost>,
+    ) -> Self {
+        let access = if export.access == Access::ReadOnly { Access::ReadOnly } else { access };
+        let (state, access) = match export.backing() {
+            Backing::Raw(_) => (None, access),
+            Backing::Overlay(overlay) => match overlay.claim(host, access == Access::Writable) {
+                Some(state) => (Some(state), access),
+                None => (None, Access::ReadOnly),
+            },
+        };
+        let activity = Activity::new(export, state);
+        Self { access, fence: Fence::new(&activity), activity }
     }
 
     /// Restricts the grant to reads.
@@ -138,10 +147,12 @@ impl Grant {
     }
 
     /// Keeps the fence of `before`, if that is a grant for the same export: for a connection whose
-    /// access is checked again while it has writes in flight.
+    /// access is checked again while it has writes in flight. Not if the host has got a state of its own
+    /// in an overlay since.
     #[must_use]
     pub fn with_fence_of(self, before: &Self) -> Self {
-        let same = Arc::ptr_eq(self.export(), before.export());
+        let (now, then) = (self.activity.state(), before.activity.state());
+        let same = Arc::ptr_eq(self.export(), before.export()) && (now == then || now.is_none());
         if same { Self { access: self.access, ..before.clone() } } else { self }
     }
 
@@ -299,6 +310,13 @@ impl Admitted {
     /// Returns the operation.
     pub fn op(&self) -> Op {
         self.op
+    }
+
+    /// Returns the index of the state of the [`Overlay`](crate::Overlay) that the request reads or
+    /// changes; `None` for a disk without one, and for a host without a state, which reads the disk
+    /// under the overlay.
+    pub fn state(&self) -> Option<usize> {
+        self.activity.state()
     }
 
     /// Returns the offset of the first byte.

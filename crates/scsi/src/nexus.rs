@@ -20,6 +20,7 @@ use crate::port::Port;
 use crate::range::Blocks;
 use crate::response::{Response, Status};
 use crate::settings::Settings;
+use crate::supported::is_reservation;
 use crate::wire::inquiry::{ABSENT, DISK, UNCONNECTED};
 use crate::wire::opcode as op;
 use crate::wire::report::LunsHeader;
@@ -179,6 +180,9 @@ impl Nexus {
         let exempt = matches!(cdb[0], op::INQUIRY | op::REPORT_LUNS | op::REQUEST_SENSE);
         if !exempt && let Some(attention) = self.attentions.pop() {
             return Err(attention.sense().into());
+        }
+        if is_reservation(cdb[0]) && grant.export().is_private() {
+            return Err(Sense::INVALID_OPCODE.into());
         }
         let cdb = Cdb::parse(cdb)?;
         if is_reserved(grant, cdb) {

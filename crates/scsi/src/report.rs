@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::{U16, U32};
 
 use crate::cdb::ReportOpcodes;
-use crate::supported::{Supported, TABLE, with_opcode};
+use crate::supported::{Supported, TABLE, is_reservation, with_opcode};
 use crate::wire::opcode as op;
 use crate::wire::report::{
     CTDP, CommandDescriptor, NOT_SUPPORTED, ONE_CTDP, OneCommand, SERVACTV, SUPPORTED, Timeouts,
@@ -23,7 +23,10 @@ const ONE_COMMAND: u8 = 3;
 
 /// Returns whether the disk supports a command of the table.
 fn is_offered(export: &Export, entry: &Supported) -> bool {
-    entry.opcode != op::UNMAP || export.discard
+    match entry.opcode {
+        op::UNMAP => export.discard,
+        opcode => !(is_reservation(opcode) && export.is_private()),
+    }
 }
 
 fn timeouts() -> Timeouts {

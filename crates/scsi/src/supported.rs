@@ -182,6 +182,15 @@ const fn first() -> [u8; 256] {
 }
 const _: () = assert!(TABLE.len() < NONE as usize);
 
+/// Returns whether the command is about reservations. Where each host has contents of its own, there
+/// are none.
+pub(crate) fn is_reservation(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        op::RESERVE_6 | op::RELEASE_6 | op::PERSISTENT_RESERVE_IN | op::PERSISTENT_RESERVE_OUT
+    )
+}
+
 /// Returns the supported commands with this operation code: one, or one for each service action.
 pub(crate) fn with_opcode(opcode: u8) -> &'static [Supported] {
     let rest = TABLE.get(usize::from(FIRST[usize::from(opcode)])..).unwrap_or_default();

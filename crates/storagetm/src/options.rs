@@ -180,11 +180,19 @@ pub struct Serve {
 
     /// Lend DISK so that hosts can write to it, and keep what they write in memory; may be repeated
     ///
-    /// DISK itself is opened read-only and not changed. All hosts see what any of them has written, until storagetm ends.
-    /// All overlays together keep a quarter of the memory at most; once one is full, writes to new blocks fail as on a
-    /// thin disk without space. Hosts take an overlay for another disk than DISK, and a new one at each start.
+    /// DISK itself is opened read-only and not changed. Each host sees DISK with what it has written itself, until
+    /// storagetm ends; up to 16 hosts can write, half of them without a key. All overlays together keep a quarter of the
+    /// memory at most, and one host half of what the others leave; once its share is full, writes to new blocks fail
+    /// as on a thin disk without space. Hosts take an overlay for another disk than DISK, and a new one at each start.
     #[arg(long, value_name = "DISK", group = "what")]
     pub overlay: Vec<PathBuf>,
+
+    /// With --overlay, let all hosts see what any of them has written
+    ///
+    /// For several machines with a cluster file system, and for one machine that attaches the disk by several paths or
+    /// protocols.
+    #[arg(long, requires = "overlay")]
+    pub overlay_shared: bool,
 
     // Help that names protocols is made from their table.
     #[arg(

@@ -43,24 +43,37 @@ fn lent(events: &[Value]) -> &Value {
 
 /// Serves an image under an overlay over all protocols, and returns the events of the start.
 fn serve(driver: &str, image: &str) -> (Running, Vec<Value>) {
-    serve_within("unlimited", driver, image)
+    serve_within("unlimited", driver, &[image])
 }
 
-/// As [`serve`], with that many KiB of address space.
-fn serve_within(addresses: &str, driver: &str, image: &str) -> (Running, Vec<Value>) {
+/// As [`serve`], with one state for all hosts.
+fn serve_shared(driver: &str, image: &str) -> (Running, Vec<Value>) {
+    serve_within("unlimited", driver, &[image, "--overlay-shared"])
+}
+
+/// As [`serve`], with that many KiB of address space and more options.
+fn serve_within(addresses: &str, driver: &str, image: &[&str]) -> (Running, Vec<Value>) {
     let listen = ["nvme", "nbd", "iscsi"].map(|protocol| format!("{protocol}:127.0.0.1:0"));
     let listen = listen.iter().flat_map(|at| ["--listen", at.as_str()]);
     let script = format!("ulimit -v {addresses} && exec \"$@\"");
     let mut command = Command::new("sh");
     command.args(["-c", &script, "sh", PROGRAM, "serve", "--json", "--io", driver]);
-    command.args(["--no-announce", "--overlay", image]).args(listen);
+    command.args(["--no-announce", "--overlay"]).args(image).args(listen);
     let running = Running::of(command.stdin(Stdio::null()));
     let events = running.until("ready");
     (running, events)
 }
 
 fn nbd(events: &[Value]) -> NbdClient<TcpStream> {
-    let stream = TcpStream::connect(address(events, "nbd")).unwrap();
+    nbd_from(events, [127, 0, 0, 1])
+}
+
+/// Connects from this address.
+fn nbd_from(events: &[Value], from: [u8; 4]) -> NbdClient<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&address(events, "nbd").into()).unwrap();
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(scene::LONG)).unwrap();
     let mut client = NbdClient::connected(stream).unwrap();
     let (size, flags) = client.go("").unwrap().unwrap();
@@ -73,7 +86,7 @@ fn writes_of_all_protocols_leave_the_disk_unchanged() {
     for driver in ["uring", "blocking"] {
         let folder = Folder::new();
         let image = folder.image("disk.img", 7);
-        let (running, events) = serve(driver, &image);
+        let (running, events) = serve_shared(driver, &image);
         let disk = lent(&events);
         assert_eq!(
             (&disk["access"], &disk["overlay"]["kept_in"]),
@@ -99,14 +112,107 @@ fn writes_of_all_protocols_leave_the_disk_unchanged() {
         }
         drop((nvme, nbd));
         let kept = running.next("detached")["kept"].as_u64().unwrap();
-        // A page of data, and the table and a leaf of the map, twice.
-        assert!((5 * 4096..=scene::SIZE as u64).contains(&kept), "{driver} {kept}");
+        // A page of data, and the head, the table and a leaf of the map, twice.
+        assert!((7 * 4096..=scene::SIZE as u64).contains(&kept), "{driver} {kept}");
         assert!(fs::read(&image).unwrap() == vec![7; scene::SIZE], "{driver}");
         drop(running);
         // The changes are gone.
-        let (_running, events) = serve(driver, &image);
+        let (_running, events) = serve_shared(driver, &image);
         assert_eq!(self::nbd(&events).read(512, 512).unwrap().unwrap(), [7; 512]);
     }
+}
+
+/// A whole disk of that byte, as [`Folder::image`].
+fn disk_of(byte: u8) -> Vec<u8> {
+    vec![byte; scene::SIZE]
+}
+
+#[test]
+fn hosts_see_what_they_have_written_themselves() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 7);
+        let (running, events) = serve(driver, &image);
+        let disk = lent(&events);
+        assert_eq!(disk["overlay"]["shared"], false);
+        let nvme = |host| {
+            let client = NvmeClient::new(host, disk["nqn"].as_str().unwrap());
+            client.attach_plain(address(&events, "nvme-tcp")).unwrap()
+        };
+        let (mut laptop, mut desk) = (nvme(LAPTOP), nvme(DESK));
+        let mut nbd = [1, 2].map(|last| nbd_from(&events, [127, 0, 0, last]));
+        laptop.write_blocks(1, &[1; 512], false).unwrap();
+        desk.write_blocks(1, &[2; 1024], true).unwrap();
+        assert_eq!(nbd[0].write(1024, &[3; 512]).unwrap(), 0);
+        assert_eq!(nbd[1].write(1024, &[4; 1024]).unwrap(), 0);
+        let wanted = |parts: &[(u8, usize)]| -> Vec<u8> {
+            parts.iter().flat_map(|(byte, blocks)| vec![*byte; 512 * blocks]).collect()
+        };
+        let wanted = [
+            wanted(&[(7, 1), (1, 1), (7, 6)]),
+            wanted(&[(7, 1), (2, 2), (7, 5)]),
+            wanted(&[(7, 2), (3, 1), (7, 5)]),
+            wanted(&[(7, 2), (4, 2), (7, 4)]),
+        ];
+        let mut both = |laptop: &mut host::Attached<TcpStream>, desk: &mut host::Attached<_>| {
+            let nbd = nbd.each_mut().map(|nbd| nbd.read(0, 4096).unwrap().unwrap());
+            let [one, other] = nbd;
+            assert!([laptop.read(0).unwrap(), desk.read(0).unwrap(), one, other] == wanted);
+        };
+        both(&mut laptop, &mut desk);
+        // A host finds its writes when it connects again.
+        drop((laptop, desk));
+        let detached = [running.next("detached"), running.next("detached")];
+        let kept_by = detached[1]["kept_by"].as_array().unwrap();
+        let hosts: Vec<_> = kept_by.iter().map(|one| one["host"].as_str().unwrap()).collect();
+        assert_eq!(hosts, [LAPTOP, DESK, "127.0.0.1", "127.0.0.2"]);
+        let bytes: Vec<_> = kept_by.iter().map(|one| one["bytes"].as_u64().unwrap()).collect();
+        assert_eq!(
+            (bytes.iter().sum(), bytes[0]),
+            (detached[1]["kept"].as_u64().unwrap(), 7 * 4096)
+        );
+        both(&mut nvme(LAPTOP), &mut nvme(DESK));
+        assert!(fs::read(&image).unwrap() == disk_of(7), "{driver}");
+    }
+}
+
+#[test]
+fn initiators_see_what_they_have_written_themselves() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 7);
+        let other = folder.image("other.img", 9);
+        let (_running, events) = serve(driver, &image);
+        let uri = lent(&events)["iscsi"][0].as_str().unwrap();
+        let by = |host: &str| format!("{uri}?initiator=iqn.2026-01.org.example:{host}");
+        let read = |host: &str| {
+            let out = folder.path(host);
+            scene::run_ok(&["copy", "--yes", &by(host), &out], "");
+            fs::read(out).unwrap()
+        };
+        scene::run_ok(&["copy", "--yes", &other, &by("a")], "");
+        assert!(read("a") == disk_of(9) && read("b") == disk_of(7), "{driver}");
+        assert!(fs::read(&image).unwrap() == disk_of(7), "{driver}");
+    }
+}
+
+#[test]
+fn hosts_without_a_state_can_only_read() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 7);
+    let (_running, events) = serve("uring", &image);
+    let attach = |number: usize| {
+        let host = format!("nqn.2026-01.org.example:{number}");
+        let client = NvmeClient::new(&host, lent(&events)["nqn"].as_str().unwrap());
+        client.attach_plain(address(&events, "nvme-tcp")).unwrap()
+    };
+    for number in 0..8 {
+        attach(number).write_blocks(0, &[1; 512], false).unwrap();
+    }
+    let mut ninth = attach(8);
+    assert!(ninth.write_blocks(0, &[1; 512], false).is_err());
+    assert!(ninth.read(0).unwrap() == disk_of(7)[..4096]);
+    attach(3).write_blocks(1, &[1; 512], false).unwrap();
 }
 
 #[test]
@@ -119,13 +225,16 @@ fn overlay_outlives_the_worker() {
         NvmeClient::new(host, nqn).attach_plain(address(&events, "nvme-tcp"))
     };
     let mut nvme = attach(LAPTOP).unwrap();
+    attach(DESK).unwrap().write_blocks(4, &[6; 512], false).unwrap();
     nvme.write_blocks(4, &[5; 512], false).unwrap();
     let worker = running.worker();
     let number: i32 = worker.file_name().unwrap().to_str().unwrap().parse().unwrap();
     kill_process(Pid::from_raw(number).unwrap(), Signal::KILL).unwrap();
-    let mut again = process::find(|| attach(DESK).ok()).expect("a new worker");
-    let wanted = [&[7; 4 * 512][..], &[5; 512], &[7; 3 * 512]].concat();
-    assert!(again.read(0).unwrap() == wanted);
+    process::find(|| attach("nqn.2026-01.org.example:third").ok()).expect("a new worker");
+    for (host, byte) in [(DESK, 6), (LAPTOP, 5)] {
+        let wanted = [&[7; 4 * 512][..], &[byte; 512], &[7; 3 * 512]].concat();
+        assert!(attach(host).unwrap().read(0).unwrap() == wanted);
+    }
 }
 
 #[test]
@@ -139,11 +248,10 @@ fn r18_full_overlay_is_reported_by_every_protocol() {
         let image = folder.image("disk.img", 7);
         File::options().write(true).open(&image).unwrap().set_len(80 << 20).unwrap();
         let before = fs::metadata(&image).unwrap();
-        let (_running, events) = serve_within(ADDRESSES, driver, &image);
+        let (_running, events) = serve_within(ADDRESSES, driver, &[&image, "--overlay-shared"]);
         let disk = lent(&events);
         let limit = disk["overlay"]["limit"].as_u64().unwrap();
-        // Without the table of the map.
-        assert!((61_439_000..61_440_000).contains(&limit), "{driver} {limit}");
+        assert_eq!(limit, 61_440_000, "{driver}");
         let mut nvme = NvmeClient::new(LAPTOP, disk["nqn"].as_str().unwrap())
             .attach_plain(address(&events, "nvme-tcp"))
             .unwrap();

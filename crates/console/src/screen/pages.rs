@@ -6,7 +6,7 @@ use crate::instructions;
 use crate::page::{Page, Role, attached_by};
 use crate::table::traffic;
 use crate::width::{fit, height};
-use crate::{Disk, Model, State, Style, size};
+use crate::{Disk, Model, State, Style, decimal, short_host_nqn, size};
 
 /// Renders the details of a disk, with the commands of all tools.
 pub(super) fn details(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
@@ -154,6 +154,14 @@ pub(crate) fn facts(disk: &Disk, page: &mut Page) {
     }
     let access = page.access(disk);
     page.push(format!("  {access}"));
+    let by_host = disk.kept.iter().flat_map(|kept| &kept.by_host);
+    let shares = by_host.map(|(host, bytes)| {
+        format!("{} by {}", decimal(*bytes), short_host_nqn(host, page.style.utf8))
+    });
+    let shares: Vec<String> = shares.collect();
+    if !shares.is_empty() {
+        page.facts(&shares);
+    }
 }
 
 /// Adds the hosts that have attached a disk.

@@ -4,7 +4,7 @@ use protocol::Protocol;
 
 use super::*;
 use crate::example::{self, host};
-use crate::{Key, Link};
+use crate::{KeptChanges, Key, Link};
 
 const SMALL: Style = Style { width: 80, color: false, utf8: false };
 
@@ -338,4 +338,19 @@ fn last_character_of_a_full_row_is_kept() {
     let lines = ["\x1b[1mabcd\x1b[0m".to_owned(), "abcdefgh".to_owned(), String::new()];
     let wanted = "\x1b[H\x1b[1mabcd\x1b[0m\nabcdefgh\n\x1b[K\x1b[J";
     assert_eq!(frame(&lines, 4), wanted);
+}
+
+#[test]
+fn changes_of_an_overlay_are_shown_for_each_host() {
+    let mut model = example::serve(1);
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000".to_owned();
+    let by_host = vec![(nqn, 30_000_000), ("192.0.2.7".to_owned(), 7_200_000)];
+    model.disks[0].access = export::Access::Writable;
+    model.disks[0].kept = Some(KeptChanges { bytes: 37_200_000, by_host });
+    let mut page = Page::new(Style::PLAIN);
+    facts(&model.disks[0], &mut page);
+    let lines = page.lines.join("\n");
+    assert!(lines.contains("overlay: 37.2 MB of changes in memory"), "{lines}");
+    assert!(lines.contains("30 MB by host 2f6d1c52"), "{lines}");
+    assert!(lines.contains("7.2 MB by 192.0.2.7"), "{lines}");
 }

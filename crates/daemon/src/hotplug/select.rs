@@ -2,13 +2,12 @@
 
 use std::collections::HashSet;
 
-use export::Access;
+use export::{Access, Backing};
 
 use super::Hotplug;
 use crate::device::Device;
 use crate::disk_filter::Selection;
 use crate::lend::{ExaminedDisk, LentDisk};
-use crate::overlay;
 
 /// The disk that holds a writable position.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ pub(super) struct Overlaid {
 impl Hotplug {
     /// Records which of the disks are writable, and which have an overlay.
     pub(super) fn record_writable(&mut self, lent_disks: &[LentDisk]) {
-        let has_overlay = |lent: &&LentDisk| overlay::kept(&lent.export).is_some();
+        let has_overlay = |lent: &&LentDisk| matches!(lent.export.backing(), Backing::Overlay(_));
         let (overlaid, others): (Vec<_>, Vec<_>) = lent_disks.iter().partition(has_overlay);
         let writable = others.iter().filter(|lent| lent.export.access == Access::Writable);
         self.writable = writable.filter_map(|lent| lent.fingerprint).collect();

@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use export::{Backing, Export, Op, Overlay, Pool, Source};
+use export::{Admitted, Backing, Op, Overlay, Pool, Source};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -19,19 +19,21 @@ const MEMORY_DEVICES: u32 = 1;
 /// Device number of `/dev/zero`.
 const ZERO_DEVICE: u64 = 0x105;
 
-/// Returns where `op` finds the bytes of the export from `offset` on: the index of a file in
+/// Returns where the request finds the bytes of the export from `offset` on: the index of a file in
 /// [`Backing::descriptors`], in which they have the same offset, and how many of the next `len`
 /// bytes are there.
-pub(super) fn locate(export: &Export, op: Op, offset: u64, len: u64) -> (usize, u64) {
-    match export.backing() {
-        Backing::Raw(_) => (0, len),
-        Backing::Overlay(_) if op == Op::Read => {
-            match overlay::run(export, offset, offset.saturating_add(len)) {
+pub(super) fn locate(admitted: &Admitted, offset: u64, len: u64) -> (usize, u64) {
+    let (export, state) = (admitted.export(), admitted.state());
+    match (export.backing(), state) {
+        (Backing::Raw(_), _) => (0, len),
+        (Backing::Overlay(_), None) => (Overlay::BASE, len),
+        (Backing::Overlay(_), Some(index)) if admitted.op() == Op::Read => {
+            match overlay::run(export, state, offset, offset.saturating_add(len)) {
                 (Source::Base, run) => (Overlay::BASE, run),
-                (Source::Overlay | Source::Zeros, run) => (Overlay::DATA, run),
+                (Source::Overlay | Source::Zeros, run) => (Overlay::data_index(index), run),
             }
         }
-        Backing::Overlay(_) => (Overlay::DATA, len),
+        (Backing::Overlay(_), Some(index)) => (Overlay::data_index(index), len),
     }
 }
 

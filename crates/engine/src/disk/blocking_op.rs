@@ -25,6 +25,8 @@ const AHEAD: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct BlockingOp {
     export: Arc<Export>,
+    /// The state of an overlay.
+    state: Option<usize>,
     op: Op,
     start: u64,
     end: u64,
@@ -36,8 +38,8 @@ impl BlockingOp {
     /// Returns the operation of `admitted`, for a buffer of `room` extents.
     pub(crate) fn new(admitted: &Admitted, room: usize) -> Self {
         let (start, len) = (admitted.offset(), admitted.len());
-        let export = admitted.export().clone();
-        Self { export, op: admitted.op(), start, end: start.saturating_add(len), room }
+        let (export, state) = (admitted.export().clone(), admitted.state());
+        Self { export, state, op: admitted.op(), start, end: start.saturating_add(len), room }
     }
 
     /// Returns the disk.
@@ -65,7 +67,7 @@ impl BlockingOp {
     fn map_runs(&self, disk: &OwnedFd) -> Answer {
         let (mut extents, mut at) = (Vec::new(), self.start);
         while at < self.end && extents.len() < self.room {
-            let (source, len) = overlay::run(&self.export, at, self.end);
+            let (source, len) = overlay::run(&self.export, self.state, at, self.end);
             match source {
                 Source::Base => extents.extend(self.map(disk, at, at + len)),
                 Source::Overlay => extents.push(Extent::data(len)),

@@ -6,22 +6,80 @@
 
 use std::os::fd::OwnedFd;
 
-use export::{Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, Source};
+use export::{Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, OverlayHost, Source};
 use rustix::io::Errno;
 
-/// Returns the overlay of an export, if it has one, and its map.
-pub(super) fn overlay(export: &Export) -> Option<Result<(&Overlay, &BlockMap), Fault>> {
-    let Backing::Overlay(overlay) = export.backing() else { return None };
-    let load = || BlockMap::load(export.blocks(), |at, into| fill(overlay.map_file(), at, into));
-    Some(overlay.map(load).map(|map| (overlay, map)))
+/// A state of an overlay, with its files.
+struct State<'a> {
+    overlay: &'a Overlay,
+    index: usize,
+    state: &'a export::OverlayState,
+    data: &'a OwnedFd,
+    map_file: &'a OwnedFd,
+    blocks: u64,
 }
 
-/// Returns the source of the byte at `offset`, and for how many of the bytes up to `end` it is the
-/// same. `end` is a multiple of the block size; a read that goes on inside a block begins there.
-pub(super) fn run(export: &Export, offset: u64, end: u64) -> (Source, u64) {
+impl<'a> State<'a> {
+    /// Returns the state with this index, if the export has an overlay.
+    fn of(export: &'a Export, index: Option<usize>) -> Option<Self> {
+        let (Backing::Overlay(overlay), Some(index)) = (export.backing(), index) else {
+            return None;
+        };
+        let (state, data, map_file) = overlay.state(index)?;
+        Some(Self { overlay, index, state, data, map_file, blocks: export.blocks() })
+    }
+
+    fn map(&self) -> Result<&'a BlockMap, Fault> {
+        let load = || BlockMap::load(self.blocks, |at, into| fill(self.map_file, at, into));
+        self.state.map(load)
+    }
+
+    /// Returns how many bytes of the limit it takes: the data, and the map, which is in its file and
+    /// in memory.
+    fn used(&self) -> Result<u64, Fault> {
+        Ok(stored(self.data)? + 2 * stored(self.map_file)? + BlockMap::table_bytes(self.blocks))
+    }
+
+    /// Fails with [`Fault::NoSpace`] if there is no room for `growth` bytes more.
+    fn reserve(&self, growth: u64) -> Result<(), Fault> {
+        let fits = self.overlay.reserve(self.index, self.used()?, growth);
+        if fits { Ok(()) } else { Err(Fault::NoSpace) }
+    }
+
+    /// Stores the host that the state belongs to, before the first change.
+    fn begin(&self) -> Result<(), Fault> {
+        let host = self.overlay.host(self.index).ok_or(Fault::Io)?;
+        store(self.map_file, 0, &host.head())?;
+        self.state.set_changed();
+        Ok(())
+    }
+}
+
+/// Reads from the files of the overlay of an export, if it has one, which states belong to which host.
+///
+/// # Errors
+/// Fails if a file cannot be read.
+pub fn restore(export: &Export) -> Result<(), Fault> {
+    let Backing::Overlay(overlay) = export.backing() else { return Ok(()) };
+    for index in 0..overlay.states() {
+        let Some(state) = State::of(export, Some(index)) else { continue };
+        let mut head = [0; 1024];
+        fill(state.map_file, 0, &mut head)?;
+        if let Some(host) = OverlayHost::parse_head(&head) {
+            overlay.restore(index, host, state.used()?);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the source of the byte at `offset` for the host with that state of the overlay, and for how
+/// many of the bytes up to `end` it is the same. `end` is a multiple of the block size; a read that
+/// goes on inside a block begins there.
+pub(super) fn run(export: &Export, state: Option<usize>, offset: u64, end: u64) -> (Source, u64) {
     let shift = export.geometry.shift();
-    match overlay(export) {
-        Some(Ok((_, map))) => {
+    let state = State::of(export, state).filter(|state| state.state.is_changed());
+    match state.map(|state| state.map()) {
+        Some(Ok(map)) => {
             let (source, blocks) = map.run(offset >> shift, end >> shift);
             let before = offset & ((1 << shift) - 1);
             (source, (blocks << shift).saturating_sub(before))
@@ -33,26 +91,35 @@ pub(super) fn run(export: &Export, offset: u64, end: u64) -> (Source, u64) {
 /// Bytes of a page of the memory of an overlay, at least.
 const PAGE: u64 = 4096;
 
-/// Checks a request before it starts.
+/// Checks a request before it starts, and stores the host before its first change.
 ///
 /// # Errors
 /// [`Fault::NoSpace`] for a change for which there is no room: also for a discard, as discarded
-/// blocks must read as zeros. The fault of reading the map.
+/// blocks must read as zeros. [`Fault::ReadOnly`] for one of a host without a state. The fault of
+/// reading the map.
 pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
     let export = admitted.export();
-    let Some(overlay) = overlay(export) else { return Ok(()) };
-    let (overlay, map) = overlay?;
-    let Some(source) = source_after(admitted.op()) else { return Ok(()) };
-    let range = blocks(admitted);
+    let source = source_after(admitted.op());
+    let Some(state) = State::of(export, admitted.state()) else {
+        let is_refused = source.is_some() && matches!(export.backing(), Backing::Overlay(_));
+        return if is_refused { Err(Fault::ReadOnly) } else { Ok(()) };
+    };
+    let is_changed = state.state.is_changed();
+    let Some(source) = source else {
+        return if is_changed { state.map().map(|_| ()) } else { Ok(()) };
+    };
+    if !is_changed {
+        // Before the map takes memory.
+        state.reserve(2 * PAGE)?;
+    }
+    let (map, range) = (state.map()?, blocks(admitted));
     // Memory is given out in pages.
     let data = if source == Source::Overlay { admitted.len().next_multiple_of(PAGE) } else { 0 };
     let growth = data.saturating_add(map.growth(range.clone(), source));
-    if growth == 0 || map.is_all(range, source) {
-        return Ok(());
+    if growth > 0 && !map.is_all(range, source) {
+        state.reserve(growth)?;
     }
-    let used = stored(overlay.data())? + 2 * stored(overlay.map_file())?;
-    let room = overlay.limit().checked_sub(used);
-    if room.is_some_and(|room| room >= growth) { Ok(()) } else { Err(Fault::NoSpace) }
+    if is_changed { Ok(()) } else { state.begin() }
 }
 
 /// Records a completed request in the map, so that its blocks are read from the overlay from now on.
@@ -61,9 +128,14 @@ pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
 /// Fails if the map cannot be stored.
 pub(super) fn record(admitted: &Admitted) -> Result<(), Fault> {
     let Some(source) = source_after(admitted.op()) else { return Ok(()) };
-    let Some(overlay) = overlay(admitted.export()) else { return Ok(()) };
-    let (overlay, map) = overlay?;
-    map.set(blocks(admitted), source, |at, bytes| store(overlay.map_file(), at, bytes))
+    let Some(state) = State::of(admitted.export(), admitted.state()) else { return Ok(()) };
+    let stored = |at, bytes: &[u8]| store(state.map_file, at, bytes);
+    state.map()?.set(blocks(admitted), source, stored)?;
+    if source == Source::Zeros {
+        // Other hosts may have the room.
+        state.state.set_used(state.used()?);
+    }
+    Ok(())
 }
 
 /// Returns the source of the blocks of a request once it has completed; `None` if they keep theirs.
@@ -129,7 +201,10 @@ mod test {
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
-    use export::{Access, Extents, Geometry, Grant, Identity, Outcome, Pool, Request, Ticket};
+    use export::{
+        Access, Auth, Caller, Catalogue, Extents, Geometry, Grant, Identity, Outcome, Peer, Pool,
+        Request, Ticket,
+    };
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -160,14 +235,19 @@ mod test {
     }
 
     fn grant_of(files: [OwnedFd; 3], limit: u64, (block, blocks): (usize, usize)) -> Grant {
-        let [base, data, map] = files;
-        let backing = Backing::Overlay(Overlay::new(base, data, map, limit));
+        let overlay = Overlay::new(files.into(), limit, false).unwrap();
+        Grant::new(Arc::new(export_of(overlay, (block, blocks))))
+    }
+
+    fn export_of(overlay: Overlay, (block, blocks): (usize, usize)) -> Export {
+        let backing = Backing::Overlay(overlay);
         let size = u32::try_from(block).unwrap();
         let geometry = Geometry::new(size, size).unwrap();
         let bytes = (blocks * block) as u64;
         let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, backing);
         export.access = Access::Writable;
-        Grant::new(Arc::new(export))
+        restore(&export).unwrap();
+        export
     }
 
     fn request(op: Op, lba: usize, blocks: usize, block: usize, fill: u8) -> Request {
@@ -249,12 +329,68 @@ mod test {
         assert!(run_op(&grant, Op::Read, 0, BLOCKS, 0).buffer.unwrap().bytes() == model);
     }
 
+    /// Returns the access of hosts without a key to a private overlay in these files, by their names.
+    fn grants_of<const N: usize>(files: &[OwnedFd], hosts: [&str; N]) -> [Grant; N] {
+        let clones = files.iter().map(|file| file.try_clone().unwrap());
+        let overlay = Overlay::new(clones.collect(), 1 << 30, true).unwrap();
+        let catalogue = Catalogue::default();
+        catalogue.publish(Arc::new(export_of(overlay, (BLOCK, BLOCKS))));
+        let peer = Peer::unix(Auth::None);
+        let caller = |host| Caller { peer: &peer, host, proven: None };
+        hosts.map(|host| catalogue.grant(&caller(host), &"nqn".into()).unwrap())
+    }
+
+    #[test]
+    fn hosts_see_their_own_writes_over_one_base() {
+        let (disk, original) = base();
+        let mut files = vec![disk];
+        (0..2).for_each(|_| files.extend([memory(BLOCKS * BLOCK), memory(0)]));
+        let mut random = Random(2);
+        let mut models = [original.clone(), original.clone(), original.clone()];
+        let mut grants = grants_of(&files, ["a", "b", "c"]);
+        for round in 0..2000 {
+            if round % 200 == 199 {
+                // The worker was replaced. The states are found by their hosts, in any order.
+                let [b, c, a] = grants_of(&files, ["b", "c", "a"]);
+                grants = [a, b, c];
+            }
+            let host = random.below(3);
+            let (grant, model) = (&grants[host], &mut models[host]);
+            let lba = random.below(BLOCKS);
+            let blocks = 1 + random.below((BLOCKS - lba).min(40));
+            let (range, fill) = (lba * BLOCK..(lba + blocks) * BLOCK, random.byte());
+            let op = [WRITE, Op::Discard, Op::Flush, Op::Read, Op::Read][random.below(5)];
+            if host == 2 && op != Op::Read {
+                // There is no state for the third: it reads the disk.
+                let refused = grant.admit(request(op, lba, blocks, BLOCK, 1));
+                assert_eq!(
+                    refused.err().map(|it| it.fault),
+                    op.mutates().then_some(Fault::ReadOnly)
+                );
+                continue;
+            }
+            let outcome = match op {
+                Op::Flush => run_op(grant, op, 0, 0, 0),
+                op => run_op(grant, op, lba, blocks, fill),
+            };
+            assert_eq!(outcome.result, Ok(()));
+            match op {
+                Op::Read => assert!(outcome.buffer.unwrap().bytes() == &model[range]),
+                Op::Discard => model[range].fill(0),
+                Op::Write { .. } => model[range].fill(fill),
+                _ => {}
+            }
+        }
+        assert!(contents(&files[0]) == original && models[0] != models[1] && models[2] == original);
+    }
+
     #[test]
     fn full_overlay_refuses_new_blocks_only() {
         let (disk, original) = base();
         let files = [disk.try_clone().unwrap(), memory(BLOCKS * BLOCK), memory(0)];
-        // Two pages of data, and the map: a page for its table, and one for its leaf, twice.
-        let grant = grant(files, 6 * 4096);
+        // Two pages of data, and the map: a page for its head, one for its table, and one for its leaf,
+        // twice; and the table.
+        let grant = grant(files, 8 * 4096 + BlockMap::table_bytes(BLOCKS as u64));
         let write = |lba| run_op(&grant, WRITE, lba, 8, 9).result;
         assert_eq!((write(0), write(8)), (Ok(()), Ok(())));
         assert_eq!(write(16), Err(Fault::NoSpace));

@@ -1,8 +1,9 @@
 //! Reservations of two hosts. The golden values are those of nvmet 7.3.4, and of blktests nvme/054.
 
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 
-use export::{Access, Op, ReservationStore, SavedReservations};
+use export::{Access, Backing, Export, Op, Overlay, ReservationStore, SavedReservations};
 use nvme::command::{AdminCommand, IoCommand, PropertySize, ReservationRequest};
 use nvme::host::Payload;
 use nvme::status::Status;
@@ -18,7 +19,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::client::{AttachParams, Client, compare, enabled, flush, pattern, write};
 use crate::world::{DISK, World};
 
-pub(crate) const CONFLICT: Status = Status::RESERVATION_CONFLICT.dnr();
+const CONFLICT: Status = Status::RESERVATION_CONFLICT.dnr();
 
 /// A host with its Admin queue and an I/O queue.
 struct Host {
@@ -52,12 +53,7 @@ fn sqe(request: ReservationRequest) -> nvme::wire::Sqe {
     IoCommand::Reservation { nsid: 1, request }.emit()
 }
 
-pub(crate) fn run(
-    world: &mut World,
-    io: usize,
-    request: ReservationRequest,
-    keys: (u64, u64),
-) -> Status {
+fn run(world: &mut World, io: usize, request: ReservationRequest, keys: (u64, u64)) -> Status {
     let keys = ReservationKeys::new(keys.0, keys.1);
     let len = request.data_len().len() as usize;
     let data = world.host_buffer(&keys.as_bytes()[..len]);
@@ -68,7 +64,7 @@ fn rrega(action: u8) -> ReservationRequest {
     ReservationRequest::Register { action, ignore_key: false, persistence: cptpl::NO_CHANGE }
 }
 
-pub(crate) fn racqa(action: u8, rtype: u8) -> ReservationRequest {
+fn racqa(action: u8, rtype: u8) -> ReservationRequest {
     ReservationRequest::Acquire { action, ignore_key: false, rtype }
 }
 
@@ -76,7 +72,7 @@ fn rrela(action: u8, rtype: u8) -> ReservationRequest {
     ReservationRequest::Release { action, ignore_key: false, rtype }
 }
 
-pub(crate) fn register(world: &mut World, io: usize, key: u64) -> Status {
+fn register(world: &mut World, io: usize, key: u64) -> Status {
     run(world, io, rrega(0), (0, key))
 }
 
@@ -453,4 +449,26 @@ fn reset_ends_notifications_and_keeps_registrations() {
     assert_eq!(world.configure(admin, enabled()), Status::SUCCESS);
     assert_eq!(log_page(&mut world, admin), ReservationNotification::new_zeroed());
     assert_eq!(summary(&mut world, b.io), (3, 0, vec![]));
+}
+
+#[test]
+fn disk_with_contents_for_each_host_is_not_shared() {
+    fn private(export: &mut Export) {
+        let files = [(); 3].map(|()| File::open("/dev/null").unwrap().into());
+        let backing = Backing::Overlay(Overlay::new(files.into(), 1 << 20, true).unwrap());
+        let Export { id, identity, geometry, .. } = &*export;
+        *export = Export::new("overlay", id.clone(), identity.clone(), *geometry, 1 << 20, backing);
+        export.access = Access::Writable;
+    }
+    let mut world = World::with(private);
+    let Host { client, io } = attach(&mut world, A);
+    let page = world.page(client.admin, AdminCommand::identify(cns::CONTROLLER, 0)).unwrap();
+    let controller = IdentifyController::read_from_bytes(&page).unwrap();
+    assert_eq!(controller.oncs.get() & oncs::RESERVATIONS, 0);
+    let page = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE, 1)).unwrap();
+    let namespace = IdentifyNamespace::read_from_bytes(&page).unwrap();
+    assert_eq!((namespace.nmic, namespace.rescap), (0, 0));
+    let page = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE_INDEPENDENT, 1));
+    assert_eq!(page.unwrap()[1..3], [0, 0]);
+    assert_eq!(register(&mut world, io, 10), Status::INVALID_OPCODE.dnr());
 }

@@ -1,5 +1,8 @@
 //! PERSISTENT RESERVE IN and OUT, RESERVE (6) and RELEASE (6) (SPC-4, SPC-2).
 
+use std::fs::File;
+
+use export::{Access, Backing, Export, Overlay};
 use scsi::{Response, Status};
 
 use crate::world::{Progress, SECTOR, World, code, ten};
@@ -258,4 +261,23 @@ fn reserved_unit_is_refused_to_others_until_it_is_released() {
     assert!(world.run(&release).is_good());
     assert!(world.send(other, &reserve, &[]).is_good());
     assert!(conflicts(&world.run(&[0])));
+}
+
+#[test]
+fn disk_with_contents_for_each_host_is_not_reserved() {
+    let mut world = World::of((512, 512), |export| {
+        let files = [(); 3].map(|()| File::open("/dev/null").unwrap().into());
+        let backing = Backing::Overlay(Overlay::new(files.into(), 1 << 20, true).unwrap());
+        let Export { id, identity, geometry, .. } = &*export;
+        *export = Export::new("overlay", id.clone(), identity.clone(), *geometry, 1 << 20, backing);
+        export.access = Access::Writable;
+    });
+    for cdb in
+        [&[0x5e, 0, 0, 0, 0, 0, 0, 4, 0, 0][..], &[0x16, 0, 0, 0, 0, 0], &[0x17, 0, 0, 0, 0, 0]]
+    {
+        assert_eq!(code(&world.run(cdb)), (0x20, 0), "{cdb:?}");
+        let supported = world.run(&[0xa3, 0x0c, 3, cdb[0], 0, 0, 0, 0, 4, 0, 0, 0]).data;
+        assert_eq!(supported[1], 1, "{cdb:?}");
+    }
+    assert_eq!(code(&out(&mut world, 0, REGISTER, 0, (0, 1))), (0x20, 0));
 }

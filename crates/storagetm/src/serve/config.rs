@@ -8,6 +8,7 @@ use daemon::certificates;
 use daemon::disk_filter::DiskFilter;
 use daemon::lend::{LendOptions, LendRequest, Writes};
 use daemon::listen::ListenOption;
+use daemon::overlay::OverlayOptions;
 use daemon::reported::ReportedIdentity;
 use daemon::settings::Settings;
 use daemon::size::Size;
@@ -96,8 +97,10 @@ impl ServeConfig {
         let mut config = Self::of_settings(settings, is_target);
         config.disks = options.lend_requests();
         config.demo = options.demo.map(|size| (size, options.demo_writes()));
-        config.lend.overlay_limit =
-            daemon::overlay::limit(&config.lend.tree, options.overlay.len());
+        config.lend.overlay = OverlayOptions {
+            limit: daemon::overlay::limit(&config.lend.tree, options.overlay.len()),
+            is_shared: options.overlay_shared,
+        };
         config.filter = config.filter.filter(|_| options.all);
         config.any_format = options.format.is_some();
         config.lend.base = options.nqn;
@@ -138,7 +141,7 @@ impl ServeConfig {
                 allow_in_use: false,
                 // In target mode a disk is only named writable to repair it.
                 force: is_target,
-                overlay_limit: 0,
+                overlay: OverlayOptions { limit: 0, is_shared: false },
                 machine,
                 tree,
                 at_rest: is_target,

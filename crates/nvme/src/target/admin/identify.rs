@@ -112,7 +112,7 @@ fn identify_independent(queue: &Queue, nsid: u32) -> Result<IdentifyNamespaceInd
     let export = namespace(queue, nsid)?;
     let mut data = IdentifyNamespaceIndependent::new_zeroed();
     data.nsfeat = if export.rotational { independent::NSFEAT_ROTATIONAL } else { 0 };
-    data.nmic = NMIC_SHARED;
+    data.nmic = sharing(export);
     data.rescap = reservation_capabilities(export);
     data.anagrpid.set(ANA_GROUP);
     data.nsattr = if is_read_only(queue) { NSATTR_WRITE_PROTECTED } else { 0 };
@@ -206,14 +206,14 @@ fn zeros_based(count: usize) -> u8 {
 
 fn optional_commands(export: &Export) -> u16 {
     let dataset = if export.discard { oncs::DATASET_MANAGEMENT } else { 0 };
+    let reservations = if export.is_private() { 0 } else { oncs::RESERVATIONS };
     let always = oncs::COMPARE
         | oncs::WRITE_ZEROES
         | oncs::SAVE_AND_SELECT
-        | oncs::RESERVATIONS
         | oncs::TIMESTAMP
         | oncs::VERIFY
         | oncs::COPY;
-    always | dataset
+    always | dataset | reservations
 }
 
 /// Checks CSI, for the CNS values that use it: it must be the NVM command set.
@@ -248,7 +248,7 @@ fn nguid(export: &Export) -> [u8; 16] {
 /// Returns CNS 00h of an export.
 fn namespace_data(export: &Export, read_only: bool) -> IdentifyNamespace {
     let mut data = IdentifyNamespace::new_zeroed();
-    data.nmic = NMIC_SHARED;
+    data.nmic = sharing(export);
     data.rescap = reservation_capabilities(export);
     data.anagrpid.set(ANA_GROUP);
     let blocks = export.blocks();
@@ -272,8 +272,16 @@ fn namespace_data(export: &Export, read_only: bool) -> IdentifyNamespace {
     data
 }
 
+/// Returns NMIC. Disks of which hosts see different contents are not shared.
+fn sharing(export: &Export) -> u8 {
+    if export.is_private() { 0 } else { NMIC_SHARED }
+}
+
 /// Returns RESCAP.
 fn reservation_capabilities(export: &Export) -> u8 {
+    if export.is_private() {
+        return 0;
+    }
     let persistence = if export.stores_reservations() { rescap::PERSISTENCE } else { 0 };
     rescap::ALL_TYPES | rescap::IGNORE_KEY | persistence
 }
