@@ -21,6 +21,9 @@ pub(crate) struct Compare {
     /// Measure NBD beside other servers of it, by their clients.
     #[arg(long, conflicts_with = "copy")]
     pub(crate) nbd: bool,
+    /// Measure iSCSI, by another client.
+    #[arg(long, conflicts_with_all = ["nbd", "copy", "program"], requires = "client")]
+    iscsi: bool,
     /// Measure copying beside other programs that copy.
     #[arg(long)]
     pub(crate) copy: bool,
@@ -45,14 +48,15 @@ pub(crate) struct Compare {
     #[arg(long)]
     rounds: Option<usize>,
     /// Shell command of a client that is run instead of our own load. The first number of the last
-    /// line that it prints is its operations per second. {address}, {port}, {name} (NQN, or NBD
-    /// export name), {size} (bytes), {depth}, {rw} (read, write, randread, randwrite), {seconds} and
+    /// line that it prints is its operations per second. {address}, {port}, {name} (NQN, NBD
+    /// export name, or IQN/LUN), {size} (bytes), {depth}, {rw} (read, write, randread, randwrite), {seconds} and
     /// {processor} are replaced.
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["copy", "tls"])]
     pub(crate) client: Option<String>,
-    /// Another NVMe/TCP target that is running, instead of the limit of the machine: its address, NQN
-    /// and process. Writes destroy what is on its disk.
-    #[arg(long, value_name = "ADDRESS:PORT,NQN,PID", conflicts_with_all = ["nbd", "copy"])]
+    /// Another NVMe/TCP or iSCSI target that is running, instead of the limit of the machine: its
+    /// address, its NQN or IQN/LUN, and its process, which is stopped while others are measured. Writes
+    /// destroy what is on its disk.
+    #[arg(long, value_name = "ADDRESS:PORT,NAME,PID", conflicts_with_all = ["nbd", "copy"])]
     beside: Option<Attachable>,
     #[command(flatten)]
     pub(crate) how: How,
@@ -149,7 +153,7 @@ fn compare_one(options: &Compare, disk: &str, work: Work) -> Result<()> {
     let Some(place) = place(options, disk)? else { return Ok(()) };
     let target = match &options.program {
         Some(program) => Target::start_program(program, &place, options.target_processor)?,
-        None => Target::start(&place, options.target_processor)?,
+        None => Target::start(&place, options.target_processor, options.iscsi)?,
     };
     let base = match (&options.beside, &options.client) {
         (Some(_), _) => Some(Side::Beside),
@@ -193,6 +197,8 @@ fn measure_side(
     work: Work,
 ) -> Result<Sample> {
     let time = options.how.time();
+    let others = options.beside.iter().filter(|_| side != Side::Beside);
+    let _paused = others.map(Attachable::pause).collect::<Result<Vec<_>>>()?;
     let (disk, cipher) = match side {
         Side::Limit => {
             let processors = [options.target_processor, options.how.processor];
@@ -208,10 +214,10 @@ fn measure_side(
     };
     let figures = match &options.client {
         Some(template) => {
-            let to = (disk.address, &disk.nqn[..]);
+            let to = (disk.address, &disk.name[..]);
             client::measure(template, to, work, time, options.how.processor, || disk.used())?
         }
-        None => measure(disk.address, &disk.nqn, work, options.how, cipher, || disk.used())?,
+        None => measure(disk.address, &disk.name, work, options.how, cipher, || disk.used())?,
     };
     Ok(figures.into())
 }

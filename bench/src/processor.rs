@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -15,6 +16,26 @@ pub(crate) fn pin(processor: usize) -> Result<()> {
     sched_setaffinity(None, &set).with_context(|| {
         format!("this machine has no processor {processor} to pin a thread to; name another")
     })
+}
+
+/// A process that is stopped; it goes on when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Paused(Pid);
+
+impl Paused {
+    /// Stops a process: one that polls would take part of the CPU of what is measured.
+    pub(crate) fn new(pid: u32) -> Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process")?;
+        kill_process(pid, Signal::STOP).context("the process cannot be stopped")?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // Fails only if it has exited already.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
 }
 
 /// Returns the CPU time of the running threads of a process.
@@ -80,6 +101,27 @@ fn children(pid: u32) -> Vec<u32> {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn paused_process_is_stopped_and_goes_on() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let state = || {
+            let line = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+            line.rsplit_once(") ").unwrap().1.chars().next()
+        };
+        let paused = Paused::new(child.id()).unwrap();
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while state() != Some('T') {
+            assert!(std::time::Instant::now() < until, "{:?}", state());
+        }
+        drop(paused);
+        while state() == Some('T') {
+            assert!(std::time::Instant::now() < until);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(Paused::new(0).is_err());
+    }
 
     #[test]
     fn name_with_spaces_is_skipped() {

@@ -49,6 +49,11 @@ pub(crate) struct Serve {
 /// Bytes of the disk.
 pub(crate) const SIZE: u64 = 1 << 28;
 
+/// Returns IQN and LUN of the disk.
+pub(crate) fn iscsi_name() -> String {
+    format!("{}/0", iscsi::iqn::of(&NQN.into()))
+}
+
 /// Serves until end of file on standard input. Prints the port on standard output.
 pub(crate) fn serve(options: &Serve) -> Result<()> {
     crate::processor::pin(options.processor)?;
@@ -71,7 +76,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     let address = engine.listen(([127, 0, 0, 1], 0).into(), None, socket::security(), sessions)?;
     println!("{}", address.port());
     if options.iscsi {
-        println!("iscsi://{address}/{}/0", iscsi::iqn::of(&NQN.into()));
+        println!("iscsi://{address}/{}", iscsi_name());
     }
     std::io::stdout().flush()?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;

@@ -17,7 +17,8 @@ use crate::{processor, serve};
 #[derive(Debug, Clone)]
 pub(crate) struct Attachable {
     pub(crate) address: SocketAddr,
-    pub(crate) nqn: String,
+    /// NQN of the subsystem, or IQN and LUN: `IQN/LUN`.
+    pub(crate) name: String,
     pid: u32,
 }
 
@@ -26,6 +27,11 @@ impl Attachable {
     pub(crate) fn used(&self) -> Result<Duration> {
         processor::time_of(self.pid)
     }
+
+    /// Stops the process until the result is dropped.
+    pub(crate) fn pause(&self) -> Result<processor::Paused> {
+        processor::Paused::new(self.pid)
+    }
 }
 
 impl FromStr for Attachable {
@@ -33,9 +39,9 @@ impl FromStr for Attachable {
 
     fn from_str(text: &str) -> Result<Self> {
         let parts = text.split_once(',').zip(text.rsplit_once(','));
-        let ((address, _), (rest, pid)) = parts.context("it is ADDRESS:PORT,NQN,PID")?;
-        let nqn = rest.split_once(',').context("it is ADDRESS:PORT,NQN,PID")?.1.to_owned();
-        Ok(Self { address: address.parse()?, nqn, pid: pid.parse()? })
+        let ((address, _), (rest, pid)) = parts.context("it is ADDRESS:PORT,NAME,PID")?;
+        let name = rest.split_once(',').context("it is ADDRESS:PORT,NAME,PID")?.1.to_owned();
+        Ok(Self { address: address.parse()?, name, pid: pid.parse()? })
     }
 }
 
@@ -47,10 +53,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Starts the engine with `disk` (`null`, `memory` or a path), all threads on `processor`.
-    pub(crate) fn start(disk: &str, processor: usize) -> Result<Self> {
+    /// Starts the engine with `disk` (`null`, `memory` or a path), all threads on `processor`. It
+    /// serves NVMe/TCP or iSCSI.
+    pub(crate) fn start(disk: &str, processor: usize, iscsi: bool) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", disk, "--processor", &processor.to_string()])
+            .args(iscsi.then_some("--iscsi"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -58,7 +66,8 @@ impl Target {
         let mut line = String::new();
         BufReader::new(out).read_line(&mut line)?;
         let port = line.trim().parse().context("the target did not say its port")?;
-        Ok(Self::new(child, port, serve::NQN.to_owned()))
+        let name = if iscsi { serve::iscsi_name() } else { serve::NQN.to_owned() };
+        Ok(Self::new(child, port, name))
     }
 
     /// Starts the program itself with the image at `disk`.
@@ -79,9 +88,9 @@ impl Target {
         Ok(Self::new(child, port, nqn))
     }
 
-    fn new(child: Child, port: u16, nqn: String) -> Self {
+    fn new(child: Child, port: u16, name: String) -> Self {
         let (address, pid) = ((Ipv4Addr::LOCALHOST, port).into(), child.id());
-        Self { child, disk: Attachable { address, nqn, pid } }
+        Self { child, disk: Attachable { address, name, pid } }
     }
 }
 
@@ -121,10 +130,10 @@ mod test {
     }
 
     #[test]
-    fn running_target_is_named_by_address_nqn_and_process() {
+    fn running_target_is_named_by_address_name_and_process() {
         let disk: Attachable = "127.0.0.1:4420,nqn.2014-08.org.example:a,b,77".parse().unwrap();
         assert_eq!(
-            (disk.address.port(), &disk.nqn[..], disk.pid),
+            (disk.address.port(), &disk.name[..], disk.pid),
             (4420, "nqn.2014-08.org.example:a,b", 77)
         );
         assert!("127.0.0.1:4420,77".parse::<Attachable>().is_err());
