@@ -33,7 +33,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{Access, Auth, Export, ExportId, Policy, SavedReservations, Usage};
+use export::{Auth, Export, ExportId, Policy, SavedReservations, Usage};
 use keys::reservations::ReservationFiles;
 use linux::gadget::Endpoints;
 use pair::{FailedAttempts, Verdict};
@@ -45,7 +45,6 @@ use crate::inbox::{Inbox, WorkerEvent};
 use crate::listen::Service;
 use disks::check_locked;
 use failure::{Failure, spawn_error};
-use fence::Withheld;
 use ipc::channel::Sender;
 pub use main_loop::work;
 use messages::{ExportWire, Request, ReservationsWire, TriesWire};
@@ -106,6 +105,8 @@ struct State {
     stores_reservations: bool,
     /// IDs of exports that are withheld, one entry per reason.
     withheld: Vec<ExportId>,
+    /// The disk whose reservations are being stored, if the current worker reported them.
+    storing: Option<ExportId>,
     last_disk: u64,
     policy: Policy,
     /// Name of this machine shown when pairing, if pairing is enabled.
@@ -219,8 +220,9 @@ impl Worker {
     /// Fails if a descriptor that is only read is writable, or if reservations cannot be read.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
-        let load = |writer: &ReservationWriter| writer.load(export);
-        let reservations = self.shared.reservations.as_ref().map(load).transpose()?.flatten();
+        let files = self.shared.reservations.as_ref().map(ReservationWriter::files);
+        let load = |files| reservations::load(files, export);
+        let reservations = files.as_deref().map(load).transpose()?.flatten();
         let mut state = self.shared.state();
         state.last_disk += 1;
         let assigned = AssignedDisk {
@@ -348,6 +350,7 @@ impl State {
             lent: Vec::new(),
             stores_reservations: false,
             withheld: Vec::new(),
+            storing: None,
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
@@ -433,56 +436,6 @@ impl State {
 
     fn disk_by_number(&mut self, disk: u64) -> Option<&mut AssignedDisk> {
         self.lent.iter_mut().find(|assigned| assigned.disk == disk)
-    }
-
-    /// Handles the loss of the worker. Its writes may still be in flight, so its writable disks are
-    /// withheld until they are released.
-    fn worker_lost(&mut self) -> Vec<Withheld> {
-        (self.sender, self.process) = (None, None);
-        self.worker += 1;
-        self.unanswered.clear();
-        // The worker may have died before reporting a failed attempt.
-        if self.pairing.is_some() {
-            self.tries.fail(Instant::now());
-        }
-        // Another worker cannot continue a session.
-        if let Some(connection) = self.adopted.take() {
-            let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
-        }
-        self.lent.retain(|assigned| !assigned.withdrawn);
-        for assigned in &mut self.lent {
-            assigned.before = assigned.export.usage();
-        }
-        let lent = self.lent.iter();
-        let writable = lent.filter(|assigned| assigned.export.access == Access::Writable);
-        let withheld: Vec<Withheld> = writable
-            .map(|assigned| Withheld {
-                export: assigned.export.clone(),
-                was_written: assigned.being_written,
-            })
-            .collect();
-        // Nothing releases them once no worker will follow.
-        if !self.stopping {
-            self.withheld.extend(withheld.iter().map(|withheld| withheld.export.id.clone()));
-        }
-        withheld
-    }
-
-    /// Releases one hold on a withheld disk, and sends the disk to the worker when there is no
-    /// other.
-    fn release(&mut self, id: &ExportId) {
-        if let Some(at) = self.withheld.iter().position(|withheld| withheld == id) {
-            self.withheld.swap_remove(at);
-        }
-        if self.withheld.iter().any(|withheld| withheld == id) {
-            return;
-        }
-        for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.id == *id) {
-            assigned.being_written = false;
-        }
-        let lent =
-            self.lent.iter().filter(|assigned| assigned.export.id == *id && !assigned.withdrawn);
-        lent.for_each(|assigned| self.send_disk(assigned));
     }
 
     /// Kills the process.

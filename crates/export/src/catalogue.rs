@@ -102,7 +102,11 @@ impl Catalogue {
             None => export.access,
         };
         let owner = OverlayHost::of(caller, host.as_deref());
-        Ok(Grant::for_host(export, access, Some(&owner)))
+        let grant = Grant::for_host(export, access, Some(&owner));
+        // A host may prove its name where it need not.
+        let proves = |host: &Arc<Host>| host.authenticate(caller).is_ok();
+        let is_proven = host.is_some() || self.policy().host(caller.host).is_some_and(proves);
+        Ok(if is_proven { grant.proven() } else { grant })
     }
 
     /// Authorizes `caller` to use the export with this short name. An empty name stands for the

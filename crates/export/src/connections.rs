@@ -363,13 +363,14 @@ impl Connections {
         self.lock().reservations.clone()
     }
 
-    /// Executes a reservation command of a connection; for `persist` see
+    /// Executes a reservation command of a connection, with or without write access; for `persist` see
     /// [`Grant::reserve`](crate::Grant::reserve). Returns the connections with writes in flight
     /// that the reservation now refuses, and the number by which the state is being stored, if it
     /// is.
     pub(crate) fn execute(
         &self,
         counters: &Arc<Counters>,
+        writable: bool,
         command: ReservationCommand,
         persist: Option<bool>,
     ) -> Result<(Vec<Arc<Counters>>, Option<u64>), ReservationError> {
@@ -377,7 +378,7 @@ impl Connections {
         let registrant = state.find(counters).and_then(|one| one.registrant.clone());
         let registrant = registrant.ok_or(ReservationError::Conflict)?;
         let (before, mut notices) = (state.reservations.saved(), Notices::new());
-        state.reservations.execute(&registrant, command, &mut notices)?;
+        state.reservations.execute(&registrant, writable, command, &mut notices)?;
         if let Some(persist) = persist {
             state.reservations.set_persistent(persist);
         }

@@ -111,6 +111,7 @@ pub struct Grant {
     activity: Rc<Activity>,
     access: Access,
     fence: Arc<Fence>,
+    proven: bool,
 }
 
 impl Grant {
@@ -137,7 +138,17 @@ impl Grant {
             },
         };
         let activity = Activity::new(export, state);
-        Self { access, fence: Fence::new(&activity), activity }
+        Self { access, fence: Fence::new(&activity), activity, proven: false }
+    }
+
+    /// Marks it as that of a host that has proven its name by all of its keys.
+    #[must_use]
+    pub(crate) fn proven(self) -> Self {
+        Self { proven: true, ..self }
+    }
+
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// Restricts the grant to reads.

@@ -17,10 +17,12 @@ pub struct Registrant {
     /// The name of the host: an NVMe host NQN, an iSCSI initiator name.
     pub host: String,
     /// What tells the registrants of one host apart: an NVMe host identifier (16 bytes), an iSCSI
-    /// ISID (6 bytes; 7 if CHAP has not proven the name).
+    /// ISID (6 bytes).
     pub id: Vec<u8>,
     /// The relative identifier of the target port; zero where registrations do not depend on it.
     pub port: u16,
+    /// Whether the host has proven its name by its keys. One that has not is another registrant.
+    pub proven: bool,
 }
 
 /// The type of a reservation.
@@ -160,7 +162,8 @@ pub enum ReservationError {
     ReadOnly,
     /// Registrations cannot be restored after a restart here.
     NoPersistence,
-    /// There are [`MAX_REGISTRANTS`] already, or 16 of the host.
+    /// There are [`MAX_REGISTRANTS`] already, or 16 of the host, or too many of hosts that have not
+    /// proven their names.
     TooManyRegistrants,
     /// The disk was removed or withdrawn, or the connection may no longer write.
     Gone,
@@ -180,8 +183,12 @@ pub enum ReservationNotice {
 /// The most registrants of a disk.
 pub const MAX_REGISTRANTS: usize = 256;
 
-/// The most of them that have the name of one host.
+/// The most of them that have the name of one host. Those that have proven it are counted apart from
+/// those that have not.
 const MAX_REGISTRANTS_OF_HOST: usize = 16;
+
+/// The most of them whose hosts have not proven their names, which can be invented.
+const MAX_UNPROVEN_REGISTRANTS: usize = MAX_REGISTRANTS / 2;
 
 /// A registrant with its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +197,9 @@ pub struct Registration {
     pub registrant: Registrant,
     /// The reservation key; not zero.
     pub key: u64,
+    /// Whether the host had write access when it registered. If not, its registration does not keep
+    /// others from RESERVE(6).
+    pub writable: bool,
 }
 
 /// A reservation.

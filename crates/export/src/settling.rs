@@ -46,9 +46,12 @@ impl Drop for Settling {
 }
 
 impl Grant {
-    /// Sets the registrant that the host of the connection is. Without one it cannot register.
+    /// Sets the registrant that the host of the connection is, by its name and what tells its
+    /// registrants apart: see [`Registrant`]. Without one it cannot register.
     #[must_use]
-    pub fn with_registrant(self, registrant: Registrant) -> Self {
+    pub fn with_registrant(self, host: &str, id: &[u8], port: u16) -> Self {
+        let (host, id, proven) = (host.to_owned(), id.to_vec(), self.is_proven());
+        let registrant = Registrant { host, id, port, proven };
         self.export().connections().set_registrant(self.activity().counters(), registrant);
         self
     }
@@ -83,7 +86,7 @@ impl Grant {
         let connections = export.connections();
         // Before the counters are looked at: a write that ends later finds that it is watched.
         connections.watch();
-        match connections.execute(counters, command, persist) {
+        match connections.execute(counters, is_writable, command, persist) {
             Ok((refused, sequence)) => Ok(Settling { export: export.clone(), refused, sequence }),
             Err(error) => {
                 connections.unwatch();
@@ -117,9 +120,7 @@ mod test {
     };
 
     fn grant(export: &Arc<Export>, number: u8) -> Grant {
-        let id = vec![number; 16];
-        let registrant = Registrant { host: "nqn.test:host".to_owned(), id, port: 0 };
-        Grant::new(export.clone()).with_registrant(registrant)
+        Grant::new(export.clone()).with_registrant("nqn.test:host", &[number; 16], 0)
     }
 
     fn admit(grant: &Grant, op: Op) -> Result<Admitted, Fault> {
@@ -243,6 +244,29 @@ mod test {
         drop(reader.reserve(unregister, Some(false)).unwrap());
         let state = export.connections().reservations();
         assert!(state.is_persistent() && state.reservation().is_some());
+    }
+
+    #[test]
+    fn registration_of_a_reader_does_not_prevent_reserve_6() {
+        let export = export();
+        let [one, other, reader] = [1, 2, 3].map(|number| grant(&export, number));
+        let (unit, reader) = (ReservationCommand::ReserveUnit, reader.read_only());
+        register(&reader, 7);
+        drop(one.reserve(unit, None).unwrap());
+        assert_eq!(admit(&reader, Op::Read).err(), Some(Fault::Reserved));
+        let again = ReservationCommand::Replace { current: Some(7), key: 8 };
+        assert_eq!(reader.reserve(again, None).unwrap_err(), ReservationError::Conflict);
+        for by in [&other, &one] {
+            drop(by.reserve(ReservationCommand::ReleaseUnit, None).unwrap());
+        }
+        assert_eq!(reader.reservation_key(), Some(7));
+        assert!(admit(&reader, Op::Read).is_ok());
+        // What all registrants hold is a reservation, whoever is left.
+        register(&one, 9);
+        assert_eq!(other.reserve(unit, None).unwrap_err(), ReservationError::Conflict);
+        drop(acquire(&one, 9, ReservationType::WriteExclusiveAllRegistrants));
+        drop(one.reserve(ReservationCommand::Unregister { current: None }, None).unwrap());
+        assert_eq!(other.reserve(unit, None).unwrap_err(), ReservationError::Conflict);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! An [`Initiator`] is one session of one connection. It logs in as its [`Options`] require until
 //! [`Step::LoggedIn`], [`Step::Targets`] or [`Step::Refused`], and then accepts a [`Command`] at a time.
-//! A command that ends with a unit attention is sent again. [`disk`] has the commands of a disk.
+//! [`disk`] has the commands of a disk.
 
 pub mod disk;
 mod full_feature;
@@ -31,6 +31,9 @@ pub use violation::Violation;
 
 /// The longest data segment that is received, in bytes.
 const MAX_RECV: u32 = 256 << 10;
+
+/// SCSI status: CHECK CONDITION.
+const CHECK_CONDITION: u8 = 0x02;
 
 /// What to negotiate on a connection.
 #[derive(Debug, Clone)]
@@ -76,13 +79,24 @@ pub struct Offer {
     pub initial_r2t: bool,
     /// ImmediateData: commands may carry data.
     pub immediate_data: bool,
-    /// MaxRecvDataSegmentLength and FirstBurstLength: at most 256 KiB.
+    /// MaxRecvDataSegmentLength: 512 bytes to 256 KiB.
     pub max_recv: u32,
+    /// FirstBurstLength: 512 bytes to `max_burst`.
+    pub first_burst: u32,
+    /// MaxBurstLength: 512 bytes to 16 MiB.
+    pub max_burst: u32,
 }
 
 impl Default for Offer {
     fn default() -> Self {
-        Self { digests: false, initial_r2t: false, immediate_data: true, max_recv: MAX_RECV }
+        Self {
+            digests: false,
+            initial_r2t: false,
+            immediate_data: true,
+            max_recv: MAX_RECV,
+            first_burst: MAX_RECV,
+            max_burst: 1 << 20,
+        }
     }
 }
 
@@ -152,6 +166,15 @@ pub struct Done {
     pub buffer: Option<Buffer>,
 }
 
+impl Done {
+    /// Returns whether the command was not executed because the state of the logical unit has
+    /// changed: it was reset, or is another one.
+    #[must_use]
+    pub fn is_unit_attention(&self) -> bool {
+        self.status == CHECK_CONDITION && self.sense.key == scsi::wire::sense::key::UNIT_ATTENTION
+    }
+}
+
 /// Why a login failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -165,6 +188,8 @@ pub enum Refusal {
     TargetUnproved,
     /// There are no random bytes for a challenge.
     NoRandom,
+    /// The secrets of both directions are the same.
+    SecretsEqual,
 }
 
 impl Refusal {
@@ -192,6 +217,7 @@ impl fmt::Display for Refusal {
             Self::NoAlgorithm => "the target accepts none of the CHAP algorithms offered",
             Self::TargetUnproved => "the target did not authenticate itself",
             Self::NoRandom => "the system has no random bytes",
+            Self::SecretsEqual => "the secrets of initiator and target must differ",
         })
     }
 }
@@ -253,7 +279,10 @@ impl Initiator {
     /// Creates the initiator of a new connection.
     #[must_use]
     pub fn new(mut options: Options) -> Self {
-        options.offer.max_recv = options.offer.max_recv.clamp(512, MAX_RECV);
+        let offer = &mut options.offer;
+        offer.max_recv = offer.max_recv.clamp(512, MAX_RECV);
+        offer.max_burst = offer.max_burst.clamp(512, (1 << 24) - 1);
+        offer.first_burst = offer.first_burst.clamp(512, offer.max_burst);
         let mut initiator = Self {
             phase: Phase::Login,
             out: VecDeque::new(),
@@ -312,6 +341,12 @@ impl Initiator {
             Some((header, sink)) => self.pdu(&header, sink),
             None => Ok(()),
         }
+    }
+
+    /// Returns the number of bytes received, without those of pings.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.receiver.received
     }
 
     /// Returns the next step, or `None` when all are done.

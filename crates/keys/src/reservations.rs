@@ -106,10 +106,15 @@ mod test {
     use testkit::Scratch;
 
     fn state(key: u64) -> SavedReservations {
-        let registrant = Registrant { host: "nqn.h\u{1}\"".to_owned(), id: vec![9; 16], port: 1 };
+        let registrant =
+            Registrant { host: "nqn.h\u{1}\"".to_owned(), id: vec![9; 16], port: 1, proven: true };
         let kind = ReservationType::ExclusiveAccessAllRegistrants;
         SavedReservations {
-            registrations: vec![Registration { registrant: registrant.clone(), key }],
+            registrations: vec![Registration {
+                registrant: registrant.clone(),
+                key,
+                writable: true,
+            }],
             reservation: Some(Reservation { kind, holder: registrant }),
         }
     }

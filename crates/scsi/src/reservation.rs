@@ -75,16 +75,16 @@ fn full_status(state: &Reservations) -> Vec<u8> {
 }
 
 /// Returns the TransportID of a registrant: that of an iSCSI initiator port if its id is an ISID,
-/// with or without a proven name, else of a device of that name.
+/// else of a device of that name.
 fn transport_id(registrant: &Registrant) -> Vec<u8> {
     let mut name = registrant.host.clone().into_bytes();
-    let format = match registrant.id.first_chunk::<6>() {
-        Some(isid) if registrant.id.len() <= 7 => {
+    let format = match <[u8; 6]>::try_from(&*registrant.id) {
+        Ok(isid) => {
             name.extend_from_slice(b",i,0x");
             name.extend(isid.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
             wire::ISCSI_PORT
         }
-        _ => wire::ISCSI_DEVICE,
+        Err(_) => wire::ISCSI_DEVICE,
     };
     // Terminated by NUL and padded to a multiple of four.
     name.resize(((name.len() + 4) & !3).max(MIN_NAME), 0);

@@ -128,6 +128,16 @@ fn clear(folder: &Path) -> Result<()> {
     debs(folder)?.iter().try_for_each(|path| Ok(fs::remove_file(path)?))
 }
 
+/// Returns a command for a program of the packages, run by their loader with their libraries.
+/// `argv[0]` is set for programs with several names.
+pub(super) fn program(packages: &Path, path: &str) -> Command {
+    let libraries = packages.join("usr/lib/x86_64-linux-gnu");
+    let search = format!("{0}:{0}/systemd", libraries.display());
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.args(["--library-path", &search, "--argv0", path]).arg(packages.join(path));
+    command
+}
+
 /// Runs a program and returns its output.
 ///
 /// # Errors

@@ -51,7 +51,12 @@ impl Events {
 
     /// Returns the first port that is listened on.
     pub(super) fn port(&self) -> Option<u64> {
-        self.named("listening").find_map(|event| event.get("port")?.as_u64())
+        self.ports().next()
+    }
+
+    /// Returns the ports that are listened on, in order.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u64> {
+        self.named("listening").filter_map(|event| event.get("port")?.as_u64())
     }
 
     /// Returns the exported disks, in order.

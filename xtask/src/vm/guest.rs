@@ -33,13 +33,19 @@ impl Guest {
         let name = job.role;
         let initramfs = folder.join(format!("{name}.cpio"));
         initramfs::write(bench, kernel, job, &initramfs)?;
+        let path = |path: &Path| path.display().to_string();
+        let kernel = path(&bench.cache.boot_image(kernel)?);
+        let boot = ["-kernel", &kernel, "-initrd", &path(&initramfs), "-append", COMMAND_LINE];
+        let mut arguments: Vec<String> =
+            machine().into_iter().chain(boot).map(str::to_owned).collect();
+        arguments.extend_from_slice(devices);
+        Self::power_on(folder, name, &arguments)
+    }
+
+    /// Starts a machine with these arguments of qemu; its logs are named after it.
+    pub(super) fn power_on(folder: &Path, name: &str, arguments: &[String]) -> Result<Self> {
         let mut child = Command::new("qemu-system-x86_64")
-            .args(machine())
-            .arg("-kernel")
-            .arg(bench.cache.boot_image(kernel)?)
-            .arg("-initrd")
-            .arg(initramfs)
-            .args(devices)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(folder.join(format!("{name}.qemu")))?)
@@ -75,10 +81,15 @@ impl Drop for Guest {
     }
 }
 
+/// The command line of the kernel. The self-tests of ciphers and groups are disabled: emulated, the
+/// largest group takes so long that handshakes time out.
+pub(super) const COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=1 panic=-1 nvme_core.multipath=Y cryptomgr.notests";
+
 /// Arguments of every machine. KVM is not used: some machines have a /dev/kvm that cannot run
 /// distribution kernels, and emulated boots take four seconds.
-fn machine() -> [String; 19] {
-    let words = [
+pub(super) fn machine() -> [&'static str; 17] {
+    [
         "-accel",
         "tcg,thread=multi",
         "-cpu",
@@ -96,12 +107,7 @@ fn machine() -> [String; 19] {
         "-no-reboot",
         "-serial",
         "stdio",
-        "-append",
-        // The self-tests of ciphers and groups are disabled: emulated, the largest group takes so
-        // long that handshakes time out.
-        "console=ttyS0 quiet loglevel=1 panic=-1 nvme_core.multipath=Y cryptomgr.notests",
-    ];
-    words.map(str::to_owned)
+    ]
 }
 
 /// Returns the arguments for an image as a virtio disk with a serial number.

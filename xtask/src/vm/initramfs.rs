@@ -71,8 +71,8 @@ pub(super) const KEYS: Extra = Extra {
 
 /// For iSCSI: open-iscsi, and the SCSI commands of sg3-utils.
 pub(super) const ISCSI: Extra = Extra {
-    name: "iscsi",
-    packages: &["open-iscsi", "sg3-utils"],
+    name: "scsi",
+    packages: &["dmsetup", "open-iscsi", "sg3-utils"],
     programs: &[
         "usr/bin/sg_compare_and_write",
         "usr/bin/sg_inq",
@@ -81,12 +81,23 @@ pub(super) const ISCSI: Extra = Extra {
         "usr/bin/sg_readcap",
         "usr/bin/sg_unmap",
         "usr/bin/sg_vpd",
+        "usr/sbin/dmsetup",
         "usr/sbin/iscsiadm",
         "usr/sbin/iscsid",
     ],
     modules: &["iscsi_tcp", "sg", "dm_multipath", "dm_service_time"],
     files: &[("etc/iscsi/iscsid.conf", ISCSID), ("etc/iscsi/initiatorname.iscsi", INITIATOR)],
 };
+
+/// For a boot from a disk by iSCSI: what logs in to the target that the firmware booted from.
+pub(super) const ISCSI_BOOT: Extra = Extra {
+    name: ISCSI.name,
+    packages: ISCSI.packages,
+    programs: &["usr/sbin/iscsistart"],
+    modules: &["iscsi_tcp", "iscsi_ibft"],
+    files: &[],
+};
+
 /// For blktests: the programs that its tests call, as they call them.
 pub(super) const BLKTESTS: Extra = Extra {
     name: "blktests",
@@ -145,7 +156,7 @@ pub(super) const BLKTESTS: Extra = Extra {
 
 /// For USB: the kernel's host, an emulated controller, and the SCSI commands of sg3-utils.
 pub(super) const USB: Extra = Extra {
-    name: "iscsi",
+    name: ISCSI.name,
     packages: ISCSI.packages,
     programs: &[
         "usr/bin/sg_inq",

@@ -1,14 +1,14 @@
-//! A machine with BIOS that iPXE boots from a disk that is lent by iSCSI.
+//! iPXE, which boots a machine from a disk that is lent by iSCSI.
 
-use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Bench;
-use super::console::{Console, Message};
+use super::console::Message;
+use super::guest::Guest;
 use crate::architecture::Architecture;
 
 /// iPXE takes half a minute on a busy machine.
@@ -48,46 +48,41 @@ pub(super) fn boot_sectors() -> Vec<u8> {
     sectors
 }
 
-/// Boots from LUN 0 of the target `iqn`, which this machine serves at `port` of the loopback.
-///
-/// # Errors
-/// Fails if the boot sector of the disk does not print its message in time.
-pub(super) fn boot(bench: &Bench, folder: &Path, port: u64, iqn: &str) -> Result<()> {
-    let loader =
-        bench.cache.pieces("ipxe", Architecture::X86_64, &["ipxe"])?.join("usr/lib/ipxe/ipxe.lkrn");
-    let script = folder.join("script.ipxe");
-    let initiator = "iqn.2026-01.com.example:ipxe";
-    fs::write(
-        &script,
-        format!(
-            "#!ipxe\ndhcp\nset initiator-iqn {initiator}\nsanboot iscsi:10.0.2.2::{port}:0:{iqn}\n"
-        ),
-    )?;
-    let devices = "-accel tcg -machine pc,graphics=off -m 256 -nodefaults -no-user-config -display none -no-reboot \
-                   -serial stdio -netdev user,id=net -device virtio-net-pci,netdev=net,romfile=";
-    let mut machine = Command::new("qemu-system-x86_64")
-        .args(devices.split_whitespace())
-        .arg("-kernel")
-        .arg(loader)
-        .arg("-initrd")
-        .arg(script)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(File::create(folder.join("ipxe.qemu"))?)
-        .spawn()
-        .context("qemu cannot be started")?;
-    let serial = machine.stdout.take().context("qemu has no output")?;
-    let console =
-        Console::follow("the iPXE machine", serial, File::create(folder.join("ipxe.log"))?);
-    let outcome = until_passed(&console);
-    // Both fail only if it has ended already.
-    let _ = machine.kill();
-    let _ = machine.wait();
-    outcome
+/// The name with which iPXE logs in.
+pub(super) const INITIATOR: &str = "iqn.2026-01.com.example:ipxe";
+
+/// Returns a file of Debian's package of iPXE.
+pub(super) fn program(bench: &Bench, name: &str) -> Result<PathBuf> {
+    let package = bench.cache.pieces("ipxe", Architecture::X86_64, &["ipxe"])?;
+    Ok(package.join("usr/lib/ipxe").join(name))
 }
 
-fn until_passed(console: &Console) -> Result<()> {
-    match console.next(Instant::now() + PATIENCE)? {
+/// Returns the arguments of a network card whose network tells iPXE, by DHCP and TFTP, to boot from
+/// LUN 0 of the target `iqn`, which this machine serves at `port` of the loopback. The machine has the
+/// address 10.0.2.15, and reaches the loopback as 10.0.2.2.
+pub(super) fn network(folder: &Path, port: u64, iqn: &str) -> Result<[String; 4]> {
+    let served = folder.join("tftp");
+    fs::create_dir_all(&served)?;
+    let script =
+        format!("#!ipxe\nset initiator-iqn {INITIATOR}\nsanboot iscsi:10.0.2.2::{port}:0:{iqn}\n");
+    fs::write(served.join("boot.ipxe"), script)?;
+    let network = format!("user,id=net,tftp={},bootfile=boot.ipxe", served.display());
+    let card = "virtio-net-pci,netdev=net,romfile=".to_owned();
+    Ok(["-netdev".to_owned(), network, "-device".to_owned(), card])
+}
+
+/// Boots a machine with BIOS from the disk, which must have the boot sectors of [`boot_sectors`].
+///
+/// # Errors
+/// Fails if they do not print their message in time.
+pub(super) fn boot(bench: &Bench, folder: &Path, port: u64, iqn: &str) -> Result<()> {
+    let machine = "-accel tcg -machine pc,graphics=off -m 256 -nodefaults -no-user-config -display none \
+                   -no-reboot -serial stdio -kernel";
+    let mut arguments: Vec<String> = machine.split_whitespace().map(str::to_owned).collect();
+    arguments.push(program(bench, "ipxe.lkrn")?.display().to_string());
+    arguments.extend(network(folder, port, iqn)?);
+    let machine = Guest::power_on(folder, "ipxe", &arguments)?;
+    match machine.console.next(Instant::now() + PATIENCE)? {
         Message::Passed(name) if name == "ipxe-bios" => Ok(()),
         other => bail!("the disk printed {other:?}"),
     }

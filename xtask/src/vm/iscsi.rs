@@ -47,6 +47,7 @@ fn run(
     let hash = image::sha256(&ro)?;
     let mut target = start(bench, folder, [&rw, &io], &ro)?;
     let lent = target.events()?.lent();
+    let other_port = target.events()?.ports().nth(1).context("storagetm has no second port")?;
     let iqn = |path: &PathBuf| iqn(&lent, path);
     let job = Job {
         scenario: "iscsi",
@@ -56,6 +57,7 @@ fn run(
             ("wanted", format!("{} filesystem", results.names())),
             ("interface", "127.0.0.15/8".to_owned()),
             ("portal", format!("127.0.0.1:{}", target.port()?)),
+            ("other_port", other_port.to_string()),
             ("ro_iqn", iqn(&ro)?),
             ("ro_bytes", image::size(&ro)?.to_string()),
             ("ro_sha256", hash.clone()),
@@ -65,7 +67,8 @@ fn run(
         files: Vec::new(),
         extra: Some(&initramfs::ISCSI),
     };
-    let mut guest = Guest::boot(bench, kernel, folder, &job, &network())?;
+    let networks = [network(), second_network()].concat();
+    let mut guest = Guest::boot(bench, kernel, folder, &job, &networks)?;
     let values = results.follow(&guest.console, PATIENCE, |_, what| match what {
         "crash" => target.crash_and_restart(Duration::from_secs(5)),
         _ => bail!("the guest asks for {what}, an unknown request"),
@@ -79,6 +82,12 @@ fn run(
     Ok(())
 }
 
+/// Returns the arguments of a second network card, by which this machine's loopback is 10.0.2.2.
+fn second_network() -> Vec<String> {
+    let words = "-netdev user,id=second -device virtio-net-pci,netdev=second,romfile=";
+    words.split(' ').map(str::to_owned).collect()
+}
+
 fn start(
     bench: &Bench,
     folder: &Path,
@@ -86,14 +95,16 @@ fn start(
     read_only: &Path,
 ) -> Result<Target> {
     let path = |path: &Path| path.display().to_string();
-    let mut arguments = vec!["--protocol".to_owned(), "iscsi".to_owned()];
+    // A second portal, for multipath.
+    let arguments = ["--protocol", "iscsi", "--listen", "127.0.0.1:0"];
+    let mut arguments = arguments.map(str::to_owned).to_vec();
     arguments.extend(writable.into_iter().flat_map(|disk| ["--writable".to_owned(), path(disk)]));
     arguments.push(path(read_only));
     Target::start(&bench.program, arguments, folder.join("storagetm.log"))
 }
 
 /// Returns the target name of a disk.
-fn iqn(lent: &[Lent], path: &Path) -> Result<String> {
+pub(super) fn iqn(lent: &[Lent], path: &Path) -> Result<String> {
     let found = lent.iter().find(|lent| Path::new(&lent.disk) == path);
     let found = found.with_context(|| format!("storagetm did not print {}", path.display()))?;
     ensure!(!found.iqn.is_empty(), "no IQN of {}", path.display());

@@ -17,6 +17,7 @@ mod image;
 mod initramfs;
 mod ipxe;
 mod iscsi;
+mod iscsi_boot;
 mod keys;
 mod lender;
 pub(crate) mod mirror;
@@ -38,12 +39,13 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 7] = [
+const SCENARIOS: [fn() -> Scenario; 8] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
     hotplug::scenario,
     iscsi::scenario,
+    iscsi_boot::scenario,
     keys::scenario,
     usb::scenario,
 ];

@@ -227,7 +227,8 @@ impl Endpoint for IscsiEndpoint {
                 in_flight: Vec::new(),
                 answered: Vec::new(),
                 completions: VecDeque::new(),
-                busy_since: Instant::now(),
+                progressed: Instant::now(),
+                received: 0,
             }),
         ))
     }
@@ -266,8 +267,10 @@ struct IscsiConnection {
     /// Answered writes that are not completely sent yet, by tag.
     answered: Vec<(u32, Rc<Buffer>, Result<(), RequestError>)>,
     completions: VecDeque<Completion>,
-    /// When the connection last became busy.
-    busy_since: Instant,
+    /// When the connection last became busy, or received anything but a ping.
+    progressed: Instant,
+    /// Bytes received until then, without those of pings.
+    received: u64,
 }
 
 impl IscsiConnection {
@@ -348,6 +351,11 @@ impl IscsiConnection {
         let result = match done.status {
             // BUSY and TASK SET FULL: another connection is tried later.
             0x08 | 0x28 => return Err(ConnectionLost::new("the target is busy")),
+            // It may have lost its cache, or be another one: a new session compares it, and writes
+            // again what was not flushed.
+            _ if done.is_unit_attention() => {
+                return Err(ConnectionLost::new("the disk was reset or has changed"));
+            }
             status => request_result(status, done.sense, &purpose),
         };
         match purpose {
@@ -360,9 +368,11 @@ impl IscsiConnection {
                 let result = result.and_then(|()| whole(done.len, len));
                 self.answered.push((tag, buffer, result));
             }
-            Purpose::Zero | Purpose::Flush => {
+            Purpose::Zero => {
+                let result = result.and_then(|()| whole(done.len, self.zeros.len()));
                 self.completions.push_back(Completion::new(tag, result, None));
             }
+            Purpose::Flush => self.completions.push_back(Completion::new(tag, result, None)),
             Purpose::Extents(lba, blocks) => {
                 let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
                 let data = data.get(..done.len).unwrap_or_default();
@@ -407,7 +417,8 @@ fn request_result(
 ) -> Result<(), RequestError> {
     let optional = matches!(purpose, Purpose::Zero | Purpose::Extents(..));
     Err(match (status, sense.key, sense.code) {
-        (0, ..) => return Ok(()),
+        // Recovered errors included.
+        (0, ..) | (2, 1, _) => return Ok(()),
         // A target without this command has no volatile cache.
         (2, 5, (0x20, _)) if matches!(purpose, Purpose::Flush) => return Ok(()),
         (2, 3 | 4 | 0xb, _) => RequestError::Media,
@@ -423,7 +434,7 @@ fn request_result(
 impl Connection for IscsiConnection {
     fn submit(&mut self, tag: u32, request: Request) {
         if !self.is_busy() {
-            self.busy_since = Instant::now();
+            self.progressed = Instant::now();
         }
         let (cdb, data, purpose) = match self.translate(request) {
             Ok(translated) => translated,
@@ -456,6 +467,10 @@ impl Connection for IscsiConnection {
         // Answers to pings.
         self.driver.flush().map_err(ConnectionLost::new)?;
         self.complete_answered_writes();
+        let received = self.driver.session().received();
+        if std::mem::replace(&mut self.received, received) != received {
+            self.progressed = Instant::now();
+        }
         match self.deadline() {
             Some(deadline) if deadline <= Instant::now() => Err(ConnectionLost::new(format!(
                 "no answer in {} seconds",
@@ -475,6 +490,6 @@ impl Connection for IscsiConnection {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.is_busy().then(|| self.driver.last_received().max(self.busy_since) + RESPONSE_TIMEOUT)
+        self.is_busy().then(|| self.progressed + RESPONSE_TIMEOUT)
     }
 }

@@ -1,7 +1,16 @@
 //! Connections to our own iSCSI target.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use ::iscsi::host::{Initiator, Options, Step};
+use ::iscsi::wire::bhs::{FINAL, TaskRequest, of_target};
+use ::iscsi::wire::opcode::{self, IMMEDIATE, function};
+use client::{Deadline, Driver};
 use copy::{Endpoint, EndpointError, IscsiEndpoint, Request, RequestError};
 use export::Access;
+use zerocopy::IntoBytes;
 
 use crate::driver::{Driven, random_requests_match_model};
 use crate::machine::{BYTES, Machine, dial};
@@ -72,4 +81,40 @@ fn iscsi_write_protected_disk_is_not_written() {
     let done = driven.wait(1).unwrap();
     assert_eq!(done[0].result, Err(RequestError::ReadOnly));
     assert_eq!(machine.bytes(0), bytes);
+}
+
+/// Resets the logical unit in a session of its own.
+fn reset(machine: &Machine) {
+    let mut socket = TcpStream::connect(machine.iscsi).unwrap();
+    let options =
+        Options::new("iqn.2026-01.org.example:other", Some(TARGET), [0x80, 0, 0, 0, 0, 1]);
+    let transport = Box::new(socket.try_clone().unwrap());
+    let mut driver = Driver::new(transport, Initiator::new(options)).unwrap();
+    let deadline = Deadline::after(Duration::from_secs(30));
+    assert!(matches!(driver.wait_for_step(deadline), Ok(Step::LoggedIn)));
+    socket.set_nonblocking(false).unwrap();
+    let header = TaskRequest::of(&of_target(opcode::TASK_REQUEST | IMMEDIATE));
+    let flags = FINAL | function::LOGICAL_UNIT_RESET;
+    let request = TaskRequest { flags, itt: 5.into(), cmd_sn: 1.into(), ..header };
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut response = [0; 48];
+    socket.read_exact(&mut response).unwrap();
+    assert_eq!((response[0], response[2]), (opcode::TASK_RESPONSE, 0));
+}
+
+/// A disk that was reset may have lost its cache: the copy connects again, and writes again what was
+/// not flushed.
+#[test]
+fn disk_that_was_reset_is_connected_again() {
+    let (machine, bytes) = machine();
+    let there = endpoint(&machine, TARGET, 0);
+    let mut driven = Driven::new(there.open().unwrap().1);
+    assert_eq!(driven.read(0, 4096).unwrap(), bytes[..4096]);
+    reset(&machine);
+    let buffer = driven.buffer(4096);
+    driven.submit(Request::Read { offset: 0, buffer });
+    let lost = driven.wait(1).unwrap_err();
+    assert!(lost.to_string().contains("reset"), "{lost}");
+    let mut driven = Driven::new(there.open().unwrap().1);
+    assert_eq!(driven.read(0, 4096).unwrap(), bytes[..4096]);
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use client::{Dial, Transport, ignoring_subsystem};
-use copy::{Endpoint, EndpointError, NbdEndpoint, NvmeEndpoint, NvmeHost, Request as DiskRequest};
+use copy::{Endpoint, EndpointError, Request as DiskRequest};
+use copy::{IscsiEndpoint, NbdEndpoint, NvmeEndpoint, NvmeHost};
 use nbd::wire::handshake::Hello;
 use nbd::wire::option::{self, InfoExport, ReplyHeader};
 use nbd::wire::reply::SimpleReply;
@@ -125,4 +126,20 @@ fn x41_nvme_protocol_violation_is_refused() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn x41_iscsi_protocol_violation_is_refused_for_good() {
+    let (dial, threads) = serve_with(send_garbage);
+    let endpoint =
+        IscsiEndpoint::new("iscsi://target", "iqn.2026-01.test:h", "iqn.2026-01.test:d", 0, dial);
+    for _ in 0..2 {
+        match endpoint.open().err() {
+            Some(EndpointError::Violation(sentence)) => {
+                assert!(sentence.contains("(AhsUnexpected)"), "{sentence}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(threads.lock().unwrap().len(), 1, "it was connected to once");
 }

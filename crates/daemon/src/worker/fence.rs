@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use export::Export;
+use export::{Access, Export, ExportId};
 use linux::block::{DeviceNumber, writes_in_flight};
 use linux::tree::Tree;
 use rustix::fs::{FileType, fstat};
 
-use super::Shared;
+use super::{Shared, State};
 use crate::flush::Flush;
 use crate::inbox::WorkerEvent;
 
@@ -32,6 +32,59 @@ pub(super) struct Withheld {
     pub(super) export: Arc<Export>,
     /// Whether the worker had reported writes in flight.
     pub(super) was_written: bool,
+}
+
+impl State {
+    /// Handles the loss of the worker. Its writes may still be in flight, so its writable disks are
+    /// withheld until they are released, and so is one whose reservations are being stored.
+    pub(super) fn worker_lost(&mut self) -> Vec<Withheld> {
+        (self.sender, self.process) = (None, None);
+        self.worker += 1;
+        self.unanswered.clear();
+        // The worker may have died before reporting a failed attempt.
+        if self.pairing.is_some() {
+            self.tries.fail(Instant::now());
+        }
+        // Another worker cannot continue a session.
+        if let Some(connection) = self.adopted.take() {
+            let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
+        }
+        self.lent.retain(|assigned| !assigned.withdrawn);
+        for assigned in &mut self.lent {
+            assigned.before = assigned.export.usage();
+        }
+        let lent = self.lent.iter();
+        let writable = lent.filter(|assigned| assigned.export.access == Access::Writable);
+        let withheld: Vec<Withheld> = writable
+            .map(|assigned| Withheld {
+                export: assigned.export.clone(),
+                was_written: assigned.being_written,
+            })
+            .collect();
+        // Nothing releases them once no worker will follow.
+        if !self.stopping {
+            self.withheld.extend(withheld.iter().map(|withheld| withheld.export.id.clone()));
+            self.withheld.extend(self.storing.take());
+        }
+        withheld
+    }
+
+    /// Releases one hold on a withheld disk, and sends the disk to the worker when there is no
+    /// other.
+    pub(super) fn release(&mut self, id: &ExportId) {
+        if let Some(at) = self.withheld.iter().position(|withheld| withheld == id) {
+            self.withheld.swap_remove(at);
+        }
+        if self.withheld.iter().any(|withheld| withheld == id) {
+            return;
+        }
+        for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.id == *id) {
+            assigned.being_written = false;
+        }
+        let lent =
+            self.lent.iter().filter(|assigned| assigned.export.id == *id && !assigned.withdrawn);
+        lent.for_each(|assigned| self.send_disk(assigned));
+    }
 }
 
 struct Check {

@@ -2,8 +2,9 @@
 //! reservation, and what that permits.
 
 use super::{
-    MAX_REGISTRANTS, MAX_REGISTRANTS_OF_HOST, Registrant, Registration, Reservation,
-    ReservationCommand, ReservationError, ReservationNotice, ReservationType, SavedReservations,
+    MAX_REGISTRANTS, MAX_REGISTRANTS_OF_HOST, MAX_UNPROVEN_REGISTRANTS, Registrant, Registration,
+    Reservation, ReservationCommand, ReservationError, ReservationNotice, ReservationType,
+    SavedReservations,
 };
 use crate::Op;
 
@@ -31,7 +32,8 @@ pub struct Reservations {
     reservation: Option<Reservation>,
     generation: u32,
     persistent: bool,
-    /// The host that has reserved the disk by RESERVE(6). There are no registrations then.
+    /// The host that has reserved the disk by RESERVE(6). There is no reservation then, and no
+    /// registration of a host with write access.
     unit: Option<Registrant>,
 }
 
@@ -123,13 +125,15 @@ impl Reservations {
         state
     }
 
-    /// Executes a command of `who`. Adds notices for other registrants to `notices`.
+    /// Executes a command of `who`, with or without write access. Adds notices for other registrants
+    /// to `notices`.
     ///
     /// # Errors
     /// Returns why the command failed. It had no effect.
     pub(crate) fn execute(
         &mut self,
         who: &Registrant,
+        writable: bool,
         command: ReservationCommand,
         notices: &mut Notices,
     ) -> Result<(), ReservationError> {
@@ -143,8 +147,8 @@ impl Reservations {
             }
             // The two kinds of reservations exclude each other (SPC-2 §5.5.1).
             _ if self.unit.is_some() => Err(ReservationError::Conflict),
-            Command::Register { key } => self.register(who, key),
-            Command::Replace { current, key } => self.replace(who, current, key),
+            Command::Register { key } => self.register(who, writable, key),
+            Command::Replace { current, key } => self.replace(who, writable, current, key),
             Command::Unregister { current } => self.unregister(who, current, notices),
             Command::Reserve { key, kind } => self.reserve(who, key, kind),
             Command::Release { key, kind } => self.release(who, key, kind, notices),
@@ -170,27 +174,40 @@ impl Reservations {
         self.generation = self.generation.wrapping_add(1);
     }
 
-    /// Returns whether no registrant of this host can be added.
-    fn is_full(&self, host: &str) -> bool {
-        let own = self.registrations.iter().filter(|one| one.registrant.host == host);
-        self.registrations.len() >= MAX_REGISTRANTS || own.count() >= MAX_REGISTRANTS_OF_HOST
+    /// Returns whether `who` cannot be added.
+    fn is_full(&self, who: &Registrant) -> bool {
+        let registrants = || self.registrations.iter().map(|one| &one.registrant);
+        let alike = || registrants().filter(|one| one.proven == who.proven);
+        let of_host = alike().filter(|one| one.host == who.host).count();
+        registrants().count() >= MAX_REGISTRANTS
+            || of_host >= MAX_REGISTRANTS_OF_HOST
+            || !who.proven && alike().count() >= MAX_UNPROVEN_REGISTRANTS
     }
 
-    fn register(&mut self, who: &Registrant, key: u64) -> Result<(), ReservationError> {
+    fn register(
+        &mut self,
+        who: &Registrant,
+        writable: bool,
+        key: u64,
+    ) -> Result<(), ReservationError> {
         match self.key_of(who) {
             _ if key == 0 => return Err(ReservationError::InvalidKey),
             Some(current) if current != key => return Err(ReservationError::Conflict),
             Some(_) => {}
-            None if self.is_full(&who.host) => return Err(ReservationError::TooManyRegistrants),
-            None => self.registrations.push(Registration { registrant: who.clone(), key }),
+            None if self.is_full(who) => return Err(ReservationError::TooManyRegistrants),
+            None => {
+                let registrant = who.clone();
+                self.registrations.push(Registration { registrant, key, writable });
+            }
         }
-        self.advance_generation();
+        self.set_key(who, writable, key);
         Ok(())
     }
 
     fn replace(
         &mut self,
         who: &Registrant,
+        writable: bool,
         current: Option<u64>,
         key: u64,
     ) -> Result<(), ReservationError> {
@@ -198,13 +215,17 @@ impl Reservations {
             return Err(ReservationError::InvalidKey);
         }
         if current.is_none() && self.key_of(who).is_none() {
-            return self.register(who, key);
+            return self.register(who, writable, key);
         }
         self.check_key(who, current)?;
-        let own = self.registrations.iter_mut().find(|one| one.registrant == *who);
-        own.into_iter().for_each(|own| own.key = key);
-        self.advance_generation();
+        self.set_key(who, writable, key);
         Ok(())
+    }
+
+    fn set_key(&mut self, who: &Registrant, writable: bool, key: u64) {
+        let own = self.registrations.iter_mut().find(|one| one.registrant == *who);
+        own.into_iter().for_each(|own| (own.key, own.writable) = (key, writable));
+        self.advance_generation();
     }
 
     fn unregister(
@@ -334,14 +355,19 @@ impl Reservations {
         Ok(())
     }
 
+    /// Returns whether a reservation or registrations exclude RESERVE(6) (SPC-2 §5.5.1).
+    fn excludes_unit(&self) -> bool {
+        self.reservation.is_some() || self.registrations.iter().any(|one| one.writable)
+    }
+
     /// RESERVE(6) of a registrant with access by a persistent reservation succeeds without effect
-    /// (SPC-4 §5.12.3); else the two kinds of reservations exclude each other (SPC-2 §5.5.1).
+    /// (SPC-4 §5.12.3); else the two kinds of reservations exclude each other.
     fn reserve_unit(&mut self, who: &Registrant) -> Result<(), ReservationError> {
         if self.is_admitted(who) {
             return Ok(());
         }
         let is_taken = self.unit.as_ref().is_some_and(|holder| holder != who);
-        if is_taken || !self.registrations.is_empty() {
+        if is_taken || self.excludes_unit() {
             return Err(ReservationError::Conflict);
         }
         self.unit = Some(who.clone());
@@ -350,7 +376,7 @@ impl Reservations {
 
     /// RELEASE(6) of one that has not reserved the unit succeeds without effect.
     fn release_unit(&mut self, who: &Registrant) -> Result<(), ReservationError> {
-        if !self.is_admitted(who) && !self.registrations.is_empty() {
+        if !self.is_admitted(who) && self.excludes_unit() {
             return Err(ReservationError::Conflict);
         }
         self.end_unit(who);

@@ -12,6 +12,9 @@ use export::Extent;
 /// Length of the answer to each probing command, in bytes.
 pub const PROBE_LEN: usize = 4096;
 
+/// Maximum number of unit attentions that a new session is expected to report.
+const MAX_ATTENTIONS: u8 = 16;
+
 /// The properties of a disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskInfo {
@@ -82,6 +85,8 @@ const QUESTIONS: [Question; 8] = [
 #[derive(Debug, Default)]
 pub struct Probe {
     at: usize,
+    /// Unit attentions that were reported.
+    attentions: u8,
     info: DiskInfo,
     /// Unmapped blocks are supported, and read as zeros.
     zeros: bool,
@@ -109,7 +114,7 @@ impl Probe {
         Some(cdb)
     }
 
-    /// Processes the end of the command.
+    /// Processes the end of the command. After a unit attention, the same one is next.
     ///
     /// # Errors
     /// Fails if the disk cannot be used.
@@ -118,6 +123,10 @@ impl Probe {
         let data = data.get(..done.len).unwrap_or_default();
         let data = if done.status == 0 { data } else { &[] };
         let Some(question) = QUESTIONS.get(self.at) else { return Ok(()) };
+        if done.is_unit_attention() && self.attentions < MAX_ATTENTIONS {
+            self.attentions += 1;
+            return Ok(());
+        }
         self.at += 1;
         match *question {
             Question::Inquiry => self.inquiry(data)?,

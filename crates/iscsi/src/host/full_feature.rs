@@ -20,13 +20,8 @@ use crate::wire::{NO_TAG, padding, text};
 /// Task attribute of all commands: simple.
 const SIMPLE: u8 = 1;
 
-/// SCSI status: CHECK CONDITION.
-const CHECK_CONDITION: u8 = 0x02;
-
-/// How often a command is sent again after a unit attention.
-const MAX_ATTENTIONS: u8 = 16;
-
-/// Pings answered on one connection: bounds the memory for answers that a target does not receive.
+/// Pings and asynchronous messages while no command completes: bounds the memory for answers that a
+/// target does not receive.
 const MAX_PINGS: u32 = 1 << 17;
 
 /// Maximum length of the answer to SendTargets in bytes.
@@ -45,7 +40,10 @@ impl Initiator {
         if self.free_slots() == 0 {
             return Err(command);
         }
-        self.start(Entry { tag, command, done: 0, attentions: 0 });
+        // A slot is free.
+        let claimed = self.slots.claim(Entry { tag, command, done: 0, next_sn: None });
+        self.waiting.extend(claimed);
+        self.send_waiting();
         Ok(())
     }
 
@@ -61,13 +59,6 @@ impl Initiator {
         self.slots.in_flight()
     }
 
-    fn start(&mut self, entry: Entry) {
-        // The caller checked that a slot is free.
-        let Some(itt) = self.slots.claim(entry) else { return };
-        self.waiting.push_back(itt);
-        self.send_waiting();
-    }
-
     /// Sends the commands for which the window has room.
     fn send_waiting(&mut self) {
         while self.phase == Phase::FullFeature && serial_le(self.cmd_sn, self.max_cmd_sn) {
@@ -79,6 +70,7 @@ impl Initiator {
     fn send_command(&mut self, itt: u32) {
         let parameters = self.parameters;
         let Ok(entry) = self.slots.find(itt) else { return };
+        entry.next_sn = Some(0);
         let expected = entry.command.data.expected();
         let (flag, out) = match &entry.command.data {
             Data::None => (0, None),
@@ -95,7 +87,7 @@ impl Initiator {
             header.flags = FINAL | SIMPLE | flag;
             return self.send_pdu(&header, None);
         };
-        let first = len.min(parameters.first_burst as usize);
+        let first = len.min(parameters.first_burst.min(parameters.max_burst) as usize);
         let immediate = match parameters.immediate_data {
             true => first.min(parameters.max_send as usize),
             false => 0,
@@ -204,12 +196,19 @@ impl Initiator {
         }
         let data = DataIn::of(header);
         let (offset, len) = (data.offset.get() as usize, data.data_len.get() as usize);
-        let entry = self.slots.find(data.itt.get())?;
+        let entry = self.slots.sent(data.itt.get())?;
+        let is_next = len == 0 || entry.counts(data.data_sn.get());
         let Data::In(buffer) = &mut entry.command.data else {
             return Err(Violation::DataNotExpected);
         };
+        if len == 0 && data.flags & bhs::STATUS == 0 {
+            return Err(Violation::DataEmpty);
+        }
         if len != 0 && offset != entry.done {
             return Err(Violation::DataOffsetWrong);
+        }
+        if !is_next {
+            return Err(Violation::DataSnWrong);
         }
         if entry.done + len > buffer.as_ref().map_or(0, Buffer::len) {
             return Err(Violation::DataTooLong);
@@ -234,7 +233,8 @@ impl Initiator {
             opcode::TEXT_RESPONSE => self.targets(&TextResponse::of(header), &data)?,
             opcode::ASYNC_MESSAGE => {
                 let message = AsyncMessage::of(header);
-                self.count_status(&message.numbers);
+                self.count_status(&message.numbers)?;
+                self.count_ping()?;
                 if message.event != 0 {
                     self.close(End::Dropped);
                 }
@@ -247,37 +247,34 @@ impl Initiator {
         Ok(())
     }
 
-    fn count_status(&mut self, numbers: &Numbers) {
-        self.exp_stat_sn = numbers.stat_sn.get().wrapping_add(1);
+    /// Checks the number of a status (RFC 7143 §4.2.2.2): without error recovery, one that is
+    /// missing ends the session.
+    pub(super) fn count_status(&mut self, numbers: &Numbers) -> Result<(), Violation> {
+        if numbers.stat_sn.get() != self.exp_stat_sn {
+            return Err(Violation::StatSnWrong);
+        }
+        self.exp_stat_sn = self.exp_stat_sn.wrapping_add(1);
+        Ok(())
     }
 
     fn data_in(&mut self, header: &Bhs, buffer: Option<Buffer>) -> Result<(), Violation> {
         let data = DataIn::of(header);
         self.update_window(&data.numbers);
         let itt = data.itt.get();
-        let entry = self.slots.find(itt)?;
+        let entry = self.slots.sent(itt)?;
         entry.done += data.data_len.get() as usize;
         entry.command.data = Data::In(buffer);
         if data.flags & bhs::STATUS != 0 {
-            self.count_status(&data.numbers);
-            self.complete(itt, data.status, &[])?;
+            self.count_status(&data.numbers)?;
+            let (status, flags, residual) = (data.status, data.flags, data.residual.get());
+            self.complete(itt, &Outcome { status, flags, residual, sense: &[] })?;
         }
         self.send_waiting();
         Ok(())
     }
 
     fn response(&mut self, response: &ScsiResponse, data: &[u8]) -> Result<(), Violation> {
-        self.count_status(&response.numbers);
-        let itt = response.itt.get();
-        let entry = self.slots.find(itt)?;
-        if matches!(entry.command.data, Data::Out { .. }) {
-            let expected = entry.command.data.expected();
-            let missing = match response.flags & bhs::UNDERFLOW {
-                0 => 0,
-                _ => response.residual.get() as usize,
-            };
-            entry.done = expected.saturating_sub(missing);
-        }
+        self.count_status(&response.numbers)?;
         // The command was not executed to its end: a failure of the target.
         let status = if response.response == 0 { response.status } else { u8::MAX };
         // Sense data follows its length (RFC 7143 §11.4.7.2).
@@ -289,57 +286,64 @@ impl Initiator {
             }
             _ => return Err(Violation::SenseInvalid),
         };
-        self.complete(itt, status, sense)
+        let (flags, residual) = (response.flags, response.residual.get());
+        self.complete(response.itt.get(), &Outcome { status, flags, residual, sense })
     }
 
-    /// Completes a command, or sends it again after a unit attention.
-    fn complete(&mut self, itt: u32, status: u8, sense: &[u8]) -> Result<(), Violation> {
-        let mut entry = self.slots.release(itt)?;
-        self.waiting.retain(|other| *other != itt);
-        let sense = Sense::parse(sense);
-        let attention = scsi::wire::sense::key::UNIT_ATTENTION;
-        if status == CHECK_CONDITION && sense.key == attention && entry.attentions < MAX_ATTENTIONS
-        {
-            (entry.attentions, entry.done) = (entry.attentions + 1, 0);
-            self.start(entry);
-            return Ok(());
-        }
-        let (buffer, len) = match entry.command.data {
-            Data::In(buffer) => (buffer, entry.done),
-            _ => (None, entry.done),
+    fn complete(&mut self, itt: u32, outcome: &Outcome<'_>) -> Result<(), Violation> {
+        let Entry { tag, command, done, .. } = self.slots.release(itt)?;
+        self.pings = 0;
+        let missing = match outcome.flags & bhs::UNDERFLOW {
+            0 => 0,
+            _ => outcome.residual as usize,
         };
-        self.out.push_back(Step::Done(Done { tag: entry.tag, status, sense, len, buffer }));
+        // Not more than what was transferred, whatever the target reports.
+        let len = done.min(command.data.expected().saturating_sub(missing));
+        // A command that has more data than it was to transfer is another one for the target.
+        let is_longer = outcome.flags & bhs::OVERFLOW != 0 && outcome.status == 0;
+        let status = if is_longer { u8::MAX } else { outcome.status };
+        let buffer = if let Data::In(buffer) = command.data { buffer } else { None };
+        let sense = Sense::parse(outcome.sense);
+        self.out.push_back(Step::Done(Done { tag, status, sense, len, buffer }));
         Ok(())
     }
 
     fn r2t(&mut self, r2t: &R2t) -> Result<(), Violation> {
         let (itt, ttt) = (r2t.itt.get(), r2t.ttt.get());
         let (offset, len) = (r2t.offset.get() as usize, r2t.len.get() as usize);
-        let entry = self.slots.find(itt)?;
+        let entry = self.slots.sent(itt)?;
         let Data::Out { buffer, start, len: expected } = &entry.command.data else {
             return Err(Violation::R2tInvalid);
         };
         let end = offset.checked_add(len).filter(|end| *end <= *expected);
         let end = end.filter(|_| len != 0 && offset == entry.done && ttt != NO_TAG);
         let (end, buffer, start) = (end.ok_or(Violation::R2tInvalid)?, buffer.clone(), *start);
+        if !entry.counts(r2t.r2t_sn.get()) {
+            return Err(Violation::R2tSnWrong);
+        }
         entry.done = end;
         self.send_data(itt, ttt, (&buffer, start), offset, end);
         Ok(())
     }
 
     fn ping(&mut self, ping: &NopIn) -> Result<(), Violation> {
+        if ping.itt.get() != NO_TAG {
+            return Err(Violation::TagUnknown);
+        }
+        self.count_ping()?;
         if ping.ttt.get() == NO_TAG {
             return Ok(());
-        }
-        self.pings += 1;
-        if self.pings > MAX_PINGS {
-            return Err(Violation::PingsTooMany);
         }
         let mut answer = NopOut::of(&of_target(opcode::NOP_OUT | IMMEDIATE));
         (answer.lun, answer.ttt) = (ping.lun, ping.ttt);
         (answer.cmd_sn, answer.exp_stat_sn) = (self.cmd_sn.into(), self.exp_stat_sn.into());
         self.send_bytes(&answer, &[]);
         Ok(())
+    }
+
+    fn count_ping(&mut self) -> Result<(), Violation> {
+        self.pings += 1;
+        if self.pings > MAX_PINGS { Err(Violation::PingsTooMany) } else { Ok(()) }
     }
 
     /// Sends Logout, which closes the session.
@@ -371,7 +375,7 @@ impl Initiator {
         if self.options.target.is_some() || response.itt.get() != TEXT_TAG {
             return Err(Violation::TagUnknown);
         }
-        self.count_status(&response.numbers);
+        self.count_status(&response.numbers)?;
         self.text.extend_from_slice(data);
         self.texts += 1;
         if self.text.len() > MAX_TARGETS || self.texts > MAX_TARGETS / 512 {
@@ -397,6 +401,14 @@ impl Initiator {
         self.out.push_back(Step::Targets(targets));
         Ok(())
     }
+}
+
+/// The end of a command as the target reports it.
+struct Outcome<'a> {
+    status: u8,
+    flags: u8,
+    residual: u32,
+    sense: &'a [u8],
 }
 
 /// Returns whether `a` is not after `b` (RFC 1982).

@@ -1,10 +1,7 @@
 //! The operational keys of the initiator (RFC 7143 §13): what it offers, and the result.
 
-use super::{MAX_RECV, Offer, Violation};
+use super::{Offer, Violation};
 use crate::wire::text::{boolean, number, push};
-
-/// The longest sequence of Data-In or solicited Data-Out PDUs, in bytes.
-const MAX_BURST: u32 = 1 << 20;
 
 /// The result of the negotiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +13,7 @@ pub(super) struct Parameters {
     /// The longest data segment that the target receives.
     pub(super) max_send: u32,
     pub(super) first_burst: u32,
+    pub(super) max_burst: u32,
 }
 
 impl Parameters {
@@ -27,7 +25,8 @@ impl Parameters {
             initial_r2t: true,
             immediate_data: offer.immediate_data,
             max_send: 8192,
-            first_burst: (64 << 10).min(offer.max_recv),
+            first_burst: (64 << 10).min(offer.first_burst),
+            max_burst: (256 << 10).min(offer.max_burst),
         }
     }
 
@@ -51,8 +50,8 @@ impl Parameters {
             "InitialR2T" => self.initial_r2t = yes()? || offer.initial_r2t,
             "ImmediateData" => self.immediate_data = yes()? && offer.immediate_data,
             "MaxRecvDataSegmentLength" => self.max_send = within(512, (1 << 24) - 1)?,
-            "FirstBurstLength" => self.first_burst = within(512, offer.max_recv)?,
-            "MaxBurstLength" => drop(within(512, MAX_BURST)?),
+            "FirstBurstLength" => self.first_burst = within(512, offer.first_burst)?,
+            "MaxBurstLength" => self.max_burst = within(512, offer.max_burst)?,
             "MaxConnections" | "MaxOutstandingR2T" => drop(within(1, 1)?),
             "ErrorRecoveryLevel" => drop(within(0, 0)?),
             _ => {}
@@ -82,8 +81,8 @@ pub(super) fn push_offer(text: &mut Vec<u8>, offer: &Offer, normal: bool) {
     if normal {
         push(text, "InitialR2T", yes(offer.initial_r2t));
         push(text, "ImmediateData", yes(offer.immediate_data));
-        push(text, "MaxBurstLength", &MAX_BURST.to_string());
-        push(text, "FirstBurstLength", &offer.max_recv.min(MAX_RECV).to_string());
+        push(text, "MaxBurstLength", &offer.max_burst.to_string());
+        push(text, "FirstBurstLength", &offer.first_burst.to_string());
         push(text, "MaxOutstandingR2T", "1");
         push(text, "MaxConnections", "1");
         push(text, "DataPDUInOrder", "Yes");

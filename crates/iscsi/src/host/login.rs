@@ -1,12 +1,15 @@
 //! The login phase (RFC 7143 §6.3): CHAP, then the operational keys.
 
 use super::keys::push_offer;
-use super::{End, Initiator, Phase, Refusal, Step, Violation};
+use super::{Credentials, End, Initiator, Phase, Refusal, Step, Violation};
 use crate::chap::Algorithm;
 use crate::wire::bhs::{Bhs, LoginRequest, LoginResponse, of_target};
 use crate::wire::login::{CONTINUE, FULL_FEATURE, OPERATIONAL, SECURITY, TRANSIT, stages};
 use crate::wire::opcode::{self, IMMEDIATE};
 use crate::wire::text::{self, push};
+
+/// The task tag of all login requests.
+const LOGIN_TAG: u32 = 0;
 
 /// Maximum number of responses in one login.
 const MAX_RESPONSES: u32 = 64;
@@ -48,6 +51,10 @@ impl Login {
 impl Initiator {
     /// Sends the first request.
     pub(super) fn begin_login(&mut self) {
+        let equal = |it: &Credentials| it.target.as_ref() == Some(&it.secret);
+        if self.options.credentials.as_ref().is_some_and(equal) {
+            return self.refuse(Refusal::SecretsEqual);
+        }
         let mut text = Vec::new();
         push(&mut text, "InitiatorName", &self.options.initiator);
         match &self.options.target {
@@ -74,7 +81,7 @@ impl Initiator {
 
     fn send_login(&mut self, flags: u8, text: &[u8]) {
         let mut login = LoginRequest::of(&of_target(opcode::LOGIN_REQUEST | IMMEDIATE));
-        (login.flags, login.isid, login.itt) = (flags, self.options.isid, 0.into());
+        (login.flags, login.isid, login.itt) = (flags, self.options.isid, LOGIN_TAG.into());
         login.tsih = self.tsih.into();
         (login.cmd_sn, login.exp_stat_sn) = (self.cmd_sn.into(), self.exp_stat_sn.into());
         self.send_bytes(&login, text);
@@ -86,6 +93,9 @@ impl Initiator {
             return Err(Violation::LoginExpected);
         }
         let response = LoginResponse::of(header);
+        if response.itt.get() != LOGIN_TAG {
+            return Err(Violation::TagUnknown);
+        }
         if response.status != [0, 0] {
             self.refuse(Refusal::Status(response.status));
             return Ok(());
@@ -98,8 +108,11 @@ impl Initiator {
         if self.login.responses > MAX_RESPONSES {
             return Err(Violation::LoginTooLong);
         }
-        (self.tsih, self.exp_stat_sn) =
-            (response.tsih.get(), response.numbers.stat_sn.get().wrapping_add(1));
+        if self.login.responses == 1 {
+            self.exp_stat_sn = response.numbers.stat_sn.get();
+        }
+        self.count_status(&response.numbers)?;
+        self.tsih = response.tsih.get();
         self.update_window(&response.numbers);
         let (current, next) = stages(response.flags);
         let awaits = self.login.awaits;
@@ -161,6 +174,10 @@ impl Initiator {
                 return Ok(());
             }
             let [own_id, ours @ ..] = random;
+            // A target that knows it in advance could answer with a response of the initiator.
+            if ours[..] == challenge[..] {
+                return Err(Violation::ChapInvalid);
+            }
             push(&mut answer, "CHAP_I", &own_id.to_string());
             push(&mut answer, "CHAP_C", &text::to_hex(&ours));
             self.login.challenge = Some((algorithm, own_id, ours));
@@ -182,8 +199,9 @@ impl Initiator {
             self.login.challenge = None;
         }
         match next {
+            None => self.send_login(TRANSIT | SECURITY << 2 | OPERATIONAL, &[]),
             Some(OPERATIONAL) => self.send_keys(Vec::new()),
-            _ => return Err(Violation::LoginStageWrong),
+            Some(_) => return Err(Violation::LoginStageWrong),
         }
         Ok(())
     }

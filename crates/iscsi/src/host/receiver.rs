@@ -6,6 +6,7 @@ use zerocopy::FromBytes;
 use super::Violation;
 use crate::wire::bhs::{Bhs, LEN};
 use crate::wire::digest::{Crc32c, crc32c};
+use crate::wire::opcode::NOP_IN;
 use crate::wire::padding;
 
 /// Minimum number of outstanding data bytes for a direct receive.
@@ -16,6 +17,8 @@ const MIN_DIRECT_RECV: usize = 8192;
 pub(super) struct Receiver {
     pub(super) header_digest: bool,
     pub(super) data_digest: bool,
+    /// Bytes of headers and data, without those of pings.
+    pub(super) received: u64,
     incoming: Option<Incoming>,
 }
 
@@ -70,6 +73,9 @@ impl Receiver {
     /// Expects the data of a PDU whose header has been consumed.
     pub(super) fn expect(&mut self, header: Bhs, sink: Sink) {
         let left = header.data_len.get() as usize;
+        if header.opcode() != NOP_IN {
+            self.received = self.received.saturating_add(LEN as u64);
+        }
         let digests = self.data_digest && left != 0;
         let tail_len = padding(left) + if digests { 4 } else { 0 };
         let crc = digests.then(Box::default);
@@ -80,6 +86,9 @@ impl Receiver {
     pub(super) fn take(&mut self, bytes: &[u8]) -> usize {
         let Some(incoming) = &mut self.incoming else { return 0 };
         let count = incoming.left.min(bytes.len());
+        if incoming.header.opcode() != NOP_IN {
+            self.received = self.received.saturating_add(count as u64);
+        }
         let (data, rest) = bytes.split_at(count);
         incoming.store(data);
         let missing = incoming.tail_len - incoming.tail.len();
@@ -120,6 +129,7 @@ impl Receiver {
         let DirectRecv { buffer, start, end, .. } = direct;
         let got = got.min(end.saturating_sub(start));
         let Some(incoming) = &mut self.incoming else { return };
+        self.received = self.received.saturating_add(got as u64);
         if let Some(crc) = &mut incoming.crc {
             crc.update(buffer.bytes().get(start..start + got).unwrap_or_default());
         }

@@ -13,8 +13,8 @@ pub(super) struct Entry {
     pub(super) command: Command,
     /// Bytes received or sent so far.
     pub(super) done: usize,
-    /// Times that a unit attention was reported.
-    pub(super) attentions: u8,
+    /// DataSN or R2TSN of the next PDU of the target; `None` until the command is sent.
+    pub(super) next_sn: Option<u32>,
 }
 
 /// The slots of one session. An initiator task tag is the slot number plus a use counter above it,
@@ -57,8 +57,15 @@ impl Slots {
         self.slot(itt)?.1.as_mut().ok_or(Violation::TagUnknown)
     }
 
+    /// Returns a command that the target has received or will receive.
+    pub(super) fn sent(&mut self, itt: u32) -> Result<&mut Entry, Violation> {
+        let entry = self.find(itt)?;
+        if entry.next_sn.is_some() { Ok(entry) } else { Err(Violation::TagUnknown) }
+    }
+
     /// Removes the command and frees its slot.
     pub(super) fn release(&mut self, itt: u32) -> Result<Entry, Violation> {
+        self.sent(itt)?;
         let slot = self.slot(itt)?;
         let entry = slot.1.take().ok_or(Violation::TagUnknown)?;
         slot.0 = itt.wrapping_add(0x1_0000);
@@ -83,6 +90,14 @@ pub enum Data {
         /// Length of the data.
         len: usize,
     },
+}
+
+impl Entry {
+    /// Counts a PDU of the target for this command. Returns whether `sn` is its number.
+    pub(super) fn counts(&mut self, sn: u32) -> bool {
+        let expected = self.next_sn.replace(sn.wrapping_add(1));
+        expected == Some(sn)
+    }
 }
 
 impl Data {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use export::{
-    Account, DirectRecv, Event, Fence, Notice, Outcome, Peer, Reason, Registrant, Step, Ticket,
-};
+use export::{Account, DirectRecv, Event, Fence, Notice, Outcome, Peer, Reason, Step, Ticket};
 use scsi::Port;
 
 use super::attachment::Attachment;
@@ -96,15 +94,9 @@ impl Session {
     fn try_establish(&mut self) -> Result<(), Failure> {
         let Phase::Login(login, _) = &self.phase else { return Ok(()) };
         login.check_handle(|tsih| self.server.registry.has(tsih))?;
-        let mut registrant = Registrant {
-            host: self.authorizer.initiator.clone(),
-            id: login.isid().to_vec(),
-            port: PORT_ID,
-        };
-        if self.authorizer.proven.is_none() {
-            registrant.id.push(UNPROVEN);
-        }
-        let grant = login.grant(&self.authorizer)?.map(|grant| grant.with_registrant(registrant));
+        let (host, isid) = (&self.authorizer.initiator, login.isid());
+        let grant = login.grant(&self.authorizer)?;
+        let grant = grant.map(|grant| grant.with_registrant(host, &isid, PORT_ID));
         let target = grant.is_some().then(|| login.target().to_owned());
         let id = SessionId {
             initiator: self.authorizer.initiator.clone(),
@@ -245,9 +237,6 @@ impl Session {
         }
     }
 }
-
-/// Follows the ISID of a registrant that has not proven its name: it is none that has.
-const UNPROVEN: u8 = 0;
 
 /// Relative identifier of the one target port.
 const PORT_ID: u16 = 1;

@@ -135,9 +135,12 @@ impl Binding {
         if self.qid != 0 {
             self.controller.register_fence(grant.fence(), self.resets);
         }
-        self.grant = Some(match self.controller.host().registrant() {
-            Some(registrant) => grant.with_registrant(registrant),
-            None => grant,
+        let host = self.controller.host();
+        // A host without an identifier cannot register.
+        let has_id = *host.id() != [0; 16];
+        self.grant = Some(match has_id {
+            true => grant.with_registrant(host.nqn(), host.id(), 0),
+            false => grant,
         });
     }
 

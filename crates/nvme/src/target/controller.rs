@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Fence, KeyId, Peer, Registrant, Tenant};
+use export::{Fence, KeyId, Peer, Tenant};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::counters::{ByteCounts, QueueCounters};
@@ -39,13 +39,6 @@ impl HostIdentity {
 
     pub(super) fn id(&self) -> &[u8; 16] {
         &self.id
-    }
-
-    /// Returns the registrant that the host is. A host without an identifier cannot register.
-    pub(super) fn registrant(&self) -> Option<Registrant> {
-        let Self { nqn, id } = self;
-        let has_id = *id != [0; 16];
-        has_id.then(|| Registrant { host: nqn.clone(), id: id.to_vec(), port: 0 })
     }
 }
 

@@ -20,6 +20,7 @@ use nvme::wire::text::parse_nqn;
 
 use crate::client::{AttachParams, Client, HOST};
 use crate::discovery::{attach_discovery, entries, log};
+use crate::reservations::{CONFLICT, racqa, register, run};
 use crate::world::{BYTES, DISK, World};
 
 const SECOND: &str = "nqn.2026-01.org.example:second";
@@ -146,6 +147,20 @@ fn x13_wrong_key_is_refused() {
         assert!(attached(&world).is_empty());
         assert_eq!(refusals(&world).len(), 1);
     }
+}
+
+/// A host name without its keys has the access of another registrant to a reserved disk.
+#[test]
+fn unproven_name_is_not_the_registrant_of_a_proven_one() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (_, io) = world.attach_default();
+    assert_eq!(register(&mut world, io, 10), Status::SUCCESS);
+    assert_eq!(run(&mut world, io, racqa(0, 1), (10, 0)), Status::SUCCESS);
+    (world.auth, world.credentials) = (Auth::None, None);
+    let (_, local) = world.attach_default();
+    assert_eq!(world.write(local, 0, &[1; 512]), CONFLICT);
+    assert_eq!(run(&mut world, local, racqa(0, 1), (10, 0)), CONFLICT);
+    assert_eq!(world.write(io, 0, &[1; 512]), Status::SUCCESS);
 }
 
 /// X13: the NULL group is refused by default.

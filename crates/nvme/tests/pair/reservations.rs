@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::client::{AttachParams, Client, compare, enabled, flush, pattern, write};
 use crate::world::{DISK, World};
 
-const CONFLICT: Status = Status::RESERVATION_CONFLICT.dnr();
+pub(crate) const CONFLICT: Status = Status::RESERVATION_CONFLICT.dnr();
 
 /// A host with its Admin queue and an I/O queue.
 struct Host {
@@ -53,7 +53,12 @@ fn sqe(request: ReservationRequest) -> nvme::wire::Sqe {
     IoCommand::Reservation { nsid: 1, request }.emit()
 }
 
-fn run(world: &mut World, io: usize, request: ReservationRequest, keys: (u64, u64)) -> Status {
+pub(crate) fn run(
+    world: &mut World,
+    io: usize,
+    request: ReservationRequest,
+    keys: (u64, u64),
+) -> Status {
     let keys = ReservationKeys::new(keys.0, keys.1);
     let len = request.data_len().len() as usize;
     let data = world.host_buffer(&keys.as_bytes()[..len]);
@@ -64,7 +69,7 @@ fn rrega(action: u8) -> ReservationRequest {
     ReservationRequest::Register { action, ignore_key: false, persistence: cptpl::NO_CHANGE }
 }
 
-fn racqa(action: u8, rtype: u8) -> ReservationRequest {
+pub(crate) fn racqa(action: u8, rtype: u8) -> ReservationRequest {
     ReservationRequest::Acquire { action, ignore_key: false, rtype }
 }
 
@@ -72,7 +77,7 @@ fn rrela(action: u8, rtype: u8) -> ReservationRequest {
     ReservationRequest::Release { action, ignore_key: false, rtype }
 }
 
-fn register(world: &mut World, io: usize, key: u64) -> Status {
+pub(crate) fn register(world: &mut World, io: usize, key: u64) -> Status {
     run(world, io, rrega(0), (0, key))
 }
 

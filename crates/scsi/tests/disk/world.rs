@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use export::{
-    Access, Account, Admitted, Buffer, Export, Fault, Grant, Identity, Op, Pool, Registrant,
-    Request, Ticket,
+    Access, Account, Admitted, Buffer, Export, Fault, Grant, Identity, Op, Pool, Request, Ticket,
 };
 use scsi::{Command, Job, Nexus, Port, Response, Step, Transfer};
 use testkit::execute;
@@ -92,10 +91,9 @@ impl World {
     /// Adds an initiator that has taken its unit attention. Returns its index.
     pub(crate) fn add(&mut self) -> usize {
         let number = self.initiators.len();
-        let id = vec![0x40, 0, 0, 0, 0, u8::try_from(number).unwrap()];
-        let registrant =
-            Registrant { host: "iqn.2026-01.org.example:host".to_owned(), id, port: 1 };
-        let grant = Grant::new(self.export.clone()).with_registrant(registrant);
+        let id = [0x40, 0, 0, 0, 0, u8::try_from(number).unwrap()];
+        let grant = Grant::new(self.export.clone());
+        let grant = grant.with_registrant("iqn.2026-01.org.example:host", &id, 1);
         let nexus = Nexus::new(&grant, Arc::new(port()));
         let account = Pool::new(1 << 22).open();
         self.initiators.push(Initiator { grant, nexus, account });

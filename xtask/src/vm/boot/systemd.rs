@@ -3,13 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use image::cpio::Archive;
 
 use crate::vm::Bench;
-use crate::vm::apt::succeed;
+use crate::vm::apt::{program, succeed};
 use crate::vm::cache::{Cache, Kernel};
 use crate::vm::modules;
 use crate::vm::tree;
@@ -140,14 +139,4 @@ fn packages(cache: &Cache) -> Result<PathBuf> {
 pub(super) fn index(cache: &Cache, base: &Path, version: &str) -> Result<()> {
     let mut depmod = program(&packages(cache)?, "usr/sbin/depmod");
     succeed(depmod.arg("-b").arg(base).arg(version)).map(drop)
-}
-
-/// Returns a command for a program of the packages, run by their loader with their libraries.
-/// `argv[0]` is set for programs with several names.
-pub(super) fn program(packages: &Path, path: &str) -> Command {
-    let libraries = packages.join("usr/lib/x86_64-linux-gnu");
-    let search = format!("{0}:{0}/systemd", libraries.display());
-    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
-    command.args(["--library-path", &search, "--argv0", path]).arg(packages.join(path));
-    command
 }

@@ -14,7 +14,7 @@ use crate::ReservationType::{
 };
 
 fn host(number: u8) -> Registrant {
-    Registrant { host: "nqn.test:host".to_owned(), id: vec![number; 16], port: 0 }
+    Registrant { host: "nqn.test:host".to_owned(), id: vec![number; 16], port: 0, proven: true }
 }
 
 /// A state, and the notices of the last command by host.
@@ -42,7 +42,7 @@ impl World {
     fn run(&mut self, who: u8, command: ReservationCommand) -> Result<(), ReservationError> {
         let mut notices = Notices::new();
         let before = self.state.clone();
-        let result = self.state.execute(&host(who), command, &mut notices);
+        let result = self.state.execute(&host(who), true, command, &mut notices);
         assert!(result.is_ok() || (self.state == before && notices.is_empty()));
         self.notices = notices.into_iter().map(|(to, notice)| (to.id[0], notice)).collect();
         result
@@ -124,9 +124,27 @@ fn number_of_registrants_is_limited() {
     let mut state = Reservations::default();
     for number in 0..MAX_REGISTRANTS {
         let who = Registrant { host: format!("nqn.test:{number}"), ..host(1) };
-        state.execute(&who, Register { key: 1 }, &mut Notices::new()).unwrap();
+        state.execute(&who, true, Register { key: 1 }, &mut Notices::new()).unwrap();
     }
-    let error = state.execute(&host(2), Register { key: 1 }, &mut Notices::new());
+    let error = state.execute(&host(2), true, Register { key: 1 }, &mut Notices::new());
+    assert_eq!(error, Err(ReservationError::TooManyRegistrants));
+}
+
+#[test]
+fn unproven_names_take_at_most_half_of_the_registrations() {
+    let mut state = Reservations::default();
+    let mut register = |host: String, port: u16, proven: bool| {
+        let who = Registrant { host, id: vec![1], port, proven };
+        state.execute(&who, true, Register { key: 1 }, &mut Notices::new())
+    };
+    // Not those of the proven host of the same name.
+    let host = || "nqn.test:host".to_owned();
+    (0..16).for_each(|port| register(host(), port, false).unwrap());
+    (0..16).for_each(|port| register(host(), port, true).unwrap());
+    let invented = (0..300).map(|number| register(format!("nqn.test:{number}"), 0, false));
+    assert_eq!(invented.filter(Result::is_ok).count(), 112);
+    (0..112).for_each(|number| register(format!("nqn.test:{number}"), 0, true).unwrap());
+    let error = register("nqn.test:300".to_owned(), 0, true);
     assert_eq!(error, Err(ReservationError::TooManyRegistrants));
 }
 
@@ -134,8 +152,8 @@ fn number_of_registrants_is_limited() {
 fn one_host_cannot_take_the_registrations_of_all() {
     let mut state = Reservations::default();
     let mut register = |host: &str, port: u16| {
-        let who = Registrant { host: host.to_owned(), id: vec![1], port };
-        state.execute(&who, Register { key: 1 }, &mut Notices::new())
+        let who = Registrant { host: host.to_owned(), id: vec![1], port, proven: true };
+        state.execute(&who, true, Register { key: 1 }, &mut Notices::new())
     };
     for port in 0..16 {
         register("nqn.test:one", port).unwrap();
@@ -313,7 +331,7 @@ fn only_persistent_state_is_restored() {
 
 #[test]
 fn impossible_saved_state_is_ignored() {
-    let one = |number, key| Registration { registrant: host(number), key };
+    let one = |number, key| Registration { registrant: host(number), key, writable: true };
     let reservation = Some(Reservation { kind: ExclusiveAccess, holder: host(3) });
     let registrations = vec![one(1, 5), one(1, 6), one(2, 0)];
     let state = Reservations::restored(SavedReservations { registrations, reservation });

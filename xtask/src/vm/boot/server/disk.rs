@@ -1,16 +1,13 @@
 //! The disk of a server: Debian's systemd, kernel and boot loaders, installed without their package
 //! manager.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, symlink};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use gpt::disk::LogicalBlockSize;
-use gpt::partition_types::{EFI, LINUX_FS};
 use image::cpio::Archive;
-use image::disk::{Contents, Disk};
 use image::files::Files;
 
 use crate::vm::Bench;
@@ -18,7 +15,7 @@ use crate::vm::apt::succeed;
 use crate::vm::boot::systemd;
 use crate::vm::boot::ways::modules;
 use crate::vm::cache::{Cache, Kernel};
-use crate::vm::image::{MIB, empty};
+use crate::vm::image::{MIB, bootable, ext4};
 use crate::vm::modules;
 
 /// Packages besides those of the initrd of systemd: what installs and chooses entries of GRUB.
@@ -82,9 +79,8 @@ pub(super) fn write(
     fill(bench, kernel, &root, &work)?;
     copy(keys, &root.join("var/lib/storagetm"))?;
     let volume = work.join("root.img");
-    format(bench, &root, &volume)?;
-    let system = system_partition(loaders)?;
-    assemble(&system, &volume, to)?;
+    ext4(&bench.cache.tools(super::super::kernel()?), &root, (ROOT, UUID), &volume)?;
+    bootable(system_files(loaders)?, &volume, to)?;
     Ok(fs::remove_dir_all(work)?)
 }
 
@@ -169,17 +165,8 @@ fn initrd(bench: &Bench, kernel: &Kernel) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// Makes an ext4 file system of a directory.
-fn format(bench: &Bench, root: &Path, to: &Path) -> Result<()> {
-    empty(to, ROOT)?;
-    let tools = bench.cache.tools(super::super::kernel()?);
-    let mut mke2fs = systemd::program(&tools, "usr/sbin/mke2fs");
-    mke2fs.args(["-q", "-t", "ext4", "-U", UUID, "-L", "root", "-d"]).arg(root).arg(to);
-    succeed(&mut mke2fs).map(drop)
-}
-
-/// Returns an EFI system partition as Debian lays it out.
-fn system_partition(loaders: &Path) -> Result<Vec<u8>> {
+/// Returns the files of an EFI system partition as Debian lays it out.
+fn system_files(loaders: &Path) -> Result<Files> {
     let mut files = Files::default();
     let text = format!(
         "search.fs_uuid {UUID} root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n"
@@ -189,29 +176,5 @@ fn system_partition(loaders: &Path) -> Result<Vec<u8>> {
         let from = loaders.join(from);
         files.add(to, fs::read(&from).with_context(|| from.display().to_string())?);
     }
-    let contents = Contents { files, bios: None, iso: false };
-    let disk = Disk::image(&contents)?.whole();
-    let (start, end) = (usize::try_from(MIB)?, disk.len() - usize::try_from(MIB)?);
-    Ok(disk.get(start..end).context("a disk without a partition")?.to_vec())
-}
-
-/// Writes both partitions behind each other, with a GPT.
-fn assemble(system: &[u8], root: &Path, to: &Path) -> Result<()> {
-    let bytes = system.len() as u64;
-    empty(to, 2 * MIB + bytes + ROOT)?;
-    let mut device = Box::new(File::options().read(true).write(true).open(to)?);
-    let blocks = u32::try_from(device.metadata()?.len() / 512 - 1)?;
-    gpt::mbr::ProtectiveMBR::with_lb_size(blocks).overwrite_lba0(&mut device)?;
-    let configuration = gpt::GptConfig::new().writable(true);
-    let configuration = configuration.logical_block_size(LogicalBlockSize::Lb512);
-    let mut disk = configuration.create_from_device(device, None)?;
-    disk.add_partition_at("EFI", 1, MIB / 512, bytes / 512, EFI, 0)?;
-    disk.add_partition_at("root", 2, (MIB + bytes) / 512, ROOT / 512, LINUX_FS, 0)?;
-    let device = disk.write()?;
-    device.write_all_at(system, MIB)?;
-    let mut from = File::open(root)?;
-    let mut to = File::options().write(true).open(to)?;
-    std::io::Seek::seek(&mut to, std::io::SeekFrom::Start(MIB + bytes))?;
-    std::io::copy(&mut from, &mut to)?;
-    Ok(())
+    Ok(files)
 }
