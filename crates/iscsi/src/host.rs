@@ -204,6 +204,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Status([1, _]) => "the target has moved to another address",
+            Self::Status([2, 0]) => "the target rejects what this initiator sends",
             Self::Status([2, 1]) => "authentication failed: check initiator name and secret",
             Self::Status([2, 2]) => "the target refuses access to this initiator",
             Self::Status([2, 3]) => "there is no such target",

@@ -26,6 +26,7 @@ const FAT: &str = "the FAT file systems that storagetm writes";
 const NTFS: &str = "NTFS: free clusters, names of files";
 const NBD: &str = "other NBD clients at our server";
 const ISCSI: &str = "iSCSI initiators at our target, and their conformance suite";
+const TGT: &str = "copies from and to the iSCSI target tgt";
 const COPY: &str = "copies from and to other NBD servers, with their faults";
 const RESCUE: &str = "maps of GNU ddrescue";
 const NETWORK: &str = "keys, revocation and addresses in a network namespace";
@@ -98,6 +99,8 @@ pub const PROGRAMS: &[Program] = &[
     row("strace", "strace", "system calls of a copy"),
     row("systemd-analyze", "systemd", "systemd units"),
     row("taskset", "util-linux", "figures (cargo xtask bench)"),
+    row("tgtadm", "tgt", TGT),
+    row("tgtd", "tgt", TGT),
     row("unshare", "util-linux", NETWORK),
     row("valgrind", "valgrind", "instruction counts of the data path"),
     row("xorriso", "xorriso", "the ISO 9660 media that storagetm writes"),

@@ -159,15 +159,24 @@ fn psk(identity: String, secret: Secret) -> Psk {
     Psk { identity, secret, hash: Hash::Sha256, key: None }
 }
 
-/// Reads the CHAP secret of iSCSI from a key file.
+/// Reads the CHAP secret of an iSCSI initiator or target from a file. Those of targets of others may
+/// be longer or shorter than those that storagetm makes.
 ///
 /// # Errors
 /// Fails if the file cannot be read, or has another key.
 pub(crate) fn iscsi_secret(path: &Path) -> Result<Secret, Failure> {
-    let key = read_key_file(path)?;
-    match key.kind() {
-        KeyKind::Iscsi => Ok(key.text().clone()),
-        kind => Err(Failure::new(format!("{}: a {kind} key is not for iSCSI", path.display()))),
+    let (text, shown) = (read(path)?, path.display());
+    let secret = text.trim_ascii();
+    match Key::parse(secret).map(|key| key.kind()) {
+        Ok(kind) if kind != KeyKind::Iscsi => {
+            Err(Failure::new(format!("{shown}: a {kind} key is not for iSCSI")))
+        }
+        _ if (1..=255).contains(&secret.len())
+            && secret.iter().all(|c| (b' '..=b'~').contains(c)) =>
+        {
+            Ok(Secret::new(secret.to_vec()))
+        }
+        _ => Err(Failure::new(format!("{shown}: a CHAP secret is a line of 1 to 255 characters"))),
     }
 }
 

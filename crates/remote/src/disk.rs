@@ -202,12 +202,16 @@ pub fn iscsi(tree: &Tree, options: &Options<'_>, iscsi: &Iscsi) -> Result<IscsiD
         }
         (None, None) => None,
     };
+    let target = iscsi.target_key.as_deref().map(credentials::iscsi_secret).transpose()?;
+    if target.is_some() && secret.is_none() {
+        return Err(Failure::usage("?target-key needs a secret of this machine as well: --key"));
+    }
     let name = iscsi.user.clone().unwrap_or_else(|| initiator.clone());
     let algorithms = match iscsi.md5 {
         true => vec![Algorithm::Md5],
         false => vec![Algorithm::Sha256, Algorithm::Sha3_256, Algorithm::Sha1],
     };
-    let credentials = secret.map(|secret| Chap { name, secret, target: None, algorithms });
+    let credentials = secret.map(|secret| Chap { name, secret, target, algorithms });
     let machine = iscsi.host.clone();
     let dial = move || Ok(Box::new(dial::connect_tcp(&machine)?) as Box<dyn Transport>);
     Ok(IscsiDisk { initiator, credentials, dial: Arc::new(dial) })

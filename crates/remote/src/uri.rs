@@ -55,6 +55,8 @@ pub struct Iscsi {
     pub initiator: Option<String>,
     /// Whether MD5 is used, the only algorithm of some targets.
     pub md5: bool,
+    /// File with the secret that the target must prove to have (mutual CHAP).
+    pub target_key: Option<PathBuf>,
 }
 
 /// A disk of an NVMe/TCP target.
@@ -310,11 +312,12 @@ fn iscsi(rest: &str) -> Result<Iscsi, String> {
         let name = iscsi::iqn::normalized(name).filter(|name| !name.contains('/'));
         name.ok_or_else(|| "it names no target, as in iscsi://HOST/iqn.…".to_owned())
     };
-    let (mut initiator, mut md5) = (None, false);
+    let (mut initiator, mut md5, mut target_key) = (None, false, None);
     for (name, value) in &parts.settings {
         match (name.as_str(), value.as_str()) {
             ("initiator", name) => initiator = Some(normalized(name)?),
             ("chap", "md5") => md5 = true,
+            ("target-key", path) => target_key = Some(PathBuf::from(path)),
             _ => return Err(format!("iscsi:// has no setting {name}={value}")),
         }
     }
@@ -323,7 +326,7 @@ fn iscsi(rest: &str) -> Result<Iscsi, String> {
     }
     let (host, target) = (parts.authority_with_default(ISCSI_PORT)?, normalized(target)?);
     let user = user.map(str::to_owned);
-    Ok(Iscsi { host, target, lun, user, secret, initiator, md5 })
+    Ok(Iscsi { host, target, lun, user, secret, initiator, md5, target_key })
 }
 
 fn nbd(parts: &Parts, tls: bool, unix: bool) -> Result<Nbd, String> {
@@ -461,11 +464,12 @@ mod test {
         let plain = iscsi("iscsi://192.168.1.5/iqn.2026-01.org.example:disk");
         assert_eq!((plain.target.as_str(), plain.lun), ("iqn.2026-01.org.example:disk", 0));
         assert_eq!((plain.user, plain.secret, plain.md5), (None, None, false));
-        let uri = "iscsi://laptop%s%ecret/x@[::1]:3261/iqn.x:Y/7?initiator=iqn.a:b&chap=md5";
+        let uri = "iscsi://laptop%s%ecret/x@[::1]:3261/iqn.x:Y/7?initiator=iqn.a:b&chap=md5&target-key=a%2fb";
         assert!(parse(uri).is_err(), "a slash in a secret");
         let full = iscsi(&uri.replace("/x@", "@"));
         assert_eq!(full.secret.as_ref().map(Secret::bytes), Some(&b"s%ecret"[..]));
         assert_eq!((full.lun, full.md5, full.initiator.as_deref()), (7, true, Some("iqn.a:b")));
+        assert_eq!(full.target_key.as_deref(), Some(std::path::Path::new("a/b")));
         // The secret is not shown.
         assert_eq!(full.to_string(), "iscsi://laptop@[::1]:3261/iqn.x:y/7");
         for wrong in ["iscsi://h", "iscsi://h/", "iscsi:///iqn.a:b", "iscsi://h/iqn.a:b/256"] {

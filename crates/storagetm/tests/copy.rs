@@ -16,6 +16,8 @@ mod contents;
 mod ends;
 #[path = "copy/fits.rs"]
 mod fits;
+#[path = "copy/iscsi.rs"]
+mod iscsi;
 #[path = "copy/keyed.rs"]
 mod keyed;
 #[path = "copy/kills.rs"]

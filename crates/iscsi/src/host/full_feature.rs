@@ -47,10 +47,11 @@ impl Initiator {
         Ok(())
     }
 
-    /// Returns how many more commands can be submitted now.
+    /// Returns how many more commands can be submitted now: none in a discovery session.
     #[must_use]
     pub fn free_slots(&self) -> usize {
-        if self.phase == Phase::FullFeature { self.slots.free_slots() } else { 0 }
+        let accepts = self.phase == Phase::FullFeature && self.options.target.is_some();
+        if accepts { self.slots.free_slots() } else { 0 }
     }
 
     /// Returns the number of commands in flight.

@@ -201,22 +201,28 @@ fn r54_converted_copy_is_gone_on_with_by_its_map() {
     assert!(message.contains("another disk"), "{message}");
 }
 
-/// R59: a copy has every byte of its source, by every protocol; NVMe only supports whole blocks.
+/// R59: a copy has every byte of its source, by every protocol; NVMe and iSCSI only support whole
+/// blocks.
 #[test]
 fn r59_odd_image_is_copied_whole_by_every_protocol() {
     let folder = Folder::new();
     let (odd, copy) = (folder.path("odd.img"), folder.path("copy.img"));
     let bytes = random_bytes(5, 1_000_001);
     fs::write(&odd, &bytes).unwrap();
-    let listen = ["--listen", "nvme:127.0.0.1:0", "--listen", "nbd:127.0.0.1:0"];
+    let listen = ["nvme:127.0.0.1:0", "nbd:127.0.0.1:0", "iscsi:127.0.0.1:0"];
+    let listen: Vec<&str> = listen.iter().flat_map(|at| ["--listen", at]).collect();
     let target = Target::serve(&[&listen[..], &[&odd]].concat());
     let from = |protocol| format!("{protocol}://127.0.0.1:{}/odd", target.port(protocol));
     run_expecting(0, &[&from("nbd"), &copy]);
     assert_equal(&odd, &copy);
-    run_expecting(0, &["--force", &from("nvme"), &copy]);
-    let padded = fs::read(&copy).unwrap();
-    assert_eq!(padded.len(), 1_000_448);
-    assert!(padded[..1_000_001] == bytes && padded[1_000_001..].iter().all(|byte| *byte == 0));
+    let name = target.lent[0]["iqn"].as_str().unwrap();
+    let iscsi = format!("iscsi://127.0.0.1:{}/{name}", target.port("iscsi"));
+    for whole_blocks in [from("nvme"), iscsi] {
+        run_expecting(0, &["--force", &whole_blocks, &copy]);
+        let padded = fs::read(&copy).unwrap();
+        assert_eq!(padded.len(), 1_000_448);
+        assert!(padded[..1_000_001] == bytes && padded[1_000_001..].iter().all(|byte| *byte == 0));
+    }
     let Some(to) = Ends::new(&folder, "to", 4096, 2 * MIB) else { return };
     for (_, destination, behind) in &to.ends {
         let message = run_expecting(0, &["--yes", &from("nbd"), destination]);

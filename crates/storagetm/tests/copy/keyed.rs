@@ -195,11 +195,14 @@ fn x60_open_target_needs_insecure_where_keys_are_kept() {
     let (there, here) = (folder.path("there"), folder.path("here"));
     pair(&target(&there, &image, &["--pair"]), &here);
     add_other();
-    let listens = [format!("nvme:{OTHER}:0"), format!("nbd:{OTHER}:0")];
-    let open = Target::serve(&["--open", "--listen", &listens[0], "--listen", &listens[1], &image]);
+    let listens = ["nvme", "nbd", "iscsi"].map(|protocol| format!("{protocol}:{OTHER}:0"));
+    let listens: Vec<&str> = listens.iter().flat_map(|listen| ["--listen", listen]).collect();
+    let open = Target::serve(&[&["--open", &image], &listens[..]].concat());
+    let iqn = open.lent[0]["iqn"].as_str().unwrap();
     for source in [
         format!("nvme://{OTHER}:{}/disk", open.port("nvme")),
         format!("nbd://{OTHER}:{}/disk", open.port("nbd")),
+        format!("iscsi://{OTHER}:{}/{iqn}", open.port("iscsi")),
     ] {
         let (to, never) = (folder.path("copy.img"), folder.path("never.img"));
         let message = run_expecting(5, &["--keys", &here, &source, &never]);
@@ -278,4 +281,54 @@ fn paired_machine_is_copied_from_by_disk_name() {
     fs::set_permissions(file.unwrap(), open).unwrap();
     let message = run_expecting(5, &["--keys", &here, &sources[0], &folder.path("never.img")]);
     assert!(message.contains("can be read by others"), "{message}");
+}
+
+/// X20: a target that requires a CHAP secret is copied from and to with it only, and proves its own
+/// one if that is asked for.
+#[test]
+fn x20_iscsi_target_is_copied_with_its_secret_only() {
+    const IQN: &str = "iqn.2026-01.test:copier";
+    if !is_alone("keyed::x20_iscsi_target_is_copied_with_its_secret_only") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let [keys, to, never] = ["keys", "to.img", "never.img"].map(|name| folder.path(name));
+    fs::write(&to, vec![5; 2 << 20]).unwrap();
+    let [key, back, wrong] = ["copier", "target", "stranger"].map(|name| {
+        owner(&keys, &["key", "generate", "iscsi", "--name", name]);
+        owner(&keys, &["key", "export", name, "--to", &folder.path(name)]);
+        folder.path(name)
+    });
+    owner(&keys, &["key", "generate", "--name", "tls"]);
+    owner(&keys, &["key", "export", "tls", "--to", &folder.path("tls")]);
+    let both = ["--chap-key", "copier", "--chap-controller-key", "target"];
+    owner(&keys, &[&["host", "add", IQN, "--name", "copier", "--writable"], &both[..]].concat());
+    let listen = format!("iscsi:{ELSEWHERE}:0");
+    let target = Target::serve(&["--keys", &keys, "--listen", &listen, &image, "--writable", &to]);
+    let uris = target.lent.iter().map(|lent| {
+        let (port, name) = (target.port("iscsi"), lent["iqn"].as_str().unwrap());
+        format!("iscsi://{ELSEWHERE}:{port}/{name}?initiator={IQN}")
+    });
+    let uris: Vec<String> = uris.collect();
+    let mutual = format!("{}&target-key={back}", uris[0]);
+    for from in [&uris[0], &mutual] {
+        run_expecting(0, &["--key", &key, "--force", from, &folder.path("copy.img")]);
+        assert_equal(&image, folder.path("copy.img"));
+    }
+    run_expecting(0, &["--key", &key, "--yes", &mutual, &uris[1]]);
+    assert_equal(&image, &to);
+    let unproved = format!("{}&target-key={wrong}", uris[0]);
+    let equal = format!("{}&target-key={key}", uris[0]);
+    for (key, from, reason) in [
+        (&key, &unproved, "did not authenticate itself"),
+        (&key, &equal, "must differ"),
+        (&wrong, &uris[0], "authentication failed"),
+        (&folder.path("tls"), &uris[0], "is not for iSCSI"),
+    ] {
+        let message = run_expecting(5, &["--key", key, from, &never]);
+        assert!(message.contains(reason), "{message}");
+    }
+    run_expecting(5, &[&uris[0], &never]);
+    assert!(!Path::new(&never).exists());
 }

@@ -227,10 +227,10 @@ fn r23_copy_continues_after_server_restart() {
     assert!(events.last().unwrap()["resent"].as_u64().unwrap() <= 64 * MIB);
 }
 
-/// R23: the same with a storagetm target, by either protocol, in both directions.
+/// R23: the same with a storagetm target, by each protocol, in both directions.
 #[test]
 fn r23_copy_continues_after_target_restart() {
-    for protocol in ["nvme", "nbd"] {
+    for protocol in ["nvme", "nbd", "iscsi"] {
         let folder = Folder::new();
         let (image, other) = (folder.path("disk.img"), folder.path("other.img"));
         fs::write(&image, random_bytes(23, 8 << 20)).unwrap();
@@ -239,12 +239,13 @@ fn r23_copy_continues_after_target_restart() {
         let listen = format!("{protocol}:127.0.0.1:{port}");
         let serve = || Target::serve(&["--listen", &listen, &image, "--writable", &other]);
         let mut target = serve();
-        let names: Vec<String> = match protocol {
-            "nvme" => {
-                target.lent.iter().map(|lent| lent["nqn"].as_str().unwrap().to_owned()).collect()
-            }
-            _ => vec!["disk".to_owned(), "other".to_owned()],
+        let key = match protocol {
+            "nvme" => "nqn",
+            "nbd" => "name",
+            _ => "iqn",
         };
+        let names = target.lent.iter().map(|lent| lent[key].as_str().unwrap().to_owned());
+        let names: Vec<String> = names.collect();
         let uri = |at: usize| format!("{protocol}://127.0.0.1:{port}/{}", names[at]);
         let child = copy(&["--yes", "--json", "--rate", "2M", "--no-sparse", &uri(0), &uri(1)])
             .stdout(Stdio::piped())
