@@ -49,6 +49,8 @@ pub(super) struct Disk {
     aborted_tags: VecDeque<u32>,
     /// Task management functions that wait for their tasks.
     pending: Vec<Pending>,
+    /// Whether the session is to end, after a cold reset.
+    pub(super) is_over: bool,
     registry: Arc<Registry>,
     registration: Arc<Registration>,
 }
@@ -84,6 +86,7 @@ impl Disk {
             submitted: 0,
             aborted_tags: VecDeque::new(),
             pending: Vec::new(),
+            is_over: false,
         }
     }
 

@@ -317,7 +317,7 @@ impl FullFeature {
         let disk = self.disk.as_ref();
         let is_off_disk = disk.is_none_or(|disk| disk.submitted == 0);
         match &self.state {
-            State::Running => None,
+            State::Running => disk.is_some_and(|disk| disk.is_over).then_some(Reason::Peer),
             State::Stopping => is_off_disk.then_some(Reason::Stopping),
             State::LoggingOut(request) if disk.is_none_or(|disk| disk.slots.is_idle()) => {
                 let request = *request;

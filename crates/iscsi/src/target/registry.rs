@@ -121,16 +121,27 @@ impl Registry {
         Some(session)
     }
 
+    /// Returns the other sessions of its target.
+    fn others(&self, own: &Registration) -> Vec<Arc<Registration>> {
+        let live: Vec<_> = self.lock().live.iter().filter_map(Weak::upgrade).collect();
+        let is_other =
+            |it: &Arc<Registration>| it.id.target == own.id.target && it.tsih != own.tsih;
+        live.into_iter().filter(is_other).collect()
+    }
+
+    /// Returns whether its target has other sessions.
+    pub(super) fn has_others(&self, own: &Registration) -> bool {
+        !self.others(own).is_empty()
+    }
+
     /// Requests the reset of the logical unit from every other session of its target. Returns them;
     /// they must be notified.
     pub(super) fn reset_others(&self, own: &Registration) -> Vec<Weak<Registration>> {
-        let live: Vec<_> = self.lock().live.iter().filter_map(Weak::upgrade).collect();
-        let others = live.iter().filter(|it| it.id.target == own.id.target && it.tsih != own.tsih);
         let request = |other: &Arc<Registration>| {
             other.reset.store(RESET_REQUESTED, Ordering::Release);
             Arc::downgrade(other)
         };
-        others.map(request).collect()
+        self.others(own).iter().map(request).collect()
     }
 
     /// Returns whether a session has that handle.

@@ -43,6 +43,7 @@ pub mod function_response {
     pub const NO_TASK: u8 = 1;
     pub const NO_LUN: u8 = 2;
     pub const NOT_SUPPORTED: u8 = 5;
+    pub const NOT_AUTHORIZED: u8 = 6;
     pub const REJECTED: u8 = 255;
 }
 

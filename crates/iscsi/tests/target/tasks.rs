@@ -128,11 +128,43 @@ fn functions_without_a_task_are_answered_at_once() {
         (function::ABORT_TASK, function_response::NO_TASK),
         (function::ABORT_TASK_SET, function_response::COMPLETE),
         (function::CLEAR_ACA, function_response::NOT_SUPPORTED),
-        (function::TARGET_COLD_RESET, function_response::NOT_SUPPORTED),
         (function::TASK_REASSIGN, function_response::NOT_SUPPORTED),
         (0x7f, function_response::NOT_SUPPORTED),
     ] {
         assert_eq!(response(&manage(&mut world, &mut initiator, code, 1)), expected, "{code}");
+    }
+    world.end_all();
+}
+
+/// RFC 7143 §11.5.1 has the target end the sessions of all initiators.
+#[test]
+fn cold_reset_ends_the_only_session() {
+    let mut world = World::new();
+    let (mut initiator, _) = busy(&mut world);
+    assert_eq!(manage(&mut world, &mut initiator, function::TARGET_COLD_RESET, 0), []);
+    assert!(world.conn(initiator.id).is_open());
+    world.finish(initiator.id, 0, Ok(()));
+    assert_eq!(response(&initiator.received(&mut world)), function_response::COMPLETE);
+    assert!(!world.conn(initiator.id).is_open());
+    world.end_all();
+}
+
+#[test]
+fn cold_reset_does_not_cut_other_initiators_off() {
+    let mut world = World::new();
+    let mut initiator = Initiator::attached(&mut world);
+    let mut other = {
+        let id = world.open();
+        let mut other = Initiator::new(id);
+        other.isid[5] = 9;
+        assert_eq!(other.login(&mut world, SHORT).login_status(), 0);
+        other.ready(&mut world);
+        other
+    };
+    let code = response(&manage(&mut world, &mut initiator, function::TARGET_COLD_RESET, 0));
+    assert_eq!(code, function_response::NOT_AUTHORIZED);
+    for initiator in [&mut initiator, &mut other] {
+        assert_eq!(status(&initiator.read(&mut world, 0, 1)), 0);
     }
     world.end_all();
 }

@@ -26,9 +26,15 @@ pub(super) struct Pending {
     waiting: Vec<u8>,
     /// The other sessions whose tasks a reset aborts, too; `None` for another function.
     others: Option<Vec<Weak<Registration>>>,
+    /// Whether the session ends then: a cold reset.
+    ends: bool,
 }
 
 impl Pending {
+    fn of_tasks(itt: u32, waiting: Vec<u8>) -> Self {
+        Self { itt: Some(itt), waiting, others: None, ends: false }
+    }
+
     /// Notes that a slot was freed.
     pub(super) fn freed(&mut self, at: u8) {
         self.waiting.retain(|other| *other != at);
@@ -58,7 +64,7 @@ impl Disk {
                 self.answer(itt, function_response::REJECTED, cx)
             }
             function::ABORT_TASK => match self.slots.find(request.ref_tag.get()) {
-                Some(at) => self.abort(Some(itt), vec![at], None, cx),
+                Some(at) => self.abort(Pending::of_tasks(itt, vec![at]), cx),
                 None => self.answer(itt, function_response::NO_TASK, cx),
             },
             function::ABORT_TASK_SET | function::LOGICAL_UNIT_RESET | function::CLEAR_TASK_SET
@@ -68,9 +74,16 @@ impl Disk {
             }
             function::ABORT_TASK_SET => {
                 let all = self.all_tasks();
-                self.abort(Some(itt), all, None, cx);
+                self.abort(Pending::of_tasks(itt, all), cx);
             }
-            function::LOGICAL_UNIT_RESET | function::TARGET_WARM_RESET => self.reset_unit(itt, cx),
+            function::LOGICAL_UNIT_RESET | function::TARGET_WARM_RESET => {
+                self.reset_unit(itt, false, cx);
+            }
+            // It ends all sessions: those of others are not ended.
+            function::TARGET_COLD_RESET if self.registry.has_others(&self.registration) => {
+                self.answer(itt, function_response::NOT_AUTHORIZED, cx);
+            }
+            function::TARGET_COLD_RESET => self.reset_unit(itt, true, cx),
             _ => self.answer(itt, function_response::NOT_SUPPORTED, cx),
         }
     }
@@ -79,36 +92,32 @@ impl Disk {
         self.slots.busy().map(|(at, _)| at).collect()
     }
 
-    /// Resets the logical unit: for all sessions, and ends RESERVE (6) of any.
-    fn reset_unit(&mut self, itt: u32, cx: &mut Cx<'_>) {
+    /// Resets the logical unit: for all sessions, and ends RESERVE (6) of any. `ends`: the session
+    /// ends then.
+    fn reset_unit(&mut self, itt: u32, ends: bool, cx: &mut Cx<'_>) {
         let ended = self.attachment.grant.reserve(ReservationCommand::ResetUnit, None);
         let others = self.registry.reset_others(&self.registration);
         if ended.is_ok() || !others.is_empty() {
             cx.out.notify();
         }
         self.nexus.attend(Attention::Reset);
-        let all = self.all_tasks();
-        self.abort(Some(itt), all, Some(others), cx);
+        let waiting = self.all_tasks();
+        self.abort(Pending { itt: Some(itt), waiting, others: Some(others), ends }, cx);
     }
 
     /// Aborts the tasks, if another session has reset the logical unit.
     pub(super) fn take_reset(&mut self, cx: &mut Cx<'_>) {
         if self.registration.begin_reset() {
             self.nexus.attend(Attention::Reset);
-            let all = self.all_tasks();
-            self.abort(None, all, None, cx);
+            let waiting = self.all_tasks();
+            self.abort(Pending { itt: None, waiting, others: None, ends: false }, cx);
         }
         self.answer_pending(cx);
     }
 
-    fn abort(
-        &mut self,
-        itt: Option<u32>,
-        tasks: Vec<u8>,
-        others: Option<Vec<Weak<Registration>>>,
-        cx: &mut Cx<'_>,
-    ) {
-        self.pending.push(Pending { itt, waiting: tasks.clone(), others });
+    fn abort(&mut self, function: Pending, cx: &mut Cx<'_>) {
+        let tasks = function.waiting.clone();
+        self.pending.push(function);
         for at in tasks {
             self.abort_task(at, cx);
         }
@@ -163,7 +172,8 @@ impl Disk {
         let has_orphans = self.attachment.grant.export().has_orphans();
         let is_done = |pending: &mut Pending| pending.is_done(has_orphans);
         let done: Vec<Pending> = self.pending.extract_if(.., is_done).collect();
-        for Pending { itt, .. } in done {
+        for Pending { itt, ends, .. } in done {
+            self.is_over |= ends;
             match itt {
                 Some(itt) => self.answer(itt, function_response::COMPLETE, cx),
                 None => {
