@@ -120,8 +120,8 @@ pub enum ReservationCommand {
         key: u64,
         /// The key of those to be removed.
         victim: u64,
-        /// The type, if the reservation is taken.
-        kind: ReservationType,
+        /// The type, if the reservation is taken; else it is ignored, and may be missing.
+        kind: Option<ReservationType>,
     },
     /// Sets whether registrations and the reservation are restored after a restart.
     SetPersistence(bool),
@@ -158,6 +158,8 @@ pub enum ReservationError {
     InvalidKey,
     /// The reservation to be released has another type.
     WrongType,
+    /// The reservation is to be taken without a type.
+    InvalidType,
     /// The host has read-only access.
     ReadOnly,
     /// Registrations cannot be restored after a restart here.

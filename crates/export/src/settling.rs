@@ -1,5 +1,6 @@
 //! Reservation commands of a connection, and when they may be answered.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::connections::Counters;
@@ -19,6 +20,8 @@ pub struct Settling {
     export: Arc<Export>,
     /// The connections with such writes.
     refused: Vec<Arc<Counters>>,
+    /// Whether it waits for the end of writes, of which it is notified.
+    watches: Cell<bool>,
     /// By which number the state is being stored.
     sequence: Option<u64>,
 }
@@ -29,9 +32,12 @@ impl Settling {
     /// # Errors
     /// Returns [`Fault::Io`] if the reservations could not be stored. The command keeps its effect.
     pub fn result(&self) -> Option<Result<(), Fault>> {
-        let is_refused = |counters: &Arc<Counters>| counters.has_refused_writes();
-        if self.refused.iter().any(is_refused) || self.export.waits_for_predecessors() {
-            return None;
+        if self.watches.get() {
+            let is_refused = |counters: &Arc<Counters>| counters.has_refused_writes();
+            if self.refused.iter().any(is_refused) || self.export.waits_for_predecessors() {
+                return None;
+            }
+            self.unwatch();
         }
         let Some(sequence) = self.sequence else { return Some(Ok(())) };
         let is_stored = self.export.connections().is_stored(sequence)?;
@@ -39,9 +45,19 @@ impl Settling {
     }
 }
 
+impl Settling {
+    /// Ends the notifications of the ends of writes: each reaches every session, and storing may
+    /// take long.
+    fn unwatch(&self) {
+        if self.watches.take() {
+            self.export.connections().unwatch();
+        }
+    }
+}
+
 impl Drop for Settling {
     fn drop(&mut self) {
-        self.export.connections().unwatch();
+        self.unwatch();
     }
 }
 
@@ -87,7 +103,10 @@ impl Grant {
         // Before the counters are looked at: a write that ends later finds that it is watched.
         connections.watch();
         match connections.execute(counters, is_writable, command, persist) {
-            Ok((refused, sequence)) => Ok(Settling { export: export.clone(), refused, sequence }),
+            Ok((refused, sequence)) => {
+                let (export, watches) = (export.clone(), Cell::new(true));
+                Ok(Settling { export, refused, watches, sequence })
+            }
             Err(error) => {
                 connections.unwatch();
                 Err(error)
@@ -158,7 +177,7 @@ mod test {
         }
         assert!(admit(&one, WRITE).is_ok() && admit(&grant(&export, 1), WRITE).is_ok());
         let kind = ReservationType::ExclusiveAccess;
-        let preempt = ReservationCommand::Preempt { key: 7, victim: 7, kind };
+        let preempt = ReservationCommand::Preempt { key: 7, victim: 7, kind: Some(kind) };
         drop(one.reserve(preempt, None).unwrap());
         assert_eq!(admit(&nbd, Op::Read).err(), Some(Fault::Reserved));
         drop(one.reserve(ReservationCommand::Clear { key: 7 }, None).unwrap());
@@ -191,7 +210,7 @@ mod test {
         other.fence().close();
         drop(other);
         let kind = ReservationType::WriteExclusive;
-        let preempt = ReservationCommand::Preempt { key: 7, victim: 8, kind };
+        let preempt = ReservationCommand::Preempt { key: 7, victim: 8, kind: Some(kind) };
         let settling = one.reserve(preempt, None).unwrap();
         assert_eq!(settling.result(), None);
         drop(in_flight);
@@ -217,7 +236,7 @@ mod test {
         let kind = ReservationType::ExclusiveAccess;
         for command in [
             ReservationCommand::Reserve { key: 7, kind },
-            ReservationCommand::Preempt { key: 7, victim: 7, kind },
+            ReservationCommand::Preempt { key: 7, victim: 7, kind: Some(kind) },
             ReservationCommand::Clear { key: 7 },
             ReservationCommand::ReserveUnit,
         ] {
@@ -359,6 +378,26 @@ mod test {
         restarted.set_reservation_store(store, Some(held.clone()));
         assert_eq!(admit(&grant(&restarted, 2), WRITE).err(), Some(Fault::Reserved));
         assert!(admit(&grant(&restarted, 1), WRITE).is_ok());
+    }
+
+    /// A notification reaches every session of the program.
+    #[test]
+    fn writes_notify_no_one_while_reservations_are_stored() {
+        let export = export();
+        export.set_reservation_store(Arc::new(Store::default()), None);
+        let (one, other) = (grant(&export, 1), grant(&export, 2));
+        let in_flight = admit(&other, WRITE).unwrap();
+        register(&one, 7);
+        let kind = ReservationType::WriteExclusive;
+        drop(acquire(&one, 7, kind));
+        let persist = ReservationCommand::SetPersistence(true);
+        let settling = one.reserve(persist, None).unwrap();
+        assert_eq!(settling.result(), None);
+        assert!(in_flight.finish(Ok(())).contended.is_some());
+        assert_eq!(settling.result(), None);
+        assert!(admit(&one, WRITE).unwrap().finish(Ok(())).contended.is_none());
+        export.reservations_saved(1, true);
+        assert_eq!(settling.result(), Some(Ok(())));
     }
 
     #[test]

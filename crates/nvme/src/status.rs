@@ -113,6 +113,7 @@ impl Status {
             ReservationError::Conflict => Self::RESERVATION_CONFLICT.dnr(),
             ReservationError::InvalidKey
             | ReservationError::WrongType
+            | ReservationError::InvalidType
             | ReservationError::NoPersistence => Self::INVALID_FIELD.dnr(),
             ReservationError::ReadOnly => Self::NAMESPACE_WRITE_PROTECTED.dnr(),
             ReservationError::TooManyRegistrants => Self::INTERNAL_ERROR.dnr(),
@@ -308,6 +309,7 @@ mod test {
             (ReservationError::Conflict, Status::new(0, 0x83).dnr()),
             (ReservationError::InvalidKey, Status::new(0, 0x02).dnr()),
             (ReservationError::WrongType, Status::new(0, 0x02).dnr()),
+            (ReservationError::InvalidType, Status::new(0, 0x02).dnr()),
             (ReservationError::NoPersistence, Status::new(0, 0x02).dnr()),
             (ReservationError::ReadOnly, Status::new(0, 0x20).dnr()),
             (ReservationError::TooManyRegistrants, Status::new(0, 0x06).dnr()),

@@ -110,9 +110,7 @@ pub(crate) fn check(out: PersistentOut) -> Result<(), Sense> {
         return Err(Sense::PARAMETER_LIST_LENGTH);
     }
     match out.action {
-        wire::RESERVE | wire::RELEASE | wire::PREEMPT | wire::PREEMPT_AND_ABORT => {
-            kind(out).map(|_| ())
-        }
+        wire::RESERVE | wire::RELEASE => kind(out).map(|_| ()),
         _ => Ok(()),
     }
 }
@@ -137,7 +135,8 @@ pub(crate) fn change(
         wire::RESERVE => ReservationCommand::Reserve { key, kind: kind(out)? },
         wire::RELEASE => ReservationCommand::Release { key, kind: kind(out)? },
         wire::CLEAR => ReservationCommand::Clear { key },
-        _ => ReservationCommand::Preempt { key, victim: action_key, kind: kind(out)? },
+        // SCOPE and TYPE are ignored if only registrations are removed.
+        _ => ReservationCommand::Preempt { key, victim: action_key, kind: kind(out).ok() },
     };
     Ok(Some((command, None)))
 }
@@ -174,6 +173,7 @@ pub(crate) fn failed(error: ReservationError) -> Response {
             Sense::INVALID_FIELD_IN_PARAMETERS
         }
         ReservationError::WrongType => Sense::INVALID_RELEASE,
+        ReservationError::InvalidType => Sense::INVALID_FIELD_IN_CDB,
         ReservationError::ReadOnly => Sense::WRITE_PROTECTED,
         ReservationError::TooManyRegistrants => Sense::TOO_MANY_REGISTRATIONS,
         ReservationError::Gone => Sense::MEDIUM_NOT_PRESENT,

@@ -321,7 +321,7 @@ impl Reservations {
         &mut self,
         who: &Registrant,
         victim: u64,
-        kind: ReservationType,
+        kind: Option<ReservationType>,
         notices: &mut Notices,
     ) -> Result<(), ReservationError> {
         let before = self.reservation.as_ref().map(|current| current.kind);
@@ -338,13 +338,14 @@ impl Reservations {
         if !self.registrations.iter().any(is_victim) {
             return Err(ReservationError::Conflict);
         }
+        let taken = takes.then(|| kind.ok_or(ReservationError::InvalidType)).transpose()?;
         // One that takes the reservation keeps its own registration, even with the same key.
         let is_removed =
             |one: &mut Registration| is_victim(one) && !(takes && one.registrant == *who);
         let removed = self.registrations.extract_if(.., is_removed).map(|one| one.registrant);
         let removed = removed.filter(|other| other != who);
         notices.extend(removed.map(|other| (other, ReservationNotice::RegistrationPreempted)));
-        if takes {
+        if let Some(kind) = taken {
             self.reservation = Some(Reservation { kind, holder: who.clone() });
             if before != Some(kind) {
                 self.notify_others(who, ReservationNotice::ReservationReleased, notices);

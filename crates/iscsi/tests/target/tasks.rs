@@ -1,5 +1,6 @@
 //! Task management, pings, logout, the end of the program.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use export::{Notice, Reason};
@@ -239,6 +240,34 @@ fn r27_silent_initiator_is_pinged_and_dropped() {
     assert!(world.conn(initiator.id).is_open());
     world.advance(Duration::from_millis(1));
     assert_eq!(world.conn(initiator.id).closed, Some(Reason::Timeout));
+    world.end_all();
+}
+
+/// A store that never stores.
+#[derive(Debug)]
+struct HungStore;
+
+impl export::ReservationStore for HungStore {
+    fn save(&self, _: u64, _: Option<export::SavedReservations>) {}
+}
+
+#[test]
+fn logout_does_not_wait_for_the_store_of_reservations() {
+    let mut world = World::new();
+    let export = world.catalogue.find(&crate::world::DISK.into()).unwrap();
+    export.set_reservation_store(Arc::new(HungStore), None);
+    let mut initiator = Initiator::attached(&mut world);
+    // REGISTER with key 1 and APTPL.
+    let (mut cdb, mut list) = ([0; 16], [0; 24]);
+    (cdb[0], cdb[8], list[15], list[20]) = (0x5f, 24, 1, 1);
+    assert_eq!(initiator.command(&mut world, cdb, bhs::WRITE, 24, &list), []);
+    let mut logout = LogoutRequest::of(&of_target(opcode::LOGOUT_REQUEST | IMMEDIATE));
+    (logout.itt, logout.cmd_sn) = (9.into(), initiator.cmd_sn.into());
+    logout.flags = FINAL | opcode::logout::CLOSE_SESSION;
+    world.send(initiator.id, &initiator.pdu(&logout, &[]));
+    let pdus = initiator.received(&mut world);
+    assert_eq!(pdus[0].opcode(), opcode::LOGOUT_RESPONSE);
+    assert!(!world.conn(initiator.id).is_open());
     world.end_all();
 }
 

@@ -240,6 +240,21 @@ fn malformed_commands_have_no_effect() {
     assert_eq!(report(&mut world, 0)[3], 2, "the generation");
 }
 
+/// SPC-4: the device server ignores SCOPE and TYPE where it only removes registrations.
+#[test]
+fn type_of_a_preempt_that_removes_registrations_is_ignored() {
+    let mut world = registered();
+    assert!(out(&mut world, 0, PREEMPT, 0, (1, 2)).is_good());
+    assert_eq!(report(&mut world, 0)[4..8], [0, 0, 0, 8]);
+    assert_eq!(code(&world.send(1, &[0], &[])), (0x2a, 5));
+    assert!(out(&mut world, 1, REGISTER, 0, (0, 2)).is_good());
+    assert!(out(&mut world, 1, RESERVE, 1, (2, 0)).is_good());
+    for kind in [0, 2, 4, 9, 0x11] {
+        assert_eq!(code(&out(&mut world, 0, PREEMPT, kind, (1, 2))), (0x24, 0), "{kind:02x}");
+    }
+    assert!(out(&mut world, 0, PREEMPT, 1, (1, 2)).is_good());
+}
+
 #[test]
 fn reserved_unit_is_refused_to_others_until_it_is_released() {
     let mut world = World::new();

@@ -171,7 +171,7 @@ fn only_registrants_with_their_key_can_reserve() {
         assert_eq!(world.run(who, Reserve { key, kind }), Err(ReservationError::Conflict));
         assert_eq!(world.run(who, Release { key, kind }), Err(ReservationError::Conflict));
         assert_eq!(world.run(who, Clear { key }), Err(ReservationError::Conflict));
-        let preempt = Preempt { key, victim: 12, kind };
+        let preempt = Preempt { key, victim: 12, kind: Some(kind) };
         assert_eq!(world.run(who, preempt), Err(ReservationError::Conflict));
     }
     world.run(1, Reserve { key: 11, kind }).unwrap();
@@ -234,14 +234,14 @@ fn clear_removes_all_and_notifies_the_others() {
 fn preempt_of_the_holder_takes_the_reservation() {
     let mut world = World::reserved(WriteExclusiveRegistrantsOnly);
     let kind = WriteExclusiveRegistrantsOnly;
-    world.run(2, Preempt { key: 12, victim: 11, kind }).unwrap();
+    world.run(2, Preempt { key: 12, victim: 11, kind: Some(kind) }).unwrap();
     assert_eq!(world.notices, [(1, RegistrationPreempted)]);
     assert_eq!((world.keys(), world.holder()), (vec![12, 13], Some((kind, 2))));
     // Another type is notified to those that remain.
-    world.run(3, Preempt { key: 13, victim: 12, kind: ExclusiveAccess }).unwrap();
+    world.run(3, Preempt { key: 13, victim: 12, kind: Some(ExclusiveAccess) }).unwrap();
     assert_eq!(world.notices, [(2, RegistrationPreempted)]);
     let mut world = World::reserved(WriteExclusive);
-    world.run(2, Preempt { key: 12, victim: 11, kind: ExclusiveAccess }).unwrap();
+    world.run(2, Preempt { key: 12, victim: 11, kind: Some(ExclusiveAccess) }).unwrap();
     assert_eq!(world.notices, [(1, RegistrationPreempted), (3, ReservationReleased)]);
     assert_eq!(world.state.generation(), 4);
 }
@@ -249,23 +249,32 @@ fn preempt_of_the_holder_takes_the_reservation() {
 #[test]
 fn preempt_of_another_key_only_removes_registrations() {
     let mut world = World::reserved(WriteExclusive);
-    world.run(2, Preempt { key: 12, victim: 13, kind: ExclusiveAccess }).unwrap();
+    world.run(2, Preempt { key: 12, victim: 13, kind: Some(ExclusiveAccess) }).unwrap();
     assert_eq!((world.keys(), world.holder()), (vec![11, 12], Some((WriteExclusive, 1))));
-    let none = Preempt { key: 12, victim: 99, kind: ExclusiveAccess };
+    let none = Preempt { key: 12, victim: 99, kind: Some(ExclusiveAccess) };
     assert_eq!(world.run(2, none), Err(ReservationError::Conflict));
-    let zero = Preempt { key: 12, victim: 0, kind: ExclusiveAccess };
+    let zero = Preempt { key: 12, victim: 0, kind: Some(ExclusiveAccess) };
     assert_eq!(world.run(2, zero), Err(ReservationError::InvalidKey));
     // Without a reservation none is taken.
     let mut world = World::registered();
-    world.run(2, Preempt { key: 12, victim: 13, kind: ExclusiveAccess }).unwrap();
+    world.run(2, Preempt { key: 12, victim: 13, kind: Some(ExclusiveAccess) }).unwrap();
     assert_eq!((world.keys(), world.holder()), (vec![11, 12], None));
+}
+
+#[test]
+fn preempt_needs_a_type_only_to_take_the_reservation() {
+    let mut world = World::reserved(WriteExclusive);
+    let preempt = |victim| Preempt { key: 12, victim, kind: None };
+    world.run(2, preempt(13)).unwrap();
+    assert_eq!(world.run(2, preempt(11)), Err(ReservationError::InvalidType));
+    assert_eq!((world.keys(), world.holder()), (vec![11, 12], Some((WriteExclusive, 1))));
 }
 
 #[test]
 fn holder_can_change_its_type_by_preempting_itself() {
     let mut world = World::reserved(WriteExclusive);
     world.run(2, Replace { current: None, key: 11 }).unwrap();
-    world.run(1, Preempt { key: 11, victim: 11, kind: ExclusiveAccess }).unwrap();
+    world.run(1, Preempt { key: 11, victim: 11, kind: Some(ExclusiveAccess) }).unwrap();
     assert_eq!((world.keys(), world.holder()), (vec![11, 13], Some((ExclusiveAccess, 1))));
     assert_eq!(world.notices, [(2, RegistrationPreempted), (3, ReservationReleased)]);
 }
@@ -273,10 +282,10 @@ fn holder_can_change_its_type_by_preempting_itself() {
 #[test]
 fn key_zero_preempts_all_others_of_a_reservation_of_all() {
     let mut world = World::reserved(ExclusiveAccessAllRegistrants);
-    world.run(2, Preempt { key: 12, victim: 13, kind: WriteExclusive }).unwrap();
+    world.run(2, Preempt { key: 12, victim: 13, kind: Some(WriteExclusive) }).unwrap();
     let kind = ExclusiveAccessAllRegistrants;
     assert_eq!((world.keys(), world.holder()), (vec![11, 12], Some((kind, 1))));
-    world.run(2, Preempt { key: 12, victim: 0, kind: WriteExclusive }).unwrap();
+    world.run(2, Preempt { key: 12, victim: 0, kind: Some(WriteExclusive) }).unwrap();
     assert_eq!((world.keys(), world.holder()), (vec![12], Some((WriteExclusive, 2))));
 }
 
@@ -395,12 +404,12 @@ impl Model {
                 let is_victim = |key: u64| key == victim || victim == 0;
                 let hosts = self.keys.iter().filter(|(_, key)| is_victim(**key));
                 let hosts: Vec<u8> = hosts.map(|(host, _)| *host).collect();
-                if hosts.is_empty() || (victim == 0 && !all) {
+                if hosts.is_empty() || (victim == 0 && !all) || (takes && kind.is_none()) {
                     return false;
                 }
                 let removed = hosts.into_iter().filter(|host| !(takes && *host == who));
                 self.remove(&removed.collect::<Vec<_>>());
-                if takes {
+                if let Some(kind) = kind.filter(|_| takes) {
                     self.held = Some((kind, who));
                 }
             }
@@ -420,7 +429,11 @@ fn command() -> impl Strategy<Value = ReservationCommand> {
         (keys(), kind()).prop_map(|(key, kind)| Reserve { key, kind }),
         (keys(), kind()).prop_map(|(key, kind)| Release { key, kind }),
         keys().prop_map(|key| Clear { key }),
-        (keys(), 0..4_u64, kind()).prop_map(|(key, victim, kind)| Preempt { key, victim, kind }),
+        (keys(), 0..4_u64, proptest::option::of(kind())).prop_map(|(key, victim, kind)| Preempt {
+            key,
+            victim,
+            kind
+        }),
     ]
 }
 

@@ -70,7 +70,7 @@ fn plan(
             match action {
                 racqa::ACQUIRE => ReservationCommand::Reserve { key, kind },
                 racqa::PREEMPT | racqa::PREEMPT_AND_ABORT => {
-                    ReservationCommand::Preempt { key, victim: other, kind }
+                    ReservationCommand::Preempt { key, victim: other, kind: Some(kind) }
                 }
                 _ => return Err(invalid),
             }
@@ -172,7 +172,7 @@ mod test {
     #[test]
     fn preempt_has_both_keys() {
         let keys = ReservationKeys::new(1, 2);
-        let kind = ReservationType::WriteExclusive;
+        let kind = Some(ReservationType::WriteExclusive);
         for action in [racqa::PREEMPT, racqa::PREEMPT_AND_ABORT] {
             let request = ReservationRequest::Acquire { action, ignore_key: false, rtype: 1 };
             let command = ReservationCommand::Preempt { key: 1, victim: 2, kind };
