@@ -167,7 +167,15 @@ pub(super) const USB: Extra = Extra {
         "usr/bin/sg_start",
         "usr/bin/sg_vpd",
     ],
-    modules: &["usb_storage", "sg", "libcomposite", "usb_f_fs", "usb_f_mass_storage", "dummy_hcd"],
+    modules: &[
+        "usb_storage",
+        "sg",
+        "libcomposite",
+        "usb_f_fs",
+        "usb_f_mass_storage",
+        "dummy_hcd",
+        "vhci_hcd",
+    ],
     files: &[],
 };
 

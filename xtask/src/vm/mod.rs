@@ -27,6 +27,7 @@ mod qmp;
 mod target;
 mod tree;
 mod usb;
+mod usbip;
 
 use std::path::PathBuf;
 
@@ -48,6 +49,7 @@ const SCENARIOS: [fn() -> Scenario; 8] = [
     iscsi_boot::scenario,
     keys::scenario,
     usb::scenario,
+    usbip::scenario,
 ];
 
 /// Options of `cargo xtask vm`.
