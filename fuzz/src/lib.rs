@@ -22,6 +22,7 @@ pub mod pair;
 pub mod qcow2;
 pub mod scsi;
 pub mod target;
+pub mod usb;
 pub mod wire;
 
 #[path = "../../crates/nbd/tests/client/messages.rs"]
@@ -51,3 +52,7 @@ mod iscsi_world;
 #[path = "../../crates/scsi/tests/disk/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod scsi_world;
+
+#[path = "../../crates/usb/tests/bulk_only/world.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod usb_world;

@@ -152,9 +152,10 @@ impl Nexus {
         }
     }
 
-    /// Keeps sense data for REQUEST SENSE. For a transport that does not send it with the status.
-    pub fn keep_sense(&mut self, sense: Sense) {
-        self.sense = Some(sense);
+    /// Keeps the sense data of a command for REQUEST SENSE, until the next command has ended. For a
+    /// transport that does not send it with the status.
+    pub fn keep_sense(&mut self, sense: Option<Sense>) {
+        self.sense = sense;
     }
 
     /// Returns whether the initiator has ejected the medium, which has been flushed.

@@ -94,11 +94,10 @@ impl Unit {
     }
 
     /// Keeps the sense data of a command that failed: the host asks for it. Without any, some hosts
-    /// would take the command for a success.
+    /// would take the command for a success. Drops that of an earlier command.
     pub(crate) fn keep_sense(&mut self, response: &Response) {
-        if !response.is_good() {
-            self.nexus.keep_sense(response.sense.unwrap_or(scsi::Sense::INTERNAL_TARGET_FAILURE));
-        }
+        let sense = || response.sense.unwrap_or(scsi::Sense::INTERNAL_TARGET_FAILURE);
+        self.nexus.keep_sense((!response.is_good()).then(sense));
     }
 
     /// Repeats the access check if the catalogue has changed, and checks the capacity. No command

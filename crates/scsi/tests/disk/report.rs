@@ -108,7 +108,7 @@ fn request_sense_returns_what_the_transport_kept() {
     let mut world = World::new();
     let none = [0x70, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(world.run(&[3, 0, 0, 0, 252]).data, none);
-    world.initiators[0].nexus.keep_sense(scsi::Sense::OUT_OF_RANGE);
+    world.initiators[0].nexus.keep_sense(Some(scsi::Sense::OUT_OF_RANGE));
     assert_eq!(world.run(&[3, 0, 0, 0, 14]).data[12..], [0x21, 0]);
     assert_eq!(world.run(&[3, 0, 0, 0, 18]).data, none);
     assert_eq!(code(&world.run(&[3, 1, 0, 0, 18])), (0x24, 0), "descriptor format");

@@ -51,6 +51,16 @@ fn failed_read_ends_with_a_halt_and_the_block() {
 }
 
 #[test]
+fn sense_data_is_kept_only_until_the_next_command() {
+    let mut world = World::writable().attended();
+    assert_eq!(world.read(0, &[0xc1, 0, 0, 0, 0, 0], 0).3, 1);
+    assert_eq!(world.sense(0), (5, 0x20, 0));
+    assert_eq!(world.read(0, &[0xc1, 0, 0, 0, 0, 0], 0).3, 1);
+    assert_eq!(world.read(0, &transfer_10(0x28, 0, 1), 512).3, 0);
+    assert_eq!(world.sense(0), (0, 0, 0));
+}
+
+#[test]
 fn ejected_disk_is_flushed_and_not_present() {
     let (mut world, _) = two();
     assert!(matches!(world.events.last(), Some(Event::Attached { .. })));

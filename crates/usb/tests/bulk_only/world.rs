@@ -43,13 +43,23 @@ pub(crate) struct World {
 
 /// Creates a disk of [`SIZE`] bytes.
 pub(crate) fn disk(name: &str, access: Access) -> Arc<Export> {
-    let mut export = testkit::export(name, name, Identity::default(), (512, 512), SIZE as u64);
+    disk_of(name, access, SIZE)
+}
+
+/// Creates a disk of this size in bytes.
+pub(crate) fn disk_of(name: &str, access: Access, size: usize) -> Arc<Export> {
+    let mut export = testkit::export(name, name, Identity::default(), (512, 512), size as u64);
     export.access = access;
     Arc::new(export)
 }
 
 impl World {
     pub(crate) fn new(disks: &[Arc<Export>]) -> Self {
+        Self::sized(disks, SIZE)
+    }
+
+    /// Disks of this size in bytes.
+    pub(crate) fn sized(disks: &[Arc<Export>], size: usize) -> Self {
         let catalogue = Arc::new(Catalogue::default());
         disks.iter().for_each(|disk| catalogue.publish(disk.clone()));
         let (pool, server) = (Pool::new(4 << 20), Server::new(catalogue.clone()));
@@ -59,7 +69,7 @@ impl World {
             catalogue,
             server,
             session: None,
-            disk: (0..SIZE).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect(),
+            disk: (0..size).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect(),
             sent: Vec::new(),
             events: Vec::new(),
             closed: None,
@@ -144,9 +154,13 @@ impl World {
 
     /// Sends a transfer to the bulk-out endpoint: into windows, or as a wrapper.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
+        assert_eq!(self.offer(bytes), bytes.len(), "the device receives");
+    }
+
+    /// Sends a transfer as far as the device receives it. Returns how many bytes.
+    pub(crate) fn offer(&mut self, bytes: &[u8]) -> usize {
         let mut left = bytes;
-        loop {
-            assert!(self.session().can_receive(), "the device receives");
+        while !left.is_empty() && self.closed.is_none() && self.session().can_receive() {
             let now = Instant::now();
             if let Some(mut window) = self.session().direct_recv() {
                 let len = left.len().min(window.end - window.start);
@@ -159,10 +173,8 @@ impl World {
                 left = &[];
             }
             self.drain();
-            if left.is_empty() {
-                return;
-            }
         }
+        bytes.len() - left.len()
     }
 
     /// Returns the wrapper of a command.
