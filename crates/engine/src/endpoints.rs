@@ -25,6 +25,9 @@ use crate::{MEMORY_RETRY, MakeSession, Shared};
 /// whole packets only. The kernel aligns the last one, as it knows the packets of the speed.
 const PACKET: usize = 1024;
 
+/// Smallest packet of a bulk endpoint at any speed. Larger ones are multiples of it.
+const SMALLEST_PACKET: usize = 64;
+
 /// Largest transfer that is passed to the kernel at once, which allocates memory of that length.
 const MAX_TRANSFER: usize = 1 << 20;
 
@@ -350,11 +353,18 @@ impl<'a> Bulk<'a> {
                     session.direct_received(Instant::now(), window, len);
                 }
             }
+            // The transfer was awaited before the reset. Whole packets are data of the command that
+            // the reset has ended; the short packet behind them is the next wrapper.
             Received::Window(mut window, len) => {
-                let (start, end) = (window.start, window.start + len);
-                let bytes = window.buffer.bytes_mut()[start..end].to_vec();
+                let end = window.start + len;
+                let start = end - len % SMALLEST_PACKET;
+                let wrapper = window.buffer.bytes_mut()[start..end].to_vec();
                 drop(window);
-                self.begin(resets, &bytes);
+                if wrapper.is_empty() {
+                    self.end_session();
+                } else {
+                    self.begin(resets, &wrapper);
+                }
             }
             Received::Packet(len) => {
                 // What has changed before the command arrived, it must see.
@@ -635,6 +645,31 @@ mod test {
         host.send(&[1]);
         host.send(&[3; 1024]);
         assert_eq!(host.receive(), [1, 3]);
+    }
+
+    #[test]
+    fn wrapper_after_a_reset_in_mid_data_is_no_violation() {
+        let host = Host::plug();
+        host.send(&[4]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
+        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+        read(&host.control, &mut [0; 8]).unwrap();
+        // The transfer that was awaited had packets before the reset, and is ended by the wrapper.
+        host.send(&[&[7; 2048][..], &[1]].concat());
+        host.send(&[3; 1024]);
+        assert_eq!(host.receive(), [1, 3]);
+        // Nor is the last packet of data a wrapper.
+        host.send(&[4]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
+        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+        read(&host.control, &mut [0; 8]).unwrap();
+        host.send(&[7; 4096]);
+        host.send(&[1]);
+        host.send(&[5; 1024]);
+        assert_eq!(host.receive(), [2, 5]);
+        assert!(host.events.try_recv().is_err());
     }
 
     #[test]
