@@ -88,6 +88,6 @@ pub(crate) fn target_mode(disks: usize) -> Model {
     model.endpoints.push(keyed(nvme("fe80::2", Some("eth1"))));
     model.disks.iter_mut().for_each(|disk| disk.writes = Some(0));
     let hardware = "Example Laptop 13, serial L1".to_owned();
-    model.target_mode = Some(TargetMode { hardware, serving: true, flushing: false });
+    model.target_mode = Some(TargetMode { hardware, serving: true, ..TargetMode::default() });
     model
 }

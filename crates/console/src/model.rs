@@ -201,4 +201,18 @@ pub struct TargetMode {
     pub serving: bool,
     /// Whether written data has not reached the disks yet.
     pub flushing: bool,
+    /// The USB port for a cable to another computer.
+    pub usb: UsbPort,
+}
+
+/// A USB port that can act as a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UsbPort {
+    /// The machine has none.
+    #[default]
+    Absent,
+    /// The disks are not served there.
+    Idle,
+    /// The disks are served there.
+    Serving,
 }

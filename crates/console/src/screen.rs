@@ -7,7 +7,7 @@ mod pages;
 use crate::page::{Page, Role, group_digits, wrap};
 use crate::state::{Confirmation, View};
 use crate::width::{columns, fit, height};
-use crate::{Model, Pairing, State, Style, code};
+use crate::{Model, Pairing, State, Style, UsbPort, code};
 use overview::overview;
 
 pub(crate) use overview::no_disk;
@@ -94,6 +94,7 @@ fn pending(confirmation: Confirmation) -> &'static str {
         Confirmation::Detach => {
             "Disks are attached. Press d again to take them away from the hosts."
         }
+        Confirmation::EndUsb => "Disks are attached. Press u again to unplug the USB port.",
     }
 }
 
@@ -155,6 +156,11 @@ fn keys(model: &Model, state: &State) -> Vec<String> {
         Some(mode) => {
             let lend = if mode.serving { "d detach all hosts" } else { "l lend again" };
             keys.extend(["p power off", "r restart", lend]);
+            match mode.usb {
+                UsbPort::Absent => {}
+                UsbPort::Idle => keys.push("u USB"),
+                UsbPort::Serving => keys.push("u end USB"),
+            }
         }
         None => keys.push("Ctrl-C end"),
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Model, Pairing, instructions};
+use crate::{Model, Pairing, UsbPort, instructions};
 
 /// Timeout of a confirmation.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +57,10 @@ pub enum Action {
     Detach,
     /// Serve the disks again.
     Serve,
+    /// Serve the disks at the USB port, too.
+    ServeUsb,
+    /// Unplug the USB port.
+    EndUsb,
     /// Answer the request for write access.
     Answer(Answer),
     /// Show a new code after a lockout.
@@ -85,6 +89,8 @@ pub(crate) enum Confirmation {
     Restart,
     /// Detach all hosts.
     Detach,
+    /// Unplug the USB port.
+    EndUsb,
 }
 
 /// The state of the screen.
@@ -155,6 +161,7 @@ impl State {
             b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.serving) => {
                 return Some(Action::Serve);
             }
+            b'u' if model.target_mode.is_some() => return Some(Action::ServeUsb),
             // Ctrl-L, as usual.
             0x0c => return Some(Action::Redraw),
             _ => {}
@@ -212,6 +219,7 @@ impl State {
                 Confirmation::PowerOff => Action::PowerOff,
                 Confirmation::Restart => Action::Restart,
                 Confirmation::Detach => Action::Detach,
+                Confirmation::EndUsb => Action::EndUsb,
             });
         }
         self.pending = Some((confirmation, now + CONFIRM_TIMEOUT));
@@ -241,6 +249,7 @@ fn confirmable(key: Key, model: &Model) -> Option<Confirmation> {
         b'p' => Some(Confirmation::PowerOff),
         b'r' => Some(Confirmation::Restart),
         b'd' if mode.serving => Some(Confirmation::Detach),
+        b'u' if mode.usb == UsbPort::Serving => Some(Confirmation::EndUsb),
         _ => None,
     }
 }
@@ -281,9 +290,22 @@ mod test {
     }
 
     #[test]
+    fn usb_is_served_and_ended_by_its_key() {
+        let (mut state, mut model, now) =
+            (State::default(), example::target_mode(1), Instant::now());
+        // Without a port, the reason is shown.
+        assert_eq!(press(&mut state, b'u', &model, now), Some(Action::ServeUsb));
+        model.target_mode.as_mut().unwrap().usb = UsbPort::Serving;
+        assert_eq!(press(&mut state, b'U', &model, now), Some(Action::EndUsb));
+        model.disks[0].attached = vec![example::host("vm")];
+        assert_eq!(press(&mut state, b'u', &model, now), None);
+        assert_eq!(press(&mut state, b'u', &model, now), Some(Action::EndUsb));
+    }
+
+    #[test]
     fn power_keys_work_in_target_mode_only() {
         let (mut state, model, now) = (State::default(), example::serve(1), Instant::now());
-        for key in *b"prdl" {
+        for key in *b"prdlu" {
             assert_eq!(press(&mut state, key, &model, now), None);
         }
     }

@@ -15,8 +15,9 @@ pub enum Machine<'a> {
     Known(&'a BTreeSet<String>),
 }
 
-/// Directories of drivers needed to export disks: storage, wired networks, their buses, and
-/// keyboards, also those of laptops behind SPI, I2C and embedded controllers.
+/// Directories of drivers needed to export disks: storage, wired networks, USB device controllers
+/// with the switches of their roles, their buses, and keyboards, also those of laptops behind SPI,
+/// I2C and embedded controllers.
 const INCLUDED: &[&str] = &[
     "arch/arm64/crypto/crc",
     "arch/x86/crypto/crc",
@@ -73,11 +74,21 @@ const INCLUDED: &[&str] = &[
     "drivers/tty/serial/8250/8250_dw.",
     "drivers/tty/serial/8250/8250_lpss.",
     "drivers/ufs/",
+    "drivers/usb/cdns3/",
+    "drivers/usb/chipidea/",
     "drivers/usb/common/",
     "drivers/usb/core/",
+    "drivers/usb/dwc2/",
     "drivers/usb/dwc3/",
+    "drivers/usb/gadget/function/usb_f_fs.",
+    "drivers/usb/gadget/libcomposite.",
+    "drivers/usb/gadget/udc/",
     "drivers/usb/host/",
+    "drivers/usb/mtu3/",
+    "drivers/usb/musb/",
+    "drivers/usb/roles/",
     "drivers/usb/storage/",
+    "drivers/usb/typec/",
     "drivers/virtio/",
     "net/8021q/8021q.",
     "net/ipv6/ipv6.",
@@ -117,6 +128,7 @@ const EXCLUDED: &[&str] = &[
     "drivers/scsi/scsi_debug.",
     "drivers/scsi/snic/",
     "drivers/scsi/st.",
+    "drivers/usb/gadget/udc/dummy_hcd.",
 ];
 
 /// Platform drivers that the hardware of one known machine may also need. PCs have that in firmware;
@@ -142,7 +154,6 @@ const PLATFORM: &[&str] = &[
     "drivers/reset/",
     "drivers/soc/",
     "drivers/spi/",
-    "drivers/usb/typec/",
 ];
 
 /// Drivers of devices that are plugged in later, and of software that no modalias matches.
@@ -153,9 +164,11 @@ const HOT_PLUG: &[&str] = &[
     "evdev",
     "hid_generic",
     "ipv6",
+    "libcomposite",
     "sd_mod",
     "thunderbolt_net",
     "uas",
+    "usb_f_fs",
     "usb_storage",
     "usbhid",
 ];
@@ -268,6 +281,25 @@ mod tests {
             assert!(is_in(file, &[INCLUDED]), "{file}");
         }
         assert!(!is_in("kernel/drivers/message/fusion/mptfc.ko", &[INCLUDED]));
+    }
+
+    #[test]
+    fn usb_device_controllers_are_included_but_no_emulated_one() {
+        for file in [
+            "kernel/drivers/usb/dwc2/dwc2.ko",
+            "kernel/drivers/usb/dwc3/dwc3-pci.ko.xz",
+            "kernel/drivers/usb/gadget/udc/net2280.ko",
+            "kernel/drivers/usb/gadget/udc/udc-core.ko",
+            "kernel/drivers/usb/gadget/function/usb_f_fs.ko",
+            "kernel/drivers/usb/gadget/libcomposite.ko",
+            "kernel/drivers/usb/roles/intel-xhci-usb-role-switch.ko",
+            "kernel/drivers/usb/typec/ucsi/ucsi_acpi.ko",
+        ] {
+            assert!(is_in(file, &[INCLUDED]), "{file}");
+        }
+        for file in ["udc/dummy_hcd.ko", "function/usb_f_mass_storage.ko", "legacy/g_ether.ko"] {
+            assert!(!is_in(&format!("kernel/drivers/usb/gadget/{file}"), &[INCLUDED]), "{file}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -25,6 +26,13 @@ const NAME: &str = "storagetm";
 
 /// Where the endpoints are mounted.
 const ENDPOINTS: &str = "run/storagetm-usb";
+
+/// Locked by the process that has the gadget.
+const LOCK: &str = "run/storagetm-usb.lock";
+
+/// PCI devices, and the class of USB device controllers among them.
+const PCI: &str = "sys/bus/pci/devices";
+const DEVICE_CONTROLLER: &str = "0x0c03fe";
 
 /// How long a controller may take to appear once a port has changed its role.
 const ROLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,6 +78,8 @@ pub struct Gadget {
     tree: Tree,
     controller: String,
     made: Made,
+    /// Released last.
+    _lock: File,
 }
 
 /// Returns the device controllers of this machine.
@@ -100,7 +110,27 @@ pub fn serial(machine: &[u8; 16]) -> String {
 /// Returns whether a port of this machine can act as a device: it has a controller, or a switch of
 /// its role.
 pub fn is_possible(tree: &Tree) -> bool {
-    !tree.names("sys/class/udc").is_empty() || !role_switches(tree).is_empty()
+    has_controller(tree) || !role_switches(tree).is_empty()
+}
+
+/// Returns whether the machine has a device controller now.
+pub fn has_controller(tree: &Tree) -> bool {
+    !tree.names("sys/class/udc").is_empty()
+}
+
+/// Returns a sentence about why no port of this machine can act as a device.
+pub fn absence(tree: &Tree) -> String {
+    let is_undriven = |address: &String| {
+        let device = Path::new(PCI).join(address);
+        tree.attribute(device.join("class")).as_deref() == Some(DEVICE_CONTROLLER)
+            && !tree.path(device.join("driver")).exists()
+    };
+    match tree.names(PCI).into_iter().find(is_undriven) {
+        Some(address) => format!("no driver for the USB device controller {address} is loaded"),
+        None => "this machine has no USB port that can act as a device, or its firmware has \
+                 switched that off"
+            .to_owned(),
+    }
 }
 
 /// The switches of ports that are hosts and can be devices.
@@ -122,7 +152,7 @@ fn role_switches(tree: &Tree) -> Vec<PathBuf> {
 /// # Errors
 /// Fails with a sentence if there is none, or if other programs use them all.
 fn choose(tree: &Tree) -> Result<String, String> {
-    let has_none = || tree.names("sys/class/udc").is_empty();
+    let has_none = || !has_controller(tree);
     for switch in role_switches(tree) {
         if has_none() && std::fs::write(tree.path(&switch), "device").is_ok() {
             wait_until(ROLE_TIMEOUT, || !has_none());
@@ -139,9 +169,7 @@ fn choose(tree: &Tree) -> Result<String, String> {
         (None, Some(Controller { name, user: Some(user) })) => Err(format!(
             "the USB port {name} is in use by the gadget {user} of another program; stop that first"
         )),
-        _ => Err("this machine has no USB port that can act as a device, or its firmware has \
-                  switched that off"
-            .to_owned()),
+        _ => Err(absence(tree)),
     }
 }
 
@@ -157,21 +185,28 @@ impl Gadget {
     ) -> Result<(Self, Endpoints), String> {
         if !tree.path(GADGETS).exists() {
             load("libcomposite");
-            mount_configfs(tree).map_err(|error| cannot(&error))?;
+            // Without it, the controller is missing, or the directory.
+            let _ = plan::mount("configfs", &tree.path(CONFIGFS));
         }
         let controller = choose(tree)?;
         if !tree.path(GADGETS).exists() {
             return Err(cannot(&"this kernel has no USB gadgets (libcomposite)"));
         }
         load("usb_f_fs");
-        remove_old(tree)?;
+        let lock = lock(tree)?;
+        // Of an earlier process that was killed.
+        if tree.path(GADGETS).join(NAME).exists() {
+            Made::all().undo(tree);
+        }
         let mut made = Made::default();
         let endpoints = made
             .make(tree, &plan::set_up(declaration))
             .and_then(|()| open_endpoints(tree, declaration))
             .and_then(|endpoints| made.make(tree, &[plan::link()]).map(|()| endpoints));
         match endpoints {
-            Ok(endpoints) => Ok((Self { tree: tree.clone(), controller, made }, endpoints)),
+            Ok(endpoints) => {
+                Ok((Self { tree: tree.clone(), controller, made, _lock: lock }, endpoints))
+            }
             Err(error) => {
                 made.undo(tree);
                 Err(cannot(&error))
@@ -232,17 +267,16 @@ impl Drop for Gadget {
     }
 }
 
-/// Removes the gadget of an earlier process that was killed.
-fn remove_old(tree: &Tree) -> Result<(), String> {
-    let gadget = Path::new(GADGETS).join(NAME);
-    if !tree.path(&gadget).exists() {
-        return Ok(());
+/// Locks the gadget for this process, whether it is connected or not.
+fn lock(tree: &Tree) -> Result<File, String> {
+    let path = tree.path(LOCK);
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    let file = file.map_err(|error| cannot(&error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err("another storagetm uses the USB port".to_owned()),
+        Err(error) => Err(cannot(&error)),
     }
-    if tree.attribute(gadget.join("UDC")).is_some() {
-        return Err("another storagetm uses the USB port".to_owned());
-    }
-    Made::all().undo(tree);
-    Ok(())
 }
 
 /// Opens the endpoints, which exist once `ep0` has been written to.
@@ -257,13 +291,6 @@ fn open_endpoints(tree: &Tree, declaration: &Declaration) -> io::Result<Endpoint
     control.write_all(&declaration.strings)?;
     let (bulk_in, bulk_out) = (open("ep1")?.into(), open("ep2")?.into());
     Ok(Endpoints { control: control.into(), bulk_in, bulk_out })
-}
-
-fn mount_configfs(tree: &Tree) -> io::Result<()> {
-    if tree.path(GADGETS).exists() {
-        return Ok(());
-    }
-    plan::mount("configfs", &tree.path(CONFIGFS))
 }
 
 /// Waits until a condition is met, or a time has passed.
@@ -302,12 +329,45 @@ mod test {
     }
 
     #[test]
+    fn controller_without_a_driver_is_named() {
+        let fake = Fake::new();
+        fake.file("sys/bus/pci/devices/0000:00:14.0/class", "0x0c0330\n");
+        fake.file("sys/bus/pci/devices/0000:00:14.1/class", "0x0c03fe\n");
+        assert!(absence(&fake.tree()).contains("controller 0000:00:14.1 is"));
+        fake.file("sys/bus/pci/devices/0000:00:14.1/driver/bind", "");
+        assert!(absence(&fake.tree()).contains("no USB port"));
+    }
+
+    #[test]
+    fn gadget_of_a_live_process_is_left_alone() {
+        let fake = Fake::new();
+        fake.file("run/keep", "");
+        // It is not connected, for example because its controller is gone.
+        fake.file("sys/kernel/config/usb_gadget/storagetm/UDC", "\n");
+        fake.file("sys/class/udc/dwc3.1.auto/function", "");
+        let declaration = Declaration {
+            serial: String::new(),
+            product: String::new(),
+            descriptors: Vec::new(),
+            strings: Vec::new(),
+        };
+        let held = lock(&fake.tree()).unwrap();
+        let refused = Gadget::open(&fake.tree(), &declaration, &|_| {}).unwrap_err();
+        assert_eq!(refused, "another storagetm uses the USB port");
+        assert!(fake.tree().path("sys/kernel/config/usb_gadget/storagetm/UDC").exists());
+        drop(held);
+        lock(&fake.tree()).unwrap();
+    }
+
+    #[test]
     fn controller_that_returns_by_another_name_is_connected() {
         let fake = Fake::new();
         fake.file("sys/class/udc/dwc3.2.auto/function", "");
         fake.file("sys/kernel/config/usb_gadget/storagetm/UDC", "\n");
+        fake.file("run/keep", "");
         let (tree, controller) = (fake.tree(), "dwc3.1.auto".to_owned());
-        let mut gadget = Gadget { tree, controller, made: Made::default() };
+        let lock = lock(&tree).unwrap();
+        let mut gadget = Gadget { tree, controller, made: Made::default(), _lock: lock };
         assert!(!gadget.is_connected());
         gadget.connect().unwrap();
         assert_eq!((gadget.is_connected(), gadget.controller()), (true, "dwc3.2.auto"));

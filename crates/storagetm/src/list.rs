@@ -169,20 +169,20 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))
 }
 
-/// Returns a line about the USB port that can act as a device, if there is one.
+/// Returns a line about the USB port that can act as a device, or why there is none.
 fn usb_port(tree: &Tree) -> String {
     let controllers = gadget::controllers(tree);
     let free = controllers.iter().find(|controller| controller.user.is_none());
     match (free, controllers.first()) {
         (Some(free), _) => {
-            format!("\nUSB: storagetm serve --usb lends disks at port {}.\n", free.name)
+            format!("\nUSB: storagetm serve --usb can serve disks at port {}.\n", free.name)
         }
         (None, Some(used)) => format!("\nUSB: another program uses port {}.\n", used.name),
         (None, None) if gadget::is_possible(tree) => {
-            "\nUSB: a port can act as a device: storagetm serve --usb lends disks there.\n"
+            "\nUSB: a port can act as a device: storagetm serve --usb can serve disks there.\n"
                 .to_owned()
         }
-        (None, None) => String::new(),
+        (None, None) => format!("\nUSB: {}.\n", gadget::absence(tree)),
     }
 }
 

@@ -194,7 +194,7 @@ impl Server {
             notes,
             access_request: self.hosts.prompt(),
             link: network::link(),
-            target_mode: self.ui.target_mode(serving, flushing),
+            target_mode: self.ui.target_mode(serving, flushing, self.usb.port()),
         }
     }
 
@@ -279,7 +279,7 @@ impl Server {
         let Self { worker, network, exports, usb, hosts, events, ui, .. } = self;
         let cx = &mut Context { worker, ui, now };
         exports.run_timers(network, cx);
-        usb.run_timers(cx);
+        usb.run_timers(exports.status().exports().next().is_some(), cx);
         if events.due().is_some_and(|at| at <= now) {
             events.take_due(network, hosts, now).iter().for_each(|event| cx.ui.report(event));
         }
@@ -317,13 +317,15 @@ impl Server {
     }
 
     fn run_action(&mut self, action: Action, now: Instant) -> Option<StopReason> {
-        let Self { worker, exports, hosts, ui, .. } = self;
+        let Self { worker, exports, usb, hosts, ui, .. } = self;
         let cx = &mut Context { worker, ui, now };
         match action {
             Action::PowerOff => return Some(StopReason::PowerOff),
             Action::Restart => return Some(StopReason::Restart),
             Action::Detach => exports.withdraw_all(cx),
             Action::Serve => exports.serve_again(now),
+            Action::ServeUsb => usb.serve(cx),
+            Action::EndUsb => usb.end(cx),
             Action::Answer(answer) => hosts.answer(answer, exports, cx),
             Action::NewCode => worker.unlock(),
             Action::Redraw => cx.ui.invalidate(),

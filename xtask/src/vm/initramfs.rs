@@ -164,6 +164,7 @@ pub(super) const USB: Extra = Extra {
         "usr/bin/sg_opcodes",
         "usr/bin/sg_raw",
         "usr/bin/sg_readcap",
+        "usr/bin/sg_reset",
         "usr/bin/sg_start",
         "usr/bin/sg_vpd",
     ],

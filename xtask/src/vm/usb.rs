@@ -9,7 +9,8 @@ use anyhow::{Result, bail};
 use super::Bench;
 use super::cache::{Kernel, WHOLE};
 use super::case::{Results, Scenario};
-use super::guest::{Guest, link};
+use super::guest::{Guest, link, virtio_disk};
+use super::image::{self, MIB};
 use super::initramfs::{self, Job};
 use crate::architecture::Architecture;
 
@@ -30,7 +31,17 @@ fn run(bench: &Bench, _: &'static Kernel, folder: &Path, results: &mut Results<'
         files: vec![("usr/bin/storagetm", bench.program.clone())],
         extra: Some(&initramfs::USB),
     };
-    let devices = link(&folder.join("link"), 1);
+    // One with large blocks, and one that is removed while it is served.
+    let (large, removed) = (folder.join("large.img"), folder.join("removed.img"));
+    image::filled(&large, 8 * MIB)?;
+    image::empty(&removed, 8 * MIB)?;
+    let mut devices = link(&folder.join("link"), 1).to_vec();
+    devices.extend(virtio_disk(&large, "large", false));
+    devices
+        .last_mut()
+        .unwrap_or(&mut String::new())
+        .push_str(",logical_block_size=4096,physical_block_size=4096");
+    devices.extend(virtio_disk(&removed, "removed", false));
     let mut guest = Guest::boot(bench, &WHOLE, folder, &job, &devices)?;
     results.follow(&guest.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, an unknown request")

@@ -97,6 +97,7 @@ pub(super) fn keys(model: &Model, state: &State, style: Style, rows: usize) -> V
         all.extend([
             "p, r                  power off, restart",
             "d, l                  detach all hosts and lend nothing; lend again",
+            "u                     lend at the USB port, too, without a key; end that",
             "Ctrl-L                draw the screen anew",
         ]);
     } else {

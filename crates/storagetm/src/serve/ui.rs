@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use console::{Action, Key, Model, State, TargetMode};
+use console::{Action, Key, Model, State, TargetMode, UsbPort};
 use daemon::event::ServeEvent;
 use daemon::messages::Messages;
 use rustix::event::PollFlags;
@@ -66,9 +66,14 @@ impl Ui {
         self.console_ui.is_some() || self.terminal_keys.is_some()
     }
 
-    pub(super) fn target_mode(&self, serving: bool, flushing: bool) -> Option<TargetMode> {
+    pub(super) fn target_mode(
+        &self,
+        serving: bool,
+        flushing: bool,
+        usb: UsbPort,
+    ) -> Option<TargetMode> {
         let hardware = self.console_ui.as_ref()?.hardware().to_owned();
-        Some(TargetMode { hardware, serving, flushing })
+        Some(TargetMode { hardware, serving, flushing, usb })
     }
 
     /// Returns a note about the machine itself, in target mode.

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use console::UsbPort;
 use daemon::event::ServeEvent;
 use failure::Failure;
-use linux::gadget::{Declaration, Gadget, serial};
+use linux::gadget::{Declaration, Gadget, has_controller, is_possible, serial};
 use linux::tree::Tree;
 
 use super::Context;
@@ -17,14 +18,16 @@ const STATE_INTERVAL: Duration = Duration::from_secs(1);
 /// Subject of the message about the port.
 const SUBJECT: &str = "usb";
 
-/// The gadget, if disks are served at a USB port.
+/// The gadget. It is connected to the port while disks are to be served there and there are some: a
+/// host notices at once that the last disk is gone.
 pub(super) struct Usb {
     tree: Tree,
-    /// `None` if USB was not asked for.
-    declaration: Option<Declaration>,
+    declaration: Declaration,
+    /// Whether the disks are to be served at the port.
+    is_wanted: bool,
     gadget: Option<Gadget>,
-    /// Whether the gadget could not be set up again, as reported.
-    has_failed: bool,
+    /// Why the gadget could not be connected, as reported.
+    failure: Option<String>,
     /// When the state of the port is read.
     due: Option<Instant>,
 }
@@ -32,55 +35,84 @@ pub(super) struct Usb {
 impl Usb {
     /// Returns the state before the start.
     pub(super) fn new(config: &ServeConfig, machine: &str) -> Self {
-        let declaration = config.usb.then(|| Declaration {
+        let declaration = Declaration {
             serial: serial(&config.lend.machine.bytes),
             product: format!("Disks of {machine}"),
             descriptors: usb::descriptors::descriptors(),
             strings: usb::descriptors::strings(),
-        });
-        let tree = config.lend.tree.clone();
-        Self { tree, declaration, gadget: None, has_failed: false, due: None }
+        };
+        let (tree, is_wanted) = (config.lend.tree.clone(), config.usb);
+        Self { tree, declaration, is_wanted, gadget: None, failure: None, due: None }
     }
 
-    /// Connects the gadget. If there is none, sets it up first and passes its endpoints to the
+    /// Sets the gadget up if that was requested on the command line, and passes its endpoints to the
     /// worker, which must run.
     ///
     /// # Errors
     /// Fails if this machine cannot act as a USB device.
     pub(super) fn start(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Some(declaration) = &self.declaration else { return Ok(()) };
-        let gadget = match &mut self.gadget {
-            Some(gadget) => gadget,
+        if self.is_wanted {
+            self.set_up(cx).map_err(Failure::new)?;
+            self.due = Some(cx.now);
+        }
+        Ok(())
+    }
+
+    fn set_up(&mut self, cx: &mut Context<'_>) -> Result<&mut Gadget, String> {
+        match &mut self.gadget {
+            Some(gadget) => Ok(gadget),
             none => {
                 let load = |name: &str| load_module(&self.tree, name);
-                let (gadget, endpoints) =
-                    Gadget::open(&self.tree, declaration, &load).map_err(Failure::new)?;
+                let (gadget, endpoints) = Gadget::open(&self.tree, &self.declaration, &load)?;
                 cx.worker.plug(endpoints);
-                none.insert(gadget)
+                Ok(none.insert(gadget))
             }
-        };
-        gadget.connect().map_err(Failure::new)?;
-        self.due = Some(cx.now);
-        Ok(())
+        }
+    }
+
+    /// Serves the disks at the port from now on, in target mode.
+    pub(super) fn serve(&mut self, cx: &mut Context<'_>) {
+        self.is_wanted = true;
+        self.connect(cx);
+    }
+
+    /// Unplugs the gadget, until [`Usb::serve`].
+    pub(super) fn end(&mut self, cx: &mut Context<'_>) {
+        (self.is_wanted, self.due) = (false, None);
+        self.disconnect();
+        self.clear_failure(cx);
+        cx.ui.set_subject(SUBJECT.to_owned(), None);
     }
 
     /// Sets the gadget up again: the kernel unplugged it when the worker died.
     pub(super) fn restart(&mut self, cx: &mut Context<'_>) {
         self.gadget = None;
-        self.resume(cx);
+        if self.is_wanted {
+            self.connect(cx);
+        }
     }
 
-    /// Starts after a failure. Tries again if that fails.
-    fn resume(&mut self, cx: &mut Context<'_>) {
-        match self.start(cx) {
-            Ok(()) => self.has_failed = false,
-            Err(failure) => {
-                // For example because the controller is gone with the cable.
-                self.due = Some(cx.now + STATE_INTERVAL);
-                if !std::mem::replace(&mut self.has_failed, true) {
-                    cx.ui.report(&ServeEvent::note(failure));
-                }
+    /// Connects the gadget. Tries again if that fails.
+    fn connect(&mut self, cx: &mut Context<'_>) {
+        self.due = Some(cx.now + STATE_INTERVAL);
+        match self.set_up(cx).and_then(Gadget::connect) {
+            Ok(()) => {
+                self.due = Some(cx.now);
+                self.clear_failure(cx);
             }
+            // For example because the controller is gone with the cable.
+            Err(failure) if self.failure.as_ref() != Some(&failure) => {
+                self.clear_failure(cx);
+                cx.ui.report(&ServeEvent::note(&failure));
+                self.failure = Some(failure);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn clear_failure(&mut self, cx: &mut Context<'_>) {
+        if let Some(failure) = self.failure.take() {
+            cx.ui.remove_note(&failure);
         }
     }
 
@@ -88,26 +120,40 @@ impl Usb {
         self.due
     }
 
-    /// Reads the state of the port.
-    pub(super) fn run_timers(&mut self, cx: &mut Context<'_>) {
+    /// Reads the state of the port. `has_disks` is whether any disk is served.
+    pub(super) fn run_timers(&mut self, has_disks: bool, cx: &mut Context<'_>) {
         if self.due.is_none_or(|at| at > cx.now) {
             return;
         }
         self.due = Some(cx.now + STATE_INTERVAL);
-        match &self.gadget {
+        match &mut self.gadget {
+            Some(gadget) if !has_disks => {
+                gadget.disconnect();
+                cx.ui.set_subject(SUBJECT.to_owned(), None);
+            }
             Some(gadget) if gadget.is_connected() => {
                 let (state, speed) = gadget.state();
                 let sentence = sentence(gadget.controller(), &state, &speed);
                 cx.ui.set_subject(SUBJECT.to_owned(), Some(sentence));
             }
-            // The controller was gone for a while.
-            _ => self.resume(cx),
+            // After a failure, the roles of ports are not switched again each time.
+            _ if self.failure.is_none() || has_controller(&self.tree) => self.connect(cx),
+            _ => {}
         }
     }
 
     /// Unplugs the gadget: the host sees it, and no longer waits for answers.
     pub(super) fn disconnect(&mut self) {
         self.gadget.iter_mut().for_each(Gadget::disconnect);
+    }
+
+    /// Returns the state of the port for the screen.
+    pub(super) fn port(&self) -> UsbPort {
+        match self.is_wanted {
+            true => UsbPort::Serving,
+            false if is_possible(&self.tree) => UsbPort::Idle,
+            false => UsbPort::Absent,
+        }
     }
 }
 

@@ -52,7 +52,8 @@ pub(super) fn failure(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_
     Ok(())
 }
 
-/// A machine without a network and with a missing disk shows both and waits.
+/// A machine without a network and with a missing disk shows both and waits. It has no USB port
+/// either, which it shows when asked.
 pub(super) fn no_network(
     lab: &mut Lab<'_>,
     folder: &Path,
@@ -63,6 +64,9 @@ pub(super) fn no_network(
     let shown = screen.shows("/dev/nosuch", 0, BOOT);
     let shown = shown.and_then(|_| screen.shows("No network address", 0, SOON));
     results.decide("shown", shown.map(drop));
+    machine.type_key("u")?;
+    let shown = machine.screen.shows("no USB port that can act as a device", 0, SOON);
+    results.decide("usb", shown.map(drop));
     results.decide("waits", machine.stays_on(A_WHILE));
     Ok(())
 }

@@ -100,7 +100,7 @@ pub(super) const TRIALS: &[Trial] = &[
     },
     Trial { name: "ending", tests: &["ctrl-alt-del"], run: ending::ctrl_alt_del },
     Trial { name: "failure", tests: &["shown", "waits", "key"], run: ending::failure },
-    Trial { name: "no-network", tests: &["shown", "waits"], run: ending::no_network },
+    Trial { name: "no-network", tests: &["shown", "usb", "waits"], run: ending::no_network },
     Trial { name: "settings", tests: &["command-line"], run: settings::command_line },
     Trial { name: "settings", tests: &["firmware"], run: settings::firmware },
     Trial { name: "settings", tests: &["vlan-on-bond"], run: settings::vlan_on_bond },
