@@ -8,6 +8,10 @@ use std::io;
 use crate::medium::{ReadAt, le32, window};
 use crate::partition::{self, Header, Scheme, crc32};
 
+mod edit;
+
+pub use edit::{Edit, Expanded};
+
 /// Partition entries of a new table, and bytes of each.
 const ENTRIES: usize = 128;
 const ENTRY: usize = 128;
@@ -242,9 +246,18 @@ impl fmt::Display for Unfit {
     }
 }
 
+/// A changed partition table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fitted {
+    /// The writes that change it, in order; empty for an MBR that needs no change.
+    pub patches: Vec<Patch>,
+    /// The partition that was expanded.
+    pub expanded: Option<Expanded>,
+}
+
 /// Returns the writes that convert the partition table of a disk of the geometry `from` to one of
-/// the geometry `to`, in order; empty for an MBR that needs no change. Partitions keep their byte
-/// offsets. `from.block` is used for an MBR only: a GPT has its own.
+/// the geometry `to`, with further changes. Partitions keep their byte offsets. `from.block` is used
+/// for an MBR only: a GPT has its own.
 ///
 /// # Errors
 /// The outer error is that of reading the disk, the inner one means that the table cannot be
@@ -253,7 +266,8 @@ pub fn fitted<R: ReadAt + ?Sized>(
     reader: &R,
     from: Shape,
     to: Shape,
-) -> io::Result<Result<Vec<Patch>, Unfit>> {
+    edit: &Edit,
+) -> io::Result<Result<Fitted, Unfit>> {
     if ![512, 4096].contains(&to.block) {
         return Ok(Err(Unfit::Block(to.block)));
     }
@@ -261,9 +275,9 @@ pub fn fitted<R: ReadAt + ?Sized>(
     match table.scheme {
         Scheme::Mbr => {
             let sector = window(reader, 0, MBR_SECTOR)?;
-            Ok(mbr_patch(sector, from.block, to.block))
+            Ok(mbr_patch(sector, from.block, to, edit))
         }
-        Scheme::Gpt => gpt_patches(reader, Shape { block: table.block_size, ..from }, to),
+        Scheme::Gpt => gpt_patches(reader, Shape { block: table.block_size, ..from }, to, edit),
     }
 }
 
@@ -271,7 +285,8 @@ fn gpt_patches<R: ReadAt + ?Sized>(
     reader: &R,
     from: Shape,
     to: Shape,
-) -> io::Result<Result<Vec<Patch>, Unfit>> {
+    edit: &Edit,
+) -> io::Result<Result<Fitted, Unfit>> {
     let Some(header) = partition::header(reader, from.block)? else {
         return Ok(Err(Unfit::NoTable));
     };
@@ -280,16 +295,17 @@ fn gpt_patches<R: ReadAt + ?Sized>(
     };
     let sector = window(reader, 0, MBR_SECTOR)?;
     let old = Old { header, entries, sector, from };
-    let gpt = match old.table(to) {
+    let mut gpt = match old.table(to) {
         Ok(gpt) => gpt,
         Err(unfit) => return Ok(Err(unfit)),
     };
+    let expanded = edit.apply(&mut gpt);
     let mut patches = vec![old.start(&gpt)];
     patches.extend(old.stale_backup(reader)?);
     let end = gpt.end();
     let offset = gpt.blocks.saturating_mul(to.block.into()).saturating_sub(end.len() as u64);
     patches.push(Patch { offset, bytes: end });
-    Ok(Ok(patches))
+    Ok(Ok(Fitted { patches, expanded }))
 }
 
 /// The existing table.
@@ -403,11 +419,17 @@ impl Scale {
     }
 }
 
-fn mbr_patch(mut sector: Vec<u8>, from: u32, to: u32) -> Result<Vec<Patch>, Unfit> {
-    if from == to {
-        return Ok(Vec::new());
+fn mbr_patch(mut sector: Vec<u8>, from: u32, to: Shape, edit: &Edit) -> Result<Fitted, Unfit> {
+    let before = sector.clone();
+    if from != to.block {
+        scale_mbr(&mut sector, Scale { from: from.into(), to: to.block.into() })?;
     }
-    let scale = Scale { from: from.into(), to: to.into() };
+    let expanded = edit.apply_to_mbr(&mut sector, to);
+    let changed = (sector != before).then_some(Patch { offset: 0, bytes: sector });
+    Ok(Fitted { patches: changed.into_iter().collect(), expanded })
+}
+
+fn scale_mbr(sector: &mut [u8], scale: Scale) -> Result<(), Unfit> {
     let rows = sector.get_mut(BOOT_CODE..MBR_SECTOR - 2).ok_or(Unfit::Damaged)?;
     for (number, row) in (1..).zip(rows.chunks_exact_mut(16)) {
         let Some(kind) = partition::kind(row) else { continue };
@@ -425,7 +447,7 @@ fn mbr_patch(mut sector: Vec<u8>, from: u32, to: u32) -> Result<Vec<Patch>, Unfi
             field.copy_from_slice(&scaled.to_le_bytes());
         }
     }
-    Ok(vec![Patch { offset: 0, bytes: sector }])
+    Ok(())
 }
 
 /// Returns the end of the backup GPT according to the primary header, in bytes from the start of
@@ -466,7 +488,7 @@ mod test {
 
     fn patched(disk: &[u8], to: Shape) -> Result<Vec<u8>, Unfit> {
         let from = Shape { block: 512, bytes: disk.len() as u64 };
-        let patches = fitted(disk, from, to).unwrap()?;
+        let patches = fitted(disk, from, to, &Edit::default()).unwrap()?.patches;
         let mut changed = disk.to_vec();
         changed.resize(usize::try_from(to.bytes).unwrap(), 0);
         for patch in patches {

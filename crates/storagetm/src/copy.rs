@@ -94,6 +94,11 @@ fn check(options: &Copy) -> Result<(), Failure> {
             "cannot write a disk to a terminal: redirect the output with > or |",
         ));
     }
+    if *destination == Locator::Pipe && (options.expand || options.new_ids) {
+        return Err(Failure::usage(
+            "--expand and --new-ids change the destination after the copy, and a pipe cannot be changed",
+        ));
+    }
     if *destination == Locator::Pipe && options.files {
         return Err(Failure::usage(
             "--files looks at the destination, and a pipe cannot be looked at",
@@ -226,7 +231,7 @@ fn check_stream(
         )));
     }
     compressed::check(pipe, source.note.as_ref(), options, sector)?;
-    Ok(if destination.is_disk { PostCopy::of_pipe(options) } else { PostCopy::default() })
+    PostCopy::of_pipe(options, destination.is_disk)
 }
 
 /// Opens the source.

@@ -12,7 +12,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use filesystem::{RangeOwner, Ranges, Survey, Usage};
-use linux::gpt::{Patch, Shape};
+use linux::gpt::{Edit, Fitted, Patch, Shape};
 use linux::medium::ReadAt;
 
 pub(crate) use child::work;
@@ -70,7 +70,7 @@ pub(crate) fn survey(disk: &dyn ReadAt, bytes: u64, block: Option<u32>) -> Resul
 }
 
 /// Returns the patches that adapt the partition table of a disk of shape `from` to one of shape
-/// `to`, or the reason why it cannot be adapted.
+/// `to`, with further changes, or the reason why it cannot be adapted.
 ///
 /// # Errors
 /// As [`usage`].
@@ -78,10 +78,14 @@ pub(crate) fn fit(
     disk: &dyn ReadAt,
     from: Shape,
     to: Shape,
-) -> Result<Result<Vec<Patch>, String>, String> {
-    match run_request(disk, &Request { bytes: from.bytes, task: Task::Fit(from.block, to) })? {
-        Findings::Fit(Ok(patches)) if patches.iter().all(|patch| is_of_table(patch, from, to)) => {
-            Ok(Ok(patches))
+    edit: Edit,
+) -> Result<Result<Fitted, String>, String> {
+    let task = Task::Fit(from.block, to, edit);
+    match run_request(disk, &Request { bytes: from.bytes, task })? {
+        Findings::Fit(Ok(fitted))
+            if fitted.patches.iter().all(|patch| is_of_table(patch, from, to)) =>
+        {
+            Ok(Ok(fitted))
         }
         Findings::Fit(Err(reason)) => Ok(Err(reason)),
         _ => Err(NO_ANSWER.to_owned()),

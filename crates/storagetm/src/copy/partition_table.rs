@@ -5,10 +5,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::copy::{Connection, CopyError, Disk, End, Endpoint, EndpointError, Outcome, Report};
+use console::decimal;
 use filesystem::Survey;
-use linux::gpt::{Patch, Shape};
+use linux::gpt::{Edit, Expanded, Patch, Shape};
 use linux::partition::Scheme;
 use protocol::commands::quoted;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::patched::PatchedDisk;
 use super::summary::{padded, refused};
@@ -31,6 +33,8 @@ pub(super) struct PostCopy {
     patches: Vec<Patch>,
     /// Whether the GPT backup is to be moved to the end of the disk.
     relocates_backup: bool,
+    /// Further changes of the partition table.
+    edit: Edit,
     /// Advice for the user.
     advice: Option<String>,
     /// The destination of a copied pipe: its table can only be examined afterwards.
@@ -101,11 +105,15 @@ impl PostCopy {
         End::Disk(Box::new(CheckedEndpoint { place, confirmed: Mutex::new(confirmed) }))
     }
 
-    /// After a pipe was copied to a disk: relocates the GPT backup if `--fix-gpt` is given, else
-    /// checks whether that is advisable.
-    pub(super) fn of_pipe(options: &Copy) -> Self {
-        let checks_after = Some(options.destination.clone());
-        Self { relocates_backup: options.fix_gpt, checks_after, ..Self::default() }
+    /// After a pipe was copied: changes the partition table as the options say. On a disk it relocates
+    /// the GPT backup if `--fix-gpt` is given, else checks whether that is advisable.
+    ///
+    /// # Errors
+    /// Fails if there are no random numbers.
+    pub(super) fn of_pipe(options: &Copy, is_disk: bool) -> Result<Self, Failure> {
+        let checks_after = is_disk.then(|| options.destination.clone());
+        let relocates_backup = is_disk && options.fix_gpt;
+        Ok(Self { relocates_backup, edit: edit(options)?, checks_after, ..Self::default() })
     }
 
     /// Finishes a successful copy; a failure becomes the outcome. Returns advice for the user.
@@ -114,14 +122,15 @@ impl PostCopy {
             return None;
         }
         let place = self.destination?;
-        if (self.relocates_backup || !self.patches.is_empty())
-            && let Err((name, reason)) =
-                write(&*place, &self.name, self.patches, self.relocates_backup)
-        {
-            report.outcome = Outcome::Failed(CopyError::PartitionTable { name, reason });
-            return None;
+        match write(&*place, self.patches, self.relocates_backup, self.edit) {
+            Err(reason) => {
+                let name = self.name;
+                report.outcome = Outcome::Failed(CopyError::PartitionTable { name, reason });
+                None
+            }
+            Ok(Some(changed)) => Some(changed),
+            Ok(None) => self.advice.or_else(|| backup_advice(&*place, &self.checks_after?)),
         }
-        self.advice.or_else(|| backup_advice(&*place, &self.checks_after?))
     }
 }
 
@@ -133,33 +142,74 @@ fn backup_advice(place: &dyn Endpoint, destination: &Locator) -> Option<String> 
     is_backup_misplaced(&survey, disk.sector, disk.bytes).then(|| manual_command(destination))
 }
 
-/// Writes the rest of the partition table, and verifies it.
-fn write(
-    place: &dyn Endpoint,
-    name: &str,
-    patches: Vec<Patch>,
-    relocates_backup: bool,
-) -> Result<(), (String, String)> {
-    let named = |reason: String| (name.to_owned(), reason);
-    let sync_disk = SyncDisk::open(place).map_err(named)?;
-    let patches =
-        if relocates_backup { relocation_patches(&sync_disk).map_err(named)? } else { patches };
-    for patch in patches {
-        sync_disk.write(patch.offset, &patch.bytes).map_err(|error| named(error.to_string()))?;
+/// Returns the changes of the partition table that the options ask for.
+fn edit(options: &Copy) -> Result<Edit, Failure> {
+    let mut ids = [0; 16];
+    if options.new_ids {
+        // Fewer than 256 bytes are never cut short (getrandom(2)).
+        getrandom(&mut ids, GetRandomFlags::empty())
+            .map_err(|error| refused(format!("there are no random numbers: {error}")))?;
     }
-    Ok(())
+    Ok(Edit { expand: options.expand, ids: options.new_ids.then_some(ids) })
 }
 
-/// Returns the patches that move the GPT backup to the end of the disk. Empty if it is there, or if
-/// there is no GPT for this block size.
-fn relocation_patches(sync_disk: &SyncDisk) -> Result<Vec<Patch>, String> {
+/// Writes the rest of the partition table, and verifies it. Returns what was changed by `edit`, for
+/// the user.
+fn write(
+    place: &dyn Endpoint,
+    patches: Vec<Patch>,
+    relocates_backup: bool,
+    edit: Edit,
+) -> Result<Option<String>, String> {
+    let edits = edit != Edit::default();
+    if patches.is_empty() && !relocates_backup && !edits {
+        return Ok(None);
+    }
+    let sync_disk = SyncDisk::open(place)?;
+    let write_all = |patches: Vec<Patch>| {
+        patches.into_iter().try_for_each(|patch| {
+            sync_disk.write(patch.offset, &patch.bytes).map_err(|error| error.to_string())
+        })
+    };
+    write_all(patches)?;
+    if !relocates_backup && !edits {
+        return Ok(None);
+    }
     let disk = sync_disk.disk();
-    let survey = inspect::survey(sync_disk, disk.bytes, disk.sector)?;
-    if !is_backup_misplaced(&survey, disk.sector, disk.bytes) {
-        return Ok(Vec::new());
+    let survey = inspect::survey(&sync_disk, disk.bytes, disk.sector)?;
+    if !edits && !is_backup_misplaced(&survey, disk.sector, disk.bytes) {
+        return Ok(None);
     }
     let shape = Shape { block: survey.block, bytes: disk.bytes };
-    inspect::fit(sync_disk, shape, shape)?
+    let fitted = inspect::fit(&sync_disk, shape, shape, edit)??;
+    write_all(fitted.patches)?;
+    Ok(edits.then(|| changes(edit, fitted.expanded)))
+}
+
+/// Returns a sentence about changes of the partition table, with what is left to do.
+fn changes(edit: Edit, expanded: Option<Expanded>) -> String {
+    let mut parts = Vec::new();
+    if edit.expand {
+        parts.push(match expanded {
+            Some(Expanded { number, from, to }) => format!(
+                "partition {number} was expanded from {} to {}; expand the file system in it, too (resize2fs, xfs_growfs, btrfs \
+                 filesystem resize)",
+                decimal(from),
+                decimal(to)
+            ),
+            None => "no partition was expanded: behind the last one there is no space, or its type is that of swap space, of a boot \
+                     loader, of a recovery environment or of an extended partition"
+                .to_owned(),
+        });
+    }
+    if edit.ids.is_some() {
+        parts.push(
+            "the identifiers of the disk and of its partitions are new: what names partitions by PARTUUID there (fstab, kernel \
+             command lines, boot entries) has to be changed; the UUIDs of file systems are as before"
+                .to_owned(),
+        );
+    }
+    parts.join("; ")
 }
 
 /// Returns whether there is a GPT for this block size whose backup is not at the end of the disk.
@@ -190,6 +240,7 @@ pub(super) fn adapt(
         notes.push(padded(&ends.options.destination.to_string(), bytes - own));
     }
     let after = PostCopy {
+        edit: edit(ends.options)?,
         // What lies beyond the source.
         patches: patches.iter().filter(|it| end(it) > bytes).cloned().collect(),
         advice: advice(ends, !patches.is_empty()),
@@ -253,9 +304,10 @@ fn patches(
     }
     let from = Shape { block: survey.block, bytes: ends.from.bytes };
     let sync_disk = SyncDisk::open(place).map_err(refused)?;
-    let fitted = inspect::fit(&sync_disk, from, Shape { block: sector, bytes: to.bytes });
+    let to = Shape { block: sector, bytes: to.bytes };
+    let fitted = inspect::fit(&sync_disk, from, to, Edit::default());
     let (source, destination) = (&ends.options.source, &ends.options.destination);
-    fitted.map_err(refused)?.map_err(|reason| {
+    fitted.map_err(refused)?.map(|fitted| fitted.patches).map_err(|reason| {
         refused(format!(
             "the partition table of {source} cannot be written for {destination}: {reason}"
         ))

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 
 use filesystem::{RangeOwner, Ranges, Survey, Usage};
-use linux::gpt::{Patch, Shape};
+use linux::gpt::{Edit, Fitted, Shape};
 
 mod survey;
 mod usage;
@@ -39,8 +39,9 @@ pub(super) enum Task {
     Owners(Ranges),
     /// The contents; the logical block size, 0 if unknown.
     Survey(u32),
-    /// The patches that adapt the partition table of a disk with this block size to another disk.
-    Fit(u32, Shape),
+    /// The patches that adapt the partition table of a disk with this block size to another disk,
+    /// with further changes.
+    Fit(u32, Shape, Edit),
 }
 
 /// A message from the child.
@@ -66,7 +67,7 @@ pub(super) enum Findings {
     Owners(BTreeSet<RangeOwner>),
     Survey(Survey),
     /// The patches, or why the table cannot be adapted.
-    Fit(Result<Vec<Patch>, String>),
+    Fit(Result<Fitted, String>),
 }
 
 impl Request {
@@ -82,11 +83,14 @@ impl Request {
                 bytes.push(2);
                 bytes.extend(block.to_le_bytes());
             }
-            Task::Fit(block, shape) => {
+            Task::Fit(block, shape, edit) => {
                 bytes.push(3);
                 bytes.extend(block.to_le_bytes());
                 bytes.extend(shape.block.to_le_bytes());
                 bytes.extend(shape.bytes.to_le_bytes());
+                bytes.push(u8::from(edit.expand));
+                bytes.push(u8::from(edit.ids.is_some()));
+                bytes.extend(edit.ids.unwrap_or_default());
             }
         }
         to.write_all(&bytes)
@@ -100,7 +104,11 @@ impl Request {
             2 => Task::Survey(u32_value(from)?),
             3 => {
                 let (block, to) = (u32_value(from)?, u32_value(from)?);
-                Task::Fit(block, Shape { block: to, bytes: u64_value(from)? })
+                let to = Shape { block: to, bytes: u64_value(from)? };
+                let (expand, has_ids) = (u8_value(from)? != 0, u8_value(from)? != 0);
+                let mut ids = [0; 16];
+                from.read_exact(&mut ids)?;
+                Task::Fit(block, to, Edit { expand, ids: has_ids.then_some(ids) })
             }
             _ => return Err(invalid()),
         };
@@ -133,9 +141,9 @@ impl Message {
                 bytes.push(4);
                 survey::put(&mut bytes, survey);
             }
-            Self::Reply(Reply::Findings(Findings::Fit(Ok(patches)))) => {
+            Self::Reply(Reply::Findings(Findings::Fit(Ok(fitted)))) => {
                 bytes.push(5);
-                survey::put_patches(&mut bytes, patches);
+                survey::put_fitted(&mut bytes, fitted);
             }
             Self::Reply(Reply::Findings(Findings::Fit(Err(reason)))) => {
                 bytes.push(6);
@@ -156,7 +164,7 @@ impl Message {
             2 => Self::Reply(Reply::Findings(Findings::Usage(usage(from)?))),
             3 => Self::Reply(Reply::Findings(Findings::Owners(owners(from)?))),
             4 => Self::Reply(Reply::Findings(Findings::Survey(survey::parse(from)?))),
-            5 => Self::Reply(Reply::Findings(Findings::Fit(Ok(survey::parse_patches(from)?)))),
+            5 => Self::Reply(Reply::Findings(Findings::Fit(Ok(survey::parse_fitted(from)?)))),
             6 => Self::Reply(Reply::Findings(Findings::Fit(Err(text(from)?)))),
             _ => return Err(invalid()),
         })
@@ -268,6 +276,8 @@ fn invalid() -> io::Error {
 #[cfg(test)]
 mod test {
     use super::*;
+    use linux::gpt::{Expanded, Patch};
+
     use filesystem::{Content, OpaqueReason, Owner, Part, PartKind};
 
     #[test]
@@ -292,11 +302,14 @@ mod test {
         };
         assert_eq!(heard, survey);
         let patches = vec![Patch { offset: 4096, bytes: vec![1, 2, 3] }];
-        let said = Message::Reply(Reply::Findings(Findings::Fit(Ok(patches.clone()))));
-        let Message::Reply(Reply::Findings(Findings::Fit(heard))) = back(&said) else {
-            panic!("patches")
-        };
-        assert_eq!(heard, Ok(patches));
+        for expanded in [None, Some(Expanded { number: 7, from: 1 << 20, to: 1 << 40 })] {
+            let fitted = Fitted { patches: patches.clone(), expanded };
+            let said = Message::Reply(Reply::Findings(Findings::Fit(Ok(fitted.clone()))));
+            let Message::Reply(Reply::Findings(Findings::Fit(heard))) = back(&said) else {
+                panic!("patches")
+            };
+            assert_eq!(heard, Ok(fitted));
+        }
     }
 
     fn back(said: &Message) -> Message {

@@ -156,6 +156,21 @@ pub struct Copy {
     #[arg(long)]
     pub fix_gpt: bool,
 
+    /// After the copy, expand the last partition to the end of DST
+    ///
+    /// This changes the partition table alone: its file system is to be expanded after that, by resize2fs, xfs_growfs, btrfs
+    /// or the system itself. Moves the backup GPT, too. Swap space and the partitions of boot loaders and of Windows'
+    /// recovery environment are not expanded.
+    #[arg(long)]
+    pub expand: bool,
+
+    /// After the copy, give DST a new disk identifier and its partitions new ones
+    ///
+    /// Two disks with the same identifiers in one machine are mistaken for each other. What names partitions by PARTUUID
+    /// (fstab, kernel command lines, boot entries) has to be changed on DST. The UUIDs of file systems are kept.
+    #[arg(long)]
+    pub new_ids: bool,
+
     /// Overwrite an existing file DST without asking, or a disk DST whose contents cannot be examined
     #[arg(long)]
     pub force: bool,

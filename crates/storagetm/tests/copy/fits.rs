@@ -185,6 +185,64 @@ fn r54_piped_image_is_checked_and_its_backup_moved() {
     }
 }
 
+/// After a copy to a disk of 12 MiB with new identifiers and an expanded partition 2.
+#[track_caller]
+fn is_expanded_with_new_ids(path: &str, source: &str, message: &str) {
+    assert!(message.contains("partition 2 was expanded"), "{message}");
+    assert!(message.contains("PARTUUID") && !message.contains("sgdisk"), "{message}");
+    let (copy, source) = (fs::read(path).unwrap(), fs::read(source).unwrap());
+    let [table, before] = [&copy, &source].map(|disk| partition::read(&disk[..]).unwrap().unwrap());
+    let places: Vec<_> = table.entries.iter().map(|it| (it.start, it.bytes)).collect();
+    assert_eq!(places, [(MIB, 2 * MIB), (4 * MIB, 7 * MIB)]);
+    for (new, old) in table.entries.iter().zip(&before.entries) {
+        assert_ne!(new.guid, old.guid);
+    }
+    assert_ne!(table.guid, before.guid);
+    let end = linux::gpt::backup_end(&copy[..], table.block_size).unwrap();
+    assert_eq!(end, Some(copy.len() as u64), "the backup is at the end");
+    let data = usize::try_from(MIB).unwrap()..usize::try_from(3 * MIB).unwrap();
+    assert!(copy[data.clone()] == source[data]);
+}
+
+#[test]
+fn last_partition_is_expanded_and_identifiers_are_new() {
+    let folder = Folder::new();
+    let (image, map) = (folder.path("source.img"), folder.path("map"));
+    let options = ["--yes", "--expand", "--new-ids"];
+    for block in BLOCKS {
+        partitioned(&image, block);
+        let Some(to) = Ends::new(&folder, &format!("to{block}"), block, 12 * MIB) else { return };
+        for (_, destination, behind) in &to.ends {
+            let message = run_expecting(0, &[&options[..], &[&image, destination]].concat());
+            is_expanded_with_new_ids(behind, &image, &message);
+            let piped = copy(&[&options[..], &["-", destination]].concat())
+                .stdin(File::open(&image).unwrap())
+                .output()
+                .unwrap();
+            let message = String::from_utf8(piped.stderr).unwrap();
+            assert_eq!(piped.status.code(), Some(0), "{message}");
+            is_expanded_with_new_ids(behind, &image, &message);
+        }
+        // Together with what makes the table fit. After that the map describes another disk.
+        let (_, destination, behind) = &to.ends[0];
+        let _ = fs::remove_file(&map);
+        let with_map = [&options[..], &["--fix-gpt", "--map", &map, &image, destination]].concat();
+        let message = run_expecting(0, &with_map);
+        is_expanded_with_new_ids(behind, &image, &message);
+        run_expecting(5, &with_map);
+    }
+    let file = folder.path("file.img");
+    let message = run_expecting(0, &["--expand", "--new-ids", &image, &file]);
+    assert!(message.contains("no partition was expanded"), "{message}");
+    assert!(fs::read(&file).unwrap() != fs::read(&image).unwrap());
+    let message = run_expecting(2, &["--new-ids", &image, "-"]);
+    assert!(message.contains("a pipe cannot be changed"), "{message}");
+    let zeros = folder.path("zeros.img");
+    File::create(&zeros).unwrap().set_len(BYTES).unwrap();
+    let message = run_expecting(4, &["--force", "--new-ids", &zeros, &file]);
+    assert!(message.contains("there is no partition table"), "{message}");
+}
+
 /// R54: a resumed copy that was complete is unchanged.
 #[test]
 fn r54_converted_copy_is_gone_on_with_by_its_map() {

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use filesystem::{Content, Survey};
-use linux::gpt::Patch;
+use linux::gpt::{Expanded, Fitted, Patch};
 use linux::partition::Scheme;
 
 use super::{invalid, list, put_count, put_text, text, u8_value, u32_value, u64_value};
@@ -54,16 +54,21 @@ pub(super) fn parse(from: &mut impl Read) -> io::Result<Survey> {
     Ok(Survey { table, block, partitions, backup_end, contents, empty })
 }
 
-pub(super) fn put_patches(bytes: &mut Vec<u8>, patches: &[Patch]) {
-    put_count(bytes, patches.len());
-    for patch in patches {
+pub(super) fn put_fitted(bytes: &mut Vec<u8>, fitted: &Fitted) {
+    put_count(bytes, fitted.patches.len());
+    for patch in &fitted.patches {
         bytes.extend(patch.offset.to_le_bytes());
         put_count(bytes, patch.bytes.len());
         bytes.extend(&patch.bytes);
     }
+    // Partitions are counted from 1.
+    let expanded = fitted.expanded.unwrap_or(Expanded { number: 0, from: 0, to: 0 });
+    bytes.extend(expanded.number.to_le_bytes());
+    bytes.extend(expanded.from.to_le_bytes());
+    bytes.extend(expanded.to.to_le_bytes());
 }
 
-pub(super) fn parse_patches(from: &mut impl Read) -> io::Result<Vec<Patch>> {
+pub(super) fn parse_fitted(from: &mut impl Read) -> io::Result<Fitted> {
     let patch = |from: &mut _| {
         let (offset, len) = (u64_value(from)?, u32_value(from)?);
         let len = usize::try_from(len).ok().filter(|len| (1..=MAX_PATCH).contains(len));
@@ -71,5 +76,8 @@ pub(super) fn parse_patches(from: &mut impl Read) -> io::Result<Vec<Patch>> {
         Read::read_exact(from, &mut bytes)?;
         Ok(Patch { offset, bytes })
     };
-    list(from, MAX_PATCHES, patch)
+    let patches = list(from, MAX_PATCHES, patch)?;
+    let (number, from, to) = (u32_value(from)?, u64_value(from)?, u64_value(from)?);
+    let expanded = (number != 0).then_some(Expanded { number, from, to });
+    Ok(Fitted { patches, expanded })
 }
