@@ -89,7 +89,7 @@ impl Harness<'_> {
             return;
         }
         let left = usize::try_from(length).unwrap();
-        if !to_host && length > 0 && self.input.byte() % 8 != 0 {
+        if !to_host && length > 0 && !self.input.byte().is_multiple_of(8) {
             let data = vec![self.input.byte(); left.min(PIECE)];
             self.transfer(&data);
         }
