@@ -496,6 +496,7 @@ mod test {
                 base: None,
                 allow_in_use: false,
                 force: false,
+                removable: false,
                 overlay: overlay::OverlayOptions { limit: 0, is_shared: false },
                 machine,
                 at_rest: false,

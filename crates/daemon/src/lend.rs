@@ -42,6 +42,8 @@ pub struct LendOptions {
     pub allow_in_use: bool,
     /// Whether to export disks writable whose contents cannot be read.
     pub force: bool,
+    /// Whether disks are announced as removable media.
+    pub removable: bool,
     /// How overlays are kept.
     pub overlay: OverlayOptions,
     /// Machine ID.
@@ -296,6 +298,7 @@ impl LendOptions {
         export.cache =
             if volatile_cache && !overlaid { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
+        export.removable = self.removable;
         (export.discard, export.discard_zeroes) = (can_discard || overlaid, overlaid);
         if let Some(disk) = disk {
             export.short = device_name(&request.path, disk);
@@ -503,6 +506,7 @@ mod test {
             base: None,
             allow_in_use: false,
             force: false,
+            removable: false,
             overlay: OverlayOptions { limit: 1 << 20, is_shared: false },
             machine,
             at_rest: false,

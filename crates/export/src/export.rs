@@ -1,7 +1,7 @@
 //! A disk that is served to other machines.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,8 @@ pub struct Export {
     pub cache: Cache,
     /// Whether it is a rotating disk.
     pub rotational: bool,
+    /// Whether it is announced as a removable medium, which hosts can eject.
+    pub removable: bool,
     /// Whether it supports discard.
     pub discard: bool,
     /// Whether discarded blocks read as zeros.
@@ -85,6 +87,8 @@ pub struct Export {
     gone: AtomicBool,
     flush_failed: AtomicBool,
     connections: Connections,
+    /// How many hosts prevent the removal of the medium.
+    removal_locks: AtomicU32,
     /// The exports that this one replaced, if they were still in use.
     predecessors: OnceLock<Vec<Weak<Self>>>,
     /// Whether another export has replaced this one.
@@ -121,12 +125,14 @@ impl Export {
             access: Access::ReadOnly,
             cache: Cache::Volatile,
             rotational: false,
+            removable: false,
             discard: false,
             discard_zeroes: false,
             bytes: AtomicU64::new(bytes),
             gone: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
             connections: Connections::default(),
+            removal_locks: AtomicU32::new(0),
             predecessors: OnceLock::new(),
             replaced: AtomicBool::new(false),
             backing,
@@ -266,9 +272,34 @@ impl Export {
         self.connections.set_stored(sequence, is_stored);
     }
 
+    /// Returns whether a host prevents the removal of the medium.
+    pub fn is_removal_prevented(&self) -> bool {
+        self.removal_locks.load(Ordering::Acquire) != 0
+    }
+
     /// Returns the connections that use it.
     pub(crate) fn connections(&self) -> &Connections {
         &self.connections
+    }
+}
+
+/// Prevents the removal of the medium until it is dropped.
+#[derive(Debug)]
+pub struct RemovalLock(Weak<Export>);
+
+impl RemovalLock {
+    /// Prevents the removal.
+    pub fn new(export: &Arc<Export>) -> Self {
+        export.removal_locks.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::downgrade(export))
+    }
+}
+
+impl Drop for RemovalLock {
+    fn drop(&mut self) {
+        if let Some(export) = self.0.upgrade() {
+            export.removal_locks.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 

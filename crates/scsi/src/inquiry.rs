@@ -8,8 +8,8 @@ use crate::limits;
 use crate::port::Port;
 use crate::wire::inquiry::{
     CMDQUE, Characteristics, DISK, DesignatorHeader, Extended, FORMAT, Limits, NON_ROTATING, PIV,
-    PageHeader, Provisioning, SIMPSUP, STANDARDS, Standard, THIN, THIRD_PARTY_COPY, UGAVALID,
-    V_SUP, VERSION_SPC_4, association, code_set, designator, page, provisioning,
+    PageHeader, Provisioning, REMOVABLE, SIMPSUP, STANDARDS, Standard, THIN, THIRD_PARTY_COPY,
+    UGAVALID, V_SUP, VERSION_SPC_4, association, code_set, designator, page, provisioning,
 };
 
 /// T10 vendor identification.
@@ -18,8 +18,19 @@ const VENDOR: [u8; 8] = *b"STORAGTM";
 /// The longest SCSI name in a designator, in bytes.
 const MAX_NAME: usize = 255;
 
+/// Returns the standard INQUIRY data of a disk.
+pub(crate) fn of_disk(export: &Export, port: &Port) -> Vec<u8> {
+    let mut data = standard_data(&export.identity, port, DISK);
+    data.removable = if export.removable { REMOVABLE } else { 0 };
+    data.as_bytes().to_vec()
+}
+
 /// Returns the standard INQUIRY data, with this peripheral qualifier and device type.
 pub(crate) fn standard(identity: &Identity, port: &Port, peripheral: u8) -> Vec<u8> {
+    standard_data(identity, port, peripheral).as_bytes().to_vec()
+}
+
+fn standard_data(identity: &Identity, port: &Port, peripheral: u8) -> Standard {
     let mut data = Standard::new_zeroed();
     data.peripheral = peripheral;
     (data.version, data.format) = (VERSION_SPC_4, FORMAT);
@@ -30,7 +41,7 @@ pub(crate) fn standard(identity: &Identity, port: &Port, peripheral: u8) -> Vec<
     data.revision = text(&identity.firmware);
     let standards = STANDARDS.into_iter().chain([port.standard]);
     data.versions.iter_mut().zip(standards).for_each(|(version, standard)| version.set(standard));
-    data.as_bytes().to_vec()
+    data
 }
 
 /// Returns a vital product data page, or `None` if it is not supported.

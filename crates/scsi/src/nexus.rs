@@ -5,7 +5,7 @@ mod attention;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use export::{Export, Fault, Grant, Op};
+use export::{Export, Fault, Grant, Op, RemovalLock};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::U32;
 
@@ -95,8 +95,8 @@ pub struct Nexus {
     /// The disk that the initiator may know, and its capacity.
     export: Weak<Export>,
     blocks: u64,
-    /// Whether the initiator has prevented the removal of the medium.
-    prevented: bool,
+    /// Prevents the removal of the medium, if the initiator has demanded that.
+    removal_lock: Option<RemovalLock>,
     settings: Rc<Settings>,
 }
 
@@ -112,15 +112,15 @@ impl Nexus {
         // The grant keeps the notices that follow.
         let _ = grant.take_reservation_notice();
         let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
-        let (sense, prevented, settings) = (None, false, Rc::default());
-        Self { port, attentions, sense, export, blocks, prevented, settings }
+        let (sense, removal_lock, settings) = (None, None, Rc::default());
+        Self { port, attentions, sense, export, blocks, removal_lock, settings }
     }
 
     /// Establishes a unit attention condition. A [`Attention::Reset`] also ends what the initiator
     /// has set: prevention and ejection of the medium, software write protection.
     pub fn attend(&mut self, attention: Attention) {
         if attention == Attention::Reset {
-            (self.prevented, self.sense) = (false, None);
+            (self.removal_lock, self.sense) = (None, None);
             self.settings.protected.set(false);
             self.settings.ejected.set(false);
         }
@@ -134,6 +134,7 @@ impl Nexus {
         let (export, blocks) = (Arc::downgrade(grant.export()), grant.export().blocks());
         let is_same = self.export.ptr_eq(&export);
         if !is_same {
+            self.removal_lock = None;
             self.settings.ejected.set(false);
             // It has lost its reservations, too.
             self.attentions.push(Attention::PowerOn);
@@ -198,7 +199,7 @@ impl Nexus {
         match cdb {
             Cdb::Read(range) => read(grant, range).map(Command::Read),
             Cdb::Write { range, durable } => write(grant, range, durable).map(Command::Write),
-            Cdb::StartStop(command) => self.start_stop(command),
+            Cdb::StartStop(command) => self.start_stop(grant, command),
             Cdb::Inquiry { .. }
             | Cdb::RequestSense { .. }
             | Cdb::ReportLuns { .. }
@@ -215,10 +216,9 @@ impl Nexus {
     /// Executes a command on the state of the nexus.
     fn answer(&mut self, grant: &Grant, cdb: Cdb) -> Result<Response, Response> {
         match cdb {
-            Cdb::Inquiry { page: None, allocation } => Ok(Response::data(
-                inquiry::standard(&grant.export().identity, &self.port, DISK),
-                allocation,
-            )),
+            Cdb::Inquiry { page: None, allocation } => {
+                Ok(Response::data(inquiry::of_disk(grant.export(), &self.port), allocation))
+            }
             Cdb::Inquiry { page: Some(page), allocation } => {
                 let page = inquiry::vital(grant, &self.port, page);
                 let page = page.ok_or(Sense::INVALID_FIELD_IN_CDB)?;
@@ -234,7 +234,7 @@ impl Nexus {
                 luns(select, allocation)
             }
             Cdb::PreventAllow { prevent } => {
-                self.prevented = prevent;
+                self.removal_lock = prevent.then(|| RemovalLock::new(grant.export()));
                 Ok(Response::good())
             }
             Cdb::CopyStatus { list_id, allocation } => {
@@ -250,14 +250,15 @@ impl Nexus {
     }
 
     /// Executes START STOP UNIT: flushes the disk when it is stopped or ejected (SBC-3 §5.25). An
-    /// ejection always flushes: the disk may be unplugged after it.
-    fn start_stop(&mut self, command: StartStop) -> Result<Command, Response> {
+    /// ejection always flushes: the disk may be unplugged after it. The medium can be loaded while its
+    /// removal is prevented: Linux prevents it when it opens the disk, and then loads.
+    fn start_stop(&mut self, grant: &Grant, command: StartStop) -> Result<Command, Response> {
         let StartStop { power_condition, no_flush, load_or_eject, start } = command;
         let good = Ok(Command::Done(Response::good()));
         if power_condition != 0 {
             return good;
         }
-        if load_or_eject && !start && self.prevented {
+        if load_or_eject && !start && grant.export().is_removal_prevented() {
             return Err(Sense::REMOVAL_PREVENTED.into());
         }
         match (start, load_or_eject) {

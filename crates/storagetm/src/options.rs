@@ -221,6 +221,13 @@ pub struct Serve {
     #[arg(long, conflicts_with = "stdin")]
     pub usb: bool,
 
+    /// Announce disks as removable media, as USB sticks are, so that hosts can eject them: over iSCSI and at a USB port
+    ///
+    /// Windows then writes at once what it would keep in memory. A disk that one host has ejected is still there for the
+    /// others. A Linux host does not repeat what it was doing with such a disk when its connection was lost: it fails.
+    #[arg(long)]
+    pub removable: bool,
+
     /// Serve one NBD client, connected to standard input, and exit when it disconnects
     ///
     /// As for inetd. Nothing is written to standard output. A client from the network needs a key, unless --open is

@@ -94,6 +94,7 @@ pub(super) struct ExportWire {
     access: Access,
     volatile: bool,
     rotational: bool,
+    removable: bool,
     discard: bool,
     discard_zeroes: bool,
     flush_failed: bool,
@@ -122,6 +123,7 @@ impl ExportWire {
             access: export.access,
             volatile: export.cache == Cache::Volatile,
             rotational: export.rotational,
+            removable: export.removable,
             discard: export.discard,
             discard_zeroes: export.discard_zeroes,
             flush_failed: export.has_failed_flush(),
@@ -141,6 +143,7 @@ impl ExportWire {
         export.access = self.access;
         export.cache = if self.volatile { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = self.rotational;
+        export.removable = self.removable;
         export.discard = self.discard;
         export.discard_zeroes = self.discard_zeroes;
         if self.flush_failed {
@@ -215,14 +218,14 @@ mod test {
         let mut export = Export::new("disk", "nqn", identity, geometry, 1 << 20, disk().into());
         export.access = Access::Writable;
         export.cache = Cache::WriteThrough;
-        export.discard = true;
+        (export.discard, export.removable) = (true, true);
         export.flush_failed();
         let arrived = travel(&ExportWire::new(9, &export)).export(vec![disk()]).unwrap();
         assert_eq!((&arrived.name, &arrived.id), (&export.name, &export.id));
         assert_eq!((&arrived.identity, arrived.geometry), (&export.identity, geometry));
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
         assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
-        assert!(arrived.has_failed_flush() && !arrived.rotational);
+        assert!(arrived.has_failed_flush() && arrived.removable && !arrived.rotational);
         assert_eq!(arrived.backing().descriptors().len(), 1);
         for descriptors in [vec![], vec![disk(), disk()]] {
             assert!(travel(&ExportWire::new(9, &export)).export(descriptors).is_none());

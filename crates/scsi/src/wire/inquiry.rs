@@ -39,6 +39,9 @@ pub const THIRD_PARTY_COPY: u8 = 0x08;
 /// Flag of [`Standard::flags`], in the last of them: commands are queued.
 pub const CMDQUE: u8 = 0x02;
 
+/// Flag of [`Standard::removable`]: the medium can be removed.
+pub const REMOVABLE: u8 = 0x80;
+
 /// Version descriptors: SAM-5, SPC-4 and SBC-3 (SPC-4 §6.6.2).
 pub const STANDARDS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
 
@@ -50,7 +53,7 @@ pub const STANDARDS: [u16; 3] = [0x00a0, 0x0460, 0x04c0];
 pub struct Standard {
     /// [`DISK`], [`UNCONNECTED`] or [`ABSENT`].
     pub peripheral: u8,
-    /// Whether the medium is removable: no.
+    /// [`REMOVABLE`], or zero.
     pub removable: u8,
     /// [`VERSION_SPC_4`].
     pub version: u8,

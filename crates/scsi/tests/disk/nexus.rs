@@ -145,6 +145,23 @@ fn prevented_medium_is_not_ejected() {
     assert!(world.run(&[0x1b, 0, 0, 0, 2]).is_good(), "a reset ends prevention");
 }
 
+/// SPC-4 §6.13: removal is prevented until every initiator allows it, or is gone.
+#[test]
+fn medium_that_any_initiator_holds_is_not_ejected() {
+    let mut world = World::of((512, 4096), |export| export.removable = true);
+    let other = world.add();
+    assert_eq!(world.run(&[0x12, 0, 0, 0, 36]).data[1], 0x80);
+    let prevent = &[0x1e, 0, 0, 0, 1];
+    assert!(world.run(prevent).is_good() && world.send(other, prevent, &[]).is_good());
+    let eject = [0x1b, 0, 0, 0, 2];
+    assert_eq!(code(&world.send(other, &eject, &[])), (0x53, 2));
+    assert!(world.run(&[0x1e]).is_good() && world.run(&[0x1e]).is_good());
+    assert_eq!(code(&world.run(&eject)), (0x53, 2));
+    world.initiators.truncate(other);
+    assert!(world.run(&eject).is_good());
+    assert_eq!(code(&world.run(&[0])), (0x3a, 0));
+}
+
 #[test]
 fn stopping_flushes_and_power_conditions_have_no_effect() {
     let mut world = World::new();

@@ -104,6 +104,7 @@ impl ServeConfig {
         config.filter = config.filter.filter(|_| options.all);
         config.any_format = options.format.is_some();
         config.lend.base = options.nqn;
+        config.lend.removable = options.removable;
         config.lend.allow_in_use = options.allow_in_use;
         config.lend.force |= options.force;
         config.lend.reported = options.reported;
@@ -141,6 +142,7 @@ impl ServeConfig {
                 allow_in_use: false,
                 // In target mode a disk is only named writable to repair it.
                 force: is_target,
+                removable: false,
                 overlay: OverlayOptions { limit: 0, is_shared: false },
                 machine,
                 tree,

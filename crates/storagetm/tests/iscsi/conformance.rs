@@ -5,12 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use crate::server::Server;
 
 /// The expected results: a line `SUITE.TEST RESULT`, and the reason where it is not `pass`.
 const EXPECTED: &str = include_str!("conformance.txt");
+
+/// Size of the units in bytes.
+const SIZE: u64 = 1 << 30;
+
+/// The start of the header of an empty GPT, with its checksum.
+const PARTITION_TABLE: &[u8; 25] = b"EFI PART\0\0\x01\0\x5c\0\0\0\x5a\xce\x7f\x53\0\0\0\0\x01";
 
 /// Longest time of a suite, in seconds. A test that waits for a reply does so for ever.
 const LIMIT: &str = "100";
@@ -50,7 +57,7 @@ fn conformance_suite_has_the_expected_results() {
     let servers: Vec<Server> = [true, false]
         .into_iter()
         .filter(|_| own)
-        .map(|writable| Server::of_zeros(&[1 << 30], writable))
+        .map(|writable| Server::of_zeros(&[SIZE], writable))
         .collect();
     let uris_of = |writable: bool| match servers.get(usize::from(!writable)) {
         Some(server) => vec![server.uri(0)],
@@ -58,14 +65,29 @@ fn conformance_suite_has_the_expected_results() {
     };
     let (uris, read_only) = (uris_of(true), uris_of(false));
     let uris = |suite: &str| if suite == "ReadOnly" { &read_only } else { &uris };
-    let found: BTreeMap<String, Found> =
+    let mut found: BTreeMap<String, Found> =
         suites().iter().flat_map(|suite| run(suite, uris(suite))).collect();
+    let others = own.then(other_units).into_iter().flatten();
+    others.for_each(|(server, tests)| {
+        found.extend(tests.iter().flat_map(|tests| run(tests, &[server.uri(0)])));
+    });
     for (name, found) in &found {
         println!("{name} {} {}", found.verdict, found.text);
     }
     if own {
         compare(&found);
     }
+}
+
+/// Returns units that differ from the one of all other tests, and the tests that need them.
+fn other_units() -> [(Server, &'static [&'static str]); 2] {
+    let removable = Server::of_images(&[SIZE], true, &["--removable"], |_| {});
+    // A partition table has the size of the blocks.
+    let large_blocks = Server::of_images(&[SIZE], true, &[], |image| {
+        image.write_all_at(PARTITION_TABLE, 4096).unwrap();
+    });
+    let prevention: &[&str] = &["PreventAllow", "StartStopUnit"];
+    [(removable, prevention), (large_blocks, &["GetLBAStatus.UnmapSingle"])]
 }
 
 /// Compares the results with the table.
@@ -109,9 +131,10 @@ fn suites() -> Vec<String> {
     suites.filter(|name| !name.contains('.')).map(str::to_owned).collect()
 }
 
-/// Runs a suite in a process of its own: a test that is skipped can leave state behind that makes
+/// Runs a suite, or a test `SUITE.TEST`, in a process of its own: a test that is skipped can leave state behind that makes
 /// later ones of the process fail.
-fn run(suite: &str, uris: &[String]) -> Vec<(String, Found)> {
+fn run(tests: &str, uris: &[String]) -> Vec<(String, Found)> {
+    let (suite, _) = tests.split_once('.').unwrap_or((tests, ""));
     let uris = if suite == "MultipathIO" && uris.len() == 1 {
         [uris, uris].concat()
     } else {
@@ -119,7 +142,7 @@ fn run(suite: &str, uris: &[String]) -> Vec<(String, Found)> {
     };
     let uris = if suite == "MultipathIO" { &uris[..] } else { &uris[..1] };
     let ran = Command::new("timeout")
-        .args([LIMIT, "iscsi-test-cu", "-d", "-S", "-v", "-t", &format!("ALL.{suite}")])
+        .args([LIMIT, "iscsi-test-cu", "-d", "-S", "-v", "-t", &format!("ALL.{tests}")])
         .args(uris)
         .output()
         .unwrap();

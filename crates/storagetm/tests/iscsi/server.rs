@@ -18,10 +18,22 @@ pub(crate) struct Server {
 impl Server {
     /// Serves images of zeros of these lengths at a free port of the loopback interface.
     pub(crate) fn of_zeros(lengths: &[u64], writable: bool) -> Self {
+        Self::of_images(lengths, writable, &[], |_| {})
+    }
+
+    /// Serves images of these lengths, which `fill` writes to before, with more options.
+    pub(crate) fn of_images(
+        lengths: &[u64],
+        writable: bool,
+        options: &[&str],
+        fill: impl Fn(&File),
+    ) -> Self {
         let folder = Scratch::new();
         let images = lengths.iter().enumerate().map(|(at, length)| {
             let path = folder.0.join(format!("disk{at}"));
-            File::create(&path).unwrap().set_len(*length).unwrap();
+            let image = File::create(&path).unwrap();
+            image.set_len(*length).unwrap();
+            fill(&image);
             path.to_str().unwrap().to_owned()
         });
         let images: Vec<String> = images.collect();
@@ -30,7 +42,7 @@ impl Server {
             images.iter().flat_map(|image| access.into_iter().chain([image.as_str()])).collect();
         let own =
             ["--json", "--no-announce", "--protocol", "iscsi", "--listen", "iscsi:127.0.0.1:0"];
-        let running = Running::serve(&[&own[..], &disks].concat());
+        let running = Running::serve(&[&own[..], options, &disks].concat());
         let events = running.until("ready");
         Self { _running: running, _folder: folder, events }
     }
