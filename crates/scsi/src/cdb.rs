@@ -24,7 +24,7 @@ pub(crate) enum Cdb {
     Read(Blocks),
     Write { range: Blocks, durable: bool },
     WriteAndVerify { range: Blocks, compare: bool },
-    Verify { range: Blocks, compare: bool },
+    Verify { range: Blocks, check: ByteCheck },
     Synchronize(Blocks),
     PreFetch(Blocks),
     CompareAndWrite { range: Blocks, durable: bool },
@@ -125,14 +125,26 @@ impl Fields<'_> {
         self.has(1, 0x08)
     }
 
-    /// Returns BYTCHK: whether data is compared. The other values are not supported.
-    fn compare(&self) -> Result<bool, Sense> {
+    /// Returns BYTCHK, of which one value is reserved.
+    fn byte_check(&self) -> Result<ByteCheck, Sense> {
         match self.0[1] >> 1 & 3 {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Sense::INVALID_FIELD_IN_CDB),
+            0 => Ok(ByteCheck::Nothing),
+            1 => Ok(ByteCheck::Blocks),
+            3 => Ok(ByteCheck::OneBlock),
+            _ => Err(Sense::INVALID_FIELD_IN_CDB.with_field(1)),
         }
     }
+}
+
+/// What VERIFY compares with the blocks (BYTCHK).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByteCheck {
+    /// Nothing.
+    Nothing,
+    /// As many blocks of the initiator.
+    Blocks,
+    /// One block of the initiator, with each.
+    OneBlock,
 }
 
 /// Returns the table entry of a CDB.
@@ -216,11 +228,17 @@ impl Cdb {
     }
 
     fn write_and_verify(fields: &Fields<'_>, range: Blocks) -> Result<Self, Sense> {
-        Ok(Self::WriteAndVerify { range, compare: fields.compare()? })
+        let compare = match fields.byte_check()? {
+            ByteCheck::Nothing => false,
+            ByteCheck::Blocks => true,
+            // All blocks are written.
+            ByteCheck::OneBlock => return Err(Sense::INVALID_FIELD_IN_CDB.with_field(1)),
+        };
+        Ok(Self::WriteAndVerify { range, compare })
     }
 
     fn verify(fields: &Fields<'_>, range: Blocks) -> Result<Self, Sense> {
-        Ok(Self::Verify { range, compare: fields.compare()? })
+        Ok(Self::Verify { range, check: fields.byte_check()? })
     }
 
     fn write_same(fields: &Fields<'_>, range: Blocks, no_data: bool) -> Self {

@@ -101,7 +101,7 @@ impl Job {
             Cdb::ModeSelect { ten, length } => {
                 Box::new(ModeSelect::new(ten, length, settings.clone()))
             }
-            Cdb::Verify { range, compare } => Box::new(Verify::new(grant, range, compare)?),
+            Cdb::Verify { range, check } => Box::new(Verify::new(grant, range, check)?),
             Cdb::WriteAndVerify { range, compare } => {
                 Box::new(WriteAndVerify::new(grant, range, compare)?)
             }

@@ -3,6 +3,7 @@
 use export::{Buffer, Grant, Op};
 
 use super::work::{Action, DiskRequest, Work};
+use crate::cdb::ByteCheck;
 use crate::range::Blocks;
 use crate::response::Response;
 use crate::wire::sense::Sense;
@@ -10,20 +11,25 @@ use crate::wire::sense::Sense;
 /// VERIFY: reads, and compares with data of the initiator if that is asked for.
 #[derive(Debug)]
 pub(super) struct Verify {
-    compare: bool,
+    check: ByteCheck,
     data_out: u64,
     left: Blocks,
     /// The piece whose data is received.
     piece: Option<Blocks>,
+    /// The data of that piece, or the block with which all are compared.
     data: Option<Buffer>,
     differs: bool,
 }
 
 impl Verify {
-    pub(super) fn new(grant: &Grant, range: Blocks, compare: bool) -> Result<Self, Response> {
+    pub(super) fn new(grant: &Grant, range: Blocks, check: ByteCheck) -> Result<Self, Response> {
         range.check(grant, Op::Read)?;
-        let data_out = if compare { range.bytes(grant) } else { 0 };
-        Ok(Self { compare, data_out, left: range, piece: None, data: None, differs: false })
+        let data_out = match check {
+            ByteCheck::Nothing => 0,
+            ByteCheck::Blocks => range.bytes(grant),
+            ByteCheck::OneBlock => Blocks { blocks: range.blocks.min(1), ..range }.bytes(grant),
+        };
+        Ok(Self { check, data_out, left: range, piece: None, data: None, differs: false })
     }
 }
 
@@ -36,18 +42,21 @@ impl Work for Verify {
         if self.differs {
             return Action::End(Sense::MISCOMPARE.into());
         }
-        match self.piece.take() {
-            Some(piece) => Action::read(grant, piece, true),
-            None if self.left.blocks == 0 => Action::End(Response::good()),
-            None => {
-                let piece = self.left.split_piece(grant);
-                if !self.compare {
-                    return Action::read(grant, piece, false);
-                }
-                self.piece = Some(piece);
-                Action::receive(grant, piece)
-            }
+        if let Some(piece) = self.piece.take() {
+            return Action::read(grant, piece, true);
         }
+        if self.left.blocks == 0 {
+            return Action::End(Response::good());
+        }
+        if self.check == ByteCheck::OneBlock && self.data.is_none() {
+            return Action::receive(grant, Blocks { blocks: 1, ..self.left });
+        }
+        let piece = self.left.split_piece(grant);
+        if self.check == ByteCheck::Blocks {
+            self.piece = Some(piece);
+            return Action::receive(grant, piece);
+        }
+        Action::read(grant, piece, self.data.is_some())
     }
 
     fn received(&mut self, buffer: Buffer) {
@@ -55,9 +64,16 @@ impl Work for Verify {
     }
 
     fn completed(&mut self, buffer: Option<Buffer>) {
-        let data = self.data.take();
-        self.differs =
-            self.compare && data.as_ref().map(Buffer::bytes) != buffer.as_ref().map(Buffer::bytes);
+        let read = buffer.as_ref().map_or(&[][..], Buffer::bytes);
+        let given = self.data.as_ref().map_or(&[][..], Buffer::bytes);
+        self.differs = match self.check {
+            ByteCheck::Nothing => false,
+            ByteCheck::Blocks => read != given,
+            ByteCheck::OneBlock => read.chunks(given.len().max(1)).any(|block| block != given),
+        };
+        if self.check == ByteCheck::Blocks {
+            self.data = None;
+        }
     }
 }
 

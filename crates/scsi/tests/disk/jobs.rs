@@ -152,8 +152,25 @@ fn verify_reads_and_compares_in_pieces() {
     assert_eq!(world.run_out(&ten(0x2f, 2, 3, 100), &data).sense, Some(Sense::MISCOMPARE));
     assert!(world.run(&ten(0x2f, 0x12, 3, 0)).is_good());
     assert_eq!(code(&world.run(&ten(0x2f, 4, 0, 1))), (0x24, 0));
-    assert_eq!(code(&world.run(&ten(0x2f, 6, 0, 1))), (0x24, 0));
     assert_eq!(code(&world.run(&ten(0x2f, 2, 512, 1))), (0x21, 0));
+}
+
+#[test]
+fn verify_compares_each_block_with_one() {
+    let mut world = World::new();
+    let one = [7; SECTOR];
+    assert!(world.run_out(&ten(0x41, 0, 0, 300), &one).is_good());
+    let verify = |world: &mut World, lba, blocks| {
+        world.run_out(&ten(0x2f, 6, lba, blocks), if blocks == 0 { &[] } else { &one }).sense
+    };
+    assert_eq!(verify(&mut world, 0, 300), None);
+    assert_eq!(verify(&mut world, 0, 301), Some(Sense::MISCOMPARE));
+    assert_eq!(verify(&mut world, 400, 1), Some(Sense::MISCOMPARE));
+    assert_eq!(verify(&mut world, 400, 0), None);
+    // WRITE AND VERIFY has no such check.
+    for byte_check in [4, 6] {
+        assert_eq!(code(&world.run(&ten(0x2e, byte_check, 0, 1))), (0x24, 0));
+    }
 }
 
 #[test]

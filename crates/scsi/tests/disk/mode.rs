@@ -108,3 +108,18 @@ fn software_write_protection_refuses_writes() {
     assert!(world.run_out(&[0x15, 0x10, 0, 0, len], &list).is_good());
     assert!(world.run_out(&ten(0x2a, 0, 0, 1), &[0; SECTOR]).is_good());
 }
+
+/// Sense data has the fixed format: D_SENSE is not set, cannot be changed, and DESC is refused.
+#[test]
+fn descriptor_format_of_sense_data_is_refused() {
+    let mut world = World::new();
+    assert_eq!(code(&world.run(&[3, 1, 0, 0, 18])), (0x24, 0));
+    for control in [0, 1, 2] {
+        let page = world.run(&[0x1a, 8, control << 6 | 0x0a, 0, 255]).data;
+        assert_eq!((page[4], page[6] & 4), (0x0a, 0), "{control}");
+    }
+    let mut list = world.run(&[0x1a, 8, 0x0a, 0, 255]).data;
+    (list[0], list[6]) = (0, list[6] | 4);
+    let length = u8::try_from(list.len()).unwrap();
+    assert_eq!(code(&world.run_out(&[0x15, 0x10, 0, 0, length], &list)), (0x26, 0));
+}
