@@ -200,8 +200,13 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
 
 /// Fails if both disks are the same, or the destination is read-only.
 fn check_disks(options: &Copy, from: Option<&Disk>, to: Option<&Disk>) -> Result<(), Failure> {
-    if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
-        (&options.source, &options.destination, from, to)
+    let comparable = match (&options.source, &options.destination) {
+        (Locator::Nvme(_), Locator::Nvme(_)) => true,
+        // Identifiers of some targets are unique within the target only.
+        (Locator::Iscsi(from), Locator::Iscsi(to)) => from.target == to.target,
+        _ => false,
+    };
+    if let (true, Some(from), Some(to)) = (comparable, from, to)
         && from.identity == to.identity
     {
         return Err(refused(format!(

@@ -41,7 +41,10 @@ fn disk_is_copied_from_and_to_a_target_by_iscsi() {
     let written = fs::read(&other).unwrap();
     assert!(written[..12 << 20] == fs::read(&image).unwrap()[..]);
     assert!(written[12 << 20..].iter().all(|byte| *byte == 3));
-    // R43: read-only, too small, or missing.
+    // R43: the same disk, read-only, too small, or missing.
+    let again = onto.replace("127.0.0.1", "localhost");
+    let message = run_expecting(5, &["--yes", &again, onto]);
+    assert!(message.contains("are the same disk"), "{message}");
     let message = run_expecting(5, &["--yes", &to, from]);
     assert!(message.contains("read-only"), "{message}");
     let message = run_expecting(5, &["--yes", &folder.image("large.img", 24 * MIB), onto]);
