@@ -16,6 +16,7 @@ pub mod deframe;
 pub mod host;
 pub mod input;
 pub mod iscsi;
+pub mod iscsi_host;
 pub mod nbd_client;
 pub mod nbd_server;
 pub mod pair;
@@ -48,6 +49,9 @@ mod iscsi_initiator;
 #[path = "../../crates/iscsi/tests/target/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod iscsi_world;
+#[path = "../../crates/iscsi/tests/pair/rogue.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod rogue;
 
 #[path = "../../crates/scsi/tests/disk/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]

@@ -4,6 +4,10 @@
 
 mod chap;
 mod commands;
+mod corpus;
 mod hostile;
+#[path = "../../../../fuzz/src/input.rs"]
+#[allow(unreachable_pub, dead_code, reason = "public where the fuzzer is")]
+mod input;
 mod rogue;
 mod world;
