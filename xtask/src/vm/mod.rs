@@ -40,7 +40,7 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 8] = [
+const SCENARIOS: [fn() -> Scenario; 9] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
