@@ -301,6 +301,10 @@ fn gpt_patches<R: ReadAt + ?Sized>(
     };
     let expanded = edit.apply(&mut gpt);
     let mut patches = vec![old.start(&gpt)];
+    if gpt.list != LIST && gpt.entries != old.entries {
+        let offset = gpt.list.saturating_mul(to.block.into());
+        patches.push(Patch { offset, bytes: gpt.padded(gpt.entries.clone()) });
+    }
     patches.extend(old.stale_backup(reader)?);
     let end = gpt.end();
     let offset = gpt.blocks.saturating_mul(to.block.into()).saturating_sub(end.len() as u64);
@@ -421,6 +425,11 @@ impl Scale {
 
 fn mbr_patch(mut sector: Vec<u8>, from: u32, to: Shape, edit: &Edit) -> Result<Fitted, Unfit> {
     let before = sector.clone();
+    // Of a GPT whose header is damaged.
+    let changes = from != to.block || *edit != Edit::default();
+    if changes && partition::rows(&sector).any(|row| partition::kind(row) == Some(PROTECTIVE)) {
+        return Err(Unfit::Damaged);
+    }
     if from != to.block {
         scale_mbr(&mut sector, Scale { from: from.into(), to: to.block.into() })?;
     }
@@ -433,9 +442,6 @@ fn scale_mbr(sector: &mut [u8], scale: Scale) -> Result<(), Unfit> {
     let rows = sector.get_mut(BOOT_CODE..MBR_SECTOR - 2).ok_or(Unfit::Damaged)?;
     for (number, row) in (1..).zip(rows.chunks_exact_mut(16)) {
         let Some(kind) = partition::kind(row) else { continue };
-        if kind == PROTECTIVE {
-            return Err(Unfit::Damaged);
-        }
         if partition::is_extended(kind) {
             return Err(Unfit::Extended);
         }
@@ -535,6 +541,23 @@ mod test {
         let sum = crc32(&disk[512..512 + 92]).to_le_bytes();
         disk[512 + 16..512 + 20].copy_from_slice(&sum);
         disk
+    }
+
+    #[test]
+    fn changed_list_in_another_place_is_written_there() {
+        let disk = with_far_list();
+        let shape = Shape { block: 512, bytes: disk.len() as u64 };
+        let edit = Edit { expand: true, ids: Some([7; 16]) };
+        let fitted = fitted(&disk[..], shape, shape, &edit).unwrap().unwrap();
+        let mut changed = disk.clone();
+        for patch in fitted.patches {
+            let at = usize::try_from(patch.offset).unwrap();
+            changed[at..at + patch.bytes.len()].copy_from_slice(&patch.bytes);
+        }
+        assert_eq!(changed[1024..512 * 2048], disk[1024..512 * 2048]);
+        let table = partition::read(&changed[..]).unwrap().unwrap();
+        assert_eq!((table.entries[0].start, table.entries[0].bytes), (2 * MIB, 5 * MIB));
+        assert_eq!(table.scheme, Scheme::Gpt);
     }
 
     #[test]

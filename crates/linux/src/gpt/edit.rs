@@ -1,21 +1,32 @@
 //! Changes of a partition table that its disk does not need: a larger last partition, new identifiers.
 
 use super::{BOOT_CODE, CODE, Gpt, MBR_SECTOR, Shape, usize_of};
-use crate::partition;
+use crate::partition::{self, guid_text, swap_guid};
 
 /// Bytes of which the end of an expanded partition is a multiple.
 const ALIGNMENT: u64 = 1 << 20;
-/// Types of partitions that are not expanded (GPT), in the on-disk order: an EFI system partition, a BIOS boot partition,
-/// Linux swap space, Microsoft's reserved partition and Windows' recovery environment.
-const FIXED: [[u8; 16]; 5] = [
-    *b"\x28\x73\x2a\xc1\x1f\xf8\xd2\x11\xba\x4b\x00\xa0\xc9\x3e\xc9\x3b",
-    *b"Hah!IdontNeedEFI",
-    *b"\x6d\xfd\x57\x06\xab\xa4\xc4\x43\x84\xe5\x09\x33\xc8\x4b\x4f\x4f",
-    *b"\x16\xe3\xc9\xe3\x5c\x0b\xb8\x4d\x81\x7d\xf9\x2d\xf0\x02\x15\xae",
-    *b"\xa4\xbb\x94\xde\xd1\x06\x40\x4d\xa1\x6a\xbf\xd5\x01\x79\xd6\xac",
+/// Types of partitions that are not expanded (GPT): those that hold no file system that would grow.
+const FIXED: [&str; 12] = [
+    // EFI system partition, extended boot loader partition, BIOS boot, PReP boot
+    "c12a7328-f81f-11d2-ba4b-00a0c93ec93b",
+    "bc13c2ff-59e6-4262-a352-b275fd6f7172",
+    "21686148-6449-6e6f-744e-656564454649",
+    "9e1a2d38-c612-4316-aa26-8b49521e5a8b",
+    // Linux swap space; hashes of dm-verity for the root and usr partitions of x86-64 systems
+    "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f",
+    "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5",
+    "77ff5f63-e7b6-4633-acf4-1565b864c0e6",
+    // Microsoft: reserved, recovery environment, dynamic disks
+    "e3c9e316-0b5c-4db8-817d-f92df00215ae",
+    "de94bba4-06d1-4d40-a16a-bfd50179d6ac",
+    "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3",
+    "af9b60a0-1431-4f62-bc68-3311714a69ad",
+    // Solaris reserved, at the end of ZFS disks
+    "6a945a3b-1dd2-11b2-99a6-080020736631",
 ];
-/// The same of an MBR: swap space, Windows' recovery environment, an EFI system partition.
-const FIXED_MBR: [u8; 3] = [0x82, 0x27, 0xef];
+/// The same of an MBR: recovery and hibernation partitions, PReP boot, dynamic disks, swap space, an EFI
+/// system partition.
+const FIXED_MBR: [u8; 7] = [0x12, 0x27, 0x41, 0x42, 0x82, 0x84, 0xef];
 
 /// Changes of a partition table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -77,7 +88,7 @@ fn expand(gpt: &mut Gpt) -> Option<Expanded> {
         entries.filter_map(|(number, entry)| Some((number, partition::extent(entry)?, entry)));
     let (number, (first, last), entry) = used.max_by_key(|&(_, (_, last), _)| last)?;
     let old = last.checked_add(1)?;
-    if FIXED.iter().any(|kind| entry.starts_with(kind)) || behind <= old {
+    if FIXED.contains(&&guid_text(&swap_guid(*entry.first_chunk()?))[..]) || behind <= old {
         return None;
     }
     entry.get_mut(40..48)?.copy_from_slice(&behind.checked_sub(1)?.to_le_bytes());
@@ -127,7 +138,7 @@ fn guid(random: [u8; 16], number: u32) -> [u8; 16] {
 
 #[cfg(test)]
 mod test {
-    use super::super::{Partition, fitted};
+    use super::super::{Fitted, Partition, Unfit, fitted};
     use super::*;
     use crate::partition::{made, read};
 
@@ -187,10 +198,13 @@ mod test {
 
     #[test]
     fn swap_boot_and_recovery_partitions_are_not_expanded() {
-        for kind in FIXED {
+        for text in FIXED {
+            let digits = text.replace('-', "");
+            let byte = |at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap();
+            let kind = swap_guid(std::array::from_fn(byte));
             let before = disk(512, 9 * MIB, &[LINUX, kind]);
             let (changed, expanded) = edited(&before, EXPAND);
-            assert!(changed == before && expanded.is_none(), "{kind:x?}");
+            assert!(changed == before && expanded.is_none(), "{text}");
         }
     }
 
@@ -208,6 +222,21 @@ mod test {
             entries.map(|it| (it.number, it.kind.clone(), it.start, it.bytes)).collect::<Vec<_>>()
         };
         assert_eq!(rest(&old), rest(&new));
+    }
+
+    #[test]
+    fn mbr_of_a_damaged_gpt_is_not_changed() {
+        let mut disk = disk(512, 9 * MIB, &[LINUX]);
+        disk[512..516].fill(0);
+        let at = disk.len() - 512;
+        disk[at..at + 4].fill(0);
+        let shape = Shape { block: 512, bytes: disk.len() as u64 };
+        let ids = Edit { ids: Some([7; 16]), ..Edit::default() };
+        for edit in [EXPAND, ids] {
+            assert_eq!(fitted(&disk[..], shape, shape, &edit).unwrap(), Err(Unfit::Damaged));
+        }
+        let unchanged = fitted(&disk[..], shape, shape, &Edit::default()).unwrap();
+        assert_eq!(unchanged, Ok(Fitted::default()));
     }
 
     #[test]

@@ -27,8 +27,8 @@ const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmwar
 #[derive(Default)]
 pub(super) struct PostCopy {
     destination: Option<Arc<dyn Endpoint>>,
-    /// Name for messages.
-    name: String,
+    /// The destination as it was confirmed.
+    confirmed: Option<Disk>,
     /// Parts of the partition table beyond the source's size.
     patches: Vec<Patch>,
     /// Whether the GPT backup is to be moved to the end of the disk.
@@ -101,7 +101,7 @@ impl PostCopy {
         let End::Disk(place) = end else { return end };
         let place: Arc<dyn Endpoint> = place.into();
         self.destination = Some(place.clone());
-        self.name = confirmed.as_ref().map(|disk| disk.name.clone()).unwrap_or_default();
+        self.confirmed.clone_from(&confirmed);
         End::Disk(Box::new(CheckedEndpoint { place, confirmed: Mutex::new(confirmed) }))
     }
 
@@ -122,9 +122,10 @@ impl PostCopy {
             return None;
         }
         let place = self.destination?;
-        match write(&*place, self.patches, self.relocates_backup, self.edit) {
+        let confirmed = self.confirmed.as_ref();
+        match write(&*place, confirmed, self.patches, self.relocates_backup, self.edit) {
             Err(reason) => {
-                let name = self.name;
+                let name = self.confirmed.map(|disk| disk.name).unwrap_or_default();
                 report.outcome = Outcome::Failed(CopyError::PartitionTable { name, reason });
                 None
             }
@@ -157,6 +158,7 @@ fn edit(options: &Copy) -> Result<Edit, Failure> {
 /// the user.
 fn write(
     place: &dyn Endpoint,
+    confirmed: Option<&Disk>,
     patches: Vec<Patch>,
     relocates_backup: bool,
     edit: Edit,
@@ -166,6 +168,10 @@ fn write(
         return Ok(None);
     }
     let sync_disk = SyncDisk::open(place)?;
+    let disk = sync_disk.disk();
+    if let Some(reason) = confirmed.and_then(|before| identity_change(before, disk)) {
+        return Err(format!("it is not the disk any more that was copied to: {reason}"));
+    }
     let write_all = |patches: Vec<Patch>| {
         patches.into_iter().try_for_each(|patch| {
             sync_disk.write(patch.offset, &patch.bytes).map_err(|error| error.to_string())
@@ -175,8 +181,10 @@ fn write(
     if !relocates_backup && !edits {
         return Ok(None);
     }
-    let disk = sync_disk.disk();
     let survey = inspect::survey(&sync_disk, disk.bytes, disk.sector)?;
+    if edit.expand && disk.sector.is_none() && !survey.block_is_certain() {
+        return Err("the block size that its MBR was written for is not known".to_owned());
+    }
     if !edits && !is_backup_misplaced(&survey, disk.sector, disk.bytes) {
         return Ok(None);
     }
@@ -205,9 +213,12 @@ fn changes(edit: Edit, expanded: Option<Expanded>) -> String {
     if edit.ids.is_some() {
         parts.push(
             "the identifiers of the disk and of its partitions are new: what names partitions by PARTUUID there (fstab, kernel \
-             command lines, boot entries) has to be changed; the UUIDs of file systems are as before"
+             command lines, boot entries) has to be changed; those of file systems, LVM, LUKS and RAID are as before"
                 .to_owned(),
         );
+    }
+    if !(edit.ids.is_none() && expanded.is_none()) {
+        parts.push("a hash that is shown is that of the copy before this".to_owned());
     }
     parts.join("; ")
 }
@@ -234,13 +245,17 @@ pub(super) fn adapt(
     let mut notes = Vec::new();
     let End::Disk(place) = source else { return Ok((source, notes, PostCopy::default())) };
     let patches = patches(&*place, ends, &mut notes)?;
+    let edit = edit(ends.options)?;
+    if edit != Edit::default() {
+        check_edit(&*place, ends, edit)?;
+    }
     let own = ends.from.bytes;
     let bytes = own.next_multiple_of(u64::from(ends.to.map_or(1, |to| to.block.max(1))));
     if bytes > own {
         notes.push(padded(&ends.options.destination.to_string(), bytes - own));
     }
     let after = PostCopy {
-        edit: edit(ends.options)?,
+        edit,
         // What lies beyond the source.
         patches: patches.iter().filter(|it| end(it) > bytes).cloned().collect(),
         advice: advice(ends, !patches.is_empty()),
@@ -252,6 +267,17 @@ pub(super) fn adapt(
     let identity_suffix = identity_suffix(ends, !patches.is_empty());
     let patched = PatchedDisk::new(place, own, bytes, patches, &identity_suffix);
     Ok((End::Disk(Box::new(patched)), notes, after))
+}
+
+/// Fails if the partition table of the source is one that cannot be changed.
+fn check_edit(place: &dyn Endpoint, ends: &CopyEnds<'_>, edit: Edit) -> Result<(), Failure> {
+    let Some(survey) = ends.survey else { return Ok(()) };
+    let sync_disk = SyncDisk::open(place).map_err(refused)?;
+    let shape = Shape { block: survey.block, bytes: ends.from.bytes };
+    inspect::fit(&sync_disk, shape, shape, edit).map_err(refused)?.map(drop).map_err(|reason| {
+        let source = &ends.options.source;
+        refused(format!("the partition table of {source} cannot be changed: {reason}"))
+    })
 }
 
 fn end(patch: &Patch) -> u64 {

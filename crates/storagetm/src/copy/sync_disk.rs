@@ -43,11 +43,30 @@ impl SyncDisk {
         &self.disk
     }
 
-    /// Writes whole blocks, flushes, and reads them back with caches dropped.
+    /// Writes bytes, flushes, and reads them back with caches dropped. The rest of the blocks that they
+    /// lie in is read and written again.
     ///
     /// # Errors
     /// Fails if a request fails, or if the data differ.
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let block = u64::from(self.disk.block.max(1));
+        let start = offset - offset % block;
+        let end = offset.saturating_add(bytes.len() as u64).next_multiple_of(block);
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        if size(end - start) == bytes.len() {
+            return self.write_blocks(offset, bytes);
+        }
+        let mut whole = vec![0; size(end - start)];
+        for at in [start, end.saturating_sub(block)] {
+            let there = self.blocks(at, block)?;
+            whole.splice(size(at - start)..size(at - start + block), there);
+        }
+        let at = size(offset - start);
+        whole.splice(at..at + bytes.len(), bytes.iter().copied());
+        self.write_blocks(start, &whole)
+    }
+
+    fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let max_len =
             usize::try_from(MAX_TRANSFER.min(self.disk.max_transfer.into())).unwrap_or(512);
         let pieces = || (offset..).step_by(max_len.max(1)).zip(bytes.chunks(max_len.max(1)));

@@ -167,7 +167,8 @@ pub struct Copy {
     /// After the copy, give DST a new disk identifier and its partitions new ones
     ///
     /// Two disks with the same identifiers in one machine are mistaken for each other. What names partitions by PARTUUID
-    /// (fstab, kernel command lines, boot entries) has to be changed on DST. The UUIDs of file systems are kept.
+    /// (fstab, kernel command lines, boot entries) has to be changed on DST. The UUIDs of file systems, LVM, LUKS and RAID are
+    /// kept.
     #[arg(long)]
     pub new_ids: bool,
 

@@ -229,8 +229,32 @@ fn last_partition_is_expanded_and_identifiers_are_new() {
         let with_map = [&options[..], &["--fix-gpt", "--map", &map, &image, destination]].concat();
         let message = run_expecting(0, &with_map);
         is_expanded_with_new_ids(behind, &image, &message);
-        run_expecting(5, &with_map);
+        let again = copy(&with_map).output().unwrap();
+        let message = String::from_utf8(again.stderr).unwrap();
+        assert!(!again.status.success() && message.contains("differ"), "{message}");
     }
+    // An MBR, whose sector is a part of a block there.
+    partitioned(&image, 512);
+    let file = File::options().write(true).open(&image).unwrap();
+    let mut sector = vec![0; 512];
+    sector[446 + 4] = 0x0c;
+    sector[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());
+    sector[446 + 12..446 + 16].copy_from_slice(&4096_u32.to_le_bytes());
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    file.write_all_at(&sector, 0).unwrap();
+    file.write_all_at(&[0; 512], 512).unwrap();
+    file.write_all_at(&[0; 512], BYTES - 512).unwrap();
+    let Some(to) = Ends::new(&folder, "mbr", 4096, 12 * MIB) else { return };
+    for (_, destination, behind) in &to.ends {
+        let more = ["--convert-sectors", &image, destination];
+        let message = run_expecting(0, &[&options[..], &more].concat());
+        assert!(message.contains("partition 1 was expanded"), "{message}");
+        let copied = fs::read(behind).unwrap();
+        let words = [446 + 8, 446 + 12].map(|at| copied[at..].first_chunk().copied().unwrap());
+        assert_eq!(words.map(u32::from_le_bytes), [256, 11 * 256]);
+        assert_ne!(copied[440..444], [0; 4]);
+    }
+    partitioned(&image, 512);
     let file = folder.path("file.img");
     let message = run_expecting(0, &["--expand", "--new-ids", &image, &file]);
     assert!(message.contains("no partition was expanded"), "{message}");
@@ -239,7 +263,11 @@ fn last_partition_is_expanded_and_identifiers_are_new() {
     assert!(message.contains("a pipe cannot be changed"), "{message}");
     let zeros = folder.path("zeros.img");
     File::create(&zeros).unwrap().set_len(BYTES).unwrap();
-    let message = run_expecting(4, &["--force", "--new-ids", &zeros, &file]);
+    let message = run_expecting(5, &["--force", "--new-ids", &zeros, &file]);
+    assert!(message.contains("there is no partition table"), "{message}");
+    let piped =
+        copy(&["--force", "--new-ids", "-", &file]).stdin(File::open(&zeros).unwrap()).output();
+    let message = String::from_utf8(piped.unwrap().stderr).unwrap();
     assert!(message.contains("there is no partition table"), "{message}");
 }
 
