@@ -1,5 +1,8 @@
 # The same disk by the kernel's own function and by storagetm, in turns: the ratio of their medians, which
-# is in the log of the machine. Emulated machines are no measure: the test fails only far below.
+# is in the log of the machine. Three rounds if no other test is wanted. Emulated machines are no measure: the
+# test fails only far below.
+rounds=1
+if [ "$wanted" = speed ]; then rounds=3; fi
 controller super
 fill /tmp/a.img 48
 
@@ -20,9 +23,9 @@ round() {
     figure $1.random --rw=randread --bs=4k --size=48M --io_size=4M
 }
 
-median() { sort -n $1 | sed -n 2p; }
+median() { sort -n $1 | sed -n $(((rounds + 1) / 2))p; }
 
-for round in 1 2 3; do
+for round in $(seq $rounds); do
     kernel_gadget /tmp/a.img
     round theirs
     no_kernel_gadget
@@ -34,5 +37,5 @@ done
 for load in read write random; do
     ours=$(median /tmp/ours.$load) theirs=$(median /tmp/theirs.$load)
     echo "vmtest note $load: $ours KiB/s, the kernel's function $theirs, ratio $((ours * 100 / theirs)) %" >/dev/console
-    [ $((ours * 100 / theirs)) -ge 40 ]
+    [ $((ours * 100 / theirs)) -ge 20 ]
 done
