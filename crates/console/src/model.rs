@@ -175,6 +175,8 @@ impl Disk {
 /// Changes that an overlay keeps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeptChanges {
+    /// Whether they are in files, else in memory.
+    pub in_files: bool,
     /// Bytes of all hosts.
     pub bytes: u64,
     /// Names or addresses of hosts, and the bytes of each; empty if all hosts share them.

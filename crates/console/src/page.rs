@@ -105,7 +105,8 @@ impl Page {
             (Access::ReadOnly, _) => "read-only".to_owned(),
             (Access::Writable, Some(kept)) => {
                 let bytes = decimal(kept.bytes);
-                format!("overlay: {bytes} of changes in memory, the disk is not changed")
+                let place = if kept.in_files { "files" } else { "memory" };
+                format!("overlay: {bytes} of changes in {place}, the disk is not changed")
             }
             (Access::Writable, None) => {
                 self.colorize(Role::Warning, "writable: hosts can change it")

@@ -7,13 +7,13 @@ mod sentence;
 use std::fmt;
 use std::sync::Arc;
 
-use console::{KeptChanges, escape_unprintable};
+use console::escape_unprintable;
 use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
 use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};
 
-use crate::overlay::{self, OverlayRef};
+use crate::overlay::{Kept, OverlayRef};
 use crate::rate_limit::CountedEvent;
 use protocol::commands::ExportNames;
 use protocol::endpoint::Endpoint;
@@ -241,31 +241,6 @@ pub struct Disk {
     overlay: Option<OverlayRef>,
     model: String,
     serial: String,
-}
-
-/// Changes that an overlay keeps.
-#[derive(Debug, Clone, Serialize)]
-pub struct Kept {
-    /// Bytes, of all hosts.
-    kept: u64,
-    /// Of each host, if each has its own.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    kept_by: Vec<KeptBy>,
-}
-
-/// Changes of one host that an overlay keeps.
-#[derive(Debug, Clone, Serialize)]
-struct KeptBy {
-    host: String,
-    bytes: u64,
-}
-
-impl Kept {
-    fn of(export: &Export) -> Option<Self> {
-        let KeptChanges { bytes: kept, by_host } = overlay::kept(export)?;
-        let kept_by = by_host.into_iter().map(|(host, bytes)| KeptBy { host, bytes }).collect();
-        Some(Self { kept, kept_by })
-    }
 }
 
 /// Command lines or URIs of an export for all endpoints, by protocol: members of the table.

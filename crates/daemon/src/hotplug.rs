@@ -497,7 +497,7 @@ mod test {
                 allow_in_use: false,
                 force: false,
                 removable: false,
-                overlay: overlay::OverlayOptions { limit: 0, is_shared: false },
+                overlay: overlay::OverlayOptions { limit: 0, is_shared: false, dir: None },
                 machine,
                 at_rest: false,
                 reported: ReportedIdentity::default(),
@@ -655,9 +655,7 @@ mod test {
         fake.write("sys/class/block/sdz/device/serial", "S1\n");
         let disk = &fake.disks()[0];
         let geometry = Geometry::new(512, 512).unwrap();
-        let null = fs::File::open("/dev/null").unwrap().into();
-        let options = overlay::OverlayOptions { limit: 1 << 20, is_shared: true };
-        let backing = overlay::in_memory(null, disk.bytes, 512, options).unwrap();
+        let backing = overlay::test::backing(disk.bytes);
         let export =
             Export::new("/dev/sdz", "n", Identity::default(), geometry, disk.bytes, backing);
         let mut under = LentDisk::new(Arc::new(export), Some(Device::of(disk)));
@@ -671,7 +669,10 @@ mod test {
         let selected = |hotplug: &Hotplug| examined(&fake, |examined| hotplug.select(examined));
         let (selection, note) = selected(&hotplug).unwrap();
         assert_eq!(selection, Selection::Named, "its twin is writable");
-        assert_eq!(note.unwrap(), "/dev/sdz is lent read-only: its overlay is gone");
+        assert_eq!(
+            note.unwrap(),
+            "/dev/sdz is lent read-only: its overlay ended when it was removed"
+        );
         let named = |name| DiskFilter { only: Vec::new(), writable: vec![DiskSelector::new(name)] };
         hotplug.filter = Some(named("S1"));
         assert_eq!(selected(&hotplug).unwrap().0, Selection::Named, "it is named writable");

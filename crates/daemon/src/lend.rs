@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Backing, Cache, Export, ExportId, Geometry, Identity, PAGE};
+use export::{Access, Backing, Cache, Export, ExportId, Identity, PAGE};
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
@@ -20,10 +20,10 @@ use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
 use crate::device::Device;
 use crate::examine::{examine, limit_for};
-use crate::overlay::OverlayOptions;
+use crate::overlay::{NewOverlay, OverlayFolder, OverlayOptions};
 use crate::reported::ReportedIdentity;
 use crate::size::Size;
-use crate::{contents, demo, overlay};
+use crate::{contents, demo};
 use failure::Failure;
 use nvme::nqn;
 pub use request::{LendRequest, Writes};
@@ -80,12 +80,14 @@ pub struct LentDisk {
     pub fingerprint: Option<[u8; 16]>,
     /// Lock on the whole disk of a partition.
     _whole: Option<OwnedFd>,
+    /// The folder of its overlay, which is locked.
+    _overlay: Option<OverlayFolder>,
 }
 
 impl LentDisk {
     pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
         let (notes, contents) = (Vec::new(), String::new());
-        Self { export, device, notes, contents, fingerprint: None, _whole: None }
+        Self { export, device, notes, contents, fingerprint: None, _whole: None, _overlay: None }
     }
 
     /// Current size of an image file, as cached: a network file system is not queried, since its
@@ -255,17 +257,15 @@ impl LendOptions {
         disk: Option<&Disk>,
     ) -> Result<LentDisk, Failure> {
         let path = request.path.display().to_string();
-        let geometry = Geometry::new(opened.logical_block, opened.physical_block);
-        let geometry = geometry.ok_or_else(|| {
-            Failure::new(format!(
-                "{path} has blocks of {} bytes; only powers of two from 512 to 65536 can be lent",
-                opened.logical_block
-            ))
-        })?;
+        let geometry = request.geometry(&opened)?;
         let overlaid = request.writes == Writes::ToOverlay;
-        let cannot = |error| Failure::new(format!("{path} cannot be lent: {error}"));
-        let identity =
-            if overlaid { overlay::identity(identity).map_err(cannot)? } else { identity };
+        let options = (&self.tree, &self.overlay);
+        let overlay =
+            overlaid.then(|| NewOverlay::over(&opened, &identity, disk, options)).transpose()?;
+        let identity = match &overlay {
+            Some(overlay) => overlay.identity(identity)?,
+            None => identity,
+        };
         let id = self.id(&request.path, &identity)?;
         // The size of a device is rounded down to whole blocks.
         let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
@@ -287,16 +287,15 @@ impl LendOptions {
         });
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
-        let backing = match overlaid {
-            true => overlay::in_memory(descriptor, bytes, geometry.block(), self.overlay)
-                .map_err(cannot)?,
-            false => descriptor.into(),
+        let backing = match &overlay {
+            Some(overlay) => overlay.backing(descriptor)?,
+            None => descriptor.into(),
         };
         let mut export = Export::new(&path, id, identity, geometry, bytes, backing);
         export.access = if may_write { Access::Writable } else { Access::ReadOnly };
         // Memory needs no flush.
-        export.cache =
-            if volatile_cache && !overlaid { Cache::Volatile } else { Cache::WriteThrough };
+        let is_volatile = overlay.as_ref().map_or(volatile_cache, NewOverlay::is_cached);
+        export.cache = if is_volatile { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
         export.removable = self.removable;
         (export.discard, export.discard_zeroes) = (can_discard || overlaid, overlaid);
@@ -304,8 +303,10 @@ impl LendOptions {
             export.short = device_name(&request.path, disk);
         }
         let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
-        let kept = overlaid.then(|| overlay::note(&path, self.overlay));
-        Ok(LentDisk { notes: filled.into_iter().chain(kept).collect(), _whole: whole, ..lent })
+        let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
+        let (notes, folder) =
+            (filled.into_iter().chain(kept).collect(), overlay.and_then(|it| it.folder));
+        Ok(LentDisk { notes, _whole: whole, _overlay: folder, ..lent })
     }
 
     fn id(&self, path: &Path, identity: &Identity) -> Result<ExportId, Failure> {
@@ -507,7 +508,7 @@ mod test {
             allow_in_use: false,
             force: false,
             removable: false,
-            overlay: OverlayOptions { limit: 1 << 20, is_shared: false },
+            overlay: OverlayOptions { limit: 1 << 20, is_shared: false, dir: None },
             machine,
             at_rest: false,
             reported: ReportedIdentity::default(),
@@ -640,9 +641,6 @@ mod test {
             assert_ne!(one.identity.uuid, other.identity.uuid);
             assert_ne!(one.identity.serial, other.identity.serial);
         }
-        let named = Identity { nguid: Some([1; 16]), eui64: Some([1; 8]), ..Identity::default() };
-        let identity = overlay::identity(named).unwrap();
-        assert_eq!((identity.nguid, identity.eui64, identity.serial.len()), (None, None, 20));
     }
 
     #[test]

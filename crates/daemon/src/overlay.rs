@@ -1,10 +1,22 @@
-//! Overlays in memory: what hosts write to a disk is kept there, and the disk is not changed.
+//! Overlays: what hosts write to a disk is kept in memory or in files, and the disk is not changed.
 
+mod folder;
+
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use console::KeptChanges;
-use export::{Backing, BlockMap, Export, Identity, MAX_STATES, Overlay, OverlayHost};
+use export::{
+    Backing, BlockMap, Export, Identity, MAX_STATES, Overlay, OverlayHost, OverlayLayout,
+};
+use failure::Failure;
+use folder::SHARED;
+pub use folder::{BaseDisk, OverlayContents, OverlayFolder, OverlayRecord, StateFiles, list};
+use linux::block::{self, Disk};
+use linux::disk::Opened;
 use linux::tree::Tree;
 use linux::{identity, memory};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
@@ -12,13 +24,15 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
 
 /// How overlays are kept.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct OverlayOptions {
-    /// The most that one may keep, in bytes.
+    /// The most memory that one may take, in bytes.
     pub limit: u64,
     /// Whether all hosts see what any of them has written. Else each sees only what it has written
     /// itself.
     pub is_shared: bool,
+    /// Where overlays are kept in files; `None` to keep them in memory.
+    pub dir: Option<PathBuf>,
 }
 
 /// The overlay of an exported disk.
@@ -32,11 +46,38 @@ pub struct OverlayRef {
 impl OverlayRef {
     pub(crate) fn of(export: &Export) -> Option<Self> {
         let Backing::Overlay(overlay) = export.backing() else { return None };
-        Some(Self { kept_in: "memory", limit: overlay.limit(), shared: !overlay.is_private() })
+        let OverlayLayout { limit, is_private, is_durable, .. } = overlay.layout();
+        let kept_in = if is_durable { "files" } else { "memory" };
+        Some(Self { kept_in, limit, shared: !is_private })
     }
 }
 
-/// Returns the most that each of `overlays` overlays may keep: a quarter of the memory together.
+/// Changes that an overlay keeps.
+#[derive(Debug, Clone, Serialize)]
+pub struct Kept {
+    /// Bytes, of all hosts.
+    kept: u64,
+    /// Of each host, if each has its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept_by: Vec<KeptBy>,
+}
+
+/// Changes of one host that an overlay keeps.
+#[derive(Debug, Clone, Serialize)]
+struct KeptBy {
+    host: String,
+    bytes: u64,
+}
+
+impl Kept {
+    pub(crate) fn of(export: &Export) -> Option<Self> {
+        let KeptChanges { bytes: kept, by_host, .. } = kept(export)?;
+        let kept_by = by_host.into_iter().map(|(host, bytes)| KeptBy { host, bytes }).collect();
+        Some(Self { kept, kept_by })
+    }
+}
+
+/// Returns the most memory that each of `overlays` overlays may take: a quarter of all together.
 pub fn limit(tree: &Tree, overlays: usize) -> u64 {
     memory::available(tree) / 4 / (overlays.max(1) as u64)
 }
@@ -44,77 +85,176 @@ pub fn limit(tree: &Tree, overlays: usize) -> u64 {
 /// The table of the map may take this part of the limit.
 const TABLE_SHARE: u64 = 8;
 
-/// Returns the backing of a disk of `bytes` bytes in blocks of `block` bytes, of which changes are kept
-/// in memory.
-///
-/// # Errors
-/// Fails if the disk is too large for the limit, or if memory is exhausted.
-pub(crate) fn in_memory(
-    base: OwnedFd,
+/// Returns where the partitions of a disk start.
+fn partitions(tree: &Tree, disk: Option<&Disk>) -> Vec<u64> {
+    let Some(disk) = disk else { return Vec::new() };
+    let all = block::scan(tree).unwrap_or_default();
+    let parts = all.into_iter().filter_map(|other| other.part);
+    parts.filter(|part| part.whole_disk == disk.name).map(|part| part.start).collect()
+}
+
+/// A new overlay, or one that is continued.
+#[derive(Debug)]
+pub(crate) struct NewOverlay {
+    layout: OverlayLayout,
     bytes: u64,
-    block: u32,
-    options: OverlayOptions,
-) -> io::Result<Backing> {
-    let OverlayOptions { limit, is_shared } = options;
-    let table = BlockMap::table_bytes(bytes / u64::from(block.max(1)));
-    if table > limit / TABLE_SHARE {
-        return Err(io::Error::other(format!(
-            "it is too large for an overlay in memory: the table of its blocks takes {}, and the \
-             overlay {} at most",
-            console::decimal(table),
-            console::decimal(limit)
-        )));
+    /// `None` for an overlay in memory.
+    pub(crate) folder: Option<OverlayFolder>,
+}
+
+impl NewOverlay {
+    /// Returns an overlay over an opened disk, as the options demand.
+    ///
+    /// # Errors
+    /// Fails if the disk is too large for the limit, or if the files cannot be used.
+    pub(crate) fn over(
+        opened: &Opened,
+        identity: &Identity,
+        disk: Option<&Disk>,
+        (tree, options): (&Tree, &OverlayOptions),
+    ) -> Result<Self, Failure> {
+        let base = BaseDisk {
+            path: &opened.path,
+            file: opened.descriptor.as_fd(),
+            uuid: identity.uuid,
+            bytes: opened.bytes,
+            block: opened.logical_block,
+            partitions: &partitions(tree, disk),
+        };
+        Self::new(&base, options)
     }
-    let mut files = vec![base];
-    for _ in 0..if is_shared { 1 } else { MAX_STATES } {
+
+    /// Returns whether what is written is durable only after a flush.
+    pub(crate) fn is_cached(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    fn new(base: &BaseDisk<'_>, options: &OverlayOptions) -> Result<Self, Failure> {
+        let table = BlockMap::table_bytes(base.bytes / u64::from(base.block.max(1)));
+        if table > options.limit / TABLE_SHARE {
+            return Err(Failure::new(format!(
+                "{} cannot be lent: it is too large for an overlay: the table of its blocks takes {} of \
+                 memory, and all of the overlay {} at most",
+                base.path.display(),
+                console::decimal(table),
+                console::decimal(options.limit)
+            )));
+        }
+        let dir = options.dir.as_ref();
+        let folder = dir.map(|dir| OverlayFolder::of_disk(dir, base)).transpose()?;
+        let (mut limit, mut map_cost) = (options.limit, 1);
+        if let Some(folder) = &folder {
+            limit = folder.limit()?;
+            map_cost = (limit / options.limit.max(1)).max(1);
+        }
+        let (is_private, is_durable) = (!options.is_shared, folder.is_some());
+        let layout = OverlayLayout { limit, map_cost, is_private, is_durable };
+        Ok(Self { layout, bytes: base.bytes, folder })
+    }
+
+    /// Returns its identity over the disk `base`: that of another disk, so that no host takes it for a
+    /// path to the disk, nor for an earlier overlay whose changes are gone.
+    ///
+    /// # Errors
+    /// Fails if there are no random bytes.
+    pub(crate) fn identity(&self, base: Identity) -> Result<Identity, Failure> {
+        let mut instance = [0; 16];
+        match &self.folder {
+            Some(folder) => instance = *folder.instance(),
+            None => {
+                let drawn = getrandom(&mut instance, GetRandomFlags::empty());
+                drawn.map_err(|error| Failure::new(format!("no random bytes: {error}")))?;
+            }
+        }
+        let (uuid, serial) = identity::of_overlay(&base.uuid, &instance);
+        Ok(Identity { uuid, nguid: None, eui64: None, serial, ..base })
+    }
+
+    /// Returns the backing, over the descriptor of the disk.
+    ///
+    /// # Errors
+    /// Fails if memory is exhausted, or if a file cannot be used.
+    pub(crate) fn backing(&self, base: OwnedFd) -> Result<Backing, Failure> {
+        let mut files = vec![base];
+        let states = if self.layout.is_private { MAX_STATES } else { 1 };
+        for number in 0..states {
+            let name = if self.layout.is_private { number.to_string() } else { SHARED.to_owned() };
+            let opened = match &self.folder {
+                None => self.in_memory().map(Vec::from),
+                Some(folder) => in_files(folder.state(&name)?).map(Vec::from),
+            };
+            files.extend(opened.map_err(|error| {
+                Failure::new(format!("the files of an overlay cannot be made: {error}"))
+            })?);
+        }
+        let overlay = Overlay::new(files, self.layout).map(Backing::Overlay);
+        overlay.ok_or_else(|| Failure::new("the files of an overlay cannot be made"))
+    }
+
+    fn in_memory(&self) -> io::Result<[OwnedFd; 2]> {
         let data = memfd_create("overlay", MemfdFlags::CLOEXEC)?;
-        ftruncate(&data, bytes)?;
-        files.extend([data, memfd_create("overlay-map", MemfdFlags::CLOEXEC)?]);
+        ftruncate(&data, self.bytes)?;
+        Ok([data, memfd_create("overlay-map", MemfdFlags::CLOEXEC)?])
     }
-    let overlay = Overlay::new(files, limit, !is_shared);
-    overlay.map(Backing::Overlay).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}
 
-/// Returns the identity of a new overlay over the disk `base`: that of another disk, so that no host
-/// takes it for a path to the disk, nor for an earlier overlay whose changes are gone.
-///
-/// # Errors
-/// Fails if there are no random bytes.
-pub(crate) fn identity(base: Identity) -> io::Result<Identity> {
-    let mut instance = [0; 16];
-    getrandom(&mut instance, GetRandomFlags::empty())?;
-    let (uuid, serial) = identity::of_overlay(&base.uuid, &instance);
-    Ok(Identity { uuid, nguid: None, eui64: None, serial, ..base })
-}
-
-/// Returns the message for the user about an overlay over the disk at `path`.
-pub(crate) fn note(path: &str, OverlayOptions { limit, is_shared }: OverlayOptions) -> String {
-    let limit = console::decimal(limit);
-    let (whose, share) = match is_shared {
-        true => ("", "; all hosts share what is written, so mount it on one at a time".to_owned()),
-        false => (
-            " for each host apart",
-            format!(
-                "; there is room for {MAX_STATES} hosts that write, half of them without a key, and \
-                 one host gets half of what the others leave of {limit}"
+    /// Returns the message for the user about the overlay over the disk at `path`.
+    pub(crate) fn note(&self, path: &str) -> String {
+        let limit = console::decimal(self.layout.limit);
+        let (whose, share) = match self.layout.is_private {
+            false => {
+                ("", "; all hosts share what is written, so mount it on one at a time".to_owned())
+            }
+            true => (
+                " for each host apart",
+                format!(
+                    "; there is room for {MAX_STATES} hosts that write, half of them without a key, \
+                     and one host gets half of what the others leave of {limit}"
+                ),
             ),
-        ),
-    };
-    format!(
-        "what hosts write to {path} is kept in memory{whose}, {limit} at most, which may be swapped to a \
-         disk, and is gone when storagetm ends or the disk is removed; {path} itself is not \
-         changed{share}"
-    )
+        };
+        let kept = match &self.folder {
+            None => format!(
+                "in memory{whose}, {limit} at most, which may be swapped to a disk, and is gone when \
+                 storagetm ends or the disk is removed"
+            ),
+            Some(folder) => format!(
+                "in files in {}{whose}, {limit} at most, until it is discarded",
+                folder.path().display()
+            ),
+        };
+        format!("what hosts write to {path} is kept {kept}; {path} itself is not changed{share}")
+    }
+}
+
+/// Returns the files of a state, and between them a map in memory, which outlives a worker.
+fn in_files(state: StateFiles) -> io::Result<[OwnedFd; 3]> {
+    let map = File::from(memfd_create("overlay-map", MemfdFlags::CLOEXEC)?);
+    let (mut at, mut page) = (0, [0; 4096]);
+    // As long as the file is: holes stay holes.
+    let len = state.map.metadata()?.len();
+    while at < len {
+        let read = state.map.read_at(&mut page, at)?;
+        let bytes = page.get(..read).filter(|bytes| !bytes.is_empty());
+        let bytes = bytes.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            map.write_all_at(bytes, at)?;
+        }
+        at += read as u64;
+    }
+    Ok([state.data.into(), map.into(), state.map.into()])
 }
 
 /// Returns how many bytes of the limit are used: by the data, and by the map, which is in its file and
 /// in the worker. Returns `None` without an overlay.
 pub(crate) fn kept(export: &Export) -> Option<KeptChanges> {
     let Backing::Overlay(overlay) = export.backing() else { return None };
-    let mut kept = KeptChanges::default();
+    let in_files = overlay.layout().is_durable;
+    let mut kept = KeptChanges { in_files, ..KeptChanges::default() };
     for state in 0..overlay.states() {
         let Some((_, data, map)) = overlay.state(state) else { continue };
-        let bytes = stored(data) + 2 * stored(map);
+        // In files, the memory for the map is not counted.
+        let map_bytes = overlay.durable_map(state).map_or_else(|| 2 * stored(map), stored);
+        let bytes = stored(data) + map_bytes;
         kept.bytes += bytes;
         // What the worker has written is shown escaped.
         let host = host_of(map).filter(|host| bytes > 0 && *host != OverlayHost::All);
@@ -136,19 +276,44 @@ fn host_of(map: &OwnedFd) -> Option<OverlayHost> {
 }
 
 #[cfg(test)]
-mod test {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
+pub(crate) mod test {
+    use std::path::Path;
 
     use export::Geometry;
 
     use super::*;
 
+    fn options() -> OverlayOptions {
+        OverlayOptions { limit: 1 << 30, is_shared: false, dir: None }
+    }
+
+    /// Returns an overlay in memory over a disk of zeros.
+    pub(crate) fn backing(bytes: u64) -> Backing {
+        test_backing(bytes, &options()).unwrap()
+    }
+
+    fn test_backing(bytes: u64, options: &OverlayOptions) -> Result<Backing, Failure> {
+        let base = File::open("/dev/zero").unwrap();
+        let path = Path::new("/dev/zero");
+        let base_disk = BaseDisk {
+            path,
+            file: base.as_fd(),
+            uuid: [1; 16],
+            bytes,
+            block: 512,
+            partitions: &[],
+        };
+        let overlay = NewOverlay::new(&base_disk, options)?;
+        let named = Identity { nguid: Some([1; 16]), eui64: Some([1; 8]), ..Identity::default() };
+        let identity = overlay.identity(named).unwrap();
+        assert_eq!((identity.nguid, identity.eui64, identity.serial.len()), (None, None, 20));
+        overlay.backing(base.into())
+    }
+
     #[test]
     fn what_is_kept_is_counted_in_pages() {
-        let base = File::open("/dev/zero").unwrap().into();
-        let options = OverlayOptions { limit: 1 << 16, is_shared: false };
-        let backing = in_memory(base, 1 << 20, 512, options).unwrap();
+        let backing =
+            test_backing(1 << 20, &OverlayOptions { limit: 1 << 16, ..options() }).unwrap();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Export::new("a", "a", Identity::default(), geometry, 1 << 20, backing);
         let kept = || kept(&export).unwrap();
@@ -168,10 +333,8 @@ mod test {
 
     #[test]
     fn overlay_with_a_table_beyond_its_limit_is_refused() {
-        let base = || File::open("/dev/zero").unwrap().into();
-        let options = OverlayOptions { limit: 1 << 30, is_shared: true };
-        let refused = in_memory(base(), 1 << 50, 512, options).unwrap_err().to_string();
+        let refused = test_backing(1 << 50, &options()).unwrap_err().to_string();
         assert!(refused.contains("too large for an overlay"), "{refused}");
-        assert!(in_memory(base(), 1 << 40, 512, options).is_ok());
+        assert!(test_backing(1 << 40, &options()).is_ok());
     }
 }

@@ -16,7 +16,7 @@ use export::{
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use backing::{has_overlay, is_cached, is_device, locate, perform};
+use backing::{has_durable_map, has_overlay, is_cached, is_device, locate, perform};
 pub(crate) use blocking_op::{Answer, BlockingOp};
 pub(crate) use mapping::Mapping;
 pub(crate) use pace::{Mappings, Pace};
@@ -50,6 +50,8 @@ enum Phase {
     Fill,
     /// Flushing.
     Sync,
+    /// Making changes of an overlay durable, by a [`BlockingOp`].
+    Persist,
     Over(Result<(), Fault>),
 }
 
@@ -75,6 +77,7 @@ impl Job {
             Op::Flush if has_overlay(admitted.export().backing()) && admitted.state().is_none() => {
                 Phase::Over(Ok(()))
             }
+            Op::Flush if has_durable_map(admitted.export().backing()) => Phase::Persist,
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,
@@ -148,20 +151,36 @@ impl Job {
         }
     }
 
+    /// Returns whether the next step is a [`Job::blocking_op`].
+    pub(crate) fn needs_blocking_op(&self) -> bool {
+        matches!(self.phase, Phase::BlockingOp | Phase::Persist)
+    }
+
     /// Returns the operation to run instead of a [`Job::call`], for requests that need one. It may
     /// block.
     pub(crate) fn blocking_op(&mut self) -> Option<BlockingOp> {
-        if self.phase != Phase::BlockingOp {
-            return None;
+        match self.phase {
+            Phase::BlockingOp => {
+                let room = self.admitted.bytes_mut().len() / Extent::LEN;
+                Some(BlockingOp::new(&self.admitted, room))
+            }
+            Phase::Persist => Some(BlockingOp::flush(&self.admitted)),
+            _ => None,
         }
-        let room = self.admitted.bytes_mut().len() / Extent::LEN;
-        Some(BlockingOp::new(&self.admitted, room))
     }
 
     /// Completes the request with the result of its [`Job::blocking_op`].
     pub(crate) fn answer(&mut self, answer: Answer) {
+        if self.phase == Phase::Persist {
+            if answer.is_err() {
+                // Errors of earlier writes are reported once.
+                self.admitted.export().flush_failed();
+            }
+            self.phase = Phase::Over(answer.map(drop));
+            return;
+        }
         let mut extents = Extents::emit(self.admitted.bytes_mut());
-        answer.into_iter().all(|extent| extents.push(extent));
+        answer.unwrap_or_default().into_iter().all(|extent| extents.push(extent));
         self.end(Ok(()));
     }
 
@@ -171,7 +190,7 @@ impl Job {
     pub(crate) fn call(&mut self) -> (&Backing, usize, Call<'_>) {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
-        let (op, durable) = (self.admitted.op(), self.is_durable());
+        let (op, durable) = (self.admitted.op(), self.is_durable() && !self.is_persisted());
         let (file, run) = locate(&self.admitted, offset, left);
         let (export, bytes) = self.admitted.export_and_bytes();
         let backing = export.backing();
@@ -193,7 +212,7 @@ impl Job {
             }
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
-            Phase::Sync | Phase::BlockingOp | Phase::Over(_) => Call::Sync,
+            Phase::Sync | Phase::Persist | Phase::BlockingOp | Phase::Over(_) => Call::Sync,
         };
         (backing, file, call)
     }
@@ -233,7 +252,9 @@ impl Job {
                 self.progress(moved as u64);
                 self.skip_zeros();
             }
-            Phase::Punch | Phase::ZeroRange if self.is_durable() => self.phase = Phase::Sync,
+            Phase::Punch | Phase::ZeroRange if self.is_durable() && !self.is_persisted() => {
+                self.phase = Phase::Sync;
+            }
             _ => self.end(Ok(())),
         }
     }
@@ -306,7 +327,15 @@ impl Job {
             self.admitted.bytes_mut().get_mut(read..).unwrap_or_default().fill(0);
         }
         self.zeros = None;
-        self.phase = Phase::Over(result);
+        self.phase = match result {
+            Ok(()) if self.is_durable() && self.is_persisted() => Phase::Persist,
+            result => Phase::Over(result),
+        };
+    }
+
+    /// Returns whether a durable request has to store the map of an overlay.
+    fn is_persisted(&self) -> bool {
+        has_durable_map(self.admitted.export().backing())
     }
 
     /// Fails the request before it has started.
@@ -341,10 +370,11 @@ impl Job {
 
     /// Executes the request, blocking.
     pub(crate) fn run(&mut self) {
-        if let Some(blocking_op) = self.blocking_op() {
-            return self.answer(blocking_op.run());
-        }
         while self.result().is_none() {
+            if let Some(blocking_op) = self.blocking_op() {
+                self.answer(blocking_op.run());
+                continue;
+            }
             let (backing, file, call) = self.call();
             let result = perform(backing, file, call);
             self.advance(result);

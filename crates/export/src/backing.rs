@@ -6,7 +6,7 @@ use std::slice;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Overlay;
+use crate::{Overlay, OverlayLayout};
 
 /// The open files that hold the data of an export, and how its bytes are laid out in them. Only
 /// data: the driver interprets it.
@@ -24,12 +24,7 @@ pub enum Layout {
     /// That of [`Backing::Raw`].
     Raw,
     /// That of [`Backing::Overlay`].
-    Overlay {
-        /// The most that it may store, in bytes.
-        limit: u64,
-        /// Whether each host has a state of its own.
-        is_private: bool,
-    },
+    Overlay(OverlayLayout),
 }
 
 impl Backing {
@@ -41,9 +36,7 @@ impl Backing {
                 let [disk] = descriptors.try_into().ok()?;
                 Some(Self::Raw(disk))
             }
-            Layout::Overlay { limit, is_private } => {
-                Overlay::new(descriptors, limit, is_private).map(Self::Overlay)
-            }
+            Layout::Overlay(layout) => Overlay::new(descriptors, layout).map(Self::Overlay),
         }
     }
 
@@ -51,9 +44,7 @@ impl Backing {
     pub fn layout(&self) -> Layout {
         match self {
             Self::Raw(_) => Layout::Raw,
-            Self::Overlay(overlay) => {
-                Layout::Overlay { limit: overlay.limit(), is_private: overlay.is_private() }
-            }
+            Self::Overlay(overlay) => Layout::Overlay(overlay.layout()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::overlay::HEAD_BYTES;
@@ -42,6 +42,20 @@ const BLOCKS_PER_LEAF: u64 = 1 << 14;
 /// Most entries of the table that are stored by one call.
 const MAX_ENTRIES: usize = 4096;
 
+/// Most leaves that are copied before they are stored in the durable map.
+const MAX_BATCH: usize = 256;
+
+/// A step of [`BlockMap::persist`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PersistStep<'a> {
+    /// Makes the data durable.
+    SyncData,
+    /// Writes bytes to an offset of the durable map.
+    Store(u64, &'a [u8]),
+    /// Makes what was written to the durable map durable.
+    SyncMap,
+}
+
 /// In the table of the file: the leaf is stored. Other values are the source of all its blocks.
 const STORED: u8 = 3;
 
@@ -62,6 +76,10 @@ pub struct BlockMap {
 struct Leaf {
     /// The source of all blocks, if there are no `words`.
     uniform: AtomicU8,
+    /// Its entry in the table of the durable map.
+    durable: AtomicU8,
+    /// Whether it has changed since it was last stored in the durable map.
+    is_dirty: AtomicBool,
     words: OnceLock<Box<[AtomicU64]>>,
 }
 
@@ -168,7 +186,112 @@ impl BlockMap {
                 store(HEAD_BYTES + index, entries.get(..whole.len()).unwrap_or_default())?;
                 whole.iter().for_each(|leaf| leaf.uniform.store(source as u8, Ordering::Release));
             }
+            self.mark(index, (whole.len() as u64).max(1));
             at = next;
+        }
+        Ok(())
+    }
+
+    fn mark(&self, index: u64, leaves: u64) {
+        let bounds = (usize::try_from(index), usize::try_from(index + leaves));
+        let (Ok(first), Ok(past)) = bounds else { return };
+        let changed = self.leaves.get(first..past).unwrap_or_default();
+        changed.iter().for_each(|leaf| leaf.is_dirty.store(true, Ordering::Release));
+    }
+
+    /// Stores the changes in the durable map, a file of the same format. The caller executes the
+    /// `step`s in their order, and one call at a time.
+    ///
+    /// After a loss of power at any moment the durable map has the blocks of all changes before the last
+    /// call that succeeded, and never a block of which the data is not durable: data is synced
+    /// after its blocks are looked up here and before they are stored, and the table refers to a leaf only
+    /// when that is durable.
+    ///
+    /// # Errors
+    /// The error of `step`. The changes are stored by the next call.
+    pub fn persist<E>(
+        &self,
+        head: Option<&[u8]>,
+        mut step: impl FnMut(PersistStep<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut taken = Vec::new();
+        let result = self.persist_dirty(head, &mut step, &mut taken);
+        if result.is_err() {
+            taken.iter().for_each(|(index, _)| self.mark(*index, 1));
+        }
+        result
+    }
+
+    fn persist_dirty<E>(
+        &self,
+        head: Option<&[u8]>,
+        step: &mut impl FnMut(PersistStep<'_>) -> Result<(), E>,
+        taken: &mut Vec<(u64, u8)>,
+    ) -> Result<(), E> {
+        let mut dirty = (0u64..)
+            .zip(&self.leaves)
+            .filter(|(_, leaf)| leaf.is_dirty.swap(false, Ordering::AcqRel));
+        loop {
+            let batch: Vec<(u64, u8, Vec<u8>)> = dirty
+                .by_ref()
+                .take(MAX_BATCH)
+                .map(|(index, leaf)| (index, leaf.entry(), leaf.bytes()))
+                .collect();
+            taken.extend(batch.iter().map(|(index, entry, _)| (*index, *entry)));
+            step(PersistStep::SyncData)?;
+            for (index, _, bytes) in batch.iter().filter(|(_, _, bytes)| !bytes.is_empty()) {
+                step(PersistStep::Store(self.leaf_offset(*index), bytes))?;
+            }
+            if batch.len() < MAX_BATCH {
+                break;
+            }
+        }
+        if taken.is_empty() && head.is_none() {
+            return Ok(());
+        }
+        head.map_or(Ok(()), |head| step(PersistStep::Store(0, head)))?;
+        step(PersistStep::SyncMap)?;
+        let differs = |(index, entry): &&(u64, u8)| {
+            let leaf = usize::try_from(*index).ok().and_then(|index| self.leaves.get(index));
+            leaf.is_some_and(|leaf| leaf.durable.load(Ordering::Acquire) != *entry)
+        };
+        let entries: Vec<(u64, u8)> = taken.iter().filter(differs).copied().collect();
+        for run in entries.chunk_by(|one, next| one.0 + 1 == next.0) {
+            let bytes: Vec<u8> = run.iter().map(|(_, entry)| *entry).collect();
+            let first = run.first().map_or(0, |(index, _)| *index);
+            step(PersistStep::Store(HEAD_BYTES + first, &bytes))?;
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        step(PersistStep::SyncMap)?;
+        for (index, entry) in entries {
+            let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
+            leaf.iter().for_each(|leaf| leaf.durable.store(entry, Ordering::Release));
+        }
+        Ok(())
+    }
+
+    /// Compares with the durable map, so that [`Self::persist`] stores what differs. `read` is as for
+    /// [`Self::load`].
+    ///
+    /// # Errors
+    /// The error of `read`.
+    pub fn compare<E>(
+        &self,
+        mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut table = vec![0; self.leaves.len()];
+        read(HEAD_BYTES, &mut table)?;
+        let mut bytes = [0; 8 * WORDS_PER_LEAF];
+        for ((index, leaf), durable) in (0u64..).zip(&self.leaves).zip(table) {
+            leaf.durable.store(durable, Ordering::Release);
+            let mut is_same = leaf.entry() == durable;
+            if is_same && durable == STORED {
+                read(self.leaf_offset(index), &mut bytes)?;
+                is_same = leaf.bytes() == bytes;
+            }
+            leaf.is_dirty.store(!is_same, Ordering::Release);
         }
         Ok(())
     }
@@ -245,6 +368,19 @@ impl BlockMap {
     }
 }
 
+impl Leaf {
+    /// Returns its entry in the table.
+    fn entry(&self) -> u8 {
+        self.words.get().map_or_else(|| self.uniform.load(Ordering::Acquire), |_| STORED)
+    }
+
+    /// Returns its words as bytes; empty if there are none.
+    fn bytes(&self) -> Vec<u8> {
+        let words = self.words.get().map(|words| &words[..]).unwrap_or_default();
+        words.iter().flat_map(|word| word.load(Ordering::Acquire).to_le_bytes()).collect()
+    }
+}
+
 /// Returns the index of the word of a block in its leaf.
 fn word_index(block: u64) -> usize {
     usize::try_from(block % BLOCKS_PER_LEAF / BLOCKS_PER_WORD).unwrap_or(0)
@@ -282,6 +418,7 @@ impl fmt::Debug for BlockMap {
 
 #[cfg(test)]
 mod test {
+    use std::collections::HashMap;
     use std::convert::Infallible;
 
     use proptest::prelude::*;
@@ -359,5 +496,121 @@ mod test {
             assert_eq!(map.set(range, Source::Overlay, |_, _| Err(())), Err(()));
         }
         assert_eq!(map.run(0, BLOCKS), (Source::Base, BLOCKS));
+    }
+
+    /// The sectors of a file: what the kernel has of each, the last version first, and last what is
+    /// on stable storage.
+    #[derive(Clone, Default)]
+    struct File(HashMap<u64, Vec<[u8; SECTOR]>>);
+
+    const SECTOR: usize = 512;
+
+    impl File {
+        fn read(&self, at: u64, into: &mut [u8]) {
+            let (mut at, mut into) = (usize::try_from(at).unwrap(), into);
+            while !into.is_empty() {
+                let len = (SECTOR - at % SECTOR).min(into.len());
+                let sector = self.0.get(&((at / SECTOR) as u64)).map_or([0; SECTOR], |all| all[0]);
+                into[..len].copy_from_slice(&sector[at % SECTOR..at % SECTOR + len]);
+                (at, into) = (at + len, &mut into[len..]);
+            }
+        }
+
+        fn write(&mut self, at: u64, bytes: &[u8]) {
+            let (mut at, mut bytes) = (usize::try_from(at).unwrap(), bytes);
+            while !bytes.is_empty() {
+                let len = (SECTOR - at % SECTOR).min(bytes.len());
+                let versions =
+                    self.0.entry((at / SECTOR) as u64).or_insert_with(|| vec![[0; SECTOR]]);
+                let mut last = versions[0];
+                last[at % SECTOR..at % SECTOR + len].copy_from_slice(&bytes[..len]);
+                versions.insert(0, last);
+                (at, bytes) = (at + len, &bytes[len..]);
+            }
+        }
+
+        fn sync(&mut self) {
+            self.0.values_mut().for_each(|versions| versions.truncate(1));
+        }
+
+        /// The power fails: of each sector some version since the last sync is left.
+        fn cut(&mut self, random: &mut impl FnMut(usize) -> usize) {
+            for versions in self.0.values_mut() {
+                *versions = vec![versions[random(versions.len())]];
+            }
+        }
+    }
+
+    /// A block has the value of its last write, here of one byte, or that of the disk.
+    fn value(map: &BlockMap, data: &File, block: u64) -> u8 {
+        let mut byte = [0];
+        match map.run(block, block + 1).0 {
+            Source::Base => return 255,
+            Source::Zeros => return 0,
+            Source::Overlay => data.read(block * SECTOR as u64, &mut byte),
+        }
+        byte[0]
+    }
+
+    #[test]
+    fn power_cuts_never_lose_what_was_persisted() {
+        let mut state = 1u64;
+        let mut random = move |end: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(state >> 33).unwrap() % end
+        };
+        let interesting = [0, 31, 5000, BLOCKS_PER_LEAF - 1, BLOCKS_PER_LEAF, BLOCKS - 1];
+        let (mut map, mut data, mut file) =
+            (BlockMap::new(BLOCKS), File::default(), File::default());
+        let mut allowed = interesting.map(|_| vec![255]);
+        for _ in 0..10_000 {
+            for _ in 0..random(6) {
+                let (at, fill) = (random(interesting.len()), u8::try_from(random(250)).unwrap());
+                let block = interesting[at];
+                let source = if fill < 60 { Source::Zeros } else { Source::Overlay };
+                let (range, fill) = match (source, fill) {
+                    (Source::Zeros, 0..5) => (0..BLOCKS_PER_LEAF, 0),
+                    (Source::Zeros, _) => (block..block + 1, 0),
+                    (_, fill) => (block..block + 1, fill),
+                };
+                for (allowed, block) in allowed.iter_mut().zip(interesting) {
+                    if range.contains(&block) {
+                        data.write(block * SECTOR as u64, &[fill]);
+                        allowed.push(fill);
+                    }
+                }
+                map.set(range, source, |_, _| Ok::<_, Infallible>(())).unwrap();
+            }
+            // The power fails at one of the steps, or after them.
+            let mut left = random(12);
+            let done = map.persist(Some(b"head"), |step| {
+                left = left.checked_sub(1).ok_or(())?;
+                match step {
+                    PersistStep::SyncData => data.sync(),
+                    PersistStep::Store(at, bytes) => file.write(at, bytes),
+                    PersistStep::SyncMap => file.sync(),
+                }
+                Ok::<_, ()>(())
+            });
+            if done.is_ok() {
+                allowed.iter_mut().for_each(|values| *values = vec![*values.last().unwrap()]);
+                if random(3) > 0 {
+                    continue;
+                }
+            }
+            data.cut(&mut random);
+            file.cut(&mut random);
+            let read = |at, into: &mut [u8]| {
+                file.read(at, into);
+                Ok::<_, Infallible>(())
+            };
+            map = BlockMap::load(BLOCKS, read).unwrap();
+            map.compare(read).unwrap();
+            for (values, block) in allowed.iter_mut().zip(interesting) {
+                let found = value(&map, &data, block);
+                assert!(values.contains(&found), "block {block}: {found} of {values:?}");
+                *values = vec![found];
+            }
+        }
     }
 }

@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::overlay::Claim;
 use crate::reservation::{Notices, Permission, is_write};
 use crate::{
-    Backing, Export, Fault, Op, Registrant, ReservationCommand, ReservationError,
-    ReservationNotice, ReservationStore, Reservations,
+    Export, Fault, Op, Registrant, ReservationCommand, ReservationError, ReservationNotice,
+    ReservationStore, Reservations,
 };
 
 /// Statistics of an export since it was created.
@@ -141,18 +142,13 @@ impl Counters {
 pub(crate) struct Activity {
     export: Arc<Export>,
     counters: Arc<Counters>,
-    /// The state of the overlay that the connection uses.
-    state: Option<usize>,
+    pub(crate) claim: Option<Claim>,
 }
 
 impl Activity {
-    pub(crate) fn new(export: Arc<Export>, state: Option<usize>) -> Rc<Self> {
+    pub(crate) fn new(export: Arc<Export>, claim: Option<Claim>) -> Rc<Self> {
         let counters = export.connections().open();
-        Rc::new(Self { export, counters, state })
-    }
-
-    pub(crate) fn state(&self) -> Option<usize> {
-        self.state
+        Rc::new(Self { export, counters, claim })
     }
 
     pub(crate) fn export(&self) -> &Arc<Export> {
@@ -209,9 +205,6 @@ impl Activity {
 impl Drop for Activity {
     fn drop(&mut self) {
         self.export.connections().end(&self.counters);
-        if let (Some(state), Backing::Overlay(overlay)) = (self.state, self.export.backing()) {
-            overlay.release(state);
-        }
     }
 }
 
@@ -338,8 +331,6 @@ impl Connections {
         }
     }
 
-    // ---- reservations
-
     pub(crate) fn set_registrant(&self, counters: &Arc<Counters>, registrant: Registrant) {
         let mut state = self.lock();
         counters.set_permission(state.reservations.permission(Some(&registrant)));
@@ -348,8 +339,7 @@ impl Connections {
         }
     }
 
-    /// Takes the oldest notice for the registrant of a connection, which keeps them from the first
-    /// call on.
+    /// Takes the oldest notice for the registrant. The connection keeps them from the first call on.
     pub(crate) fn take_notice(&self, counters: &Arc<Counters>) -> Option<ReservationNotice> {
         self.lock().find(counters)?.notices.get_or_insert_default().pop_front()
     }

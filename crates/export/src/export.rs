@@ -147,7 +147,7 @@ impl Export {
     /// Returns whether each host has contents of its own, in an overlay. Then hosts do not share the
     /// disk, and cannot reserve it.
     pub fn is_private(&self) -> bool {
-        matches!(&self.backing, Backing::Overlay(overlay) if overlay.is_private())
+        matches!(&self.backing, Backing::Overlay(overlay) if overlay.layout().is_private)
     }
 
     /// Returns the capacity in blocks. For a read-only export a partial last block counts: it reads

@@ -101,7 +101,7 @@ mod settling;
 mod token_bucket;
 
 pub use backing::{Backing, Layout};
-pub use block_map::{BlockMap, Source};
+pub use block_map::{BlockMap, PersistStep, Source};
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, InPlace, Kept, PAGE, Pool};
 pub use catalogue::Catalogue;
@@ -113,7 +113,7 @@ pub use fault::Fault;
 pub use fence::Fence;
 pub use geometry::Geometry;
 pub use id::ExportId;
-pub use overlay::{MAX_STATES, Overlay, OverlayHost, OverlayState};
+pub use overlay::{MAX_STATES, Overlay, OverlayHost, OverlayLayout, OverlayState};
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
 pub use request::{Admitted, Denied, Finished, Grant, Op, Outcome, Request, Ticket};

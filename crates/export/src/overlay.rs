@@ -3,9 +3,11 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::{BlockMap, Caller, Fault, Host, Transport};
+use serde::{Deserialize, Serialize};
+
+use crate::{Backing, BlockMap, Caller, Export, Fault, Host, Transport};
 
 /// Most hosts that have a state of their own in one overlay.
 pub const MAX_STATES: usize = 16;
@@ -22,15 +24,35 @@ const MAGIC: &[u8; 8] = b"STMOVER1";
 /// Longest text of a host in bytes. Host names of all protocols are shorter.
 const MAX_TEXT: usize = 512;
 
+/// How an overlay is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayLayout {
+    /// The most that it may store, in bytes.
+    pub limit: u64,
+    /// How many bytes of the limit a byte of memory for the map takes: one, unless the data is not in
+    /// memory.
+    pub map_cost: u64,
+    /// Whether each host has a state of its own.
+    pub is_private: bool,
+    /// Whether there is a durable map for each state, so that it survives a restart.
+    pub is_durable: bool,
+}
+
+impl OverlayLayout {
+    /// Returns how many files a state has.
+    fn files(self) -> usize {
+        if self.is_durable { 3 } else { 2 }
+    }
+}
+
 /// The files of a disk with an overlay, and what was written: one state for all hosts, or one for
 /// each.
 #[derive(Debug)]
 pub struct Overlay {
     /// The disk, then for each state the file with the data that was written, at the offset that it
-    /// has on the disk, and the file with the head and the [`BlockMap`].
+    /// has on the disk, the file with the head and the [`BlockMap`], and perhaps its durable copy.
     files: Vec<OwnedFd>,
-    limit: u64,
-    is_private: bool,
+    layout: OverlayLayout,
     states: Box<[OverlayState]>,
     owners: Mutex<Vec<Owner>>,
 }
@@ -42,6 +64,41 @@ pub struct OverlayState {
     is_changed: AtomicBool,
     used: AtomicU64,
     map: OnceLock<Result<BlockMap, Fault>>,
+    /// Held while the map is stored in the durable one: whether that has its head.
+    persisting: Mutex<bool>,
+}
+
+/// The use of a state by a connection.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    export: Arc<Export>,
+    state: usize,
+}
+
+impl Claim {
+    /// Returns the use of the state of a host, as [`Overlay::claim`].
+    pub(crate) fn new(
+        export: &Arc<Export>,
+        host: Option<&OverlayHost>,
+        may_write: bool,
+    ) -> Option<Self> {
+        let Backing::Overlay(overlay) = export.backing() else { return None };
+        let state = overlay.claim(host, may_write)?;
+        Some(Self { export: export.clone(), state })
+    }
+
+    /// Returns the index of the state.
+    pub(crate) fn state(&self) -> usize {
+        self.state
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Backing::Overlay(overlay) = self.export.backing() {
+            overlay.release(self.state);
+        }
+    }
 }
 
 /// The host that a state belongs to.
@@ -68,20 +125,20 @@ impl Overlay {
     /// Index of the disk in [`Backing::descriptors`](crate::Backing::descriptors).
     pub const BASE: usize = 0;
 
-    /// Returns an overlay over the first of `files` that stores at most `limit` bytes in the others:
-    /// for each state a file with data and one with the map, which are empty or were used with this
-    /// disk before. Each host has a state of its own if the overlay is private. Returns `None` if the
-    /// number of files is wrong.
-    pub fn new(files: Vec<OwnedFd>, limit: u64, is_private: bool) -> Option<Self> {
-        let states = files.len().checked_sub(1)? / 2;
+    /// Returns an overlay over the first of `files`. The others are for each state a file with data, one
+    /// with the map, and the durable map if the layout has one. They are empty or were used with this
+    /// disk before. Returns `None` if the number of files is wrong.
+    pub fn new(files: Vec<OwnedFd>, layout: OverlayLayout) -> Option<Self> {
+        let is_private = layout.is_private;
+        let states = files.len().checked_sub(1)? / layout.files();
         let max = if is_private { MAX_STATES } else { 1 };
-        if states == 0 || states > max || files.len() != 1 + 2 * states {
+        if states == 0 || states > max || files.len() != 1 + layout.files() * states {
             return None;
         }
         let owner = || Owner { host: (!is_private).then_some(OverlayHost::All), connections: 0 };
         let owners = Mutex::new((0..states).map(|_| owner()).collect());
         let states = (0..states).map(|_| OverlayState::default()).collect();
-        Some(Self { files, limit, is_private, states, owners })
+        Some(Self { files, layout, states, owners })
     }
 
     /// Returns all files.
@@ -100,14 +157,19 @@ impl Overlay {
 
     /// Returns the index of the file with the data of a state in
     /// [`Backing::descriptors`](crate::Backing::descriptors).
-    pub fn data_index(state: usize) -> usize {
-        1 + 2 * state
+    pub fn data_index(&self, state: usize) -> usize {
+        1 + self.layout.files() * state
     }
 
     /// Returns the state with this index, and its files with the data and with the map.
     pub fn state(&self, index: usize) -> Option<(&OverlayState, &OwnedFd, &OwnedFd)> {
-        let data = Self::data_index(index);
+        let data = self.data_index(index);
         Some((self.states.get(index)?, self.files.get(data)?, self.files.get(data + 1)?))
+    }
+
+    /// Returns the file with the durable map of a state, if there is one.
+    pub fn durable_map(&self, state: usize) -> Option<&OwnedFd> {
+        self.files.get(self.data_index(state) + 2).filter(|_| self.layout.is_durable)
     }
 
     /// Returns the number of states.
@@ -115,14 +177,9 @@ impl Overlay {
         self.states.len()
     }
 
-    /// Returns the most that it may store, in bytes.
-    pub fn limit(&self) -> u64 {
-        self.limit
-    }
-
-    /// Returns whether each host has a state of its own.
-    pub fn is_private(&self) -> bool {
-        self.is_private
+    /// Returns how it is kept.
+    pub fn layout(&self) -> OverlayLayout {
+        self.layout
     }
 
     fn owners(&self) -> MutexGuard<'_, Vec<Owner>> {
@@ -148,9 +205,9 @@ impl Overlay {
 
     /// Returns the index of the state of a host for a new connection, until [`Self::release`].
     /// Without one it gets a free state if it `may_write`; `None` if it has none and gets none.
-    pub(crate) fn claim(&self, host: Option<&OverlayHost>, may_write: bool) -> Option<usize> {
+    fn claim(&self, host: Option<&OverlayHost>, may_write: bool) -> Option<usize> {
         let mut owners = self.owners();
-        let index = if self.is_private {
+        let index = if self.layout.is_private {
             let host = host.filter(|host| host.text().len() <= MAX_TEXT)?;
             let known = owners.iter().position(|owner| owner.host.as_ref() == Some(host));
             match known {
@@ -183,7 +240,7 @@ impl Overlay {
     }
 
     /// Ends the use of a state by a connection.
-    pub(crate) fn release(&self, state: usize) {
+    fn release(&self, state: usize) {
         if let Some(owner) = self.owners().get_mut(state) {
             owner.connections = owner.connections.saturating_sub(1);
         }
@@ -203,9 +260,10 @@ impl Overlay {
             all = all.saturating_add(used);
             without_key = without_key.saturating_add(if other.has_key() { 0 } else { used });
         }
-        let room = self.limit.saturating_sub(all);
-        let open = (self.limit - self.limit / 4).saturating_sub(without_key);
-        let fits = match (self.is_private, own.has_key()) {
+        let limit = self.layout.limit;
+        let room = limit.saturating_sub(all);
+        let open = (limit - limit / 4).saturating_sub(without_key);
+        let fits = match (self.layout.is_private, own.has_key()) {
             (false, _) => after <= room,
             (true, true) => after <= room / 2,
             (true, false) => after <= room.min(open) / 2,
@@ -235,6 +293,12 @@ impl OverlayState {
     /// Sets how many bytes it stores.
     pub fn set_used(&self, bytes: u64) {
         self.used.store(bytes, Ordering::Release);
+    }
+
+    /// Returns whether the durable map has its head, which the caller sets. No other thread stores the
+    /// map until this is dropped.
+    pub fn persisting(&self) -> MutexGuard<'_, bool> {
+        self.persisting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the map, which `load` reads when it is used for the first time.
@@ -316,7 +380,8 @@ mod test {
 
     fn overlay(states: usize, limit: u64, is_private: bool) -> Option<Overlay> {
         let file = |_| std::fs::File::open("/dev/null").unwrap().into();
-        Overlay::new((0..1 + 2 * states).map(file).collect(), limit, is_private)
+        let layout = OverlayLayout { limit, map_cost: 1, is_private, is_durable: false };
+        Overlay::new((0..1 + 2 * states).map(file).collect(), layout)
     }
 
     fn named(number: usize) -> OverlayHost {

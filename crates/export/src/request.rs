@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::connections::{Activity, WriteGuard};
+use crate::overlay::Claim;
 use crate::{Access, Backing, Buffer, Exclusive, Export, Fault, Fence, InPlace, OverlayHost};
 
 /// A disk operation.
@@ -130,14 +131,10 @@ impl Grant {
         host: Option<&OverlayHost>,
     ) -> Self {
         let access = if export.access == Access::ReadOnly { Access::ReadOnly } else { access };
-        let (state, access) = match export.backing() {
-            Backing::Raw(_) => (None, access),
-            Backing::Overlay(overlay) => match overlay.claim(host, access == Access::Writable) {
-                Some(state) => (Some(state), access),
-                None => (None, Access::ReadOnly),
-            },
-        };
-        let activity = Activity::new(export, state);
+        let claim = Claim::new(&export, host, access == Access::Writable);
+        let is_refused = claim.is_none() && matches!(export.backing(), Backing::Overlay(_));
+        let access = if is_refused { Access::ReadOnly } else { access };
+        let activity = Activity::new(export, claim);
         Self { access, fence: Fence::new(&activity), activity, proven: false }
     }
 
@@ -162,7 +159,7 @@ impl Grant {
     /// in an overlay since.
     #[must_use]
     pub fn with_fence_of(self, before: &Self) -> Self {
-        let (now, then) = (self.activity.state(), before.activity.state());
+        let [now, then] = [&self, before].map(|it| it.activity.claim.as_ref().map(Claim::state));
         let same = Arc::ptr_eq(self.export(), before.export()) && (now == then || now.is_none());
         if same { Self { access: self.access, ..before.clone() } } else { self }
     }
@@ -327,7 +324,7 @@ impl Admitted {
     /// changes; `None` for a disk without one, and for a host without a state, which reads the disk
     /// under the overlay.
     pub fn state(&self) -> Option<usize> {
-        self.activity.state()
+        self.activity.claim.as_ref().map(Claim::state)
     }
 
     /// Returns the offset of the first byte.

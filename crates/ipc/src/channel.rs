@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 const HEADER: usize = 4;
 
 /// Limit on the descriptors of one message.
-pub const MAX_DESCRIPTORS: usize = 40;
+pub const MAX_DESCRIPTORS: usize = 64;
 
 /// Sending half of a channel.
 #[derive(Debug)]
@@ -294,7 +294,7 @@ mod test {
     fn descriptors_of_a_frame_are_limited() {
         let (sender, mut receiver) = pair(1 << 10);
         let file = std::fs::File::open("/dev/null").unwrap();
-        let copies = [file.as_fd(); 60];
+        let copies = [file.as_fd(); 100];
         assert!(sender.send(&"too many", &copies[..=MAX_DESCRIPTORS]).is_err());
         sender.send(&"as many", &copies[..MAX_DESCRIPTORS]).unwrap();
         let (text, passed) = receiver.receive::<String>().unwrap().unwrap();
@@ -303,7 +303,7 @@ mod test {
         let frame = frame(&"too many").unwrap();
         for count in [MAX_DESCRIPTORS + 1, copies.len()] {
             let (sender, mut receiver) = pair(1 << 10);
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(60))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             assert!(control.push(SendAncillaryMessage::ScmRights(&copies[..count])));
             sendmsg(&sender.socket, &[IoSlice::new(&frame)], &mut control, SendFlags::empty())

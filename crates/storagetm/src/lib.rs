@@ -36,6 +36,7 @@ mod list;
 mod nonblocking;
 pub mod options;
 mod output;
+mod overlay;
 mod pair;
 mod serve;
 mod systemd;
@@ -80,6 +81,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Image(options) => image::image(&options),
         Task::Key(options) => key::key(&options),
         Task::Host(options) => host::host(&options),
+        Task::Overlay(options) => overlay::overlay(&options),
         Task::Pair(options) => pair::pair(&options),
         Task::Find(options) => find::find(&options),
         Task::Attach(options) => attach::attach(&options),

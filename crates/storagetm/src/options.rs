@@ -7,6 +7,7 @@ pub mod find;
 pub mod host;
 pub mod image;
 pub mod key;
+pub mod overlay;
 pub mod pair;
 mod protocol_help;
 pub mod rate;
@@ -115,6 +116,8 @@ pub enum Task {
     Key(Key),
     /// Manage which hosts may attach which disks, and until when
     Host(Host),
+    /// List, discard, commit and export what hosts have written under an overlay in files
+    Overlay(overlay::Overlay),
     /// Pair with a machine that lends disks, by the code on its screen
     Pair(Pair),
     /// Find machines on the local network that lend disks
@@ -193,6 +196,14 @@ pub struct Serve {
     /// protocols.
     #[arg(long, requires = "overlay")]
     pub overlay_shared: bool,
+
+    /// With --overlay, keep what hosts write in files in DIR, across restarts
+    ///
+    /// DIR gets a folder for each disk. A disk that has changed since its overlay was made is refused. Changes are on stable
+    /// storage when a flush or a write with FUA has completed. `storagetm overlay` lists, discards, exports and commits
+    /// them.
+    #[arg(long, value_name = "DIR", requires = "overlay")]
+    pub overlay_dir: Option<PathBuf>,
 
     // Help that names protocols is made from their table.
     #[arg(

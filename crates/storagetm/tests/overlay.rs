@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "overlay/files.rs"]
+mod files;
 #[path = "nbd/foreign.rs"]
 #[allow(dead_code, reason = "shared with other tests, which need all of it")]
 mod foreign;
@@ -26,7 +28,7 @@ use std::process::{Command, Stdio};
 
 use host::NvmeClient;
 use nbd_client::{NbdClient, READ_ONLY};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use scene::{DESK, Folder, LAPTOP, PROGRAM, Running};
 use serde_json::Value;
 
@@ -217,23 +219,26 @@ fn hosts_without_a_state_can_only_read() {
 
 #[test]
 fn overlay_outlives_the_worker() {
-    let folder = Folder::new();
-    let image = folder.image("disk.img", 7);
-    let (running, events) = serve("uring", &image);
-    let attach = |host| {
-        let nqn = lent(&events)["nqn"].as_str().unwrap();
-        NvmeClient::new(host, nqn).attach_plain(address(&events, "nvme-tcp"))
-    };
-    let mut nvme = attach(LAPTOP).unwrap();
-    attach(DESK).unwrap().write_blocks(4, &[6; 512], false).unwrap();
-    nvme.write_blocks(4, &[5; 512], false).unwrap();
-    let worker = running.worker();
-    let number: i32 = worker.file_name().unwrap().to_str().unwrap().parse().unwrap();
-    kill_process(Pid::from_raw(number).unwrap(), Signal::KILL).unwrap();
-    process::find(|| attach("nqn.2026-01.org.example:third").ok()).expect("a new worker");
-    for (host, byte) in [(DESK, 6), (LAPTOP, 5)] {
-        let wanted = [&[7; 4 * 512][..], &[byte; 512], &[7; 3 * 512]].concat();
-        assert!(attach(host).unwrap().read(0).unwrap() == wanted);
+    for in_files in [false, true] {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 7);
+        let (running, events) = match in_files {
+            true => files::serve_files("uring", &image, &folder),
+            false => serve("uring", &image),
+        };
+        let attach = |host| {
+            let nqn = lent(&events)["nqn"].as_str().unwrap();
+            NvmeClient::new(host, nqn).attach_plain(address(&events, "nvme-tcp"))
+        };
+        let mut nvme = attach(LAPTOP).unwrap();
+        attach(DESK).unwrap().write_blocks(4, &[6; 512], false).unwrap();
+        nvme.write_blocks(4, &[5; 512], false).unwrap();
+        kill_process(files::number(&running.worker()), Signal::KILL).unwrap();
+        process::find(|| attach("nqn.2026-01.org.example:third").ok()).expect("a new worker");
+        for (host, byte) in [(DESK, 6), (LAPTOP, 5)] {
+            let wanted = [&[7; 4 * 512][..], &[byte; 512], &[7; 3 * 512]].concat();
+            assert!(attach(host).unwrap().read(0).unwrap() == wanted, "{in_files}");
+        }
     }
 }
 

@@ -346,7 +346,7 @@ fn changes_of_an_overlay_are_shown_for_each_host() {
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000".to_owned();
     let by_host = vec![(nqn, 30_000_000), ("192.0.2.7".to_owned(), 7_200_000)];
     model.disks[0].access = export::Access::Writable;
-    model.disks[0].kept = Some(KeptChanges { bytes: 37_200_000, by_host });
+    model.disks[0].kept = Some(KeptChanges { in_files: false, bytes: 37_200_000, by_host });
     let mut page = Page::new(Style::PLAIN);
     facts(&model.disks[0], &mut page);
     let lines = page.lines.join("\n");

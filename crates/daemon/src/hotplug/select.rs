@@ -55,7 +55,7 @@ impl Hotplug {
             return Some((selection, is_replacement.then(|| note(why))));
         }
         if self.had_overlay(examined) {
-            return Some((Selection::Named, Some(note("its overlay is gone"))));
+            return Some((Selection::Named, Some(note("its overlay ended when it was removed"))));
         }
         Some((selection, None))
     }

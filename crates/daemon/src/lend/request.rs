@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use export::Geometry;
+use failure::Failure;
+use linux::disk::Opened;
+
 /// A request to export a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LendRequest {
@@ -18,11 +22,23 @@ pub enum Writes {
     Refused,
     /// To the disk.
     ToDisk,
-    /// To memory. The disk is not changed, and is opened read-only.
+    /// To an overlay. The disk is not changed, and is opened read-only.
     ToOverlay,
 }
 
 impl LendRequest {
+    /// Returns the block sizes of the opened disk.
+    pub(super) fn geometry(&self, opened: &Opened) -> Result<Geometry, Failure> {
+        let geometry = Geometry::new(opened.logical_block, opened.physical_block);
+        geometry.ok_or_else(|| {
+            Failure::new(format!(
+                "{} has blocks of {} bytes; only powers of two from 512 to 65536 can be lent",
+                self.path.display(),
+                opened.logical_block
+            ))
+        })
+    }
+
     /// Returns whether the disk itself may be written.
     pub(super) fn writes_disk(&self) -> bool {
         self.writes == Writes::ToDisk

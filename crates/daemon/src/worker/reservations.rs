@@ -363,9 +363,7 @@ mod test {
         let mut shared = shared();
         shared.reservations = Some(ReservationWriter::new(files).0);
         shared.state().lent.clear();
-        let base = std::fs::File::open("/dev/null").unwrap().into();
-        let options = crate::overlay::OverlayOptions { limit: 1 << 20, is_shared: true };
-        let backing = crate::overlay::in_memory(base, 4096, 512, options).unwrap();
+        let backing = crate::overlay::test::backing(4096);
         let geometry = export::Geometry::new(512, 512).unwrap();
         let mut export =
             Export::new("d", "n", export::Identity::default(), geometry, 4096, backing);

@@ -8,7 +8,7 @@ use export::{Admitted, Backing, Op, Overlay, Pool, Source};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{Call, overlay};
+use super::Call;
 
 /// `TMPFS_MAGIC`, also the type of a memfd.
 const TMPFS: u32 = 0x0102_1994;
@@ -27,19 +27,24 @@ pub(super) fn locate(admitted: &Admitted, offset: u64, len: u64) -> (usize, u64)
     match (export.backing(), state) {
         (Backing::Raw(_), _) => (0, len),
         (Backing::Overlay(_), None) => (Overlay::BASE, len),
-        (Backing::Overlay(_), Some(index)) if admitted.op() == Op::Read => {
-            match overlay::run(export, state, offset, offset.saturating_add(len)) {
+        (Backing::Overlay(overlay), Some(index)) if admitted.op() == Op::Read => {
+            match super::overlay::run(export, state, offset, offset.saturating_add(len)) {
                 (Source::Base, run) => (Overlay::BASE, run),
-                (Source::Overlay | Source::Zeros, run) => (Overlay::data_index(index), run),
+                (Source::Overlay | Source::Zeros, run) => (overlay.data_index(index), run),
             }
         }
-        (Backing::Overlay(_), Some(index)) => (Overlay::data_index(index), len),
+        (Backing::Overlay(overlay), Some(index)) => (overlay.data_index(index), len),
     }
 }
 
 /// Returns whether what is written is stored in an overlay.
 pub(super) fn has_overlay(backing: &Backing) -> bool {
     matches!(backing, Backing::Overlay(_))
+}
+
+/// Returns whether a flush has to store the map of an overlay.
+pub(super) fn has_durable_map(backing: &Backing) -> bool {
+    matches!(backing, Backing::Overlay(overlay) if overlay.layout().is_durable)
 }
 
 /// Executes a call on the file with this index, blocking.

@@ -1,19 +1,19 @@
-//! Disk requests that need several blocking system calls and have no io_uring operation: extents
-//! and prefetch. They can run on any thread.
+//! Disk requests that need several blocking system calls: extents and prefetch, for which io_uring
+//! has no operation, and flushes of an overlay. They can run on any thread.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Admitted, Backing, Export, Extent, Op, Source};
+use export::{Admitted, Backing, Export, Extent, Fault, Op, Source};
 use rustix::fs::{Advice, FileType, SeekFrom};
 use rustix::io::Errno;
 
 use super::backing::is_cached_file;
 use super::overlay;
 
-/// The result of a [`BlockingOp`]: the extents, or nothing for a prefetch.
-pub(crate) type Answer = Vec<Extent>;
+/// The result of a [`BlockingOp`]: the extents, or nothing for the others.
+pub(crate) type Answer = Result<Vec<Extent>, Fault>;
 
 /// Bytes per `posix_fadvise` call. The kernel limits read-ahead of longer ones.
 const STEP: u64 = 1 << 20;
@@ -42,29 +42,37 @@ impl BlockingOp {
         Self { export, state, op: admitted.op(), start, end: start.saturating_add(len), room }
     }
 
+    /// Returns the operation that makes changes of an overlay durable, `admitted` included.
+    pub(crate) fn flush(admitted: &Admitted) -> Self {
+        Self { op: Op::Flush, ..Self::new(admitted, 0) }
+    }
+
     /// Returns the disk.
     pub(crate) fn export(&self) -> &Arc<Export> {
         &self.export
     }
 
-    /// Executes the operation, blocking. Errors are not reported: a range with unknown status
-    /// counts as data, and a failed prefetch is ignored.
+    /// Executes the operation, blocking. Only errors of a flush are reported: a range with unknown
+    /// status counts as data, and a failed prefetch is ignored.
     pub(crate) fn run(&self) -> Answer {
+        if self.op == Op::Flush {
+            return overlay::persist_state(&self.export, self.state).map(|()| Vec::new());
+        }
         let disk = match self.export.backing() {
             Backing::Raw(disk) => disk,
             Backing::Overlay(overlay) => overlay.base(),
         };
         if self.op == Op::Extents {
-            return self.map_runs(disk);
+            return Ok(self.map_runs(disk));
         }
         if is_cached_file(disk) {
             self.read_ahead(disk);
         }
-        Vec::new()
+        Ok(Vec::new())
     }
 
     /// Maps the runs of blocks with the same source.
-    fn map_runs(&self, disk: &OwnedFd) -> Answer {
+    fn map_runs(&self, disk: &OwnedFd) -> Vec<Extent> {
         let (mut extents, mut at) = (Vec::new(), self.start);
         while at < self.end && extents.len() < self.room {
             let (source, len) = overlay::run(&self.export, self.state, at, self.end);
@@ -88,7 +96,7 @@ impl BlockingOp {
         }
     }
 
-    fn map(&self, disk: &OwnedFd, start: u64, end: u64) -> Answer {
+    fn map(&self, disk: &OwnedFd, start: u64, end: u64) -> Vec<Extent> {
         let stat = rustix::fs::fstat(disk);
         let file =
             stat.ok().filter(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile);
@@ -101,7 +109,7 @@ impl BlockingOp {
 
     /// Maps the file up to `size`, its end. An export that is longer than its file is not a hole
     /// there, because reads fail.
-    fn map_file(&self, disk: &OwnedFd, start: u64, end: u64, size: u64) -> Answer {
+    fn map_file(&self, disk: &OwnedFd, start: u64, end: u64, size: u64) -> Vec<Extent> {
         let mut extents = Vec::new();
         let mut at = start;
         while at < size && extents.len() < self.room {

@@ -6,7 +6,9 @@
 
 use std::os::fd::OwnedFd;
 
-use export::{Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, OverlayHost, Source};
+use export::{
+    Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Source,
+};
 use rustix::io::Errno;
 
 /// A state of an overlay, with its files.
@@ -16,6 +18,7 @@ struct State<'a> {
     state: &'a export::OverlayState,
     data: &'a OwnedFd,
     map_file: &'a OwnedFd,
+    durable: Option<&'a OwnedFd>,
     blocks: u64,
 }
 
@@ -26,18 +29,46 @@ impl<'a> State<'a> {
             return None;
         };
         let (state, data, map_file) = overlay.state(index)?;
-        Some(Self { overlay, index, state, data, map_file, blocks: export.blocks() })
+        let (durable, blocks) = (overlay.durable_map(index), export.blocks());
+        Some(Self { overlay, index, state, data, map_file, durable, blocks })
     }
 
     fn map(&self) -> Result<&'a BlockMap, Fault> {
-        let load = || BlockMap::load(self.blocks, |at, into| fill(self.map_file, at, into));
-        self.state.map(load)
+        self.state.map(|| {
+            let map = BlockMap::load(self.blocks, |at, into| fill(self.map_file, at, into))?;
+            if let Some(durable) = self.durable {
+                map.compare(|at, into| fill(durable, at, into))?;
+            }
+            Ok(map)
+        })
     }
 
     /// Returns how many bytes of the limit it takes: the data, and the map, which is in its file and
     /// in memory.
     fn used(&self) -> Result<u64, Fault> {
-        Ok(stored(self.data)? + 2 * stored(self.map_file)? + BlockMap::table_bytes(self.blocks))
+        let map = 2 * stored(self.map_file)? + BlockMap::table_bytes(self.blocks);
+        Ok(stored(self.data)?.saturating_add(self.cost(map)))
+    }
+
+    /// Returns how many bytes of the limit that much memory for the map takes.
+    fn cost(&self, bytes: u64) -> u64 {
+        bytes.saturating_mul(self.overlay.layout().map_cost)
+    }
+
+    /// Makes all changes durable, so that they survive a restart. Blocks while another thread does.
+    fn persist(&self) -> Result<(), Fault> {
+        let Some(durable) = self.durable.filter(|_| self.state.is_changed()) else { return Ok(()) };
+        let map = self.map()?;
+        let host = self.overlay.host(self.index).ok_or(Fault::Io)?;
+        let mut has_head = self.state.persisting();
+        let head = (!*has_head).then(|| host.head());
+        map.persist(head.as_deref(), |step| match step {
+            PersistStep::SyncData => rustix::fs::fdatasync(self.data).map_err(fault),
+            PersistStep::Store(at, bytes) => store(durable, at, bytes),
+            PersistStep::SyncMap => rustix::fs::fdatasync(durable).map_err(fault),
+        })?;
+        *has_head = true;
+        Ok(())
     }
 
     /// Fails with [`Fault::NoSpace`] if there is no room for `growth` bytes more.
@@ -70,6 +101,22 @@ pub fn restore(export: &Export) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// Makes all changes of the overlay of an export durable, if it has one that survives a restart. Blocks.
+/// For the opener, when no worker is left.
+///
+/// # Errors
+/// Fails if a file cannot be read, written or synced.
+pub fn persist(export: &Export) -> Result<(), Fault> {
+    let Backing::Overlay(overlay) = export.backing() else { return Ok(()) };
+    restore(export)?;
+    (0..overlay.states()).try_for_each(|index| persist_state(export, Some(index)))
+}
+
+/// As [`persist`], for the changes of one host.
+pub(super) fn persist_state(export: &Export, state: Option<usize>) -> Result<(), Fault> {
+    State::of(export, state).map_or(Ok(()), |state| state.persist())
 }
 
 /// Returns the source of the byte at `offset` for the host with that state of the overlay, and for how
@@ -110,12 +157,12 @@ pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
     };
     if !is_changed {
         // Before the map takes memory.
-        state.reserve(2 * PAGE)?;
+        state.reserve(state.cost(2 * PAGE))?;
     }
     let (map, range) = (state.map()?, blocks(admitted));
     // Memory is given out in pages.
     let data = if source == Source::Overlay { admitted.len().next_multiple_of(PAGE) } else { 0 };
-    let growth = data.saturating_add(map.growth(range.clone(), source));
+    let growth = data.saturating_add(state.cost(map.growth(range.clone(), source)));
     if growth > 0 && !map.is_all(range, source) {
         state.reserve(growth)?;
     }
@@ -202,8 +249,8 @@ mod test {
     use std::sync::Arc;
 
     use export::{
-        Access, Auth, Caller, Catalogue, Extents, Geometry, Grant, Identity, Outcome, Peer, Pool,
-        Request, Ticket,
+        Access, Auth, Caller, Catalogue, Extents, Geometry, Grant, Identity, Outcome,
+        OverlayLayout, Peer, Pool, Request, Ticket,
     };
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -230,12 +277,16 @@ mod test {
         (std::fs::File::open(path).unwrap().into(), bytes)
     }
 
+    fn layout(limit: u64, is_private: bool) -> OverlayLayout {
+        OverlayLayout { limit, map_cost: 1, is_private, is_durable: false }
+    }
+
     fn grant(files: [OwnedFd; 3], limit: u64) -> Grant {
         grant_of(files, limit, (BLOCK, BLOCKS))
     }
 
     fn grant_of(files: [OwnedFd; 3], limit: u64, (block, blocks): (usize, usize)) -> Grant {
-        let overlay = Overlay::new(files.into(), limit, false).unwrap();
+        let overlay = Overlay::new(files.into(), layout(limit, false)).unwrap();
         Grant::new(Arc::new(export_of(overlay, (block, blocks))))
     }
 
@@ -332,7 +383,7 @@ mod test {
     /// Returns the access of hosts without a key to a private overlay in these files, by their names.
     fn grants_of<const N: usize>(files: &[OwnedFd], hosts: [&str; N]) -> [Grant; N] {
         let clones = files.iter().map(|file| file.try_clone().unwrap());
-        let overlay = Overlay::new(clones.collect(), 1 << 30, true).unwrap();
+        let overlay = Overlay::new(clones.collect(), layout(1 << 30, true)).unwrap();
         let catalogue = Catalogue::default();
         catalogue.publish(Arc::new(export_of(overlay, (BLOCK, BLOCKS))));
         let peer = Peer::unix(Auth::None);

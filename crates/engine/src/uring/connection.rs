@@ -166,7 +166,11 @@ impl Connection {
         }
     }
 
-    pub(crate) fn completed(&mut self, turn: &mut Turn, job: Job) {
+    /// Takes back a request that needs no system call any more, at least of this thread.
+    pub(crate) fn completed(&mut self, turn: &mut Turn, mut job: Job) {
+        if let Some(blocking_op) = job.blocking_op() {
+            return self.submit_blocking(turn, job, blocking_op);
+        }
         self.jobs -= 1;
         self.complete(turn, job);
     }

@@ -382,7 +382,7 @@ impl Ring {
         let again = match self.pending.get_mut(key)? {
             Pending::Disk(_, job, _) => {
                 job.advance(result);
-                job.result().is_none()
+                job.result().is_none() && !job.needs_blocking_op()
             }
             Pending::Receive(_) | Pending::Send(_) => {
                 matches!(result, Err(Errno::INTR | Errno::AGAIN))

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
-use export::{Access, Backing, Export, Op, Overlay, ReservationStore, SavedReservations};
+use export::{
+    Access, Backing, Export, Op, Overlay, OverlayLayout, ReservationStore, SavedReservations,
+};
 use nvme::command::{AdminCommand, IoCommand, PropertySize, ReservationRequest};
 use nvme::host::Payload;
 use nvme::status::Status;
@@ -460,7 +462,9 @@ fn reset_ends_notifications_and_keeps_registrations() {
 fn disk_with_contents_for_each_host_is_not_shared() {
     fn private(export: &mut Export) {
         let files = [(); 3].map(|()| File::open("/dev/null").unwrap().into());
-        let backing = Backing::Overlay(Overlay::new(files.into(), 1 << 20, true).unwrap());
+        let layout =
+            OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: true, is_durable: false };
+        let backing = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
         let Export { id, identity, geometry, .. } = &*export;
         *export = Export::new("overlay", id.clone(), identity.clone(), *geometry, 1 << 20, backing);
         export.access = Access::Writable;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use export::{Access, Backing, Export, Overlay};
+use export::{Access, Backing, Export, Overlay, OverlayLayout};
 use scsi::{Response, Status};
 
 use crate::world::{Progress, SECTOR, World, code, ten};
@@ -282,7 +282,9 @@ fn reserved_unit_is_refused_to_others_until_it_is_released() {
 fn disk_with_contents_for_each_host_is_not_reserved() {
     let mut world = World::of((512, 512), |export| {
         let files = [(); 3].map(|()| File::open("/dev/null").unwrap().into());
-        let backing = Backing::Overlay(Overlay::new(files.into(), 1 << 20, true).unwrap());
+        let layout =
+            OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: true, is_durable: false };
+        let backing = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
         let Export { id, identity, geometry, .. } = &*export;
         *export = Export::new("overlay", id.clone(), identity.clone(), *geometry, 1 << 20, backing);
         export.access = Access::Writable;

@@ -100,6 +100,7 @@ impl ServeConfig {
         config.lend.overlay = OverlayOptions {
             limit: daemon::overlay::limit(&config.lend.tree, options.overlay.len()),
             is_shared: options.overlay_shared,
+            dir: options.overlay_dir,
         };
         config.filter = config.filter.filter(|_| options.all);
         config.any_format = options.format.is_some();
@@ -143,7 +144,7 @@ impl ServeConfig {
                 // In target mode a disk is only named writable to repair it.
                 force: is_target,
                 removable: false,
-                overlay: OverlayOptions { limit: 0, is_shared: false },
+                overlay: OverlayOptions { limit: 0, is_shared: false, dir: None },
                 machine,
                 tree,
                 at_rest: is_target,

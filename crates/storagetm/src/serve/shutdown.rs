@@ -73,7 +73,12 @@ fn flush_deadline(begun: Instant, now: Instant, has_console_ui: bool) -> Instant
 fn flush(disks: Vec<(Arc<Export>, WriteTracker)>, end: Instant) -> (Vec<ServeEvent>, Vec<String>) {
     let begun = disks.into_iter().map(|(export, writes)| {
         // Transient failures, such as lack of memory, are retried once.
-        let start = || Flush::start(export.backing().written());
+        let start = || {
+            // No worker is left.
+            engine::persist_overlay(&export)
+                .map_err(|fault| io::Error::other(fault.to_string()))?;
+            Flush::start(export.backing().written())
+        };
         let flush = start().or_else(|_| start());
         (export, writes, flush)
     });
