@@ -4,9 +4,10 @@
 mod plan;
 
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,8 @@ pub struct Gadget {
     tree: Tree,
     controller: String,
     made: Made,
+    /// The roles of ports that were changed, and the connection to the controller.
+    connection: Made,
     /// Released last.
     _lock: File,
 }
@@ -147,21 +150,37 @@ fn role_switches(tree: &Tree) -> Vec<PathBuf> {
     roles.filter(|path| tree.path(path).exists()).chain(ports.filter(is_dual)).collect()
 }
 
-/// Returns the controller to use. Ports without one are made devices first.
+/// Returns the current role that a switch shows: `host`, or that in brackets of `[host] device`.
+fn role(tree: &Tree, switch: &Path) -> Option<String> {
+    let roles = tree.attribute(switch)?;
+    let current = roles.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    Some(current.map_or(roles.as_str(), |(current, _)| current).to_owned())
+}
+
+/// Returns the controller to use. If there is none, ports are made devices first, as steps of
+/// `connection`.
 ///
 /// # Errors
-/// Fails with a sentence if there is none, or if other programs use them all.
-fn choose(tree: &Tree) -> Result<String, String> {
-    let has_none = || !has_controller(tree);
+/// Fails with a sentence if there is none, or if other programs use them all. The ports have their
+/// former roles then.
+fn choose(tree: &Tree, connection: &mut Made) -> Result<String, String> {
     for switch in role_switches(tree) {
-        if has_none() && std::fs::write(tree.path(&switch), "device").is_ok() {
-            wait_until(ROLE_TIMEOUT, || !has_none());
-            if has_none() {
-                // A port that has no controller goes on as it was.
-                let _ = std::fs::write(tree.path(&switch), "host");
-            }
+        if has_controller(tree) {
+            break;
+        }
+        let Some(before) = role(tree, &switch) else { continue };
+        if connection.make(tree, &[Act::SetRole { switch, before }]).is_ok() {
+            wait_until(ROLE_TIMEOUT, || has_controller(tree));
+        }
+        if !has_controller(tree) {
+            connection.undo(tree);
         }
     }
+    free(tree).inspect_err(|_| connection.undo(tree))
+}
+
+/// Returns a controller that no other program uses.
+fn free(tree: &Tree) -> Result<String, String> {
     let all = controllers(tree);
     let is_free = |it: &&Controller| it.user.as_deref().is_none_or(|user| user == NAME);
     match (all.iter().find(is_free), all.first()) {
@@ -188,12 +207,15 @@ impl Gadget {
             // Without it, the controller is missing, or the directory.
             let _ = plan::mount("configfs", &tree.path(CONFIGFS));
         }
-        let controller = choose(tree)?;
+        // Before anything is changed that another process may use.
+        let lock = lock(tree)?;
+        let mut connection = Made::default();
+        let controller = choose(tree, &mut connection)?;
         if !tree.path(GADGETS).exists() {
+            connection.undo(tree);
             return Err(cannot(&"this kernel has no USB gadgets (libcomposite)"));
         }
         load("usb_f_fs");
-        let lock = lock(tree)?;
         // Of an earlier process that was killed.
         if tree.path(GADGETS).join(NAME).exists() {
             Made::all().undo(tree);
@@ -205,10 +227,12 @@ impl Gadget {
             .and_then(|endpoints| made.make(tree, &[plan::link()]).map(|()| endpoints));
         match endpoints {
             Ok(endpoints) => {
-                Ok((Self { tree: tree.clone(), controller, made, _lock: lock }, endpoints))
+                let tree = tree.clone();
+                Ok((Self { tree, controller, made, connection, _lock: lock }, endpoints))
             }
             Err(error) => {
                 made.undo(tree);
+                connection.undo(tree);
                 Err(cannot(&error))
             }
         }
@@ -220,12 +244,12 @@ impl Gadget {
     /// # Errors
     /// Fails with a sentence.
     pub fn connect(&mut self) -> Result<(), String> {
-        self.disconnect();
+        self.connection.unbind(&self.tree);
         if !self.tree.names("sys/class/udc").contains(&self.controller) {
-            self.controller = choose(&self.tree)?;
+            self.controller = choose(&self.tree, &mut self.connection)?;
         }
         let bind = Act::Bind { controller: self.controller.clone() };
-        self.made.make(&self.tree, &[bind]).map_err(|error| match error.raw_os_error() {
+        self.connection.make(&self.tree, &[bind]).map_err(|error| match error.raw_os_error() {
             Some(code) if code == Errno::BUSY.raw_os_error() => format!(
                 "the USB port {} is in use by another program; stop that first",
                 self.controller
@@ -234,9 +258,10 @@ impl Gadget {
         })
     }
 
-    /// Disconnects the gadget: the host sees it unplugged.
+    /// Disconnects the gadget: the host sees it unplugged. Ports that were made devices have their
+    /// former roles again.
     pub fn disconnect(&mut self) {
-        self.made.unbind(&self.tree);
+        self.connection.undo(&self.tree);
     }
 
     /// Returns whether it is connected to the port. The kernel disconnects it when no process has its
@@ -263,20 +288,34 @@ impl Gadget {
 
 impl Drop for Gadget {
     fn drop(&mut self) {
+        self.disconnect();
         self.made.undo(&self.tree);
     }
 }
 
 /// Locks the gadget for this process, whether it is connected or not.
 fn lock(tree: &Tree) -> Result<File, String> {
-    let path = tree.path(LOCK);
-    let file = File::options().create(true).truncate(false).write(true).open(path);
-    let file = file.map_err(|error| cannot(&error))?;
+    let file = open_lock(&tree.path(LOCK)).map_err(|error| cannot(&error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err("another storagetm uses the USB port".to_owned()),
         Err(error) => Err(cannot(&error)),
     }
+}
+
+/// Opens the lock file. Only its owner can open it: whoever opens it can hold the lock.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        let text = format!("{} has another owner; remove it", path.display());
+        return Err(io::Error::other(text));
+    }
+    if metadata.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
 /// Opens the endpoints, which exist once `ep0` has been written to.
@@ -310,11 +349,51 @@ mod test {
     use super::*;
     use crate::tree::fake::Fake;
 
+    fn declaration() -> Declaration {
+        let (serial, product) = Default::default();
+        let (descriptors, strings) = Default::default();
+        Declaration { serial, product, descriptors, strings }
+    }
+
+    #[test]
+    fn lock_file_cannot_be_opened_by_other_users() {
+        let fake = Fake::new();
+        fake.file("run/keep", "");
+        let mode = || fake.tree().path(LOCK).metadata().unwrap().mode() & 0o777;
+        drop(lock(&fake.tree()).unwrap());
+        assert_eq!(mode(), 0o600);
+        std::fs::set_permissions(fake.tree().path(LOCK), Permissions::from_mode(0o644)).unwrap();
+        drop(lock(&fake.tree()).unwrap());
+        assert_eq!(mode(), 0o600);
+    }
+
+    #[test]
+    fn role_is_kept_while_another_process_has_the_gadget() {
+        let fake = Fake::new();
+        fake.file("run/keep", "").file("sys/kernel/config/usb_gadget/keep", "");
+        fake.file("sys/class/usb_role/port/role", "none\n");
+        let _held = lock(&fake.tree()).unwrap();
+        Gadget::open(&fake.tree(), &declaration(), &|_| {}).unwrap_err();
+        let text = fake.tree().text("sys/class/usb_role/port/role").unwrap();
+        assert_eq!(text, "none\n", "not written");
+    }
+
+    #[test]
+    fn port_without_a_controller_gets_its_role_back() {
+        let fake = Fake::new();
+        fake.file("run/keep", "").file("sys/kernel/config/usb_gadget/keep", "");
+        fake.file("sys/class/usb_role/port/role", "none\n");
+        let refused = Gadget::open(&fake.tree(), &declaration(), &|_| {}).unwrap_err();
+        assert!(refused.contains("no USB port"), "{refused}");
+        let text = fake.tree().text("sys/class/usb_role/port/role").unwrap();
+        assert_eq!(text, "none", "written");
+    }
+
     #[test]
     fn machine_without_a_controller_is_told_so() {
         let fake = Fake::new();
         assert!(!is_possible(&fake.tree()) && controllers(&fake.tree()).is_empty());
-        assert!(choose(&fake.tree()).unwrap_err().contains("no USB port that can act as a device"));
+        assert!(free(&fake.tree()).unwrap_err().contains("no USB port that can act as a device"));
     }
 
     #[test]
@@ -322,10 +401,10 @@ mod test {
         let fake = Fake::new();
         fake.file("sys/class/udc/dwc3.1.auto/function", "");
         fake.file("sys/kernel/config/usb_gadget/g1/UDC", "dwc3.1.auto\n");
-        let refused = choose(&fake.tree()).unwrap_err();
+        let refused = free(&fake.tree()).unwrap_err();
         assert!(refused.contains("dwc3.1.auto is in use by the gadget g1"), "{refused}");
         fake.file("sys/class/udc/fe980000.usb/function", "");
-        assert_eq!(choose(&fake.tree()).unwrap(), "fe980000.usb");
+        assert_eq!(free(&fake.tree()).unwrap(), "fe980000.usb");
     }
 
     #[test]
@@ -345,14 +424,8 @@ mod test {
         // It is not connected, for example because its controller is gone.
         fake.file("sys/kernel/config/usb_gadget/storagetm/UDC", "\n");
         fake.file("sys/class/udc/dwc3.1.auto/function", "");
-        let declaration = Declaration {
-            serial: String::new(),
-            product: String::new(),
-            descriptors: Vec::new(),
-            strings: Vec::new(),
-        };
         let held = lock(&fake.tree()).unwrap();
-        let refused = Gadget::open(&fake.tree(), &declaration, &|_| {}).unwrap_err();
+        let refused = Gadget::open(&fake.tree(), &declaration(), &|_| {}).unwrap_err();
         assert_eq!(refused, "another storagetm uses the USB port");
         assert!(fake.tree().path("sys/kernel/config/usb_gadget/storagetm/UDC").exists());
         drop(held);
@@ -367,7 +440,8 @@ mod test {
         fake.file("run/keep", "");
         let (tree, controller) = (fake.tree(), "dwc3.1.auto".to_owned());
         let lock = lock(&tree).unwrap();
-        let mut gadget = Gadget { tree, controller, made: Made::default(), _lock: lock };
+        let (made, connection) = Default::default();
+        let mut gadget = Gadget { tree, controller, made, connection, _lock: lock };
         assert!(!gadget.is_connected());
         gadget.connect().unwrap();
         assert_eq!((gadget.is_connected(), gadget.controller()), (true, "dwc3.2.auto"));
@@ -386,9 +460,20 @@ mod test {
             wait_until(ROLE_TIMEOUT, || role().as_deref() == Some("device"));
             std::fs::create_dir_all(tree.path("sys/class/udc/dwc3.1.auto")).unwrap();
         });
-        assert_eq!(choose(&fake.tree()).unwrap(), "dwc3.1.auto");
+        fake.file("run/keep", "").file("sys/kernel/config/usb_gadget/storagetm/UDC", "\n");
+        let (tree, lock) = (fake.tree(), lock(&fake.tree()).unwrap());
+        let (made, mut connection) = <(Made, Made)>::default();
+        let controller = choose(&tree, &mut connection).unwrap();
+        assert_eq!(controller, "dwc3.1.auto");
         kernel.join().unwrap();
-        assert_eq!(fake.tree().attribute("sys/class/typec/port0/data_role").unwrap(), "device");
-        assert_eq!(fake.tree().attribute("sys/class/typec/port1/data_role").unwrap(), "[host]");
+        let mut gadget = Gadget { tree, controller, made, connection, _lock: lock };
+        gadget.connect().unwrap();
+        let role = |port: &str| {
+            fake.tree().attribute(format!("sys/class/typec/{port}/data_role")).unwrap()
+        };
+        assert_eq!((role("port0").as_str(), role("port1").as_str()), ("device", "[host]"));
+        gadget.disconnect();
+        assert_eq!((role("port0").as_str(), role("port1").as_str()), ("host", "[host]"));
+        assert!(!gadget.is_connected());
     }
 }

@@ -1,4 +1,4 @@
-//! The steps by which a gadget is made, in order. They are undone in the reverse order.
+//! The steps by which a gadget is made and connected, in order. They are undone in the reverse order.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,14 @@ pub(super) enum Act {
     Write(PathBuf, String),
     Mount,
     Link,
-    Bind { controller: String },
+    /// Makes a port a device. `before` is its role up to then.
+    SetRole {
+        switch: PathBuf,
+        before: String,
+    },
+    Bind {
+        controller: String,
+    },
 }
 
 /// Returns the steps up to the mount of the endpoints.
@@ -88,6 +95,7 @@ impl Act {
             Self::Write(path, text) => std::fs::write(tree.path(path), text),
             Self::Mount => mount("functionfs", &tree.path(ENDPOINTS)),
             Self::Link => std::os::unix::fs::symlink(tree.path(function()), tree.path(link_path())),
+            Self::SetRole { switch, .. } => std::fs::write(tree.path(switch), "device"),
             Self::Bind { controller } => std::fs::write(tree.path(udc_path()), controller),
         }
     }
@@ -108,6 +116,7 @@ impl Act {
             Self::Mount => rustix::mount::unmount(tree.path(ENDPOINTS), UnmountFlags::DETACH)
                 .map_err(Into::into),
             Self::Link => std::fs::remove_file(tree.path(link_path())),
+            Self::SetRole { switch, before } => std::fs::write(tree.path(switch), before),
             Self::Bind { .. } => std::fs::write(tree.path(udc_path()), "\n"),
         };
     }
