@@ -215,6 +215,8 @@ pub enum UsbPort {
     Absent,
     /// The disks are not served there.
     Idle,
+    /// The disks are to be served there as soon as there is a disk and a port.
+    Waiting,
     /// The disks are served there.
     Serving,
 }

@@ -159,6 +159,7 @@ fn keys(model: &Model, state: &State) -> Vec<String> {
             match mode.usb {
                 UsbPort::Absent => {}
                 UsbPort::Idle => keys.push("u USB"),
+                UsbPort::Waiting => keys.push("u cancel USB"),
                 UsbPort::Serving => keys.push("u end USB"),
             }
         }

@@ -161,7 +161,12 @@ impl State {
             b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.serving) => {
                 return Some(Action::Serve);
             }
-            b'u' if model.target_mode.is_some() => return Some(Action::ServeUsb),
+            b'u' => {
+                return model.target_mode.as_ref().map(|mode| match mode.usb {
+                    UsbPort::Absent | UsbPort::Idle => Action::ServeUsb,
+                    UsbPort::Waiting | UsbPort::Serving => Action::EndUsb,
+                });
+            }
             // Ctrl-L, as usual.
             0x0c => return Some(Action::Redraw),
             _ => {}
@@ -299,6 +304,9 @@ mod test {
         assert_eq!(press(&mut state, b'U', &model, now), Some(Action::EndUsb));
         model.disks[0].attached = vec![example::host("vm")];
         assert_eq!(press(&mut state, b'u', &model, now), None);
+        assert_eq!(press(&mut state, b'u', &model, now), Some(Action::EndUsb));
+        // Nothing is unplugged, so no confirmation is needed.
+        model.target_mode.as_mut().unwrap().usb = UsbPort::Waiting;
         assert_eq!(press(&mut state, b'u', &model, now), Some(Action::EndUsb));
     }
 

@@ -324,7 +324,7 @@ impl Server {
             Action::Restart => return Some(StopReason::Restart),
             Action::Detach => exports.withdraw_all(cx),
             Action::Serve => exports.serve_again(now),
-            Action::ServeUsb => usb.serve(cx),
+            Action::ServeUsb => usb.serve(now),
             Action::EndUsb => usb.end(cx),
             Action::Answer(answer) => hosts.answer(answer, exports, cx),
             Action::NewCode => worker.unlock(),
@@ -342,7 +342,7 @@ impl Server {
             notes.extend(self.worker.take_restrictions());
         }
         if replaced {
-            self.usb.restart(&mut Context { worker: &self.worker, ui: &mut self.ui, now });
+            self.usb.restart(now);
         }
         // The view reflects all events before it.
         if let Some((before, view)) = view {

@@ -70,10 +70,9 @@ impl Usb {
         }
     }
 
-    /// Serves the disks at the port from now on, in target mode.
-    pub(super) fn serve(&mut self, cx: &mut Context<'_>) {
-        self.is_wanted = true;
-        self.connect(cx);
+    /// Serves the disks at the port from now on, in target mode: once there are some.
+    pub(super) fn serve(&mut self, now: Instant) {
+        (self.is_wanted, self.due) = (true, Some(now));
     }
 
     /// Unplugs the gadget, until [`Usb::serve`].
@@ -85,17 +84,18 @@ impl Usb {
     }
 
     /// Sets the gadget up again: the kernel unplugged it when the worker died.
-    pub(super) fn restart(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn restart(&mut self, now: Instant) {
         self.gadget = None;
-        if self.is_wanted {
-            self.connect(cx);
-        }
+        self.due = self.is_wanted.then_some(now);
     }
 
-    /// Connects the gadget. Tries again if that fails.
-    fn connect(&mut self, cx: &mut Context<'_>) {
-        self.due = Some(cx.now + STATE_INTERVAL);
-        match self.set_up(cx).and_then(Gadget::connect) {
+    /// Sets the gadget up, and connects it if there are disks. Tries again if that fails.
+    fn connect(&mut self, has_disks: bool, cx: &mut Context<'_>) {
+        let connected = self.set_up(cx).and_then(|gadget| match has_disks {
+            true => gadget.connect(),
+            false => Ok(()),
+        });
+        match connected {
             Ok(()) => {
                 self.due = Some(cx.now);
                 self.clear_failure(cx);
@@ -137,7 +137,9 @@ impl Usb {
                 cx.ui.set_subject(SUBJECT.to_owned(), Some(sentence));
             }
             // After a failure, the roles of ports are not switched again each time.
-            _ if self.failure.is_none() || has_controller(&self.tree) => self.connect(cx),
+            _ if self.failure.is_none() || has_controller(&self.tree) => {
+                self.connect(has_disks, cx);
+            }
             _ => {}
         }
     }
@@ -149,8 +151,10 @@ impl Usb {
 
     /// Returns the state of the port for the screen.
     pub(super) fn port(&self) -> UsbPort {
+        let is_connected = self.gadget.as_ref().is_some_and(Gadget::is_connected);
         match self.is_wanted {
-            true => UsbPort::Serving,
+            true if is_connected => UsbPort::Serving,
+            true => UsbPort::Waiting,
             false if is_possible(&self.tree) => UsbPort::Idle,
             false => UsbPort::Absent,
         }
@@ -184,6 +188,25 @@ fn load_module(tree: &Tree, name: &str) {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn port_without_a_gadget_waits() {
+        let tree = Tree::at(std::env::temp_dir().join("storagetm-usb-no-machine"));
+        let declaration = Declaration {
+            serial: String::new(),
+            product: String::new(),
+            descriptors: Vec::new(),
+            strings: Vec::new(),
+        };
+        let (gadget, failure, due) = (None, None, None);
+        let mut usb = Usb { tree, declaration, is_wanted: false, gadget, failure, due };
+        assert_eq!(usb.port(), UsbPort::Absent);
+        let now = Instant::now();
+        usb.serve(now);
+        assert_eq!((usb.port(), usb.due()), (UsbPort::Waiting, Some(now)));
+        usb.restart(now);
+        assert_eq!((usb.port(), usb.due()), (UsbPort::Waiting, Some(now)));
+    }
 
     #[test]
     fn slow_cable_is_pointed_out() {
