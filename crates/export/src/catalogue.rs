@@ -101,12 +101,12 @@ impl Catalogue {
             Some(host) => host.access(&export).ok_or(Refusal::NotAllowed)?,
             None => export.access,
         };
-        let owner = OverlayHost::of(caller, host.as_deref());
-        let grant = Grant::for_host(export, access, Some(&owner));
         // A host may prove its name where it need not.
-        let proves = |host: &Arc<Host>| host.authenticate(caller).is_ok();
-        let is_proven = host.is_some() || self.policy().host(caller.host).is_some_and(proves);
-        Ok(if is_proven { grant.proven() } else { grant })
+        let proves = |host: &&Arc<Host>| host.authenticate(caller).is_ok();
+        let proven = host.or_else(|| self.policy().host(caller.host).filter(proves).cloned());
+        let owner = OverlayHost::of(caller, proven.as_deref());
+        let grant = Grant::for_host(export, access, Some(&owner));
+        Ok(if proven.is_some() { grant.proven() } else { grant })
     }
 
     /// Authorizes `caller` to use the export with this short name. An empty name stands for the
@@ -148,7 +148,8 @@ impl Catalogue {
 mod test {
     use super::*;
     use crate::{
-        Access, Channel, Credential, Geometry, Identity, KeyId, Peer, Proof, Rule, Secret,
+        Access, Backing, Channel, Credential, Geometry, Identity, KeyId, Overlay, OverlayLayout,
+        Peer, Proof, Rule, Secret,
     };
 
     fn export(name: &str) -> Arc<Export> {
@@ -187,6 +188,29 @@ mod test {
         catalogue.publish(export("b"));
         catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
         catalogue
+    }
+
+    #[test]
+    fn proven_host_does_not_share_changes_with_a_claimed_name() {
+        let catalogue = catalogue(host(true, false, &[(None, Access::Writable)]));
+        let files = [(); 5].map(|()| std::fs::File::open("/dev/null").unwrap().into());
+        let layout =
+            OverlayLayout { limit: 1 << 30, map_cost: 1, is_private: true, is_durable: false };
+        let overlay = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
+        let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
+        let mut export = Export::new("c", "c", identity, geometry, 512, overlay);
+        export.access = Access::Writable;
+        catalogue.publish(Arc::new(export));
+        // No key is required here, and one of the two has proven its key all the same.
+        let grant = |key: Option<u64>| {
+            let peer = peer(Auth::None, key);
+            let caller = Caller { peer: &peer, host: "host", proven: None };
+            catalogue.grant(&caller, &"c".into()).unwrap()
+        };
+        let (proven, claimed) = (grant(Some(7)), grant(None));
+        assert!(proven.is_proven() && !claimed.is_proven());
+        assert!(proven.state().is_some() && claimed.state().is_some());
+        assert_ne!(proven.state(), claimed.state());
     }
 
     fn peer(auth: Auth, key: Option<u64>) -> Peer {

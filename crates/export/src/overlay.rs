@@ -311,7 +311,7 @@ impl OverlayState {
 }
 
 impl OverlayHost {
-    /// Returns the host of a caller that has authenticated as `host`, if authentication was required.
+    /// Returns the host of a caller, which has proven that it is `host`.
     pub(crate) fn of(caller: &Caller<'_>, host: Option<&Host>) -> Self {
         match (host, caller.host, caller.peer.transport) {
             (Some(host), ..) => Self::Keyed(host.id.clone()),

@@ -144,6 +144,11 @@ impl Grant {
         Self { proven: true, ..self }
     }
 
+    /// Returns the index of the state of the overlay that the host has.
+    pub(crate) fn state(&self) -> Option<usize> {
+        self.activity.claim.as_ref().map(Claim::state)
+    }
+
     pub(crate) fn is_proven(&self) -> bool {
         self.proven
     }
@@ -159,7 +164,7 @@ impl Grant {
     /// in an overlay since.
     #[must_use]
     pub fn with_fence_of(self, before: &Self) -> Self {
-        let [now, then] = [&self, before].map(|it| it.activity.claim.as_ref().map(Claim::state));
+        let [now, then] = [&self, before].map(Self::state);
         let same = Arc::ptr_eq(self.export(), before.export()) && (now == then || now.is_none());
         if same { Self { access: self.access, ..before.clone() } } else { self }
     }
