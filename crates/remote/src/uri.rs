@@ -116,9 +116,8 @@ impl Locator {
             Some(("http" | "https", _)) => {
                 text.parse().map(Self::Web).map_err(|reason| format!("{reason}"))
             }
-            Some((scheme, rest)) if is_scheme(scheme) => {
-                address(scheme, rest).map_err(|reason| format!("{text}: {reason}"))
-            }
+            Some((scheme, rest)) if is_scheme(scheme) => address(scheme, rest)
+                .map_err(|reason| format!("{}: {reason}", without_secret(text))),
             _ => Ok(Self::Path(typed.into())),
         }
     }
@@ -290,6 +289,21 @@ fn nvme(parts: &Parts) -> Result<Nvme, String> {
     Ok(Nvme { host: parts.authority_with_default(NVME_PORT)?, name })
 }
 
+/// Returns a word of a command line with the secret of an iSCSI URI replaced by `SECRET`.
+pub fn without_secret(word: &str) -> String {
+    let rest = word.strip_prefix("iscsi://").unwrap_or_default();
+    // A secret has no slash, and a name of a host no "@".
+    let login = rest.split('/').next().and_then(|authority| authority.rsplit_once('@'));
+    let parts = login.and_then(|(login, _)| login.split_once('%'));
+    match parts {
+        Some((user, secret)) => {
+            let after = rest.get(user.len() + 1 + secret.len()..).unwrap_or_default();
+            format!("iscsi://{user}%SECRET{after}")
+        }
+        None => word.to_owned(),
+    }
+}
+
 /// Parses the form of libiscsi and qemu: `[USER[%SECRET]@]HOST[:PORT]/IQN[/LUN]`, in which a % is not
 /// an encoding.
 fn iscsi(rest: &str) -> Result<Iscsi, String> {
@@ -453,6 +467,20 @@ mod test {
             (nbd.at, nbd.tls.unwrap().certificates),
             (ServerAddr::Unix("/s".into()), Some("/c".into()))
         );
+    }
+
+    #[test]
+    fn secret_of_an_iscsi_uri_is_not_repeated() {
+        for (word, shown) in [
+            ("iscsi://me%s3%cr@t@host:1/iqn.x/0", "iscsi://me%SECRET@host:1/iqn.x/0"),
+            ("iscsi://me@host/iqn.x/0", "iscsi://me@host/iqn.x/0"),
+            ("iscsi://host/iqn.x/a%b@c", "iscsi://host/iqn.x/a%b@c"),
+            ("--map", "--map"),
+        ] {
+            assert_eq!(without_secret(word), shown);
+        }
+        let error = parse("iscsi://me%s3cret@host/").unwrap_err();
+        assert!(error.contains("me%SECRET@host") && !error.contains("s3cret"), "{error}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::confirmation::{self, OverwriteTarget};
 use crate::inspect;
 use crate::options::copy::Copy;
 use crate::options::rate::Rate;
-use ::remote::uri::Locator;
+use ::remote::uri::{Locator, without_secret};
 use event::{Event, Finished};
 use failure::Failure;
 use local_disk::{CopyEnd, Permission};
@@ -444,10 +444,10 @@ fn settings(options: &Copy) -> Settings {
     }
 }
 
-/// Returns the command line that resumes this copy, or `None` without a map.
+/// Returns the command line that resumes this copy, without secrets; `None` without a map.
 fn resume_command(options: &Copy) -> Option<String> {
     options.map.as_ref()?;
-    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
+    let words = std::env::args_os().map(|word| quoted(&without_secret(&word.to_string_lossy())));
     Some(words.collect::<Vec<_>>().join(" "))
 }
 

@@ -424,6 +424,8 @@ pub struct Sense {
     pub key: u8,
     /// Additional sense code and its qualifier.
     pub code: (u8, u8),
+    /// Whether the error is one of an earlier command; this one was not carried out (SPC-4 §4.5.7).
+    pub deferred: bool,
 }
 
 impl Sense {
@@ -431,9 +433,32 @@ impl Sense {
     fn parse(bytes: &[u8]) -> Self {
         let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
         match at(0) & 0x7f {
-            0x70 | 0x71 => Self { key: at(2) & 15, code: (at(12), at(13)) },
-            0x72 | 0x73 => Self { key: at(1) & 15, code: (at(2), at(3)) },
+            kind @ (0x70 | 0x71) => {
+                Self { key: at(2) & 15, code: (at(12), at(13)), deferred: kind == 0x71 }
+            }
+            kind @ (0x72 | 0x73) => {
+                Self { key: at(1) & 15, code: (at(2), at(3)), deferred: kind == 0x73 }
+            }
             _ => Self::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn sense_of_both_formats_says_whether_it_is_deferred() {
+        for (kind, deferred) in [(0x70, false), (0x71, true), (0xf0, false), (0xf1, true)] {
+            let fixed = [kind, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 4, 0, 0, 0, 0];
+            assert_eq!(Sense::parse(&fixed), Sense { key: 3, code: (0x11, 4), deferred });
+        }
+        for (kind, deferred) in [(0x72, false), (0x73, true)] {
+            let descriptors = [kind, 1, 0x17, 0, 0, 0, 0, 0];
+            assert_eq!(Sense::parse(&descriptors), Sense { key: 1, code: (0x17, 0), deferred });
+        }
+        assert_eq!(Sense::parse(&[]), Sense::default());
+        assert_eq!(Sense::parse(&[0x71]), Sense { deferred: true, ..Sense::default() });
     }
 }

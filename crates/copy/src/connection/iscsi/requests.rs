@@ -193,6 +193,8 @@ fn request_result(
 ) -> Result<(), RequestError> {
     let optional = matches!(purpose, Purpose::Zero | Purpose::Extents(..));
     Err(match (status, sense.key, sense.code) {
+        // An earlier command has failed, and which one is not known.
+        (2, ..) if sense.deferred => RequestError::Refused,
         // Recovered errors included.
         (0, ..) | (2, 1, _) => return Ok(()),
         // A target without this command has no volatile cache.
@@ -267,5 +269,18 @@ impl Connection for IscsiConnection {
 
     fn deadline(&self) -> Option<Instant> {
         self.is_busy().then(|| self.progressed + RESPONSE_TIMEOUT)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn deferred_error_is_no_success_of_this_command() {
+        let recovered = ::iscsi::host::Sense { key: 1, code: (0x17, 0), deferred: false };
+        let deferred = ::iscsi::host::Sense { deferred: true, ..recovered };
+        assert_eq!(request_result(2, recovered, &Purpose::Flush), Ok(()));
+        assert_eq!(request_result(2, deferred, &Purpose::Flush), Err(RequestError::Refused));
     }
 }
