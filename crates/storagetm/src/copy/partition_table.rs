@@ -182,6 +182,9 @@ fn write(
         return Ok(None);
     }
     let survey = inspect::survey(&sync_disk, disk.bytes, disk.sector)?;
+    if edits && survey.table.is_none() {
+        return Err("there is no partition table".to_owned());
+    }
     if edit.expand && disk.sector.is_none() && !survey.block_is_certain() {
         return Err("the block size that its MBR was written for is not known".to_owned());
     }
@@ -272,10 +275,13 @@ pub(super) fn adapt(
 /// Fails if the partition table of the source is one that cannot be changed.
 fn check_edit(place: &dyn Endpoint, ends: &CopyEnds<'_>, edit: Edit) -> Result<(), Failure> {
     let Some(survey) = ends.survey else { return Ok(()) };
+    let source = &ends.options.source;
+    if survey.table.is_none() {
+        return Err(refused(format!("there is no partition table on {source} to be changed")));
+    }
     let sync_disk = SyncDisk::open(place).map_err(refused)?;
     let shape = Shape { block: survey.block, bytes: ends.from.bytes };
     inspect::fit(&sync_disk, shape, shape, edit).map_err(refused)?.map(drop).map_err(|reason| {
-        let source = &ends.options.source;
         refused(format!("the partition table of {source} cannot be changed: {reason}"))
     })
 }

@@ -257,6 +257,8 @@ fn last_partition_is_expanded_and_identifiers_are_new() {
     partitioned(&image, 512);
     let file = folder.path("file.img");
     let message = run_expecting(0, &["--expand", "--new-ids", &image, &file]);
+    assert!(message.contains("partition 2 was expanded"), "{message}");
+    let message = run_expecting(0, &["--force", "--expand", &file, &folder.path("again.img")]);
     assert!(message.contains("no partition was expanded"), "{message}");
     assert!(fs::read(&file).unwrap() != fs::read(&image).unwrap());
     let message = run_expecting(2, &["--new-ids", &image, "-"]);
