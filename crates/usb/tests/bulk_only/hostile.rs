@@ -49,7 +49,9 @@ fn run(acts: Vec<Act>, hold: bool) {
             world.reset();
         }
         match act {
-            Act::Bytes(bytes) if world.session().can_receive() => world.send(&bytes),
+            Act::Bytes(bytes) => {
+                world.offer(&bytes);
+            }
             Act::Command { cdb, to_host, length, lun, data } => {
                 let cbw = world.cbw(lun, &cdb, to_host, length);
                 if world.session().can_receive() {
@@ -57,15 +59,13 @@ fn run(acts: Vec<Act>, hold: bool) {
                 }
                 let data = vec![7; data.min(length as usize)];
                 for piece in data.chunks(64 << 10) {
-                    if world.session().can_receive() && world.closed.is_none() {
-                        world.send(piece);
-                    }
+                    world.offer(piece);
                 }
             }
             Act::Complete(at) if at < world.held.len() => world.complete(at),
             Act::Reset => world.reset(),
             Act::Fail => world.fault = Some(export::Fault::Io),
-            Act::Bytes(_) | Act::Complete(_) => {}
+            Act::Complete(_) => {}
         }
         // Freed as if it had been sent.
         world.sent.clear();
