@@ -611,7 +611,7 @@ mod test {
         fs::remove_file(&path).unwrap();
         assert_eq!(lent.export.access, Access::Writable);
         for (lent, said) in [
-            (&lent, "in memory for each host apart, 1 MB at most, which may be swapped"),
+            (&lent, "in memory separately for each host, 1 MB at most, which may be swapped"),
             (
                 &lent,
                 "room for 16 hosts that write, half of them without a key, and one host gets half",

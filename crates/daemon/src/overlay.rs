@@ -205,7 +205,7 @@ impl NewOverlay {
                 ("", "; all hosts share what is written, so mount it on one at a time".to_owned())
             }
             true => (
-                " for each host apart",
+                " separately for each host",
                 format!(
                     "; there is room for {MAX_STATES} hosts that write, half of them without a key, \
                      and one host gets half of what the others leave of {limit}"
