@@ -16,7 +16,7 @@ use ::iscsi::host::{
 use client::{Deadline, Dial, Driver};
 use export::{Account, Buffer, Pool};
 
-use super::Connection;
+use super::{Connection, strip_control};
 use crate::endpoint::{Disk, Endpoint, EndpointError};
 use requests::IscsiConnection;
 
@@ -139,7 +139,8 @@ impl IscsiEndpoint {
     /// A hint with the targets of the machine, if it lists them.
     fn other_targets(&self) -> String {
         let Ok((_, Step::Targets(targets))) = self.connect(None) else { return String::new() };
-        let names: Vec<&str> = targets.iter().map(|target| target.name.as_str()).take(20).collect();
+        let names: Vec<String> =
+            targets.iter().map(|target| strip_control(&target.name)).take(20).collect();
         match names.is_empty() {
             true => String::new(),
             false => format!(": name one of {}", names.join(", ")),
