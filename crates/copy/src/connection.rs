@@ -4,6 +4,7 @@ mod file;
 mod iscsi;
 mod nbd;
 mod nvme;
+mod retries;
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -97,6 +98,9 @@ pub enum RequestError {
     /// The range is beyond the end of the disk, or not aligned to its blocks.
     #[error("out of range, or not aligned to blocks")]
     OutOfRange,
+    /// The peer or the disk was busy or not ready, however often the request was sent again.
+    #[error("the disk was busy or not ready for too long")]
+    Busy,
     /// Any other error of the peer.
     #[error("refused by the peer")]
     Refused,

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod compare;
 pub mod connection;
 pub mod endpoint;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, Timespec, poll};
 
+use crate::backoff::Backoff;
 use crate::connection::until;
 use crate::health::Health;
 use crate::same_disk::check_samples;
@@ -185,7 +186,7 @@ struct Link {
     /// do the work.
     waits_for_first: bool,
     retry_at: Instant,
-    backoff: Duration,
+    backoff: Backoff,
     in_flight: usize,
     /// Whether the current connection has answered a request.
     answered: bool,
@@ -199,9 +200,8 @@ struct Link {
     given_up: bool,
 }
 
-/// The first and the longest pause before a retry.
-const BACKOFF: Duration = Duration::from_millis(250);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// The first pause before a retry.
+const PAUSE: Duration = Duration::from_millis(250);
 
 impl Link {
     fn new(end: &OpenedEndpoint, reconnect_timeout: Duration) -> Self {
@@ -211,7 +211,7 @@ impl Link {
             reconnect_timeout,
             waits_for_first: true,
             retry_at: Instant::now(),
-            backoff: BACKOFF,
+            backoff: Backoff::new(PAUSE),
             in_flight: 0,
             answered: true,
             failed_in_a_row: 0,
@@ -241,7 +241,8 @@ impl Link {
         let completion = self.connection.as_mut()?.next_completion()?;
         self.in_flight = self.in_flight.saturating_sub(1);
         self.end.health.record_answer();
-        (self.answered, self.failed_in_a_row, self.backoff) = (true, 0, BACKOFF);
+        (self.answered, self.failed_in_a_row) = (true, 0);
+        self.backoff.reset();
         Some(IoEvent::Completed(side, completion))
     }
 
@@ -263,8 +264,7 @@ impl Link {
     }
 
     fn back_off(&mut self) {
-        self.retry_at = Instant::now() + self.backoff;
-        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+        self.retry_at = Instant::now() + self.backoff.next();
     }
 
     fn reconnect(&mut self, side: Side) -> Option<IoEvent> {

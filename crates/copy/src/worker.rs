@@ -320,7 +320,7 @@ impl Worker {
     }
 
     fn read_failed(&mut self, range: &Range<u64>, reason: RequestError) {
-        if self.shared.destination.is_none() {
+        if self.shared.destination.is_none() && reason != RequestError::Busy {
             // Unreadable data counts as different: no hash is recorded.
             return self.finish(range.clone());
         }

@@ -11,6 +11,7 @@ mod keys;
 mod login;
 mod receiver;
 mod slots;
+mod status;
 mod violation;
 
 use std::collections::VecDeque;
@@ -25,15 +26,12 @@ use login::Login;
 use receiver::Receiver;
 use slots::Slots;
 
-pub use full_feature::Sense;
 pub use slots::Data;
+pub use status::{Disposition, Sense};
 pub use violation::Violation;
 
 /// The longest data segment that is received, in bytes.
 const MAX_RECV: u32 = 256 << 10;
-
-/// SCSI status: CHECK CONDITION.
-const CHECK_CONDITION: u8 = 0x02;
 
 /// What to negotiate on a connection.
 #[derive(Debug, Clone)]
@@ -164,15 +162,6 @@ pub struct Done {
     pub len: usize,
     /// The buffer of [`Data::In`].
     pub buffer: Option<Buffer>,
-}
-
-impl Done {
-    /// Returns whether the command was not executed because the state of the logical unit has
-    /// changed: it was reset, or is another one.
-    #[must_use]
-    pub fn is_unit_attention(&self) -> bool {
-        self.status == CHECK_CONDITION && self.sense.key == scsi::wire::sense::key::UNIT_ATTENTION
-    }
 }
 
 /// Why a login failed.

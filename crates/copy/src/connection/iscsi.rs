@@ -3,6 +3,7 @@
 mod requests;
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,12 +12,14 @@ use std::time::{Duration, Instant};
 use ::iscsi::chap::{Algorithm, system_random};
 use ::iscsi::host::disk::{DiskInfo, PROBE_LEN, Probe};
 use ::iscsi::host::{
-    Command, Credentials, Data, End, Initiator, Options, Refusal, Step, Violation,
+    Command, Credentials, Data, Disposition, Done, End, Initiator, Options, Refusal, Step,
+    Violation,
 };
 use client::{Deadline, Dial, Driver};
 use export::{Account, Buffer, Pool};
 
-use super::{Connection, strip_control};
+use super::retries::{Attempts, Cause, Retries, new_backoff};
+use super::{Connection, RESPONSE_TIMEOUT, RequestError, strip_control};
 use crate::endpoint::{Disk, Endpoint, EndpointError};
 use requests::IscsiConnection;
 
@@ -44,6 +47,7 @@ pub struct IscsiEndpoint {
     lun: u8,
     credentials: Option<Credentials>,
     dial: Dial,
+    timeout: Duration,
     violation: Arc<OnceLock<Violation>>,
     /// Whether the disk was opened before. If so, a refusal is a temporary error.
     was_opened: Arc<AtomicBool>,
@@ -68,6 +72,7 @@ impl IscsiEndpoint {
             lun,
             credentials: None,
             dial,
+            timeout: RESPONSE_TIMEOUT,
             violation: Arc::default(),
             was_opened: Arc::default(),
         }
@@ -77,6 +82,13 @@ impl IscsiEndpoint {
     #[must_use]
     pub fn with_credentials(self, credentials: Option<Credentials>) -> Self {
         Self { credentials, ..self }
+    }
+
+    /// Sets how long a target that is busy or not ready is asked again, 180 seconds by default, of
+    /// which 30 while the disk is opened.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     fn options(&self, target: Option<&str>) -> Result<Options, EndpointError> {
@@ -147,30 +159,50 @@ impl IscsiEndpoint {
         }
     }
 
-    /// Asks for the properties of the disk.
+    /// Asks for the properties of the disk. A target that is busy is asked again, as it is later.
     fn probe(
         &self,
         driver: &mut Driver<Initiator>,
         memory: &Account,
     ) -> Result<DiskInfo, EndpointError> {
-        let mut probe = Probe::default();
+        let (mut probe, mut attempts) = (Probe::default(), Attempts::begin());
+        let (mut backoff, timeout) = (new_backoff(), self.timeout.min(CONNECT_TIMEOUT));
         while let Some(cdb) = probe.next_command() {
             let buffer = memory.take(PROBE_LEN).ok_or_else(|| self.temporary("no memory"))?;
             let command = Command { cdb, lun: lun(self.lun), data: Data::In(Some(buffer)) };
             let submitted = driver.session_mut().submit(command, 0);
             submitted.map_err(|_| self.temporary("the session ended"))?;
-            let deadline = Deadline::after(CONNECT_TIMEOUT);
-            match driver.wait_for_step(deadline).map_err(|error| self.temporary(error))? {
-                Step::Done(done) => {
-                    probe.complete(&done).map_err(|error| self.permanent(error))?;
-                }
-                Step::Close(End::Violation(violation)) => {
-                    return Err(self.protocol_violation(violation));
-                }
-                _ => return Err(self.temporary("the session ended")),
+            let step = driver.wait_for_step(Deadline::after(CONNECT_TIMEOUT));
+            let done = self.answer(step.map_err(|error| self.temporary(error))?)?;
+            let cause = Cause::of(&done);
+            if cause.is_some_and(|cause| attempts.again(cause, timeout)) {
+                self.pause(driver, backoff.next())?;
+            } else if cause == Some(Cause::Busy) {
+                return Err(self.temporary(RequestError::Busy));
+            } else {
+                probe.complete(&done).map_err(|error| self.permanent(error))?;
             }
         }
         Ok(probe.finish())
+    }
+
+    /// Returns the completed command.
+    fn answer(&self, step: Step) -> Result<Done, EndpointError> {
+        match step {
+            Step::Done(done) => Ok(done),
+            Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
+            Step::Close(end) => Err(self.temporary(end)),
+            _ => Err(self.temporary("the session ended")),
+        }
+    }
+
+    /// Waits, and answers pings.
+    fn pause(&self, driver: &mut Driver<Initiator>, pause: Duration) -> Result<(), EndpointError> {
+        match driver.wait_for_step(Deadline::after(pause)) {
+            Err(error) if error.kind() == ErrorKind::TimedOut => Ok(()),
+            Err(error) => Err(self.temporary(error)),
+            Ok(step) => self.answer(step).map(drop),
+        }
     }
 
     fn disk(&self, info: &DiskInfo) -> Disk {
@@ -196,6 +228,17 @@ impl IscsiEndpoint {
             in_memory: false,
             blank: false,
             identity,
+        }
+    }
+}
+
+impl Cause {
+    /// Returns why to send a command again, if there is a reason.
+    fn of(done: &Done) -> Option<Self> {
+        match done.disposition() {
+            Disposition::Busy => Some(Self::Busy),
+            Disposition::Aborted => Some(Self::Aborted),
+            Disposition::Good | Disposition::Changed | Disposition::Failed => None,
         }
     }
 }
@@ -234,6 +277,8 @@ impl Endpoint for IscsiEndpoint {
                 memory,
                 zeros: zeroed(zeros),
                 in_flight: Vec::new(),
+                retries: Retries::new(DEPTH.into()),
+                timeout: self.timeout,
                 answered: Vec::new(),
                 completions: VecDeque::new(),
                 progressed: Instant::now(),

@@ -54,7 +54,7 @@ impl Driven {
                 Interest::None => {
                     panic!("it waits for nothing, and {} are missing", count - completions.len())
                 }
-                Interest::Fd(fd, flags) => sleep(fd, flags),
+                Interest::Fd(fd, flags) => sleep(fd, flags, self.connection.deadline()),
             }
         }
     }
@@ -94,9 +94,11 @@ impl Driven {
     }
 }
 
-fn sleep(fd: BorrowedFd<'_>, flags: PollFlags) {
-    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-    poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&second)).expect("poll");
+fn sleep(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Option<Instant>) {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let left = left.unwrap_or(PATIENCE).min(Duration::from_secs(1));
+    let left = Timespec::try_from(left).expect("a second at most");
+    poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&left)).expect("poll");
 }
 
 /// Bytes that differ from block to block and from seed to seed.

@@ -10,4 +10,5 @@ mod machine;
 mod nbd;
 mod nvme;
 mod protocol_violation;
+mod scripted_iscsi;
 mod whole_copy;

@@ -6,7 +6,7 @@ use scsi::wire::opcode;
 use scsi::wire::provision::{DEALLOCATED, LbaStatusDescriptor, LbaStatusHeader};
 use zerocopy::FromBytes;
 
-use super::Done;
+use super::{Disposition, Done};
 use export::Extent;
 
 /// Length of the answer to each probing command, in bytes.
@@ -114,7 +114,8 @@ impl Probe {
         Some(cdb)
     }
 
-    /// Processes the end of the command. After a unit attention, the same one is next.
+    /// Processes the end of the command, whose disposition is not one to retry. After a unit
+    /// attention, the same one is next.
     ///
     /// # Errors
     /// Fails if the disk cannot be used.
@@ -123,7 +124,7 @@ impl Probe {
         let data = data.get(..done.len).unwrap_or_default();
         let data = if done.status == 0 { data } else { &[] };
         let Some(question) = QUESTIONS.get(self.at) else { return Ok(()) };
-        if done.is_unit_attention() && self.attentions < MAX_ATTENTIONS {
+        if done.disposition() == Disposition::Changed && self.attentions < MAX_ATTENTIONS {
             self.attentions += 1;
             return Ok(());
         }

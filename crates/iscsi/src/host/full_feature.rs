@@ -7,6 +7,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::receiver::Sink;
 use super::slots::{Data, Entry};
+use super::status::{NOT_EXECUTED, Sense};
 use super::{Command, DiscoveredTarget, Done, End, Initiator, Phase, Step, Violation};
 use crate::wire::bhs::{
     self, AsyncMessage, Bhs, DataIn, DataOut, FINAL, LogoutRequest, NopIn, NopOut, Numbers, R2t,
@@ -277,7 +278,7 @@ impl Initiator {
     fn response(&mut self, response: &ScsiResponse, data: &[u8]) -> Result<(), Violation> {
         self.count_status(&response.numbers)?;
         // The command was not executed to its end: a failure of the target.
-        let status = if response.response == 0 { response.status } else { u8::MAX };
+        let status = if response.response == 0 { response.status } else { NOT_EXECUTED };
         // Sense data follows its length (RFC 7143 §11.4.7.2).
         let sense = match data {
             [] => &[][..],
@@ -302,7 +303,7 @@ impl Initiator {
         let len = done.min(command.data.expected().saturating_sub(missing));
         // A command that has more data than it was to transfer is another one for the target.
         let is_longer = outcome.flags & bhs::OVERFLOW != 0 && outcome.status == 0;
-        let status = if is_longer { u8::MAX } else { outcome.status };
+        let status = if is_longer { NOT_EXECUTED } else { outcome.status };
         let buffer = if let Data::In(buffer) = command.data { buffer } else { None };
         let sense = Sense::parse(outcome.sense);
         self.out.push_back(Step::Done(Done { tag, status, sense, len, buffer }));
@@ -415,50 +416,4 @@ struct Outcome<'a> {
 /// Returns whether `a` is not after `b` (RFC 1982).
 fn serial_le(a: u32, b: u32) -> bool {
     b.wrapping_sub(a) < 1 << 31
-}
-
-/// Sense key and additional sense code of a command.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sense {
-    /// Sense key; zero without sense data.
-    pub key: u8,
-    /// Additional sense code and its qualifier.
-    pub code: (u8, u8),
-    /// Whether the error is one of an earlier command; this one was not carried out (SPC-4 §4.5.7).
-    pub deferred: bool,
-}
-
-impl Sense {
-    /// Parses sense data in fixed or descriptor format. What is missing is zero.
-    fn parse(bytes: &[u8]) -> Self {
-        let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
-        match at(0) & 0x7f {
-            kind @ (0x70 | 0x71) => {
-                Self { key: at(2) & 15, code: (at(12), at(13)), deferred: kind == 0x71 }
-            }
-            kind @ (0x72 | 0x73) => {
-                Self { key: at(1) & 15, code: (at(2), at(3)), deferred: kind == 0x73 }
-            }
-            _ => Self::default(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    #[test]
-    fn sense_of_both_formats_says_whether_it_is_deferred() {
-        for (kind, deferred) in [(0x70, false), (0x71, true), (0xf0, false), (0xf1, true)] {
-            let fixed = [kind, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 4, 0, 0, 0, 0];
-            assert_eq!(Sense::parse(&fixed), Sense { key: 3, code: (0x11, 4), deferred });
-        }
-        for (kind, deferred) in [(0x72, false), (0x73, true)] {
-            let descriptors = [kind, 1, 0x17, 0, 0, 0, 0, 0];
-            assert_eq!(Sense::parse(&descriptors), Sense { key: 1, code: (0x17, 0), deferred });
-        }
-        assert_eq!(Sense::parse(&[]), Sense::default());
-        assert_eq!(Sense::parse(&[0x71]), Sense { deferred: true, ..Sense::default() });
-    }
 }

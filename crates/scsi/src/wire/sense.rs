@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub mod key {
     /// NO SENSE.
     pub const NO_SENSE: u8 = 0x0;
+    /// RECOVERED ERROR.
+    pub const RECOVERED_ERROR: u8 = 0x1;
     /// NOT READY.
     pub const NOT_READY: u8 = 0x2;
     /// MEDIUM ERROR.

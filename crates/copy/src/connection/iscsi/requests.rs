@@ -1,16 +1,18 @@
 //! The requests of a copy as SCSI commands of one session.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::iscsi::host::disk::{self, DiskInfo, PROBE_LEN};
-use ::iscsi::host::{Command, Data, Done, End, Initiator, Step, Violation};
+use ::iscsi::host::{Command, Data, Disposition, Done, End, Initiator, Step, Violation};
 use client::Driver;
 use export::{Account, Buffer};
 
+use crate::connection::retries::{Attempts, Cause, Retries};
 use crate::connection::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
@@ -18,16 +20,30 @@ use crate::connection::{
 /// What a command in flight is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
+    /// Length in bytes.
     Read(usize),
-    Write(Rc<Buffer>, usize),
+    /// The part of the buffer that is written.
+    Write(Rc<Buffer>, Range<usize>),
     Zero,
     Flush,
     /// First block and number of blocks.
     Extents(u64, u64),
 }
 
-/// Command descriptor block, data and purpose of a request.
-type Translated = ([u8; 16], Data, Purpose);
+/// A request as a command.
+#[derive(Debug)]
+pub(super) struct Task {
+    tag: u32,
+    cdb: [u8; 16],
+    purpose: Purpose,
+    attempts: Attempts,
+}
+
+/// A command to be sent again, and the buffer of its answer.
+pub(super) type Postponed = (Task, Option<Buffer>);
+
+/// Command descriptor block, purpose, and the buffer of the answer.
+type Translated = ([u8; 16], Purpose, Option<Buffer>);
 
 /// One session with a disk.
 pub(super) struct IscsiConnection {
@@ -38,8 +54,11 @@ pub(super) struct IscsiConnection {
     pub(super) memory: Account,
     /// A block of zeros.
     pub(super) zeros: Rc<Buffer>,
-    /// Commands in flight, by tag.
-    pub(super) in_flight: Vec<(u32, Purpose)>,
+    /// Commands in flight.
+    pub(super) in_flight: Vec<Task>,
+    pub(super) retries: Retries<Postponed>,
+    /// How long a busy target is asked again.
+    pub(super) timeout: Duration,
     /// Answered writes that are not completely sent yet, by tag.
     pub(super) answered: Vec<(u32, Rc<Buffer>, Result<(), RequestError>)>,
     pub(super) completions: VecDeque<Completion>,
@@ -67,8 +86,7 @@ impl IscsiConnection {
                 let len = buffer.len();
                 match self.blocks(offset, len as u64) {
                     Some((lba, blocks)) => {
-                        let data = Data::In(Some(buffer));
-                        Ok((disk::read(lba, blocks), data, Purpose::Read(len)))
+                        Ok((disk::read(lba, blocks), Purpose::Read(len), Some(buffer)))
                     }
                     None => Err((Some(buffer), out)),
                 }
@@ -77,30 +95,26 @@ impl IscsiConnection {
                 Err((Some(buffer), RequestError::ReadOnly))
             }
             Request::Write { offset, buffer, part } => {
-                let (start, len) = (part.start, part.len());
-                match self.blocks(offset, len as u64).filter(|_| part.end <= buffer.len()) {
+                let blocks = self.blocks(offset, part.len() as u64);
+                match blocks.filter(|_| part.end <= buffer.len()) {
                     Some((lba, blocks)) => {
-                        let buffer = Rc::new(buffer);
-                        let data = Data::Out { buffer: buffer.clone(), start, len };
-                        Ok((disk::write(lba, blocks), data, Purpose::Write(buffer, len)))
+                        let purpose = Purpose::Write(Rc::new(buffer), part);
+                        Ok((disk::write(lba, blocks), purpose, None))
                     }
                     None => Err((Some(buffer), out)),
                 }
             }
             Request::Zero { offset, len } => {
                 let (lba, blocks) = self.blocks(offset, len).ok_or((None, out))?;
-                let (buffer, len) = (self.zeros.clone(), self.zeros.len());
-                let data = Data::Out { buffer, start: 0, len };
-                Ok((disk::zero(lba, blocks), data, Purpose::Zero))
+                Ok((disk::zero(lba, blocks), Purpose::Zero, None))
             }
-            Request::Flush => Ok((disk::flush(), Data::None, Purpose::Flush)),
+            Request::Flush => Ok((disk::flush(), Purpose::Flush, None)),
             Request::Extents { offset, len } => {
                 let block = u64::from(self.info.block);
                 let (lba, blocks) = (offset / block, len / block);
                 let unsupported = (None, RequestError::Unsupported);
                 let buffer = self.memory.take(PROBE_LEN).ok_or(unsupported)?;
-                let data = Data::In(Some(buffer));
-                Ok((disk::extents(lba), data, Purpose::Extents(lba, blocks)))
+                Ok((disk::extents(lba), Purpose::Extents(lba, blocks), Some(buffer)))
             }
         }
     }
@@ -120,48 +134,110 @@ impl IscsiConnection {
         Ok(())
     }
 
-    fn handle_done(&mut self, done: Done) -> Result<(), ConnectionLost> {
-        let index = self.in_flight.iter().position(|(tag, _)| *tag == done.tag);
-        let Some(index) = index else { return Ok(()) };
-        let (tag, purpose) = self.in_flight.swap_remove(index);
-        let result = match done.status {
-            // BUSY and TASK SET FULL: another connection is tried later.
-            0x08 | 0x28 => return Err(ConnectionLost::new("the target is busy")),
-            // It may have lost its cache, or be another one: a new session compares it, and writes
-            // again what was not flushed.
-            _ if done.is_unit_attention() => {
-                return Err(ConnectionLost::new("the disk was reset or has changed"));
-            }
-            status => request_result(status, done.sense, &purpose),
-        };
+    /// Returns the data of a command, whose answer goes to `buffer`.
+    fn data(&self, purpose: &Purpose, buffer: Option<Buffer>) -> Data {
         match purpose {
-            // A command that moved less than it was to must not count as done.
-            Purpose::Read(len) => {
-                let result = result.and_then(|()| whole(done.len, len));
-                self.completions.push_back(Completion::new(tag, result, done.buffer));
-            }
-            Purpose::Write(buffer, len) => {
-                let result = result.and_then(|()| whole(done.len, len));
-                self.answered.push((tag, buffer, result));
+            Purpose::Read(_) | Purpose::Extents(..) => Data::In(buffer),
+            Purpose::Write(buffer, part) => {
+                Data::Out { buffer: buffer.clone(), start: part.start, len: part.len() }
             }
             Purpose::Zero => {
-                let result = result.and_then(|()| whole(done.len, self.zeros.len()));
-                self.completions.push_back(Completion::new(tag, result, None));
+                Data::Out { buffer: self.zeros.clone(), start: 0, len: self.zeros.len() }
             }
-            Purpose::Flush => self.completions.push_back(Completion::new(tag, result, None)),
-            Purpose::Extents(lba, blocks) => {
-                let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-                let data = data.get(..done.len).unwrap_or_default();
-                let mut extents = disk::parse_extents(lba, blocks, data);
-                let block = u64::from(self.info.block);
-                extents.iter_mut().for_each(|extent| extent.len *= block);
-                let missing = result.is_ok() && extents.is_empty();
-                let result = if missing { Err(RequestError::Unsupported) } else { result };
-                let extents = if result.is_ok() { extents } else { Vec::new() };
-                self.completions.push_back(Completion { tag, result, buffer: None, extents });
+            Purpose::Flush => Data::None,
+        }
+    }
+
+    fn send(&mut self, task: Task, buffer: Option<Buffer>) {
+        let command =
+            Command { cdb: task.cdb, lun: self.lun, data: self.data(&task.purpose, buffer) };
+        match self.driver.session_mut().submit(command, task.tag) {
+            Ok(()) => self.in_flight.push(task),
+            Err(Command { data, .. }) => {
+                let buffer = if let Data::In(buffer) = data { buffer } else { None };
+                self.complete(task, Err(RequestError::Refused), buffer);
             }
         }
+    }
+
+    /// Sends the commands whose pause is over.
+    fn resend(&mut self) {
+        while self.driver.session().free_slots() != 0
+            && let Some((task, buffer)) = self.retries.next(self.in_flight.len())
+        {
+            self.send(task, buffer);
+        }
+    }
+
+    fn handle_done(&mut self, done: Done) -> Result<(), ConnectionLost> {
+        let index = self.in_flight.iter().position(|task| task.tag == done.tag);
+        let Some(index) = index else { return Ok(()) };
+        let mut task = self.in_flight.swap_remove(index);
+        match done.disposition() {
+            // It may have lost its cache, or be another one: a new session compares it, and writes
+            // again what was not flushed.
+            Disposition::Changed => {
+                return Err(ConnectionLost::new("the disk was reset or has changed"));
+            }
+            Disposition::Good => self.retries.succeeded(),
+            Disposition::Busy | Disposition::Aborted | Disposition::Failed => {}
+        }
+        let cause = Cause::of(&done);
+        if done.is_task_set_full() {
+            self.retries.target_full(self.in_flight.len());
+        }
+        if cause.is_some_and(|cause| task.attempts.again(cause, self.timeout)) {
+            self.retries.postpone((task, done.buffer));
+            return Ok(());
+        }
+        let result = match cause {
+            Some(Cause::Busy) => Err(RequestError::Busy),
+            _ => request_result(done.status, done.sense, &task.purpose),
+        };
+        match (result, &task.purpose) {
+            (Ok(()), &Purpose::Extents(lba, blocks)) => {
+                self.complete_extents(&task, lba, blocks, &done)
+            }
+            // A command that moved less than it was to must not count as done.
+            (Ok(()), Purpose::Read(len)) => {
+                let result = whole(done.len, *len);
+                self.complete(task, result, done.buffer);
+            }
+            (Ok(()), Purpose::Write(_, part)) => {
+                let result = whole(done.len, part.len());
+                self.complete(task, result, None);
+            }
+            (Ok(()), Purpose::Zero) => {
+                let result = whole(done.len, self.zeros.len());
+                self.complete(task, result, None);
+            }
+            (result, _) => self.complete(task, result, done.buffer),
+        }
         Ok(())
+    }
+
+    /// Completes a request; a write when its buffer has been sent.
+    fn complete(&mut self, task: Task, result: Result<(), RequestError>, buffer: Option<Buffer>) {
+        match task.purpose {
+            Purpose::Write(write, _) => self.answered.push((task.tag, write, result)),
+            Purpose::Read(_) => {
+                self.completions.push_back(Completion::new(task.tag, result, buffer));
+            }
+            Purpose::Zero | Purpose::Flush | Purpose::Extents(..) => {
+                self.completions.push_back(Completion::new(task.tag, result, None));
+            }
+        }
+    }
+
+    fn complete_extents(&mut self, task: &Task, lba: u64, blocks: u64, done: &Done) {
+        let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
+        let mut extents =
+            disk::parse_extents(lba, blocks, data.get(..done.len).unwrap_or_default());
+        let block = u64::from(self.info.block);
+        extents.iter_mut().for_each(|extent| extent.len *= block);
+        let missing = extents.is_empty();
+        let result = if missing { Err(RequestError::Unsupported) } else { Ok(()) };
+        self.completions.push_back(Completion { tag: task.tag, result, buffer: None, extents });
     }
 
     /// Completes answered writes whose buffers have been sent.
@@ -176,8 +252,16 @@ impl IscsiConnection {
         }
     }
 
+    /// When the target must have answered a command in flight; `None` if there is none.
+    fn answer_deadline(&self) -> Option<Instant> {
+        let awaits = self.driver.session().in_flight() != 0 || !self.answered.is_empty();
+        awaits.then(|| self.progressed + RESPONSE_TIMEOUT)
+    }
+
     fn is_busy(&self) -> bool {
-        self.driver.session().in_flight() != 0 || !self.answered.is_empty()
+        self.driver.session().in_flight() != 0
+            || !self.answered.is_empty()
+            || !self.retries.is_empty()
     }
 }
 
@@ -214,33 +298,26 @@ impl Connection for IscsiConnection {
         if !self.is_busy() {
             self.progressed = Instant::now();
         }
-        let (cdb, data, purpose) = match self.translate(request) {
-            Ok(translated) => translated,
-            Err((buffer, error)) => {
-                return self.completions.push_back(Completion::new(tag, Err(error), buffer));
+        match self.translate(request) {
+            Ok((cdb, purpose, buffer)) => {
+                self.send(Task { tag, cdb, purpose, attempts: Attempts::begin() }, buffer);
             }
-        };
-        let command = Command { cdb, lun: self.lun, data };
-        match self.driver.session_mut().submit(command, tag) {
-            Ok(()) => self.in_flight.push((tag, purpose)),
-            Err(Command { data, .. }) => {
-                let buffer = if let Data::In(buffer) = data { buffer } else { None };
-                let refused = Err(RequestError::Refused);
-                match purpose {
-                    Purpose::Write(write, _) => self.answered.push((tag, write, refused)),
-                    _ => self.completions.push_back(Completion::new(tag, refused, buffer)),
-                }
+            Err((buffer, error)) => {
+                self.completions.push_back(Completion::new(tag, Err(error), buffer));
             }
         }
     }
 
     fn free_slots(&self) -> usize {
-        self.driver.session().free_slots().saturating_sub(self.answered.len())
+        let free = self.driver.session().free_slots().saturating_sub(self.answered.len());
+        free.min(self.retries.room(self.in_flight.len()))
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {
         self.process_steps()?;
         self.driver.exchange().map_err(ConnectionLost::new)?;
+        self.process_steps()?;
+        self.resend();
         self.process_steps()?;
         // Answers to pings.
         self.driver.flush().map_err(ConnectionLost::new)?;
@@ -249,7 +326,7 @@ impl Connection for IscsiConnection {
         if std::mem::replace(&mut self.received, received) != received {
             self.progressed = Instant::now();
         }
-        match self.deadline() {
+        match self.answer_deadline() {
             Some(deadline) if deadline <= Instant::now() => Err(ConnectionLost::new(format!(
                 "no answer in {} seconds",
                 RESPONSE_TIMEOUT.as_secs()
@@ -268,7 +345,7 @@ impl Connection for IscsiConnection {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.is_busy().then(|| self.progressed + RESPONSE_TIMEOUT)
+        self.answer_deadline().into_iter().chain(self.retries.resume_at()).min()
     }
 }
 
