@@ -333,7 +333,8 @@ impl Initiator {
         }
     }
 
-    /// Returns the number of bytes received, without those of pings.
+    /// Returns the number of bytes received that answer commands: pings and asynchronous messages do
+    /// not.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.receiver.received

@@ -1,5 +1,6 @@
 //! Disks of iSCSI targets, and their connections.
 
+mod isid;
 mod requests;
 
 use std::collections::VecDeque;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use ::iscsi::chap::{Algorithm, system_random};
+use ::iscsi::chap::Algorithm;
 use ::iscsi::host::disk::{DiskInfo, PROBE_LEN, Probe};
 use ::iscsi::host::{
     Command, Credentials, Data, Disposition, Done, End, Initiator, Options, Refusal, Step,
@@ -21,10 +22,14 @@ use export::{Account, Buffer, Pool};
 use super::retries::{Attempts, Cause, Retries, new_backoff};
 use super::{Connection, RESPONSE_TIMEOUT, RequestError, strip_control};
 use crate::endpoint::{Disk, Endpoint, EndpointError};
+use isid::{Isid, Isids};
 use requests::IscsiConnection;
 
 /// Maximum time to log in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Maximum time to ask for the properties of the disk. One answer may take [`CONNECT_TIMEOUT`].
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum commands in flight on one connection.
 const DEPTH: u16 = 64;
@@ -48,9 +53,16 @@ pub struct IscsiEndpoint {
     credentials: Option<Credentials>,
     dial: Dial,
     timeout: Duration,
+    isids: Isids,
     violation: Arc<OnceLock<Violation>>,
     /// Whether the disk was opened before. If so, a refusal is a temporary error.
     was_opened: Arc<AtomicBool>,
+}
+
+/// A session, and its ISID, which is free for another one when the connection is closed.
+struct OpenSession {
+    driver: Driver<Initiator>,
+    _isid: Isid,
 }
 
 impl std::fmt::Debug for IscsiEndpoint {
@@ -73,6 +85,7 @@ impl IscsiEndpoint {
             credentials: None,
             dial,
             timeout: RESPONSE_TIMEOUT,
+            isids: Isids::default(),
             violation: Arc::default(),
             was_opened: Arc::default(),
         }
@@ -84,27 +97,22 @@ impl IscsiEndpoint {
         Self { credentials, ..self }
     }
 
-    /// Sets how long a target that is busy or not ready is asked again, 180 seconds by default, of
-    /// which 30 while the disk is opened.
+    /// Sets how long a target may leave all commands unanswered, and is asked again while it is busy
+    /// or not ready: 180 seconds by default. While the disk is opened, at most 30 seconds.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    fn options(&self, target: Option<&str>) -> Result<Options, EndpointError> {
-        // A random ISID (RFC 7143 §11.12.5): each connection is a session of its own.
-        let mut isid = [0x80, 0, 0, 0, 0, 0];
-        if !system_random(&mut isid[1..]) {
-            return Err(self.permanent("the system has no random bytes"));
-        }
-        let credentials = self.credentials.clone();
-        let options = Options::new(&self.initiator, target, isid);
-        Ok(Options { depth: DEPTH, credentials, ..options })
-    }
-
-    /// Connects, and returns the first step that is not `Send`.
-    fn connect(&self, target: Option<&str>) -> Result<(Driver<Initiator>, Step), EndpointError> {
-        let options = self.options(target)?;
+    /// Connects, and returns the session and its first step that is not `Send`.
+    fn connect(&self, target: Option<&str>) -> Result<(OpenSession, Step), EndpointError> {
+        let isid = self.isids.take();
+        let isid = isid.ok_or_else(|| self.permanent("the system has no random bytes"))?;
+        let options = Options {
+            depth: DEPTH,
+            credentials: self.credentials.clone(),
+            ..Options::new(&self.initiator, target, isid.bytes())
+        };
         let transport = (self.dial)()?;
         let mut driver = Driver::new(transport, Initiator::new(options))
             .map_err(|error| self.temporary(error))?;
@@ -113,7 +121,7 @@ impl IscsiEndpoint {
         match step {
             Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
             Step::Close(end) => Err(self.temporary(end)),
-            step => Ok((driver, step)),
+            step => Ok((OpenSession { driver, _isid: isid }, step)),
         }
     }
 
@@ -167,7 +175,11 @@ impl IscsiEndpoint {
     ) -> Result<DiskInfo, EndpointError> {
         let (mut probe, mut attempts) = (Probe::default(), Attempts::begin());
         let (mut backoff, timeout) = (new_backoff(), self.timeout.min(CONNECT_TIMEOUT));
+        let end = Deadline::after(PROBE_TIMEOUT);
         while let Some(cdb) = probe.next_command() {
+            if end.has_passed() {
+                return Err(self.temporary("the disk does not report its properties in time"));
+            }
             let buffer = memory.take(PROBE_LEN).ok_or_else(|| self.temporary("no memory"))?;
             let command = Command { cdb, lun: lun(self.lun), data: Data::In(Some(buffer)) };
             let submitted = driver.session_mut().submit(command, 0);
@@ -253,14 +265,14 @@ impl Endpoint for IscsiEndpoint {
         if let Some(violation) = self.violation.get() {
             return Err(self.protocol_violation(*violation));
         }
-        let (mut driver, step) = self.connect(Some(&self.target))?;
+        let (mut session, step) = self.connect(Some(&self.target))?;
         match step {
             Step::LoggedIn => {}
             Step::Refused(refusal) => return Err(self.refusal_error(refusal)),
             _ => return Err(self.permanent("the target did not end the login")),
         }
         let memory = Pool::new(MEMORY).open();
-        let info = self.probe(&mut driver, &memory)?;
+        let info = self.probe(&mut session.driver, &memory)?;
         let disk = self.disk(&info);
         if disk.max_transfer < 4096 {
             return Err(self.permanent("the disk transfers less than 4096 bytes at once"));
@@ -270,7 +282,7 @@ impl Endpoint for IscsiEndpoint {
         Ok((
             disk,
             Box::new(IscsiConnection {
-                driver,
+                session,
                 info,
                 lun: lun(self.lun),
                 violation: self.violation.clone(),

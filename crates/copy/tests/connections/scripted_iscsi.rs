@@ -42,6 +42,8 @@ enum Answer {
     Sense(u8, u8, u8),
     /// Sends an asynchronous message and a ping, and does not answer.
     Silence,
+    /// Closes the connection.
+    Cut,
 }
 
 /// Chooses the answer to a command, by its CDB and how many of its operation code came before.
@@ -230,6 +232,7 @@ impl Session {
                 return self.send(&DataIn { flags, itt, ttt, numbers, ..header }, &data);
             }
             Answer::Silence => return self.ping(),
+            Answer::Cut => return Err(std::io::ErrorKind::ConnectionAborted.into()),
             Answer::Execute => unreachable!("it was executed"),
         };
         let (numbers, header) =
@@ -380,4 +383,47 @@ fn disk_that_may_be_another_one_is_connected_again() {
         let ConnectionLost { reason, violation } = driven.wait(1).unwrap_err();
         assert!(!violation && reason.contains("reset or has changed"), "{reason}");
     }
+}
+
+#[test]
+fn pings_and_messages_are_no_progress_of_a_command() {
+    let target = Target::new(|cdb, _| match cdb[0] {
+        command::READ_16 => Answer::Silence,
+        _ => Answer::Execute,
+    });
+    let endpoint = target.endpoint().with_timeout(Duration::from_secs(1));
+    let mut driven = Driven::new(endpoint.open().unwrap().1);
+    let buffer = driven.buffer(4096);
+    driven.submit(Request::Read { offset: 0, buffer });
+    let begun = Instant::now();
+    let lost = driven.wait(1).unwrap_err();
+    assert!(lost.reason.contains("no answer in 1 seconds"), "{}", lost.reason);
+    assert!(begun.elapsed().as_secs() < 20);
+}
+
+// ---- sessions
+
+#[test]
+fn lost_session_is_reinstated() {
+    let target = Target::new(|cdb, before| match (cdb[0], before) {
+        (command::READ_16, 0) => Answer::Cut,
+        _ => Answer::Execute,
+    });
+    let endpoint = target.endpoint();
+    let (_disk, other) = endpoint.open().unwrap();
+    let mut driven = Driven::new(endpoint.open().unwrap().1);
+    let buffer = driven.buffer(4096);
+    driven.submit(Request::Read { offset: 0, buffer });
+    driven.wait(1).unwrap_err();
+    drop(driven);
+    let (_disk, again) = endpoint.open().unwrap();
+    let (_disk, elsewhere) = target.endpoint().open().unwrap();
+    let isids = target.isids.lock().unwrap().clone();
+    assert_eq!(isids[1], isids[2], "the lost session lives on");
+    // None replaces one that is in use.
+    let mut used = vec![isids[0], isids[1], isids[3]];
+    used.sort_unstable();
+    used.dedup();
+    assert_eq!(used.len(), 3, "{isids:?}");
+    drop((other, again, elsewhere));
 }

@@ -25,6 +25,13 @@ const SIMPLE: u8 = 1;
 /// target does not receive.
 const MAX_PINGS: u32 = 1 << 17;
 
+/// R2Ts of a command, beside one for each [`MIN_BURST`] bytes.
+const SPARE_R2TS: usize = 16;
+
+/// The shortest burst that can be negotiated, in bytes (RFC 7143 §13.13). Shorter ones would queue
+/// more headers than data.
+const MIN_BURST: usize = 512;
+
 /// Maximum length of the answer to SendTargets in bytes.
 const MAX_TARGETS: usize = 4 << 20;
 
@@ -320,8 +327,12 @@ impl Initiator {
         let end = offset.checked_add(len).filter(|end| *end <= *expected);
         let end = end.filter(|_| len != 0 && offset == entry.done && ttt != NO_TAG);
         let (end, buffer, start) = (end.ok_or(Violation::R2tInvalid)?, buffer.clone(), *start);
+        let most = *expected / MIN_BURST + SPARE_R2TS;
         if !entry.counts(r2t.r2t_sn.get()) {
             return Err(Violation::R2tSnWrong);
+        }
+        if r2t.r2t_sn.get() as usize >= most {
+            return Err(Violation::R2tsTooMany);
         }
         entry.done = end;
         self.send_data(itt, ttt, (&buffer, start), offset, end);

@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 use super::Violation;
 use crate::wire::bhs::{Bhs, LEN};
 use crate::wire::digest::{Crc32c, crc32c};
-use crate::wire::opcode::NOP_IN;
+use crate::wire::opcode::{DATA_IN, R2T, SCSI_RESPONSE};
 use crate::wire::padding;
 
 /// Minimum number of outstanding data bytes for a direct receive.
@@ -17,7 +17,7 @@ const MIN_DIRECT_RECV: usize = 8192;
 pub(super) struct Receiver {
     pub(super) header_digest: bool,
     pub(super) data_digest: bool,
-    /// Bytes of headers and data, without those of pings.
+    /// Bytes of headers and data of PDUs that answer commands.
     pub(super) received: u64,
     incoming: Option<Incoming>,
 }
@@ -73,9 +73,7 @@ impl Receiver {
     /// Expects the data of a PDU whose header has been consumed.
     pub(super) fn expect(&mut self, header: Bhs, sink: Sink) {
         let left = header.data_len.get() as usize;
-        if header.opcode() != NOP_IN {
-            self.received = self.received.saturating_add(LEN as u64);
-        }
+        self.count(&header, LEN);
         let digests = self.data_digest && left != 0;
         let tail_len = padding(left) + if digests { 4 } else { 0 };
         let crc = digests.then(Box::default);
@@ -84,11 +82,10 @@ impl Receiver {
 
     /// Takes bytes of the PDU. Returns how many were consumed.
     pub(super) fn take(&mut self, bytes: &[u8]) -> usize {
+        let Some(Incoming { header, left, .. }) = &self.incoming else { return 0 };
+        let (header, count) = (*header, (*left).min(bytes.len()));
+        self.count(&header, count);
         let Some(incoming) = &mut self.incoming else { return 0 };
-        let count = incoming.left.min(bytes.len());
-        if incoming.header.opcode() != NOP_IN {
-            self.received = self.received.saturating_add(count as u64);
-        }
         let (data, rest) = bytes.split_at(count);
         incoming.store(data);
         let missing = incoming.tail_len - incoming.tail.len();
@@ -98,6 +95,12 @@ impl Receiver {
         }
         incoming.tail.extend_from_slice(tail);
         count + tail.len()
+    }
+
+    fn count(&mut self, header: &Bhs, len: usize) {
+        if matches!(header.opcode(), DATA_IN | R2T | SCSI_RESPONSE) {
+            self.received = self.received.saturating_add(len as u64);
+        }
     }
 
     /// Returns the PDU once it is complete.

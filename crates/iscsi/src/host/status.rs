@@ -64,10 +64,9 @@ impl Sense {
             (key::RECOVERED_ERROR, _) => Disposition::Good,
             // Becoming ready, an operation in progress, a transition of the target port group, or
             // a resource that is missing for now: those for which Linux waits, too.
-            (key::NOT_READY, (0x04, qualifier)) => match qualifier {
-                0x01 | 0x04..=0x0a | 0x14 | 0x1a | 0x1b | 0x1d | 0x24 => Disposition::Busy,
-                _ => Disposition::Failed,
-            },
+            (key::NOT_READY, (0x04, 0x01 | 0x04..=0x0a | 0x14 | 0x1a | 0x1b | 0x1d | 0x24)) => {
+                Disposition::Busy
+            }
             (key::ABORTED_COMMAND, _) => Disposition::Aborted,
             // Mode or log parameters, asymmetric access, warnings, power conditions, the threshold
             // of thin provisioning: the disk and its data are the same.

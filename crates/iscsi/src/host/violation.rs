@@ -46,6 +46,7 @@ violations! {
     OpcodeUnexpected    "sent a PDU of an unexpected type"
     PingsTooMany        "sent too many pings"
     R2tInvalid          "requested data that is not to be written"
+    R2tsTooMany         "requested the data of a command in too many pieces"
     R2tSnWrong          "requested data with a wrong number"
     SegmentTooLong      "sent a PDU that is too long"
     SenseInvalid        "sent invalid sense data"

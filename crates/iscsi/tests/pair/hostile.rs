@@ -562,6 +562,28 @@ fn good_status_without_all_requests_for_data_is_short() {
 }
 
 #[test]
+fn requests_for_single_bytes_are_ended() {
+    let mut rogue = Rogue::with_keys(&R2T_ONLY);
+    let itt = rogue.write(2048);
+    let mut requests = 0;
+    while rogue.end.is_none() {
+        let header = rogue.target.r2t(itt, requests, requests, 1);
+        rogue.send(&header, &[]);
+        requests += 1;
+    }
+    rogue.assert_violated(Violation::R2tsTooMany);
+    assert!((4..=21).contains(&requests), "{requests}");
+    // The shortest burst that can be negotiated.
+    let mut rogue = Rogue::with_keys(&R2T_ONLY);
+    let itt = rogue.write(64 << 10);
+    for number in 0..128 {
+        let header = rogue.target.r2t(itt, number, number * 512, 512);
+        rogue.send(&header, &[]);
+    }
+    assert_eq!(rogue.respond(itt).len, 64 << 10);
+}
+
+#[test]
 fn requests_for_data_must_be_in_order_and_within_it() {
     for (number, offset, len, violation) in [
         (1, 0, 512, Violation::R2tSnWrong),
@@ -658,12 +680,14 @@ fn endless_pings_are_ended() {
 }
 
 #[test]
-fn pings_do_not_count_as_progress() {
+fn pings_and_messages_do_not_count_as_progress() {
     let mut rogue = Rogue::logged_in();
     let itt = rogue.read(512);
     let before = rogue.initiator.received();
     let ping = rogue.target.ping(true);
     rogue.send(&ping, &[7; 100]);
+    let message = rogue.target.message(0);
+    rogue.send(&message, &[0, 0]);
     assert_eq!(rogue.initiator.received(), before);
     rogue.respond(itt);
     assert!(rogue.initiator.received() > before);

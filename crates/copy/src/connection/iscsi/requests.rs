@@ -8,14 +8,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ::iscsi::host::disk::{self, DiskInfo, PROBE_LEN};
-use ::iscsi::host::{Command, Data, Disposition, Done, End, Initiator, Step, Violation};
-use client::Driver;
+use ::iscsi::host::{Command, Data, Disposition, Done, End, Step, Violation};
 use export::{Account, Buffer};
 
+use super::OpenSession;
 use crate::connection::retries::{Attempts, Cause, Retries};
-use crate::connection::{
-    Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
-};
+use crate::connection::{Completion, Connection, ConnectionLost, Interest, Request, RequestError};
 
 /// What a command in flight is for.
 #[derive(Debug)]
@@ -47,7 +45,7 @@ type Translated = ([u8; 16], Purpose, Option<Buffer>);
 
 /// One session with a disk.
 pub(super) struct IscsiConnection {
-    pub(super) driver: Driver<Initiator>,
+    pub(super) session: OpenSession,
     pub(super) info: DiskInfo,
     pub(super) lun: u64,
     pub(super) violation: Arc<OnceLock<Violation>>,
@@ -57,14 +55,14 @@ pub(super) struct IscsiConnection {
     /// Commands in flight.
     pub(super) in_flight: Vec<Task>,
     pub(super) retries: Retries<Postponed>,
-    /// How long a busy target is asked again.
+    /// How long a target may leave all commands unanswered, and is asked again while it is busy.
     pub(super) timeout: Duration,
     /// Answered writes that are not completely sent yet, by tag.
     pub(super) answered: Vec<(u32, Rc<Buffer>, Result<(), RequestError>)>,
     pub(super) completions: VecDeque<Completion>,
-    /// When the connection last became busy, or received anything but a ping.
+    /// When the connection last became busy, or received a part of an answer to a command.
     pub(super) progressed: Instant,
-    /// Bytes received until then, without those of pings.
+    /// Bytes of such answers received until then.
     pub(super) received: u64,
 }
 
@@ -120,7 +118,7 @@ impl IscsiConnection {
     }
 
     fn process_steps(&mut self) -> Result<(), ConnectionLost> {
-        while let Some(step) = self.driver.poll() {
+        while let Some(step) = self.session.driver.poll() {
             match step {
                 Step::Done(done) => self.handle_done(done)?,
                 Step::Close(End::Violation(violation)) => {
@@ -151,7 +149,7 @@ impl IscsiConnection {
     fn send(&mut self, task: Task, buffer: Option<Buffer>) {
         let command =
             Command { cdb: task.cdb, lun: self.lun, data: self.data(&task.purpose, buffer) };
-        match self.driver.session_mut().submit(command, task.tag) {
+        match self.session.driver.session_mut().submit(command, task.tag) {
             Ok(()) => self.in_flight.push(task),
             Err(Command { data, .. }) => {
                 let buffer = if let Data::In(buffer) = data { buffer } else { None };
@@ -162,9 +160,12 @@ impl IscsiConnection {
 
     /// Sends the commands whose pause is over.
     fn resend(&mut self) {
-        while self.driver.session().free_slots() != 0
+        while self.session.driver.session().free_slots() != 0
             && let Some((task, buffer)) = self.retries.next(self.in_flight.len())
         {
+            if self.answer_deadline().is_none() {
+                self.progressed = Instant::now();
+            }
             self.send(task, buffer);
         }
     }
@@ -254,12 +255,12 @@ impl IscsiConnection {
 
     /// When the target must have answered a command in flight; `None` if there is none.
     fn answer_deadline(&self) -> Option<Instant> {
-        let awaits = self.driver.session().in_flight() != 0 || !self.answered.is_empty();
-        awaits.then(|| self.progressed + RESPONSE_TIMEOUT)
+        let awaits = self.session.driver.session().in_flight() != 0 || !self.answered.is_empty();
+        awaits.then(|| self.progressed + self.timeout)
     }
 
     fn is_busy(&self) -> bool {
-        self.driver.session().in_flight() != 0
+        self.session.driver.session().in_flight() != 0
             || !self.answered.is_empty()
             || !self.retries.is_empty()
     }
@@ -309,28 +310,27 @@ impl Connection for IscsiConnection {
     }
 
     fn free_slots(&self) -> usize {
-        let free = self.driver.session().free_slots().saturating_sub(self.answered.len());
+        let free = self.session.driver.session().free_slots().saturating_sub(self.answered.len());
         free.min(self.retries.room(self.in_flight.len()))
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {
         self.process_steps()?;
-        self.driver.exchange().map_err(ConnectionLost::new)?;
+        self.session.driver.exchange().map_err(ConnectionLost::new)?;
         self.process_steps()?;
         self.resend();
         self.process_steps()?;
         // Answers to pings.
-        self.driver.flush().map_err(ConnectionLost::new)?;
+        self.session.driver.flush().map_err(ConnectionLost::new)?;
         self.complete_answered_writes();
-        let received = self.driver.session().received();
+        let received = self.session.driver.session().received();
         if std::mem::replace(&mut self.received, received) != received {
             self.progressed = Instant::now();
         }
         match self.answer_deadline() {
-            Some(deadline) if deadline <= Instant::now() => Err(ConnectionLost::new(format!(
-                "no answer in {} seconds",
-                RESPONSE_TIMEOUT.as_secs()
-            ))),
+            Some(deadline) if deadline <= Instant::now() => {
+                Err(ConnectionLost::new(format!("no answer in {} seconds", self.timeout.as_secs())))
+            }
             _ => Ok(()),
         }
     }
@@ -341,7 +341,7 @@ impl Connection for IscsiConnection {
 
     /// Also while idle: the target may send pings.
     fn interest(&self) -> Interest<'_> {
-        Interest::Fd(self.driver.as_fd(), self.driver.poll_flags())
+        Interest::Fd(self.session.driver.as_fd(), self.session.driver.poll_flags())
     }
 
     fn deadline(&self) -> Option<Instant> {
