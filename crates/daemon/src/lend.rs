@@ -377,6 +377,7 @@ impl LendOptions {
             written_by: None,
             direct: false,
             memory_alignment: 1,
+            atomic_writes: None,
             volatile_cache: true,
             can_discard: writable,
             can_zero: writable,
@@ -454,11 +455,17 @@ fn became_another(request: &LendRequest) -> Failure {
 /// Payload buffers are aligned to pages; disks that require more are accessed through the page
 /// cache.
 fn keep_aligned(opened: &Opened) {
-    if opened.memory_alignment as usize > PAGE
+    if opened.direct
+        && !is_direct(opened)
         && let Ok(flags) = rustix::fs::fcntl_getfl(&opened.descriptor)
     {
         let _ = rustix::fs::fcntl_setfl(opened.descriptor.as_fd(), flags - OFlags::DIRECT);
     }
+}
+
+/// Returns whether the disk is accessed past the page cache.
+fn is_direct(opened: &Opened) -> bool {
+    opened.direct && opened.memory_alignment as usize <= PAGE
 }
 
 /// The device number of the block device at `path`.

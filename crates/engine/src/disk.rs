@@ -14,7 +14,7 @@ use export::{
     Access, Admitted, Backing, Buffer, Extent, Extents, Fault, Finished, InPlace, Op, Pool, Source,
 };
 use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use backing::{has_durable_map, has_overlay, is_cached, is_device, locate, perform};
 pub(crate) use blocking_op::{Answer, BlockingOp};
@@ -23,6 +23,9 @@ pub(crate) use pace::{Mappings, Pace};
 
 /// Consecutive interrupted calls without progress after which a request fails.
 const MAX_INTERRUPTIONS: u8 = 100;
+
+/// `RWF_ATOMIC` (Linux 6.11).
+const ATOMIC: ReadWriteFlags = ReadWriteFlags::from_bits_retain(libc::RWF_ATOMIC.cast_unsigned());
 
 /// A request being executed.
 #[derive(Debug)]
@@ -60,8 +63,8 @@ enum Phase {
 pub(crate) enum Call<'a> {
     /// `preadv`.
     Read { offset: u64, into: &'a mut [u8] },
-    /// `pwritev2`, with `RWF_DSYNC` if durable.
-    Write { offset: u64, from: &'a [u8], durable: bool },
+    /// `pwritev2`.
+    Write { offset: u64, from: &'a [u8], flags: ReadWriteFlags },
     /// `fdatasync`.
     Sync,
     /// `fallocate`.
@@ -80,7 +83,7 @@ impl Job {
             Op::Flush if has_durable_map(admitted.export().backing()) => Phase::Persist,
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
-            Op::Read | Op::Write { .. } => Phase::Transfer,
+            Op::Read | Op::Write { .. } | Op::WriteAtomic { .. } => Phase::Transfer,
             Op::Extents | Op::Prefetch => Phase::BlockingOp,
             Op::Zero { unmap: false, fast: true, .. } if is_device(admitted.export().backing()) => {
                 Phase::Over(Err(Fault::Unsupported))
@@ -190,7 +193,7 @@ impl Job {
     pub(crate) fn call(&mut self) -> (&Backing, usize, Call<'_>) {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
-        let (op, durable) = (self.admitted.op(), self.is_durable() && !self.is_persisted());
+        let (op, flags) = (self.admitted.op(), self.write_flags());
         let (file, run) = locate(&self.admitted, offset, left);
         let (export, bytes) = self.admitted.export_and_bytes();
         let backing = export.backing();
@@ -202,13 +205,13 @@ impl Job {
                 let bytes = bytes.get_mut(..len).unwrap_or_default();
                 match op {
                     Op::Read => Call::Read { offset, into: bytes },
-                    _ => Call::Write { offset, from: bytes, durable },
+                    _ => Call::Write { offset, from: bytes, flags },
                 }
             }
             Phase::Fill => {
                 let whole = self.zeros.as_ref().map(|zeros| zeros.bytes()).unwrap_or_default();
                 let len = usize::try_from(left).map_or(whole.len(), |left| left.min(whole.len()));
-                Call::Write { offset, from: whole.get(..len).unwrap_or_default(), durable }
+                Call::Write { offset, from: whole.get(..len).unwrap_or_default(), flags }
             }
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
@@ -226,7 +229,19 @@ impl Job {
     }
 
     fn is_durable(&self) -> bool {
-        matches!(self.admitted.op(), Op::Write { durable: true } | Op::Zero { durable: true, .. })
+        matches!(
+            self.admitted.op(),
+            Op::Write { durable: true }
+                | Op::WriteAtomic { durable: true }
+                | Op::Zero { durable: true, .. }
+        )
+    }
+
+    fn write_flags(&self) -> ReadWriteFlags {
+        let mut flags = ReadWriteFlags::empty();
+        flags.set(ReadWriteFlags::DSYNC, self.is_durable() && !self.is_persisted());
+        flags.set(ATOMIC, matches!(self.admitted.op(), Op::WriteAtomic { .. }));
+        flags
     }
 
     /// Returns the buffer of the request, if it has one.
@@ -264,6 +279,9 @@ impl Job {
         // A partial last block has no more bytes.
         if self.done >= self.admitted.stored() {
             self.end(Ok(()));
+        } else if matches!(self.admitted.op(), Op::WriteAtomic { .. }) {
+            // The rest would be another write.
+            self.end(Err(Fault::Io));
         } else if moved == 0 {
             // The disk is shorter than it was when it was opened.
             let reads = self.admitted.op() == Op::Read;
@@ -424,7 +442,9 @@ mod test {
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
 
-    use export::{Access, Export, Geometry, Grant, Identity, Outcome, Request, Ticket};
+    use export::{
+        Access, AtomicWrites, Export, Geometry, Grant, Identity, Outcome, Request, Ticket,
+    };
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -450,7 +470,7 @@ mod test {
     }
 
     fn admit(grant: &Grant, op: Op, lba: u64, blocks: u64, fill: u8) -> Admitted {
-        let buffer = matches!(op, Op::Read | Op::Write { .. }).then(|| {
+        let buffer = op.transfers().then(|| {
             let len = usize::try_from(blocks).unwrap() * BLOCK;
             let mut buffer = Pool::new(1 << 20).open().take(len).unwrap();
             buffer.bytes_mut().fill(fill);
@@ -475,6 +495,28 @@ mod test {
         assert_eq!(buffer.bytes()[..BLOCK], [0; BLOCK]);
         assert!(buffer.bytes()[BLOCK..4 * BLOCK].iter().all(|&b| b == 7));
         assert_eq!(buffer.bytes()[4 * BLOCK..], [0; BLOCK]);
+    }
+
+    #[test]
+    fn atomic_write_is_one_call_or_fails() {
+        let mut export = export(memory(1 << 16), 1 << 16);
+        export.access = Access::Writable;
+        export.geometry.atomic = AtomicWrites::new(512, 4096);
+        let grant = Grant::new(Arc::new(export));
+        for durable in [false, true] {
+            let mut job = Job::new(admit(&grant, Op::WriteAtomic { durable }, 0, 4, 7));
+            let (_, _, Call::Write { offset: 0, from, flags }) = job.call() else {
+                panic!("no write");
+            };
+            let expected = if durable { libc::RWF_DSYNC } else { 0 } | libc::RWF_ATOMIC;
+            assert_eq!((from.len(), flags.bits()), (4 * BLOCK, expected.cast_unsigned()));
+            // A part of it is not what was promised.
+            job.advance(Ok(2 * BLOCK));
+            assert_eq!(job.result(), Some(Err(Fault::Io)));
+        }
+        // This file system does not support it, which must not be ignored.
+        let outcome = carry_out(admit(&grant, Op::WriteAtomic { durable: false }, 0, 4, 7)).outcome;
+        assert_eq!(outcome.result, Err(Fault::Unsupported));
     }
 
     #[test]

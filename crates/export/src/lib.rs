@@ -111,7 +111,7 @@ pub use export::{Access, Cache, Exclusive, Export, Identity, RemovalLock};
 pub use extent::{Extent, Extents};
 pub use fault::Fault;
 pub use fence::Fence;
-pub use geometry::Geometry;
+pub use geometry::{AtomicWrites, Geometry};
 pub use id::ExportId;
 pub use overlay::{MAX_STATES, Overlay, OverlayHost, OverlayLayout, OverlayState};
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};

@@ -18,6 +18,12 @@ pub enum Op {
         /// Whether to complete only when the data is on stable storage (FUA).
         durable: bool,
     },
+    /// Writes the buffer so that the disk has all of it or none, whatever fails. Only lengths and offsets that
+    /// [`AtomicWrites`](crate::AtomicWrites) of the disk cover.
+    WriteAtomic {
+        /// As for [`Op::Write`].
+        durable: bool,
+    },
     /// Commits all completed writes to stable storage.
     Flush,
     /// Sets the blocks to zeros.
@@ -43,8 +49,15 @@ impl Op {
     pub fn mutates(self) -> bool {
         match self {
             Self::Read | Self::Flush | Self::Extents | Self::Prefetch => false,
-            Self::Write { .. } | Self::Zero { .. } | Self::Discard => true,
+            Self::Write { .. } | Self::WriteAtomic { .. } | Self::Zero { .. } | Self::Discard => {
+                true
+            }
         }
+    }
+
+    /// Returns whether the operation transfers the blocks, in a buffer of their length.
+    pub fn transfers(self) -> bool {
+        matches!(self, Self::Read | Self::Write { .. } | Self::WriteAtomic { .. })
     }
 
     /// Returns the name for messages: `read`, `write`, `flush`, `zero`, `discard`, `extents` or
@@ -52,7 +65,7 @@ impl Op {
     pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
-            Self::Write { .. } => "write",
+            Self::Write { .. } | Self::WriteAtomic { .. } => "write",
             Self::Flush => "flush",
             Self::Zero { .. } => "zero",
             Self::Discard => "discard",
@@ -192,7 +205,7 @@ impl Grant {
     ///
     /// # Errors
     /// Returns the request with the reason: the export is gone, the access read-only, the range out
-    /// of bounds, the length of the buffer wrong, an earlier flush failed, or a reservation of
+    /// of bounds, the length of the buffer wrong, a write not one that the disk does atomically, an earlier flush failed, or a reservation of
     /// another host refuses the operation. For a write,
     /// [`Fault::Gone`] once the [`Fence`] of the connection is closed, and [`Fault::Busy`] while
     /// another request has the [`Exclusive`] right and while there are orphaned writes.
@@ -262,9 +275,8 @@ impl Grant {
         // Read once: the disk may be resized concurrently.
         let bytes = self.export().bytes();
         let (offset, len) = self.range(request.op, request.lba, request.blocks, bytes)?;
-        let carries = matches!(request.op, Op::Read | Op::Write { .. });
         let held = request.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
-        if carries && held != len {
+        if request.op.transfers() && held != len {
             return Err(Fault::Misaligned);
         }
         let may_be_short = request.op == Op::Read && self.export().access == Access::ReadOnly;
@@ -296,7 +308,15 @@ impl Grant {
             return Err(Fault::Io);
         }
         // Only a read-only export has a partial last block.
-        export.geometry.bytes_of(lba, blocks, export.geometry.blocks_for(bytes))
+        let (offset, len) =
+            export.geometry.bytes_of(lba, blocks, export.geometry.blocks_for(bytes))?;
+        match (op, export.geometry.atomic) {
+            (Op::WriteAtomic { .. }, None) => Err(Fault::Unsupported),
+            (Op::WriteAtomic { .. }, Some(writes)) if !writes.cover(offset, len) => {
+                Err(Fault::Misaligned)
+            }
+            _ => Ok((offset, len)),
+        }
     }
 }
 
@@ -427,20 +447,23 @@ pub struct Outcome {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{Geometry, Identity, Pool};
+    use crate::{AtomicWrites, Geometry, Identity, Pool};
 
-    fn grant(access: Access) -> Grant {
+    fn export(access: Access) -> Export {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let mut export =
             Export::new("disk", "nqn.test", Identity::default(), geometry, 8 * 512, disk);
         export.access = access;
-        Grant::new(Arc::new(export))
+        export
+    }
+
+    fn grant(access: Access) -> Grant {
+        Grant::new(Arc::new(export(access)))
     }
 
     fn request(op: Op, lba: u64, blocks: u64) -> Request {
-        let carries = matches!(op, Op::Read | Op::Write { .. });
-        let buffer = carries.then(|| {
+        let buffer = op.transfers().then(|| {
             Pool::new(1 << 20).open().take(usize::try_from(blocks).unwrap() * 512).unwrap()
         });
         Request { op, lba, blocks, buffer, ticket: Ticket::new(7) }
@@ -475,6 +498,27 @@ mod test {
         );
         let short = Request { blocks: 2, ..request(WRITE, 0, 1) };
         assert_eq!(grant.admit(short).unwrap_err().fault, Fault::Misaligned);
+    }
+
+    #[test]
+    fn only_atomic_writes_of_the_disk_are_admitted() {
+        let atomic = Op::WriteAtomic { durable: false };
+        let mut export = export(Access::Writable);
+        let fault = |grant: &Grant, lba, blocks| {
+            grant.admit(request(atomic, lba, blocks)).err().map(|denied| denied.fault)
+        };
+        let without = grant(Access::Writable);
+        assert_eq!(fault(&without, 0, 1), Some(Fault::Unsupported));
+        export.geometry.atomic = AtomicWrites::new(512, 1024);
+        let grant = Grant::new(Arc::new(export));
+        for (lba, blocks) in [(0, 1), (1, 1), (2, 2)] {
+            assert_eq!(fault(&grant, lba, blocks), None);
+        }
+        for (lba, blocks) in [(1, 2), (0, 3), (0, 4)] {
+            assert_eq!(fault(&grant, lba, blocks), Some(Fault::Misaligned));
+        }
+        let reading = grant.read_only();
+        assert_eq!(fault(&reading, 0, 1), Some(Fault::ReadOnly));
     }
 
     #[test]

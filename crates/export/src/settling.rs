@@ -143,8 +143,7 @@ mod test {
     }
 
     fn admit(grant: &Grant, op: Op) -> Result<Admitted, Fault> {
-        let carries = matches!(op, Op::Read | Op::Write { .. });
-        let buffer = if carries { Pool::new(1 << 20).open().take(512) } else { None };
+        let buffer = if op.transfers() { Pool::new(1 << 20).open().take(512) } else { None };
         let blocks = u64::from(op != Op::Flush);
         let request = Request { op, lba: 0, blocks, buffer, ticket: Ticket::new(1) };
         grant.admit(request).map_err(|denied| denied.fault)

@@ -31,6 +31,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The alignment assumed for direct I/O on a file if the kernel does not report it (before Linux
 /// 6.1).
 const COMMON_ALIGNMENT: u32 = 4096;
+/// Flag of `statx`: the fields about atomic writes (`include/uapi/linux/stat.h`).
+const STATX_WRITE_ATOMIC: u32 = 0x0001_0000;
 
 /// The kind of an opened file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub struct Opened {
     pub direct: bool,
     /// Alignment of buffers in memory, in bytes; 1 unless `direct`.
     pub memory_alignment: u32,
+    /// The smallest and the largest length in bytes of a write that is atomic with `RWF_ATOMIC`, if `direct`.
+    pub atomic_writes: Option<(u32, u32)>,
     /// It has a volatile write cache: writes are on stable storage only after a flush.
     pub volatile_cache: bool,
     /// Supports discard (block devices), or punching holes (images). Always false for images opened
@@ -148,6 +152,7 @@ fn open_block(
     }
     let tail = bytes.checked_rem(logical_block.into()).unwrap_or(0);
     let direct = direct(&file, logical_block, logical_block);
+    let atomic_writes = direct.and_then(|_| atomic_writes(&file));
     let cached = known.as_ref().is_none_or(|disk| disk.volatile_cache);
     Ok(Opened {
         descriptor: file.into(),
@@ -163,6 +168,7 @@ fn open_block(
         written_by,
         direct: direct.is_some(),
         memory_alignment: direct.unwrap_or(1),
+        atomic_writes,
         volatile_cache: cached || direct.is_none(),
         can_discard: known.as_ref().is_some_and(|disk| disk.discard_max_bytes > 0),
         can_zero: known.as_ref().is_some_and(|disk| disk.write_zeroes_max_bytes > 0),
@@ -324,6 +330,7 @@ fn open_image(
     }
     let holes = access == OpenFor::Writing && can_punch(&file, size);
     let direct = direct(&file, logical_block, COMMON_ALIGNMENT);
+    let atomic_writes = direct.and_then(|_| atomic_writes(&file));
     Ok(Opened {
         descriptor: file.into(),
         whole: None,
@@ -338,6 +345,7 @@ fn open_image(
         written_by,
         direct: direct.is_some(),
         memory_alignment: direct.unwrap_or(1),
+        atomic_writes,
         volatile_cache: true,
         can_discard: holes,
         can_zero: holes,
@@ -378,6 +386,16 @@ fn required_alignment(file: &File) -> Option<(u32, u32)> {
         rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
     let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
     is_known.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
+}
+
+/// Returns the smallest and the largest length of a write with `RWF_ATOMIC`, in bytes, if the disk and its file
+/// system support it. Linux reports it for block devices since 6.11.
+fn atomic_writes(file: &File) -> Option<(u32, u32)> {
+    let wanted = StatxFlags::from_bits_retain(STATX_WRITE_ATOMIC);
+    let stat: Statx = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(wanted);
+    let lengths = (stat.stx_atomic_write_unit_min, stat.stx_atomic_write_unit_max);
+    (is_known && lengths.0 > 0 && lengths.1 > 0).then_some(lengths)
 }
 
 /// Probes the disks of this machine. Only reads, and takes no locks.

@@ -23,6 +23,7 @@ pub(crate) enum Cdb {
     PreventAllow { prevent: bool },
     Read(Blocks),
     Write { range: Blocks, durable: bool },
+    WriteAtomic { range: Blocks, durable: bool },
     WriteAndVerify { range: Blocks, compare: bool },
     Verify { range: Blocks, check: ByteCheck },
     Synchronize(Blocks),
@@ -185,6 +186,7 @@ impl Cdb {
         matches!(
             self,
             Self::Write { .. }
+                | Self::WriteAtomic { .. }
                 | Self::WriteAndVerify { .. }
                 | Self::CompareAndWrite { .. }
                 | Self::OrWrite { .. }
@@ -206,6 +208,10 @@ impl Cdb {
             op::WRITE_10 => Self::Write { range: fields.ten(), durable },
             op::WRITE_12 => Self::Write { range: fields.twelve(), durable },
             op::WRITE_16 => Self::Write { range: fields.sixteen(), durable },
+            op::WRITE_ATOMIC_16 => {
+                let range = Blocks { lba: fields.number::<8>(2), blocks: fields.word(12) };
+                Self::WriteAtomic { range, durable }
+            }
             op::WRITE_AND_VERIFY_10 => Self::write_and_verify(fields, fields.ten())?,
             op::WRITE_AND_VERIFY_12 => Self::write_and_verify(fields, fields.twelve())?,
             op::WRITE_AND_VERIFY_16 => Self::write_and_verify(fields, fields.sixteen())?,

@@ -150,6 +150,12 @@ fn block_limits(export: &Export) -> Limits {
     data.transfer = U32::new(limits::transfer(export.geometry));
     data.prefetch = data.transfer;
     data.write_same.set(limits::write_same(export.geometry).into());
+    if let Some(writes) = limits::atomic_writes(export.geometry) {
+        let shift = export.geometry.shift();
+        data.atomic.set(writes.max() >> shift);
+        data.atomic_alignment.set(writes.min() >> shift);
+        data.atomic_granularity = data.atomic_alignment;
+    }
     if export.discard {
         data.unmap.set(u32::MAX);
         data.unmap_descriptors.set(limits::UNMAP_DESCRIPTORS.into());

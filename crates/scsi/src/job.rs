@@ -8,6 +8,7 @@ mod provision;
 mod reserve;
 mod verify;
 mod work;
+mod write_atomic;
 
 use std::mem;
 use std::rc::Rc;
@@ -23,6 +24,7 @@ use provision::{LbaStatus, Unmap, WriteSame};
 use reserve::Reserve;
 use verify::{Verify, WriteAndVerify};
 use work::{Action, DiskRequest, Work};
+use write_atomic::WriteAtomic;
 
 use crate::cdb::Cdb;
 use crate::response::Response;
@@ -107,6 +109,9 @@ impl Job {
             }
             Cdb::CompareAndWrite { range, durable } => {
                 Box::new(CompareAndWrite::new(grant, range, durable)?)
+            }
+            Cdb::WriteAtomic { range, durable } => {
+                Box::new(WriteAtomic::new(grant, range, durable)?)
             }
             Cdb::OrWrite { range, durable } => Box::new(OrWrite::new(grant, range, durable)?),
             Cdb::WriteSame { range, unmap, no_data } => {

@@ -1,6 +1,6 @@
 //! The longest transfers, as reported in the block limits page. The functions return blocks.
 
-use export::Geometry;
+use export::{AtomicWrites, Geometry};
 
 /// Longest transfer in bytes: bounds the time of one command. libiscsi's suite writes 65536 blocks of
 /// 512 bytes at once.
@@ -13,6 +13,9 @@ const WRITE_SAME_BYTES: u32 = 128 << 20;
 /// memory of a connection.
 const COMPARE_AND_WRITE_BYTES: u32 = 64 << 10;
 
+/// Longest WRITE ATOMIC in bytes. Its data and the data read must fit in the memory of a connection.
+const ATOMIC_BYTES: u32 = 128 << 10;
+
 /// Maximum number of descriptors of UNMAP.
 pub(crate) const UNMAP_DESCRIPTORS: u16 = 256;
 
@@ -24,6 +27,12 @@ pub(crate) fn transfer(geometry: Geometry) -> u32 {
 /// Returns the longest WRITE SAME.
 pub(crate) fn write_same(geometry: Geometry) -> u32 {
     WRITE_SAME_BYTES >> geometry.shift()
+}
+
+/// Returns the lengths of a WRITE ATOMIC in bytes, if the disk supports any.
+pub(crate) fn atomic_writes(geometry: Geometry) -> Option<AtomicWrites> {
+    let writes = geometry.atomic?;
+    AtomicWrites::new(writes.min(), writes.max().min(ATOMIC_BYTES))
 }
 
 /// Returns the longest COMPARE AND WRITE.

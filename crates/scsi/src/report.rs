@@ -5,6 +5,7 @@ use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::{U16, U32};
 
 use crate::cdb::ReportOpcodes;
+use crate::limits;
 use crate::supported::{Supported, TABLE, is_reservation, with_opcode};
 use crate::wire::opcode as op;
 use crate::wire::report::{
@@ -22,9 +23,10 @@ const ONE_ACTION: u8 = 2;
 const ONE_COMMAND: u8 = 3;
 
 /// Returns whether the disk supports a command of the table.
-fn is_offered(export: &Export, entry: &Supported) -> bool {
-    match entry.opcode {
+fn is_offered(export: &Export, opcode: u8) -> bool {
+    match opcode {
         op::UNMAP => export.discard,
+        op::WRITE_ATOMIC_16 => limits::atomic_writes(export.geometry).is_some(),
         opcode => !(is_reservation(opcode) && export.is_private()),
     }
 }
@@ -53,14 +55,14 @@ pub(crate) fn opcodes(export: &Export, command: ReportOpcodes) -> Result<Vec<u8>
     };
     let is_it = |entry: &&Supported| {
         let same = !with_action || entry.action.map(u16::from) == Some(command.action);
-        same && is_offered(export, entry)
+        same && is_offered(export, entry.opcode)
     };
     Ok(one(entries.iter().find(is_it), command.timeouts))
 }
 
 fn all(export: &Export, with_timeouts: bool) -> Vec<u8> {
     let mut list = Vec::new();
-    for entry in TABLE.iter().filter(|entry| is_offered(export, entry)) {
+    for entry in TABLE.iter().filter(|entry| is_offered(export, entry.opcode)) {
         let flags = if with_timeouts { CTDP } else { 0 };
         let descriptor = CommandDescriptor {
             opcode: entry.opcode,

@@ -63,7 +63,7 @@ impl Response {
         let sense = match fault {
             Fault::Io => match op {
                 Op::Read | Op::Extents | Op::Prefetch => Sense::READ_ERROR.with_information(lba),
-                Op::Write { .. } | Op::Zero { .. } | Op::Discard => {
+                Op::Write { .. } | Op::WriteAtomic { .. } | Op::Zero { .. } | Op::Discard => {
                     Sense::WRITE_ERROR.with_information(lba)
                 }
                 Op::Flush => Sense::WRITE_ERROR,

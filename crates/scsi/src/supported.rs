@@ -149,6 +149,10 @@ pub(crate) const TABLE: &[Supported] = &[
     sixteen(op::PRE_FETCH_16, None, 0x02, GROUP),
     sixteen(op::SYNCHRONIZE_CACHE_16, None, 0x06, GROUP),
     sixteen(op::WRITE_SAME_16, None, 0x09, GROUP),
+    // Without boundaries.
+    Supported::new(op::WRITE_ATOMIC_16, None, &[
+        FLAGS, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 255, 255, GROUP,
+    ]),
     sixteen(op::SERVICE_ACTION_IN_16, Some(op::READ_CAPACITY_16), 0x1f, 0x01),
     sixteen(op::SERVICE_ACTION_IN_16, Some(op::GET_LBA_STATUS), 0x1f, 0),
     Supported::new(op::REPORT_LUNS, None, &[0, 255, 0, 0, 0, 255, 255, 255, 255]),

@@ -16,7 +16,7 @@ pub fn execute(disk: &mut [u8], job: &mut Admitted) {
     let place = &mut disk[start..start + usize::try_from(job.len()).unwrap()];
     match job.op() {
         Op::Read => job.bytes_mut().copy_from_slice(place),
-        Op::Write { .. } => place.copy_from_slice(job.bytes_mut()),
+        Op::Write { .. } | Op::WriteAtomic { .. } => place.copy_from_slice(job.bytes_mut()),
         Op::Zero { .. } | Op::Discard => place.fill(0),
         Op::Extents => {
             let mut extents = Extents::emit(job.bytes_mut());

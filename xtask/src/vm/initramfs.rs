@@ -98,6 +98,15 @@ pub(super) const ISCSI_BOOT: Extra = Extra {
     files: &[],
 };
 
+/// For atomic writes: a disk of the kernel that does them, open-iscsi, and libiscsi's conformance suite.
+pub(super) const ISCSI_ATOMIC: Extra = Extra {
+    name: "atomic",
+    packages: &["libiscsi-bin", "open-iscsi"],
+    programs: &["usr/bin/iscsi-test-cu", "usr/sbin/iscsiadm", "usr/sbin/iscsid"],
+    modules: &["iscsi_tcp", "scsi_debug"],
+    files: ISCSI.files,
+};
+
 /// For blktests: the programs that its tests call, as they call them.
 pub(super) const BLKTESTS: Extra = Extra {
     name: "blktests",

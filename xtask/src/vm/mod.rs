@@ -17,6 +17,7 @@ mod image;
 mod initramfs;
 mod ipxe;
 mod iscsi;
+mod iscsi_atomic;
 mod iscsi_boot;
 mod keys;
 mod lender;
@@ -40,12 +41,13 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 9] = [
+const SCENARIOS: [fn() -> Scenario; 10] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
     hotplug::scenario,
     iscsi::scenario,
+    iscsi_atomic::scenario,
     iscsi_boot::scenario,
     keys::scenario,
     usb::scenario,

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use export::Geometry;
+use export::{AtomicWrites, Geometry};
 use failure::Failure;
 use linux::disk::Opened;
+
+use super::is_direct;
 
 /// A request to export a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,16 +29,21 @@ pub enum Writes {
 }
 
 impl LendRequest {
-    /// Returns the block sizes of the opened disk.
+    /// Returns the block sizes of the opened disk, and what it writes atomically.
     pub(super) fn geometry(&self, opened: &Opened) -> Result<Geometry, Failure> {
-        let geometry = Geometry::new(opened.logical_block, opened.physical_block);
-        geometry.ok_or_else(|| {
+        let block = opened.logical_block;
+        let mut geometry = Geometry::new(block, opened.physical_block).ok_or_else(|| {
             Failure::new(format!(
                 "{} has blocks of {} bytes; only powers of two from 512 to 65536 can be lent",
                 self.path.display(),
-                opened.logical_block
+                block
             ))
-        })
+        })?;
+        if self.writes_disk() && is_direct(opened) {
+            let lengths = opened.atomic_writes;
+            geometry.atomic = lengths.and_then(|(min, max)| AtomicWrites::new(min.max(block), max));
+        }
+        Ok(geometry)
     }
 
     /// Returns whether the disk itself may be written.

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 
 use engine::Running;
 use export::{
-    Access, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout, Policy,
-    SavedReservations, Usage,
+    Access, AtomicWrites, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout,
+    Policy, SavedReservations, Usage,
 };
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,8 @@ pub(super) struct ExportWire {
     identity: Identity,
     block: u32,
     physical: u32,
+    /// The smallest and the largest length of an atomic write in bytes.
+    atomic: Option<(u32, u32)>,
     bytes: u64,
     access: Access,
     volatile: bool,
@@ -119,6 +121,7 @@ impl ExportWire {
             identity: export.identity.clone(),
             block: export.geometry.block(),
             physical: export.geometry.physical,
+            atomic: export.geometry.atomic.map(|writes| (writes.min(), writes.max())),
             bytes: export.bytes(),
             access: export.access,
             volatile: export.cache == Cache::Volatile,
@@ -135,7 +138,8 @@ impl ExportWire {
     /// The export with its descriptors. Returns `None` if the geometry is invalid, or if the layout
     /// has another number of descriptors.
     pub(super) fn export(self, descriptors: Vec<OwnedFd>) -> Option<Export> {
-        let geometry = Geometry::new(self.block, self.physical)?;
+        let mut geometry = Geometry::new(self.block, self.physical)?;
+        geometry.atomic = self.atomic.and_then(|(min, max)| AtomicWrites::new(min, max));
         let backing = Backing::new(self.layout, descriptors)?;
         let (name, id) = (&self.name, self.id);
         let mut export = Export::new(name, id, self.identity, geometry, self.bytes, backing);
@@ -208,7 +212,8 @@ mod test {
     #[test]
     fn export_survives_the_wire_format() {
         let disk = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let geometry = Geometry::new(4096, 16384).unwrap();
+        let mut geometry = Geometry::new(4096, 16384).unwrap();
+        geometry.atomic = AtomicWrites::new(4096, 65536);
         let identity = Identity {
             uuid: [1; 16],
             eui64: Some([2; 8]),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use export::{Admitted, Backing, Op, Overlay, Pool, Source};
 use rustix::fs::{FileType, OFlags};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
 use super::Call;
 
@@ -52,10 +52,12 @@ pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<
     let file = backing.descriptors().get(file).ok_or(Errno::BADF)?;
     match call {
         Call::Read { offset, into } => rustix::io::pread(file, into, offset),
-        Call::Write { offset, from, durable: true } => {
-            rustix::io::pwritev2(file, &[IoSlice::new(from)], offset, ReadWriteFlags::DSYNC)
+        Call::Write { offset, from, flags } if flags.is_empty() => {
+            rustix::io::pwrite(file, from, offset)
         }
-        Call::Write { offset, from, durable: false } => rustix::io::pwrite(file, from, offset),
+        Call::Write { offset, from, flags } => {
+            rustix::io::pwritev2(file, &[IoSlice::new(from)], offset, flags)
+        }
         Call::Sync => rustix::fs::fdatasync(file).map(|()| 0),
         Call::Allocate { mode, offset, len } => {
             rustix::fs::fallocate(file, mode, offset, len).map(|()| 0)

@@ -188,7 +188,7 @@ pub(super) fn record(admitted: &Admitted) -> Result<(), Fault> {
 /// Returns the source of the blocks of a request once it has completed; `None` if they keep theirs.
 fn source_after(op: Op) -> Option<Source> {
     match op {
-        Op::Write { .. } => Some(Source::Overlay),
+        Op::Write { .. } | Op::WriteAtomic { .. } => Some(Source::Overlay),
         Op::Zero { .. } | Op::Discard => Some(Source::Zeros),
         Op::Read | Op::Flush | Op::Extents | Op::Prefetch => None,
     }

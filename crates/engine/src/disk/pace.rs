@@ -36,7 +36,9 @@ impl Pace {
         let at_once = match job.admitted().op() {
             Op::Read => all || (written && !job.reads_base()),
             Op::Write { .. } | Op::Flush => written,
-            Op::Zero { .. } | Op::Discard | Op::Extents | Op::Prefetch => false,
+            Op::WriteAtomic { .. } | Op::Zero { .. } | Op::Discard | Op::Extents | Op::Prefetch => {
+                false
+            }
         };
         if !at_once {
             return;

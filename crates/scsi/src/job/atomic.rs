@@ -85,7 +85,7 @@ impl Work for CompareAndWrite {
 }
 
 /// Reads a piece for which a buffer is held, with exclusive access.
-fn read_exclusively(grant: &Grant, range: Blocks) -> Action {
+pub(super) fn read_exclusively(grant: &Grant, range: Blocks) -> Action {
     match Action::read(grant, range, true) {
         Action::Allocate { len, holds_memory, request } => {
             Action::Allocate { len, holds_memory, request: request.exclusive() }

@@ -204,8 +204,14 @@ pub struct Limits {
     pub unmap_alignment: U32,
     /// Maximum length of WRITE SAME.
     pub write_same: U64,
-    /// Lengths of atomic writes: not supported.
-    pub atomic: [U32; 5],
+    /// Maximum length of an atomic write; 0 if there are none (SBC-4).
+    pub atomic: U32,
+    /// Alignment of atomic writes; 0 is any.
+    pub atomic_alignment: U32,
+    /// Granularity of the length of atomic writes.
+    pub atomic_granularity: U32,
+    /// Maximum lengths of atomic writes with boundaries, and of a part between two: not supported.
+    pub atomic_boundary: [U32; 2],
 }
 const _: () = assert!(size_of::<Limits>() == 64);
 

@@ -74,6 +74,8 @@ pub const PRE_FETCH_16: u8 = 0x90;
 pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
 /// WRITE SAME (16).
 pub const WRITE_SAME_16: u8 = 0x93;
+/// WRITE ATOMIC (16).
+pub const WRITE_ATOMIC_16: u8 = 0x9c;
 /// SERVICE ACTION IN (16).
 pub const SERVICE_ACTION_IN_16: u8 = 0x9e;
 /// REPORT LUNS.

@@ -16,5 +16,6 @@ mod report;
 mod reservation;
 mod transfer;
 mod world;
+mod write_atomic;
 
 use world as scsi_world;

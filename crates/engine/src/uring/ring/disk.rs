@@ -31,10 +31,13 @@ pub(super) fn disk_entry(job: &mut Job, files: &[FixedFile]) -> squeue::Entry {
                 None => opcode::Read::new(fd, memory, len).offset(offset).build(),
             }
         }
-        Call::Write { offset, from, durable } => {
+        Call::Write { offset, from, flags } => {
             let (memory, len) = (from.as_ptr(), length(from));
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            match registered(from) {
+            // Bits of `RWF_*`, which are few.
+            let flags = i32::try_from(flags.bits()).unwrap_or(0);
+            // Linux refuses RWF_ATOMIC with a registered buffer.
+            let is_atomic = flags & libc::RWF_ATOMIC != 0;
+            match registered(from).filter(|_| !is_atomic) {
                 Some(index) => {
                     let write = opcode::WriteFixed::new(fd, memory, len, index);
                     write.offset(offset).rw_flags(flags).build()
