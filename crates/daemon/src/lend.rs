@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Backing, Cache, Export, ExportId, Identity, PAGE};
+use export::{Access, Backing, Cache, Export, ExportId, Identity};
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
@@ -26,6 +26,7 @@ use crate::size::Size;
 use crate::{contents, demo};
 use failure::Failure;
 use nvme::nqn;
+use request::is_direct;
 pub use request::{LendRequest, Writes};
 
 /// Name of the demo disk.
@@ -461,11 +462,6 @@ fn keep_aligned(opened: &Opened) {
     {
         let _ = rustix::fs::fcntl_setfl(opened.descriptor.as_fd(), flags - OFlags::DIRECT);
     }
-}
-
-/// Returns whether the disk is accessed past the page cache.
-fn is_direct(opened: &Opened) -> bool {
-    opened.direct && opened.memory_alignment as usize <= PAGE
 }
 
 /// The device number of the block device at `path`.

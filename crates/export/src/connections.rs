@@ -194,9 +194,8 @@ impl Activity {
         let (number, bytes) = match op {
             _ if !is_ok => return counters.errors.add(1),
             Op::Read => (&counters.reads_done, &counters.bytes_read),
-            Op::Write { .. } | Op::WriteAtomic { .. } | Op::Zero { .. } => {
-                (&counters.writes_done, &counters.bytes_written)
-            }
+            Op::Discard => return,
+            op if op.mutates() => (&counters.writes_done, &counters.bytes_written),
             _ => return,
         };
         number.add(1);

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use export::{AtomicWrites, Geometry};
+use export::{AtomicWrites, Geometry, PAGE};
 use failure::Failure;
 use linux::disk::Opened;
-
-use super::is_direct;
 
 /// A request to export a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,4 +48,9 @@ impl LendRequest {
     pub(super) fn writes_disk(&self) -> bool {
         self.writes == Writes::ToDisk
     }
+}
+
+/// Returns whether the disk is accessed past the page cache.
+pub(super) fn is_direct(opened: &Opened) -> bool {
+    opened.direct && opened.memory_alignment as usize <= PAGE
 }
