@@ -300,7 +300,7 @@ impl Harness<'_> {
                 }
                 Step::Done(done) => ended.push(done),
                 Step::Close(_) => self.closed = true,
-                Step::Targets(_) | Step::Refused(_) => {}
+                Step::Targets(_) | Step::Refused(_) | Step::Redirected(_) => {}
             }
         }
         self.note();

@@ -19,4 +19,6 @@ pub use nbd_session::start_tls;
 pub use nvme_session::QueueError;
 pub use send_queue::SendQueue;
 pub use session::{ClientSession, Output};
-pub use transport::{ConnectError, Dial, DialSubsystem, Transport, ignoring_subsystem};
+pub use transport::{
+    ConnectError, Dial, DialAddress, DialSubsystem, Transport, ignoring_subsystem,
+};

@@ -61,6 +61,9 @@ pub type Dial = Arc<dyn Fn() -> Result<Box<dyn Transport>, ConnectError> + Send 
 pub type DialSubsystem =
     Arc<dyn Fn(&str) -> Result<Box<dyn Transport>, ConnectError> + Send + Sync>;
 
+/// Callback that opens a connection to this address, a `HOST` or `HOST:PORT` that a peer has named.
+pub type DialAddress = Arc<dyn Fn(&str) -> Result<Box<dyn Transport>, ConnectError> + Send + Sync>;
+
 /// Returns a callback that ignores the subsystem.
 #[must_use]
 pub fn ignoring_subsystem(dial: Dial) -> DialSubsystem {

@@ -2,7 +2,7 @@
 //! commands out. It validates everything that the target sends.
 //!
 //! An [`Initiator`] is one session of one connection. It logs in as its [`Options`] require until
-//! [`Step::LoggedIn`], [`Step::Targets`] or [`Step::Refused`], and then accepts a [`Command`] at a time.
+//! [`Step::LoggedIn`], [`Step::Targets`], [`Step::Refused`] or [`Step::Redirected`], and then accepts a [`Command`] at a time.
 //! [`disk`] has the commands of a disk.
 
 pub mod disk;
@@ -122,6 +122,9 @@ pub enum Step {
     Targets(Vec<DiscoveredTarget>),
     /// The login failed; [`Step::Close`] follows.
     Refused(Refusal),
+    /// The target is at this address now, a `HOST` or `HOST:PORT`; [`Step::Close`] follows. It is not
+    /// authenticated.
+    Redirected(String),
     /// A command completed.
     Done(Done),
     /// Send the remaining segments, then close the connection. Last step: commands in flight do not
@@ -173,6 +176,9 @@ pub enum Refusal {
     NoChap,
     /// The target accepts none of the CHAP algorithms.
     NoAlgorithm,
+    /// The target refused the authentication when it was offered the algorithms, before a secret was
+    /// used.
+    NoChallenge,
     /// The target did not prove to have its secret.
     TargetUnproved,
     /// There are no random bytes for a challenge.
@@ -192,7 +198,9 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Status([1, _]) => "the target has moved to another address",
+            Self::Status([1, _]) => {
+                "the target has moved to another address, and does not say which"
+            }
             Self::Status([2, 0]) => "the target rejects what this initiator sends",
             Self::Status([2, 1]) => "authentication failed: check initiator name and secret",
             Self::Status([2, 2]) => "the target refuses access to this initiator",
@@ -205,6 +213,7 @@ impl fmt::Display for Refusal {
             }
             Self::NoChap => "the target does not authenticate initiators, and a secret is given",
             Self::NoAlgorithm => "the target accepts none of the CHAP algorithms offered",
+            Self::NoChallenge => "authentication failed: check the initiator name",
             Self::TargetUnproved => "the target did not authenticate itself",
             Self::NoRandom => "the system has no random bytes",
             Self::SecretsEqual => "the secrets of initiator and target must differ",

@@ -6,11 +6,12 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use client::{ConnectError, Dial, DialSubsystem, Transport};
+use client::{ConnectError, Dial, DialAddress, DialSubsystem, Transport};
 use failure::Failure;
 use iscsi::chap::Algorithm;
 use iscsi::host::Credentials as Chap;
 use keys::target::Target;
+use linux::host_port::HostPort;
 use linux::tree::Tree;
 use nvme::auth::Credentials;
 
@@ -21,7 +22,7 @@ use crate::host_identity::HostIdentity;
 use crate::key_selection::{self, KeyCheck};
 use crate::machine;
 use crate::query::QueryError;
-use crate::uri::{Iscsi, Nbd, Nvme, ServerAddr, Tls};
+use crate::uri::{ISCSI_PORT, Iscsi, Nbd, Nvme, ServerAddr, Tls};
 
 /// Timeout of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -62,6 +63,8 @@ pub struct IscsiDisk {
     pub credentials: Option<Chap>,
     /// Connects to the target.
     pub dial: Dial,
+    /// Connects to the address to which the target redirects a login.
+    pub redirected: DialAddress,
 }
 
 impl fmt::Debug for IscsiDisk {
@@ -212,9 +215,32 @@ pub fn iscsi(tree: &Tree, options: &Options<'_>, iscsi: &Iscsi) -> Result<IscsiD
         false => vec![Algorithm::Sha256, Algorithm::Sha3_256, Algorithm::Sha1],
     };
     let credentials = secret.map(|secret| Chap { name, secret, target, algorithms });
-    let machine = iscsi.host.clone();
+    let (machine, insecure) = (iscsi.host.clone(), options.insecure);
+    let redirected = redirection(machine.clone(), known, insecure);
     let dial = move || Ok(Box::new(dial::connect_tcp(&machine)?) as Box<dyn Transport>);
-    Ok(IscsiDisk { initiator, credentials, dial: Arc::new(dial) })
+    Ok(IscsiDisk { initiator, credentials, dial: Arc::new(dial), redirected })
+}
+
+/// Returns a callback that connects to the address to which a target at `named` redirects a login.
+///
+/// Storage arrays have one address for all, and send each session to one of their nodes. That gives
+/// the machine at the first address nothing that it lacks: it could pass the session on as well,
+/// since iSCSI protects none, and the response to a CHAP challenge contains no secret and no
+/// address. A secret that the target must prove is proved by the machine at the end. But a target
+/// must not have this machine talk to itself, nor without encryption to one that was paired.
+fn redirection(named: TargetAddr, known: Vec<Target>, insecure: bool) -> DialAddress {
+    Arc::new(move |address| {
+        let permanent = |reason: String| ConnectError::Permanent(format!("{address}: {reason}"));
+        let other = HostPort::parse(address).map_err(|error| permanent(error.to_string()))?;
+        let other = TargetAddr::new(other, ISCSI_PORT).map_err(permanent)?;
+        if other.is_loopback() && !named.is_loopback() {
+            return Err(permanent("that is this machine".to_owned()));
+        }
+        if !key_selection::allows_plaintext(&other, &known, insecure) {
+            return Err(permanent("iSCSI is not encrypted, and this machine has keys".to_owned()));
+        }
+        Ok(Box::new(dial::connect_tcp(&other)?) as Box<dyn Transport>)
+    })
 }
 
 /// Returns the name of this initiator: open-iscsi's, else one with the UUID of the host identifier.
@@ -296,6 +322,30 @@ mod test {
         store.put_target(&target).unwrap();
         assert!(open(false).unwrap_err().to_string().contains("--insecure"));
         open(true).unwrap();
+    }
+
+    #[test]
+    fn redirection_is_followed_to_other_machines_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap().to_string();
+        let addr = |text| TargetAddr::parse(text, None).unwrap();
+        let paired = vec![Target::sample("desk", "192.0.2.1")];
+        let open = |named, known: &[Target], insecure, address: &str| {
+            redirection(addr(named), known.to_vec(), insecure)(address).map(drop)
+        };
+        open("127.0.0.1", &[], false, &at).unwrap();
+        for (named, known, insecure, address) in [
+            ("192.0.2.9", &[][..], false, at.as_str()),
+            ("192.0.2.9", &[], false, "localhost:3260"),
+            ("192.0.2.9", &[], false, "[::1]"),
+            ("192.0.2.9", &[], false, "host:0"),
+            ("192.0.2.9", &[], false, "a/b"),
+            ("192.0.2.9", &paired, true, "192.0.2.1"),
+            ("192.0.2.9", &paired, false, "192.0.2.8"),
+        ] {
+            let refused = open(named, known, insecure, address);
+            assert!(matches!(refused, Err(ConnectError::Permanent(_))), "{address}: {refused:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::address::TargetAddr;
 const NBD_PORT: u16 = 10809;
 
 /// The TCP port of iSCSI targets (RFC 7143 §14).
-const ISCSI_PORT: u16 = 3260;
+pub(crate) const ISCSI_PORT: u16 = 3260;
 
 /// The accepted forms, for error messages.
 const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME, \
@@ -116,8 +116,9 @@ impl Locator {
             Some(("http" | "https", _)) => {
                 text.parse().map(Self::Web).map_err(|reason| format!("{reason}"))
             }
-            Some((scheme, rest)) if is_scheme(scheme) => address(scheme, rest)
-                .map_err(|reason| format!("{}: {reason}", without_secret(text))),
+            Some((scheme, rest)) if is_scheme(scheme) => {
+                address(scheme, rest).map_err(|reason| error(text, &reason))
+            }
             _ => Ok(Self::Path(typed.into())),
         }
     }
@@ -181,6 +182,19 @@ impl fmt::Display for Nbd {
 fn is_scheme(text: &str) -> bool {
     let rest = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
     text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(rest)
+}
+
+/// Returns the message for a URI that cannot be used. It contains no part of a secret: one with a
+/// slash is parsed as other parts of the URI, which a reason may repeat.
+fn error(uri: &str, reason: &str) -> String {
+    let rest = uri.split_once("://").map_or("", |(_, rest)| rest);
+    let shown = without_secret(uri);
+    match secret_in(rest).filter(|_| shown != uri) {
+        Some(secret) if rest[secret.clone()].contains('/') => {
+            format!("{shown}: a secret that contains a / is given by --key FILE")
+        }
+        _ => format!("{shown}: {reason}"),
+    }
 }
 
 fn address(scheme: &str, rest: &str) -> Result<Locator, String> {
@@ -291,17 +305,21 @@ fn nvme(parts: &Parts) -> Result<Nvme, String> {
 
 /// Returns a word of a command line with the secret of an iSCSI URI replaced by `SECRET`.
 pub fn without_secret(word: &str) -> String {
-    let rest = word.strip_prefix("iscsi://").unwrap_or_default();
-    // A secret has no slash, and a name of a host no "@".
-    let login = rest.split('/').next().and_then(|authority| authority.rsplit_once('@'));
-    let parts = login.and_then(|(login, _)| login.split_once('%'));
-    match parts {
-        Some((user, secret)) => {
-            let after = rest.get(user.len() + 1 + secret.len()..).unwrap_or_default();
-            format!("iscsi://{user}%SECRET{after}")
-        }
+    let (scheme, rest) = word.split_at_checked("iscsi://".len()).unwrap_or((word, ""));
+    let secret = scheme.eq_ignore_ascii_case("iscsi://").then(|| secret_in(rest)).flatten();
+    match secret.and_then(|secret| Some((rest.get(..secret.start)?, rest.get(secret.end..)?))) {
+        Some((before, after)) => format!("{scheme}{before}SECRET{after}"),
         None => word.to_owned(),
     }
+}
+
+/// Returns where the secret is in an iSCSI URI without its scheme. It follows the first % and may
+/// have any character, so it is taken to end at the last @ before the name of the target.
+fn secret_in(rest: &str) -> Option<std::ops::Range<usize>> {
+    let start = rest.find('%').filter(|at| !rest[..*at].contains(['/', '?', '@']))? + 1;
+    let names = ["/iqn.", "/eui.", "/naa."].map(|name| rest[start..].find(name));
+    let end = names.into_iter().flatten().min().map_or(rest.len(), |at| start + at);
+    rest[start..end].rfind('@').map(|at| start..start + at)
 }
 
 /// Parses the form of libiscsi and qemu: `[USER[%SECRET]@]HOST[:PORT]/IQN[/LUN]`, in which a % is not
@@ -473,14 +491,37 @@ mod test {
     fn secret_of_an_iscsi_uri_is_not_repeated() {
         for (word, shown) in [
             ("iscsi://me%s3%cr@t@host:1/iqn.x/0", "iscsi://me%SECRET@host:1/iqn.x/0"),
+            ("ISCSI://me%s3cret@host/iqn.x", "ISCSI://me%SECRET@host/iqn.x"),
+            (
+                "iscsi://me%s3/cr?t@host/iqn.x?initiator=iqn.a@b",
+                "iscsi://me%SECRET@host/iqn.x?initiator=iqn.a@b",
+            ),
+            ("iscsi://me%s3/cret@host/disk", "iscsi://me%SECRET@host/disk"),
+            // Without an @ it is the zone of an address.
+            ("iscsi://169.254.1.1%eth0/iqn.x", "iscsi://169.254.1.1%eth0/iqn.x"),
             ("iscsi://me@host/iqn.x/0", "iscsi://me@host/iqn.x/0"),
+            ("iscsi://me@[fe80::1%eth0]/iqn.x", "iscsi://me@[fe80::1%eth0]/iqn.x"),
+            ("iscsi://[fe80::1%eth0]/iqn.x", "iscsi://[fe80::1%eth0]/iqn.x"),
             ("iscsi://host/iqn.x/a%b@c", "iscsi://host/iqn.x/a%b@c"),
+            ("iscsi://h/iqn.x?target-key=a%2f@b", "iscsi://h/iqn.x?target-key=a%2f@b"),
+            ("nbds://a%40b@host/d", "nbds://a%40b@host/d"),
             ("--map", "--map"),
         ] {
             assert_eq!(without_secret(word), shown);
         }
-        let error = parse("iscsi://me%s3cret@host/").unwrap_err();
-        assert!(error.contains("me%SECRET@host") && !error.contains("s3cret"), "{error}");
+        for malformed in [
+            "iscsi://me%s3cret@host/",
+            "iscsi://me%s3cret@host:x/iqn.a:b",
+            "iscsi://me%a/s3cret@host/iqn.a:b",
+            "iscsi://me%a?s3cret=s3cret@host/iqn.a:b/999",
+            "iscsi://me%a/b?s3cret@host/iqn.a:b",
+            "iscsi://me%a/b?c=s3cret@host/iqn.a:b",
+            "iscsi://me%s3cret#@host:x/iqn.a:b",
+            "ISCSI://me%s3cret@host/iqn.a:b",
+        ] {
+            let error = parse(malformed).unwrap_err();
+            assert!(error.contains("me%SECRET") && !error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

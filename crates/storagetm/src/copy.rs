@@ -200,12 +200,11 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
 
 /// Fails if both disks are the same, or the destination is read-only.
 fn check_disks(options: &Copy, from: Option<&Disk>, to: Option<&Disk>) -> Result<(), Failure> {
-    let comparable = match (&options.source, &options.destination) {
-        (Locator::Nvme(_), Locator::Nvme(_)) => true,
-        // Identifiers of some targets are unique within the target only.
-        (Locator::Iscsi(from), Locator::Iscsi(to)) => from.target == to.target,
-        _ => false,
-    };
+    // An identity that is unique within a target only contains the name of the target.
+    let comparable = matches!(
+        (&options.source, &options.destination),
+        (Locator::Nvme(_), Locator::Nvme(_)) | (Locator::Iscsi(_), Locator::Iscsi(_))
+    );
     if let (true, Some(from), Some(to)) = (comparable, from, to)
         && from.identity == to.identity
     {
@@ -290,8 +289,7 @@ fn examine(destination: CopyEnd, to: Option<&Disk>, options: &Copy) -> (CopyEnd,
     let block = survey.as_ref().ok().filter(|it| it.table.is_some() && it.block_is_certain());
     let block = block.map(|it| it.block);
     let path = options.destination.to_string();
-    let name = path.rsplit('/').next().unwrap_or_default();
-    let name = name.split('?').next().filter(|name| !name.is_empty()).unwrap_or("yes").to_owned();
+    let name = name_to_type(&options.destination);
     let mut parts = Vec::new();
     let serial = to.identity.split_once(" serial ").map(|(_, serial)| serial);
     parts.extend(serial.map(|serial| format!("serial number {serial}")));
@@ -305,6 +303,19 @@ fn examine(destination: CopyEnd, to: Option<&Disk>, options: &Copy) -> (CopyEnd,
         option: "--yes",
     };
     (destination.with_overwrite(overwrite), block)
+}
+
+/// Returns what is typed to confirm that a remote disk is overwritten: its name, or "yes" if it has
+/// none.
+fn name_to_type(destination: &Locator) -> String {
+    let name = match destination {
+        Locator::Nvme(nvme) => nvme.name.as_str(),
+        Locator::Nbd(nbd) => nbd.name.as_str(),
+        Locator::Iscsi(iscsi) => iscsi.target.as_str(),
+        Locator::Path(_) | Locator::Pipe | Locator::Web(_) => "",
+    };
+    let name = name.rsplit('/').next().filter(|name| !name.is_empty());
+    name.unwrap_or("yes").to_owned()
 }
 
 /// Examines the contents of the source. Returns `None` if the destination is a pipe.
@@ -454,6 +465,20 @@ fn resume_command(options: &Copy) -> Option<String> {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn name_to_type_is_that_of_the_disk() {
+        for (uri, name) in [
+            ("iscsi://h/iqn.2001-04.com.example:disk", "iqn.2001-04.com.example:disk"),
+            ("iscsi://me%secret@h/iqn.2001-04.com.example:disk/7", "iqn.2001-04.com.example:disk"),
+            ("nvme://h/sda", "sda"),
+            ("nvme://h/", "yes"),
+            ("nbd://h/a", "a"),
+            ("nbd+unix:///a?socket=/s", "a"),
+        ] {
+            assert_eq!(name_to_type(&Locator::parse(uri.into()).unwrap()), name, "{uri}");
+        }
+    }
 
     #[test]
     fn allocated_map_is_detected_with_a_changed_table() {

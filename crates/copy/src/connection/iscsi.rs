@@ -16,7 +16,7 @@ use ::iscsi::host::{
     Command, Credentials, Data, Disposition, Done, End, Initiator, Options, Refusal, Step,
     Violation,
 };
-use client::{Deadline, Dial, Driver};
+use client::{Deadline, Dial, DialAddress, Driver, Transport};
 use export::{Account, Buffer, Pool};
 
 use super::retries::{Attempts, Cause, Retries, new_backoff};
@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum time to ask for the properties of the disk. One answer may take [`CONNECT_TIMEOUT`].
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Maximum redirections of one login.
+const MAX_REDIRECTIONS: usize = 4;
 
 /// Maximum commands in flight on one connection.
 const DEPTH: u16 = 64;
@@ -52,6 +55,7 @@ pub struct IscsiEndpoint {
     lun: u8,
     credentials: Option<Credentials>,
     dial: Dial,
+    dial_other: Option<DialAddress>,
     timeout: Duration,
     isids: Isids,
     violation: Arc<OnceLock<Violation>>,
@@ -84,6 +88,7 @@ impl IscsiEndpoint {
             lun,
             credentials: None,
             dial,
+            dial_other: None,
             timeout: RESPONSE_TIMEOUT,
             isids: Isids::default(),
             violation: Arc::default(),
@@ -97,6 +102,13 @@ impl IscsiEndpoint {
         Self { credentials, ..self }
     }
 
+    /// Follows the redirection of a login to another address by this callback. Without it, that is
+    /// an error which names the address.
+    #[must_use]
+    pub fn with_redirection(self, dial_other: DialAddress) -> Self {
+        Self { dial_other: Some(dial_other), ..self }
+    }
+
     /// Sets how long a target may leave all commands unanswered, and is asked again while it is busy
     /// or not ready: 180 seconds by default. While the disk is opened, at most 30 seconds.
     #[must_use]
@@ -104,8 +116,31 @@ impl IscsiEndpoint {
         Self { timeout, ..self }
     }
 
-    /// Connects, and returns the session and its first step that is not `Send`.
+    /// Connects, and returns the session and its first step that is not `Send`. Follows redirections:
+    /// each connection begins at the address that the user named, also after a permanent one.
     fn connect(&self, target: Option<&str>) -> Result<(OpenSession, Step), EndpointError> {
+        let (mut session, mut step) = self.log_in(target, (self.dial)()?)?;
+        for _ in 0..MAX_REDIRECTIONS {
+            let Step::Redirected(address) = step else { return Ok((session, step)) };
+            let Some(dial_other) = &self.dial_other else { return Err(self.moved(&address)) };
+            // The ISID is free for the next one.
+            drop(session);
+            let transport =
+                dial_other(&address).map_err(|error| self.unreachable(&address, error))?;
+            (session, step) = self.log_in(target, transport)?;
+        }
+        match step {
+            Step::Redirected(address) => Err(self.moved(&address)),
+            step => Ok((session, step)),
+        }
+    }
+
+    /// Logs in, and returns the first step that is not `Send`.
+    fn log_in(
+        &self,
+        target: Option<&str>,
+        transport: Box<dyn Transport>,
+    ) -> Result<(OpenSession, Step), EndpointError> {
         let isid = self.isids.take();
         let isid = isid.ok_or_else(|| self.permanent("the system has no random bytes"))?;
         let options = Options {
@@ -113,7 +148,6 @@ impl IscsiEndpoint {
             credentials: self.credentials.clone(),
             ..Options::new(&self.initiator, target, isid.bytes())
         };
-        let transport = (self.dial)()?;
         let mut driver = Driver::new(transport, Initiator::new(options))
             .map_err(|error| self.temporary(error))?;
         let deadline = Deadline::after(CONNECT_TIMEOUT);
@@ -122,6 +156,20 @@ impl IscsiEndpoint {
             Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
             Step::Close(end) => Err(self.temporary(end)),
             step => Ok((OpenSession { driver, _isid: isid }, step)),
+        }
+    }
+
+    /// The error of a redirection that is not followed.
+    fn moved(&self, address: &str) -> EndpointError {
+        self.permanent(format!("the target has moved to {address}: name that address"))
+    }
+
+    /// Adds to an error how this address came about.
+    fn unreachable(&self, address: &str, error: EndpointError) -> EndpointError {
+        let reason = format!("the target has moved to {address}: {error}");
+        match error {
+            EndpointError::Temporary(_) => self.temporary(reason),
+            EndpointError::Permanent(_) | EndpointError::Violation(_) => self.permanent(reason),
         }
     }
 
@@ -144,9 +192,12 @@ impl IscsiEndpoint {
         }
         match refusal {
             Refusal::Status([2, 3]) => self.permanent(format!("{refusal}{}", self.other_targets())),
-            Refusal::NoAlgorithm | Refusal::Status([2, 0]) if self.lacks_md5() => self.permanent(
-                format!("{refusal}: if it has only MD5 for CHAP, add ?chap=md5 to its address"),
-            ),
+            Refusal::NoAlgorithm | Refusal::NoChallenge | Refusal::Status([2, 0])
+                if self.lacks_md5() =>
+            {
+                let hint = "if it has only MD5 for CHAP, add ?chap=md5 to its address";
+                self.permanent(format!("{refusal}; {hint}"))
+            }
             refusal => self.permanent(refusal),
         }
     }
@@ -221,9 +272,9 @@ impl IscsiEndpoint {
         let most = u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX);
         let limit = info.max_transfer.saturating_mul(info.block);
         let max_transfer = if limit == 0 { most } else { limit.min(most) };
-        let identity = match info.identity.as_str() {
-            "" => format!("iscsi {} {}", self.target, self.lun),
-            identity => format!("iscsi {identity}"),
+        let identity = match info.is_global {
+            true => format!("iscsi {}", info.identity),
+            false => format!("iscsi {} {} {}", self.target, self.lun, info.identity),
         };
         let block = u64::from(info.block);
         Disk {
@@ -239,7 +290,7 @@ impl IscsiEndpoint {
             remote: true,
             in_memory: false,
             blank: false,
-            identity,
+            identity: identity.trim_end().to_owned(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,8 +14,10 @@ use ::iscsi::wire::bhs::{
 use ::iscsi::wire::login::{FULL_FEATURE, OPERATIONAL, TRANSIT};
 use ::iscsi::wire::{NO_TAG, opcode, padding};
 use client::{Dial, Transport};
-use copy::{ConnectionLost, Endpoint, EndpointError, IscsiEndpoint, Request};
-use copy::{Disk, RequestError};
+use copy::{
+    ConnectionLost, CopyError, Disk, End, Endpoint, EndpointError, FileEndpoint, IscsiEndpoint,
+    Job, OpenMode, Outcome, Request, RequestError, Settings,
+};
 use scsi::wire::opcode as command;
 use scsi::wire::sense::Sense;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -56,30 +59,42 @@ struct Target {
     codes: Mutex<Vec<u8>>,
     /// The ISID of each session so far.
     isids: Mutex<Vec<[u8; 6]>>,
+    /// The addresses to which the next logins are redirected.
+    moved: Mutex<Vec<&'static str>>,
+    /// Whether its disk has no identity, and is another one after [`Answer::Cut`].
+    changes: bool,
     script: Script,
 }
 
 impl Target {
     fn new(script: impl Fn(&[u8; 16], usize) -> Answer + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(Box::new(script)))
+    }
+
+    fn with(script: Script) -> Self {
+        Self {
             data: Mutex::new(pattern(3, BYTES)),
             codes: Mutex::default(),
             isids: Mutex::default(),
-            script: Box::new(script),
-        })
+            moved: Mutex::default(),
+            changes: false,
+            script,
+        }
     }
 
     fn endpoint(self: &Arc<Self>) -> IscsiEndpoint {
         let target = self.clone();
-        let dial: Dial = Arc::new(move || {
-            let (mine, theirs) = UnixStream::pair().unwrap();
-            let target = target.clone();
-            // Errors of a client that disconnects are ignored.
-            thread::spawn(move || drop(target.serve(theirs)));
-            Ok(Box::new(mine) as Box<dyn Transport>)
-        });
+        let dial: Dial = Arc::new(move || Ok(target.connect()));
         let names = ["iqn.2026-01.test:host", "iqn.2026-01.test:disk"];
         IscsiEndpoint::new("iscsi://target", names[0], names[1], 0, dial)
+    }
+
+    fn connect(self: &Arc<Self>) -> Box<dyn Transport> {
+        let (mine, theirs) = UnixStream::pair().unwrap();
+        let target = self.clone();
+        // Errors of a client that disconnects are ignored.
+        thread::spawn(move || drop(target.serve(theirs)));
+        Box::new(mine)
     }
 
     fn open(self: &Arc<Self>) -> (Disk, Driven) {
@@ -99,7 +114,8 @@ impl Target {
         let mut session = Session { stream, stat_sn: 0, exp_cmd_sn: 1 };
         let (header, _) = session.receive()?;
         self.isids.lock().unwrap().push(LoginRequest::of(&header).isid);
-        session.log_in()?;
+        let moved = self.moved.lock().unwrap().pop();
+        session.log_in(moved)?;
         loop {
             let (header, data) = session.receive()?;
             if header.opcode() != opcode::SCSI_COMMAND {
@@ -113,6 +129,9 @@ impl Target {
                 Answer::Execute => self.execute(&request.cdb, &data),
                 answer => answer,
             };
+            if self.changes && matches!(answer, Answer::Cut) {
+                *self.data.lock().unwrap() = pattern(4, BYTES);
+            }
             session.answer(&request, answer)?;
         }
     }
@@ -127,7 +146,7 @@ impl Target {
             |range: std::ops::Range<usize>| Answer::Data(self.data.lock().unwrap()[range].to_vec());
         match cdb[0] {
             command::INQUIRY if cdb[1] == 0 => Answer::Data(inquiry()),
-            command::INQUIRY if cdb[2] == 0x83 => Answer::Data(identification()),
+            command::INQUIRY if cdb[2] == 0x83 && !self.changes => Answer::Data(identification()),
             command::MODE_SENSE_6 => Answer::Data(vec![3, 0, 0, 0]),
             command::SERVICE_ACTION_IN_16 if cdb[1] == command::READ_CAPACITY_16 => {
                 Answer::Data(capacity())
@@ -205,11 +224,15 @@ impl Session {
         }
     }
 
-    fn log_in(&mut self) -> std::io::Result<()> {
+    fn log_in(&mut self, moved: Option<&str>) -> std::io::Result<()> {
         let flags = TRANSIT | OPERATIONAL << 2 | FULL_FEATURE;
         let numbers = self.numbers(true);
         let header = LoginResponse::of(&of_target(opcode::LOGIN_RESPONSE));
         let header = LoginResponse { flags, numbers, itt: 0.into(), tsih: 1.into(), ..header };
+        if let Some(address) = moved {
+            let text = format!("TargetAddress={address}\0");
+            return self.send(&LoginResponse { status: [1, 2], ..header }, text.as_bytes());
+        }
         self.send(
             &header,
             b"InitialR2T=No\0FirstBurstLength=65536\0MaxRecvDataSegmentLength=65536\0",
@@ -426,4 +449,71 @@ fn lost_session_is_reinstated() {
     used.dedup();
     assert_eq!(used.len(), 3, "{isids:?}");
     drop((other, again, elsewhere));
+}
+
+#[test]
+fn redirection_is_followed_a_few_times() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let endpoint = |target: &Arc<Target>| {
+        let (target, asked) = (target.clone(), asked.clone());
+        target.endpoint().with_redirection(Arc::new(move |address| {
+            asked.lock().unwrap().push(address.to_owned());
+            Ok(target.connect())
+        }))
+    };
+    let target = Target::new(|_, _| Answer::Execute);
+    *target.moved.lock().unwrap() = vec!["[2001:db8::1]:3261,1", "192.0.2.1,1"];
+    let (disk, _) = endpoint(&target).open().unwrap();
+    assert_eq!((disk.bytes, disk.name.as_str()), (BYTES as u64, "iscsi://target"));
+    assert_eq!(*asked.lock().unwrap(), ["192.0.2.1", "[2001:db8::1]:3261"]);
+    // Without a callback, or without end.
+    *target.moved.lock().unwrap() = vec!["192.0.2.9"; 100];
+    for endpoint in [target.endpoint(), endpoint(&target)] {
+        match endpoint.open().err() {
+            Some(EndpointError::Permanent(sentence)) => {
+                assert!(sentence.contains("moved to 192.0.2.9"), "{sentence}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(asked.lock().unwrap().len(), 2 + 4);
+}
+
+// ---- old targets
+
+#[test]
+fn disk_without_16_byte_commands_is_read_and_written() {
+    let target = Target::new(|cdb, _| match cdb[0] {
+        0x80..0xa0 => Answer::Sense(5, 0x20, 0),
+        _ => Answer::Execute,
+    });
+    let (disk, mut driven) = target.open();
+    assert_eq!((disk.bytes, disk.block), (BYTES as u64, 512));
+    assert_eq!(driven.read(512, 4096).unwrap(), pattern(3, BYTES)[512..4608]);
+    driven.write(8192, &[9; 4096]).unwrap();
+    assert_eq!(target.data.lock().unwrap()[8192..12288], [9; 4096]);
+}
+
+/// X41: as with an NBD server, which reports no more than a name.
+#[test]
+fn x41_disk_without_identity_is_told_by_its_data() {
+    let script = |cdb: &[u8; 16], before: usize| match (cdb[0], before) {
+        // After the samples that are taken at the start.
+        (command::READ_16, 5) => Answer::Cut,
+        _ => Answer::Execute,
+    };
+    let target = Arc::new(Target { changes: true, ..Target::with(Box::new(script)) });
+    let endpoint = target.endpoint();
+    let (disk, _) = endpoint.open().unwrap();
+    assert_eq!(disk.identity, "iscsi iqn.2026-01.test:disk 0");
+    let image = std::env::temp_dir().join(format!("changed-disk-{}", std::process::id()));
+    let job = Job {
+        source: End::Disk(Box::new(endpoint)),
+        destination: End::Disk(Box::new(FileEndpoint::destination(&image, OpenMode::Replace, ""))),
+        settings: Settings { connections: 1, chunk: 64 << 10, ..Settings::default() },
+    };
+    let report = job.run(&AtomicBool::new(false), &mut |_| {});
+    let _ = std::fs::remove_file(image);
+    let changed = matches!(report.outcome, Outcome::Failed(CopyError::DifferentDisk { .. }));
+    assert!(changed, "{report:?}");
 }

@@ -1,9 +1,10 @@
 //! The commands with which an initiator uses a disk (SBC-3), and the probe of its properties.
 
-use scsi::wire::capacity::{Capacity16, LBPME, LBPRZ};
+use scsi::wire::capacity::{Capacity10, Capacity16, LBPME, LBPRZ};
 use scsi::wire::inquiry::{self, Standard, page};
 use scsi::wire::opcode;
 use scsi::wire::provision::{DEALLOCATED, LbaStatusDescriptor, LbaStatusHeader};
+use scsi::wire::sense::key;
 use zerocopy::FromBytes;
 
 use super::{Disposition, Done};
@@ -24,8 +25,11 @@ pub struct DiskInfo {
     pub bytes: u64,
     /// Vendor and product.
     pub model: String,
-    /// The identifier of the logical unit in page 83h, or its serial number.
+    /// The identifier of the logical unit in page 83h, or its serial number. Empty if it has none.
     pub identity: String,
+    /// Whether no other disk anywhere has this identity. Others are unique within a target, as far as
+    /// that goes.
+    pub is_global: bool,
     /// Whether it is write-protected.
     pub write_protected: bool,
     /// Longest read or write in blocks; 0 if it is not limited.
@@ -34,6 +38,25 @@ pub struct DiskInfo {
     pub max_zero: u64,
     /// Whether GET LBA STATUS reports holes that read as zeros.
     pub reports_extents: bool,
+    /// Whether it has only the commands with 32-bit addresses: at most 2 TiB.
+    pub is_short: bool,
+}
+
+impl DiskInfo {
+    /// Returns READ (16), or READ (10) for a disk without it.
+    #[must_use]
+    pub fn read(&self, lba: u64, blocks: u32) -> [u8; 16] {
+        if self.is_short { short_transfer(opcode::READ_10, lba, blocks) } else { read(lba, blocks) }
+    }
+
+    /// Returns WRITE (16), or WRITE (10) for a disk without it.
+    #[must_use]
+    pub fn write(&self, lba: u64, blocks: u32) -> [u8; 16] {
+        match self.is_short {
+            true => short_transfer(opcode::WRITE_10, lba, blocks),
+            false => write(lba, blocks),
+        }
+    }
 }
 
 /// Why a disk cannot be used.
@@ -102,6 +125,7 @@ impl Probe {
         let head: &[u8] = match QUESTIONS.get(self.at)? {
             Question::Inquiry => &[opcode::INQUIRY, 0, 0, len[0], len[1]],
             Question::Page(code) => &[opcode::INQUIRY, 1, *code, len[0], len[1]],
+            Question::Capacity if self.info.is_short => &[opcode::READ_CAPACITY_10],
             Question::Capacity => {
                 cdb[13] = 32;
                 &[opcode::SERVICE_ACTION_IN_16, opcode::READ_CAPACITY_16]
@@ -128,6 +152,12 @@ impl Probe {
             self.attentions += 1;
             return Ok(());
         }
+        // A target before SBC-2.
+        let is_unknown = done.sense.key == key::ILLEGAL_REQUEST && !done.sense.deferred;
+        if *question == Question::Capacity && is_unknown && !self.info.is_short {
+            self.info.is_short = true;
+            return Ok(());
+        }
         self.at += 1;
         match *question {
             Question::Inquiry => self.inquiry(data)?,
@@ -147,7 +177,13 @@ impl Probe {
     /// Returns the result.
     #[must_use]
     pub fn finish(self) -> DiskInfo {
-        self.info
+        let most = u32::from(u16::MAX);
+        let max_transfer = match self.info.max_transfer {
+            0 if self.info.is_short => most,
+            limit if self.info.is_short => limit.min(most),
+            limit => limit,
+        };
+        DiskInfo { max_transfer, ..self.info }
     }
 
     fn inquiry(&mut self, data: &[u8]) -> Result<(), ProbeError> {
@@ -168,41 +204,50 @@ impl Probe {
     }
 
     fn capacity(&mut self, data: &[u8]) -> Result<(), ProbeError> {
-        let Ok((capacity, _)) = Capacity16::read_from_prefix(data) else {
-            return Err(ProbeError::NoCapacity);
+        let (last, block) = if self.info.is_short {
+            let capacity = Capacity10::read_from_prefix(data);
+            let (capacity, _) = capacity.map_err(|_| ProbeError::NoCapacity)?;
+            // It does not fit into 32 bits.
+            if capacity.last_lba.get() == u32::MAX {
+                return Err(ProbeError::NoCapacity);
+            }
+            (u64::from(capacity.last_lba.get()), capacity.block.get())
+        } else {
+            let capacity = Capacity16::read_from_prefix(data);
+            let (capacity, _) = capacity.map_err(|_| ProbeError::NoCapacity)?;
+            self.zeros = capacity.provisioning.get() & (LBPME | LBPRZ) == LBPME | LBPRZ;
+            (capacity.last_lba.get(), capacity.block.get())
         };
-        let block = capacity.block.get();
-        let blocks = capacity.last_lba.get().checked_add(1);
-        let bytes = blocks.and_then(|blocks| blocks.checked_mul(block.into()));
+        let bytes = last.checked_add(1).and_then(|blocks| blocks.checked_mul(block.into()));
         let valid = block.is_power_of_two() && (512..=65536).contains(&block);
         let bytes = bytes.filter(|bytes| valid && *bytes < 1 << 63);
         (self.info.bytes, self.info.block) = (bytes.ok_or(ProbeError::Geometry)?, block);
-        self.zeros = capacity.provisioning.get() & (LBPME | LBPRZ) == LBPME | LBPRZ;
         Ok(())
     }
 
     fn page(&mut self, code: u8, data: &[u8]) {
-        let Some((header, payload)) = data.split_at_checked(4) else { return };
-        if header.get(1) != Some(&code) {
+        let Some((&[_, found, high, low], payload)) = data.split_first_chunk() else { return };
+        if found != code {
             return;
         }
+        // What follows the page is not part of it.
+        let len = usize::from(u16::from_be_bytes([high, low])).min(payload.len());
+        let payload = payload.get(..len).unwrap_or_default();
         match code {
-            page::SERIAL => self.info.identity = format!("serial {}", printable(payload)),
+            page::SERIAL => {
+                let serial = printable(payload);
+                if !serial.is_empty() {
+                    self.info.identity = format!("serial {serial}");
+                }
+            }
             page::IDENTIFICATION => {
-                if let Some(identity) = designator(payload) {
-                    self.info.identity = identity;
+                if let Some(best) = best_designator(payload) {
+                    (self.info.identity, self.info.is_global) = (best.text, best.is_global);
                 }
             }
-            page::LIMITS => {
-                if let Ok((limits, _)) = inquiry::Limits::read_from_prefix(data) {
-                    self.info.max_transfer = limits.transfer.get();
-                    let limit = limits.write_same.get();
-                    let most = u64::from(u32::MAX);
-                    self.write_same = if limit == 0 { most } else { limit.min(most) };
-                }
-            }
+            page::LIMITS => self.limits(payload),
             page::PROVISIONING => {
-                let flags = data.get(5).copied().unwrap_or(0);
+                let flags = payload.get(1).copied().unwrap_or(0);
                 if flags & inquiry::provisioning::LBPWS == 0 {
                     self.write_same = 0;
                 }
@@ -210,41 +255,102 @@ impl Probe {
             _ => {}
         }
     }
+
+    /// Processes the payload of page B0h. Older versions of it are shorter, and report no limit in
+    /// what they lack.
+    fn limits(&mut self, payload: &[u8]) {
+        let mut page = [0; size_of::<inquiry::Limits>()];
+        page.iter_mut().skip(4).zip(payload).for_each(|(to, from)| *to = *from);
+        let Ok(limits) = inquiry::Limits::read_from_bytes(&page) else { return };
+        self.info.max_transfer = limits.transfer.get();
+        let most = u64::from(u32::MAX);
+        self.write_same = match limits.write_same.get() {
+            0 => most,
+            limit => limit.min(most),
+        };
+    }
 }
 
-/// Returns the best identifier of the logical unit in page 83h.
-fn designator(mut list: &[u8]) -> Option<String> {
-    let mut best: Option<(u8, String)> = None;
-    while let Some((head, rest)) = list.split_at_checked(4) {
-        let [codes, kind, _, len] = head else { break };
-        let (value, next) = rest.split_at_checked(usize::from(*len))?;
-        list = next;
-        // NAA, then EUI-64, then those with text.
-        let rank = match kind & 15 {
-            inquiry::designator::NAA => 3,
-            2 => 2,
-            1 => 1,
-            _ => 0,
+/// An identifier of the logical unit.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Designator {
+    is_global: bool,
+    rank: u8,
+    text: String,
+}
+
+impl Designator {
+    /// Returns a designator of page 83h (SPC-4 §7.8.6.2) by its code set, type and value; `None` if
+    /// it does not identify the unit.
+    fn new(code_set: u8, kind: u8, value: &[u8]) -> Option<Self> {
+        // A number of zeros, or a text of which nothing can be shown, is that of many disks.
+        let is_text = code_set != inquiry::code_set::BINARY;
+        let text = match is_text {
+            true => printable(value),
+            false => value.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
-        let of_unit = kind & 0x30 == inquiry::association::UNIT;
-        if of_unit && rank > best.as_ref().map_or(0, |(rank, _)| *rank) {
-            let text = match codes & 15 {
-                inquiry::code_set::BINARY => {
-                    value.iter().map(|byte| format!("{byte:02x}")).collect()
-                }
-                _ => printable(value),
-            };
-            let name = ["t10", "eui", "naa"].get(usize::from(rank) - 1).copied().unwrap_or("");
-            best = Some((rank, format!("{name} {text}")));
+        if text.is_empty() || value.iter().all(|byte| matches!(byte, 0 | b' ' | b'?')) {
+            return None;
+        }
+        let (name, rank, is_global) = match kind {
+            inquiry::designator::NAA => ("naa", 4, is_registered_naa(value)),
+            EUI_64 => ("eui", 3, matches!(value.len(), 8 | 12 | 16)),
+            SCSI_NAME => ("name", 2, is_text),
+            // Vendors of targets have one serial number for each target, or for all.
+            T10_VENDOR_ID => ("t10", 1, false),
+            _ => return None,
+        };
+        Some(Self { is_global, rank, text: format!("{name} {text}") })
+    }
+}
+
+/// Designator types (SPC-4 §7.8.6).
+const T10_VENDOR_ID: u8 = 1;
+const EUI_64: u8 = 2;
+const SCSI_NAME: u8 = 8;
+
+/// Returns whether an NAA is one of a registered company: neither one that is assigned locally (3),
+/// nor one without a company, as tgt has it.
+fn is_registered_naa(value: &[u8]) -> bool {
+    let Some((&[a, b, c, d], rest)) = value.split_first_chunk() else { return false };
+    let company = match a >> 4 {
+        // IEEE Extended has the identifier after 12 bits, Registered after 4.
+        2 => u32::from_be_bytes([0, b & 15, c, d]),
+        5 | 6 => u32::from_be_bytes([a & 15, b, c, d]) >> 4,
+        _ => 0,
+    };
+    company != 0 && matches!(rest.len(), 4 | 12)
+}
+
+/// Returns the best identifier of the logical unit in page 83h: one that is unique everywhere if
+/// there is one.
+fn best_designator(mut list: &[u8]) -> Option<Designator> {
+    let mut best = None;
+    while let Some((&[codes, kind, _, len], rest)) = list.split_first_chunk() {
+        let Some((value, next)) = rest.split_at_checked(usize::from(len)) else { break };
+        list = next;
+        if kind & 0x30 == inquiry::association::UNIT {
+            best = best.max(Designator::new(codes & 15, kind & 15, value));
         }
     }
-    best.map(|(_, identity)| identity)
+    best
 }
 
 fn printable(bytes: &[u8]) -> String {
     let text: String =
         bytes.iter().map(|byte| char::from(*byte)).filter(|c| (' '..='~').contains(c)).collect();
     text.trim().to_owned()
+}
+
+/// Returns a command with a 32-bit address, of at most 65535 blocks.
+fn short_transfer(code: u8, lba: u64, blocks: u32) -> [u8; 16] {
+    let mut cdb = [0; 16];
+    cdb[0] = code;
+    // The probe has refused a disk that has more.
+    let lba = u32::try_from(lba).unwrap_or(u32::MAX);
+    cdb[2..6].copy_from_slice(&lba.to_be_bytes());
+    cdb[7..9].copy_from_slice(&u16::try_from(blocks).unwrap_or(0).to_be_bytes());
+    cdb
 }
 
 fn transfer(code: u8, lba: u64, blocks: u32) -> [u8; 16] {
@@ -314,4 +420,100 @@ pub fn parse_extents(lba: u64, blocks: u64, data: &[u8]) -> Vec<Extent> {
         (at, left) = (at + len, left - len);
     }
     extents
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn info(pages: &[(u8, &[u8])]) -> DiskInfo {
+        let mut probe = Probe::default();
+        for (code, payload) in pages {
+            let len = u16::try_from(payload.len()).unwrap().to_be_bytes();
+            let page = [&[0, *code], &len[..], payload, b"beyond the page"].concat();
+            probe.page(*code, &page);
+        }
+        probe.finish()
+    }
+
+    /// Returns a designator of the unit.
+    fn designator(code_set: u8, kind: u8, value: &[u8]) -> Vec<u8> {
+        [&[code_set, kind, 0, u8::try_from(value.len()).unwrap()], value].concat()
+    }
+
+    #[test]
+    fn identity_is_the_best_that_identifies_the_disk() {
+        let registered = [0x50, 1, 2, 3, 4, 5, 6, 7];
+        let local = [0x30, 0, 0, 1, 0, 0, 0, 1];
+        let of_tgt = [0x60, 0, 0, 0, 0, 0, 0, 0, 0x0e, 0, 0, 0, 0, 1, 0, 1];
+        for (list, expected) in [
+            (designator(1, 3, &registered), ("naa 5001020304050607", true)),
+            (designator(1, 3, &local), ("naa 3000000100000001", false)),
+            (designator(1, 3, &of_tgt), ("naa 60000000000000000e00000000010001", false)),
+            (designator(1, 2, &[1; 8]), ("eui 0101010101010101", true)),
+            (designator(3, 8, b"iqn.a:b,L,0x0\0\0\0"), ("name iqn.a:b,L,0x0", true)),
+            (designator(2, 1, b"IET     00010001"), ("t10 IET     00010001", false)),
+            (
+                [designator(2, 1, b"IET 1"), designator(1, 2, &[1; 8]), designator(1, 3, &local)]
+                    .concat(),
+                ("eui 0101010101010101", true),
+            ),
+            // Of the target port; nothing; cut off.
+            (designator(1, 0x13, &registered), ("serial 1", false)),
+            (designator(1, 3, &[0; 8]), ("serial 1", false)),
+            (designator(2, 1, b"????"), ("serial 1", false)),
+            (designator(2, 1, &[0xff; 8]), ("serial 1", false)),
+            (designator(1, 3, &registered)[..11].to_vec(), ("serial 1", false)),
+        ] {
+            let info = info(&[(page::SERIAL, b" 1 "), (page::IDENTIFICATION, &list)]);
+            assert_eq!((info.identity.as_str(), info.is_global), expected, "{list:02x?}");
+        }
+    }
+
+    #[test]
+    fn empty_serial_number_is_no_identity() {
+        for serial in [&b""[..], b"    ", &[0; 4]] {
+            assert_eq!(info(&[(page::SERIAL, serial)]).identity, "");
+        }
+    }
+
+    #[test]
+    fn short_page_of_limits_has_the_first_ones() {
+        // SBC-2: 16 bytes, with the maximum and the optimal transfer length.
+        let old = [0, 0, 0, 8, 0, 0, 1, 0, 0, 0, 0, 64];
+        assert_eq!(info(&[(page::LIMITS, &old)]).max_transfer, 256);
+        assert_eq!(info(&[(page::LIMITS, &old[..8])]).max_transfer, 256);
+        assert_eq!(info(&[(page::LIMITS, &[])]).max_transfer, 0);
+    }
+
+    #[test]
+    fn old_disk_is_used_with_short_commands() {
+        let mut probe = Probe::default();
+        let done = |status, key, data: &[u8]| {
+            let memory = export::Pool::new(4096).open();
+            let mut buffer = memory.take(4096).unwrap();
+            buffer.bytes_mut()[..data.len()].copy_from_slice(data);
+            let sense = crate::host::Sense { key, code: (0x20, 0), deferred: false };
+            Done { tag: 0, status, sense, len: data.len(), buffer: Some(buffer) }
+        };
+        probe.complete(&done(0, 0, &[0; 36])).unwrap();
+        assert_eq!(probe.next_command().unwrap()[0], opcode::SERVICE_ACTION_IN_16);
+        probe.complete(&done(2, 5, &[])).unwrap();
+        assert_eq!(probe.next_command().unwrap()[0], opcode::READ_CAPACITY_10);
+        probe.complete(&done(0, 0, &[0xff, 0xff, 0xff, 0xfe, 0, 0, 2, 0])).unwrap();
+        let info = probe.finish();
+        assert_eq!((info.bytes, info.block), ((u64::from(u32::MAX)) << 9, 512));
+        assert_eq!(info.max_transfer, 65535);
+        let read = [0x28, 0, 0xff, 0xff, 0xff, 0xfe, 0, 0x12, 0x34, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(info.read(0xffff_fffe, 0x1234), read);
+        assert_eq!(info.write(1, 2)[..9], [0x2a, 0, 0, 0, 0, 1, 0, 0, 2]);
+    }
+
+    #[test]
+    fn disk_beyond_short_commands_has_no_capacity() {
+        let mut probe = Probe { at: 1, ..Probe::default() };
+        probe.info.is_short = true;
+        let data = [0xff, 0xff, 0xff, 0xff, 0, 0, 2, 0];
+        assert_eq!(probe.capacity(&data), Err(ProbeError::NoCapacity));
+    }
 }

@@ -17,6 +17,9 @@ const MAX_RESPONSES: u32 = 64;
 /// Maximum length of the text of one exchange in bytes.
 const MAX_LOGIN_TEXT: usize = 64 << 10;
 
+/// Longest address to which a login is redirected, in bytes: a name, brackets and a port.
+const MAX_ADDRESS: usize = 270;
+
 /// What the next response answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Await {
@@ -97,7 +100,7 @@ impl Initiator {
             return Err(Violation::TagUnknown);
         }
         if response.status != [0, 0] {
-            self.refuse(Refusal::Status(response.status));
+            self.login_failed(response.status, data);
             return Ok(());
         }
         self.login.responses += 1;
@@ -134,6 +137,23 @@ impl Initiator {
             Await::Keys => self.keys_answered(&pairs, transit)?,
         }
         Ok(())
+    }
+
+    /// Ends a login that the target has refused, or that it wants to have at another address.
+    fn login_failed(&mut self, status: [u8; 2], data: &[u8]) {
+        let address =
+            text::parse(data).ok().and_then(|pairs| portal(value(&pairs, "TargetAddress")?));
+        match (status, address) {
+            // A discovery session finds what is at this address.
+            ([1, _], Some(address)) if self.options.target.is_some() => {
+                self.out.push_back(Step::Redirected(address));
+                self.close(End::Finished);
+            }
+            ([2, 1], _) if self.login.awaits == Await::Challenge => {
+                self.refuse(Refusal::NoChallenge);
+            }
+            _ => self.refuse(Refusal::Status(status)),
+        }
     }
 
     fn method_chosen(&mut self, pairs: &[(&str, &str)]) {
@@ -232,6 +252,15 @@ impl Initiator {
         self.out.push_back(Step::Refused(refusal));
         self.close(End::Finished);
     }
+}
+
+/// Returns the address of a portal without its portal group tag (RFC 7143 §13.8).
+fn portal(value: &str) -> Option<String> {
+    let address = value.split(',').next().unwrap_or_default();
+    let is_valid = !address.is_empty()
+        && address.len() <= MAX_ADDRESS
+        && address.bytes().all(|byte| byte.is_ascii_graphic());
+    is_valid.then(|| address.to_owned())
 }
 
 fn value<'a>(pairs: &[(&str, &'a str)], key: &str) -> Option<&'a str> {

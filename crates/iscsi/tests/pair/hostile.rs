@@ -29,6 +29,7 @@ struct Rogue {
     wire: Vec<u8>,
     logged_in: bool,
     refused: Option<Refusal>,
+    redirected: Option<String>,
     targets: Option<Vec<DiscoveredTarget>>,
     done: Vec<Done>,
     end: Option<End>,
@@ -44,6 +45,7 @@ impl Rogue {
             wire: Vec::new(),
             logged_in: false,
             refused: None,
+            redirected: None,
             targets: None,
             done: Vec::new(),
             end: None,
@@ -89,6 +91,7 @@ impl Rogue {
                 Step::LoggedIn => self.logged_in = true,
                 Step::Targets(targets) => self.targets = Some(targets),
                 Step::Refused(refusal) => self.refused = Some(refusal),
+                Step::Redirected(address) => self.redirected = Some(address),
                 Step::Done(done) => self.done.push(done),
                 Step::Close(end) => self.end = Some(end),
             }
@@ -240,6 +243,50 @@ fn refused_login_has_its_status_and_no_session() {
         assert_eq!(rogue.refused, Some(Refusal::Status(status)));
         assert_eq!((rogue.end, rogue.logged_in), (Some(End::Finished), false));
     }
+}
+
+#[test]
+fn redirection_names_a_valid_address() {
+    let redirected = |address: &[u8], options: Options| {
+        let mut rogue = Rogue::new(options);
+        let mut header = rogue.target.last_login();
+        header.status = [1, 1];
+        rogue.send(&header, &[b"TargetAddress=", address, b"\0"].concat());
+        assert_eq!((rogue.end, rogue.logged_in), (Some(End::Finished), false));
+        let refused = Some(Refusal::Status([1, 1]));
+        assert_eq!(rogue.refused, rogue.redirected.is_none().then_some(refused).flatten());
+        rogue.redirected
+    };
+    for (address, expected) in [
+        ("192.0.2.7:3261,1", "192.0.2.7:3261"),
+        ("[2001:db8::1]:3260", "[2001:db8::1]:3260"),
+        ("host", "host"),
+    ] {
+        assert_eq!(redirected(address.as_bytes(), options()).as_deref(), Some(expected));
+    }
+    for address in [&b""[..], b",1", b"a\nb", "é".as_bytes(), &[b'a'; 300], b"\xff"] {
+        assert_eq!(redirected(address, options()), None);
+    }
+    // A discovery session is for what is at this address.
+    let discovery = Options { target: None, ..options() };
+    assert_eq!(redirected(b"192.0.2.7", discovery), None);
+}
+
+#[test]
+fn failure_before_the_challenge_is_told_from_a_wrong_secret() {
+    let failed = |mut rogue: Rogue| {
+        let mut header = rogue.target.security(false);
+        header.status = [2, 1];
+        rogue.send(&header, &[]);
+        rogue.refused
+    };
+    let own = || Options { credentials: Some(credentials(SECRET, None)), ..options() };
+    let mut offered = Rogue::new(own());
+    let header = offered.target.security(false);
+    offered.send(&header, &keys(&[("AuthMethod", "CHAP")]));
+    assert_eq!(failed(offered), Some(Refusal::NoChallenge));
+    let answered = Rogue::challenged(credentials(SECRET, None));
+    assert_eq!(failed(answered), Some(Refusal::Status([2, 1])));
 }
 
 #[test]

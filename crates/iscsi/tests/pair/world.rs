@@ -172,6 +172,7 @@ impl World {
                 Step::LoggedIn => self.events.logged_in = true,
                 Step::Targets(targets) => self.events.targets = Some(targets),
                 Step::Refused(refusal) => self.events.refused = Some(refusal),
+                Step::Redirected(address) => panic!("redirected to {address}"),
                 Step::Done(done) => self.events.done.push(done),
                 Step::Close(end) => assert_eq!(self.events.end.replace(end), None),
             }

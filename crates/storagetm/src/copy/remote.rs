@@ -41,9 +41,10 @@ pub(super) fn endpoint(
             Ok(Box::new(if secured { endpoint.with_tls() } else { endpoint }))
         }
         Locator::Iscsi(iscsi) => {
-            let IscsiDisk { initiator, credentials, dial } =
+            let IscsiDisk { initiator, credentials, dial, redirected } =
                 disk::iscsi(tree, &connection, iscsi).map_err(with_status)?;
             let endpoint = IscsiEndpoint::new(&name, &initiator, &iscsi.target, iscsi.lun, dial);
+            let endpoint = endpoint.with_redirection(redirected);
             Ok(Box::new(endpoint.with_credentials(credentials)))
         }
         Locator::Path(_) | Locator::Pipe | Locator::Web(_) => {

@@ -1,9 +1,12 @@
 //! The options of `storagetm copy`.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use clap::Args;
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Command, Error};
 
 use crate::options::Format;
 use crate::options::rate::Rate;
@@ -61,16 +64,38 @@ Exit status:
   7  a peer violated its protocol
   8  the source does not have the expected hash; the destination has no partition table";
 
+/// Parses the location of a disk. Its errors do not repeat what was typed as clap does: that may
+/// contain a secret.
+#[derive(Debug, Clone, Copy)]
+struct LocatorParser;
+
+impl TypedValueParser for LocatorParser {
+    type Value = Locator;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Locator, Error> {
+        Locator::parse(value.to_owned()).map_err(|reason| {
+            let arg = arg.map(ToString::to_string).unwrap_or_default();
+            let message = format!("invalid value for '{arg}': {reason}");
+            Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
+    }
+}
+
 /// The options of `storagetm copy`.
 #[derive(Debug, Args)]
 #[command(long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Copy {
     /// Source
-    #[arg(value_name = "SRC", value_parser = OsStringValueParser::new().try_map(Locator::parse))]
+    #[arg(value_name = "SRC", value_parser = LocatorParser)]
     pub source: Locator,
 
     /// Destination
-    #[arg(value_name = "DST", value_parser = OsStringValueParser::new().try_map(Locator::parse))]
+    #[arg(value_name = "DST", value_parser = LocatorParser)]
     pub destination: Locator,
 
     /// SHA-256 that SRC must have, as its publisher names it: of the file as it is, also if it is unpacked
@@ -252,6 +277,18 @@ mod test {
             "--key k --keys d --digests --json --hostnqn nqn.2024-01.test:a nvme://a/b nbd://b/c",
         ] {
             assert!(copy(line).is_ok(), "{line}: {:?}", copy(line));
+        }
+    }
+
+    #[test]
+    fn secret_of_a_malformed_uri_is_not_repeated() {
+        for line in ["iscsi://me%s3cret@host/ b", "a iscsi://me%s3/cret@host/iqn.a:b/c"] {
+            let error = copy(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let message = error.to_string();
+            assert!(message.contains("invalid value for '<"), "{message}");
+            assert!(message.contains("me%SECRET@host"), "{message}");
+            assert!(!message.contains("s3") && !message.contains("cret@"), "{message}");
         }
     }
 

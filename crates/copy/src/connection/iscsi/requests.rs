@@ -84,7 +84,7 @@ impl IscsiConnection {
                 let len = buffer.len();
                 match self.blocks(offset, len as u64) {
                     Some((lba, blocks)) => {
-                        Ok((disk::read(lba, blocks), Purpose::Read(len), Some(buffer)))
+                        Ok((self.info.read(lba, blocks), Purpose::Read(len), Some(buffer)))
                     }
                     None => Err((Some(buffer), out)),
                 }
@@ -97,7 +97,7 @@ impl IscsiConnection {
                 match blocks.filter(|_| part.end <= buffer.len()) {
                     Some((lba, blocks)) => {
                         let purpose = Purpose::Write(Rc::new(buffer), part);
-                        Ok((disk::write(lba, blocks), purpose, None))
+                        Ok((self.info.write(lba, blocks), purpose, None))
                     }
                     None => Err((Some(buffer), out)),
                 }
