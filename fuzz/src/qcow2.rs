@@ -1,9 +1,12 @@
-//! Arbitrary bytes as a qcow2 image and as a disk to inspect: no panic, no endless read, bounded
+//! Arbitrary bytes as a virtual disk of each format and as a disk to inspect: no panic, no endless read, bounded
 //! memory.
 
 use std::io::{self, Write};
 
-use filesystem::Qcow2;
+use filesystem::{Container, virtual_disk};
+
+const FORMATS: [Container; 5] =
+    [Container::Qcow2, Container::Vhd, Container::Vhdx, Container::Vmdk, Container::Vdi];
 
 /// Limit of the output in bytes.
 const MAX_OUTPUT: usize = 8 << 20;
@@ -24,10 +27,12 @@ impl Write for Bounded {
 
 /// Runs the target on `data`.
 pub fn run(data: &[u8]) {
-    if let Ok(image) = Qcow2::open(data) {
+    let len = data.len() as u64;
+    for format in FORMATS {
+        let Ok(disk) = virtual_disk::open(format, &data, len) else { continue };
         let mut written = Bounded(0);
-        if image.write_to(&mut written).is_ok() {
-            assert_eq!(written.0 as u64, image.bytes(), "output of another size");
+        if disk.write_to(&data, &mut written).is_ok() {
+            assert_eq!(written.0 as u64, disk.bytes(), "output of another size");
         }
     }
     if let Ok(survey) = filesystem::survey(data, data.len() as u64, None) {

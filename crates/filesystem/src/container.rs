@@ -90,9 +90,14 @@ impl Container {
         ALL.into_iter().find(|container| container.name() == word)
     }
 
-    /// Whether [`unpack`](crate::unpack()) or [`Qcow2`](crate::Qcow2) supports it.
+    /// Whether [`unpack`](crate::unpack()) or [`virtual_disk::open`](crate::virtual_disk::open) supports it.
     pub fn is_supported(self) -> bool {
-        matches!(self, Self::Gzip | Self::Xz | Self::Zstd | Self::Qcow2)
+        matches!(self, Self::Gzip | Self::Xz | Self::Zstd) || self.is_virtual_disk()
+    }
+
+    /// Whether it is the format of virtual disks.
+    pub fn is_virtual_disk(self) -> bool {
+        matches!(self, Self::Qcow2 | Self::Vmdk | Self::Vdi | Self::Vhd | Self::Vhdx)
     }
 
     /// Whether it can be read sequentially.

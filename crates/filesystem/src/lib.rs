@@ -9,10 +9,10 @@
 pub mod container;
 mod ext;
 mod ntfs;
-pub mod qcow2;
 mod ranges;
 mod survey;
 mod unpack;
+pub mod virtual_disk;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,10 +24,10 @@ use linux::partition::{self, Entry, Scheme};
 use linux::signature::{self, Kind as Mark};
 
 pub use container::Container;
-pub use qcow2::Qcow2;
 pub use ranges::Ranges;
 pub use survey::{Content, Survey, survey};
 pub use unpack::unpack;
+pub use virtual_disk::VirtualDisk;
 
 /// Why a whole file system counts as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -160,8 +160,8 @@ pub struct Copy {
 
     /// Copy SRC as it is, whatever its format
     ///
-    /// By default a file or pipe in gzip, xz, zstd or qcow2 format is unpacked, and one in bzip2, lz4, VMDK, VDI, VHD or
-    /// VHDX format is refused. Disks and remote sources are always copied as they are.
+    /// By default a file or pipe in gzip, xz or zstd format and a file in qcow2, VHD, VHDX, VMDK or VDI format are
+    /// unpacked, and those in bzip2 or lz4 format are refused. Disks and remote sources are always copied as they are.
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-use filesystem::{Container, Qcow2};
+use filesystem::{Container, virtual_disk};
 use linux::sandbox;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -44,10 +44,10 @@ pub(crate) fn work(format: &str) -> Result<(), Failure> {
 
 fn unpack(container: Container, input: &File, output: File) -> io::Result<()> {
     let mut output = Output { output, length: Some(UNKNOWN_LENGTH) };
-    if container == Container::Qcow2 {
-        let image = Qcow2::open(input)?;
-        output.length = Some(image.bytes());
-        image.write_to(&mut output)?;
+    if container.is_virtual_disk() {
+        let disk = virtual_disk::open(container, input, input.metadata()?.len())?;
+        output.length = Some(disk.bytes());
+        disk.write_to(input, &mut output)?;
     } else {
         filesystem::unpack(container, input, &mut output)?;
     }
