@@ -107,6 +107,8 @@ struct State {
     withheld: Vec<ExportId>,
     /// The disk whose reservations are being stored, if the current worker reported them.
     storing: Option<ExportId>,
+    /// The disk whose file is being replaced.
+    replacing: Option<ExportId>,
     last_disk: u64,
     policy: Policy,
     /// Name of this machine shown when pairing, if pairing is enabled.
@@ -139,12 +141,24 @@ struct AssignedListener {
 struct AssignedDisk {
     disk: u64,
     export: Arc<Export>,
+    /// Whether the current worker has been sent it.
+    is_sent: bool,
     withdrawn: bool,
     /// Counters of previous workers.
     before: Usage,
     being_written: bool,
-    /// The reservations that are stored.
-    reservations: Option<SavedReservations>,
+    reservations: Stored,
+}
+
+/// The reservations of a disk in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stored {
+    /// The file is being replaced.
+    Pending,
+    /// It has these.
+    Known(Option<SavedReservations>),
+    /// It cannot be read. Without it, hosts that were shut out could write.
+    Unreadable,
 }
 
 impl Worker {
@@ -220,33 +234,49 @@ impl Worker {
     /// Fails if a descriptor that is only read is writable, or if reservations cannot be read.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
-        let files = self.shared.reservations.as_ref().map(ReservationWriter::files);
-        let load = |files| reservations::load(files, export);
-        let reservations = files.as_deref().map(load).transpose()?.flatten();
-        let mut state = self.shared.state();
-        state.last_disk += 1;
-        let assigned = AssignedDisk {
-            disk: state.last_disk,
-            export: export.clone(),
-            withdrawn: false,
-            before: Usage::default(),
-            being_written: false,
-            reservations,
+        let disk = {
+            let mut state = self.shared.state();
+            state.last_disk += 1;
+            let disk = state.last_disk;
+            // From here on, what is reported of the export that this one replaces is not stored.
+            state.lent.push(AssignedDisk {
+                disk,
+                export: export.clone(),
+                is_sent: false,
+                withdrawn: false,
+                before: Usage::default(),
+                being_written: false,
+                reservations: Stored::Pending,
+            });
+            if state.replacing.as_ref() == Some(&export.id) {
+                // It is sent when the file has been replaced: this thread does not wait for that.
+                return Ok(());
+            }
+            disk
         };
-        state.send_disk(&assigned);
-        state.lent.push(assigned);
-        Ok(())
+        let files = self.shared.reservations.as_ref().map(ReservationWriter::files);
+        let loaded = files.map(|files| reservations::load(files, export)).transpose();
+        let mut state = self.shared.state();
+        match loaded {
+            Ok(loaded) => {
+                state.loaded(disk, Stored::Known(loaded.flatten()));
+                Ok(())
+            }
+            Err(failure) => {
+                state.lent.retain(|assigned| assigned.disk != disk);
+                Err(failure)
+            }
+        }
     }
 
     /// Withdraws an export; requests in flight fail.
     pub fn withdraw(&self, export: &Arc<Export>) {
         export.withdraw();
         let mut state = self.shared.state();
-        let is_withheld = state.withheld.contains(&export.id);
         let Some(assigned) = state.assigned(export) else { return };
         assigned.withdrawn = true;
-        let disk = assigned.disk;
-        if is_withheld || !state.is_alive() {
+        let (disk, is_sent) = (assigned.disk, assigned.is_sent);
+        if !is_sent {
             // No worker has it, so none will report its release.
             state.lent.retain(|assigned| assigned.disk != disk);
         } else {
@@ -351,6 +381,7 @@ impl State {
             stores_reservations: false,
             withheld: Vec::new(),
             storing: None,
+            replacing: None,
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
@@ -395,24 +426,41 @@ impl State {
         self.send(&Request::EnablePairing { name, tries });
     }
 
-    fn send_disk(&self, assigned: &AssignedDisk) {
-        if self.withheld.contains(&assigned.export.id) {
+    /// Records what the file of a disk has, and sends the disk to the worker.
+    fn loaded(&mut self, disk: u64, reservations: Stored) {
+        if let Some(assigned) = self.disk_by_number(disk) {
+            assigned.reservations = reservations;
+        }
+        self.send_disk(disk);
+    }
+
+    /// Sends a disk to the worker, if there is one, unless it is withheld or its reservations are not
+    /// known.
+    fn send_disk(&mut self, disk: u64) {
+        let Some(assigned) = self.lent.iter().find(|assigned| assigned.disk == disk) else {
+            return;
+        };
+        let Stored::Known(saved) = &assigned.reservations else { return };
+        if !self.is_alive() || self.withheld.contains(&assigned.export.id) {
             return;
         }
-        let mut export = Box::new(ExportWire::new(assigned.disk, &assigned.export));
+        let mut export = Box::new(ExportWire::new(disk, &assigned.export));
         let stores = self.stores_reservations && may_persist(&assigned.export);
-        export.reservations =
-            stores.then(|| ReservationsWire { saved: assigned.reservations.clone() });
+        export.reservations = stores.then(|| ReservationsWire { saved: saved.clone() });
         let request = Request::Lend(export);
         let files = assigned.export.backing().descriptors().iter();
         self.pass(&request, &files.map(AsFd::as_fd).collect::<Vec<_>>());
+        if let Some(assigned) = self.disk_by_number(disk) {
+            assigned.is_sent = true;
+        }
     }
 
     /// Sends everything to a new worker: first the access policy, then disks and sockets.
-    fn send_all(&self) {
+    fn send_all(&mut self) {
         self.send(&Request::SetPolicy { policy: self.policy.clone() });
         self.send_pairing();
-        self.lent.iter().for_each(|assigned| self.send_disk(assigned));
+        let disks: Vec<u64> = self.lent.iter().map(|assigned| assigned.disk).collect();
+        disks.into_iter().for_each(|disk| self.send_disk(disk));
         self.listeners.iter().for_each(|listeners| self.send_listener(listeners));
     }
 

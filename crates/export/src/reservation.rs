@@ -21,8 +21,15 @@ pub struct Registrant {
     pub id: Vec<u8>,
     /// The relative identifier of the target port; zero where registrations do not depend on it.
     pub port: u16,
-    /// Whether the host has proven its name by its keys. One that has not is another registrant.
+    /// Whether the host has proven its name by its keys. One that has not is another registrant. A
+    /// stored state without this is one of hosts with keys: a claimed name must not get what they have.
+    #[serde(default = "yes")]
     pub proven: bool,
+}
+
+/// What older versions did not store.
+fn yes() -> bool {
+    true
 }
 
 /// The type of a reservation.
@@ -200,7 +207,8 @@ pub struct Registration {
     /// The reservation key; not zero.
     pub key: u64,
     /// Whether the host had write access when it registered. If not, its registration does not keep
-    /// others from RESERVE(6).
+    /// others from RESERVE(6). A stored state without this does.
+    #[serde(default = "yes")]
     pub writable: bool,
 }
 

@@ -188,6 +188,25 @@ mod test {
     }
 
     #[test]
+    fn file_of_an_older_version_is_read() {
+        let (_folder, files) = files();
+        let disk = ExportId::from("nqn.a");
+        files.save(&disk, Some(state(1))).unwrap();
+        let path = files.path(&disk);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let remove = |it: &mut serde_json::Value, key| {
+            assert!(it.as_object_mut().unwrap().remove(key).is_some());
+        };
+        remove(&mut older["registrations"][0], "writable");
+        remove(&mut older["registrations"][0]["registrant"], "proven");
+        remove(&mut older["reservation"]["holder"], "proven");
+        std::fs::write(&path, older.to_string()).unwrap();
+        // As those of a host that has proven its name and may write.
+        assert_eq!(files.load(&disk).unwrap(), Some(state(1)));
+    }
+
+    #[test]
     fn failed_save_keeps_the_file() {
         let (_folder, files) = files();
         let disk = ExportId::from("nqn.a");

@@ -51,7 +51,7 @@ impl State {
         }
         self.lent.retain(|assigned| !assigned.withdrawn);
         for assigned in &mut self.lent {
-            assigned.before = assigned.export.usage();
+            (assigned.before, assigned.is_sent) = (assigned.export.usage(), false);
         }
         let lent = self.lent.iter();
         let writable = lent.filter(|assigned| assigned.export.access == Access::Writable);
@@ -81,9 +81,10 @@ impl State {
         for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.id == *id) {
             assigned.being_written = false;
         }
-        let lent =
-            self.lent.iter().filter(|assigned| assigned.export.id == *id && !assigned.withdrawn);
-        lent.for_each(|assigned| self.send_disk(assigned));
+        let lent = self.lent.iter();
+        let held = lent.filter(|it| it.export.id == *id && !it.withdrawn && !it.is_sent);
+        let held: Vec<u64> = held.map(|assigned| assigned.disk).collect();
+        held.into_iter().for_each(|disk| self.send_disk(disk));
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use export::{Backing, Export, ExportId, ReservationStore, SavedReservations};
@@ -12,7 +12,7 @@ use failure::Failure;
 use keys::reservations::ReservationFiles;
 
 use super::messages::{Report, Request};
-use super::{Shared, State};
+use super::{AssignedDisk, Shared, State, Stored};
 use crate::inbox::{Inbox, WorkerEvent};
 
 /// Most states that wait to be written; further ones fail.
@@ -62,8 +62,7 @@ pub(super) struct Save {
 /// In the opener: the thread that writes the states.
 #[derive(Debug)]
 pub(super) struct ReservationWriter {
-    /// Locked while a file is read or replaced, until the record of its disk is the same.
-    files: Arc<Mutex<ReservationFiles>>,
+    files: ReservationFiles,
     queue: SyncSender<Save>,
 }
 
@@ -71,7 +70,7 @@ impl ReservationWriter {
     /// Returns a writer, and the queue of its thread, which [`start`] begins.
     pub(super) fn new(files: ReservationFiles) -> (Self, Receiver<Save>) {
         let (queue, waiting) = mpsc::sync_channel(MAX_WAITING);
-        (Self { files: Arc::new(Mutex::new(files)), queue }, waiting)
+        (Self { files, queue }, waiting)
     }
 
     /// Queues a state. Returns whether there was room.
@@ -79,9 +78,9 @@ impl ReservationWriter {
         self.queue.try_send(save).is_ok()
     }
 
-    /// Returns the files, once none is being replaced.
-    pub(super) fn files(&self) -> MutexGuard<'_, ReservationFiles> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the files. One that is being replaced has the state before or after that.
+    pub(super) fn files(&self) -> &ReservationFiles {
+        &self.files
     }
 }
 
@@ -119,22 +118,28 @@ pub(super) fn start(shared: &Arc<Shared>, waiting: Receiver<Save>) -> io::Result
 fn write(shared: &Weak<Shared>, save: Save) {
     let writer = |shared: Arc<Shared>| Some(shared.reservations.as_ref()?.files.clone());
     let Some(files) = shared.upgrade().and_then(writer) else { return };
-    let files = files.lock().unwrap_or_else(PoisonError::into_inner);
     if !shared.upgrade().is_some_and(|shared| shared.state().begin_to_store(&save)) {
         return;
     }
     let result = files.save(&save.id, save.state.clone());
     let Some(shared) = shared.upgrade() else { return };
     let is_stored = result.is_ok();
-    let stored = match result {
-        Ok(()) => Some(save.state.clone()),
-        Err(failure) => {
-            let what = "registered hosts and reservations cannot be stored";
-            shared.emit(WorkerEvent::Note(format!("{}: {what}: {failure}", save.name)));
-            // It may have been replaced all the same, if its directory could not be synced.
-            files.load(&save.id).ok()
-        }
+    let note = |what: &str, failure: &Failure| {
+        shared.emit(WorkerEvent::Note(format!("{}: {what}: {failure}", save.name)));
     };
+    let stored = result.map(|()| save.state.clone()).or_else(|failure| {
+        note("registered hosts and reservations cannot be stored", &failure);
+        // It may have been replaced all the same, if its directory could not be synced.
+        files.load(&save.id)
+    });
+    let stored = stored.map_or_else(
+        |failure| {
+            let what = "registered hosts and reservations could not be restored, so it will not be lent again";
+            note(what, &failure);
+            Stored::Unreadable
+        },
+        Stored::Known,
+    );
     shared.state().stored(&save, is_stored, stored);
 }
 
@@ -147,22 +152,30 @@ impl State {
         let is_current = self.worker == save.worker;
         if is_current && is_newest {
             self.storing = Some(save.id.clone());
+            self.replacing = Some(save.id.clone());
         } else if is_current {
             self.answer(save, false);
         }
         is_current && is_newest
     }
 
-    /// Records what the file of the disk has now; `None` if it cannot be read. If the worker was
-    /// lost meanwhile, the next one is started with it.
-    fn stored(&mut self, save: &Save, is_stored: bool, file: Option<Option<SavedReservations>>) {
-        if let (Some(assigned), Some(file)) = (self.disk_by_number(save.disk), file) {
-            assigned.reservations = file;
+    /// Records what the file of the disk has now. The next worker is started with it; without a file
+    /// that can be read it does not get the disk.
+    fn stored(&mut self, save: &Save, is_stored: bool, file: Stored) {
+        self.replacing = None;
+        if let Some(assigned) = self.disk_by_number(save.disk) {
+            assigned.reservations = file.clone();
         }
         match self.storing.take() {
             Some(_) => self.answer(save, is_stored),
             None => self.release(&save.id),
         }
+        // One that was lent anew meanwhile.
+        let is_pending =
+            |it: &&AssignedDisk| it.export.id == save.id && it.reservations == Stored::Pending;
+        let pending = self.lent.iter().filter(is_pending).map(|assigned| assigned.disk);
+        let pending: Vec<u64> = pending.collect();
+        pending.into_iter().for_each(|disk| self.loaded(disk, file.clone()));
     }
 
     fn answer(&self, save: &Save, is_stored: bool) {
@@ -188,6 +201,14 @@ mod test {
         };
         let registrations = (0..registrants).map(one).collect();
         SavedReservations { registrations, reservation: None }
+    }
+
+    /// The reservations that the file of a disk has.
+    fn known(state: &State, at: usize) -> Option<SavedReservations> {
+        match &state.lent[at].reservations {
+            Stored::Known(saved) => saved.clone(),
+            _ => None,
+        }
     }
 
     #[test]
@@ -233,16 +254,15 @@ mod test {
         };
         let worker = shared.state().worker;
         assert!(save(worker, 1) && save(worker + 1, 2) && save(worker, 3));
-        let key =
-            |state: &Option<SavedReservations>| state.as_ref().map(|it| it.registrations[0].key);
+        let key = |state: &SavedReservations| Some(state.registrations[0].key);
         let begun = std::time::Instant::now();
-        while key(&shared.state().lent[0].reservations) != Some(3) {
+        while known(&shared.state(), 0).and_then(|it| key(&it)) != Some(3) {
             assert!(begun.elapsed().as_secs() < 20);
             thread::sleep(std::time::Duration::from_millis(1));
         }
         let export = shared.state().lent[0].export.clone();
         let files = shared.reservations.as_ref().unwrap().files();
-        assert_eq!(key(&load(&files, &export).unwrap()), Some(3));
+        assert_eq!(key(&load(files, &export).unwrap().unwrap()), Some(3));
     }
 
     /// The writer of a worker with disk 1, whose saves wait while [`Stalled::stall`] is held.
@@ -261,7 +281,7 @@ mod test {
             shared.reservations = Some(writer);
             let shared = Arc::new(shared);
             start(&shared, waiting).unwrap();
-            shared.state().lent[0].reservations = Some(saved(1, "before"));
+            shared.state().lent[0].reservations = Stored::Known(Some(saved(1, "before")));
             Self { folder, shared }
         }
 
@@ -291,12 +311,12 @@ mod test {
         }
 
         fn record(&self) -> Option<SavedReservations> {
-            self.shared.state().lent[0].reservations.clone()
+            known(&self.shared.state(), 0)
         }
 
         fn file(&self) -> Option<SavedReservations> {
             let export = self.shared.state().lent[0].export.clone();
-            load(&self.writer().files(), &export).unwrap()
+            load(self.writer().files(), &export).unwrap()
         }
     }
 
@@ -339,20 +359,53 @@ mod test {
         let export = world.shared.state().lent[0].export.clone();
         let (shared, started) = (world.shared.clone(), mpsc::channel().1);
         let worker = super::super::Worker { shared, supervisor: None, started };
-        thread::scope(|scope| {
-            let lending = scope.spawn(move || worker.lend(&export).unwrap());
-            drop(stalled);
-            lending.join().unwrap();
-        });
-        assert_eq!(world.shared.state().lent[1].reservations, Some(saved(1, "after")));
+        worker.lend(&export).unwrap();
+        assert_eq!(world.shared.state().lent[1].reservations, Stored::Pending);
+        // Another disk does not wait for that.
+        let other = testkit::export("e", "other", Default::default(), (512, 512), 512);
+        worker.lend(&Arc::new(other)).unwrap();
+        assert_eq!(world.shared.state().lent[2].reservations, Stored::Known(None));
+        drop(stalled);
+        world.wait_until(|state| state.replacing.is_none());
+        assert_eq!(known(&world.shared.state(), 1), Some(saved(1, "after")));
         // What is reported of the disk before is not stored any more.
         world.report(1, "late");
         world.report(2, "last");
-        world.wait_until(|state| state.lent[1].reservations == Some(saved(1, "last")));
+        world.wait_until(|state| known(state, 1) == Some(saved(1, "last")));
         assert_eq!(
             (world.record(), world.file()),
             (Some(saved(1, "after")), Some(saved(1, "last")))
         );
+        worker.withdraw(&export);
+        assert_eq!(world.shared.state().lent.len(), 2, "no worker has it");
+    }
+
+    /// As long as the state in memory of the worker is the only one, no other gets the disk.
+    #[test]
+    fn next_worker_does_not_get_a_disk_without_its_file() {
+        let world = Stalled::new();
+        std::fs::create_dir(world.folder.0.join("reservations/.n.json.new")).unwrap();
+        std::fs::write(world.folder.0.join("reservations/n.json"), "no").unwrap();
+        world.report(1, "after");
+        world.wait_until(|state| state.lent[0].reservations == Stored::Unreadable);
+        let notes = world.shared.inbox.receive().notes;
+        assert!(notes.iter().any(|note| note.contains("will not be lent again")), "{notes:?}");
+        world.shared.state().worker_lost();
+        let (own, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (sender, _) = ipc::channel::split(own, MAX_REPORT).unwrap();
+        let (_, mut receiver) = ipc::channel::split(other, MAX_REPORT).unwrap();
+        let mut state = world.shared.state();
+        (state.sender, state.withheld) = (Some(sender), Vec::new());
+        state.send_all();
+        assert!(!state.lent[0].is_sent);
+        state.send(&Request::Unlock);
+        drop(state);
+        let mut received = Vec::new();
+        while !matches!(received.last(), Some(Request::Unlock)) {
+            received.push(receiver.receive().unwrap().unwrap().0);
+        }
+        let lends = received.iter().any(|request| matches!(request, Request::Lend(_)));
+        assert!(!lends, "{received:?}");
     }
 
     #[test]
@@ -371,7 +424,7 @@ mod test {
         let (shared, started) = (Arc::new(shared), mpsc::channel().1);
         let worker = super::super::Worker { shared, supervisor: None, started };
         worker.lend(&Arc::new(export)).unwrap();
-        assert!(worker.shared.state().lent.remove(0).reservations.is_none());
+        assert_eq!(worker.shared.state().lent.remove(0).reservations, Stored::Known(None));
     }
 
     #[test]
@@ -385,7 +438,8 @@ mod test {
         let (shared, started) = (Arc::new(shared), mpsc::channel().1);
         let worker = super::super::Worker { shared, supervisor: None, started };
         worker.lend(&export).unwrap();
-        assert!(worker.shared.state().lent.remove(0).reservations.is_some());
+        assert!(known(&worker.shared.state(), 0).is_some());
+        worker.shared.state().lent.clear();
         std::fs::write(folder.0.join("reservations/n.json"), "no").unwrap();
         let failure = worker.lend(&export).unwrap_err().to_string();
         assert!(failure.contains("not lent") && failure.contains("n.json"), "{failure}");

@@ -102,7 +102,7 @@ fn texts(event: &Event<u64>) -> [&str; 4] {
 pub(super) mod test {
     use super::*;
     use crate::inbox::Inbox;
-    use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State};
+    use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State, Stored};
     use export::{Auth, Channel, Identity, PairingRequest, Secret, Usage};
     use std::sync::{Condvar, Mutex};
 
@@ -119,10 +119,11 @@ pub(super) mod test {
         state.lent.push(AssignedDisk {
             disk: 1,
             export: Arc::new(export),
+            is_sent: false,
             withdrawn: false,
             before: Usage::default(),
             being_written: false,
-            reservations: None,
+            reservations: Stored::Known(None),
         });
         let inbox = Inbox::open().unwrap();
         Shared { inbox, state: Mutex::new(state), stopped: Condvar::new(), reservations: None }
