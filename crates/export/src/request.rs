@@ -157,8 +157,9 @@ impl Grant {
         Self { proven: true, ..self }
     }
 
-    /// Returns the index of the state of the overlay that the host has.
-    pub(crate) fn state(&self) -> Option<usize> {
+    /// Returns the index of the state of the overlay that the host has; `None` for a disk without one,
+    /// and for a host without a state.
+    pub fn state(&self) -> Option<usize> {
         self.activity.claim.as_ref().map(Claim::state)
     }
 

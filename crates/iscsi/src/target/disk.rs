@@ -90,6 +90,11 @@ impl Disk {
         }
     }
 
+    /// Returns whether the session is to end, after a cold reset: no further commands are accepted.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_over || self.pending.iter().any(Pending::ends_session)
+    }
+
     /// Returns whether the stream waits for memory.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.is_some()

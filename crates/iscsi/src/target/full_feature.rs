@@ -91,8 +91,8 @@ impl FullFeature {
     }
 
     pub(super) fn can_receive(&self) -> bool {
-        let stalled = self.disk.as_ref().is_some_and(|disk| disk.is_stalled());
-        matches!(self.state, State::Running) && !stalled
+        let stops = |disk: &Disk| disk.is_stalled() || disk.is_ending();
+        matches!(self.state, State::Running) && !self.disk.as_ref().is_some_and(stops)
     }
 
     /// Calls `act` with the disk, if there is one.

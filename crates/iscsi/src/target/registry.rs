@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use export::{Fence, KeyId};
+use export::{Fence, Grant, KeyId};
 
 /// What identifies a session of this target to its initiator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(super) struct Registration {
     tsih: u16,
     /// `None` for a discovery session.
     fence: Option<Arc<Fence>>,
+    /// The state of an overlay that it uses. Sessions with another one use other data.
+    state: Option<usize>,
     /// Whether another session has replaced it.
     replaced: AtomicBool,
     /// How far it has come with a reset of the logical unit by another session.
@@ -96,11 +98,12 @@ impl Registry {
         })
     }
 
-    /// Registers a session. Returns `None` if no handle is free.
+    /// Registers a session with what it may access; `None` for a discovery session. Returns `None` if
+    /// no handle is free.
     pub(super) fn register(
         &self,
         id: SessionId,
-        fence: Option<Arc<Fence>>,
+        grant: Option<&Grant>,
     ) -> Option<Arc<Registration>> {
         let mut sessions = self.lock();
         sessions.live.retain(|session| session.strong_count() != 0);
@@ -113,7 +116,8 @@ impl Registry {
         let session = Arc::new(Registration {
             id,
             tsih,
-            fence,
+            fence: grant.map(|grant| grant.fence().clone()),
+            state: grant.and_then(Grant::state),
             replaced: AtomicBool::new(false),
             reset: AtomicU8::new(NO_RESET),
         });
@@ -121,21 +125,22 @@ impl Registry {
         Some(session)
     }
 
-    /// Returns the other sessions of its target.
+    /// Returns the other sessions of its logical unit: those of its target that use the same data.
     fn others(&self, own: &Registration) -> Vec<Arc<Registration>> {
         let live: Vec<_> = self.lock().live.iter().filter_map(Weak::upgrade).collect();
-        let is_other =
-            |it: &Arc<Registration>| it.id.target == own.id.target && it.tsih != own.tsih;
+        let is_other = |it: &Arc<Registration>| {
+            (&it.id.target, it.state) == (&own.id.target, own.state) && it.tsih != own.tsih
+        };
         live.into_iter().filter(is_other).collect()
     }
 
-    /// Returns whether its target has other sessions.
+    /// Returns whether its logical unit has other sessions.
     pub(super) fn has_others(&self, own: &Registration) -> bool {
         !self.others(own).is_empty()
     }
 
-    /// Requests the reset of the logical unit from every other session of its target. Returns them;
-    /// they must be notified.
+    /// Requests the reset from every other session of the logical unit. Returns them; they must be
+    /// notified.
     pub(super) fn reset_others(&self, own: &Registration) -> Vec<Weak<Registration>> {
         let request = |other: &Arc<Registration>| {
             other.reset.store(RESET_REQUESTED, Ordering::Release);

@@ -111,8 +111,7 @@ impl Session {
         if grant.as_ref().is_some_and(|grant| grant.export().has_orphans()) {
             return Ok(());
         }
-        let fence = grant.as_ref().map(|grant| grant.fence().clone());
-        let registration = self.server.registry.register(id, fence);
+        let registration = self.server.registry.register(id, grant.as_ref());
         let registration = registration
             .ok_or_else(|| refused(Status::OUT_OF_RESOURCES, "there are too many sessions"))?;
         let Phase::Login(login, _) = std::mem::replace(&mut self.phase, Phase::Closed) else {

@@ -150,6 +150,55 @@ fn cold_reset_ends_the_only_session() {
     world.end_all();
 }
 
+/// A command that follows it must not be on the disk when the session has ended.
+#[test]
+fn cold_reset_accepts_no_further_command() {
+    let mut world = World::new();
+    let (mut initiator, _) = busy(&mut world);
+    assert_eq!(manage(&mut world, &mut initiator, function::TARGET_COLD_RESET, 0), []);
+    // TEST UNIT READY gets the unit attention of the reset.
+    let command = initiator.scsi([0; 16], FINAL, 0);
+    world.send(initiator.id, &initiator.pdu(&command, &[]));
+    let command = initiator.scsi(write_10(8, 1), FINAL | bhs::WRITE, 512);
+    world.send(initiator.id, &initiator.pdu(&command, &[2; 512]));
+    assert_eq!(world.jobs(initiator.id).len(), 1, "only the write before it");
+    world.finish(initiator.id, 0, Ok(()));
+    assert_eq!(response(&initiator.received(&mut world)), function_response::COMPLETE);
+    assert!(!world.conn(initiator.id).is_open());
+    let export = world.catalogue.find(&crate::world::DISK.into()).unwrap();
+    assert!(!export.has_orphans(), "a write is in flight");
+    world.end_all();
+}
+
+/// Hosts with overlays of their own use other data, and are another logical unit to each other.
+#[test]
+fn reset_does_not_concern_hosts_with_data_of_their_own() {
+    let mut world = World::with_private_overlay();
+    let (other, _) = busy(&mut world);
+    let mut initiator = {
+        let id = world.open();
+        let mut initiator = Initiator::new(id);
+        let keys = [&[("InitiatorName", "iqn.2026-01.org.example:another")], &SHORT[1..]].concat();
+        assert_eq!(initiator.login(&mut world, &keys).login_status(), 0);
+        initiator.ready(&mut world);
+        initiator
+    };
+    for code in [function::LOGICAL_UNIT_RESET, function::TARGET_WARM_RESET] {
+        let code = response(&manage(&mut world, &mut initiator, code, 0));
+        assert_eq!(code, function_response::COMPLETE);
+        // The unit attention of the reset.
+        assert_eq!(sense(&initiator.read(&mut world, 0, 1)), (6, 0x29, 3));
+    }
+    assert_eq!(other.received(&mut world), []);
+    world.finish(other.id, 0, Ok(()));
+    let pdus = other.received(&mut world);
+    assert_eq!((pdus.len(), status(&pdus)), (1, 0), "its write was aborted");
+    let code = response(&manage(&mut world, &mut initiator, function::TARGET_COLD_RESET, 0));
+    assert_eq!(code, function_response::COMPLETE);
+    assert!(world.conn(other.id).is_open());
+    world.end_all();
+}
+
 #[test]
 fn cold_reset_does_not_cut_other_initiators_off() {
     let mut world = World::new();

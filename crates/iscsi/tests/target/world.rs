@@ -3,7 +3,10 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use export::{Access, Auth, Catalogue, Export, Identity, Peer, Pool};
+use export::{
+    Access, Auth, Backing, Catalogue, Export, Geometry, Identity, Overlay, OverlayLayout, Peer,
+    Pool,
+};
 use iscsi::target::Server;
 use testkit::Driver;
 
@@ -60,6 +63,20 @@ impl World {
         let block = |at: usize| [u8::try_from(at % 199).unwrap(); 512];
         let world = Self::bare(pool, (0..SIZE / 512).flat_map(block).collect());
         world.catalogue.publish(disk(DISK, Access::Writable, 512, SIZE as u64));
+        world
+    }
+
+    /// Creates a target with one disk, to which each host has an overlay of its own.
+    pub(crate) fn with_private_overlay() -> Self {
+        let world = Self::bare(Pool::new(64 << 20), vec![0; SIZE]);
+        let files = [(); 9].map(|()| std::fs::File::open("/dev/null").unwrap().into());
+        let layout =
+            OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: true, is_durable: false };
+        let backing = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
+        let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
+        let mut export = Export::new("overlay", DISK, identity, geometry, SIZE as u64, backing);
+        export.access = Access::Writable;
+        world.catalogue.publish(Arc::new(export));
         world
     }
 

@@ -35,6 +35,11 @@ impl Pending {
         Self { itt: Some(itt), waiting, others: None, ends: false }
     }
 
+    /// Returns whether the session ends with it.
+    pub(super) fn ends_session(&self) -> bool {
+        self.ends
+    }
+
     /// Notes that a slot was freed.
     pub(super) fn freed(&mut self, at: u8) {
         self.waiting.retain(|other| *other != at);
