@@ -33,7 +33,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{Auth, Export, ExportId, Policy, SavedReservations, Usage};
+use export::{Auth, Export, ExportId, Policy, Usage};
 use keys::reservations::ReservationFiles;
 use linux::gadget::Endpoints;
 use pair::{FailedAttempts, Verdict};
@@ -48,7 +48,7 @@ use failure::{Failure, spawn_error};
 use ipc::channel::Sender;
 pub use main_loop::work;
 use messages::{ExportWire, Request, ReservationsWire, TriesWire};
-use reservations::{ReservationWriter, may_persist};
+use reservations::{ReservationWriter, Stored, may_persist};
 pub use usage::WriteTracker;
 
 /// Added to the hosts' timeout before a stopping worker is killed.
@@ -148,17 +148,6 @@ struct AssignedDisk {
     before: Usage,
     being_written: bool,
     reservations: Stored,
-}
-
-/// The reservations of a disk in its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Stored {
-    /// The file is being replaced.
-    Pending,
-    /// It has these.
-    Known(Option<SavedReservations>),
-    /// It cannot be read. Without it, hosts that were shut out could write.
-    Unreadable,
 }
 
 impl Worker {

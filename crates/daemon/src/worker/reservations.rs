@@ -12,7 +12,7 @@ use failure::Failure;
 use keys::reservations::ReservationFiles;
 
 use super::messages::{Report, Request};
-use super::{AssignedDisk, Shared, State, Stored};
+use super::{AssignedDisk, Shared, State};
 use crate::inbox::{Inbox, WorkerEvent};
 
 /// Most states that wait to be written; further ones fail.
@@ -57,6 +57,17 @@ pub(super) struct Save {
     pub(super) name: String,
     pub(super) sequence: u64,
     pub(super) state: Option<SavedReservations>,
+}
+
+/// In the opener: the reservations of a disk in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// The file is being replaced.
+    Pending,
+    /// It has these.
+    Known(Option<SavedReservations>),
+    /// It cannot be read. Without it, hosts that were shut out could write.
+    Unreadable,
 }
 
 /// In the opener: the thread that writes the states.

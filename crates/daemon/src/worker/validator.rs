@@ -102,7 +102,8 @@ fn texts(event: &Event<u64>) -> [&str; 4] {
 pub(super) mod test {
     use super::*;
     use crate::inbox::Inbox;
-    use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State, Stored};
+    use crate::worker::reservations::Stored;
+    use crate::worker::{AssignedDisk, Config, MAX_UNANSWERED, State};
     use export::{Auth, Channel, Identity, PairingRequest, Secret, Usage};
     use std::sync::{Condvar, Mutex};
 
