@@ -21,7 +21,8 @@ mod width;
 
 pub use escape::{escape_lines_to_ascii, escape_unprintable, short_host_nqn};
 pub use model::{
-    AccessRequest, Disk, Host, KeptChanges, Link, Model, Pairing, TargetMode, Unavailable, UsbPort,
+    AccessRequest, Disk, Host, KeptByHost, KeptChanges, Link, Model, Pairing, TargetMode,
+    Unavailable, UsbPort,
 };
 pub use page::Style;
 pub use screen::{frame, screen};

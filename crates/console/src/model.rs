@@ -166,6 +166,20 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Returns whether an overlay keeps changes.
+    pub fn keeps_changes(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.bytes > 0)
+    }
+
+    /// Returns whether the disk would have an overlay if that was changed at the console; `None` for a
+    /// disk that hosts can change.
+    pub(crate) fn can_set_overlay(&self) -> Option<bool> {
+        match (self.access, &self.kept) {
+            (Access::Writable, None) => None,
+            (_, kept) => Some(kept.is_none()),
+        }
+    }
+
     /// Returns the names from which protocols make their own.
     pub(crate) fn names(&self) -> ExportNames<'_> {
         ExportNames { id: &self.id, short: &self.short }
@@ -179,8 +193,19 @@ pub struct KeptChanges {
     pub in_files: bool,
     /// Bytes of all hosts.
     pub bytes: u64,
-    /// Names or addresses of hosts, and the bytes of each; empty if all hosts share them.
-    pub by_host: Vec<(String, u64)>,
+    /// Of each host; empty if all hosts share them.
+    pub by_host: Vec<KeptByHost>,
+}
+
+/// Changes of one host that an overlay keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptByHost {
+    /// Its name or address.
+    pub host: String,
+    /// Whether it has proven the name. A host without a key may have the same.
+    pub has_key: bool,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// An attached host.

@@ -65,6 +65,9 @@ pub enum ServeEvent {
         host: String,
         /// Address and port of the host.
         address: String,
+        /// Whether it can only read, because the overlay has no room for another host.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        no_room: bool,
         /// How the host authenticated.
         #[serde(flatten)]
         shown: HostAuth,
@@ -401,7 +404,11 @@ impl ServeEvent {
     pub fn is_message(&self) -> bool {
         let is_notable = matches!(
             self,
-            Self::Note { .. } | Self::Paired { .. } | Self::Withdrawn { .. } | Self::Resized { .. }
+            Self::Note { .. }
+                | Self::Paired { .. }
+                | Self::Withdrawn { .. }
+                | Self::Resized { .. }
+                | Self::Attached { no_room: true, .. }
         );
         is_notable || self.is_problem()
     }
@@ -444,8 +451,9 @@ impl ServeEvent {
         let is_usb = peer_of(&event).is_some_and(|peer| peer.transport == Transport::Usb);
         let protocol = if is_usb { USB } else { protocol.name() };
         match event {
-            Event::Attached { export, peer, host, proven } => Self::Attached {
+            Event::Attached { export, peer, host, proven, no_room } => Self::Attached {
                 protocol,
+                no_room,
                 which: DiskRef::of(&export),
                 host,
                 address: address(&peer),
@@ -552,6 +560,7 @@ mod test {
                     peer: peer.clone(),
                     host: host.clone(),
                     proven: None,
+                    no_room: false,
                 },
                 r#"{"event":"attached","protocol":"nvme-tcp","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000"}"#,
             ),
@@ -610,6 +619,7 @@ mod test {
             peer: Peer { channel: Some(Arc::new(channel)), ..peer() },
             host: "nqn.host".to_owned(),
             proven: Some(KeyId::new(7)),
+            no_room: false,
         };
         let event = ServeEvent::of(attached, &policy, Protocol::Nbd);
         let json = event.json();
@@ -617,6 +627,20 @@ mod test {
         assert!(json.ends_with(end), "{json}");
         let wanted = "attached by laptop at 10.0.0.2:5000, encrypted (TLS_AES_128_GCM_SHA256)";
         assert!(event.sentence().unwrap().ends_with(wanted));
+    }
+
+    #[test]
+    fn host_without_a_state_in_an_overlay_is_reported() {
+        let attached = |no_room| {
+            let (export, peer, host) = (export(), peer(), "nqn.host".to_owned());
+            let event = Event::Attached { export, peer, host, proven: None, no_room };
+            ServeEvent::of(event, &Policy::default(), Protocol::Nvme)
+        };
+        let event = attached(true);
+        assert!(event.is_message() && event.sentence().unwrap().contains("it can only read"));
+        assert!(event.json().ends_with(r#""no_room":true}"#), "{}", event.json());
+        let event = attached(false);
+        assert!(!event.is_message() && !event.json().contains("no_room"));
     }
 
     #[test]
@@ -676,7 +700,13 @@ mod test {
     fn hostile_name_is_escaped_everywhere() {
         let host = "\x1b[2J\u{9b}\u{202e}\u{e0001}\"\n\x7f".to_owned();
         let event = ServeEvent::of(
-            Event::Attached { export: export(), peer: peer(), host: host.clone(), proven: None },
+            Event::Attached {
+                export: export(),
+                peer: peer(),
+                host: host.clone(),
+                proven: None,
+                no_room: false,
+            },
             &Policy::default(),
             Protocol::Nvme,
         );
@@ -726,7 +756,13 @@ mod test {
     fn anonymous_host_on_unix_socket_is_described() {
         let peer = Peer { transport: Transport::Unix, ..peer() };
         let host = String::new();
-        let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
+        let attached = Event::Attached {
+            export: export(),
+            peer: peer.clone(),
+            host,
+            proven: None,
+            no_room: false,
+        };
         let event = ServeEvent::of(attached, &Policy::default(), Protocol::Nbd);
         assert_eq!(
             event.json(),

@@ -182,7 +182,13 @@ mod test {
         for _ in 0..MAX_EVENTS + 5 {
             inbox.put(Event::Violation { peer: peer(), rule: "rule" });
         }
-        inbox.put(Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None });
+        inbox.put(Event::Attached {
+            export,
+            peer: peer(),
+            host: "h".to_owned(),
+            proven: None,
+            no_room: false,
+        });
         inbox.note("one more".to_owned());
         inbox.set_subject("eth0", Some("eth0: no cable".to_owned()));
         inbox.set_subject("eth0", None);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use console::KeptChanges;
+use console::{KeptByHost, KeptChanges};
 use export::{
     Backing, BlockMap, Export, Identity, MAX_STATES, Overlay, OverlayHost, OverlayLayout,
 };
@@ -19,7 +19,7 @@ use linux::block::{self, Disk};
 use linux::disk::Opened;
 use linux::tree::Tree;
 use linux::{identity, memory};
-use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::Serialize;
 
@@ -66,20 +66,32 @@ pub struct Kept {
 #[derive(Debug, Clone, Serialize)]
 struct KeptBy {
     host: String,
+    keyed: bool,
     bytes: u64,
 }
 
 impl Kept {
     pub(crate) fn of(export: &Export) -> Option<Self> {
         let KeptChanges { bytes: kept, by_host, .. } = kept(export)?;
-        let kept_by = by_host.into_iter().map(|(host, bytes)| KeptBy { host, bytes }).collect();
-        Some(Self { kept, kept_by })
+        let kept_by = by_host.into_iter();
+        let kept_by =
+            kept_by.map(|it| KeptBy { host: it.host, keyed: it.has_key, bytes: it.bytes });
+        Some(Self { kept, kept_by: kept_by.collect() })
     }
 }
 
 /// Returns the most memory that each of `overlays` overlays may take: a quarter of all together.
 pub fn limit(tree: &Tree, overlays: usize) -> u64 {
     memory::available(tree) / 4 / (overlays.max(1) as u64)
+}
+
+/// Memory that overlays leave in target mode, where nothing else uses it, in bytes.
+const RESERVE: u64 = 256 << 20;
+
+/// Returns the most memory of all overlays together in target mode.
+pub(crate) fn console_budget(tree: &Tree) -> u64 {
+    let available = memory::available(tree);
+    (available / 2).min(available.saturating_sub(RESERVE))
 }
 
 /// The table of the map may take this part of the limit.
@@ -253,26 +265,25 @@ pub(crate) fn kept(export: &Export) -> Option<KeptChanges> {
     for state in 0..overlay.states() {
         let Some((_, data, map)) = overlay.state(state) else { continue };
         // In files, the memory for the map is not counted.
+        let stored = |file: &OwnedFd| engine::stored_bytes(file).unwrap_or(0);
         let map_bytes = overlay.durable_map(state).map_or_else(|| 2 * stored(map), stored);
         let bytes = stored(data) + map_bytes;
         kept.bytes += bytes;
         // What the worker has written is shown escaped.
         let host = host_of(map).filter(|host| bytes > 0 && *host != OverlayHost::All);
-        kept.by_host.extend(host.map(|host| (host.to_string(), bytes)));
+        kept.by_host.extend(host.map(|host| {
+            let (host, has_key) = (host.text().to_owned(), host.has_key());
+            KeptByHost { host, has_key, bytes }
+        }));
     }
     Some(kept)
 }
 
-fn stored(file: &OwnedFd) -> u64 {
-    let blocks = fstat(file).map_or(0, |stat| stat.st_blocks);
-    u64::try_from(blocks).unwrap_or(0) * 512
-}
-
 /// Returns the host that the file with a map names.
 fn host_of(map: &OwnedFd) -> Option<OverlayHost> {
-    let mut head = [0; 1024];
-    let len = rustix::io::pread(map, &mut head, 0).ok()?;
-    OverlayHost::parse_head(head.get(..len)?)
+    let mut header = [0; 1024];
+    let len = rustix::io::pread(map, &mut header, 0).ok()?;
+    OverlayHost::parse_header(header.get(..len)?)
 }
 
 #[cfg(test)]
@@ -325,10 +336,13 @@ pub(crate) mod test {
         let (_, data, map) = overlay.state(3).unwrap();
         write(data, &[1; 512]);
         assert_eq!((kept().bytes, kept().by_host.len()), (4096, 0));
-        write(map, &OverlayHost::Named("nqn.a".to_owned()).head());
+        write(map, &OverlayHost::Named("nqn.a".to_owned()).header());
         let bytes = 3 * 4096;
         assert_eq!(kept().bytes, bytes, "the map counts twice, as for the limit");
-        assert_eq!(kept().by_host, [("nqn.a".to_owned(), bytes)]);
+        let [KeptByHost { host, has_key: false, bytes: of_host }] = &kept().by_host[..] else {
+            panic!("one host without a key")
+        };
+        assert_eq!((host.as_str(), *of_host), ("nqn.a", bytes));
     }
 
     #[test]

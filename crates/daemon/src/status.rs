@@ -43,7 +43,7 @@ impl Status {
     /// Records attachments; hosts with a key are named as in `policy`.
     pub fn record(&mut self, event: &Event, policy: &Policy) {
         match event {
-            Event::Attached { export, peer, host, proven } => {
+            Event::Attached { export, peer, host, proven, .. } => {
                 let known_as = name_of(peer, *proven, policy);
                 if let Some(entry) = self.entry(export) {
                     let (host, transport) = (host.clone(), peer.transport);
@@ -126,10 +126,10 @@ impl Entry {
     /// Returns the changes of an overlay; attached hosts by the names that the user knows them by.
     fn kept(&self) -> Option<KeptChanges> {
         let mut kept = overlay::kept(&self.export)?;
-        for (name, _) in &mut kept.by_host {
-            let known = self.hosts.iter().find(|known| known.host == *name);
-            if let Some(known_as) = known.and_then(|known| known.known_as.clone()) {
-                *name = known_as;
+        for kept in kept.by_host.iter_mut().filter(|kept| kept.has_key) {
+            let known = self.hosts.iter().filter(|known| known.host == kept.host);
+            if let Some(known_as) = known.filter_map(|known| known.known_as.clone()).next() {
+                kept.host = known_as;
             }
         }
         Some(kept)
@@ -191,6 +191,7 @@ mod test {
             peer: peer(remote),
             host: "h".to_owned(),
             proven: None,
+            no_room: false,
         }
     }
 
@@ -237,7 +238,8 @@ mod test {
         for (proven, name) in [(None, None), (Some(key), Some("vm"))] {
             let host = "h".to_owned();
             let peer = peer("10.0.0.2:1");
-            let event = Event::Attached { export: disk.clone(), peer, host, proven };
+            let event =
+                Event::Attached { export: disk.clone(), peer, host, proven, no_room: false };
             status.record(&event, &policy);
             let disks = status.disks();
             let last = disks[0].attached.last().unwrap();

@@ -37,13 +37,15 @@ pub(crate) struct Job {
     /// Interrupted calls since the last progress.
     interrupted: u8,
     zeros: Option<Rc<Buffer>>,
+    /// Of an overlay.
+    room: overlay::Room,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Reading or writing the buffer.
     Transfer,
-    /// A [`BlockingOp`].
+    /// A [`BlockingOp`]: extents, a prefetch, or a discard or zeroes of an overlay.
     BlockingOp,
     /// Deallocating the blocks.
     Punch,
@@ -88,15 +90,27 @@ impl Job {
             Op::Zero { unmap: false, fast: true, .. } if is_device(admitted.export().backing()) => {
                 Phase::Over(Err(Fault::Unsupported))
             }
+            // As long as the range is.
+            Op::Zero { .. } | Op::Discard if has_overlay(admitted.export().backing()) => {
+                Phase::BlockingOp
+            }
             Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
-            // The map of an overlay shows the blocks as zeros.
-            Op::Zero { .. } if has_overlay(admitted.export().backing()) => Phase::Punch,
             Op::Zero { unmap: false, .. } => Phase::ZeroRange,
         };
-        let mut job = Self { admitted, phase, done: 0, interrupted: 0, zeros: None };
+        let mut job = Self {
+            admitted,
+            phase,
+            done: 0,
+            interrupted: 0,
+            zeros: None,
+            room: overlay::Room::default(),
+        };
         if job.result().is_none() {
             match overlay::check(&job.admitted) {
-                Ok(()) => job.skip_zeros(),
+                Ok(room) => {
+                    job.room = room;
+                    job.skip_zeros();
+                }
                 Err(fault) => job.refuse(fault),
             }
         }
@@ -180,6 +194,10 @@ impl Job {
                 self.admitted.export().flush_failed();
             }
             self.phase = Phase::Over(answer.map(drop));
+            return;
+        }
+        if self.admitted.op().mutates() {
+            self.end(answer.map(drop));
             return;
         }
         let mut extents = Extents::emit(self.admitted.bytes_mut());
@@ -337,6 +355,10 @@ impl Job {
 
     fn end(&mut self, result: Result<(), Fault>) {
         let result = result.and_then(|()| overlay::record(&self.admitted));
+        let room = std::mem::take(&mut self.room);
+        if result.is_ok() {
+            room.commit();
+        }
         if self.admitted.op() == Op::Read {
             // Old contents of the buffer must not be sent, neither after a failure nor beyond the
             // end of the disk.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crate::overlay::HEAD_BYTES;
+use crate::overlay::HEADER_BYTES;
 
 /// Where the contents of a block are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,13 +62,14 @@ const STORED: u8 = 3;
 /// The [`Source`] of each block, in two bits. Blocks are grouped into leaves of 16,384, which exist
 /// only where their blocks differ.
 ///
-/// Reading takes no lock. In its file there are the head of the [`OverlayState`](crate::OverlayState),
+/// Reading takes no lock. In its file there are the header of the [`OverlayState`](crate::OverlayState),
 /// from byte 4096 on a byte for each leaf, padded to a multiple of 4096 bytes, and then room for all
 /// leaves: 4096 bytes each, little-endian words of 32 blocks, the first block in the lowest bits.
 pub struct BlockMap {
     blocks: u64,
     leaves: Box<[Leaf]>,
-    /// Held for a change, so that the file has the last one.
+    /// Held for each change of leaves, so that the file has the last one. Not for the whole of a long
+    /// range, or others would wait for it.
     changing: Mutex<()>,
 }
 
@@ -100,7 +101,7 @@ impl BlockMap {
     ) -> Result<Self, E> {
         let map = Self::new(blocks);
         let mut table = vec![0; map.leaves.len()];
-        read(HEAD_BYTES, &mut table)?;
+        read(HEADER_BYTES, &mut table)?;
         let mut bytes = [0; 8 * WORDS_PER_LEAF];
         for ((index, leaf), entry) in (0u64..).zip(&map.leaves).zip(table) {
             if entry != STORED {
@@ -121,7 +122,7 @@ impl BlockMap {
     }
 
     fn leaf_offset(&self, index: u64) -> u64 {
-        HEAD_BYTES + (self.leaves.len() as u64).next_multiple_of(LEAF_BYTES) + index * LEAF_BYTES
+        HEADER_BYTES + (self.leaves.len() as u64).next_multiple_of(LEAF_BYTES) + index * LEAF_BYTES
     }
 
     /// Returns the source of the block `start`, and how many of the blocks from there to `end` have
@@ -173,9 +174,9 @@ impl BlockMap {
         if self.is_all(range.clone(), source) {
             return Ok(());
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut at, end) = (range.start, range.end.min(self.blocks));
         while at < end {
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
             let index = at / BLOCKS_PER_LEAF;
             let whole = self.whole_leaves(at, end);
             let next = end.min((index + (whole.len() as u64).max(1)) * BLOCKS_PER_LEAF);
@@ -183,7 +184,7 @@ impl BlockMap {
                 self.set_in_leaf(index, at..next, source, &mut store)?;
             } else {
                 let entries = [source as u8; MAX_ENTRIES];
-                store(HEAD_BYTES + index, entries.get(..whole.len()).unwrap_or_default())?;
+                store(HEADER_BYTES + index, entries.get(..whole.len()).unwrap_or_default())?;
                 whole.iter().for_each(|leaf| leaf.uniform.store(source as u8, Ordering::Release));
             }
             self.mark(index, (whole.len() as u64).max(1));
@@ -211,11 +212,11 @@ impl BlockMap {
     /// The error of `step`. The changes are stored by the next call.
     pub fn persist<E>(
         &self,
-        head: Option<&[u8]>,
+        header: Option<&[u8]>,
         mut step: impl FnMut(PersistStep<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut taken = Vec::new();
-        let result = self.persist_dirty(head, &mut step, &mut taken);
+        let result = self.persist_dirty(header, &mut step, &mut taken);
         if result.is_err() {
             taken.iter().for_each(|(index, _)| self.mark(*index, 1));
         }
@@ -224,7 +225,7 @@ impl BlockMap {
 
     fn persist_dirty<E>(
         &self,
-        head: Option<&[u8]>,
+        header: Option<&[u8]>,
         step: &mut impl FnMut(PersistStep<'_>) -> Result<(), E>,
         taken: &mut Vec<(u64, u8)>,
     ) -> Result<(), E> {
@@ -246,10 +247,10 @@ impl BlockMap {
                 break;
             }
         }
-        if taken.is_empty() && head.is_none() {
+        if taken.is_empty() && header.is_none() {
             return Ok(());
         }
-        head.map_or(Ok(()), |head| step(PersistStep::Store(0, head)))?;
+        header.map_or(Ok(()), |header| step(PersistStep::Store(0, header)))?;
         step(PersistStep::SyncMap)?;
         let differs = |(index, entry): &&(u64, u8)| {
             let leaf = usize::try_from(*index).ok().and_then(|index| self.leaves.get(index));
@@ -259,7 +260,7 @@ impl BlockMap {
         for run in entries.chunk_by(|one, next| one.0 + 1 == next.0) {
             let bytes: Vec<u8> = run.iter().map(|(_, entry)| *entry).collect();
             let first = run.first().map_or(0, |(index, _)| *index);
-            step(PersistStep::Store(HEAD_BYTES + first, &bytes))?;
+            step(PersistStep::Store(HEADER_BYTES + first, &bytes))?;
         }
         if entries.is_empty() {
             return Ok(());
@@ -282,7 +283,7 @@ impl BlockMap {
         mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut table = vec![0; self.leaves.len()];
-        read(HEAD_BYTES, &mut table)?;
+        read(HEADER_BYTES, &mut table)?;
         let mut bytes = [0; 8 * WORDS_PER_LEAF];
         for ((index, leaf), durable) in (0u64..).zip(&self.leaves).zip(table) {
             leaf.durable.store(durable, Ordering::Release);
@@ -362,7 +363,7 @@ impl BlockMap {
         let old = std::iter::repeat_n(uniform.word(), WORDS_PER_LEAF);
         let new = changed(old, 0, &range, source);
         store(self.leaf_offset(index), &bytes_of(&new))?;
-        store(HEAD_BYTES + index, &[STORED])?;
+        store(HEADER_BYTES + index, &[STORED])?;
         let _ = leaf.words.set(new.into_iter().map(AtomicU64::new).collect());
         Ok(())
     }
@@ -485,7 +486,7 @@ mod test {
         };
         map.set(0..BLOCKS, Source::Zeros, store).unwrap();
         assert_eq!(map.run(0, BLOCKS), (Source::Zeros, BLOCKS));
-        assert_eq!(stored, [(HEAD_BYTES, 3)], "one call");
+        assert_eq!(stored, [(HEADER_BYTES, 3)], "one call");
         assert!(map.leaves.iter().all(|leaf| leaf.words.get().is_none()));
     }
 
@@ -583,7 +584,7 @@ mod test {
             }
             // The power fails at one of the steps, or after them.
             let mut left = random(12);
-            let done = map.persist(Some(b"head"), |step| {
+            let done = map.persist(Some(b"header"), |step| {
                 left = left.checked_sub(1).ok_or(())?;
                 match step {
                     PersistStep::SyncData => data.sync(),

@@ -28,6 +28,9 @@ pub enum Event<D = Arc<Export>> {
         host: String,
         /// The keys that the host has proven within the protocol. The channel's key is in `peer`.
         proven: Option<KeyId>,
+        /// Whether it can only read because the disk's overlay has no free state for it:
+        /// [`Grant::has_no_room`](crate::Grant::has_no_room).
+        no_room: bool,
     },
     /// A host detached a disk, or its connection was lost.
     Detached {
@@ -91,8 +94,8 @@ impl<D> Event<D> {
     /// Returns the event with its disk replaced by what `map` returns; `None` if that is `None`.
     pub fn map_export<T>(self, map: impl FnOnce(D) -> Option<T>) -> Option<Event<T>> {
         Some(match self {
-            Self::Attached { export, peer, host, proven } => {
-                Event::Attached { export: map(export)?, peer, host, proven }
+            Self::Attached { export, peer, host, proven, no_room } => {
+                Event::Attached { export: map(export)?, peer, host, proven, no_room }
             }
             Self::Detached { export, peer, host, reason, read, written } => {
                 Event::Detached { export: map(export)?, peer, host, reason, read, written }
@@ -185,7 +188,7 @@ mod test {
         let request = Arc::new(PairingRequest { number, host: host(), name, writable, secret });
         let unix = || Peer::unix(Auth::None);
         let events = [
-            Event::Attached { export: 7, peer: peer(), host: host(), proven },
+            Event::Attached { export: 7, peer: peer(), host: host(), proven, no_room: true },
             Event::Detached { export: 7, peer: peer(), host: host(), reason, read, written },
             Event::Refused { peer: unix(), host: host(), wanted: "disk".to_owned(), reason: "why" },
             Event::PairingRequested { peer: peer(), request },

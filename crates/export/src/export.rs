@@ -144,8 +144,13 @@ impl Export {
         &self.backing
     }
 
-    /// Returns whether each host has contents of its own, in an overlay. Then hosts do not share the
-    /// disk, and cannot reserve it.
+    /// Returns whether hosts can reserve the disk: not if each has contents of its own.
+    pub fn supports_reservations(&self) -> bool {
+        !self.is_private()
+    }
+
+    /// Returns whether each host has contents of its own, in an overlay, so that hosts do not share the
+    /// disk.
     pub fn is_private(&self) -> bool {
         matches!(&self.backing, Backing::Overlay(overlay) if overlay.layout().is_private)
     }

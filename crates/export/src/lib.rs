@@ -113,7 +113,7 @@ pub use fault::Fault;
 pub use fence::Fence;
 pub use geometry::{AtomicWrites, Geometry};
 pub use id::ExportId;
-pub use overlay::{MAX_STATES, Overlay, OverlayHost, OverlayLayout, OverlayState};
+pub use overlay::{MAX_STATES, Overlay, OverlayHost, OverlayLayout, OverlayState, Reserved};
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
 pub use request::{Admitted, Denied, Finished, Grant, Op, Outcome, Request, Ticket};

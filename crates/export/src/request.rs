@@ -145,7 +145,8 @@ impl Grant {
     ) -> Self {
         let access = if export.access == Access::ReadOnly { Access::ReadOnly } else { access };
         let claim = Claim::new(&export, host, access == Access::Writable);
-        let is_refused = claim.is_none() && matches!(export.backing(), Backing::Overlay(_));
+        let has_state = claim.as_ref().is_some_and(|claim| claim.state().is_some());
+        let is_refused = !has_state && matches!(export.backing(), Backing::Overlay(_));
         let access = if is_refused { Access::ReadOnly } else { access };
         let activity = Activity::new(export, claim);
         Self { access, fence: Fence::new(&activity), activity, proven: false }
@@ -160,7 +161,12 @@ impl Grant {
     /// Returns the index of the state of the overlay that the host has; `None` for a disk without one,
     /// and for a host without a state.
     pub fn state(&self) -> Option<usize> {
-        self.activity.claim.as_ref().map(Claim::state)
+        self.activity.claim.as_ref().and_then(Claim::state)
+    }
+
+    /// Returns whether the host can only read because the overlay has no free state for it.
+    pub fn has_no_room(&self) -> bool {
+        self.activity.claim.as_ref().is_some_and(Claim::has_no_room)
     }
 
     pub(crate) fn is_proven(&self) -> bool {
@@ -174,12 +180,10 @@ impl Grant {
     }
 
     /// Keeps the fence of `before`, if that is a grant for the same export: for a connection whose
-    /// access is checked again while it has writes in flight. Not if the host has got a state of its own
-    /// in an overlay since.
+    /// access is checked again while it has writes in flight. It keeps its state of an overlay.
     #[must_use]
     pub fn with_fence_of(self, before: &Self) -> Self {
-        let [now, then] = [&self, before].map(Self::state);
-        let same = Arc::ptr_eq(self.export(), before.export()) && (now == then || now.is_none());
+        let same = Arc::ptr_eq(self.export(), before.export());
         if same { Self { access: self.access, ..before.clone() } } else { self }
     }
 
@@ -350,7 +354,7 @@ impl Admitted {
     /// changes; `None` for a disk without one, and for a host without a state, which reads the disk
     /// under the overlay.
     pub fn state(&self) -> Option<usize> {
-        self.activity.claim.as_ref().map(Claim::state)
+        self.activity.claim.as_ref().and_then(Claim::state)
     }
 
     /// Returns the offset of the first byte.

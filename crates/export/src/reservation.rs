@@ -176,6 +176,8 @@ pub enum ReservationError {
     TooManyRegistrants,
     /// The disk was removed or withdrawn, or the connection may no longer write.
     Gone,
+    /// The disk cannot be reserved: [`Export::supports_reservations`](crate::Export::supports_reservations).
+    Unsupported,
 }
 
 /// Notifies a registrant of the effect of another one's command.

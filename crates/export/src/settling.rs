@@ -92,6 +92,9 @@ impl Grant {
         if export.is_gone() || counters.is_closed() {
             return Err(ReservationError::Gone);
         }
+        if !export.supports_reservations() {
+            return Err(ReservationError::Unsupported);
+        }
         if command.requires_write_access() && !is_writable {
             return Err(ReservationError::ReadOnly);
         }

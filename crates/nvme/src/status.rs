@@ -118,6 +118,7 @@ impl Status {
             ReservationError::ReadOnly => Self::NAMESPACE_WRITE_PROTECTED.dnr(),
             ReservationError::TooManyRegistrants => Self::INTERNAL_ERROR.dnr(),
             ReservationError::Gone => Self::NAMESPACE_NOT_READY,
+            ReservationError::Unsupported => Self::INVALID_OPCODE.dnr(),
         }
     }
 }

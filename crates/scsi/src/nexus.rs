@@ -183,7 +183,7 @@ impl Nexus {
         if !exempt && let Some(attention) = self.attentions.pop() {
             return Err(attention.sense().into());
         }
-        if is_reservation(cdb[0]) && grant.export().is_private() {
+        if is_reservation(cdb[0]) && !grant.export().supports_reservations() {
             return Err(Sense::INVALID_OPCODE.into());
         }
         let cdb = Cdb::parse(cdb)?;

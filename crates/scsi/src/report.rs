@@ -27,7 +27,7 @@ fn is_offered(export: &Export, opcode: u8) -> bool {
     match opcode {
         op::UNMAP => export.discard,
         op::WRITE_ATOMIC_16 => limits::atomic_writes(export.geometry).is_some(),
-        opcode => !(is_reservation(opcode) && export.is_private()),
+        opcode => !is_reservation(opcode) || export.supports_reservations(),
     }
 }
 

@@ -177,5 +177,6 @@ pub(crate) fn failed(error: ReservationError) -> Response {
         ReservationError::ReadOnly => Sense::WRITE_PROTECTED,
         ReservationError::TooManyRegistrants => Sense::TOO_MANY_REGISTRATIONS,
         ReservationError::Gone => Sense::MEDIUM_NOT_PRESENT,
+        ReservationError::Unsupported => Sense::INVALID_OPCODE,
     })
 }

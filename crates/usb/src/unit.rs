@@ -135,7 +135,8 @@ impl Unit {
         }
         self.attached = true;
         let (export, peer) = (self.grant.export().clone(), peer.clone());
-        Some(report(Event::Attached { export, peer, host: String::new(), proven: None }))
+        let (host, no_room) = (String::new(), self.grant.has_no_room());
+        Some(report(Event::Attached { export, peer, host, proven: None, no_room }))
     }
 
     /// Returns the report that the host no longer uses the disk, unless this was reported before.

@@ -6,7 +6,7 @@ use crate::instructions;
 use crate::page::{Page, Role, attached_by};
 use crate::table::traffic;
 use crate::width::{fit, height};
-use crate::{Disk, Model, State, Style, decimal, short_host_nqn, size};
+use crate::{Disk, KeptByHost, Model, State, Style, decimal, short_host_nqn, size};
 
 /// Renders the details of a disk, with the commands of all tools.
 pub(super) fn details(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
@@ -98,6 +98,7 @@ pub(super) fn keys(model: &Model, state: &State, style: Style, rows: usize) -> V
             "p, r                  power off, restart",
             "d, l                  detach all hosts and lend nothing; lend again",
             "u                     lend at the USB port, too, without a key; end that",
+            "o                     overlay: hosts can write, and the disk is not changed; end that",
             "Ctrl-L                draw the screen anew",
         ]);
     } else {
@@ -156,8 +157,9 @@ pub(crate) fn facts(disk: &Disk, page: &mut Page) {
     let access = page.access(disk);
     page.push(format!("  {access}"));
     let by_host = disk.kept.iter().flat_map(|kept| &kept.by_host);
-    let shares = by_host.map(|(host, bytes)| {
-        format!("{} by {}", decimal(*bytes), short_host_nqn(host, page.style.utf8))
+    let shares = by_host.map(|KeptByHost { host, has_key, bytes }| {
+        let no_key = if *has_key { "" } else { " (no key)" };
+        format!("{} by {}{no_key}", decimal(*bytes), short_host_nqn(host, page.style.utf8))
     });
     let shares: Vec<String> = shares.collect();
     if !shares.is_empty() {

@@ -4,7 +4,7 @@ use protocol::Protocol;
 
 use super::*;
 use crate::example::{self, host};
-use crate::{KeptChanges, Key, Link};
+use crate::{KeptByHost, KeptChanges, Key, Link};
 
 const SMALL: Style = Style { width: 80, color: false, utf8: false };
 
@@ -53,7 +53,7 @@ and then one of these lines:
 
 1 disk is attached: detach there before you unplug. 0 writes since power-on.
 ? keys   Enter details   c large code   p power off   r restart
-d detach all hosts   t other tools";
+d detach all hosts   o overlay   t other tools";
     assert_eq!(render(&model, &State::default(), SMALL, 25), wanted);
 }
 
@@ -341,16 +341,36 @@ fn last_character_of_a_full_row_is_kept() {
 }
 
 #[test]
+fn overlay_is_shown_on_a_small_window_of_target_mode() {
+    let mut model = example::target_mode(2);
+    let style = Style { width: 80, ..Style::PLAIN };
+    model.disks.iter_mut().for_each(|disk| disk.writes = Some(0));
+    let shown = render(&model, &State::default(), style, 25);
+    assert!(shown.contains("o overlay"), "{shown}");
+    model.disks[0].access = export::Access::Writable;
+    model.disks[0].kept = Some(KeptChanges { bytes: 37_200_000, ..KeptChanges::default() });
+    let shown = render(&model, &State::default(), style, 25);
+    for text in ["overlay 37.2 MB", "read-only", "o end overlay", "0 writes since power-on"] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    assert!(shown.lines().count() <= 25 && shown.lines().all(|line| line.len() <= 80), "{shown}");
+    let asked = after_keys(&[Key::Byte(b'o')], &model);
+    let shown = render(&model, &asked, style, 25);
+    assert!(shown.contains("will be lost. Press o again to lend it read-only."), "{shown}");
+}
+
+#[test]
 fn changes_of_an_overlay_are_shown_for_each_host() {
     let mut model = example::serve(1);
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000".to_owned();
-    let by_host = vec![(nqn, 30_000_000), ("192.0.2.7".to_owned(), 7_200_000)];
+    let kept = |host: &str, has_key, bytes| KeptByHost { host: host.to_owned(), has_key, bytes };
+    let by_host = vec![kept(&nqn, true, 30_000_000), kept(&nqn, false, 7_200_000)];
     model.disks[0].access = export::Access::Writable;
     model.disks[0].kept = Some(KeptChanges { in_files: false, bytes: 37_200_000, by_host });
     let mut page = Page::new(Style::PLAIN);
     facts(&model.disks[0], &mut page);
     let lines = page.lines.join("\n");
     assert!(lines.contains("overlay: 37.2 MB of changes in memory"), "{lines}");
-    assert!(lines.contains("30 MB by host 2f6d1c52"), "{lines}");
-    assert!(lines.contains("7.2 MB by 192.0.2.7"), "{lines}");
+    assert!(lines.contains("30 MB by host 2f6d1c52,"), "{lines}");
+    assert!(lines.contains("7.2 MB by host 2f6d1c52 (no key)"), "{lines}");
 }

@@ -6,6 +6,10 @@ use export::Transport;
 
 use super::{HostAuth, ServeEvent, is_once};
 
+/// The end of the sentence about a host that got no state in an overlay.
+const NO_ROOM: &str = "; it can only read, since the overlay has no room for another host: end storagetm and start \
+                       it again, or discard what a host has written";
+
 impl ServeEvent {
     /// Returns the event as a sentence, or `None` if the screen shows it in another way.
     pub fn sentence(&self) -> Option<String> {
@@ -20,9 +24,10 @@ impl ServeEvent {
                 format!("{name} at {address} was paired by the code: {access}")
             }
             Self::Closed { at, .. } => format!("{at} is gone from this machine"),
-            Self::Attached { which, host, address, shown, .. } => {
+            Self::Attached { which, host, address, shown, no_room, .. } => {
                 let who = who(shown.key.as_deref(), host, address);
-                format!("{} is attached by {who}{}", which.disk, shown.encryption())
+                let no_room = if *no_room { NO_ROOM } else { "" };
+                format!("{} is attached by {who}{}{no_room}", which.disk, shown.encryption())
             }
             Self::Detached { which, host, address, reason, read, written, shown, .. } => {
                 let who = who(shown.key.as_deref(), host, address);

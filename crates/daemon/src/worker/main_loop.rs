@@ -205,13 +205,13 @@ impl WorkerProcess {
         if let Err(sentence) = check_locked(&export) {
             return self.inbox.note(sentence);
         }
+        let export = Arc::new(export);
         if let Err(fault) = engine::restore_overlay(&export) {
             let name = &export.name;
             return self
                 .inbox
                 .note(format!("{name} is not lent: its overlay cannot be read: {fault}"));
         }
-        let export = Arc::new(export);
         let unreported = reservations.map(|ReservationsWire { saved }| {
             let unreported = Arc::new(UnreportedReservations::new(self.inbox.clone()));
             export.set_reservation_store(unreported.clone(), saved);

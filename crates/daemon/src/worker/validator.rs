@@ -140,7 +140,8 @@ pub(super) mod test {
     }
 
     pub(in crate::worker) fn attached(export: u64) -> CountedEvent<u64> {
-        Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None }.into()
+        Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None, no_room: false }
+            .into()
     }
 
     pub(in crate::worker) fn detached() -> CountedEvent<u64> {
@@ -177,7 +178,8 @@ pub(super) mod test {
         let text = |length| "x".repeat(length);
         for (length, is_accepted) in [(MAX_TEXT, true), (MAX_TEXT + 1, false)] {
             let (host, wanted, reason) = (text(length), text(length), "why");
-            let host_only = Event::Attached { export: 1, peer: peer(), host, proven: None };
+            let host_only =
+                Event::Attached { export: 1, peer: peer(), host, proven: None, no_room: false };
             assert_eq!(accept(host_only), is_accepted);
             let host = String::new();
             assert_eq!(accept(Event::Refused { peer: peer(), host, wanted, reason }), is_accepted);

@@ -1,5 +1,5 @@
 //! Disk requests that need several blocking system calls: extents and prefetch, for which io_uring
-//! has no operation, and flushes of an overlay. They can run on any thread.
+//! has no operation, and flushes, discards and zeroes of an overlay. They can run on any thread.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -52,9 +52,13 @@ impl BlockingOp {
         &self.export
     }
 
-    /// Executes the operation, blocking. Only errors of a flush are reported: a range with unknown
-    /// status counts as data, and a failed prefetch is ignored.
+    /// Executes the operation, blocking. Errors of extents and a prefetch are not reported: a range with
+    /// unknown status counts as data, and a failed prefetch is ignored.
     pub(crate) fn run(&self) -> Answer {
+        if self.op.mutates() {
+            let range = (self.start, self.end);
+            return overlay::clear(&self.export, self.state, range).map(|()| Vec::new());
+        }
         if self.op == Op::Flush {
             return overlay::persist_state(&self.export, self.state).map(|()| Vec::new());
         }

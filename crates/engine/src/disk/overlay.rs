@@ -4,15 +4,22 @@
 //! The unit of the map is the logical block, so that no write needs data of the disk. A request is
 //! executed as a sequence of calls, one for each run of blocks from the same source.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use export::{
-    Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Source,
+    Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Reserved,
+    Source,
 };
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
+
+use super::lacks;
 
 /// A state of an overlay, with its files.
 struct State<'a> {
+    export: &'a Arc<Export>,
     overlay: &'a Overlay,
     index: usize,
     state: &'a export::OverlayState,
@@ -24,13 +31,13 @@ struct State<'a> {
 
 impl<'a> State<'a> {
     /// Returns the state with this index, if the export has an overlay.
-    fn of(export: &'a Export, index: Option<usize>) -> Option<Self> {
+    fn of(export: &'a Arc<Export>, index: Option<usize>) -> Option<Self> {
         let (Backing::Overlay(overlay), Some(index)) = (export.backing(), index) else {
             return None;
         };
         let (state, data, map_file) = overlay.state(index)?;
         let (durable, blocks) = (overlay.durable_map(index), export.blocks());
-        Some(Self { overlay, index, state, data, map_file, durable, blocks })
+        Some(Self { export, overlay, index, state, data, map_file, durable, blocks })
     }
 
     fn map(&self) -> Result<&'a BlockMap, Fault> {
@@ -46,8 +53,9 @@ impl<'a> State<'a> {
     /// Returns how many bytes of the limit it takes: the data, and the map, which is in its file and
     /// in memory.
     fn used(&self) -> Result<u64, Fault> {
-        let map = 2 * stored(self.map_file)? + BlockMap::table_bytes(self.blocks);
-        Ok(stored(self.data)?.saturating_add(self.cost(map)))
+        let map =
+            BlockMap::table_bytes(self.blocks).saturating_add(2 * stored_bytes(self.map_file)?);
+        Ok(stored_bytes(self.data)?.saturating_add(self.cost(map)))
     }
 
     /// Returns how many bytes of the limit that much memory for the map takes.
@@ -60,44 +68,65 @@ impl<'a> State<'a> {
         let Some(durable) = self.durable.filter(|_| self.state.is_changed()) else { return Ok(()) };
         let map = self.map()?;
         let host = self.overlay.host(self.index).ok_or(Fault::Io)?;
-        let mut has_head = self.state.persisting();
-        let head = (!*has_head).then(|| host.head());
-        map.persist(head.as_deref(), |step| match step {
+        let mut has_header = self.state.persisting();
+        let header = (!*has_header).then(|| host.header());
+        map.persist(header.as_deref(), |step| match step {
             PersistStep::SyncData => rustix::fs::fdatasync(self.data).map_err(fault),
             PersistStep::Store(at, bytes) => store(durable, at, bytes),
             PersistStep::SyncMap => rustix::fs::fdatasync(durable).map_err(fault),
         })?;
-        *has_head = true;
+        *has_header = true;
         Ok(())
     }
 
-    /// Fails with [`Fault::NoSpace`] if there is no room for `growth` bytes more.
-    fn reserve(&self, growth: u64) -> Result<(), Fault> {
-        let fits = self.overlay.reserve(self.index, self.used()?, growth);
-        if fits { Ok(()) } else { Err(Fault::NoSpace) }
+    /// Reserves `growth` bytes. Fails with [`Fault::NoSpace`] if there is no room.
+    fn reserve(&self, growth: u64) -> Result<Reserved, Fault> {
+        Overlay::reserve(self.export, self.index, growth, || self.used())
+    }
+
+    /// Reserves room for a change of a range, and stores the host before the first change.
+    fn prepare(&self, range: Range<u64>, source: Source, data: u64) -> Result<Room, Fault> {
+        let is_changed = self.state.is_changed();
+        // Before the map takes memory.
+        let mut room = match is_changed {
+            true => Room::default(),
+            false => Room(Some(self.reserve(self.cost(2 * PAGE))?)),
+        };
+        let map = self.map()?;
+        let growth = data.saturating_add(self.cost(map.growth(range.clone(), source)));
+        if growth > 0 && !map.is_all(range, source) {
+            room.add(self.reserve(growth)?);
+        }
+        if !is_changed {
+            self.begin()?;
+        }
+        Ok(room)
     }
 
     /// Stores the host that the state belongs to, before the first change.
     fn begin(&self) -> Result<(), Fault> {
         let host = self.overlay.host(self.index).ok_or(Fault::Io)?;
-        store(self.map_file, 0, &host.head())?;
+        store(self.map_file, 0, &host.header())?;
         self.state.set_changed();
         Ok(())
     }
 }
 
-/// Reads from the files of the overlay of an export, if it has one, which states belong to which host.
+/// Reads from the files of the overlay of an export, if it has one, which states belong to which host,
+/// and their maps. Blocks.
 ///
 /// # Errors
 /// Fails if a file cannot be read.
-pub fn restore(export: &Export) -> Result<(), Fault> {
+pub fn restore(export: &Arc<Export>) -> Result<(), Fault> {
     let Backing::Overlay(overlay) = export.backing() else { return Ok(()) };
     for index in 0..overlay.states() {
         let Some(state) = State::of(export, Some(index)) else { continue };
-        let mut head = [0; 1024];
-        fill(state.map_file, 0, &mut head)?;
-        if let Some(host) = OverlayHost::parse_head(&head) {
+        let mut header = [0; 1024];
+        fill(state.map_file, 0, &mut header)?;
+        if let Some(host) = OverlayHost::parse_header(&header) {
             overlay.restore(index, host, state.used()?);
+            // Read here rather than by the first request, which others would wait for.
+            state.map()?;
         }
     }
     Ok(())
@@ -108,21 +137,26 @@ pub fn restore(export: &Export) -> Result<(), Fault> {
 ///
 /// # Errors
 /// Fails if a file cannot be read, written or synced.
-pub fn persist(export: &Export) -> Result<(), Fault> {
+pub fn persist(export: &Arc<Export>) -> Result<(), Fault> {
     let Backing::Overlay(overlay) = export.backing() else { return Ok(()) };
     restore(export)?;
     (0..overlay.states()).try_for_each(|index| persist_state(export, Some(index)))
 }
 
 /// As [`persist`], for the changes of one host.
-pub(super) fn persist_state(export: &Export, state: Option<usize>) -> Result<(), Fault> {
+pub(super) fn persist_state(export: &Arc<Export>, state: Option<usize>) -> Result<(), Fault> {
     State::of(export, state).map_or(Ok(()), |state| state.persist())
 }
 
 /// Returns the source of the byte at `offset` for the host with that state of the overlay, and for how
 /// many of the bytes up to `end` it is the same. `end` is a multiple of the block size; a read that
 /// goes on inside a block begins there.
-pub(super) fn run(export: &Export, state: Option<usize>, offset: u64, end: u64) -> (Source, u64) {
+pub(super) fn run(
+    export: &Arc<Export>,
+    state: Option<usize>,
+    offset: u64,
+    end: u64,
+) -> (Source, u64) {
     let shift = export.geometry.shift();
     let state = State::of(export, state).filter(|state| state.state.is_changed());
     match state.map(|state| state.map()) {
@@ -138,70 +172,99 @@ pub(super) fn run(export: &Export, state: Option<usize>, offset: u64, end: u64) 
 /// Bytes of a page of the memory of an overlay, at least.
 const PAGE: u64 = 4096;
 
-/// Checks a request before it starts, and stores the host before its first change.
-///
-/// # Errors
-/// [`Fault::NoSpace`] for a change for which there is no room: also for a discard, as discarded
-/// blocks must read as zeros. [`Fault::ReadOnly`] for one of a host without a state. The fault of
-/// reading the map.
-pub(super) fn check(admitted: &Admitted) -> Result<(), Fault> {
-    let export = admitted.export();
-    let source = source_after(admitted.op());
-    let Some(state) = State::of(export, admitted.state()) else {
-        let is_refused = source.is_some() && matches!(export.backing(), Backing::Overlay(_));
-        return if is_refused { Err(Fault::ReadOnly) } else { Ok(()) };
-    };
-    let is_changed = state.state.is_changed();
-    let Some(source) = source else {
-        return if is_changed { state.map().map(|_| ()) } else { Ok(()) };
-    };
-    if !is_changed {
-        // Before the map takes memory.
-        state.reserve(state.cost(2 * PAGE))?;
+/// The room that a request in flight has reserved.
+#[derive(Debug, Default)]
+pub(super) struct Room(Option<Reserved>);
+
+impl Room {
+    fn add(&mut self, more: Reserved) {
+        match &mut self.0 {
+            Some(reserved) => reserved.join(more),
+            none => *none = Some(more),
+        }
     }
-    let (map, range) = (state.map()?, blocks(admitted));
-    // Memory is given out in pages.
-    let data = if source == Source::Overlay { admitted.len().next_multiple_of(PAGE) } else { 0 };
-    let growth = data.saturating_add(state.cost(map.growth(range.clone(), source)));
-    if growth > 0 && !map.is_all(range, source) {
-        state.reserve(growth)?;
+
+    /// Records that the request has stored its data.
+    pub(super) fn commit(self) {
+        self.0.into_iter().for_each(Reserved::commit);
     }
-    if is_changed { Ok(()) } else { state.begin() }
 }
 
-/// Records a completed request in the map, so that its blocks are read from the overlay from now on.
+/// Checks a request before it starts. Reserves room for a write, and stores the host before its first
+/// one. What a discard or zeroes need is checked by [`clear`].
+///
+/// # Errors
+/// [`Fault::NoSpace`] for a write for which there is no room, [`Fault::ReadOnly`] for a change by a host
+/// without a state, and the fault of reading the map.
+pub(super) fn check(admitted: &Admitted) -> Result<Room, Fault> {
+    let (export, op) = (admitted.export(), admitted.op());
+    let Some(state) = State::of(export, admitted.state()) else {
+        let is_refused = op.mutates() && matches!(export.backing(), Backing::Overlay(_));
+        return if is_refused { Err(Fault::ReadOnly) } else { Ok(Room::default()) };
+    };
+    match op {
+        Op::Write { .. } | Op::WriteAtomic { .. } => {
+            // Memory is given out in pages.
+            let data = admitted.len().next_multiple_of(PAGE);
+            state.prepare(blocks(export, admitted.offset(), admitted.len()), Source::Overlay, data)
+        }
+        Op::Read if state.state.is_changed() => state.map().map(|_| Room::default()),
+        _ => Ok(Room::default()),
+    }
+}
+
+/// Records a completed write in the map, so that its blocks are read from the overlay from now on.
 ///
 /// # Errors
 /// Fails if the map cannot be stored.
 pub(super) fn record(admitted: &Admitted) -> Result<(), Fault> {
-    let Some(source) = source_after(admitted.op()) else { return Ok(()) };
-    let Some(state) = State::of(admitted.export(), admitted.state()) else { return Ok(()) };
-    let stored = |at, bytes: &[u8]| store(state.map_file, at, bytes);
-    state.map()?.set(blocks(admitted), source, stored)?;
-    if source == Source::Zeros {
-        // Other hosts may have the room.
-        state.state.set_used(state.used()?);
+    let is_write = matches!(admitted.op(), Op::Write { .. } | Op::WriteAtomic { .. });
+    let Some(state) = State::of(admitted.export(), admitted.state()).filter(|_| is_write) else {
+        return Ok(());
+    };
+    let range = blocks(admitted.export(), admitted.offset(), admitted.len());
+    state.map()?.set(range, Source::Overlay, |at, bytes| store(state.map_file, at, bytes))
+}
+
+/// Executes a discard, or zeroes: deallocates a range of bytes of the data, and records its blocks as
+/// zeros. Blocks: the range may be all of the disk.
+///
+/// # Errors
+/// [`Fault::NoSpace`] if there is no room for the map: discarded blocks must read as zeros. Fails if a
+/// file cannot be changed.
+pub(super) fn clear(
+    export: &Arc<Export>,
+    state: Option<usize>,
+    (start, end): (u64, u64),
+) -> Result<(), Fault> {
+    let Some(state) = State::of(export, state) else { return Err(Fault::ReadOnly) };
+    let (range, len) =
+        (blocks(export, start, end.saturating_sub(start)), end.saturating_sub(start));
+    let room = state.prepare(range.clone(), Source::Zeros, 0)?;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::io::retry_on_intr(|| rustix::fs::fallocate(state.data, mode, start, len)) {
+        // What cannot be deallocated is hidden by the map.
+        Ok(()) => {}
+        Err(errno) if lacks(errno) => {}
+        Err(errno) => return Err(fault(errno)),
     }
+    state.map()?.set(range, Source::Zeros, |at, bytes| store(state.map_file, at, bytes))?;
+    room.commit();
+    // Other hosts may have the room.
+    state.state.set_used(state.used()?);
     Ok(())
 }
 
-/// Returns the source of the blocks of a request once it has completed; `None` if they keep theirs.
-fn source_after(op: Op) -> Option<Source> {
-    match op {
-        Op::Write { .. } | Op::WriteAtomic { .. } => Some(Source::Overlay),
-        Op::Zero { .. } | Op::Discard => Some(Source::Zeros),
-        Op::Read | Op::Flush | Op::Extents | Op::Prefetch => None,
-    }
-}
-
-fn blocks(admitted: &Admitted) -> std::ops::Range<u64> {
-    let shift = admitted.export().geometry.shift();
-    let start = admitted.offset() >> shift;
-    start..start + (admitted.len() >> shift)
+fn blocks(export: &Export, offset: u64, len: u64) -> Range<u64> {
+    let (start, count) = (offset >> export.geometry.shift(), len >> export.geometry.shift());
+    start..start + count
 }
 
 /// Returns how many bytes the file occupies.
-fn stored(file: &OwnedFd) -> Result<u64, Fault> {
+///
+/// # Errors
+/// Fails if its state cannot be read.
+pub fn stored_bytes(file: &OwnedFd) -> Result<u64, Fault> {
     let stat = rustix::fs::fstat(file).map_err(fault)?;
     Ok(u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512))
 }
@@ -287,16 +350,17 @@ mod test {
 
     fn grant_of(files: [OwnedFd; 3], limit: u64, (block, blocks): (usize, usize)) -> Grant {
         let overlay = Overlay::new(files.into(), layout(limit, false)).unwrap();
-        Grant::new(Arc::new(export_of(overlay, (block, blocks))))
+        Grant::new(export_of(overlay, (block, blocks)))
     }
 
-    fn export_of(overlay: Overlay, (block, blocks): (usize, usize)) -> Export {
+    fn export_of(overlay: Overlay, (block, blocks): (usize, usize)) -> Arc<Export> {
         let backing = Backing::Overlay(overlay);
         let size = u32::try_from(block).unwrap();
         let geometry = Geometry::new(size, size).unwrap();
         let bytes = (blocks * block) as u64;
         let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, backing);
         export.access = Access::Writable;
+        let export = Arc::new(export);
         restore(&export).unwrap();
         export
     }
@@ -385,7 +449,7 @@ mod test {
         let clones = files.iter().map(|file| file.try_clone().unwrap());
         let overlay = Overlay::new(clones.collect(), layout(1 << 30, true)).unwrap();
         let catalogue = Catalogue::default();
-        catalogue.publish(Arc::new(export_of(overlay, (BLOCK, BLOCKS))));
+        catalogue.publish(export_of(overlay, (BLOCK, BLOCKS)));
         let peer = Peer::unix(Auth::None);
         let caller = |host| Caller { peer: &peer, host, proven: None };
         hosts.map(|host| catalogue.grant(&caller(host), &"nqn".into()).unwrap())
@@ -439,7 +503,7 @@ mod test {
     fn full_overlay_refuses_new_blocks_only() {
         let (disk, original) = base();
         let files = [disk.try_clone().unwrap(), memory(BLOCKS * BLOCK), memory(0)];
-        // Two pages of data, and the map: a page for its head, one for its table, and one for its leaf,
+        // Two pages of data, and the map: a page for its header, one for its table, and one for its leaf,
         // twice; and the table.
         let grant = grant(files, 8 * 4096 + BlockMap::table_bytes(BLOCKS as u64));
         let write = |lba| run_op(&grant, WRITE, lba, 8, 9).result;
@@ -466,9 +530,27 @@ mod test {
         let results: Vec<_> = (0..LEAVES).zip(ops).map(clear).collect();
         let full = results.iter().position(Result::is_err).unwrap();
         assert!(full > 0 && results[full..].iter().all(|it| *it == Err(Fault::NoSpace)));
-        assert!(2 * stored(&map).unwrap() <= 10 * 4096);
+        assert!(2 * stored_bytes(&map).unwrap() <= 10 * 4096);
         assert_eq!(clear((0, Op::Discard)), Ok(()), "its leaf exists");
         assert_eq!(run_op(&grant, Op::Discard, 0, LEAVES << 14, 0).result, Ok(()));
+    }
+
+    #[test]
+    fn discard_and_zeroes_run_on_the_thread_for_blocking_operations() {
+        let (disk, _) = base();
+        let grant = grant([disk, memory(BLOCKS * BLOCK), memory(0)], 1 << 30);
+        for op in [Op::Discard, Op::Zero { unmap: false, fast: false, durable: true }] {
+            let admitted = grant.admit(request(op, 0, BLOCKS, BLOCK, 0)).unwrap();
+            let mut job = Job::new(admitted);
+            let blocking_op = job.blocking_op().unwrap();
+            // Nothing is changed before, and no thread that serves connections changes the map.
+            assert!(run_op(&grant, Op::Read, 7, 1, 0).buffer.unwrap().bytes() != [0; BLOCK]);
+            let answer = std::thread::spawn(move || blocking_op.run()).join().unwrap();
+            job.answer(answer);
+            assert_eq!(job.result(), Some(Ok(())));
+            assert!(run_op(&grant, Op::Read, 7, 1, 0).buffer.unwrap().bytes() == [0; BLOCK]);
+            assert_eq!(run_op(&grant, WRITE, 7, 1, 5).result, Ok(()));
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl Attachment {
             peer: authorizer.peer().clone(),
             host: authorizer.initiator.clone(),
             proven: authorizer.proven,
+            no_room: grant.has_no_room(),
         });
         let (generation, read, written) = (authorizer.generation(), 0, 0);
         Self { grant, attached: true, generation, read, written }

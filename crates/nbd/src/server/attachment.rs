@@ -163,7 +163,8 @@ impl Attachment {
     /// Reports that the client uses the export.
     pub(super) fn report_attached(&self, peer: &Peer, out: &mut Outbox) {
         let (export, host) = (self.grant.export().clone(), self.host.clone());
-        out.report(Event::Attached { export, peer: peer.clone(), host, proven: None });
+        let (peer, no_room) = (peer.clone(), self.grant.has_no_room());
+        out.report(Event::Attached { export, peer, host, proven: None, no_room });
     }
 
     /// Reports that the client no longer uses the export, unless this was reported before.

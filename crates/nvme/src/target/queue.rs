@@ -102,6 +102,11 @@ impl Queue {
         self.binding.as_ref()?.grant()
     }
 
+    /// Returns whether the disk can be reserved.
+    pub(super) fn supports_reservations(&self) -> bool {
+        self.grant().is_none_or(|grant| grant.export().supports_reservations())
+    }
+
     /// Returns the binary logarithm of the block size.
     pub(super) fn shift(&self) -> u8 {
         self.grant().map_or(9, |grant| grant.export().geometry.shift())
@@ -399,7 +404,8 @@ impl Queue {
             self.out.report(Event::Detached { export, peer, host, reason, read, written });
         }
         if let Some(export) = now {
-            self.out.report(Event::Attached { export, peer, host, proven });
+            let no_room = binding.grant().is_some_and(Grant::has_no_room);
+            self.out.report(Event::Attached { export, peer, host, proven, no_room });
         }
     }
 }

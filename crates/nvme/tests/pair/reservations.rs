@@ -480,4 +480,22 @@ fn disk_with_contents_for_each_host_is_not_shared() {
     let page = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE_INDEPENDENT, 1));
     assert_eq!(page.unwrap()[1..3], [0, 0]);
     assert_eq!(register(&mut world, io, 10), Status::INVALID_OPCODE.dnr());
+    // The log pages and features of reservations do not exist either.
+    let mut page = |lid, len| world.page(client.admin, AdminCommand::log_page(lid, 0, len));
+    let supported = page(lid::SUPPORTED_LOG_PAGES, 1024).unwrap();
+    let is_supported = |lid: u8| supported[4 * usize::from(lid)] & 1;
+    assert_eq!((is_supported(lid::RESERVATION), is_supported(lid::SMART)), (0, 1));
+    assert_eq!(page(lid::RESERVATION, 64).unwrap_err(), Status::INVALID_LOG_PAGE.dnr());
+    let effects = page(lid::COMMAND_EFFECTS, 4096).unwrap();
+    let is_offered = |opcode: u8| effects[1024 + 4 * usize::from(opcode)] & 1;
+    assert_eq!((is_offered(0x0d), is_offered(0x02)), (0, 1));
+    let effects = page(lid::FEATURE_EFFECTS, 1024).unwrap();
+    for fid in [fid::RESERVATION_MASK, fid::RESERVATION_PERSISTENCE] {
+        assert_eq!(effects[4 * usize::from(fid)] & 1, 0);
+        let mut get = AdminCommand::get_features(fid).emit();
+        get.nsid.set(1);
+        world.submit(client.admin, get, Payload::None, 40);
+        world.run();
+        assert_eq!(world.status(client.admin, 40), Status::INVALID_FIELD.dnr());
+    }
 }

@@ -140,6 +140,7 @@ mod test {
             peer: peer.clone(),
             host: host.clone(),
             proven: None,
+            no_room: false,
         };
         let (reason, read, written) = (Reason::Peer, 0, 0);
         [attached, Event::Detached { export, peer, host, reason, read, written }]

@@ -39,6 +39,9 @@ struct Element {
     value: Vec<u8>,
 }
 
+/// Features that exist only where the disk can be reserved.
+const RESERVATION_FEATURES: &[u8] = &[fid::RESERVATION_MASK, fid::RESERVATION_PERSISTENCE];
+
 /// Features of an I/O controller.
 const IO_FEATURES: &[u8] = &[
     fid::ARBITRATION,
@@ -77,17 +80,19 @@ const MAX_METADATA: usize = 4096;
 /// Namespace Write Protection Config: write protected.
 const WRITE_PROTECTED: u32 = 1;
 
-/// Returns the features of a type of controller.
-pub(super) fn supported(kind: ControllerType) -> &'static [u8] {
-    match kind {
+/// Returns the features of the controller.
+pub(super) fn supported(queue: &Queue) -> Result<Vec<u8>, Status> {
+    let features = match queue.controller()?.kind() {
         ControllerType::Io => IO_FEATURES,
         ControllerType::Discovery => DISCOVERY_FEATURES,
-    }
+    };
+    let all = queue.supports_reservations();
+    let offered = |fid: &u8| all || !RESERVATION_FEATURES.contains(fid);
+    Ok(features.iter().copied().filter(offered).collect())
 }
 
 fn check_feature(queue: &Queue, fid: u8) -> Result<(), Status> {
-    let supported = supported(queue.controller()?.kind());
-    if supported.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
+    if supported(queue)?.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
 }
 
 impl Features {

@@ -206,7 +206,7 @@ fn zeros_based(count: usize) -> u8 {
 
 fn optional_commands(export: &Export) -> u16 {
     let dataset = if export.discard { oncs::DATASET_MANAGEMENT } else { 0 };
-    let reservations = if export.is_private() { 0 } else { oncs::RESERVATIONS };
+    let reservations = if export.supports_reservations() { oncs::RESERVATIONS } else { 0 };
     let always = oncs::COMPARE
         | oncs::WRITE_ZEROES
         | oncs::SAVE_AND_SELECT
@@ -279,7 +279,7 @@ fn sharing(export: &Export) -> u8 {
 
 /// Returns RESCAP.
 fn reservation_capabilities(export: &Export) -> u8 {
-    if export.is_private() {
+    if !export.supports_reservations() {
         return 0;
     }
     let persistence = if export.stores_reservations() { rescap::PERSISTENCE } else { 0 };

@@ -44,11 +44,9 @@ const ADMIN_COMMANDS: &[u8] = &[
     admin::KEEP_ALIVE,
 ];
 
-const READ_COMMANDS: &[u8] = &[
-    io::FLUSH,
-    io::READ,
-    io::COMPARE,
-    io::VERIFY,
+const READ_COMMANDS: &[u8] = &[io::FLUSH, io::READ, io::COMPARE, io::VERIFY];
+
+const RESERVATION_COMMANDS: &[u8] = &[
     io::RESERVATION_REGISTER,
     io::RESERVATION_REPORT,
     io::RESERVATION_ACQUIRE,
@@ -113,8 +111,7 @@ impl Logs {
         request: &LogRequest,
     ) -> Result<Arc<[u8]>, Status> {
         let controller = queue.controller()?;
-        let pages =
-            if controller.kind() == ControllerType::Io { IO_PAGES } else { DISCOVERY_PAGES };
+        let pages = pages(queue, controller);
         if !pages.contains(&request.page) {
             return Err(Status::INVALID_LOG_PAGE.dnr());
         }
@@ -130,14 +127,14 @@ impl Logs {
             lid::SMART => smart(cx, queue, controller).as_bytes().into(),
             lid::FIRMWARE_SLOT => FirmwareSlot::emit(firmware(queue)).as_bytes().into(),
             lid::COMMAND_EFFECTS => {
-                CommandEffects::emit(ADMIN_COMMANDS, READ_COMMANDS, WRITE_COMMANDS)
+                CommandEffects::emit(ADMIN_COMMANDS, &reading(queue), WRITE_COMMANDS)
                     .as_bytes()
                     .into()
             }
             lid::FEATURE_EFFECTS => {
-                FeatureEffects::emit(feature::supported(controller.kind())).as_bytes().into()
+                FeatureEffects::emit(&feature::supported(queue)?).as_bytes().into()
             }
-            _ => SupportedLogPages::emit(pages).as_bytes().into(),
+            _ => SupportedLogPages::emit(&pages).as_bytes().into(),
         })
     }
 
@@ -158,6 +155,19 @@ impl Logs {
         }
         log
     }
+}
+
+/// Returns the log pages of a controller.
+fn pages(queue: &Queue, controller: &Controller) -> Vec<u8> {
+    let all = if controller.kind() == ControllerType::Io { IO_PAGES } else { DISCOVERY_PAGES };
+    let can_reserve = queue.supports_reservations();
+    all.iter().copied().filter(|page| can_reserve || *page != lid::RESERVATION).collect()
+}
+
+/// Returns the I/O commands that do not change the disk.
+fn reading(queue: &Queue) -> Vec<u8> {
+    let reservations = if queue.supports_reservations() { RESERVATION_COMMANDS } else { &[] };
+    [READ_COMMANDS, reservations].concat()
 }
 
 fn changed_namespaces(events: &mut Events, request: &LogRequest) -> NamespaceList {

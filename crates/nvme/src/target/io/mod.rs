@@ -72,7 +72,9 @@ fn execute(queue: &mut Queue, capsule: Capsule<'_>, command: IoCommand) -> Resul
         IoCommand::Copy { sdlba, ranges, format, fua, .. } => {
             job::copy(queue, capsule, sdlba, ranges, format, fua)
         }
-        IoCommand::Reservation { .. } if is_private(queue) => Err(Status::INVALID_OPCODE.dnr()),
+        IoCommand::Reservation { .. } if !queue.supports_reservations() => {
+            Err(Status::INVALID_OPCODE.dnr())
+        }
         IoCommand::Reservation { request, .. } => reservation::command(queue, capsule, request),
     }
 }
@@ -140,11 +142,6 @@ fn check_namespace(queue: &Queue, command: &IoCommand, nsid: u32) -> Result<(), 
     let all = matches!(command, IoCommand::Flush { .. }) && nsid == NSID_ALL;
     let valid = (nsid == NSID || all) && queue.grant().is_some();
     if valid { Ok(()) } else { Err(Status::INVALID_NAMESPACE.dnr()) }
-}
-
-/// Returns whether each host has contents of its own, so that none can reserve the disk.
-fn is_private(queue: &Queue) -> bool {
-    queue.grant().is_some_and(|grant| grant.export().is_private())
 }
 
 /// Returns whether a write must be durable: FUA is set, or the write cache is disabled.
