@@ -27,6 +27,7 @@ pub use container::Container;
 pub use ranges::Ranges;
 pub use survey::{Content, Survey, survey};
 pub use unpack::unpack;
+pub use virtual_disk::Qcow2Writer;
 pub use virtual_disk::VirtualDisk;
 
 /// Why a whole file system counts as used.

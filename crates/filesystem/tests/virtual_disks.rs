@@ -6,12 +6,13 @@
     reason = "a test that cannot go on ends, and contents are any bytes"
 )]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use filesystem::{Container, virtual_disk};
+use filesystem::{Container, Qcow2Writer, virtual_disk};
 use proptest::prelude::*;
 
 #[path = "../../../fuzz/src/qcow2.rs"]
@@ -255,6 +256,58 @@ fn r50_truncated_image_fails_at_any_length() {
             let mut file = File::create(&made).unwrap();
             file.write_all(&whole[..cut]).unwrap();
             assert!(unpacked_as(*format, &made).is_err(), "{name} {options} cut at {cut}");
+        }
+    }
+}
+
+/// Returns a file whose first and last block have this byte.
+fn with_ends(path: &str, size: u64, byte: u8) -> File {
+    let file = File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    let len = size.min(512);
+    for at in [0, size - len] {
+        file.write_all_at(&vec![byte; len as usize], at).unwrap();
+    }
+    file
+}
+
+/// Clusters are data, zeros or left out; sizes end inside a cluster, at its end, and in a second table.
+#[test]
+fn written_images_are_read_as_by_qemu() {
+    const CLUSTER: u64 = Qcow2Writer::<File>::CLUSTER;
+    if !has_qemu_img() {
+        return;
+    }
+    let folder = Folder::new("written");
+    let sizes = [512, CLUSTER, 5 * CLUSTER + 512, (1 << 29) + 7 * CLUSTER];
+    for (size, has_backing) in sizes.into_iter().flat_map(|size| [(size, false), (size, true)]) {
+        let path = |what: &str| folder.path(&format!("{size}-{has_backing}.{what}"));
+        let (base, wanted, image) = (path("base"), path("wanted"), path("qcow2"));
+        with_ends(&base, size, 9);
+        let disk = with_ends(&wanted, size, if has_backing { 9 } else { 0 });
+        let (file, backing) = (File::create(&image).unwrap(), has_backing.then_some(&*base));
+        let mut writer = Qcow2Writer::new(file, size, backing).unwrap();
+        let last = size.div_ceil(CLUSTER) - 1;
+        let indices = BTreeSet::from([0, 1, 3, 8191, 8192, last]);
+        for (number, index) in indices.into_iter().filter(|index| *index <= last).enumerate() {
+            let len = CLUSTER.min(size - index * CLUSTER) as usize;
+            // The second and the fifth read as zeros.
+            let byte = if number % 3 == 1 { 0 } else { number as u8 + 1 };
+            match byte {
+                0 => writer.zeros(index).unwrap(),
+                byte => writer.data(index, &vec![byte; len]).unwrap(),
+            }
+            disk.write_all_at(&vec![byte; len], index * CLUSTER).unwrap();
+        }
+        writer.finish().unwrap();
+        qemu_img(&["check", "-q", "-f", "qcow2", &image]);
+        qemu_img(&["compare", "-q", "-f", "qcow2", "-F", "raw", &image, &wanted]);
+        match has_backing {
+            true => assert!(unpacked(&image).is_err(), "other files are not opened"),
+            false if size < 1 << 29 => {
+                assert!(unpacked(&image).unwrap() == fs::read(&wanted).unwrap());
+            }
+            false => {}
         }
     }
 }

@@ -1,21 +1,25 @@
 //! `storagetm overlay`: overlays in files, while they are not served.
 
+mod changes;
 mod commit;
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use console::decimal;
-use daemon::overlay::{self, OverlayContents, OverlayFolder, StateFiles};
-use export::{BlockMap, Source};
+use daemon::lend::{LendOptions, LendRequest, LentDisk, Writes, named};
+use daemon::overlay::{self, BaseDisk, OverlayContents, OverlayFolder, OverlayOptions, StateFiles};
+use daemon::reported::ReportedIdentity;
+use export::{BlockMap, Buffer, Pool, Source};
 use failure::Failure;
+use linux::identity::machine_id;
+use linux::tree::Tree;
 use serde_json::json;
 
 use crate::confirmation;
 use crate::key::{print, print_json};
-use crate::options::overlay::{Discard, Export, List, Overlay as Options, Task};
+use crate::options::overlay::{Discard, List, Overlay as Options, Task};
 use crate::table::table;
 
 /// Bytes that are read and written by one call.
@@ -30,7 +34,7 @@ pub(crate) fn overlay(options: &Options) -> Result<(), Failure> {
         Task::List(options) => list(options),
         Task::Discard(options) => discard(options),
         Task::Commit(options) => commit::commit(options),
-        Task::Export(options) => export(options),
+        Task::Export(options) => changes::export(options),
     }
 }
 
@@ -40,7 +44,9 @@ fn list(options: &List) -> Result<(), Failure> {
         let shown = all.iter().map(|OverlayContents { folder, disk, hosts }| {
             let hosts = hosts.iter();
             let hosts: Vec<_> = hosts
-                .map(|(host, bytes)| json!({"host": host.to_string(), "bytes": bytes}))
+                .map(|(host, bytes)| {
+                    json!({"host": host.text(), "keyed": host.has_key(), "bytes": bytes})
+                })
                 .collect();
             json!({"folder": folder, "disk": disk, "hosts": hosts})
         });
@@ -70,44 +76,6 @@ fn discard(options: &Discard) -> Result<(), Failure> {
     chosen.iter().try_for_each(|state| folder.remove(&state.name))
 }
 
-fn export(options: &Export) -> Result<(), Failure> {
-    let folder = OverlayFolder::open(&options.folder)?;
-    let states = written(&folder)?;
-    let state = choose(&states, options.host.as_deref())?;
-    let cannot = |error: io::Error| {
-        Failure::new(format!("{} cannot be written: {error}", options.file.display()))
-    };
-    let create = |path: &Path| {
-        let mut new = OpenOptions::new();
-        new.write(true).create_new(true).mode(0o600).open(path).map_err(cannot)
-    };
-    let file = create(&options.file)?;
-    let mut map_path = options.file.as_os_str().to_owned();
-    map_path.push(".map");
-    let mut map_file = create(Path::new(&map_path))?;
-    let record = folder.record();
-    file.set_len(record.bytes).map_err(cannot)?;
-    let mut lines = String::from(
-        "# Mapfile. Blocks that a host has written under an overlay\n# current_pos  current_status\n\
-         0x00000000     +\n#      pos        size  status\n",
-    );
-    let map = state.block_map(record).map_err(|error| unreadable(&folder, &error))?;
-    for Run { source, at, len } in runs(&map, record.block, PIECE) {
-        if source == Source::Overlay {
-            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-            let read = state.data.read_exact_at(&mut bytes, at);
-            read.map_err(|error| unreadable(&folder, &error))?;
-            file.write_all_at(&bytes, at).map_err(cannot)?;
-        }
-    }
-    for Run { source, at, len } in runs(&map, record.block, u64::MAX) {
-        let status = if source == Source::Base { '?' } else { '+' };
-        lines.push_str(&format!("0x{at:08X}  0x{len:08X}  {status}\n"));
-    }
-    map_file.write_all(lines.as_bytes()).map_err(cannot)?;
-    file.sync_all().and_then(|()| map_file.sync_all()).map_err(cannot)
-}
-
 /// A range of bytes that are in the same place.
 struct Run {
     source: Source,
@@ -133,9 +101,13 @@ fn written(folder: &OverlayFolder) -> Result<Vec<StateFiles>, Failure> {
     Ok(states.into_iter().filter(|state| state.host.is_some()).collect())
 }
 
-/// Returns the state of the host of that name, or the only one.
+/// Returns the state of the host of that name, or the only one. A name that was not proven may have
+/// the mark with which it is listed.
 fn choose<'a>(states: &'a [StateFiles], host: Option<&str>) -> Result<&'a StateFiles, Failure> {
-    let mut found = states.iter().filter(|state| host.is_none_or(|host| name_of(state) == host));
+    let is_named = |state: &StateFiles, name: &str| {
+        name_of(state) == name || state.host.as_ref().is_some_and(|host| host.text() == name)
+    };
+    let mut found = states.iter().filter(|state| host.is_none_or(|host| is_named(state, host)));
     match (found.next(), found.next()) {
         (Some(state), None) => Ok(state),
         (None, _) => Err(Failure::new("no host, or no host of that name, has written anything")),
@@ -166,4 +138,55 @@ fn refuse_interrupted(folder: &OverlayFolder) -> Result<(), Failure> {
 
 fn unreadable(folder: &OverlayFolder, error: &io::Error) -> Failure {
     Failure::new(format!("the files in {} cannot be read: {error}", folder.path().display()))
+}
+
+/// Opens the disk under an overlay, unless it is in use.
+fn open_disk(disk: &Path, writes: Writes) -> Result<LentDisk, Failure> {
+    let tree = Tree::machine();
+    let path = named(&tree, disk);
+    let lend = LendOptions {
+        base: None,
+        allow_in_use: false,
+        force: false,
+        removable: false,
+        overlay: OverlayOptions { limit: 0, is_shared: false, dir: None },
+        machine: machine_id(&tree),
+        tree,
+        at_rest: false,
+        reported: ReportedIdentity::default(),
+    };
+    lend.lend(&LendRequest { path, writes })
+}
+
+/// Returns what is compared of the opened disk.
+fn base_disk<'a>(lent: &'a LentDisk, path: &'a Path, partitions: &'a [u64]) -> BaseDisk<'a> {
+    let export = &lent.export;
+    BaseDisk {
+        path,
+        file: export.backing().written(),
+        uuid: export.identity.uuid,
+        bytes: export.bytes(),
+        block: export.geometry.block(),
+        partitions,
+    }
+}
+
+/// Reads a range of a disk.
+fn read_exact(disk: BorrowedFd<'_>, mut at: u64, mut into: &mut [u8]) -> io::Result<()> {
+    while !into.is_empty() {
+        match rustix::io::pread(disk, &mut *into, at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                at += read as u64;
+                into = into.get_mut(read..).unwrap_or_default();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns a buffer of [`PIECE`] bytes that is aligned for direct I/O.
+fn buffer() -> io::Result<Buffer> {
+    let len = usize::try_from(PIECE).unwrap_or(0);
+    Pool::new(len).open().take(len).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }

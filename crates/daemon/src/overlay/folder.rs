@@ -187,7 +187,7 @@ impl OverlayFolder {
     ///
     /// # Errors
     /// Fails with a message for the user.
-    fn check(&self, base: &BaseDisk<'_>) -> Result<(), Failure> {
+    pub fn check(&self, base: &BaseDisk<'_>) -> Result<(), Failure> {
         let now = OverlayRecord::of(base).map_err(|error| unread(base.path, &error))?;
         let then = &self.record;
         let now = OverlayRecord {
@@ -233,9 +233,9 @@ impl OverlayFolder {
         let [data_path, map_path] = self.paths(name);
         let open = |path: &Path| open_private(path).map_err(|error| cannot("opened", path, &error));
         let (data, map) = (open(&data_path)?, open(&map_path)?);
-        let mut head = [0; 1024];
-        let len = map.read_at(&mut head, 0).map_err(|error| cannot("read", &map_path, &error))?;
-        let host = OverlayHost::parse_head(head.get(..len).unwrap_or_default());
+        let mut header = [0; 1024];
+        let len = map.read_at(&mut header, 0).map_err(|error| cannot("read", &map_path, &error))?;
+        let host = OverlayHost::parse_header(header.get(..len).unwrap_or_default());
         let reset = || {
             if host.is_none() {
                 // Data without a map belongs to no host.
@@ -314,9 +314,9 @@ pub fn list(dir: &Path) -> Result<Vec<OverlayContents>, Failure> {
             maps.filter(|path| path.extension().is_some_and(|it| it == "map")).collect();
         maps.sort();
         let host = |map: &PathBuf| {
-            let mut head = [0; 1024];
-            let len = File::open(map).and_then(|file| file.read_at(&mut head, 0)).ok()?;
-            let host = OverlayHost::parse_head(head.get(..len)?)?;
+            let mut header = [0; 1024];
+            let len = File::open(map).and_then(|file| file.read_at(&mut header, 0)).ok()?;
+            let host = OverlayHost::parse_header(header.get(..len)?)?;
             let files = [map.clone(), map.with_extension("data")];
             let blocks = files.iter().flat_map(fs::metadata).map(|meta| meta.blocks());
             Some((host, blocks.sum::<u64>() * 512))

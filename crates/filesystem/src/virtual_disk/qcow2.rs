@@ -1,6 +1,8 @@
 //! qcow2 (QEMU, docs/interop/qcow2.txt), versions 2 and 3, with zero and compressed clusters. Images with a
 //! backing file or an external data file are refused.
 
+mod writer;
+
 use std::io::{self, Read};
 
 use linux::medium::ReadAt;
@@ -11,6 +13,7 @@ use super::{
     read_packed, table,
 };
 use crate::window;
+pub use writer::Qcow2Writer;
 
 /// Mask of the cluster offset in a table entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;

@@ -14,6 +14,9 @@ Examples:
     storagetm overlay list /var/lib/overlays
   Write what the only host has written to the disk, after a repair that went well:
     storagetm overlay commit /var/lib/overlays/5e6c46ff0f4482739661d0d8f161be70 /dev/sdb
+  Start a virtual machine from the changed disk:
+    storagetm overlay export /var/lib/overlays/5e6c46ff0f4482739661d0d8f161be70 changed.qcow2 --qcow2 /dev/sdb
+    qemu-system-x86_64 -m 2G -drive file=changed.qcow2,format=qcow2
   Throw away what one host has written:
     storagetm overlay discard /var/lib/overlays/5e6c46ff0f4482739661d0d8f161be70 --host nqn.2014-08.org.nvmexpress:uuid:4c4c4544-…
 
@@ -40,10 +43,11 @@ pub enum Task {
     /// The disk must be as it was when the overlay was made, and not in use. What was written is read back and compared;
     /// then the overlay is removed. Until that, the command can be interrupted and repeated.
     Commit(Commit),
-    /// Copy what a host has written to a file, with a map
+    /// Copy what a host has written to a file
     ///
     /// FILE is a sparse file as long as the disk, with the blocks that the host has written at their places, and FILE.map a map
-    /// of them as of ddrescue. `storagetm copy` from a machine that serves the disk makes a copy of all of the disk.
+    /// of them as of ddrescue. With --qcow2, FILE is an image of the changed disk for QEMU: it has the changes, and the disk as
+    /// its backing file. `storagetm copy` from a machine that serves the disk makes a copy of all of the disk.
     Export(Export),
 }
 
@@ -107,4 +111,10 @@ pub struct Export {
     /// The host whose changes are exported, by its name or address; needed if several hosts have written
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
+
+    /// Make a qcow2 image whose backing file is DISK, the disk under the overlay
+    ///
+    /// The disk must be as it was when the overlay was made. It is only read.
+    #[arg(long, value_name = "DISK")]
+    pub qcow2: Option<PathBuf>,
 }

@@ -4,16 +4,16 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 
-use daemon::lend::{LendOptions, LendRequest, LentDisk, Writes, named};
-use daemon::overlay::{BaseDisk, OverlayFolder, OverlayOptions, StateFiles};
-use daemon::reported::ReportedIdentity;
-use export::{BlockMap, Buffer, Pool, Source};
+use daemon::lend::Writes;
+use daemon::overlay::{OverlayFolder, StateFiles};
+use export::{BlockMap, Buffer, Source};
 use failure::Failure;
-use linux::identity::machine_id;
-use linux::tree::Tree;
 use rustix::fs::{Advice, fadvise, fdatasync};
 
-use super::{PIECE, Run, choose, name_of, runs, unreadable, written};
+use super::{
+    PIECE, Run, base_disk, buffer, choose, name_of, open_disk, read_exact, runs, unreadable,
+    written,
+};
 use crate::confirmation;
 use crate::options::overlay::Commit;
 
@@ -38,7 +38,7 @@ pub(super) fn commit(options: &Commit) -> Result<(), Failure> {
     }
     confirm(options, state)?;
     begin(&mut folder, state, options)?;
-    let lent = open(options, Writes::ToDisk)?;
+    let lent = open_disk(&options.disk, Writes::ToDisk)?;
     let disk = lent.export.backing().written();
     let map = state.block_map(folder.record()).map_err(|error| unreadable(&folder, &error))?;
     let changes = Changes { state, map: &map, block: folder.record().block };
@@ -66,35 +66,9 @@ fn chosen<'a>(
 /// Compares the disk, and records that it is being written: before it is opened for writing, by which
 /// the time of an image changes.
 fn begin(folder: &mut OverlayFolder, state: &StateFiles, options: &Commit) -> Result<(), Failure> {
-    let lent = open(options, Writes::Refused)?;
-    let (export, partitions) = (&lent.export, folder.record().partitions());
-    let base = BaseDisk {
-        path: &options.disk,
-        file: export.backing().written(),
-        uuid: export.identity.uuid,
-        bytes: export.bytes(),
-        block: export.geometry.block(),
-        partitions: &partitions,
-    };
-    folder.begin_commit(&state.name, &base)
-}
-
-/// Opens the disk, unless it is in use.
-fn open(options: &Commit, writes: Writes) -> Result<LentDisk, Failure> {
-    let tree = Tree::machine();
-    let path = named(&tree, &options.disk);
-    let lend = LendOptions {
-        base: None,
-        allow_in_use: false,
-        force: false,
-        removable: false,
-        overlay: OverlayOptions { limit: 0, is_shared: false, dir: None },
-        machine: machine_id(&tree),
-        tree,
-        at_rest: false,
-        reported: ReportedIdentity::default(),
-    };
-    lend.lend(&LendRequest { path, writes })
+    let lent = open_disk(&options.disk, Writes::Refused)?;
+    let partitions = folder.record().partitions();
+    folder.begin_commit(&state.name, &base_disk(&lent, &options.disk, &partitions))
 }
 
 fn confirm(options: &Commit, state: &StateFiles) -> Result<(), Failure> {
@@ -164,24 +138,11 @@ impl Changes<'_> {
         for run in self.runs() {
             let wanted = self.read(&run, &mut wanted)?;
             let found = found.bytes_mut().get_mut(..wanted.len()).unwrap_or_default();
-            let mut read = 0;
-            while read < found.len() {
-                let rest = found.get_mut(read..).unwrap_or_default();
-                match rustix::io::pread(disk, rest, run.at + read as u64)? {
-                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    len => read += len,
-                }
-            }
+            read_exact(disk, run.at, found)?;
             if wanted != found {
                 return Err(io::Error::other(format!("it differs at byte {}", run.at)));
             }
         }
         Ok(())
     }
-}
-
-/// Returns a buffer that is aligned for direct I/O.
-fn buffer() -> io::Result<Buffer> {
-    let len = usize::try_from(PIECE).unwrap_or(0);
-    Pool::new(len).open().take(len).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }

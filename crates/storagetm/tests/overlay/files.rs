@@ -187,6 +187,28 @@ fn commit_can_be_killed_and_repeated() {
     assert!(!Path::new(&at).exists());
 }
 
+/// Exports what a host has written for QEMU, which reads the changed disk by it.
+fn exports_qcow2(folder: &Folder, at: &str, image: &str) {
+    if programs::lacks("images of QEMU", &["qemu-img"]) {
+        return;
+    }
+    let (export, wanted) = (folder.path("changed.qcow2"), folder.path("wanted.img"));
+    scene::run_ok(&["overlay", "export", at, &export, "--host", DESK, "--qcow2", image], "");
+    let mut changed = disk_of(7);
+    changed[1024..1536].fill(2);
+    fs::write(&wanted, &changed).unwrap();
+    for words in [
+        &["check", "-f", "qcow2", &export][..],
+        &["compare", "-f", "qcow2", "-F", "raw", &export, &wanted],
+    ] {
+        let output = programs::command("qemu-img").args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    }
+    // Of the disk it has what has changed.
+    assert!(fs::metadata(&export).unwrap().len() < 7 * 65_536);
+    assert!(fs::read(image).unwrap() == disk_of(7));
+}
+
 #[test]
 fn changes_are_listed_exported_and_discarded() {
     let folder = Folder::new();
@@ -209,6 +231,7 @@ fn changes_are_listed_exported_and_discarded() {
     assert!(fs::read(&export).unwrap() == wanted);
     let map = fs::read_to_string(folder.path("changes.img.map")).unwrap();
     assert!(map.contains("0x00000400  0x00000200  +"), "{map}");
+    exports_qcow2(&folder, &at, &image);
     // Changes of the other host would be lost.
     let commit = ["overlay", "commit", &at, &image, "--yes", "--host", DESK];
     assert!(refused(&commit).contains("--discard-others"));

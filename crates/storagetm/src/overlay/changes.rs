@@ -1,0 +1,156 @@
+//! Copies what a host has written under an overlay to a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use daemon::lend::Writes;
+use daemon::overlay::{OverlayFolder, StateFiles};
+use export::{BlockMap, Source};
+use failure::Failure;
+use filesystem::Qcow2Writer;
+
+use super::{
+    PIECE, Run, base_disk, buffer, choose, open_disk, read_exact, runs, unreadable, written,
+};
+use crate::options::overlay::Export;
+
+/// Bytes of a cluster of a qcow2 image.
+const CLUSTER: u64 = Qcow2Writer::<File>::CLUSTER;
+
+/// Copies what a host has written to a file.
+///
+/// # Errors
+/// Fails with a sentence.
+pub(super) fn export(options: &Export) -> Result<(), Failure> {
+    let folder = OverlayFolder::open(&options.folder)?;
+    let states = written(&folder)?;
+    let state = choose(&states, options.host.as_deref())?;
+    let cannot = |error: io::Error| {
+        Failure::new(format!("{} cannot be written: {error}", options.file.display()))
+    };
+    if let Some(disk) = &options.qcow2 {
+        return export_qcow2(&folder, state, disk, &options.file);
+    }
+    let file = create(&options.file)?;
+    let mut map_path = options.file.as_os_str().to_owned();
+    map_path.push(".map");
+    let mut map_file = create(Path::new(&map_path))?;
+    let record = folder.record();
+    file.set_len(record.bytes).map_err(cannot)?;
+    let mut lines = String::from(
+        "# Mapfile. Blocks that a host has written under an overlay\n# current_pos  current_status\n\
+         0x00000000     +\n#      pos        size  status\n",
+    );
+    let map = state.block_map(record).map_err(|error| unreadable(&folder, &error))?;
+    for Run { source, at, len } in runs(&map, record.block, PIECE) {
+        if source == Source::Overlay {
+            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+            let read = state.data.read_exact_at(&mut bytes, at);
+            read.map_err(|error| unreadable(&folder, &error))?;
+            file.write_all_at(&bytes, at).map_err(cannot)?;
+        }
+    }
+    for Run { source, at, len } in runs(&map, record.block, u64::MAX) {
+        let status = if source == Source::Base { '?' } else { '+' };
+        lines.push_str(&format!("0x{at:08X}  0x{len:08X}  {status}\n"));
+    }
+    map_file.write_all(lines.as_bytes()).map_err(cannot)?;
+    file.sync_all().and_then(|()| map_file.sync_all()).map_err(cannot)
+}
+
+fn create(path: &Path) -> Result<File, Failure> {
+    let mut new = OpenOptions::new();
+    let new = new.write(true).create_new(true).mode(0o600).open(path);
+    new.map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))
+}
+
+/// Makes a qcow2 image of what a host sees, whose backing file is the disk.
+fn export_qcow2(
+    folder: &OverlayFolder,
+    state: &StateFiles,
+    disk: &Path,
+    to: &Path,
+) -> Result<(), Failure> {
+    let failed =
+        |error: io::Error| Failure::new(format!("{} cannot be written: {error}", to.display()));
+    let lent = open_disk(disk, Writes::Refused)?;
+    folder.check(&base_disk(&lent, disk, &folder.record().partitions()))?;
+    let map = state.block_map(folder.record()).map_err(|error| unreadable(folder, &error))?;
+    let backing = disk.canonicalize().map_err(failed)?;
+    let backing = backing.to_str().ok_or_else(|| {
+        Failure::new(format!("{} is not named in UTF-8, as qcow2 needs it", backing.display()))
+    })?;
+    let (block, bytes) = (u64::from(folder.record().block), folder.record().bytes);
+    let changed = Changed { state, map: &map, base: lent.export.backing().written(), block, bytes };
+    let image = changed.write(BufWriter::new(create(to)?), backing).map_err(failed)?;
+    let image = image.into_inner().map_err(|error| failed(error.into_error()))?;
+    image.sync_all().map_err(failed)
+}
+
+/// The disk as a host has changed it.
+struct Changed<'a> {
+    state: &'a StateFiles,
+    map: &'a BlockMap,
+    base: BorrowedFd<'a>,
+    block: u64,
+    bytes: u64,
+}
+
+impl Changed<'_> {
+    /// Writes the image, whose clusters are those that have changed.
+    fn write(&self, to: BufWriter<File>, backing: &str) -> io::Result<BufWriter<File>> {
+        let mut image = Qcow2Writer::new(to, self.bytes, Some(backing))?;
+        let (mut buffer, mut at) = (buffer()?, 0);
+        while at < self.bytes {
+            let left = self.bytes - at;
+            let run = self.run(at, self.bytes);
+            // At the end of the disk a part of a cluster is all of it.
+            let clusters = if run.len == left { left.div_ceil(CLUSTER) } else { run.len / CLUSTER };
+            let clusters = match run.source {
+                Source::Base if clusters > 0 => clusters,
+                Source::Zeros if clusters > 0 => {
+                    (0..clusters).try_for_each(|next| image.zeros(at / CLUSTER + next))?;
+                    clusters
+                }
+                _ => {
+                    let len = usize::try_from(left.min(CLUSTER)).unwrap_or(0);
+                    let bytes = buffer.bytes_mut().get_mut(..len).unwrap_or_default();
+                    self.read(at, bytes)?;
+                    image.data(at / CLUSTER, bytes)?;
+                    1
+                }
+            };
+            at = at.saturating_add(clusters.saturating_mul(CLUSTER));
+        }
+        image.finish()
+    }
+
+    /// Returns the run of blocks of one source from the byte `at` on, up to `end`.
+    fn run(&self, at: u64, end: u64) -> Run {
+        let (source, blocks) = self.map.run(at / self.block, end.div_ceil(self.block));
+        Run { source, at, len: blocks.saturating_mul(self.block).min(end - at) }
+    }
+
+    fn read(&self, start: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = start + into.len() as u64;
+        let (mut rest, mut at) = (into, start);
+        while at < end {
+            let run = self.run(at, end);
+            let len = usize::try_from(run.len).unwrap_or(0).min(rest.len());
+            let (piece, after) = rest.split_at_mut(len);
+            match run.source {
+                Source::Base => read_exact(self.base, at, piece)?,
+                Source::Overlay => self.state.data.read_exact_at(piece, at)?,
+                Source::Zeros => piece.fill(0),
+            }
+            if len == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            (rest, at) = (after, at + len as u64);
+        }
+        Ok(())
+    }
+}
