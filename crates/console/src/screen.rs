@@ -7,7 +7,7 @@ mod pages;
 use crate::page::{Page, Role, group_digits, wrap};
 use crate::state::{Confirmation, View};
 use crate::width::{columns, fit, height};
-use crate::{Model, Pairing, State, Style, UsbPort, code};
+use crate::{Disk, Model, Pairing, State, Style, UsbPort, code};
 use overview::overview;
 
 pub(crate) use overview::no_disk;
@@ -78,7 +78,7 @@ fn footer(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String
         return page.lines;
     }
     if let Some(confirmation) = state.confirmation() {
-        page.colored(Role::Title, pending(confirmation));
+        page.colored(Role::Title, &pending(confirmation, model));
         return page.lines;
     }
     let keys = wrap(&keys(model, state), "   ", style.width);
@@ -87,15 +87,23 @@ fn footer(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String
     page.lines
 }
 
-fn pending(confirmation: Confirmation) -> &'static str {
-    match confirmation {
-        Confirmation::PowerOff => "Disks are attached. Press p again to power off all the same.",
-        Confirmation::Restart => "Disks are attached. Press r again to restart all the same.",
-        Confirmation::Detach => {
-            "Disks are attached. Press d again to take them away from the hosts."
-        }
-        Confirmation::EndUsb => "Disks are attached. Press u again to unplug the USB port.",
-    }
+fn pending(confirmation: Confirmation, model: &Model) -> String {
+    let (key, what) = match confirmation {
+        Confirmation::PowerOff => ("p", "to power off all the same"),
+        Confirmation::Restart => ("r", "to restart all the same"),
+        Confirmation::Detach => ("d", "to take them away from the hosts"),
+        Confirmation::EndUsb => ("u", "to unplug the USB port"),
+        Confirmation::SetOverlay { wanted: true, .. } => ("o", "to lend it with an overlay"),
+        Confirmation::SetOverlay { wanted: false, .. } => ("o", "to lend it read-only"),
+    };
+    let why = match confirmation {
+        Confirmation::SetOverlay { wanted: false, .. } => "The changes of the disk will be lost.",
+        Confirmation::SetOverlay { wanted: true, .. } => "The disk is attached.",
+        Confirmation::EndUsb => "Disks are attached.",
+        _ if !model.is_attached() => "Changes in overlays will be lost.",
+        _ => "Disks are attached.",
+    };
+    format!("{why} Press {key} again {what}.")
 }
 
 /// Adds whether disks may be unplugged and, in target mode, the write counters.
@@ -161,6 +169,12 @@ fn keys(model: &Model, state: &State) -> Vec<String> {
                 UsbPort::Idle => keys.push("u USB"),
                 UsbPort::Waiting => keys.push("u cancel USB"),
                 UsbPort::Serving => keys.push("u end USB"),
+            }
+            let selected = state.selected.min(model.disks.len().saturating_sub(1));
+            match model.disks.get(selected).and_then(Disk::can_set_overlay) {
+                Some(true) => keys.push("o overlay"),
+                Some(false) => keys.push("o end overlay"),
+                None => {}
             }
         }
         None => keys.push("Ctrl-C end"),

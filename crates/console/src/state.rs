@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Model, Pairing, UsbPort, instructions};
+use crate::{Disk, Model, Pairing, UsbPort, instructions};
 
 /// Timeout of a confirmation.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +61,13 @@ pub enum Action {
     ServeUsb,
     /// Unplug the USB port.
     EndUsb,
+    /// Keep what hosts write to a disk in an overlay from now on, or no longer.
+    SetOverlay {
+        /// Index of the disk.
+        disk: usize,
+        /// Whether it has an overlay.
+        wanted: bool,
+    },
     /// Answer the request for write access.
     Answer(Answer),
     /// Show a new code after a lockout.
@@ -91,6 +98,8 @@ pub(crate) enum Confirmation {
     Detach,
     /// Unplug the USB port.
     EndUsb,
+    /// Keep what hosts write to the disk with this index in an overlay, or no longer.
+    SetOverlay { disk: usize, wanted: bool },
 }
 
 /// The state of the screen.
@@ -127,7 +136,7 @@ impl State {
         if let Some(answer) = answer(key, model) {
             return Some(Action::Answer(answer));
         }
-        if let Some(confirmation) = confirmable(key, model) {
+        if let Some(confirmation) = self.confirmable(key, model) {
             return self.confirm(confirmation, model, now);
         }
         self.pending = None;
@@ -194,6 +203,24 @@ impl State {
         *at = if down { from.saturating_add(by).min(last) } else { from.saturating_sub(by) };
     }
 
+    /// Returns the action of the key in target mode that may need confirmation.
+    fn confirmable(&self, key: Key, model: &Model) -> Option<Confirmation> {
+        let Key::Byte(byte) = key else { return None };
+        let mode = model.target_mode.as_ref()?;
+        match byte.to_ascii_lowercase() {
+            b'p' => Some(Confirmation::PowerOff),
+            b'r' => Some(Confirmation::Restart),
+            b'd' if mode.serving => Some(Confirmation::Detach),
+            b'u' if mode.usb == UsbPort::Serving => Some(Confirmation::EndUsb),
+            b'o' => {
+                let disk = self.selected.min(model.disks.len().saturating_sub(1));
+                let wanted = model.disks.get(disk)?.can_set_overlay()?;
+                Some(Confirmation::SetOverlay { disk, wanted })
+            }
+            _ => None,
+        }
+    }
+
     fn move_page(&mut self, model: &Model, down: bool) {
         match self.view {
             View::Details | View::Commands => {
@@ -207,7 +234,7 @@ impl State {
         }
     }
 
-    /// Returns the action if no disk is attached or the key is pressed again; else asks for
+    /// Returns the action if nothing is lost by it or the key is pressed again; else asks for
     /// confirmation.
     fn confirm(
         &mut self,
@@ -219,8 +246,9 @@ impl State {
             .pending
             .take()
             .is_some_and(|(pending, until)| pending == confirmation && now < until);
-        if again || !model.is_attached() {
+        if again || !confirmation.is_needed(model) {
             return Some(match confirmation {
+                Confirmation::SetOverlay { disk, wanted } => Action::SetOverlay { disk, wanted },
                 Confirmation::PowerOff => Action::PowerOff,
                 Confirmation::Restart => Action::Restart,
                 Confirmation::Detach => Action::Detach,
@@ -246,16 +274,16 @@ fn answer(key: Key, model: &Model) -> Option<Answer> {
     }
 }
 
-/// Returns the action of the key in target mode that may need confirmation.
-fn confirmable(key: Key, model: &Model) -> Option<Confirmation> {
-    let Key::Byte(byte) = key else { return None };
-    let mode = model.target_mode.as_ref()?;
-    match byte.to_ascii_lowercase() {
-        b'p' => Some(Confirmation::PowerOff),
-        b'r' => Some(Confirmation::Restart),
-        b'd' if mode.serving => Some(Confirmation::Detach),
-        b'u' if mode.usb == UsbPort::Serving => Some(Confirmation::EndUsb),
-        _ => None,
+impl Confirmation {
+    /// Returns whether hosts would be detached, or changes in an overlay lost.
+    fn is_needed(self, model: &Model) -> bool {
+        let concerned = |at: usize| match self {
+            Self::SetOverlay { disk, .. } => at == disk,
+            _ => true,
+        };
+        let disks = model.disks.iter().enumerate().filter(|(at, _)| concerned(*at));
+        let is_lost = |disk: &Disk| disk.keeps_changes() && self != Self::EndUsb;
+        disks.into_iter().any(|(_, disk)| !disk.attached.is_empty() || is_lost(disk))
     }
 }
 
@@ -311,9 +339,45 @@ mod test {
     }
 
     #[test]
+    fn overlay_key_concerns_the_selected_disk() {
+        let (mut state, mut model, now) =
+            (State::default(), example::target_mode(3), Instant::now());
+        state.handle_key(Key::Down, &model, now);
+        let set = |disk, wanted| Some(Action::SetOverlay { disk, wanted });
+        assert_eq!(press(&mut state, b'o', &model, now), set(1, true));
+        // Hosts of other disks are not concerned.
+        model.disks[0].attached = vec![example::host("vm")];
+        assert_eq!(press(&mut state, b'O', &model, now), set(1, true));
+        let kept = |bytes| Some(crate::KeptChanges { bytes, ..crate::KeptChanges::default() });
+        (model.disks[1].access, model.disks[1].kept) = (export::Access::Writable, kept(0));
+        assert_eq!(press(&mut state, b'o', &model, now), set(1, false), "nothing is lost");
+        model.disks[1].kept = kept(4096);
+        assert_eq!(press(&mut state, b'o', &model, now), None);
+        assert_eq!(press(&mut state, b'o', &model, now), set(1, false));
+        // A disk that hosts can change stays as it is.
+        model.disks[1].kept = None;
+        assert_eq!(press(&mut state, b'o', &model, now), None);
+        assert_eq!(state.confirmation(), None);
+    }
+
+    #[test]
+    fn changes_in_an_overlay_are_not_lost_by_one_key() {
+        let (mut state, mut model, now) =
+            (State::default(), example::target_mode(1), Instant::now());
+        model.disks[0].access = export::Access::Writable;
+        model.disks[0].kept = Some(crate::KeptChanges { bytes: 1, ..Default::default() });
+        for (key, action) in
+            [(b'p', Action::PowerOff), (b'r', Action::Restart), (b'd', Action::Detach)]
+        {
+            assert_eq!(press(&mut state, key, &model, now), None);
+            assert_eq!(press(&mut state, key, &model, now), Some(action));
+        }
+    }
+
+    #[test]
     fn power_keys_work_in_target_mode_only() {
         let (mut state, model, now) = (State::default(), example::serve(1), Instant::now());
-        for key in *b"prdlu" {
+        for key in *b"prdluo" {
             assert_eq!(press(&mut state, key, &model, now), None);
         }
     }

@@ -67,7 +67,7 @@ fn all(disks: &[Disk], style: Style) -> Vec<Column> {
         column("SIZE", 0, 1, &|disk| decimal(disk.size)),
         column("MODEL", 8, 3, &|disk| or_dash(page.escape(&disk.model))),
         column("SERIAL", 6, 4, &|disk| or_dash(page.escape(&disk.serial))),
-        column("ACCESS", 0, 2, &|disk| access(disk).to_owned()),
+        column("ACCESS", 0, 2, &access),
         column("ATTACHED BY", 12, 0, &|disk| used(disk, style.utf8)),
     ];
     if disks.iter().any(|disk| !disk.contents.is_empty()) {
@@ -77,11 +77,14 @@ fn all(disks: &[Disk], style: Style) -> Vec<Column> {
     all
 }
 
-fn access(disk: &Disk) -> &'static str {
+fn access(disk: &Disk) -> String {
     match (disk.access, &disk.kept) {
-        (Access::ReadOnly, _) => "read-only",
-        (Access::Writable, Some(_)) => "overlay",
-        (Access::Writable, None) => "WRITABLE",
+        (Access::ReadOnly, _) => "read-only".to_owned(),
+        (Access::Writable, Some(kept)) if kept.bytes > 0 => {
+            format!("overlay {}", decimal(kept.bytes))
+        }
+        (Access::Writable, Some(_)) => "overlay".to_owned(),
+        (Access::Writable, None) => "WRITABLE".to_owned(),
     }
 }
 

@@ -59,6 +59,10 @@ pub struct DiskFilter {
     pub only: Vec<DiskSelector>,
     /// Disks to export writable.
     pub writable: Vec<DiskSelector>,
+    /// Disks to export with an overlay, beside `only`, not writable.
+    pub overlay: Vec<DiskSelector>,
+    /// Whether all disks that are not writable have an overlay.
+    pub overlay_all: bool,
 }
 
 /// How a disk was selected.
@@ -76,14 +80,28 @@ impl DiskFilter {
     /// Returns how the disk is selected; `None` if it is not to be exported.
     pub fn select(&self, disk: &Disk) -> Option<Selection> {
         let is_writable = self.writable.iter().any(|selector| selector.matches(disk));
-        if is_writable { Some(Selection::Writable) } else { self.select_read_only(disk) }
+        if is_writable && !self.is_named_with_overlay(disk) {
+            Some(Selection::Writable)
+        } else {
+            self.select_read_only(disk)
+        }
     }
 
     /// Like [`Self::select`], ignoring `writable`.
     pub fn select_read_only(&self, disk: &Disk) -> Option<Selection> {
-        let is_named = self.only.iter().any(|selector| selector.matches(disk));
+        let is_named = self.only.iter().any(|selector| selector.matches(disk))
+            || self.is_named_with_overlay(disk);
         let any = self.only.is_empty().then_some(Selection::Any);
         if is_named { Some(Selection::Named) } else { any }
+    }
+
+    /// Returns whether the disk, if it is selected and not writable, has an overlay.
+    pub fn has_overlay(&self, disk: &Disk) -> bool {
+        self.overlay_all || self.is_named_with_overlay(disk)
+    }
+
+    fn is_named_with_overlay(&self, disk: &Disk) -> bool {
+        self.overlay.iter().any(|selector| selector.matches(disk))
     }
 
     /// The selector, if the disk is selected as writable only by a name that another disk may get
@@ -97,12 +115,12 @@ impl DiskFilter {
 
     /// Returns whether no disk is named.
     pub fn is_empty(&self) -> bool {
-        self.only.is_empty() && self.writable.is_empty()
+        self.only.is_empty() && self.writable.is_empty() && self.overlay.is_empty()
     }
 
     /// Selectors that match none of `disks`.
     pub fn missing<'a>(&'a self, disks: &'a [Disk]) -> impl Iterator<Item = &'a DiskSelector> {
-        let all = self.only.iter().chain(&self.writable);
+        let all = self.only.iter().chain(&self.writable).chain(&self.overlay);
         all.filter(|selector| !disks.iter().any(|disk| selector.matches(disk)))
     }
 }
@@ -133,7 +151,7 @@ mod test {
 
     fn filter(only: &[&str], writable: &[&str]) -> DiskFilter {
         let selectors = |names: &[&str]| names.iter().map(|name| DiskSelector::new(name)).collect();
-        DiskFilter { only: selectors(only), writable: selectors(writable) }
+        DiskFilter { only: selectors(only), writable: selectors(writable), ..DiskFilter::default() }
     }
 
     #[test]
@@ -141,6 +159,29 @@ mod test {
         for disk in disks() {
             assert_eq!(DiskFilter::default().select(&disk), Some(Selection::Any));
         }
+    }
+
+    #[test]
+    fn disk_with_an_overlay_is_not_writable() {
+        let disks = disks();
+        let overlay = vec![DiskSelector::new("sda")];
+        let filter = DiskFilter { overlay: overlay.clone(), ..filter(&[], &["S1"]) };
+        assert_eq!(filter.select(&disks[0]), Some(Selection::Named));
+        assert_eq!(
+            disks.iter().map(|disk| filter.has_overlay(disk)).collect::<Vec<_>>(),
+            [true, false]
+        );
+        // Other disks are exported as without it.
+        assert_eq!(filter.select(&disks[1]), Some(Selection::Any));
+        let only = DiskFilter { overlay, only: vec![DiskSelector::new("none")], ..filter };
+        assert_eq!(
+            (only.select(&disks[0]), only.select(&disks[1])),
+            (Some(Selection::Named), None)
+        );
+        assert_eq!(only.missing(&disks).count(), 1);
+        let all = DiskFilter { overlay_all: true, ..self::filter(&[], &["sda"]) };
+        assert_eq!(all.select(&disks[0]), Some(Selection::Writable));
+        assert!(all.has_overlay(&disks[1]) && all.select(&disks[1]) == Some(Selection::Any));
     }
 
     #[test]

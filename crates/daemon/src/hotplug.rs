@@ -2,6 +2,7 @@
 //! with `--all` exports disks that are added.
 
 mod change;
+mod overlays;
 mod select;
 
 use std::collections::{HashMap, HashSet};
@@ -22,6 +23,7 @@ use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, Writes, devi
 pub use change::Change;
 use change::{changed, is_lent};
 use failure::Failure;
+use overlays::ConsoleOverlays;
 use select::{Overlaid, PositionHolder};
 
 /// A new disk causes several uevents: those within this time are handled together.
@@ -52,6 +54,7 @@ pub struct Hotplug {
     /// Disks that were exported writable because their position was named: another disk at the
     /// position does not get write access.
     positions: HashMap<String, PositionHolder>,
+    overlays: ConsoleOverlays,
     uevents: Option<Uevents>,
     /// Kernel names of disks to examine at `due`.
     pending: HashSet<String>,
@@ -87,6 +90,7 @@ impl Hotplug {
             writable: HashSet::new(),
             overlaid: Overlaid::default(),
             positions: HashMap::new(),
+            overlays: ConsoleOverlays::default(),
             uevents,
             pending: HashSet::new(),
             all: false,
@@ -376,9 +380,12 @@ impl Hotplug {
             return self.report(&disk.name, sentence);
         }
         let writable = selection == Selection::Writable;
-        let writes = if writable { Writes::ToDisk } else { Writes::Refused };
-        let request = LendRequest { path: disk.path(&self.options.tree), writes };
-        match self.options.lend_examined(&request, examined) {
+        let lent = match writable {
+            true => self.lend_with(examined, Writes::ToDisk),
+            false if self.wants_overlay(examined) => self.lend_with_overlay(examined),
+            false => self.lend_with(examined, Writes::Refused),
+        };
+        match lent {
             Ok(mut lent) => {
                 self.reported.remove(&disk.name);
                 lent.notes.extend(note);
@@ -389,6 +396,11 @@ impl Hotplug {
             }
             Err(failure) => self.report(&disk.name, failure.to_string()),
         }
+    }
+
+    fn lend_with(&self, examined: &ExaminedDisk<'_>, writes: Writes) -> Result<LentDisk, Failure> {
+        let path = examined.disk.path(&self.options.tree);
+        self.options.lend_examined(&LendRequest { path, writes }, examined)
     }
 
     /// A named disk is exported as if it had been named without `--all`.
@@ -673,7 +685,8 @@ mod test {
             note.unwrap(),
             "/dev/sdz is lent read-only: its overlay ended when it was removed"
         );
-        let named = |name| DiskFilter { only: Vec::new(), writable: vec![DiskSelector::new(name)] };
+        let named =
+            |name| DiskFilter { writable: vec![DiskSelector::new(name)], ..DiskFilter::default() };
         hotplug.filter = Some(named("S1"));
         assert_eq!(selected(&hotplug).unwrap().0, Selection::Named, "it is named writable");
         fake.write("sys/class/block/sdz/device/serial", "S2\n");
@@ -682,10 +695,52 @@ mod test {
     }
 
     #[test]
+    fn overlay_chosen_at_the_console_is_for_that_disk() {
+        let fake = Fake::new("console-overlay");
+        fake.write("sys/class/block/sdz/device/serial", "S1\n");
+        let mut hotplug = fake.hotplug();
+        let mut known = lent(&fake.disks()[0]);
+        known.fingerprint = examined(&fake, |examined| hotplug.options.fingerprint(examined));
+        let wants = |hotplug: &Hotplug| examined(&fake, |examined| hotplug.wants_overlay(examined));
+        assert!(!wants(&hotplug), "read-only is the default");
+        hotplug.choose_overlay(&known, true, Instant::now());
+        assert!(wants(&hotplug) && hotplug.pending.contains("sdz"));
+        fake.disk(2048, 8);
+        assert!(wants(&hotplug), "the same disk has come again");
+        fake.write("sys/class/block/sdz/device/serial", "S2\n");
+        assert!(!wants(&hotplug), "another disk is at its place");
+        // What was chosen last holds, also against the boot parameters.
+        fake.write("sys/class/block/sdz/device/serial", "S1\n");
+        hotplug.filter = Some(DiskFilter { overlay_all: true, ..DiskFilter::default() });
+        hotplug.choose_overlay(&known, false, Instant::now());
+        assert!(!wants(&hotplug));
+        fake.write("sys/class/block/sdz/device/serial", "S2\n");
+        assert!(wants(&hotplug));
+    }
+
+    #[test]
+    fn overlays_of_target_mode_leave_memory_for_others() {
+        let fake = Fake::new("overlay-memory");
+        fake.write("proc/meminfo", "MemTotal:        4194304 kB\n");
+        let mut hotplug = fake.hotplug();
+        hotplug.filter = Some(DiskFilter { overlay_all: true, ..DiskFilter::default() });
+        let limit = |hotplug: &mut Hotplug| hotplug.overlay_limit(&hotplug.options.look().unwrap());
+        // Half of the memory, and half of that for a disk that is plugged in later.
+        let first = limit(&mut hotplug);
+        assert_eq!(first, 1 << 30);
+        let export = lent(&fake.disks()[0]).export;
+        hotplug.overlays.exports.push((Arc::downgrade(&export), first));
+        assert_eq!(limit(&mut hotplug), 1 << 29);
+        drop(export);
+        assert_eq!(limit(&mut hotplug), first);
+    }
+
+    #[test]
     fn writable_position_is_for_its_first_disk() {
         let fake = Fake::new("position");
         fake.write("sys/class/block/sdz/device/serial", "S1\n");
-        let named = |name| DiskFilter { only: Vec::new(), writable: vec![DiskSelector::new(name)] };
+        let named =
+            |name| DiskFilter { writable: vec![DiskSelector::new(name)], ..DiskFilter::default() };
         let mut hotplug = Hotplug { filter: Some(named("/dev/sdz")), ..fake.hotplug() };
         let is_replacement =
             |hotplug: &Hotplug| examined(&fake, |examined| hotplug.is_replacement(examined));
@@ -706,7 +761,7 @@ mod test {
         fake.disk(0, 7);
         let mut hotplug = fake.hotplug();
         assert!(hotplug.initial_scan(&[]).unwrap().is_empty());
-        let only = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
+        let only = DiskFilter { only: vec![DiskSelector::new("sdz")], ..DiskFilter::default() };
         let mut hotplug = Hotplug { filter: Some(only), ..hotplug };
         let changes = hotplug.initial_scan(&[]).unwrap();
         assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
@@ -748,7 +803,8 @@ mod test {
             let changes = hotplug.initial_scan(&[]).unwrap();
             let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
             assert!(note.contains("it is a stick that boots into target mode"), "{note}");
-            let named = DiskFilter { only: vec![DiskSelector::new("sdz")], writable: Vec::new() };
+            let named =
+                DiskFilter { only: vec![DiskSelector::new("sdz")], ..DiskFilter::default() };
             let mut hotplug = Hotplug { filter: Some(named), ..hotplug };
             let changes = hotplug.initial_scan(&[]).unwrap();
             // A named disk is opened, and refused because it is not a block device.

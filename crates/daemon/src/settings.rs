@@ -90,6 +90,9 @@ impl Settings {
                 self.no_pairing =
                     self.parse_bool(parameter, value).map_or(self.no_pairing, |yes| !yes);
             }
+            // Without a value: all disks.
+            ("overlay", "" | "all") => self.filter.overlay_all = true,
+            ("overlay", disk) => add(&mut self.filter.overlay, DiskSelector::new(disk)),
             ("disk" | "writable" | "protocol" | "listen" | "machine_id" | "return", "") => {
                 self.note(parameter, "it needs a value");
             }
@@ -193,6 +196,17 @@ mod test {
         assert_eq!((found.listen.len(), found.open), (1, true));
         assert_eq!(found.machine.unwrap().bytes[..2], [0x01, 0x23]);
         assert!(found.notes.is_empty(), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn overlay_is_for_named_disks_or_for_all() {
+        let named = settings("storagetm.overlay=S1 storagetm.overlay=sdb").filter;
+        assert_eq!(named.overlay, [DiskSelector::new("S1"), DiskSelector::new("sdb")]);
+        assert!(!named.overlay_all);
+        for line in ["storagetm.overlay", "storagetm.overlay=all"] {
+            let all = settings(line).filter;
+            assert!(all.overlay_all && all.is_empty(), "{line}");
+        }
     }
 
     #[test]

@@ -328,7 +328,7 @@ pub struct Serve {
     #[arg(long)]
     pub digests: bool,
 
-    /// Also apply boot parameters: storagetm.disk=, storagetm.writable=, storagetm.protocol=,
+    /// Also apply boot parameters: storagetm.disk=, storagetm.writable=, storagetm.overlay=, storagetm.protocol=,
     /// storagetm.listen=, storagetm.open, storagetm.pair= and storagetm.machine_id=
     ///
     /// They are read from the kernel command line, the service's credentials, and the firmware's SMBIOS strings

@@ -31,6 +31,7 @@ Examples:
 On the kernel command line:
   storagetm.disk=PATH        lend this disk only; may be repeated
   storagetm.writable=PATH    lend this disk writable; may be repeated
+  storagetm.overlay[=PATH]   hosts write to memory, and this disk, or each, is not changed
   storagetm.protocol=NAME    {}
   storagetm.listen=ADDRESS   listen on ADDRESS, as with storagetm serve --listen
   storagetm.open             access without a key and without encryption, on every address

@@ -208,6 +208,20 @@ impl Exports {
         self.hotplug.rescan_all(now);
     }
 
+    /// Lends a disk again with an overlay, or read-only without one: to hosts another disk.
+    pub(super) fn set_overlay(&mut self, disk: usize, is_wanted: bool, cx: &mut Context<'_>) {
+        if disk >= self.lent.len() {
+            return;
+        }
+        let lent = self.lent.remove(disk);
+        let reason = match is_wanted {
+            true => "it is lent again with an overlay",
+            false => "its overlay was ended at the machine",
+        };
+        self.withdraw_disk(&lent, reason, cx);
+        self.hotplug.choose_overlay(&lent, is_wanted, cx.now);
+    }
+
     fn withdraw_disk(&mut self, lent: &LentDisk, reason: &'static str, cx: &mut Context<'_>) {
         self.hotplug.release(lent);
         cx.worker.withdraw(&lent.export);
