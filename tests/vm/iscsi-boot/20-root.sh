@@ -7,3 +7,4 @@ mount -t ext4 "$(blkid -U "$root_uuid")" /mnt
 [ "$(cat /mnt/greeting)" = "root of the lent disk" ]
 echo "written by the system that booted from it" >/mnt/answer
 umount /mnt
+tell root written

@@ -107,6 +107,15 @@ pub(super) const ISCSI_ATOMIC: Extra = Extra {
     files: ISCSI.files,
 };
 
+/// For XFS and btrfs.
+pub(super) const FILE_SYSTEMS: Extra = Extra {
+    name: "file-systems",
+    packages: &["btrfs-progs", "xfsprogs"],
+    programs: &["usr/bin/btrfs", "usr/sbin/mkfs.btrfs", "usr/sbin/mkfs.xfs", "usr/sbin/xfs_repair"],
+    modules: &["xfs", "btrfs"],
+    files: &[],
+};
+
 /// For blktests: the programs that its tests call, as they call them.
 pub(super) const BLKTESTS: Extra = Extra {
     name: "blktests",

@@ -2,6 +2,7 @@
 //! by iSCSI: iPXE starts the kernel image that is in the disk's EFI system partition, and the kernel
 //! attaches the same disk by the table that iPXE leaves in memory (iBFT).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,17 +45,7 @@ fn run(
 ) -> Result<()> {
     let disk = folder.join("system.img");
     system(bench, kernel, folder, &disk, results.names())?;
-    let arguments = ["--protocol", "iscsi", "--writable", &disk.display().to_string()];
-    let arguments = arguments.map(str::to_owned).to_vec();
-    let mut target = Target::start(&bench.program, arguments, folder.join("storagetm.log"))?;
-    let (port, name) = (target.port()?, iqn(&target.events()?.lent(), &disk)?);
-    let mut guest = power_on(bench, folder, &ipxe::network(folder, port, &name)?)?;
-    let values = results.follow(&guest.console, PATIENCE, |_, what| {
-        bail!("the guest asks for {what}, an unknown request")
-    })?;
-    guest.wait(Duration::from_secs(90))?;
-    drop(target);
-    let wanted = format!("{name} 10.0.2.2 {port} {}", ipxe::INITIATOR);
+    let (values, wanted) = boot(bench, folder, "--writable", &disk, results)?;
     results.decide(
         "ibft-names-target",
         match values.get("ibft") {
@@ -66,8 +57,35 @@ fn run(
     Ok(())
 }
 
+/// Lends the disk with this option, and boots a machine from it. Returns the values that the guest
+/// reported, and what it must have found in the iBFT.
+pub(super) fn boot(
+    bench: &Bench,
+    folder: &Path,
+    option: &str,
+    disk: &Path,
+    results: &mut Results<'_>,
+) -> Result<(BTreeMap<String, String>, String)> {
+    let arguments = ["--protocol", "iscsi", option, &disk.display().to_string()];
+    let arguments = arguments.map(str::to_owned).to_vec();
+    let mut target = Target::start(&bench.program, arguments, folder.join("storagetm.log"))?;
+    let (port, name) = (target.port()?, iqn(&target.events()?.lent(), disk)?);
+    let mut guest = power_on(bench, folder, &ipxe::network(folder, port, &name)?)?;
+    let values = results.follow(&guest.console, PATIENCE, |_, what| {
+        bail!("the guest asks for {what}, an unknown request")
+    })?;
+    guest.wait(Duration::from_secs(90))?;
+    Ok((values, format!("{name} 10.0.2.2 {port} {}", ipxe::INITIATOR)))
+}
+
 /// Writes the lent disk: a unified kernel image with the tests, and a root file system.
-fn system(bench: &Bench, kernel: &Kernel, folder: &Path, to: &Path, wanted: String) -> Result<()> {
+pub(super) fn system(
+    bench: &Bench,
+    kernel: &Kernel,
+    folder: &Path,
+    to: &Path,
+    wanted: String,
+) -> Result<()> {
     let interface = "10.0.2.15/24".to_owned();
     let job = Job {
         scenario: "iscsi-boot",

@@ -24,6 +24,8 @@ mod lender;
 pub(crate) mod mirror;
 mod modules;
 mod narrow;
+mod overlay;
+mod overlay_boot;
 mod qmp;
 mod target;
 mod tree;
@@ -41,7 +43,7 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 10] = [
+const SCENARIOS: [fn() -> Scenario; 12] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
@@ -50,6 +52,8 @@ const SCENARIOS: [fn() -> Scenario; 10] = [
     iscsi_atomic::scenario,
     iscsi_boot::scenario,
     keys::scenario,
+    overlay::scenario,
+    overlay_boot::scenario,
     usb::scenario,
     usbip::scenario,
 ];

@@ -28,7 +28,17 @@ impl Target {
     /// Serves disks on a free port of the loopback, and waits until it is ready. `disks` are
     /// arguments: paths, with `--writable` before writable ones.
     pub(super) fn start(program: &Path, disks: Vec<String>, log: PathBuf) -> Result<Self> {
-        let (child, lines) = spawn(program, &disks, 0, &log)?;
+        Self::start_at(program, disks, 0, log)
+    }
+
+    /// As [`Self::start`], on this port.
+    pub(super) fn start_at(
+        program: &Path,
+        disks: Vec<String>,
+        port: u64,
+        log: PathBuf,
+    ) -> Result<Self> {
+        let (child, lines) = spawn(program, &disks, port, &log)?;
         let program = program.to_owned();
         let mut target = Self { program, disks, log, child, lines, events: Events::default() };
         target.until_ready()?;
