@@ -119,3 +119,23 @@ fn disk_that_was_reset_is_connected_again() {
     let mut driven = Driven::new(there.open().unwrap().1);
     assert_eq!(driven.read(0, 4096).unwrap(), bytes[..4096]);
 }
+
+/// A disk that is unplugged may be plugged in again.
+#[test]
+fn withdrawn_iscsi_disk_is_waited_for() {
+    let (machine, bytes) = machine();
+    let there = endpoint(&machine, TARGET, 0);
+    let mut driven = Driven::new(there.open().unwrap().1);
+    assert_eq!(driven.read(0, 4096).unwrap(), bytes[..4096]);
+    let id = "nqn.2014-08.org.nvmexpress:uuid:1".into();
+    machine.catalogue.withdraw(&id).unwrap();
+    let buffer = driven.buffer(4096);
+    driven.submit(Request::Read { offset: 0, buffer });
+    let lost = driven.wait(1).unwrap_err();
+    assert!(!lost.violation && lost.reason.contains("removed"), "{}", lost.reason);
+    let refused = there.open().err();
+    assert!(matches!(refused, Some(EndpointError::Temporary(_))), "{refused:?}");
+    machine.export_file(1, &machine.files[0]);
+    let mut driven = Driven::new(there.open().unwrap().1);
+    assert_eq!(driven.read(0, 4096).unwrap(), bytes[..4096]);
+}

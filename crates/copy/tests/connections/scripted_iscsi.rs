@@ -404,7 +404,7 @@ fn disk_that_may_be_another_one_is_connected_again() {
         let buffer = driven.buffer(4096);
         driven.submit(Request::Read { offset: 0, buffer });
         let ConnectionLost { reason, violation } = driven.wait(1).unwrap_err();
-        assert!(!violation && reason.contains("reset or has changed"), "{reason}");
+        assert!(!violation && reason.contains("reset, removed or changed"), "{reason}");
     }
 }
 

@@ -36,7 +36,7 @@ pub enum Disposition {
     /// It was aborted, or the target failed to carry it out. It may be sent again a few times.
     Aborted,
     /// It was not carried out: the logical unit was reset and may have lost what was not flushed,
-    /// other commands may have been aborted without a status, or it may be another disk.
+    /// other commands may have been aborted without a status, or it may be another disk or none.
     Changed,
     /// It failed.
     Failed,
@@ -67,6 +67,8 @@ impl Sense {
             (key::NOT_READY, (0x04, 0x01 | 0x04..=0x0a | 0x14 | 0x1a | 0x1b | 0x1d | 0x24)) => {
                 Disposition::Busy
             }
+            // Without a medium: the disk was removed, or its export was withdrawn.
+            (key::NOT_READY, (0x3a, _)) => Disposition::Changed,
             (key::ABORTED_COMMAND, _) => Disposition::Aborted,
             // Mode or log parameters, asymmetric access, warnings, power conditions, the threshold
             // of thin provisioning: the disk and its data are the same.
@@ -133,7 +135,7 @@ mod test {
             (Disposition::Busy, (2, (4, 0x0a))),
             // Needs START STOP UNIT; medium not present.
             (Disposition::Failed, (2, (4, 2))),
-            (Disposition::Failed, (2, (0x3a, 0))),
+            (Disposition::Changed, (2, (0x3a, 0))),
             (Disposition::Failed, (3, (0x11, 0))),
             (Disposition::Failed, (4, (0x44, 0))),
             (Disposition::Failed, (5, (0x20, 0))),

@@ -178,7 +178,7 @@ impl IscsiConnection {
             // It may have lost its cache, or be another one: a new session compares it, and writes
             // again what was not flushed.
             Disposition::Changed => {
-                return Err(ConnectionLost::new("the disk was reset or has changed"));
+                return Err(ConnectionLost::new("the disk was reset, removed or changed"));
             }
             Disposition::Good => self.retries.succeeded(),
             Disposition::Busy | Disposition::Aborted | Disposition::Failed => {}
