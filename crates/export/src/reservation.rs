@@ -149,7 +149,8 @@ impl ReservationCommand {
             | Self::Clear { .. }
             | Self::Preempt { .. }
             | Self::SetPersistence(_)
-            | Self::ReserveUnit => true,
+            | Self::ReserveUnit
+            | Self::ResetUnit => true,
             Self::Release { kind, .. } => kind.is_held_by_all(),
             _ => false,
         }

@@ -241,6 +241,7 @@ mod test {
             ReservationCommand::Preempt { key: 7, victim: 7, kind: Some(kind) },
             ReservationCommand::Clear { key: 7 },
             ReservationCommand::ReserveUnit,
+            ReservationCommand::ResetUnit,
         ] {
             assert_eq!(reader.reserve(command, None).unwrap_err(), ReservationError::ReadOnly);
         }

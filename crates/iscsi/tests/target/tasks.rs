@@ -3,15 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use export::{Notice, Reason};
+use export::{Access, Auth, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
+use iscsi::chap::Algorithm;
+use iscsi::credential::chap_initiator;
 use iscsi::wire::bhs::{
     self, AsyncMessage, FINAL, LogoutRequest, LogoutResponse, NopIn, NopOut, TaskRequest,
     TaskResponse, of_target,
 };
+use iscsi::wire::login::{FULL_FEATURE, TRANSIT};
 use iscsi::wire::opcode::{self, IMMEDIATE, function, function_response};
+use iscsi::wire::text;
 
-use crate::initiator::{Initiator, NONE, Pdu, SHORT, sense, status, write_10};
-use crate::world::World;
+use crate::initiator::{Initiator, NONE, Pdu, SHORT, sense, status, text_of, write_10};
+use crate::world::{World, peer};
 
 /// Sends a task management function.
 fn manage(world: &mut World, initiator: &mut Initiator, code: u8, ref_tag: u32) -> Vec<Pdu> {
@@ -197,6 +201,51 @@ fn reset_does_not_concern_hosts_with_data_of_their_own() {
     assert_eq!(code, function_response::COMPLETE);
     assert!(world.conn(other.id).is_open());
     world.end_all();
+}
+
+const READER: &str = "iqn.2026-01.org.example:reader";
+
+/// Attaches a host that may only read, which proves that by CHAP.
+fn reader(world: &mut World) -> Initiator {
+    let secret = Secret::new(b"secretsecret".to_vec());
+    let rules = vec![Rule { disk: None, access: Access::ReadOnly }];
+    let (id, name, key) = (READER.to_owned(), "reader".to_owned(), KeyId::new(7));
+    let credentials = vec![chap_initiator(secret.clone(), false)];
+    let host = Host { id, name, key, credentials, rules };
+    world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
+    let mut reader = Initiator::new(world.open_as(peer(Auth::Required)));
+    let names = [&[("InitiatorName", READER)], &SHORT[1..3], &[("AuthMethod", "CHAP")]].concat();
+    let mut ask = |flags: u8, keys: &[(&str, &str)]| {
+        world.send(reader.id, &reader.login_bytes(flags, &text_of(keys)));
+        let response = reader.received(world).remove(0);
+        assert_eq!(response.login_status(), 0, "{keys:?}");
+        response
+    };
+    ask(1, &names);
+    let challenge = ask(1, &[("CHAP_A", "7")]);
+    let value = |key| challenge.value(key).unwrap();
+    let bytes = text::binary(value("CHAP_C")).unwrap();
+    let proof = Algorithm::Sha256.response(value("CHAP_I").parse().unwrap(), &secret, &bytes);
+    let proof = text::to_hex(proof.bytes());
+    ask(TRANSIT | FULL_FEATURE, &[("CHAP_N", READER), ("CHAP_R", &proof)]);
+    reader.ready(world);
+    reader
+}
+
+#[test]
+fn reset_by_a_reader_does_not_abort_the_writes_of_others() {
+    for code in [function::LOGICAL_UNIT_RESET, function::TARGET_WARM_RESET] {
+        let mut world = World::new();
+        let (other, _) = busy(&mut world);
+        let mut reader = reader(&mut world);
+        let pdus = manage(&mut world, &mut reader, code, 0);
+        assert_eq!(response(&pdus), function_response::COMPLETE);
+        assert_eq!(sense(&reader.read(&mut world, 0, 1)), (6, 0x29, 3));
+        world.finish(other.id, 0, Ok(()));
+        let pdus = other.received(&mut world);
+        assert_eq!((pdus.len(), status(&pdus)), (1, 0), "its write was aborted");
+        world.end_all();
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Weak;
 
-use export::ReservationCommand;
+use export::{Access, ReservationCommand};
 use scsi::Attention;
 
 use super::{Cx, Disk};
@@ -97,11 +97,15 @@ impl Disk {
         self.slots.busy().map(|(at, _)| at).collect()
     }
 
-    /// Resets the logical unit: for all sessions, and ends RESERVE (6) of any. `ends`: the session
-    /// ends then.
+    /// Resets the logical unit: for all sessions, and ends RESERVE (6) of any. A host that may only
+    /// read resets its own session: it must not abort the writes of others. `ends`: the session ends
+    /// then.
     fn reset_unit(&mut self, itt: u32, ends: bool, cx: &mut Cx<'_>) {
         let ended = self.attachment.grant.reserve(ReservationCommand::ResetUnit, None);
-        let others = self.registry.reset_others(&self.registration);
+        let others = match self.attachment.grant.access() {
+            Access::Writable => self.registry.reset_others(&self.registration),
+            Access::ReadOnly => Vec::new(),
+        };
         if ended.is_ok() || !others.is_empty() {
             cx.out.notify();
         }
