@@ -2,37 +2,29 @@
 //! threads, one for endpoint 0, and one for the bulk endpoints and the session.
 //!
 //! The session exists from the first transfer of a host until the host disconnects, resets the
-//! device, or breaks the protocol.
+//! device, or breaks the protocol. Its disk requests are executed by a ring, so that a disk that does
+//! not respond delays neither a reset nor the other units, or by system calls (the reference).
+
+mod bulk;
+mod disks;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use export::{DirectRecv, Finished, Notice, Peer, Pool, Segment, Session, Step};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use export::Notice;
 use rustix::io::{Errno, read, write};
 
 use crate::inbox::{Inbox, Message};
-use crate::recv_buffer::window;
 use crate::topic::Topic;
-use crate::{MEMORY_RETRY, MakeSession, Shared};
-
-/// Largest packet of a bulk endpoint. Transfers are cut at multiples of it: some controllers receive
-/// whole packets only. The kernel aligns the last one, as it knows the packets of the speed.
-const PACKET: usize = 1024;
-
-/// Smallest packet of a bulk endpoint at any speed. Larger ones are multiples of it.
-const SMALLEST_PACKET: usize = 64;
-
-/// Largest transfer that is passed to the kernel at once, which allocates memory of that length.
-const MAX_TRANSFER: usize = 1 << 20;
-
-/// After this idle time cached buffers are freed.
-const IDLE: Duration = Duration::from_secs(1);
+use crate::{MakeSession, Shared};
+use bulk::Bulk;
+use disks::Disks;
 
 /// Length of a setup packet, and of an event of endpoint 0, in bytes.
 const SETUP: usize = 8;
@@ -50,9 +42,6 @@ const TO_HOST: u8 = 0x80;
 /// How long a halt is tried while the controller still sends, and the pause between two attempts.
 const HALT_TIMEOUT: Duration = Duration::from_secs(1);
 const HALT_RETRY: Duration = Duration::from_millis(5);
-
-/// Pause after an unexpected error.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Stack size of both threads in bytes.
 const STACK: usize = 256 << 10;
@@ -98,37 +87,77 @@ impl fmt::Debug for Cable {
     }
 }
 
-/// Starts the threads, with a pool of `memory` bytes.
-///
-/// # Errors
-/// Fails if a thread or descriptor cannot be created.
-pub(crate) fn adopt(
-    shared: &Arc<Shared>,
-    memory: usize,
-    endpoints: Endpoints,
-    open: MakeSession,
-    answer: AnswerControl,
-) -> io::Result<()> {
-    let (resets, is_sending, inbox) = (AtomicU32::new(0), AtomicBool::new(false), Inbox::new()?);
-    inbox.add_session();
-    let cable = Arc::new(Cable { endpoints, resets, is_sending, inbox });
-    let control = cable.clone();
-    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-    let shared = shared.clone();
-    let bulk = move || {
+/// A cable, and what makes its sessions.
+type Plugged = (Arc<Cable>, MakeSession);
+
+/// The thread of the bulk endpoints. It is started before endpoints exist, because a process without
+/// privileges can open a ring only at its start. Ends when dropped, once it serves no endpoints.
+#[derive(Debug)]
+pub(crate) struct EndpointThread {
+    inbox: Arc<Inbox>,
+    sender: Sender<Plugged>,
+}
+
+impl EndpointThread {
+    /// Starts the thread, with a pool of `memory` bytes. Disk requests are executed by a ring if that
+    /// is wanted and possible.
+    ///
+    /// # Errors
+    /// Fails if the thread or a descriptor cannot be created.
+    pub(crate) fn start(shared: &Arc<Shared>, memory: usize, with_ring: bool) -> io::Result<Self> {
+        let inbox = Inbox::new()?;
+        inbox.add_session();
+        let (sender, plugged) = channel();
+        let (report, reported) = channel();
+        let (shared, own) = (shared.clone(), inbox.clone());
+        let run = move || {
+            let mut disks = Disks::open(&own, &shared, with_ring);
+            // Cannot fail: the other side waits for this message.
+            let _ = report.send(());
+            serve(&shared, memory, &mut disks, &plugged);
+        };
+        thread("usb bulk").spawn(run)?;
+        reported.recv().map_err(|_| io::Error::other("the thread ended before it began"))?;
+        Ok(Self { inbox, sender })
+    }
+
+    /// Serves endpoints, once those before them are gone.
+    ///
+    /// # Errors
+    /// Fails if the thread of endpoint 0 cannot be created, or the thread has ended.
+    pub(crate) fn serve(
+        &self,
+        endpoints: Endpoints,
+        open: MakeSession,
+        answer: AnswerControl,
+    ) -> io::Result<()> {
+        let (resets, is_sending) = (AtomicU32::new(0), AtomicBool::new(false));
+        let inbox = self.inbox.clone();
+        let cable = Arc::new(Cable { endpoints, resets, is_sending, inbox });
+        let control = cable.clone();
+        let ended = |_| io::Error::other("the thread of the endpoints has ended");
+        self.sender.send((cable, open)).map_err(ended)?;
+        thread("usb control").spawn(move || control.control(&answer)).map(drop)
+    }
+}
+
+fn thread(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.to_owned()).stack_size(STACK)
+}
+
+/// Serves cables, one after another.
+fn serve(shared: &Shared, memory: usize, disks: &mut Disks, plugged: &Receiver<Plugged>) {
+    while let Ok((cable, open)) = plugged.recv() {
         shared.inboxes.register(&cable.inbox);
         // A session that panics ends, and the next transfer begins another one.
-        while catch_unwind(AssertUnwindSafe(|| Bulk::new(&shared, &cable, memory, &open).run()))
-            .is_err()
-        {
+        let mut run = || Bulk::new(shared, &cable, memory, &open, disks).run();
+        while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {
             let _ = cable.halt_all();
             // Others may wait for what it had.
             shared.inboxes.changed(&Topic::All, None);
         }
         shared.inboxes.unregister(&cable.inbox);
-    };
-    thread("usb bulk").spawn(bulk)?;
-    thread("usb control").spawn(move || control.control(&answer)).map(drop)
+    }
 }
 
 impl Cable {
@@ -216,297 +245,49 @@ impl Cable {
     }
 }
 
-/// The thread of the bulk endpoints.
-struct Bulk<'a> {
-    shared: &'a Shared,
-    cable: &'a Cable,
-    open: &'a MakeSession,
-    pool: Pool,
-    /// The session, and the number of resets when it began.
-    session: Option<(Box<dyn Session>, u32)>,
-    /// The number of resets when a violation has halted the pipes.
-    halted: Option<u32>,
-    /// Largest transfer that the kernel has memory for.
-    max_transfer: usize,
-    /// Whether the host is gone, as the endpoints have reported.
-    is_lost: bool,
-}
-
-/// A transfer from the host.
-enum Received {
-    /// Into a window of the session, with this many bytes.
-    Window(DirectRecv, usize),
-    /// Of this many bytes, into the buffer for packets.
-    Packet(usize),
-}
-
-impl<'a> Bulk<'a> {
-    fn new(shared: &'a Shared, cable: &'a Cable, memory: usize, open: &'a MakeSession) -> Self {
-        let pool = Pool::with_budget(memory, shared.budget.clone());
-        let (session, halted, max_transfer, is_lost) = (None, None, MAX_TRANSFER, false);
-        Self { shared, cable, open, pool, session, halted, max_transfer, is_lost }
-    }
-
-    /// Runs until the function is removed.
-    fn run(&mut self) {
-        loop {
-            self.settle();
-            if self.session.as_ref().is_some_and(|(session, _)| !session.can_receive()) {
-                self.wait();
-                continue;
-            }
-            let mut packet = [0; PACKET];
-            let mut is_data = false;
-            match self.receive(&mut packet, &mut is_data) {
-                Ok(received) => self.deliver(received, &packet),
-                Err(Errno::INTR | Errno::AGAIN) if !is_data => {}
-                // The next call waits for a host.
-                Err(Errno::SHUTDOWN | Errno::CONNRESET) => self.end_session(),
-                Err(Errno::NODEV | Errno::BADFD) => return self.end_session(),
-                Err(_) => {
-                    self.halt_until_reset();
-                    self.end_session();
-                    std::thread::sleep(PAUSE);
-                }
-            }
-        }
-    }
-
-    /// Halts both pipes. What the host sends before it resets the device halts them again.
-    fn halt_until_reset(&mut self) {
-        if let Some((_, begun)) = &self.session {
-            self.halted = Some(*begun);
-        }
-        let _ = self.guarded(|bulk| bulk.cable.halt_all());
-    }
-
-    /// Ends the session if the device was reset; else passes messages to it and executes its steps.
-    fn settle(&mut self) {
-        let resets = self.cable.resets.load(Ordering::SeqCst);
-        if self.is_lost || self.session.as_ref().is_some_and(|(_, begun)| *begun != resets) {
-            self.end_session();
-        }
-        if self.cable.inbox.has_messages() {
-            self.cable.inbox.clear_wake();
-            for message in self.cable.inbox.take() {
-                let notice = match message {
-                    Message::Notice(notice) => notice,
-                    Message::ExportChanged(_) => Notice::StateChanged,
-                    _ => continue,
-                };
-                if let Some((session, _)) = &mut self.session {
-                    session.notify(Instant::now(), &notice);
-                }
-            }
-        }
-        self.drain();
-    }
-
-    /// Waits for a transfer of the host. Sets `is_data` if it is for a window of the session.
-    fn receive(
-        &mut self,
-        packet: &mut [u8; PACKET],
-        is_data: &mut bool,
-    ) -> Result<Received, Errno> {
-        let lent = self.session.as_mut().and_then(|(session, _)| session.direct_recv());
-        let Some(mut direct_recv) = lent else {
-            return read(&self.cable.endpoints.bulk_out, packet).map(Received::Packet);
-        };
-        *is_data = true;
-        let filled = self.fill(window(&mut direct_recv));
-        filled.map(|len| Received::Window(direct_recv, len))
-    }
-
-    /// Fills `place`, unless a short packet ends the data before. Returns the number of bytes.
-    fn fill(&mut self, place: &mut [u8]) -> Result<usize, Errno> {
-        let mut filled = 0;
-        while filled < place.len() {
-            let wanted = (place.len() - filled).min(self.max_transfer);
-            match read(&self.cable.endpoints.bulk_out, &mut place[filled..filled + wanted]) {
-                Ok(len) => {
-                    filled += len;
-                    if len < wanted {
-                        break;
-                    }
-                }
-                Err(Errno::NOMEM) if self.halve() => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(filled)
-    }
-
-    /// Halves the length of transfers. Returns whether it was above one packet.
-    fn halve(&mut self) -> bool {
-        let is_long = self.max_transfer > PACKET;
-        self.max_transfer = (self.max_transfer / 2).max(PACKET);
-        is_long
-    }
-
-    /// Passes a transfer to its session, or to a new one if the device was reset meanwhile.
-    fn deliver(&mut self, received: Received, packet: &[u8; PACKET]) {
-        let resets = self.cable.resets.load(Ordering::SeqCst);
-        let is_current = self.session.as_ref().is_some_and(|(_, begun)| *begun == resets);
-        match received {
-            Received::Window(window, len) if is_current => {
-                if let Some((session, _)) = &mut self.session {
-                    session.direct_received(Instant::now(), window, len);
-                }
-            }
-            // The transfer was awaited before the reset. Whole packets are data of the command that
-            // the reset has ended; the short packet behind them is the next wrapper.
-            Received::Window(mut window, len) => {
-                let end = window.start + len;
-                let start = end - len % SMALLEST_PACKET;
-                let wrapper = window.buffer.bytes_mut()[start..end].to_vec();
-                drop(window);
-                if wrapper.is_empty() {
-                    self.end_session();
-                } else {
-                    self.begin(resets, &wrapper);
-                }
-            }
-            Received::Packet(len) => {
-                // What has changed before the command arrived, it must see.
-                self.settle();
-                self.begin(resets, &packet[..len]);
-            }
-        }
-        self.drain();
-    }
-
-    /// Passes a wrapper to the session, which is a new one after a reset.
-    fn begin(&mut self, resets: u32, bytes: &[u8]) {
-        if self.session.as_ref().is_some_and(|(_, begun)| *begun != resets) {
-            self.end_session();
-        }
-        if self.halted == Some(resets) {
-            let _ = self.guarded(|bulk| bulk.cable.halt_all());
-            return;
-        }
-        let now = Instant::now();
-        let (session, _) = self.session.get_or_insert_with(|| {
-            let peer = Peer::usb();
-            let account = self.pool.open_for(peer.tenant());
-            ((self.open)(peer, account, now), resets)
-        });
-        session.receive(now, bytes);
-    }
-
-    fn drain(&mut self) {
-        while let Some(step) = self.session.as_mut().and_then(|(session, _)| session.poll()) {
-            match step {
-                Step::Report(event) => (self.shared.sink)(*event),
-                Step::Notify => self.shared.inboxes.changed(&Topic::All, None),
-                Step::Submit(admitted) => {
-                    let Finished { ticket, outcome, contended } = crate::disk::carry_out(admitted);
-                    if let Some(export) = contended {
-                        self.shared.inboxes.changed(&Topic::of(&export), None);
-                    }
-                    if let Some((session, _)) = &mut self.session {
-                        session.complete(Instant::now(), ticket, outcome);
-                    }
-                }
-                Step::Send(_) | Step::Halt | Step::Close(_) if self.is_lost => {}
-                Step::Send(segment) => {
-                    self.is_lost = self.guarded(|bulk| bulk.send(&segment)).is_err();
-                }
-                Step::Halt => self.is_lost = self.guarded(|bulk| bulk.cable.halt_in()).is_err(),
-                Step::Close(_) => {
-                    self.halt_until_reset();
-                    self.is_lost = true;
-                }
-            }
-        }
-        if std::mem::take(&mut self.is_lost) {
-            self.end_session();
-        }
-    }
-
-    /// Uses the pipes for the session. Fails if the host is gone or has reset the device.
-    fn guarded(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Errno>) -> Result<(), Errno> {
-        self.cable.is_sending.store(true, Ordering::SeqCst);
-        let resets = self.cable.resets.load(Ordering::SeqCst);
-        let begun = self.session.as_ref().map(|(_, begun)| *begun).or(self.halted);
-        let is_current = begun == Some(resets);
-        let result = if is_current { act(self) } else { Err(Errno::SHUTDOWN) };
-        self.cable.is_sending.store(false, Ordering::SeqCst);
-        result
-    }
-
-    /// Sends one message.
-    fn send(&mut self, segment: &Segment) -> Result<(), Errno> {
-        for part in segment.parts() {
-            let mut sent = 0;
-            while sent < part.len() {
-                let len = (part.len() - sent).min(self.max_transfer);
-                match write(&self.cable.endpoints.bulk_in, &part[sent..sent + len]) {
-                    Ok(len) => sent += len,
-                    Err(Errno::NOMEM) if self.halve() => {}
-                    Err(errno) => return Err(errno),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until another request, other memory or a deadline lets the session continue.
-    fn wait(&mut self) {
-        let retry = self.pool.was_short().then(|| Instant::now() + MEMORY_RETRY);
-        let deadline = self.session.as_ref().and_then(|(session, _)| session.deadline());
-        let until = [retry, deadline].into_iter().flatten().min();
-        let timeout = until.map_or(IDLE, |at| at.saturating_duration_since(Instant::now()));
-        let timeout = Timespec::try_from(timeout).ok();
-        let inbox = self.cable.inbox.as_fd();
-        let _ = poll(&mut [PollFd::from_borrowed_fd(inbox, PollFlags::IN)], timeout.as_ref());
-        let now = Instant::now();
-        if let Some((session, _)) = &mut self.session
-            && session.deadline().is_some_and(|deadline| deadline <= now)
-        {
-            session.tick(now);
-        }
-    }
-
-    /// Ends the session: its host is gone, or has reset the device. Its disk requests have ended.
-    fn end_session(&mut self) {
-        self.is_lost = false;
-        let Some((mut session, _)) = self.session.take() else { return };
-        session.notify(Instant::now(), &Notice::Disconnected);
-        while let Some(step) = session.poll() {
-            if let Step::Report(event) = step {
-                (self.shared.sink)(*event);
-            }
-        }
-        drop(session);
-        self.pool.trim();
-        self.shared.inboxes.changed(&Topic::All, Some(&self.cable.inbox));
-    }
-}
-
 #[cfg(test)]
 mod test {
     use std::collections::VecDeque;
-    use std::sync::mpsc::{Receiver, channel};
 
-    use export::{Account, Budget, Event, Head, Outcome, Reason, Ticket};
-    use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+    use export::{
+        Access, Account, Budget, DirectRecv, Event, Export, Geometry, Grant, Head, Identity, Op,
+        Outcome, Peer, Reason, Request, Segment, Session, Step, Ticket,
+    };
+    use rustix::net::{
+        AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, shutdown, socketpair,
+    };
 
     use super::*;
     use crate::inbox::Inboxes;
     use crate::link::ConnectionTable;
 
+    /// Wrappers of one byte that make a [`Toy`] read and write a block of its disk.
+    const READ: u8 = 254;
+    const WRITE: u8 = 255;
+
     /// Receives as many kibibytes as a wrapper of one byte announces, and answers with how many
     /// sessions there have been and the last byte. Closes after a longer wrapper.
     struct Toy {
         account: Account,
+        grant: Grant,
         number: u8,
         wanted: usize,
+        is_busy: bool,
         steps: VecDeque<Step>,
     }
 
     impl Session for Toy {
         fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
             match bytes {
+                [wrapper @ (READ | WRITE)] => {
+                    let write = Op::Write { durable: false };
+                    let op = if *wrapper == READ { Op::Read } else { write };
+                    let buffer = self.account.take(512);
+                    let request = Request { op, lba: 0, blocks: 1, buffer, ticket: Ticket::new(0) };
+                    let admitted = self.grant.admit(request).unwrap();
+                    self.is_busy = true;
+                    self.steps.push_back(Step::Submit(admitted));
+                }
                 [kibibytes] => self.wanted = usize::from(*kibibytes) << 10,
                 _ => {
                     let event = Event::Violation { peer: Peer::usb(), rule: "length" };
@@ -516,7 +297,11 @@ mod test {
             }
             bytes.len()
         }
-        fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+        fn complete(&mut self, _: Instant, _: Ticket, outcome: Outcome) {
+            self.is_busy = false;
+            let head = Head::new(&[self.number, outcome.result.is_ok().into()]);
+            self.steps.push_back(Step::Send(Segment::head(head)));
+        }
         fn notify(&mut self, _: Instant, _: &Notice) {}
         fn tick(&mut self, _: Instant) {}
         fn poll(&mut self) -> Option<Step> {
@@ -526,7 +311,7 @@ mod test {
             None
         }
         fn can_receive(&self) -> bool {
-            true
+            !self.is_busy
         }
         fn is_established(&self) -> bool {
             true
@@ -543,16 +328,35 @@ mod test {
         }
     }
 
+    /// Returns a disk that does not respond: a socket with nothing to read, and no room. And its other
+    /// end.
+    fn hung_disk() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC;
+        let (disk, other) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let send = |len| rustix::net::send(&disk, &vec![0; len], SendFlags::DONTWAIT);
+        while send(1 << 16).is_ok() || send(1).is_ok() {}
+        (disk, other)
+    }
+
     /// The host's ends of the endpoints: sockets that keep the boundaries of transfers.
     struct Host {
         control: OwnedFd,
         bulk_in: OwnedFd,
         bulk_out: OwnedFd,
         events: Receiver<Event>,
+        /// The disk, and its other end: see [`hung_disk`].
+        export: Arc<Export>,
+        disk: OwnedFd,
     }
 
     impl Host {
-        fn plug() -> Self {
+        /// One for each way to execute disk requests.
+        fn both() -> [Self; 2] {
+            [false, true].map(Self::plug)
+        }
+
+        fn plug(with_ring: bool) -> Self {
             let pair = || {
                 let flags = SocketFlags::CLOEXEC;
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
@@ -568,10 +372,18 @@ mod test {
                 table: ConnectionTable::open().unwrap(),
                 budget: Budget::new(1 << 24),
             });
+            let (hung, disk) = hung_disk();
+            let geometry = Geometry::new(512, 512).unwrap();
+            let mut export =
+                Export::new("disk", "nqn", Identity::default(), geometry, 512, hung.into());
+            export.access = Access::Writable;
+            let export = Arc::new(export);
             let sessions = AtomicU32::new(0);
+            let own = export.clone();
             let open: MakeSession = Arc::new(move |_, account, _| {
                 let number = u8::try_from(sessions.fetch_add(1, Ordering::SeqCst)).unwrap();
-                Box::new(Toy { account, number, wanted: 0, steps: VecDeque::new() })
+                let (grant, wanted, is_busy) = (Grant::new(own.clone()), 0, false);
+                Box::new(Toy { account, grant, number, wanted, is_busy, steps: VecDeque::new() })
             });
             let answer: AnswerControl = Arc::new(|setup| match setup[1] {
                 0xfe => ControlReply::Data(7),
@@ -579,8 +391,9 @@ mod test {
             });
             let endpoints =
                 Endpoints { control: other, bulk_in: bulk_in_other, bulk_out: bulk_out_other };
-            adopt(&shared, 1 << 22, endpoints, open, answer).unwrap();
-            Self { control, bulk_in, bulk_out, events }
+            let thread = EndpointThread::start(&shared, 1 << 22, with_ring).unwrap();
+            thread.serve(endpoints, open, answer).unwrap();
+            Self { control, bulk_in, bulk_out, events, export, disk }
         }
 
         fn event(&self, kind: u8, setup: [u8; SETUP]) {
@@ -592,6 +405,12 @@ mod test {
             assert_eq!(write(&self.bulk_out, bytes), Ok(bytes.len()));
         }
 
+        /// Waits until the driver has read all events.
+        fn control_read(&self) {
+            self.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            read(&self.control, &mut [0; 8]).unwrap();
+        }
+
         fn receive(&self) -> Vec<u8> {
             let mut bytes = [0; 64];
             let len = read(&self.bulk_in, &mut bytes).unwrap();
@@ -601,91 +420,153 @@ mod test {
 
     #[test]
     fn data_ends_at_its_length_or_by_a_short_packet() {
-        let host = Host::plug();
-        host.send(&[4]);
-        host.send(&[&[1; 4095][..], &[9]].concat());
-        assert_eq!(host.receive(), [0, 9]);
-        host.send(&[4]);
-        host.send(&[5; 100]);
-        assert_eq!(host.receive(), [0, 5]);
+        for host in Host::both() {
+            host.send(&[4]);
+            host.send(&[&[1; 4095][..], &[9]].concat());
+            assert_eq!(host.receive(), [0, 9]);
+            host.send(&[4]);
+            host.send(&[5; 100]);
+            assert_eq!(host.receive(), [0, 5]);
+        }
     }
 
     #[test]
     fn control_requests_are_answered_while_a_transfer_is_awaited() {
-        let host = Host::plug();
-        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-        let mut byte = [0; 8];
-        assert_eq!(read(&host.control, &mut byte), Ok(1));
-        assert_eq!(byte[0], 7);
+        for host in Host::both() {
+            host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            let mut byte = [0; 8];
+            assert_eq!(read(&host.control, &mut byte), Ok(1));
+            assert_eq!(byte[0], 7);
+        }
     }
 
     #[test]
     fn next_transfer_after_a_disconnection_begins_another_session() {
-        let host = Host::plug();
-        host.send(&[4]);
-        std::thread::sleep(Duration::from_millis(50));
-        host.event(EVENT_DISABLE, [0; SETUP]);
-        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-        read(&host.control, &mut [0; 8]).unwrap();
-        // The data of the old session's command is a wrapper for the next one.
-        host.send(&[1]);
-        host.send(&[3; 1024]);
-        assert_eq!(host.receive(), [1, 3]);
+        for host in Host::both() {
+            host.send(&[4]);
+            std::thread::sleep(Duration::from_millis(50));
+            host.event(EVENT_DISABLE, [0; SETUP]);
+            host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            read(&host.control, &mut [0; 8]).unwrap();
+            // The data of the old session's command is a wrapper for the next one.
+            host.send(&[1]);
+            host.send(&[3; 1024]);
+            assert_eq!(host.receive(), [1, 3]);
+        }
     }
 
     #[test]
     fn host_that_enables_the_device_again_has_reset_it() {
-        let host = Host::plug();
-        host.event(EVENT_ENABLE, [0; SETUP]);
-        host.send(&[4]);
-        std::thread::sleep(Duration::from_millis(50));
-        host.event(EVENT_ENABLE, [0; SETUP]);
-        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-        read(&host.control, &mut [0; 8]).unwrap();
-        host.send(&[1]);
-        host.send(&[3; 1024]);
-        assert_eq!(host.receive(), [1, 3]);
+        for host in Host::both() {
+            host.event(EVENT_ENABLE, [0; SETUP]);
+            host.send(&[4]);
+            std::thread::sleep(Duration::from_millis(50));
+            host.event(EVENT_ENABLE, [0; SETUP]);
+            host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            read(&host.control, &mut [0; 8]).unwrap();
+            host.send(&[1]);
+            host.send(&[3; 1024]);
+            assert_eq!(host.receive(), [1, 3]);
+        }
     }
 
     #[test]
     fn wrapper_after_a_reset_in_mid_data_is_no_violation() {
-        let host = Host::plug();
-        host.send(&[4]);
-        std::thread::sleep(Duration::from_millis(50));
-        host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
-        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-        read(&host.control, &mut [0; 8]).unwrap();
-        // The transfer that was awaited had packets before the reset, and is ended by the wrapper.
-        host.send(&[&[7; 2048][..], &[1]].concat());
-        host.send(&[3; 1024]);
-        assert_eq!(host.receive(), [1, 3]);
-        // Nor is the last packet of data a wrapper.
-        host.send(&[4]);
-        std::thread::sleep(Duration::from_millis(50));
-        host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
-        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-        read(&host.control, &mut [0; 8]).unwrap();
-        host.send(&[7; 4096]);
-        host.send(&[1]);
-        host.send(&[5; 1024]);
-        assert_eq!(host.receive(), [2, 5]);
-        assert!(host.events.try_recv().is_err());
+        for host in Host::both() {
+            host.send(&[4]);
+            std::thread::sleep(Duration::from_millis(50));
+            host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
+            host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            read(&host.control, &mut [0; 8]).unwrap();
+            // The transfer that was awaited had packets before the reset, and is ended by the wrapper.
+            host.send(&[&[7; 2048][..], &[1]].concat());
+            host.send(&[3; 1024]);
+            assert_eq!(host.receive(), [1, 3]);
+            // Nor is the last packet of data a wrapper.
+            host.send(&[4]);
+            std::thread::sleep(Duration::from_millis(50));
+            host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
+            host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            read(&host.control, &mut [0; 8]).unwrap();
+            host.send(&[7; 4096]);
+            host.send(&[1]);
+            host.send(&[5; 1024]);
+            assert_eq!(host.receive(), [2, 5]);
+            assert!(host.events.try_recv().is_err());
+        }
     }
 
     #[test]
     fn violation_ends_the_session_and_is_reported() {
-        let host = Host::plug();
-        host.send(&[0; 31]);
-        let event = host.events.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(matches!(event, Event::Violation { rule: "length", .. }));
-        // Until a reset, nothing is processed.
-        host.send(&[2]);
+        for host in Host::both() {
+            host.send(&[0; 31]);
+            let event = host.events.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert!(matches!(event, Event::Violation { rule: "length", .. }));
+            // Until a reset, nothing is processed.
+            host.send(&[2]);
+            std::thread::sleep(Duration::from_millis(50));
+            host.event(EVENT_DISABLE, [0; SETUP]);
+            host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
+            read(&host.control, &mut [0; 8]).unwrap();
+            host.send(&[1]);
+            host.send(&[3; 1024]);
+            assert_eq!(host.receive(), [1, 3]);
+        }
+    }
+
+    #[test]
+    fn reset_does_not_wait_for_a_disk_that_hangs() {
+        let host = Host::plug(true);
+        host.send(&[WRITE]);
         std::thread::sleep(Duration::from_millis(50));
-        host.event(EVENT_DISABLE, [0; SETUP]);
-        host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-        read(&host.control, &mut [0; 8]).unwrap();
+        host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
+        host.control_read();
         host.send(&[1]);
         host.send(&[3; 1024]);
         assert_eq!(host.receive(), [1, 3]);
+        // And in mid-data, which is received beside the request.
+        host.send(&[4]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        host.control_read();
+        host.send(&[1]);
+        host.send(&[5; 1024]);
+        assert_eq!(host.receive(), [2, 5]);
+        assert!(host.export.has_orphans());
+    }
+
+    #[test]
+    fn abandoned_write_completes_while_the_host_is_idle() {
+        let host = Host::plug(true);
+        host.send(&[WRITE]);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        let until = Instant::now() + Duration::from_secs(10);
+        while !host.export.has_orphans() {
+            assert!(Instant::now() < until, "the session has not ended");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        read(&host.disk, &mut vec![0; 1 << 20]).unwrap();
+        while host.export.has_orphans() {
+            assert!(Instant::now() < until, "its completion was not processed");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Its result is not sent to the next session's host.
+        host.send(&[1]);
+        host.send(&[3; 1024]);
+        assert_eq!(host.receive(), [1, 3]);
+    }
+
+    #[test]
+    fn disk_with_many_abandoned_requests_is_refused() {
+        let host = Host::plug(true);
+        for _ in 0..6 {
+            host.send(&[READ]);
+            std::thread::sleep(Duration::from_millis(20));
+            host.event(EVENT_DISABLE, [0; SETUP]);
+            host.control_read();
+        }
+        host.send(&[READ]);
+        assert_eq!(host.receive(), [6, 0]);
     }
 }

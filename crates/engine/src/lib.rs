@@ -18,6 +18,7 @@ mod disk;
 mod endpoints;
 mod handshaker;
 mod inbox;
+mod incoming;
 mod link;
 mod listen;
 mod negotiation;
@@ -36,6 +37,7 @@ use std::{fmt, io};
 use export::{Account, Budget, Event, Export, Notice, Peer, Session};
 
 pub use disk::overlay::{persist as persist_overlay, restore as restore_overlay, stored_bytes};
+use endpoints::EndpointThread;
 pub use endpoints::{AnswerControl, ControlReply, Endpoints};
 pub use handshaker::limit::Limits;
 pub use listen::bind;
@@ -68,6 +70,10 @@ const LINGER: Duration = Duration::from_millis(500);
 
 /// Smallest pool of a connection with its own thread: two payloads of the largest size.
 const MIN_MEMORY: usize = 2 << 20;
+
+/// The pool of a USB function: for the requests of the session, and for those that sessions before it
+/// have abandoned to disks that do not respond.
+const ENDPOINT_MEMORY: usize = 4 << 20;
 
 /// The pool of a connection with its own thread, as a fraction of the pool of a worker thread.
 const MEMORY_SHARE: usize = 8;
@@ -140,6 +146,9 @@ pub struct Config {
     pub spin: Duration,
     /// Rate limits on TLS handshakes, per address.
     pub limits: Limits,
+    /// Whether endpoints of a USB function may be served: the ring for their disk requests is opened at
+    /// the start.
+    pub endpoints: bool,
 }
 
 impl Default for Config {
@@ -152,6 +161,7 @@ impl Default for Config {
             connections: 1 << 30,
             spin: Duration::from_micros(50),
             limits: Limits::default(),
+            endpoints: false,
         }
     }
 }
@@ -170,6 +180,8 @@ pub struct Engine {
     driver_threads: Arc<ActiveDriver>,
     shared: Arc<Shared>,
     running: Running,
+    /// The thread of a USB function's endpoints, if it was started before them.
+    endpoints: Option<EndpointThread>,
 }
 
 /// The driver threads.
@@ -235,7 +247,10 @@ impl Engine {
         let adopters = driver_threads.clone();
         let adopt = Arc::new(move |link, open| adopters.adopt(link, open));
         let acceptor = Acceptor::start(shared.clone(), adopt, config.limits)?;
-        Ok(Self { acceptor, driver_threads, shared, running })
+        let has_ring = config.endpoints && running.driver == Driver::Uring;
+        let endpoints = has_ring.then(|| EndpointThread::start(&shared, ENDPOINT_MEMORY, true));
+        let endpoints = endpoints.transpose()?;
+        Ok(Self { acceptor, driver_threads, shared, running, endpoints })
     }
 
     /// Accepts connections from `listener`, a socket of [`bind`] or any other listening TCP or Unix
@@ -262,8 +277,9 @@ impl Engine {
         self.acceptor.adopt(socket, security, open)
     }
 
-    /// Serves the host at the other end of a USB cable, on two threads and with plain system calls
-    /// whatever the driver. `open` makes the session of each time that a host configures or resets
+    /// Serves the host at the other end of a USB cable, on two threads. The endpoints are used by system
+    /// calls; the disks too, unless the driver is [`Driver::Uring`] and the configuration has
+    /// [`endpoints`](Config::endpoints). `open` makes the session of each time that a host configures or resets
     /// the device; `answer` answers its requests on endpoint 0.
     ///
     /// # Errors
@@ -274,7 +290,11 @@ impl Engine {
         open: MakeSession,
         answer: AnswerControl,
     ) -> io::Result<()> {
-        endpoints::adopt(&self.shared, MIN_MEMORY, endpoints, open, answer)
+        match &self.endpoints {
+            Some(thread) => thread.serve(endpoints, open, answer),
+            None => EndpointThread::start(&self.shared, ENDPOINT_MEMORY, false)?
+                .serve(endpoints, open, answer),
+        }
     }
 
     /// [Binds](bind) `address` and [accepts](Engine::accept) connections.

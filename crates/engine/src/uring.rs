@@ -3,6 +3,7 @@
 
 mod blocking_pool;
 mod connection;
+mod disk_queue;
 mod failed_session;
 mod files;
 mod ring;
@@ -12,4 +13,5 @@ mod spin;
 mod turn;
 mod worker;
 
+pub(crate) use disk_queue::DiskQueue;
 pub(crate) use worker::{Workers, spawn};

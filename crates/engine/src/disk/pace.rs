@@ -86,6 +86,11 @@ impl Mappings {
         Self { max_holes, known: Vec::new() }
     }
 
+    /// Returns a list that maps no file.
+    pub(crate) fn none() -> Self {
+        Self { max_holes: None, known: Vec::new() }
+    }
+
     /// Returns the mapping of a disk in memory, or `None` if it cannot or need not be mapped.
     fn get(&mut self, export: &Arc<Export>) -> Option<Rc<Mapping>> {
         self.known.retain(|known| known.export.strong_count() > 0);

@@ -1,13 +1,12 @@
 //! A connection of a worker thread: its session, its socket, and its operations in flight in the
 //! ring.
 
-use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
-use export::{Export, Fault, Finished, Notice, Segment, Session, Step};
+use export::{Fault, Finished, Notice, Segment, Session, Step};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
@@ -16,8 +15,8 @@ use super::files::FixedFile;
 use super::ring::{LARGE, Receiving, Ring, Sending};
 use super::rx_coalescing::RxCoalescing;
 use super::slots::Key;
-use super::turn::Turn;
-use crate::disk::{BlockingOp, Job, Pace};
+use super::turn::{LastDisk, Turn};
+use crate::disk::Job;
 use crate::link::Link;
 use crate::recv_buffer::{RecvBuffer, window};
 use crate::topic::Topic;
@@ -60,11 +59,7 @@ pub(crate) struct Connection {
     unflushed: usize,
     /// Number of disk requests in flight.
     jobs: usize,
-    /// Whether its disk completes requests immediately.
-    pace: Pace,
-    /// The disk it used last, and the indices of its files in the file table. Keeps the files in the
-    /// table, until the export is gone.
-    disk: Option<(Weak<Export>, Rc<[FixedFile]>)>,
+    last_disk: LastDisk,
     rx_coalescing: RxCoalescing,
     /// Whether the session has ever asked for a direct receive. One over TLS does not.
     receives_directly: bool,
@@ -106,8 +101,7 @@ impl Connection {
             unsent: 0,
             unflushed: 0,
             jobs: 0,
-            pace: Pace::default(),
-            disk: None,
+            last_disk: LastDisk::default(),
             rx_coalescing: RxCoalescing::new(now),
             receives_directly: false,
             low_water_mark: 1,
@@ -167,12 +161,11 @@ impl Connection {
     }
 
     /// Takes back a request that needs no system call any more, at least of this thread.
-    pub(crate) fn completed(&mut self, turn: &mut Turn, mut job: Job) {
-        if let Some(blocking_op) = job.blocking_op() {
-            return self.submit_blocking(turn, job, blocking_op);
+    pub(crate) fn completed(&mut self, turn: &mut Turn, job: Job) {
+        if let Some(job) = turn.resume(self.key, job) {
+            self.jobs -= 1;
+            self.complete(turn, job);
         }
-        self.jobs -= 1;
-        self.complete(turn, job);
     }
 
     fn complete(&mut self, turn: &mut Turn, job: Job) {
@@ -182,8 +175,7 @@ impl Connection {
     }
 
     pub(crate) fn notify(&mut self, turn: &Turn, notice: Notice) {
-        self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
-        self.pace.release_withdrawn();
+        self.last_disk.release_withdrawn();
         if self.is_open() {
             self.session.notify(turn.now, &notice);
             if self.established {
@@ -320,49 +312,13 @@ impl Connection {
     }
 
     fn submit(&mut self, turn: &mut Turn, mut job: Job) {
-        if self.is_open() {
-            self.pace.run_at_once(&mut job, &mut turn.mappings);
-        } else {
+        if !self.is_open() {
             job.refuse(Fault::Gone);
         }
-        if job.result().is_some() {
-            return self.complete(turn, job);
+        match turn.submit(self.key, &mut self.last_disk, job) {
+            Some(job) => self.complete(turn, job),
+            None => self.jobs += 1,
         }
-        if let Some(blocking_op) = job.blocking_op() {
-            self.jobs += 1;
-            return self.submit_blocking(turn, job, blocking_op);
-        }
-        match self.disk_files(turn, &job) {
-            Ok(files) => {
-                self.jobs += 1;
-                turn.ring.carry_out(self.key, job, files);
-            }
-            // The file table is full.
-            Err(_) => {
-                job.refuse(Fault::Io);
-                self.complete(turn, job);
-            }
-        }
-    }
-
-    fn submit_blocking(&mut self, turn: &mut Turn, job: Job, blocking_op: BlockingOp) {
-        if let Err(mut job) = turn.blocking_pool.send(self.key, job, blocking_op) {
-            job.refuse(Fault::Io);
-            self.completed(turn, *job);
-        }
-    }
-
-    /// Returns the indices of the files of the request's disk in the file table.
-    fn disk_files(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<[FixedFile]>> {
-        let export = job.admitted().export();
-        if let Some((known, files)) = &self.disk
-            && known.as_ptr() == Arc::as_ptr(export)
-        {
-            return Ok(files.clone());
-        }
-        let files = turn.ring.put_disk(export)?;
-        self.disk = Some((Arc::downgrade(export), files.clone()));
-        Ok(files)
     }
 
     /// Passes unread bytes to the session. Returns whether it has consumed any.

@@ -13,6 +13,8 @@
 //! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and the vectors that
 //!   the entry refers to, the memory that the vectors refer to (receive buffer, buffer of the
 //!   direct receive, segments), and a reference to the socket;
+//! - an [`Incoming`] is boxed; it owns the memory that a part of a transfer is received into: a boxed
+//!   array, or the buffer of a direct receive;
 //! - a [`Wake`] owns the eight bytes that its eventfd is read into;
 //! - each of them owns a reference to the [`FixedFile`]s of the entry, whose indices are not reused
 //!   before.
@@ -37,6 +39,7 @@
 mod disk;
 mod receiving;
 mod sending;
+mod setup;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -49,55 +52,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use export::{Buffer, Export};
-use io_uring::register::Restriction;
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use libc::{iovec, msghdr};
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 
 use super::files::{FileTable, FixedFile};
 use super::slots::{Key, Slots};
 use crate::disk::Job;
 use crate::inbox::Inbox;
+use crate::incoming::Incoming;
 use disk::disk_entry;
 pub(super) use receiving::{LARGE, Receiving};
 pub(super) use sending::Sending;
-
-/// Entries of the submission queue. If it is full, the kernel is entered early.
-const ENTRIES: u32 = 512;
-
-/// Entries of the completion queue. The kernel keeps further completions on a slower overflow list.
-const COMPLETIONS: u32 = 8192;
+use setup::{REQUIRED_OPS, build, restrict};
 
 /// Kernel threads for blocking operations: several disks may hang before others are affected.
 const DISK_THREADS: u32 = 64;
-
-/// Size of the fixed file table, if the process may open that many: sockets, disks and an eventfd.
-const FILES: u32 = 4096;
 
 /// Size of the table of registered buffers.
 const BUFFERS: u32 = 1024;
 
 /// Smaller payload buffers are not registered: one page is found as fast as a registration.
 const MIN_REGISTERED: usize = 16 << 10;
-
-/// Register operations that remain permitted: `IORING_REGISTER_FILES_UPDATE`,
-/// `IORING_UNREGISTER_FILES` and `IORING_REGISTER_BUFFERS_UPDATE`.
-const RUNTIME_REGISTER_OPS: [u8; 3] = [6, 3, 16];
-
-/// The operations that the engine needs; all others are denied. All exist since before Linux 6.1.
-const REQUIRED_OPS: [u8; 9] = [
-    opcode::Read::CODE,
-    opcode::Write::CODE,
-    opcode::ReadFixed::CODE,
-    opcode::WriteFixed::CODE,
-    opcode::Fsync::CODE,
-    opcode::Fallocate::CODE,
-    opcode::Recv::CODE,
-    opcode::RecvMsg::CODE,
-    opcode::SendMsg::CODE,
-];
 
 /// The ring, and the values that its entries refer to.
 pub(crate) struct Ring {
@@ -121,6 +98,7 @@ enum Pending {
     Disk(Key, Job, Rc<[FixedFile]>),
     Receive(Box<Receiving>),
     Send(Box<Sending>),
+    Incoming(Box<Incoming>, Rc<FixedFile>),
     Wake(Box<Wake>),
 }
 
@@ -133,6 +111,8 @@ pub(crate) enum Done {
     Received(Box<Receiving>, Result<usize, Errno>),
     /// Sent bytes. What remains of the batch must be sent again.
     Sent(Box<Sending>, Result<usize, Errno>),
+    /// A part of a transfer from a USB endpoint.
+    Incoming(Box<Incoming>, Result<usize, Errno>),
     /// The inbox has a message.
     Wake,
 }
@@ -245,6 +225,13 @@ impl Ring {
         self.start(key);
     }
 
+    /// Starts to receive a part of a transfer from a USB endpoint. The kernel runs it on a thread of its
+    /// own: such files can neither be polled nor read without waiting.
+    pub(crate) fn receive_part(&mut self, incoming: Box<Incoming>, file: Rc<FixedFile>) {
+        let key = self.pending.insert(Pending::Incoming(incoming, file));
+        self.start(key);
+    }
+
     /// Starts to send the rest of the batch.
     pub(crate) fn send(&mut self, sending: Box<Sending>) {
         let key = self.pending.insert(Pending::Send(sending));
@@ -299,6 +286,11 @@ impl Ring {
             Pending::Disk(_, job, files) => disk_entry(job, files),
             Pending::Receive(receiving) => receiving.entry(),
             Pending::Send(sending) => sending.entry(),
+            Pending::Incoming(incoming, file) => {
+                let place = incoming.place();
+                let (memory, len) = (place.as_mut_ptr(), length(place));
+                opcode::Read::new(Fixed(file.index()), memory, len).build()
+            }
             Pending::Wake(wake) => wake.entry(),
         };
         self.push(entry.user_data(key.number()));
@@ -387,7 +379,7 @@ impl Ring {
             Pending::Receive(_) | Pending::Send(_) => {
                 matches!(result, Err(Errno::INTR | Errno::AGAIN))
             }
-            Pending::Wake(_) => false,
+            Pending::Incoming(..) | Pending::Wake(_) => false,
         };
         if again {
             self.start(key);
@@ -400,6 +392,7 @@ impl Ring {
                 sending.ended(result);
                 Done::Sent(sending, result)
             }
+            Pending::Incoming(incoming, _) => Done::Incoming(incoming, result),
             Pending::Wake(_) => Done::Wake,
         })
     }
@@ -422,42 +415,6 @@ impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ring({} under way)", self.pending.len())
     }
-}
-
-/// Sets up the ring with the best mode that the kernel supports: deferred task work (Linux 6.1),
-/// cooperative task work (5.19), or the default.
-fn build() -> io::Result<IoUring> {
-    let mut newest = IoUring::builder();
-    newest.setup_cqsize(COMPLETIONS).setup_submit_all().setup_clamp().setup_r_disabled();
-    let oldest = newest.clone();
-    newest.setup_coop_taskrun().setup_taskrun_flag();
-    let middle = newest.clone();
-    newest.setup_single_issuer().setup_defer_taskrun();
-    let mut result = newest.build(ENTRIES);
-    let mut first = IoUring::builder();
-    first.setup_r_disabled();
-    for older in [middle, oldest, first] {
-        match &result {
-            Err(error) if Errno::from_io_error(error) == Some(Errno::INVAL) => {
-                result = older.build(ENTRIES);
-            }
-            _ => break,
-        }
-    }
-    result
-}
-
-/// Registers an empty file table and the restrictions, and enables the ring.
-fn restrict(ring: &IoUring) -> io::Result<FileTable> {
-    let max = getrlimit(Resource::Nofile).current.and_then(|max| u32::try_from(max).ok());
-    let places = max.map_or(FILES, |max| max.min(FILES));
-    ring.submitter().register_files(&vec![-1; places as usize])?;
-    let mut rules: Vec<_> = REQUIRED_OPS.into_iter().map(Restriction::sqe_op).collect();
-    rules.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
-    rules.extend(RUNTIME_REGISTER_OPS.map(Restriction::register_op));
-    ring.submitter().register_restrictions(&mut rules)?;
-    ring.submitter().register_enable_rings()?;
-    Ok(FileTable::new(places))
 }
 
 fn put(ring: &IoUring, files: &FileTable, file: BorrowedFd<'_>) -> io::Result<FixedFile> {

@@ -274,6 +274,8 @@ impl Worker {
                     let key = sending.owner;
                     self.with(key, |connection, turn| connection.sent(turn, sending, result));
                 }
+                // Endpoints have a thread of their own.
+                Done::Incoming(..) => {}
                 Done::Wake => self.turn.ring.arm_wake(),
             }
         }

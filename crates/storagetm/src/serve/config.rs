@@ -122,6 +122,7 @@ impl ServeConfig {
         config.mdns_port = options.mdns_port;
         config.digests = options.digests;
         config.worker.engine = engine_config(options.io.driver(), options.threads);
+        config.worker.engine.endpoints = options.usb || is_target;
         config.worker.null_dh = options.allow_null_dh;
         config.worker.certificates =
             options.tls_certificates.as_deref().map(certificates::read).transpose()?;
@@ -165,7 +166,11 @@ impl ServeConfig {
             mdns_port: None,
             digests: false,
             worker: worker::Config {
-                engine: engine_config(Driver::Auto, None),
+                engine: engine::Config {
+                    // The key `u` of target mode.
+                    endpoints: is_target,
+                    ..engine_config(Driver::Auto, None)
+                },
                 null_dh: false,
                 certificates: None,
                 first_controller: first_controller(machine, std::process::id()),
