@@ -31,6 +31,9 @@ const ENDPOINTS: &str = "run/storagetm-usb";
 /// Locked by the process that has the gadget.
 const LOCK: &str = "run/storagetm-usb.lock";
 
+/// The switch of a port that was made a device, and its role before, while it is one.
+const ROLE_BEFORE: &str = "run/storagetm-usb.role";
+
 /// PCI devices, and the class of USB device controllers among them.
 const PCI: &str = "sys/bus/pci/devices";
 const DEVICE_CONTROLLER: &str = "0x0c03fe";
@@ -138,16 +141,48 @@ pub fn absence(tree: &Tree) -> String {
 
 /// The switches of ports that are hosts and can be devices.
 fn role_switches(tree: &Tree) -> Vec<PathBuf> {
-    let roles = tree.names("sys/class/usb_role").into_iter();
-    let roles = roles.map(|name| Path::new("sys/class/usb_role").join(name).join("role"));
-    let ports = tree.names("sys/class/typec").into_iter();
-    let ports = ports.map(|name| Path::new("sys/class/typec").join(name).join("data_role"));
-    // A port that has both roles shows the current one in brackets: `[host] device`.
-    let is_dual = |path: &PathBuf| {
-        tree.attribute(path)
-            .is_some_and(|roles| roles.contains("[host]") && roles.contains("device"))
+    let mut switches = switches(tree);
+    // A port of type C that has both roles shows the current one in brackets: `[host] device`.
+    switches.retain(|path| {
+        path.ends_with("role")
+            || tree
+                .attribute(path)
+                .is_some_and(|roles| roles.contains("[host]") && roles.contains("device"))
+    });
+    switches
+}
+
+/// The switches of all ports.
+fn switches(tree: &Tree) -> Vec<PathBuf> {
+    let of = |class: &str, attribute: &str| {
+        let class = Path::new(class);
+        let paths = tree.names(class).into_iter().map(|name| class.join(name).join(attribute));
+        paths.filter(|path| tree.path(path).exists()).collect::<Vec<_>>()
     };
-    roles.filter(|path| tree.path(path).exists()).chain(ports.filter(is_dual)).collect()
+    [of("sys/class/usb_role", "role"), of("sys/class/typec", "data_role")].concat()
+}
+
+/// Takes down what a process that was killed has left: its gadget, and the role of a port. Not if
+/// another process uses them, nor without the rights.
+pub fn recover(tree: &Tree) {
+    if is_left(tree)
+        && let Ok(_lock) = lock(tree)
+    {
+        take_down(tree);
+    }
+}
+
+/// Returns whether there is a gadget, or a port that was made a device.
+fn is_left(tree: &Tree) -> bool {
+    tree.path(GADGETS).join(NAME).exists() || tree.path(ROLE_BEFORE).exists()
+}
+
+/// Takes down what an earlier process has left. Only with the lock.
+fn take_down(tree: &Tree) {
+    if tree.path(GADGETS).join(NAME).exists() {
+        Made::all().undo(tree);
+    }
+    Made::recorded(tree, &switches(tree)).undo(tree);
 }
 
 /// Returns the current role that a switch shows: `host`, or that in brackets of `[host] device`.
@@ -209,6 +244,8 @@ impl Gadget {
         }
         // Before anything is changed that another process may use.
         let lock = lock(tree)?;
+        // Of an earlier process that was killed.
+        take_down(tree);
         let mut connection = Made::default();
         let controller = choose(tree, &mut connection)?;
         if !tree.path(GADGETS).exists() {
@@ -216,10 +253,6 @@ impl Gadget {
             return Err(cannot(&"this kernel has no USB gadgets (libcomposite)"));
         }
         load("usb_f_fs");
-        // Of an earlier process that was killed.
-        if tree.path(GADGETS).join(NAME).exists() {
-            Made::all().undo(tree);
-        }
         let mut made = Made::default();
         let endpoints = made
             .make(tree, &plan::set_up(declaration))
@@ -430,6 +463,30 @@ mod test {
         assert!(fake.tree().path("sys/kernel/config/usb_gadget/storagetm/UDC").exists());
         drop(held);
         lock(&fake.tree()).unwrap();
+    }
+
+    #[test]
+    fn port_of_a_killed_process_gets_its_role_back() {
+        let fake = Fake::new();
+        fake.file("sys/class/typec/port0/data_role", "[host] device\n").file("run/keep", "");
+        let role = || fake.tree().attribute("sys/class/typec/port0/data_role").unwrap();
+        let held = lock(&fake.tree()).unwrap();
+        let mut killed = Made::default();
+        let switch = PathBuf::from("sys/class/typec/port0/data_role");
+        killed.make(&fake.tree(), &[Act::SetRole { switch, before: "host".to_owned() }]).unwrap();
+        std::mem::forget(killed);
+        recover(&fake.tree());
+        assert_eq!(role(), "device", "it is in use");
+        drop(held);
+        recover(&fake.tree());
+        assert_eq!(role(), "host");
+        // Only once, and only ports.
+        fake.file("sys/class/typec/port0/data_role", "device\n");
+        recover(&fake.tree());
+        assert_eq!(role(), "device");
+        fake.file("etc/passwd", "x\n").file("run/storagetm-usb.role", "etc/passwd\nhost\n");
+        recover(&fake.tree());
+        assert_eq!(fake.tree().attribute("etc/passwd").unwrap(), "x");
     }
 
     #[test]

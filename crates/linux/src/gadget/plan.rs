@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::{Declaration, ENDPOINTS, GADGETS, NAME, RELEASE_TIMEOUT, wait_until};
+use super::{Declaration, ENDPOINTS, GADGETS, NAME, RELEASE_TIMEOUT, ROLE_BEFORE, wait_until};
 use crate::tree::Tree;
 
 /// Vendor and product: Linux Foundation, multifunction composite gadget.
@@ -95,7 +95,12 @@ impl Act {
             Self::Write(path, text) => std::fs::write(tree.path(path), text),
             Self::Mount => mount("functionfs", &tree.path(ENDPOINTS)),
             Self::Link => std::os::unix::fs::symlink(tree.path(function()), tree.path(link_path())),
-            Self::SetRole { switch, .. } => std::fs::write(tree.path(switch), "device"),
+            // Recorded first: this process may be killed.
+            Self::SetRole { switch, before } => {
+                let record = format!("{}\n{before}\n", switch.display());
+                std::fs::write(tree.path(ROLE_BEFORE), record)?;
+                std::fs::write(tree.path(switch), "device")
+            }
             Self::Bind { controller } => std::fs::write(tree.path(udc_path()), controller),
         }
     }
@@ -116,7 +121,8 @@ impl Act {
             Self::Mount => rustix::mount::unmount(tree.path(ENDPOINTS), UnmountFlags::DETACH)
                 .map_err(Into::into),
             Self::Link => std::fs::remove_file(tree.path(link_path())),
-            Self::SetRole { switch, before } => std::fs::write(tree.path(switch), before),
+            Self::SetRole { switch, before } => std::fs::write(tree.path(switch), before)
+                .and_then(|()| std::fs::remove_file(tree.path(ROLE_BEFORE))),
             Self::Bind { .. } => std::fs::write(tree.path(udc_path()), "\n"),
         };
     }
@@ -134,6 +140,17 @@ impl Made {
         let mut acts = set_up(&Declaration { serial, product, descriptors, strings });
         acts.push(link());
         Self(acts)
+    }
+
+    /// The change of a port's role that a process which was killed has recorded, if it can be undone: its
+    /// switch is one of `switches`.
+    pub(super) fn recorded(tree: &Tree, switches: &[PathBuf]) -> Self {
+        let record = tree.text(ROLE_BEFORE).unwrap_or_default();
+        let (switch, before) = record.split_once('\n').unwrap_or_default();
+        let (switch, before) = (PathBuf::from(switch), before.trim_end().to_owned());
+        let is_role = matches!(before.as_str(), "none" | "host");
+        let is_known = is_role && switches.contains(&switch);
+        Self(is_known.then_some(Act::SetRole { switch, before }).into_iter().collect())
     }
 
     /// Does the steps.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use console::UsbPort;
 use daemon::event::ServeEvent;
 use failure::Failure;
-use linux::gadget::{Declaration, Gadget, has_controller, is_possible, serial};
+use linux::gadget::{Declaration, Gadget, has_controller, is_possible, recover, serial};
 use linux::tree::Tree;
 
 use super::Context;
@@ -33,8 +33,9 @@ pub(super) struct Usb {
 }
 
 impl Usb {
-    /// Returns the state before the start.
+    /// Returns the state before the start. Takes down what a process that was killed has left.
     pub(super) fn new(config: &ServeConfig, machine: &str) -> Self {
+        recover(&config.lend.tree);
         let declaration = Declaration {
             serial: serial(&config.lend.machine.bytes),
             product: format!("Disks of {machine}"),
