@@ -185,8 +185,10 @@ pub(super) const USB: Extra = Extra {
         "usr/bin/sg_reset",
         "usr/bin/sg_start",
         "usr/bin/sg_vpd",
+        "usr/sbin/dmsetup",
     ],
     modules: &[
+        "dm_mod",
         "usb_storage",
         "sg",
         "libcomposite",
