@@ -69,6 +69,7 @@ const SECRET: &str = "secretsecret12";
 struct Tgt {
     _running: Running,
     socket: String,
+    host: &'static str,
     port: u16,
     units: u8,
 }
@@ -76,18 +77,22 @@ struct Tgt {
 impl Tgt {
     /// Starts tgt at this port, with a target without logical units.
     fn start(folder: &Folder, port: u16) -> Self {
+        Self::start_at(folder, "127.0.0.1", port)
+    }
+
+    fn start_at(folder: &Folder, host: &'static str, port: u16) -> Self {
         let socket = folder.path("tgt");
         let child = programs::command("tgtd")
-            .args(["-f", "-t", "2", "--iscsi", &format!("portal=127.0.0.1:{port}")])
+            .args(["-f", "-t", "2", "--iscsi", &format!("portal={host}:{port}")])
             .env("TGT_IPC_SOCKET", &socket)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let tgt = Self { _running: Running(child), socket, port, units: 0 };
+        let tgt = Self { _running: Running(child), socket, host, port, units: 0 };
         let mut tries = 0..300;
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while TcpStream::connect((host, port)).is_err() {
             assert!(tries.next().is_some(), "tgt does not listen");
             sleep(Duration::from_millis(100));
         }
@@ -115,7 +120,19 @@ impl Tgt {
     }
 
     fn uri(&self, lun: &str) -> String {
-        format!("iscsi://127.0.0.1:{}/{IQN}/{lun}", self.port)
+        format!("iscsi://{}:{}/{IQN}/{lun}", self.host, self.port)
+    }
+
+    /// Redirects logins to another address.
+    fn redirect(&self, port: u16, reason: &str) {
+        for (name, value) in [
+            ("RedirectAddress", NODE),
+            ("RedirectPort", &port.to_string()),
+            ("RedirectReason", reason),
+        ] {
+            let update = ["--op", "update", "--mode", "target", "--tid", "1"];
+            self.set(&[&update[..], &["--name", name, "--value", value]].concat());
+        }
     }
 
     /// Requires CHAP.
@@ -125,6 +142,9 @@ impl Tgt {
         self.set(&[&account[..], &["--op", "bind", "--tid", "1"]].concat());
     }
 }
+
+/// The address to which tgt redirects: it does not redirect to that of the initiator.
+const NODE: &str = "127.0.0.2";
 
 /// Whether tgt is missing.
 fn lacks_tgt(test: &str) -> bool {
@@ -186,6 +206,30 @@ fn interop_tgt_with_a_secret_needs_md5() {
     let message = run_expecting(5, &["--key", &key, &source, &never]);
     assert!(message.contains("?chap=md5"), "{message}");
     assert!(!Path::new(&never).exists());
+}
+
+/// A storage array has one address for all, and sends each login to one of its nodes.
+#[test]
+fn interop_login_redirected_by_tgt_is_followed() {
+    if lacks_tgt("tgt that redirects logins") {
+        return;
+    }
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    let image = folder.image("disk.img", 4 * MIB);
+    let portal = Tgt::start(&folder, free_port());
+    let mut node = Tgt::start_at(&elsewhere, NODE, free_port());
+    node.unit(&image, "512", "readonly=1");
+    for reason in ["Temporary", "Permanent"] {
+        let to = folder.path(reason);
+        portal.redirect(node.port, reason);
+        run_expecting(0, &[&portal.uri("1"), &to]);
+        assert_equal(&image, &to);
+    }
+    let never = folder.path("never.img");
+    let nobody = free_port();
+    portal.redirect(nobody, "Temporary");
+    let message = run_expecting(5, &[&portal.uri("1"), &never]);
+    assert!(message.contains(&format!("moved to {NODE}:{nobody}")), "{message}");
 }
 
 /// X41: a disk of the same size and identity, but with other contents, is another disk. It is
