@@ -1,6 +1,10 @@
 //! Connections to our own NVMe/TCP target.
 
-use std::sync::Arc;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use client::ignoring_subsystem;
@@ -10,9 +14,10 @@ use export::{Access, Host, KeyId, Policy, Rule, Secret};
 use nvme::auth::chap::Key;
 use nvme::auth::credential::{chap_controller, chap_host};
 use nvme::auth::{Credentials, Hash};
+use nvme::status::Status;
 
 use crate::driver::{Driven, pattern, random_requests_match_model};
-use crate::machine::{BYTES, Machine, eventually};
+use crate::machine::{BYTES, Machine, dial, eventually};
 
 fn host() -> NvmeHost {
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
@@ -216,7 +221,7 @@ fn idle_connection_is_kept_alive() {
     let until = Instant::now() + Duration::from_secs(10);
     while Instant::now() < until {
         let deadline = driven.connection.deadline().unwrap();
-        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        thread::sleep(deadline.saturating_duration_since(Instant::now()));
         driven.connection.advance().unwrap();
     }
     assert!(driven.read(0, 512).unwrap() == bytes[..512]);
@@ -235,4 +240,92 @@ fn disk_beyond_the_32nd_is_found_by_name() {
         panic!()
     };
     assert!(sentence.contains("disk1, ") && sentence.contains("and 24 others"), "{sentence}");
+}
+
+/// Passes connections on to a target, and replaces the status of the next answers to commands of
+/// I/O queues that are not reads.
+struct Proxy {
+    address: SocketAddr,
+    statuses: Arc<Mutex<Vec<Status>>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    fn new(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (statuses, connections) = (Arc::<Mutex<Vec<Status>>>::default(), Arc::default());
+        let proxy = Self { address, statuses, connections };
+        let (statuses, connections) = (proxy.statuses.clone(), proxy.connections.clone());
+        // Errors of a host that disconnects are ignored.
+        thread::spawn(move || {
+            for host in listener.incoming().flatten() {
+                let target = TcpStream::connect(target).unwrap();
+                let (statuses, connections) = (statuses.clone(), connections.clone());
+                thread::spawn(move || drop(pass(host, target, &statuses, &connections)));
+            }
+        });
+        proxy
+    }
+}
+
+fn pass(
+    mut host: TcpStream,
+    mut target: TcpStream,
+    statuses: &Mutex<Vec<Status>>,
+    connections: &AtomicUsize,
+) -> std::io::Result<()> {
+    // ICReq, then a capsule with Connect and its queue identifier.
+    let mut start = [0; 128 + 8 + 64];
+    let (mut from, mut to) = (host.try_clone()?, target.try_clone()?);
+    let mut reply = [0; 128];
+    from.read_exact(&mut start[..128])?;
+    to.write_all(&start[..128])?;
+    target.read_exact(&mut reply)?;
+    host.write_all(&reply)?;
+    from.read_exact(&mut start[128..])?;
+    to.write_all(&start[128..])?;
+    let is_io = start[128 + 8 + 42] != 0;
+    connections.fetch_add(usize::from(is_io), Ordering::SeqCst);
+    thread::spawn(move || std::io::copy(&mut from, &mut to));
+    let mut is_connected = false;
+    loop {
+        let mut pdu = vec![0; 8];
+        target.read_exact(&mut pdu)?;
+        let len = u32::from_le_bytes([pdu[4], pdu[5], pdu[6], pdu[7]]);
+        pdu.resize(usize::try_from(len).unwrap(), 0);
+        target.read_exact(&mut pdu[8..])?;
+        // CapsuleResp; the first one is that of Connect.
+        if is_io
+            && pdu[0] == 5
+            && std::mem::replace(&mut is_connected, true)
+            && let Some(status) = statuses.lock().unwrap().pop()
+        {
+            pdu[22..24].copy_from_slice(&status.to_field().to_le_bytes());
+        }
+        host.write_all(&pdu)?;
+    }
+}
+
+#[test]
+fn transient_nvme_status_is_retried_on_the_same_association() {
+    let (machine, _) = machine();
+    let proxy = Proxy::new(machine.address);
+    let dial = ignoring_subsystem(dial(proxy.address));
+    let endpoint = NvmeEndpoint::new("nvme://there", "", host(), dial);
+    let mut driven = Driven::new(endpoint.open().unwrap().1);
+    let interrupted = Status::COMMAND_INTERRUPTED;
+    for statuses in [vec![interrupted; 2], vec![Status::INTERNAL_ERROR; 5]] {
+        proxy.statuses.lock().unwrap().extend(statuses);
+        driven.write(8192, &[9; 4096]).unwrap();
+        assert_eq!(machine.bytes(0)[8192..12288], [9; 4096]);
+        assert!(proxy.statuses.lock().unwrap().is_empty());
+    }
+    proxy.statuses.lock().unwrap().push(interrupted);
+    driven.flush().unwrap();
+    proxy.statuses.lock().unwrap().extend([Status::INTERNAL_ERROR; 6]);
+    assert_eq!(driven.write(8192, &[9; 4096]), Err(RequestError::Refused));
+    proxy.statuses.lock().unwrap().push(Status::INTERNAL_ERROR.dnr());
+    assert_eq!(driven.write(8192, &[9; 4096]), Err(RequestError::Refused));
+    assert_eq!(proxy.connections.load(Ordering::SeqCst), 1);
 }

@@ -12,6 +12,7 @@ use nvme::command::{AdminCommand, IoCommand};
 use nvme::host::{self, CloseReason, Payload, Queue, Step, SubmitError};
 use nvme::status::Status;
 
+use crate::connection::retries::{Attempts, Cause, Retries};
 use crate::connection::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
@@ -35,6 +36,8 @@ pub(super) struct NvmeAssociation {
     shift: u8,
     memory: Account,
     in_flight: Vec<Entry>,
+    /// Commands to be sent again, and the buffers of reads.
+    retries: Retries<(Entry, Option<Buffer>)>,
     completions: VecDeque<Completion>,
     /// Time between two Keep Alive commands.
     keep_alive_interval: Duration,
@@ -50,6 +53,8 @@ pub(super) struct NvmeAssociation {
 struct Entry {
     tag: u32,
     kind: Kind,
+    command: IoCommand,
+    attempts: Attempts,
     /// The sent buffer; has further references until it is completely sent.
     sent: Option<Rc<Buffer>>,
     /// The caller's buffer, if a copy of a part of it is sent.
@@ -92,6 +97,7 @@ impl NvmeAssociation {
             shift,
             memory: Pool::new(SPLIT_MEMORY).open(),
             in_flight: Vec::new(),
+            retries: Retries::new(entries.into()),
             completions: VecDeque::new(),
             keep_alive_interval,
             next_keep_alive: Instant::now() + keep_alive_interval,
@@ -163,13 +169,27 @@ impl NvmeAssociation {
         payload: Payload,
         whole: Option<Buffer>,
     ) {
-        let sent = match &payload {
-            Payload::Send(buffer) => Some(buffer.clone()),
-            _ => None,
+        let (sent, buffer) = match payload {
+            Payload::Send(buffer) => (Some(buffer), None),
+            Payload::Receive(buffer) => (None, Some(buffer)),
+            Payload::None | Payload::SendByR2t(_) => (None, None),
         };
-        match self.io.session_mut().submit(command.emit(), payload, tag) {
-            Ok(_) => self.in_flight.push(Entry { tag, kind, sent, whole, result: None }),
+        let attempts = Attempts::begin();
+        let entry = Entry { tag, kind, command, attempts, sent, whole, result: None };
+        self.send(entry, buffer);
+    }
+
+    /// Sends a command; what a read receives goes to `buffer`.
+    fn send(&mut self, entry: Entry, buffer: Option<Buffer>) {
+        let payload = match (buffer, &entry.sent) {
+            (Some(buffer), _) => Payload::Receive(buffer),
+            (None, Some(sent)) => Payload::Send(sent.clone()),
+            (None, None) => Payload::None,
+        };
+        match self.io.session_mut().submit(entry.command.emit(), payload, entry.tag) {
+            Ok(_) => self.in_flight.push(entry),
             Err(SubmitError::Full(payload) | SubmitError::NotConnected(payload)) => {
+                let Entry { tag, sent, whole, .. } = entry;
                 drop(sent);
                 let buffer = match payload {
                     Payload::Receive(buffer) => Some(buffer),
@@ -178,6 +198,16 @@ impl NvmeAssociation {
                 };
                 self.complete_with_error(tag, RequestError::Refused, buffer);
             }
+        }
+    }
+
+    /// Sends the commands whose pause is over.
+    fn resend(&mut self) {
+        while let Some((entry, buffer)) = self.retries.next(self.in_flight.len()) {
+            if self.in_flight.is_empty() {
+                self.busy_since = Instant::now();
+            }
+            self.send(entry, buffer);
         }
     }
 
@@ -198,7 +228,18 @@ impl NvmeAssociation {
             return Ok(());
         };
         let mut entry = self.in_flight.swap_remove(at);
-        let result = result_of(status, entry.kind)?;
+        let cause = cause_of(status);
+        if cause.is_some_and(|cause| entry.attempts.again(cause, RESPONSE_TIMEOUT)) {
+            self.retries.postpone((entry, buffer));
+            return Ok(());
+        }
+        let result = match cause {
+            Some(Cause::Busy) => Err(RequestError::Busy),
+            _ => result_of(status, entry.kind)?,
+        };
+        if result.is_ok() {
+            self.retries.succeeded();
+        }
         match entry.kind {
             Kind::Write => {
                 entry.result = Some(result);
@@ -279,6 +320,18 @@ fn lost(end: CloseReason) -> ConnectionLost {
     ConnectionLost { violation: error.is_violation(), ..ConnectionLost::new(error) }
 }
 
+/// Returns why to send a command again on this association, if there is a reason: the status says
+/// that it may succeed (NVMe Base 2.0 §4.2.3, Do Not Retry). A namespace that is not ready may be
+/// another one when it is: a new association compares it.
+fn cause_of(status: Status) -> Option<Cause> {
+    match status.code() {
+        _ if status.is_dnr() => None,
+        Status::COMMAND_INTERRUPTED | Status::TRANSIENT_TRANSPORT_ERROR => Some(Cause::Busy),
+        Status::INTERNAL_ERROR | Status::DATA_TRANSFER_ERROR => Some(Cause::Aborted),
+        _ => None,
+    }
+}
+
 /// Maps a status to the result of a request, or to the loss of the association.
 fn result_of(status: Status, kind: Kind) -> Result<Result<(), RequestError>, ConnectionLost> {
     if status.is_success() {
@@ -327,12 +380,15 @@ impl Connection for NvmeAssociation {
 
     fn free_slots(&self) -> usize {
         let submitted = self.io.session().in_flight().into();
-        usize::from(self.entries).saturating_sub(self.in_flight.len().max(submitted))
+        let free = usize::from(self.entries).saturating_sub(self.in_flight.len().max(submitted));
+        free.min(self.retries.room(self.in_flight.len()))
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {
         self.process_steps()?;
         self.io.exchange().map_err(ConnectionLost::new)?;
+        self.process_steps()?;
+        self.resend();
         self.process_steps()?;
         // Data for an R2T that was just received.
         self.io.flush().map_err(ConnectionLost::new)?;
@@ -352,16 +408,35 @@ impl Connection for NvmeAssociation {
     }
 
     fn interest(&self) -> Interest<'_> {
-        match self.in_flight.is_empty() {
+        match self.in_flight.is_empty() && self.retries.is_empty() {
             true => Interest::None,
             false => Interest::Fd(self.io.as_fd(), self.io.poll_flags()),
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        Some(
-            self.response_deadline()
-                .map_or(self.next_keep_alive, |end| self.next_keep_alive.min(end)),
-        )
+        let others = self.response_deadline().into_iter().chain(self.retries.resume_at());
+        others.chain([self.next_keep_alive]).min()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn only_statuses_that_may_be_retried_are() {
+        for (status, cause) in [
+            (Status::COMMAND_INTERRUPTED, Some(Cause::Busy)),
+            (Status::TRANSIENT_TRANSPORT_ERROR, Some(Cause::Busy)),
+            (Status::INTERNAL_ERROR, Some(Cause::Aborted)),
+            (Status::INTERNAL_ERROR.dnr(), None),
+            (Status::COMMAND_INTERRUPTED.dnr(), None),
+            (Status::NAMESPACE_NOT_READY, None),
+            (Status::INVALID_FIELD, None),
+            (Status::WRITE_FAULT, None),
+        ] {
+            assert_eq!(cause_of(status), cause, "{status}");
+        }
     }
 }
