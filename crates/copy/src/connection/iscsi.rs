@@ -59,7 +59,7 @@ pub struct IscsiEndpoint {
     timeout: Duration,
     isids: Isids,
     violation: Arc<OnceLock<Violation>>,
-    /// Whether the disk was opened before. If so, a refusal is a temporary error.
+    /// Whether the disk was opened before. If so, that it is refused or missing is a temporary error.
     was_opened: Arc<AtomicBool>,
 }
 
@@ -181,6 +181,15 @@ impl IscsiEndpoint {
         EndpointError::Permanent(format!("{}: {reason}", self.name))
     }
 
+    /// The error of a disk that cannot be used: a temporary one if it could be used before, as while
+    /// a target starts.
+    fn after_loss(&self, reason: impl std::fmt::Display) -> EndpointError {
+        match self.was_opened.load(Ordering::Relaxed) {
+            true => self.temporary(reason),
+            false => self.permanent(reason),
+        }
+    }
+
     fn protocol_violation(&self, violation: Violation) -> EndpointError {
         let violation = *self.violation.get_or_init(|| violation);
         EndpointError::Violation(format!("{}: {violation}", self.name))
@@ -243,7 +252,7 @@ impl IscsiEndpoint {
             } else if cause == Some(Cause::Busy) {
                 return Err(self.temporary(RequestError::Busy));
             } else {
-                probe.complete(&done).map_err(|error| self.permanent(error))?;
+                probe.complete(&done).map_err(|error| self.after_loss(error))?;
             }
         }
         Ok(probe.finish())

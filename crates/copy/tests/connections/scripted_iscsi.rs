@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -449,6 +449,26 @@ fn lost_session_is_reinstated() {
     used.dedup();
     assert_eq!(used.len(), 3, "{isids:?}");
     drop((other, again, elsewhere));
+}
+
+/// A target that was restarted may listen before it has its disks.
+#[test]
+fn disk_that_was_there_is_waited_for() {
+    let later = Arc::new(AtomicBool::new(false));
+    let is_absent = later.clone();
+    let target = Target::new(move |cdb, _| match cdb[0] {
+        command::INQUIRY if is_absent.load(Ordering::SeqCst) => Answer::Data(vec![0x7f; 36]),
+        _ => Answer::Execute,
+    });
+    let endpoint = target.endpoint();
+    endpoint.open().unwrap();
+    later.store(true, Ordering::SeqCst);
+    let absent = endpoint.open().err();
+    assert!(matches!(absent, Some(EndpointError::Temporary(_))), "{absent:?}");
+    let never = target.endpoint().open().err();
+    assert!(matches!(never, Some(EndpointError::Permanent(_))), "{never:?}");
+    later.store(false, Ordering::SeqCst);
+    endpoint.open().unwrap();
 }
 
 #[test]
