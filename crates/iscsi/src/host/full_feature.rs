@@ -244,7 +244,8 @@ impl Initiator {
                 let message = AsyncMessage::of(header);
                 self.count_status(&message.numbers)?;
                 self.count_ping()?;
-                if message.event != 0 {
+                // Sense data, and what is up to the vendor, ends nothing.
+                if !matches!(message.event, 0 | 255) {
                     self.close(End::Dropped);
                 }
             }

@@ -733,8 +733,11 @@ fn pings_and_messages_do_not_count_as_progress() {
     let before = rogue.initiator.received();
     let ping = rogue.target.ping(true);
     rogue.send(&ping, &[7; 100]);
-    let message = rogue.target.message(0);
-    rogue.send(&message, &[0, 0]);
+    // With sense data, and of the vendor.
+    for event in [0, 255] {
+        let message = rogue.target.message(event);
+        rogue.send(&message, &[0, 0]);
+    }
     assert_eq!(rogue.initiator.received(), before);
     rogue.respond(itt);
     assert!(rogue.initiator.received() > before);
@@ -784,7 +787,7 @@ fn wrong_digests_end_the_session() {
 
 #[test]
 fn end_that_the_target_asks_for_is_reported() {
-    for event in [1, 2, 3, 4, 255] {
+    for event in [1, 2, 3, 4, 5] {
         let mut rogue = Rogue::logged_in();
         let message = rogue.target.message(event);
         rogue.send(&message, &[]);
