@@ -36,7 +36,8 @@ pub(crate) struct Compare {
     /// Only workloads whose description contains this.
     #[arg(long, default_value = "")]
     pub(crate) only: String,
-    /// Only this disk: null, memory or file.
+    /// Only this disk: null, memory, file, or over-memory and over-file, which are these with an overlay
+    /// in memory, compared with them without one.
     #[arg(long)]
     disk: Option<String>,
     /// Processor of the target.
@@ -74,6 +75,8 @@ impl Compare {
 enum Side {
     /// The loopback.
     Limit,
+    /// Our target without the overlay.
+    Bare,
     /// The other target.
     Beside,
     /// Our target, in TLS with a cipher.
@@ -140,7 +143,7 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
         "ratio"
     );
     for work in Work::ALL.into_iter().filter(|work| work.to_string().contains(&options.only)) {
-        for disk in ["null", "memory", "file"] {
+        for disk in ["null", "memory", "file", "over-memory", "over-file"] {
             if options.disk.as_deref().is_none_or(|only| only == disk) {
                 compare_one(options, disk, work)?;
             }
@@ -155,17 +158,22 @@ fn compare_one(options: &Compare, disk: &str, work: Work) -> Result<()> {
         Some(program) => Target::start_program(program, &place, options.target_processor)?,
         None => Target::start(&place, options.target_processor, options.iscsi)?,
     };
-    let base = match (&options.beside, &options.client) {
-        (Some(_), _) => Some(Side::Beside),
-        (None, None) => Some(Side::Limit),
-        (None, Some(_)) => None,
+    let bare = place.strip_prefix(serve::OVER);
+    let bare = bare.map(|disk| Target::start(disk, options.target_processor, options.iscsi));
+    let bare = bare.transpose()?;
+    let base = match (&options.beside, &bare, &options.client) {
+        (Some(_), ..) => Some(Side::Beside),
+        (None, Some(_), _) => Some(Side::Bare),
+        (None, None, None) => Some(Side::Limit),
+        (None, None, Some(_)) => None,
     };
     let tls = options.how.tls.map(|cipher| Side::Own(Some(cipher)));
     let fio = (disk == "file").then_some(Side::Fio);
     let sides: Vec<Side> =
         base.into_iter().chain([Side::Own(None)]).chain(tls).chain(fio).collect();
     let results = rounds(options.rounds(1), &sides, |&side| {
-        measure_side(options, side, &target, &place, work)
+        let target = if side == Side::Bare { bare.as_ref().unwrap_or(&target) } else { &target };
+        measure_side(options, side, target, &place, work)
             .inspect_err(|error| eprintln!("{disk}, {work}, {side:?}: not measured: {error:#}"))
             .ok()
     });
@@ -175,8 +183,10 @@ fn compare_one(options: &Compare, disk: &str, work: Work) -> Result<()> {
     };
     let own = of(Side::Own(None));
     let limit = base.map(of).unwrap_or_default();
-    if base == Some(Side::Beside) {
-        print("beside", work, &limit, &[]);
+    match base {
+        Some(Side::Beside) => print("beside", work, &limit, &[]),
+        Some(Side::Bare) => print("bare", work, &limit, &[]),
+        _ => {}
     }
     print(disk, work, &own, &limit);
     if let Some(tls) = tls {
@@ -211,6 +221,7 @@ fn measure_side(
         }
         Side::Beside => (options.beside.as_ref().context("no other target")?, None),
         Side::Own(cipher) => (&target.disk, cipher),
+        Side::Bare => (&target.disk, None),
     };
     let figures = match &options.client {
         Some(template) => {
@@ -246,6 +257,10 @@ fn print(name: &str, work: Work, rounds: &[Option<Sample>], limit: &[Option<Samp
 fn place(options: &Compare, disk: &str) -> Result<Option<String>> {
     let name = format!("storagetm-bench-{}.img", std::process::id());
     Ok(match (disk, &options.program) {
+        ("over-memory", None) => Some(format!("{}memory", serve::OVER)),
+        ("over-file", None) => {
+            Some(format!("{}{}", serve::OVER, image(&options.folder.join(name), false)?))
+        }
         ("file", _) => Some(image(&options.folder.join(name), options.program.is_some())?),
         ("memory", Some(_)) => Some(image(&Path::new("/dev/shm").join(name), true)?),
         ("null", Some(_)) => None,

@@ -10,9 +10,11 @@ use std::time::Duration;
 use crate::socket;
 use anyhow::{Context, Result};
 use engine::{Config, Driver, Engine, MakeSession};
-use export::{Access, Catalogue, Export, Geometry, Identity, Session};
+use export::{
+    Access, Backing, Catalogue, Export, Geometry, Identity, Overlay, OverlayLayout, Session,
+};
 use nvme::target::{Port, Target};
-use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
+use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create, open};
 
 /// NQN of the one subsystem.
 pub(crate) const NQN: &str = "nqn.2026-01.com.example:bench";
@@ -26,11 +28,30 @@ pub(crate) enum Disk {
     Memory,
     /// A file with direct I/O.
     File(PathBuf),
+    /// One of these with an overlay in memory, which all hosts share.
+    Overlay(Box<Self>),
 }
+
+impl Disk {
+    fn parse(text: &str) -> Self {
+        match text {
+            "null" => Self::Null,
+            "memory" => Self::Memory,
+            path => match path.strip_prefix(OVER) {
+                Some(base) => Self::Overlay(Box::new(Self::parse(base))),
+                None => Self::File(path.into()),
+            },
+        }
+    }
+}
+
+/// Before the name of a disk: that disk with an overlay.
+pub(crate) const OVER: &str = "over:";
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Serve {
-    /// `null`, `memory`, or the path of a file, which is made if it is not there and overwritten.
+    /// `null`, `memory`, or the path of a file, which is made if it is not there and overwritten; with
+    /// `over:` before it, an overlay in memory over that disk.
     pub(crate) disk: String,
     /// Which driver: auto, uring or blocking.
     #[arg(long, default_value = "auto")]
@@ -57,11 +78,7 @@ pub(crate) fn iscsi_name() -> String {
 /// Serves until end of file on standard input. Prints the port on standard output.
 pub(crate) fn serve(options: &Serve) -> Result<()> {
     crate::processor::pin(options.processor)?;
-    let disk = match options.disk.as_str() {
-        "null" => Disk::Null,
-        "memory" => Disk::Memory,
-        path => Disk::File(path.into()),
-    };
+    let disk = Disk::parse(&options.disk);
     let catalogue = Arc::new(Catalogue::default());
     catalogue.publish(Arc::new(lend(&disk)?));
     let driver = match options.io.as_str() {
@@ -98,13 +115,24 @@ fn sessions(catalogue: Arc<Catalogue>, iscsi: bool) -> MakeSession {
 pub(crate) fn lend(disk: &Disk) -> Result<Export> {
     let geometry = Geometry::new(512, 4096).context("no such block size")?;
     let identity = Identity { uuid: [0xbe; 16], ..Identity::default() };
-    let mut export = Export::new("bench", NQN, identity, geometry, SIZE, descriptor(disk)?.into());
+    let mut export = Export::new("bench", NQN, identity, geometry, SIZE, backing(disk)?);
     export.access = Access::Writable;
     Ok(export)
 }
 
+fn backing(disk: &Disk) -> Result<Backing> {
+    let Disk::Overlay(base) = disk else { return Ok(descriptor(disk)?.into()) };
+    let data = memfd_create("data", MemfdFlags::CLOEXEC)?;
+    ftruncate(&data, SIZE)?;
+    let files = vec![descriptor(base)?, data, memfd_create("map", MemfdFlags::CLOEXEC)?];
+    let (is_private, is_durable) = (false, false);
+    let layout = OverlayLayout { limit: 4 * SIZE, map_cost: 1, is_private, is_durable };
+    Overlay::new(files, layout).map(Backing::Overlay).context("no overlay")
+}
+
 fn descriptor(disk: &Disk) -> Result<OwnedFd> {
     match disk {
+        Disk::Overlay(base) => descriptor(base),
         Disk::Null => Ok(File::options().read(true).write(true).open("/dev/zero")?.into()),
         Disk::Memory => {
             let memory = File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);

@@ -383,8 +383,16 @@ impl Job {
         self.end(Err(fault));
     }
 
-    /// Executes a read, or a write that need not be durable, on the mapping of the disk. Returns
-    /// false if it must be executed by system calls.
+    /// Returns the index of the file in [`Backing::descriptors`] that has all bytes of the request, if it
+    /// has not begun.
+    pub(crate) fn single_file(&self) -> Option<usize> {
+        let len = self.admitted.len();
+        let (file, run) = locate(&self.admitted, self.admitted.offset(), len);
+        (self.done == 0 && run >= len).then_some(file)
+    }
+
+    /// Executes a read, or a write that need not be durable, on the mapping of its
+    /// [`single_file`](Self::single_file). Returns false if it must be executed by system calls.
     pub(crate) fn run_mapped(&mut self, mapping: &Rc<Mapping>) -> bool {
         let admitted = &mut self.admitted;
         // A partial last block is padded with zeros, which are not in the file.
@@ -402,8 +410,11 @@ impl Job {
             Op::Write { durable: false } => mapping.write(start, admitted.bytes_mut()),
             _ => false,
         };
-        if done {
-            self.phase = Phase::Over(Ok(()));
+        match (done, self.admitted.op()) {
+            // The map of an overlay.
+            (true, Op::Write { .. }) => self.end(Ok(())),
+            (true, _) => self.phase = Phase::Over(Ok(())),
+            (false, _) => {}
         }
         done
     }

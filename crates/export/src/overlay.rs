@@ -188,6 +188,11 @@ impl Overlay {
         Some((self.states.get(index)?, self.files.get(data)?, self.files.get(data + 1)?))
     }
 
+    /// Returns whether anything was written to a state.
+    pub fn is_changed(&self, state: usize) -> bool {
+        self.states.get(state).is_some_and(OverlayState::is_changed)
+    }
+
     /// Returns the file with the durable map of a state, if there is one.
     pub fn durable_map(&self, state: usize) -> Option<&OwnedFd> {
         self.files.get(self.data_index(state) + 2).filter(|_| self.layout.is_durable)

@@ -111,27 +111,37 @@ pub(super) struct Mappable<'a> {
     pub(super) file: BorrowedFd<'a>,
     /// The number of bytes to map.
     pub(super) len: usize,
-    /// How many bytes of the file are holes.
+    /// How many bytes of the file are holes that may be read.
     pub(super) holes: u64,
+    /// Whether it is written to.
+    pub(super) writable: bool,
+    /// Whether huge pages may be used: not for a file with holes, of which each write would take one.
+    pub(super) huge: bool,
     /// Whether every byte of the disk is zero, and what is written is discarded: `/dev/zero`. Any
     /// bytes of the mapping stand for any of the disk.
     pub(super) is_zero: bool,
 }
 
-/// Returns what to map, if the first `bytes` bytes of the export are in a file that is in memory.
-pub(super) fn mappable(backing: &Backing, bytes: u64) -> Option<Mappable<'_>> {
-    let Backing::Raw(file) = backing else { return None };
+/// Returns what to map of the file with this index, which has the first `bytes` bytes of the export, if
+/// it is in memory.
+pub(super) fn mappable(backing: &Backing, index: usize, bytes: u64) -> Option<Mappable<'_>> {
+    let file = backing.descriptors().get(index)?;
+    let is_overlay = has_overlay(backing);
+    let writable = !(is_overlay && index == Overlay::BASE);
     let stat = rustix::fs::fstat(file).ok()?;
     let file_type = FileType::from_raw_mode(stat.st_mode);
     if file_type == FileType::CharacterDevice && stat.st_rdev == ZERO_DEVICE {
         let (file, len) = (file.as_fd(), Pool::MAX_BUFFER);
-        return Some(Mappable { file, len, holes: 0, is_zero: true });
+        return Some(Mappable { file, len, holes: 0, writable, huge: false, is_zero: true });
     }
     let is_regular = file_type == FileType::RegularFile;
     let (size, blocks) = (u64::try_from(stat.st_size).ok()?, u64::try_from(stat.st_blocks).ok()?);
     let holes = size.saturating_sub(blocks.saturating_mul(512));
+    let huge = holes == 0;
+    // Only blocks of the data of an overlay are read that were written.
+    let holes = if is_overlay && writable { 0 } else { holes };
     let len = usize::try_from(size.min(bytes)).ok()?;
-    let mappable = Mappable { file: file.as_fd(), len, holes, is_zero: false };
+    let mappable = Mappable { file: file.as_fd(), len, holes, writable, huge, is_zero: false };
     (is_regular && is_memory_file(file)).then_some(mappable)
 }
 

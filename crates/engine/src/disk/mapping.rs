@@ -17,7 +17,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ use std::sync::Arc;
 use export::{Access, Export};
 use guarded::{copy, handle_sigbus, stream};
 use libc::iovec;
+
+use super::backing::Mappable;
 
 /// How many bytes of a file a read fault maps, if they are in memory: the default of Linux.
 const FAULT_AROUND: usize = 64 << 10;
@@ -49,21 +51,19 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes of `file`, which belongs to `export`, for writing as well if the
-    /// export is writable. `has_failed` is set once a page fails. With `huge`, the kernel may use
-    /// huge pages.
+    /// Maps a file that belongs to `export`, for writing as well if both permit it. `has_failed` is set
+    /// once a page fails.
     ///
     /// # Errors
-    /// Fails if `len` is zero, or if the address space or the descriptor do not permit it.
-    pub(crate) fn new(
+    /// Fails if the length is zero, or if the address space or the descriptor do not permit it.
+    pub(super) fn new(
         export: &Arc<Export>,
-        file: BorrowedFd<'_>,
-        len: usize,
-        huge: bool,
+        mappable: &Mappable<'_>,
         has_failed: Rc<Cell<bool>>,
     ) -> io::Result<Self> {
         handle_sigbus()?;
-        let writable = export.access == Access::Writable;
+        let Mappable { file, len, huge, .. } = *mappable;
+        let writable = mappable.writable && export.access == Access::Writable;
         let protection =
             if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new mapping at an address that the kernel chooses.
@@ -428,7 +428,9 @@ mod test {
         let copy = file.as_fd().try_clone_to_owned().unwrap();
         let mut export = Export::new("disk", "nqn", identity, geometry, len as u64, copy.into());
         export.access = access;
-        Mapping::new(&Arc::new(export), file.as_fd(), len, true, Rc::default())
+        let (file, writable) = (file.as_fd(), true);
+        let mappable = Mappable { file, len, holes: 0, writable, huge: true, is_zero: false };
+        Mapping::new(&Arc::new(export), &mappable, Rc::default())
     }
 
     #[test]

@@ -157,16 +157,25 @@ pub(super) fn run(
     offset: u64,
     end: u64,
 ) -> (Source, u64) {
+    let base = (Source::Base, end.saturating_sub(offset));
+    if !is_changed(export, state) {
+        return base;
+    }
     let shift = export.geometry.shift();
-    let state = State::of(export, state).filter(|state| state.state.is_changed());
-    match state.map(|state| state.map()) {
+    match State::of(export, state).map(|state| state.map()) {
         Some(Ok(map)) => {
             let (source, blocks) = map.run(offset >> shift, end >> shift);
             let before = offset & ((1 << shift) - 1);
             (source, (blocks << shift).saturating_sub(before))
         }
-        Some(Err(_)) | None => (Source::Base, end.saturating_sub(offset)),
+        Some(Err(_)) | None => base,
     }
+}
+
+/// Returns whether the host with that state has written anything.
+fn is_changed(export: &Export, state: Option<usize>) -> bool {
+    let (Backing::Overlay(overlay), Some(index)) = (export.backing(), state) else { return false };
+    overlay.is_changed(index)
 }
 
 /// Bytes of a page of the memory of an overlay, at least.
@@ -198,6 +207,9 @@ impl Room {
 /// without a state, and the fault of reading the map.
 pub(super) fn check(admitted: &Admitted) -> Result<Room, Fault> {
     let (export, op) = (admitted.export(), admitted.op());
+    if op == Op::Read && !is_changed(export, admitted.state()) {
+        return Ok(Room::default());
+    }
     let Some(state) = State::of(export, admitted.state()) else {
         let is_refused = op.mutates() && matches!(export.backing(), Backing::Overlay(_));
         return if is_refused { Err(Fault::ReadOnly) } else { Ok(Room::default()) };
@@ -208,7 +220,7 @@ pub(super) fn check(admitted: &Admitted) -> Result<Room, Fault> {
             let data = admitted.len().next_multiple_of(PAGE);
             state.prepare(blocks(export, admitted.offset(), admitted.len()), Source::Overlay, data)
         }
-        Op::Read if state.state.is_changed() => state.map().map(|_| Room::default()),
+        Op::Read => state.map().map(|_| Room::default()),
         _ => Ok(Room::default()),
     }
 }

@@ -5,7 +5,7 @@ use std::ptr;
 use std::rc::{self, Rc};
 use std::sync::{Arc, Weak};
 
-use export::{Export, Op, PAGE};
+use export::{Export, Op, Overlay, PAGE};
 use rustix::process::{Resource, getrlimit};
 
 use super::backing::{InMemory, Mappable, mappable};
@@ -19,7 +19,8 @@ pub(crate) struct Pace {
     /// Identifies the disk, without keeping it open.
     export: Weak<Export>,
     in_memory: InMemory,
-    mapping: Option<Rc<Mapping>>,
+    /// The mappings of the disk, and of the data of an overlay, by the index of the file.
+    mapped: [Option<(usize, Option<Rc<Mapping>>)>; 2],
 }
 
 impl Pace {
@@ -28,9 +29,8 @@ impl Pace {
     pub(crate) fn run_at_once(&mut self, job: &mut Job, mappings: &mut Mappings) {
         let export = job.admitted().export();
         if !ptr::eq(self.export.as_ptr(), Arc::as_ptr(export)) {
-            let in_memory = InMemory::of(export.backing());
-            let mapping = if in_memory.all { mappings.get(export) } else { None };
-            *self = Self { export: Arc::downgrade(export), in_memory, mapping };
+            let (export, in_memory) = (Arc::downgrade(export), InMemory::of(export.backing()));
+            *self = Self { export, in_memory, mapped: [None, None] };
         }
         let InMemory { all, written } = self.in_memory;
         let at_once = match job.admitted().op() {
@@ -40,12 +40,28 @@ impl Pace {
                 false
             }
         };
-        if !at_once {
+        if !at_once || job.result().is_some() {
             return;
         }
-        let mapped = self.mapping.as_ref().is_some_and(|mapping| job.run_mapped(mapping));
-        if !mapped {
+        let mapping = job
+            .single_file()
+            .and_then(|file| self.mapping(file, || mappings.get(job.admitted().export(), file)));
+        if !mapping.is_some_and(|mapping| job.run_mapped(&mapping)) {
             job.run();
+        }
+    }
+
+    /// Returns the mapping of a file of the disk, which `get` makes when it is used first.
+    fn mapping(
+        &mut self,
+        file: usize,
+        get: impl FnOnce() -> Option<Rc<Mapping>>,
+    ) -> Option<Rc<Mapping>> {
+        let [disk, data] = &mut self.mapped;
+        let slot = if file == Overlay::BASE { disk } else { data };
+        match slot {
+            Some((known, mapping)) if *known == file => mapping.clone(),
+            slot => slot.insert((file, get())).1.clone(),
         }
     }
 
@@ -70,6 +86,8 @@ pub(crate) struct Mappings {
 #[derive(Debug)]
 struct Known {
     export: Weak<Export>,
+    /// Index of the file in [`export::Backing::descriptors`].
+    file: usize,
     mapping: rc::Weak<Mapping>,
     /// Bytes of holes when it was mapped.
     holes: u64,
@@ -91,10 +109,13 @@ impl Mappings {
         Self { max_holes: None, known: Vec::new() }
     }
 
-    /// Returns the mapping of a disk in memory, or `None` if it cannot or need not be mapped.
-    fn get(&mut self, export: &Arc<Export>) -> Option<Rc<Mapping>> {
+    /// Returns the mapping of a file of a disk, if it is in memory, or `None` if it cannot or need not be
+    /// mapped.
+    fn get(&mut self, export: &Arc<Export>, file: usize) -> Option<Rc<Mapping>> {
         self.known.retain(|known| known.export.strong_count() > 0);
-        let same = |known: &Known| ptr::eq(known.export.as_ptr(), Arc::as_ptr(export));
+        let same = |known: &Known| {
+            known.file == file && ptr::eq(known.export.as_ptr(), Arc::as_ptr(export))
+        };
         if let Some(known) = self.known.iter().find(|known| same(known)) {
             if known.has_failed.get() {
                 return None;
@@ -106,28 +127,30 @@ impl Mappings {
         self.known.retain(|known| !same(known));
         let mapped = self.known.iter().filter(|known| known.mapping.strong_count() > 0);
         let held: u64 = mapped.map(|known| known.holes).sum();
-        let Mappable { file, len, holes, is_zero } = mappable(export.backing(), export.bytes())?;
+        let mappable = mappable(export.backing(), file, export.bytes())?;
+        let Mappable { holes, is_zero, .. } = mappable;
         // A block is sent as a whole only if it is not longer than a page.
         let is_long = export.geometry.block() as usize > PAGE;
         if is_long || self.max_holes?.saturating_sub(held) < holes {
             return None;
         }
         let has_failed = Rc::<Cell<bool>>::default();
-        let huge = holes == 0 && !is_zero;
-        let mut mapping = Mapping::new(export, file, len, huge, has_failed.clone()).ok()?;
+        let mut mapping = Mapping::new(export, &mappable, has_failed.clone()).ok()?;
         mapping.set_zero(is_zero);
         let mapping = Rc::new(mapping);
         let (export, weak) = (Arc::downgrade(export), Rc::downgrade(&mapping));
-        self.known.push(Known { export, mapping: weak, holes, has_failed });
+        self.known.push(Known { export, file, mapping: weak, holes, has_failed });
         Some(mapping)
     }
 }
 
 #[cfg(test)]
 mod test {
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsRawFd, OwnedFd};
 
-    use export::{Access, Admitted, Geometry, Grant, Identity, Pool, Request, Ticket};
+    use export::{
+        Access, Admitted, Backing, Geometry, Grant, Identity, OverlayLayout, Pool, Request, Ticket,
+    };
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -197,6 +220,89 @@ mod test {
         assert_eq!(copied.finish().outcome.buffer.unwrap().bytes(), [5; 512]);
     }
 
+    /// A disk of fives in memory with an overlay in memory, of 16 blocks.
+    fn overlaid() -> (Grant, OwnedFd) {
+        let (base, len) = (memory(), usize::try_from(BYTES).unwrap());
+        rustix::io::pwrite(&base, &vec![5; len], 0).unwrap();
+        let read_only = std::fs::File::open(format!("/proc/self/fd/{}", base.as_raw_fd())).unwrap();
+        let map = memfd_create("map", MemfdFlags::CLOEXEC).unwrap();
+        let layout =
+            OverlayLayout { limit: 1 << 30, map_cost: 1, is_private: false, is_durable: false };
+        let overlay = Overlay::new(vec![read_only.into(), memory(), map], layout).unwrap();
+        let (geometry, backing) = (Geometry::new(512, 512).unwrap(), Backing::Overlay(overlay));
+        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, BYTES, backing);
+        export.access = Access::Writable;
+        (Grant::new(Arc::new(export)), base)
+    }
+
+    #[test]
+    fn overlay_in_memory_is_written_and_read_in_place() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(0));
+        let (grant, base) = overlaid();
+        let in_place = |job: Job| {
+            let buffer = job.finish().outcome.buffer.unwrap();
+            let shown = buffer.in_place().expect("in place");
+            (shown.memory.clone(), shown.start)
+        };
+        let mut read = |pace: &mut Pace, lba| {
+            let mut job = Job::new(admit(&grant, Op::Read, lba, 0).allow_in_place(true));
+            pace.run_at_once(&mut job, &mut mappings);
+            assert_eq!(job.result(), Some(Ok(())));
+            in_place(job)
+        };
+        let (disk, at) = read(&mut pace, 3);
+        assert_eq!(at, 3 * 512);
+        let mut other = Mappings::new(0);
+        let mut write = Job::new(admit(&grant, WRITE, 3, 7));
+        pace.run_at_once(&mut write, &mut other);
+        assert_eq!(write.result(), Some(Ok(())));
+        let (data, at) = read(&mut pace, 3);
+        assert!(at == 3 * 512 && !Rc::ptr_eq(&disk, &data));
+        assert!(Rc::ptr_eq(&disk, &read(&mut pace, 4).0), "this block is still on the disk");
+        let mut block = [0; 512];
+        rustix::io::pread(&base, &mut block, 3 * 512).unwrap();
+        assert_eq!(block, [5; 512]);
+    }
+
+    #[test]
+    fn random_requests_to_a_mapped_overlay_have_the_right_contents() {
+        let (mut pace, mut mappings) = (Pace::default(), Mappings::new(0));
+        let (grant, base) = overlaid();
+        let (blocks, mut state) = (usize::try_from(BYTES / 512).unwrap(), 1u64);
+        let mut random = |end: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(state >> 33).unwrap() % end
+        };
+        let mut model = vec![5; blocks * 512];
+        for _ in 0..2000 {
+            let lba = random(blocks);
+            let count = 1 + random((blocks - lba).min(9));
+            let (op, fill) = (random(3), u8::try_from(random(256)).unwrap());
+            let (range, pool) = (lba * 512..(lba + count) * 512, Pool::new(1 << 20).open());
+            let op = [Op::Read, WRITE, Op::Discard][op];
+            let buffer = (op != Op::Discard).then(|| {
+                let mut buffer = pool.take(range.len()).unwrap();
+                buffer.bytes_mut().fill(fill);
+                buffer
+            });
+            let (lba, blocks, ticket) = (lba as u64, count as u64, Ticket::new(0));
+            let mut job =
+                Job::new(grant.admit(Request { op, lba, blocks, buffer, ticket }).unwrap());
+            pace.run_at_once(&mut job, &mut mappings);
+            job.run();
+            let outcome = job.finish().outcome;
+            assert_eq!(outcome.result, Ok(()));
+            match op {
+                Op::Read => assert!(outcome.buffer.unwrap().bytes() == &model[range]),
+                Op::Discard => model[range].fill(0),
+                _ => model[range].fill(fill),
+            }
+        }
+        let mut disk = vec![0; model.len()];
+        rustix::io::pread(&base, &mut disk, 0).unwrap();
+        assert!(disk.iter().all(|byte| *byte == 5));
+    }
+
     #[test]
     fn disk_of_zeros_discards_writes_without_a_system_call() {
         let (mut pace, mut mappings) = (Pace::default(), Mappings::new(0));
@@ -216,7 +322,7 @@ mod test {
         assert_eq!(read.finish().outcome.buffer.unwrap().bytes(), [5; 512]);
         // The holes of all files count together.
         let (mut mappings, grants) = (Mappings::new(1 << 16), [grant(memory()), grant(memory())]);
-        let mapped = grants.each_ref().map(|grant| mappings.get(grant.export()));
+        let mapped = grants.each_ref().map(|grant| mappings.get(grant.export(), 0));
         assert!(mapped[0].is_some() && mapped[1].is_none());
     }
 
@@ -236,7 +342,7 @@ mod test {
             assert_eq!(read.finish().outcome.buffer.unwrap().bytes(), [5; 512]);
         }
         drop(pace);
-        assert!(mappings.get(grant.export()).is_none());
+        assert!(mappings.get(grant.export(), 0).is_none());
     }
 
     #[test]
@@ -244,7 +350,7 @@ mod test {
         let (mut pace, mut mappings) = (Pace::default(), Mappings::new(1 << 16));
         let grant = grant(memory());
         write_and_read(&mut pace, &mut mappings, &grant, 0);
-        let mapping = Rc::downgrade(pace.mapping.as_ref().unwrap());
+        let mapping = Rc::downgrade(&pace.mapping(0, || None).unwrap());
         pace.release_withdrawn();
         assert_eq!(mapping.strong_count(), 1);
         grant.export().withdraw();
