@@ -140,6 +140,13 @@ impl OverlayFolder {
         Ok(Self { path: path.to_owned(), record, _lock: lock })
     }
 
+    /// Removes the folder at `path` if only its own removal is left, which was interrupted: it is empty,
+    /// and has the name of an overlay's folder. Returns whether it did.
+    pub fn finish_removal(path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        name.len() == 32 && name.iter().all(u8::is_ascii_hexdigit) && fs::remove_dir(path).is_ok()
+    }
+
     /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path

@@ -23,6 +23,10 @@ use crate::options::overlay::Commit;
 /// # Errors
 /// Fails with a sentence.
 pub(super) fn commit(options: &Commit) -> Result<(), Failure> {
+    if OverlayFolder::finish_removal(&options.folder) {
+        // Interrupted when all else was done.
+        return Ok(());
+    }
     let mut folder = OverlayFolder::open(&options.folder)?;
     let states = written(&folder)?;
     let begun = folder.committing().map(str::to_owned);

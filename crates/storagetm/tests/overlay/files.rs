@@ -185,6 +185,13 @@ fn commit_can_be_killed_and_repeated() {
     assert!(was_interrupted);
     assert!(fs::read(&image).unwrap() == model);
     assert!(!Path::new(&at).exists());
+    // It was killed before it could remove the folder itself.
+    fs::create_dir(&at).unwrap();
+    scene::run_ok(&["overlay", "commit", &at, &image, "--yes"], "");
+    assert!(!Path::new(&at).exists());
+    fs::create_dir(folder.path("other")).unwrap();
+    refused(&["overlay", "commit", &folder.path("other"), &image, "--yes"]);
+    assert!(Path::new(&folder.path("other")).exists(), "it has another name");
 }
 
 /// Exports what a host has written for QEMU, which reads the changed disk by it.
