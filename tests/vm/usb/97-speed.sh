@@ -1,8 +1,8 @@
 # The same bytes by the kernel's own function and by storagetm, at two controllers at the same time, in
 # short turns: the median of the ratios of neighbouring turns, with the quartiles, is in the log of the
-# machine. A machine that is slower for a while is so for both. Two turns if other tests are wanted, too. Emulated
-# machines are no measure: the test fails only far below.
-turns=2 all=4M small=64k
+# machine. A machine that is slower for a while is so for both. Five short turns if other tests are wanted, too. Emulated
+# machines on a busy computer are no measure: the test fails only if even the upper quartile is far below.
+turns=5 all=4M small=64k
 if [ "$wanted" = speed ]; then turns=14 all=16M small=512k; fi
 controller super
 rmmod dummy_hcd
@@ -45,7 +45,7 @@ for load in read write randread; do
     at() { sed -n "$((($turns * $1 + 3) / 4))p" /tmp/ratios; }
     echo "vmtest note $load: $(at 2) % of the kernel's function, quartiles $(at 1) to $(at 3), $turns turns" \
         >/dev/console
-    [ "$(at 2)" -ge 50 ]
+    [ "$(at 3)" -ge 50 ]
 done
 no_kernel_gadget
 stop
