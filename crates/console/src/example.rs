@@ -30,7 +30,7 @@ pub(crate) fn disk(n: usize) -> Disk {
 pub(crate) fn host(name: &str) -> Host {
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000";
     let known_as = (!name.is_empty()).then(|| name.to_owned());
-    Host { known_as, nqn: nqn.to_owned(), address: [169, 254, 1, 2].into() }
+    Host { known_as, nqn: nqn.to_owned(), address: "169.254.1.2".to_owned() }
 }
 
 pub(crate) fn access_request() -> AccessRequest {

@@ -215,8 +215,8 @@ pub struct Host {
     pub known_as: Option<String>,
     /// The host NQN, as received; empty if there is none, as over NBD.
     pub nqn: String,
-    /// Its address.
-    pub address: IpAddr,
+    /// Its address; `USB` at the other end of a cable.
+    pub address: String,
 }
 
 /// Shown in target mode only.

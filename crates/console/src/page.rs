@@ -138,7 +138,7 @@ impl Page {
 pub(crate) fn name_of(host: &Host, utf8: bool) -> String {
     match &host.known_as {
         Some(name) => escape_unprintable(name, utf8),
-        None if host.nqn.is_empty() => host.address.to_string(),
+        None if host.nqn.is_empty() => host.address.clone(),
         None => short_host_nqn(&host.nqn, utf8),
     }
 }

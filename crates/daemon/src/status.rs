@@ -140,7 +140,10 @@ impl Entry {
         let host = |known: &Attachment| Host {
             known_as: known.known_as.clone(),
             nqn: known.host.clone(),
-            address: shown_address(known.transport),
+            address: match known.transport {
+                Transport::Usb => "USB".to_owned(),
+                other => shown_address(other).to_string(),
+            },
         };
         // Shows a host once, whatever the number of its connections.
         let mut attached: Vec<Host> = Vec::new();
@@ -220,6 +223,17 @@ mod test {
         assert_eq!(status.disks()[0].attached.len(), 1, "one host by two connections");
         status.remove_disk(&disk);
         assert_eq!(status.summary(), "Lending 1 disk, 0 attached");
+    }
+
+    #[test]
+    fn host_at_a_cable_has_no_network_address() {
+        let (mut status, disk) = (Status::default(), export("a"));
+        status.add_disk(disk.clone());
+        let (export, host) = (disk, String::new());
+        let event =
+            Event::Attached { export, peer: Peer::usb(), host, proven: None, no_room: false };
+        status.record(&event, &Policy::default());
+        assert_eq!(status.disks()[0].attached[0].address, "USB");
     }
 
     #[test]
