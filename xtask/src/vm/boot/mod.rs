@@ -16,6 +16,7 @@ mod server;
 mod settings;
 mod systemd;
 mod trial;
+mod usb;
 mod ways;
 
 use std::path::{Path, PathBuf};

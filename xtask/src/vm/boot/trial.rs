@@ -15,6 +15,7 @@ use super::lines::{Family, attach_line, line_from};
 use super::machine::{Machine, network_card};
 use super::pairing;
 use super::settings;
+use super::usb;
 use super::ways::{OPEN, Way};
 use crate::vm::case::Results;
 
@@ -97,6 +98,11 @@ pub(super) const TRIALS: &[Trial] = &[
             "written",
         ],
         run: pairing::trial,
+    },
+    Trial {
+        name: "usb",
+        tests: &["key-serves", "disk-appears", "shown-attached", "key-ends", "read-only"],
+        run: usb::trial,
     },
     Trial { name: "ending", tests: &["ctrl-alt-del"], run: ending::ctrl_alt_del },
     Trial { name: "failure", tests: &["shown", "waits", "key"], run: ending::failure },
