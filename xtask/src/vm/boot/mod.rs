@@ -9,6 +9,7 @@ mod initrds;
 mod lines;
 mod machine;
 mod machines;
+mod overlay;
 mod pairing;
 mod pieces;
 mod screen;

@@ -13,6 +13,7 @@ use super::figures::Times;
 use super::hotplug;
 use super::lines::{Family, attach_line, line_from};
 use super::machine::{Machine, network_card};
+use super::overlay;
 use super::pairing;
 use super::settings;
 use super::usb;
@@ -110,6 +111,8 @@ pub(super) const TRIALS: &[Trial] = &[
     Trial { name: "settings", tests: &["command-line"], run: settings::command_line },
     Trial { name: "settings", tests: &["firmware"], run: settings::firmware },
     Trial { name: "settings", tests: &["vlan-on-bond"], run: settings::vlan_on_bond },
+    Trial { name: "overlay", tests: &["parameter"], run: overlay::parameter },
+    Trial { name: "overlay", tests: &["key"], run: overlay::key },
 ];
 
 /// Boots a machine into target mode; attaches and compares its disks over each address family,
