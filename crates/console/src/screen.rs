@@ -88,17 +88,19 @@ fn footer(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String
 }
 
 fn pending(confirmation: Confirmation, model: &Model) -> String {
-    let (key, what) = match confirmation {
+    let (key, what) = match &confirmation {
         Confirmation::PowerOff => ("p", "to power off all the same"),
         Confirmation::Restart => ("r", "to restart all the same"),
         Confirmation::Detach => ("d", "to take them away from the hosts"),
         Confirmation::EndUsb => ("u", "to unplug the USB port"),
-        Confirmation::SetOverlay { wanted: true, .. } => ("o", "to lend it with an overlay"),
-        Confirmation::SetOverlay { wanted: false, .. } => ("o", "to lend it read-only"),
+        Confirmation::SetOverlay { wanted: true, .. } => ("v", "to lend it with an overlay"),
+        Confirmation::SetOverlay { wanted: false, .. } => ("v", "to lend it read-only"),
     };
-    let why = match confirmation {
-        Confirmation::SetOverlay { wanted: false, .. } => "The changes of the disk will be lost.",
-        Confirmation::SetOverlay { wanted: true, .. } => "The disk is attached.",
+    let why = match &confirmation {
+        Confirmation::SetOverlay { wanted: false, title, .. } => {
+            &format!("What was written to {title} will be lost.")
+        }
+        Confirmation::SetOverlay { wanted: true, title, .. } => &format!("{title} is attached."),
         Confirmation::EndUsb => "Disks are attached.",
         _ if !model.is_attached() => "Changes in overlays will be lost.",
         _ => "Disks are attached.",
@@ -172,8 +174,8 @@ fn keys(model: &Model, state: &State) -> Vec<String> {
             }
             let selected = state.selected.min(model.disks.len().saturating_sub(1));
             match model.disks.get(selected).and_then(Disk::can_set_overlay) {
-                Some(true) => keys.push("o overlay"),
-                Some(false) => keys.push("o end overlay"),
+                Some(true) => keys.push("v overlay"),
+                Some(false) => keys.push("v end overlay"),
                 None => {}
             }
         }

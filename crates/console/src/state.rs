@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use export::ExportId;
+
 use crate::{Disk, Model, Pairing, UsbPort, instructions};
 
 /// Timeout of a confirmation.
@@ -47,7 +49,7 @@ pub enum Key {
 }
 
 /// An action that a key requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Power the machine off.
     PowerOff,
@@ -63,8 +65,8 @@ pub enum Action {
     EndUsb,
     /// Keep what hosts write to a disk in an overlay from now on, or no longer.
     SetOverlay {
-        /// Index of the disk.
-        disk: usize,
+        /// Identifier of the disk.
+        disk: ExportId,
         /// Whether it has an overlay.
         wanted: bool,
     },
@@ -88,7 +90,7 @@ pub enum Answer {
 }
 
 /// An action that needs confirmation while disks are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Confirmation {
     /// Power the machine off.
     PowerOff,
@@ -98,8 +100,8 @@ pub(crate) enum Confirmation {
     Detach,
     /// Unplug the USB port.
     EndUsb,
-    /// Keep what hosts write to the disk with this index in an overlay, or no longer.
-    SetOverlay { disk: usize, wanted: bool },
+    /// Keep what hosts write to a disk in an overlay, or no longer.
+    SetOverlay { disk: ExportId, title: String, wanted: bool },
 }
 
 /// The state of the screen.
@@ -113,6 +115,9 @@ pub struct State {
     /// Index of the selected address, modulo their number.
     pub(crate) address: usize,
     pending: Option<(Confirmation, Instant)>,
+    /// Path of a disk that is being lent anew, with or without an overlay, and how long to wait for it. It has
+    /// another identifier then.
+    changing: Option<(String, Instant)>,
 }
 
 impl State {
@@ -128,11 +133,12 @@ impl State {
 
     /// Returns the action that waits for confirmation by a second key press.
     pub(crate) fn confirmation(&self) -> Option<Confirmation> {
-        self.pending.map(|(confirmation, _)| confirmation)
+        self.pending.as_ref().map(|(confirmation, _)| confirmation.clone())
     }
 
     /// Handles a key. Returns the action to perform, if any.
     pub fn handle_key(&mut self, key: Key, model: &Model, now: Instant) -> Option<Action> {
+        self.follow_change(model, now);
         if let Some(answer) = answer(key, model) {
             return Some(Action::Answer(answer));
         }
@@ -203,6 +209,18 @@ impl State {
         *at = if down { from.saturating_add(by).min(last) } else { from.saturating_sub(by) };
     }
 
+    /// Selects the disk that was being lent anew, once it is back.
+    fn follow_change(&mut self, model: &Model, now: Instant) {
+        let Some((path, until)) = &self.changing else { return };
+        let found = model.disks.iter().position(|disk| disk.title == *path);
+        if let Some(at) = found {
+            self.selected = at;
+        }
+        if found.is_some() || now >= *until {
+            self.changing = None;
+        }
+    }
+
     /// Returns the action of the key in target mode that may need confirmation.
     fn confirmable(&self, key: Key, model: &Model) -> Option<Confirmation> {
         let Key::Byte(byte) = key else { return None };
@@ -212,10 +230,12 @@ impl State {
             b'r' => Some(Confirmation::Restart),
             b'd' if mode.serving => Some(Confirmation::Detach),
             b'u' if mode.usb == UsbPort::Serving => Some(Confirmation::EndUsb),
-            b'o' => {
-                let disk = self.selected.min(model.disks.len().saturating_sub(1));
-                let wanted = model.disks.get(disk)?.can_set_overlay()?;
-                Some(Confirmation::SetOverlay { disk, wanted })
+            // Another disk has the place of the one that is being lent anew.
+            b'v' if self.changing.is_none() => {
+                let disk = model.disks.get(self.selected.min(model.disks.len().checked_sub(1)?))?;
+                let (id, title) = (disk.id.clone(), disk.title.clone());
+                let wanted = disk.can_set_overlay()?;
+                Some(Confirmation::SetOverlay { disk: id, title, wanted })
             }
             _ => None,
         }
@@ -248,7 +268,10 @@ impl State {
             .is_some_and(|(pending, until)| pending == confirmation && now < until);
         if again || !confirmation.is_needed(model) {
             return Some(match confirmation {
-                Confirmation::SetOverlay { disk, wanted } => Action::SetOverlay { disk, wanted },
+                Confirmation::SetOverlay { disk, title, wanted } => {
+                    self.changing = Some((title, now + CONFIRM_TIMEOUT));
+                    Action::SetOverlay { disk, wanted }
+                }
                 Confirmation::PowerOff => Action::PowerOff,
                 Confirmation::Restart => Action::Restart,
                 Confirmation::Detach => Action::Detach,
@@ -276,14 +299,14 @@ fn answer(key: Key, model: &Model) -> Option<Answer> {
 
 impl Confirmation {
     /// Returns whether hosts would be detached, or changes in an overlay lost.
-    fn is_needed(self, model: &Model) -> bool {
-        let concerned = |at: usize| match self {
-            Self::SetOverlay { disk, .. } => at == disk,
+    fn is_needed(&self, model: &Model) -> bool {
+        let concerned = |shown: &&Disk| match self {
+            Self::SetOverlay { disk, .. } => shown.id == *disk,
             _ => true,
         };
-        let disks = model.disks.iter().enumerate().filter(|(at, _)| concerned(*at));
-        let is_lost = |disk: &Disk| disk.keeps_changes() && self != Self::EndUsb;
-        disks.into_iter().any(|(_, disk)| !disk.attached.is_empty() || is_lost(disk))
+        let is_lost = |disk: &Disk| disk.keeps_changes() && *self != Self::EndUsb;
+        let mut disks = model.disks.iter().filter(concerned);
+        disks.any(|disk| !disk.attached.is_empty() || is_lost(disk))
     }
 }
 
@@ -343,21 +366,52 @@ mod test {
         let (mut state, mut model, now) =
             (State::default(), example::target_mode(3), Instant::now());
         state.handle_key(Key::Down, &model, now);
-        let set = |disk, wanted| Some(Action::SetOverlay { disk, wanted });
-        assert_eq!(press(&mut state, b'o', &model, now), set(1, true));
+        let id = model.disks[1].id.clone();
+        let set = |wanted| Some(Action::SetOverlay { disk: id.clone(), wanted });
+        assert_eq!(press(&mut state, b'v', &model, now), set(true));
         // Hosts of other disks are not concerned.
         model.disks[0].attached = vec![example::host("vm")];
-        assert_eq!(press(&mut state, b'O', &model, now), set(1, true));
+        assert_eq!(press(&mut state, b'V', &model, now), set(true));
         let kept = |bytes| Some(crate::KeptChanges { bytes, ..crate::KeptChanges::default() });
         (model.disks[1].access, model.disks[1].kept) = (export::Access::Writable, kept(0));
-        assert_eq!(press(&mut state, b'o', &model, now), set(1, false), "nothing is lost");
+        assert_eq!(press(&mut state, b'v', &model, now), set(false), "nothing is lost");
         model.disks[1].kept = kept(4096);
-        assert_eq!(press(&mut state, b'o', &model, now), None);
-        assert_eq!(press(&mut state, b'o', &model, now), set(1, false));
+        assert_eq!(press(&mut state, b'v', &model, now), None);
+        assert_eq!(press(&mut state, b'v', &model, now), set(false));
         // A disk that hosts can change stays as it is.
         model.disks[1].kept = None;
-        assert_eq!(press(&mut state, b'o', &model, now), None);
+        assert_eq!(press(&mut state, b'v', &model, now), None);
         assert_eq!(state.confirmation(), None);
+    }
+
+    #[test]
+    fn overlay_key_does_not_hit_the_disk_that_moves_up() {
+        let (mut state, mut model, now) =
+            (State::default(), example::target_mode(3), Instant::now());
+        assert!(press(&mut state, b'v', &model, now).is_some());
+        // It is lent anew: until then another disk has its place.
+        let changed = model.disks.remove(0);
+        assert_eq!(press(&mut state, b'v', &model, now), None);
+        assert_eq!(press(&mut state, b'v', &model, now), None);
+        model.disks.push(changed);
+        let id = model.disks[2].id.clone();
+        let wanted = Some(Action::SetOverlay { disk: id, wanted: true });
+        assert_eq!(press(&mut state, b'v', &model, now), wanted, "it is selected again");
+        model.disks.pop();
+        assert!(press(&mut state, b'v', &model, now + CONFIRM_TIMEOUT).is_some(), "it is gone");
+    }
+
+    #[test]
+    fn confirmation_is_of_the_disk_and_not_of_its_place() {
+        let (mut state, mut model, now) =
+            (State::default(), example::target_mode(3), Instant::now());
+        for disk in &mut model.disks {
+            disk.access = export::Access::Writable;
+            disk.kept = Some(crate::KeptChanges { bytes: 1, ..Default::default() });
+        }
+        assert_eq!(press(&mut state, b'v', &model, now), None);
+        model.disks.remove(0);
+        assert_eq!(press(&mut state, b'v', &model, now), None, "another disk");
     }
 
     #[test]
@@ -377,7 +431,7 @@ mod test {
     #[test]
     fn power_keys_work_in_target_mode_only() {
         let (mut state, model, now) = (State::default(), example::serve(1), Instant::now());
-        for key in *b"prdluo" {
+        for key in *b"prdluv" {
             assert_eq!(press(&mut state, key, &model, now), None);
         }
     }

@@ -326,7 +326,7 @@ impl Server {
             Action::Serve => exports.serve_again(now),
             Action::ServeUsb => usb.serve(now),
             Action::EndUsb => usb.end(cx),
-            Action::SetOverlay { disk, wanted } => exports.set_overlay(disk, wanted, cx),
+            Action::SetOverlay { disk, wanted } => exports.set_overlay(&disk, wanted, cx),
             Action::Answer(answer) => hosts.answer(answer, exports, cx),
             Action::NewCode => worker.unlock(),
             Action::Redraw => cx.ui.invalidate(),

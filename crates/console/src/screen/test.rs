@@ -53,7 +53,7 @@ and then one of these lines:
 
 1 disk is attached: detach there before you unplug. 0 writes since power-on.
 ? keys   Enter details   c large code   p power off   r restart
-d detach all hosts   o overlay   t other tools";
+d detach all hosts   v overlay   t other tools";
     assert_eq!(render(&model, &State::default(), SMALL, 25), wanted);
 }
 
@@ -346,17 +346,17 @@ fn overlay_is_shown_on_a_small_window_of_target_mode() {
     let style = Style { width: 80, ..Style::PLAIN };
     model.disks.iter_mut().for_each(|disk| disk.writes = Some(0));
     let shown = render(&model, &State::default(), style, 25);
-    assert!(shown.contains("o overlay"), "{shown}");
+    assert!(shown.contains("v overlay"), "{shown}");
     model.disks[0].access = export::Access::Writable;
     model.disks[0].kept = Some(KeptChanges { bytes: 37_200_000, ..KeptChanges::default() });
     let shown = render(&model, &State::default(), style, 25);
-    for text in ["overlay 37.2 MB", "read-only", "o end overlay", "0 writes since power-on"] {
+    for text in ["overlay 37.2 MB", "read-only", "v end overlay", "0 writes since power-on"] {
         assert!(shown.contains(text), "{text}: {shown}");
     }
     assert!(shown.lines().count() <= 25 && shown.lines().all(|line| line.len() <= 80), "{shown}");
-    let asked = after_keys(&[Key::Byte(b'o')], &model);
+    let asked = after_keys(&[Key::Byte(b'v')], &model);
     let shown = render(&model, &asked, style, 25);
-    assert!(shown.contains("will be lost. Press o again to lend it read-only."), "{shown}");
+    assert!(shown.contains("will be lost. Press v again to lend it read-only."), "{shown}");
 }
 
 #[test]

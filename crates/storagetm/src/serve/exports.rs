@@ -15,7 +15,7 @@ use daemon::inbox::Inbox;
 use daemon::lend::LentDisk;
 use daemon::status::Status;
 use daemon::worker::WriteTracker;
-use export::{Access, Event, Export, Policy};
+use export::{Access, Event, Export, ExportId, Policy};
 use failure::{Failure, spawn_error};
 
 use super::config::ServeConfig;
@@ -209,11 +209,9 @@ impl Exports {
     }
 
     /// Lends a disk again with an overlay, or read-only without one: to hosts another disk.
-    pub(super) fn set_overlay(&mut self, disk: usize, is_wanted: bool, cx: &mut Context<'_>) {
-        if disk >= self.lent.len() {
-            return;
-        }
-        let lent = self.lent.remove(disk);
+    pub(super) fn set_overlay(&mut self, disk: &ExportId, is_wanted: bool, cx: &mut Context<'_>) {
+        let Some(at) = self.lent.iter().position(|lent| lent.export.id == *disk) else { return };
+        let lent = self.lent.remove(at);
         let reason = match is_wanted {
             true => "it is lent again with an overlay",
             false => "its overlay was ended at the machine",
