@@ -192,7 +192,7 @@ impl<'a> Bulk<'a> {
             Ok(len) if incoming.received(len) => self.deliver(&mut incoming),
             Ok(_) => self.is_partial = true,
             Err(Errno::NOMEM) if is_data && self.halve() => self.is_partial = true,
-            Err(Errno::INTR | Errno::AGAIN) if !is_data => {}
+            Err(Errno::INTR | Errno::AGAIN) => self.is_partial = is_data,
             // The next call waits for a host.
             Err(Errno::SHUTDOWN | Errno::CONNRESET) => self.end_session(),
             Err(Errno::NODEV | Errno::BADFD) => return true,

@@ -99,7 +99,8 @@ impl Act {
             Self::SetRole { switch, before } => {
                 let record = format!("{}\n{before}\n", switch.display());
                 std::fs::write(tree.path(ROLE_BEFORE), record)?;
-                std::fs::write(tree.path(switch), "device")
+                let set = std::fs::write(tree.path(switch), "device");
+                set.inspect_err(|_| drop(std::fs::remove_file(tree.path(ROLE_BEFORE))))
             }
             Self::Bind { controller } => std::fs::write(tree.path(udc_path()), controller),
         }
@@ -121,8 +122,12 @@ impl Act {
             Self::Mount => rustix::mount::unmount(tree.path(ENDPOINTS), UnmountFlags::DETACH)
                 .map_err(Into::into),
             Self::Link => std::fs::remove_file(tree.path(link_path())),
-            Self::SetRole { switch, before } => std::fs::write(tree.path(switch), before)
-                .and_then(|()| std::fs::remove_file(tree.path(ROLE_BEFORE))),
+            Self::SetRole { switch, before } => {
+                // Another program may have changed it since.
+                let is_ours = tree.text(switch).is_ok_and(|role| role.trim() == "device");
+                let back = if is_ours { std::fs::write(tree.path(switch), before) } else { Ok(()) };
+                back.and_then(|()| std::fs::remove_file(tree.path(ROLE_BEFORE)))
+            }
             Self::Bind { .. } => std::fs::write(tree.path(udc_path()), "\n"),
         };
     }
