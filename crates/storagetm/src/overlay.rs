@@ -104,8 +104,11 @@ fn written(folder: &OverlayFolder) -> Result<Vec<StateFiles>, Failure> {
 /// Returns the state of the host of that name, or the only one. A name that was not proven may have
 /// the mark with which it is listed.
 fn choose<'a>(states: &'a [StateFiles], host: Option<&str>) -> Result<&'a StateFiles, Failure> {
-    let is_named = |state: &StateFiles, name: &str| {
-        name_of(state) == name || state.host.as_ref().is_some_and(|host| host.text() == name)
+    // A host without a key may have the name of another.
+    let is_listed = host.is_some_and(|host| states.iter().any(|state| name_of(state) == host));
+    let is_named = |state: &StateFiles, name: &str| match is_listed {
+        true => name_of(state) == name,
+        false => state.host.as_ref().is_some_and(|host| host.text() == name),
     };
     let mut found = states.iter().filter(|state| host.is_none_or(|host| is_named(state, host)));
     match (found.next(), found.next()) {
@@ -155,7 +158,7 @@ fn open_disk(disk: &Path, writes: Writes) -> Result<LentDisk, Failure> {
         at_rest: false,
         reported: ReportedIdentity::default(),
     };
-    lend.lend(&LendRequest { path, writes })
+    lend.lend(&LendRequest::new(path, writes))
 }
 
 /// Returns what is compared of the opened disk.

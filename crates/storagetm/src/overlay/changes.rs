@@ -6,14 +6,16 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use daemon::lend::Writes;
+use daemon::lend::{Writes, named};
 use daemon::overlay::{OverlayFolder, StateFiles};
 use export::{BlockMap, Source};
 use failure::Failure;
 use filesystem::Qcow2Writer;
+use linux::tree::Tree;
 
 use super::{
-    PIECE, Run, base_disk, buffer, choose, open_disk, read_exact, runs, unreadable, written,
+    PIECE, Run, base_disk, buffer, choose, open_disk, read_exact, refuse_interrupted, runs,
+    unreadable, written,
 };
 use crate::options::overlay::Export;
 
@@ -77,9 +79,11 @@ fn export_qcow2(
     let failed =
         |error: io::Error| Failure::new(format!("{} cannot be written: {error}", to.display()));
     let lent = open_disk(disk, Writes::Refused)?;
+    refuse_interrupted(folder)?;
     folder.check(&base_disk(&lent, disk, &folder.record().partitions()))?;
     let map = state.block_map(folder.record()).map_err(|error| unreadable(folder, &error))?;
-    let backing = disk.canonicalize().map_err(failed)?;
+    // Links are kept: /dev/disk/by-id names the same disk after a restart, and what it leads to may not.
+    let backing = std::path::absolute(named(&Tree::machine(), disk)).map_err(failed)?;
     let backing = backing.to_str().ok_or_else(|| {
         Failure::new(format!("{} is not named in UTF-8, as qcow2 needs it", backing.display()))
     })?;
