@@ -42,8 +42,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "console", "engine", "export", "failure", "ipc", "iscsi", "keys", "linux", "nbd",
-            "nvme", "pair", "protocol", "usb",
+            "console",
+            "engine",
+            "export",
+            "failure",
+            "filesystem",
+            "ipc",
+            "iscsi",
+            "keys",
+            "linux",
+            "nbd",
+            "nvme",
+            "pair",
+            "protocol",
+            "usb",
         ],
     ),
 ];

@@ -400,7 +400,7 @@ impl Hotplug {
 
     fn lend_with(&self, examined: &ExaminedDisk<'_>, writes: Writes) -> Result<LentDisk, Failure> {
         let path = examined.disk.path(&self.options.tree);
-        self.options.lend_examined(&LendRequest { path, writes }, examined)
+        self.options.lend_examined(&LendRequest::new(path, writes), examined)
     }
 
     /// A named disk is exported as if it had been named without `--all`.

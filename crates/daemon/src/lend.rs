@@ -1,33 +1,38 @@
 //! Opens a disk and makes an export of it: checks that it is not in use, and determines its
 //! identity and names.
 
+mod lent_disk;
 mod request;
+mod virtual_disk;
 
 use std::fs::Metadata;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Backing, Cache, Export, ExportId, Identity};
+use export::{Access, Cache, Export, ExportId, Identity};
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe};
 use linux::reason::{Asked, Code, Verdict, Weight};
 use linux::tree::Tree;
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
+use rustix::fs::OFlags;
 
 use crate::device::Device;
 use crate::examine::{examine, limit_for};
-use crate::overlay::{NewOverlay, OverlayFolder, OverlayOptions};
+use crate::overlay::{NewOverlay, OverlayOptions};
 use crate::reported::ReportedIdentity;
 use crate::size::Size;
 use crate::{contents, demo};
 use failure::Failure;
+pub use lent_disk::LentDisk;
 use nvme::nqn;
 use request::is_direct;
 pub use request::{LendRequest, Writes};
+use virtual_disk::IndexedDisk;
+pub use virtual_disk::work as index;
 
 /// Name of the demo disk.
 pub const DEMO: &str = "demo";
@@ -64,63 +69,6 @@ pub struct ExaminedDisk<'a> {
     pub disk: &'a Disk,
     /// Probe results of the disk, its partitions and its whole disk.
     pub findings: &'a dyn Probe,
-}
-
-/// An opened disk and its export.
-#[derive(Debug)]
-pub struct LentDisk {
-    /// The export.
-    pub export: Arc<Export>,
-    /// The block device; `None` for images.
-    pub device: Option<Device>,
-    /// Messages for the user.
-    pub notes: Vec<String>,
-    /// Summary of the contents; empty if unknown.
-    pub contents: String,
-    /// Identifies the disk across reconnection; `None` if it has no unique identifier.
-    pub fingerprint: Option<[u8; 16]>,
-    /// Lock on the whole disk of a partition.
-    _whole: Option<OwnedFd>,
-    /// The folder of its overlay, which is locked.
-    _overlay: Option<OverlayFolder>,
-}
-
-impl LentDisk {
-    pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
-        let (notes, contents) = (Vec::new(), String::new());
-        Self { export, device, notes, contents, fingerprint: None, _whole: None, _overlay: None }
-    }
-
-    /// Current size of an image file, as cached: a network file system is not queried, since its
-    /// server may be unresponsive. Returns `None` for devices, and with an overlay.
-    pub fn file_bytes(&self) -> Option<u64> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        // The size of an export with an overlay does not change.
-        let Backing::Raw(file) = self.export.backing() else { return None };
-        let stat = statx(file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
-        let kind = FileType::from_raw_mode(stat.stx_mode.into());
-        (kind == FileType::RegularFile).then_some(stat.stx_size)
-    }
-
-    /// Adds notes about what could not be read.
-    fn noting(mut self, verdict: &Verdict) -> Self {
-        let unread = verdict.of_weight(Weight::Unread);
-        self.notes.extend(unread.map(|reason| format!("{} {reason}", self.export.name)));
-        self
-    }
-
-    /// Appends a number to the short name if one of `others` has it.
-    pub fn with_unique_name(mut self, others: &[Self]) -> Self {
-        let is_taken = |name: &str| others.iter().any(|other| other.export.short == name);
-        let short = &self.export.short;
-        let numbered = (2u32..).map(|number| format!("{short}-{number}"));
-        let free = std::iter::once(short.clone()).chain(numbered).find(|name| !is_taken(name));
-        // The export is not shared yet.
-        if let (Some(free), Some(export)) = (free, Arc::get_mut(&mut self.export)) {
-            export.short = free;
-        }
-        self
-    }
 }
 
 impl LendOptions {
@@ -225,16 +173,18 @@ impl LendOptions {
         examined: Option<&ExaminedDisk<'_>>,
     ) -> Result<LentDisk, Failure> {
         let purpose = if request.writes_disk() { OpenFor::Writing } else { OpenFor::Reading };
-        let opened =
+        let mut opened =
             open(&self.tree, &request.path, purpose, self.allow_in_use).map_err(Failure::new)?;
         check_same(request, &opened, number)?;
+        let indexed = |format| IndexedDisk::read(&mut opened, format, &self.tree);
+        let indexed = request.format.map(indexed).transpose()?;
         if let Some(examined) = examined.filter(|_| opened.kind == Kind::Block) {
             check_still(&self.tree, request, examined.disk)?;
         }
         let (identity, twin) = self.identity(&opened, examined);
         let writer = opened.written_by.clone();
         let mut lent =
-            self.export(request, identity, opened, examined.map(|examined| examined.disk))?;
+            self.export(request, identity, (opened, indexed), examined.map(|it| it.disk))?;
         let path = request.path.display();
         lent.notes.extend(writer.map(|holder| {
             format!("{path} is in use by {holder}: what is read of it may be half-written")
@@ -254,7 +204,7 @@ impl LendOptions {
         &self,
         request: &LendRequest,
         identity: Identity,
-        opened: Opened,
+        (opened, indexed): (Opened, Option<IndexedDisk>),
         disk: Option<&Disk>,
     ) -> Result<LentDisk, Failure> {
         let path = request.path.display().to_string();
@@ -265,7 +215,7 @@ impl LendOptions {
             overlaid.then(|| NewOverlay::over(&opened, &identity, disk, options)).transpose()?;
         let identity = match &overlay {
             Some(overlay) => overlay.identity(identity)?,
-            None => identity,
+            None => indexed.as_ref().map_or(identity.clone(), |disk| disk.identity(identity)),
         };
         let id = self.id(&request.path, &identity)?;
         // The size of a device is rounded down to whole blocks.
@@ -288,9 +238,12 @@ impl LendOptions {
         });
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
-        let backing = match &overlay {
-            Some(overlay) => overlay.backing(descriptor)?,
-            None => descriptor.into(),
+        let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
+        let as_virtual = indexed.as_ref().map(|indexed| indexed.note(&path));
+        let backing = match (&overlay, indexed) {
+            (Some(overlay), _) => overlay.backing(descriptor)?,
+            (None, Some(indexed)) => indexed.backing(descriptor)?,
+            (None, None) => descriptor.into(),
         };
         let mut export = Export::new(&path, id, identity, geometry, bytes, backing);
         export.access = if may_write { Access::Writable } else { Access::ReadOnly };
@@ -304,9 +257,8 @@ impl LendOptions {
             export.short = device_name(&request.path, disk);
         }
         let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
-        let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
-        let (notes, folder) =
-            (filled.into_iter().chain(kept).collect(), overlay.and_then(|it| it.folder));
+        let notes = filled.into_iter().chain(kept).chain(as_virtual).collect();
+        let folder = overlay.and_then(|it| it.folder);
         Ok(LentDisk { notes, _whole: whole, _overlay: folder, ..lent })
     }
 
@@ -383,7 +335,7 @@ impl LendOptions {
             can_discard: writable,
             can_zero: writable,
         };
-        self.export(&LendRequest { path, writes }, identity, opened, None)
+        self.export(&LendRequest::new(path, writes), identity, (opened, None), None)
     }
 }
 
@@ -526,7 +478,7 @@ mod test {
 
     fn request(path: &Path, writable: bool) -> LendRequest {
         let writes = if writable { Writes::ToDisk } else { Writes::Refused };
-        LendRequest { path: path.to_owned(), writes }
+        LendRequest::new(path.to_owned(), writes)
     }
 
     #[test]
@@ -606,7 +558,7 @@ mod test {
     #[test]
     fn disk_under_an_overlay_is_opened_read_only() {
         let path = image("overlay.img", 1 << 20);
-        let request = LendRequest { path: path.clone(), writes: Writes::ToOverlay };
+        let request = LendRequest::new(path.clone(), Writes::ToOverlay);
         let lent = options().lend(&request).unwrap();
         let mut shared = options();
         shared.overlay.is_shared = true;
@@ -633,7 +585,7 @@ mod test {
     fn every_overlay_is_another_disk_to_hosts() {
         let path = image("instances.img", 1 << 20);
         let lend = |writes| {
-            let request = LendRequest { path: path.clone(), writes };
+            let request = LendRequest::new(path.clone(), writes);
             options().lend(&request).unwrap().export.clone()
         };
         let disks = [Writes::Refused, Writes::ToOverlay, Writes::ToOverlay].map(lend);

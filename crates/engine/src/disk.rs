@@ -6,6 +6,7 @@ mod blocking_op;
 mod mapping;
 pub(crate) mod overlay;
 mod pace;
+mod virtual_disk;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,7 +17,9 @@ use export::{
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use backing::{has_durable_map, has_overlay, is_cached, is_device, locate, perform};
+use backing::{
+    Location, has_durable_map, has_overlay, is_cached, is_device, locate, perform, zeros,
+};
 pub(crate) use blocking_op::{Answer, BlockingOp};
 pub(crate) use mapping::Mapping;
 pub(crate) use pace::{Mappings, Pace};
@@ -117,17 +120,15 @@ impl Job {
         job
     }
 
-    /// Skips the blocks of a read that are zero according to the map of an overlay.
+    /// Skips the blocks of a read that are zeros which no file holds.
     fn skip_zeros(&mut self) {
-        if !has_overlay(self.admitted.export().backing()) {
-            return;
-        }
         while self.phase == Phase::Transfer && self.admitted.op() == Op::Read {
             let start = self.admitted.offset() + self.done;
             let end = self.admitted.offset() + self.admitted.len();
-            let (Source::Zeros, len) = self.run_of(start, end) else {
+            let len = zeros(&self.admitted, start, end);
+            if len == 0 {
                 return;
-            };
+            }
             let done = usize::try_from(self.done).unwrap_or(usize::MAX);
             let bytes = self.admitted.bytes_mut().get_mut(done..).unwrap_or_default();
             let len = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
@@ -212,7 +213,7 @@ impl Job {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
         let (op, flags) = (self.admitted.op(), self.write_flags());
-        let (file, run) = locate(&self.admitted, offset, left);
+        let Location { file, offset, len: run } = locate(&self.admitted, offset, left);
         let (export, bytes) = self.admitted.export_and_bytes();
         let backing = export.backing();
         let call = match self.phase {
@@ -346,7 +347,7 @@ impl Job {
     }
 
     fn fill(&mut self) {
-        self.zeros = zeros();
+        self.zeros = buffer_of_zeros();
         match self.zeros {
             Some(_) => self.phase = Phase::Fill,
             None => self.end(Err(Fault::Io)),
@@ -383,12 +384,13 @@ impl Job {
         self.end(Err(fault));
     }
 
-    /// Returns the index of the file in [`Backing::descriptors`] that has all bytes of the request, if it
-    /// has not begun.
+    /// Returns the index of the file in [`Backing::descriptors`] that has all bytes of the request at their
+    /// own offsets, if it has not begun.
     pub(crate) fn single_file(&self) -> Option<usize> {
-        let len = self.admitted.len();
-        let (file, run) = locate(&self.admitted, self.admitted.offset(), len);
-        (self.done == 0 && run >= len).then_some(file)
+        let (start, len) = (self.admitted.offset(), self.admitted.len());
+        let is_moved = matches!(self.admitted.export().backing(), Backing::Virtual(_));
+        let Location { file, len: run, .. } = locate(&self.admitted, start, len);
+        (self.done == 0 && run >= len && !is_moved).then_some(file)
     }
 
     /// Executes a read, or a write that need not be durable, on the mapping of its
@@ -446,7 +448,7 @@ fn lacks(errno: Errno) -> bool {
 }
 
 /// Returns 1 MiB of zeros, shared by all requests of a thread that are writing zeros.
-fn zeros() -> Option<Rc<Buffer>> {
+fn buffer_of_zeros() -> Option<Rc<Buffer>> {
     thread_local! {
         static ZEROS: RefCell<std::rc::Weak<Buffer>> =
             const { RefCell::new(std::rc::Weak::new()) };

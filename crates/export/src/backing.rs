@@ -6,7 +6,7 @@ use std::slice;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Overlay, OverlayLayout};
+use crate::{Overlay, OverlayLayout, VirtualDisk};
 
 /// The open files that hold the data of an export, and how its bytes are laid out in them. Only
 /// data: the driver interprets it.
@@ -16,6 +16,8 @@ pub enum Backing {
     Raw(OwnedFd),
     /// A disk that is only read, and files with what was written to the export.
     Overlay(Overlay),
+    /// An image file in a format of virtual machines. Only read.
+    Virtual(VirtualDisk),
 }
 
 /// The layout of a [`Backing`], without the files. A process sends both to another separately.
@@ -25,6 +27,8 @@ pub enum Layout {
     Raw,
     /// That of [`Backing::Overlay`].
     Overlay(OverlayLayout),
+    /// That of [`Backing::Virtual`].
+    Virtual,
 }
 
 impl Backing {
@@ -37,6 +41,7 @@ impl Backing {
                 Some(Self::Raw(disk))
             }
             Layout::Overlay(layout) => Overlay::new(descriptors, layout).map(Self::Overlay),
+            Layout::Virtual => VirtualDisk::new(descriptors).map(Self::Virtual),
         }
     }
 
@@ -45,6 +50,7 @@ impl Backing {
         match self {
             Self::Raw(_) => Layout::Raw,
             Self::Overlay(overlay) => Layout::Overlay(overlay.layout()),
+            Self::Virtual(_) => Layout::Virtual,
         }
     }
 
@@ -53,15 +59,17 @@ impl Backing {
         match self {
             Self::Raw(disk) => slice::from_ref(disk),
             Self::Overlay(overlay) => overlay.files(),
+            Self::Virtual(disk) => disk.files(),
         }
     }
 
     /// Returns a file that writes to the export go to: of an overlay, that of its first state. The
-    /// others are of the same kind.
+    /// others are of the same kind. Of a virtual disk, to which none go, the image.
     pub fn written(&self) -> BorrowedFd<'_> {
         match self {
             Self::Raw(disk) => disk.as_fd(),
             Self::Overlay(overlay) => overlay.first_data().as_fd(),
+            Self::Virtual(disk) => disk.image().as_fd(),
         }
     }
 
@@ -70,6 +78,7 @@ impl Backing {
         match self {
             Self::Raw(_) => &[],
             Self::Overlay(overlay) => slice::from_ref(overlay.base()),
+            Self::Virtual(disk) => disk.files(),
         }
     }
 }

@@ -99,6 +99,7 @@ mod segment;
 mod session;
 mod settling;
 mod token_bucket;
+mod virtual_disk;
 
 pub use backing::{Backing, Layout};
 pub use block_map::{BlockMap, PersistStep, Source};
@@ -126,3 +127,4 @@ pub use segment::{Body, Head, Segment};
 pub use session::{DirectRecv, Notice, Reason, Session, Step};
 pub use settling::Settling;
 pub use token_bucket::{NetworkBuckets, TokenBucket, TokenRate};
+pub use virtual_disk::{RunTable, Stored, VirtualDisk};

@@ -41,6 +41,8 @@ pub enum Unreadable {
     Corrupt,
     /// The image has a log that must be applied first.
     Log,
+    /// Unsupported variant of the format.
+    Variant,
     /// Unsupported feature bits.
     Feature(u64),
     /// Unsupported compression type.
@@ -61,6 +63,7 @@ impl fmt::Display for Unreadable {
             Self::Encrypted => f.write_str("it is encrypted"),
             Self::Corrupt => f.write_str("it is marked as corrupt"),
             Self::Log => f.write_str("it was not closed, and its log has to be applied first"),
+            Self::Variant => f.write_str("this variant of the format is not known"),
             Self::Feature(bits) => write!(f, "it has features that are not known ({bits:#x})"),
             Self::Compression(kind) => write!(f, "compression {kind} is not known"),
         }
@@ -111,10 +114,10 @@ pub trait VirtualDisk {
         None
     }
 
-    /// Passes each run, from the first byte of the disk to its last.
+    /// Passes each run, from the first byte of the disk to its last. The file may be shorter than a run says.
     ///
     /// # Errors
-    /// Fails if the image is damaged or truncated, if reading fails, or if `each` fails.
+    /// Fails if the image is damaged, if reading fails, or if `each` fails.
     fn runs(&self, each: TakeRun<'_>) -> io::Result<()>;
 
     /// Decompresses `len` bytes of a [`Place::Packed`].

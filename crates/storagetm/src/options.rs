@@ -137,6 +137,14 @@ pub enum Task {
         /// The format
         format: String,
     },
+    /// Read an image of a virtual machine (child process of `storagetm serve`)
+    #[command(hide = true)]
+    Index {
+        /// The format
+        format: String,
+        /// Most bytes of the index
+        limit: u64,
+    },
     /// Examine disks that may hang (child process)
     #[command(hide = true)]
     Examine,
@@ -299,7 +307,10 @@ pub struct Serve {
     #[arg(long, value_name = "BASE")]
     pub nqn: Option<String>,
 
-    /// Lend files as they are, also compressed and packaged ones (qcow2, VMDK, gzip, ...), which hosts cannot use
+    /// Lend files as they are, whatever their format
+    ///
+    /// By default an image in qcow2, VHD, VHDX, VMDK or VDI format is lent as the disk in it, read-only, and a compressed
+    /// file (gzip, xz, ...) is refused, since hosts cannot use it.
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
 
@@ -394,7 +405,7 @@ impl Serve {
         let named = self.writable.iter().chain(&self.overlay).filter(|path| !self.is_demo(path));
         for path in self.disks.iter().chain(named) {
             if !requests.iter().any(|known| known.path == *path) {
-                requests.push(LendRequest { path: path.clone(), writes: self.writes(path) });
+                requests.push(LendRequest::new(path.clone(), self.writes(path)));
             }
         }
         requests
@@ -449,7 +460,7 @@ mod test {
     }
 
     fn disk(path: &str, writes: Writes) -> LendRequest {
-        LendRequest { path: PathBuf::from(path), writes }
+        LendRequest::new(PathBuf::from(path), writes)
     }
 
     #[test]

@@ -26,3 +26,5 @@ mod server;
 mod shell;
 #[path = "nbd/transfer.rs"]
 mod transfer;
+#[path = "nbd/virtual_disks.rs"]
+mod virtual_disks;

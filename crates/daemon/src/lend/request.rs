@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use export::{AtomicWrites, Geometry, PAGE};
 use failure::Failure;
+use filesystem::Container;
 use linux::disk::Opened;
 
 /// A request to export a disk.
@@ -11,6 +12,8 @@ use linux::disk::Opened;
 pub struct LendRequest {
     /// Path as given by the user.
     pub path: PathBuf,
+    /// The format of an image file that is lent as the disk in it; `None` if each byte is one of the disk.
+    pub format: Option<Container>,
     /// Where what hosts write goes.
     pub writes: Writes,
 }
@@ -27,6 +30,11 @@ pub enum Writes {
 }
 
 impl LendRequest {
+    /// Returns a request for a disk, or a file each byte of which is one of the disk.
+    pub fn new(path: PathBuf, writes: Writes) -> Self {
+        Self { path, format: None, writes }
+    }
+
     /// Returns the block sizes of the opened disk, and what it writes atomically.
     pub(super) fn geometry(&self, opened: &Opened) -> Result<Geometry, Failure> {
         let block = opened.logical_block;

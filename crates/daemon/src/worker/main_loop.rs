@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use engine::{Endpoints, Engine};
-use export::{Auth, Notice};
+use export::{Auth, Layout, Notice};
 use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
@@ -206,11 +206,13 @@ impl WorkerProcess {
             return self.inbox.note(sentence);
         }
         let export = Arc::new(export);
-        if let Err(fault) = engine::restore_overlay(&export) {
+        if let Err(fault) = engine::prepare(&export) {
             let name = &export.name;
-            return self
-                .inbox
-                .note(format!("{name} is not lent: its overlay cannot be read: {fault}"));
+            let what = match export.backing().layout() {
+                Layout::Virtual => "the table of its blocks",
+                Layout::Raw | Layout::Overlay(_) => "its overlay",
+            };
+            return self.inbox.note(format!("{name} is not lent: {what} cannot be read: {fault}"));
         }
         let unreported = reservations.map(|ReservationsWire { saved }| {
             let unreported = Arc::new(UnreportedReservations::new(self.inbox.clone()));

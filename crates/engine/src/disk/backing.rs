@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use export::{Admitted, Backing, Op, Overlay, Pool, Source};
+use export::{Admitted, Backing, Op, Overlay, Pool, Source, Stored, VirtualDisk};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -19,21 +19,55 @@ const MEMORY_DEVICES: u32 = 1;
 /// Device number of `/dev/zero`.
 const ZERO_DEVICE: u64 = 0x105;
 
-/// Returns where the request finds the bytes of the export from `offset` on: the index of a file in
-/// [`Backing::descriptors`], in which they have the same offset, and how many of the next `len`
+/// Where some bytes of an export are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Location {
+    /// The index of the file in [`Backing::descriptors`].
+    pub(super) file: usize,
+    /// The offset in it.
+    pub(super) offset: u64,
+    /// How many bytes are there.
+    pub(super) len: u64,
+}
+
+/// Returns where the request finds the bytes of the export from `offset` on, and how many of the next `len`
 /// bytes are there.
-pub(super) fn locate(admitted: &Admitted, offset: u64, len: u64) -> (usize, u64) {
+pub(super) fn locate(admitted: &Admitted, offset: u64, len: u64) -> Location {
     let (export, state) = (admitted.export(), admitted.state());
+    let here = |file, len| Location { file, offset, len };
     match (export.backing(), state) {
-        (Backing::Raw(_), _) => (0, len),
-        (Backing::Overlay(_), None) => (Overlay::BASE, len),
+        (Backing::Raw(_), _) => here(0, len),
+        (Backing::Overlay(_), None) => here(Overlay::BASE, len),
         (Backing::Overlay(overlay), Some(index)) if admitted.op() == Op::Read => {
             match super::overlay::run(export, state, offset, offset.saturating_add(len)) {
-                (Source::Base, run) => (Overlay::BASE, run),
-                (Source::Overlay | Source::Zeros, run) => (overlay.data_index(index), run),
+                (Source::Base, run) => here(Overlay::BASE, run),
+                (Source::Overlay | Source::Zeros, run) => here(overlay.data_index(index), run),
             }
         }
-        (Backing::Overlay(overlay), Some(index)) => (overlay.data_index(index), len),
+        (Backing::Overlay(overlay), Some(index)) => here(overlay.data_index(index), len),
+        (Backing::Virtual(disk), _) => match disk.find(offset, offset.saturating_add(len)) {
+            (Stored::Image(offset), len) => Location { file: VirtualDisk::IMAGE, offset, len },
+            (Stored::Index(offset), len) => Location { file: VirtualDisk::INDEX, offset, len },
+            // Not read: see `zeros`.
+            (Stored::Zeros, len) => here(VirtualDisk::IMAGE, len),
+        },
+    }
+}
+
+/// Returns how many of the bytes from `offset` to `end` are zeros that no file holds.
+pub(super) fn zeros(admitted: &Admitted, offset: u64, end: u64) -> u64 {
+    match admitted.export().backing() {
+        Backing::Raw(_) => 0,
+        Backing::Overlay(_) => {
+            match super::overlay::run(admitted.export(), admitted.state(), offset, end) {
+                (Source::Zeros, len) => len,
+                (Source::Base | Source::Overlay, _) => 0,
+            }
+        }
+        Backing::Virtual(disk) => match disk.find(offset, end) {
+            (Stored::Zeros, len) => len,
+            (Stored::Image(_) | Stored::Index(_), _) => 0,
+        },
     }
 }
 
@@ -71,7 +105,7 @@ pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<
 pub(super) fn is_device(backing: &Backing) -> bool {
     match backing {
         Backing::Raw(disk) => is_block_device(disk),
-        Backing::Overlay(_) => false,
+        Backing::Overlay(_) | Backing::Virtual(_) => false,
     }
 }
 
@@ -102,6 +136,7 @@ impl InMemory {
             Backing::Overlay(overlay) => {
                 Self { all: written && is_memory_file(overlay.base()), written }
             }
+            Backing::Virtual(_) => Self { all: written, written: false },
         }
     }
 }

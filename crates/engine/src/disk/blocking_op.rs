@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Admitted, Backing, Export, Extent, Fault, Op, Source};
+use export::{Admitted, Backing, Export, Extent, Fault, Op, Source, Stored, VirtualDisk};
 use rustix::fs::{Advice, FileType, SeekFrom};
 use rustix::io::Errno;
 
@@ -65,6 +65,9 @@ impl BlockingOp {
         let disk = match self.export.backing() {
             Backing::Raw(disk) => disk,
             Backing::Overlay(overlay) => overlay.base(),
+            Backing::Virtual(disk) if self.op == Op::Extents => return Ok(self.map_virtual(disk)),
+            // The runs of the range may be anywhere in the image.
+            Backing::Virtual(_) => return Ok(Vec::new()),
         };
         if self.op == Op::Extents {
             return Ok(self.map_runs(disk));
@@ -84,6 +87,24 @@ impl BlockingOp {
                 Source::Base => extents.extend(self.map(disk, at, at + len)),
                 Source::Overlay => extents.push(Extent::data(len)),
                 Source::Zeros => extents.push(Extent::hole(len)),
+            }
+            at += len;
+        }
+        extents
+    }
+
+    /// Maps a virtual disk: what its image does not hold are holes.
+    fn map_virtual(&self, disk: &VirtualDisk) -> Vec<Extent> {
+        let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), self.start);
+        while at < self.end && extents.len() < self.room {
+            let (stored, len) = disk.find(at, self.end);
+            let extent = match stored {
+                Stored::Zeros => Extent::hole(len),
+                Stored::Image(_) | Stored::Index(_) => Extent::data(len),
+            };
+            match extents.last_mut() {
+                Some(last) if last.hole == extent.hole => last.len += len,
+                _ => extents.push(extent),
             }
             at += len;
         }

@@ -112,13 +112,17 @@ impl<'a> State<'a> {
     }
 }
 
-/// Reads from the files of the overlay of an export, if it has one, which states belong to which host,
-/// and their maps. Blocks.
+/// Reads from the files of an export what must be known before the first request: of an overlay, which
+/// states belong to which host, and their maps; of a virtual disk, where its blocks are. Blocks.
 ///
 /// # Errors
 /// Fails if a file cannot be read.
 pub fn restore(export: &Arc<Export>) -> Result<(), Fault> {
-    let Backing::Overlay(overlay) = export.backing() else { return Ok(()) };
+    let overlay = match export.backing() {
+        Backing::Raw(_) => return Ok(()),
+        Backing::Virtual(disk) => return super::virtual_disk::load(disk, export.bytes()),
+        Backing::Overlay(overlay) => overlay,
+    };
     for index in 0..overlay.states() {
         let Some(state) = State::of(export, Some(index)) else { continue };
         let mut header = [0; 1024];

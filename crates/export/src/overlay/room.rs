@@ -31,7 +31,7 @@ impl Reserved {
     fn own(&self) -> Option<&OverlayState> {
         match self.export.backing() {
             Backing::Overlay(overlay) => overlay.states.get(self.state),
-            Backing::Raw(_) => None,
+            Backing::Raw(_) | Backing::Virtual(_) => None,
         }
     }
 }

@@ -42,6 +42,11 @@ impl Vdi {
         if !WHOLE_KINDS.contains(&le32(&header, 76)) || has_parent {
             return Err(Unreadable::Parent.into());
         }
+        // What precedes each block.
+        let extra = le32(&header, 380);
+        if extra != 0 {
+            return Err(Unreadable::Feature(extra.into()).into());
+        }
         let (bytes, block) = (le64(&header, 368), u64::from(le32(&header, 376)));
         let count = u64::from(le32(&header, 384));
         let is_known = block.is_power_of_two() && BLOCK.contains(&block);

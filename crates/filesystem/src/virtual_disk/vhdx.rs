@@ -27,9 +27,13 @@ const METADATA: u128 = 0x8b7c_a206_4790_4b9a_b8fe_575f_050f_886e;
 const FILE_PARAMETERS: u128 = 0xcaa1_6737_fa36_4d43_b3b6_33f0_aa44_e76b;
 const DISK_SIZE: u128 = 0x2fa5_4224_cd1b_4876_b211_5dbe_d83b_f4b8;
 const LOGICAL_SECTOR: u128 = 0x8141_bf1d_a96f_4709_ba47_f233_a8fa_ab5f;
-/// Items that are required and have no influence on the data: page 83 data, physical sector size.
-const HARMLESS: [u128; 2] =
-    [0xbeca_12ab_b2e6_4523_93ef_c309_e000_c746, 0xcda3_48c7_445d_4471_9cc9_e988_5251_c556];
+/// Items that are required and have no influence on the data: page 83 data, physical sector size, and the
+/// parent of an image that is refused for another reason.
+const HARMLESS: [u128; 3] = [
+    0xbeca_12ab_b2e6_4523_93ef_c309_e000_c746,
+    0xcda3_48c7_445d_4471_9cc9_e988_5251_c556,
+    0xa8d3_5f2d_b30b_454d_abf7_d3d8_4834_ab0c,
+];
 /// An entry that a reader must know.
 const REQUIRED_REGION: u32 = 1;
 const REQUIRED_ITEM: u32 = 1 << 2;
@@ -40,6 +44,8 @@ const NOT_PRESENT: u64 = 0;
 const UNDEFINED: u64 = 1;
 const ZERO: u64 = 2;
 const UNMAPPED: u64 = 3;
+/// UNMAPPED of an earlier version of the format.
+const UNMAPPED_BEFORE: u64 = 5;
 const FULLY_PRESENT: u64 = 6;
 
 /// A VHDX image.
@@ -206,7 +212,7 @@ impl VirtualDisk for Vhdx {
             let entry = le64(&self.table, index * 8);
             let len = self.block.min(self.bytes - at);
             let place = match entry & 7 {
-                NOT_PRESENT | UNDEFINED | ZERO | UNMAPPED => Place::Zeros,
+                NOT_PRESENT | UNDEFINED | ZERO | UNMAPPED | UNMAPPED_BEFORE => Place::Zeros,
                 FULLY_PRESENT => Place::File(entry & !(MIB - 1)),
                 _ => return Err(damaged()),
             };

@@ -17,6 +17,8 @@ const VERSIONS: std::ops::RangeInclusive<u32> = 1..=3;
 /// Flags of the header.
 const ZERO_GRAINS: u32 = 1 << 2;
 const COMPRESSED: u32 = 1 << 16;
+/// Each compressed grain is preceded by its length.
+const MARKERS: u32 = 1 << 17;
 /// The grain directory is at the end, with a copy of the header that says where.
 const AT_END: u64 = u64::MAX;
 /// From the end of the file to that copy: it and the end-of-stream marker.
@@ -57,6 +59,9 @@ impl<'a> Vmdk<'a> {
         };
         let flags = le32(&header, 8);
         let is_compressed = flags & COMPRESSED != 0;
+        if is_compressed && flags & MARKERS == 0 {
+            return Err(Unreadable::Variant.into());
+        }
         if is_compressed && le16(&header, 77) != DEFLATE {
             let [kind, _] = le16(&header, 77).to_le_bytes();
             return Err(Unreadable::Compression(kind).into());
@@ -102,6 +107,10 @@ fn header(file: &dyn ReadAt, offset: u64) -> io::Result<Vec<u8>> {
     if header.starts_with(b"# Disk DescriptorFile") {
         return Err(Unreadable::DataFile.into());
     }
+    // An extent of ESX.
+    if header.starts_with(b"COWD") {
+        return Err(Unreadable::Variant.into());
+    }
     if !header.starts_with(MAGIC) || header.len() as u64 != SECTOR {
         return Err(Unreadable::Header.into());
     }
@@ -121,8 +130,9 @@ fn check_descriptor(file: &dyn ReadAt, header: &[u8]) -> io::Result<()> {
     let text = window::read(file, offset, len)?.ok_or_else(cut_off)?;
     let text = String::from_utf8_lossy(&text);
     let lines = || text.split(['\n', '\0']).map(str::trim);
-    let parent = lines().find_map(|line| line.strip_prefix("parentCID="));
-    if parent.is_some_and(|parent| !parent.trim().eq_ignore_ascii_case(NO_PARENT)) {
+    let mut entries = lines().filter_map(|line| line.split_once('='));
+    let parent = entries.find(|(key, _)| key.trim().eq_ignore_ascii_case("parentCID"));
+    if parent.is_some_and(|(_, parent)| !parent.trim().eq_ignore_ascii_case(NO_PARENT)) {
         return Err(Unreadable::Parent.into());
     }
     let is_extent = |line: &&str| {

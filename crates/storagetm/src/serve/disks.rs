@@ -4,8 +4,9 @@ use std::fs::File;
 use std::path::Path;
 
 use daemon::hotplug::{Change, Hotplug};
-use daemon::lend::{LendRequest, LentDisk, block_device, check_distinct, named};
+use daemon::lend::{LendRequest, LentDisk, Writes, block_device, check_distinct, named};
 use failure::Failure;
+use filesystem::Container;
 use protocol::commands::quoted;
 
 use super::config::ServeConfig;
@@ -19,10 +20,10 @@ pub(super) fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Fail
     let lend = &config.lend;
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in &config.disks {
-        let wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
+        let mut wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
         check_new(&lent_disks, &wanted.path)?;
         if !config.any_format {
-            check_raw(&wanted.path)?;
+            wanted.format = format(&wanted)?;
         }
         lent_disks.push(beside(&lent_disks, lend.lend(&wanted)?)?);
     }
@@ -65,20 +66,33 @@ pub(super) fn beside(others: &[LentDisk], lent: LentDisk) -> Result<LentDisk, Fa
     Ok(lent.with_unique_name(others))
 }
 
-/// Rejects a compressed or packaged file, which hosts could not use. Read errors are reported when
-/// it is opened.
-fn check_raw(path: &Path) -> Result<(), Failure> {
+/// Returns the format of an image file of a virtual machine, which is lent as the disk in it. Read errors are
+/// reported when it is opened.
+///
+/// # Errors
+/// Fails for a compressed file, which hosts could not use, and for an image to which hosts may write.
+fn format(wanted: &LendRequest) -> Result<Option<Container>, Failure> {
+    let path = &wanted.path;
     if !path.is_file() {
-        return Ok(());
+        return Ok(None);
     }
     let container = File::open(path).and_then(|file| unpack::detect(&file));
-    let Ok(Some(container)) = container else { return Ok(()) };
+    let Ok(Some(container)) = container else { return Ok(None) };
+    if container.is_virtual_disk() && wanted.writes == Writes::Refused {
+        return Ok(Some(container));
+    }
     let name = path.display();
     let quoted = quoted(&name.to_string());
     let way = match container.is_stream() {
         true => format!("{} > disk.img", container.unpack_command(&quoted)),
         false => container.unpack_command(&quoted),
     };
+    if container.is_virtual_disk() {
+        return Err(Failure::new(format!(
+            "{name} is {container}, which can only be lent read-only: for hosts that write, unpack it first ({way}), or lend it \
+             as it is with --format raw"
+        )));
+    }
     Err(Failure::new(format!(
         "{name} is {container}, and hosts would get its bytes as they are: unpack it first ({way}), or lend it as it is with \
          --format raw"

@@ -50,6 +50,11 @@ impl Server {
         format!("{}{name}{}", self.place.0, self.place.1)
     }
 
+    /// Returns the event of the first disk.
+    pub(crate) fn lent(&self) -> &Value {
+        self.events.iter().find(|event| event["event"] == "lent").expect("a disk")
+    }
+
     /// Returns the port of the listener.
     pub(crate) fn port(&self) -> u16 {
         let port = self.events.iter().find_map(|event| event["port"].as_u64());

@@ -23,7 +23,7 @@ pub(super) fn parameter(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<
     Ok(())
 }
 
-/// The key `o` gives the selected disk an overlay; without it both are read-only.
+/// The key `v` gives the selected disk an overlay; without it both are read-only.
 pub(super) fn key(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let disks = Disks::make(folder)?;
     let mut machine = power_on(lab, folder, &disks, "")?;
@@ -33,7 +33,7 @@ pub(super) fn key(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -
     lab.client()?.detach()?;
     ensure!(protection.iter().all(|disk| disk.ends_with(":ro")), "found {protection:?}");
     let since = machine.screen.now();
-    machine.type_key("o")?;
+    machine.type_key("v")?;
     machine.screen.shows("what hosts write to", since, SOON)?;
     let is_one = |found: &[String]| found.iter().filter(|it| it.ends_with(":rw")).count() == 1;
     results.decide("key", written(lab, &mut machine, &disks, is_one));

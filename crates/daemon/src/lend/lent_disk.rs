@@ -1,0 +1,68 @@
+//! A disk that is exported.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use export::{Backing, Export};
+use linux::reason::{Verdict, Weight};
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+
+use crate::device::Device;
+use crate::overlay::OverlayFolder;
+
+/// An opened disk and its export.
+#[derive(Debug)]
+pub struct LentDisk {
+    /// The export.
+    pub export: Arc<Export>,
+    /// The block device; `None` for images.
+    pub device: Option<Device>,
+    /// Messages for the user.
+    pub notes: Vec<String>,
+    /// Summary of the contents; empty if unknown.
+    pub contents: String,
+    /// Identifies the disk across reconnection; `None` if it has no unique identifier.
+    pub fingerprint: Option<[u8; 16]>,
+    /// Lock on the whole disk of a partition.
+    pub(super) _whole: Option<OwnedFd>,
+    /// The folder of its overlay, which is locked.
+    pub(super) _overlay: Option<OverlayFolder>,
+}
+
+impl LentDisk {
+    pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
+        let (notes, contents) = (Vec::new(), String::new());
+        Self { export, device, notes, contents, fingerprint: None, _whole: None, _overlay: None }
+    }
+
+    /// Current size of an image file, as cached: a network file system is not queried, since its
+    /// server may be unresponsive. Returns `None` for devices, and with an overlay.
+    pub fn file_bytes(&self) -> Option<u64> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        // The size of an export with an overlay does not change.
+        let Backing::Raw(file) = self.export.backing() else { return None };
+        let stat = statx(file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        (kind == FileType::RegularFile).then_some(stat.stx_size)
+    }
+
+    /// Adds notes about what could not be read.
+    pub(super) fn noting(mut self, verdict: &Verdict) -> Self {
+        let unread = verdict.of_weight(Weight::Unread);
+        self.notes.extend(unread.map(|reason| format!("{} {reason}", self.export.name)));
+        self
+    }
+
+    /// Appends a number to the short name if one of `others` has it.
+    pub fn with_unique_name(mut self, others: &[Self]) -> Self {
+        let is_taken = |name: &str| others.iter().any(|other| other.export.short == name);
+        let short = &self.export.short;
+        let numbered = (2u32..).map(|number| format!("{short}-{number}"));
+        let free = std::iter::once(short.clone()).chain(numbered).find(|name| !is_taken(name));
+        // The export is not shared yet.
+        if let (Some(free), Some(export)) = (free, Arc::get_mut(&mut self.export)) {
+            export.short = free;
+        }
+        self
+    }
+}

@@ -1,0 +1,133 @@
+//! Reads the table of a [`VirtualDisk`].
+
+use export::{Fault, RunTable, VirtualDisk};
+use rustix::fs::fstat;
+use rustix::io::Errno;
+
+/// Reads the table of a virtual disk of `bytes` bytes, which is at the end of the index, before its length.
+///
+/// # Errors
+/// Fails if the index cannot be read, or has no table of that size.
+pub(super) fn load(disk: &VirtualDisk, bytes: u64) -> Result<(), Fault> {
+    let failed = |errno: Errno| Fault::from_errno(errno.raw_os_error());
+    let size =
+        u64::try_from(fstat(disk.index()).map_err(failed)?.st_size).map_err(|_| Fault::Io)?;
+    let at = size.checked_sub(8).ok_or(Fault::Io)?;
+    let mut len = [0; 8];
+    read_all(disk, &mut len, at).map_err(failed)?;
+    let len = u64::from_le_bytes(len);
+    let start = at.checked_sub(len).ok_or(Fault::Io)?;
+    let len = usize::try_from(len).map_err(|_| Fault::Io)?;
+    if len > RunTable::MAX_BYTES {
+        return Err(Fault::Io);
+    }
+    let mut table = vec![0; len];
+    read_all(disk, &mut table, start).map_err(failed)?;
+    disk.set_table(RunTable::parse(&table, bytes).ok_or(Fault::Io)?);
+    Ok(())
+}
+
+fn read_all(disk: &VirtualDisk, mut into: &mut [u8], mut at: u64) -> Result<(), Errno> {
+    while !into.is_empty() {
+        match rustix::io::pread(disk.index(), &mut *into, at) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(read) => {
+                into = into.get_mut(read..).unwrap_or_default();
+                at += read as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use export::{Backing, Export, Geometry, Grant, Identity, Op, Pool, Request, Stored, Ticket};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::super::{Job, carry_out};
+    use super::*;
+
+    fn file(contents: &[u8]) -> File {
+        let file = File::from(memfd_create("file", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(contents, 0).unwrap();
+        file
+    }
+
+    /// A disk of 4 KiB: zeros, two sectors of the image in reverse order, one of the index.
+    fn export(image: &[u8]) -> Arc<Export> {
+        let mut table = RunTable::default();
+        let runs = [
+            (1024, Stored::Zeros),
+            (512, Stored::Image(512)),
+            (512, Stored::Image(0)),
+            (512, Stored::Index(0)),
+            (1536, Stored::Zeros),
+        ];
+        assert!(runs.iter().all(|(len, stored)| table.push(*len, *stored)));
+        let table = table.encode();
+        let index = [&[3; 512][..], &table, &(table.len() as u64).to_le_bytes()].concat();
+        let files = vec![file(image).into(), file(&index).into()];
+        let backing = Backing::Virtual(VirtualDisk::new(files).unwrap());
+        let geometry = Geometry::new(512, 512).unwrap();
+        Arc::new(Export::new("disk", "nqn", Identity::default(), geometry, 4096, backing))
+    }
+
+    fn read(grant: &Grant, lba: u64, blocks: u64) -> Result<Vec<u8>, Fault> {
+        let len = usize::try_from(blocks * 512).unwrap();
+        let mut buffer = Pool::new(1 << 20).open().take(len).unwrap();
+        buffer.bytes_mut().fill(0xee);
+        let (buffer, ticket) = (Some(buffer), Ticket::new(1));
+        let admitted = grant.admit(Request { op: Op::Read, lba, blocks, buffer, ticket }).unwrap();
+        let outcome = carry_out(admitted).outcome;
+        outcome.result.map(|()| outcome.buffer.unwrap().bytes().to_vec())
+    }
+
+    #[test]
+    fn runs_are_read_from_where_they_are() {
+        let export = export(&[[1; 512], [2; 512]].concat());
+        super::super::overlay::restore(&export).unwrap();
+        let grant = Grant::new(export);
+        let disk = [vec![0; 1024], vec![2; 512], vec![1; 512], vec![3; 512], vec![0; 1536]];
+        let disk = disk.concat();
+        for (lba, blocks) in [(0, 8), (0, 1), (1, 2), (2, 1), (3, 2), (4, 4), (7, 1)] {
+            let [start, end] = [lba, lba + blocks].map(|at| usize::try_from(at * 512).unwrap());
+            assert_eq!(read(&grant, lba, blocks).unwrap(), disk[start..end], "{lba} {blocks}");
+        }
+    }
+
+    #[test]
+    fn image_that_is_too_short_is_an_error() {
+        let export = export(&[1; 512]);
+        super::super::overlay::restore(&export).unwrap();
+        let grant = Grant::new(export);
+        assert_eq!(read(&grant, 2, 1), Err(Fault::Io));
+        assert_eq!(read(&grant, 3, 1).unwrap(), [1; 512]);
+    }
+
+    #[test]
+    fn disk_without_a_table_cannot_be_read() {
+        let grant = Grant::new(export(&[1; 1024]));
+        assert!(read(&grant, 0, 1).is_err());
+    }
+
+    #[test]
+    fn holes_are_what_the_image_does_not_hold() {
+        let export = export(&[1; 1024]);
+        super::super::overlay::restore(&export).unwrap();
+        let grant = Grant::new(export);
+        let buffer = Pool::new(1 << 20).open().take(256);
+        let request =
+            Request { op: Op::Extents, lba: 1, blocks: 6, buffer, ticket: Ticket::new(1) };
+        let mut job = Job::new(grant.admit(request).unwrap());
+        let extents = job.blocking_op().unwrap().run().unwrap();
+        let found: Vec<_> = extents.iter().map(|extent| (extent.len, extent.hole)).collect();
+        assert_eq!(found, [(512, true), (1536, false), (1024, true)]);
+    }
+}
