@@ -213,29 +213,14 @@ impl LendOptions {
         let options = (&self.tree, &self.overlay);
         let overlay =
             overlaid.then(|| NewOverlay::over(&opened, &identity, disk, options)).transpose()?;
-        let identity = match &overlay {
-            Some(overlay) => overlay.identity(identity)?,
-            None => indexed.as_ref().map_or(identity.clone(), |disk| disk.identity(identity)),
+        let identity = match (&overlay, &indexed) {
+            (Some(overlay), _) => overlay.identity(identity)?,
+            (None, Some(disk)) => disk.identity(identity),
+            (None, None) => identity,
         };
         let id = self.id(&request.path, &identity)?;
-        // The size of a device is rounded down to whole blocks.
-        let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
-        let bytes = opened.bytes + tail;
         let may_write = request.writes != Writes::Refused;
-        if tail > 0 && may_write {
-            let block = opened.logical_block;
-            return Err(Failure::new(format!(
-                "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
-                 with \"truncate -s %{block} {path}\", or lend it read-only"
-            )));
-        }
-        let filled = (tail > 0).then(|| {
-            let zeros = u64::from(opened.logical_block) - tail;
-            format!(
-                "the last block of {path} is filled up with {zeros} bytes of zeros for hosts that \
-                 attach it over NVMe/TCP"
-            )
-        });
+        let (bytes, filled) = bytes_of(&opened, &path, may_write)?;
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
         let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
@@ -414,6 +399,35 @@ fn keep_aligned(opened: &Opened) {
     {
         let _ = rustix::fs::fcntl_setfl(opened.descriptor.as_fd(), flags - OFlags::DIRECT);
     }
+}
+
+/// Returns the size of the disk in bytes, and a note if it ends with a part of a block. The size of a device is
+/// rounded down to whole blocks.
+///
+/// # Errors
+/// Fails if hosts may write to an image that ends with a part of a block.
+fn bytes_of(
+    opened: &Opened,
+    path: &str,
+    may_write: bool,
+) -> Result<(u64, Option<String>), Failure> {
+    let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
+    let (bytes, block) = (opened.bytes + tail, opened.logical_block);
+    if tail == 0 {
+        return Ok((bytes, None));
+    }
+    if may_write {
+        return Err(Failure::new(format!(
+            "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
+             with \"truncate -s %{block} {path}\", or lend it read-only"
+        )));
+    }
+    let zeros = u64::from(block) - tail;
+    let note = format!(
+        "the last block of {path} is filled up with {zeros} bytes of zeros for hosts that \
+         attach it over NVMe/TCP"
+    );
+    Ok((bytes, Some(note)))
 }
 
 /// The device number of the block device at `path`.
