@@ -199,7 +199,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Status([1, _]) => {
-                "the target has moved to another address, and does not say which"
+                "the target redirects the login, without an address that can be followed"
             }
             Self::Status([2, 0]) => "the target rejects what this initiator sends",
             Self::Status([2, 1]) => "authentication failed: check initiator name and secret",

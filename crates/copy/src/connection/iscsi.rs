@@ -40,6 +40,9 @@ const DEPTH: u16 = 64;
 /// Maximum length of a WRITE SAME, in bytes: the target may have to write the zeros.
 const MAX_ZERO: u64 = 32 << 20;
 
+/// Why a session cannot be used whose target has aborted a command as often as it was sent.
+const ABORTED: &str = "the target aborts a command again and again";
+
 /// Maximum connections to one target, each with a session.
 const MAX_CONNECTIONS: usize = 4;
 
@@ -130,7 +133,9 @@ impl IscsiEndpoint {
             (session, step) = self.log_in(target, transport)?;
         }
         match step {
-            Step::Redirected(address) => Err(self.moved(&address)),
+            Step::Redirected(address) => Err(self.after_loss(format!(
+                "the login was redirected more than {MAX_REDIRECTIONS} times, at last to {address}"
+            ))),
             step => Ok((session, step)),
         }
     }
@@ -227,7 +232,8 @@ impl IscsiEndpoint {
         }
     }
 
-    /// Asks for the properties of the disk. A target that is busy is asked again, as it is later.
+    /// Asks for the properties of the disk. What a target could not answer now, it is asked again, as
+    /// it is later: that it did not answer does not mean that the disk lacks it.
     fn probe(
         &self,
         driver: &mut Driver<Initiator>,
@@ -246,13 +252,19 @@ impl IscsiEndpoint {
             submitted.map_err(|_| self.temporary("the session ended"))?;
             let step = driver.wait_for_step(Deadline::after(CONNECT_TIMEOUT));
             let done = self.answer(step.map_err(|error| self.temporary(error))?)?;
-            let cause = Cause::of(&done);
-            if cause.is_some_and(|cause| attempts.again(cause, timeout)) {
-                self.pause(driver, backoff.next())?;
-            } else if cause == Some(Cause::Busy) {
-                return Err(self.temporary(RequestError::Busy));
-            } else {
-                probe.complete(&done).map_err(|error| self.after_loss(error))?;
+            // The error of a command of the session before: the target knows this one by its ISID.
+            let cause = if done.is_deferred() { Some(Cause::Aborted) } else { Cause::of(&done) };
+            match cause {
+                Some(cause) if attempts.again(cause, timeout) => {
+                    self.pause(driver, backoff.next())?;
+                }
+                Some(Cause::Busy) => return Err(self.temporary(RequestError::Busy)),
+                Some(Cause::Aborted) => return Err(self.temporary(ABORTED)),
+                None => {
+                    probe.complete(&done).map_err(|error| self.after_loss(error))?;
+                    attempts = Attempts::begin();
+                    backoff.reset();
+                }
             }
         }
         Ok(probe.finish())

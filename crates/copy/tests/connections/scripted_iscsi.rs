@@ -43,6 +43,8 @@ enum Answer {
     Status(u8),
     /// Ends it with CHECK CONDITION and this sense key, code and qualifier.
     Sense(u8, u8, u8),
+    /// Ends it with the internal target failure of an earlier command (SPC-4 §4.5.7).
+    Deferred,
     /// Sends an asynchronous message and a ping, and does not answer.
     Silence,
     /// Closes the connection.
@@ -247,6 +249,11 @@ impl Session {
                 let sense = Sense::new(key, asc, ascq);
                 (CHECK_CONDITION, [&[0, 18], sense.as_bytes()].concat())
             }
+            Answer::Deferred => {
+                let mut sense = Sense::new(4, 0x44, 0).as_bytes().to_vec();
+                sense[0] = 0x71;
+                (CHECK_CONDITION, [&[0, 18], &sense[..]].concat())
+            }
             Answer::Data(mut data) => {
                 data.truncate(request.expected.get() as usize);
                 let numbers = self.numbers(true);
@@ -366,14 +373,81 @@ fn target_that_stays_busy_ends_the_request() {
 }
 
 #[test]
-fn command_that_is_aborted_again_and_again_fails() {
+fn command_that_is_aborted_again_and_again_ends_the_session() {
+    for answer in [Answer::Sense(0xb, 0x44, 0), Answer::Status(TASK_ABORTED)] {
+        let target = Target::new(move |cdb, _| match cdb[0] {
+            command::READ_16 => answer.clone(),
+            _ => Answer::Execute,
+        });
+        let (_, mut driven) = target.open();
+        let buffer = driven.buffer(4096);
+        driven.submit(Request::Read { offset: 0, buffer });
+        let ConnectionLost { reason, violation } = driven.wait(1).unwrap_err();
+        assert!(!violation && reason.contains("aborts a command again and again"), "{reason}");
+        assert_eq!((target.count(command::READ_16), target.sessions()), (6, 1));
+    }
+}
+
+/// The copy does without WRITE SAME.
+#[test]
+fn optional_command_that_is_aborted_is_not_supported() {
     let target = Target::new(|cdb, _| match cdb[0] {
-        command::READ_16 => Answer::Sense(0xb, 0x44, 0),
+        command::WRITE_SAME_16 => Answer::Sense(0xb, 0x44, 0),
         _ => Answer::Execute,
     });
     let (_, mut driven) = target.open();
-    assert_eq!(driven.read(0, 4096), Err(RequestError::Media));
-    assert_eq!((target.count(command::READ_16), target.sessions()), (6, 1));
+    driven.submit(Request::Zero { offset: 0, len: 4096 });
+    assert_eq!(driven.wait(1).unwrap()[0].result, Err(RequestError::Unsupported));
+}
+
+/// A copy that was begun takes a disk with another identity, size or limit for another one.
+#[test]
+fn question_that_is_aborted_again_and_again_is_not_a_no() {
+    let questions = [
+        [command::INQUIRY, 0, 0],
+        [command::SERVICE_ACTION_IN_16, command::READ_CAPACITY_16, 0],
+        [command::INQUIRY, 1, 0x80],
+        [command::INQUIRY, 1, 0x83],
+        [command::INQUIRY, 1, 0xb0],
+        [command::MODE_SENSE_6, 8, 0x3f],
+    ];
+    // At once: each takes seconds.
+    thread::scope(|scope| {
+        for (at, head) in questions.into_iter().enumerate() {
+            scope.spawn(move || {
+                let target = Target::new(move |cdb, _| match (cdb[..3] == head, at % 2) {
+                    (true, 0) => Answer::Sense(0xb, 0x44, 0),
+                    (true, _) => Answer::Deferred,
+                    _ => Answer::Execute,
+                });
+                let failed = target.endpoint().open().err();
+                let Some(EndpointError::Temporary(sentence)) = failed else {
+                    panic!("{head:02x?}: {failed:?}")
+                };
+                assert!(sentence.contains("aborts a command again and again"), "{sentence}");
+            });
+        }
+    });
+}
+
+#[test]
+fn each_question_has_attempts_of_its_own() {
+    let before = Mutex::new(([0; 16], 0));
+    let target = Target::new(move |cdb, _| {
+        let mut before = before.lock().unwrap();
+        if before.0 != *cdb {
+            *before = (*cdb, 0);
+        }
+        before.1 += 1;
+        match before.1 {
+            1 => Answer::Sense(0xb, 0x44, 0),
+            2 => Answer::Deferred,
+            _ => Answer::Execute,
+        }
+    });
+    let (disk, _) = target.open();
+    assert_eq!((disk.bytes, target.sessions()), (BYTES as u64, 1));
+    assert!(disk.identity.contains("naa"), "{}", disk.identity);
 }
 
 #[test]
@@ -471,6 +545,27 @@ fn disk_that_was_there_is_waited_for() {
     endpoint.open().unwrap();
 }
 
+/// One that is not mapped for two seconds, and one whose medium is inserted again.
+#[test]
+fn medium_that_was_there_is_waited_for() {
+    let later = Arc::new(AtomicBool::new(false));
+    let is_gone = later.clone();
+    let target = Target::new(move |cdb, _| match cdb[0] {
+        command::INQUIRY => Answer::Execute,
+        _ if is_gone.load(Ordering::SeqCst) => Answer::Sense(2, 0x3a, 0),
+        _ => Answer::Execute,
+    });
+    let endpoint = target.endpoint();
+    endpoint.open().unwrap();
+    later.store(true, Ordering::SeqCst);
+    let before = target.codes.lock().unwrap().len();
+    let failed = endpoint.open().err();
+    assert!(matches!(&failed, Some(EndpointError::Temporary(it)) if it.contains("no medium")));
+    // The next attempt comes after a pause.
+    assert_eq!(target.codes.lock().unwrap().len(), before + 2);
+    assert!(matches!(target.endpoint().open().err(), Some(EndpointError::Permanent(_))));
+}
+
 #[test]
 fn redirection_is_followed_a_few_times() {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -488,10 +583,13 @@ fn redirection_is_followed_a_few_times() {
     assert_eq!(*asked.lock().unwrap(), ["192.0.2.1", "[2001:db8::1]:3261"]);
     // Without a callback, or without end.
     *target.moved.lock().unwrap() = vec!["192.0.2.9"; 100];
-    for endpoint in [target.endpoint(), endpoint(&target)] {
+    for (endpoint, expected) in [
+        (target.endpoint(), "moved to 192.0.2.9: name that address"),
+        (endpoint(&target), "redirected more than 4 times, at last to 192.0.2.9"),
+    ] {
         match endpoint.open().err() {
             Some(EndpointError::Permanent(sentence)) => {
-                assert!(sentence.contains("moved to 192.0.2.9"), "{sentence}");
+                assert!(sentence.contains(expected), "{sentence}");
             }
             other => panic!("{other:?}"),
         }

@@ -70,6 +70,10 @@ pub enum ProbeError {
     NoCapacity,
     /// Its block size or its size is not supported.
     Geometry,
+    /// It has no medium.
+    NoMedium,
+    /// It reports one unit attention after another.
+    Changing,
 }
 
 impl std::fmt::Display for ProbeError {
@@ -79,6 +83,8 @@ impl std::fmt::Display for ProbeError {
             Self::NotDisk => "the logical unit is not a disk",
             Self::NoCapacity => "the disk does not report its capacity",
             Self::Geometry => "the disk reports an impossible size",
+            Self::NoMedium => "the disk has no medium",
+            Self::Changing => "the disk is reset or changed again and again",
         })
     }
 }
@@ -138,22 +144,31 @@ impl Probe {
         Some(cdb)
     }
 
-    /// Processes the end of the command, whose disposition is not one to retry. After a unit
-    /// attention, the same one is next.
+    /// Processes the end of the command, whose disposition is not one to retry, and which is not
+    /// that of [an earlier command](Done::is_deferred). After a unit attention, the same one is next.
     ///
     /// # Errors
     /// Fails if the disk cannot be used.
     pub fn complete(&mut self, done: &Done) -> Result<(), ProbeError> {
         let data = done.buffer.as_ref().map_or(&[][..], |buffer| buffer.bytes());
         let data = data.get(..done.len).unwrap_or_default();
-        let data = if done.status == 0 { data } else { &[] };
         let Some(question) = QUESTIONS.get(self.at) else { return Ok(()) };
-        if done.disposition() == Disposition::Changed && self.attentions < MAX_ATTENTIONS {
-            self.attentions += 1;
-            return Ok(());
-        }
+        let data = match done.disposition() {
+            Disposition::Good => data,
+            Disposition::Changed if done.sense.key == key::NOT_READY => {
+                return Err(ProbeError::NoMedium);
+            }
+            Disposition::Changed if self.attentions == MAX_ATTENTIONS => {
+                return Err(ProbeError::Changing);
+            }
+            Disposition::Changed => {
+                self.attentions += 1;
+                return Ok(());
+            }
+            Disposition::Busy | Disposition::Aborted | Disposition::Failed => &[],
+        };
         // A target before SBC-2.
-        let is_unknown = done.sense.key == key::ILLEGAL_REQUEST && !done.sense.deferred;
+        let is_unknown = done.sense.key == key::ILLEGAL_REQUEST;
         if *question == Question::Capacity && is_unknown && !self.info.is_short {
             self.info.is_short = true;
             return Ok(());
@@ -235,8 +250,7 @@ impl Probe {
         let payload = payload.get(..len).unwrap_or_default();
         match code {
             page::SERIAL => {
-                let serial = printable(payload);
-                if !serial.is_empty() {
+                if let Some(serial) = identifier(payload) {
                     self.info.identity = format!("serial {serial}");
                 }
             }
@@ -284,17 +298,17 @@ impl Designator {
     /// it does not identify the unit.
     fn new(code_set: u8, kind: u8, value: &[u8]) -> Option<Self> {
         // A number of zeros, or a text of which nothing can be shown, is that of many disks.
-        let is_text = code_set != inquiry::code_set::BINARY;
-        let text = match is_text {
-            true => printable(value),
-            false => value.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
-        if text.is_empty() || value.iter().all(|byte| matches!(byte, 0 | b' ' | b'?')) {
+        if value.iter().all(|byte| matches!(byte, 0 | b' ' | b'?')) {
             return None;
         }
+        let is_text = code_set != inquiry::code_set::BINARY;
+        let text = match is_text {
+            true => identifier(value)?,
+            false => value.iter().map(|byte| format!("{byte:02x}")).collect(),
+        };
         let (name, rank, is_global) = match kind {
             inquiry::designator::NAA => ("naa", 4, is_registered_naa(value)),
-            EUI_64 => ("eui", 3, matches!(value.len(), 8 | 12 | 16)),
+            EUI_64 => ("eui", 3, is_registered_eui(value)),
             SCSI_NAME => ("name", 2, is_text),
             // Vendors of targets have one serial number for each target, or for all.
             T10_VENDOR_ID => ("t10", 1, false),
@@ -309,17 +323,29 @@ const T10_VENDOR_ID: u8 = 1;
 const EUI_64: u8 = 2;
 const SCSI_NAME: u8 = 8;
 
-/// Returns whether an NAA is one of a registered company: neither one that is assigned locally (3),
-/// nor one without a company, as tgt has it.
+/// Returns whether an NAA (SPC-4 §7.8.6.6) is one of a registered company: neither one that is
+/// assigned locally (3), nor one without a company, as tgt has it.
 fn is_registered_naa(value: &[u8]) -> bool {
-    let Some((&[a, b, c, d], rest)) = value.split_first_chunk() else { return false };
-    let company = match a >> 4 {
-        // IEEE Extended has the identifier after 12 bits, Registered after 4.
-        2 => u32::from_be_bytes([0, b & 15, c, d]),
-        5 | 6 => u32::from_be_bytes([a & 15, b, c, d]) >> 4,
-        _ => 0,
+    let Some((&[a, b, c, d, e], _)) = value.split_first_chunk() else { return false };
+    // IEEE Extended has the company after 16 bits, the registered ones after 4.
+    let (company, len) = match a >> 4 {
+        2 => (u32::from_be_bytes([0, c, d, e]), 8),
+        5 => (u32::from_be_bytes([a & 15, b, c, d]) >> 4, 8),
+        6 => (u32::from_be_bytes([a & 15, b, c, d]) >> 4, 16),
+        _ => return false,
     };
-    company != 0 && matches!(rest.len(), 4 | 12)
+    company != 0 && value.len() == len
+}
+
+/// Returns whether an EUI-64 (SPC-4 §7.8.6.5) is one of a registered company.
+fn is_registered_eui(value: &[u8]) -> bool {
+    let company = match value.len() {
+        8 | 12 => value.get(..3),
+        // After an extension of 8 bytes.
+        16 => value.get(8..11),
+        _ => None,
+    };
+    company.is_some_and(|company| company != [0; 3])
 }
 
 /// Returns the best identifier of the logical unit in page 83h: one that is unique everywhere if
@@ -334,6 +360,14 @@ fn best_designator(mut list: &[u8]) -> Option<Designator> {
         }
     }
     best
+}
+
+/// Returns a text that identifies a disk, without the padding; other bytes than those of printable
+/// ASCII are escaped. `None` if there is none of those.
+fn identifier(bytes: &[u8]) -> Option<String> {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let text = bytes.get(..end)?.trim_ascii();
+    (!printable(text).is_empty()).then(|| text.escape_ascii().to_string())
 }
 
 fn printable(bytes: &[u8]) -> String {
@@ -446,11 +480,32 @@ mod test {
         let registered = [0x50, 1, 2, 3, 4, 5, 6, 7];
         let local = [0x30, 0, 0, 1, 0, 0, 0, 1];
         let of_tgt = [0x60, 0, 0, 0, 0, 0, 0, 0, 0x0e, 0, 0, 0, 0, 1, 0, 1];
+        let extended = [0x2f, 0xff, 0, 0, 4, 0, 0, 0];
         for (list, expected) in [
             (designator(1, 3, &registered), ("naa 5001020304050607", true)),
             (designator(1, 3, &local), ("naa 3000000100000001", false)),
             (designator(1, 3, &of_tgt), ("naa 60000000000000000e00000000010001", false)),
+            (designator(1, 3, &extended), ("naa 2fff000004000000", true)),
+            // Without a company; of the length of another type.
+            (designator(1, 3, &[0x2f, 1, 0, 0, 0, 5, 6, 7]), ("naa 2f01000000050607", false)),
+            (
+                designator(1, 3, &[&registered[..], &[8; 8]].concat()),
+                ("naa 50010203040506070808080808080808", false),
+            ),
+            (designator(1, 3, &[0x60, 1, 2, 3, 4, 5, 6, 7]), ("naa 6001020304050607", false)),
             (designator(1, 2, &[1; 8]), ("eui 0101010101010101", true)),
+            (designator(1, 2, &[0, 0, 0, 1, 1, 1, 1, 1]), ("eui 0000000101010101", false)),
+            (
+                designator(1, 2, &[1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1]),
+                ("eui 01010101010101010000000101010101", false),
+            ),
+            (
+                designator(1, 2, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]),
+                ("eui 00000000000000000101010101010101", true),
+            ),
+            // Of two names that differ in what is not ASCII, each is another one.
+            (designator(3, 8, "iqn.a:é".as_bytes()), (r"name iqn.a:\xc3\xa9", true)),
+            (designator(3, 8, "iqn.a:è".as_bytes()), (r"name iqn.a:\xc3\xa8", true)),
             (designator(3, 8, b"iqn.a:b,L,0x0\0\0\0"), ("name iqn.a:b,L,0x0", true)),
             (designator(2, 1, b"IET     00010001"), ("t10 IET     00010001", false)),
             (
@@ -507,6 +562,37 @@ mod test {
         let read = [0x28, 0, 0xff, 0xff, 0xff, 0xfe, 0, 0x12, 0x34, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(info.read(0xffff_fffe, 0x1234), read);
         assert_eq!(info.write(1, 2)[..9], [0x2a, 0, 0, 0, 0, 1, 0, 0, 2]);
+    }
+
+    /// Returns the end of a command whose answer is `data`.
+    fn answered(status: u8, key: u8, code: (u8, u8), data: &[u8]) -> Done {
+        let mut buffer = export::Pool::new(4096).open().take(4096).unwrap();
+        buffer.bytes_mut()[..data.len()].copy_from_slice(data);
+        let sense = crate::host::Sense { key, code, deferred: false };
+        Done { tag: 0, status, sense, len: data.len(), buffer: Some(buffer) }
+    }
+
+    #[test]
+    fn recovered_error_comes_with_an_answer() {
+        let mut probe = Probe::default();
+        probe.complete(&answered(2, 1, (0x17, 0), &[0; 36])).unwrap();
+        let capacity = [&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 0][..], &[0; 20]].concat();
+        probe.complete(&answered(2, 1, (0x17, 0), &capacity)).unwrap();
+        assert_eq!((probe.finish().bytes), 1024);
+    }
+
+    #[test]
+    fn disk_without_medium_or_in_flux_is_refused_at_any_question() {
+        for at in 0..QUESTIONS.len() {
+            let mut probe = Probe { at, ..Probe::default() };
+            let no_medium = probe.complete(&answered(2, 2, (0x3a, 0), &[]));
+            assert_eq!(no_medium, Err(ProbeError::NoMedium), "{at}");
+            let attention = answered(2, 6, (0x29, 0), &[]);
+            for _ in 0..MAX_ATTENTIONS {
+                assert_eq!((probe.complete(&attention), probe.at), (Ok(()), at));
+            }
+            assert_eq!(probe.complete(&attention), Err(ProbeError::Changing), "{at}");
+        }
     }
 
     #[test]

@@ -70,11 +70,11 @@ impl Sense {
             // Without a medium: the disk was removed, or its export was withdrawn.
             (key::NOT_READY, (0x3a, _)) => Disposition::Changed,
             (key::ABORTED_COMMAND, _) => Disposition::Aborted,
-            // Mode or log parameters, asymmetric access, warnings, power conditions, the threshold
-            // of thin provisioning: the disk and its data are the same.
+            // Mode or log parameters, asymmetric access, the list of LUNs, warnings, power
+            // conditions, the threshold of thin provisioning: the disk and its data are the same.
             (
                 key::UNIT_ATTENTION,
-                (0x2a, 0x01 | 0x02 | 0x06 | 0x07) | (0x0b | 0x5e, _) | (0x38, 0x07),
+                (0x2a, 0x01 | 0x02 | 0x06 | 0x07) | (0x3f, 0x0e) | (0x0b | 0x5e, _) | (0x38, 0x07),
             ) => Disposition::Busy,
             (key::UNIT_ATTENTION, _) => Disposition::Changed,
             _ => Disposition::Failed,
@@ -94,6 +94,13 @@ impl Done {
             CHECK_CONDITION => self.sense.disposition(),
             _ => Disposition::Failed,
         }
+    }
+
+    /// Returns whether the error is one of an earlier command, perhaps of an earlier session. This
+    /// command was not carried out.
+    #[must_use]
+    pub fn is_deferred(&self) -> bool {
+        self.status == CHECK_CONDITION && self.sense.deferred
     }
 
     /// Returns whether the target has accepted no further command because it has as many as it can
@@ -142,6 +149,8 @@ mod test {
             (Disposition::Aborted, (0xb, (0x47, 3))),
             (Disposition::Busy, (6, (0x2a, 1))),
             (Disposition::Busy, (6, (0x38, 7))),
+            (Disposition::Busy, (6, (0x3f, 0x0e))),
+            (Disposition::Changed, (6, (0x3f, 3))),
             (Disposition::Changed, (6, (0x29, 0))),
             (Disposition::Changed, (6, (0x2a, 9))),
             // Registrations preempted: commands may have been aborted.

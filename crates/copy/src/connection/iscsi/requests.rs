@@ -11,7 +11,7 @@ use ::iscsi::host::disk::{self, DiskInfo, PROBE_LEN};
 use ::iscsi::host::{Command, Data, Disposition, Done, End, Step, Violation};
 use export::{Account, Buffer};
 
-use super::OpenSession;
+use super::{ABORTED, OpenSession};
 use crate::connection::retries::{Attempts, Cause, Retries};
 use crate::connection::{Completion, Connection, ConnectionLost, Interest, Request, RequestError};
 
@@ -26,6 +26,13 @@ pub(super) enum Purpose {
     Flush,
     /// First block and number of blocks.
     Extents(u64, u64),
+}
+
+impl Purpose {
+    /// Returns whether the copy does without.
+    fn is_optional(&self) -> bool {
+        matches!(self, Self::Zero | Self::Extents(..))
+    }
 }
 
 /// A request as a command.
@@ -193,7 +200,10 @@ impl IscsiConnection {
         }
         let result = match cause {
             Some(Cause::Busy) => Err(RequestError::Busy),
-            _ => request_result(done.status, done.sense, &task.purpose),
+            Some(Cause::Aborted) if task.purpose.is_optional() => Err(RequestError::Unsupported),
+            // Nothing is known of the blocks: it is sent again on a new session.
+            Some(Cause::Aborted) => return Err(ConnectionLost::new(ABORTED)),
+            None => request_result(done.status, done.sense, &task.purpose),
         };
         match (result, &task.purpose) {
             (Ok(()), &Purpose::Extents(lba, blocks)) => {
@@ -276,7 +286,6 @@ fn request_result(
     sense: ::iscsi::host::Sense,
     purpose: &Purpose,
 ) -> Result<(), RequestError> {
-    let optional = matches!(purpose, Purpose::Zero | Purpose::Extents(..));
     Err(match (status, sense.key, sense.code) {
         // An earlier command has failed, and which one is not known.
         (2, ..) if sense.deferred => RequestError::Refused,
@@ -284,9 +293,9 @@ fn request_result(
         (0, ..) | (2, 1, _) => return Ok(()),
         // A target without this command has no volatile cache.
         (2, 5, (0x20, _)) if matches!(purpose, Purpose::Flush) => return Ok(()),
-        (2, 3 | 4 | 0xb, _) => RequestError::Media,
+        (2, 3 | 4, _) => RequestError::Media,
         (2, 5, (0x21, _)) => RequestError::OutOfRange,
-        (2, 5, (0x20 | 0x24 | 0x26, _)) if optional => RequestError::Unsupported,
+        (2, 5, (0x20 | 0x24 | 0x26, _)) if purpose.is_optional() => RequestError::Unsupported,
         (2, 5, (0x20, _)) => RequestError::Unsupported,
         (2, 7, (0x27, 7)) => RequestError::NoSpace,
         (2, 7, _) => RequestError::ReadOnly,
