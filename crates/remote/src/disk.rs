@@ -233,13 +233,21 @@ fn redirection(named: TargetAddr, known: Vec<Target>, insecure: bool) -> DialAdd
         let permanent = |reason: String| ConnectError::Permanent(format!("{address}: {reason}"));
         let other = HostPort::parse(address).map_err(|error| permanent(error.to_string()))?;
         let other = TargetAddr::new(other, ISCSI_PORT).map_err(permanent)?;
-        if other.is_loopback() && !named.is_loopback() {
+        let is_unspecified = other.ip().is_some_and(|ip| ip.to_canonical().is_unspecified());
+        if is_unspecified || other.is_loopback() && !named.is_loopback() {
             return Err(permanent("that is this machine".to_owned()));
         }
         if !key_selection::allows_plaintext(&other, &known, insecure) {
             return Err(permanent("iSCSI is not encrypted, and this machine has keys".to_owned()));
         }
-        Ok(Box::new(dial::connect_tcp(&other)?) as Box<dyn Transport>)
+        let socket = dial::connect_tcp(&other)?;
+        // What a name has resolved to. Nothing was sent to it.
+        let reached = socket.peer_addr();
+        let reached = reached.map_err(|error| ConnectError::Temporary(error.to_string()))?;
+        if reached.ip().to_canonical().is_loopback() && !named.is_loopback() {
+            return Err(permanent("that is this machine".to_owned()));
+        }
+        Ok(Box::new(socket) as Box<dyn Transport>)
     })
 }
 
@@ -328,6 +336,9 @@ mod test {
     fn redirection_is_followed_to_other_machines_only() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap().to_string();
+        let port = listener.local_addr().unwrap().port();
+        // It resolves to a loopback address, as a name may.
+        let [resolved, unspecified] = ["127.1", "0.0.0.0"].map(|host| format!("{host}:{port}"));
         let addr = |text| TargetAddr::parse(text, None).unwrap();
         let paired = vec![Target::sample("desk", "192.0.2.1")];
         let open = |named, known: &[Target], insecure, address: &str| {
@@ -338,6 +349,11 @@ mod test {
             ("192.0.2.9", &[][..], false, at.as_str()),
             ("192.0.2.9", &[], false, "localhost:3260"),
             ("192.0.2.9", &[], false, "[::1]"),
+            ("192.0.2.9", &[], false, resolved.as_str()),
+            ("192.0.2.9", &[], false, unspecified.as_str()),
+            ("127.0.0.1", &[], false, unspecified.as_str()),
+            ("192.0.2.9", &[], false, "[::]"),
+            ("192.0.2.9", &[], false, "[::ffff:0.0.0.0]"),
             ("192.0.2.9", &[], false, "host:0"),
             ("192.0.2.9", &[], false, "a/b"),
             ("192.0.2.9", &paired, true, "192.0.2.1"),

@@ -156,7 +156,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let disk = open_disk(&source.end)?.map(|disk| with_known_sector(disk, &options.source));
     let destination = destination(&tree, options, resumes)?;
     let to = if destination.is_disk { open_disk(&destination.end)? } else { None };
-    check_disks(options, disk.as_ref(), to.as_ref())?;
+    check_disks(options, [&source.end, &destination.end], [disk.as_ref(), to.as_ref()])?;
     let (destination, there) = examine(destination, to.as_ref(), options);
     let sector = to.as_ref().and_then(|to| to.sector.or(there));
     notes.extend(source.note.clone());
@@ -199,14 +199,11 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
 }
 
 /// Fails if both disks are the same, or the destination is read-only.
-fn check_disks(options: &Copy, from: Option<&Disk>, to: Option<&Disk>) -> Result<(), Failure> {
-    // An identity that is unique within a target only contains the name of the target.
-    let comparable = matches!(
-        (&options.source, &options.destination),
-        (Locator::Nvme(_), Locator::Nvme(_)) | (Locator::Iscsi(_), Locator::Iscsi(_))
-    );
-    if let (true, Some(from), Some(to)) = (comparable, from, to)
+fn check_disks(options: &Copy, ends: [&End; 2], disks: [Option<&Disk>; 2]) -> Result<(), Failure> {
+    let [from, to] = disks;
+    if let (Some(from), Some(to)) = (from, to)
         && from.identity == to.identity
+        && are_one(options, ends, &from.identity).map_err(refused)?
     {
         return Err(refused(format!(
             "{} and {} are the same disk",
@@ -217,6 +214,23 @@ fn check_disks(options: &Copy, from: Option<&Disk>, to: Option<&Disk>) -> Result
         return Err(refused(Refusal::ReadOnly { destination: to.name.clone() }));
     }
     Ok(())
+}
+
+/// Returns whether disks that both have this identity are one and the same.
+fn are_one(options: &Copy, ends: [&End; 2], identity: &str) -> Result<bool, String> {
+    match (&options.source, &options.destination, ends) {
+        (Locator::Nvme(_), Locator::Nvme(_), _) => Ok(true),
+        (Locator::Iscsi(from), Locator::Iscsi(to), [End::Disk(source), End::Disk(destination)]) => {
+            // An identity that is unique within a target only contains the name of the target, which
+            // another machine may have as well: then the data decides.
+            let is_local = identity.starts_with(&format!("iscsi {} ", from.target));
+            if !is_local || from.host == to.host {
+                return Ok(true);
+            }
+            SyncDisk::open(&**source)?.has_same_samples(&SyncDisk::open(&**destination)?)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Fails if a stream cannot be copied to the destination. Returns what follows the copy.
@@ -305,13 +319,14 @@ fn examine(destination: CopyEnd, to: Option<&Disk>, options: &Copy) -> (CopyEnd,
     (destination.with_overwrite(overwrite), block)
 }
 
-/// Returns what is typed to confirm that a remote disk is overwritten: its name, or "yes" if it has
-/// none.
+/// Returns what is typed to confirm that a remote disk is overwritten: its name, with its logical
+/// unit number unless that is 0, or "yes" if it has none.
 fn name_to_type(destination: &Locator) -> String {
     let name = match destination {
         Locator::Nvme(nvme) => nvme.name.as_str(),
         Locator::Nbd(nbd) => nbd.name.as_str(),
-        Locator::Iscsi(iscsi) => iscsi.target.as_str(),
+        Locator::Iscsi(iscsi) if iscsi.lun == 0 => return iscsi.target.clone(),
+        Locator::Iscsi(iscsi) => return format!("{}/{}", iscsi.target, iscsi.lun),
         Locator::Path(_) | Locator::Pipe | Locator::Web(_) => "",
     };
     let name = name.rsplit('/').next().filter(|name| !name.is_empty());
@@ -470,7 +485,8 @@ mod test {
     fn name_to_type_is_that_of_the_disk() {
         for (uri, name) in [
             ("iscsi://h/iqn.2001-04.com.example:disk", "iqn.2001-04.com.example:disk"),
-            ("iscsi://me%secret@h/iqn.2001-04.com.example:disk/7", "iqn.2001-04.com.example:disk"),
+            ("iscsi://me%secret@h/iqn.2001-04.com.example:disk/0", "iqn.2001-04.com.example:disk"),
+            ("iscsi://h/iqn.2001-04.com.example:disk/7", "iqn.2001-04.com.example:disk/7"),
             ("nvme://h/sda", "sda"),
             ("nvme://h/", "yes"),
             ("nbd://h/a", "a"),

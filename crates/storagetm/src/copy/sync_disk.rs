@@ -14,6 +14,9 @@ use rustix::event::{PollFd, Timespec, poll};
 const MAX_TRANSFER: u64 = 256 << 10;
 /// Timeout of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Number of samples of two disks that are compared, and their length in bytes.
+const SAMPLES: u64 = 16;
+const SAMPLE: u32 = 64 << 10;
 /// Maximum time of one poll of the descriptor.
 const POLL_TIMEOUT: Duration = Duration::from_millis(20);
 
@@ -64,6 +67,41 @@ impl SyncDisk {
         let at = size(offset - start);
         whole.splice(at..at + bytes.len(), bytes.iter().copied());
         self.write_blocks(start, &whole)
+    }
+
+    /// Returns whether another disk has the same size and the same data at some places, from the
+    /// first to the last one. Places that cannot be read do not count.
+    ///
+    /// # Errors
+    /// Fails if a connection is lost.
+    pub(super) fn has_same_samples(&self, other: &Self) -> Result<bool, String> {
+        let bytes = self.disk.bytes;
+        if other.disk.bytes != bytes {
+            return Ok(false);
+        }
+        let last = bytes.saturating_sub(SAMPLE.into());
+        for at in (0..SAMPLES).map(|number| last / (SAMPLES - 1) * number) {
+            let [here, there] = [self, other].map(|disk| disk.sample(at));
+            if let (Some(here), Some(there)) = (here?, there?)
+                && here != there
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns a sample from `offset` on; `None` if it cannot be read.
+    fn sample(&self, offset: u64) -> Result<Option<Vec<u8>>, String> {
+        let mut sample = vec![0; SAMPLE as usize];
+        match self.read_at(&mut sample, offset) {
+            Ok(count) => {
+                sample.truncate(count);
+                Ok(Some(sample))
+            }
+            Err(error) if self.connection.borrow().is_none() => Err(error.to_string()),
+            Err(_) => Ok(None),
+        }
     }
 
     fn write_blocks(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -183,6 +183,28 @@ fn interop_tgt_is_copied_from_and_to() {
     assert!(!Path::new(&never).exists());
 }
 
+/// Two servers that were set up alike: their disks have the same names and identifiers.
+#[test]
+fn interop_disk_of_another_tgt_with_the_same_name() {
+    if lacks_tgt("two tgt with targets of the same name") {
+        return;
+    }
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    let [image, disk] = ["disk.img", "other.img"].map(|it| folder.path(it));
+    fs::write(&image, random_bytes(8, 4 << 20)).unwrap();
+    fs::write(&disk, vec![0xee; 4 << 20]).unwrap();
+    let mut tgt = Tgt::start(&folder, free_port());
+    let mut other = Tgt::start(&elsewhere, free_port());
+    let from = tgt.unit(&image, "512", "readonly=1");
+    let onto = other.unit(&disk, "512", "thin_provisioning=0");
+    run_expecting(0, &["--yes", &from, &onto]);
+    assert_equal(&image, &disk);
+    // By another address of its machine, it is the same disk.
+    let same = onto.replace("127.0.0.1", "localhost");
+    let message = run_expecting(5, &["--yes", &same, &onto]);
+    assert!(message.contains("are the same disk"), "{message}");
+}
+
 /// tgt 1.0.85 has MD5, and SHA-1 by the number that belongs to SHA-256.
 #[test]
 fn interop_tgt_with_a_secret_needs_md5() {
