@@ -404,8 +404,7 @@ impl Connections {
 
     pub(crate) fn set_stored(&self, sequence: u64, is_stored: bool) {
         let mut state = self.lock();
-        let [stored, failed] = &mut state.stored;
-        let last = if is_stored { stored } else { failed };
+        let last = &mut state.stored[usize::from(!is_stored)];
         *last = sequence.max(*last);
     }
 

@@ -3,9 +3,10 @@
 //! the storage of the state directory.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use export::{Backing, Export, ExportId, ReservationStore, SavedReservations};
 use failure::Failure;
@@ -17,6 +18,9 @@ use crate::inbox::{Inbox, WorkerEvent};
 
 /// Most states that wait to be written; further ones fail.
 const MAX_WAITING: usize = 64;
+
+/// How often a file that could not be read is read again.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// In the worker: the newest state of a disk that was not reported yet.
 #[derive(Debug)]
@@ -66,7 +70,8 @@ pub(super) enum Stored {
     Pending,
     /// It has these.
     Known(Option<SavedReservations>),
-    /// It cannot be read. Without it, hosts that were shut out could write.
+    /// It cannot be read. Without it, hosts that were shut out could write: no worker is sent the
+    /// disk until it can be.
     Unreadable,
 }
 
@@ -122,8 +127,47 @@ pub(super) fn may_persist(export: &Export) -> bool {
 /// Fails if no thread can be started.
 pub(super) fn start(shared: &Arc<Shared>, waiting: Receiver<Save>) -> io::Result<()> {
     let shared = Arc::downgrade(shared);
-    let write_all = move || waiting.iter().for_each(|save| write(&shared, save));
+    let write_all = move || write_all(&shared, &waiting);
     thread::Builder::new().name("reservations".to_owned()).spawn(write_all).map(drop)
+}
+
+/// Writes the states as they come, and reads the files again that could not be read.
+fn write_all(shared: &Weak<Shared>, waiting: &Receiver<Save>) {
+    let mut is_unreadable = false;
+    loop {
+        let save = match is_unreadable {
+            true => waiting.recv_timeout(RELOAD_INTERVAL),
+            false => waiting.recv().map_err(RecvTimeoutError::from),
+        };
+        match save {
+            Ok(save) => write(shared, save),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        is_unreadable = reload(shared);
+    }
+}
+
+/// Reads the files again that could not be read: there may have been too many open files. Returns
+/// whether there still are such files.
+fn reload(shared: &Weak<Shared>) -> bool {
+    let Some(shared) = shared.upgrade() else { return false };
+    let Some(writer) = &shared.reservations else { return false };
+    let exports = shared.state().unreadable();
+    let mut is_unreadable = false;
+    for export in exports {
+        match load(&writer.files, &export) {
+            Ok(saved) => {
+                shared.state().reloaded(&export.id, &saved);
+                shared.emit(WorkerEvent::Note(format!(
+                    "{}: registered hosts and reservations can be read again.",
+                    export.name
+                )));
+            }
+            Err(_) => is_unreadable = true,
+        }
+    }
+    is_unreadable
 }
 
 fn write(shared: &Weak<Shared>, save: Save) {
@@ -145,7 +189,7 @@ fn write(shared: &Weak<Shared>, save: Save) {
     });
     let stored = stored.map_or_else(
         |failure| {
-            let what = "registered hosts and reservations could not be restored, so it will not be lent again";
+            let what = "registered hosts and reservations cannot be read, and until they can be, it is not lent again";
             note(what, &failure);
             Stored::Unreadable
         },
@@ -170,8 +214,8 @@ impl State {
         is_current && is_newest
     }
 
-    /// Records what the file of the disk has now. The next worker is started with it; without a file
-    /// that can be read it does not get the disk.
+    /// Records what the file of the disk has now. The next worker is started with it; it does not get
+    /// the disk until the file can be read.
     fn stored(&mut self, save: &Save, is_stored: bool, file: Stored) {
         self.replacing = None;
         if let Some(assigned) = self.disk_by_number(save.disk) {
@@ -187,6 +231,31 @@ impl State {
         let pending = self.lent.iter().filter(is_pending).map(|assigned| assigned.disk);
         let pending: Vec<u64> = pending.collect();
         pending.into_iter().for_each(|disk| self.loaded(disk, file.clone()));
+    }
+
+    /// Returns a disk for each file that could not be read.
+    fn unreadable(&self) -> Vec<Arc<Export>> {
+        let is_unreadable = |it: &&AssignedDisk| it.reservations == Stored::Unreadable;
+        let unreadable = self.lent.iter().filter(is_unreadable);
+        let mut exports: Vec<Arc<Export>> = Vec::new();
+        for export in unreadable.map(|assigned| &assigned.export) {
+            if exports.iter().all(|other| other.id != export.id) {
+                exports.push(export.clone());
+            }
+        }
+        exports
+    }
+
+    /// Records that a file could be read, and sends the disk to the worker, if it has to wait for that.
+    fn reloaded(&mut self, id: &ExportId, saved: &Option<SavedReservations>) {
+        let mut unsent = Vec::new();
+        for assigned in self.lent.iter_mut().filter(|assigned| assigned.export.id == *id) {
+            if assigned.reservations == Stored::Unreadable {
+                assigned.reservations = Stored::Known(saved.clone());
+                unsent.extend((!assigned.is_sent).then_some(assigned.disk));
+            }
+        }
+        unsent.into_iter().for_each(|disk| self.send_disk(disk));
     }
 
     fn answer(&self, save: &Save, is_stored: bool) {
@@ -269,7 +338,7 @@ mod test {
         let begun = std::time::Instant::now();
         while known(&shared.state(), 0).and_then(|it| key(&it)) != Some(3) {
             assert!(begun.elapsed().as_secs() < 20);
-            thread::sleep(std::time::Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
         let export = shared.state().lent[0].export.clone();
         let files = shared.reservations.as_ref().unwrap().files();
@@ -317,7 +386,7 @@ mod test {
             let begun = std::time::Instant::now();
             while !is_so(&self.shared.state()) {
                 assert!(begun.elapsed().as_secs() < 20);
-                thread::sleep(std::time::Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(1));
             }
         }
 
@@ -400,7 +469,7 @@ mod test {
         world.report(1, "after");
         world.wait_until(|state| state.lent[0].reservations == Stored::Unreadable);
         let notes = world.shared.inbox.receive().notes;
-        assert!(notes.iter().any(|note| note.contains("will not be lent again")), "{notes:?}");
+        assert!(notes.iter().any(|note| note.contains("it is not lent again")), "{notes:?}");
         world.shared.state().worker_lost();
         let (own, other) = std::os::unix::net::UnixStream::pair().unwrap();
         let (sender, _) = ipc::channel::split(own, MAX_REPORT).unwrap();
@@ -417,6 +486,49 @@ mod test {
         }
         let lends = received.iter().any(|request| matches!(request, Request::Lend(_)));
         assert!(!lends, "{received:?}");
+    }
+
+    /// The file may not have been readable for want of descriptors.
+    #[test]
+    fn disk_is_sent_when_its_file_can_be_read_again() {
+        let world = Stalled::new();
+        let path = world.folder.0.join("reservations/n.json");
+        let before = std::fs::read(&path).unwrap();
+        std::fs::create_dir(world.folder.0.join("reservations/.n.json.new")).unwrap();
+        let (own, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (sender, _) = ipc::channel::split(own, MAX_REPORT).unwrap();
+        let stalled = world.stall();
+        world.report(1, "after");
+        world.wait_until(|state| state.storing.is_some());
+        let export = world.shared.state().lent[0].export.clone();
+        {
+            let mut state = world.shared.state();
+            (state.last_disk, state.sender, state.lent[0].is_sent) = (1, Some(sender), true);
+        }
+        let (shared, started) = (world.shared.clone(), mpsc::channel().1);
+        let worker = super::super::Worker { shared, supervisor: None, started };
+        // It is told that the disk is lent.
+        worker.lend(&export).unwrap();
+        std::fs::write(&path, "no").unwrap();
+        drop(stalled);
+        world.wait_until(|state| state.lent[1].reservations == Stored::Unreadable);
+        assert!(!world.shared.state().lent[1].is_sent);
+        std::fs::write(&path, before).unwrap();
+        world.wait_until(|state| state.lent[1].is_sent);
+        assert_eq!(known(&world.shared.state(), 1), Some(saved(1, "before")));
+        let notes = world.shared.inbox.receive().notes;
+        assert!(notes.iter().any(|note| note.contains("can be read again")), "{notes:?}");
+        let (_, mut receiver) = ipc::channel::split(other, MAX_REPORT).unwrap();
+        let mut lent = 0;
+        worker.unlock();
+        loop {
+            match receiver.receive().unwrap().unwrap().0 {
+                Request::Lend(_) => lent += 1,
+                Request::Unlock => break,
+                _ => {}
+            }
+        }
+        assert_eq!(lent, 1, "the one that the worker has is not sent again");
     }
 
     #[test]
