@@ -200,7 +200,7 @@ impl Job {
                 State::Ready
             }
             Err(fault) if self.work.tolerates(fault) => State::Ready,
-            Err(fault) => State::Ending(Response::fault(fault, op, lba)),
+            Err(fault) => State::Ending(self.work.failed(fault, op, lba)),
         };
     }
 

@@ -30,6 +30,12 @@ pub(super) trait Work: Debug {
     fn tolerates(&mut self, _fault: Fault) -> bool {
         false
     }
+
+    /// Returns the response to a disk request that failed with this fault, with its operation and
+    /// first block.
+    fn failed(&self, fault: Fault, op: Op, lba: u64) -> Response {
+        Response::fault(fault, op, lba)
+    }
 }
 
 /// What a [`Work`] does next.

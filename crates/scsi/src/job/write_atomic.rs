@@ -3,7 +3,7 @@
 //! Linux writes atomically only lengths that are powers of two, at multiples of them. A range in between is
 //! completed with the blocks around it, which are read with exclusive access to the disk.
 
-use export::{AtomicWrites, Buffer, Grant, Op};
+use export::{AtomicWrites, Buffer, Fault, Grant, Op};
 
 use super::atomic::read_exclusively;
 use super::work::{Action, DiskRequest, Work};
@@ -94,6 +94,11 @@ impl Work for WriteAtomic {
 
     fn received(&mut self, buffer: Buffer) {
         self.state = State::Received(buffer);
+    }
+
+    /// The initiator knows of its own blocks only.
+    fn failed(&self, fault: Fault, _: Op, _: u64) -> Response {
+        Response::fault(fault, Op::WriteAtomic { durable: self.durable }, self.range.lba)
     }
 
     fn completed(&mut self, buffer: Option<Buffer>) {

@@ -1,6 +1,6 @@
 //! WRITE ATOMIC (SBC-4): what reaches the disk is one write that it does atomically.
 
-use export::{AtomicWrites, Op};
+use export::{AtomicWrites, Fault, Op};
 use scsi::{Sense, Status};
 
 use crate::world::{Progress, SECTOR, World, code, ten};
@@ -43,6 +43,17 @@ fn other_lengths_are_completed_with_the_blocks_around() {
     assert_eq!(world.blocks(10, 6), data);
     assert_eq!(world.disk[..10 * SECTOR], before[..10 * SECTOR]);
     assert_eq!(world.disk[16 * SECTOR..], before[16 * SECTOR..]);
+}
+
+/// The initiator knows of its own blocks only.
+#[test]
+fn error_of_the_blocks_around_names_those_of_the_command() {
+    for faults in [vec![Err(Fault::Io)], vec![Ok(()), Err(Fault::Io)]] {
+        let mut world = world();
+        world.faults.extend(faults);
+        let response = world.run_out(&write_atomic(0, 10, 6), &[0xaa; 6 * SECTOR]);
+        assert_eq!(response.sense, Some(Sense::WRITE_ERROR.with_information(10)));
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(super) fn disk_entry(job: &mut Job, files: &[FixedFile]) -> squeue::Entry {
         Call::Write { offset, from, flags } => {
             let (memory, len) = (from.as_ptr(), length(from));
             // Bits of `RWF_*`, which are few.
-            let flags = i32::try_from(flags.bits()).unwrap_or(0);
+            let flags = flags.bits().cast_signed();
             // Linux refuses RWF_ATOMIC with a registered buffer.
             let is_atomic = flags & libc::RWF_ATOMIC != 0;
             match registered(from).filter(|_| !is_atomic) {
