@@ -14,10 +14,10 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use export::Notice;
+use export::{Finished, Notice, Outcome, Ticket};
 use rustix::io::{Errno, read, write};
 
 use crate::inbox::{Inbox, Message};
@@ -42,6 +42,9 @@ const TO_HOST: u8 = 0x80;
 /// How long a halt is tried while the controller still sends, and the pause between two attempts.
 const HALT_TIMEOUT: Duration = Duration::from_secs(1);
 const HALT_RETRY: Duration = Duration::from_millis(5);
+
+/// How often a thread that waits for requests of ended sessions checks whether its engine is gone.
+const PLUGGED_CHECK: Duration = Duration::from_secs(1);
 
 /// Stack size of both threads in bytes.
 const STACK: usize = 256 << 10;
@@ -91,7 +94,8 @@ impl fmt::Debug for Cable {
 type Plugged = (Arc<Cable>, MakeSession);
 
 /// The thread of the bulk endpoints. It is started before endpoints exist, because a process without
-/// privileges can open a ring only at its start. Ends when dropped, once it serves no endpoints.
+/// privileges can open a ring only at its start. Ends when the engine is dropped, or when this is, once it
+/// serves no endpoints.
 #[derive(Debug)]
 pub(crate) struct EndpointThread {
     inbox: Arc<Inbox>,
@@ -114,7 +118,8 @@ impl EndpointThread {
             let mut disks = Disks::open(&own, &shared, with_ring);
             // Cannot fail: the other side waits for this message.
             let _ = report.send(());
-            serve(&shared, memory, &mut disks, &plugged);
+            serve(&shared, memory, &own, &mut disks, &plugged);
+            disks.close();
         };
         thread("usb bulk").spawn(run)?;
         reported.recv().map_err(|_| io::Error::other("the thread ended before it began"))?;
@@ -137,6 +142,8 @@ impl EndpointThread {
         let control = cable.clone();
         let ended = |_| io::Error::other("the thread of the endpoints has ended");
         self.sender.send((cable, open)).map_err(ended)?;
+        // It may wait for requests of the last cable's sessions.
+        self.inbox.push(Message::Notice(Notice::StateChanged));
         thread("usb control").spawn(move || control.control(&answer)).map(drop)
     }
 }
@@ -145,19 +152,75 @@ fn thread(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.to_owned()).stack_size(STACK)
 }
 
-/// Serves cables, one after another.
-fn serve(shared: &Shared, memory: usize, disks: &mut Disks, plugged: &Receiver<Plugged>) {
-    while let Ok((cable, open)) = plugged.recv() {
+/// Serves cables, one after another, until the engine ends.
+fn serve(
+    shared: &Shared,
+    memory: usize,
+    inbox: &Inbox,
+    disks: &mut Disks,
+    plugged: &Receiver<Plugged>,
+) {
+    while let Some((cable, open)) = next_cable(shared, inbox, disks, plugged) {
         shared.inboxes.register(&cable.inbox);
         // A session that panics ends, and the next transfer begins another one.
-        let mut run = || Bulk::new(shared, &cable, memory, &open, disks).run();
-        while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {
-            let _ = cable.halt_all();
+        let is_quitting = loop {
+            let mut run = || Bulk::new(shared, &cable, memory, &open, disks).run();
+            if let Ok(is_quitting) = catch_unwind(AssertUnwindSafe(&mut run)) {
+                break is_quitting;
+            }
+            cable.is_sending.store(false, Ordering::SeqCst);
+            let _ = cable.halt_all(disks.is_receiving());
             // Others may wait for what it had.
             shared.inboxes.changed(&Topic::All, None);
-        }
+        };
         shared.inboxes.unregister(&cable.inbox);
+        if is_quitting {
+            return;
+        }
     }
+}
+
+/// Waits for the next cable. Until then completes the requests of ended sessions, for which others may
+/// wait. Returns `None` if there will be none.
+fn next_cable(
+    shared: &Shared,
+    inbox: &Inbox,
+    disks: &mut Disks,
+    plugged: &Receiver<Plugged>,
+) -> Option<Plugged> {
+    loop {
+        match plugged.try_recv() {
+            Ok(next) => return Some(next),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+        disks.release();
+        if !disks.has_requests() {
+            return plugged.recv().ok();
+        }
+        if catch_unwind(AssertUnwindSafe(|| disks.wait(PLUGGED_CHECK))).is_err() {
+            continue;
+        }
+        while let Some((_, finished)) = disks.next() {
+            outcome(shared, finished);
+        }
+        for message in inbox.take() {
+            if let Message::BlockingOpDone(number, answer) = message
+                && let Some((_, finished)) = disks.answer(number, answer)
+            {
+                outcome(shared, finished);
+            }
+        }
+    }
+}
+
+/// Notifies those that wait for a completed request. Returns its outcome.
+fn outcome(shared: &Shared, finished: Finished) -> (Ticket, Outcome) {
+    let Finished { ticket, outcome, contended } = finished;
+    if let Some(export) = contended {
+        shared.inboxes.changed(&Topic::of(&export), None);
+    }
+    (ticket, outcome)
 }
 
 impl Cable {
@@ -227,8 +290,13 @@ impl Cable {
         self.halt(|| read(&self.endpoints.bulk_in, &mut [0; 1][..]))
     }
 
-    fn halt_all(&self) -> Result<(), Errno> {
+    /// Halts both pipes; only that to the host if the other `is_receiving`: the kernel would wait for the
+    /// end of the transfer.
+    fn halt_all(&self, is_receiving: bool) -> Result<(), Errno> {
         let halted = self.halt_in();
+        if is_receiving {
+            return halted;
+        }
         self.halt(|| write(&self.endpoints.bulk_out, &[0])).and(halted)
     }
 
@@ -251,8 +319,9 @@ mod test {
 
     use export::{
         Access, Account, Budget, DirectRecv, Event, Export, Geometry, Grant, Head, Identity, Op,
-        Outcome, Peer, Reason, Request, Segment, Session, Step, Ticket,
+        Outcome, Peer, Pool, Reason, Request, Segment, Session, Step, Ticket,
     };
+    use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, set_socket_timeout};
     use rustix::net::{
         AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, shutdown, socketpair,
     };
@@ -260,16 +329,24 @@ mod test {
     use super::*;
     use crate::inbox::Inboxes;
     use crate::link::ConnectionTable;
+    use crate::uring::DiskQueue;
 
-    /// Wrappers of one byte that make a [`Toy`] read and write a block of its disk.
+    /// First bytes of wrappers that make a [`Toy`] read and write a block of its disk.
     const READ: u8 = 254;
     const WRITE: u8 = 255;
 
-    /// Receives as many kibibytes as a wrapper of one byte announces, and answers with how many
-    /// sessions there have been and the last byte. Closes after a longer wrapper.
+    /// Limits what a test waits for.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn wrapper(code: u8) -> [u8; 31] {
+        std::array::from_fn(|at| if at == 0 { code } else { 0 })
+    }
+
+    /// Receives as many kibibytes as the first byte of a wrapper announces, and answers with how many
+    /// sessions there have been and the last byte. Closes after a wrapper of another length.
     struct Toy {
         account: Account,
-        grant: Grant,
+        grant: Option<Grant>,
         number: u8,
         wanted: usize,
         is_busy: bool,
@@ -279,16 +356,16 @@ mod test {
     impl Session for Toy {
         fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
             match bytes {
-                [wrapper @ (READ | WRITE)] => {
+                [wrapper @ (READ | WRITE), ..] if bytes.len() == 31 => {
                     let write = Op::Write { durable: false };
                     let op = if *wrapper == READ { Op::Read } else { write };
                     let buffer = self.account.take(512);
                     let request = Request { op, lba: 0, blocks: 1, buffer, ticket: Ticket::new(0) };
-                    let admitted = self.grant.admit(request).unwrap();
+                    let admitted = self.grant.as_ref().unwrap().admit(request).unwrap();
                     self.is_busy = true;
                     self.steps.push_back(Step::Submit(admitted));
                 }
-                [kibibytes] => self.wanted = usize::from(*kibibytes) << 10,
+                [kibibytes, ..] if bytes.len() == 31 => self.wanted = usize::from(*kibibytes) << 10,
                 _ => {
                     let event = Event::Violation { peer: Peer::usb(), rule: "length" };
                     self.steps.push_back(Step::Close(Reason::Violation));
@@ -302,7 +379,11 @@ mod test {
             let head = Head::new(&[self.number, outcome.result.is_ok().into()]);
             self.steps.push_back(Step::Send(Segment::head(head)));
         }
-        fn notify(&mut self, _: Instant, _: &Notice) {}
+        fn notify(&mut self, _: Instant, notice: &Notice) {
+            if *notice == Notice::StateChanged {
+                self.grant.take_if(|grant| grant.export().is_gone());
+            }
+        }
         fn tick(&mut self, _: Instant) {}
         fn poll(&mut self) -> Option<Step> {
             self.steps.pop_front()
@@ -348,41 +429,87 @@ mod test {
         /// The disk, and its other end: see [`hung_disk`].
         export: Arc<Export>,
         disk: OwnedFd,
+        shared: Arc<Shared>,
+        _thread: EndpointThread,
+    }
+
+    /// Returns whether there is io_uring. If not, says so: tests are skipped.
+    fn has_ring() -> bool {
+        let opened = DiskQueue::open(Inbox::new().unwrap(), Arc::new(drop));
+        if let Err(error) = &opened {
+            eprintln!("skipped: io_uring is not available: {error}");
+        }
+        opened.is_ok()
+    }
+
+    /// Waits until `condition` holds.
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !condition() {
+            assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn shared() -> (Arc<Shared>, Receiver<Event>) {
+        let (sink, events) = channel();
+        let shared = Arc::new(Shared {
+            sink: Arc::new(move |event| drop(sink.send(event))),
+            inboxes: Inboxes::default(),
+            table: ConnectionTable::open().unwrap(),
+            budget: Budget::new(1 << 24),
+        });
+        (shared, events)
+    }
+
+    /// Returns an export of a [`hung_disk`], and the disk's other end.
+    fn hung_export() -> (Arc<Export>, OwnedFd) {
+        let (hung, disk) = hung_disk();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let mut export =
+            Export::new("disk", "nqn", Identity::default(), geometry, 512, hung.into());
+        export.access = Access::Writable;
+        (Arc::new(export), disk)
     }
 
     impl Host {
         /// One for each way to execute disk requests.
-        fn both() -> [Self; 2] {
-            [false, true].map(Self::plug)
+        fn both() -> Vec<Self> {
+            let mut hosts = vec![Self::plug(false)];
+            hosts.extend(Self::with_ring());
+            hosts
+        }
+
+        fn with_ring() -> Option<Self> {
+            has_ring().then(|| Self::plug(true))
         }
 
         fn plug(with_ring: bool) -> Self {
+            Self::plug_to(|shared| EndpointThread::start(shared, 1 << 22, with_ring).unwrap())
+        }
+
+        fn plug_to(start: impl FnOnce(&Arc<Shared>) -> EndpointThread) -> Self {
             let pair = || {
                 let flags = SocketFlags::CLOEXEC;
-                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+                let (ours, other) =
+                    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+                for timeout in [Timeout::Recv, Timeout::Send] {
+                    set_socket_timeout(&ours, timeout, Some(PATIENCE)).unwrap();
+                }
+                (ours, other)
             };
             let [(control, other), (bulk_in, bulk_in_other), (bulk_out, bulk_out_other)] =
                 [pair(), pair(), pair()];
             // A transfer in the wrong direction fails at once.
             shutdown(&bulk_in_other, Shutdown::Read).unwrap();
-            let (sink, events) = channel();
-            let shared = Arc::new(Shared {
-                sink: Arc::new(move |event| drop(sink.send(event))),
-                inboxes: Inboxes::default(),
-                table: ConnectionTable::open().unwrap(),
-                budget: Budget::new(1 << 24),
-            });
-            let (hung, disk) = hung_disk();
-            let geometry = Geometry::new(512, 512).unwrap();
-            let mut export =
-                Export::new("disk", "nqn", Identity::default(), geometry, 512, hung.into());
-            export.access = Access::Writable;
-            let export = Arc::new(export);
+            // A few messages fill it.
+            set_socket_send_buffer_size(&bulk_in_other, 0).unwrap();
+            let ((shared, events), (export, disk)) = (shared(), hung_export());
             let sessions = AtomicU32::new(0);
-            let own = export.clone();
+            let own = Arc::downgrade(&export);
             let open: MakeSession = Arc::new(move |_, account, _| {
                 let number = u8::try_from(sessions.fetch_add(1, Ordering::SeqCst)).unwrap();
-                let (grant, wanted, is_busy) = (Grant::new(own.clone()), 0, false);
+                let (grant, wanted, is_busy) = (own.upgrade().map(Grant::new), 0, false);
                 Box::new(Toy { account, grant, number, wanted, is_busy, steps: VecDeque::new() })
             });
             let answer: AnswerControl = Arc::new(|setup| match setup[1] {
@@ -391,9 +518,9 @@ mod test {
             });
             let endpoints =
                 Endpoints { control: other, bulk_in: bulk_in_other, bulk_out: bulk_out_other };
-            let thread = EndpointThread::start(&shared, 1 << 22, with_ring).unwrap();
+            let thread = start(&shared);
             thread.serve(endpoints, open, answer).unwrap();
-            Self { control, bulk_in, bulk_out, events, export, disk }
+            Self { control, bulk_in, bulk_out, events, export, disk, shared, _thread: thread }
         }
 
         fn event(&self, kind: u8, setup: [u8; SETUP]) {
@@ -403,6 +530,10 @@ mod test {
 
         fn send(&self, bytes: &[u8]) {
             assert_eq!(write(&self.bulk_out, bytes), Ok(bytes.len()));
+        }
+
+        fn command(&self, code: u8) {
+            self.send(&wrapper(code));
         }
 
         /// Waits until the driver has read all events.
@@ -421,10 +552,10 @@ mod test {
     #[test]
     fn data_ends_at_its_length_or_by_a_short_packet() {
         for host in Host::both() {
-            host.send(&[4]);
+            host.command(4);
             host.send(&[&[1; 4095][..], &[9]].concat());
             assert_eq!(host.receive(), [0, 9]);
-            host.send(&[4]);
+            host.command(4);
             host.send(&[5; 100]);
             assert_eq!(host.receive(), [0, 5]);
         }
@@ -443,13 +574,13 @@ mod test {
     #[test]
     fn next_transfer_after_a_disconnection_begins_another_session() {
         for host in Host::both() {
-            host.send(&[4]);
+            host.command(4);
             std::thread::sleep(Duration::from_millis(50));
             host.event(EVENT_DISABLE, [0; SETUP]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
             read(&host.control, &mut [0; 8]).unwrap();
             // The data of the old session's command is a wrapper for the next one.
-            host.send(&[1]);
+            host.command(1);
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
         }
@@ -459,12 +590,12 @@ mod test {
     fn host_that_enables_the_device_again_has_reset_it() {
         for host in Host::both() {
             host.event(EVENT_ENABLE, [0; SETUP]);
-            host.send(&[4]);
+            host.command(4);
             std::thread::sleep(Duration::from_millis(50));
             host.event(EVENT_ENABLE, [0; SETUP]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
             read(&host.control, &mut [0; 8]).unwrap();
-            host.send(&[1]);
+            host.command(1);
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
         }
@@ -473,23 +604,23 @@ mod test {
     #[test]
     fn wrapper_after_a_reset_in_mid_data_is_no_violation() {
         for host in Host::both() {
-            host.send(&[4]);
+            host.command(4);
             std::thread::sleep(Duration::from_millis(50));
             host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
             read(&host.control, &mut [0; 8]).unwrap();
             // The transfer that was awaited had packets before the reset, and is ended by the wrapper.
-            host.send(&[&[7; 2048][..], &[1]].concat());
+            host.send(&[&[7; 2048][..], &wrapper(1)].concat());
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
             // Nor is the last packet of data a wrapper.
-            host.send(&[4]);
+            host.command(4);
             std::thread::sleep(Duration::from_millis(50));
             host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
             read(&host.control, &mut [0; 8]).unwrap();
             host.send(&[7; 4096]);
-            host.send(&[1]);
+            host.command(1);
             host.send(&[5; 1024]);
             assert_eq!(host.receive(), [2, 5]);
             assert!(host.events.try_recv().is_err());
@@ -499,16 +630,16 @@ mod test {
     #[test]
     fn violation_ends_the_session_and_is_reported() {
         for host in Host::both() {
-            host.send(&[0; 31]);
+            host.send(&[0; 30]);
             let event = host.events.recv_timeout(Duration::from_secs(10)).unwrap();
             assert!(matches!(event, Event::Violation { rule: "length", .. }));
             // Until a reset, nothing is processed.
-            host.send(&[2]);
+            host.command(2);
             std::thread::sleep(Duration::from_millis(50));
             host.event(EVENT_DISABLE, [0; SETUP]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
             read(&host.control, &mut [0; 8]).unwrap();
-            host.send(&[1]);
+            host.command(1);
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
         }
@@ -516,20 +647,20 @@ mod test {
 
     #[test]
     fn reset_does_not_wait_for_a_disk_that_hangs() {
-        let host = Host::plug(true);
-        host.send(&[WRITE]);
+        let Some(host) = Host::with_ring() else { return };
+        host.command(WRITE);
         std::thread::sleep(Duration::from_millis(50));
         host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
         host.control_read();
-        host.send(&[1]);
+        host.command(1);
         host.send(&[3; 1024]);
         assert_eq!(host.receive(), [1, 3]);
         // And in mid-data, which is received beside the request.
-        host.send(&[4]);
+        host.command(4);
         std::thread::sleep(Duration::from_millis(50));
         host.event(EVENT_DISABLE, [0; SETUP]);
         host.control_read();
-        host.send(&[1]);
+        host.command(1);
         host.send(&[5; 1024]);
         assert_eq!(host.receive(), [2, 5]);
         assert!(host.export.has_orphans());
@@ -537,36 +668,156 @@ mod test {
 
     #[test]
     fn abandoned_write_completes_while_the_host_is_idle() {
-        let host = Host::plug(true);
-        host.send(&[WRITE]);
+        let Some(host) = Host::with_ring() else { return };
+        host.command(WRITE);
         std::thread::sleep(Duration::from_millis(50));
         host.event(EVENT_DISABLE, [0; SETUP]);
-        let until = Instant::now() + Duration::from_secs(10);
-        while !host.export.has_orphans() {
-            assert!(Instant::now() < until, "the session has not ended");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("end of the session", || host.export.has_orphans());
         read(&host.disk, &mut vec![0; 1 << 20]).unwrap();
-        while host.export.has_orphans() {
-            assert!(Instant::now() < until, "its completion was not processed");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("completion", || !host.export.has_orphans());
         // Its result is not sent to the next session's host.
-        host.send(&[1]);
+        host.command(1);
         host.send(&[3; 1024]);
         assert_eq!(host.receive(), [1, 3]);
     }
 
     #[test]
     fn disk_with_many_abandoned_requests_is_refused() {
-        let host = Host::plug(true);
+        let Some(host) = Host::with_ring() else { return };
         for _ in 0..6 {
-            host.send(&[READ]);
+            host.command(READ);
             std::thread::sleep(Duration::from_millis(20));
             host.event(EVENT_DISABLE, [0; SETUP]);
             host.control_read();
         }
-        host.send(&[READ]);
+        host.command(READ);
         assert_eq!(host.receive(), [6, 0]);
+    }
+
+    #[test]
+    fn abandoned_write_completes_while_the_host_takes_no_data() {
+        let Some(host) = Host::with_ring() else { return };
+        host.command(WRITE);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        wait_until("end of the session", || host.export.has_orphans());
+        for _ in 0..32 {
+            host.command(1);
+            host.send(&[3; 1024]);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        read(&host.disk, &mut vec![0; 1 << 20]).unwrap();
+        wait_until("completion", || !host.export.has_orphans());
+        for _ in 0..32 {
+            assert_eq!(host.receive(), [1, 3]);
+        }
+    }
+
+    #[test]
+    fn withdrawn_disk_is_closed_with_the_next_command() {
+        let Some(host) = Host::with_ring() else { return };
+        host.command(READ);
+        write(&host.disk, &[0; 512]).unwrap();
+        host.receive();
+        host.export.withdraw();
+        host.shared.inboxes.notify(Notice::StateChanged, None);
+        host.command(1);
+        wait_until("release of the export", || Arc::strong_count(&host.export) == 1);
+        host.send(&[3; 1024]);
+        host.receive();
+        let Host { export, disk, bulk_out: _bulk_out, .. } = host;
+        drop(export);
+        // Nor has the ring the file of the disk.
+        set_socket_timeout(&disk, Timeout::Recv, Some(PATIENCE)).unwrap();
+        while read(&disk, &mut [0; 4096]).unwrap() > 0 {}
+    }
+
+    #[test]
+    fn abandoned_write_completes_between_two_cables() {
+        if !has_ring() {
+            return;
+        }
+        let ((shared, _events), (export, disk)) = (shared(), hung_export());
+        let (sender, plugged) = channel();
+        let own = export.clone();
+        let thread = std::thread::spawn(move || {
+            let (inbox, grant) = (Inbox::new().unwrap(), Grant::new(own));
+            let mut disks = Disks::open(&inbox, &shared, true);
+            let buffer = Pool::new(1 << 20).open().take(512);
+            let op = Op::Write { durable: false };
+            let request = Request { op, lba: 0, blocks: 1, buffer, ticket: Ticket::new(0) };
+            assert!(disks.submit(grant.admit(request).unwrap()).is_none());
+            grant.fence().close();
+            drop(grant);
+            disks.abandon();
+            next_cable(&shared, &inbox, &mut disks, &plugged).is_none()
+        });
+        wait_until("end of the session", || export.has_orphans());
+        std::thread::sleep(Duration::from_millis(50));
+        read(&disk, &mut vec![0; 1 << 20]).unwrap();
+        wait_until("completion", || !export.has_orphans());
+        drop(sender);
+        assert!(thread.join().unwrap());
+    }
+
+    #[test]
+    fn broken_ring_is_replaced_by_system_calls() {
+        if !has_ring() {
+            return;
+        }
+        let (report, breaker) = channel();
+        let host = Host::plug_to(|shared| {
+            let (inbox, shared) = (Inbox::new().unwrap(), shared.clone());
+            let (own, (sender, plugged)) = (inbox.clone(), channel());
+            std::thread::spawn(move || {
+                let mut disks = Disks::open(&own, &shared, true);
+                let Disks::Ring(queue) = &disks else { panic!("no ring") };
+                report.send(queue.breaker()).unwrap();
+                serve(&shared, 1 << 22, &own, &mut disks, &plugged);
+            });
+            EndpointThread { inbox, sender }
+        });
+        host.command(READ);
+        std::thread::sleep(Duration::from_millis(50));
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        host.control_read();
+        std::thread::sleep(Duration::from_millis(50));
+        breaker.recv().unwrap()();
+        // Wakes the thread, whose next wait fails.
+        host.event(EVENT_DISABLE, [0; SETUP]);
+        host.control_read();
+        std::thread::sleep(Duration::from_millis(200));
+        host.command(1);
+        host.send(&[3; 1024]);
+        assert_eq!(host.receive(), [1, 3]);
+    }
+
+    #[test]
+    fn data_that_ends_short_after_a_reset_is_no_wrapper() {
+        for host in Host::both() {
+            host.command(4);
+            std::thread::sleep(Duration::from_millis(50));
+            host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
+            host.control_read();
+            host.send(&[7; 100]);
+            host.command(1);
+            host.send(&[3; 1024]);
+            assert_eq!(host.receive(), [1, 3]);
+            assert!(host.events.try_recv().is_err());
+        }
+    }
+
+    #[test]
+    fn thread_ends_with_its_engine() {
+        for host in Host::both() {
+            host.command(1);
+            host.send(&[3; 1024]);
+            host.receive();
+            host.shared.inboxes.quit();
+            // By system calls, with the next transfer.
+            host.command(1);
+            let weak = Arc::downgrade(&host.export);
+            wait_until("end", || weak.strong_count() == 1);
+        }
     }
 }

@@ -22,6 +22,7 @@ mod incoming;
 mod link;
 mod listen;
 mod negotiation;
+mod outgoing;
 mod recv_buffer;
 mod security;
 pub mod tls;

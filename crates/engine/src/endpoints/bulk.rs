@@ -11,6 +11,7 @@ use super::Cable;
 use super::disks::Disks;
 use crate::inbox::Message;
 use crate::incoming::{Incoming, PACKET};
+use crate::outgoing::Outgoing;
 use crate::topic::Topic;
 use crate::{MEMORY_RETRY, MakeSession, Shared};
 
@@ -23,7 +24,10 @@ const MAX_TRANSFER: usize = 1 << 20;
 /// Largest transfer that the one behind it is sent with.
 const MAX_JOINED: usize = 32 << 10;
 
-/// After this idle time cached buffers are freed.
+/// Length of a command block wrapper (USB Mass Storage Class, Bulk-Only Transport 1.0, 5.1).
+const WRAPPER: usize = 31;
+
+/// Longest wait without a deadline.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Pause after an unexpected error.
@@ -50,6 +54,8 @@ pub(super) struct Bulk<'a> {
     incoming: Option<Box<Incoming>>,
     /// Whether that has received parts of one.
     is_partial: bool,
+    /// Whether the thread is to end.
+    is_quitting: bool,
 }
 
 impl<'a> Bulk<'a> {
@@ -75,13 +81,18 @@ impl<'a> Bulk<'a> {
             joined: None,
             incoming: None,
             is_partial: false,
+            is_quitting: false,
         }
     }
 
-    /// Runs until the function is removed.
-    pub(super) fn run(&mut self) {
+    /// Runs until the function is removed, or the thread is to end. Returns whether that is so.
+    pub(super) fn run(&mut self) -> bool {
         loop {
             self.settle();
+            if self.is_quitting {
+                self.end_session();
+                return true;
+            }
             let received = match self.disks.take_received() {
                 Some(received) => Some(received),
                 None if self.disks.is_receiving() || !self.can_receive() => None,
@@ -96,7 +107,7 @@ impl<'a> Bulk<'a> {
             };
             if is_removed {
                 self.end_session();
-                return self.disks.release();
+                return false;
             }
         }
     }
@@ -110,7 +121,11 @@ impl<'a> Bulk<'a> {
         if let Some((_, begun)) = &self.session {
             self.halted = Some(*begun);
         }
-        let _ = self.guarded(|bulk| bulk.cable.halt_all());
+        let _ = self.guarded(|bulk| bulk.halt());
+    }
+
+    fn halt(&self) -> Result<(), Errno> {
+        self.cable.halt_all(self.disks.is_receiving())
     }
 
     /// Ends the session if the device was reset; else passes messages and completed disk requests to it
@@ -120,16 +135,21 @@ impl<'a> Bulk<'a> {
         if self.is_lost || self.session.as_ref().is_some_and(|(_, begun)| *begun != resets) {
             self.end_session();
         }
+        self.take_events();
+        self.drain();
+        self.disks.release_withdrawn();
+    }
+
+    /// Passes completed disk requests and messages to the session.
+    fn take_events(&mut self) {
         while let Some((is_current, finished)) = self.disks.next() {
             self.complete(is_current, finished);
         }
         if self.cable.inbox.has_messages() {
-            self.disks.clear_wake();
             for message in self.cable.inbox.take() {
                 self.read_message(message);
             }
         }
-        self.drain();
     }
 
     fn resets(&self) -> u32 {
@@ -146,9 +166,9 @@ impl<'a> Bulk<'a> {
                 }
                 return;
             }
-            Message::Adopt(..) | Message::Quit => return,
+            Message::Quit => return self.is_quitting = true,
+            Message::Adopt(..) => return,
         };
-        self.disks.release_withdrawn();
         if let Some((session, _)) = &mut self.session {
             session.notify(Instant::now(), &notice);
         }
@@ -156,10 +176,7 @@ impl<'a> Bulk<'a> {
 
     /// Passes a completed disk request to its session, unless that has ended.
     fn complete(&mut self, is_current: bool, finished: Finished) {
-        let Finished { ticket, outcome, contended } = finished;
-        if let Some(export) = contended {
-            self.shared.inboxes.changed(&Topic::of(&export), None);
-        }
+        let (ticket, outcome) = super::outcome(self.shared, finished);
         if let Some((session, _)) = self.session.as_mut().filter(|_| is_current) {
             session.complete(Instant::now(), ticket, outcome);
         }
@@ -234,13 +251,14 @@ impl<'a> Bulk<'a> {
     }
 
     /// Processes a transfer that was awaited before a reset. Whole packets are data of the command that
-    /// the reset has ended; the short packet behind them is the next wrapper.
+    /// the reset has ended. The short packet behind them is the next wrapper if it has the length of one,
+    /// or else the end of that data.
     fn deliver_late(&mut self, resets: u32, mut window: DirectRecv, len: usize) {
         let end = window.start + len;
         let start = end - len % SMALLEST_PACKET;
         let wrapper = window.buffer.bytes_mut()[start..end].to_vec();
         drop(window);
-        if wrapper.is_empty() {
+        if wrapper.len() != WRAPPER {
             self.end_session();
         } else {
             self.begin(resets, &wrapper);
@@ -253,7 +271,7 @@ impl<'a> Bulk<'a> {
             self.end_session();
         }
         if self.halted == Some(resets) {
-            let _ = self.guarded(|bulk| bulk.cable.halt_all());
+            let _ = self.guarded(|bulk| bulk.halt());
             return;
         }
         let now = Instant::now();
@@ -321,11 +339,13 @@ impl<'a> Bulk<'a> {
         let is_whole = !segment.is_empty() && segment.len().is_multiple_of(PACKET);
         match self.joined.take() {
             None if is_short && is_whole => self.joined = Some(segment),
-            None => self.transmit(None, &segment),
-            Some(first) if is_short => self.transmit(Some(&first), &segment),
+            None => self.transmit(segment),
+            Some(first) if is_short && !self.disks.has_abandoned() => {
+                self.deliver_to_host(|bulk| bulk.write_joined(first, segment));
+            }
             Some(first) => {
-                self.transmit(None, &first);
-                self.transmit(None, &segment);
+                self.transmit(first);
+                self.transmit(segment);
             }
         }
     }
@@ -333,40 +353,68 @@ impl<'a> Bulk<'a> {
     /// Sends a message that waits for the next one.
     fn flush(&mut self) {
         if let Some(segment) = self.joined.take() {
-            self.transmit(None, &segment);
+            self.transmit(segment);
         }
     }
 
-    /// Sends a message, as one transfer with that before it if there is one.
-    fn transmit(&mut self, before: Option<&Segment>, segment: &Segment) {
+    /// Sends a message, unless the host is gone.
+    fn transmit(&mut self, segment: Segment) {
+        self.deliver_to_host(|bulk| bulk.write(segment));
+    }
+
+    fn deliver_to_host(&mut self, act: impl FnOnce(&mut Self) -> Result<(), Errno>) {
         if self.is_lost {
             return;
         }
         // The disk works while this thread waits for the host.
         self.disks.submit_started();
-        let sent = self.guarded(|bulk| match before {
-            Some(before) => bulk.write_joined(before, segment),
-            None => bulk.write(segment),
-        });
-        self.is_lost = sent.is_err();
+        let sent = self.guarded(act);
+        self.is_lost |= sent.is_err();
     }
 
-    fn write(&mut self, segment: &Segment) -> Result<(), Errno> {
-        for part in segment.parts() {
-            let mut sent = 0;
-            while sent < part.len() {
-                let len = (part.len() - sent).min(self.max_transfer);
-                match write(&self.cable.endpoints.bulk_in, &part[sent..sent + len]) {
-                    Ok(len) => sent += len,
-                    Err(Errno::NOMEM) if self.halve() => {}
-                    Err(errno) => return Err(errno),
-                }
+    fn write(&mut self, segment: Segment) -> Result<(), Errno> {
+        let mut outgoing = Outgoing::new(segment);
+        loop {
+            outgoing.limit(self.max_transfer);
+            if outgoing.place().is_empty() {
+                return Ok(());
+            }
+            let (returned, result) = self.write_part(outgoing);
+            outgoing = returned;
+            match result {
+                Ok(len) => outgoing.sent(len),
+                Err(Errno::NOMEM) if self.halve() => {}
+                Err(errno) => return Err(errno),
             }
         }
-        Ok(())
     }
 
-    fn write_joined(&mut self, first: &Segment, second: &Segment) -> Result<(), Errno> {
+    /// Sends a part of a message: by a system call, or by the ring if requests of ended sessions are in
+    /// flight, as the host may never take it and others may wait for them.
+    fn write_part(&mut self, mut outgoing: Box<Outgoing>) -> (Box<Outgoing>, Result<usize, Errno>) {
+        let target = self.cable.endpoints.bulk_in.as_fd();
+        if self.disks.has_abandoned() {
+            match self.disks.send(target, outgoing) {
+                Ok(()) => return self.wait_for_sent(),
+                Err(refused) => outgoing = refused,
+            }
+        }
+        let result = write(target, outgoing.place());
+        (outgoing, result)
+    }
+
+    fn wait_for_sent(&mut self) -> (Box<Outgoing>, Result<usize, Errno>) {
+        loop {
+            self.disks.wait(IDLE);
+            self.take_events();
+            if let Some(sent) = self.disks.take_sent() {
+                return sent;
+            }
+        }
+    }
+
+    /// Sends two messages as one transfer.
+    fn write_joined(&mut self, first: Segment, second: Segment) -> Result<(), Errno> {
         let [a, b, c] = first.parts();
         let [d, e, f] = second.parts();
         let parts = [a, b, c, d, e, f].map(IoSlice::new);

@@ -12,6 +12,7 @@ use crate::Shared;
 use crate::disk::{Answer, carry_out};
 use crate::inbox::Inbox;
 use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
 use crate::uring::DiskQueue;
 
 /// Executes disk requests. The requests of a session that has ended are completed for nobody.
@@ -66,10 +67,15 @@ impl Disks {
         }
     }
 
-    /// Returns whether requests are in flight, of whatever session. Then the thread must not block in a
-    /// system call that the host may never let end: others may wait for their completion.
+    /// Returns whether requests are in flight, of whatever session.
     pub(super) fn has_requests(&self) -> bool {
         matches!(self, Self::Ring(queue) if queue.has_requests())
+    }
+
+    /// Returns whether requests of ended sessions are in flight. Then the thread must not block in a
+    /// system call that the host may never let end: others may wait for their completion.
+    pub(super) fn has_abandoned(&self) -> bool {
+        matches!(self, Self::Ring(queue) if queue.has_abandoned())
     }
 
     /// Starts to receive the next part of a transfer from `source` beside disk requests.
@@ -100,28 +106,46 @@ impl Disks {
         }
     }
 
-    /// Waits for something to do, for `timeout` at most.
+    /// Starts to send the next part of a message to `target` beside disk requests.
+    ///
+    /// # Errors
+    /// Returns the message if it must be sent by a system call.
+    pub(super) fn send(
+        &mut self,
+        target: BorrowedFd<'_>,
+        outgoing: Box<Outgoing>,
+    ) -> Result<(), Box<Outgoing>> {
+        match self {
+            Self::Calls(_) => Err(outgoing),
+            Self::Ring(queue) => queue.send(target, outgoing),
+        }
+    }
+
+    /// Takes a message of which a part was sent, and the result.
+    pub(super) fn take_sent(&mut self) -> Option<(Box<Outgoing>, Result<usize, Errno>)> {
+        match self {
+            Self::Calls(_) => None,
+            Self::Ring(queue) => queue.take_sent(),
+        }
+    }
+
+    /// Waits for something to do, for `timeout` at most. Panics if the ring is unusable; from then on
+    /// system calls are used. What is in flight stays allocated: the kernel may still use it.
     pub(super) fn wait(&mut self, timeout: Duration) {
         match self {
             Self::Calls(inbox) => {
                 let timeout = Timespec::try_from(timeout).ok();
                 let mut wake = [PollFd::from_borrowed_fd(inbox.as_fd(), PollFlags::IN)];
-                let _ = poll(&mut wake, timeout.as_ref());
+                if poll(&mut wake, timeout.as_ref()) == Ok(1) {
+                    inbox.clear_wake();
+                }
             }
             Self::Ring(queue) => {
                 if let Err(error) = queue.wait(timeout) {
-                    // The ring is unusable.
+                    *self = Self::Calls(queue.inbox().clone());
                     panic!("io_uring_enter failed: {error}");
                 }
             }
-        }
-    }
-
-    /// Clears the wake-up of an inbox with messages.
-    pub(super) fn clear_wake(&self) {
-        // The ring reads it itself.
-        if let Self::Calls(inbox) = self {
-            inbox.clear_wake();
         }
     }
 
@@ -139,10 +163,17 @@ impl Disks {
         }
     }
 
-    /// Releases the endpoint, and all disks without requests.
+    /// Releases the endpoints, and all disks without requests.
     pub(super) fn release(&mut self) {
         if let Self::Ring(queue) = self {
             queue.release();
+        }
+    }
+
+    /// Releases all files before the thread ends.
+    pub(super) fn close(&mut self) {
+        if let Self::Ring(queue) = self {
+            queue.close();
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A ring for a thread whose connection has files that the ring cannot wait for, so that it makes
-//! system calls itself: disk requests, and receives beside them.
+//! system calls itself: disk requests, and transfers beside them.
 
 use std::fmt;
 use std::io;
@@ -19,8 +19,9 @@ use super::slots::Key;
 use super::turn::{LastDisk, Turn};
 use crate::Sink;
 use crate::disk::{Answer, Job, Mappings};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Message};
 use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
 use crate::topic::Changes;
 
 /// Most requests of ended sessions that may be in flight to a disk. With more, new ones fail: the disk
@@ -39,7 +40,14 @@ pub(crate) struct DiskQueue {
     source: Option<Rc<FixedFile>>,
     is_receiving: bool,
     received: Option<(Box<Incoming>, Result<usize, Errno>)>,
+    /// The file that is sent to.
+    target: Option<Rc<FixedFile>>,
+    is_sending: bool,
+    sent: Option<(Box<Outgoing>, Result<usize, Errno>)>,
 }
+
+/// How long [`DiskQueue::close`] waits for what is in flight.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 impl DiskQueue {
     /// Opens a ring for this thread.
@@ -61,7 +69,21 @@ impl DiskQueue {
             source: None,
             is_receiving: false,
             received: None,
+            target: None,
+            is_sending: false,
+            sent: None,
         })
+    }
+
+    /// As [`Ring::breaker`].
+    #[cfg(test)]
+    pub(crate) fn breaker(&self) -> impl FnOnce() + Send + use<> {
+        self.turn.ring.breaker()
+    }
+
+    /// Returns the inbox of the thread.
+    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+        &self.turn.inbox
     }
 
     /// Starts a disk request of the current session. Returns it if it is complete.
@@ -99,6 +121,9 @@ impl DiskQueue {
                 }
                 Done::Incoming(incoming, result) => {
                     (self.is_receiving, self.received) = (false, Some((incoming, result)));
+                }
+                Done::Outgoing(outgoing, result) => {
+                    (self.is_sending, self.sent) = (false, Some((outgoing, result)));
                 }
                 Done::Wake => self.turn.ring.arm_wake(),
                 Done::Received(..) | Done::Sent(..) => {}
@@ -155,6 +180,37 @@ impl DiskQueue {
         self.is_receiving || self.received.is_some()
     }
 
+    /// Starts to send the next part of a message to `target`, which is the same file until
+    /// [`DiskQueue::release`]. [`DiskQueue::take_sent`] returns it.
+    ///
+    /// # Errors
+    /// Returns the message if the file table is full, or one of a session that has panicked is being sent.
+    pub(crate) fn send(
+        &mut self,
+        target: BorrowedFd<'_>,
+        outgoing: Box<Outgoing>,
+    ) -> Result<(), Box<Outgoing>> {
+        if self.target.is_none() {
+            self.target = self.turn.ring.put(target).ok();
+        }
+        let Some(file) = self.target.as_ref().filter(|_| !self.is_sending) else {
+            return Err(outgoing);
+        };
+        (self.is_sending, self.sent) = (true, None);
+        self.turn.ring.send_part(outgoing, file.clone());
+        Ok(())
+    }
+
+    /// Returns the message of which a part was sent, and the result.
+    pub(crate) fn take_sent(&mut self) -> Option<(Box<Outgoing>, Result<usize, Errno>)> {
+        self.sent.take()
+    }
+
+    /// Returns whether requests of ended sessions are in flight.
+    pub(crate) fn has_abandoned(&self) -> bool {
+        self.in_flight.iter().any(|(session, _)| *session != self.session)
+    }
+
     /// Returns whether requests are in flight.
     pub(crate) fn has_requests(&self) -> bool {
         !self.in_flight.is_empty()
@@ -185,19 +241,72 @@ impl DiskQueue {
 
     /// Releases disks that are no longer exported.
     pub(crate) fn release_withdrawn(&mut self) {
-        self.last.release_withdrawn();
+        if self.last.release_withdrawn() {
+            // An error will recur when there is something to do.
+            let _ = self.turn.ring.enter(None);
+        }
     }
 
     /// Releases all files that are not in use.
     pub(crate) fn release(&mut self) {
-        (self.last, self.source) = (LastDisk::default(), None);
+        (self.last, self.source, self.target) = (LastDisk::default(), None, None);
         // An error will recur when there is something to do.
         let _ = self.turn.ring.enter(None);
+    }
+
+    /// Ends the wait for the inbox and releases all files, so that the ring can be dropped. What is still in
+    /// flight, as a transfer that the host does not end, keeps its files.
+    pub(crate) fn close(&mut self) {
+        self.release();
+        drop(self.turn.inbox.take());
+        self.turn.inbox.push(Message::Quit);
+        let until = Instant::now() + CLOSE_TIMEOUT;
+        loop {
+            match self.turn.ring.reap() {
+                Some(Done::Wake) => return self.release(),
+                Some(Done::Disk(owner, job)) => {
+                    let done = self.turn.resume(owner, job);
+                    done.map(|job| self.complete(owner, job));
+                }
+                Some(_) => {}
+                None if Instant::now() >= until => return,
+                None if self.turn.ring.enter(Some(CLOSE_TIMEOUT)).is_err() => return,
+                None => {}
+            }
+        }
     }
 }
 
 impl fmt::Debug for DiskQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DiskQueue({} in flight)", self.in_flight.len())
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::fd::AsFd;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    #[test]
+    fn closed_queue_holds_no_file() {
+        let Ok(mut queue) = DiskQueue::open(Inbox::new().unwrap(), Arc::new(drop)) else {
+            eprintln!("skipped: io_uring is not available");
+            return;
+        };
+        let (ours, theirs) = io::pipe().unwrap();
+        // A file that stays in the table, as those of a disk in use.
+        let file = queue.turn.ring.put(theirs.as_fd()).unwrap();
+        drop(theirs);
+        queue.wait(Duration::ZERO).unwrap();
+        queue.close();
+        drop(queue);
+        let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        let mut end = [PollFd::new(&ours, PollFlags::empty())];
+        assert_eq!(poll(&mut end, Some(&tick)), Ok(1));
+        drop(file);
     }
 }

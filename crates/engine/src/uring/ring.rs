@@ -15,6 +15,7 @@
 //!   direct receive, segments), and a reference to the socket;
 //! - an [`Incoming`] is boxed; it owns the memory that a part of a transfer is received into: a boxed
 //!   array, or the buffer of a direct receive;
+//! - an [`Outgoing`] is boxed; it owns the message that a part is sent of;
 //! - a [`Wake`] owns the eight bytes that its eventfd is read into;
 //! - each of them owns a reference to the [`FixedFile`]s of the entry, whose indices are not reused
 //!   before.
@@ -62,6 +63,7 @@ use super::slots::{Key, Slots};
 use crate::disk::Job;
 use crate::inbox::Inbox;
 use crate::incoming::Incoming;
+use crate::outgoing::Outgoing;
 use disk::disk_entry;
 pub(super) use receiving::{LARGE, Receiving};
 pub(super) use sending::Sending;
@@ -99,6 +101,7 @@ enum Pending {
     Receive(Box<Receiving>),
     Send(Box<Sending>),
     Incoming(Box<Incoming>, Rc<FixedFile>),
+    Outgoing(Box<Outgoing>, Rc<FixedFile>),
     Wake(Box<Wake>),
 }
 
@@ -113,6 +116,8 @@ pub(crate) enum Done {
     Sent(Box<Sending>, Result<usize, Errno>),
     /// A part of a transfer from a USB endpoint.
     Incoming(Box<Incoming>, Result<usize, Errno>),
+    /// A part of a message to a USB endpoint.
+    Outgoing(Box<Outgoing>, Result<usize, Errno>),
     /// The inbox has a message.
     Wake,
 }
@@ -232,6 +237,12 @@ impl Ring {
         self.start(key);
     }
 
+    /// Starts to send a part of a message to a USB endpoint, as [`Ring::receive_part`].
+    pub(crate) fn send_part(&mut self, outgoing: Box<Outgoing>, file: Rc<FixedFile>) {
+        let key = self.pending.insert(Pending::Outgoing(outgoing, file));
+        self.start(key);
+    }
+
     /// Starts to send the rest of the batch.
     pub(crate) fn send(&mut self, sending: Box<Sending>) {
         let key = self.pending.insert(Pending::Send(sending));
@@ -291,6 +302,10 @@ impl Ring {
                 let (memory, len) = (place.as_mut_ptr(), length(place));
                 opcode::Read::new(Fixed(file.index()), memory, len).build()
             }
+            Pending::Outgoing(outgoing, file) => {
+                let part = outgoing.place();
+                opcode::Write::new(Fixed(file.index()), part.as_ptr(), length(part)).build()
+            }
             Pending::Wake(wake) => wake.entry(),
         };
         self.push(entry.user_data(key.number()));
@@ -343,6 +358,17 @@ impl Ring {
         }
     }
 
+    /// Returns what makes every later [`Ring::enter`] fail, called on any thread while the ring exists.
+    #[cfg(test)]
+    pub(crate) fn breaker(&self) -> impl FnOnce() + Send + use<> {
+        let ring = self.ring.as_raw_fd();
+        move || {
+            let null = std::fs::File::open("/dev/null").unwrap();
+            // SAFETY: replaces the descriptor, which stays open.
+            assert_ne!(unsafe { libc::dup2(null.as_raw_fd(), ring) }, -1);
+        }
+    }
+
     /// Returns whether entries have not been submitted.
     pub(crate) fn has_unsubmitted(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
@@ -379,7 +405,7 @@ impl Ring {
             Pending::Receive(_) | Pending::Send(_) => {
                 matches!(result, Err(Errno::INTR | Errno::AGAIN))
             }
-            Pending::Incoming(..) | Pending::Wake(_) => false,
+            Pending::Incoming(..) | Pending::Outgoing(..) | Pending::Wake(_) => false,
         };
         if again {
             self.start(key);
@@ -393,6 +419,7 @@ impl Ring {
                 Done::Sent(sending, result)
             }
             Pending::Incoming(incoming, _) => Done::Incoming(incoming, result),
+            Pending::Outgoing(outgoing, _) => Done::Outgoing(outgoing, result),
             Pending::Wake(_) => Done::Wake,
         })
     }

@@ -41,10 +41,12 @@ pub(crate) struct LastDisk {
 }
 
 impl LastDisk {
-    /// Releases the disk if it is no longer exported.
-    pub(crate) fn release_withdrawn(&mut self) {
-        self.files = self.files.take().filter(|(disk, _)| disk.strong_count() > 0);
+    /// Releases the disk if it is no longer exported. Returns whether it has released files, which the
+    /// next [`Ring::enter`] removes from the table.
+    pub(crate) fn release_withdrawn(&mut self) -> bool {
         self.pace.release_withdrawn();
+        let is_gone = |disk: &Weak<Export>| disk.upgrade().is_none_or(|disk| disk.is_gone());
+        self.files.take_if(|(disk, _)| is_gone(disk)).is_some()
     }
 
     /// Returns the indices of the files of the request's disk in the file table.

@@ -275,7 +275,7 @@ impl Worker {
                     self.with(key, |connection, turn| connection.sent(turn, sending, result));
                 }
                 // Endpoints have a thread of their own.
-                Done::Incoming(..) => {}
+                Done::Incoming(..) | Done::Outgoing(..) => {}
                 Done::Wake => self.turn.ring.arm_wake(),
             }
         }
