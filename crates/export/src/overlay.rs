@@ -54,7 +54,7 @@ pub struct Overlay {
     layout: OverlayLayout,
     states: Box<[OverlayState]>,
     owners: Mutex<Owners>,
-    /// Held while room is reserved.
+    /// Held while a state is measured, and while what it stores or has reserved is added.
     reserving: Mutex<()>,
 }
 
@@ -76,8 +76,6 @@ pub struct OverlayState {
 pub(crate) struct Claim {
     export: Arc<Export>,
     claimed: Claimed,
-    /// Whether the host may write, and there was no free state.
-    no_room: bool,
 }
 
 /// What a connection uses.
@@ -86,7 +84,18 @@ enum Claimed {
     /// The state with this index.
     State(usize),
     /// Only the disk: the host has no state.
-    Base(OverlayHost),
+    Base(OverlayHost, NoState),
+}
+
+/// Why a host has no state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoState {
+    /// It may only read, or its name is too long.
+    NotAllowed,
+    /// An older connection of it uses the disk without one.
+    OlderConnection,
+    /// None is free.
+    NoRoom,
 }
 
 impl Claim {
@@ -99,21 +108,20 @@ impl Claim {
     ) -> Option<Self> {
         let Backing::Overlay(overlay) = export.backing() else { return None };
         let host = if overlay.layout.is_private { host? } else { &OverlayHost::All };
-        let claimed = overlay.claim(host, may_write);
-        let no_room = may_write && matches!(claimed, Claimed::Base(_));
-        Some(Self { export: export.clone(), claimed, no_room })
+        Some(Self { export: export.clone(), claimed: overlay.claim(host, may_write) })
     }
 
     /// Returns the index of the state.
     pub(crate) fn state(&self) -> Option<usize> {
         match self.claimed {
             Claimed::State(index) => Some(index),
-            Claimed::Base(_) => None,
+            Claimed::Base(..) => None,
         }
     }
 
+    /// Returns whether the host may write, and there was no free state.
     pub(crate) fn has_no_room(&self) -> bool {
-        self.no_room
+        matches!(self.claimed, Claimed::Base(_, NoState::NoRoom))
     }
 }
 
@@ -234,30 +242,53 @@ impl Overlay {
     /// read two contents.
     fn claim(&self, host: &OverlayHost, may_write: bool) -> Claimed {
         let mut owners = self.owners();
-        let index =
-            if self.layout.is_private { self.find(&mut owners, host, may_write) } else { Some(0) };
-        if let Some(owner) = index.and_then(|index| owners.states.get_mut(index)) {
-            owner.connections += 1;
-            return Claimed::State(index.unwrap_or_default());
-        }
+        let found =
+            if self.layout.is_private { self.find(&mut owners, host, may_write) } else { Ok(0) };
+        let cause = match found {
+            Ok(index) => {
+                if let Some(owner) = owners.states.get_mut(index) {
+                    owner.connections += 1;
+                }
+                return Claimed::State(index);
+            }
+            Err(cause) => cause,
+        };
         match owners.without.iter_mut().find(|(known, _)| known == host) {
             Some((_, connections)) => *connections += 1,
             None => owners.without.push((host.clone(), 1)),
         }
-        Claimed::Base(host.clone())
+        Claimed::Base(host.clone(), cause)
     }
 
-    fn find(&self, owners: &mut Owners, host: &OverlayHost, may_write: bool) -> Option<usize> {
-        let known = owners.states.iter().position(|owner| owner.host.as_ref() == Some(host));
-        let may_allocate = may_write
-            && host.text().len() <= MAX_TEXT
-            && owners.without.iter().all(|(other, _)| other != host);
-        known.or_else(|| may_allocate.then(|| self.allocate(&mut owners.states, host))?)
+    /// Returns the state of a host, or gives it a free one.
+    fn find(
+        &self,
+        owners: &mut Owners,
+        host: &OverlayHost,
+        may_write: bool,
+    ) -> Result<usize, NoState> {
+        if let Some(known) =
+            owners.states.iter().position(|owner| owner.host.as_ref() == Some(host))
+        {
+            return Ok(known);
+        }
+        if !may_write || host.text().len() > MAX_TEXT {
+            return Err(NoState::NotAllowed);
+        }
+        let index = self.free(&owners.states, host).ok_or(NoState::NoRoom)?;
+        if owners.without.iter().any(|(other, _)| other == host) {
+            return Err(NoState::OlderConnection);
+        }
+        let both = self.states.get(index).zip(owners.states.get_mut(index));
+        let (state, owner) = both.ok_or(NoState::NoRoom)?;
+        state.has_key.store(host.has_key(), Ordering::Release);
+        owner.host = Some(host.clone());
+        Ok(index)
     }
 
-    /// Gives a free state to a host. States of hosts that are not connected and have written nothing are
-    /// free.
-    fn allocate(&self, owners: &mut [Owner], host: &OverlayHost) -> Option<usize> {
+    /// Returns a free state for a host. States of hosts that are not connected and have written nothing
+    /// are free.
+    fn free(&self, owners: &[Owner], host: &OverlayHost) -> Option<usize> {
         let is_free =
             |(state, owner): (&OverlayState, &Owner)| owner.connections == 0 && !state.is_changed();
         let with_key = |owner: &Owner| owner.host.as_ref().is_some_and(OverlayHost::has_key);
@@ -266,10 +297,7 @@ impl Overlay {
         if !host.has_key() && without_key >= MAX_WITHOUT_KEY {
             return None;
         }
-        let index = all().position(is_free)?;
-        self.states.get(index)?.has_key.store(host.has_key(), Ordering::Release);
-        owners.get_mut(index)?.host = Some(host.clone());
-        Some(index)
+        all().position(is_free)
     }
 
     /// Ends the use by a connection.
@@ -281,7 +309,7 @@ impl Overlay {
                     owner.connections = owner.connections.saturating_sub(1);
                 }
             }
-            Claimed::Base(host) => {
+            Claimed::Base(host, _) => {
                 if let Some((_, connections)) =
                     owners.without.iter_mut().find(|(known, _)| known == host)
                 {
@@ -315,7 +343,7 @@ impl OverlayState {
     }
 
     /// Sets how many bytes it stores.
-    pub fn set_used(&self, bytes: u64) {
+    fn set_used(&self, bytes: u64) {
         self.used.store(bytes, Ordering::Release);
     }
 
@@ -365,27 +393,51 @@ mod test {
         // The state of a host that has written nothing is given to the next one.
         assert_eq!((claim(&named(9)), overlay.host(0)), (Claimed::State(0), Some(named(9))));
         // A host that may only read gets none, but finds what it has written before.
-        assert_eq!(overlay.claim(&named(8), false), Claimed::Base(named(8)));
+        assert_eq!(overlay.claim(&named(8), false), Claimed::Base(named(8), NoState::NotAllowed));
         assert_eq!(overlay.claim(&keyed(1), false), Claimed::State(1));
     }
 
     #[test]
     fn host_with_a_connection_without_state_gets_none() {
         let overlay = overlay(1, 100, true).unwrap();
-        let (state, base) = (Claimed::State(0), Claimed::Base(named(2)));
+        let (state, base) = (Claimed::State(0), |cause| Claimed::Base(named(2), cause));
         assert_eq!(overlay.claim(&named(1), true), state);
         // There is no room, or the host may only read.
-        for may_write in [true, false] {
-            assert_eq!(overlay.claim(&named(2), may_write), base);
+        for (may_write, cause) in [(true, NoState::NoRoom), (false, NoState::NotAllowed)] {
+            assert_eq!(overlay.claim(&named(2), may_write), base(cause));
         }
         overlay.release(&state);
         // There is room now, but one connection of the host still reads the disk.
-        overlay.release(&base);
-        assert_eq!(overlay.claim(&named(2), true), base);
-        overlay.release(&base);
-        overlay.release(&base);
+        overlay.release(&base(NoState::NoRoom));
+        let older = base(NoState::OlderConnection);
+        assert_eq!(overlay.claim(&named(2), true), older);
+        overlay.release(&older);
+        overlay.release(&older);
         assert_eq!(overlay.claim(&named(2), true), state);
         assert!(overlay.owners().without.is_empty());
+    }
+
+    #[test]
+    fn no_room_is_reported_only_if_no_state_is_free() {
+        let overlay = overlay(1, 100, true).unwrap();
+        let (identity, geometry) =
+            (crate::Identity::default(), crate::Geometry::new(512, 512).unwrap());
+        let backing = Backing::Overlay(overlay);
+        let export = Arc::new(Export::new("a", "a", identity, geometry, 1 << 20, backing));
+        let claim = |host: OverlayHost, may_write| {
+            let claim = Claim::new(&export, Some(&host), may_write).unwrap();
+            ((claim.state(), claim.has_no_room()), claim)
+        };
+        let (has, first) = claim(named(1), true);
+        assert_eq!(has, (Some(0), false));
+        let (has, older) = claim(named(2), true);
+        assert_eq!((has, claim(named(3), false).0), ((None, true), (None, false)));
+        drop(first);
+        assert_eq!(claim(named(2), true).0, (None, false), "the older connection reads the disk");
+        drop(older);
+        let long = OverlayHost::Named("n".repeat(MAX_TEXT + 1));
+        assert_eq!(claim(long, true).0, (None, false), "its name is too long");
+        assert_eq!(claim(named(2), true).0, (Some(0), false));
     }
 
     #[test]

@@ -267,8 +267,7 @@ pub(super) fn clear(
     state.map()?.set(range, Source::Zeros, |at, bytes| store(state.map_file, at, bytes))?;
     room.commit();
     // Other hosts may have the room.
-    state.state.set_used(state.used()?);
-    Ok(())
+    Overlay::measure(export, state.index, || state.used())
 }
 
 fn blocks(export: &Export, offset: u64, len: u64) -> Range<u64> {

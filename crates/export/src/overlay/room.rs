@@ -1,9 +1,9 @@
 //! The limit of what an overlay stores, and its division between hosts.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::{Overlay, OverlayState};
+use super::Overlay;
 use crate::{Backing, Export, Fault};
 
 /// Room that a request in flight has reserved, until it is dropped.
@@ -17,28 +17,26 @@ pub struct Reserved {
 impl Reserved {
     /// Records that the request has stored its data. The bytes count as used until the state is measured
     /// again.
-    pub fn commit(self) {
-        if let Some(state) = self.own() {
-            state.used.fetch_add(self.bytes, Ordering::AcqRel);
-        }
+    pub fn commit(mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let Backing::Overlay(overlay) = self.export.backing() else { return };
+        let Some(state) = overlay.states.get(self.state) else { return };
+        // A measurement that has begun may have missed the data: it must not be stored after this.
+        let _reserving = overlay.reserving();
+        state.used.fetch_add(bytes, Ordering::AcqRel);
+        state.reserved.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// Adds what another reservation in the same state has reserved.
     pub fn join(&mut self, mut other: Self) {
         self.bytes = self.bytes.saturating_add(std::mem::take(&mut other.bytes));
     }
-
-    fn own(&self) -> Option<&OverlayState> {
-        match self.export.backing() {
-            Backing::Overlay(overlay) => overlay.states.get(self.state),
-            Backing::Raw(_) | Backing::Virtual(_) => None,
-        }
-    }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if let Some(state) = self.own() {
+        let Backing::Overlay(overlay) = self.export.backing() else { return };
+        if let Some(state) = overlay.states.get(self.state) {
             state.reserved.fetch_sub(self.bytes, Ordering::AcqRel);
         }
     }
@@ -57,7 +55,7 @@ impl Overlay {
         measure: impl FnOnce() -> Result<u64, Fault>,
     ) -> Result<Reserved, Fault> {
         let Backing::Overlay(overlay) = export.backing() else { return Err(Fault::Io) };
-        let _reserving = overlay.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _reserving = overlay.reserving();
         let own = overlay.states.get(state).ok_or(Fault::Io)?;
         own.set_used(measure()?);
         if !overlay.has_room(state, growth) {
@@ -65,6 +63,25 @@ impl Overlay {
         }
         own.reserved.fetch_add(growth, Ordering::AcqRel);
         Ok(Reserved { export: export.clone(), state, bytes: growth })
+    }
+
+    /// Measures how many bytes a state stores, as a discard makes room for other hosts.
+    ///
+    /// # Errors
+    /// The fault of `measure`.
+    pub fn measure(
+        export: &Export,
+        state: usize,
+        measure: impl FnOnce() -> Result<u64, Fault>,
+    ) -> Result<(), Fault> {
+        let Backing::Overlay(overlay) = export.backing() else { return Err(Fault::Io) };
+        let _reserving = overlay.reserving();
+        overlay.states.get(state).ok_or(Fault::Io)?.set_used(measure()?);
+        Ok(())
+    }
+
+    fn reserving(&self) -> MutexGuard<'_, ()> {
+        self.reserving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether a state may store `growth` bytes more. All states together store at most the
@@ -93,13 +110,23 @@ impl Overlay {
 
 #[cfg(test)]
 mod test {
-    use super::super::{Claim, MAX_STATES, MAX_WITHOUT_KEY, OverlayHost, OverlayLayout};
+    use super::super::{
+        Claim, MAX_STATES, MAX_WITHOUT_KEY, OverlayHost, OverlayLayout, OverlayState,
+    };
     use super::*;
+    use std::sync::atomic::AtomicU64;
+    use std::thread::JoinHandle;
+    use std::time::Duration;
+
     use crate::{Geometry, Identity};
 
     fn export(states: usize, limit: u64) -> Arc<Export> {
+        export_of(states, limit, true)
+    }
+
+    fn export_of(states: usize, limit: u64, is_private: bool) -> Arc<Export> {
         let file = |_| std::fs::File::open("/dev/null").unwrap().into();
-        let layout = OverlayLayout { limit, map_cost: 1, is_private: true, is_durable: false };
+        let layout = OverlayLayout { limit, map_cost: 1, is_private, is_durable: false };
         let overlay = Overlay::new((0..1 + 2 * states).map(file).collect(), layout).unwrap();
         let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
         let backing = Backing::Overlay(overlay);
@@ -149,9 +176,61 @@ mod test {
         assert!(store(&export, states[0], 0, 45) && !store(&export, states[0], 45, 1));
         assert!(store(&export, states[1], 0, 22) && !store(&export, states[1], 22, 1));
         // A discard makes room for all.
-        state(&export, states[0]).set_used(0);
+        Overlay::measure(&export, states[0], || Ok(0)).unwrap();
         assert!(store(&export, states[2], 0, 34) && !store(&export, states[2], 34, 1));
         assert!(!store(&export, states[2], u64::MAX, u64::MAX) && !store(&export, 9, 0, 0));
+    }
+
+    #[test]
+    fn commit_during_a_measurement_is_counted() {
+        let export = export(1, 1000);
+        let index = host(&export, &OverlayHost::Keyed("1".to_owned())).unwrap();
+        let reserve = |bytes| Overlay::reserve(&export, index, bytes, || Ok(0)).unwrap();
+        let commit = |reserved: Reserved, thread: &mut Option<JoinHandle<()>>| {
+            *thread = Some(std::thread::spawn(move || reserved.commit()));
+            // It has ended by then, if it does not wait for the measurement.
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(0)
+        };
+        let (reserved, mut thread) = (reserve(30), None);
+        drop(Overlay::reserve(&export, index, 10, || commit(reserved, &mut thread)).unwrap());
+        thread.take().unwrap().join().unwrap();
+        assert_eq!(state(&export, index).taken(), 30);
+        let reserved = reserve(30);
+        Overlay::measure(&export, index, || commit(reserved, &mut thread)).unwrap();
+        thread.unwrap().join().unwrap();
+        assert_eq!(state(&export, index).taken(), 30);
+    }
+
+    #[test]
+    fn writes_and_discards_at_once_keep_the_limit() {
+        const LIMIT: u64 = 40;
+        let export = export_of(1, LIMIT, false);
+        let file = AtomicU64::new(0);
+        let stored = || {
+            let bytes = file.load(Ordering::SeqCst);
+            std::thread::yield_now();
+            Ok(bytes)
+        };
+        let work = |discards: bool| {
+            for round in 0..20_000 {
+                if discards && round % 16 == 0 {
+                    file.store(0, Ordering::SeqCst);
+                    Overlay::measure(&export, 0, stored).unwrap();
+                }
+                let growth = 1 + round % 7;
+                let Ok(room) = Overlay::reserve(&export, 0, growth, stored) else { continue };
+                let all = file.fetch_add(growth, Ordering::SeqCst) + growth;
+                room.commit();
+                assert!(all <= LIMIT, "{all}");
+            }
+        };
+        std::thread::scope(|scope| {
+            for discards in [false, false, false, true] {
+                scope.spawn(move || work(discards));
+            }
+        });
+        assert!(state(&export, 0).taken() >= file.into_inner());
     }
 
     #[test]
