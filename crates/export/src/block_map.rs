@@ -313,22 +313,40 @@ impl BlockMap {
     /// Returns how many bytes the leaves occupy, in memory and in the file, that [`Self::set`] would
     /// store. A leaf of which all blocks are in the overlay is not counted: they occupy far more.
     pub fn growth(&self, range: Range<u64>, source: Source) -> u64 {
-        let grows = |block: u64| {
-            let index = block / BLOCKS_PER_LEAF;
-            let whole = index * BLOCKS_PER_LEAF..self.blocks.min((index + 1) * BLOCKS_PER_LEAF);
-            let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
-            let is_whole = range.start <= whole.start && whole.end <= range.end;
-            leaf.filter(|leaf| !is_whole && leaf.words.get().is_none()).is_some_and(|leaf| {
-                let uniform = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
-                uniform != source && uniform != Source::Overlay
-            })
-        };
         let Some(last) = range.end.checked_sub(1).filter(|last| *last >= range.start) else {
             return 0;
         };
         let is_one = range.start / BLOCKS_PER_LEAF == last / BLOCKS_PER_LEAF;
+        let grows = |block| self.grows(block / BLOCKS_PER_LEAF, &range, source);
         let leaves = u64::from(grows(range.start)) + u64::from(!is_one && grows(last));
         2 * LEAF_BYTES * leaves
+    }
+
+    /// Returns the part of the range whose source can be set without [growth](Self::growth): without its
+    /// first and its last leaf, where these grow. All blocks that are left out have one source.
+    pub fn part_without_growth(&self, range: Range<u64>, source: Source) -> Range<u64> {
+        let first = range.start / BLOCKS_PER_LEAF;
+        let start = match self.grows(first, &range, source) {
+            true => range.end.min((first + 1) * BLOCKS_PER_LEAF),
+            false => range.start,
+        };
+        let last = range.end.saturating_sub(1) / BLOCKS_PER_LEAF;
+        let end = match start < range.end && self.grows(last, &range, source) {
+            true => start.max(last * BLOCKS_PER_LEAF),
+            false => range.end,
+        };
+        start..end
+    }
+
+    /// Returns whether the leaf would be stored with its blocks in the range set to the source.
+    fn grows(&self, index: u64, range: &Range<u64>, source: Source) -> bool {
+        let whole = index * BLOCKS_PER_LEAF..self.blocks.min((index + 1) * BLOCKS_PER_LEAF);
+        let leaf = usize::try_from(index).ok().and_then(|index| self.leaves.get(index));
+        let is_whole = range.start <= whole.start && whole.end <= range.end;
+        leaf.filter(|leaf| !is_whole && leaf.words.get().is_none()).is_some_and(|leaf| {
+            let uniform = Source::from_bits(leaf.uniform.load(Ordering::Acquire).into());
+            uniform != source && uniform != Source::Overlay
+        })
     }
 
     /// Returns how many bytes the table of leaves of a map of `blocks` blocks occupies, in memory and

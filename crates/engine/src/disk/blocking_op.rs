@@ -57,7 +57,7 @@ impl BlockingOp {
     pub(crate) fn run(&self) -> Answer {
         if self.op.mutates() {
             let range = (self.start, self.end);
-            return overlay::clear(&self.export, self.state, range).map(|()| Vec::new());
+            return overlay::clear(&self.export, self.state, self.op, range).map(|()| Vec::new());
         }
         if self.op == Op::Flush {
             return overlay::persist_state(&self.export, self.state).map(|()| Vec::new());

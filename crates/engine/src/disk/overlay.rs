@@ -245,18 +245,33 @@ pub(super) fn record(admitted: &Admitted) -> Result<(), Fault> {
 /// Executes a discard, or zeroes: deallocates a range of bytes of the data, and records its blocks as
 /// zeros. Blocks: the range may be all of the disk.
 ///
+/// No protocol demands that a discard is carried out. So without room for the map it leaves the blocks of
+/// a leaf that the map does not have yet: nothing of them is stored, and discards go on to make room.
+///
 /// # Errors
-/// [`Fault::NoSpace`] if there is no room for the map: discarded blocks must read as zeros. Fails if a
-/// file cannot be changed.
+/// [`Fault::NoSpace`] for zeroes, if there is no room for the map. Fails if a file cannot be changed.
 pub(super) fn clear(
     export: &Arc<Export>,
     state: Option<usize>,
+    op: Op,
     (start, end): (u64, u64),
 ) -> Result<(), Fault> {
     let Some(state) = State::of(export, state) else { return Err(Fault::ReadOnly) };
-    let (range, len) =
-        (blocks(export, start, end.saturating_sub(start)), end.saturating_sub(start));
-    let room = state.prepare(range.clone(), Source::Zeros, 0)?;
+    let mut range = blocks(export, start, end.saturating_sub(start));
+    let room = match state.prepare(range.clone(), Source::Zeros, 0) {
+        // The map would take memory.
+        Err(Fault::NoSpace) if op == Op::Discard && !state.state.is_changed() => return Ok(()),
+        Err(Fault::NoSpace) if op == Op::Discard => {
+            range = state.map()?.part_without_growth(range, Source::Zeros);
+            Room::default()
+        }
+        room => room?,
+    };
+    if range.is_empty() {
+        return Ok(());
+    }
+    let shift = export.geometry.shift();
+    let (start, len) = (range.start << shift, (range.end - range.start) << shift);
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match rustix::io::retry_on_intr(|| rustix::fs::fallocate(state.data, mode, start, len)) {
         // What cannot be deallocated is hidden by the map.
@@ -542,12 +557,47 @@ mod test {
         let zero = Op::Zero { unmap: false, fast: false, durable: false };
         let clear = |(leaf, op): (usize, Op)| run_op(&grant, op, (leaf << 14) + 5, 1, 0).result;
         let ops = [Op::Discard, zero].into_iter().cycle();
-        let results: Vec<_> = (0..LEAVES).zip(ops).map(clear).collect();
+        let results: Vec<_> = (0..LEAVES).zip(ops.clone()).map(clear).collect();
         let full = results.iter().position(Result::is_err).unwrap();
-        assert!(full > 0 && results[full..].iter().all(|it| *it == Err(Fault::NoSpace)));
+        let wanted = ops.skip(full).map(|op| if op == zero { Err(Fault::NoSpace) } else { Ok(()) });
+        assert!(full > 0 && results[full..].iter().copied().eq(wanted.take(LEAVES - full)));
         assert!(2 * stored_bytes(&map).unwrap() <= 10 * 4096);
         assert_eq!(clear((0, Op::Discard)), Ok(()), "its leaf exists");
         assert_eq!(run_op(&grant, Op::Discard, 0, LEAVES << 14, 0).result, Ok(()));
+    }
+
+    #[test]
+    fn full_overlay_discards_what_needs_no_room() {
+        const LEAF: usize = 1 << 14;
+        let disk = std::fs::File::from(memory(3 * LEAF * BLOCK));
+        for at in [LEAF - 8, 2 * LEAF] {
+            disk.write_all_at(&[7; 8 * BLOCK], (at * BLOCK) as u64).unwrap();
+        }
+        let disk = OwnedFd::from(disk);
+        let grant = |limit| {
+            let files = [disk.try_clone().unwrap(), memory(3 * LEAF * BLOCK), memory(0)];
+            grant_of(files, limit, (BLOCK, 3 * LEAF))
+        };
+        let full = grant(12 * 4096);
+        let write = |lba| run_op(&full, WRITE, lba, 8, 9).result;
+        let written = (0..12).take_while(|page| write(LEAF + 8 * page).is_ok()).count();
+        assert!((1..12).contains(&written));
+        let around = (LEAF - 8, LEAF + 16);
+        let zero = Op::Zero { unmap: true, fast: false, durable: false };
+        assert_eq!(run_op(&full, zero, around.0, around.1, 0).result, Err(Fault::NoSpace));
+        // It begins and ends in leaves of which nothing is written.
+        assert_eq!(run_op(&full, Op::Discard, around.0, around.1, 0).result, Ok(()));
+        let read = |grant: &Grant, lba| {
+            let buffer = run_op(grant, Op::Read, lba, 8, 0).buffer.unwrap();
+            assert!(buffer.bytes().iter().all(|byte| *byte == buffer.bytes()[0]));
+            buffer.bytes()[0]
+        };
+        assert_eq!([LEAF - 8, LEAF, 2 * LEAF].map(|lba| read(&full, lba)), [7, 0, 7]);
+        assert_eq!(write(LEAF + 8 * written), Ok(()), "the discard makes room");
+        // There is not even room for the map.
+        let none = grant(4096);
+        assert_eq!(run_op(&none, Op::Discard, around.0, around.1, 0).result, Ok(()));
+        assert_eq!(read(&none, LEAF - 8), 7);
     }
 
     #[test]
