@@ -461,6 +461,7 @@ fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -
 
 #[cfg(test)]
 mod test {
+    use super::overlays::GivenOverlay;
     use super::*;
     use crate::disk_filter::DiskSelector;
     use crate::overlay;
@@ -724,15 +725,63 @@ mod test {
         fake.write("proc/meminfo", "MemTotal:        4194304 kB\n");
         let mut hotplug = fake.hotplug();
         hotplug.filter = Some(DiskFilter { overlay_all: true, ..DiskFilter::default() });
-        let limit = |hotplug: &mut Hotplug| hotplug.overlay_limit(&hotplug.options.look().unwrap());
+        let limit = |hotplug: &mut Hotplug| examined(&fake, |it| hotplug.overlay_limit(it));
         // Half of the memory, and half of that for a disk that is plugged in later.
         let first = limit(&mut hotplug);
         assert_eq!(first, 1 << 30);
-        let export = lent(&fake.disks()[0]).export;
-        hotplug.overlays.exports.push((Arc::downgrade(&export), first));
+        let export = give(&mut hotplug, &fake.disks()[0], first);
         assert_eq!(limit(&mut hotplug), 1 << 29);
         drop(export);
         assert_eq!(limit(&mut hotplug), first);
+    }
+
+    /// Records an overlay of a disk, which is exported until the return value is dropped.
+    fn give(hotplug: &mut Hotplug, disk: &Disk, limit: u64) -> Arc<Export> {
+        let LentDisk { export, device, .. } = lent(disk);
+        hotplug.overlays.given.push(GivenOverlay {
+            export: Arc::downgrade(&export),
+            device,
+            limit,
+        });
+        export
+    }
+
+    #[test]
+    fn overlays_of_several_disks_have_equal_parts() {
+        let fake = Fake::new("overlay-parts");
+        fake.write("proc/meminfo", "MemTotal:        3145728 kB\n");
+        fake.write("proc/self/mountinfo", "25 1 8:402 / /home rw - ext4 /dev/sdx rw\n");
+        // The second disk for an overlay; one in use, one for writing, and what is no disk.
+        for (name, number, sectors) in
+            [("sdy", 401, 2048), ("sdx", 402, 2048), ("sdw", 403, 2048), ("loop0", 404, 0)]
+        {
+            fake.write(&format!("sys/class/block/{name}/dev"), &format!("8:{number}\n"));
+            fake.write(&format!("sys/class/block/{name}/size"), &format!("{sectors}\n"));
+            fake.write(&format!("sys/class/block/{name}/diskseq"), "9\n");
+            fake.write(&format!("dev/{name}"), &"\0".repeat(1 << 20));
+        }
+        let mut hotplug = fake.hotplug();
+        let writable = vec![DiskSelector::new("sdw")];
+        hotplug.filter = Some(DiskFilter { overlay_all: true, writable, ..DiskFilter::default() });
+        let disk = |name| fake.disks().into_iter().find(|disk| disk.name == name).unwrap();
+        let limit = |hotplug: &mut Hotplug| examined(&fake, |it| hotplug.overlay_limit(it));
+        let part = 1 << 29;
+        assert_eq!(limit(&mut hotplug), part);
+        let first = give(&mut hotplug, &disk("sdz"), part);
+        assert_eq!(limit(&mut hotplug), part);
+        let _second = give(&mut hotplug, &disk("sdy"), part);
+        // What is left is for a third one, and half of it for the next.
+        assert_eq!(limit(&mut hotplug), part / 2);
+        drop(first);
+        assert_eq!(limit(&mut hotplug), part);
+        // A disk that was chosen at the console counts as well.
+        hotplug.filter = Some(DiskFilter::default());
+        hotplug.overlays.given.clear();
+        assert_eq!(limit(&mut hotplug), 3 << 28);
+        for name in ["sdz", "sdy"] {
+            hotplug.choose_overlay(&lent(&disk(name)), true, Instant::now());
+        }
+        assert_eq!(limit(&mut hotplug), part);
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use export::Export;
 use failure::Failure;
-use linux::in_use::Machine;
+use linux::reason::Code;
 
-use super::Hotplug;
+use super::{Hotplug, boots_target_mode};
 use crate::device::Device;
+use crate::disk_filter::Selection;
 use crate::lend::{ExaminedDisk, LentDisk, Writes};
 use crate::overlay;
 
@@ -19,9 +20,17 @@ const MIN_LIMIT: u64 = 16 << 20;
 /// The overlays that exist, and what was chosen at the console.
 #[derive(Debug, Default)]
 pub(super) struct ConsoleOverlays {
-    /// Exports with an overlay, and the most memory that each may take.
-    pub(super) exports: Vec<(Weak<Export>, u64)>,
+    pub(super) given: Vec<GivenOverlay>,
     choices: Vec<Choice>,
+}
+
+/// A disk that is exported with an overlay.
+#[derive(Debug)]
+pub(super) struct GivenOverlay {
+    pub(super) export: Weak<Export>,
+    pub(super) device: Option<Device>,
+    /// The most memory that it may take, in bytes.
+    pub(super) limit: u64,
 }
 
 /// Whether a disk has an overlay, as chosen at the console.
@@ -70,7 +79,7 @@ impl Hotplug {
         &mut self,
         examined: &ExaminedDisk<'_>,
     ) -> Result<LentDisk, Failure> {
-        let limit = self.overlay_limit(examined.machine);
+        let limit = self.overlay_limit(examined);
         let lent = match limit >= MIN_LIMIT {
             true => {
                 self.options.overlay.limit = limit;
@@ -80,7 +89,8 @@ impl Hotplug {
         };
         match lent {
             Ok(lent) => {
-                self.overlays.exports.push((Arc::downgrade(&lent.export), limit));
+                let (export, device) = (Arc::downgrade(&lent.export), lent.device.clone());
+                self.overlays.given.push(GivenOverlay { export, device, limit });
                 Ok(lent)
             }
             Err(failure) => {
@@ -93,15 +103,32 @@ impl Hotplug {
 
     /// Returns the limit of another overlay: equal parts of what the others leave, for it, for the disks
     /// that are to have one, and for a disk that is plugged in later.
-    pub(super) fn overlay_limit(&mut self, machine: &Machine) -> u64 {
-        self.overlays.exports.retain(|(export, _)| export.strong_count() > 0);
-        let exports = &self.overlays.exports;
-        let wanted = machine.disks.iter().filter(|disk| {
-            let filter = self.filter.as_ref();
-            !disk.is_partition() && filter.is_some_and(|filter| filter.has_overlay(disk))
-        });
-        let waiting = wanted.count().saturating_sub(exports.len()).max(1) as u64;
-        let taken = exports.iter().fold(0u64, |sum, (_, limit)| sum.saturating_add(*limit));
+    pub(super) fn overlay_limit(&mut self, examined: &ExaminedDisk<'_>) -> u64 {
+        self.overlays.given.retain(|given| given.export.strong_count() > 0);
+        let ExaminedDisk { machine, findings, .. } = *examined;
+        let all = machine.disks.iter().map(|disk| ExaminedDisk { machine, disk, findings });
+        let waiting = all.filter(|other| self.awaits_overlay(other)).count().max(1) as u64;
+        let given = self.overlays.given.iter();
+        let taken = given.fold(0u64, |sum, given| sum.saturating_add(given.limit));
         overlay::console_budget(&self.options.tree).saturating_sub(taken) / (waiting + 1)
+    }
+
+    /// Returns whether a disk is to be exported with an overlay, and has none yet.
+    fn awaits_overlay(&self, examined: &ExaminedDisk<'_>) -> bool {
+        let ExaminedDisk { machine, disk, findings } = *examined;
+        let device = Some(Device::of(disk));
+        if self.overlays.given.iter().any(|given| given.device == device)
+            || !self.wants_overlay(examined)
+        {
+            return false;
+        }
+        let Some((selection, _)) = self.select(examined) else { return false };
+        let mut verdict = machine.judge(disk, findings);
+        if self.examining.contains(&disk.name) {
+            // Its answer is still expected.
+            verdict.reasons.retain(|reason| reason.code != Code::Silent);
+        }
+        let is_stick = selection == Selection::Any && boots_target_mode(examined);
+        selection != Selection::Writable && self.allowed(&verdict, selection) && !is_stick
     }
 }
