@@ -30,7 +30,7 @@ const SECOND: &str = "second-machine";
 pub(super) fn scenario() -> Scenario {
     Scenario {
         name: "overlay",
-        kernels: &["6.1", "6.12"],
+        kernels: &["6.12"],
         newest: &[],
         on_host: &[SECOND, "images-unchanged"],
         run,

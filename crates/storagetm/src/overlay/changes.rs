@@ -36,10 +36,11 @@ pub(super) fn export(options: &Export) -> Result<(), Failure> {
     if let Some(disk) = &options.qcow2 {
         return export_qcow2(&folder, state, disk, &options.file);
     }
-    let file = create(&options.file)?;
+    let new_file = NewFile::create(&options.file)?;
     let mut map_path = options.file.as_os_str().to_owned();
     map_path.push(".map");
-    let mut map_file = create(Path::new(&map_path))?;
+    let new_map = NewFile::create(Path::new(&map_path))?;
+    let (file, mut map_file) = (&new_file.file, &new_map.file);
     let record = folder.record();
     file.set_len(record.bytes).map_err(cannot)?;
     let mut lines = String::from(
@@ -60,13 +61,44 @@ pub(super) fn export(options: &Export) -> Result<(), Failure> {
         lines.push_str(&format!("0x{at:08X}  0x{len:08X}  {status}\n"));
     }
     map_file.write_all(lines.as_bytes()).map_err(cannot)?;
-    file.sync_all().and_then(|()| map_file.sync_all()).map_err(cannot)
+    file.sync_all().and_then(|()| map_file.sync_all()).map_err(cannot)?;
+    new_file.keep();
+    new_map.keep();
+    Ok(())
 }
 
-fn create(path: &Path) -> Result<File, Failure> {
-    let mut new = OpenOptions::new();
-    let new = new.write(true).create_new(true).mode(0o600).open(path);
-    new.map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))
+/// A file that did not exist before. It is removed when this is dropped, unless it is kept.
+struct NewFile<'a> {
+    path: &'a Path,
+    file: File,
+    is_kept: bool,
+}
+
+impl<'a> NewFile<'a> {
+    /// Creates the file.
+    ///
+    /// # Errors
+    /// Fails with a sentence, also if it exists.
+    fn create(path: &'a Path) -> Result<Self, Failure> {
+        let mut new = OpenOptions::new();
+        let new = new.write(true).create_new(true).mode(0o600).open(path);
+        let file = new.map_err(|error| {
+            Failure::new(format!("{} cannot be written: {error}", path.display()))
+        })?;
+        Ok(Self { path, file, is_kept: false })
+    }
+
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 /// Makes a qcow2 image of what a host sees, whose backing file is the disk.
@@ -89,9 +121,12 @@ fn export_qcow2(
     })?;
     let (block, bytes) = (u64::from(folder.record().block), folder.record().bytes);
     let changed = Changed { state, map: &map, base: lent.export.backing().written(), block, bytes };
-    let image = changed.write(BufWriter::new(create(to)?), backing).map_err(failed)?;
+    let new_file = NewFile::create(to)?;
+    let image = changed.write(BufWriter::new(&new_file.file), backing).map_err(failed)?;
     let image = image.into_inner().map_err(|error| failed(error.into_error()))?;
-    image.sync_all().map_err(failed)
+    image.sync_all().map_err(failed)?;
+    new_file.keep();
+    Ok(())
 }
 
 /// The disk as a host has changed it.
@@ -105,7 +140,7 @@ struct Changed<'a> {
 
 impl Changed<'_> {
     /// Writes the image, whose clusters are those that have changed.
-    fn write(&self, to: BufWriter<File>, backing: &str) -> io::Result<BufWriter<File>> {
+    fn write<'f>(&self, to: BufWriter<&'f File>, backing: &str) -> io::Result<BufWriter<&'f File>> {
         let mut image = Qcow2Writer::new(to, self.bytes, Some(backing))?;
         let (mut buffer, mut at) = (buffer()?, 0);
         while at < self.bytes {

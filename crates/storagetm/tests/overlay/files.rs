@@ -217,6 +217,24 @@ fn exports_qcow2(folder: &Folder, at: &str, image: &str) {
 }
 
 #[test]
+fn failed_export_leaves_no_file() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 7);
+    let (running, events) = serve_files("uring", &image, &folder);
+    assert_eq!(nbd(&events).write(512, &[1; 512]).unwrap(), 0);
+    end(running);
+    let at = overlay_folder(&folder);
+    let (export, map) = (folder.path("changes.img"), folder.path("changes.img.map"));
+    fs::write(&map, "of somebody").unwrap();
+    assert!(refused(&["overlay", "export", &at, &export]).contains("exists"));
+    assert!(!Path::new(&export).exists());
+    assert_eq!(fs::read_to_string(&map).unwrap(), "of somebody");
+    fs::remove_file(&map).unwrap();
+    scene::run_ok(&["overlay", "export", &at, &export], "");
+    assert!(Path::new(&export).exists() && Path::new(&map).exists());
+}
+
+#[test]
 fn changes_are_listed_exported_and_discarded() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 7);

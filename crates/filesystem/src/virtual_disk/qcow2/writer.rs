@@ -54,9 +54,8 @@ impl<W> Qcow2Writer<W> {
 }
 
 impl<W: Write + Seek> Qcow2Writer<W> {
-    /// Begins an image of a disk of `bytes` bytes in an empty file, which QEMU rounds down to 512: it is
-    /// rounded up here. `backing` is the path of a raw image
-    /// or a device.
+    /// Begins an image of a disk in an empty file. `bytes` is the size of the disk, which is rounded up to
+    /// 512 bytes, since QEMU would round it down. `backing` is the path of a raw image or a device.
     ///
     /// # Errors
     /// Fails if the disk is too large, if the path is too long, or if the file cannot be written.
