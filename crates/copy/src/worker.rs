@@ -33,6 +33,9 @@ pub(crate) struct Worker {
     unflushed: Vec<Range<u64>>,
     unflushed_since: Option<Instant>,
     unflushed_bytes: u64,
+    /// A flush is due after this many bytes. Each loss halves it: a destination that is restarted again and
+    /// again before a flush would never be done.
+    flush_after: u64,
     flushing: Option<Vec<Range<u64>>>,
     /// A sample of the data written since the last flush, and one of the flush in flight.
     sample: Option<Sample>,
@@ -92,6 +95,7 @@ impl Worker {
             unflushed: Vec::new(),
             unflushed_since: None,
             unflushed_bytes: 0,
+            flush_after: u64::MAX,
             flushing: None,
             sample: None,
             flushing_sample: None,
@@ -293,6 +297,10 @@ impl Worker {
         }
         let mut volatile = std::mem::take(&mut self.unflushed);
         volatile.extend(self.flushing.take().unwrap_or_default());
+        let lost: u64 = volatile.iter().map(|range| range.end - range.start).sum();
+        if lost > 0 {
+            self.flush_after = (lost / 2).max(self.shared.config.chunk);
+        }
         (self.unflushed_since, self.unflushed_bytes) = (None, 0);
         (self.sample, self.flushing_sample) = (None, None);
         for range in &volatile {

@@ -191,7 +191,7 @@ impl Worker {
         let over = done || (self.shared.is_halted() && self.pieces.is_empty());
         let due = config.track_unflushed
             && (unflushed_since.elapsed() > FLUSH_INTERVAL
-                || self.unflushed_bytes > config.max_unflushed);
+                || self.unflushed_bytes > config.max_unflushed.min(self.flush_after));
         if !(over || due) || !self.io.has_free_slot(Side::Destination) {
             return false;
         }
