@@ -1,8 +1,9 @@
 //! Instructions for the other machine: for each address the commands of each tool, and how to
 //! obtain a key.
 
+use export::Access;
 use protocol::PROTOCOLS;
-use protocol::commands::{Command, Instructions};
+use protocol::commands::{Command, Effect, Instructions};
 use protocol::endpoint::{Endpoint, EndpointAddr, INTERFACE};
 
 use crate::page::{Page, Role, group_digits, labels};
@@ -63,10 +64,13 @@ impl Address {
         self.instructions(None, false).find_map(|protocol| protocol.pair)
     }
 
-    /// Returns the commands of all protocols for `disk`, or those for all disks.
+    /// Returns the commands of all protocols for `disk`, or those for all disks: to boot from it only if
+    /// hosts may write to it.
     pub(crate) fn commands(&self, disk: Option<&Disk>, digests: bool) -> Vec<Command> {
+        let boots = disk.is_some_and(|disk| disk.access == Access::Writable);
         let mut commands: Vec<Command> =
             self.instructions(disk, digests).flat_map(|protocol| protocol.commands).collect();
+        commands.retain(|command| boots || command.effect != Effect::Boot);
         commands.sort_by_key(|command| command.effect);
         commands
     }

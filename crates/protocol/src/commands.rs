@@ -51,6 +51,8 @@ pub enum Effect {
     Copy,
     /// Less common.
     Other,
+    /// Boots a system from the disk, which writes to it.
+    Boot,
 }
 
 impl Endpoint {

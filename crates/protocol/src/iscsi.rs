@@ -44,7 +44,8 @@ fn instructions(endpoint: &Endpoint, export: Option<ExportNames<'_>>, _: bool) -
         other("Windows, PowerShell: attach the disk", windows(at, &name, "")),
         other("Linux, open-iscsi: attach the disk", login(at, &name)),
     ];
-    commands.extend(ipxe(at, &name).map(|line| other("iPXE: boot from the disk", line)));
+    let boot = |line| Command::new(Effect::Boot, "iPXE: boot from the disk", line);
+    commands.extend(ipxe(at, &name).map(boot));
     Instructions { commands, listed, ..Instructions::default() }
 }
 

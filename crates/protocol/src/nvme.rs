@@ -43,6 +43,7 @@ fn instructions(
     let mut commands =
         vec![Command::new(Effect::AttachAll, "nvme-cli: attach all disks", all.clone())];
     let mut listed = Vec::new();
+    let boot = kernel_arguments(at).filter(|_| !keyed);
     if let Some(ExportNames { id, short }) = export {
         let one = attach(at, keyed, &nqn::of(id), digests);
         listed.push(one.clone());
@@ -51,6 +52,10 @@ fn instructions(
             Command::new(Effect::Copy, "storagetm: copy the disk", copy(at, short)),
             Command::new(Effect::Other, "nvme-cli: attach the disk alone", one),
         ]);
+    }
+    if export.is_some() {
+        let purpose = "Linux with dracut (module nvmf): kernel arguments to boot from the disk";
+        commands.extend(boot.map(|line| Command::new(Effect::Boot, purpose, line)));
     }
     listed.push(all);
     let key_help = "To attach with a key, the other machine needs Linux 6.7 or newer with TLS and \
@@ -99,6 +104,20 @@ pub fn machine(at: &NetAddr) -> String {
     }
 }
 
+/// Returns what is added to the kernel arguments of a system (`root=...`) so that an initrd of dracut with
+/// its module nvmf attaches all disks; `None` for an address of one interface, which cannot be named there.
+/// The module knows no keys.
+fn kernel_arguments(at: &NetAddr) -> Option<String> {
+    let is_near = at.interface.is_some() || at.ip.is_loopback();
+    let configure = match at.ip {
+        IpAddr::V4(ip) if ip.is_link_local() => "link-local",
+        IpAddr::V4(_) => "dhcp",
+        IpAddr::V6(_) => "auto6",
+    };
+    let line = format!("ip={configure} rd.neednet=1 rd.nvmf.discover=tcp,{},,{}", at.ip, at.port);
+    (!is_near).then_some(line)
+}
+
 /// The interface is passed as an option: a discovery log page entry has no room for the zone of
 /// a link-local address, and `connect-all` uses the addresses from the entries.
 fn line(verb: &str, at: &NetAddr, keyed: bool, nqn: Option<&str>, digests: bool) -> String {
@@ -114,6 +133,7 @@ fn line(verb: &str, at: &NetAddr, keyed: bool, nqn: Option<&str>, digests: bool)
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::endpoint::EndpointAddr;
 
     fn at(ip: &str, interface: Option<&str>) -> NetAddr {
         NetAddr { ip: ip.parse().unwrap(), interface: interface.map(str::to_owned), port: 4420 }
@@ -144,6 +164,31 @@ mod test {
             "nvme connect -t tcp -a 192.168.1.5 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:1 \
              --hdr-digest --data-digest"
         );
+    }
+
+    #[test]
+    fn boot_line_is_shown_where_dracut_can_use_it() {
+        let lines = |ip, interface, keyed| {
+            let addr = EndpointAddr::Net(at(ip, interface));
+            let endpoint = Endpoint { protocol: Protocol::Nvme, addr, keyed };
+            let id = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000".into();
+            let names = ExportNames { id: &id, short: "sda" };
+            let commands = endpoint.instructions(Some(names), false).commands;
+            let texts = commands.into_iter().map(|command| command.text);
+            texts.filter(|text| text.contains("rd.nvmf")).collect::<Vec<_>>()
+        };
+        let line = "ip=dhcp rd.neednet=1 rd.nvmf.discover=tcp,192.168.1.5,,4420";
+        assert_eq!(lines("192.168.1.5", None, false), [line]);
+        let line = "ip=auto6 rd.neednet=1 rd.nvmf.discover=tcp,2001:db8::5,,4420";
+        assert_eq!(lines("2001:db8::5", None, false), [line]);
+        assert!(lines("169.254.7.9", None, false)[0].starts_with("ip=link-local "));
+        for (ip, interface, keyed) in [
+            ("192.168.1.5", None, true),
+            ("fe80::1", Some("eth0"), false),
+            ("127.0.0.1", None, false),
+        ] {
+            assert!(lines(ip, interface, keyed).is_empty(), "{ip} {keyed}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod narrow;
 mod overlay;
 mod overlay_boot;
 mod qmp;
+mod stock;
 mod target;
 mod tree;
 mod usb;
@@ -84,6 +85,8 @@ enum Part {
     Boot(boot::Options),
     /// Only blktests' NVMe tests, with a copy of blktests; compared with tests/vm/blktests/results.txt
     Blktests(blktests::Options),
+    /// Only a Debian without changes that boots from a lent disk; as root, installs it first
+    Stock(stock::Options),
     /// Stand between a host and its target in a test machine, and take groups out of what the host offers
     #[command(hide = true)]
     Narrow(narrow::Options),
@@ -108,7 +111,7 @@ impl Options {
     fn boot(&self) -> Option<boot::Options> {
         match &self.part {
             Some(Part::Boot(options)) => Some(options.clone()),
-            Some(Part::Blktests(_) | Part::Narrow(_)) => None,
+            Some(Part::Blktests(_) | Part::Stock(_) | Part::Narrow(_)) => None,
             None => (self.kernel == "all").then(boot::Options::default),
         }
     }
@@ -146,6 +149,9 @@ fn run_all(options: &Options, bench: &Bench, tally: &mut Tally) -> Result<()> {
     if let Some(Part::Blktests(part)) = &options.part {
         blktests::run(part, bench, &|name| options.wants(name), tally)?;
     }
+    if let Some(Part::Stock(part)) = &options.part {
+        stock::run(part, bench, &|name| options.wants(name), tally)?;
+    }
     if let Some(part) = options.boot() {
         boot::run(&part, bench, &|name| options.wants(name), tally)?;
     }
@@ -158,6 +164,9 @@ fn skip_all(options: &Options, reason: &str, tally: &mut Tally) -> Result<()> {
     }
     if let Some(Part::Blktests(_)) = &options.part {
         blktests::skip(reason, &|name| options.wants(name), tally)?;
+    }
+    if let Some(Part::Stock(_)) = &options.part {
+        stock::skip(reason, &|name| options.wants(name), tally);
     }
     if let Some(part) = options.boot() {
         boot::skip(&part, reason, &|name| options.wants(name), tally);

@@ -15,7 +15,7 @@ use super::case::{Results, Scenario};
 use super::guest::{Guest, virtio_disk};
 use super::image::{self, MIB};
 use super::initramfs::{self, Job};
-use super::target::Target;
+use super::target::{LOOPBACK, Target};
 
 /// A run takes about a minute on two cores; limits a guest that hangs.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -113,7 +113,7 @@ impl Lent {
             images.push((image.clone(), image::sha256(&image)?));
         }
         let log = folder.join("storagetm.log");
-        let target = Target::start_at(&bench.program, arguments, port.into(), log)?;
+        let target = Target::start_at(&bench.program, arguments, (LOOPBACK, port.into()), log)?;
         Ok(Self { target, images })
     }
 

@@ -13,11 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::events::Events;
 
+pub(super) const LOOPBACK: &str = "127.0.0.1";
+
 /// A running storagetm; killed on drop.
 #[derive(Debug)]
 pub(super) struct Target {
     program: PathBuf,
     disks: Vec<String>,
+    address: &'static str,
     log: PathBuf,
     child: Child,
     lines: Receiver<String>,
@@ -28,19 +31,20 @@ impl Target {
     /// Serves disks on a free port of the loopback, and waits until it is ready. `disks` are
     /// arguments: paths, with `--writable` before writable ones.
     pub(super) fn start(program: &Path, disks: Vec<String>, log: PathBuf) -> Result<Self> {
-        Self::start_at(program, disks, 0, log)
+        Self::start_at(program, disks, (LOOPBACK, 0), log)
     }
 
-    /// As [`Self::start`], on this port.
+    /// As [`Self::start`], on this address and port; on a free one, if the port is 0.
     pub(super) fn start_at(
         program: &Path,
         disks: Vec<String>,
-        port: u64,
+        (address, port): (&'static str, u64),
         log: PathBuf,
     ) -> Result<Self> {
-        let (child, lines) = spawn(program, &disks, port, &log)?;
+        let (child, lines) = spawn(program, &disks, (address, port), &log)?;
         let program = program.to_owned();
-        let mut target = Self { program, disks, log, child, lines, events: Events::default() };
+        let events = Events::default();
+        let mut target = Self { program, disks, address, log, child, lines, events };
         target.until_ready()?;
         Ok(target)
     }
@@ -51,7 +55,8 @@ impl Target {
         self.child.kill()?;
         self.child.wait()?;
         thread::sleep(pause);
-        (self.child, self.lines) = spawn(&self.program, &self.disks, port, &self.log)?;
+        (self.child, self.lines) =
+            spawn(&self.program, &self.disks, (self.address, port), &self.log)?;
         self.events = Events::default();
         self.until_ready()
     }
@@ -109,11 +114,11 @@ impl Drop for Target {
 fn spawn(
     program: &Path,
     disks: &[String],
-    port: u64,
+    (address, port): (&str, u64),
     log: &Path,
 ) -> Result<(Child, Receiver<String>)> {
     let mut child = Command::new(program)
-        .args(["serve", "--json", "--listen", &format!("127.0.0.1:{port}")])
+        .args(["serve", "--json", "--listen", &format!("{address}:{port}")])
         .args(disks)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

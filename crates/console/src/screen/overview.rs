@@ -97,7 +97,7 @@ fn instructions(model: &Model, state: &State, style: Style) -> Vec<Block> {
     let mut blocks = vec![pairing_instructions(model, at, &which, style)];
     let disk = model.disks.get(state.selected.min(model.disks.len().saturating_sub(1)));
     let commands = at.commands(disk, model.digests).into_iter();
-    let lines = commands.filter(|line| line.effect != Effect::Other).enumerate();
+    let lines = commands.filter(|line| line.effect < Effect::Other).enumerate();
     blocks.extend(lines.map(|(n, line)| {
         let mut page = Page::new(style);
         if n == 0 {
