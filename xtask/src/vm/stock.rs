@@ -157,7 +157,7 @@ fn try_it(
     let found = first.get("nqn");
     let matches = found == Some(&nqn);
     results.decide("nqn", expect(matches, || format!("expected {nqn}, found {found:?}")));
-    let found = first.get("earlier").is_none();
+    let found = !first.contains_key("earlier");
     ensure!(found, "the first boot found what only it writes");
     let second = boot(folder, "second", &system, target.port()?, results)?;
     let found = second.contains_key("earlier");
