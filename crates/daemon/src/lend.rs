@@ -11,7 +11,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Cache, Export, ExportId, Identity};
+use export::{Access, Base, Cache, Export, ExportId, Identity};
+use filesystem::Container;
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
@@ -211,24 +212,32 @@ impl LendOptions {
         let geometry = request.geometry(&opened)?;
         let overlaid = request.writes == Writes::ToOverlay;
         let options = (&self.tree, &self.overlay);
-        let overlay =
-            overlaid.then(|| NewOverlay::over(&opened, &identity, disk, options)).transpose()?;
-        let identity = match (&overlay, &indexed) {
-            (Some(overlay), _) => overlay.identity(identity)?,
-            (None, Some(disk)) => disk.identity(identity),
-            (None, None) => identity,
+        let identity = match &indexed {
+            Some(disk) => disk.identity(identity),
+            None => identity,
+        };
+        let container = indexed.as_ref().map(IndexedDisk::container);
+        let overlay = overlaid
+            .then(|| NewOverlay::over(&opened, &identity, disk, container, options))
+            .transpose()?;
+        let identity = match &overlay {
+            Some(overlay) => overlay.identity(identity)?,
+            None => identity,
         };
         let id = self.id(&request.path, &identity)?;
         let may_write = request.writes != Writes::Refused;
-        let (bytes, filled) = bytes_of(&opened, &path, may_write)?;
+        let (bytes, filled) = bytes_of(&opened, &path, (may_write, container))?;
         keep_aligned(&opened);
         let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
         let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
-        let as_virtual = indexed.as_ref().map(|indexed| indexed.note(&path));
-        let backing = match (&overlay, indexed) {
-            (Some(overlay), _) => overlay.backing(descriptor)?,
-            (None, Some(indexed)) => indexed.backing(descriptor)?,
-            (None, None) => descriptor.into(),
+        let as_virtual = indexed.as_ref().map(|indexed| indexed.note(&path, overlaid));
+        let base = match indexed {
+            Some(indexed) => indexed.base(descriptor)?,
+            None => Base::Raw(descriptor),
+        };
+        let backing = match &overlay {
+            Some(overlay) => overlay.backing(base)?,
+            None => base.into(),
         };
         let mut export = Export::new(&path, id, identity, geometry, bytes, backing);
         export.access = if may_write { Access::Writable } else { Access::ReadOnly };
@@ -409,12 +418,17 @@ fn keep_aligned(opened: &Opened) {
 fn bytes_of(
     opened: &Opened,
     path: &str,
-    may_write: bool,
+    (may_write, container): (bool, Option<Container>),
 ) -> Result<(u64, Option<String>), Failure> {
     let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
     let (bytes, block) = (opened.bytes + tail, opened.logical_block);
     if tail == 0 {
         return Ok((bytes, None));
+    }
+    if may_write && container.is_some() {
+        return Err(Failure::new(format!(
+            "the disk in {path} has {bytes} bytes, which is not a multiple of its block size; lend it read-only"
+        )));
     }
     if may_write {
         return Err(Failure::new(format!(
@@ -590,7 +604,8 @@ mod test {
         ] {
             assert!(lent.notes[0].contains(said), "{:?}", lent.notes);
         }
-        let [base] = lent.export.backing().only_read() else { panic!("no overlay") };
+        let mut only_read = lent.export.backing().only_read(Access::Writable);
+        let (Some(base), None) = (only_read.next(), only_read.next()) else { panic!("no overlay") };
         let mode = rustix::fs::fcntl_getfl(base).unwrap() & OFlags::ACCMODE;
         assert_eq!((mode, lent.file_bytes()), (OFlags::RDONLY, None));
     }

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 
 use console::{KeptByHost, KeptChanges};
 use export::{
-    Backing, BlockMap, Export, Identity, MAX_STATES, Overlay, OverlayHost, OverlayLayout,
+    Backing, Base, BlockMap, Export, Identity, MAX_STATES, Overlay, OverlayHost, OverlayLayout,
 };
 use failure::Failure;
+use filesystem::Container;
 use folder::SHARED;
 pub use folder::{BaseDisk, OverlayContents, OverlayFolder, OverlayRecord, StateFiles, list};
 use linux::block::{self, Disk};
@@ -45,7 +46,7 @@ pub struct OverlayRef {
 
 impl OverlayRef {
     pub(crate) fn of(export: &Export) -> Option<Self> {
-        let Backing::Overlay(overlay) = export.backing() else { return None };
+        let overlay = export.backing().overlay()?;
         let OverlayLayout { limit, is_private, is_durable, .. } = overlay.layout();
         let kept_in = if is_durable { "files" } else { "memory" };
         Some(Self { kept_in, limit, shared: !is_private })
@@ -115,7 +116,8 @@ pub(crate) struct NewOverlay {
 }
 
 impl NewOverlay {
-    /// Returns an overlay over an opened disk, as the options demand.
+    /// Returns an overlay over an opened disk, as the options demand. `container` is the format of the file that the
+    /// disk is in.
     ///
     /// # Errors
     /// Fails if the disk is too large for the limit, or if the files cannot be used.
@@ -123,10 +125,12 @@ impl NewOverlay {
         opened: &Opened,
         identity: &Identity,
         disk: Option<&Disk>,
+        container: Option<Container>,
         (tree, options): (&Tree, &OverlayOptions),
     ) -> Result<Self, Failure> {
         let base = BaseDisk {
             path: &opened.path,
+            container,
             file: opened.descriptor.as_fd(),
             uuid: identity.uuid,
             bytes: opened.bytes,
@@ -182,12 +186,12 @@ impl NewOverlay {
         Ok(Identity { uuid, nguid: None, eui64: None, serial, ..base })
     }
 
-    /// Returns the backing, over the descriptor of the disk.
+    /// Returns the backing, over the files of the disk.
     ///
     /// # Errors
     /// Fails if memory is exhausted, or if a file cannot be used.
-    pub(crate) fn backing(&self, base: OwnedFd) -> Result<Backing, Failure> {
-        let mut files = vec![base];
+    pub(crate) fn backing(&self, base: Base) -> Result<Backing, Failure> {
+        let mut files = Vec::new();
         let states = if self.layout.is_private { MAX_STATES } else { 1 };
         for number in 0..states {
             let name = if self.layout.is_private { number.to_string() } else { SHARED.to_owned() };
@@ -199,7 +203,7 @@ impl NewOverlay {
                 Failure::new(format!("the files of an overlay cannot be made: {error}"))
             })?);
         }
-        let overlay = Overlay::new(files, self.layout).map(Backing::Overlay);
+        let overlay = Overlay::new(files, self.layout).map(|overlay| Backing::over(base, overlay));
         overlay.ok_or_else(|| Failure::new("the files of an overlay cannot be made"))
     }
 
@@ -259,7 +263,7 @@ fn in_files(state: StateFiles) -> io::Result<[OwnedFd; 3]> {
 /// Returns how many bytes of the limit are used: by the data, and by the map, which is in its file and
 /// in the worker. Returns `None` without an overlay.
 pub(crate) fn kept(export: &Export) -> Option<KeptChanges> {
-    let Backing::Overlay(overlay) = export.backing() else { return None };
+    let overlay = export.backing().overlay()?;
     let in_files = overlay.layout().is_durable;
     let mut kept = KeptChanges { in_files, ..KeptChanges::default() };
     for state in 0..overlay.states() {
@@ -308,6 +312,7 @@ pub(crate) mod test {
         let path = Path::new("/dev/zero");
         let base_disk = BaseDisk {
             path,
+            container: None,
             file: base.as_fd(),
             uuid: [1; 16],
             bytes,
@@ -318,7 +323,7 @@ pub(crate) mod test {
         let named = Identity { nguid: Some([1; 16]), eui64: Some([1; 8]), ..Identity::default() };
         let identity = overlay.identity(named).unwrap();
         assert_eq!((identity.nguid, identity.eui64, identity.serial.len()), (None, None, 20));
-        overlay.backing(base.into())
+        overlay.backing(Base::Raw(base.into()))
     }
 
     #[test]
@@ -329,7 +334,7 @@ pub(crate) mod test {
         let export = Export::new("a", "a", Identity::default(), geometry, 1 << 20, backing);
         let kept = || kept(&export).unwrap();
         assert_eq!(kept(), KeptChanges::default());
-        let Backing::Overlay(overlay) = export.backing() else { panic!("no overlay") };
+        let overlay = export.backing().overlay().unwrap();
         let write = |file: &OwnedFd, bytes: &[u8]| {
             File::from(file.try_clone().unwrap()).write_all_at(bytes, 0).unwrap();
         };

@@ -437,7 +437,7 @@ impl State {
         let stores = self.stores_reservations && may_persist(&assigned.export);
         export.reservations = stores.then(|| ReservationsWire { saved: saved.clone() });
         let request = Request::Lend(export);
-        let files = assigned.export.backing().descriptors().iter();
+        let files = assigned.export.backing().descriptors();
         self.pass(&request, &files.map(AsFd::as_fd).collect::<Vec<_>>());
         if let Some(assigned) = self.disk_by_number(disk) {
             assigned.is_sent = true;

@@ -18,7 +18,8 @@ use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use backing::{
-    Location, has_durable_map, has_overlay, is_cached, is_device, locate, perform, zeros,
+    Location, has_durable_map, has_overlay, is_cached, is_device, is_in_place, locate, perform,
+    zeros,
 };
 pub(crate) use blocking_op::{Answer, BlockingOp};
 pub(crate) use mapping::Mapping;
@@ -388,9 +389,9 @@ impl Job {
     /// own offsets, if it has not begun.
     pub(crate) fn single_file(&self) -> Option<usize> {
         let (start, len) = (self.admitted.offset(), self.admitted.len());
-        let is_moved = matches!(self.admitted.export().backing(), Backing::Virtual(_));
         let Location { file, len: run, .. } = locate(&self.admitted, start, len);
-        (self.done == 0 && run >= len && !is_moved).then_some(file)
+        let is_in_place = is_in_place(self.admitted.export().backing(), file);
+        (self.done == 0 && run >= len && is_in_place).then_some(file)
     }
 
     /// Executes a read, or a write that need not be durable, on the mapping of its

@@ -6,91 +6,188 @@ use std::slice;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Overlay, OverlayLayout, VirtualDisk};
+use crate::{Access, Overlay, OverlayLayout, VirtualDisk};
 
-/// The open files that hold the data of an export, and how its bytes are laid out in them. Only
-/// data: the driver interprets it.
+/// The open files that hold the data of an export, and how its bytes are laid out in them: a base, and
+/// perhaps an overlay with what hosts have written to it. Only data: the driver interprets it.
 #[derive(Debug)]
-pub enum Backing {
+pub struct Backing {
+    base: Base,
+    overlay: Option<Overlay>,
+}
+
+/// The files of an export without an overlay, or under one.
+#[derive(Debug)]
+pub enum Base {
     /// A block device or a file in which every byte of the export has the same offset.
     Raw(OwnedFd),
-    /// A disk that is only read, and files with what was written to the export.
-    Overlay(Overlay),
     /// An image file in a format of virtual machines. Only read.
     Virtual(VirtualDisk),
 }
 
 /// The layout of a [`Backing`], without the files. A process sends both to another separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Layout {
-    /// That of [`Backing::Raw`].
+pub struct Layout {
+    /// That of the base.
+    pub base: BaseLayout,
+    /// That of the overlay, if there is one.
+    pub overlay: Option<OverlayLayout>,
+}
+
+/// The layout of a [`Base`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BaseLayout {
+    /// That of [`Base::Raw`].
     Raw,
-    /// That of [`Backing::Overlay`].
-    Overlay(OverlayLayout),
-    /// That of [`Backing::Virtual`].
+    /// That of [`Base::Virtual`].
     Virtual,
 }
 
-impl Backing {
-    /// Returns the backing of this layout on `descriptors`, which are in the order of
-    /// [`Backing::descriptors`]. Returns `None` if the layout has another number of them.
-    pub fn new(layout: Layout, descriptors: Vec<OwnedFd>) -> Option<Self> {
+impl BaseLayout {
+    /// Returns the number of files.
+    fn files(self) -> usize {
+        match self {
+            Self::Raw => 1,
+            Self::Virtual => 2,
+        }
+    }
+}
+
+impl From<OverlayLayout> for Layout {
+    /// Returns the layout of an overlay over a disk in one file.
+    fn from(overlay: OverlayLayout) -> Self {
+        Self { base: BaseLayout::Raw, overlay: Some(overlay) }
+    }
+}
+
+impl Base {
+    /// Returns the base of this layout on `files`. Returns `None` if the layout has another number of them.
+    fn new(layout: BaseLayout, files: Vec<OwnedFd>) -> Option<Self> {
         match layout {
-            Layout::Raw => {
-                let [disk] = descriptors.try_into().ok()?;
+            BaseLayout::Raw => {
+                let [disk] = files.try_into().ok()?;
                 Some(Self::Raw(disk))
             }
-            Layout::Overlay(layout) => Overlay::new(descriptors, layout).map(Self::Overlay),
-            Layout::Virtual => VirtualDisk::new(descriptors).map(Self::Virtual),
+            BaseLayout::Virtual => VirtualDisk::new(files).map(Self::Virtual),
+        }
+    }
+
+    /// Returns the layout.
+    fn layout(&self) -> BaseLayout {
+        match self {
+            Self::Raw(_) => BaseLayout::Raw,
+            Self::Virtual(_) => BaseLayout::Virtual,
+        }
+    }
+
+    /// Returns all files.
+    pub fn files(&self) -> &[OwnedFd] {
+        match self {
+            Self::Raw(disk) => slice::from_ref(disk),
+            Self::Virtual(disk) => disk.files(),
+        }
+    }
+
+    /// Returns the files that are never written, although hosts may write to the export.
+    fn only_read(&self) -> &[OwnedFd] {
+        match self {
+            Self::Raw(_) => &[],
+            Self::Virtual(disk) => disk.files(),
+        }
+    }
+}
+
+impl Backing {
+    /// Returns the backing with this overlay.
+    pub fn over(base: Base, overlay: Overlay) -> Self {
+        Self { base, overlay: Some(overlay) }
+    }
+
+    /// Returns the backing of this layout on `descriptors`, which are in the order of
+    /// [`Backing::descriptors`]. Returns `None` if the layout has another number of them.
+    pub fn new(layout: Layout, mut descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let of_base = layout.base.files();
+        let of_overlay = descriptors.split_off(of_base.min(descriptors.len()));
+        let base = Base::new(layout.base, descriptors)?;
+        match layout.overlay {
+            Some(layout) => Some(Self::over(base, Overlay::new(of_overlay, layout)?)),
+            None => of_overlay.is_empty().then_some(Self { base, overlay: None }),
         }
     }
 
     /// Returns the layout.
     pub fn layout(&self) -> Layout {
-        match self {
-            Self::Raw(_) => Layout::Raw,
-            Self::Overlay(overlay) => Layout::Overlay(overlay.layout()),
-            Self::Virtual(_) => Layout::Virtual,
-        }
+        let overlay = self.overlay.as_ref().map(Overlay::layout);
+        Layout { base: self.base.layout(), overlay }
+    }
+
+    /// Returns the files without, or under, the overlay. They are the first of [`Backing::descriptors`].
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Returns the overlay.
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_ref()
+    }
+
+    fn of_overlay(&self) -> &[OwnedFd] {
+        self.overlay.as_ref().map(Overlay::files).unwrap_or_default()
     }
 
     /// Returns all open files.
-    pub fn descriptors(&self) -> &[OwnedFd] {
-        match self {
-            Self::Raw(disk) => slice::from_ref(disk),
-            Self::Overlay(overlay) => overlay.files(),
-            Self::Virtual(disk) => disk.files(),
-        }
+    pub fn descriptors(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.base.files().iter().chain(self.of_overlay())
+    }
+
+    /// Returns the open file with this index in [`Backing::descriptors`].
+    pub fn descriptor(&self, index: usize) -> Option<&OwnedFd> {
+        let of_base = self.base.files();
+        of_base.get(index).or_else(|| self.of_overlay().get(index.checked_sub(of_base.len())?))
+    }
+
+    /// Returns the index in [`Backing::descriptors`] of the file with the data of a state of the overlay.
+    pub fn data_index(&self, state: usize) -> usize {
+        let in_overlay = self.overlay.as_ref().map_or(0, |overlay| overlay.data_index(state));
+        self.base.files().len() + in_overlay
     }
 
     /// Returns a file that writes to the export go to: of an overlay, that of its first state. The
-    /// others are of the same kind. Of a virtual disk, to which none go, the image.
+    /// others are of the same kind. Of a base to which none go, its first file.
     pub fn written(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Raw(disk) => disk.as_fd(),
-            Self::Overlay(overlay) => overlay.first_data().as_fd(),
-            Self::Virtual(disk) => disk.image().as_fd(),
+        match (&self.overlay, &self.base) {
+            (Some(overlay), _) => overlay.first_data().as_fd(),
+            (None, Base::Raw(disk)) => disk.as_fd(),
+            (None, Base::Virtual(disk)) => disk.image().as_fd(),
         }
     }
 
-    /// Returns the files that are never written, whatever the access of the export.
-    pub fn only_read(&self) -> &[OwnedFd] {
-        match self {
-            Self::Raw(_) => &[],
-            Self::Overlay(overlay) => slice::from_ref(overlay.base()),
-            Self::Virtual(disk) => disk.files(),
-        }
+    /// Returns the files that are never written if the export has that access.
+    pub fn only_read(&self, access: Access) -> impl Iterator<Item = &OwnedFd> {
+        let of_overlay = match access {
+            Access::ReadOnly => self.of_overlay(),
+            Access::Writable => &[],
+        };
+        let is_written = access == Access::Writable && self.overlay.is_none();
+        let of_base = if is_written { self.base.only_read() } else { self.base.files() };
+        of_base.iter().chain(of_overlay)
+    }
+}
+
+impl From<Base> for Backing {
+    fn from(base: Base) -> Self {
+        Self { base, overlay: None }
     }
 }
 
 impl From<OwnedFd> for Backing {
     fn from(disk: OwnedFd) -> Self {
-        Self::Raw(disk)
+        Base::Raw(disk).into()
     }
 }
 
 impl From<File> for Backing {
     fn from(disk: File) -> Self {
-        Self::Raw(disk.into())
+        OwnedFd::from(disk).into()
     }
 }

@@ -148,8 +148,8 @@ impl Catalogue {
 mod test {
     use super::*;
     use crate::{
-        Access, Backing, Channel, Credential, Geometry, Identity, KeyId, Overlay, OverlayLayout,
-        Peer, Proof, Rule, Secret,
+        Access, Backing, Channel, Credential, Geometry, Identity, KeyId, OverlayLayout, Peer,
+        Proof, Rule, Secret,
     };
 
     fn export(name: &str) -> Arc<Export> {
@@ -196,7 +196,7 @@ mod test {
         let files = [(); 5].map(|()| std::fs::File::open("/dev/null").unwrap().into());
         let layout =
             OverlayLayout { limit: 1 << 30, map_cost: 1, is_private: true, is_durable: false };
-        let overlay = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
+        let overlay = Backing::new(layout.into(), files.into()).unwrap();
         let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
         let mut export = Export::new("c", "c", identity, geometry, 512, overlay);
         export.access = Access::Writable;

@@ -152,7 +152,7 @@ impl Export {
     /// Returns whether each host has contents of its own, in an overlay, so that hosts do not share the
     /// disk.
     pub fn is_private(&self) -> bool {
-        matches!(&self.backing, Backing::Overlay(overlay) if overlay.layout().is_private)
+        self.backing.overlay().is_some_and(|overlay| overlay.layout().is_private)
     }
 
     /// Returns the capacity in blocks. For a read-only export a partial last block counts: it reads
@@ -179,7 +179,7 @@ impl Export {
     /// Sets the length of the disk in bytes. Returns whether this changes the capacity: that of an
     /// export with an overlay stays, as its map was made for it.
     pub fn resize(&self, bytes: u64) -> bool {
-        if matches!(self.backing, Backing::Overlay(_)) {
+        if self.backing.overlay().is_some() {
             return false;
         }
         let before = self.bytes();

@@ -30,7 +30,7 @@
 //! use std::sync::Arc;
 //!
 //! use export::{
-//!     Auth, Backing, Caller, Catalogue, Export, Fault, Finished, Geometry, Identity, Op,
+//!     Auth, Base, Caller, Catalogue, Export, Fault, Finished, Geometry, Identity, Op,
 //!     Peer, Pool, Request, Ticket,
 //! };
 //!
@@ -61,7 +61,7 @@
 //! let mut admitted = grant.admit(read(0, 1)).map_err(|denied| denied.fault.to_string())?;
 //!
 //! // The driver executes it.
-//! let Backing::Raw(disk) = admitted.export().backing() else { unreachable!() };
+//! let Base::Raw(disk) = admitted.export().backing().base() else { unreachable!() };
 //! let disk = std::fs::File::from(disk.try_clone()?);
 //! let offset = admitted.offset();
 //! let result = disk.read_exact_at(admitted.bytes_mut(), offset).map_err(Fault::from);
@@ -101,7 +101,7 @@ mod settling;
 mod token_bucket;
 mod virtual_disk;
 
-pub use backing::{Backing, Layout};
+pub use backing::{Backing, Base, BaseLayout, Layout};
 pub use block_map::{BlockMap, PersistStep, Source};
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, InPlace, Kept, PAGE, Pool};

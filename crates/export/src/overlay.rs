@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Backing, BlockMap, Export, Fault};
+use crate::{BlockMap, Export, Fault};
 use host::MAX_TEXT;
 pub use host::OverlayHost;
 pub use room::Reserved;
@@ -44,12 +44,11 @@ impl OverlayLayout {
     }
 }
 
-/// The files of a disk with an overlay, and what was written: one state for all hosts, or one for
-/// each.
+/// The files of an overlay, and what was written: one state for all hosts, or one for each.
 #[derive(Debug)]
 pub struct Overlay {
-    /// The disk, then for each state the file with the data that was written, at the offset that it
-    /// has on the disk, the file with the header and the [`BlockMap`], and perhaps its durable copy.
+    /// For each state the file with the data that was written, at the offset that it has on the disk, the
+    /// file with the header and the [`BlockMap`], and perhaps its durable copy.
     files: Vec<OwnedFd>,
     layout: OverlayLayout,
     states: Box<[OverlayState]>,
@@ -106,7 +105,7 @@ impl Claim {
         host: Option<&OverlayHost>,
         may_write: bool,
     ) -> Option<Self> {
-        let Backing::Overlay(overlay) = export.backing() else { return None };
+        let overlay = export.backing().overlay()?;
         let host = if overlay.layout.is_private { host? } else { &OverlayHost::All };
         Some(Self { export: export.clone(), claimed: overlay.claim(host, may_write) })
     }
@@ -127,7 +126,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if let Backing::Overlay(overlay) = self.export.backing() {
+        if let Some(overlay) = self.export.backing().overlay() {
             overlay.release(&self.claimed);
         }
     }
@@ -150,17 +149,14 @@ struct Owner {
 }
 
 impl Overlay {
-    /// Index of the disk in [`Backing::descriptors`](crate::Backing::descriptors).
-    pub const BASE: usize = 0;
-
-    /// Returns an overlay over the first of `files`. The others are for each state a file with data, one
-    /// with the map, and the durable map if the layout has one. They are empty or were used with this
-    /// disk before. Returns `None` if the number of files is wrong.
+    /// Returns the overlay in `files`: for each state a file with data, one with the map, and the durable
+    /// map if the layout has one. They are empty or were used with this disk before. Returns `None` if the
+    /// number of files is wrong.
     pub fn new(files: Vec<OwnedFd>, layout: OverlayLayout) -> Option<Self> {
         let is_private = layout.is_private;
-        let states = files.len().checked_sub(1)? / layout.files();
+        let states = files.len() / layout.files();
         let max = if is_private { MAX_STATES } else { 1 };
-        if states == 0 || states > max || files.len() != 1 + layout.files() * states {
+        if states == 0 || states > max || files.len() != layout.files() * states {
             return None;
         }
         let owner = || Owner { host: (!is_private).then_some(OverlayHost::All), connections: 0 };
@@ -175,19 +171,13 @@ impl Overlay {
         &self.files
     }
 
-    /// Returns the disk, which is only read.
-    pub fn base(&self) -> &OwnedFd {
-        &self.files[Self::BASE]
-    }
-
     pub(crate) fn first_data(&self) -> &OwnedFd {
-        &self.files[1]
+        &self.files[0]
     }
 
-    /// Returns the index of the file with the data of a state in
-    /// [`Backing::descriptors`](crate::Backing::descriptors).
-    pub fn data_index(&self, state: usize) -> usize {
-        1 + self.layout.files() * state
+    /// Returns the index of the file with the data of a state in [`Overlay::files`].
+    pub(crate) fn data_index(&self, state: usize) -> usize {
+        self.layout.files() * state
     }
 
     /// Returns the state with this index, and its files with the data and with the map.
@@ -365,11 +355,12 @@ impl OverlayState {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::{Backing, Base};
 
     fn overlay(states: usize, limit: u64, is_private: bool) -> Option<Overlay> {
         let file = |_| std::fs::File::open("/dev/null").unwrap().into();
         let layout = OverlayLayout { limit, map_cost: 1, is_private, is_durable: false };
-        Overlay::new((0..1 + 2 * states).map(file).collect(), layout)
+        Overlay::new((0..2 * states).map(file).collect(), layout)
     }
 
     fn named(number: usize) -> OverlayHost {
@@ -422,7 +413,8 @@ mod test {
         let overlay = overlay(1, 100, true).unwrap();
         let (identity, geometry) =
             (crate::Identity::default(), crate::Geometry::new(512, 512).unwrap());
-        let backing = Backing::Overlay(overlay);
+        let base = Base::Raw(std::fs::File::open("/dev/null").unwrap().into());
+        let backing = Backing::over(base, overlay);
         let export = Arc::new(Export::new("a", "a", identity, geometry, 1 << 20, backing));
         let claim = |host: OverlayHost, may_write| {
             let claim = Claim::new(&export, Some(&host), may_write).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::connections::{Activity, WriteGuard};
 use crate::overlay::Claim;
-use crate::{Access, Backing, Buffer, Exclusive, Export, Fault, Fence, InPlace, OverlayHost};
+use crate::{Access, Buffer, Exclusive, Export, Fault, Fence, InPlace, OverlayHost};
 
 /// A disk operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl Grant {
         let access = if export.access == Access::ReadOnly { Access::ReadOnly } else { access };
         let claim = Claim::new(&export, host, access == Access::Writable);
         let has_state = claim.as_ref().is_some_and(|claim| claim.state().is_some());
-        let is_refused = !has_state && matches!(export.backing(), Backing::Overlay(_));
+        let is_refused = !has_state && export.backing().overlay().is_some();
         let access = if is_refused { Access::ReadOnly } else { access };
         let activity = Activity::new(export, claim);
         Self { access, fence: Fence::new(&activity), activity, proven: false }

@@ -85,6 +85,18 @@ impl Container {
         }
     }
 
+    /// QEMU's name of the format, if it is one of virtual disks.
+    pub fn qemu_name(self) -> Option<&'static str> {
+        match self {
+            Self::Qcow2 => Some("qcow2"),
+            Self::Vmdk => Some("vmdk"),
+            Self::Vdi => Some("vdi"),
+            Self::Vhd => Some("vpc"),
+            Self::Vhdx => Some("vhdx"),
+            Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 => None,
+        }
+    }
+
     /// The format with this name.
     pub fn from_name(word: &str) -> Option<Self> {
         ALL.into_iter().find(|container| container.name() == word)

@@ -27,8 +27,8 @@ pub use container::Container;
 pub use ranges::Ranges;
 pub use survey::{Content, Survey, survey};
 pub use unpack::unpack;
-pub use virtual_disk::Qcow2Writer;
 pub use virtual_disk::VirtualDisk;
+pub use virtual_disk::{BackingFile, Qcow2Writer};
 
 /// Why a whole file system counts as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use flate2::{Decompress, FlushDecompress};
 use linux::medium::ReadAt;
 
 use crate::{Container, window};
-pub use qcow2::Qcow2Writer;
+pub use qcow2::{BackingFile, Qcow2Writer};
 
 /// Most bytes of a table of an image that are read.
 const MAX_TABLE: u64 = 64 << 20;

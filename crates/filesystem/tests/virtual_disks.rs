@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use filesystem::{Container, Qcow2Writer, virtual_disk};
+use filesystem::{BackingFile, Container, Qcow2Writer, virtual_disk};
 use proptest::prelude::*;
 
 #[path = "../../../fuzz/src/qcow2.rs"]
@@ -319,7 +319,9 @@ fn written_images_are_read_as_by_qemu() {
         with_ends(&base, size, 9);
         let disk = with_ends(&wanted, size, if has_backing { 9 } else { 0 });
         let (file, backing) = (File::create(&image).unwrap(), has_backing.then_some(&*base));
-        let mut writer = Qcow2Writer::new(file, size, backing).unwrap();
+        let mut writer =
+            Qcow2Writer::new(file, size, backing.map(|path| BackingFile { path, format: "raw" }))
+                .unwrap();
         let last = size.div_ceil(CLUSTER) - 1;
         let indices = BTreeSet::from([0, 1, 3, 8191, 8192, last]);
         for (number, index) in indices.into_iter().filter(|index| *index <= last).enumerate() {

@@ -19,7 +19,7 @@
 //! use std::time::Instant;
 //!
 //! use export::{
-//!     Auth, Backing, Catalogue, Export, Fault, Finished, Geometry, Identity, Peer, Pool, Session, Step,
+//!     Auth, Base, Catalogue, Export, Fault, Finished, Geometry, Identity, Peer, Pool, Session, Step,
 //! };
 //! use nbd::client::{self, Client, Options, Request};
 //! use nbd::server::{Server, Start};
@@ -45,7 +45,7 @@
 //!         match step {
 //!             Step::Send(segment) => to_client.extend(segment.parts().concat()),
 //!             Step::Submit(mut request) => {
-//!                 let Backing::Raw(disk) = request.export().backing() else { unreachable!() };
+//!                 let Base::Raw(disk) = request.export().backing().base() else { unreachable!() };
 //!                 let disk = std::fs::File::from(disk.try_clone()?);
 //!                 let offset = request.offset();
 //!                 let result = disk.read_exact_at(request.bytes_mut(), offset);

@@ -48,7 +48,7 @@
 //! use std::os::unix::fs::FileExt;
 //! use std::sync::Arc;
 //!
-//! use export::{Access, Backing, Export, Fault, Geometry, Grant, Identity, Op, Pool};
+//! use export::{Access, Base, Export, Fault, Geometry, Grant, Identity, Op, Pool};
 //! use scsi::{Command, Nexus, Port, Response, Sense, Status, Step};
 //!
 //! let disk = std::fs::File::open("/dev/zero")?;
@@ -77,7 +77,7 @@
 //!             Step::Allocate { len, .. } => job.provide(account.take(len).ok_or("no memory")?),
 //!             Step::Submit(mut admitted) => {
 //!                 // That is for a driver.
-//!                 let Backing::Raw(disk) = admitted.export().backing() else { unreachable!() };
+//!                 let Base::Raw(disk) = admitted.export().backing().base() else { unreachable!() };
 //!                 let disk = std::fs::File::from(disk.try_clone().map_err(|_| "no descriptor")?);
 //!                 let offset = admitted.offset();
 //!                 let result = match admitted.op() {

@@ -309,8 +309,8 @@ pub struct Serve {
 
     /// Lend files as they are, whatever their format
     ///
-    /// By default an image in qcow2, VHD, VHDX, VMDK or VDI format is lent as the disk in it, read-only, and a compressed
-    /// file (gzip, xz, ...) is refused, since hosts cannot use it.
+    /// By default an image in qcow2, VHD, VHDX, VMDK or VDI format is lent as the disk in it, read-only or with --overlay, and a
+    /// compressed file (gzip, xz, ...) is refused, since hosts cannot use it.
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
 

@@ -13,6 +13,7 @@ use daemon::overlay::{self, BaseDisk, OverlayContents, OverlayFolder, OverlayOpt
 use daemon::reported::ReportedIdentity;
 use export::{BlockMap, Buffer, Pool, Source};
 use failure::Failure;
+use filesystem::Container;
 use linux::identity::machine_id;
 use linux::tree::Tree;
 use serde_json::json;
@@ -143,8 +144,8 @@ fn unreadable(folder: &OverlayFolder, error: &io::Error) -> Failure {
     Failure::new(format!("the files in {} cannot be read: {error}", folder.path().display()))
 }
 
-/// Opens the disk under an overlay, unless it is in use.
-fn open_disk(disk: &Path, writes: Writes) -> Result<LentDisk, Failure> {
+/// Opens the disk under an overlay, unless it is in use. `format` is that of the file that it is in.
+fn open_disk(disk: &Path, writes: Writes, format: Option<Container>) -> Result<LentDisk, Failure> {
     let tree = Tree::machine();
     let path = named(&tree, disk);
     let lend = LendOptions {
@@ -158,14 +159,20 @@ fn open_disk(disk: &Path, writes: Writes) -> Result<LentDisk, Failure> {
         at_rest: false,
         reported: ReportedIdentity::default(),
     };
-    lend.lend(&LendRequest::new(path, writes))
+    lend.lend(&LendRequest { format, ..LendRequest::new(path, writes) })
 }
 
-/// Returns what is compared of the opened disk.
-fn base_disk<'a>(lent: &'a LentDisk, path: &'a Path, partitions: &'a [u64]) -> BaseDisk<'a> {
+/// Returns what is compared of the opened disk, which is in a file of that format.
+fn base_disk<'a>(
+    lent: &'a LentDisk,
+    path: &'a Path,
+    container: Option<Container>,
+    partitions: &'a [u64],
+) -> BaseDisk<'a> {
     let export = &lent.export;
     BaseDisk {
         path,
+        container,
         file: export.backing().written(),
         uuid: export.identity.uuid,
         bytes: export.bytes(),

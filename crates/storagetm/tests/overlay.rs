@@ -20,6 +20,8 @@ mod process;
 #[path = "cases/scene.rs"]
 #[allow(dead_code, reason = "shared with other tests, which need all of it")]
 mod scene;
+#[path = "overlay/virtual_disks.rs"]
+mod virtual_disks;
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use export::{Access, Backing};
+use export::Access;
 
 use super::Hotplug;
 use crate::device::Device;
@@ -27,7 +27,7 @@ pub(super) struct Overlaid {
 impl Hotplug {
     /// Records which of the disks are writable, and which have an overlay.
     pub(super) fn record_writable(&mut self, lent_disks: &[LentDisk]) {
-        let has_overlay = |lent: &&LentDisk| matches!(lent.export.backing(), Backing::Overlay(_));
+        let has_overlay = |lent: &&LentDisk| lent.export.backing().overlay().is_some();
         let (overlaid, others): (Vec<_>, Vec<_>) = lent_disks.iter().partition(has_overlay);
         let writable = others.iter().filter(|lent| lent.export.access == Access::Writable);
         self.writable = writable.filter_map(|lent| lent.fingerprint).collect();

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Backing, Export};
+use export::{Base, Export};
 use linux::reason::{Verdict, Weight};
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
@@ -40,7 +40,11 @@ impl LentDisk {
     pub fn file_bytes(&self) -> Option<u64> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         // The size of an export with an overlay does not change.
-        let Backing::Raw(file) = self.export.backing() else { return None };
+        let backing = self.export.backing();
+        let Base::Raw(file) = backing.base() else { return None };
+        if backing.overlay().is_some() {
+            return None;
+        }
         let stat = statx(file, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         (kind == FileType::RegularFile).then_some(stat.stx_size)

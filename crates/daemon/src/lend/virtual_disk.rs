@@ -12,7 +12,7 @@ use std::process::{Child, ChildStderr, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use export::{Backing, Identity, VirtualDisk};
+use export::{Base, Identity, VirtualDisk};
 use failure::Failure;
 use filesystem::Container;
 use linux::disk::{Kind, Opened};
@@ -87,10 +87,15 @@ impl IndexedDisk {
         Ok(Self { index, container })
     }
 
-    /// Returns the backing.
-    pub(super) fn backing(self, image: OwnedFd) -> Result<Backing, Failure> {
+    /// Returns the format.
+    pub(super) fn container(&self) -> Container {
+        self.container
+    }
+
+    /// Returns the files of the disk.
+    pub(super) fn base(self, image: OwnedFd) -> Result<Base, Failure> {
         let disk = VirtualDisk::new(vec![image, self.index]);
-        disk.map(Backing::Virtual).ok_or_else(|| Failure::new("the image has no index".to_owned()))
+        disk.map(Base::Virtual).ok_or_else(|| Failure::new("the image has no index".to_owned()))
     }
 
     /// Returns the identity of the disk in the image whose identity is `image`: the file lent as it is would be
@@ -102,10 +107,11 @@ impl IndexedDisk {
         Identity { uuid, nguid: None, eui64: None, serial, ..image }
     }
 
-    /// Returns a note for the user.
-    pub(super) fn note(&self, path: &str) -> String {
+    /// Returns a note for the user. `overlaid`: hosts can write to an overlay.
+    pub(super) fn note(&self, path: &str, overlaid: bool) -> String {
+        let access = if overlaid { "" } else { ", read-only" };
         format!(
-            "{path} is {}, and is lent as the disk in it, read-only; --format raw lends the file as it is",
+            "{path} is {}, and is lent as the disk in it{access}; --format raw lends the file as it is",
             self.container
         )
     }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use export::{BlockMap, OverlayHost};
 use failure::Failure;
-use rustix::fs::{FlockOperation, OFlags, flock, statvfs};
+use filesystem::Container;
+use rustix::fs::{FlockOperation, OFlags, flock, fstat, statvfs};
 use rustix::process::geteuid;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,9 @@ pub(super) const SHARED: &str = "all";
 pub struct BaseDisk<'a> {
     /// Its path.
     pub path: &'a Path,
-    /// The open disk.
+    /// The format of the file that it is in; `None` if each byte of the file is one of the disk.
+    pub container: Option<Container>,
+    /// The open disk, or file.
     pub file: BorrowedFd<'a>,
     /// Its UUID.
     pub uuid: [u8; 16],
@@ -61,10 +64,13 @@ pub struct OverlayRecord {
     pub bytes: u64,
     /// Its logical block size.
     pub block: u32,
+    /// The name of the format of the file that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    container: Option<String>,
     uuid: [u8; 16],
     /// Identifies the overlay as a disk, with the UUID of the disk.
     instance: [u8; 16],
-    /// Start and length of the ranges of which the hash is compared.
+    /// Start and length of the ranges of the disk, or the file that it is in, of which the hash is compared.
     ranges: Vec<(u64, u64)>,
     hash: String,
     /// Time of the last change of an image, in seconds and nanoseconds.
@@ -368,10 +374,20 @@ impl OverlayRecord {
         self.ranges.iter().skip(2).map(|(start, _)| *start).collect()
     }
 
+    /// Returns the format of the file that the disk is in; `None` if each byte of the file is one of the disk.
+    pub fn container(&self) -> Option<Container> {
+        Container::from_name(self.container.as_deref()?)
+    }
+
     /// Returns the record of the disk as it is, with a new instance.
     fn of(base: &BaseDisk<'_>) -> io::Result<Self> {
-        let clipped = |start: u64, len: u64| (start, len.min(base.bytes.saturating_sub(start)));
-        let mut ranges = vec![clipped(0, START), clipped(base.bytes.saturating_sub(END), END)];
+        // Of an image in a format, its own bytes are compared: any change of the disk is one of these.
+        let bytes = match base.container {
+            Some(_) => u64::try_from(fstat(base.file)?.st_size).unwrap_or(0),
+            None => base.bytes,
+        };
+        let clipped = |start: u64, len: u64| (start, len.min(bytes.saturating_sub(start)));
+        let mut ranges = vec![clipped(0, START), clipped(bytes.saturating_sub(END), END)];
         let partitions = base.partitions.iter().take(MAX_PARTITIONS);
         ranges.extend(partitions.map(|start| clipped(*start, PARTITION)));
         let mut instance = [0; 16];
@@ -382,6 +398,7 @@ impl OverlayRecord {
             disk: base.path.to_owned(),
             bytes: base.bytes,
             block: base.block,
+            container: base.container.map(|container| container.name().to_owned()),
             uuid: base.uuid,
             instance,
             hash: hash(base.file, &ranges)?,

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use export::{Access, Export};
+use export::Export;
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 
 use super::messages::{Counts, Report};
@@ -105,11 +105,7 @@ impl DiskEntry {
 /// # Errors
 /// Fails with a message for the user.
 pub(super) fn check_locked(export: &Export) -> Result<(), String> {
-    let only_read = match export.access {
-        Access::ReadOnly => export.backing().descriptors(),
-        Access::Writable => export.backing().only_read(),
-    };
-    if only_read.iter().all(is_locked) {
+    if export.backing().only_read(export.access).all(is_locked) {
         return Ok(());
     }
     let name = &export.name;

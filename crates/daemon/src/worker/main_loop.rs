@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use engine::{Endpoints, Engine};
-use export::{Auth, Layout, Notice};
+use export::{Auth, BaseLayout, Layout, Notice};
 use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
@@ -209,8 +209,11 @@ impl WorkerProcess {
         if let Err(fault) = engine::prepare(&export) {
             let name = &export.name;
             let what = match export.backing().layout() {
-                Layout::Virtual => "the table of its blocks",
-                Layout::Raw | Layout::Overlay(_) => "its overlay",
+                Layout { base: BaseLayout::Virtual, overlay: None } => "the table of its blocks",
+                Layout { base: BaseLayout::Virtual, .. } => {
+                    "its overlay or the table of its blocks"
+                }
+                Layout { base: BaseLayout::Raw, .. } => "its overlay",
             };
             return self.inbox.note(format!("{name} is not lent: {what} cannot be read: {fault}"));
         }

@@ -231,7 +231,7 @@ mod test {
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
         assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
         assert!(arrived.has_failed_flush() && arrived.removable && !arrived.rotational);
-        assert_eq!(arrived.backing().descriptors().len(), 1);
+        assert_eq!(arrived.backing().descriptors().count(), 1);
         for descriptors in [vec![], vec![disk(), disk()]] {
             assert!(travel(&ExportWire::new(9, &export)).export(descriptors).is_none());
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
-use export::{Backing, Export, ExportId, ReservationStore, SavedReservations};
+use export::{Export, ExportId, ReservationStore, SavedReservations};
 use failure::Failure;
 use keys::reservations::ReservationFiles;
 
@@ -118,7 +118,7 @@ pub(super) fn load(
 
 /// Returns whether reservations of a disk can be stored. An overlay is gone when the program ends.
 pub(super) fn may_persist(export: &Export) -> bool {
-    matches!(export.backing(), Backing::Raw(_))
+    export.backing().overlay().is_none()
 }
 
 /// Starts the thread. It ends with the [`Shared`] state.

@@ -4,7 +4,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use export::{Admitted, Backing, Op, Overlay, Pool, Source, Stored, VirtualDisk};
+use export::{Admitted, Backing, Base, Op, Pool, Source, Stored, VirtualDisk};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -34,37 +34,37 @@ pub(super) struct Location {
 /// bytes are there.
 pub(super) fn locate(admitted: &Admitted, offset: u64, len: u64) -> Location {
     let (export, state) = (admitted.export(), admitted.state());
-    let here = |file, len| Location { file, offset, len };
-    match (export.backing(), state) {
-        (Backing::Raw(_), _) => here(0, len),
-        (Backing::Overlay(_), None) => here(Overlay::BASE, len),
-        (Backing::Overlay(overlay), Some(index)) if admitted.op() == Op::Read => {
-            match super::overlay::run(export, state, offset, offset.saturating_add(len)) {
-                (Source::Base, run) => here(Overlay::BASE, run),
-                (Source::Overlay | Source::Zeros, run) => here(overlay.data_index(index), run),
-            }
+    let (backing, mut len) = (export.backing(), len);
+    if let (Some(_), Some(index)) = (backing.overlay(), state) {
+        let file = backing.data_index(index);
+        if admitted.op() != Op::Read {
+            return Location { file, offset, len };
         }
-        (Backing::Overlay(overlay), Some(index)) => here(overlay.data_index(index), len),
-        (Backing::Virtual(disk), _) => match disk.find(offset, offset.saturating_add(len)) {
+        let (source, run) = super::overlay::run(export, state, offset, offset.saturating_add(len));
+        match source {
+            Source::Base => len = run,
+            Source::Overlay | Source::Zeros => return Location { file, offset, len: run },
+        }
+    }
+    match backing.base() {
+        Base::Raw(_) => Location { file: 0, offset, len },
+        Base::Virtual(disk) => match disk.find(offset, offset.saturating_add(len)) {
             (Stored::Image(offset), len) => Location { file: VirtualDisk::IMAGE, offset, len },
             (Stored::Index(offset), len) => Location { file: VirtualDisk::INDEX, offset, len },
             // Not read: see `zeros`.
-            (Stored::Zeros, len) => here(VirtualDisk::IMAGE, len),
+            (Stored::Zeros, len) => Location { file: VirtualDisk::IMAGE, offset, len },
         },
     }
 }
 
 /// Returns how many of the bytes from `offset` to `end` are zeros that no file holds.
 pub(super) fn zeros(admitted: &Admitted, offset: u64, end: u64) -> u64 {
-    match admitted.export().backing() {
-        Backing::Raw(_) => 0,
-        Backing::Overlay(_) => {
-            match super::overlay::run(admitted.export(), admitted.state(), offset, end) {
-                (Source::Zeros, len) => len,
-                (Source::Base | Source::Overlay, _) => 0,
-            }
-        }
-        Backing::Virtual(disk) => match disk.find(offset, end) {
+    let export = admitted.export();
+    let (source, len) = super::overlay::run(export, admitted.state(), offset, end);
+    match (source, export.backing().base()) {
+        (Source::Zeros, _) => len,
+        (Source::Overlay, _) | (Source::Base, Base::Raw(_)) => 0,
+        (Source::Base, Base::Virtual(disk)) => match disk.find(offset, offset + len) {
             (Stored::Zeros, len) => len,
             (Stored::Image(_) | Stored::Index(_), _) => 0,
         },
@@ -73,17 +73,25 @@ pub(super) fn zeros(admitted: &Admitted, offset: u64, end: u64) -> u64 {
 
 /// Returns whether what is written is stored in an overlay.
 pub(super) fn has_overlay(backing: &Backing) -> bool {
-    matches!(backing, Backing::Overlay(_))
+    backing.overlay().is_some()
 }
 
 /// Returns whether a flush has to store the map of an overlay.
 pub(super) fn has_durable_map(backing: &Backing) -> bool {
-    matches!(backing, Backing::Overlay(overlay) if overlay.layout().is_durable)
+    backing.overlay().is_some_and(|overlay| overlay.layout().is_durable)
+}
+
+/// Returns whether the bytes in the file with this index have the offsets that they have on the disk.
+pub(super) fn is_in_place(backing: &Backing, file: usize) -> bool {
+    match backing.base() {
+        Base::Raw(_) => true,
+        Base::Virtual(disk) => file >= disk.files().len(),
+    }
 }
 
 /// Executes a call on the file with this index, blocking.
 pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<usize, Errno> {
-    let file = backing.descriptors().get(file).ok_or(Errno::BADF)?;
+    let file = backing.descriptor(file).ok_or(Errno::BADF)?;
     match call {
         Call::Read { offset, into } => rustix::io::pread(file, into, offset),
         Call::Write { offset, from, flags } if flags.is_empty() => {
@@ -103,9 +111,9 @@ pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<
 /// `FALLOC_FL_ZERO_RANGE` by writing zeros if the device has no such command, and fails only
 /// `FALLOC_FL_PUNCH_HOLE`.
 pub(super) fn is_device(backing: &Backing) -> bool {
-    match backing {
-        Backing::Raw(disk) => is_block_device(disk),
-        Backing::Overlay(_) | Backing::Virtual(_) => false,
+    match (backing.base(), backing.overlay()) {
+        (Base::Raw(disk), None) => is_block_device(disk),
+        (Base::Raw(_) | Base::Virtual(_), _) => false,
     }
 }
 
@@ -130,13 +138,18 @@ pub(super) struct InMemory {
 
 impl InMemory {
     pub(super) fn of(backing: &Backing) -> Self {
-        let written = is_memory_file(backing.written());
-        match backing {
-            Backing::Raw(_) => Self { all: written, written },
-            Backing::Overlay(overlay) => {
-                Self { all: written && is_memory_file(overlay.base()), written }
+        let of_base = match backing.base() {
+            Base::Raw(disk) => is_memory_file(disk),
+            // The index is in memory.
+            Base::Virtual(disk) => is_memory_file(disk.image()),
+        };
+        match (backing.overlay(), backing.base()) {
+            (Some(_), _) => {
+                let written = is_memory_file(backing.written());
+                Self { all: written && of_base, written }
             }
-            Backing::Virtual(_) => Self { all: written, written: false },
+            (None, Base::Raw(_)) => Self { all: of_base, written: of_base },
+            (None, Base::Virtual(_)) => Self { all: of_base, written: false },
         }
     }
 }
@@ -160,9 +173,9 @@ pub(super) struct Mappable<'a> {
 /// Returns what to map of the file with this index, which has the first `bytes` bytes of the export, if
 /// it is in memory.
 pub(super) fn mappable(backing: &Backing, index: usize, bytes: u64) -> Option<Mappable<'_>> {
-    let file = backing.descriptors().get(index)?;
+    let file = backing.descriptor(index)?;
     let is_overlay = has_overlay(backing);
-    let writable = !(is_overlay && index == Overlay::BASE);
+    let writable = !is_overlay || index >= backing.base().files().len();
     let stat = rustix::fs::fstat(file).ok()?;
     let file_type = FileType::from_raw_mode(stat.st_mode);
     if file_type == FileType::CharacterDevice && stat.st_rdev == ZERO_DEVICE {

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Admitted, Backing, Export, Extent, Fault, Op, Source, Stored, VirtualDisk};
+use export::{Admitted, Base, Export, Extent, Fault, Op, Source, Stored, VirtualDisk};
 use rustix::fs::{Advice, FileType, SeekFrom};
 use rustix::io::Errno;
 
@@ -62,31 +62,30 @@ impl BlockingOp {
         if self.op == Op::Flush {
             return overlay::persist_state(&self.export, self.state).map(|()| Vec::new());
         }
-        let disk = match self.export.backing() {
-            Backing::Raw(disk) => disk,
-            Backing::Overlay(overlay) => overlay.base(),
-            Backing::Virtual(disk) if self.op == Op::Extents => return Ok(self.map_virtual(disk)),
-            // The runs of the range may be anywhere in the image.
-            Backing::Virtual(_) => return Ok(Vec::new()),
-        };
         if self.op == Op::Extents {
-            return Ok(self.map_runs(disk));
+            return Ok(self.map_runs());
         }
-        if is_cached_file(disk) {
+        // The runs of a virtual disk may be anywhere in the image.
+        if let Base::Raw(disk) = self.export.backing().base()
+            && is_cached_file(disk)
+        {
             self.read_ahead(disk);
         }
         Ok(Vec::new())
     }
 
     /// Maps the runs of blocks with the same source.
-    fn map_runs(&self, disk: &OwnedFd) -> Vec<Extent> {
+    fn map_runs(&self) -> Vec<Extent> {
         let (mut extents, mut at) = (Vec::new(), self.start);
         while at < self.end && extents.len() < self.room {
             let (source, len) = overlay::run(&self.export, self.state, at, self.end);
-            match source {
-                Source::Base => extents.extend(self.map(disk, at, at + len)),
-                Source::Overlay => extents.push(Extent::data(len)),
-                Source::Zeros => extents.push(Extent::hole(len)),
+            match (source, self.export.backing().base()) {
+                (Source::Base, Base::Raw(disk)) => extents.extend(self.map(disk, at, at + len)),
+                (Source::Base, Base::Virtual(disk)) => {
+                    extents.extend(self.map_virtual(disk, at, at + len));
+                }
+                (Source::Overlay, _) => extents.push(Extent::data(len)),
+                (Source::Zeros, _) => extents.push(Extent::hole(len)),
             }
             at += len;
         }
@@ -94,10 +93,10 @@ impl BlockingOp {
     }
 
     /// Maps a virtual disk: what its image does not hold are holes.
-    fn map_virtual(&self, disk: &VirtualDisk) -> Vec<Extent> {
-        let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), self.start);
-        while at < self.end && extents.len() < self.room {
-            let (stored, len) = disk.find(at, self.end);
+    fn map_virtual(&self, disk: &VirtualDisk, start: u64, end: u64) -> Vec<Extent> {
+        let (mut extents, mut at): (Vec<Extent>, u64) = (Vec::new(), start);
+        while at < end && extents.len() < self.room {
+            let (stored, len) = disk.find(at, end);
             let extent = match stored {
                 Stored::Zeros => Extent::hole(len),
                 Stored::Image(_) | Stored::Index(_) => Extent::data(len),

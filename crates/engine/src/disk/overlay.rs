@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use export::{
-    Admitted, Backing, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Reserved,
+    Admitted, Base, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Reserved,
     Source,
 };
 use rustix::fs::FallocateFlags;
@@ -32,9 +32,7 @@ struct State<'a> {
 impl<'a> State<'a> {
     /// Returns the state with this index, if the export has an overlay.
     fn of(export: &'a Arc<Export>, index: Option<usize>) -> Option<Self> {
-        let (Backing::Overlay(overlay), Some(index)) = (export.backing(), index) else {
-            return None;
-        };
+        let (Some(overlay), Some(index)) = (export.backing().overlay(), index) else { return None };
         let (state, data, map_file) = overlay.state(index)?;
         let (durable, blocks) = (overlay.durable_map(index), export.blocks());
         Some(Self { export, overlay, index, state, data, map_file, durable, blocks })
@@ -118,11 +116,11 @@ impl<'a> State<'a> {
 /// # Errors
 /// Fails if a file cannot be read.
 pub fn restore(export: &Arc<Export>) -> Result<(), Fault> {
-    let overlay = match export.backing() {
-        Backing::Raw(_) => return Ok(()),
-        Backing::Virtual(disk) => return super::virtual_disk::load(disk, export.bytes()),
-        Backing::Overlay(overlay) => overlay,
-    };
+    match export.backing().base() {
+        Base::Raw(_) => {}
+        Base::Virtual(disk) => super::virtual_disk::load(disk, export.bytes())?,
+    }
+    let Some(overlay) = export.backing().overlay() else { return Ok(()) };
     for index in 0..overlay.states() {
         let Some(state) = State::of(export, Some(index)) else { continue };
         let mut header = [0; 1024];
@@ -142,7 +140,7 @@ pub fn restore(export: &Arc<Export>) -> Result<(), Fault> {
 /// # Errors
 /// Fails if a file cannot be read, written or synced.
 pub fn persist(export: &Arc<Export>) -> Result<(), Fault> {
-    let Backing::Overlay(overlay) = export.backing() else { return Ok(()) };
+    let Some(overlay) = export.backing().overlay() else { return Ok(()) };
     restore(export)?;
     (0..overlay.states()).try_for_each(|index| persist_state(export, Some(index)))
 }
@@ -178,7 +176,7 @@ pub(super) fn run(
 
 /// Returns whether the host with that state has written anything.
 fn is_changed(export: &Export, state: Option<usize>) -> bool {
-    let (Backing::Overlay(overlay), Some(index)) = (export.backing(), state) else { return false };
+    let (Some(overlay), Some(index)) = (export.backing().overlay(), state) else { return false };
     overlay.is_changed(index)
 }
 
@@ -215,7 +213,7 @@ pub(super) fn check(admitted: &Admitted) -> Result<Room, Fault> {
         return Ok(Room::default());
     }
     let Some(state) = State::of(export, admitted.state()) else {
-        let is_refused = op.mutates() && matches!(export.backing(), Backing::Overlay(_));
+        let is_refused = op.mutates() && export.backing().overlay().is_some();
         return if is_refused { Err(Fault::ReadOnly) } else { Ok(Room::default()) };
     };
     match op {
@@ -342,7 +340,7 @@ mod test {
     use std::sync::Arc;
 
     use export::{
-        Access, Auth, Caller, Catalogue, Extents, Geometry, Grant, Identity, Outcome,
+        Access, Auth, Backing, Caller, Catalogue, Extents, Geometry, Grant, Identity, Outcome,
         OverlayLayout, Peer, Pool, Request, Ticket,
     };
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -379,12 +377,11 @@ mod test {
     }
 
     fn grant_of(files: [OwnedFd; 3], limit: u64, (block, blocks): (usize, usize)) -> Grant {
-        let overlay = Overlay::new(files.into(), layout(limit, false)).unwrap();
-        Grant::new(export_of(overlay, (block, blocks)))
+        let backing = Backing::new(layout(limit, false).into(), files.into()).unwrap();
+        Grant::new(export_of(backing, (block, blocks)))
     }
 
-    fn export_of(overlay: Overlay, (block, blocks): (usize, usize)) -> Arc<Export> {
-        let backing = Backing::Overlay(overlay);
+    fn export_of(backing: Backing, (block, blocks): (usize, usize)) -> Arc<Export> {
         let size = u32::try_from(block).unwrap();
         let geometry = Geometry::new(size, size).unwrap();
         let bytes = (blocks * block) as u64;
@@ -477,9 +474,9 @@ mod test {
     /// Returns the access of hosts without a key to a private overlay in these files, by their names.
     fn grants_of<const N: usize>(files: &[OwnedFd], hosts: [&str; N]) -> [Grant; N] {
         let clones = files.iter().map(|file| file.try_clone().unwrap());
-        let overlay = Overlay::new(clones.collect(), layout(1 << 30, true)).unwrap();
+        let backing = Backing::new(layout(1 << 30, true).into(), clones.collect()).unwrap();
         let catalogue = Catalogue::default();
-        catalogue.publish(export_of(overlay, (BLOCK, BLOCKS)));
+        catalogue.publish(export_of(backing, (BLOCK, BLOCKS)));
         let peer = Peer::unix(Auth::None);
         let caller = |host| Caller { peer: &peer, host, proven: None };
         hosts.map(|host| catalogue.grant(&caller(host), &"nqn".into()).unwrap())
@@ -662,7 +659,7 @@ mod test {
             let (backing, file, call) = job.call();
             let Call::Read { offset, into } = call else { panic!("{call:?}") };
             let len = 1 + random.below(into.len());
-            let file = backing.descriptors()[file].try_clone().unwrap();
+            let file = backing.descriptor(file).unwrap().try_clone().unwrap();
             std::fs::File::from(file).read_exact_at(&mut into[..len], offset).unwrap();
             job.advance(Ok(len));
         }

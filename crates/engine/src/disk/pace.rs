@@ -5,7 +5,7 @@ use std::ptr;
 use std::rc::{self, Rc};
 use std::sync::{Arc, Weak};
 
-use export::{Export, Op, Overlay, PAGE};
+use export::{Export, Op, PAGE};
 use rustix::process::{Resource, getrlimit};
 
 use super::backing::{InMemory, Mappable, mappable};
@@ -43,22 +43,25 @@ impl Pace {
         if !at_once || job.result().is_some() {
             return;
         }
-        let mapping = job
-            .single_file()
-            .and_then(|file| self.mapping(file, || mappings.get(job.admitted().export(), file)));
+        let mapping = job.single_file().and_then(|file| {
+            let export = job.admitted().export();
+            let is_base = file < export.backing().base().files().len();
+            self.mapping((file, is_base), || mappings.get(export, file))
+        });
         if !mapping.is_some_and(|mapping| job.run_mapped(&mapping)) {
             job.run();
         }
     }
 
-    /// Returns the mapping of a file of the disk, which `get` makes when it is used first.
+    /// Returns the mapping of a file of the disk, which `get` makes when it is used first. The file is one
+    /// of the base, or of the overlay.
     fn mapping(
         &mut self,
-        file: usize,
+        (file, is_base): (usize, bool),
         get: impl FnOnce() -> Option<Rc<Mapping>>,
     ) -> Option<Rc<Mapping>> {
         let [disk, data] = &mut self.mapped;
-        let slot = if file == Overlay::BASE { disk } else { data };
+        let slot = if is_base { disk } else { data };
         match slot {
             Some((known, mapping)) if *known == file => mapping.clone(),
             slot => slot.insert((file, get())).1.clone(),
@@ -228,8 +231,9 @@ mod test {
         let map = memfd_create("map", MemfdFlags::CLOEXEC).unwrap();
         let layout =
             OverlayLayout { limit: 1 << 30, map_cost: 1, is_private: false, is_durable: false };
-        let overlay = Overlay::new(vec![read_only.into(), memory(), map], layout).unwrap();
-        let (geometry, backing) = (Geometry::new(512, 512).unwrap(), Backing::Overlay(overlay));
+        let files = vec![read_only.into(), memory(), map];
+        let geometry = Geometry::new(512, 512).unwrap();
+        let backing = Backing::new(layout.into(), files).unwrap();
         let mut export = Export::new("disk", "nqn", Identity::default(), geometry, BYTES, backing);
         export.access = Access::Writable;
         (Grant::new(Arc::new(export)), base)
@@ -350,7 +354,7 @@ mod test {
         let (mut pace, mut mappings) = (Pace::default(), Mappings::new(1 << 16));
         let grant = grant(memory());
         write_and_read(&mut pace, &mut mappings, &grant, 0);
-        let mapping = Rc::downgrade(&pace.mapping(0, || None).unwrap());
+        let mapping = Rc::downgrade(&pace.mapping((0, true), || None).unwrap());
         pace.release_withdrawn();
         assert_eq!(mapping.strong_count(), 1);
         grant.export().withdraw();

@@ -48,7 +48,10 @@ mod test {
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
-    use export::{Backing, Export, Geometry, Grant, Identity, Op, Pool, Request, Stored, Ticket};
+    use export::{
+        Access, Backing, Base, BaseLayout, Export, Geometry, Grant, Identity, Layout, Op,
+        OverlayLayout, Pool, Request, Stored, Ticket,
+    };
     use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::super::{Job, carry_out};
@@ -74,9 +77,24 @@ mod test {
         let table = table.encode();
         let index = [&[3; 512][..], &table, &(table.len() as u64).to_le_bytes()].concat();
         let files = vec![file(image).into(), file(&index).into()];
-        let backing = Backing::Virtual(VirtualDisk::new(files).unwrap());
+        let backing = Base::Virtual(VirtualDisk::new(files).unwrap()).into();
         let geometry = Geometry::new(512, 512).unwrap();
         Arc::new(Export::new("disk", "nqn", Identity::default(), geometry, 4096, backing))
+    }
+
+    /// The same disk under an overlay.
+    fn overlaid(image: &[u8]) -> Arc<Export> {
+        let mut plain = Arc::into_inner(export(image)).unwrap();
+        let files = plain.backing().descriptors().map(|file| file.try_clone().unwrap());
+        let files = files.chain([file(&[0; 4096]).into(), file(&[]).into()]).collect();
+        let overlay =
+            OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: false, is_durable: false };
+        let layout = Layout { base: BaseLayout::Virtual, overlay: Some(overlay) };
+        let backing = Backing::new(layout, files).unwrap();
+        let (geometry, identity) = (plain.geometry, std::mem::take(&mut plain.identity));
+        let mut export = Export::new("disk", "nqn", identity, geometry, 4096, backing);
+        export.access = Access::Writable;
+        Arc::new(export)
     }
 
     fn read(grant: &Grant, lba: u64, blocks: u64) -> Result<Vec<u8>, Fault> {
@@ -100,6 +118,47 @@ mod test {
             let [start, end] = [lba, lba + blocks].map(|at| usize::try_from(at * 512).unwrap());
             assert_eq!(read(&grant, lba, blocks).unwrap(), disk[start..end], "{lba} {blocks}");
         }
+    }
+
+    #[test]
+    fn writes_to_an_overlay_hide_the_runs_of_the_image() {
+        let image = [[1; 512], [2; 512]].concat();
+        let export = overlaid(&image);
+        super::super::overlay::restore(&export).unwrap();
+        let grant = Grant::new(export);
+        let mut disk = [vec![0; 1024], vec![2; 512], vec![1; 512], vec![3; 512], vec![0; 1536]];
+        let mut disk: Vec<u8> = disk.iter_mut().flat_map(std::mem::take).collect();
+        let mut state = 1u64;
+        let mut below = |end: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % end
+        };
+        for _ in 0..500 {
+            let lba = below(8);
+            let blocks = 1 + below(8 - lba);
+            let range = usize::try_from(lba * 512).unwrap()..;
+            let range = range.start..usize::try_from((lba + blocks) * 512).unwrap();
+            let (op, fill) = match below(5) {
+                0 => (Op::Write { durable: false }, u8::try_from(below(256)).unwrap()),
+                1 => (Op::Discard, 0),
+                _ => {
+                    assert_eq!(read(&grant, lba, blocks).unwrap(), disk[range], "{lba} {blocks}");
+                    continue;
+                }
+            };
+            let buffer = (op != Op::Discard).then(|| {
+                let mut buffer = Pool::new(1 << 20).open().take(range.len()).unwrap();
+                buffer.bytes_mut().fill(fill);
+                buffer
+            });
+            let request = Request { op, lba, blocks, buffer, ticket: Ticket::new(1) };
+            assert_eq!(carry_out(grant.admit(request).unwrap()).outcome.result, Ok(()));
+            disk[range].fill(fill);
+        }
+        let mut there = [0; 1024];
+        let image_file = grant.export().backing().descriptor(VirtualDisk::IMAGE).unwrap();
+        rustix::io::pread(image_file, &mut there, 0).unwrap();
+        assert_eq!(there[..], image);
     }
 
     #[test]

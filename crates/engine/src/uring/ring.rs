@@ -172,7 +172,7 @@ impl Ring {
             return Ok(files);
         }
         self.sweep();
-        let descriptors = disk.backing().descriptors().iter();
+        let descriptors = disk.backing().descriptors();
         let files = descriptors.map(|file| put(&self.ring, &self.files, file.as_fd()));
         let files = files.collect::<io::Result<Rc<[FixedFile]>>>()?;
         self.disks.push((Arc::downgrade(disk), Rc::downgrade(&files)));

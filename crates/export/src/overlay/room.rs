@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Overlay;
-use crate::{Backing, Export, Fault};
+use crate::{Export, Fault};
 
 /// Room that a request in flight has reserved, until it is dropped.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Reserved {
     /// again.
     pub fn commit(mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let Backing::Overlay(overlay) = self.export.backing() else { return };
+        let Some(overlay) = self.export.backing().overlay() else { return };
         let Some(state) = overlay.states.get(self.state) else { return };
         // A measurement that has begun may have missed the data: it must not be stored after this.
         let _reserving = overlay.reserving();
@@ -35,7 +35,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let Backing::Overlay(overlay) = self.export.backing() else { return };
+        let Some(overlay) = self.export.backing().overlay() else { return };
         if let Some(state) = overlay.states.get(self.state) {
             state.reserved.fetch_sub(self.bytes, Ordering::AcqRel);
         }
@@ -54,7 +54,7 @@ impl Overlay {
         growth: u64,
         measure: impl FnOnce() -> Result<u64, Fault>,
     ) -> Result<Reserved, Fault> {
-        let Backing::Overlay(overlay) = export.backing() else { return Err(Fault::Io) };
+        let overlay = export.backing().overlay().ok_or(Fault::Io)?;
         let _reserving = overlay.reserving();
         let own = overlay.states.get(state).ok_or(Fault::Io)?;
         own.set_used(measure()?);
@@ -74,7 +74,7 @@ impl Overlay {
         state: usize,
         measure: impl FnOnce() -> Result<u64, Fault>,
     ) -> Result<(), Fault> {
-        let Backing::Overlay(overlay) = export.backing() else { return Err(Fault::Io) };
+        let overlay = export.backing().overlay().ok_or(Fault::Io)?;
         let _reserving = overlay.reserving();
         overlay.states.get(state).ok_or(Fault::Io)?.set_used(measure()?);
         Ok(())
@@ -118,7 +118,7 @@ mod test {
     use std::thread::JoinHandle;
     use std::time::Duration;
 
-    use crate::{Geometry, Identity};
+    use crate::{Backing, Geometry, Identity};
 
     fn export(states: usize, limit: u64) -> Arc<Export> {
         export_of(states, limit, true)
@@ -127,15 +127,14 @@ mod test {
     fn export_of(states: usize, limit: u64, is_private: bool) -> Arc<Export> {
         let file = |_| std::fs::File::open("/dev/null").unwrap().into();
         let layout = OverlayLayout { limit, map_cost: 1, is_private, is_durable: false };
-        let overlay = Overlay::new((0..1 + 2 * states).map(file).collect(), layout).unwrap();
+        let files = (0..1 + 2 * states).map(file).collect();
+        let backing = Backing::new(layout.into(), files).unwrap();
         let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
-        let backing = Backing::Overlay(overlay);
         Arc::new(Export::new("a", "a", identity, geometry, 1 << 20, backing))
     }
 
     fn state(export: &Export, index: usize) -> &OverlayState {
-        let Backing::Overlay(overlay) = export.backing() else { panic!("an overlay") };
-        overlay.state(index).unwrap().0
+        export.backing().overlay().unwrap().state(index).unwrap().0
     }
 
     /// Returns the state of a new host.

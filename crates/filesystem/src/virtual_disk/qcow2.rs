@@ -13,7 +13,7 @@ use super::{
     read_packed, table,
 };
 use crate::window;
-pub use writer::Qcow2Writer;
+pub use writer::{BackingFile, Qcow2Writer};
 
 /// Mask of the cluster offset in a table entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;

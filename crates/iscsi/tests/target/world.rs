@@ -4,8 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use export::{
-    Access, Auth, Backing, Catalogue, Export, Geometry, Identity, Overlay, OverlayLayout, Peer,
-    Pool,
+    Access, Auth, Backing, Catalogue, Export, Geometry, Identity, OverlayLayout, Peer, Pool,
 };
 use iscsi::target::Server;
 use testkit::Driver;
@@ -72,7 +71,7 @@ impl World {
         let files = [(); 9].map(|()| std::fs::File::open("/dev/null").unwrap().into());
         let layout =
             OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: true, is_durable: false };
-        let backing = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
+        let backing = Backing::new(layout.into(), files.into()).unwrap();
         let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
         let mut export = Export::new("overlay", DISK, identity, geometry, SIZE as u64, backing);
         export.access = Access::Writable;

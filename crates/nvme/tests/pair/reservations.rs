@@ -3,9 +3,7 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
-use export::{
-    Access, Backing, Export, Op, Overlay, OverlayLayout, ReservationStore, SavedReservations,
-};
+use export::{Access, Backing, Export, Op, OverlayLayout, ReservationStore, SavedReservations};
 use nvme::command::{AdminCommand, IoCommand, PropertySize, ReservationRequest};
 use nvme::host::Payload;
 use nvme::status::Status;
@@ -464,7 +462,7 @@ fn disk_with_contents_for_each_host_is_not_shared() {
         let files = [(); 3].map(|()| File::open("/dev/null").unwrap().into());
         let layout =
             OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: true, is_durable: false };
-        let backing = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
+        let backing = Backing::new(layout.into(), files.into()).unwrap();
         let Export { id, identity, geometry, .. } = &*export;
         *export = Export::new("overlay", id.clone(), identity.clone(), *geometry, 1 << 20, backing);
         export.access = Access::Writable;

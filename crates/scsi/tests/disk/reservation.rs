@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use export::{Access, Backing, Export, Overlay, OverlayLayout};
+use export::{Access, Backing, Export, OverlayLayout};
 use scsi::{Response, Status};
 
 use crate::world::{Progress, SECTOR, World, code, ten};
@@ -284,7 +284,7 @@ fn disk_with_contents_for_each_host_is_not_reserved() {
         let files = [(); 3].map(|()| File::open("/dev/null").unwrap().into());
         let layout =
             OverlayLayout { limit: 1 << 20, map_cost: 1, is_private: true, is_durable: false };
-        let backing = Backing::Overlay(Overlay::new(files.into(), layout).unwrap());
+        let backing = Backing::new(layout.into(), files.into()).unwrap();
         let Export { id, identity, geometry, .. } = &*export;
         *export = Export::new("overlay", id.clone(), identity.clone(), *geometry, 1 << 20, backing);
         export.access = Access::Writable;

@@ -2,15 +2,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use daemon::lend::{Writes, named};
 use daemon::overlay::{OverlayFolder, StateFiles};
-use export::{BlockMap, Source};
+use export::{Base, BlockMap, Fault, Source, Stored};
 use failure::Failure;
-use filesystem::Qcow2Writer;
+use filesystem::{BackingFile, Container, Qcow2Writer};
 use linux::tree::Tree;
 
 use super::{
@@ -110,9 +110,13 @@ fn export_qcow2(
 ) -> Result<(), Failure> {
     let failed =
         |error: io::Error| Failure::new(format!("{} cannot be written: {error}", to.display()));
-    let lent = open_disk(disk, Writes::Refused)?;
+    let container = folder.record().container();
+    let lent = open_disk(disk, Writes::Refused, container)?;
     refuse_interrupted(folder)?;
-    folder.check(&base_disk(&lent, disk, &folder.record().partitions()))?;
+    engine::prepare(&lent.export).map_err(|fault: Fault| {
+        Failure::new(format!("{} cannot be read: {fault}", disk.display()))
+    })?;
+    folder.check(&base_disk(&lent, disk, container, &folder.record().partitions()))?;
     let map = state.block_map(folder.record()).map_err(|error| unreadable(folder, &error))?;
     // Links are kept: /dev/disk/by-id names the same disk after a restart, and what it leads to may not.
     let backing = std::path::absolute(named(&Tree::machine(), disk)).map_err(failed)?;
@@ -120,7 +124,10 @@ fn export_qcow2(
         Failure::new(format!("{} is not named in UTF-8, as qcow2 needs it", backing.display()))
     })?;
     let (block, bytes) = (u64::from(folder.record().block), folder.record().bytes);
-    let changed = Changed { state, map: &map, base: lent.export.backing().written(), block, bytes };
+    let base = lent.export.backing().base();
+    let changed = Changed { state, map: &map, base, block, bytes };
+    let format = container.and_then(Container::qemu_name).unwrap_or("raw");
+    let backing = BackingFile { path: backing, format };
     let new_file = NewFile::create(to)?;
     let image = changed.write(BufWriter::new(&new_file.file), backing).map_err(failed)?;
     let image = image.into_inner().map_err(|error| failed(error.into_error()))?;
@@ -133,14 +140,18 @@ fn export_qcow2(
 struct Changed<'a> {
     state: &'a StateFiles,
     map: &'a BlockMap,
-    base: BorrowedFd<'a>,
+    base: &'a Base,
     block: u64,
     bytes: u64,
 }
 
 impl Changed<'_> {
     /// Writes the image, whose clusters are those that have changed.
-    fn write<'f>(&self, to: BufWriter<&'f File>, backing: &str) -> io::Result<BufWriter<&'f File>> {
+    fn write<'f>(
+        &self,
+        to: BufWriter<&'f File>,
+        backing: BackingFile<'_>,
+    ) -> io::Result<BufWriter<&'f File>> {
         let mut image = Qcow2Writer::new(to, self.bytes, Some(backing))?;
         let (mut buffer, mut at) = (buffer()?, 0);
         while at < self.bytes {
@@ -181,7 +192,7 @@ impl Changed<'_> {
             let len = usize::try_from(run.len).unwrap_or(0).min(rest.len());
             let (piece, after) = rest.split_at_mut(len);
             match run.source {
-                Source::Base => read_exact(self.base, at, piece)?,
+                Source::Base => read_base(self.base, at, piece)?,
                 Source::Overlay => self.state.data.read_exact_at(piece, at)?,
                 Source::Zeros => piece.fill(0),
             }
@@ -192,4 +203,24 @@ impl Changed<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads a range of the disk under an overlay.
+fn read_base(base: &Base, mut at: u64, mut into: &mut [u8]) -> io::Result<()> {
+    let disk = match base {
+        Base::Raw(disk) => return read_exact(disk.as_fd(), at, into),
+        Base::Virtual(disk) => disk,
+    };
+    while !into.is_empty() {
+        let (stored, run) = disk.find(at, at.saturating_add(into.len() as u64));
+        let len = usize::try_from(run).map_or(into.len(), |run| run.min(into.len()));
+        let (piece, rest) = into.split_at_mut(len);
+        match stored {
+            Stored::Zeros => piece.fill(0),
+            Stored::Image(offset) => read_exact(disk.image().as_fd(), offset, piece)?,
+            Stored::Index(offset) => read_exact(disk.index().as_fd(), offset, piece)?,
+        }
+        (into, at) = (rest, at.saturating_add(run));
+    }
+    Ok(())
 }

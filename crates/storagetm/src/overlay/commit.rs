@@ -40,9 +40,18 @@ pub(super) fn commit(options: &Commit) -> Result<(), Failure> {
              --discard-others to throw them away",
         ));
     }
+    if let Some(container) = folder.record().container() {
+        return Err(Failure::new(format!(
+            "{} is {container}, and nothing is written to an image in that format: \"storagetm overlay export {} \
+             changed.qcow2 --qcow2 {}\" makes an image of the changed disk",
+            folder.record().disk.display(),
+            options.folder.display(),
+            folder.record().disk.display()
+        )));
+    }
     confirm(options, state)?;
     begin(&mut folder, state, options)?;
-    let lent = open_disk(&options.disk, Writes::ToDisk)?;
+    let lent = open_disk(&options.disk, Writes::ToDisk, None)?;
     let disk = lent.export.backing().written();
     let map = state.block_map(folder.record()).map_err(|error| unreadable(&folder, &error))?;
     let changes = Changes { state, map: &map, block: folder.record().block };
@@ -70,9 +79,9 @@ fn chosen<'a>(
 /// Compares the disk, and records that it is being written: before it is opened for writing, by which
 /// the time of an image changes.
 fn begin(folder: &mut OverlayFolder, state: &StateFiles, options: &Commit) -> Result<(), Failure> {
-    let lent = open_disk(&options.disk, Writes::Refused)?;
+    let lent = open_disk(&options.disk, Writes::Refused, None)?;
     let partitions = folder.record().partitions();
-    folder.begin_commit(&state.name, &base_disk(&lent, &options.disk, &partitions))
+    folder.begin_commit(&state.name, &base_disk(&lent, &options.disk, None, &partitions))
 }
 
 fn confirm(options: &Commit, state: &StateFiles) -> Result<(), Failure> {

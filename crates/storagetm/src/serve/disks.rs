@@ -70,7 +70,7 @@ pub(super) fn beside(others: &[LentDisk], lent: LentDisk) -> Result<LentDisk, Fa
 /// reported when it is opened.
 ///
 /// # Errors
-/// Fails for a compressed file, which hosts could not use, and for an image to which hosts may write.
+/// Fails for a compressed file, which hosts could not use, and for an image that hosts may change.
 fn format(wanted: &LendRequest) -> Result<Option<Container>, Failure> {
     let path = &wanted.path;
     if !path.is_file() {
@@ -78,7 +78,7 @@ fn format(wanted: &LendRequest) -> Result<Option<Container>, Failure> {
     }
     let container = File::open(path).and_then(|file| unpack::detect(&file));
     let Ok(Some(container)) = container else { return Ok(None) };
-    if container.is_virtual_disk() && wanted.writes == Writes::Refused {
+    if container.is_virtual_disk() && wanted.writes != Writes::ToDisk {
         return Ok(Some(container));
     }
     let name = path.display();
@@ -89,8 +89,8 @@ fn format(wanted: &LendRequest) -> Result<Option<Container>, Failure> {
     };
     if container.is_virtual_disk() {
         return Err(Failure::new(format!(
-            "{name} is {container}, which can only be lent read-only: for hosts that write, unpack it first ({way}), or lend it \
-             as it is with --format raw"
+            "{name} is {container}, which is never written to: for hosts that write, lend it with --overlay, unpack it first \
+             ({way}), or lend it as it is with --format raw"
         )));
     }
     Err(Failure::new(format!(

@@ -96,7 +96,7 @@ fn x58_images_that_cannot_be_lent_are_refused() {
     stdout_of("qemu-img", &["create", "-q", "-f", "qcow2", &base, "1M"]);
     stdout_of("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &image]);
     assert!(refused(&[&image]).contains("backing file"));
-    assert!(refused(&["--writable", &base]).contains("only be lent read-only"));
+    assert!(refused(&["--writable", &base]).contains("is never written to"));
     let raw = raw(&folder);
     // The only signature of a fixed VHD is at its end.
     for (format, options, _) in FORMATS.into_iter().filter(|it| !it.1.contains("fixed")) {

@@ -33,7 +33,7 @@ fn kill(running: Running) {
 }
 
 /// Ends the program as the user does.
-fn end(running: Running) {
+pub(crate) fn end(running: Running) {
     kill_process(number(&running.process()), Signal::TERM).unwrap();
     running.until("stopped");
     let stat = running.process().join("stat");
@@ -123,7 +123,7 @@ fn kills_never_lose_what_was_flushed() {
 }
 
 /// Returns the only folder of an overlay.
-fn overlay_folder(folder: &Folder) -> String {
+pub(crate) fn overlay_folder(folder: &Folder) -> String {
     let list = scene::run_ok(&["overlay", "list", "--json", &folder.path("overlays")], "");
     let list: Value = serde_json::from_str(&list).unwrap();
     assert_eq!(list.as_array().unwrap().len(), 1);
@@ -131,7 +131,7 @@ fn overlay_folder(folder: &Folder) -> String {
 }
 
 /// Runs the program, which must fail, and returns its message.
-fn refused(args: &[&str]) -> String {
+pub(crate) fn refused(args: &[&str]) -> String {
     let output = scene::run(args, "");
     assert_eq!(output.status.code(), Some(1), "{args:?}");
     String::from_utf8(output.stderr).unwrap()

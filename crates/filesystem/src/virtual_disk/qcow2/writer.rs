@@ -24,6 +24,15 @@ const HEADER: u32 = 104;
 /// The header extension that names the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 
+/// The file below an image, of which it has the changed clusters.
+#[derive(Debug, Clone, Copy)]
+pub struct BackingFile<'a> {
+    /// Its path.
+    pub path: &'a str,
+    /// QEMU's name of its format, of at most eight bytes: "raw" for a disk.
+    pub format: &'a str,
+}
+
 /// Longest name of a backing file in bytes.
 const MAX_BACKING: usize = 1023;
 
@@ -38,7 +47,8 @@ const L1_MOST: u64 = 32 << 20;
 pub struct Qcow2Writer<W> {
     file: W,
     bytes: u64,
-    backing: Option<String>,
+    /// Path and format.
+    backing: Option<(String, String)>,
     l1: Vec<u64>,
     /// The index and the entries of the L2 table that is being filled.
     l2: Option<(u64, Vec<u64>)>,
@@ -55,19 +65,22 @@ impl<W> Qcow2Writer<W> {
 
 impl<W: Write + Seek> Qcow2Writer<W> {
     /// Begins an image of a disk in an empty file. `bytes` is the size of the disk, which is rounded up to
-    /// 512 bytes, since QEMU would round it down. `backing` is the path of a raw image or a device.
+    /// 512 bytes, since QEMU would round it down.
     ///
     /// # Errors
     /// Fails if the disk is too large, if the path is too long, or if the file cannot be written.
-    pub fn new(mut file: W, bytes: u64, backing: Option<&str>) -> io::Result<Self> {
+    pub fn new(mut file: W, bytes: u64, backing: Option<BackingFile<'_>>) -> io::Result<Self> {
         let bytes = bytes.checked_next_multiple_of(512).ok_or(ErrorKind::InvalidInput)?;
         let tables = bytes.div_ceil(Self::CLUSTER * L2_ENTRIES);
-        if tables > L1_MOST / 8 || backing.is_some_and(|path| path.len() > MAX_BACKING) {
+        let is_long =
+            |file: BackingFile<'_>| file.path.len() > MAX_BACKING || file.format.len() > 8;
+        if tables > L1_MOST / 8 || backing.is_some_and(is_long) {
             return Err(ErrorKind::InvalidInput.into());
         }
         // The place of the header.
         file.write_all(&vec![0; len(Self::CLUSTER)])?;
-        let (l1, backing) = (vec![0; len(tables)], backing.map(str::to_owned));
+        let backing = backing.map(|file| (file.path.to_owned(), file.format.to_owned()));
+        let l1 = vec![0; len(tables)];
         Ok(Self { file, bytes, backing, l1, l2: None, next: 0, written: 1 })
     }
 
@@ -108,7 +121,7 @@ impl<W: Write + Seek> Qcow2Writer<W> {
         for field in [0x5146_49fb, 3] {
             header.extend(u32::to_be_bytes(field));
         }
-        let backing = self.backing.take().unwrap_or_default();
+        let (backing, format) = self.backing.take().unwrap_or_default();
         // Extensions: the format of the backing file in eight bytes, and the end.
         let name_at = if backing.is_empty() { 0 } else { u64::from(HEADER) + 24 };
         header.extend(name_at.to_be_bytes());
@@ -127,8 +140,8 @@ impl<W: Write + Seek> Qcow2Writer<W> {
         header.extend(HEADER.to_be_bytes());
         if !backing.is_empty() {
             header.extend(BACKING_FORMAT.to_be_bytes());
-            header.extend(3u32.to_be_bytes());
-            header.extend(b"raw\0\0\0\0\0");
+            header.extend(short(format.len() as u64)?.to_be_bytes());
+            header.extend(format.bytes().chain([0; 8]).take(8));
         }
         header.extend([0; 8]);
         header.extend(backing.as_bytes());
@@ -237,6 +250,13 @@ mod test {
     #[test]
     fn disk_beyond_the_limits_of_the_format_is_refused() {
         assert!(Qcow2Writer::new(Cursor::new(Vec::new()), u64::MAX, None).is_err());
-        assert!(Qcow2Writer::new(Cursor::new(Vec::new()), 1, Some(&"x".repeat(2000))).is_err());
+        assert!(
+            Qcow2Writer::new(
+                Cursor::new(Vec::new()),
+                1,
+                Some(BackingFile { path: &"x".repeat(2000), format: "raw" })
+            )
+            .is_err()
+        );
     }
 }
