@@ -1,4 +1,4 @@
-//! The bytes of a file on a web server.
+//! The bytes of a file on a web server or in a registry.
 
 use std::fmt;
 use std::io::{ErrorKind, Read};
@@ -6,10 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ureq::http::{Response, StatusCode, Uri, header};
-use ureq::{Agent, BodyReader, ResponseExt as _};
+use ureq::{BodyReader, ResponseExt as _};
 
+use crate::origin::{Origin, Rest};
+use crate::registry::Login;
 use crate::version::{Range, Version, length};
-use crate::{Error, Location, client};
+use crate::{Error, Hash, Location};
 
 /// The longest time of one response of a server that sends parts of files. The next request
 /// continues it, so that a connection on which nothing comes any more does not last.
@@ -18,14 +20,15 @@ const PART: Duration = Duration::from_secs(60);
 /// Pause after a lost connection, at first and at most.
 const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
 
-/// A file that is read from a web server.
+/// A file that is read from a web server or a registry.
 pub struct Body {
-    client: Agent,
     location: Location,
+    origin: Origin,
     /// The address to which the server redirected.
     source: Uri,
-    /// The version and the length of a file of which the server sends parts.
-    whole: Option<(Version, u64)>,
+    /// The length of a file of which the server sends parts, and its version; that of a registry never
+    /// changes.
+    whole: Option<(Option<Version>, u64)>,
     length: Option<u64>,
     /// Number of bytes that were read.
     at: u64,
@@ -37,30 +40,42 @@ pub struct Body {
 }
 
 impl Body {
-    /// Requests a file. A connection that is lost later is made again until no byte came for
-    /// `patience`.
+    /// Requests a file, from a registry as this user. A connection that is lost later is made again until
+    /// no byte came for `patience`.
     ///
     /// # Errors
     /// Fails if the server cannot be reached, does not prove its identity, or does not give the
     /// file.
-    pub fn open(location: Location, patience: Duration) -> Result<Self, Error> {
-        let client = client::client(&location);
-        let mut response = request(&client, &location, Some(PART))?;
-        let (length, headers) = (length(response.headers()), response.headers());
+    pub fn open(
+        location: Location,
+        login: Option<Login>,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let mut origin = Origin::find(&location, login)?;
+        let mut response = whole(&mut origin, Some(PART))?;
+        let (mut length, headers) = (length(response.headers()), response.headers());
         let has_ranges = headers.get(header::ACCEPT_RANGES).is_none_or(|value| value != "none");
-        let version = Version::from_headers(headers).filter(|_| has_ranges);
-        let whole = version.zip(length);
-        if whole.is_none() {
-            response = request(&client, &location, None)?;
+        let version = Version::from_headers(headers);
+        let is_fixed = origin.blob().is_some();
+        if let Some((_, bytes)) = origin.blob() {
+            if length.is_some_and(|length| length != bytes) {
+                return Err(Error::Image("its size is not that of the manifest"));
+            }
+            length = Some(bytes);
+        }
+        let parts = length.filter(|_| has_ranges && (is_fixed || version.is_some()));
+        let parts = parts.map(|length| (version.filter(|_| !is_fixed), length));
+        if parts.is_none() {
+            response = whole(&mut origin, None)?;
         }
         let source = response.get_uri().clone();
         let reader = response.into_body().into_reader();
         let (progress, pause) = (Instant::now(), PAUSE[0]);
         Ok(Self {
-            client,
             location,
+            origin,
             source,
-            whole,
+            whole: parts,
             length,
             at: 0,
             reader,
@@ -68,6 +83,11 @@ impl Body {
             progress,
             pause,
         })
+    }
+
+    /// Returns the SHA-256 that the file must have, if a registry names it. It is not compared here.
+    pub fn hash(&self) -> Option<Hash> {
+        self.origin.blob().map(|(hash, _)| hash)
     }
 
     /// Returns the number of bytes of the file, if the server announced it.
@@ -104,15 +124,16 @@ impl Body {
 
     /// Requests the rest of the file.
     fn resume(&mut self, mut reason: String) -> Result<(), Error> {
-        let Some((version, length)) = &self.whole else {
+        if self.whole.is_none() {
             return Err(Error::NoRanges { at: self.at, reason });
-        };
+        }
         while self.progress.elapsed() < self.patience {
-            match self.rest(version, *length) {
-                Ok(reader) => {
+            match self.rest() {
+                Ok(Some(reader)) => {
                     self.reader = reader;
                     return Ok(());
                 }
+                Ok(None) => return Err(Error::NoRanges { at: self.at, reason }),
                 Err(Error::Http(error)) => reason = error.to_string(),
                 Err(Error::Status(status)) if is_temporary(status) => {
                     reason = Error::Status(status).to_string();
@@ -125,29 +146,56 @@ impl Body {
         Err(Error::Stalled { seconds: self.patience.as_secs(), reason })
     }
 
-    fn rest(&self, version: &Version, length: u64) -> Result<BodyReader<'static>, Error> {
-        let mut refusal = StatusCode::NOT_FOUND;
+    /// Returns the rest of the file, or `None` if the server does not send parts of this one.
+    fn rest(&mut self) -> Result<Option<BodyReader<'static>>, Error> {
+        let Some((version, length)) = &self.whole else { return Ok(None) };
+        let (version, length, first) = (version.as_ref(), *length, self.at);
+        let rest = Rest { first, version };
         // A server may redirect to an address that is valid for some minutes only.
-        for source in [&self.source, self.location.uri()] {
-            let request = self.client.get(source).header(header::IF_RANGE, version.as_str());
-            let request = request.header(header::RANGE, format!("bytes={}-", self.at));
-            let response = request.config().timeout_recv_body(Some(PART)).build().call()?;
-            let headers = response.headers();
-            match response.status() {
-                StatusCode::PARTIAL_CONTENT => {
-                    let range = Range::from_headers(headers);
-                    let is_rest = range.is_some_and(|range| range.is_rest(self.at, length));
-                    let named = Version::from_headers(headers);
-                    return match is_rest && named.is_none_or(|named| named == *version) {
-                        true => Ok(response.into_body().into_reader()),
-                        false => Err(Error::Changed),
-                    };
-                }
-                StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => return Err(Error::Changed),
-                status => refusal = status,
+        let redirected = self.origin.request_at(&self.source, &rest, Some(PART))?;
+        match answer(redirected, &rest, length)? {
+            Answer::Rest(reader) => return Ok(Some(reader)),
+            Answer::Whole => return Ok(None),
+            Answer::Refusal(_) => {}
+        }
+        let response = self.origin.request(Some(&rest), Some(PART))?;
+        self.source = response.get_uri().clone();
+        match answer(response, &rest, length)? {
+            Answer::Rest(reader) => Ok(Some(reader)),
+            Answer::Whole => Ok(None),
+            Answer::Refusal(status) => Err(Error::Status(status)),
+        }
+    }
+}
+
+/// What a server answers that was asked for the rest of a file.
+enum Answer {
+    Rest(BodyReader<'static>),
+    /// The whole file, which cannot be another one.
+    Whole,
+    Refusal(StatusCode),
+}
+
+/// Checks that an answer is the rest of the same version.
+fn answer(response: Response<ureq::Body>, rest: &Rest<'_>, length: u64) -> Result<Answer, Error> {
+    let headers = response.headers();
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT => {
+            let range = Range::from_headers(headers);
+            let is_rest = range.is_some_and(|range| range.is_rest(rest.first, length));
+            let named = Version::from_headers(headers);
+            let is_same = match (&named, rest.version) {
+                (Some(named), Some(version)) => named == version,
+                _ => true,
+            };
+            match is_rest && is_same {
+                true => Ok(Answer::Rest(response.into_body().into_reader())),
+                false => Err(Error::Changed),
             }
         }
-        Err(Error::Status(refusal))
+        StatusCode::OK if rest.version.is_none() => Ok(Answer::Whole),
+        StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::Changed),
+        status => Ok(Answer::Refusal(status)),
     }
 }
 
@@ -160,12 +208,9 @@ impl fmt::Debug for Body {
     }
 }
 
-fn request(
-    client: &Agent,
-    location: &Location,
-    timeout: Option<Duration>,
-) -> Result<Response<ureq::Body>, Error> {
-    let response = client.get(location.uri()).config().timeout_recv_body(timeout).build().call()?;
+/// Requests the whole file.
+fn whole(origin: &mut Origin, timeout: Option<Duration>) -> Result<Response<ureq::Body>, Error> {
+    let response = origin.request(None, timeout)?;
     match response.status() {
         StatusCode::OK => Ok(response),
         status => Err(Error::Status(status)),

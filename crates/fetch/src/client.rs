@@ -6,18 +6,16 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
-use crate::Location;
-
 /// The longest time until a connection is established, and until a server begins to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most redirections that are followed.
 const MAX_REDIRECTS: u32 = 10;
 
-/// Returns a client for a file. Certificates are verified by the certificate authorities that the
+/// Returns a client for a file, for addresses by HTTPS alone if `is_encrypted`. Certificates are verified by the certificate authorities that the
 /// system trusts; the proxy is that of the environment (`HTTPS_PROXY`, `NO_PROXY` ...). A redirection
 /// from HTTPS to HTTP is not followed, and a password is not sent to another host.
-pub(crate) fn client(location: &Location) -> Agent {
+pub(crate) fn client(is_encrypted: bool) -> Agent {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
@@ -25,7 +23,7 @@ pub(crate) fn client(location: &Location) -> Agent {
         .unversioned_rustls_crypto_provider(provider)
         .build();
     let config = Agent::config_builder()
-        .https_only(location.is_encrypted())
+        .https_only(is_encrypted)
         .http_status_as_error(false)
         .max_redirects(MAX_REDIRECTS)
         .timeout_resolve(Some(TIMEOUT))

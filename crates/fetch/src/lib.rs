@@ -1,4 +1,5 @@
-//! Reads a file from a web server by HTTP or HTTPS, from its first byte to its last.
+//! Reads a file from a web server by HTTP or HTTPS, or a disk image from a registry of container images,
+//! from its first byte to its last.
 //!
 //! A connection that is lost is made again, and the file is read on from the byte where it ended
 //! (RFC 9110 §14), if the server still has the same version of it. Parts of two versions are never
@@ -9,6 +10,8 @@
 //! |---|---|
 //! | [`Location`] | the URL |
 //! | `client` | the settings of the HTTP client |
+//! | `registry` | the way from the name of an image to its blob |
+//! | `origin` | the addresses of a file, and what is sent there for permission |
 //! | [`Body`] | the bytes of the file |
 //! | `version` | which version of a file a response has |
 
@@ -17,10 +20,16 @@
 mod body;
 mod client;
 mod location;
+mod origin;
+mod registry;
 mod version;
 
 pub use body::Body;
 pub use location::{Location, LocationError};
+pub use registry::Login;
+
+/// A SHA-256 hash.
+pub type Hash = [u8; 32];
 
 /// Why a file cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +37,19 @@ pub enum Error {
     /// The server answers that it does not give the file.
     #[error("the server answers {0}")]
     Status(ureq::http::StatusCode),
+    /// A registry has no such disk image.
+    #[error("this is no disk image in a registry: {0}")]
+    Image(&'static str),
+    /// A registry demands a user, or another one.
+    #[error(
+        "the registry demands a user name and a password, or does not accept those in the environment (REGISTRY_USERNAME, \
+         REGISTRY_PASSWORD)"
+    )]
+    Login,
+    /// A registry does not say where to ask for permission, or names an address that is not HTTPS, or
+    /// what is there gives no token.
+    #[error("the registry demands a permission, and names no server that gives it by HTTPS")]
+    Token,
     /// The file changed between two connections.
     #[error("the file was changed on the server while it was read")]
     Changed,

@@ -1,36 +1,54 @@
-//! The URL of a file on a web server.
+//! The URL of a file: of a web server, or in a registry of container images.
 
 use std::fmt;
 use std::str::FromStr;
 
 use ureq::http::Uri;
 
+use crate::registry::Reference;
+
 /// The URL of a file. Its `Display` form has neither user name and password nor the query.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Location(Uri);
+pub struct Location(pub(crate) Place);
 
-/// A text is not the URL of a file on a web server.
+/// Where a file is.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `http://` and `https://`.
+    Web(Uri),
+    /// `oci://`.
+    Registry(Reference),
+}
+
+/// A text is not the URL of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LocationError {
     /// Not a URI, or without a host.
     #[error("not a URL, as in https://HOST/FILE")]
     Malformed,
-    /// Not `http` or `https`.
-    #[error("not an http:// or https:// URL")]
+    /// Another scheme.
+    #[error("not an http://, https:// or oci:// URL")]
     Scheme,
     /// It has a fragment, which is not sent to servers.
     #[error("a # has no meaning here; write it as %23")]
     Fragment,
+    /// Not the reference of an image in a registry.
+    #[error(
+        "not the name of an image, as in oci://REGISTRY/NAME:TAG or oci://REGISTRY/NAME@sha256:DIGEST"
+    )]
+    Reference,
 }
 
 impl Location {
-    /// Returns whether this is HTTPS.
-    pub fn is_encrypted(&self) -> bool {
-        self.0.scheme_str() == Some("https")
-    }
+    /// The schemes of such URLs.
+    pub const SCHEMES: [&str; 3] = ["http", "https", "oci"];
 
-    pub(crate) fn uri(&self) -> &Uri {
-        &self.0
+    /// Returns whether it is read by HTTPS.
+    pub fn is_encrypted(&self) -> bool {
+        match &self.0 {
+            Place::Web(uri) => uri.scheme_str() == Some("https"),
+            Place::Registry(reference) => reference.is_encrypted(),
+        }
     }
 }
 
@@ -41,6 +59,10 @@ impl FromStr for Location {
         if text.contains('#') {
             return Err(LocationError::Fragment);
         }
+        if let Some(name) = text.strip_prefix("oci://") {
+            let reference = Reference::parse(name).ok_or(LocationError::Reference)?;
+            return Ok(Self(Place::Registry(reference)));
+        }
         let uri: Uri = text.parse().map_err(|_| LocationError::Malformed)?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(LocationError::Scheme);
@@ -48,17 +70,21 @@ impl FromStr for Location {
         if uri.host().is_none_or(str::is_empty) {
             return Err(LocationError::Malformed);
         }
-        Ok(Self(uri))
+        Ok(Self(Place::Web(uri)))
     }
 }
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let authority = self.0.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        let uri = match &self.0 {
+            Place::Web(uri) => uri,
+            Place::Registry(reference) => return write!(f, "oci://{reference}"),
+        };
+        let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        write!(f, "{}://{host}{}", self.0.scheme_str().unwrap_or_default(), self.0.path())?;
+        write!(f, "{}://{host}{}", uri.scheme_str().unwrap_or_default(), uri.path())?;
         // A query may hold a signature that gives access.
-        if self.0.query().is_some() { f.write_str("?...") } else { Ok(()) }
+        if uri.query().is_some() { f.write_str("?...") } else { Ok(()) }
     }
 }
 

@@ -21,9 +21,10 @@ pub enum Container {
     Vdi,
     Vhd,
     Vhdx,
+    Tar,
 }
 
-const ALL: [Container; 10] = [
+const ALL: [Container; 11] = [
     Container::Gzip,
     Container::Xz,
     Container::Zstd,
@@ -34,10 +35,13 @@ const ALL: [Container; 10] = [
     Container::Vdi,
     Container::Vhd,
     Container::Vhdx,
+    Container::Tar,
 ];
 
 /// Offset of the signature of a VDI.
 const VDI: usize = 64;
+/// Offset of the signature of a tar archive (POSIX.1-2024, pax, ustar Interchange Format).
+const USTAR: usize = 257;
 
 impl Container {
     /// Detects the format of a file from its first [`HEAD`] bytes and its last [`TAIL`] bytes.
@@ -65,6 +69,8 @@ impl Container {
             Self::Vdi => has_magic(VDI, b"\x7f\x10\xda\xbe"),
             Self::Vhd => has_magic(0, b"conectix") || tail.starts_with(b"conectix"),
             Self::Vhdx => has_magic(0, b"vhdxfile"),
+            // As GNU tar writes it, and as POSIX has it.
+            Self::Tar => has_magic(USTAR, b"ustar\x20\x20\0") || has_magic(USTAR, b"ustar\x0000"),
         };
         ALL.into_iter().find(found)
     }
@@ -82,6 +88,7 @@ impl Container {
             Self::Vdi => "VDI",
             Self::Vhd => "VHD",
             Self::Vhdx => "VHDX",
+            Self::Tar => "tar",
         }
     }
 
@@ -93,7 +100,7 @@ impl Container {
             Self::Vdi => Some("vdi"),
             Self::Vhd => Some("vpc"),
             Self::Vhdx => Some("vhdx"),
-            Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 => None,
+            Self::Gzip | Self::Xz | Self::Zstd | Self::Bzip2 | Self::Lz4 | Self::Tar => None,
         }
     }
 
@@ -125,6 +132,7 @@ impl Container {
             Self::Zstd => format!("zstd -dc {path}"),
             Self::Bzip2 => format!("bzip2 -dc {path}"),
             Self::Lz4 => format!("lz4 -dc {path}"),
+            Self::Tar => format!("tar -xf {path}"),
             _ => format!("qemu-img convert -O raw {path} disk.img"),
         }
     }
@@ -153,6 +161,8 @@ mod test {
         assert_eq!(at(64, b"\x7f\x10\xda\xbe"), Some(Container::Vdi));
         assert_eq!(at(0, b"QFI\xfb"), Some(Container::Qcow2));
         assert_eq!(at(1, b"QFI\xfb"), None);
+        assert_eq!(at(257, b"ustar\x0000"), Some(Container::Tar));
+        assert_eq!(at(257, b"ustar fs"), None);
         assert_eq!(Container::detect(&[0; HEAD], b"conectix"), Some(Container::Vhd));
         assert_eq!(Container::detect(b"", b""), None);
         ALL.iter().for_each(|it| assert_eq!(Container::from_name(it.name()), Some(*it)));

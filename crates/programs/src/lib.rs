@@ -32,6 +32,7 @@ const RESCUE: &str = "maps of GNU ddrescue";
 const NETWORK: &str = "keys, revocation and addresses in a network namespace";
 const BLOCK: &str = "block devices (loop)";
 const TLS: &str = "TLS with certificates";
+const WEB: &str = "images of web servers and registries";
 const PACKED: &str = "images that are packed by their own programs";
 const BIOS: &str = "sticks that start with BIOS";
 const MACHINES: &str = "test machines (cargo xtask vm)";
@@ -48,6 +49,7 @@ pub const PROGRAMS: &[Program] = &[
     row("ddrescue", "gddrescue", RESCUE),
     row("ddrescuelog", "gddrescue", RESCUE),
     row("debugfs", "e2fsprogs", EXT),
+    row("docker-registry", "docker-registry", WEB),
     row("dpkg-deb", "dpkg", MACHINES),
     row("e2fsck", "e2fsprogs", EXT),
     row("fio", "fio", "a workload over NBD whose data is verified"),
@@ -79,6 +81,7 @@ pub const PROGRAMS: &[Program] = &[
     row("nbdfuse", "libnbd-bin", "block devices over NBD (FUSE)"),
     row("nbdinfo", "libnbd-bin", NBD),
     row("nbdkit", "nbdkit", COPY),
+    row("nginx", "nginx-light", WEB),
     row("nsenter", "util-linux", NETWORK),
     row("ntfscat", "ntfs-3g", NTFS),
     row("ntfscluster", "ntfs-3g", NTFS),
@@ -96,6 +99,7 @@ pub const PROGRAMS: &[Program] = &[
     row("sfdisk", "fdisk", "partition tables"),
     row("sgdisk", "gdisk", "partition tables"),
     row("shellcheck", "shellcheck", "the shell scripts of initrds"),
+    row("skopeo", "skopeo", WEB),
     row("strace", "strace", "system calls of a copy"),
     row("systemd-analyze", "systemd", "systemd units"),
     row("taskset", "util-linux", "figures (cargo xtask bench)"),

@@ -19,7 +19,7 @@ pub(crate) const ISCSI_PORT: u16 = 3260;
 
 /// The accepted forms, for error messages.
 const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME, \
-nbd+unix:///NAME?socket=PATH, iscsi://HOST/IQN, https://HOST/FILE or http://HOST/FILE";
+nbd+unix:///NAME?socket=PATH, iscsi://HOST/IQN, https://HOST/FILE, http://HOST/FILE or oci://REGISTRY/NAME";
 
 /// The location of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Locator {
     Nbd(Nbd),
     /// A disk of an iSCSI target.
     Iscsi(Iscsi),
-    /// A file of a web server.
+    /// A file of a web server, or an image of a registry.
     Web(fetch::Location),
 }
 
@@ -113,7 +113,7 @@ impl Locator {
         match text.split_once("://") {
             _ if text == "-" => Ok(Self::Pipe),
             _ if text.is_empty() => Err(format!("nothing is named; {SCHEMES}")),
-            Some(("http" | "https", _)) => {
+            Some((scheme, _)) if fetch::Location::SCHEMES.contains(&scheme) => {
                 text.parse().map(Self::Web).map_err(|reason| format!("{reason}"))
             }
             Some((scheme, rest)) if is_scheme(scheme) => {

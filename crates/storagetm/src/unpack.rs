@@ -50,8 +50,8 @@ pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
 ///
 /// # Errors
 /// As [`unpack`].
-pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, String> {
-    let unpack_error = |error: io::Error| format!("the pipe cannot be unpacked: {error}");
+pub(crate) fn unpack_pipe(container: Container, pipe: Pipe, name: &str) -> Result<Pipe, String> {
+    let unpack_error = |error: io::Error| format!("{name} cannot be unpacked: {error}");
     let (output, input) = io::pipe().map_err(unpack_error)?;
     let Pipe { descriptor, head, finish: input_finish, .. } = pipe;
     let feed = move || {
@@ -61,7 +61,7 @@ pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, Stri
     };
     thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(unpack_error)?;
     // No timeout: the program that writes the pipe may be slow.
-    let mut pipe = unpack(container, output.into(), "what comes from the pipe", None)?;
+    let mut pipe = unpack(container, output.into(), name, None)?;
     let finish = pipe.finish.take();
     pipe.finish = Some(Box::new(move || {
         // That the input is not what was expected explains that it cannot be unpacked.

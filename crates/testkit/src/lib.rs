@@ -7,6 +7,7 @@ mod driver;
 mod random;
 mod scratch;
 mod stream;
+pub mod web;
 
 pub use disk::{POISON, execute, export, poison};
 pub use driver::{Conn, Driver, Id};

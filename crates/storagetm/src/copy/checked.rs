@@ -1,5 +1,5 @@
 //! Sources that are read from their first byte to their last by a thread, which computes their hash:
-//! files of web servers, and whatever must have an expected SHA-256.
+//! files of web servers and registries, and whatever must have an expected SHA-256.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use ::copy::{CopyError, Pipe};
-use fetch::{Body, Location};
+use fetch::{Body, Hash, Location, Login};
 use remote::uri::Locator;
 use sha2::{Digest, Sha256};
 
@@ -16,8 +16,8 @@ use super::summary::refused;
 use crate::options::copy::Copy;
 use failure::Failure;
 
-/// A SHA-256 hash.
-type Hash = [u8; 32];
+/// How standard input is named in messages.
+pub(super) const PIPE: &str = "what comes from the pipe";
 
 /// Bytes that are read at a time, and of a pipe.
 const PIECE: usize = 1 << 20;
@@ -86,20 +86,33 @@ fn parse(text: &str) -> Option<Hash> {
     (text.len() == 2 * hash.len()).then_some(hash)
 }
 
-/// Requests a file of a web server.
+/// Requests a file of a web server, or an image of a registry, which names its hash.
 ///
 /// # Errors
-/// Fails if the server cannot be reached or does not give the file.
+/// Fails if the server cannot be reached, does not give the file, or names another hash than the expected one.
 pub(super) fn web(
     location: &Location,
     patience: Duration,
     expected: Option<Hash>,
 ) -> Result<Pipe, Failure> {
     let name = location.to_string();
-    let body = Body::open(location.clone(), patience);
+    let body = Body::open(location.clone(), login(), patience);
     let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
     let bytes = body.length();
-    feed(Web(body), name, bytes, expected)
+    match (body.hash(), expected) {
+        (Some(hash), Some(expected)) if hash != expected => Err(refused(format!(
+            "{name} has the SHA-256 {} by its manifest, and {} was expected: nothing was written",
+            hexadecimal(&hash),
+            hexadecimal(&expected)
+        ))),
+        (hash, expected) => feed(Web(body), name, bytes, hash.or(expected)),
+    }
+}
+
+/// Returns the user of registries that the environment names, as Tinkerbell does it.
+fn login() -> Option<Login> {
+    let named = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Some(Login { user: named("REGISTRY_USERNAME")?, password: named("REGISTRY_PASSWORD")? })
 }
 
 /// A [`Body`] as a reader.
@@ -133,7 +146,7 @@ pub(super) fn file(path: &Path, expected: Hash) -> Result<Pipe, Failure> {
 /// # Errors
 /// Fails if no thread can be started.
 pub(super) fn pipe(from: Pipe, expected: Hash) -> Result<Pipe, Failure> {
-    feed(File::from(from.descriptor), "what comes from the pipe".to_owned(), None, Some(expected))
+    feed(File::from(from.descriptor), PIPE.to_owned(), None, Some(expected))
 }
 
 /// Starts a thread that writes what is read into a pipe. Returns the other end, which fails at its end

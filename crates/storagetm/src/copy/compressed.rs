@@ -47,23 +47,22 @@ pub(super) fn device_note(path: &Path) -> Option<String> {
     ))
 }
 
-/// Reads the head of a pipe, and unpacks it if it is packed.
+/// Reads the head of a pipe with what this is, and unpacks it if it is packed.
 ///
 /// # Errors
 /// Fails if the format is not supported, or if the pipe cannot be read.
-pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Failure> {
-    let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
+pub(super) fn stream(pipe: Pipe, raw: bool, name: &str) -> Result<(Pipe, Option<String>), Failure> {
+    let cannot = |error: std::io::Error| refused(format!("{name} cannot be read: {error}"));
     let Pipe { descriptor, bytes, finish, .. } = pipe;
     let (mut from, mut head) = (File::from(descriptor), Vec::new());
     unpack::read_up_to(&mut from, unpack::HEAD_BYTES, &mut head, None).map_err(cannot)?;
     let container = Container::detect(&head, &[]).filter(|_| !raw);
     let pipe = Pipe { descriptor: from.into(), head, bytes, finish };
-    let name = "what comes from the pipe";
     let (pipe, note) = match container {
         None => (pipe, None),
         Some(container) if container.is_supported() && container.is_stream() => {
-            let pipe =
-                unpack::unpack_pipe(container, pipe).map_err(|reason| unpack_error(&reason))?;
+            let pipe = unpack::unpack_pipe(container, pipe, name)
+                .map_err(|reason| unpack_error(&reason))?;
             (pipe, Some(unpacked_note(name, container)))
         }
         Some(container) => return Err(unsupported_error(name, container)),

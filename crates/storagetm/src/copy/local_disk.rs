@@ -86,7 +86,7 @@ pub(super) fn source(
         kind if kind.is_file() => source_file(tree, path, allow_in_use, raw),
         kind if is_stream(&kind) => {
             let file = File::open(path).map_err(|error| io_error(path, "be opened", &error))?;
-            stream(OwnedFd::from(file).into(), raw)
+            stream(OwnedFd::from(file).into(), raw, &path.display().to_string())
         }
         _ => Err(not_a_disk(path)),
     }
@@ -138,12 +138,12 @@ pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Pipe, Failure> 
     copied.map(Pipe::from).map_err(|error| refused(format!("the pipe cannot be used: {error}")))
 }
 
-/// Returns a pipe to read from, unpacked if it is packed.
+/// Returns a pipe to read from with what this is, unpacked if it is packed.
 ///
 /// # Errors
 /// Fails if the format is not supported, or if the pipe cannot be read.
-pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<CopyEnd, Failure> {
-    let (pipe, note) = compressed::stream(pipe, raw)?;
+pub(super) fn stream(pipe: Pipe, raw: bool, name: &str) -> Result<CopyEnd, Failure> {
+    let (pipe, note) = compressed::stream(pipe, raw, name)?;
     Ok(CopyEnd::from_pipe(pipe, note, Guard::Nothing))
 }
 

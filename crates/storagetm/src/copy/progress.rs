@@ -26,6 +26,8 @@ const SPINNER: &str = "{prefix:>9} {spinner} {msg}";
 /// Reports progress and results in one of three forms.
 pub(super) struct ProgressReporter {
     form: Form,
+    /// Interval of lines and events.
+    interval: Duration,
     phase: Option<Phase>,
     said: Instant,
     /// The connection being re-established, as last reported.
@@ -40,17 +42,23 @@ enum Form {
 
 impl ProgressReporter {
     /// JSON goes to standard output, or to standard error if the data does; human-readable output
-    /// goes to standard error.
+    /// goes to standard error. Progress is reported at this interval, or at the usual one.
     ///
     /// # Errors
     /// Fails if no descriptor is available.
-    pub(super) fn open(json: bool, data_on_stdout: bool) -> Result<Self, Failure> {
+    pub(super) fn open(
+        json: bool,
+        data_on_stdout: bool,
+        interval: Option<Duration>,
+    ) -> Result<Self, Failure> {
         let form = match (json, data_on_stdout) {
             (true, _) => Form::Json(NonBlockingWriter::new(stream(data_on_stdout)?)),
             (false, _) if tty::is_terminal(&io::stderr()) => Form::Bar(bar()),
             (false, _) => Form::Lines,
         };
-        Ok(Self { form, phase: None, said: Instant::now(), reconnecting: None })
+        let default = if json { EVENT_INTERVAL } else { LINE_INTERVAL };
+        let interval = interval.unwrap_or(default);
+        Ok(Self { form, interval, phase: None, said: Instant::now(), reconnecting: None })
     }
 
     /// Writes the event in JSON mode.
@@ -73,11 +81,11 @@ impl ProgressReporter {
     pub(super) fn progress(&mut self, progress: &Progress) {
         self.report_reconnecting(progress);
         let is_new = self.phase != Some(progress.phase) && progress.phase != Phase::Checking;
-        let due = |often| self.said.elapsed() >= often;
+        let is_due = is_new || self.said.elapsed() >= self.interval;
         match &mut self.form {
             Form::Bar(bar) => show(bar, progress),
-            Form::Lines if is_new || due(LINE_INTERVAL) => print_line(&line(progress)),
-            Form::Json(writer) if is_new || due(EVENT_INTERVAL) => {
+            Form::Lines if is_due => print_line(&line(progress)),
+            Form::Json(writer) if is_due => {
                 push(writer, &Event::progress(&progress.phase.to_string(), progress));
             }
             Form::Lines | Form::Json(_) => return,
@@ -273,8 +281,13 @@ mod test {
     fn lost_connection_is_reported_once() {
         let (read, write) = io::pipe().unwrap();
         let form = Form::Json(NonBlockingWriter::new(write.into()));
-        let mut reporter =
-            ProgressReporter { form, phase: None, said: Instant::now(), reconnecting: None };
+        let mut reporter = ProgressReporter {
+            form,
+            interval: EVENT_INTERVAL,
+            phase: None,
+            said: Instant::now(),
+            reconnecting: None,
+        };
         let mut progress = progress();
         progress.reconnecting = Some(("nvme://a/b".to_owned(), "timed out".to_owned()));
         (0..3).for_each(|_| reporter.progress(&progress));
