@@ -6,6 +6,7 @@ mod cargo;
 mod cases;
 mod chroot;
 mod ci;
+mod container;
 mod credits;
 mod cross;
 mod deb;
@@ -64,6 +65,8 @@ enum Command {
     Cross(cross::Options),
     /// Make the files of a release for all architectures: packages, tarballs, images, checksums
     Release(release::Options),
+    /// Make a container image with the program, for `storagetm agent`
+    Container(container::Options),
     /// Build initrds by dracut, initramfs-tools and mkosi in a minimal Debian (nightly)
     Initrds(initrds::Options),
     /// Compare storagetm with the limit of the machine; arguments are those of `bench run`
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Deb(options) => deb::run(&options),
         Command::Cross(options) => cross::run(&options),
         Command::Release(options) => release::run(&options),
+        Command::Container(options) => container::run(&options),
         Command::Initrds(options) => initrds::run(&options),
         Command::Bench { arguments } => bench(&arguments),
         Command::Soak(options) => soak::run(&options),

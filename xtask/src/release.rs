@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::architecture::Architecture;
 use crate::cargo;
+use crate::container;
 use crate::credits;
 use crate::cross;
 use crate::deb;
@@ -112,6 +113,7 @@ impl Release<'_> {
         image::program::strip(&fs::read(&self.program)?)
             .with_context(|| self.program.display().to_string())?;
         self.tarball()?;
+        container::make(std::slice::from_ref(&self.program), &self.file("oci.tar"))?;
         let package = deb::build(&self.program)?;
         fs::copy(
             &package,

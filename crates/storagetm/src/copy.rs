@@ -49,7 +49,9 @@ use sync_disk::SyncDisk;
 /// Fails if the copy was not made, or not completely; `docs/copy.md` lists the exit statuses.
 pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
     check(options)?;
-    let mut reporter = ProgressReporter::open(options.json, options.destination == Locator::Pipe)?;
+    let interval = options.progress_interval.map(Duration::from_secs);
+    let is_piped = options.destination == Locator::Pipe;
+    let mut reporter = ProgressReporter::open(options.json, is_piped, interval)?;
     let ready =
         prepare(options).and_then(|ready| confirm_overwrite(options, &ready).map(|()| ready));
     let done = match ready {
@@ -109,7 +111,7 @@ fn check(options: &Copy) -> Result<(), Failure> {
     }
     if matches!(destination, Locator::Web(_)) {
         return Err(Failure::usage(format!(
-            "{destination} can be copied from, not to: a web server has no disks"
+            "{destination} can be copied from, not to: a web server or a registry has no disks"
         )));
     }
     if source == destination {
@@ -256,20 +258,26 @@ fn check_stream(
 fn source(tree: &Tree, options: &Copy) -> Result<CopyEnd, Failure> {
     let raw = options.format.is_some();
     let expected = checked::expected(options)?;
+    let name = match &options.source {
+        Locator::Pipe => checked::PIPE.to_owned(),
+        there => there.to_string(),
+    };
     Ok(match (&options.source, expected) {
         (Locator::Web(location), expected) => {
             let patience = Duration::from_secs(options.patience);
-            local_disk::stream(checked::web(location, patience, expected)?, raw)?
+            local_disk::stream(checked::web(location, patience, expected)?, raw, &name)?
         }
         (Locator::Path(path), Some(expected)) => {
-            local_disk::stream(checked::file(path, expected)?, raw)?
+            local_disk::stream(checked::file(path, expected)?, raw, &name)?
         }
         (Locator::Pipe, Some(expected)) => {
             let pipe = local_disk::standard(io::stdin())?;
-            local_disk::stream(checked::pipe(pipe, expected)?, raw)?
+            local_disk::stream(checked::pipe(pipe, expected)?, raw, &name)?
         }
         (Locator::Path(path), None) => local_disk::source(tree, path, options.allow_in_use, raw)?,
-        (Locator::Pipe, None) => local_disk::stream(local_disk::standard(io::stdin())?, raw)?,
+        (Locator::Pipe, None) => {
+            local_disk::stream(local_disk::standard(io::stdin())?, raw, &name)?
+        }
         (there, _) => CopyEnd::remote(remote::endpoint(tree, options, there)?),
     })
 }

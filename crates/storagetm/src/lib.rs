@@ -10,6 +10,7 @@
 //! | `image` | `image`: bootable images of target mode |
 //! | `list` | `list`: the disks of this machine |
 //! | `copy` | `copy` |
+//! | `agent` | `agent`: a copy as the environment or a file says |
 //! | `inspect`, `unpack` | child processes without privileges that parse disk contents and unpack files |
 //! | `confirmation` | confirmation before overwriting |
 //! | `find`, `attach` | `find`, `attach`, `detach`: disks of other machines |
@@ -20,6 +21,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod attach;
 mod boot;
 mod confirmation;
@@ -76,6 +78,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match options.task {
         Task::Serve(options) => serve::serve(options),
         Task::Copy(options) => copy::copy(&options),
+        Task::Agent(options) => agent::agent(&options),
         Task::List(options) => list::list(&options),
         Task::Boot(options) => boot::boot(&options),
         Task::Image(options) => image::image(&options),

@@ -1,5 +1,6 @@
 //! Command-line options: one table for the parser, help, man pages and completions.
 
+pub mod agent;
 pub mod attach;
 pub mod boot;
 pub mod copy;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use agent::Agent;
 use attach::{Attach, Detach};
 use boot::Boot;
 use daemon::lend::{DEMO, LendRequest, Writes};
@@ -105,6 +107,8 @@ pub enum Task {
     Serve(Serve),
     /// Copy a disk from or to another machine, or on this one
     Copy(Box<copy::Copy>),
+    /// Copy as environment variables or a file say, for containers and installers
+    Agent(Agent),
     /// List the disks of this machine, what is on them, and whether they may be lent
     #[command(after_help = LIST_EXAMPLES)]
     List(List),

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "copy/agent.rs"]
+mod agent;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "cases/alone.rs"]
 mod alone;
@@ -34,6 +36,8 @@ mod port;
 mod refusals;
 #[path = "copy/scene.rs"]
 mod scene;
+#[path = "copy/servers.rs"]
+mod servers;
 #[path = "copy/target.rs"]
 mod target;
 #[path = "copy/web.rs"]

@@ -27,6 +27,8 @@ SRC and DST are each one of:
                               an NBD server on a local socket; nbds+unix as well
   iscsi://[USER%SECRET@]HOST[:PORT]/IQN[/LUN]
                               a disk of an iSCSI target, in the clear
+  https://HOST/FILE           a file of a web server; http:// as well (only SRC)
+  oci://REGISTRY/NAME:TAG     a disk image in a registry of container images, or NAME@sha256:DIGEST (only SRC)
   -                           standard input or output
 NAME may be omitted if there is only one disk.
 
@@ -243,6 +245,12 @@ pub struct Copy {
     /// Host NQN; default: the content of /etc/nvme/hostnqn, or the one used at pairing
     #[arg(long, value_name = "NQN")]
     pub hostnqn: Option<String>,
+
+    /// Time between two reports of progress, unless to a terminal
+    ///
+    /// Default: ten seconds; one second with --json.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub progress_interval: Option<u64>,
 
     /// Write JSON events, one per line
     #[arg(long)]
