@@ -120,6 +120,7 @@ pub(crate) const UNITS: &str = "lib/systemd/system";
 const FILES: &[(&str, &str)] = &[
     ("units/storage-target-mode.target", "share/storagetm"),
     ("units/hands-off.conf", "lib/storagetm"),
+    ("polkit/io.github.storagetm.policy", "share/polkit-1/actions"),
     ("initrd/dracut/90storagetm/module-setup.sh", "lib/dracut/modules.d/90storagetm"),
     ("initrd/initramfs-tools/hooks/storagetm", "share/initramfs-tools/hooks"),
     ("initrd/initramfs-tools/scripts/storagetm", "share/initramfs-tools/scripts"),
@@ -139,7 +140,7 @@ pub(crate) fn pieces(program: &Path) -> Result<Vec<Piece>> {
         pieces.push(text(from, folder)?);
     }
     for unit in list("units")? {
-        if unit.ends_with(".service") {
+        if unit.ends_with(".service") || unit.ends_with(".socket") {
             pieces.push(text(&unit, UNITS)?);
         } else if let Some((_, folder)) = unit.split_once('/').filter(|_| unit.ends_with(".d")) {
             pieces.push(text(&format!("{unit}/50-storagetm.conf"), &format!("{UNITS}/{folder}"))?);

@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("filesystem", &["export", "linux"]),
     ("failure", &["console"]),
     ("fetch", &[]),
+    ("varlink", &[]),
     ("protocol", &["export", "iscsi", "nbd", "nvme"]),
     ("ipc", &["linux"]),
     ("keys", &["console", "export", "failure", "iscsi", "linux", "nbd", "nvme", "pair"]),

@@ -16,13 +16,15 @@ const EXPOSURE: &str = "20";
 /// The units that hosts can connect to.
 const REACHED: [&str; 2] = ["storagetm.service", "storagetm@.service"];
 /// The units to load; a template as one of its instances.
-const LOADED: [&str; 6] = [
+const LOADED: [&str; 8] = [
     "storage-target-mode.target",
     "storagetm.service",
     "storagetm@dev-sdb.service",
     "storagetm-console.service",
     "storagetm-failure.service",
     "storagetm-hands-off.service",
+    "storagetm-provider.socket",
+    "storagetm-provider@1.service",
 ];
 /// The directories of systemd's own units.
 const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];

@@ -16,6 +16,7 @@ pub mod button;
 pub mod disk;
 pub mod fabrics;
 pub mod gadget;
+pub mod glob;
 pub mod gpt;
 pub mod hardware;
 pub mod host_port;

@@ -20,11 +20,12 @@ use crate::options::attach::{Attach, Detach};
 use crate::pair;
 use detach::Detached;
 use failure::Failure;
-use kernel::Attached;
+pub(crate) use kernel::Attached;
 use keys::key::{Key, KeyKind};
 use keys::keyring;
 use keys::record::Allowed;
 use keys::store::read_key;
+use keys::target::Target;
 use remote::machine;
 use remote::query::Disk;
 use target::{FoundTarget, Resolver, TargetSpec, interface};
@@ -35,26 +36,63 @@ use target::{FoundTarget, Resolver, TargetSpec, interface};
 /// Fails if a disk cannot be attached; the disks before it stay attached. Exit status 3 if the
 /// other machine refused.
 pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
-    let target = TargetSpec::parse(&options.target)?;
+    let (attached, failed) = attach_disks(options).map_err(|error| error.failure)?;
+    print_attached(&attached, options.json)?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// What could not be found, or done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The options, the keys or the driver of this machine.
+    Setup,
+    /// The other machine does not answer, or refused this host.
+    Machine,
+    /// It lends no such disk.
+    Disk,
+}
+
+/// Why no disk was attached.
+#[derive(Debug)]
+pub(crate) struct AttachError {
+    pub(crate) stage: Stage,
+    pub(crate) failure: Failure,
+}
+
+impl Stage {
+    fn failed(self, failure: Failure) -> AttachError {
+        AttachError { stage: self, failure }
+    }
+}
+
+/// Attaches disks. Also returns the failure of the last disk that could not be attached.
+///
+/// # Errors
+/// Fails if the other machine, the disk, or what attaching takes on this machine is not there.
+pub(crate) fn attach_disks(
+    options: &Attach,
+) -> Result<(Vec<Attached>, Option<Failure>), AttachError> {
+    let setup = |failure| Stage::Setup.failed(failure);
+    let target = TargetSpec::parse(&options.target).map_err(setup)?;
     if options.all && target.disk.is_some() {
-        return Err(Failure::usage("say either which disk, or --all"));
+        return Err(setup(Failure::usage("say either which disk, or --all")));
     }
     let tree = Tree::machine();
-    let (own, other) = (
-        read_chap_key(options.chap_key.as_deref())?,
-        read_chap_key(options.chap_controller_key.as_deref())?,
-    );
-    let known = machine::targets(options.keys.as_deref())?;
-    load(&tree).map_err(Failure::new)?;
+    let own = read_chap_key(options.chap_key.as_deref()).map_err(setup)?;
+    let other = read_chap_key(options.chap_controller_key.as_deref()).map_err(setup)?;
+    let known = machine::targets(options.keys.as_deref()).map_err(setup)?;
+    load(&tree).map_err(|error| setup(Failure::new(error)))?;
     let search = Resolver {
         tree: &tree,
         options,
         known: &known,
-        chap: credentials(own.as_ref(), other.as_ref())?,
+        chap: credentials(own.as_ref(), other.as_ref()).map_err(setup)?,
+        identify: false,
     };
-    let there = search.reach(&target)?;
-    let chosen = target.choose(&there, options.all)?;
-    insert_keys(&tree, &there, &chosen)?;
+    let there = search.reach(&target).map_err(|failure| Stage::Machine.failed(failure))?;
+    let chosen =
+        target.choose(&there, options.all).map_err(|failure| Stage::Disk.failed(failure))?;
+    insert_keys(&tree, &there, &chosen).map_err(setup)?;
     let request = AttachRequest {
         tree: &tree,
         options,
@@ -62,9 +100,38 @@ pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
         own: own.as_ref(),
         other: other.as_ref(),
     };
-    let (attached, failed) = try_each(&chosen, |disk| request.attach(disk));
-    print_attached(&attached, options.json)?;
-    failed.map_or(Ok(()), Err)
+    Ok(try_each(&chosen, |disk| request.attach(disk)))
+}
+
+/// A disk that another machine lends to this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LentDisk {
+    /// Its name there; if it has none, the last part of its NQN.
+    pub(crate) name: String,
+    pub(crate) nqn: String,
+    /// Size in bytes and access, if the machine said them.
+    pub(crate) size: Option<(u64, Allowed)>,
+}
+
+/// Returns the disks that a machine lends to this one. Attaches none.
+///
+/// # Errors
+/// Fails if the machine does not answer, or refuses this host.
+pub(crate) fn lent_disks(options: &Attach) -> Result<Vec<LentDisk>, Failure> {
+    let target = TargetSpec::parse(&options.target)?;
+    let (tree, known) = (Tree::machine(), machine::targets(options.keys.as_deref())?);
+    let search = Resolver { tree: &tree, options, known: &known, chap: None, identify: true };
+    let there = search.reach(&target)?;
+    Ok(there.disks.iter().map(|disk| lent_disk(disk, there.target)).collect())
+}
+
+fn lent_disk(disk: &Disk, target: Option<&Target>) -> LentDisk {
+    let last = || disk.nqn.rsplit(':').next().unwrap_or(&disk.nqn);
+    let name = machine::disk_name(disk, target).map_or_else(last, |name| {
+        // A path, as machines said it when they were paired.
+        name.rsplit('/').next().unwrap_or(name)
+    });
+    LentDisk { name: name.to_owned(), nqn: disk.nqn.clone(), size: disk.size }
 }
 
 /// The parameters that all disks of one target share.
@@ -207,7 +274,7 @@ fn detach_matching(
     tree: &Tree,
     what: Option<&str>,
     force: bool,
-    known: &[keys::target::Target],
+    known: &[Target],
 ) -> Result<Vec<Detached>, Failure> {
     let leaving = detach::matching(tree, what, known)?;
     if !force {

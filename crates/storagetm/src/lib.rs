@@ -14,6 +14,7 @@
 //! | `inspect`, `unpack` | child processes without privileges that parse disk contents and unpack files |
 //! | `confirmation` | confirmation before overwriting |
 //! | `find`, `attach` | `find`, `attach`, `detach`: disks of other machines |
+//! | `provider` | `provider`: disks of other machines as volumes for systemd |
 //! | `key`, `host`, `pair` | `key`, `host`, `pair`: keys, access rules, pairing |
 //! | `systemd` | the program under the name of systemd-storagetm |
 //! | `hold` | `hold`: waits for a key |
@@ -40,6 +41,7 @@ pub mod options;
 mod output;
 mod overlay;
 mod pair;
+mod provider;
 mod serve;
 mod systemd;
 mod table;
@@ -89,6 +91,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Find(options) => find::find(&options),
         Task::Attach(options) => attach::attach(&options),
         Task::Detach(options) => attach::detach(&options),
+        Task::Provider(options) => provider::provide(&options),
         Task::Hold(options) => hold::hold(&options),
         Task::Inspect => inspect::work(),
         Task::Unpack { format } => unpack::work(&format),

@@ -11,6 +11,7 @@ pub mod key;
 pub mod overlay;
 pub mod pair;
 mod protocol_help;
+pub mod provider;
 pub mod rate;
 pub mod systemd;
 
@@ -130,6 +131,8 @@ pub enum Task {
     Attach(Attach),
     /// Detach disks
     Detach(Detach),
+    /// Give disks of other machines to mount, systemd-vmspawn and storagectl of systemd
+    Provider(provider::Provider),
     /// Wait for a key press
     Hold(Hold),
     /// Parse the contents of a disk (child process of `storagetm copy`)

@@ -35,6 +35,9 @@ pub(super) const NEXT: Kernel = Kernel { name: "next", suite: "forky", tools: "f
 /// ([`Cache::whole_kernel`]).
 pub(super) const WHOLE: Kernel = Kernel { name: "amd64", suite: TOOLS_SUITE, tools: TOOLS_SUITE };
 
+/// The newest kernel with programs of the next release, for what only these do.
+pub(super) const NEXT_TOOLS: Kernel = Kernel { name: "6.12", suite: TOOLS_SUITE, tools: "forky" };
+
 /// The newest stable release.
 const TOOLS_SUITE: &str = "trixie";
 /// The suffix of the names of kernel packages.

@@ -69,6 +69,22 @@ pub(super) const KEYS: Extra = Extra {
     files: &[("etc/tlshd.conf", TLSHD)],
 };
 
+/// For the storage provider: systemd's programs for volumes, and what [`KEYS`] has.
+pub(super) const PROVIDER: Extra = Extra {
+    name: "provider",
+    packages: &["keyutils", "ktls-utils", "mount", "systemd", "systemd-container"],
+    programs: &[
+        "usr/bin/keyctl",
+        "usr/bin/mount",
+        "usr/bin/storagectl",
+        "usr/bin/varlinkctl",
+        "usr/sbin/mount.storage",
+        "usr/sbin/tlshd",
+    ],
+    modules: KEYS.modules,
+    files: KEYS.files,
+};
+
 /// For iSCSI: open-iscsi, and the SCSI commands of sg3-utils.
 pub(super) const ISCSI: Extra = Extra {
     name: "scsi",

@@ -26,6 +26,7 @@ mod modules;
 mod narrow;
 mod overlay;
 mod overlay_boot;
+mod provider;
 mod qmp;
 mod stock;
 mod target;
@@ -44,7 +45,7 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 12] = [
+const SCENARIOS: [fn() -> Scenario; 13] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
@@ -55,6 +56,7 @@ const SCENARIOS: [fn() -> Scenario; 12] = [
     keys::scenario,
     overlay::scenario,
     overlay_boot::scenario,
+    provider::scenario,
     usb::scenario,
     usbip::scenario,
 ];

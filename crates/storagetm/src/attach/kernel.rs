@@ -19,23 +19,23 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A connection of the kernel, and its disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Attached {
+pub(crate) struct Attached {
     /// NQN of the disk's subsystem.
-    pub(super) nqn: String,
+    pub(crate) nqn: String,
     /// The kernel's name of the controller: `nvme1`.
     pub(super) controller: String,
-    pub(super) devices: Vec<Device>,
+    pub(crate) devices: Vec<Device>,
     /// Whether the connection existed before.
     pub(super) already: bool,
 }
 
 /// An attached disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Device {
+pub(crate) struct Device {
     /// Device path: `/dev/nvme1n1`.
-    pub(super) path: String,
+    pub(crate) path: String,
     pub(super) bytes: u64,
-    pub(super) access: Allowed,
+    pub(crate) access: Allowed,
 }
 
 /// Connects, and waits until the disks are there. The list is empty if none appears in time.

@@ -130,6 +130,8 @@ pub(super) struct Resolver<'a> {
     pub(super) options: &'a Attach,
     pub(super) known: &'a [Target],
     pub(super) chap: Option<Arc<Credentials>>,
+    /// Whether each disk is asked for its name and size, although its name is not needed to find it.
+    pub(super) identify: bool,
 }
 
 impl<'a> Resolver<'a> {
@@ -174,7 +176,7 @@ impl<'a> Resolver<'a> {
         let identity = HostIdentity::find(self.tree, asked);
         let key = target.map(|target| &target.tls);
         // The disk's name on the target is only known by asking each disk.
-        let looks = spec.disk.is_some() && spec.nqn().is_none();
+        let looks = self.identify || (spec.disk.is_some() && spec.nqn().is_none());
         let initiator = Initiator { host: &identity, key, chap: self.chap.clone() };
         let disks = match (query::list_disks(place, &initiator, looks), spec.nqn()) {
             // Some targets offer discovery at one of their ports only.

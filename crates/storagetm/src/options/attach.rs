@@ -26,6 +26,9 @@ Examples:
 
 Exit status: 0 if the disk is attached, 1 if not, 2 if the options are wrong, 3 if the other machine refused.";
 
+/// Seconds for which the kernel tries to reconnect.
+const PATIENCE: i32 = 600;
+
 const DETACH: &str = "\
 The kernel disconnects, and the disk disappears. A disk that is in use (mounted, used as swap space, part of another \
 one) is not detached without --force, which loses data that were not yet written.";
@@ -85,7 +88,7 @@ pub struct Attach {
         long,
         value_name = "SECONDS",
         allow_negative_numbers = true,
-        default_value_t = 600,
+        default_value_t = PATIENCE,
         value_parser = clap::value_parser!(i32).range(-1..)
     )]
     pub patience: i32,
@@ -101,6 +104,26 @@ pub struct Attach {
     /// Use this UDP port for multicast DNS, also on the loopback interface, instead of 5353
     #[arg(long, value_name = "PORT", hide = true)]
     pub mdns_port: Option<u16>,
+}
+
+impl Attach {
+    /// Returns the options with which a machine, or one disk of it, is attached by its name alone.
+    pub(crate) fn of(target: String, keys: Option<PathBuf>, mdns_port: Option<u16>) -> Self {
+        Self {
+            target,
+            all: false,
+            interface: None,
+            keys,
+            insecure: false,
+            chap_key: None,
+            chap_controller_key: None,
+            hostnqn: None,
+            patience: PATIENCE,
+            digests: false,
+            json: false,
+            mdns_port,
+        }
+    }
 }
 
 /// The options of `storagetm detach`.

@@ -1,0 +1,153 @@
+//! Opens a volume: attaches the disk of another machine, or takes one of this machine.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use daemon::examine::{LIMIT, examine};
+use failure::Failure;
+use keys::record::Allowed;
+use linux::in_use::Machine;
+use linux::reason::Asked;
+use linux::tree::Tree;
+use remote::machine;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use varlink::message::Reply;
+
+use super::caller::Caller;
+use super::interface::{AcquireInput, no_such_volume, read_only_volume, system_error};
+use super::{Provider, report};
+use crate::attach::{AttachError, Stage, attach_disks};
+use crate::options::attach::Attach;
+
+/// Opens a volume for a caller. Returns its block device, and whether that is open for reading only.
+///
+/// # Errors
+/// Fails with the reply.
+pub(super) fn acquire(
+    provider: &Provider,
+    input: &AcquireInput,
+    caller: Caller,
+) -> Result<(OwnedFd, bool), Reply> {
+    caller.may_acquire(&input.name, input.allow_interactive_authentication)?;
+    // What is written is written by an explicit wish only.
+    let writable = input.read_only == Some(false);
+    let device = match input.name.split_once('/') {
+        Some((machine, disk)) if !machine.is_empty() => {
+            if disk.is_empty() || !(caller.is_root() || is_paired(provider, machine)) {
+                return Err(no_such_volume());
+            }
+            remote_device(provider, &input.name, writable)?
+        }
+        _ => local_device(&input.name, writable)?,
+    };
+    Ok((device, !writable))
+}
+
+/// Returns whether this machine was paired with the other one. Others than root must not have this
+/// machine connect to an address of their choice.
+fn is_paired(provider: &Provider, machine: &str) -> bool {
+    let known = machine::readable_targets(provider.keys.as_deref()).unwrap_or_default();
+    known.iter().any(|target| target.matches(machine))
+}
+
+/// Attaches the disk of another machine, unless it is attached already, and opens it.
+fn remote_device(provider: &Provider, name: &str, writable: bool) -> Result<OwnedFd, Reply> {
+    let options = Attach::of(name.to_owned(), provider.keys.clone(), provider.mdns_port);
+    let (attached, failed) = attach_disks(&options).map_err(|error| refusal(name, &error))?;
+    if let Some(failure) = failed {
+        report(&format!("{name}: {failure}"));
+        return Err(system_error(errno_of(&failure)));
+    }
+    let Some(device) = attached.iter().flat_map(|disk| &disk.devices).next() else {
+        report(&format!("{name} is connected, but its disk has not come yet"));
+        return Err(system_error(Errno::TIMEDOUT));
+    };
+    if writable && device.access == Allowed::ReadOnly {
+        return Err(read_only_volume());
+    }
+    open(Path::new(&device.path), writable)
+}
+
+fn refusal(name: &str, error: &AttachError) -> Reply {
+    report(&format!("{name}: {}", error.failure));
+    match error.stage {
+        Stage::Disk => no_such_volume(),
+        Stage::Machine if error.failure.status() != 3 => system_error(Errno::HOSTUNREACH),
+        Stage::Machine | Stage::Setup => system_error(errno_of(&error.failure)),
+    }
+}
+
+/// Returns the error of the kernel that is nearest to a failure.
+fn errno_of(failure: &Failure) -> Errno {
+    if failure.status() == 3 { Errno::ACCESS } else { Errno::IO }
+}
+
+/// Opens a disk of this machine that is not in use.
+fn local_device(name: &str, writable: bool) -> Result<OwnedFd, Reply> {
+    let tree = Tree::machine();
+    let machine = Machine::snapshot(&tree).map_err(|error| {
+        report(&format!("the disks of this machine cannot be listed: {error}"));
+        system_error(Errno::IO)
+    })?;
+    let disk = machine.disks.iter().find(|disk| disk.bytes > 0 && disk.has_name(name));
+    let disk = disk.ok_or_else(no_such_volume)?;
+    let findings = examine(&tree, machine.examined_for(disk), |_| LIMIT);
+    let verdict = machine.judge(disk, &findings);
+    if !verdict.allows(Asked::ByName) {
+        let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
+        report(&format!("{name} is not given away: {}", reasons.join(", ")));
+        return Err(system_error(Errno::BUSY));
+    }
+    if writable && (disk.read_only || !verdict.allows_writing(false)) {
+        return Err(read_only_volume());
+    }
+    open(&disk.path(&tree), writable)
+}
+
+fn open(path: &Path, writable: bool) -> Result<OwnedFd, Reply> {
+    open_block(path, writable).map(OwnedFd::from).map_err(|error| {
+        report(&format!("{} cannot be opened: {error}", path.display()));
+        match Errno::from_io_error(&error) {
+            Some(Errno::ROFS | Errno::PERM) if writable => read_only_volume(),
+            errno => system_error(errno.unwrap_or(Errno::IO)),
+        }
+    })
+}
+
+/// Opens a block device.
+fn open_block(path: &Path, writable: bool) -> io::Result<File> {
+    let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits();
+    let flags = i32::try_from(flags).map_err(io::Error::other)?;
+    let file = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path)?;
+    match file.metadata()?.file_type().is_block_device() {
+        true => Ok(file),
+        false => Err(Errno::NOTBLK.into()),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn only_block_devices_are_given_away() {
+        for path in ["/dev/null", "/proc/self/stat", "/"] {
+            let error = open_block(Path::new(path), false).unwrap_err();
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::NOTBLK), "{path}");
+        }
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let reply = |stage, failure| refusal("desk/a", &AttachError { stage, failure });
+        let refused = Failure::refused("x");
+        assert_eq!(reply(Stage::Disk, refused.clone()), no_such_volume());
+        assert_eq!(reply(Stage::Machine, refused.clone()), system_error(Errno::ACCESS));
+        assert_eq!(reply(Stage::Machine, Failure::new("x")), system_error(Errno::HOSTUNREACH));
+        assert_eq!(reply(Stage::Setup, Failure::new("x")), system_error(Errno::IO));
+    }
+}
