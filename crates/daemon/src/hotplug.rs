@@ -14,6 +14,7 @@ use export::Export;
 use linux::block::{self, Disk};
 use linux::in_use::Machine;
 use linux::reason::{Asked, Code, Verdict};
+use linux::tree::Tree;
 use linux::uevent::{Action, Message, Uevents};
 
 use crate::device::Device;
@@ -69,6 +70,8 @@ pub struct Hotplug {
     rechecks: HashMap<String, Instant>,
     /// Withdrawn disks with open descriptors, which are busy until these are closed.
     closing: Vec<(Device, Weak<Export>)>,
+    /// Disks that the user has withdrawn: not exported until they are plugged in again.
+    excluded: Vec<Device>,
     examiner: Examiner,
     /// Kernel names of disks that are being probed.
     examining: HashSet<String>,
@@ -99,6 +102,7 @@ impl Hotplug {
             pause: SETTLE,
             rechecks: HashMap::new(),
             closing: Vec::new(),
+            excluded: Vec::new(),
             examiner,
             examining: HashSet::new(),
             answered: None,
@@ -212,6 +216,22 @@ impl Hotplug {
         self.closing.extend(device.map(|device| (device, Arc::downgrade(&lent.export))));
     }
 
+    /// Leaves a withdrawn disk out until it is plugged in again, or all disks are examined again as
+    /// at the start.
+    pub fn exclude(&mut self, lent: &LentDisk) {
+        self.excluded.extend(lent.device.clone());
+    }
+
+    /// Ends the exclusion of a disk, which is exported again.
+    pub fn include(&mut self, lent: &LentDisk) {
+        self.excluded.retain(|device| lent.device.as_ref() != Some(device));
+    }
+
+    /// File tree of the machine.
+    pub fn tree(&self) -> &Tree {
+        &self.options.tree
+    }
+
     fn is_closing(&self, disk: &Disk) -> bool {
         self.closing.iter().any(|(device, _)| device.is(disk.number))
     }
@@ -219,6 +239,7 @@ impl Hotplug {
     /// Has all disks examined again, as at the start.
     pub fn rescan_all(&mut self, now: Instant) {
         self.reported.clear();
+        self.excluded.clear();
         self.schedule_all(now);
     }
 
@@ -291,9 +312,14 @@ impl Hotplug {
     ) {
         self.reported.retain(|name, _| machine.disk(name).is_some());
         self.closing.retain(|(_, export)| export.strong_count() > 0);
+        let is_there = |device: &Device| machine.disks.iter().any(|it| Device::of(it) == *device);
+        self.excluded.retain(is_there);
         let named = machine.disks.iter().filter(|disk| names.contains(&disk.name));
         for disk in named.filter(|disk| !is_lent(disk, lent_disks)) {
             if self.filter.as_ref().is_none_or(|filter| filter.select(disk).is_none()) {
+                continue;
+            }
+            if self.excluded.contains(&Device::of(disk)) {
                 continue;
             }
             if self.is_closing(disk) {
@@ -467,7 +493,6 @@ mod test {
     use crate::overlay;
     use crate::reported::ReportedIdentity;
     use export::{Access, Geometry, Identity};
-    use linux::tree::Tree;
     use std::fs;
     use std::path::PathBuf;
 
@@ -882,6 +907,28 @@ mod test {
         now = hotplug.due().unwrap();
         let changes = look(&mut hotplug, now);
         assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
+    }
+
+    #[test]
+    fn removed_disk_is_left_out_until_it_is_plugged_in_again() {
+        let fake = Fake::new("excluded");
+        fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
+        let mut hotplug = fake.hotplug();
+        let removed = lent(&fake.disks()[0]);
+        hotplug.exclude(&removed);
+        let looked = |hotplug: &mut Hotplug| {
+            let now = Instant::now();
+            hotplug.schedule("sdz".to_owned(), now);
+            look(hotplug, now + SETTLE)
+        };
+        assert!(looked(&mut hotplug).is_empty());
+        // The note that it is in use shows that it was examined.
+        let is_examined = |changes: &[Change]| matches!(changes, [Change::Note(_)]);
+        fake.disk(2048, 8);
+        assert!(is_examined(&looked(&mut hotplug)));
+        hotplug.exclude(&lent(&fake.disks()[0]));
+        hotplug.rescan_all(Instant::now());
+        assert!(is_examined(&looked(&mut hotplug)));
     }
 
     #[test]

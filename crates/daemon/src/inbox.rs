@@ -134,7 +134,7 @@ impl Inbox {
     }
 
     /// Makes the queue readable: its reader looks at other state again.
-    pub(crate) fn wake(&self) {
+    pub fn wake(&self) {
         self.set_subject(WAKE, None);
     }
 

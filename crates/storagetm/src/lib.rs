@@ -14,6 +14,7 @@
 //! | `inspect`, `unpack` | child processes without privileges that parse disk contents and unpack files |
 //! | `confirmation` | confirmation before overwriting |
 //! | `find`, `attach` | `find`, `attach`, `detach`: disks of other machines |
+//! | `control` | `status`, `add`, `remove`: control of a running `serve` |
 //! | `provider` | `provider`: disks of other machines as volumes for systemd |
 //! | `key`, `host`, `pair` | `key`, `host`, `pair`: keys, access rules, pairing |
 //! | `systemd` | the program under the name of systemd-storagetm |
@@ -27,6 +28,7 @@ mod attach;
 mod boot;
 mod confirmation;
 mod console_ui;
+mod control;
 mod copy;
 mod find;
 mod hold;
@@ -87,6 +89,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Key(options) => key::key(&options),
         Task::Host(options) => host::host(&options),
         Task::Overlay(options) => overlay::overlay(&options),
+        Task::Status(options) => control::status(&options),
+        Task::Add(options) => control::add(&options),
+        Task::Remove(options) => control::remove(&options),
         Task::Pair(options) => pair::pair(&options),
         Task::Find(options) => find::find(&options),
         Task::Attach(options) => attach::attach(&options),

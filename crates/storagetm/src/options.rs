@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod attach;
 pub mod boot;
+pub mod control;
 pub mod copy;
 pub mod find;
 pub mod host;
@@ -125,6 +126,12 @@ pub enum Task {
     Overlay(overlay::Overlay),
     /// Pair with a machine that lends disks, by the code on its screen
     Pair(Pair),
+    /// Show what running storagetm serve lend, and to which hosts
+    Status(control::Status),
+    /// Lend more disks by the running storagetm serve
+    Add(control::Add),
+    /// Withdraw disks from the running storagetm serve
+    Remove(control::Remove),
     /// Find machines on the local network that lend disks
     Find(Find),
     /// Attach disks of another machine with the kernel's NVMe/TCP driver
@@ -353,6 +360,14 @@ pub struct Serve {
     /// (io.systemd.credential:storagetm.disk=…). With storagetm.disk=, --all means those disks.
     #[arg(long, requires = "all")]
     pub boot_settings: bool,
+
+    /// Listen for storagetm status, add and remove on this Unix socket
+    ///
+    /// Default: /run/storagetm/io.github.storagetm.Serve for root, $XDG_RUNTIME_DIR/storagetm/io.github.storagetm.Serve for
+    /// others, with the process number at its end if another storagetm serve listens there. Only root and the user that starts
+    /// this program may connect.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["stdin", "boot_settings"])]
+    pub control: Option<PathBuf>,
 
     /// Write JSON events, one per line, instead of the screen
     #[arg(long)]

@@ -6,14 +6,17 @@
 //! | `config` | the configuration of the loop |
 //! | `startup`, `shutdown` | the order in which everything is opened and closed |
 //! | `network`, `mdns`, `socket_activation` | addresses, listeners, announcements, inherited sockets |
-//! | `exports`, `disks`, `flushes` | the served disks |
+//! | `exports`, `disks`, `additions`, `flushes` | the served disks |
+//! | `control` | the control socket, for `storagetm status`, `add` and `remove` |
 //! | `hosts` | access rules and pairing |
 //! | `events`, `event_limit`, `faults` | events as they are reported |
 //! | `usb` | the USB cable |
 //! | `idle` | restart of a machine that no host uses |
 //! | `ui` | output, screens and keys |
 
+mod additions;
 mod config;
+mod control;
 mod disks;
 mod event_limit;
 mod events;
@@ -51,6 +54,7 @@ use crate::console_ui::ConsoleUi;
 use crate::options::Serve;
 use crate::output::Output;
 pub(crate) use config::ServeConfig;
+use control::{Control, Parts};
 use events::Events;
 use exports::Exports;
 use hosts::Hosts;
@@ -154,6 +158,7 @@ struct Server {
     sleep_inhibitor: Inhibitor,
     /// Restarts the machine when no host has been attached for some time, in target mode.
     idle_limit: IdleLimit,
+    control: Control,
     /// Events of the worker, and notes of other threads.
     inbox: Inbox,
 }
@@ -235,8 +240,16 @@ impl Server {
             }
             self.ui.write();
             self.run_timers(now);
+            self.run_control(now);
         }
         StopReason::Signalled
+    }
+
+    /// Answers the clients of the control socket. Last in each turn: they get all of its events.
+    fn run_control(&mut self, now: Instant) {
+        let Self { worker, network, exports, control, ui, .. } = self;
+        let cx = &mut Context { worker, ui, now };
+        control.run(&mut Parts { exports, network }, cx);
     }
 
     /// Waits for an event or a timer.
@@ -253,6 +266,7 @@ impl Server {
         let mut poll_fds: Vec<PollFd<'_>> = readable
             .chain(only_peer)
             .chain(self.ui.descriptors())
+            .chain(self.control.descriptors())
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
             .collect();
         let timeout = self.due().map(|at| at.saturating_duration_since(Instant::now()));
@@ -271,6 +285,7 @@ impl Server {
             self.ui.due(),
             self.sleep_inhibitor.due(),
             self.idle_limit.due(),
+            self.control.due(Instant::now()),
         ];
         parts.into_iter().flatten().min()
     }

@@ -68,6 +68,8 @@ pub(crate) struct ServeConfig {
     /// Whether attach commands enable digests.
     pub(super) digests: bool,
     pub(super) worker: worker::Config,
+    /// Whether there is a control socket, and its path; the user's own by default.
+    pub(super) control: Option<Option<PathBuf>>,
     /// Messages for the user.
     pub(super) notes: Vec<String>,
 }
@@ -121,6 +123,9 @@ impl ServeConfig {
         config.announce = !options.no_announce;
         config.mdns_port = options.mdns_port;
         config.digests = options.digests;
+        // A program that is started for one client is not asked by others.
+        let has_control = !is_target && !options.stdin;
+        config.control = has_control.then_some(options.control);
         config.worker.engine = engine_config(options.io.driver(), options.threads);
         config.worker.engine.endpoints = options.usb || is_target;
         config.worker.null_dh = options.allow_null_dh;
@@ -175,6 +180,7 @@ impl ServeConfig {
                 certificates: None,
                 first_controller: first_controller(machine, std::process::id()),
             },
+            control: None,
             notes: settings.notes,
         }
     }

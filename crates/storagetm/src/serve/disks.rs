@@ -4,7 +4,9 @@ use std::fs::File;
 use std::path::Path;
 
 use daemon::hotplug::{Change, Hotplug};
-use daemon::lend::{LendRequest, LentDisk, Writes, block_device, check_distinct, named};
+use daemon::lend::{
+    LendOptions, LendRequest, LentDisk, Writes, block_device, check_distinct, named,
+};
 use failure::Failure;
 use filesystem::Container;
 use protocol::commands::quoted;
@@ -20,17 +22,29 @@ pub(super) fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Fail
     let lend = &config.lend;
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in &config.disks {
-        let mut wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
+        let wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
         check_new(&lent_disks, &wanted.path)?;
-        if !config.any_format {
-            wanted.format = format(&wanted)?;
-        }
-        lent_disks.push(beside(&lent_disks, lend.lend(&wanted)?)?);
+        lent_disks.push(beside(&lent_disks, open_one(lend, config.any_format, wanted)?)?);
     }
     if let Some((size, writes)) = config.demo {
         lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writes)?)?);
     }
     Ok(lent_disks)
+}
+
+/// Opens a named disk.
+///
+/// # Errors
+/// Fails if it cannot be exported.
+pub(super) fn open_one(
+    lend: &LendOptions,
+    any_format: bool,
+    mut wanted: LendRequest,
+) -> Result<LentDisk, Failure> {
+    if !any_format {
+        wanted.format = format(&wanted)?;
+    }
+    lend.lend(&wanted)
 }
 
 /// Adds the disks that are present. Returns notes, also about disks that are left out because
@@ -100,7 +114,10 @@ fn format(wanted: &LendRequest) -> Result<Option<Container>, Failure> {
 }
 
 /// Rejects a second path to the same disk, which would appear to be in use by this process.
-fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// Fails if the disk is exported.
+pub(super) fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
     let Some(number) = block_device(path) else { return Ok(()) };
     let is_it = |lent: &&LentDisk| lent.device.as_ref().is_some_and(|device| device.is(number));
     lent_disks.iter().find(is_it).map_or(Ok(()), |lent| {

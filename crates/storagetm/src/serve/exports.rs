@@ -3,23 +3,26 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use console::Disk;
+use console::{Disk, Host};
 use daemon::device::Device;
 use daemon::event::ServeEvent;
 use daemon::flush::Flush;
 use daemon::hotplug::{Change, Hotplug};
 use daemon::inbox::Inbox;
-use daemon::lend::LentDisk;
+use daemon::lend::{LendRequest, LentDisk, named};
 use daemon::status::Status;
 use daemon::worker::WriteTracker;
 use export::{Access, Event, Export, ExportId, Policy};
 use failure::{Failure, spawn_error};
+use nvme::nqn;
 
+use super::additions::{Additions, Ticket};
 use super::config::ServeConfig;
-use super::disks::{beside, open_present, open_requested};
+use super::disks::{beside, check_new, open_present, open_requested};
+pub(super) use super::flushes::FlushState;
 use super::flushes::Flushes;
 use super::network::Network;
 use super::{COALESCE, Context};
@@ -38,8 +41,19 @@ pub(super) struct Exports {
     sizes_due: Option<Instant>,
     /// Flushes of disks whose last host has detached.
     flushes: Flushes,
+    /// Disks that are added by the control socket.
+    additions: Additions,
     /// Receives failures of flushes.
     inbox: Inbox,
+}
+
+/// Why a disk is not withdrawn.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotRemoved {
+    /// No disk of that name is exported.
+    Unknown,
+    /// These hosts have attached it.
+    Attached(Vec<String>),
 }
 
 impl Exports {
@@ -64,6 +78,7 @@ impl Exports {
             serving: true,
             sizes_due: None,
             flushes: Flushes::default(),
+            additions: Additions::new(config, inbox),
             inbox: inbox.clone(),
         };
         Ok((exports, notes))
@@ -173,17 +188,96 @@ impl Exports {
     }
 
     fn lend(&mut self, lent: LentDisk, network: &Network, cx: &mut Context<'_>) {
-        let added = beside(&self.lent, lent).and_then(|lent| {
-            let export = lent.export.clone();
-            self.add(lent, cx).map(|()| export)
-        });
-        match added {
-            Ok(export) => {
-                cx.ui.emit(&network.lent_event(&export));
-                cx.ui.draw_soon(true);
-            }
-            Err(failure) => cx.ui.report(&ServeEvent::note(failure)),
+        if let Err(failure) = self.lend_beside(lent, network, cx) {
+            cx.ui.report(&ServeEvent::note(failure));
         }
+    }
+
+    /// Exports an opened disk beside the others, and reports it.
+    fn lend_beside(
+        &mut self,
+        lent: LentDisk,
+        network: &Network,
+        cx: &mut Context<'_>,
+    ) -> Result<Arc<Export>, Failure> {
+        let lent = beside(&self.lent, lent)?;
+        let export = lent.export.clone();
+        self.add(lent, cx)?;
+        cx.ui.emit(&network.lent_event(&export));
+        cx.ui.draw_soon(true);
+        Ok(export)
+    }
+
+    /// Starts to open a disk that is to be exported beside the others. Returns `None` if too many
+    /// are being opened.
+    ///
+    /// # Errors
+    /// Fails if it is exported already.
+    pub(super) fn add_later(&mut self, wanted: LendRequest) -> Result<Option<Ticket>, Failure> {
+        let wanted = LendRequest { path: named(self.hotplug.tree(), &wanted.path), ..wanted };
+        check_new(&self.lent, &wanted.path)?;
+        self.additions.open(wanted)
+    }
+
+    /// Exports the disks that have been opened since the last call. Returns which they are, or why
+    /// they are not exported.
+    pub(super) fn take_added(
+        &mut self,
+        network: &Network,
+        cx: &mut Context<'_>,
+    ) -> Vec<(Ticket, Result<Arc<Export>, Failure>)> {
+        let opened = self.additions.take();
+        let lend = |(ticket, lent): (Ticket, Result<LentDisk, Failure>)| {
+            let lent = lent.and_then(|lent| {
+                self.hotplug.include(&lent);
+                self.lend_beside(lent, network, cx)
+            });
+            (ticket, lent)
+        };
+        opened.into_iter().map(lend).collect()
+    }
+
+    /// Withdraws the disk with that name, path or NQN, and flushes it. With `--all` it is not
+    /// exported again until it is plugged in again. Returns the export, which lives as long as the
+    /// disk is open.
+    ///
+    /// # Errors
+    /// Fails if there is none, or, unless `force`, if hosts have attached it.
+    pub(super) fn remove(
+        &mut self,
+        name: &str,
+        force: bool,
+        cx: &mut Context<'_>,
+    ) -> Result<Weak<Export>, NotRemoved> {
+        let is_it = |lent: &LentDisk| {
+            let export = &lent.export;
+            [export.short.as_str(), export.name.as_str()].contains(&name)
+                || nqn::of(&export.id) == name
+        };
+        let at = self.lent.iter().position(is_it).ok_or(NotRemoved::Unknown)?;
+        let hosts = self.lent.get(at).map(|lent| self.attached(&lent.export)).unwrap_or_default();
+        if !hosts.is_empty() && !force {
+            let mut names: Vec<String> = hosts.into_iter().map(called).collect();
+            names.dedup();
+            return Err(NotRemoved::Attached(names));
+        }
+        let lent = self.lent.remove(at);
+        self.withdraw_disk(&lent, "it was removed at the machine", cx);
+        self.hotplug.exclude(&lent);
+        self.flush_unused(&lent.export, cx);
+        Ok(Arc::downgrade(&lent.export))
+    }
+
+    /// Returns the hosts that have attached an export.
+    pub(super) fn attached(&self, export: &Arc<Export>) -> Vec<Host> {
+        let mut exports = self.status.exports().zip(self.status.disks());
+        let shown = exports.find(|(known, _)| Arc::ptr_eq(known, export));
+        shown.map(|(_, disk)| disk.attached).unwrap_or_default()
+    }
+
+    /// Returns the state of the flush of a withdrawn disk.
+    pub(super) fn flush_state(&self, export: &Weak<Export>) -> FlushState {
+        self.flushes.state_of(export)
     }
 
     fn withdraw(&mut self, device: &Device, cx: &mut Context<'_>) {
@@ -248,8 +342,14 @@ impl Exports {
     /// In target mode, flushes a writable disk when its last host has detached: it may be unplugged
     /// then.
     pub(super) fn flush_when_detached(&mut self, export: &Arc<Export>, cx: &mut Context<'_>) {
-        let used = self.status.is_attached(export);
-        if !cx.ui.is_target_mode() || used || export.access == Access::ReadOnly {
+        if cx.ui.is_target_mode() {
+            self.flush_unused(export, cx);
+        }
+    }
+
+    /// Flushes a writable disk that no host has attached.
+    fn flush_unused(&mut self, export: &Arc<Export>, cx: &mut Context<'_>) {
+        if self.status.is_attached(export) || export.access == Access::ReadOnly {
             return;
         }
         if !self.flushes.begin(export) {
@@ -277,6 +377,12 @@ impl Exports {
     pub(super) fn wait_for_flushes(&self, end: Instant) -> Vec<String> {
         self.flushes.wait(end)
     }
+}
+
+/// Returns the name of a host for people.
+fn called(host: Host) -> String {
+    let named = host.known_as.unwrap_or(host.nqn);
+    if named.is_empty() { host.address } else { named }
 }
 
 fn resize(export: &Arc<Export>, bytes: u64, cx: &mut Context<'_>) {

@@ -1,6 +1,6 @@
 //! Flushes of disks whose last host has detached: one thread per flush, at most one per disk.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use export::Export;
@@ -18,7 +18,17 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     running: Vec<Running>,
-    failed: Vec<String>,
+    failed: Vec<(Weak<Export>, String)>,
+}
+
+/// State of the flush of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FlushState {
+    Running,
+    /// It failed, as this sentence describes.
+    Failed(String),
+    /// It succeeded, or none was needed.
+    Ended,
 }
 
 #[derive(Debug)]
@@ -59,8 +69,19 @@ impl Flushes {
     pub(super) fn fail(&self, export: &Arc<Export>, sentence: String) {
         let mut state = self.state();
         state.remove(export);
-        state.failed.push(sentence);
+        state.failed.push((Arc::downgrade(export), sentence));
         self.0.ended.notify_all();
+    }
+
+    /// Returns the state of the flush of a disk.
+    pub(super) fn state_of(&self, export: &Weak<Export>) -> FlushState {
+        let state = self.state();
+        let is_it = |running: &Running| std::ptr::eq(Arc::as_ptr(&running.export), export.as_ptr());
+        if state.running.iter().any(is_it) {
+            return FlushState::Running;
+        }
+        let failed = state.failed.iter().find(|(of, _)| Weak::ptr_eq(of, export));
+        failed.map_or(FlushState::Ended, |(_, sentence)| FlushState::Failed(sentence.clone()))
     }
 
     /// Returns whether a disk is being flushed, or a flush has failed.
@@ -79,7 +100,7 @@ impl Flushes {
             let name = &running.export.name;
             format!("{name} does not answer: what was written to it last may be lost")
         });
-        state.failed.iter().cloned().chain(late).collect()
+        state.failed.iter().map(|(_, sentence)| sentence.clone()).chain(late).collect()
     }
 }
 
@@ -107,9 +128,11 @@ mod test {
     fn running_flush_is_repeated_for_later_writes() {
         let (flushes, export) = (Flushes::default(), export());
         assert!(flushes.begin(&export) && flushes.any_pending());
+        assert_eq!(flushes.state_of(&Arc::downgrade(&export)), FlushState::Running);
         assert!(!flushes.begin(&export) && !flushes.begin(&export));
         assert!(flushes.end(&export) && flushes.any_pending());
         assert!(!flushes.end(&export) && !flushes.any_pending());
+        assert_eq!(flushes.state_of(&Arc::downgrade(&export)), FlushState::Ended);
         assert!(flushes.wait(Instant::now()).is_empty());
     }
 
@@ -119,7 +142,7 @@ mod test {
         assert!(flushes.begin(&one) && flushes.begin(&other));
         let lost = flushes.wait(Instant::now());
         assert!(lost.len() == 2 && lost[0].contains("does not answer"), "{lost:?}");
-        let ended = flushes.clone();
+        let (ended, failed) = (flushes.clone(), Arc::downgrade(&other));
         let end = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
             ended.end(&one);
@@ -128,5 +151,6 @@ mod test {
         assert_eq!(flushes.wait(Instant::now() + Duration::from_secs(60)), ["it failed"]);
         end.join().unwrap();
         assert!(flushes.any_pending());
+        assert_eq!(flushes.state_of(&failed), FlushState::Failed("it failed".to_owned()));
     }
 }

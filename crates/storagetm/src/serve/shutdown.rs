@@ -37,7 +37,7 @@ impl Server {
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.network.stop_announcing();
         self.usb.disconnect();
-        let Self { worker, network, exports, hosts, mut events, mut ui, inbox, .. } = self;
+        let Self { worker, network, exports, hosts, mut events, mut ui, control, inbox, .. } = self;
         let in_time = worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
         for counted in inbox.receive().events {
             if let Some(event) = events.admit(counted, &network, &hosts, begun) {
@@ -57,6 +57,8 @@ impl Server {
         for event in failed.into_iter().chain(lost.iter().map(ServeEvent::note)) {
             ui.emit(&event);
         }
+        ui.emit(&ServeEvent::Stopped);
+        control.close(&ui.take_recorded());
         ui.finish(has_consoles, &lost);
         lost
     }

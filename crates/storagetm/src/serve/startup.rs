@@ -12,6 +12,7 @@ use linux::tree::Tree;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::config::ServeConfig;
+use super::control::Control;
 use super::events::Events;
 use super::exports::Exports;
 use super::hosts::Hosts;
@@ -70,6 +71,10 @@ impl Server {
         let usb = Usb::new(&config, network.machine());
         let limit = config.return_after.filter(|_| ui.is_target_mode());
         let idle_limit = IdleLimit::new(limit, Instant::now());
+        let control = match &config.control {
+            Some(path) => Control::open(path.as_deref())?,
+            None => Control::default(),
+        };
         let mut server = Self {
             worker,
             network,
@@ -80,6 +85,7 @@ impl Server {
             ui,
             sleep_inhibitor,
             idle_limit,
+            control,
             inbox,
         };
         let unseen = config.filter.is_some() && server.exports.is_hotplug_unavailable();

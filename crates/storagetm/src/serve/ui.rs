@@ -8,6 +8,7 @@ use console::{Action, Key, Model, State, TargetMode, UsbPort};
 use daemon::event::ServeEvent;
 use daemon::messages::Messages;
 use rustix::event::PollFlags;
+use serde_json::Value;
 
 use super::{StopReason, coalesced};
 use crate::console_ui::{self, ConsoleUi};
@@ -38,6 +39,8 @@ pub(super) struct Ui {
     /// When counters and buttons are polled.
     poll_due: Option<Instant>,
     watchdog_due: Option<Instant>,
+    /// Events since the last [`Self::take_recorded`], if they are recorded.
+    recorded: Option<Vec<Value>>,
 }
 
 impl Ui {
@@ -54,6 +57,7 @@ impl Ui {
             full_text: false,
             poll_due: None,
             watchdog_due: None,
+            recorded: None,
         }
     }
 
@@ -83,7 +87,7 @@ impl Ui {
 
     /// Reports an event, and schedules a redraw.
     pub(super) fn report(&mut self, event: &ServeEvent) {
-        self.output.report(event);
+        self.emit(event);
         if event.is_message() {
             event.sentence().into_iter().for_each(|sentence| self.messages.add(sentence));
         }
@@ -93,6 +97,23 @@ impl Ui {
     /// Reports an event, and leaves the screen as it is.
     pub(super) fn emit(&mut self, event: &ServeEvent) {
         self.output.report(event);
+        if let Some(recorded) = &mut self.recorded {
+            recorded.extend(serde_json::to_value(event).ok());
+        }
+    }
+
+    /// Starts or ends the recording of events. What is recorded must be taken in each turn of the loop.
+    pub(super) fn record_events(&mut self, is_wanted: bool) {
+        match (is_wanted, &self.recorded) {
+            (true, None) => self.recorded = Some(Vec::new()),
+            (false, Some(_)) => self.recorded = None,
+            _ => {}
+        }
+    }
+
+    /// Takes the events that were recorded.
+    pub(super) fn take_recorded(&mut self) -> Vec<Value> {
+        self.recorded.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Adds a message to the screen.
@@ -267,9 +288,8 @@ impl Ui {
         has_consoles
     }
 
-    /// Reports the end, with a warning on the consoles of target mode if data may be lost.
+    /// Waits until the last events are read, and warns on the consoles of target mode if data may be lost.
     pub(super) fn finish(mut self, had_consoles: bool, lost: &[String]) {
-        self.output.report(&ServeEvent::Stopped);
         self.output.drain(MIN_DRAIN_TIME);
         if had_consoles && !lost.is_empty() {
             console_ui::warn(&lost.join("\n"));
