@@ -161,6 +161,8 @@ fn volume_is_acquired_read_only_unless_asked_for() {
         disk.sync_all().unwrap();
     }
     assert_eq!(device.image()[..512], [7; 512]);
+    let (reply, _) = provider.acquire(json!({"name": device.name(), "requestAs": "reg"}));
+    assert_eq!(reply["error"], format!("{INTERFACE}.TypeNotSupported"));
 }
 
 #[test]
@@ -186,7 +188,8 @@ fn errors_are_those_of_systemd() {
         ("Acquire", json!({"name": "/dev/no-such-disk"}), own("NoSuchVolume")),
         ("Acquire", json!({"name": "desk/"}), own("NoSuchVolume")),
         ("Acquire", json!({"name": "desk/a", "createMode": "new"}), own("CreateNotSupported")),
-        ("Acquire", json!({"name": "desk/a", "requestAs": "reg"}), own("TypeNotSupported")),
+        ("Acquire", json!({"name": "desk/a", "requestAs": "dir"}), own("TypeNotSupported")),
+        ("Acquire", json!({"name": "no-such-disk", "requestAs": "reg"}), own("NoSuchVolume")),
         ("Acquire", json!({}), "org.varlink.service.InvalidParameter".to_owned()),
         ("ListTemplates", json!({}), own("NoSuchTemplate")),
         ("Release", json!({}), "org.varlink.service.MethodNotFound".to_owned()),

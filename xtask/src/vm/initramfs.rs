@@ -60,6 +60,13 @@ pub(super) struct Extra {
     files: &'static [(&'static str, &'static str)],
 }
 
+impl Extra {
+    /// Returns the folder of its packages, for a guest with this kernel; fetched if need be.
+    pub(super) fn fetch(&self, bench: &Bench, kernel: &Kernel) -> Result<PathBuf> {
+        bench.cache.more_tools(kernel, self.name, self.packages)
+    }
+}
+
 /// For TLS: the program that does TLS handshakes for the kernel.
 pub(super) const KEYS: Extra = Extra {
     name: "keys",
@@ -248,7 +255,7 @@ pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) ->
     let (mut modules, mut libraries) = (MODULES.to_vec(), Libraries::new());
     add_tools(&mut archive, &bench.cache.tools(kernel), &mut libraries)?;
     if let Some(extra) = job.extra {
-        let packages = bench.cache.more_tools(kernel, extra.name, extra.packages)?;
+        let packages = extra.fetch(bench, kernel)?;
         add_programs(&mut archive, &packages, extra.programs, &mut libraries)?;
         extra.files.iter().for_each(|(path, text)| archive.file(path, text.as_bytes()));
         modules.extend_from_slice(extra.modules);

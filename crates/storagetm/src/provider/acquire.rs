@@ -44,6 +44,7 @@ pub(super) fn acquire(
         }
         _ => local_device(&input.name, writable)?,
     };
+    input.check_type()?;
     Ok((device, !writable))
 }
 
