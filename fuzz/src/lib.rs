@@ -13,6 +13,7 @@
 
 pub mod auth;
 pub mod deframe;
+pub mod home;
 pub mod host;
 pub mod input;
 pub mod iscsi;

@@ -44,6 +44,8 @@ pub struct LogEntry {
 pub struct Description {
     /// Short name at a storagetm target, such as `sda`.
     pub short: Option<String>,
+    /// The public key that signs the record of the home directory that it is.
+    pub signing_key: Option<[u8; 32]>,
     /// Serial number; may be empty.
     pub serial: String,
     /// Model; may be empty.
@@ -164,6 +166,7 @@ pub fn describe(controller: &Controller) -> Description {
     let identify = controller.identify();
     Description {
         short: identify.and_then(|figure| figure.short_name()).filter(|name| !name.is_empty()),
+        signing_key: identify.and_then(|figure| figure.signing_key()),
         serial: identify.map(|figure| parse_text(&figure.sn)).unwrap_or_default(),
         model: identify.map(|figure| parse_text(&figure.mn)).unwrap_or_default(),
         bytes: (!namespaces.is_empty()).then(|| bytes.fold(0, u64::saturating_add)),

@@ -99,5 +99,8 @@ mod test {
         let parts =
             vec![("sda1", marked(Kind::Vfat, Some("EFI"))), ("sda2", marked(Kind::Ext4, None))];
         assert_eq!(described(parts), "vfat \"EFI\", ext4");
+        let parts =
+            vec![("sda1", marked(Kind::Vfat, None)), ("sda2", marked(Kind::Home, Some("alice")))];
+        assert_eq!(described(parts), "vfat, home \"alice\"");
     }
 }

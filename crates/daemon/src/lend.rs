@@ -1,7 +1,9 @@
 //! Opens a disk and makes an export of it: checks that it is not in use, and determines its
 //! identity and names.
 
+mod home;
 mod lent_disk;
+mod reader;
 mod request;
 mod virtual_disk;
 
@@ -11,10 +13,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Base, Cache, Export, ExportId, Identity};
+use export::{Access, Base, Cache, Export, ExportId, Home, Identity};
 use filesystem::Container;
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
+use linux::homed;
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe};
 use linux::reason::{Asked, Code, Verdict, Weight};
@@ -28,7 +31,8 @@ use crate::reported::ReportedIdentity;
 use crate::size::Size;
 use crate::{contents, demo};
 use failure::Failure;
-pub use lent_disk::LentDisk;
+pub use home::work as recognize;
+pub use lent_disk::{LentDisk, home_name};
 use nvme::nqn;
 use request::is_direct;
 pub use request::{LendRequest, Writes};
@@ -174,19 +178,34 @@ impl LendOptions {
         examined: Option<&ExaminedDisk<'_>>,
     ) -> Result<LentDisk, Failure> {
         let purpose = if request.writes_disk() { OpenFor::Writing } else { OpenFor::Reading };
-        let mut opened =
-            open(&self.tree, &request.path, purpose, self.allow_in_use).map_err(Failure::new)?;
+        let mut opened = open(&self.tree, &request.path, purpose, self.allow_in_use)
+            .map_err(|error| home::refusal(&request.path, error))?;
         check_same(request, &opened, number)?;
+        let home = request.is_home.then(|| home::recognize(&opened)).transpose()?;
         let indexed = |format| IndexedDisk::read(&mut opened, format, &self.tree);
         let indexed = request.format.map(indexed).transpose()?;
         if let Some(examined) = examined.filter(|_| opened.kind == Kind::Block) {
             check_still(&self.tree, request, examined.disk)?;
         }
-        let (identity, twin) = self.identity(&opened, examined);
+        let (identity, twin) = match &home {
+            Some(home) => (self.identity_of_home(home), None),
+            None => self.identity(&opened, examined),
+        };
+        let space = home.as_ref().and_then(|home| home::space_note(&opened, &home.user));
         let writer = opened.written_by.clone();
         let mut lent =
             self.export(request, identity, (opened, indexed), examined.map(|it| it.disk))?;
+        if let Some(home) = home {
+            lent =
+                lent.with_home(Home { user: home.user, signing_key: homed::own_key(&self.tree) });
+            lent.notes.extend(space);
+        }
         let path = request.path.display();
+        if let Some(user) = homed::user_of(&request.path).filter(|_| !request.is_home) {
+            lent.notes.push(format!(
+                "{path} is lent as an image: for a login of {user} on another machine, which needs to write, lend it with --homes={user}"
+            ));
+        }
         lent.notes.extend(writer.map(|holder| {
             format!("{path} is in use by {holder}: what is read of it may be half-written")
         }));
@@ -228,7 +247,9 @@ impl LendOptions {
         let may_write = request.writes != Writes::Refused;
         let (bytes, filled) = bytes_of(&opened, &path, (may_write, container))?;
         keep_aligned(&opened);
-        let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
+        // In the file of a home holes would be filled again later, perhaps when there is no space for it.
+        let can_discard = opened.can_discard && (opened.kind == Kind::Block || !request.is_home);
+        let Opened { descriptor, volatile_cache, whole, .. } = opened;
         let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
         let as_virtual = indexed.as_ref().map(|indexed| indexed.note(&path, overlaid));
         let base = match indexed {
@@ -261,6 +282,10 @@ impl LendOptions {
             Some(base) => nqn::under(base, path).map(ExportId::Name).map_err(Failure::new),
             None => Ok(ExportId::Uuid(identity.uuid)),
         }
+    }
+
+    fn identity_of_home(&self, home: &linux::home::Home) -> Identity {
+        self.reported.replacing(identity::of_home(&home.user, &home.uuid, self.machine))
     }
 
     /// The identity, and the node of another disk with the same identifiers.

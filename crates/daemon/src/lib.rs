@@ -10,6 +10,7 @@ pub mod disk_filter;
 pub mod event;
 pub mod examine;
 pub mod flush;
+pub mod homes;
 pub mod hotplug;
 pub mod inbox;
 pub mod lend;

@@ -98,8 +98,11 @@ impl Job {
             Op::Zero { .. } | Op::Discard if has_overlay(admitted.export().backing()) => {
                 Phase::BlockingOp
             }
-            Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
             Op::Zero { unmap: false, .. } => Phase::ZeroRange,
+            Op::Zero { unmap: true, .. } | Op::Discard if admitted.export().discard => Phase::Punch,
+            // The disk keeps its blocks.
+            Op::Zero { unmap: true, .. } => Phase::ZeroRange,
+            Op::Discard => Phase::Over(Ok(())),
         };
         let mut job = Self {
             admitted,
@@ -496,7 +499,7 @@ mod test {
 
     fn grant(disk: OwnedFd, bytes: u64) -> Grant {
         let mut export = export(disk, bytes);
-        export.access = Access::Writable;
+        (export.access, export.discard) = (Access::Writable, true);
         Grant::new(Arc::new(export))
     }
 
@@ -606,6 +609,23 @@ mod test {
             assert_eq!(read(&grant, 4000, 1).buffer.unwrap().bytes(), [0; BLOCK]);
             assert_eq!(read(&grant, 4001, 1).buffer.unwrap().bytes(), [9; BLOCK]);
         }
+    }
+
+    #[test]
+    fn disk_that_offers_no_discard_keeps_its_blocks() {
+        let len = 1 << 20;
+        let mut export = export(memory(len), len);
+        export.access = Access::Writable;
+        let grant = Grant::new(Arc::new(export));
+        let blocks = || rustix::fs::fstat(grant.export().backing().written()).unwrap().st_blocks;
+        assert_eq!(carry_out(admit(&grant, WRITE, 0, 2048, 9)).outcome.result, Ok(()));
+        let before = blocks();
+        assert_eq!(carry_out(admit(&grant, Op::Discard, 0, 1024, 0)).outcome.result, Ok(()));
+        assert_eq!(read(&grant, 0, 1).buffer.unwrap().bytes(), [9; BLOCK]);
+        let op = Op::Zero { unmap: true, durable: false, fast: false };
+        assert_eq!(carry_out(admit(&grant, op, 1024, 1024, 0)).outcome.result, Ok(()));
+        assert_eq!(read(&grant, 1024, 1).buffer.unwrap().bytes(), [0; BLOCK]);
+        assert!(before > 0 && blocks() == before);
     }
 
     #[test]

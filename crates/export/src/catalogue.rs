@@ -81,7 +81,15 @@ impl Catalogue {
     pub fn visible(&self, caller: &Caller<'_>) -> Vec<Arc<Export>> {
         let exports = self.exports.read().unwrap_or_else(|poison| poison.into_inner()).clone();
         match self.authenticate(caller) {
-            Ok(None) => exports,
+            Ok(None) => {
+                let proven = self.proven(caller);
+                let is_visible = |export: &Arc<Export>| match (&export.home, &proven) {
+                    (None, _) => true,
+                    (Some(_), None) => false,
+                    (Some(_), Some(host)) => host.access(export).is_some(),
+                };
+                exports.into_iter().filter(is_visible).collect()
+            }
             Ok(Some(host)) => {
                 exports.into_iter().filter(|export| host.access(export).is_some()).collect()
             }
@@ -97,16 +105,26 @@ impl Catalogue {
     pub fn grant(&self, caller: &Caller<'_>, id: &ExportId) -> Result<Grant, Refusal> {
         let host = self.authenticate(caller)?;
         let export = self.find(id).ok_or(Refusal::Unknown)?;
+        // A host may prove its name where it need not.
+        let proven = host.clone().or_else(|| self.proven(caller));
+        // A home directory needs a key everywhere.
+        let host = match export.home {
+            Some(_) => Some(proven.clone().ok_or(Refusal::NotAllowed)?),
+            None => host,
+        };
         let access = match &host {
             Some(host) => host.access(&export).ok_or(Refusal::NotAllowed)?,
             None => export.access,
         };
-        // A host may prove its name where it need not.
-        let proves = |host: &&Arc<Host>| host.authenticate(caller).is_ok();
-        let proven = host.or_else(|| self.policy().host(caller.host).filter(proves).cloned());
         let owner = OverlayHost::of(caller, proven.as_deref());
-        let grant = Grant::for_host(export, access, Some(&owner));
+        let grant = Grant::for_host(export, access, &owner).ok_or(Refusal::OtherHost)?;
         Ok(if proven.is_some() { grant.proven() } else { grant })
+    }
+
+    /// Returns the host of the policy whose keys `caller` has proven.
+    fn proven(&self, caller: &Caller<'_>) -> Option<Arc<Host>> {
+        let policy = self.policy();
+        policy.host(caller.host).filter(|host| host.authenticate(caller).is_ok()).cloned()
     }
 
     /// Authorizes `caller` to use the export with this short name. An empty name stands for the
@@ -239,6 +257,83 @@ mod test {
         let (op, ticket) = (crate::Op::Write { durable: false }, crate::Ticket::new(1));
         let request = crate::Request { op, lba: 0, blocks: 1, buffer, ticket };
         grant.admit(request).map_err(|denied| denied.fault)
+    }
+
+    fn home(name: &str, access: Access) -> Arc<Export> {
+        let mut home = Arc::into_inner(export(name)).unwrap();
+        home.access = access;
+        home.home = Some(crate::Home { user: name.to_owned(), signing_key: None });
+        Arc::new(home)
+    }
+
+    #[test]
+    fn home_is_used_by_one_host_at_a_time() {
+        let catalogue = Catalogue::default();
+        catalogue.publish(home("a", Access::Writable));
+        catalogue.publish(home("b", Access::ReadOnly));
+        let hosts = ["laptop", "desk"]
+            .map(|id| Arc::new(Host { id: id.to_owned(), ..host(true, false, ALL) }));
+        catalogue.set_policy(Policy { hosts: hosts.into() });
+        let peer = peer(Auth::Required, Some(7));
+        let grant = |host: &str, id: &str| {
+            let caller = Caller { peer: &peer, host, proven: None };
+            catalogue.grant(&caller, &id.into())
+        };
+        let first = grant("laptop", "a").unwrap();
+        let second = grant("laptop", "a").unwrap();
+        assert_eq!(grant("desk", "a").unwrap_err(), Refusal::OtherHost);
+        drop(first);
+        let in_flight = write(&second).unwrap();
+        drop(second);
+        assert_eq!(grant("desk", "a").unwrap_err(), Refusal::OtherHost, "a write is in flight");
+        drop(in_flight);
+        let _desk = grant("desk", "a").unwrap();
+        assert_eq!(grant("laptop", "a").unwrap_err(), Refusal::OtherHost);
+        let _readers = [grant("laptop", "b").unwrap(), grant("desk", "b").unwrap()];
+    }
+
+    #[test]
+    fn home_is_kept_for_a_host_that_was_lost() {
+        let catalogue = Catalogue::default();
+        catalogue.publish(home("a", Access::Writable));
+        let hosts = ["laptop", "desk"]
+            .map(|id| Arc::new(Host { id: id.to_owned(), ..host(true, false, ALL) }));
+        catalogue.set_policy(Policy { hosts: hosts.into() });
+        let peer = peer(Auth::Required, Some(7));
+        let grant = |host: &str| {
+            let caller = Caller { peer: &peer, host, proven: None };
+            catalogue.grant(&caller, &"a".into())
+        };
+        let (admin, io) = (grant("laptop").unwrap(), grant("laptop").unwrap());
+        let _ = write(&io).unwrap().finish(Ok(()));
+        drop((io, admin));
+        assert_eq!(grant("desk").unwrap_err(), Refusal::OtherHost);
+        // It comes back, detaches, and its other connection ends later. A check of its access changes nothing.
+        let (admin, io) = (grant("laptop").unwrap(), grant("laptop").unwrap());
+        let _ = write(&io).unwrap().finish(Ok(()));
+        admin.leave();
+        drop(grant("laptop").unwrap());
+        drop(admin);
+        assert_eq!(grant("desk").unwrap_err(), Refusal::OtherHost);
+        drop(io);
+        drop(grant("desk").unwrap());
+        // A host that has only read has nothing that could be out of date.
+        drop(grant("laptop").unwrap());
+    }
+
+    #[test]
+    fn home_needs_a_key_where_other_disks_need_none() {
+        let catalogue = catalogue(host(true, false, ALL));
+        catalogue.publish(home("home-alice", Access::Writable));
+        for (key, expected) in [(None, Err(Refusal::NotAllowed)), (Some(7), Ok(()))] {
+            let peer = peer(Auth::None, key);
+            let caller = Caller { peer: &peer, host: "host", proven: None };
+            let found = catalogue.grant(&caller, &"home-alice".into()).map(drop);
+            assert_eq!(found, expected);
+            let seen = catalogue.visible(&caller);
+            assert_eq!(seen.iter().any(|export| export.home.is_some()), expected.is_ok());
+            assert!(catalogue.grant(&caller, &"a".into()).is_ok());
+        }
     }
 
     #[test]

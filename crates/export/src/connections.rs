@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::overlay::Claim;
 use crate::reservation::{Notices, Permission, is_write};
 use crate::{
-    Export, Fault, Op, Registrant, ReservationCommand, ReservationError, ReservationNotice,
-    ReservationStore, Reservations,
+    Export, Fault, Op, OverlayHost, Registrant, ReservationCommand, ReservationError,
+    ReservationNotice, ReservationStore, Reservations,
 };
 
 /// Statistics of an export since it was created.
@@ -146,8 +146,21 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    pub(crate) fn new(export: Arc<Export>, claim: Option<Claim>) -> Rc<Self> {
-        let counters = export.connections().open();
+    /// Returns the use of `export` by a connection of `host`, or `None` if the export is for one host at a
+    /// time, and another one uses it.
+    pub(crate) fn new(
+        export: Arc<Export>,
+        claim: Option<Claim>,
+        host: &OverlayHost,
+    ) -> Option<Rc<Self>> {
+        let only = Some(host).filter(|_| export.is_for_one_host());
+        let counters = export.connections().open(only)?;
+        Some(Rc::new(Self { export, counters, claim }))
+    }
+
+    /// Returns the use of `export` by a host that is not known.
+    pub(crate) fn unnamed(export: Arc<Export>, claim: Option<Claim>) -> Rc<Self> {
+        let counters = export.connections().open_unnamed();
         Rc::new(Self { export, counters, claim })
     }
 
@@ -241,16 +254,31 @@ struct State {
     /// Statistics of the connections that have ended.
     ended: Usage,
     reservations: Reservations,
+    /// The host that uses an export for one host at a time, or that was lost while it did.
+    user: Option<User>,
     /// How often the reservations were passed to the store.
     sequence: u64,
     /// The last of them that was stored, and the last that was not.
     stored: [u64; 2],
 }
 
+/// The only host of an export. One that has written, and whose connections end before it said that it is done, may come
+/// back with a file system that it has mounted: no other host may have changed it meanwhile.
+#[derive(Debug)]
+struct User {
+    host: OverlayHost,
+    /// Writes of its connections that have ended.
+    writes: u64,
+    /// Writes of all of its connections when it said that it was done.
+    writes_at_leave: u64,
+}
+
 /// A connection that uses the export.
 #[derive(Debug, Default)]
 struct Connection {
     counters: Arc<Counters>,
+    /// The host, if it must be the only one.
+    host: Option<OverlayHost>,
     /// `None` for a host that cannot register.
     registrant: Option<Registrant>,
     /// Notices for the registrant; `None` for a connection that takes none.
@@ -277,6 +305,17 @@ impl State {
         }
     }
 
+    /// Counts the writes of a connection that has ended. Frees the export for the next host, if that was the last
+    /// connection of this one, and it has not written since it said that it was done.
+    fn end_user(&mut self, writes: u64) {
+        let Some(user) = &mut self.user else { return };
+        user.writes = user.writes.saturating_add(writes);
+        if user.writes == user.writes_at_leave && self.current.iter().all(|one| one.host.is_none())
+        {
+            self.user = None;
+        }
+    }
+
     fn send(&mut self, notices: &Notices) {
         for (registrant, notice) in notices {
             let to =
@@ -295,12 +334,46 @@ impl Connections {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self) -> Arc<Counters> {
+    /// Adds a connection. `only` is its host, if that must be the only one; returns `None` if it is not.
+    fn open(&self, only: Option<&OverlayHost>) -> Option<Arc<Counters>> {
         let mut state = self.lock();
+        if let Some(host) = only {
+            let new = || User { host: host.clone(), writes: 0, writes_at_leave: 0 };
+            if state.user.get_or_insert_with(new).host != *host {
+                return None;
+            }
+        }
+        Some(self.add(&mut state, only))
+    }
+
+    /// Records that the host of a connection is done with the export.
+    pub(crate) fn leave(&self, counters: &Arc<Counters>) {
+        let mut state = self.lock();
+        let of_user = state.current.iter().filter(|one| one.host.is_some());
+        if of_user.clone().any(|one| Arc::ptr_eq(&one.counters, counters)) {
+            let writes: u64 = of_user.map(|one| one.counters.usage().writes).sum();
+            if let Some(user) = &mut state.user {
+                user.writes_at_leave = user.writes.saturating_add(writes);
+            }
+        }
+    }
+
+    /// Adds a connection of a host that is not known.
+    fn open_unnamed(&self) -> Arc<Counters> {
+        let mut state = self.lock();
+        self.add(&mut state, None)
+    }
+
+    fn add(&self, state: &mut State, host: Option<&OverlayHost>) -> Arc<Counters> {
         let counters = Arc::<Counters>::default();
         counters.set_held(self.is_exclusive() || state.has_orphans());
         counters.set_permission(state.reservations.permission(None));
-        state.current.push(Connection { counters: counters.clone(), ..Connection::default() });
+        let host = host.cloned();
+        state.current.push(Connection {
+            counters: counters.clone(),
+            host,
+            ..Connection::default()
+        });
         counters
     }
 
@@ -308,8 +381,11 @@ impl Connections {
         let mut state = self.lock();
         state.ended = state.ended.plus(counters.usage());
         let ended = state.current.iter().position(|it| Arc::ptr_eq(&it.counters, counters));
-        let ended = ended.and_then(|at| state.current.remove(at).registrant);
-        let Some(ended) = ended else { return };
+        let ended = ended.map(|at| state.current.remove(at));
+        if ended.as_ref().is_some_and(|one| one.host.is_some()) {
+            state.end_user(counters.usage().writes);
+        }
+        let Some(ended) = ended.and_then(|one| one.registrant) else { return };
         // A reservation by RESERVE(6) ends with the last connection of its holder.
         let is_last = state.current.iter().all(|one| one.registrant.as_ref() != Some(&ended));
         if is_last && state.reservations.end_unit(&ended) {
@@ -551,7 +627,7 @@ mod test {
 
     #[test]
     fn counters_of_two_connections_share_no_cache_line() {
-        let activities = [(); 2].map(|()| Activity::new(export(), None));
+        let activities = [(); 2].map(|()| Activity::unnamed(export(), None));
         let [one, other] = activities.each_ref().map(|it| Arc::as_ptr(&it.counters).addr());
         assert!(one.abs_diff(other) >= 128 && size_of::<Counters>() == 128);
     }

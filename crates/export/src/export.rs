@@ -54,6 +54,17 @@ pub struct Identity {
     pub firmware: String,
 }
 
+/// A home directory of systemd-homed. Only hosts with a key see and use such an export; one that hosts
+/// can write to is used by one host at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// The name of the user.
+    pub user: String,
+    /// The Ed25519 public key with which systemd-homed of this machine signs the records of its users, if
+    /// it has one. A machine that trusts it accepts the record in the home.
+    pub signing_key: Option<[u8; 32]>,
+}
+
 /// A disk that is served to other machines. Shared by all sessions that use it.
 ///
 /// It also serializes writes across connections: an [`Exclusive`] right, and writes whose
@@ -83,6 +94,8 @@ pub struct Export {
     pub discard: bool,
     /// Whether discarded blocks read as zeros.
     pub discard_zeroes: bool,
+    /// Set if it is a home directory of systemd-homed.
+    pub home: Option<Home>,
     bytes: AtomicU64,
     gone: AtomicBool,
     flush_failed: AtomicBool,
@@ -128,6 +141,7 @@ impl Export {
             removable: false,
             discard: false,
             discard_zeroes: false,
+            home: None,
             bytes: AtomicU64::new(bytes),
             gone: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
@@ -153,6 +167,12 @@ impl Export {
     /// disk.
     pub fn is_private(&self) -> bool {
         self.backing.overlay().is_some_and(|overlay| overlay.layout().is_private)
+    }
+
+    /// Returns whether only one host at a time may use it: a home directory that hosts write to, unless
+    /// each has contents of its own.
+    pub fn is_for_one_host(&self) -> bool {
+        self.home.is_some() && self.access == Access::Writable && !self.is_private()
     }
 
     /// Returns the capacity in blocks. For a read-only export a partial last block counts: it reads

@@ -108,7 +108,7 @@ pub use buffer::{Account, Buffer, InPlace, Kept, PAGE, Pool};
 pub use catalogue::Catalogue;
 pub use connections::Usage;
 pub use event::{Event, MAX_TEXT, PairingRequest};
-pub use export::{Access, Cache, Exclusive, Export, Identity, RemovalLock};
+pub use export::{Access, Cache, Exclusive, Export, Home, Identity, RemovalLock};
 pub use extent::{Extent, Extents};
 pub use fault::Fault;
 pub use fence::Fence;

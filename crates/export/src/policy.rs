@@ -77,7 +77,10 @@ pub struct Rule {
 impl Rule {
     fn covers(&self, export: &Export) -> bool {
         let Some(disk) = &self.disk else { return true };
-        [&export.name, &export.identity.serial].contains(&disk) || export.id.to_string() == *disk
+        let is_home = export.home.is_some() && export.short == *disk;
+        is_home
+            || [&export.name, &export.identity.serial].contains(&disk)
+            || export.id.to_string() == *disk
     }
 }
 
@@ -179,4 +182,6 @@ pub enum Refusal {
     TlsRequired,
     /// The host must authenticate within the protocol.
     InBandRequired,
+    /// The export is for one host at a time, and another host uses it, or was lost while it did.
+    OtherHost,
 }

@@ -132,23 +132,23 @@ impl Grant {
     /// Returns a grant of the access mode of `export`, with a new fence. For a host that is not known:
     /// an overlay in which each host has its own state can only be read.
     pub fn new(export: Arc<Export>) -> Self {
-        let access = export.access;
-        Self::for_host(export, access, None)
+        let (access, claim) = claimed(&export, export.access, None);
+        Self::of(Activity::unnamed(export, claim), access)
     }
 
     /// Returns a grant of `access` to `export` for a host, with a new fence. A host that gets no state
-    /// of its own in an overlay can only read the disk under it.
+    /// of its own in an overlay can only read the disk under it. Returns `None` if the export is for one host
+    /// at a time, and another one uses it.
     pub(crate) fn for_host(
         export: Arc<Export>,
         access: Access,
-        host: Option<&OverlayHost>,
-    ) -> Self {
-        let access = if export.access == Access::ReadOnly { Access::ReadOnly } else { access };
-        let claim = Claim::new(&export, host, access == Access::Writable);
-        let has_state = claim.as_ref().is_some_and(|claim| claim.state().is_some());
-        let is_refused = !has_state && export.backing().overlay().is_some();
-        let access = if is_refused { Access::ReadOnly } else { access };
-        let activity = Activity::new(export, claim);
+        host: &OverlayHost,
+    ) -> Option<Self> {
+        let (access, claim) = claimed(&export, access, Some(host));
+        Activity::new(export, claim, host).map(|activity| Self::of(activity, access))
+    }
+
+    fn of(activity: Rc<Activity>, access: Access) -> Self {
         Self { access, fence: Fence::new(&activity), activity, proven: false }
     }
 
@@ -185,6 +185,12 @@ impl Grant {
     pub fn with_fence_of(self, before: &Self) -> Self {
         let same = Arc::ptr_eq(self.export(), before.export());
         if same { Self { access: self.access, ..before.clone() } } else { self }
+    }
+
+    /// Records that the host is done with the export: it has shut its controller down, or logged out. An export for one
+    /// host at a time is kept for a host that is lost without that, if it has written.
+    pub fn leave(&self) {
+        self.export().connections().leave(self.activity.counters());
     }
 
     /// Returns the fence, by which the connection's right to write is revoked.
@@ -323,6 +329,19 @@ impl Grant {
             _ => Ok((offset, len)),
         }
     }
+}
+
+/// Returns what a host may do of `access`, and its use of the overlay.
+fn claimed(
+    export: &Arc<Export>,
+    access: Access,
+    host: Option<&OverlayHost>,
+) -> (Access, Option<Claim>) {
+    let access = if export.access == Access::ReadOnly { Access::ReadOnly } else { access };
+    let claim = Claim::new(export, host, access == Access::Writable);
+    let has_state = claim.as_ref().is_some_and(|claim| claim.state().is_some());
+    let is_refused = !has_state && export.backing().overlay().is_some();
+    (if is_refused { Access::ReadOnly } else { access }, claim)
 }
 
 /// A request that was admitted. Drivers execute nothing else.

@@ -19,7 +19,7 @@ pub enum Source {
     WorldWideName,
     /// Serial number and model.
     Serial,
-    /// The UUID of a stacked device (LVM, LUKS, RAID), and this machine.
+    /// The UUID of a stacked device (LVM, LUKS, RAID) or of a home directory, and this machine.
     Stack,
     /// The disk GUID of the partition table, and this machine.
     DiskGuid,
@@ -133,6 +133,14 @@ pub fn of_image(path: &Path, machine: MachineId) -> Identity {
     let uuid = hash(&["image", &hex(&machine.bytes), &path]);
     let hardware = Hardware { model: Some("storagetm image".to_owned()), ..Hardware::default() };
     named(uuid, None, &hardware, Source::Path)
+}
+
+/// Returns the identity of a home directory whose volume has this UUID: the same for a file that is renamed, and
+/// another one for a copy on another machine.
+pub fn of_home(user: &str, volume: &[u8; 16], machine: MachineId) -> Identity {
+    let uuid = hash(&["home", &hex(volume), &hex(&machine.bytes)]);
+    let model = Some(format!("home of {user}"));
+    named(uuid, None, &Hardware { model, ..Hardware::default() }, Source::Stack)
 }
 
 /// Returns the UUID and the serial number of one `instance` of an overlay over the disk with the UUID

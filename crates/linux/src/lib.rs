@@ -19,6 +19,8 @@ pub mod gadget;
 pub mod glob;
 pub mod gpt;
 pub mod hardware;
+pub mod home;
+pub mod homed;
 pub mod host_port;
 pub mod identity;
 pub mod in_use;

@@ -38,6 +38,7 @@ pub enum Kind {
     Hibernation,
     Luks1,
     Luks2,
+    Home,
     BitLocker,
     Integrity,
     Verity,
@@ -79,6 +80,7 @@ impl Kind {
             Self::Hibernation => "swsuspend",
             Self::Luks1 => "luks1",
             Self::Luks2 => "luks2",
+            Self::Home => "home",
             Self::BitLocker => "bitlocker",
             Self::Integrity => "dm-integrity",
             Self::Verity => "dm-verity",
@@ -269,7 +271,8 @@ static ROWS: &[Row] = &[
     row(Kind::Hibernation, &PAGE_ENDS, HIBERNATION, Uuid::Bytes(1036), Label::Text(1052, 16)),
     row(Kind::Hibernation, &[0], &[b"\xed\xc3\x02\xe9\x98\x56\xe5\x0c"], Uuid::None, Label::None),
     row(Kind::Luks1, &[0], &[b"LUKS\xba\xbe\0\x01"], Uuid::Text(168, 40), Label::None),
-    row(Kind::Luks2, &[0], &[b"LUKS\xba\xbe\0\x02"], Uuid::Text(168, 40), Label::Text(24, 48)),
+    row(Kind::Luks2, &[0], &[b"LUKS\xba\xbe\0\x02"], Uuid::Text(168, 40), Label::Text(24, 48))
+        .refined(luks2),
     row(Kind::BitLocker, &[3], &[b"-FVE-FS-"], Uuid::None, Label::None),
     row(Kind::Integrity, &[0], &[b"integrt\0"], Uuid::None, Label::None),
     row(Kind::Verity, &[0], &[b"verity\0\0"], Uuid::Bytes(16), Label::None),
@@ -312,6 +315,11 @@ fn ext(_: Kind, head: &[u8], _: usize) -> Option<(Kind, u64)> {
         _ => Kind::Ext2,
     };
     Some((kind, 1))
+}
+
+/// A home directory of systemd-homed is a LUKS2 volume with a name in the field for a subsystem.
+fn luks2(kind: Kind, head: &[u8], _: usize) -> Option<(Kind, u64)> {
+    Some((if crate::home::is_home(head) { Kind::Home } else { kind }, 1))
 }
 
 fn btrfs(kind: Kind, head: &[u8], _: usize) -> Option<(Kind, u64)> {

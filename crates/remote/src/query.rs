@@ -32,6 +32,8 @@ pub struct Disk {
     pub at: SocketAddr,
     /// Its name on the target, if its controller was identified and reported one.
     pub name: Option<String>,
+    /// The public key that signs the record of the home directory that it is, if its controller reported one.
+    pub signing_key: Option<[u8; 32]>,
     /// Model number; empty if the controller was not identified.
     pub model: String,
     /// Serial number; empty if the controller was not identified.
@@ -170,6 +172,7 @@ fn disk_of(entry: &LogEntry, reached: SocketAddr) -> Option<Disk> {
         nqn: entry.nqn.clone(),
         at,
         name: None,
+        signing_key: None,
         model: String::new(),
         serial: String::new(),
         size: None,
@@ -190,6 +193,7 @@ fn identify_disk(
     let found = discovery::describe(&queue.initialize(cntlid, deadline).ok()?);
     let access = if found.read_only { Allowed::ReadOnly } else { Allowed::Writable };
     disk.name = found.short;
+    disk.signing_key = found.signing_key;
     disk.model = found.model;
     disk.serial = found.serial;
     disk.size = found.bytes.map(|bytes| (bytes, access));

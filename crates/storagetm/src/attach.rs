@@ -2,6 +2,7 @@
 //! NVMe/TCP host driver, and detaches them.
 
 mod detach;
+mod home;
 mod kernel;
 mod target;
 
@@ -20,6 +21,7 @@ use crate::options::attach::{Attach, Detach};
 use crate::pair;
 use detach::Detached;
 use failure::Failure;
+use home::ForeignHome;
 pub(crate) use kernel::Attached;
 use keys::key::{Key, KeyKind};
 use keys::keyring;
@@ -36,8 +38,14 @@ use target::{FoundTarget, Resolver, TargetSpec, interface};
 /// Fails if a disk cannot be attached; the disks before it stay attached. Exit status 3 if the
 /// other machine refused.
 pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
-    let (attached, failed) = attach_disks(options).map_err(|error| error.failure)?;
+    let Outcome { attached, failed, home } =
+        attach_chosen(options).map_err(|error| error.failure)?;
     print_attached(&attached, options.json)?;
+    if let (Some(home), [attached]) = (home, attached.as_slice()) {
+        let lines = home.prepare(&Tree::machine(), attached, options.yes)?;
+        let text: String = lines.iter().map(|line| escape_unprintable(line, true) + "\n").collect();
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
     failed.map_or(Ok(()), Err)
 }
 
@@ -65,6 +73,15 @@ impl Stage {
     }
 }
 
+/// What was attached.
+struct Outcome {
+    attached: Vec<Attached>,
+    /// The failure of the last disk that could not be attached.
+    failed: Option<Failure>,
+    /// The home directory that was asked for.
+    home: Option<ForeignHome>,
+}
+
 /// Attaches disks. Also returns the failure of the last disk that could not be attached.
 ///
 /// # Errors
@@ -72,6 +89,10 @@ impl Stage {
 pub(crate) fn attach_disks(
     options: &Attach,
 ) -> Result<(Vec<Attached>, Option<Failure>), AttachError> {
+    attach_chosen(options).map(|Outcome { attached, failed, .. }| (attached, failed))
+}
+
+fn attach_chosen(options: &Attach) -> Result<Outcome, AttachError> {
     let setup = |failure| Stage::Setup.failed(failure);
     let target = TargetSpec::parse(&options.target).map_err(setup)?;
     if options.all && target.disk.is_some() {
@@ -87,11 +108,14 @@ pub(crate) fn attach_disks(
         options,
         known: &known,
         chap: credentials(own.as_ref(), other.as_ref()).map_err(setup)?,
-        identify: false,
+        identify: options.home.is_some(),
     };
     let there = search.reach(&target).map_err(|failure| Stage::Machine.failed(failure))?;
-    let chosen =
-        target.choose(&there, options.all).map_err(|failure| Stage::Disk.failed(failure))?;
+    let chosen = match &options.home {
+        Some(user) => home::choose(&target, &there, user).map(|home| vec![home]),
+        None => target.choose(&there, options.all),
+    };
+    let chosen = chosen.map_err(|failure| Stage::Disk.failed(failure))?;
     insert_keys(&tree, &there, &chosen).map_err(setup)?;
     let request = AttachRequest {
         tree: &tree,
@@ -100,7 +124,9 @@ pub(crate) fn attach_disks(
         own: own.as_ref(),
         other: other.as_ref(),
     };
-    Ok(try_each(&chosen, |disk| request.attach(disk)))
+    let (attached, failed) = try_each(&chosen, |disk| request.attach(disk));
+    let home = options.home.as_ref().and_then(|_| ForeignHome::of(&there, chosen.first()?));
+    Ok(Outcome { attached, failed, home })
 }
 
 /// A disk that another machine lends to this one.
@@ -278,6 +304,7 @@ fn detach_matching(
 ) -> Result<Vec<Detached>, Failure> {
     let leaving = detach::matching(tree, what, known)?;
     if !force {
+        home::deactivate(tree, &leaving)?;
         detach::check_unused(tree, &leaving)?;
     }
     detach::release(tree, leaving)

@@ -61,6 +61,7 @@ Then run the command that is shown on the other machine, as root, for example:
 const USAGE: &str = "\
 storagetm serve [OPTIONS] DISK...
        storagetm serve [OPTIONS] --all
+       storagetm serve [OPTIONS] --homes[=USER,...]
        storagetm serve [OPTIONS] --demo[=SIZE]";
 
 const SERVE_EXAMPLES: &str = "\
@@ -71,6 +72,8 @@ Examples:
     storagetm serve /dev/disk/by-id/usb-Example_123 --writable disk.img
   Listen on one routable address; hosts need a key or the pairing code:
     storagetm serve --all --listen 192.168.1.5
+  Let alice log in on another machine with the home that she has here:
+    storagetm serve --homes=alice
   For a script: any free port, and JSON events on standard output:
     storagetm serve --json --listen 127.0.0.1:0 disk.img
   For local NBD clients, or started by the client itself:
@@ -159,6 +162,9 @@ pub enum Task {
         /// Most bytes of the index
         limit: u64,
     },
+    /// Read whose home directory a disk is (child process of `storagetm serve`)
+    #[command(hide = true)]
+    Recognize,
     /// Examine disks that may hang (child process)
     #[command(hide = true)]
     Examine,
@@ -187,6 +193,24 @@ pub struct Serve {
     /// Lend every disk that is not in use, with hot-plug and size changes
     #[arg(long, group = "what", conflicts_with = "disks")]
     pub all: bool,
+
+    /// Lend home directories of systemd-homed, so that their users can log in on another machine: all, or those of USER
+    ///
+    /// Homes that are encrypted with LUKS2 are found as /home/USER.home, and on disks that hold one and nothing else. Each is
+    /// a writable disk called home-USER, for one host at a time, which always needs a key; with --overlay home-USER it is not
+    /// changed. A home whose user is logged in here is not lent, and while it is lent its user cannot log in here.
+    #[arg(
+        long,
+        group = "what",
+        value_name = "USER",
+        num_args = 0..=1,
+        require_equals = true,
+        value_delimiter = ',',
+        default_missing_value = "",
+        value_parser = user,
+        conflicts_with_all = ["open", "usb", "stdin"]
+    )]
+    pub homes: Option<Vec<String>>,
 
     /// Lend a built-in disk in memory, of 256M or the given size: 64M, 1G
     #[arg(
@@ -382,6 +406,14 @@ pub struct Serve {
     pub notes: Vec<String>,
 }
 
+/// Parses the name of a user; empty for all users.
+fn user(name: &str) -> Result<String, String> {
+    match name.is_empty() || linux::home::is_user_name(name) {
+        true => Ok(name.to_owned()),
+        false => Err("this is not the name of a user".to_owned()),
+    }
+}
+
 /// The options of `storagetm hold`.
 #[derive(Debug, Args)]
 pub struct Hold {
@@ -424,7 +456,8 @@ impl Serve {
     /// over `--writable`, and both over a disk that is only named.
     pub fn lend_requests(&self) -> Vec<LendRequest> {
         let mut requests: Vec<LendRequest> = Vec::new();
-        let named = self.writable.iter().chain(&self.overlay).filter(|path| !self.is_demo(path));
+        let named = self.writable.iter().chain(&self.overlay);
+        let named = named.filter(|path| !self.is_demo(path) && !self.is_home(path));
         for path in self.disks.iter().chain(named) {
             if !requests.iter().any(|known| known.path == *path) {
                 requests.push(LendRequest::new(path.clone(), self.writes(path)));
@@ -436,6 +469,25 @@ impl Serve {
     /// Returns where what hosts write to the demo disk goes.
     pub fn demo_writes(&self) -> Writes {
         self.writes(Path::new(DEMO))
+    }
+
+    /// Returns the names of the home directories that get an overlay.
+    pub fn overlaid_homes(&self) -> Vec<PathBuf> {
+        self.overlay.iter().filter(|path| self.is_home(path)).cloned().collect()
+    }
+
+    /// Returns where what hosts write to the home directory of that name goes.
+    pub fn home_writes(overlaid: &[PathBuf], name: &str) -> Writes {
+        match overlaid.iter().any(|path| path == Path::new(name)) {
+            true => Writes::ToOverlay,
+            false => Writes::ToDisk,
+        }
+    }
+
+    /// Returns whether a path is the name of a home directory: `home-USER`.
+    fn is_home(&self, path: &Path) -> bool {
+        let user = path.to_str().and_then(|name| name.strip_prefix("home-"));
+        self.homes.is_some() && user.is_some_and(linux::home::is_user_name)
     }
 
     fn is_demo(&self, path: &Path) -> bool {
@@ -503,6 +555,8 @@ mod test {
             "--demo",
             "--demo=1G --writable demo",
             "--demo disk.img",
+            "--homes",
+            "--homes=alice,bob --overlay home-alice",
             "disk.img --io uring --threads 4 --digests --json --allow-in-use --force --open --allow-null-dh",
             "disk.img --pair --keys /tmp/keys",
             "disk.img --protocol nbd --tls-certificates /tmp/pki",
@@ -524,6 +578,10 @@ mod test {
             "--demo=0",
             "--demo=many",
             "--demo=1K",
+            "--homes=../a",
+            "--homes --open",
+            "--homes --usb",
+            "--homes --stdin",
             "disk.img --listen here",
             "disk.img --threads 0",
             "disk.img --io magic",
@@ -561,6 +619,16 @@ mod test {
         assert_eq!(options.lend_requests(), []);
         let named = serve("--writable demo").unwrap().lend_requests();
         assert_eq!(named, [disk("demo", Writes::ToDisk)]);
+    }
+
+    #[test]
+    fn homes_are_all_or_those_of_named_users() {
+        assert_eq!(serve("--homes disk.img").unwrap().homes, Some(vec![String::new()]));
+        let options = serve("--homes=alice,bob --overlay home-alice --writable disk.img").unwrap();
+        assert_eq!(options.homes, Some(vec!["alice".to_owned(), "bob".to_owned()]));
+        assert_eq!(options.lend_requests(), [disk("disk.img", Writes::ToDisk)]);
+        let writes = |name| Serve::home_writes(&options.overlay, name);
+        assert_eq!([writes("home-alice"), writes("home-bob")], [Writes::ToOverlay, Writes::ToDisk]);
     }
 
     #[test]

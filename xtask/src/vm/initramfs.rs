@@ -226,7 +226,7 @@ pub(super) const USB: Extra = Extra {
 const ISCSID: &str = "node.startup = manual\nnode.session.timeo.replacement_timeout = 60\n";
 const INITIATOR: &str = "InitiatorName=iqn.2026-01.com.example:guest\n";
 /// The configuration of tlshd.
-const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
+pub(super) const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
 
 /// The guest's host identity: without one, nvme-cli generates a new one on each call.
 const HOST_ID: &str = "6b1c2f5e-30c4-4a6e-8d27-5b8f0a9c4d11";
@@ -264,10 +264,8 @@ pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) ->
         archive.program(&format!("{LIBRARIES}/{name}"), &read(library)?);
     }
     add_modules(&mut archive, &bench.cache.kernel(kernel), &modules)?;
+    archive.program("init", &read(&script_folder().join("init"))?);
     add_scripts(&mut archive, job)?;
-    for (path, source) in &job.files {
-        archive.program(path, &read(source)?);
-    }
     fs::write(to, archive.finish())?;
     Ok(())
 }
@@ -336,21 +334,29 @@ pub(super) fn add_modules(archive: &mut Archive, kernel: &Path, wanted: &[&str])
 }
 
 fn add_scripts(archive: &mut Archive, job: &Job<'_>) -> Result<()> {
-    for name in ["init", "lib.sh", &format!("{}.sh", job.role)] {
-        let path = if name == "init" { name.to_owned() } else { format!("tests/{name}") };
-        archive.program(&path, &read(&script_folder().join(name))?);
+    add_job(archive, job)?;
+    let hostnqn = format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}\n");
+    archive.program("etc/nvme/hostnqn", hostnqn.as_bytes());
+    archive.program("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes());
+    // The identity of a virtual disk depends on the machine identifier.
+    archive.program("etc/machine-id", format!("{}\n", HOST_ID.replace('-', "")).as_bytes());
+    Ok(())
+}
+
+/// Adds the scripts of a machine, its variables and its files.
+pub(super) fn add_job(archive: &mut Archive, job: &Job<'_>) -> Result<()> {
+    for name in ["lib.sh", &format!("{}.sh", job.role)] {
+        archive.program(&format!("tests/{name}"), &read(&script_folder().join(name))?);
     }
     for entry in script_folder().join(job.scenario).read_dir()? {
         let script = entry?.path();
         let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
         archive.program(&format!("tests/cases/{name}"), &read(&script)?);
     }
-    let hostnqn = format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}\n");
-    archive.program("etc/nvme/hostnqn", hostnqn.as_bytes());
-    archive.program("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes());
-    // The identity of a virtual disk depends on the machine identifier.
-    archive.program("etc/machine-id", format!("{}\n", HOST_ID.replace('-', "")).as_bytes());
     archive.program("tests/job", variables(job).as_bytes());
+    for (path, source) in &job.files {
+        archive.program(path, &read(source)?);
+    }
     Ok(())
 }
 

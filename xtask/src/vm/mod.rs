@@ -12,6 +12,7 @@ mod copying;
 mod emulator;
 mod events;
 mod guest;
+mod homes;
 mod hotplug;
 mod image;
 mod initramfs;
@@ -49,6 +50,7 @@ const SCENARIOS: [fn() -> Scenario; 13] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,
+    homes::scenario,
     hotplug::scenario,
     iscsi::scenario,
     iscsi_atomic::scenario,

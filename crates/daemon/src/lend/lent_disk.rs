@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use export::{Base, Export};
+use export::{Access, Base, Export, Home};
 use linux::reason::{Verdict, Weight};
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
@@ -50,6 +50,17 @@ impl LentDisk {
         (kind == FileType::RegularFile).then_some(stat.stx_size)
     }
 
+    /// Makes it a home directory, with a name by its user.
+    pub(super) fn with_home(mut self, home: Home) -> Self {
+        self.notes.push(home_note(&home.user, &self.export));
+        // The export is not shared yet.
+        if let Some(export) = Arc::get_mut(&mut self.export) {
+            export.short = home_name(&home.user);
+            export.home = Some(home);
+        }
+        self
+    }
+
     /// Adds notes about what could not be read.
     pub(super) fn noting(mut self, verdict: &Verdict) -> Self {
         let unread = verdict.of_weight(Weight::Unread);
@@ -69,4 +80,28 @@ impl LentDisk {
         }
         self
     }
+}
+
+/// The name of the export of a user's home.
+pub fn home_name(user: &str) -> String {
+    format!("home-{user}")
+}
+
+/// Returns what to do with a home on the machine that attaches it.
+fn home_note(user: &str, export: &Export) -> String {
+    if export.access == Access::ReadOnly {
+        return format!(
+            "the home of {user} is lent read-only, which systemd-homed refuses: it is for rescue (cryptsetup open --readonly)"
+        );
+    }
+    if export.is_private() {
+        return format!(
+            "the home of {user} is lent with an overlay: what is written to it is not kept in it; on each host \"storagetm attach \
+             --home={user} MACHINE\", then \"homectl activate {user}\" or a login"
+        );
+    }
+    format!(
+        "the home of {user} is lent to one host at a time: there \"storagetm attach --home={user} MACHINE\", then \"homectl \
+         activate {user}\" or a login; at the end \"homectl deactivate {user}\" and \"storagetm detach\""
+    )
 }

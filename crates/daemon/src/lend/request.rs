@@ -16,6 +16,8 @@ pub struct LendRequest {
     pub format: Option<Container>,
     /// Where what hosts write goes.
     pub writes: Writes,
+    /// Whether it is lent as a home directory of systemd-homed, which it must be then.
+    pub is_home: bool,
 }
 
 /// Where what hosts write to a disk goes.
@@ -32,7 +34,12 @@ pub enum Writes {
 impl LendRequest {
     /// Returns a request for a disk, or a file each byte of which is one of the disk.
     pub fn new(path: PathBuf, writes: Writes) -> Self {
-        Self { path, format: None, writes }
+        Self { path, format: None, writes, is_home: false }
+    }
+
+    /// Returns a request for a home directory.
+    pub fn home(path: PathBuf, writes: Writes) -> Self {
+        Self { is_home: true, ..Self::new(path, writes) }
     }
 
     /// Returns the block sizes of the opened disk, and what it writes atomically.

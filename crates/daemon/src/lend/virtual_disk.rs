@@ -5,12 +5,10 @@
 mod child;
 
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStderr, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use export::{Base, Identity, VirtualDisk};
 use failure::Failure;
@@ -18,20 +16,15 @@ use filesystem::Container;
 use linux::disk::{Kind, Opened};
 use linux::tree::Tree;
 use linux::{identity, memory};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{
     MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fcntl_setfl, memfd_create,
 };
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use super::reader::{Reader, message};
 use super::request::is_direct;
 pub use child::work;
-
-/// Longest message of the process.
-const MAX_MESSAGE: usize = 4096;
-/// Longest time that reading an image takes: less than services may take to start.
-const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Bytes of all indexes of this process, which together take at most a quarter of the memory.
 static INDEXED: AtomicU64 = AtomicU64::new(0);
@@ -136,16 +129,6 @@ enum NoDisk {
     Limit(&'static str),
 }
 
-/// The process; killed when dropped.
-struct Reader(Child);
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Runs the process. Returns the disk, or why it cannot be read, and the index.
 fn run(
     opened: &Opened,
@@ -172,29 +155,6 @@ fn run(
     let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
     fcntl_add_seals(&index, seals)?;
     Ok((outcome(status, &String::from_utf8_lossy(&message)), index))
-}
-
-/// Reads what the process writes until it ends.
-///
-/// # Errors
-/// Fails if it does not end in time.
-fn message(mut from: ChildStderr) -> std::io::Result<Vec<u8>> {
-    let deadline = Instant::now() + TIMEOUT;
-    let mut message = Vec::new();
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::from_borrowed_fd(from.as_fd(), PollFlags::IN)];
-        if rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref()))? == 0 {
-            return Err(std::io::Error::other("reading it takes too long"));
-        }
-        let mut piece = [0; 512];
-        match from.read(&mut piece)? {
-            0 => return Ok(message),
-            _ if message.len() >= MAX_MESSAGE => {}
-            len => message.extend_from_slice(piece.get(..len).unwrap_or_default()),
-        }
-    }
 }
 
 /// Interprets how the process ended, and its message: two numbers, or why not.

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use engine::Running;
 use export::{
-    Access, AtomicWrites, Auth, Backing, Cache, Export, ExportId, Geometry, Identity, Layout,
+    Access, AtomicWrites, Auth, Backing, Cache, Export, ExportId, Geometry, Home, Identity, Layout,
     Policy, SavedReservations, Usage,
 };
 use pair::Verdict;
@@ -99,6 +99,7 @@ pub(super) struct ExportWire {
     removable: bool,
     discard: bool,
     discard_zeroes: bool,
+    home: Option<Home>,
     flush_failed: bool,
     layout: Layout,
     /// `None` if reservations cannot be stored.
@@ -129,6 +130,7 @@ impl ExportWire {
             removable: export.removable,
             discard: export.discard,
             discard_zeroes: export.discard_zeroes,
+            home: export.home.clone(),
             flush_failed: export.has_failed_flush(),
             layout: export.backing().layout(),
             reservations: None,
@@ -150,6 +152,7 @@ impl ExportWire {
         export.removable = self.removable;
         export.discard = self.discard;
         export.discard_zeroes = self.discard_zeroes;
+        export.home = self.home;
         if self.flush_failed {
             export.flush_failed();
         }

@@ -170,7 +170,7 @@ mod test {
         let geometry = Geometry::new(512, 512).unwrap();
         let identity = Identity::default();
         let mut export = Export::new("disk", "nqn", identity, geometry, BYTES, disk.into().into());
-        export.access = Access::Writable;
+        (export.access, export.discard) = (Access::Writable, true);
         Grant::new(Arc::new(export))
     }
 

@@ -387,7 +387,7 @@ pub(crate) fn lend_for(access: Access, disk: OwnedFd, bytes: u64) -> Arc<Export>
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let id = format!("nqn-{}", COUNT.fetch_add(1, Ordering::Relaxed));
     let mut export = Export::new("disk", &id, Identity::default(), geometry, bytes, disk.into());
-    export.access = access;
+    (export.access, export.discard) = (access, true);
     Arc::new(export)
 }
 

@@ -39,6 +39,11 @@ impl Attachment {
         self.grant.fence()
     }
 
+    /// Records that the initiator is done with the disk.
+    pub(super) fn leave(&self) {
+        self.grant.leave();
+    }
+
     /// Reports that the initiator no longer uses the export, unless this was reported before.
     pub(super) fn report_detached(
         &mut self,

@@ -30,6 +30,10 @@ impl From<Refusal> for LoginRefusal {
             Refusal::InBandRequired => {
                 (Status::AUTHENTICATION_FAILURE, "CHAP authentication was not completed")
             }
+            Refusal::OtherHost => (
+                Status::UNAVAILABLE,
+                "another host uses this home directory, or was lost without having detached it",
+            ),
         };
         Self { status, reason }
     }

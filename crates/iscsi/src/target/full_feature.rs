@@ -321,6 +321,9 @@ impl FullFeature {
             State::Stopping => is_off_disk.then_some(Reason::Stopping),
             State::LoggingOut(request) if disk.is_none_or(|disk| disk.slots.is_idle()) => {
                 let request = *request;
+                if let Some(disk) = disk {
+                    disk.attachment.leave();
+                }
                 self.answer_logout(&request, logout::CLOSED, out);
                 Some(Reason::Peer)
             }

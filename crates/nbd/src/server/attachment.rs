@@ -66,6 +66,11 @@ impl Attachment {
         self.grant.fence()
     }
 
+    /// Records that the client is done with the export.
+    pub(super) fn leave(&self) {
+        self.grant.leave();
+    }
+
     /// Checks a request. Returns the command and the affected blocks in bytes.
     ///
     /// # Errors

@@ -60,14 +60,12 @@ impl Authorizer {
     }
 
     /// Returns the access of the client to the export `name`. Reports a refusal.
-    pub(super) fn grant(&mut self, name: &str, out: &mut Outbox) -> Option<Grant> {
-        match self.with_caller(|caller| self.catalogue.grant_short(caller, name)) {
-            Ok(grant) => Some(grant),
-            Err(refusal) => {
-                self.report_refused(name, reason(refusal), out);
-                None
-            }
-        }
+    ///
+    /// # Errors
+    /// Fails if there is no such export for the client, or if another host uses it.
+    pub(super) fn grant(&mut self, name: &str, out: &mut Outbox) -> Result<Grant, Refusal> {
+        let grant = self.with_caller(|caller| self.catalogue.grant_short(caller, name));
+        grant.inspect_err(|refusal| self.report_refused(name, reason(*refusal), out))
     }
 
     /// Repeats the access check of an export.
@@ -104,5 +102,8 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::NotAllowed => "access denied to this host",
         Refusal::TlsRequired => "TLS with its key is required",
         Refusal::InBandRequired => "its key is for NVMe/TCP only",
+        Refusal::OtherHost => {
+            "another host uses this home directory, or was lost without having detached it"
+        }
     }
 }

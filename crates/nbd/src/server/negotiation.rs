@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use export::{Auth, ExportId, Grant, Head, Reason, Segment};
+use export::{Auth, ExportId, Grant, Head, Reason, Refusal, Segment};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::attachment::Attachment;
@@ -218,8 +218,8 @@ impl Negotiation {
             return self.choose(choice, authorizer, out);
         }
         match authorizer.grant(request.name, out) {
-            Some(grant) => send_info(out, option, &grant, self.mode, wanted),
-            None => send_unknown(out, option),
+            Ok(grant) => send_info(out, option, &grant, self.mode, wanted),
+            Err(refusal) => send_refused(out, option, refusal),
         }
         Next::Negotiate
     }
@@ -229,17 +229,17 @@ impl Negotiation {
         let generation = authorizer.generation();
         let by_name = choice.option == option::EXPORT_NAME;
         match authorizer.grant(&choice.name, out) {
-            None if by_name => Next::Close(Reason::Refused),
-            None => {
-                send_unknown(out, choice.option);
+            Err(_) if by_name => Next::Close(Reason::Refused),
+            Err(refusal) => {
+                send_refused(out, choice.option, refusal);
                 Next::Negotiate
             }
             // A late write of a closed connection must not overwrite newer data.
-            Some(grant) if grant.export().has_orphans() => {
+            Ok(grant) if grant.export().has_orphans() => {
                 self.pending_choice = Some(choice);
                 Next::Negotiate
             }
-            Some(grant) => {
+            Ok(grant) => {
                 if by_name {
                     self.send_export_reply(&grant, out);
                 } else {
@@ -304,8 +304,9 @@ impl Negotiation {
         }
         let request = MetaRequest::parse(data).filter(|_| self.mode != Mode::Simple);
         let Some(request) = request else { return send_invalid(out, option) };
-        let Some(grant) = authorizer.grant(request.name, out) else {
-            return send_unknown(out, option);
+        let grant = match authorizer.grant(request.name, out) {
+            Ok(grant) => grant,
+            Err(refusal) => return send_refused(out, option, refusal),
         };
         let wildcard =
             !set && (request.count() == 0 || request.queries().any(|query| query == BASE));
@@ -351,6 +352,12 @@ fn send_invalid(out: &mut Outbox, option: u32) {
     send_error(out, option, option::ERR_INVALID, "invalid option data");
 }
 
-fn send_unknown(out: &mut Outbox, option: u32) {
-    send_error(out, option, option::ERR_UNKNOWN, "no such export for this client");
+/// Refuses an export. All reasons why the client may not use it look alike.
+fn send_refused(out: &mut Outbox, option: u32, refusal: Refusal) {
+    match refusal {
+        Refusal::OtherHost => {
+            send_error(out, option, option::ERR_POLICY, "another host uses this home directory");
+        }
+        _ => send_error(out, option, option::ERR_UNKNOWN, "no such export for this client"),
+    }
 }

@@ -165,7 +165,10 @@ impl Transmission {
     pub(super) fn end(&self) -> Option<Reason> {
         match self.state {
             State::Stopping if self.submitted == 0 => Some(Reason::Stopping),
-            State::Disconnecting if self.slots.is_idle() => Some(Reason::Peer),
+            State::Disconnecting if self.slots.is_idle() => {
+                self.attachment.leave();
+                Some(Reason::Peer)
+            }
             _ => None,
         }
     }

@@ -6,6 +6,7 @@ use export::{Access, Auth, Fault, Host, KeyId, Notice, Policy, Reason, Rule, Sec
 use nbd::credential::tls_psk;
 use nbd::server::Start;
 use nbd::wire::errno;
+use nbd::wire::option;
 use nbd::wire::request::{self, DISC};
 
 use crate::messages::{
@@ -223,4 +224,30 @@ fn disconnect_at_any_byte_leaks_nothing() {
             world.end_all();
         }
     }
+}
+
+/// A home directory is used by one host at a time.
+#[test]
+fn home_is_refused_by_policy_to_a_second_host() {
+    let mut world = World::small(1 << 20, 512);
+    let mut home = Arc::into_inner(disk(Access::Writable, 512, 1 << 20)).unwrap();
+    home.home = Some(export::Home { user: "alice".to_owned(), signing_key: None });
+    world.catalogue.publish(Arc::new(home));
+    let hosts = [(7, "nqn.first"), (8, "nqn.second")].map(|(key, id)| {
+        let host = Arc::unwrap_or_clone(policy(Access::Writable, key).hosts.remove(0));
+        Arc::new(Host { id: id.to_owned(), name: id.to_owned(), ..host })
+    });
+    world.catalogue.set_policy(Policy { hosts: hosts.into() });
+    let open = |world: &mut World, key| {
+        let id = world.open_as(peer(Auth::Required, Some(key)), Start::InTls { no_zeroes: true });
+        let answer = world.exchange(id, &go("sda"));
+        (id, u32::from_be_bytes(answer[12..16].try_into().unwrap()))
+    };
+    let (first, granted) = open(&mut world, 7);
+    assert_ne!(granted, option::ERR_POLICY);
+    assert_eq!(error_of(&world.exchange(first, &write(MODE, 1, 0, &[1; 512]))), 0);
+    assert_eq!(open(&mut world, 8).1, option::ERR_POLICY);
+    world.send(first, &RequestHeader::new(DISC, 2, 0, 0).bytes(MODE));
+    assert_ne!(open(&mut world, 8).1, option::ERR_POLICY);
+    world.end_all();
 }

@@ -73,6 +73,9 @@ pub(super) fn refusal_text(refusal: Refusal) -> &'static str {
         Refusal::NotAllowed => "access denied to this host",
         Refusal::TlsRequired => "TLS is required for this host",
         Refusal::InBandRequired => "DH-HMAC-CHAP authentication was not completed",
+        Refusal::OtherHost => {
+            "another host uses this home directory, or was lost without having detached it"
+        }
     }
 }
 
@@ -127,20 +130,19 @@ impl Context {
     /// Returns type and grant of a subsystem for this port and host.
     ///
     /// # Errors
-    /// Returns the reason if the subsystem is unknown or access is denied.
+    /// Fails if the subsystem is unknown, access is denied, or another host uses it.
     pub(super) fn find_subsystem(
         &self,
         nqn: &str,
         host: &str,
-    ) -> Result<(ControllerType, Option<Grant>), &'static str> {
+    ) -> Result<(ControllerType, Option<Grant>), Refusal> {
         if nqn == DISCOVERY_NQN {
             return Ok((ControllerType::Discovery, None));
         }
         if matches!(self.port(), Port::Discovery { .. }) {
-            return Err(refusal_text(Refusal::Unknown));
+            return Err(Refusal::Unknown);
         }
-        let grant = self.grant(nqn, host);
-        grant.map(|grant| (ControllerType::Io, Some(grant))).map_err(refusal_text)
+        Ok((ControllerType::Io, Some(self.grant(nqn, host)?)))
     }
 
     fn grant(&self, nqn: &str, host: &str) -> Result<Grant, Refusal> {
@@ -153,8 +155,13 @@ impl Context {
         self.grant(controller.subsystem(), controller.host().nqn()).ok()
     }
 
-    /// Returns the refusal of a subsystem: Subnqn invalid without keys, host denied with keys.
-    pub(super) fn subsystem_refusal(&self, reason: &'static str) -> ConnectRefusal {
+    /// Returns the refusal of a subsystem: controller busy while another host uses it; else Subnqn invalid
+    /// without keys, host denied with keys.
+    pub(super) fn subsystem_refusal(&self, refusal: Refusal) -> ConnectRefusal {
+        let reason = refusal_text(refusal);
+        if refusal == Refusal::OtherHost {
+            return ConnectRefusal::new(Status::CONNECT_CONTROLLER_BUSY, 0, Some(reason));
+        }
         if self.requires_keys() {
             return ConnectRefusal::access_denied(reason);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use export::{Body, Credential, Host, KeyId};
 
 use super::HANDSHAKE_TIMEOUT;
-use super::access::InBandKey;
+use super::access::{InBandKey, refusal_text};
 use super::capsule::{Capsule, LengthCheck};
 use super::context::Context;
 use super::controller::ControllerType;
@@ -194,7 +194,10 @@ fn authorize(cx: &Context, queue: &mut Queue) -> Result<(), &'static str> {
     let controller = binding.controller();
     let grant = match controller.kind() {
         ControllerType::Io if !binding.is_admin() => cx.current_grant(controller),
-        _ => cx.find_subsystem(controller.subsystem(), controller.host().nqn())?.1,
+        _ => {
+            let found = cx.find_subsystem(controller.subsystem(), controller.host().nqn());
+            found.map_err(refusal_text)?.1
+        }
     };
     binding.set_grant(grant);
     if !binding.is_admin() && !binding.take_qid() {

@@ -83,7 +83,7 @@ fn establish_admin(
     let keys = cx.check_host(host, subsystem)?;
     let (kind, grant) = match keys {
         Some(InBandKey { required: true, .. }) => (kind_of(subsystem), None),
-        _ => cx.find_subsystem(subsystem, host).map_err(|reason| cx.subsystem_refusal(reason))?,
+        _ => cx.find_subsystem(subsystem, host).map_err(|refusal| cx.subsystem_refusal(refusal))?,
     };
     if cx.has_orphaned_writes(subsystem) {
         return Ok(None);

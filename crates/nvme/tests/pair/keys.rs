@@ -25,6 +25,8 @@ use crate::world::{BYTES, DISK, World};
 
 const SECOND: &str = "nqn.2026-01.org.example:second";
 const UNKNOWN_HOST: &str = "nqn.2026-01.org.example:stranger";
+const OTHER_HOST: &str = "nqn.2026-01.org.example:other";
+const HOME: &str = "nqn.2026-01.org.example:home";
 
 fn key(byte: u8) -> Key {
     Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
@@ -628,4 +630,49 @@ fn detach_reports_the_bytes_transferred() {
         _ => None,
     });
     assert_eq!(sent_by_host, Some((2 * 1024 + 8 * 512, 2 * 1536)));
+}
+
+/// A home directory is used by one host at a time, and is kept for one that was lost.
+#[test]
+fn home_is_busy_for_a_second_host() {
+    let mut world = keyed(host(false, true, ALL), None);
+    let home = world.publish(HOME, |export| {
+        export.home = Some(export::Home { user: "alice".to_owned(), signing_key: Some([7; 32]) });
+    });
+    let hosts = [HOST, OTHER_HOST].map(|id| {
+        Arc::new(Host { id: id.to_owned(), name: id.to_owned(), ..host(false, true, ALL) })
+    });
+    world.catalogue.set_policy(Policy { hosts: hosts.into() });
+    let [first, second] = [HOST, OTHER_HOST].map(|host| AttachParams {
+        subsystem: HOME,
+        host,
+        ..AttachParams::default()
+    });
+    let as_host = |world: &mut World, host: &str| {
+        world.channel = channel(7, HOME).map(|one| {
+            Arc::new(Channel { identity: one.identity.replace(HOST, host), ..(*one).clone() })
+        });
+    };
+    let busy = Err((Status::CONNECT_CONTROLLER_BUSY, 0));
+    as_host(&mut world, HOST);
+    let client = world.attach(&first);
+    assert_eq!(client.controller.identify().unwrap().signing_key(), Some([7; 32]));
+    assert_eq!(world.write(client.io[0], 0, &[1; 512]), Status::SUCCESS);
+    as_host(&mut world, OTHER_HOST);
+    assert_eq!(try_connect(&mut world, &second), busy);
+    for conn in [client.io[0], client.admin] {
+        world.cut(conn);
+    }
+    world.run();
+    assert_eq!(try_connect(&mut world, &second), busy, "the host was lost");
+    as_host(&mut world, HOST);
+    let client = world.attach(&first);
+    world.cut(client.io[0]);
+    let cc = crate::client::enabled().with_shn(nvme::wire::fabrics::Cc::SHN_NORMAL);
+    assert_eq!(world.configure(client.admin, cc), Status::SUCCESS);
+    world.cut(client.admin);
+    world.run();
+    as_host(&mut world, OTHER_HOST);
+    assert_eq!(try_connect(&mut world, &second).map(drop), Ok(()), "it was detached");
+    drop(home);
 }

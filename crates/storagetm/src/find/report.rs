@@ -219,6 +219,7 @@ mod test {
             nqn: nqn.to_owned(),
             at: "10.0.0.1:4420".parse().unwrap(),
             name: None,
+            signing_key: None,
             model: model.to_owned(),
             serial: "S1".to_owned(),
             size: Some((500_000_000_000, Allowed::ReadOnly)),

@@ -21,6 +21,8 @@ Examples:
   One of several, and all of them:
     storagetm attach 192.168.1.5/sda
     storagetm attach 192.168.1.5 --all
+  The home of alice, for a login here:
+    storagetm attach --home=alice laptop
   By address and NQN:
     storagetm attach nvme://192.168.1.5:4420/nqn.2014-08.org.nvmexpress:uuid:…
 
@@ -31,7 +33,8 @@ const PATIENCE: i32 = 600;
 
 const DETACH: &str = "\
 The kernel disconnects, and the disk disappears. A disk that is in use (mounted, used as swap space, part of another \
-one) is not detached without --force, which loses data that were not yet written.";
+one) is not detached without --force, which loses data that were not yet written. A home directory that is active here \
+is deactivated first (homectl deactivate).";
 
 const DETACH_EXAMPLES: &str = "\
 Examples:
@@ -53,6 +56,26 @@ pub struct Attach {
     /// All disks of the machine that this one may attach
     #[arg(long)]
     pub all: bool,
+
+    /// The home directory of USER, a user of systemd-homed on that machine, for a login on this one
+    ///
+    /// USER may be omitted if the machine lends one home only (storagetm serve --homes). systemd-homed of this machine must
+    /// trust the key with which that of the other one has signed the user's record: storagetm asks, and stores it as
+    /// /var/lib/systemd/home/storagetm-MACHINE.public. Then `homectl activate USER` or a login unlocks the home.
+    #[arg(
+        long,
+        value_name = "USER",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        value_parser = super::user,
+        conflicts_with = "all"
+    )]
+    pub home: Option<String>,
+
+    /// With --home, trust the key of the machine without a question
+    #[arg(long, requires = "home")]
+    pub yes: bool,
 
     /// The interface of a link-local address
     #[arg(long, value_name = "IF")]

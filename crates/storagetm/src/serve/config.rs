@@ -40,6 +40,10 @@ pub(crate) struct ServeConfig {
     pub(super) disks: Vec<LendRequest>,
     /// Size of the demo disk if it is served, and where what is written to it goes.
     pub(super) demo: Option<(Size, Writes)>,
+    /// The users whose home directories are served, all if it is empty; `None` for none.
+    pub(super) homes: Option<Vec<String>>,
+    /// The names of the home directories that get an overlay.
+    pub(super) overlaid_homes: Vec<PathBuf>,
     /// Which other disks of the machine are served, with hot-plug; `None` for none.
     pub(super) filter: Option<DiskFilter>,
     /// Whether compressed and packaged files are served as they are.
@@ -99,6 +103,9 @@ impl ServeConfig {
         let mut config = Self::of_settings(settings, is_target);
         config.disks = options.lend_requests();
         config.demo = options.demo.map(|size| (size, options.demo_writes()));
+        config.overlaid_homes = options.overlaid_homes();
+        config.homes =
+            options.homes.map(|users| users.into_iter().filter(|user| !user.is_empty()).collect());
         config.lend.overlay = OverlayOptions {
             limit: daemon::overlay::limit(&config.lend.tree, options.overlay.len()),
             is_shared: options.overlay_shared,
@@ -142,6 +149,8 @@ impl ServeConfig {
         Self {
             disks: Vec::new(),
             demo: None,
+            homes: None,
+            overlaid_homes: Vec::new(),
             filter: Some(settings.filter),
             any_format: false,
             lend: LendOptions {

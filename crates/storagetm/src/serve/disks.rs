@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use daemon::homes;
 use daemon::hotplug::{Change, Hotplug};
 use daemon::lend::{
     LendOptions, LendRequest, LentDisk, Writes, block_device, check_distinct, named,
@@ -12,13 +13,16 @@ use filesystem::Container;
 use protocol::commands::quoted;
 
 use super::config::ServeConfig;
+use crate::options::Serve;
 use crate::unpack;
 
-/// Opens the named disks, and the demo disk.
+/// Opens the named disks, the demo disk, and home directories. Returns notes about homes that are left out.
 ///
 /// # Errors
 /// Fails if one of them cannot be exported.
-pub(super) fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Failure> {
+pub(super) fn open_requested(
+    config: &ServeConfig,
+) -> Result<(Vec<LentDisk>, Vec<String>), Failure> {
     let lend = &config.lend;
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in &config.disks {
@@ -29,7 +33,24 @@ pub(super) fn open_requested(config: &ServeConfig) -> Result<Vec<LentDisk>, Fail
     if let Some((size, writes)) = config.demo {
         lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writes)?)?);
     }
-    Ok(lent_disks)
+    let Some(users) = &config.homes else { return Ok((lent_disks, Vec::new())) };
+    let writes = |name: &str| Serve::home_writes(&config.overlaid_homes, name);
+    let (homes, notes) = homes::open(lend, users, writes)?;
+    for home in homes {
+        lent_disks.push(beside(&lent_disks, home)?);
+    }
+    let is_lent = |name: &Path| {
+        let homes = lent_disks.iter().filter(|lent| lent.export.home.is_some());
+        homes.into_iter().any(|lent| Path::new(&lent.export.short) == name)
+    };
+    match config.overlaid_homes.iter().find(|name| !is_lent(name)) {
+        Some(name) => Err(Failure::new(format!(
+            "--overlay {}: this home is not lent{}",
+            name.display(),
+            notes.iter().map(|note| format!("; {note}")).collect::<String>()
+        ))),
+        None => Ok((lent_disks, notes)),
+    }
 }
 
 /// Opens a named disk.

@@ -66,11 +66,10 @@ impl Exports {
         inbox: &Inbox,
     ) -> Result<(Self, Vec<String>), Failure> {
         let mut hotplug = Hotplug::open(config.lend.clone(), config.filter.clone());
-        let mut lent = open_requested(config)?;
-        let notes = match config.filter {
-            Some(_) => open_present(&mut hotplug, &mut lent)?,
-            None => Vec::new(),
-        };
+        let (mut lent, mut notes) = open_requested(config)?;
+        if config.filter.is_some() {
+            notes.extend(open_present(&mut hotplug, &mut lent)?);
+        }
         let exports = Self {
             lent,
             status: Status::default(),

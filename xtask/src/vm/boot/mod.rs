@@ -15,7 +15,7 @@ mod pieces;
 mod screen;
 mod server;
 mod settings;
-mod systemd;
+pub(super) mod systemd;
 mod trial;
 mod usb;
 mod ways;

@@ -28,7 +28,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "util-linux",
 ];
 
-const LEFT_OUT: &[&str] = &[
+pub(in crate::vm) const LEFT_OUT: &[&str] = &[
     "usr/share/doc",
     "usr/share/man",
     "usr/share/locale",
@@ -86,7 +86,7 @@ pub(super) fn write(
         |path: &str| !LEFT_OUT.contains(&path) && path != "etc/passwd" && path != "etc/group";
     tree::add(&mut archive, &packages, &wanted)?;
     tree::add(&mut archive, &accounts(&packages, work)?, &|_| true)?;
-    tree::add(&mut archive, &drivers(bench, kernel, work)?, &|_| true)?;
+    tree::add(&mut archive, &drivers(bench, kernel, MODULES, work)?, &|_| true)?;
     if let Some(more) = more {
         tree::add(&mut archive, more, &|_| true)?;
     }
@@ -97,7 +97,7 @@ pub(super) fn write(
 }
 
 /// The accounts that installation of the packages would create.
-pub(super) fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
+pub(in crate::vm) fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
     let folder = work.join("accounts");
     let etc = folder.join("etc");
     fs::create_dir_all(&etc)?;
@@ -115,12 +115,17 @@ pub(super) fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
 }
 
 /// The drivers with their index for udev.
-fn drivers(bench: &Bench, kernel: &Kernel, work: &Path) -> Result<PathBuf> {
+pub(in crate::vm) fn drivers(
+    bench: &Bench,
+    kernel: &Kernel,
+    wanted: &[&str],
+    work: &Path,
+) -> Result<PathBuf> {
     let (version, source) = modules::folder(&bench.cache.kernel(kernel))?;
     let folder = work.join("drivers");
     let to = folder.join("usr/lib/modules").join(&version);
     fs::create_dir_all(to.join("kernel"))?;
-    for module in modules::collect(&bench.cache.kernel(kernel), MODULES)? {
+    for module in modules::collect(&bench.cache.kernel(kernel), wanted)? {
         fs::write(to.join("kernel").join(format!("{}.ko", module.name)), module.image)?;
     }
     for name in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {

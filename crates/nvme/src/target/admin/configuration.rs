@@ -130,6 +130,9 @@ impl Configuration {
     fn end_shutdown(&mut self, queue: &mut Queue, tag: u16) {
         if self.shutdown.take_if(|shutdown| shutdown.tag == tag).is_some() {
             self.csts = self.csts.with_shst(Csts::SHST_COMPLETE);
+            if let Some(grant) = queue.grant() {
+                grant.leave();
+            }
         }
         queue.finish(tag, Status::SUCCESS);
     }

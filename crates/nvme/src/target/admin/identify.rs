@@ -145,6 +145,9 @@ fn describe_io(queue: &Queue, data: &mut IdentifyController) {
         data.fr = emit_ascii(&export.identity.firmware);
         data.oncs.set(optional_commands(export));
         data.set_short_name(&export.short);
+        if let Some(key) = export.home.as_ref().and_then(|home| home.signing_key.as_ref()) {
+            data.set_signing_key(key);
+        }
     }
     data.cntrltype = cntrltype::IO;
     data.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS | cmic::ANA_REPORTING;

@@ -1,13 +1,20 @@
-//! The short name of an export (such as `sda`) in the vendor specific part of Identify Controller,
-//! so that users need not type its NQN.
+//! What storagetm says of an export in the vendor specific part of Identify Controller, which other hosts
+//! ignore: its short name (such as `sda`), so that users need not type its NQN, and the key that signs the
+//! record of a home directory.
 //!
-//! Layout: magic of 8 bytes, length of one byte, UTF-8 text. Other hosts ignore it.
+//! | offset | is |
+//! |---|---|
+//! | 0 | magic of 8 bytes, length of one byte, UTF-8 text |
+//! | 264 | magic of 8 bytes, Ed25519 public key of 32 bytes |
 
 use super::IdentifyController;
 
 const MAGIC: &[u8; 8] = b"storagtm";
 /// Maximum length of a name in bytes.
 const MAX_NAME: usize = 255;
+const KEY_MAGIC: &[u8; 8] = b"homedkey";
+/// Offset of the key in bytes.
+const KEY: usize = MAGIC.len() + 1 + MAX_NAME;
 
 impl IdentifyController {
     /// Sets the short name; ignores an empty one, or one of more than 255 bytes.
@@ -25,6 +32,18 @@ impl IdentifyController {
         let name = std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?;
         Some(name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect())
     }
+
+    /// Sets the public key that signs the record of a home directory.
+    pub fn set_signing_key(&mut self, key: &[u8; 32]) {
+        let bytes = KEY_MAGIC.iter().chain(key);
+        self.vs.iter_mut().skip(KEY).zip(bytes).for_each(|(target, byte)| *target = *byte);
+    }
+
+    /// Returns the public key that signs the record of a home directory, if there is one.
+    #[must_use]
+    pub fn signing_key(&self) -> Option<[u8; 32]> {
+        self.vs.get(KEY..)?.strip_prefix(KEY_MAGIC)?.first_chunk().copied()
+    }
 }
 
 #[cfg(test)]
@@ -32,6 +51,17 @@ mod test {
     use zerocopy::FromZeros;
 
     use super::*;
+
+    #[test]
+    fn signing_key_round_trips_beside_the_longest_name() {
+        let mut identify = IdentifyController::new_zeroed();
+        assert_eq!(identify.signing_key(), None);
+        identify.set_signing_key(&[7; 32]);
+        identify.set_short_name(&"x".repeat(255));
+        assert_eq!(identify.vs[264..272], *b"homedkey");
+        assert_eq!(identify.signing_key(), Some([7; 32]));
+        assert_eq!(identify.short_name().map(|name| name.len()), Some(255));
+    }
 
     #[test]
     fn short_name_round_trips() {

@@ -1,0 +1,139 @@
+//! Home directories of systemd-homed. A process without privileges reads the headers of the disk (`storagetm
+//! recognize`), and says whose home it is.
+
+mod child;
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use failure::Failure;
+use linux::disk::{OpenError, Opened};
+use linux::home::{Home, is_user_name};
+use linux::homed::user_of;
+use rustix::fs::statvfs;
+
+use super::reader::{Reader, message};
+pub use child::work;
+
+/// What the message of the process begins with, or is.
+const HOME: &str = "home";
+const NO_HOME: &str = "none";
+
+/// Reads whose home the opened disk is.
+///
+/// # Errors
+/// Fails if it is none, or if it cannot be read.
+pub(super) fn recognize(opened: &Opened) -> Result<Home, Failure> {
+    let path = opened.path.display();
+    let fail = |error: std::io::Error| Failure::new(format!("{path} cannot be read: {error}"));
+    run(opened).map_err(fail)?.ok_or_else(|| {
+        Failure::new(format!(
+            "{path} is no home directory of systemd-homed that is encrypted with LUKS2, or not only that"
+        ))
+    })
+}
+
+/// Runs the process.
+fn run(opened: &Opened) -> std::io::Result<Option<Home>> {
+    // A file description of its own: that of the disk may be for direct I/O.
+    let disk = File::open(format!("/proc/self/fd/{}", opened.descriptor.as_raw_fd()))?;
+    let group = rustix::process::getpgrp().as_raw_nonzero().get();
+    // In this process group, so that Ctrl-C ends it, too.
+    let child = ipc::spawn::command(&["recognize"], disk.into())
+        .process_group(group)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut reader = Reader(child);
+    let message = match reader.0.stderr.take() {
+        Some(stderr) => message(stderr)?,
+        None => Vec::new(),
+    };
+    // A parent that ignores SIGCHLD takes the status: the message says enough.
+    let _ = reader.0.wait();
+    outcome(&String::from_utf8_lossy(&message))
+}
+
+/// Interprets the message of the process.
+fn outcome(message: &str) -> std::io::Result<Option<Home>> {
+    let parse = |rest: &str| {
+        let (user, digits) = rest.split_once(' ')?;
+        let uuid = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
+        is_user_name(user).then(|| Home { user: user.to_owned(), uuid: uuid.to_be_bytes() })
+    };
+    if message == NO_HOME {
+        return Ok(None);
+    }
+    let home = message.strip_prefix(HOME).and_then(|rest| parse(rest.strip_prefix(' ')?));
+    home.map(Some).ok_or_else(|| {
+        let reason: String = message.chars().filter(|c| !c.is_control()).take(200).collect();
+        std::io::Error::other(match reason.is_empty() {
+            true => "the process that reads it has ended without a word".to_owned(),
+            false => reason,
+        })
+    })
+}
+
+/// Returns why a disk that may be a home cannot be opened.
+pub(super) fn refusal(path: &Path, error: OpenError) -> Failure {
+    match (user_of(path), &error) {
+        (Some(user), OpenError::Locked { .. } | OpenError::InUse { .. }) => Failure::new(format!(
+            "{} is not lent: {user} is logged in here, or it is lent already; log {user} out first (homectl deactivate {user})",
+            path.display()
+        )),
+        _ => Failure::new(error),
+    }
+}
+
+/// Returns a note if the file of a home has holes that may not fit in its file system any more.
+pub(super) fn space_note(opened: &Opened, user: &str) -> Option<String> {
+    let stat = rustix::fs::fstat(&opened.descriptor).ok()?;
+    let stored = u64::try_from(stat.st_blocks).ok()?.saturating_mul(512);
+    let missing = opened.bytes.saturating_sub(stored);
+    let system = statvfs(&opened.path).ok()?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    (missing > free).then(|| {
+        format!(
+            "the home of {user} may need {} more of this machine's disk, which has {} free: then writes fail",
+            console::decimal(missing),
+            console::decimal(free)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_the_process_is_validated() {
+        let uuid = "000102030405060708090a0b0c0d0e0f";
+        let home = outcome(&format!("home alice {uuid}")).unwrap().unwrap();
+        assert_eq!((home.user.as_str(), home.uuid[15]), ("alice", 15));
+        assert_eq!(outcome("none").unwrap(), None);
+        for message in [
+            "",
+            "home",
+            "home alice",
+            "home alice 00",
+            "home ../a 000102030405060708090a0b0c0d0e0f",
+        ] {
+            assert!(outcome(message).is_err(), "{message}");
+        }
+        assert!(outcome(&format!("homealice {uuid}")).is_err());
+        let reason = outcome("its \x1b[1mheader").unwrap_err().to_string();
+        assert_eq!(reason, "its [1mheader");
+    }
+
+    #[test]
+    fn locked_home_names_its_user() {
+        let path = Path::new("/home/alice.home");
+        let locked = |path: &Path| OpenError::Locked { path: path.to_owned() };
+        assert!(refusal(path, locked(path)).to_string().contains("alice is logged in here"));
+        let image = Path::new("/home/alice.img");
+        assert!(!refusal(image, locked(image)).to_string().contains("logged in"));
+    }
+}

@@ -1,0 +1,7 @@
+# The connection goes away under the active home: systemd-homed cleans up, and it can be activated again.
+is active
+for path in /sys/class/nvme/nvme*; do echo 1 >"$path/delete_controller"; done
+wait_for 60 is absent
+attach_home
+wait_for 30 homectl activate alice
+[ "$(cat /home/alice/answer)" = 'hello from the client' ]
