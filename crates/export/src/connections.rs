@@ -4,138 +4,27 @@
 //! contend for them. What concerns all connections (whether writes are held back, and sums) goes
 //! through a lock, which is taken when a connection begins or ends, and never for a request.
 
+mod counters;
+mod only_host;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
 use crate::overlay::Claim;
-use crate::reservation::{Notices, Permission, is_write};
+use crate::reservation::{Notices, is_write};
 use crate::{
     Export, Fault, Op, OverlayHost, Registrant, ReservationCommand, ReservationError,
     ReservationNotice, ReservationStore, Reservations,
 };
-
-/// Statistics of an export since it was created.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Successful read requests.
-    pub reads: u64,
-    /// Bytes read by them.
-    pub bytes_read: u64,
-    /// Successful write requests.
-    pub writes: u64,
-    /// Bytes written by them.
-    pub bytes_written: u64,
-    /// Failed requests of any kind.
-    pub errors: u64,
-}
-
-impl Usage {
-    /// Returns the sums.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            reads: self.reads.saturating_add(other.reads),
-            bytes_read: self.bytes_read.saturating_add(other.bytes_read),
-            writes: self.writes.saturating_add(other.writes),
-            bytes_written: self.bytes_written.saturating_add(other.bytes_written),
-            errors: self.errors.saturating_add(other.errors),
-        }
-    }
-}
-
-/// Flag in `writes`: the fence is closed, so no write of the connection begins.
-const CLOSED: u32 = 1 << 31;
-
-/// Flag in `writes`: writes of other connections come first.
-const HELD: u32 = 1 << 30;
-
-/// Flag in `writes`: a reservation of another host refuses writes.
-const NO_WRITES: u32 = 1 << 29;
-
-/// Flag in `writes`: it refuses reads as well.
-const NO_READS: u32 = 1 << 28;
-
-/// The bits of the number of writes in flight.
-const COUNT: u32 = NO_READS - 1;
+pub(crate) use counters::Counters;
+pub use counters::Usage;
+use counters::{CLOSED, COUNT, HELD, NO_READS, NO_WRITES};
+use only_host::OnlyHost;
 
 /// The most notices that wait for a connection. Later ones are lost.
 const MAX_NOTICES: usize = 64;
-
-/// The counters of one connection. Its thread changes the numbers, other threads only the flags.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct Counters {
-    /// The number of writes in flight, and the flags.
-    writes: AtomicU32,
-    reads_done: Counter,
-    bytes_read: Counter,
-    writes_done: Counter,
-    bytes_written: Counter,
-    errors: Counter,
-}
-
-/// A number that one thread changes.
-#[derive(Debug, Default)]
-struct Counter(AtomicU64);
-
-impl Counter {
-    fn add(&self, n: u64) {
-        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Counters {
-    pub(crate) fn is_closed(&self) -> bool {
-        self.writes.load(Ordering::Acquire) & CLOSED != 0
-    }
-
-    fn in_flight(&self) -> u32 {
-        self.writes.load(Ordering::Acquire) & COUNT
-    }
-
-    fn has_orphans(&self) -> bool {
-        let writes = self.writes.load(Ordering::Acquire);
-        writes & CLOSED != 0 && writes & COUNT != 0
-    }
-
-    fn set_held(&self, held: bool) {
-        match held {
-            true => self.writes.fetch_or(HELD, Ordering::AcqRel),
-            false => self.writes.fetch_and(!HELD, Ordering::AcqRel),
-        };
-    }
-
-    fn set_permission(&self, permission: Permission) {
-        let flag = |permitted: bool, flag: u32| if permitted { 0 } else { flag };
-        let refused = flag(permission.writes, NO_WRITES) | flag(permission.reads, NO_READS);
-        self.writes.fetch_or(refused, Ordering::AcqRel);
-        self.writes.fetch_and(!(NO_WRITES | NO_READS) | refused, Ordering::AcqRel);
-    }
-
-    /// Returns whether a write is in flight that a reservation now refuses.
-    pub(crate) fn has_refused_writes(&self) -> bool {
-        let writes = self.writes.load(Ordering::Acquire);
-        writes & NO_WRITES != 0 && writes & COUNT != 0
-    }
-
-    fn usage(&self) -> Usage {
-        Usage {
-            reads: self.reads_done.get(),
-            bytes_read: self.bytes_read.get(),
-            writes: self.writes_done.get(),
-            bytes_written: self.bytes_written.get(),
-            errors: self.errors.get(),
-        }
-    }
-}
 
 /// A connection that uses an export, as long as it has a grant or requests in flight.
 #[derive(Debug)]
@@ -255,22 +144,11 @@ struct State {
     ended: Usage,
     reservations: Reservations,
     /// The host that uses an export for one host at a time, or that was lost while it did.
-    user: Option<User>,
+    only_host: Option<OnlyHost>,
     /// How often the reservations were passed to the store.
     sequence: u64,
     /// The last of them that was stored, and the last that was not.
     stored: [u64; 2],
-}
-
-/// The only host of an export. One that has written, and whose connections end before it said that it is done, may come
-/// back with a file system that it has mounted: no other host may have changed it meanwhile.
-#[derive(Debug)]
-struct User {
-    host: OverlayHost,
-    /// Writes of its connections that have ended.
-    writes: u64,
-    /// Writes of all of its connections when it said that it was done.
-    writes_at_leave: u64,
 }
 
 /// A connection that uses the export.
@@ -306,14 +184,10 @@ impl State {
     }
 
     /// Counts the writes of a connection that has ended. Frees the export for the next host, if that was the last
-    /// connection of this one, and it has not written since it said that it was done.
-    fn end_user(&mut self, writes: u64) {
-        let Some(user) = &mut self.user else { return };
-        user.writes = user.writes.saturating_add(writes);
-        if user.writes == user.writes_at_leave && self.current.iter().all(|one| one.host.is_none())
-        {
-            self.user = None;
-        }
+    /// connection of this one, and it is not lost.
+    fn end_only_host(&mut self, writes: u64) {
+        let has_none = self.current.iter().all(|one| one.host.is_none());
+        self.only_host.take_if(|host| host.ended(writes) && has_none);
     }
 
     fn send(&mut self, notices: &Notices) {
@@ -338,8 +212,7 @@ impl Connections {
     fn open(&self, only: Option<&OverlayHost>) -> Option<Arc<Counters>> {
         let mut state = self.lock();
         if let Some(host) = only {
-            let new = || User { host: host.clone(), writes: 0, writes_at_leave: 0 };
-            if state.user.get_or_insert_with(new).host != *host {
+            if !state.only_host.get_or_insert_with(|| OnlyHost::new(host)).is(host) {
                 return None;
             }
         }
@@ -352,8 +225,8 @@ impl Connections {
         let of_user = state.current.iter().filter(|one| one.host.is_some());
         if of_user.clone().any(|one| Arc::ptr_eq(&one.counters, counters)) {
             let writes: u64 = of_user.map(|one| one.counters.usage().writes).sum();
-            if let Some(user) = &mut state.user {
-                user.writes_at_leave = user.writes.saturating_add(writes);
+            if let Some(only) = &mut state.only_host {
+                only.leave(writes);
             }
         }
     }
@@ -383,7 +256,7 @@ impl Connections {
         let ended = state.current.iter().position(|it| Arc::ptr_eq(&it.counters, counters));
         let ended = ended.map(|at| state.current.remove(at));
         if ended.as_ref().is_some_and(|one| one.host.is_some()) {
-            state.end_user(counters.usage().writes);
+            state.end_only_host(counters.usage().writes);
         }
         let Some(ended) = ended.and_then(|one| one.registrant) else { return };
         // A reservation by RESERVE(6) ends with the last connection of its holder.

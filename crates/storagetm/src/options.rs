@@ -6,6 +6,7 @@ pub mod boot;
 pub mod control;
 pub mod copy;
 pub mod find;
+mod home;
 pub mod host;
 pub mod image;
 pub mod key;
@@ -207,7 +208,7 @@ pub struct Serve {
         require_equals = true,
         value_delimiter = ',',
         default_missing_value = "",
-        value_parser = user,
+        value_parser = home::user,
         conflicts_with_all = ["open", "usb", "stdin"]
     )]
     pub homes: Option<Vec<String>>,
@@ -406,14 +407,6 @@ pub struct Serve {
     pub notes: Vec<String>,
 }
 
-/// Parses the name of a user; empty for all users.
-fn user(name: &str) -> Result<String, String> {
-    match name.is_empty() || linux::home::is_user_name(name) {
-        true => Ok(name.to_owned()),
-        false => Err("this is not the name of a user".to_owned()),
-    }
-}
-
 /// The options of `storagetm hold`.
 #[derive(Debug, Args)]
 pub struct Hold {
@@ -486,8 +479,7 @@ impl Serve {
 
     /// Returns whether a path is the name of a home directory: `home-USER`.
     fn is_home(&self, path: &Path) -> bool {
-        let user = path.to_str().and_then(|name| name.strip_prefix("home-"));
-        self.homes.is_some() && user.is_some_and(linux::home::is_user_name)
+        self.homes.is_some() && home::is_home(path)
     }
 
     fn is_demo(&self, path: &Path) -> bool {

@@ -68,7 +68,7 @@ pub struct Attach {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "",
-        value_parser = super::user,
+        value_parser = super::home::user,
         conflicts_with = "all"
     )]
     pub home: Option<String>,
