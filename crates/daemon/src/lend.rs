@@ -188,7 +188,7 @@ impl LendOptions {
             check_still(&self.tree, request, examined.disk)?;
         }
         let (identity, twin) = match &home {
-            Some(home) => (self.identity_of_home(home), None),
+            Some(home) => (self.reported.replacing(home::identity(home, self.machine)), None),
             None => self.identity(&opened, examined),
         };
         let space = home.as_ref().and_then(|home| home::space_note(&opened, &home.user));
@@ -201,11 +201,7 @@ impl LendOptions {
             lent.notes.extend(space);
         }
         let path = request.path.display();
-        if let Some(user) = homed::user_of(&request.path).filter(|_| !request.is_home) {
-            lent.notes.push(format!(
-                "{path} is lent as an image: for a login of {user} on another machine, which needs to write, lend it with --homes={user}"
-            ));
-        }
+        lent.notes.extend(home::image_note(request));
         lent.notes.extend(writer.map(|holder| {
             format!("{path} is in use by {holder}: what is read of it may be half-written")
         }));
@@ -282,10 +278,6 @@ impl LendOptions {
             Some(base) => nqn::under(base, path).map(ExportId::Name).map_err(Failure::new),
             None => Ok(ExportId::Uuid(identity.uuid)),
         }
-    }
-
-    fn identity_of_home(&self, home: &linux::home::Home) -> Identity {
-        self.reported.replacing(identity::of_home(&home.user, &home.uuid, self.machine))
     }
 
     /// The identity, and the node of another disk with the same identifiers.

@@ -211,10 +211,10 @@ impl Connections {
     /// Adds a connection. `only` is its host, if that must be the only one; returns `None` if it is not.
     fn open(&self, only: Option<&OverlayHost>) -> Option<Arc<Counters>> {
         let mut state = self.lock();
-        if let Some(host) = only {
-            if !state.only_host.get_or_insert_with(|| OnlyHost::new(host)).is(host) {
-                return None;
-            }
+        if let Some(host) = only
+            && !state.only_host.get_or_insert_with(|| OnlyHost::new(host)).is(host)
+        {
+            return None;
         }
         Some(self.add(&mut state, only))
     }

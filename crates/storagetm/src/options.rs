@@ -6,7 +6,7 @@ pub mod boot;
 pub mod control;
 pub mod copy;
 pub mod find;
-mod home;
+pub mod home;
 pub mod host;
 pub mod image;
 pub mod key;
@@ -30,6 +30,7 @@ use daemon::listen::ListenOption;
 use daemon::reported::ReportedIdentity;
 use daemon::size::Size;
 use find::Find;
+use home::Homes;
 use host::Host;
 use image::Image;
 use key::Key;
@@ -195,23 +196,9 @@ pub struct Serve {
     #[arg(long, group = "what", conflicts_with = "disks")]
     pub all: bool,
 
-    /// Lend home directories of systemd-homed, so that their users can log in on another machine: all, or those of USER
-    ///
-    /// Homes that are encrypted with LUKS2 are found as /home/USER.home, and on disks that hold one and nothing else. Each is
-    /// a writable disk called home-USER, for one host at a time, which always needs a key; with --overlay home-USER it is not
-    /// changed. A home whose user is logged in here is not lent, and while it is lent its user cannot log in here.
-    #[arg(
-        long,
-        group = "what",
-        value_name = "USER",
-        num_args = 0..=1,
-        require_equals = true,
-        value_delimiter = ',',
-        default_missing_value = "",
-        value_parser = home::user,
-        conflicts_with_all = ["open", "usb", "stdin"]
-    )]
-    pub homes: Option<Vec<String>>,
+    /// Home directories of systemd-homed.
+    #[command(flatten)]
+    pub homes: Homes,
 
     /// Lend a built-in disk in memory, of 256M or the given size: 64M, 1G
     #[arg(
@@ -450,7 +437,7 @@ impl Serve {
     pub fn lend_requests(&self) -> Vec<LendRequest> {
         let mut requests: Vec<LendRequest> = Vec::new();
         let named = self.writable.iter().chain(&self.overlay);
-        let named = named.filter(|path| !self.is_demo(path) && !self.is_home(path));
+        let named = named.filter(|path| !self.is_demo(path) && !self.homes.names(path));
         for path in self.disks.iter().chain(named) {
             if !requests.iter().any(|known| known.path == *path) {
                 requests.push(LendRequest::new(path.clone(), self.writes(path)));
@@ -466,20 +453,7 @@ impl Serve {
 
     /// Returns the names of the home directories that get an overlay.
     pub fn overlaid_homes(&self) -> Vec<PathBuf> {
-        self.overlay.iter().filter(|path| self.is_home(path)).cloned().collect()
-    }
-
-    /// Returns where what hosts write to the home directory of that name goes.
-    pub fn home_writes(overlaid: &[PathBuf], name: &str) -> Writes {
-        match overlaid.iter().any(|path| path == Path::new(name)) {
-            true => Writes::ToOverlay,
-            false => Writes::ToDisk,
-        }
-    }
-
-    /// Returns whether a path is the name of a home directory: `home-USER`.
-    fn is_home(&self, path: &Path) -> bool {
-        self.homes.is_some() && home::is_home(path)
+        self.overlay.iter().filter(|path| self.homes.names(path)).cloned().collect()
     }
 
     fn is_demo(&self, path: &Path) -> bool {
@@ -615,11 +589,11 @@ mod test {
 
     #[test]
     fn homes_are_all_or_those_of_named_users() {
-        assert_eq!(serve("--homes disk.img").unwrap().homes, Some(vec![String::new()]));
+        assert_eq!(serve("--homes disk.img").unwrap().homes.users(), Some(Vec::new()));
         let options = serve("--homes=alice,bob --overlay home-alice --writable disk.img").unwrap();
-        assert_eq!(options.homes, Some(vec!["alice".to_owned(), "bob".to_owned()]));
+        assert_eq!(options.homes.users(), Some(vec!["alice".to_owned(), "bob".to_owned()]));
         assert_eq!(options.lend_requests(), [disk("disk.img", Writes::ToDisk)]);
-        let writes = |name| Serve::home_writes(&options.overlay, name);
+        let writes = |name| home::writes(&options.overlaid_homes(), name);
         assert_eq!([writes("home-alice"), writes("home-bob")], [Writes::ToOverlay, Writes::ToDisk]);
     }
 

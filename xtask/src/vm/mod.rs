@@ -46,7 +46,7 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 13] = [
+const SCENARIOS: [fn() -> Scenario; 14] = [
     attach::scenario,
     attaching::scenario,
     copying::scenario,

@@ -13,8 +13,10 @@ use failure::Failure;
 use linux::disk::{OpenError, Opened};
 use linux::home::{Home, is_user_name};
 use linux::homed::user_of;
+use linux::identity::{self, MachineId};
 use rustix::fs::statvfs;
 
+use super::LendRequest;
 use super::reader::{Reader, message};
 pub use child::work;
 
@@ -86,6 +88,20 @@ pub(super) fn refusal(path: &Path, error: OpenError) -> Failure {
         )),
         _ => Failure::new(error),
     }
+}
+
+/// Returns the identity of a home.
+pub(super) fn identity(home: &Home, machine: MachineId) -> identity::Identity {
+    identity::of_home(&home.user, &home.uuid, machine)
+}
+
+/// Returns a note if the file of a home is lent as an image.
+pub(super) fn image_note(request: &LendRequest) -> Option<String> {
+    let user = user_of(&request.path).filter(|_| !request.is_home)?;
+    Some(format!(
+        "{} is lent as an image: for a login of {user} on another machine, which needs to write, lend it with --homes={user}",
+        request.path.display()
+    ))
 }
 
 /// Returns a note if the file of a home has holes that may not fit in its file system any more.

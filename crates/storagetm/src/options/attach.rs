@@ -135,6 +135,8 @@ impl Attach {
         Self {
             target,
             all: false,
+            home: None,
+            yes: false,
             interface: None,
             keys,
             insecure: false,

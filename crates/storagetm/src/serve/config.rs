@@ -104,8 +104,7 @@ impl ServeConfig {
         config.disks = options.lend_requests();
         config.demo = options.demo.map(|size| (size, options.demo_writes()));
         config.overlaid_homes = options.overlaid_homes();
-        config.homes =
-            options.homes.map(|users| users.into_iter().filter(|user| !user.is_empty()).collect());
+        config.homes = options.homes.users();
         config.lend.overlay = OverlayOptions {
             limit: daemon::overlay::limit(&config.lend.tree, options.overlay.len()),
             is_shared: options.overlay_shared,

@@ -13,7 +13,7 @@ use filesystem::Container;
 use protocol::commands::quoted;
 
 use super::config::ServeConfig;
-use crate::options::Serve;
+use crate::options::home;
 use crate::unpack;
 
 /// Opens the named disks, the demo disk, and home directories. Returns notes about homes that are left out.
@@ -34,7 +34,7 @@ pub(super) fn open_requested(
         lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writes)?)?);
     }
     let Some(users) = &config.homes else { return Ok((lent_disks, Vec::new())) };
-    let writes = |name: &str| Serve::home_writes(&config.overlaid_homes, name);
+    let writes = |name: &str| home::writes(&config.overlaid_homes, name);
     let (homes, notes) = homes::open(lend, users, writes)?;
     for home in homes {
         lent_disks.push(beside(&lent_disks, home)?);
