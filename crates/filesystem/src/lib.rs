@@ -1,19 +1,23 @@
 //! Inspection of file systems: what is on a disk, which bytes are used, and which files they belong
 //! to. Read-only, and robust against hostile contents.
 //!
-//! Supports ext2, ext3, ext4 and NTFS in partitions. Anything that is not understood with certainty
+//! Supports ext2, ext3, ext4, XFS, NTFS, FAT and exFAT in partitions, and of ext2 to ext4 and NTFS also
+//! the files. Anything that is not understood with certainty
 //! counts as used.
 
 #![forbid(unsafe_code)]
 
 pub mod container;
+mod exfat;
 mod ext;
+mod fat;
 mod ntfs;
 mod ranges;
 mod survey;
 mod unpack;
 pub mod virtual_disk;
 mod window;
+mod xfs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -61,6 +65,12 @@ pub enum PartKind {
     Ext,
     /// NTFS.
     Ntfs,
+    /// FAT12, FAT16 or FAT32.
+    Fat,
+    /// exFAT.
+    Exfat,
+    /// XFS.
+    Xfs,
     /// Not inspected: all of it counts as used.
     Opaque(OpaqueReason),
 }
@@ -151,8 +161,13 @@ pub fn owners<R: ReadAt + ?Sized>(
 /// all of a disk with an invalid GPT: their bytes then count as used.
 fn partitions<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Vec<(u32, Range<u64>)>> {
     let table = partition::read(disk)?.filter(|table| !table.entries.is_empty());
-    // The boot sector of NTFS has the signature of an MBR.
-    let Some(table) = table.filter(|_| !ntfs::is_at(disk, 0)) else {
+    // An MBR may begin as the boot sector of FAT, for old firmware: which of them counts is not certain.
+    if fat::is_at(disk, 0)? && (table.is_some() || fat::may_have_partitions(disk)?) {
+        return Ok(Vec::new());
+    }
+    // The boot sectors of NTFS and exFAT have the signature of an MBR.
+    let is_volume = ntfs::is_at(disk, 0) || exfat::is_at(disk, 0)?;
+    let Some(table) = table.filter(|_| !is_volume) else {
         return Ok(vec![(0, 0..bytes)]);
     };
     if table.scheme == Scheme::Gpt && !is_protected(disk)? {
@@ -221,23 +236,30 @@ fn has_only_signatures<R: ReadAt + ?Sized>(
     Ok(contents.signatures.iter().all(|found| marks.contains(&found.kind)))
 }
 
+/// Determines the used bytes of a file system.
+type UsageOf<R> = fn(&R, &Range<u64>) -> io::Result<Result<Ranges, OpaqueReason>>;
+
 fn usage_of<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
 ) -> io::Result<(PartKind, Option<Ranges>)> {
-    let unknown = (PartKind::Opaque(OpaqueReason::Unknown), Err(OpaqueReason::Unknown));
-    let (kind, used) = if ext::is_at(disk, place.start)? {
-        match has_only_signatures(disk, place, &[Mark::Ext2, Mark::Ext3, Mark::Ext4])? {
-            true => (PartKind::Ext, ext::usage(disk, place)?),
-            false => unknown,
-        }
-    } else if ntfs::is_at(disk, place.start) {
-        match has_only_signatures(disk, place, &[Mark::Ntfs])? {
-            true => (PartKind::Ntfs, ntfs::usage(disk, place)?),
-            false => unknown,
-        }
+    let at = place.start;
+    let (kind, marks, usage): (PartKind, &[Mark], UsageOf<R>) = if ext::is_at(disk, at)? {
+        (PartKind::Ext, &[Mark::Ext2, Mark::Ext3, Mark::Ext4], ext::usage)
+    } else if ntfs::is_at(disk, at) {
+        (PartKind::Ntfs, &[Mark::Ntfs], ntfs::usage)
+    } else if xfs::is_at(disk, at)? {
+        (PartKind::Xfs, &[Mark::Xfs], xfs::usage)
+    } else if exfat::is_at(disk, at)? {
+        (PartKind::Exfat, &[Mark::Exfat], exfat::usage)
+    } else if fat::is_at(disk, at)? {
+        (PartKind::Fat, &[Mark::Vfat], fat::usage)
     } else {
-        unknown
+        return Ok((PartKind::Opaque(OpaqueReason::Unknown), None));
+    };
+    let used = match has_only_signatures(disk, place, marks)? {
+        true => usage(disk, place)?,
+        false => Err(OpaqueReason::Unknown),
     };
     Ok(match used {
         Ok(used) => (kind, Some(used.within(place.clone()))),

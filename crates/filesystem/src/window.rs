@@ -1,4 +1,4 @@
-//! Bounds-checked reads of bytes and little-endian numbers.
+//! Bounds-checked reads of bytes and numbers.
 
 use std::io;
 
@@ -47,6 +47,21 @@ pub(crate) fn le32(bytes: &[u8], offset: usize) -> Option<u32> {
 /// A 64-bit little-endian number.
 pub(crate) fn le64(bytes: &[u8], offset: usize) -> Option<u64> {
     array(bytes, offset).map(u64::from_le_bytes)
+}
+
+/// A 16-bit big-endian number.
+pub(crate) fn be16(bytes: &[u8], offset: usize) -> Option<u16> {
+    array(bytes, offset).map(u16::from_be_bytes)
+}
+
+/// A 32-bit big-endian number.
+pub(crate) fn be32(bytes: &[u8], offset: usize) -> Option<u32> {
+    array(bytes, offset).map(u32::from_be_bytes)
+}
+
+/// A 64-bit big-endian number.
+pub(crate) fn be64(bytes: &[u8], offset: usize) -> Option<u64> {
+    array(bytes, offset).map(u64::from_be_bytes)
 }
 
 /// The runs of set bits among the first `count` bits, as ranges of bit numbers.

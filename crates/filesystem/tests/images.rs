@@ -271,6 +271,203 @@ fn partition_with_two_signatures_counts_as_used() {
     assert_eq!(usage.used, Ranges::of(0..32 << 20));
 }
 
+/// Returns an empty image of that size.
+fn blank(folder: &Folder, bytes: u64) -> String {
+    let image = folder.path("image");
+    File::create(&image).unwrap().set_len(bytes).unwrap();
+    image.to_str().unwrap().to_owned()
+}
+
+/// Checks that two trees of files are the same.
+fn assert_same_tree(one: &Path, other: &Path) {
+    run("diff", &["-r", one.to_str().unwrap(), other.to_str().unwrap()]);
+}
+
+#[test]
+fn r45_fat_files_survive_overwriting_of_free_bytes() {
+    if lacks(&["mkfs.vfat", "fsck.vfat", "mcopy", "mdel"]) {
+        return;
+    }
+    let kinds: [(u64, &[&str]); 4] =
+        [(8, &["-F", "12"]), (64, &["-F", "16"]), (64, &["-F", "32", "-s", "1"]), (640, &[])];
+    for (at, (size, options)) in kinds.into_iter().enumerate() {
+        let folder = Folder::new(&format!("fat-{at}"));
+        let image = blank(&folder, size << 20);
+        run("mkfs.vfat", &[options, &[&image]].concat());
+        let tree = tree(&folder).join("a");
+        fs::remove_file(tree.join("sparse")).unwrap();
+        let from = tree.join("deep");
+        run("mcopy", &["-s", "-i", &image, from.to_str().unwrap(), "::deep"]);
+        // A hole among the used clusters.
+        run("mdel", &["-i", &image, "::deep/file-4"]);
+        fs::remove_file(from.join("file-4")).unwrap();
+        let usage = usage(&File::open(&image).unwrap(), size << 20).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Fat, "{options:?}");
+        assert!(scorched(Path::new(&image), &usage.used) > 3 << 20, "{options:?}");
+        run("fsck.vfat", &["-n", &image]);
+        let back = folder.path("back");
+        run("mcopy", &["-s", "-i", &image, "::deep", back.to_str().unwrap()]);
+        assert_same_tree(&from, &back);
+    }
+}
+
+#[test]
+fn fat_in_use_counts_as_used() {
+    if lacks(&["mkfs.vfat"]) {
+        return;
+    }
+    // The byte that Linux sets, and the entry of the table that Windows changes.
+    for (options, place, value) in
+        [("16", 37, 1), ("16", 4 * 512 + 3, 0x7f), ("32", 65, 1), ("32", 32 * 512 + 7, 0x07)]
+    {
+        let folder = Folder::new(&format!("fat-dirty-{options}-{place}"));
+        let image = blank(&folder, 64 << 20);
+        run("mkfs.vfat", &["-F", options, &image]);
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        assert_eq!(usage(&file, 64 << 20).unwrap().parts[0].kind, PartKind::Fat);
+        file.write_all_at(&[value], place).unwrap();
+        let usage = usage(&file, 64 << 20).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Opaque(OpaqueReason::Unclean), "{place}");
+        assert_eq!(usage.used, Ranges::of(0..64 << 20));
+    }
+}
+
+/// The MBR of some sticks begins as the boot sector of FAT.
+#[test]
+fn mbr_that_is_also_fat_counts_as_used() {
+    if lacks(&["mkfs.vfat"]) {
+        return;
+    }
+    let folder = Folder::new("fat-mbr");
+    let image = blank(&folder, 64 << 20);
+    run("mkfs.vfat", &["-F", "16", &image]);
+    let file = File::options().read(true).write(true).open(&image).unwrap();
+    let mut table = [0; 64];
+    table[4] = 0x83;
+    table[8..12].copy_from_slice(&2048_u32.to_le_bytes());
+    table[12..16].copy_from_slice(&2048_u32.to_le_bytes());
+    file.write_all_at(&table, 446).unwrap();
+    let usage = usage(&file, 64 << 20).unwrap();
+    assert_eq!((usage.used, usage.parts.len()), (Ranges::of(0..64 << 20), 0));
+}
+
+#[test]
+fn r45_exfat_is_sound_after_overwriting_of_free_bytes() {
+    if lacks(&["mkfs.exfat", "fsck.exfat"]) {
+        return;
+    }
+    for options in [&[][..], &["-c", "4K"], &["-c", "1M"]] {
+        let folder = Folder::new(&format!("exfat-{}", options.len() + options.concat().len()));
+        let image = blank(&folder, 96 << 20);
+        run("mkfs.exfat", &[options, &[&image]].concat());
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        let usage = usage(&file, 96 << 20).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Exfat, "{options:?}");
+        assert!(scorched(Path::new(&image), &usage.used) > 80 << 20, "{options:?}");
+        run("fsck.exfat", &["-n", &image]);
+        file.write_all_at(&[2], 106).unwrap();
+        let usage = filesystem::usage(&file, 96 << 20).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Opaque(OpaqueReason::Unclean));
+    }
+}
+
+/// Makes an XFS with the files of a tree.
+fn xfs(folder: &Folder, options: &[&str]) -> String {
+    let image = blank(folder, 320 << 20);
+    let deep = tree(folder).join("a/deep");
+    let mut prototype = "/\n0 0\nd--755 0 0\n".to_owned();
+    for entry in fs::read_dir(deep).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            let (name, path) = (entry.file_name(), entry.path());
+            let line = format!("{} ---644 0 0 {}\n", name.to_str().unwrap(), path.display());
+            prototype.push_str(&line);
+        }
+    }
+    let file = folder.path("prototype");
+    fs::write(&file, prototype + "$\n").unwrap();
+    run("mkfs.xfs", &[&["-q", "-p", file.to_str().unwrap()], options, &[&image]].concat());
+    image
+}
+
+#[test]
+fn r45_xfs_files_survive_overwriting_of_free_bytes() {
+    if lacks(&["mkfs.xfs", "xfs_repair"]) {
+        return;
+    }
+    let kinds: [&[&str]; 4] =
+        [&[], &["-m", "crc=0"], &["-d", "agcount=3"], &["-b", "size=1024", "-l", "su=256k"]];
+    for (at, options) in kinds.into_iter().enumerate() {
+        let folder = Folder::new(&format!("xfs-{at}"));
+        let image = xfs(&folder, options);
+        let usage = usage(&File::open(&image).unwrap(), 320 << 20).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Xfs, "{options:?}");
+        let free = scorched(Path::new(&image), &usage.used);
+        assert!(free > 200 << 20, "{options:?}: {free} bytes are free");
+        run("xfs_repair", &["-n", "-f", &image]);
+        let bytes = fs::read(&image).unwrap();
+        for name in ["file-3", "file-4", "file-5"] {
+            let content = fs::read(folder.path("tree/a/deep").join(name)).unwrap();
+            let at = usize::try_from(find(&bytes, &content)).unwrap();
+            assert!(bytes[at..].starts_with(&content), "{options:?}: {name}");
+        }
+    }
+}
+
+#[test]
+fn xfs_that_was_not_unmounted_counts_as_used() {
+    if lacks(&["mkfs.xfs"]) {
+        return;
+    }
+    let folder = Folder::new("xfs-dirty");
+    let bytes = fs::read(xfs(&folder, &[])).unwrap();
+    let kind = |bytes: &[u8]| usage(bytes, 320 << 20).unwrap().parts[0].kind;
+    assert_eq!(kind(&bytes), PartKind::Xfs);
+    let record = bytes.chunks(512).position(|block| block.starts_with(&[0xfe, 0xed, 0xba, 0xbe]));
+    let operation = (record.unwrap() + 1) * 512;
+    let changes: [(usize, u8, OpaqueReason); 4] = [
+        // The flag of the unmount, one more record, a feature of tomorrow, the sum of the free blocks.
+        (operation + 9, 0, OpaqueReason::Unclean),
+        (operation + 512 + 3, 1, OpaqueReason::Unclean),
+        (216, 0x80, OpaqueReason::Feature),
+        (512 + 55, bytes[512 + 55] ^ 1, OpaqueReason::Damaged),
+    ];
+    for (place, value, reason) in changes {
+        let mut bytes = bytes.clone();
+        bytes[place] = value;
+        assert_eq!(kind(&bytes), PartKind::Opaque(reason), "{place}");
+    }
+}
+
+#[test]
+fn x44_crafted_volumes_do_not_panic_or_loop() {
+    let makers: [(&str, &[&str]); 4] = [
+        ("mkfs.vfat", &["-F", "12"]),
+        ("mkfs.vfat", &["-F", "32"]),
+        ("mkfs.exfat", &[]),
+        ("mkfs.xfs", &["-q"]),
+    ];
+    for (at, (program, options)) in makers.into_iter().enumerate() {
+        if lacks(&[program]) {
+            continue;
+        }
+        let folder = Folder::new(&format!("crafted-{at}"));
+        let size = if program == "mkfs.xfs" { 320 << 20 } else { 8 << 20 };
+        let image = blank(&folder, size);
+        run(program, &[options, &[&image]].concat());
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        let mut random = testkit::Xorshift64::from_seed(7);
+        for _ in 0..200 {
+            let (place, value) = (random.below(4096) as u64, random.below(256) as u8);
+            let mut before = [0];
+            file.read_exact_at(&mut before, place).unwrap();
+            file.write_all_at(&[value], place).unwrap();
+            let usage = usage(&file, size).unwrap();
+            assert!(usage.used.iter().all(|range| range.end <= size));
+            file.write_all_at(&before, place).unwrap();
+        }
+    }
+}
+
 fn find(whole: &[u8], part: &[u8]) -> u64 {
     whole.chunks(512).position(|chunk| chunk == &part[..512]).unwrap() as u64 * 512
 }

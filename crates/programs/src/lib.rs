@@ -22,7 +22,9 @@ const fn row(name: &'static str, package: &'static str, tests: &'static str) -> 
 }
 
 const EXT: &str = "ext2, ext3 and ext4: free blocks, names of files, recognition";
-const FAT: &str = "the FAT file systems that storagetm writes";
+const FAT: &str = "FAT: free clusters, and the file systems that storagetm writes";
+const EXFAT: &str = "exFAT: free clusters";
+const XFS: &str = "XFS: free blocks";
 const NTFS: &str = "NTFS: free clusters, names of files";
 const NBD: &str = "other NBD clients at our server";
 const ISCSI: &str = "iSCSI initiators at our target, and their conformance suite";
@@ -53,6 +55,7 @@ pub const PROGRAMS: &[Program] = &[
     row("dpkg-deb", "dpkg", MACHINES),
     row("e2fsck", "e2fsprogs", EXT),
     row("fio", "fio", "a workload over NBD whose data is verified"),
+    row("fsck.exfat", "exfatprogs", EXFAT),
     row("fsck.fat", "dosfstools", FAT),
     row("fsck.vfat", "dosfstools", FAT),
     row("fusermount3", "fuse3", "block devices over NBD (FUSE)"),
@@ -64,13 +67,17 @@ pub const PROGRAMS: &[Program] = &[
     row("iscsi-ls", "libiscsi-bin", ISCSI),
     row("iscsi-test-cu", "libiscsi-bin", ISCSI),
     row("losetup", "mount", BLOCK),
+    row("mcopy", "mtools", FAT),
+    row("mdel", "mtools", FAT),
     row("mke2fs", "e2fsprogs", EXT),
     row("mkfs.btrfs", "btrfs-progs", "recognition of btrfs"),
+    row("mkfs.exfat", "exfatprogs", EXFAT),
     row("mkfs.ext2", "e2fsprogs", EXT),
     row("mkfs.ext3", "e2fsprogs", EXT),
     row("mkfs.ext4", "e2fsprogs", EXT),
     row("mkfs.f2fs", "f2fs-tools", "recognition of F2FS"),
     row("mkfs.vfat", "dosfstools", "recognition of FAT"),
+    row("mkfs.xfs", "xfsprogs", XFS),
     row("mkntfs", "ntfs-3g", NTFS),
     row("mkswap", "util-linux", "recognition of swap"),
     row("mount", "mount", "file systems over NBD"),
@@ -107,6 +114,7 @@ pub const PROGRAMS: &[Program] = &[
     row("tgtd", "tgt", TGT),
     row("unshare", "util-linux", NETWORK),
     row("valgrind", "valgrind", "instruction counts of the data path"),
+    row("xfs_repair", "xfsprogs", XFS),
     row("xorriso", "xorriso", "the ISO 9660 media that storagetm writes"),
     row("xz", "xz-utils", PACKED),
     row("zstd", "zstd", PACKED),

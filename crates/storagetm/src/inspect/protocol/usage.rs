@@ -23,6 +23,9 @@ pub(super) fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
             PartKind::Opaque(OpaqueReason::Unclean) => 3,
             PartKind::Opaque(OpaqueReason::Feature) => 4,
             PartKind::Opaque(OpaqueReason::Damaged) => 5,
+            PartKind::Fat => 6,
+            PartKind::Exfat => 7,
+            PartKind::Xfs => 8,
         });
     }
     put_ranges(bytes, joined(&usage.used));
@@ -39,6 +42,9 @@ pub(super) fn usage(from: &mut impl Read) -> io::Result<Usage> {
             3 => PartKind::Opaque(OpaqueReason::Unclean),
             4 => PartKind::Opaque(OpaqueReason::Feature),
             5 => PartKind::Opaque(OpaqueReason::Damaged),
+            6 => PartKind::Fat,
+            7 => PartKind::Exfat,
+            8 => PartKind::Xfs,
             _ => return Err(invalid()),
         };
         Ok(Part { number, range, kind })

@@ -1,0 +1,168 @@
+//! exFAT: used clusters from the allocation bitmap. All numbers are little-endian. Terms and sections are those
+//! of Microsoft's exFAT specification (August 2019).
+
+use std::io;
+use std::ops::Range;
+
+use linux::medium::ReadAt;
+
+use crate::window::{le16, le32, le64, read, runs};
+use crate::{OpaqueReason, Ranges};
+
+const NAME: &[u8] = b"EXFAT   ";
+/// Volume flags (§3.1.13): the second table and bitmap are in use, the volume is in use, it has errors.
+const SECOND: u16 = 1;
+const UNCLEAN: u16 = 2 | 4;
+/// Type of the directory entry of the allocation bitmap (§7.1), of the end of a directory, and their size.
+const BITMAP: u8 = 0x81;
+const END: u8 = 0;
+const ENTRY: usize = 32;
+/// The most clusters (§3.1.9).
+const MAX_CLUSTERS: u32 = u32::MAX - 10;
+/// The most clusters of the root directory that are searched: the bitmap is at its beginning.
+const MAX_ROOT: usize = 64;
+
+/// Layout of a volume from its boot sector (§3.1).
+#[derive(Debug)]
+struct Volume {
+    cluster: u64,
+    clusters: u64,
+    /// Position of the table.
+    table: u64,
+    /// Position of the first cluster, which has the number 2.
+    data: u64,
+    root: u32,
+}
+
+/// Whether there is a boot sector of exFAT at `start`.
+pub(crate) fn is_at<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<bool> {
+    let boot = read(disk, start, 512)?;
+    Ok(boot.is_some_and(|boot| boot.get(3..11) == Some(NAME)))
+}
+
+/// The used bytes of the volume at `place`, as positions on the disk.
+pub(crate) fn usage<R: ReadAt + ?Sized>(
+    disk: &R,
+    place: &Range<u64>,
+) -> io::Result<Result<Ranges, OpaqueReason>> {
+    let Some(boot) = read(disk, place.start, 512)? else { return Ok(Err(OpaqueReason::Damaged)) };
+    let volume = match Volume::parse(&boot, place) {
+        Ok(volume) => volume,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let Some(bitmap) = volume.bitmap(disk)? else { return Ok(Err(OpaqueReason::Damaged)) };
+    let used = runs(&bitmap, volume.clusters);
+    let mut bytes: Ranges = used.iter().map(|clusters| volume.bytes(clusters)).collect();
+    // Boot regions and tables, and what follows the last cluster.
+    bytes.insert(place.start..volume.data);
+    bytes.insert(volume.bytes(&(0..volume.clusters)).end..place.end);
+    Ok(Ok(bytes))
+}
+
+impl Volume {
+    fn parse(boot: &[u8], place: &Range<u64>) -> Result<Self, OpaqueReason> {
+        let flags = le16(boot, 106).ok_or(OpaqueReason::Damaged)?;
+        if flags & UNCLEAN != 0 {
+            return Err(OpaqueReason::Unclean);
+        }
+        if flags & SECOND != 0 || boot.get(110) != Some(&1) {
+            return Err(OpaqueReason::Feature);
+        }
+        Self::layout(boot, place).ok_or(OpaqueReason::Damaged)
+    }
+
+    fn layout(boot: &[u8], place: &Range<u64>) -> Option<Self> {
+        let shift = |at: usize, max: u8| boot.get(at).copied().filter(|shift| *shift <= max);
+        let (sector_shift, cluster_shift) =
+            (shift(108, 12).filter(|it| *it >= 9)?, shift(109, 25)?);
+        let sector = 1_u64 << sector_shift;
+        let cluster = sector.checked_shl(cluster_shift.into()).filter(|size| *size <= 32 << 20)?;
+        let at = |offset| place.start.checked_add(u64::from(le32(boot, offset)?) * sector);
+        let (table, data) = (at(80)?, at(88)?);
+        let length = u64::from(le32(boot, 84)?) * sector;
+        let clusters = le32(boot, 92).filter(|clusters| *clusters <= MAX_CLUSTERS)?;
+        let clusters = u64::from(clusters);
+        let end = clusters.checked_mul(cluster)?.checked_add(data)?;
+        let possible = clusters > 0
+            && end <= place.end
+            && table > place.start
+            && table.checked_add(length)? <= data
+            && (clusters + 2) * 4 <= length;
+        let root = le32(boot, 96).filter(|_| possible)?;
+        Some(Self { cluster, clusters, table, data, root })
+    }
+
+    /// Reads the allocation bitmap; `None` if it is not found.
+    fn bitmap<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Vec<u8>>> {
+        let mut at = self.root;
+        for _ in 0..MAX_ROOT {
+            let Some(place) = self.place(at) else { return Ok(None) };
+            // The part of a cluster that is read at most.
+            let Some(bytes) = read(disk, place, self.cluster.min(1 << 20))? else {
+                return Ok(None);
+            };
+            for entry in bytes.chunks_exact(ENTRY) {
+                match entry.first() {
+                    Some(&BITMAP) if entry.get(1).is_some_and(|flags| flags & 1 == 0) => {
+                        let found = le32(entry, 20).zip(le64(entry, 24));
+                        let Some((first, length)) = found else { return Ok(None) };
+                        return self.chain(disk, first, length);
+                    }
+                    Some(&END) | None => return Ok(None),
+                    _ => {}
+                }
+            }
+            let Some(next) = self.next(disk, at)? else { return Ok(None) };
+            at = next;
+        }
+        Ok(None)
+    }
+
+    /// Reads the bitmap, a chain of clusters; `None` if that is too short or too long.
+    fn chain<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+        first: u32,
+        length: u64,
+    ) -> io::Result<Option<Vec<u8>>> {
+        if length != self.clusters.div_ceil(8) {
+            return Ok(None);
+        }
+        let (mut at, mut bytes) = (first, Vec::new());
+        loop {
+            let Some(place) = self.place(at) else { return Ok(None) };
+            let missing = length - bytes.len() as u64;
+            let Some(piece) = read(disk, place, self.cluster.min(missing).min(16 << 20))? else {
+                return Ok(None);
+            };
+            let is_whole = piece.len() as u64 == self.cluster.min(missing);
+            bytes.extend(piece);
+            if bytes.len() as u64 == length {
+                return Ok(Some(bytes));
+            }
+            match self.next(disk, at)?.filter(|_| is_whole) {
+                Some(next) => at = next,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Returns the next cluster of a chain (§4.1).
+    fn next<R: ReadAt + ?Sized>(&self, disk: &R, cluster: u32) -> io::Result<Option<u32>> {
+        let entry = read(disk, self.table + u64::from(cluster) * 4, 4)?;
+        let next = entry.and_then(|entry| le32(&entry, 0));
+        Ok(next.filter(|next| self.place(*next).is_some()))
+    }
+
+    /// The position of a cluster by its number, if there is such a one.
+    fn place(&self, cluster: u32) -> Option<u64> {
+        let from_zero = u64::from(cluster).checked_sub(2)?;
+        (from_zero < self.clusters).then(|| self.bytes(&(from_zero..from_zero)).start)
+    }
+
+    /// The position of clusters, counted from 0.
+    fn bytes(&self, clusters: &Range<u64>) -> Range<u64> {
+        let at = |cluster: u64| self.data.saturating_add(cluster.saturating_mul(self.cluster));
+        at(clusters.start)..at(clusters.end)
+    }
+}
