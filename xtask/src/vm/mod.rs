@@ -63,6 +63,10 @@ const SCENARIOS: [fn() -> Scenario; 14] = [
     usbip::scenario,
 ];
 
+/// Scenarios that run only if `--only` names them: they boot a systemd with a whole system, or one of a
+/// release that changes every week.
+const NAMED: [&str; 2] = ["homes", "provider"];
+
 /// Options of `cargo xtask vm`.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
@@ -118,6 +122,12 @@ impl Options {
             Some(Part::Blktests(_) | Part::Stock(_) | Part::Narrow(_)) => None,
             None => (self.kernel == "all").then(boot::Options::default),
         }
+    }
+
+    /// Whether a scenario is run without being named, or is named.
+    fn runs(&self, scenario: &Scenario) -> bool {
+        let is_named = self.only.as_deref().is_some_and(|part| part.contains(scenario.name));
+        is_named || !NAMED.contains(&scenario.name)
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -243,6 +253,6 @@ fn skip_kernel(
 
 fn chosen(options: &Options, kernel: &Kernel, scenario: &Scenario) -> Result<Vec<Case>> {
     let mut cases = scenario.cases(kernel.name)?;
-    cases.retain(|case| options.wants(&case.title));
+    cases.retain(|case| options.runs(scenario) && options.wants(&case.title));
     Ok(cases)
 }
