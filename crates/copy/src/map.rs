@@ -160,7 +160,7 @@ impl Map {
     }
 
     /// The map for a disk of another length. A new range at the end is untried.
-    pub(crate) fn resized(mut self, bytes: u64) -> Self {
+    pub fn resized(mut self, bytes: u64) -> Self {
         let end = self.bytes;
         self.runs.split_off(&bytes);
         self.bytes = bytes;

@@ -1,10 +1,12 @@
 //! Opens a disk and makes an export of it: checks that it is not in use, and determines its
 //! identity and names.
 
+mod format;
 mod home;
 mod lent_disk;
 mod reader;
 mod request;
+mod rescue;
 mod virtual_disk;
 
 use std::fs::Metadata;
@@ -13,7 +15,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use export::{Access, Base, Cache, Export, ExportId, Home, Identity};
+use export::{Access, Cache, Export, ExportId, Home, Identity};
 use filesystem::Container;
 use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, OpenFor, Opened, open};
@@ -31,11 +33,13 @@ use crate::reported::ReportedIdentity;
 use crate::size::Size;
 use crate::{contents, demo};
 use failure::Failure;
+use format::Format;
 pub use home::work as recognize;
-pub use lent_disk::{LentDisk, home_name};
+pub use lent_disk::{LentDisk, home_name, stable_name};
 use nvme::nqn;
 use request::is_direct;
 pub use request::{LendRequest, Writes};
+pub use rescue::RescueRequest;
 use virtual_disk::IndexedDisk;
 pub use virtual_disk::work as index;
 
@@ -187,6 +191,8 @@ impl LendOptions {
         if let Some(examined) = examined.filter(|_| opened.kind == Kind::Block) {
             check_still(&self.tree, request, examined.disk)?;
         }
+        let name = examined.and_then(stable_name).unwrap_or_default();
+        let format = Format::of(indexed, request, (&opened, &name), &self.tree)?;
         let (identity, twin) = match &home {
             Some(home) => (self.reported.replacing(home::identity(home, self.machine)), None),
             None => self.identity(&opened, examined),
@@ -194,7 +200,7 @@ impl LendOptions {
         let space = home.as_ref().and_then(|home| home::space_note(&opened, &home.user));
         let writer = opened.written_by.clone();
         let mut lent =
-            self.export(request, identity, (opened, indexed), examined.map(|it| it.disk))?;
+            self.export(request, identity, (opened, format), examined.map(|it| it.disk))?;
         if let Some(home) = home {
             lent =
                 lent.with_home(Home { user: home.user, signing_key: homed::own_key(&self.tree) });
@@ -212,6 +218,7 @@ impl LendOptions {
                 twin.display()
             )
         }));
+        lent.stable_name = name;
         lent.fingerprint = examined.and_then(|examined| self.fingerprint(examined));
         Ok(lent)
     }
@@ -220,18 +227,15 @@ impl LendOptions {
         &self,
         request: &LendRequest,
         identity: Identity,
-        (opened, indexed): (Opened, Option<IndexedDisk>),
+        (opened, format): (Opened, Format),
         disk: Option<&Disk>,
     ) -> Result<LentDisk, Failure> {
         let path = request.path.display().to_string();
         let geometry = request.geometry(&opened)?;
         let overlaid = request.writes == Writes::ToOverlay;
         let options = (&self.tree, &self.overlay);
-        let identity = match &indexed {
-            Some(disk) => disk.identity(identity),
-            None => identity,
-        };
-        let container = indexed.as_ref().map(IndexedDisk::container);
+        let identity = format.identity(identity);
+        let container = format.container();
         let overlay = overlaid
             .then(|| NewOverlay::over(&opened, &identity, disk, container, options))
             .transpose()?;
@@ -247,11 +251,8 @@ impl LendOptions {
         let can_discard = opened.can_discard && (opened.kind == Kind::Block || !request.is_home);
         let Opened { descriptor, volatile_cache, whole, .. } = opened;
         let kept = overlay.as_ref().map(|overlay| overlay.note(&path));
-        let as_virtual = indexed.as_ref().map(|indexed| indexed.note(&path, overlaid));
-        let base = match indexed {
-            Some(indexed) => indexed.base(descriptor)?,
-            None => Base::Raw(descriptor),
-        };
+        let of_format = format.note(&path, overlaid);
+        let base = format.base(descriptor)?;
         let backing = match &overlay {
             Some(overlay) => overlay.backing(base)?,
             None => base.into(),
@@ -268,7 +269,7 @@ impl LendOptions {
             export.short = device_name(&request.path, disk);
         }
         let lent = LentDisk::new(Arc::new(export), disk.map(Device::of));
-        let notes = filled.into_iter().chain(kept).chain(as_virtual).collect();
+        let notes = filled.into_iter().chain(kept).chain(of_format).collect();
         let folder = overlay.and_then(|it| it.folder);
         Ok(LentDisk { notes, _whole: whole, _overlay: folder, ..lent })
     }
@@ -346,7 +347,7 @@ impl LendOptions {
             can_discard: writable,
             can_zero: writable,
         };
-        self.export(&LendRequest::new(path, writes), identity, (opened, None), None)
+        self.export(&LendRequest::new(path, writes), identity, (opened, Format::Raw), None)
     }
 }
 

@@ -1,27 +1,28 @@
 //! Execution of one disk request as a sequence of system calls, independent of how the driver makes
 //! them.
 
-mod backing;
+pub(crate) mod backing;
 mod blocking_op;
 mod mapping;
 pub(crate) mod overlay;
 mod pace;
+mod read;
+mod rescue;
 mod virtual_disk;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use export::{
-    Access, Admitted, Backing, Buffer, Extent, Extents, Fault, Finished, InPlace, Op, Pool, Source,
+    Access, Admitted, Backing, Buffer, Extent, Extents, Fault, Finished, InPlace, Op, Pool,
 };
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use backing::{
     Location, has_durable_map, has_overlay, is_cached, is_device, is_in_place, locate, perform,
-    zeros,
 };
-pub(crate) use blocking_op::{Answer, BlockingOp};
+pub(crate) use blocking_op::{Answer, Answered, BlockingOp};
 pub(crate) use mapping::Mapping;
 pub(crate) use pace::{Mappings, Pace};
 
@@ -51,6 +52,8 @@ enum Phase {
     Transfer,
     /// A [`BlockingOp`]: extents, a prefetch, or a discard or zeroes of an overlay.
     BlockingOp,
+    /// Reading the next bytes from a failing disk, by a [`BlockingOp`].
+    Fetch,
     /// Deallocating the blocks.
     Punch,
     /// Zeroing the blocks by `FALLOC_FL_ZERO_RANGE`.
@@ -116,48 +119,12 @@ impl Job {
             match overlay::check(&job.admitted) {
                 Ok(room) => {
                     job.room = room;
-                    job.skip_zeros();
+                    job.prepare_read();
                 }
                 Err(fault) => job.refuse(fault),
             }
         }
         job
-    }
-
-    /// Skips the blocks of a read that are zeros which no file holds.
-    fn skip_zeros(&mut self) {
-        while self.phase == Phase::Transfer && self.admitted.op() == Op::Read {
-            let start = self.admitted.offset() + self.done;
-            let end = self.admitted.offset() + self.admitted.len();
-            let len = zeros(&self.admitted, start, end);
-            if len == 0 {
-                return;
-            }
-            let done = usize::try_from(self.done).unwrap_or(usize::MAX);
-            let bytes = self.admitted.bytes_mut().get_mut(done..).unwrap_or_default();
-            let len = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
-            bytes.get_mut(..len).unwrap_or_default().fill(0);
-            self.progress(len as u64);
-        }
-    }
-
-    /// Returns the source of the byte at `at`, and for how many of the bytes up to `end` it is the same.
-    fn run_of(&self, at: u64, end: u64) -> (Source, u64) {
-        overlay::run(self.admitted.export(), self.admitted.state(), at, end)
-    }
-
-    /// Returns whether the request reads blocks of the disk itself, under an overlay.
-    pub(crate) fn reads_base(&self) -> bool {
-        let (mut at, len) = (self.admitted.offset(), self.admitted.len());
-        let end = at + len;
-        while at < end {
-            let (source, run) = self.run_of(at, end);
-            if source == Source::Base {
-                return true;
-            }
-            at += run;
-        }
-        false
     }
 
     /// Returns the request.
@@ -175,7 +142,7 @@ impl Job {
 
     /// Returns whether the next step is a [`Job::blocking_op`].
     pub(crate) fn needs_blocking_op(&self) -> bool {
-        matches!(self.phase, Phase::BlockingOp | Phase::Persist)
+        matches!(self.phase, Phase::BlockingOp | Phase::Persist | Phase::Fetch)
     }
 
     /// Returns the operation to run instead of a [`Job::call`], for requests that need one. It may
@@ -187,12 +154,20 @@ impl Job {
                 Some(BlockingOp::new(&self.admitted, room))
             }
             Phase::Persist => Some(BlockingOp::flush(&self.admitted)),
+            Phase::Fetch => {
+                let (start, end) = self.left();
+                let (_, len) = rescue::state(&self.admitted, start, end)?;
+                Some(BlockingOp::fetch(&self.admitted, start, start.saturating_add(len)))
+            }
             _ => None,
         }
     }
 
-    /// Completes the request with the result of its [`Job::blocking_op`].
+    /// Continues or completes the request with the result of its [`Job::blocking_op`].
     pub(crate) fn answer(&mut self, answer: Answer) {
+        if self.phase == Phase::Fetch {
+            return self.fetched(answer);
+        }
         if self.phase == Phase::Persist {
             if answer.is_err() {
                 // Errors of earlier writes are reported once.
@@ -206,7 +181,9 @@ impl Job {
             return;
         }
         let mut extents = Extents::emit(self.admitted.bytes_mut());
-        answer.unwrap_or_default().into_iter().all(|extent| extents.push(extent));
+        if let Ok(Answered::Extents(found)) = answer {
+            found.into_iter().all(|extent| extents.push(extent));
+        }
         self.end(Ok(()));
     }
 
@@ -238,7 +215,9 @@ impl Job {
             }
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
-            Phase::Sync | Phase::Persist | Phase::BlockingOp | Phase::Over(_) => Call::Sync,
+            Phase::Sync | Phase::Persist | Phase::BlockingOp | Phase::Fetch | Phase::Over(_) => {
+                Call::Sync
+            }
         };
         (backing, file, call)
     }
@@ -288,7 +267,7 @@ impl Job {
         match self.phase {
             Phase::Transfer | Phase::Fill => {
                 self.progress(moved as u64);
-                self.skip_zeros();
+                self.prepare_read();
             }
             Phase::Punch | Phase::ZeroRange if self.is_durable() && !self.is_persisted() => {
                 self.phase = Phase::Sync;

@@ -37,7 +37,8 @@ use std::{fmt, io};
 
 use export::{Account, Budget, Event, Export, Notice, Peer, Session};
 
-pub use disk::overlay::{persist as persist_overlay, restore as prepare, stored_bytes};
+pub use disk::backing::prepare;
+pub use disk::overlay::{persist as persist_overlay, stored_bytes};
 use endpoints::EndpointThread;
 pub use endpoints::{AnswerControl, ControlReply, Endpoints};
 pub use handshaker::limit::Limits;

@@ -6,7 +6,7 @@ use std::slice;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Overlay, OverlayLayout, VirtualDisk};
+use crate::{Access, Overlay, OverlayLayout, RescueLayout, RescuedDisk, VirtualDisk};
 
 /// The open files that hold the data of an export, and how its bytes are laid out in them: a base, and
 /// perhaps an overlay with what hosts have written to it. Only data: the driver interprets it.
@@ -23,6 +23,8 @@ pub enum Base {
     Raw(OwnedFd),
     /// An image file in a format of virtual machines. Only read.
     Virtual(VirtualDisk),
+    /// A failing disk, which is only read, and what was read of it. Hosts do not write to it.
+    Rescued(RescuedDisk),
 }
 
 /// The layout of a [`Backing`], without the files. A process sends both to another separately.
@@ -41,6 +43,8 @@ pub enum BaseLayout {
     Raw,
     /// That of [`Base::Virtual`].
     Virtual,
+    /// That of [`Base::Rescued`].
+    Rescued(RescueLayout),
 }
 
 impl BaseLayout {
@@ -49,6 +53,7 @@ impl BaseLayout {
         match self {
             Self::Raw => 1,
             Self::Virtual => 2,
+            Self::Rescued(layout) => layout.files(),
         }
     }
 }
@@ -69,6 +74,7 @@ impl Base {
                 Some(Self::Raw(disk))
             }
             BaseLayout::Virtual => VirtualDisk::new(files).map(Self::Virtual),
+            BaseLayout::Rescued(layout) => RescuedDisk::new(files, layout).map(Self::Rescued),
         }
     }
 
@@ -77,6 +83,7 @@ impl Base {
         match self {
             Self::Raw(_) => BaseLayout::Raw,
             Self::Virtual(_) => BaseLayout::Virtual,
+            Self::Rescued(disk) => BaseLayout::Rescued(disk.layout()),
         }
     }
 
@@ -85,14 +92,18 @@ impl Base {
         match self {
             Self::Raw(disk) => slice::from_ref(disk),
             Self::Virtual(disk) => disk.files(),
+            Self::Rescued(disk) => disk.files(),
         }
     }
 
-    /// Returns the files that are never written, although hosts may write to the export.
-    fn only_read(&self) -> &[OwnedFd] {
+    /// Returns the files that are never written. `is_written`: hosts may write to the base.
+    fn only_read(&self, is_written: bool) -> &[OwnedFd] {
         match self {
-            Self::Raw(_) => &[],
+            Self::Raw(_) if is_written => &[],
+            Self::Raw(disk) => slice::from_ref(disk),
             Self::Virtual(disk) => disk.files(),
+            // What is read is kept.
+            Self::Rescued(disk) => slice::from_ref(disk.disk()),
         }
     }
 }
@@ -159,6 +170,7 @@ impl Backing {
             (Some(overlay), _) => overlay.first_data().as_fd(),
             (None, Base::Raw(disk)) => disk.as_fd(),
             (None, Base::Virtual(disk)) => disk.image().as_fd(),
+            (None, Base::Rescued(disk)) => disk.disk().as_fd(),
         }
     }
 
@@ -169,8 +181,7 @@ impl Backing {
             Access::Writable => &[],
         };
         let is_written = access == Access::Writable && self.overlay.is_none();
-        let of_base = if is_written { self.base.only_read() } else { self.base.files() };
-        of_base.iter().chain(of_overlay)
+        self.base.only_read(is_written).iter().chain(of_overlay)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use serde::{Deserialize, Serialize};
 
 use crate::connections::{Connections, Usage};
-use crate::{Backing, ExportId, Geometry, ReservationStore, Reservations, SavedReservations};
+use crate::{Backing, Base, ExportId, Geometry, ReservationStore, Reservations, SavedReservations};
 
 /// Access mode of an export, a rule or a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,9 +197,9 @@ impl Export {
     }
 
     /// Sets the length of the disk in bytes. Returns whether this changes the capacity: that of an
-    /// export with an overlay stays, as its map was made for it.
+    /// export with an overlay, and of a failing disk, stays, as its map was made for it.
     pub fn resize(&self, bytes: u64) -> bool {
-        if self.backing.overlay().is_some() {
+        if self.backing.overlay().is_some() || matches!(self.backing.base(), Base::Rescued(_)) {
             return false;
         }
         let before = self.bytes();

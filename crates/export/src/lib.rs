@@ -93,6 +93,7 @@ mod overlay;
 mod peer;
 mod policy;
 mod request;
+mod rescue;
 mod reservation;
 mod secret;
 mod segment;
@@ -118,6 +119,7 @@ pub use overlay::{MAX_STATES, Overlay, OverlayHost, OverlayLayout, OverlayState,
 pub use peer::{Auth, Channel, Network, Peer, Tenant, Transport};
 pub use policy::{Caller, Credential, Host, KeyId, Policy, Proof, Refusal, Rule};
 pub use request::{Admitted, Denied, Finished, Grant, Op, Outcome, Request, Ticket};
+pub use rescue::{RescueLayout, RescueReader, RescueState, RescueTrouble, RescuedDisk};
 pub use reservation::{
     MAX_REGISTRANTS, Registrant, Registration, Reservation, ReservationCommand, ReservationError,
     ReservationNotice, ReservationStore, ReservationType, Reservations, SavedReservations,

@@ -15,6 +15,7 @@ pub mod pair;
 mod protocol_help;
 pub mod provider;
 pub mod rate;
+pub mod rescue;
 pub mod systemd;
 
 use std::ffi::OsString;
@@ -238,6 +239,10 @@ pub struct Serve {
     /// them.
     #[arg(long, value_name = "DIR", requires = "overlay")]
     pub overlay_dir: Option<PathBuf>,
+
+    /// How a disk that fails is lent.
+    #[command(flatten)]
+    pub rescue: rescue::Rescue,
 
     // Help that names protocols is made from their table.
     #[arg(
@@ -520,6 +525,8 @@ mod test {
             "--all --overlay /dev/sda --writable /dev/sdb",
             "--demo",
             "--demo=1G --writable demo",
+            "--map disk.map --image rescued.img --retry-bad /dev/sda",
+            "--map disk.map --overlay /dev/sda",
             "--demo disk.img",
             "--homes",
             "--homes=alice,bob --overlay home-alice",
@@ -558,6 +565,11 @@ mod test {
             "disk.img --listen nvme:unix:/run/x",
             "disk.img --stdin --listen unix:/run/x",
             "disk.img --stdin --json",
+            "disk.img --image rescued.img",
+            "disk.img --retry-bad",
+            "--all --map disk.map",
+            "--writable disk.img --map disk.map",
+            "--overlay disk.img --overlay-dir x --map disk.map",
         ] {
             let error = serve(line).err().unwrap_or_else(|| panic!("{line}"));
             assert_eq!(error.exit_code(), 2, "{line}");

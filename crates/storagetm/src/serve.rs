@@ -8,6 +8,7 @@
 //! | `network`, `mdns`, `socket_activation` | addresses, listeners, announcements, inherited sockets |
 //! | `exports`, `disks`, `additions`, `flushes` | the served disks |
 //! | `control` | the control socket, for `storagetm status`, `add` and `remove` |
+//! | `rescue` | the map of a disk that fails |
 //! | `hosts` | access rules and pairing |
 //! | `events`, `event_limit`, `faults` | events as they are reported |
 //! | `usb` | the USB cable |
@@ -27,6 +28,7 @@ mod hosts;
 mod idle;
 mod mdns;
 mod network;
+mod rescue;
 mod shutdown;
 mod socket_activation;
 mod startup;

@@ -14,6 +14,8 @@ mod foreign;
 mod hang;
 #[path = "failing/lost.rs"]
 mod lost;
+#[path = "failing/map.rs"]
+mod map;
 #[path = "nbd/raw.rs"]
 mod raw;
 #[path = "failing/reader.rs"]

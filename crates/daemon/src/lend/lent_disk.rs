@@ -4,9 +4,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use export::{Access, Base, Export, Home};
+use linux::identity::{self, MachineId, Source};
 use linux::reason::{Verdict, Weight};
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 
+use super::ExaminedDisk;
 use crate::device::Device;
 use crate::overlay::OverlayFolder;
 
@@ -23,6 +25,8 @@ pub struct LentDisk {
     pub contents: String,
     /// Identifies the disk across reconnection; `None` if it has no unique identifier.
     pub fingerprint: Option<[u8; 16]>,
+    /// Its name that is the same on every machine, as the maps of copies have it; empty if there is none.
+    pub stable_name: String,
     /// Lock on the whole disk of a partition.
     pub(super) _whole: Option<OwnedFd>,
     /// The folder of its overlay, which is locked.
@@ -31,8 +35,9 @@ pub struct LentDisk {
 
 impl LentDisk {
     pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
-        let (notes, contents) = (Vec::new(), String::new());
-        Self { export, device, notes, contents, fingerprint: None, _whole: None, _overlay: None }
+        let (notes, contents, stable_name) = (Vec::new(), String::new(), String::new());
+        let (fingerprint, _whole, _overlay) = (None, None, None);
+        Self { export, device, notes, contents, fingerprint, stable_name, _whole, _overlay }
     }
 
     /// Current size of an image file, as cached: a network file system is not queried, since its
@@ -104,4 +109,20 @@ fn home_note(user: &str, export: &Export) -> String {
         "the home of {user} is lent to one host at a time: there \"storagetm attach --home={user} MACHINE\", then \"homectl \
          activate {user}\" or a login; at the end \"homectl deactivate {user}\" and \"storagetm detach\""
     )
+}
+
+/// Returns a name of a disk that is the same on every machine, as the map of a copy has it. Returns `None` if only its
+/// place identifies it.
+pub fn stable_name(examined: &ExaminedDisk<'_>) -> Option<String> {
+    let ExaminedDisk { machine, disk, findings } = *examined;
+    let whole = machine.disk(disk.whole()).unwrap_or(disk);
+    let table = findings.contents(whole).ok().and_then(|contents| contents.table);
+    // An identity by location alone is none: another disk may take the same place.
+    let nobody = MachineId { bytes: [0; 16], stable: false };
+    let who = identity::of_block(disk, whole, table.as_ref(), nobody, false);
+    if who.source == Source::Path {
+        return None;
+    }
+    let uuid: String = who.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(console::escape_unprintable(&format!("{} {} {uuid}", who.model, who.serial), false))
 }

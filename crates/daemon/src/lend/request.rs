@@ -7,6 +7,8 @@ use failure::Failure;
 use filesystem::Container;
 use linux::disk::Opened;
 
+use super::rescue::RescueRequest;
+
 /// A request to export a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LendRequest {
@@ -14,6 +16,8 @@ pub struct LendRequest {
     pub path: PathBuf,
     /// The format of an image file that is lent as the disk in it; `None` if each byte is one of the disk.
     pub format: Option<Container>,
+    /// What is known of a disk that fails, if it is lent by that.
+    pub rescue: Option<RescueRequest>,
     /// Where what hosts write goes.
     pub writes: Writes,
     /// Whether it is lent as a home directory of systemd-homed, which it must be then.
@@ -34,7 +38,7 @@ pub enum Writes {
 impl LendRequest {
     /// Returns a request for a disk, or a file each byte of which is one of the disk.
     pub fn new(path: PathBuf, writes: Writes) -> Self {
-        Self { path, format: None, writes, is_home: false }
+        Self { path, format: None, rescue: None, writes, is_home: false }
     }
 
     /// Returns a request for a home directory.

@@ -214,6 +214,7 @@ impl WorkerProcess {
                     "its overlay or the table of its blocks"
                 }
                 Layout { base: BaseLayout::Raw, .. } => "its overlay",
+                Layout { base: BaseLayout::Rescued(_), .. } => "what is known of its blocks",
             };
             return self.inbox.note(format!("{name} is not lent: {what} cannot be read: {fault}"));
         }

@@ -3,8 +3,12 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use export::{Admitted, Backing, Base, Op, Pool, Source, Stored, VirtualDisk};
+use export::{
+    Admitted, Backing, Base, Export, Fault, Op, Pool, RescueState, RescuedDisk, Source, Stored,
+    VirtualDisk,
+};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -28,6 +32,21 @@ pub(super) struct Location {
     pub(super) offset: u64,
     /// How many bytes are there.
     pub(super) len: u64,
+}
+
+/// Reads from the files of an export what must be known before the first request: of a virtual disk, where its
+/// blocks are; of a failing disk, what is known of its blocks; of an overlay, which states belong to which
+/// host, and their maps. Blocks.
+///
+/// # Errors
+/// Fails if a file cannot be read.
+pub fn prepare(export: &Arc<Export>) -> Result<(), Fault> {
+    match export.backing().base() {
+        Base::Raw(_) => {}
+        Base::Virtual(disk) => super::virtual_disk::load(disk, export.bytes())?,
+        Base::Rescued(disk) => super::rescue::load(disk, export.blocks())?,
+    }
+    super::overlay::restore(export)
 }
 
 /// Returns where the request finds the bytes of the export from `offset` on, and how many of the next `len`
@@ -54,6 +73,16 @@ pub(super) fn locate(admitted: &Admitted, offset: u64, len: u64) -> Location {
             // Not read: see `zeros`.
             (Stored::Zeros, len) => Location { file: VirtualDisk::IMAGE, offset, len },
         },
+        Base::Rescued(disk) => {
+            let (state, len) =
+                super::rescue::find(export, disk, offset, offset.saturating_add(len));
+            // Other blocks are fetched: see `Job::prepare_read`.
+            let file = match state {
+                RescueState::Kept => RescuedDisk::IMAGE,
+                RescueState::Unknown | RescueState::Bad => RescuedDisk::DISK,
+            };
+            Location { file, offset, len }
+        }
     }
 }
 
@@ -63,7 +92,7 @@ pub(super) fn zeros(admitted: &Admitted, offset: u64, end: u64) -> u64 {
     let (source, len) = super::overlay::run(export, admitted.state(), offset, end);
     match (source, export.backing().base()) {
         (Source::Zeros, _) => len,
-        (Source::Overlay, _) | (Source::Base, Base::Raw(_)) => 0,
+        (Source::Overlay, _) | (Source::Base, Base::Raw(_) | Base::Rescued(_)) => 0,
         (Source::Base, Base::Virtual(disk)) => match disk.find(offset, offset + len) {
             (Stored::Zeros, len) => len,
             (Stored::Image(_) | Stored::Index(_), _) => 0,
@@ -84,7 +113,7 @@ pub(super) fn has_durable_map(backing: &Backing) -> bool {
 /// Returns whether the bytes in the file with this index have the offsets that they have on the disk.
 pub(super) fn is_in_place(backing: &Backing, file: usize) -> bool {
     match backing.base() {
-        Base::Raw(_) => true,
+        Base::Raw(_) | Base::Rescued(_) => true,
         Base::Virtual(disk) => file >= disk.files().len(),
     }
 }
@@ -113,7 +142,7 @@ pub(super) fn perform(backing: &Backing, file: usize, call: Call<'_>) -> Result<
 pub(super) fn is_device(backing: &Backing) -> bool {
     match (backing.base(), backing.overlay()) {
         (Base::Raw(disk), None) => is_block_device(disk),
-        (Base::Raw(_) | Base::Virtual(_), _) => false,
+        (Base::Raw(_) | Base::Virtual(_) | Base::Rescued(_), _) => false,
     }
 }
 
@@ -142,6 +171,7 @@ impl InMemory {
             Base::Raw(disk) => is_memory_file(disk),
             // The index is in memory.
             Base::Virtual(disk) => is_memory_file(disk.image()),
+            Base::Rescued(_) => false,
         };
         match (backing.overlay(), backing.base()) {
             (Some(_), _) => {
@@ -149,7 +179,7 @@ impl InMemory {
                 Self { all: written && of_base, written }
             }
             (None, Base::Raw(_)) => Self { all: of_base, written: of_base },
-            (None, Base::Virtual(_)) => Self { all: of_base, written: false },
+            (None, Base::Virtual(_) | Base::Rescued(_)) => Self { all: of_base, written: false },
         }
     }
 }

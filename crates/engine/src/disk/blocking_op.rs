@@ -1,5 +1,6 @@
 //! Disk requests that need several blocking system calls: extents and prefetch, for which io_uring
-//! has no operation, and flushes, discards and zeroes of an overlay. They can run on any thread.
+//! has no operation, flushes, discards and zeroes of an overlay, and reads of a failing disk. They can run on any
+//! thread.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -10,10 +11,21 @@ use rustix::fs::{Advice, FileType, SeekFrom};
 use rustix::io::Errno;
 
 use super::backing::is_cached_file;
-use super::overlay;
+use super::{overlay, rescue};
 
-/// The result of a [`BlockingOp`]: the extents, or nothing for the others.
-pub(crate) type Answer = Result<Vec<Extent>, Fault>;
+/// The result of a [`BlockingOp`].
+pub(crate) type Answer = Result<Answered, Fault>;
+
+/// What a [`BlockingOp`] returns.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    /// Nothing.
+    Done,
+    /// The extents of the range.
+    Extents(Vec<Extent>),
+    /// Bytes of a failing disk from the start of the range on.
+    Data(Vec<u8>),
+}
 
 /// Bytes per `posix_fadvise` call. The kernel limits read-ahead of longer ones.
 const STEP: u64 = 1 << 20;
@@ -42,6 +54,11 @@ impl BlockingOp {
         Self { export, state, op: admitted.op(), start, end: start.saturating_add(len), room }
     }
 
+    /// Returns the operation that reads from a failing disk, from the byte `start` of the export up to `end`.
+    pub(crate) fn fetch(admitted: &Admitted, start: u64, end: u64) -> Self {
+        Self { start, end, ..Self::new(admitted, 0) }
+    }
+
     /// Returns the operation that makes changes of an overlay durable, `admitted` included.
     pub(crate) fn flush(admitted: &Admitted) -> Self {
         Self { op: Op::Flush, ..Self::new(admitted, 0) }
@@ -57,21 +74,26 @@ impl BlockingOp {
     pub(crate) fn run(&self) -> Answer {
         if self.op.mutates() {
             let range = (self.start, self.end);
-            return overlay::clear(&self.export, self.state, self.op, range).map(|()| Vec::new());
+            return overlay::clear(&self.export, self.state, self.op, range)
+                .map(|()| Answered::Done);
         }
         if self.op == Op::Flush {
-            return overlay::persist_state(&self.export, self.state).map(|()| Vec::new());
+            let persisted = overlay::persist_state(&self.export, self.state);
+            return persisted.map(|()| Answered::Done);
+        }
+        if self.op == Op::Read {
+            return rescue::fetch(&self.export, self.start, self.end).map(Answered::Data);
         }
         if self.op == Op::Extents {
-            return Ok(self.map_runs());
+            return Ok(Answered::Extents(self.map_runs()));
         }
-        // The runs of a virtual disk may be anywhere in the image.
+        // The runs of a virtual disk may be anywhere in the image, and a failing disk reads what it must.
         if let Base::Raw(disk) = self.export.backing().base()
             && is_cached_file(disk)
         {
             self.read_ahead(disk);
         }
-        Ok(Vec::new())
+        Ok(Answered::Done)
     }
 
     /// Maps the runs of blocks with the same source.
@@ -84,7 +106,9 @@ impl BlockingOp {
                 (Source::Base, Base::Virtual(disk)) => {
                     extents.extend(self.map_virtual(disk, at, at + len));
                 }
-                (Source::Overlay, _) => extents.push(Extent::data(len)),
+                (Source::Overlay, _) | (Source::Base, Base::Rescued(_)) => {
+                    extents.push(Extent::data(len));
+                }
                 (Source::Zeros, _) => extents.push(Extent::hole(len)),
             }
             at += len;

@@ -9,8 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use export::{
-    Admitted, Base, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Reserved,
-    Source,
+    Admitted, BlockMap, Export, Fault, Op, Overlay, OverlayHost, PersistStep, Reserved, Source,
 };
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -110,16 +109,11 @@ impl<'a> State<'a> {
     }
 }
 
-/// Reads from the files of an export what must be known before the first request: of an overlay, which
-/// states belong to which host, and their maps; of a virtual disk, where its blocks are. Blocks.
+/// Reads from the files of an overlay which states belong to which host, and their maps. Blocks.
 ///
 /// # Errors
 /// Fails if a file cannot be read.
-pub fn restore(export: &Arc<Export>) -> Result<(), Fault> {
-    match export.backing().base() {
-        Base::Raw(_) => {}
-        Base::Virtual(disk) => super::virtual_disk::load(disk, export.bytes())?,
-    }
+pub(super) fn restore(export: &Arc<Export>) -> Result<(), Fault> {
     let Some(overlay) = export.backing().overlay() else { return Ok(()) };
     for index in 0..overlay.states() {
         let Some(state) = State::of(export, Some(index)) else { continue };
@@ -297,8 +291,8 @@ pub fn stored_bytes(file: &OwnedFd) -> Result<u64, Fault> {
     Ok(u64::try_from(stat.st_blocks).unwrap_or(u64::MAX).saturating_mul(512))
 }
 
-/// Reads, with zeros beyond the end of the file.
-fn fill(file: &OwnedFd, mut at: u64, mut into: &mut [u8]) -> Result<(), Fault> {
+/// Reads from a file, with zeros beyond its end.
+pub(super) fn fill(file: &OwnedFd, mut at: u64, mut into: &mut [u8]) -> Result<(), Fault> {
     while !into.is_empty() {
         match rustix::io::pread(file, &mut *into, at) {
             Ok(0) => break,
@@ -314,7 +308,7 @@ fn fill(file: &OwnedFd, mut at: u64, mut into: &mut [u8]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn store(file: &OwnedFd, mut at: u64, mut bytes: &[u8]) -> Result<(), Fault> {
+pub(super) fn store(file: &OwnedFd, mut at: u64, mut bytes: &[u8]) -> Result<(), Fault> {
     while !bytes.is_empty() {
         match rustix::io::pwrite(file, bytes, at) {
             Ok(0) => return Err(Fault::NoSpace),

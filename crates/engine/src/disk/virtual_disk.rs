@@ -54,7 +54,7 @@ mod test {
     };
     use rustix::fs::{MemfdFlags, memfd_create};
 
-    use super::super::{Job, carry_out};
+    use super::super::{Answered, Job, carry_out};
     use super::*;
 
     fn file(contents: &[u8]) -> File {
@@ -110,7 +110,7 @@ mod test {
     #[test]
     fn runs_are_read_from_where_they_are() {
         let export = export(&[[1; 512], [2; 512]].concat());
-        super::super::overlay::restore(&export).unwrap();
+        super::super::backing::prepare(&export).unwrap();
         let grant = Grant::new(export);
         let disk = [vec![0; 1024], vec![2; 512], vec![1; 512], vec![3; 512], vec![0; 1536]];
         let disk = disk.concat();
@@ -124,7 +124,7 @@ mod test {
     fn writes_to_an_overlay_hide_the_runs_of_the_image() {
         let image = [[1; 512], [2; 512]].concat();
         let export = overlaid(&image);
-        super::super::overlay::restore(&export).unwrap();
+        super::super::backing::prepare(&export).unwrap();
         let grant = Grant::new(export);
         let mut disk = [vec![0; 1024], vec![2; 512], vec![1; 512], vec![3; 512], vec![0; 1536]];
         let mut disk: Vec<u8> = disk.iter_mut().flat_map(std::mem::take).collect();
@@ -164,7 +164,7 @@ mod test {
     #[test]
     fn image_that_is_too_short_is_an_error() {
         let export = export(&[1; 512]);
-        super::super::overlay::restore(&export).unwrap();
+        super::super::backing::prepare(&export).unwrap();
         let grant = Grant::new(export);
         assert_eq!(read(&grant, 2, 1), Err(Fault::Io));
         assert_eq!(read(&grant, 3, 1).unwrap(), [1; 512]);
@@ -179,13 +179,15 @@ mod test {
     #[test]
     fn holes_are_what_the_image_does_not_hold() {
         let export = export(&[1; 1024]);
-        super::super::overlay::restore(&export).unwrap();
+        super::super::backing::prepare(&export).unwrap();
         let grant = Grant::new(export);
         let buffer = Pool::new(1 << 20).open().take(256);
         let request =
             Request { op: Op::Extents, lba: 1, blocks: 6, buffer, ticket: Ticket::new(1) };
         let mut job = Job::new(grant.admit(request).unwrap());
-        let extents = job.blocking_op().unwrap().run().unwrap();
+        let Ok(Answered::Extents(extents)) = job.blocking_op().unwrap().run() else {
+            panic!("no extents")
+        };
         let found: Vec<_> = extents.iter().map(|extent| (extent.len, extent.hole)).collect();
         assert_eq!(found, [(512, true), (1536, false), (1024, true)]);
     }

@@ -160,9 +160,9 @@ impl Connection {
         }
     }
 
-    /// Takes back a request that needs no system call any more, at least of this thread.
+    /// Takes back a request that is not in flight any more.
     pub(crate) fn completed(&mut self, turn: &mut Turn, job: Job) {
-        if let Some(job) = turn.resume(self.key, job) {
+        if let Some(job) = turn.resume(self.key, &mut self.last_disk, job) {
             self.jobs -= 1;
             self.complete(turn, job);
         }

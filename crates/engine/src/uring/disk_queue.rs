@@ -114,7 +114,7 @@ impl DiskQueue {
         while let Some(done) = self.turn.ring.reap() {
             match done {
                 Done::Disk(owner, job) => {
-                    let resumed = self.turn.resume(owner, job);
+                    let resumed = self.turn.resume(owner, &mut self.last, job);
                     if let Some(done) = resumed {
                         return Some(self.complete(owner, done));
                     }
@@ -136,7 +136,7 @@ impl DiskQueue {
     pub(crate) fn answer(&mut self, number: u64, answer: Answer) -> Option<(bool, Finished)> {
         let (owner, mut job) = self.turn.blocking_pool.take_back(number)?;
         job.answer(answer);
-        let done = self.turn.resume(owner, job)?;
+        let done = self.turn.resume(owner, &mut self.last, job)?;
         Some(self.complete(owner, done))
     }
 
@@ -265,7 +265,7 @@ impl DiskQueue {
             match self.turn.ring.reap() {
                 Some(Done::Wake) => return self.release(),
                 Some(Done::Disk(owner, job)) => {
-                    let done = self.turn.resume(owner, job);
+                    let done = self.turn.resume(owner, &mut self.last, job);
                     done.map(|job| self.complete(owner, job));
                 }
                 Some(_) => {}

@@ -70,11 +70,18 @@ impl Turn {
         if job.result().is_none() {
             last.pace.run_at_once(&mut job, &mut self.mappings);
         }
+        self.resume(owner, last, job)
+    }
+
+    /// Continues a request of `owner` that is not in flight. Returns it if it is complete.
+    pub(crate) fn resume(&mut self, owner: Key, last: &mut LastDisk, mut job: Job) -> Option<Job> {
         if job.result().is_some() {
             return Some(job);
         }
-        if job.needs_blocking_op() {
-            return self.resume(owner, job);
+        if let Some(blocking_op) = job.blocking_op() {
+            let mut job = *self.blocking_pool.send(owner, job, blocking_op).err()?;
+            job.refuse(Fault::Io);
+            return Some(job);
         }
         match last.files(&mut self.ring, &job) {
             Ok(files) => self.ring.carry_out(owner, job, files),
@@ -85,14 +92,5 @@ impl Turn {
             }
         }
         None
-    }
-
-    /// Continues a request that needs no system call any more, at least of this thread. Returns it if
-    /// it is complete.
-    pub(crate) fn resume(&mut self, owner: Key, mut job: Job) -> Option<Job> {
-        let Some(blocking_op) = job.blocking_op() else { return Some(job) };
-        let mut job = *self.blocking_pool.send(owner, job, blocking_op).err()?;
-        job.refuse(Fault::Io);
-        Some(job)
     }
 }

@@ -10,11 +10,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use ::copy::{End, Endpoint, FileEndpoint, OpenMode, Pipe};
-use console::escape_unprintable;
 use linux::block::Disk;
 use linux::disk::{OpenFor, Opened, open};
-use linux::identity::{self, MachineId, Source};
-use linux::in_use::{Machine, Probe as _, judge_image};
+use linux::in_use::{Machine, judge_image};
 use linux::range_lock::{self, LockError};
 use linux::reason::{Asked, Code, Verdict, Weight};
 use linux::tree::Tree;
@@ -29,7 +27,7 @@ use crate::confirmation::OverwriteTarget;
 use crate::image::target::is_among_devices;
 use ::remote::uri::Locator;
 use daemon::examine::{Findings, examine, limit_for};
-use daemon::lend::{block_device, named};
+use daemon::lend::{ExaminedDisk, block_device, named, stable_name};
 use failure::Failure;
 
 /// udev locks a disk while it probes it.
@@ -401,17 +399,9 @@ fn examine_disk(
 /// Returns a stable identity of the disk, independent of its contents; for a source, the partition
 /// table may identify it. Empty if there is none.
 fn identity(machine: &Machine, disk: &Disk, findings: Option<&Findings>) -> String {
-    let whole = machine.disk(disk.whole()).unwrap_or(disk);
-    let contents = findings.and_then(|findings| findings.contents(whole).ok());
-    let table = contents.and_then(|contents| contents.table);
-    // An identity by location alone is none: another disk may take the same place.
-    let nobody = MachineId { bytes: [0; 16], stable: false };
-    let who = identity::of_block(disk, whole, table.as_ref(), nobody, false);
-    if who.source == Source::Path {
-        return String::new();
-    }
-    let uuid: String = who.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    escape_unprintable(&format!("{} {} {uuid}", who.model, who.serial), false)
+    let nothing = Findings::default();
+    let findings = findings.unwrap_or(&nothing);
+    stable_name(&ExaminedDisk { machine, disk, findings }).unwrap_or_default()
 }
 
 fn is_same(source: &Path, destination: &Path) -> bool {

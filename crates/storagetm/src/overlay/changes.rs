@@ -210,6 +210,8 @@ fn read_base(base: &Base, mut at: u64, mut into: &mut [u8]) -> io::Result<()> {
     let disk = match base {
         Base::Raw(disk) => return read_exact(disk.as_fd(), at, into),
         Base::Virtual(disk) => disk,
+        // Not kept in files, of which this is an export.
+        Base::Rescued(_) => return Err(io::ErrorKind::Unsupported.into()),
     };
     while !into.is_empty() {
         let (stored, run) = disk.find(at, at.saturating_add(into.len() as u64));

@@ -20,6 +20,7 @@ use linux::tree::Tree;
 use nvme::nqn;
 use protocol::Protocol;
 
+use super::rescue::RescueOptions;
 use crate::options::{Io, Serve};
 
 /// Payload memory shared by the connections of all threads: enough for a fast disk, and small
@@ -38,6 +39,8 @@ const MIN_PAYLOAD_MEMORY: usize = 4 << 20;
 pub(crate) struct ServeConfig {
     /// Disks and files to serve, by path.
     pub(super) disks: Vec<LendRequest>,
+    /// The map and the image of the only disk, if that is lent by them.
+    pub(super) rescue: Option<RescueOptions>,
     /// Size of the demo disk if it is served, and where what is written to it goes.
     pub(super) demo: Option<(Size, Writes)>,
     /// The users whose home directories are served, all if it is empty; `None` for none.
@@ -102,6 +105,7 @@ impl ServeConfig {
             if is_target { Settings::read(&Tree::machine()) } else { Settings::default() };
         let mut config = Self::of_settings(settings, is_target);
         config.disks = options.lend_requests();
+        config.rescue = RescueOptions::of(&options.rescue, &config.disks)?;
         config.demo = options.demo.map(|size| (size, options.demo_writes()));
         config.overlaid_homes = options.overlaid_homes();
         config.homes = options.homes.users();
@@ -147,6 +151,7 @@ impl ServeConfig {
         let machine = settings.machine.unwrap_or_else(|| machine_id(&tree));
         Self {
             disks: Vec::new(),
+            rescue: None,
             demo: None,
             homes: None,
             overlaid_homes: Vec::new(),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use daemon::homes;
 use daemon::hotplug::{Change, Hotplug};
+use daemon::inbox::Inbox;
 use daemon::lend::{
     LendOptions, LendRequest, LentDisk, Writes, block_device, check_distinct, named,
 };
@@ -13,31 +14,64 @@ use filesystem::Container;
 use protocol::commands::quoted;
 
 use super::config::ServeConfig;
+use super::rescue::{MapKeeper, RescueOptions};
 use crate::options::home;
 use crate::unpack;
 
-/// Opens the named disks, the demo disk, and home directories. Returns notes about homes that are left out.
+/// What was opened at the start.
+pub(super) struct Requested {
+    pub(super) lent: Vec<LentDisk>,
+    /// What saves the map of a disk that fails.
+    pub(super) map_keeper: Option<MapKeeper>,
+    /// About homes that are left out.
+    pub(super) notes: Vec<String>,
+}
+
+/// Opens the named disks, the demo disk, and home directories.
 ///
 /// # Errors
 /// Fails if one of them cannot be exported.
-pub(super) fn open_requested(
-    config: &ServeConfig,
-) -> Result<(Vec<LentDisk>, Vec<String>), Failure> {
+pub(super) fn open_requested(config: &ServeConfig, inbox: &Inbox) -> Result<Requested, Failure> {
+    let (mut lent, map_keeper) = open_named(config, inbox)?;
     let lend = &config.lend;
+    if let Some((size, writes)) = config.demo {
+        lent.push(beside(&lent, lend.lend_demo(size, writes)?)?);
+    }
+    let notes = open_homes(config, &mut lent)?;
+    Ok(Requested { lent, map_keeper, notes })
+}
+
+/// Opens the named disks. Returns also what saves the map of a disk that fails.
+fn open_named(
+    config: &ServeConfig,
+    inbox: &Inbox,
+) -> Result<(Vec<LentDisk>, Option<MapKeeper>), Failure> {
+    let (lend, mut keeper) = (&config.lend, None);
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in &config.disks {
-        let wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..*wanted };
+        let mut wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..wanted.clone() };
+        let map = config.rescue.as_ref().map(RescueOptions::load).transpose()?;
+        wanted.rescue = map.as_ref().map(|(request, _)| request.clone());
         check_new(&lent_disks, &wanted.path)?;
-        lent_disks.push(beside(&lent_disks, open_one(lend, config.any_format, wanted)?)?);
+        let lent = beside(&lent_disks, open_one(lend, config.any_format, wanted)?)?;
+        if let Some((_, map)) = map {
+            keeper = Some(MapKeeper::start(&lent, map, inbox)?);
+        }
+        lent_disks.push(lent);
     }
-    if let Some((size, writes)) = config.demo {
-        lent_disks.push(beside(&lent_disks, lend.lend_demo(size, writes)?)?);
-    }
-    let Some(users) = &config.homes else { return Ok((lent_disks, Vec::new())) };
+    Ok((lent_disks, keeper))
+}
+
+/// Opens home directories. Returns notes about those that are left out.
+fn open_homes(
+    config: &ServeConfig,
+    lent_disks: &mut Vec<LentDisk>,
+) -> Result<Vec<String>, Failure> {
+    let Some(users) = &config.homes else { return Ok(Vec::new()) };
     let writes = |name: &str| home::writes(&config.overlaid_homes, name);
-    let (homes, notes) = homes::open(lend, users, writes)?;
+    let (homes, notes) = homes::open(&config.lend, users, writes)?;
     for home in homes {
-        lent_disks.push(beside(&lent_disks, home)?);
+        lent_disks.push(beside(lent_disks, home)?);
     }
     let is_lent = |name: &Path| {
         let homes = lent_disks.iter().filter(|lent| lent.export.home.is_some());
@@ -49,7 +83,7 @@ pub(super) fn open_requested(
             name.display(),
             notes.iter().map(|note| format!("; {note}")).collect::<String>()
         ))),
-        None => Ok((lent_disks, notes)),
+        None => Ok(notes),
     }
 }
 
@@ -62,7 +96,8 @@ pub(super) fn open_one(
     any_format: bool,
     mut wanted: LendRequest,
 ) -> Result<LentDisk, Failure> {
-    if !any_format {
+    // A disk that is lent by a map is one, whatever its first bytes are.
+    if !any_format && wanted.rescue.is_none() {
         wanted.format = format(&wanted)?;
     }
     lend.lend(&wanted)

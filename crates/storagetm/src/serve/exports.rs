@@ -21,10 +21,11 @@ use nvme::nqn;
 
 use super::additions::{Additions, Ticket};
 use super::config::ServeConfig;
-use super::disks::{beside, check_new, open_present, open_requested};
+use super::disks::{Requested, beside, check_new, open_present, open_requested};
 pub(super) use super::flushes::FlushState;
 use super::flushes::Flushes;
 use super::network::Network;
+use super::rescue::MapKeeper;
 use super::{COALESCE, Context};
 
 /// Interval at which the sizes of image files are polled: the kernel does not report changes.
@@ -43,6 +44,8 @@ pub(super) struct Exports {
     flushes: Flushes,
     /// Disks that are added by the control socket.
     additions: Additions,
+    /// Saves the map of a disk that fails.
+    map_keeper: Option<MapKeeper>,
     /// Receives failures of flushes.
     inbox: Inbox,
 }
@@ -66,7 +69,7 @@ impl Exports {
         inbox: &Inbox,
     ) -> Result<(Self, Vec<String>), Failure> {
         let mut hotplug = Hotplug::open(config.lend.clone(), config.filter.clone());
-        let (mut lent, mut notes) = open_requested(config)?;
+        let Requested { mut lent, map_keeper, mut notes } = open_requested(config, inbox)?;
         if config.filter.is_some() {
             notes.extend(open_present(&mut hotplug, &mut lent)?);
         }
@@ -78,6 +81,7 @@ impl Exports {
             sizes_due: None,
             flushes: Flushes::default(),
             additions: Additions::new(config, inbox),
+            map_keeper,
             inbox: inbox.clone(),
         };
         Ok((exports, notes))
@@ -132,6 +136,12 @@ impl Exports {
     /// Returns whether a disk is being flushed, or a flush has failed.
     pub(super) fn is_flushing(&self) -> bool {
         self.flushes.any_pending()
+    }
+
+    /// Saves the map of a disk that fails for the last time, until `end`. Returns what is known of the disk, or a
+    /// sentence if the map could not be saved.
+    pub(super) fn save_map(&mut self, end: Instant) -> Option<Result<String, String>> {
+        self.map_keeper.take().map(|keeper| keeper.finish(end))
     }
 
     /// Returns notes about disks that were requested and do not exist.

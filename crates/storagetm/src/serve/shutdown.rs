@@ -37,7 +37,9 @@ impl Server {
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.network.stop_announcing();
         self.usb.disconnect();
-        let Self { worker, network, exports, hosts, mut events, mut ui, control, inbox, .. } = self;
+        let Self {
+            worker, network, mut exports, hosts, mut events, mut ui, control, inbox, ..
+        } = self;
         let in_time = worker.stop(HOST_TIMEOUT.saturating_sub(begun.elapsed()));
         for counted in inbox.receive().events {
             if let Some(event) = events.admit(counted, &network, &hosts, begun) {
@@ -52,6 +54,11 @@ impl Server {
         let (failed, mut lost) = flush(writable, end);
         // Withdrawn disks may still be flushed.
         lost.extend(exports.wait_for_flushes(end));
+        match exports.save_map(end) {
+            Some(Ok(summary)) => ui.emit(&ServeEvent::note(summary)),
+            Some(Err(sentence)) => lost.push(sentence),
+            None => {}
+        }
         lost.sort();
         lost.dedup();
         for event in failed.into_iter().chain(lost.iter().map(ServeEvent::note)) {

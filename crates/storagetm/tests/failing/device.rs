@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -31,6 +32,32 @@ impl Device {
         let size = format!("get_size=echo {BYTES}");
         let read_only = "can_write=exit 3";
         Self::new(folder, name, &["eval", &size, &pread, read_only], &["--read-only"])
+    }
+
+    /// Returns a read-only device with the contents of `image`, of which these bytes cannot be read. What its
+    /// server is asked for is in the file `NAME.log`.
+    pub(crate) fn with_bad(
+        folder: &Folder,
+        name: &str,
+        image: &str,
+        bad: &[Range<usize>],
+    ) -> Option<Self> {
+        let mut map = "0x0 + 1\n".to_owned();
+        let size = usize::try_from(fs::metadata(image).unwrap().len()).unwrap();
+        let mut at = 0;
+        for bad in bad.iter().chain([&(size..size)]) {
+            map.push_str(&format!("{at:#x} {:#x} +\n", bad.start - at));
+            if !bad.is_empty() {
+                map.push_str(&format!("{:#x} {:#x} -\n", bad.start, bad.len()));
+            }
+            at = bad.end;
+        }
+        let (filter, log) =
+            (folder.path(&format!("{name}.bad")), folder.path(&format!("{name}.log")));
+        fs::write(&filter, map).unwrap();
+        let (filter, log) = (format!("ddrescue-mapfile={filter}"), format!("logfile={log}"));
+        let plugin = ["--filter=log", "--filter=ddrescue", "file", image, &filter, &log];
+        Self::new(folder, name, &plugin, &["--read-only"])
     }
 
     /// Returns a device that discards writes and whose first `bad` bytes cannot be read.
