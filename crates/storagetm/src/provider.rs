@@ -27,7 +27,7 @@ use console::escape_unprintable;
 use daemon::listeners::path::{self, SocketFile};
 use failure::{Failure, spawn_error};
 use linux::signal::{Signal, Signals};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with, sockopt};
 use varlink::connection::{Connection, ConnectionError};
 use varlink::message::{Call, Reply};
@@ -43,6 +43,9 @@ const MAX_CONNECTIONS: usize = 16;
 
 /// A connection on which nothing happens for this long is closed.
 const IDLE: Duration = Duration::from_secs(300);
+
+/// Interval of further attempts to accept a connection when there is no room for one.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What volumes are made of.
 #[derive(Debug)]
@@ -101,8 +104,8 @@ fn accept_until_signal(socket: &OwnedFd, provider: &Arc<Provider>) -> Result<(),
         let is_full = served.load(Ordering::Relaxed) >= MAX_CONNECTIONS;
         let flags = if is_full { PollFlags::empty() } else { PollFlags::IN };
         let mut ends = [PollFd::new(socket, flags), PollFd::new(&signals, PollFlags::IN)];
-        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        let _ = poll(&mut ends, is_full.then_some(&pause));
+        let pause = Timespec::try_from(RETRY_INTERVAL).ok().filter(|_| is_full);
+        let _ = poll(&mut ends, pause.as_ref());
         let ends = |signal: &Signal| {
             matches!(signal, Signal::Interrupt | Signal::Terminate | Signal::HangUp)
         };
@@ -117,12 +120,15 @@ fn accept_until_signal(socket: &OwnedFd, provider: &Arc<Provider>) -> Result<(),
 
 fn is_readable(socket: &OwnedFd) -> bool {
     let mut ends = [PollFd::new(socket, PollFlags::IN)];
-    poll(&mut ends, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready > 0)
+    poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Accepts a connection and serves it on a thread of its own.
 fn accept(socket: &OwnedFd, provider: &Arc<Provider>, served: &Arc<AtomicUsize>) {
-    let Ok(client) = accept_with(socket, SocketFlags::CLOEXEC) else { return };
+    let Ok(client) = accept_with(socket, SocketFlags::CLOEXEC) else {
+        // Without a descriptor the client stays in the queue, and the socket readable.
+        return thread::sleep(RETRY_INTERVAL);
+    };
     let (provider, count) = (provider.clone(), served.clone());
     count.fetch_add(1, Ordering::Relaxed);
     let serve = move || {

@@ -203,6 +203,7 @@ impl Pending {
 #[cfg(test)]
 mod test {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
@@ -243,6 +244,18 @@ mod test {
         let (mut client, mut server) = pair();
         client.write_all(&deep).unwrap();
         assert!(matches!(server.receive(), Err(ConnectionError::Malformed(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_client_break_the_connection(
+            bytes in prop::collection::vec(prop_oneof![Just(0), Just(b'{'), any::<u8>()], 0..300),
+        ) {
+            let (mut client, mut server) = pair();
+            client.write_all(&bytes).unwrap();
+            drop(client);
+            while server.receive().is_ok_and(|call| call.is_some()) {}
+        }
     }
 
     #[test]

@@ -146,8 +146,15 @@ pub fn input<T: DeserializeOwned>(call: &Call) -> Result<T, Reply> {
     })
 }
 
+/// The most parameters of a call of which the unusable one is looked for.
+const MAX_SEARCHED: usize = 32;
+
 /// Returns the first parameter without which the others are accepted, or an empty name.
 fn misfit<T: DeserializeOwned>(call: &Call) -> &str {
+    // Each attempt reads all of them.
+    if call.parameters.len() > MAX_SEARCHED {
+        return "";
+    }
     let fits_without = |name: &&String| {
         let mut others = call.parameters.clone();
         others.remove(name.as_str());
@@ -249,6 +256,11 @@ mod test {
             let reply = input::<Input>(&Call::new("a.B", &parameters)).unwrap_err();
             assert_eq!(reply, invalid_parameter(name), "{parameters}");
         }
+        let mut many = crate::message::Parameters::new();
+        many.insert("name".to_owned(), json!(1));
+        many.extend((0..10_000).map(|n| (format!("z{n}"), Value::Null)));
+        let call = Call { parameters: many, ..Call::new("a.B", json!({})) };
+        assert_eq!(input::<Input>(&call).unwrap_err(), invalid_parameter(""));
         let input = input::<Input>(&Call::new("a.B", json!({"name": "a", "size": null}))).unwrap();
         assert_eq!(input, Input { name: "a".to_owned(), size: None });
     }

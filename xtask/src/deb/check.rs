@@ -20,7 +20,8 @@ const PROMISES: [(&str, &str); 8] = [
     (
         "systemd-analyze verify",
         "test -z \"$(systemd-analyze verify storage-target-mode.target storagetm.service \
-         storagetm@dev-sdb.service storagetm-console.service storagetm-failure.service storagetm-hands-off.service 2>&1)\"",
+         storagetm@dev-sdb.service storagetm-console.service storagetm-failure.service storagetm-hands-off.service \
+         storagetm-provider.socket storagetm-provider@1.service 2>&1)\"",
     ),
     (
         "systemd's target starts storagetm",

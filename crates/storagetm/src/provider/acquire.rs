@@ -9,6 +9,7 @@ use std::path::Path;
 use daemon::examine::{LIMIT, examine};
 use failure::Failure;
 use keys::record::Allowed;
+use linux::block::DeviceNumber;
 use linux::in_use::Machine;
 use linux::reason::Asked;
 use linux::tree::Tree;
@@ -106,7 +107,18 @@ fn local_device(name: &str, writable: bool) -> Result<OwnedFd, Reply> {
     if writable && (disk.read_only || !verdict.allows_writing(false)) {
         return Err(read_only_volume());
     }
-    open(&disk.path(&tree), writable)
+    let device = open(&disk.path(&tree), writable)?;
+    // The name may be that of another disk by now.
+    if number_of(&device) != Some(disk.number) {
+        return Err(system_error(Errno::NODEV));
+    }
+    Ok(device)
+}
+
+fn number_of(device: &OwnedFd) -> Option<DeviceNumber> {
+    let number = rustix::fs::fstat(device).ok()?.st_rdev;
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    Some(DeviceNumber { major, minor })
 }
 
 fn open(path: &Path, writable: bool) -> Result<OwnedFd, Reply> {
