@@ -96,6 +96,7 @@ pub const PROGRAMS: &[Program] = &[
     row("openssl", "openssl", TLS),
     row("plymouth", "plymouth", "the boot splash"),
     row("plymouthd", "plymouth", "the boot splash"),
+    row("promtool", "prometheus", "metrics in the format of Prometheus"),
     row("python3", "python3", "locks of other programs"),
     row("/usr/bin/python3:nbd", "python3-libnbd", "what NBD clients can ask for (libnbd)"),
     row("qemu-img", "qemu-utils", "NBD with QEMU, qcow2 images"),

@@ -3,6 +3,7 @@
 
 mod client;
 pub(crate) mod interface;
+mod metrics;
 mod status;
 
 use std::fs;

@@ -43,6 +43,7 @@ impl Server {
         let first = image(&folder, "first.img");
         let control = socket.to_str().unwrap();
         let line = ["--json", "--protocol", "nbd", "--listen", "127.0.0.1:0", "--control", control];
+        // The options are for that disk.
         let running = Running::serve(&[&line[..], options, &[&first]].concat());
         let (at, _) = running.ready();
         Self { running, socket, at, folder }
@@ -137,6 +138,19 @@ fn forced_removal_takes_a_disk_from_its_host() {
 }
 
 #[test]
+fn changes_in_memory_are_given_up_by_force_only() {
+    let server = Server::start(&["--overlay"]);
+    let mut disk = server.nbd("first").unwrap();
+    assert_eq!(disk.write(512, &[7; 512]).unwrap(), 0);
+    drop(disk);
+    server.running.until("detached");
+    let kept = failure(&server.run(&["remove", "first"]));
+    assert!(kept.0 == Some(1) && kept.1.contains("is kept in memory only"), "{kept:?}");
+    let removed = text(&server.run(&["remove", "--force", "first"]));
+    assert_eq!(removed, "first is not lent any more\n");
+}
+
+#[test]
 fn status_shows_disks_and_hosts() {
     let server = Server::start(&[]);
     let mut disk = server.nbd("first").unwrap();
@@ -157,6 +171,25 @@ fn status_shows_disks_and_hosts() {
     assert!(counted.is_some());
     let text = text(&server.run(&["status"]));
     assert!(text.contains("1 disk lent, 1 attached") && text.contains("first.img"), "{text}");
+}
+
+#[test]
+fn metrics_are_those_of_prometheus() {
+    let server = Server::start(&[]);
+    let text = text(&server.run(&["status", "--metrics"]));
+    let size = text.lines().find(|line| line.starts_with("storagetm_disk_size_bytes{"));
+    let size = size.unwrap_or_else(|| panic!("{text}"));
+    assert!(size.contains("name=\"first\"") && size.ends_with("} 1048576"), "{size}");
+    if !programs::is_installed("promtool") {
+        println!("skip metrics_are_those_of_prometheus: not installed: promtool");
+        return;
+    }
+    let mut check = Command::new("promtool");
+    check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut check = check.stderr(Stdio::piped()).spawn().unwrap();
+    check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

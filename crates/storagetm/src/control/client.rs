@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use failure::Failure;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use super::interface::{AddInput, RemoveInput, full};
 use super::known_paths;
 use crate::key::{print, print_json};
 use crate::options::control::{Add, Remove};
-use console::escape_unprintable;
+use console::{decimal, escape_unprintable};
 
 /// A running `storagetm serve`.
 #[derive(Debug)]
@@ -75,6 +76,14 @@ impl Server {
         self.client.call(&full(method), input).map_err(|error| sentence(&self.path, error))
     }
 
+    /// Sets how long to wait for a reply.
+    ///
+    /// # Errors
+    /// Fails if the socket is closed.
+    pub(super) fn set_timeout(&self, timeout: Duration) -> Result<(), Failure> {
+        self.client.set_timeout(Some(timeout)).map_err(|error| unreachable(&self.path, &error))
+    }
+
     /// Calls `each` with each event, until it returns false or the process ends.
     ///
     /// # Errors
@@ -127,6 +136,14 @@ fn sentence(path: &Path, error: CallError) -> Failure {
                 "{} is attached by {}: detach it there, or say --force, and that host loses it",
                 text("name"),
                 hosts.join(", ")
+            )
+        }
+        ".HasChanges" => {
+            let bytes = parameters.get("bytes").and_then(Value::as_u64).unwrap_or_default();
+            format!(
+                "what hosts have written to {} ({}) is kept in memory only: say --force to lose it",
+                text("name"),
+                decimal(bytes)
             )
         }
         ".NotFlushed" => format!("{} is withdrawn, but {}", text("name"), text("reason")),
@@ -212,6 +229,8 @@ mod test {
         assert_eq!(said("NoSuchExport", json!({"name": "sdx"})), "no disk sdx is lent");
         let attached = said("Attached", json!({"name": "sda", "hosts": ["desk", "lap\u{1b}"]}));
         assert!(attached.starts_with("sda is attached by desk, lap\\u"), "{attached}");
+        let kept = said("HasChanges", json!({"name": "sda", "bytes": 1000}));
+        assert!(kept.contains("sda (1 kB) is kept in memory only"), "{kept}");
         let lost = said("NotFlushed", json!({"name": "sda", "reason": "what was written is lost"}));
         assert_eq!(lost, "sda is withdrawn, but what was written is lost");
         let other = said("org.varlink.service.MethodNotFound", json!({}));

@@ -63,11 +63,11 @@ method Status() -> (
   notes: []string
 )
 
-# Lends a disk or an image by path or name, read-only unless it is to be writable. Returns when it is lent
+# Lends a disk or an image by absolute path or by name, read-only unless it is to be writable. Returns when it is lent
 method Add(disk: string, writable: ?bool) -> (export: Export)
 
-# Withdraws a disk by its name, path or NQN. With force also one that hosts have attached, which lose it. Returns when
-# what was written is on stable storage; released is false if the disk is still open then
+# Withdraws a disk by its name, path or NQN. With force also one that hosts have attached, which lose it, and one with
+# changes in memory. Returns when what was written is on stable storage; released is false if the disk is still open then
 method Remove(name: string, force: ?bool) -> (released: bool)
 
 # Returns the events of storagetm serve --json as they happen, after those of a start for what is lent now. Call it
@@ -82,6 +82,9 @@ error NoSuchExport (name: string)
 
 # Hosts have attached the disk
 error Attached (name: string, hosts: []string)
+
+# Hosts have written so many bytes to an overlay in memory, which ends with the disk
+error HasChanges (name: string, bytes: int)
 
 # The disk is withdrawn, and what was written to it last may be lost
 error NotFlushed (name: string, reason: string)

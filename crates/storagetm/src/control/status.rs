@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use console::{decimal, escape_unprintable};
 use daemon::event::escaped;
@@ -11,9 +12,13 @@ use serde_json::{Value, json};
 
 use super::client::Server;
 use super::interface::{AttachedHost, EndpointInfo, StatusOutput};
+use super::metrics::{self, Sample};
 use crate::key::print;
 use crate::options::control::Status as Options;
 use crate::table;
+
+/// How long a process is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one process serves.
 #[derive(Debug, Serialize)]
@@ -41,6 +46,9 @@ pub(crate) fn status(options: &Options) -> Result<(), Failure> {
         };
     }
     let reports = servers.iter_mut().map(report).collect::<Result<Vec<_>, Failure>>()?;
+    if options.metrics {
+        return print(metrics(&reports).as_bytes());
+    }
     if options.json {
         let text = serde_json::to_string_pretty(&reports).map_err(Failure::new)?;
         return print(format!("{}\n", escaped(&text)).as_bytes());
@@ -49,7 +57,18 @@ pub(crate) fn status(options: &Options) -> Result<(), Failure> {
     print(texts.join("\n").as_bytes())
 }
 
+fn metrics(reports: &[Report]) -> String {
+    let mut samples = Vec::new();
+    for Report { socket, status, exports, .. } in reports {
+        let socket = socket.display().to_string();
+        samples.push(Sample::of_server(&socket, status));
+        samples.extend(exports.iter().map(|export| Sample::of_export(&socket, export)));
+    }
+    metrics::text(&samples)
+}
+
 fn report(server: &mut Server) -> Result<Report, Failure> {
+    server.set_timeout(PATIENCE)?;
     let strange = |error| Failure::new(format!("an answer is not understood: {error}"));
     let status = Value::Object(server.call("Status", json!({}))?);
     let mut hosts = server.call("Hosts", json!({}))?;

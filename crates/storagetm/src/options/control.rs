@@ -15,6 +15,8 @@ Examples:
     storagetm status
   The hosts, for a script:
     storagetm status --json | jq -r '.[].hosts[].host'
+  The counters for Prometheus, by the textfile collector of its node_exporter:
+    storagetm status --metrics > /var/lib/prometheus/node-exporter/storagetm.prom
   Each event as it happens:
     storagetm status --follow | jq -c 'select(.event == \"attached\")'
 
@@ -55,8 +57,12 @@ pub struct Status {
     #[arg(long)]
     pub follow: bool,
 
-    /// Write a JSON array, one object per storagetm serve
+    /// Write sizes, hosts and counters of the disks in the text format of Prometheus
     #[arg(long, conflicts_with = "follow")]
+    pub metrics: bool,
+
+    /// Write a JSON array, one object per storagetm serve
+    #[arg(long, conflicts_with_all = ["follow", "metrics"])]
     pub json: bool,
 }
 
@@ -107,7 +113,7 @@ pub struct Remove {
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
 
-    /// Also disks that hosts have attached: they lose them at once
+    /// Also disks that hosts have attached, and those with changes in memory (--overlay): both are lost at once
     #[arg(long)]
     pub force: bool,
 

@@ -16,6 +16,7 @@ use daemon::listeners::path::{self, SocketFile};
 use export::Export;
 use failure::Failure;
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use serde_json::{Value, json};
 use varlink::connection::{Connection, ConnectionError};
@@ -33,6 +34,9 @@ const MAX_CLIENTS: usize = 16;
 /// Calls that one client can have answered before the others get their turn.
 const CALLS_AT_A_TIME: usize = 16;
 
+/// Pause after there was no descriptor for a client.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Interval of the checks whether a withdrawn disk is flushed and closed.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -40,6 +44,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Debug, Default)]
 pub(super) struct Control {
     listener: Option<(OwnedFd, Option<SocketFile>)>,
+    /// When clients are accepted again, after there was no descriptor for one.
+    accept_due: Option<Instant>,
     clients: Vec<Client>,
 }
 
@@ -64,8 +70,9 @@ enum State {
     Adding(Ticket),
     /// A disk that was withdrawn.
     Removing(Removal),
-    /// The next event; so many were lost since the last one.
-    Events { lost: u64 },
+    /// The next event. So many were lost since the last one; and so many of those that are recorded
+    /// are older than the reader's first ones.
+    Events { lost: u64, skip: usize },
 }
 
 /// A withdrawn disk.
@@ -89,12 +96,13 @@ impl Control {
             })?),
             None => own_paths().iter().find_map(|path| listen(path).ok()),
         };
-        Ok(Self { listener, clients: Vec::new() })
+        Ok(Self { listener, ..Self::default() })
     }
 
     /// Descriptors to poll.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let listener = self.listener.iter().map(|(socket, _)| (socket.as_fd(), PollFlags::IN));
+        let listener = self.listener.iter().filter(|_| self.accept_due.is_none());
+        let listener = listener.map(|(socket, _)| (socket.as_fd(), PollFlags::IN));
         let clients = self.clients.iter().map(|it| (it.connection.as_fd(), it.interest()));
         listener.chain(clients)
     }
@@ -102,12 +110,13 @@ impl Control {
     /// Returns when [`Self::run`] is due.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let waits = |client: &Client| matches!(client.state, State::Removing(_));
-        self.clients.iter().any(waits).then(|| now + POLL_INTERVAL)
+        let poll = self.clients.iter().any(waits).then(|| now + POLL_INTERVAL);
+        poll.into_iter().chain(self.accept_due).min()
     }
 
     /// Answers calls, and sends the events since the last time.
     pub(super) fn run(&mut self, parts: &mut Parts<'_>, cx: &mut Context<'_>) {
-        self.accept();
+        self.accept(cx.now);
         for (ticket, added) in parts.exports.take_added(parts.network, cx) {
             let is_it = |it: &&mut Client| matches!(it.state, State::Adding(own) if own == ticket);
             if let Some(client) = self.clients.iter_mut().find(is_it) {
@@ -121,14 +130,30 @@ impl Control {
         let events = cx.ui.take_recorded();
         self.clients.retain_mut(|client| client.send_events(&events).is_ok());
         let is_reader = |client: &Client| matches!(client.state, State::Events { .. });
-        cx.ui.record_events(self.clients.iter().any(is_reader));
+        if !self.clients.iter().any(is_reader) {
+            cx.ui.end_recording();
+        }
     }
 
     /// Accepts clients of the same user and of root. Others, and more than [`MAX_CLIENTS`], are cut off.
-    fn accept(&mut self) {
+    fn accept(&mut self, now: Instant) {
         let Some((listener, _)) = &self.listener else { return };
+        if self.accept_due.is_some_and(|due| now < due) {
+            return;
+        }
+        self.accept_due = None;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(socket) = accept_with(listener, flags) {
+        loop {
+            let socket = match accept_with(listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(_) => {
+                    // The socket stays readable.
+                    self.accept_due = Some(now + RETRY_INTERVAL);
+                    return;
+                }
+            };
             let Ok(connection) = Connection::new(socket) else { continue };
             let user = connection.peer().uid;
             let is_allowed = user.is_root() || user == rustix::process::geteuid();
@@ -193,8 +218,9 @@ impl Client {
     }
 
     fn send_events(&mut self, events: &[Value]) -> Result<(), ConnectionError> {
-        for event in events {
-            let State::Events { lost } = &mut self.state else { return Ok(()) };
+        let State::Events { skip, .. } = &mut self.state else { return Ok(()) };
+        for event in events.iter().skip(std::mem::take(skip)) {
+            let State::Events { lost, .. } = &mut self.state else { return Ok(()) };
             let before = (*lost > 0).then_some(ServeEvent::Lost { count: *lost });
             let before = before.and_then(|event| serde_json::to_value(event).ok());
             let mut sent = Ok(());
@@ -238,7 +264,7 @@ mod test {
         let mut control = Control::open(Some(&path)).unwrap();
         let clients: Vec<UnixStream> =
             (0..MAX_CLIENTS + 3).map(|_| UnixStream::connect(&path).unwrap()).collect();
-        control.accept();
+        control.accept(Instant::now());
         assert_eq!(control.clients.len(), MAX_CLIENTS);
         drop(clients);
     }
@@ -247,11 +273,11 @@ mod test {
     fn events_that_are_not_read_are_counted() {
         let (client, server) = UnixStream::pair().unwrap();
         let connection = Connection::new(server.into()).unwrap();
-        let mut reader = Client { connection, state: State::Events { lost: 0 } };
+        let mut reader = Client { connection, state: State::Events { lost: 0, skip: 3 } };
         let events = vec![json!({ "event": "note", "message": "x".repeat(1 << 16) }); 40];
         reader.send_events(&events).unwrap();
-        let State::Events { lost } = reader.state else { panic!() };
-        assert!(lost > 0 && lost < 40, "{lost}");
+        let State::Events { lost, skip: 0 } = reader.state else { panic!() };
+        assert!(lost > 0 && lost < 37, "{lost}");
         drop(client);
         assert!(reader.connection.is_closed());
     }

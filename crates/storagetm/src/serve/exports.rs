@@ -57,6 +57,8 @@ pub(super) enum NotRemoved {
     Unknown,
     /// These hosts have attached it.
     Attached(Vec<String>),
+    /// So many bytes that hosts have written are in memory only, and lost with it.
+    HasChanges(u64),
 }
 
 impl Exports {
@@ -251,7 +253,8 @@ impl Exports {
     /// disk is open.
     ///
     /// # Errors
-    /// Fails if there is none, or, unless `force`, if hosts have attached it.
+    /// Fails if there is none, or, unless `force`, if hosts have attached it or an overlay in memory
+    /// has changes.
     pub(super) fn remove(
         &mut self,
         name: &str,
@@ -264,11 +267,9 @@ impl Exports {
                 || nqn::of(&export.id) == name
         };
         let at = self.lent.iter().position(is_it).ok_or(NotRemoved::Unknown)?;
-        let hosts = self.lent.get(at).map(|lent| self.attached(&lent.export)).unwrap_or_default();
-        if !hosts.is_empty() && !force {
-            let mut names: Vec<String> = hosts.into_iter().map(called).collect();
-            names.dedup();
-            return Err(NotRemoved::Attached(names));
+        let shown = self.lent.get(at).and_then(|lent| self.shown_of(&lent.export));
+        if let Some(reason) = shown.filter(|_| !force).and_then(in_the_way) {
+            return Err(reason);
         }
         let lent = self.lent.remove(at);
         self.withdraw_disk(&lent, "it was removed at the machine", cx);
@@ -279,9 +280,12 @@ impl Exports {
 
     /// Returns the hosts that have attached an export.
     pub(super) fn attached(&self, export: &Arc<Export>) -> Vec<Host> {
+        self.shown_of(export).map(|disk| disk.attached).unwrap_or_default()
+    }
+
+    fn shown_of(&self, export: &Arc<Export>) -> Option<Disk> {
         let mut exports = self.status.exports().zip(self.status.disks());
-        let shown = exports.find(|(known, _)| Arc::ptr_eq(known, export));
-        shown.map(|(_, disk)| disk.attached).unwrap_or_default()
+        exports.find(|(known, _)| Arc::ptr_eq(known, export)).map(|(_, disk)| disk)
     }
 
     /// Returns the state of the flush of a withdrawn disk.
@@ -386,6 +390,17 @@ impl Exports {
     pub(super) fn wait_for_flushes(&self, end: Instant) -> Vec<String> {
         self.flushes.wait(end)
     }
+}
+
+/// Returns why a disk is removed by force only, if so.
+fn in_the_way(disk: Disk) -> Option<NotRemoved> {
+    let mut hosts: Vec<String> = disk.attached.into_iter().map(called).collect();
+    hosts.dedup();
+    if !hosts.is_empty() {
+        return Some(NotRemoved::Attached(hosts));
+    }
+    let changes = disk.kept.filter(|kept| !kept.in_files && kept.bytes > 0);
+    changes.map(|kept| NotRemoved::HasChanges(kept.bytes))
 }
 
 /// Returns the name of a host for people.

@@ -102,13 +102,15 @@ impl Ui {
         }
     }
 
-    /// Starts or ends the recording of events. What is recorded must be taken in each turn of the loop.
-    pub(super) fn record_events(&mut self, is_wanted: bool) {
-        match (is_wanted, &self.recorded) {
-            (true, None) => self.recorded = Some(Vec::new()),
-            (false, Some(_)) => self.recorded = None,
-            _ => {}
-        }
+    /// Starts to record events, unless they are recorded already. They must be taken in each turn of
+    /// the loop. Returns how many there are.
+    pub(super) fn start_recording(&mut self) -> usize {
+        self.recorded.get_or_insert_default().len()
+    }
+
+    /// Ends the recording of events.
+    pub(super) fn end_recording(&mut self) {
+        self.recorded = None;
     }
 
     /// Takes the events that were recorded.

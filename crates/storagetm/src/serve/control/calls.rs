@@ -55,9 +55,15 @@ impl Client {
                 Ok(())
             }
             Ok(Outcome::Events(events)) => {
-                self.state = State::Events { lost: 0 };
+                self.state = State::Events { lost: 0, skip: 0 };
                 let values = events.iter().filter_map(|event| serde_json::to_value(event).ok());
-                self.send_events(&values.collect::<Vec<_>>())
+                self.send_events(&values.collect::<Vec<_>>())?;
+                // The first events have what was recorded before them.
+                let skip = cx.ui.start_recording();
+                if let State::Events { skip: skipped, .. } = &mut self.state {
+                    *skipped = skip;
+                }
+                Ok(())
             }
         }
     }
@@ -77,7 +83,6 @@ fn run(call: &Call, parts: &mut Parts<'_>, cx: &mut Context<'_>) -> Result<Outco
         "Events" => {
             let lent = exports.status().exports().map(|export| network.lent_event(export));
             let events = network.open_events().into_iter().chain(lent);
-            // Events that were recorded for others are older than this.
             Ok(Outcome::Events(events.chain([ServeEvent::Ready]).collect()))
         }
         "List" => {
@@ -183,6 +188,9 @@ fn remove(
         }
         Err(NotRemoved::Unknown) => {
             Err(Reply::error(&full("NoSuchExport"), json!({ "name": name })))
+        }
+        Err(NotRemoved::HasChanges(bytes)) => {
+            Err(Reply::error(&full("HasChanges"), json!({ "name": name, "bytes": bytes })))
         }
         Err(NotRemoved::Attached(hosts)) => {
             Err(Reply::error(&full("Attached"), json!({ "name": name, "hosts": hosts })))
