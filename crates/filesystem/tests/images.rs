@@ -438,6 +438,22 @@ fn xfs_that_was_not_unmounted_counts_as_used() {
     }
 }
 
+/// The beginnings of file systems, and what the fuzzer has found.
+#[test]
+fn x21_corpus_of_usage_is_replayed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/usage");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let mut bytes = fs::read(entry.unwrap().path()).unwrap();
+        bytes.resize(64 << 20, 0);
+        let usage = usage(&bytes[..], 64 << 20).unwrap();
+        assert!(usage.used.iter().all(|range| range.end <= 64 << 20));
+        owners(&bytes[..], 64 << 20, &Ranges::of(0..1 << 20)).unwrap();
+        count += 1;
+    }
+    assert!(count >= 6);
+}
+
 #[test]
 fn x44_crafted_volumes_do_not_panic_or_loop() {
     let makers: [(&str, &[&str]); 4] = [
