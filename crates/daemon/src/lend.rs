@@ -202,8 +202,9 @@ impl LendOptions {
         let mut lent =
             self.export(request, identity, (opened, format), examined.map(|it| it.disk))?;
         if let Some(home) = home {
-            lent =
-                lent.with_home(Home { user: home.user, signing_key: homed::own_key(&self.tree) });
+            let signing_key = homed::own_key(&self.tree);
+            let lent_home = lent.with_home(Home { user: home.user, signing_key });
+            lent = lent_home.ok_or_else(|| Failure::new("the home is used already"))?;
             lent.notes.extend(space);
         }
         let path = request.path.display();

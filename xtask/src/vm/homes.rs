@@ -130,9 +130,12 @@ fn run(
     results: &mut Results<'_>,
 ) -> Result<()> {
     let (disk, socket) = (folder.join("homes.img"), folder.join("link"));
+    let stick = folder.join("stick.img");
     empty(&disk, 256 * MIB)?;
+    empty(&stick, 72 * MIB)?;
     let mut devices = link(&socket, 1).to_vec();
     devices.extend(virtio_disk(&disk, "HOMES", false));
+    devices.extend(virtio_disk(&stick, "STICK", false));
     let lender = boot(bench, kernel, folder, "lender", results, &devices)?;
     let deadline = Instant::now() + BOOT;
     while !socket.exists() {

@@ -55,15 +55,13 @@ impl LentDisk {
         (kind == FileType::RegularFile).then_some(stat.stx_size)
     }
 
-    /// Makes it a home directory, with a name by its user.
-    pub(super) fn with_home(mut self, home: Home) -> Self {
+    /// Makes it a home directory, with a name by its user. Returns `None` if the export is shared already.
+    pub(super) fn with_home(mut self, home: Home) -> Option<Self> {
         self.notes.push(home_note(&home.user, &self.export));
-        // The export is not shared yet.
-        if let Some(export) = Arc::get_mut(&mut self.export) {
-            export.short = home_name(&home.user);
-            export.home = Some(home);
-        }
-        self
+        let export = Arc::get_mut(&mut self.export)?;
+        export.short = home_name(&home.user);
+        export.home = Some(home);
+        Some(self)
     }
 
     /// Adds notes about what could not be read.
