@@ -26,6 +26,7 @@ pub mod scsi;
 pub mod target;
 pub mod usage;
 pub mod usb;
+pub mod web;
 pub mod wire;
 
 #[path = "../../crates/nbd/tests/client/messages.rs"]
@@ -62,3 +63,7 @@ mod scsi_world;
 #[path = "../../crates/usb/tests/bulk_only/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod usb_world;
+
+#[path = "../../crates/web/tests/server/world.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod web_world;

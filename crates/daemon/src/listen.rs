@@ -26,10 +26,13 @@ pub struct Protocols {
 }
 
 impl Protocols {
-    /// The named protocols; all if none is named.
+    /// The named protocols; if none is named, all that are not served on request only.
     pub fn of(named: &[Protocol]) -> Self {
-        let all = PROTOCOLS.iter().map(|row| row.protocol);
-        let served = all.filter(|protocol| named.is_empty() || named.contains(protocol)).collect();
+        let is_served = |row: &&Row| match named {
+            [] => !row.on_request,
+            named => named.contains(&row.protocol),
+        };
+        let served = PROTOCOLS.iter().filter(is_served).map(|row| row.protocol).collect();
         Self { served, named: !named.is_empty() }
     }
 
@@ -176,6 +179,11 @@ impl Listener {
     /// Requires no key if `open`.
     pub fn with_open_access(self, open: bool) -> Self {
         Self { auth: if open { Auth::None } else { self.auth }, ..self }
+    }
+
+    /// Returns whether a host can be admitted: it needs no key, or can show one.
+    pub fn admits_hosts(&self) -> bool {
+        self.auth == Auth::None || self.serves.protocol.has_keys()
     }
 
     /// The path, or the address without port; a link-local IPv6 address with its interface.

@@ -48,12 +48,14 @@ impl Listeners {
     }
 
     /// Opens the listeners of the plan for these addresses. Returns messages about optional ones
-    /// whose port is in use or whose address is missing.
+    /// whose port is in use or whose address is missing, and about protocols that cannot be served at
+    /// all addresses.
     ///
     /// # Errors
-    /// Fails if another one cannot be bound.
+    /// Fails if another one cannot be bound, or if the user has given an address at which a protocol
+    /// cannot be served.
     pub fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<Vec<String>, Failure> {
-        let mut left_out = Vec::new();
+        let mut left_out = self.without_keys(machine)?;
         for planned in self.planned(machine) {
             match bind(&planned) {
                 Ok(addr) => self.add(planned, addr),
@@ -79,7 +81,32 @@ impl Listeners {
     /// What to listen on while the machine has these addresses.
     fn planned(&self, machine: &[Address]) -> Vec<Listener> {
         let planned = self.plan.listeners(machine).into_iter();
-        planned.map(|listener| listener.with_open_access(self.open)).collect()
+        let planned = planned.map(|listener| listener.with_open_access(self.open));
+        planned.filter(Listener::admits_hosts).collect()
+    }
+
+    /// Returns a message for each protocol that has no keys, if some addresses require one.
+    ///
+    /// # Errors
+    /// Fails if the user has given such an address.
+    fn without_keys(&self, machine: &[Address]) -> Result<Vec<String>, Failure> {
+        let planned = self.plan.listeners(machine).into_iter();
+        let planned = planned.map(|listener| listener.with_open_access(self.open));
+        let mut messages = Vec::new();
+        for listener in planned.filter(|listener| !listener.admits_hosts()) {
+            let label = listener.serves.protocol.row().label;
+            let remedy = "serve it without keys to everyone who reaches this machine (--open)";
+            if matches!(self.plan, Plan::Fixed(_)) {
+                return Err(Failure::usage(format!(
+                    "cannot serve {label} on {listener}: {label} has no keys. Give a loopback address, or {remedy}"
+                )));
+            }
+            messages.push(format!(
+                "{label} has no keys: it is served on loopback addresses only. Or {remedy}."
+            ));
+        }
+        messages.dedup();
+        Ok(messages)
     }
 
     /// Whether the listener may be missing: no IPv6 support, or an address that was just removed.
@@ -425,6 +452,32 @@ mod test {
         let machine = [address("169.254.1.1")];
         assert_eq!(listeners.update(&machine, &mut taken).len(), 2);
         assert_eq!(listeners.update(&machine, &mut taken).len(), 0);
+    }
+
+    #[test]
+    fn protocol_without_keys_is_served_where_none_is_required() {
+        let machine = [address("127.0.0.1"), address("169.254.1.1")];
+        let http = || Protocols::of(&[Protocol::Http, Protocol::Nbd]);
+        let served = |open: bool| {
+            let mut listeners = Listeners::closed(Plan::Nearby(http()), open);
+            let left_out = listeners.open(&machine, &mut any).unwrap();
+            let http = listeners.active().filter(|at| at.serves.protocol == Protocol::Http);
+            let served: Vec<_> = http.map(ToString::to_string).collect();
+            assert_eq!(listeners.active().count(), 2 + served.len());
+            assert!(listeners.update(&machine, &mut any).is_empty());
+            (served, left_out)
+        };
+        let (here, left_out) = served(false);
+        assert_eq!(here, ["127.0.0.1 port 8080"]);
+        assert!(left_out.len() == 1 && left_out[0].starts_with("HTTP has no keys"), "{left_out:?}");
+        assert_eq!(
+            served(true),
+            (vec!["127.0.0.1 port 8080".into(), "169.254.1.1 port 8080".into()], vec![])
+        );
+        let given = Plan::Fixed(Plan::Nearby(http()).listeners(&machine));
+        let failure = opened_of(given.clone(), false, &machine, &mut any).unwrap_err();
+        assert!(failure.to_string().contains("cannot serve HTTP on 169.254.1.1"), "{failure}");
+        assert!(opened_of(given, true, &machine, &mut any).is_ok());
     }
 
     #[test]

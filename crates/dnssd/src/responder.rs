@@ -175,8 +175,9 @@ impl Responder {
     /// Reports services as they are found, one thread per type.
     fn browse(&self) -> mdns_sd::Result<()> {
         let remaining = Arc::new(Mutex::new(MAX_EVENTS));
-        for kind in PROTOCOLS.iter().map(|row| row.protocol) {
-            let found = self.daemon.browse(kind.row().service_type)?;
+        let announced = PROTOCOLS.iter().filter_map(|row| Some((row.protocol, row.service_type?)));
+        for (kind, service_type) in announced {
+            let found = self.daemon.browse(service_type)?;
             let remaining = remaining.clone();
             thread::spawn(move || {
                 for event in found.iter() {
@@ -206,7 +207,7 @@ fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
     let mut text = vec![("keyed", if service.keyed { "1" } else { "0" })];
     text.extend(service.kind.row().txt);
     let host = format!("{}.local.", service.host);
-    let kind = service.kind.row().service_type;
+    let kind = service.kind.row().service_type.unwrap_or_default();
     let addresses: &[IpAddr] = &service.addresses;
     ServiceInfo::new(kind, &service.name, &host, addresses, service.port, &text[..])
 }
@@ -240,7 +241,7 @@ fn place(address: &ScopedIp) -> ScopedAddr {
 
 /// The instance name in a full name, in which dots and backslashes are escaped.
 fn instance(full: &str, kind: Protocol) -> String {
-    let end = full.len().saturating_sub(kind.row().service_type.len() + 1);
+    let end = full.len().saturating_sub(kind.row().service_type.map_or(0, str::len) + 1);
     let escaped = full.get(..end).unwrap_or(full);
     let mut name = String::with_capacity(escaped.len());
     let mut chars = escaped.chars();

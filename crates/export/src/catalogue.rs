@@ -146,6 +146,18 @@ impl Catalogue {
         self.grant(caller, &export.id)
     }
 
+    /// Authorizes `caller` to read the export with this short name. Where each host has its own state
+    /// of an overlay, that is the disk under it: a reader takes none of the states.
+    ///
+    /// # Errors
+    /// As [`Catalogue::grant_short`].
+    pub fn grant_reader(&self, caller: &Caller<'_>, short: &str) -> Result<Grant, Refusal> {
+        self.authenticate(caller)?;
+        let mut visible = self.visible(caller).into_iter();
+        let export = visible.find(|export| export.short == short).ok_or(Refusal::Unknown)?;
+        Ok(Grant::new(export).read_only())
+    }
+
     /// Returns the host that `caller` has authenticated as, or `None` where no authentication is
     /// required.
     ///
@@ -229,6 +241,45 @@ mod test {
         assert!(proven.is_proven() && !claimed.is_proven());
         assert!(proven.state().is_some() && claimed.state().is_some());
         assert_ne!(proven.state(), claimed.state());
+    }
+
+    #[test]
+    fn reader_takes_no_state_of_an_overlay() {
+        let catalogue = catalogue(host(true, false, &[(Some("a"), Access::Writable)]));
+        let files = [(); 5].map(|()| std::fs::File::open("/dev/null").unwrap().into());
+        let layout =
+            OverlayLayout { limit: 1 << 30, map_cost: 1, is_private: true, is_durable: false };
+        let overlay = Backing::new(layout.into(), files.into()).unwrap();
+        let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
+        let mut export = Export::new("c", "c", identity, geometry, 512, overlay);
+        export.access = Access::Writable;
+        catalogue.publish(Arc::new(export));
+        let read = |auth: Auth, short: &str| {
+            let peer = peer(auth, Some(7));
+            let caller = Caller { peer: &peer, host: "host", proven: None };
+            catalogue.grant_reader(&caller, short)
+        };
+        let grant = read(Auth::None, "c").unwrap();
+        assert_eq!((grant.state(), grant.access()), (None, Access::ReadOnly));
+        assert_eq!(read(Auth::None, "b").unwrap().access(), Access::ReadOnly);
+        assert_eq!(write(&read(Auth::None, "b").unwrap()).err(), Some(crate::Fault::ReadOnly));
+        assert!(read(Auth::Required, "a").is_ok());
+        assert_eq!(read(Auth::Required, "b").err(), Some(Refusal::Unknown));
+        assert_eq!(read(Auth::None, "none").err(), Some(Refusal::Unknown));
+    }
+
+    #[test]
+    fn reader_without_a_key_gets_no_home() {
+        let catalogue = Catalogue::default();
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
+        let mut export = Export::new("h", "h", identity, geometry, 512, disk);
+        export.home = Some(crate::Home { user: "ann".to_owned(), signing_key: None });
+        catalogue.publish(Arc::new(export));
+        let peer = peer(Auth::None, None);
+        let caller = Caller { peer: &peer, host: "", proven: None };
+        assert!(catalogue.visible(&caller).is_empty());
+        assert_eq!(catalogue.grant_reader(&caller, "h").err(), Some(Refusal::Unknown));
     }
 
     fn peer(auth: Auth, key: Option<u64>) -> Peer {

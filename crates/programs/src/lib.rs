@@ -27,6 +27,7 @@ const EXFAT: &str = "exFAT: free clusters";
 const XFS: &str = "XFS: free blocks";
 const NTFS: &str = "NTFS: free clusters, names of files";
 const NBD: &str = "other NBD clients at our server";
+const HTTP: &str = "HTTP clients at our server";
 const ISCSI: &str = "iSCSI initiators at our target, and their conformance suite";
 const TGT: &str = "copies from and to the iSCSI target tgt";
 const COPY: &str = "copies from and to other NBD servers, with their faults";
@@ -45,9 +46,11 @@ pub const PROGRAMS: &[Program] = &[
     row("apt-get", "apt", MACHINES),
     row("blkdiscard", "util-linux", "block devices over NBD (FUSE)"),
     row("blkid", "util-linux", "disks of the test machines, with libblkid"),
+    row("/usr/lib/x86_64-linux-gnu/qemu/block-curl.so", "qemu-block-extra", HTTP),
     row("/usr/lib/grub/i386-pc/boot_hybrid.img", "grub-pc-bin", BIOS),
     row("busybox", "busybox-static", "DHCP"),
     row("cmp", "diffutils", NBD),
+    row("curl", "curl", HTTP),
     row("ddrescue", "gddrescue", RESCUE),
     row("ddrescuelog", "gddrescue", RESCUE),
     row("debugfs", "e2fsprogs", EXT),

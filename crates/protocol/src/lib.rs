@@ -7,6 +7,7 @@
 
 pub mod commands;
 pub mod endpoint;
+pub(crate) mod http;
 pub(crate) mod iscsi;
 pub(crate) mod nbd;
 pub mod nvme;
@@ -29,6 +30,8 @@ pub enum Protocol {
     Nbd,
     /// iSCSI, which Windows, ESXi, FreeBSD, firmware and iPXE attach by themselves
     Iscsi,
+    /// HTTP, read-only and only if named: any browser, curl, qemu and UEFI firmware
+    Http,
 }
 
 /// What a listener of a protocol offers.
@@ -66,17 +69,19 @@ pub struct Row {
     pub schemes: &'static [&'static str],
     /// Whether disks come with discovery.
     pub discovery: bool,
-    /// Service type in DNS-SD (RFC 6763 §4.1.2).
-    pub service_type: &'static str,
+    /// Service type in DNS-SD (RFC 6763 §4.1.2); `None` if it is not announced.
+    pub service_type: Option<&'static str>,
     /// Keys and values of the TXT record in DNS-SD.
     pub txt: &'static [(&'static str, &'static str)],
     /// Whether it can be served on Unix sockets.
     pub unix: bool,
     /// Whether another program may have its port, unless the user has named the protocol.
     pub optional: bool,
+    /// Whether it is served only if the user has named it.
+    pub on_request: bool,
     /// Whether hosts are paired over it by a code.
     pub pairing: bool,
-    /// The command that writes the key of a host in a form for its clients.
+    /// The command that writes the key of a host in a form for its clients; empty without schemes.
     pub key_export: &'static str,
     /// The member of the JSON event of an export that holds [`Instructions::listed`].
     pub member: &'static str,
@@ -86,7 +91,7 @@ pub struct Row {
 }
 
 /// All protocols, in the order in which they are preferred.
-pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW, iscsi::ROW];
+pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW, iscsi::ROW, http::ROW];
 
 impl Protocol {
     /// Returns the row of the protocol.
@@ -98,6 +103,11 @@ impl Protocol {
     /// Returns the name in JSON events.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// Returns whether hosts can show a key. Other protocols are served only where none is required.
+    pub fn has_keys(self) -> bool {
+        !self.row().schemes.is_empty()
     }
 
     /// Returns the protocol with this name in options.

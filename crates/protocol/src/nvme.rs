@@ -21,10 +21,11 @@ pub(crate) const ROW: Row = Row {
     schemes: ::nvme::auth::credential::SCHEMES,
     discovery: true,
     // NVMe TP 8009.
-    service_type: "_nvme-disc._tcp.local.",
+    service_type: Some("_nvme-disc._tcp.local."),
     txt: &[("p", "tcp"), ("nqn", ::nvme::wire::fabrics::DISCOVERY_NQN)],
     unix: false,
     optional: false,
+    on_request: false,
     pairing: true,
     key_export: "storagetm key export NAME --for-host HOST",
     member: "attach",

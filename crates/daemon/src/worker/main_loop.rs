@@ -74,6 +74,7 @@ impl WorkerProcess {
         let cannot = |error: io::Error| format!("cannot start to serve: {}", spawn_error(&error));
         engine::tls::prepare().map_err(cannot)?;
         let certificates = config.certificates.as_ref().map(Certificates::parse).transpose()?;
+        let machine = linux::net::hostname();
         unconfined.extend(sandbox::restrict_files());
         let inbox = Inbox::open().map_err(|error| cannot(error.into()))?;
         let events = inbox.clone();
@@ -87,6 +88,7 @@ impl WorkerProcess {
             engine,
             sessions: Sessions::new(
                 disks.clone(),
+                &machine,
                 config.null_dh,
                 certificates,
                 config.first_controller,

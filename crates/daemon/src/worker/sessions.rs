@@ -28,6 +28,7 @@ pub(super) struct Sessions {
     nbd: Arc<nbd_server::Server>,
     iscsi: Arc<iscsi::target::Server>,
     usb: Arc<usb::Server>,
+    web: Arc<web::Server>,
     /// Certificates for NBD clients that use TLS without a PSK.
     certificates: Option<Certificates>,
     pairing: Mutex<Option<Arc<PairingServer>>>,
@@ -44,9 +45,10 @@ struct HostKeys {
 
 impl Sessions {
     /// `null_dh`: whether DH-HMAC-CHAP is accepted without a Diffie-Hellman exchange. Controller
-    /// IDs start at `first_controller`.
+    /// IDs start at `first_controller`. `machine` is the name of this machine.
     pub(super) fn new(
         disks: Arc<Disks>,
+        machine: &str,
         null_dh: bool,
         certificates: Option<Certificates>,
         first_controller: u16,
@@ -61,6 +63,7 @@ impl Sessions {
             nbd: nbd_server::Server::new(catalogue.clone()),
             iscsi: iscsi::target::Server::new(catalogue.clone()),
             usb: usb::Server::new(catalogue.clone()),
+            web: web::Server::new(catalogue.clone(), machine, random_number()),
             certificates,
             catalogue,
             disks,
@@ -88,6 +91,7 @@ impl Sessions {
             }),
             Protocol::Nbd => self.open_nbd(nbd_server::Start::HelloSent),
             Protocol::Iscsi => self.open_iscsi(),
+            Protocol::Http => self.open_http(),
         }
     }
 
@@ -104,6 +108,11 @@ impl Sessions {
 
     fn open_iscsi(&self) -> MakeSession {
         let server = self.iscsi.clone();
+        Arc::new(move |peer, account, now| Box::new(server.session(peer, account, now)))
+    }
+
+    fn open_http(&self) -> MakeSession {
+        let server = self.web.clone();
         Arc::new(move |peer, account, now| Box::new(server.session(peer, account, now)))
     }
 
@@ -137,7 +146,7 @@ impl Sessions {
         let security = Security { auth, plain: Arc::new(plain), ..Security::open() };
         match serves.protocol {
             Protocol::Nvme => Security { keys: Some(Arc::new(move || keys.keys())), ..security },
-            Protocol::Iscsi => security,
+            Protocol::Iscsi | Protocol::Http => security,
             Protocol::Nbd => Security {
                 keys: Some(Arc::new(move || keys.with_host_keys(|keys| keys.nbd.clone()))),
                 negotiation: Some(self.negotiators(auth)),
@@ -243,11 +252,18 @@ fn pairing_psk() -> Psk {
     Psk { identity: pair::IDENTITY.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
 }
 
-/// Aborts if the CSPRNG fails: a predictable pairing code must never be shown.
+/// Aborts if the CSPRNG fails: a predictable pairing code must never be shown, and no entity tag be used
+/// twice.
 fn fill_random(bytes: &mut [u8]) {
     if !auth::chap::system_random(bytes) {
         std::process::abort();
     }
+}
+
+fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes);
+    u64::from_le_bytes(bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,9 +2,14 @@
 
 use protocol::{PROTOCOLS, Protocol, Role, Row, joined, option_names};
 
-/// Returns the names of the protocols for people: `NVMe/TCP and NBD`.
+/// Returns the protocols that are served unless the user names others.
+fn by_default() -> impl Iterator<Item = &'static Row> {
+    PROTOCOLS.iter().filter(|row| !row.on_request)
+}
+
+/// Returns the names of the protocols that are served by default, for people: `NVMe/TCP and NBD`.
 pub(super) fn labels() -> String {
-    joined(PROTOCOLS.iter().map(|row| row.label), "and")
+    joined(by_default().map(|row| row.label), "and")
 }
 
 /// Returns the short help of `--protocol`.
@@ -15,11 +20,14 @@ pub(super) fn protocol() -> String {
 
 /// Returns the help of `--protocol`.
 pub(super) fn protocol_long() -> String {
-    let optional = PROTOCOLS.iter().filter(|row| row.optional).map(|row| row.label);
+    let optional = by_default().filter(|row| row.optional).map(|row| row.label);
+    let on_request = PROTOCOLS.iter().filter(|row| row.on_request).map(|row| row.label);
     format!(
-        "{}\n\nDefault: all; {} is then left out if its port is in use.",
+        "{}\n\nDefault: all but {on_request}; {} is then left out if its port is in use. {on_request} has no \
+         keys: it is served, read-only, where none is required.",
         protocol(),
-        joined(optional, "and")
+        joined(optional, "and"),
+        on_request = joined(on_request, "and"),
     )
 }
 
@@ -57,7 +65,8 @@ pub(super) const NO_ANNOUNCE: &str = "Do not announce the disks by multicast DNS
 
 /// Returns the help of `--no-announce`.
 pub(super) fn no_announce_long() -> String {
-    let services = PROTOCOLS.iter().map(|row| row.service_type.trim_end_matches(".local."));
+    let types = PROTOCOLS.iter().filter_map(|row| row.service_type);
+    let services = types.map(|service_type| service_type.trim_end_matches(".local."));
     format!(
         "{NO_ANNOUNCE}\n\nDefault: `storagetm find` on other machines finds this one ({}). Where a \
          key is required it is announced under a random name.",

@@ -16,7 +16,9 @@ pub(super) fn mdns_endpoints<'a>(here: impl Iterator<Item = &'a Listener>) -> Ve
         here.iter().any(|(it, of)| of.serves == discovery && it.ip() == at.ip())
     };
     let chosen = here.iter().filter(|(tcp_listener, of)| {
-        of.serves.role == Role::Discovery || !has_discovery(*tcp_listener, of.serves.protocol)
+        let is_chosen =
+            of.serves.role == Role::Discovery || !has_discovery(*tcp_listener, of.serves.protocol);
+        is_chosen && of.serves.protocol.row().service_type.is_some()
     });
     chosen.map(|(tcp_listener, of)| mdns_endpoint(*tcp_listener, of)).collect()
 }

@@ -1,0 +1,152 @@
+//! The list of disks: a page for people, and JSON for programs.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use export::{Access, Export};
+use serde::Serialize;
+
+use crate::response::percent_encoded;
+
+/// The style sheet of the page: it also fits the screen of a phone, and a dark theme.
+pub(crate) const STYLE: &str = "\
+:root { color-scheme: light dark; }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
+ul { list-style: none; padding: 0; }
+li { border: 1px solid #8886; border-radius: .5rem; padding: .8rem 1rem; margin: 0 0 1rem; }
+h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
+p { margin: .3rem 0; overflow-wrap: anywhere; }
+span { white-space: nowrap; }
+.note { opacity: .8; font-size: .9rem; }
+a.get { display: inline-block; margin-top: .4rem; padding: .5rem 1rem; border-radius: .4rem; \
+background: #1a5fb4; color: #fff; text-decoration: none; overflow-wrap: anywhere; }
+";
+
+/// Returns the page with the disks of this machine.
+pub(crate) fn html(machine: &str, exports: &[Arc<Export>]) -> String {
+    let machine = escaped(machine);
+    let mut page = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>Disks of {machine}</title>\n<link rel=\"stylesheet\" href=\"/style.css\">\n\
+         </head>\n<body>\n<h1>Disks of {machine}</h1>\n"
+    );
+    if exports.is_empty() {
+        page.push_str("<p>There is no disk here now.</p>\n");
+    } else {
+        page.push_str("<ul>\n");
+        exports.iter().for_each(|export| page.push_str(&item(export)));
+        page.push_str("</ul>\n");
+    }
+    page.push_str(
+        "<p class=\"note\">Disks can only be read here. A download that was interrupted can be \
+         continued where the disk is read-only. Nothing is encrypted.</p>\n</body>\n</html>\n",
+    );
+    page
+}
+
+fn item(export: &Export) -> String {
+    let (name, model) = (escaped(&export.short), escaped(&export.identity.model));
+    let mut item = format!("<li>\n<h2>{name}</h2>\n");
+    let model = if model.is_empty() { String::new() } else { format!("{model}, ") };
+    let (size, bytes) = (size(export.bytes()), export.bytes());
+    let _ = writeln!(item, "<p>{model}{size} <span class=\"note\">({bytes} bytes)</span></p>");
+    if export.access == Access::Writable {
+        item.push_str(
+            "<p class=\"note\">Other machines may write to this disk, also during a download, which \
+             is then of no use.</p>\n",
+        );
+    }
+    let href = percent_encoded(&export.short);
+    let _ =
+        writeln!(item, "<a class=\"get\" href=\"/{href}.raw\" download>Download {name}.raw</a>");
+    item.push_str("</li>\n");
+    item
+}
+
+/// A disk in the list for programs.
+#[derive(Debug, Serialize)]
+struct Item<'a> {
+    name: &'a str,
+    path: String,
+    bytes: u64,
+    block_size: u32,
+    model: &'a str,
+    /// Whether hosts may write to it by other protocols.
+    writable: bool,
+}
+
+/// Returns the list for programs: `{"machine":…,"disks":[{"name":…}]}`.
+pub(crate) fn json(machine: &str, exports: &[Arc<Export>]) -> String {
+    let item = |export: &Arc<Export>| {
+        serde_json::json!(Item {
+            name: &export.short,
+            path: format!("/{}.raw", percent_encoded(&export.short)),
+            bytes: export.bytes(),
+            block_size: export.geometry.block(),
+            model: &export.identity.model,
+            writable: export.access == Access::Writable,
+        })
+    };
+    let disks: Vec<_> = exports.iter().map(item).collect();
+    format!("{}\n", serde_json::json!({ "machine": machine, "disks": disks }))
+}
+
+/// Escapes text for HTML. Control characters, also those that change the direction of text, are
+/// replaced.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                escaped.push('\u{fffd}');
+            }
+            c if c.is_control() => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Formats a number of bytes in the units of disk vendors (powers of 1000): `500 GB`, `1.5 MB`.
+fn size(bytes: u64) -> String {
+    let (mut unit, mut power) = ("bytes", 1u64);
+    for name in ["kB", "MB", "GB", "TB", "PB", "EB"] {
+        let next = power * 1000;
+        if bytes < next {
+            break;
+        }
+        (unit, power) = (name, next);
+    }
+    let (whole, tenth) = (bytes / power, bytes % power * 10 / power);
+    if whole >= 100 || tenth == 0 {
+        format!("{whole} {unit}")
+    } else {
+        format!("{whole}.{tenth} {unit}")
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn hostile_names_are_escaped() {
+        assert_eq!(
+            escaped("<a href='x'>&\"\n\u{202e}"),
+            "&lt;a href=&#39;x&#39;&gt;&amp;&quot;\u{fffd}\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        let sizes = [0, 999, 1000, 1_500_000, 500_107_862_016, u64::MAX].map(size);
+        assert_eq!(sizes, ["0 bytes", "999 bytes", "1 kB", "1.5 MB", "500 GB", "18.4 EB"]);
+    }
+}

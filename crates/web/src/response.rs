@@ -1,0 +1,236 @@
+//! Response heads and error texts.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use export::Fault;
+
+/// The status codes of responses (RFC 9110 §15, RFC 6585).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    Ok,
+    PartialContent,
+    NotModified,
+    BadRequest,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    PreconditionFailed,
+    TargetTooLong,
+    RangeNotSatisfiable,
+    Misdirected,
+    HeadTooLong,
+    ServerError,
+    Unavailable,
+    VersionUnknown,
+}
+
+impl Code {
+    /// Returns the number and the reason phrase.
+    fn line(self) -> &'static str {
+        match self {
+            Self::Ok => "200 OK",
+            Self::PartialContent => "206 Partial Content",
+            Self::NotModified => "304 Not Modified",
+            Self::BadRequest => "400 Bad Request",
+            Self::Forbidden => "403 Forbidden",
+            Self::NotFound => "404 Not Found",
+            Self::MethodNotAllowed => "405 Method Not Allowed",
+            Self::PreconditionFailed => "412 Precondition Failed",
+            Self::TargetTooLong => "414 URI Too Long",
+            Self::RangeNotSatisfiable => "416 Range Not Satisfiable",
+            Self::Misdirected => "421 Misdirected Request",
+            Self::HeadTooLong => "431 Request Header Fields Too Large",
+            Self::ServerError => "500 Internal Server Error",
+            Self::Unavailable => "503 Service Unavailable",
+            Self::VersionUnknown => "505 HTTP Version Not Supported",
+        }
+    }
+
+    /// Returns the text for people.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Ok | Self::PartialContent | Self::NotModified => "",
+            Self::BadRequest => "The request is malformed.\n",
+            Self::Forbidden => "Another machine has reserved this disk.\n",
+            Self::NotFound => "There is no such disk here. / lists those that there are.\n",
+            Self::MethodNotAllowed => "Disks can only be read here: GET and HEAD.\n",
+            Self::PreconditionFailed => "The disk may have changed.\n",
+            Self::TargetTooLong => "The address is too long.\n",
+            Self::RangeNotSatisfiable => "The disk is smaller.\n",
+            Self::Misdirected => {
+                "This machine does not answer under that name. Use its IP address, or localhost.\n"
+            }
+            Self::HeadTooLong => "The header fields are too long.\n",
+            Self::ServerError => "The disk could not be read.\n",
+            Self::Unavailable => "The disk cannot be read now.\n",
+            Self::VersionUnknown => "Only HTTP/1.1 and HTTP/1.0 are spoken here.\n",
+        }
+    }
+}
+
+/// Returns the status of a read that failed before anything was sent.
+pub(crate) fn code_of(fault: Fault) -> Code {
+    match fault {
+        Fault::Gone => Code::NotFound,
+        Fault::Reserved => Code::Forbidden,
+        Fault::Busy => Code::Unavailable,
+        Fault::OutOfRange => Code::RangeNotSatisfiable,
+        Fault::Io | Fault::NoSpace | Fault::ReadOnly | Fault::Misaligned | Fault::Unsupported => {
+            Code::ServerError
+        }
+    }
+}
+
+/// A response head.
+pub(crate) struct Head(String);
+
+impl Head {
+    /// Returns a head with the fields that all responses have.
+    pub(crate) fn new(code: Code, keep_alive: bool) -> Self {
+        let mut head = Self(format!("HTTP/1.1 {}\r\n", code.line()));
+        head.field("Server", "storagetm");
+        if !keep_alive {
+            head.field("Connection", "close");
+        }
+        // What is here is for nobody but who asked: not for other pages in the browser, nor for caches.
+        head.field("X-Content-Type-Options", "nosniff");
+        head.field("Cross-Origin-Resource-Policy", "same-origin");
+        head.field("Referrer-Policy", "no-referrer");
+        head
+    }
+
+    pub(crate) fn field(&mut self, name: &str, value: &str) {
+        let _ = write!(self.0, "{name}: {value}\r\n");
+    }
+
+    /// Ends the head.
+    pub(crate) fn end(mut self) -> Vec<u8> {
+        self.0.push_str("\r\n");
+        self.0.into_bytes()
+    }
+}
+
+/// Returns a response with a text for people, without the text for a HEAD request.
+pub(crate) fn of_code(code: Code, keep_alive: bool, is_head: bool) -> Vec<u8> {
+    let mut head = Head::new(code, keep_alive);
+    if code == Code::MethodNotAllowed {
+        head.field("Allow", "GET, HEAD");
+    }
+    of_text(head, "text/plain; charset=utf-8", code.text(), is_head)
+}
+
+/// Returns a response with this content, without it for a HEAD request.
+pub(crate) fn of_text(mut head: Head, media_type: &str, content: &str, is_head: bool) -> Vec<u8> {
+    head.field("Content-Type", media_type);
+    head.field("Content-Length", &content.len().to_string());
+    head.field("Cache-Control", "no-store");
+    head.field("Content-Security-Policy", CONTENT_SECURITY_POLICY);
+    let mut all = head.end();
+    if !is_head {
+        all.extend(content.as_bytes());
+    }
+    all
+}
+
+/// No scripts, no images, no frames, no forms: only the style sheet.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; \
+                                       form-action 'none'; frame-ancestors 'none'";
+
+/// A disk in a response.
+pub(crate) struct Content<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Its length in bytes.
+    pub(crate) bytes: u64,
+    pub(crate) tag: Option<&'a str>,
+}
+
+impl Content<'_> {
+    /// Returns the head of a response with the whole disk, or with a part of it.
+    pub(crate) fn found(&self, part: Option<&Range<u64>>, keep_alive: bool) -> Vec<u8> {
+        let code = if part.is_some() { Code::PartialContent } else { Code::Ok };
+        let mut head = Head::new(code, keep_alive);
+        head.field("Content-Type", "application/octet-stream");
+        let len = part.map_or(self.bytes, |part| part.end.saturating_sub(part.start));
+        head.field("Content-Length", &len.to_string());
+        if let Some(part) = part {
+            let (first, last) = (part.start, part.end.saturating_sub(1));
+            head.field("Content-Range", &format!("bytes {first}-{last}/{}", self.bytes));
+        }
+        head.field("Content-Disposition", &disposition(&format!("{}.raw", self.name)));
+        head.field("Content-Security-Policy", "sandbox");
+        self.validators(&mut head);
+        head.end()
+    }
+
+    /// Returns the head for a peer that has these bytes already.
+    pub(crate) fn not_modified(&self, keep_alive: bool) -> Vec<u8> {
+        let mut head = Head::new(Code::NotModified, keep_alive);
+        self.validators(&mut head);
+        head.end()
+    }
+
+    /// Returns the response to a range beyond the end.
+    pub(crate) fn unsatisfiable(&self, keep_alive: bool) -> Vec<u8> {
+        let mut head = Head::new(Code::RangeNotSatisfiable, keep_alive);
+        head.field("Content-Range", &format!("bytes */{}", self.bytes));
+        let code = Code::RangeNotSatisfiable;
+        of_text(head, "text/plain; charset=utf-8", code.text(), false)
+    }
+
+    fn validators(&self, head: &mut Head) {
+        head.field("Accept-Ranges", "bytes");
+        head.field("Cache-Control", "private, no-cache, no-transform");
+        if let Some(tag) = self.tag {
+            head.field("ETag", tag);
+        }
+    }
+}
+
+/// Returns the `Content-Disposition` of a file to be saved (RFC 6266): its name in ASCII, and the
+/// exact one if that differs.
+fn disposition(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let plain: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    let exact = if plain == name {
+        String::new()
+    } else {
+        format!("; filename*=UTF-8''{}", percent_encoded(name))
+    };
+    format!("attachment; filename=\"{plain}\"{exact}")
+}
+
+/// Percent-encodes all but letters, digits, `-`, `.` and `_`, which need no encoding in a path (RFC
+/// 3986 §2.3) or a parameter (RFC 8187 §3.2.1).
+pub(crate) fn percent_encoded(text: &str) -> String {
+    let one = |byte: u8| match char::from(byte) {
+        c if c.is_ascii_alphanumeric() || "-._".contains(c) => c.to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(one).collect()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_an_error_status() {
+        for fault in Fault::ALL {
+            let line = code_of(fault).line();
+            assert!(line.starts_with('4') || line.starts_with('5'), "{fault}: {line}");
+        }
+        assert_eq!(code_of(Fault::Reserved), Code::Forbidden);
+        assert_eq!(code_of(Fault::Io), Code::ServerError);
+    }
+
+    #[test]
+    fn file_names_cannot_break_out_of_the_field() {
+        assert_eq!(disposition("sda.raw"), "attachment; filename=\"sda.raw\"");
+        assert_eq!(
+            disposition("a\"\r\nX: é/.raw"),
+            "attachment; filename=\"a___X____.raw\"; filename*=UTF-8''a%22%0D%0AX%3A%20%C3%A9%2F.raw"
+        );
+    }
+}

@@ -1,0 +1,440 @@
+//! One connection: requests are received and answered one after the other.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use export::{
+    Account, Body, Caller, Event, Export, Fault, Grant, Head, Notice, Outcome, Peer, Reason,
+    Segment, Step, Ticket,
+};
+
+use crate::request::{self, Method, Request, Violation};
+use crate::response::{self, Code, Content};
+use crate::transfer::{Failed, Transfer};
+use crate::{HEAD_TIMEOUT, IDLE_TIMEOUT, Server, page, range, version};
+use range::Wanted;
+
+/// Length of the buffers that texts are sent in, in bytes.
+const TEXT_PIECE: usize = 64 << 10;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Session {
+    server: Arc<Server>,
+    peer: Peer,
+    account: Account,
+    phase: Phase,
+    /// The disk that the peer has read last.
+    disk: Option<Attachment>,
+    /// Steps for the driver, in order.
+    steps: VecDeque<Step>,
+    /// Whether a request was answered.
+    established: bool,
+    /// Number of requests at the disk.
+    in_flight: u32,
+    /// Number of the last disk request.
+    last: u32,
+    /// Since when nothing has moved.
+    since: Instant,
+    /// Whether something has moved since.
+    moved: bool,
+    /// Memory held at `since`.
+    held: usize,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Waits for a request. `begun`: a part of it has arrived.
+    Waiting {
+        begun: bool,
+    },
+    Responding(Response),
+    /// Closed, or about to be.
+    Closed,
+}
+
+/// A response that is not complete.
+#[derive(Debug)]
+struct Response {
+    /// The head of a transfer, until the first piece has been read; else head and content.
+    text: Vec<u8>,
+    /// How much of the text has been sent.
+    sent: usize,
+    transfer: Option<Transfer>,
+    keep_alive: bool,
+    is_head: bool,
+}
+
+/// A disk that the peer reads.
+#[derive(Debug)]
+struct Attachment {
+    grant: Grant,
+    /// Bytes that were sent.
+    read: u64,
+}
+
+impl Session {
+    pub(crate) fn new(server: Arc<Server>, peer: Peer, account: Account, now: Instant) -> Self {
+        Self {
+            server,
+            peer,
+            account,
+            phase: Phase::Waiting { begun: false },
+            disk: None,
+            steps: VecDeque::new(),
+            established: false,
+            in_flight: 0,
+            last: 0,
+            since: now,
+            moved: false,
+            held: 0,
+        }
+    }
+
+    // ---- requests
+
+    /// Processes a request at the start of `left`. Returns its length; zero if it is incomplete.
+    fn step(&mut self, now: Instant, left: &[u8]) -> usize {
+        let local = self.peer.local().map(|local| local.ip());
+        match request::parse(left, local) {
+            Ok(Some((len, request))) => {
+                self.established = true;
+                self.respond(&request);
+                self.restart_timer(now);
+                self.advance();
+                len
+            }
+            Ok(None) => {
+                if matches!(self.phase, Phase::Waiting { begun: false }) && !left.is_empty() {
+                    self.phase = Phase::Waiting { begun: true };
+                    self.restart_timer(now);
+                }
+                0
+            }
+            Err(violation) => {
+                self.violated(violation);
+                left.len()
+            }
+        }
+    }
+
+    /// Answers a malformed request and closes the connection.
+    fn violated(&mut self, violation: Violation) {
+        let rule = violation.name();
+        self.steps.push_back(report(Event::Violation { peer: self.peer.clone(), rule }));
+        let text: Arc<[u8]> = response::of_code(violation.code(), false, false).into();
+        self.steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), text)));
+        self.close(Reason::Violation);
+    }
+
+    fn respond(&mut self, request: &Request) {
+        let is_head = request.method == Method::Head;
+        let exports = self.visible();
+        let machine = &self.server.machine;
+        let text = |media_type: &str, content: &str| {
+            let head = response::Head::new(Code::Ok, request.keep_alive);
+            response::of_text(head, media_type, content, is_head)
+        };
+        let of_code = |code| response::of_code(code, request.keep_alive, is_head);
+        let text = match request.path.as_deref() {
+            _ if !request.is_own_host => of_code(Code::Misdirected),
+            _ if request.method == Method::Other => of_code(Code::MethodNotAllowed),
+            Some("/") => text("text/html; charset=utf-8", &page::html(machine, &exports)),
+            Some("/style.css") => text("text/css; charset=utf-8", page::STYLE),
+            Some("/disks.json") => text("application/json", &page::json(machine, &exports)),
+            Some(path) => {
+                let name = path.strip_prefix('/').and_then(|name| name.strip_suffix(".raw"));
+                match exports.iter().find(|export| Some(export.short.as_str()) == name) {
+                    Some(export) => return self.respond_with_disk(request, export),
+                    None => of_code(Code::NotFound),
+                }
+            }
+            None => of_code(Code::NotFound),
+        };
+        self.begin(request, text, None);
+    }
+
+    /// Evaluates the conditions of a request (RFC 9110 §13.2.2), and answers it.
+    fn respond_with_disk(&mut self, request: &Request, export: &Arc<Export>) {
+        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
+        let (bytes, tag) = (export.bytes(), self.server.versions.tag(export));
+        let content = Content { name: &export.short, bytes, tag: tag.as_deref() };
+        let is_listed = |list: &String, weak| version::is_listed(list, content.tag, weak);
+        if request.if_match.as_ref().is_some_and(|list| !is_listed(list, false)) {
+            let text = response::of_code(Code::PreconditionFailed, keep_alive, is_head);
+            return self.begin(request, text, None);
+        }
+        if request.if_none_match.as_ref().is_some_and(|list| is_listed(list, true)) {
+            return self.begin(request, content.not_modified(keep_alive), None);
+        }
+        let condition = request.if_range.as_deref().map(str::trim);
+        let is_same = condition.is_none_or(|tag| content.tag == Some(tag));
+        let field = request.range.as_deref().filter(|_| is_same && !is_head);
+        let (text, wanted) = match field.map_or(Wanted::Whole, |field| range::wanted(field, bytes))
+        {
+            Wanted::Whole => (content.found(None, keep_alive), 0..bytes),
+            Wanted::Part(part) => (content.found(Some(&part), keep_alive), part),
+            Wanted::Unsatisfiable => (content.unsatisfiable(keep_alive), 0..0),
+        };
+        if is_head || wanted.is_empty() {
+            return self.begin(request, text, None);
+        }
+        self.transfer(request, export, text, wanted);
+    }
+
+    /// Answers with bytes of the disk.
+    fn transfer(
+        &mut self,
+        request: &Request,
+        export: &Arc<Export>,
+        text: Vec<u8>,
+        bytes: Range<u64>,
+    ) {
+        let is_attached =
+            self.disk.as_ref().is_some_and(|disk| Arc::ptr_eq(disk.grant.export(), export));
+        if !is_attached {
+            self.detach(Reason::Ended);
+            let caller = Caller { peer: &self.peer, host: "", proven: None };
+            let Ok(grant) = self.server.catalogue.grant_reader(&caller, &export.short) else {
+                let text = response::of_code(Code::NotFound, request.keep_alive, false);
+                return self.begin(request, text, None);
+            };
+            let (export, peer) = (grant.export().clone(), self.peer.clone());
+            let (host, proven, no_room) = (String::new(), None, false);
+            self.steps.push_back(report(Event::Attached { export, peer, host, proven, no_room }));
+            self.disk = Some(Attachment { grant, read: 0 });
+        }
+        self.begin(request, text, Some(Transfer::new(bytes)));
+    }
+
+    fn begin(&mut self, request: &Request, text: Vec<u8>, transfer: Option<Transfer>) {
+        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
+        self.phase = Phase::Responding(Response { text, sent: 0, transfer, keep_alive, is_head });
+    }
+
+    /// Returns the exports that the peer may see.
+    fn visible(&self) -> Vec<Arc<Export>> {
+        let caller = Caller { peer: &self.peer, host: "", proven: None };
+        self.server.catalogue.visible(&caller)
+    }
+
+    // ---- responses
+
+    /// Sends and reads as much as there is memory for.
+    fn advance(&mut self) {
+        let Phase::Responding(response) = &mut self.phase else { return };
+        let keep_alive = response.keep_alive;
+        let done = match response.transfer.take() {
+            None => self.send_text(),
+            Some(transfer) => self.send_disk(transfer),
+        };
+        if !done {
+            return;
+        }
+        self.moved = true;
+        if keep_alive {
+            self.phase = Phase::Waiting { begun: false };
+        } else {
+            self.close(Reason::Peer);
+        }
+    }
+
+    /// Sends the text of a response, in memory of the account. Returns whether it is complete.
+    fn send_text(&mut self) -> bool {
+        let Phase::Responding(response) = &mut self.phase else { return false };
+        while let Some(rest) = response.text.get(response.sent..).filter(|rest| !rest.is_empty()) {
+            let len = rest.len().min(TEXT_PIECE);
+            let Some(mut buffer) = self.account.take(len) else { return false };
+            buffer.bytes_mut().copy_from_slice(rest.get(..len).unwrap_or_default());
+            let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, len);
+            self.steps.push_back(Step::Send(segment));
+            response.sent += len;
+            self.moved = true;
+        }
+        true
+    }
+
+    /// Sends what has been read of a disk, and submits more reads. Returns whether the response is
+    /// complete.
+    fn send_disk(&mut self, mut transfer: Transfer) -> bool {
+        let Some(disk) = &mut self.disk else { return false };
+        while let Some(segment) = transfer.next() {
+            let Phase::Responding(response) = &mut self.phase else { return false };
+            // The head waits for the first piece, as its status depends on it.
+            if !response.text.is_empty() {
+                let head: Arc<[u8]> = std::mem::take(&mut response.text).into();
+                self.steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), head)));
+            }
+            disk.read = disk.read.saturating_add(segment.len() as u64);
+            self.steps.push_back(Step::Send(segment));
+            self.moved = true;
+        }
+        loop {
+            let number = self.last.wrapping_add(1);
+            match transfer.submit(&disk.grant, &self.account, number) {
+                Ok(Some(admitted)) => {
+                    (self.last, self.moved) = (number, true);
+                    self.in_flight += 1;
+                    self.steps.push_back(Step::Submit(admitted));
+                }
+                Ok(None) => break,
+                Err(failed) => {
+                    self.failed(failed, false);
+                    return false;
+                }
+            }
+        }
+        let done = transfer.is_done();
+        if let Phase::Responding(response) = &mut self.phase {
+            response.transfer = (!done).then_some(transfer);
+        }
+        done
+    }
+
+    /// Ends a response that cannot be completed: by a status if nothing was sent, else by closing the
+    /// connection, from which the peer learns that bytes are missing.
+    fn failed(&mut self, failed: Failed, submitted: bool) {
+        let Failed { fault, range: (offset, len) } = failed;
+        if let Some(disk) = self.disk.as_ref().filter(|_| submitted && is_reported(fault)) {
+            let (export, op) = (disk.grant.export().clone(), export::Op::Read.name());
+            self.steps.push_back(report(Event::Fault { export, op, offset, len, fault }));
+        }
+        let Phase::Responding(response) = &mut self.phase else { return };
+        if response.text.is_empty() {
+            return self.close(Reason::Ended);
+        }
+        let code = response::code_of(fault);
+        response.text = response::of_code(code, false, response.is_head);
+        (response.transfer, response.keep_alive) = (None, false);
+    }
+
+    // ---- the end
+
+    fn close(&mut self, reason: Reason) {
+        if !matches!(self.phase, Phase::Closed) {
+            self.tear_down(reason);
+            self.steps.push_back(Step::Close(reason));
+        }
+    }
+
+    fn tear_down(&mut self, reason: Reason) {
+        self.phase = Phase::Closed;
+        self.detach(reason);
+    }
+
+    /// Reports that the peer no longer reads its disk.
+    fn detach(&mut self, reason: Reason) {
+        if let Some(Attachment { grant, read }) = self.disk.take() {
+            let (export, peer) = (grant.export().clone(), self.peer.clone());
+            let (host, written) = (String::new(), 0);
+            self.steps.push_back(report(Event::Detached {
+                export,
+                peer,
+                host,
+                reason,
+                read,
+                written,
+            }));
+        }
+    }
+
+    /// Handles a change of the exports or of the access rules.
+    fn changed(&mut self) {
+        let Some(disk) = &self.disk else { return };
+        let export = disk.grant.export();
+        if self.visible().iter().any(|visible| Arc::ptr_eq(visible, export)) {
+            return;
+        }
+        let is_reading =
+            matches!(&self.phase, Phase::Responding(response) if response.transfer.is_some());
+        if is_reading { self.close(Reason::Ended) } else { self.detach(Reason::Ended) }
+    }
+
+    fn restart_timer(&mut self, now: Instant) {
+        (self.since, self.moved, self.held) = (now, false, self.account.held());
+    }
+}
+
+/// Returns whether a fault is reported to the administrator.
+fn is_reported(fault: Fault) -> bool {
+    !matches!(fault, Fault::Gone | Fault::Busy | Fault::Reserved)
+}
+
+fn report(event: Event) -> Step {
+    Step::Report(Box::new(event))
+}
+
+impl export::Session for Session {
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        while self.can_receive() {
+            match self.step(now, bytes.get(taken..).unwrap_or_default()) {
+                0 => break,
+                len => taken += len,
+            }
+        }
+        if matches!(self.phase, Phase::Closed) { bytes.len() } else { taken }
+    }
+
+    fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let Phase::Responding(Response { transfer: Some(transfer), .. }) = &mut self.phase else {
+            return;
+        };
+        if let Err(failed) = transfer.complete(ticket.number(), outcome.result, outcome.buffer) {
+            self.failed(failed, true);
+        }
+        self.restart_timer(now);
+        self.advance();
+    }
+
+    fn notify(&mut self, _now: Instant, notice: &Notice) {
+        match notice {
+            Notice::Disconnected => self.tear_down(Reason::Peer),
+            Notice::Stopping => self.close(Reason::Stopping),
+            Notice::StateChanged => self.changed(),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        // A request must arrive in time, whatever else the peer does.
+        let is_late = matches!(self.phase, Phase::Waiting { begun: true });
+        if !is_late && (self.moved || self.account.held() != self.held) {
+            self.restart_timer(now);
+        } else {
+            self.close(Reason::Timeout);
+        }
+    }
+
+    fn poll(&mut self) -> Option<Step> {
+        if self.steps.is_empty() {
+            self.advance();
+        }
+        self.steps.pop_front()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Closed => None,
+            // A disk that does not respond is not the peer's fault.
+            Phase::Responding(_) if self.in_flight > 0 => None,
+            Phase::Waiting { begun } if begun || !self.established => {
+                Some(self.since + HEAD_TIMEOUT)
+            }
+            Phase::Waiting { .. } | Phase::Responding(_) => Some(self.since + IDLE_TIMEOUT),
+        }
+    }
+
+    fn can_receive(&self) -> bool {
+        matches!(self.phase, Phase::Waiting { .. })
+    }
+
+    fn is_established(&self) -> bool {
+        self.established
+    }
+}

@@ -1,0 +1,142 @@
+//! An HTTP server, driven in memory.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use export::{Access, Auth, Catalogue, Export, Identity, Peer, Pool};
+use testkit::Driver;
+use web::Server;
+
+pub(crate) use testkit::Id;
+
+/// The identifier of the disk; its short name is `sda`.
+pub(crate) const DISK: &str = "disk";
+
+/// Size of the disk in bytes: no multiple of the block size.
+pub(crate) const SIZE: usize = (2 << 20) + 100;
+
+/// The server, its connections and its disk.
+pub(crate) struct World {
+    pub(crate) catalogue: Arc<Catalogue>,
+    server: Arc<Server>,
+    driver: Driver,
+}
+
+impl Deref for World {
+    type Target = Driver;
+
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
+}
+
+impl DerefMut for World {
+    fn deref_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
+}
+
+impl World {
+    /// Creates a server with one read-only disk of [`SIZE`] bytes. Block n of 512 bytes is filled with n
+    /// mod 199.
+    pub(crate) fn new() -> Self {
+        let world = Self::bare();
+        world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
+        world
+    }
+
+    /// Creates a server without exports.
+    pub(crate) fn bare() -> Self {
+        let pool = Pool::new(64 << 20);
+        testkit::poison(&pool);
+        let block = |at: usize| [u8::try_from(at % 199).unwrap(); 512];
+        // The rest of the last block reads as zeros.
+        let mut bytes: Vec<u8> = (0..=SIZE / 512).flat_map(block).collect();
+        bytes[SIZE..].fill(0);
+        bytes.resize(4 << 20, 0);
+        let catalogue = Arc::new(Catalogue::default());
+        let server = Server::new(catalogue.clone(), "desk", 7);
+        Self { server, catalogue, driver: Driver::new(pool, bytes) }
+    }
+
+    /// Opens a connection at a loopback address.
+    pub(crate) fn open(&mut self) -> Id {
+        self.open_as(peer(Auth::None))
+    }
+
+    /// Opens a connection of that peer.
+    pub(crate) fn open_as(&mut self, peer: Peer) -> Id {
+        let account = self.pool.open();
+        let session = self.server.session(peer, account.clone(), self.now);
+        self.add(session, account)
+    }
+
+    /// Returns the response to GET on a new connection.
+    pub(crate) fn get(&mut self, path: &str, fields: &str) -> Response {
+        let id = self.open();
+        let bytes = self.exchange(id, get(path, fields).as_bytes());
+        let (response, rest) = Response::parse(&bytes, false);
+        assert!(rest.is_empty(), "bytes after the response");
+        response
+    }
+}
+
+/// Returns a GET request.
+pub(crate) fn get(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost:8080\r\n{fields}\r\n")
+}
+
+pub(crate) fn peer(auth: Auth) -> Peer {
+    let address = |port| ([127, 0, 0, 1], port).into();
+    Peer::ip(address(1024), address(8080), auth)
+}
+
+/// Creates the export [`DISK`], `sda` for short.
+pub(crate) fn disk(access: Access, block: u32, bytes: u64) -> Arc<Export> {
+    named("/dev/sda", DISK, access, block, bytes)
+}
+
+/// Creates an export with that path and identifier.
+pub(crate) fn named(path: &str, id: &str, access: Access, block: u32, bytes: u64) -> Arc<Export> {
+    let model = "Model <1>".to_owned();
+    let identity = Identity { uuid: [7; 16], model, ..Identity::default() };
+    let mut export = testkit::export(path, id, identity, (block, block), bytes);
+    export.access = access;
+    Arc::new(export)
+}
+
+/// A response.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Response {
+    pub(crate) code: u16,
+    head: String,
+    pub(crate) content: Vec<u8>,
+}
+
+impl Response {
+    /// Parses a response. Returns the bytes after it.
+    ///
+    /// # Panics
+    /// Panics if it is malformed, or not complete.
+    pub(crate) fn parse(bytes: &[u8], to_head: bool) -> (Self, &[u8]) {
+        let end = bytes.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let code = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
+        let mut response = Self { code, head, content: Vec::new() };
+        let len = match response.field("Content-Length") {
+            Some(len) if !to_head => len.parse().unwrap(),
+            _ => 0,
+        };
+        response.content = bytes[end..end + len].to_vec();
+        (response, &bytes[end + len..])
+    }
+
+    /// Returns the value of a field, which is there once at most.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        let mut values = lines.filter(|(field, _)| *field == name).map(|(_, value)| value);
+        let value = values.next();
+        assert_eq!(values.next(), None, "{name}");
+        value
+    }
+}
