@@ -80,7 +80,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match options.task {
-        Task::Serve(options) => serve::serve(options),
+        Task::Serve(options) => serve::serve(*options),
         Task::Copy(options) => copy::copy(&options),
         Task::Agent(options) => agent::agent(&options),
         Task::List(options) => list::list(&options),

@@ -112,7 +112,7 @@ pub struct Options {
 pub enum Task {
     /// Lend disks until Ctrl-C
     #[command(after_help = SERVE_EXAMPLES)]
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Copy a disk from or to another machine, or on this one
     Copy(Box<copy::Copy>),
     /// Copy as environment variables or a file say, for containers and installers
@@ -499,7 +499,7 @@ mod test {
     fn serve(line: &str) -> Result<Serve, clap::Error> {
         let words = format!("storagetm serve {line}");
         match parse(words.split_whitespace())?.task {
-            Task::Serve(serve) => Ok(serve),
+            Task::Serve(serve) => Ok(*serve),
             _ => unreachable!("another subcommand"),
         }
     }

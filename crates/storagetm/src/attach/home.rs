@@ -25,9 +25,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// What the names of homes begin with, as exports and as devices of systemd-homed (`/dev/mapper/home-USER`).
 const PREFIX: &str = "home-";
 
-/// Returns the user whose home a disk is, by its name on the target.
+/// Returns the user whose home a disk is, by its name and its model on the target: an image may be called
+/// `home-backup`.
 pub(super) fn user_of(disk: &Disk) -> Option<&str> {
-    user_in(disk.name.as_deref()?)
+    let user = user_in(disk.name.as_deref()?)?;
+    (disk.model.strip_prefix("home of ") == Some(user)).then_some(user)
 }
 
 fn user_in(name: &str) -> Option<&str> {
@@ -240,12 +242,13 @@ mod tests {
     use remote::host_identity::HostIdentity;
 
     fn disk(name: &str, access: Allowed) -> Disk {
+        let user = name.strip_prefix(PREFIX).unwrap_or_default();
         Disk {
             nqn: format!("nqn.2026-01.com.example:{name}"),
             at: "10.0.0.1:4420".parse().unwrap(),
             name: Some(name.to_owned()),
             signing_key: None,
-            model: String::new(),
+            model: format!("home of {user}"),
             serial: String::new(),
             size: Some((1, access)),
         }
@@ -270,6 +273,8 @@ mod tests {
         assert_eq!(chosen(&disks, "alice"), Ok("alice".to_owned()));
         assert_eq!(chosen(&disks, "bob").unwrap_err().0, 3);
         assert_eq!(chosen(&disks[..1], "").unwrap_err().0, 3);
+        let image = Disk { model: "storagetm image".to_owned(), ..disks[1].clone() };
+        assert_eq!(chosen(&[image], "").unwrap_err().0, 3);
     }
 
     #[test]

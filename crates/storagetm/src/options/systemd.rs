@@ -69,7 +69,7 @@ impl SystemdStoragetm {
             line.extend(self.devices.into_iter().map(PathBuf::into_os_string));
         }
         match parse(line).map_err(Failure::new)?.task {
-            Task::Serve(serve) => Ok(serve),
+            Task::Serve(serve) => Ok(*serve),
             _ => Err(Failure::new("the options are those of another command")),
         }
     }
