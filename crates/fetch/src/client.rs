@@ -6,8 +6,8 @@ use std::time::Duration;
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
-/// The longest time until a connection is established, and until a server begins to answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time until a connection is established, until a server begins to answer, and of a short answer.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most redirections that are followed.
 const MAX_REDIRECTS: u32 = 10;

@@ -46,10 +46,12 @@ pub enum Error {
          REGISTRY_PASSWORD)"
     )]
     Login,
-    /// A registry does not say where to ask for permission, or names an address that is not HTTPS, or
-    /// what is there gives no token.
-    #[error("the registry demands a permission, and names no server that gives it by HTTPS")]
+    /// A registry requires a token, and names no server for it, or one that is not asked.
+    #[error("the registry requires a token, and names no token server with HTTPS")]
     Token,
+    /// What the token server sent is no token.
+    #[error("the token server of the registry gave no token")]
+    NoToken,
     /// The file changed between two connections.
     #[error("the file was changed on the server while it was read")]
     Changed,

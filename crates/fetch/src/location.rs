@@ -43,6 +43,11 @@ impl Location {
     /// The schemes of such URLs.
     pub const SCHEMES: [&str; 3] = ["http", "https", "oci"];
 
+    /// Returns whether it is a file of a web server.
+    pub fn is_web(&self) -> bool {
+        matches!(self.0, Place::Web(_))
+    }
+
     /// Returns whether it is read by HTTPS.
     pub fn is_encrypted(&self) -> bool {
         match &self.0 {

@@ -58,14 +58,16 @@ impl Origin {
         timeout: Option<Duration>,
     ) -> Result<Response<Body>, Error> {
         let response = self.get(&self.uri, rest, timeout)?;
+        let Some(registry) = &mut self.registry else { return Ok(response) };
         // A permission is valid for some minutes only.
-        match &mut self.registry {
-            Some(registry) if response.status() == StatusCode::UNAUTHORIZED => {
-                registry.ask(&response)?;
-            }
-            _ => return Ok(response),
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
         }
-        self.get(&self.uri, rest, timeout)
+        registry.ask(&response, &self.uri)?;
+        match self.get(&self.uri, rest, timeout)? {
+            response if response.status() == StatusCode::UNAUTHORIZED => Err(Error::Login),
+            response => Ok(response),
+        }
     }
 
     /// Requests a part from the address to which the server redirected.

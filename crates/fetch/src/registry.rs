@@ -2,15 +2,17 @@
 //! way from the name to the blob with the image.
 //!
 //! The artifact has one layer, the image: so it is for Tinkerbell's oci2disk, for Ironic, and with
-//! `oras push`. A manifest is at most 4 MiB; its digest and that of the blob are verified.
+//! `oras push`. A manifest is at most 4 MiB, and is verified if the name has its digest. The blob is not verified
+//! here ([`crate::Body::hash`]).
 
 mod answer;
 mod reference;
 mod token;
 
-use ureq::Agent;
 use ureq::http::{HeaderValue, Response, StatusCode, Uri, header};
+use ureq::{Agent, ResponseExt as _};
 
+use crate::client::TIMEOUT;
 use crate::{Error, Hash};
 use answer::{Document, Layer};
 pub(crate) use reference::Reference;
@@ -92,8 +94,11 @@ impl Registry {
         let uri = self.reference.address("manifests", name)?;
         let mut response = self.get(&uri)?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            self.ask(&response)?;
+            self.ask(&response, &uri)?;
             response = self.get(&uri)?;
+        }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            return Err(Error::Login);
         }
         if response.status() != StatusCode::OK {
             return Err(Error::Status(response.status()));
@@ -110,14 +115,22 @@ impl Registry {
         if let Some(permission) = &self.permission {
             request = request.header(header::AUTHORIZATION, permission);
         }
-        Ok(request.call()?)
+        Ok(request.config().timeout_recv_body(Some(TIMEOUT)).build().call()?)
     }
 
-    /// Asks for the permission that an answer demands.
+    /// Asks for the permission that the answer to a request demands.
     ///
     /// # Errors
-    /// Fails if it is not given.
-    pub(crate) fn ask<B>(&mut self, response: &Response<B>) -> Result<(), Error> {
+    /// Fails if it is not given, or if the answer is that of another server, to which the registry redirected.
+    pub(crate) fn ask(
+        &mut self,
+        response: &Response<ureq::Body>,
+        requested: &Uri,
+    ) -> Result<(), Error> {
+        let server = |uri: &Uri| (uri.scheme().cloned(), uri.authority().cloned());
+        if server(response.get_uri()) != server(requested) {
+            return Err(Error::Status(response.status()));
+        }
         let demanded = response.headers().get_all(header::WWW_AUTHENTICATE);
         let demanded = demanded.iter().filter_map(|value| value.to_str().ok());
         let token = demanded.filter_map(Token::demanded).next();

@@ -143,6 +143,34 @@ fn missing_or_wrong_password_is_named() {
 }
 
 #[test]
+fn wrong_password_of_a_registry_without_tokens_is_named() {
+    let server = Server::start(|_, _, stream| {
+        reply(stream, "401 Unauthorized", "WWW-Authenticate: Basic realm=\"it\"\r\n", b"");
+    });
+    assert!(matches!(open(&server, "", login("wrong")), Err(Error::Login)));
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[test]
+fn x56_password_is_not_sent_where_a_registry_redirects() {
+    let other = Server::start(|_, request, stream| {
+        let host = request.header("host").unwrap();
+        let demand = format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\"\r\n");
+        reply(stream, "401 Unauthorized", &demand, b"");
+    });
+    // Another name of the same machine.
+    let to = other.authority.replace("127.0.0.1", "localhost");
+    let server = Server::start(move |_, request, stream| {
+        let there = format!("Location: http://{to}{}\r\n", request.path);
+        reply(stream, "307 Temporary Redirect", &there, b"");
+    });
+    assert!(matches!(open(&server, "", login("secret")), Err(Error::Status(_))));
+    let requests = other.requests();
+    assert_eq!(requests.len(), 1);
+    assert_eq!(requests[0].header("authorization"), None);
+}
+
+#[test]
 fn x57_token_is_not_asked_for_where_nothing_is_named() {
     for demand in ["", "WWW-Authenticate: Bearer realm=\"file:///etc/passwd\"\r\n"] {
         let server =

@@ -51,12 +51,26 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
         Err(reason) => return Ok(Err(reason)),
     };
     let Some(bitmap) = volume.bitmap(disk)? else { return Ok(Err(OpaqueReason::Damaged)) };
-    let used = runs(&bitmap, volume.clusters);
+    let used = runs(&bitmap.bytes, volume.clusters);
+    // It has itself and the root directory.
+    let is_used = |cluster: &u32| {
+        let from_zero = u64::from(*cluster).saturating_sub(2);
+        used.iter().any(|run| run.contains(&from_zero))
+    };
+    if !bitmap.clusters.iter().all(is_used) || !is_used(&volume.root) {
+        return Ok(Err(OpaqueReason::Damaged));
+    }
     let mut bytes: Ranges = used.iter().map(|clusters| volume.bytes(clusters)).collect();
     // Boot regions and tables, and what follows the last cluster.
     bytes.insert(place.start..volume.data);
     bytes.insert(volume.bytes(&(0..volume.clusters)).end..place.end);
     Ok(Ok(bytes))
+}
+
+/// The allocation bitmap, and the clusters that hold it.
+struct Bitmap {
+    bytes: Vec<u8>,
+    clusters: Vec<u32>,
 }
 
 impl Volume {
@@ -93,7 +107,7 @@ impl Volume {
     }
 
     /// Reads the allocation bitmap; `None` if it is not found.
-    fn bitmap<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Vec<u8>>> {
+    fn bitmap<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Bitmap>> {
         let mut at = self.root;
         for _ in 0..MAX_ROOT {
             let Some(place) = self.place(at) else { return Ok(None) };
@@ -124,11 +138,11 @@ impl Volume {
         disk: &R,
         first: u32,
         length: u64,
-    ) -> io::Result<Option<Vec<u8>>> {
+    ) -> io::Result<Option<Bitmap>> {
         if length != self.clusters.div_ceil(8) {
             return Ok(None);
         }
-        let (mut at, mut bytes) = (first, Vec::new());
+        let (mut at, mut bytes, mut clusters) = (first, Vec::new(), Vec::new());
         loop {
             let Some(place) = self.place(at) else { return Ok(None) };
             let missing = length - bytes.len() as u64;
@@ -137,8 +151,9 @@ impl Volume {
             };
             let is_whole = piece.len() as u64 == self.cluster.min(missing);
             bytes.extend(piece);
+            clusters.push(at);
             if bytes.len() as u64 == length {
-                return Ok(Some(bytes));
+                return Ok(Some(Bitmap { bytes, clusters }));
             }
             match self.next(disk, at)?.filter(|_| is_whole) {
                 Some(next) => at = next,

@@ -40,25 +40,16 @@ struct Volume {
     /// Position of the first cluster, which has the number 2.
     data: u64,
     in_use: bool,
+    /// Media descriptor, with which the first entry of a table begins (§4.1).
+    media: u32,
+    /// Number of the first cluster of the root directory, if that is in clusters.
+    root: Option<u64>,
 }
 
 /// Whether there is a boot sector of FAT at `start`.
 pub(crate) fn is_at<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<bool> {
     let boot = read(disk, start, 512)?;
     Ok(boot.is_some_and(|boot| Volume::parse(&boot, start).is_some()))
-}
-
-/// Whether the first sector of a disk can be read as an MBR with partitions, as the kernel does if the first byte
-/// of each of the four entries is valid.
-pub(crate) fn may_have_partitions<R: ReadAt + ?Sized>(disk: &R) -> io::Result<bool> {
-    let sector = read(disk, 0, 512)?.unwrap_or_default();
-    let entries = sector.get(446..510).unwrap_or_default();
-    let (mut is_table, mut has_any) = (true, false);
-    for entry in entries.chunks_exact(16) {
-        is_table &= matches!(entry.first(), Some(0 | 0x80));
-        has_any |= entry.get(4) != Some(&0) && le32(entry, 12) != Some(0);
-    }
-    Ok(is_table && has_any)
 }
 
 /// The used bytes of the volume at `place`, as positions on the disk. A cluster counts if any of the tables
@@ -83,6 +74,13 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
             Ok(()) => {}
             Err(reason) => return Ok(Err(reason)),
         }
+    }
+    let has_root = |cluster: u64| {
+        let first = cluster.checked_sub(2);
+        first.is_some_and(|first| used.intersects(&(first..first + 1)))
+    };
+    if !volume.root.is_none_or(has_root) {
+        return Ok(Err(OpaqueReason::Damaged));
     }
     let mut bytes: Ranges = used.iter().map(|clusters| volume.bytes(&clusters)).collect();
     // Boot sector, tables and the root directory of small volumes, and what follows the last cluster.
@@ -131,6 +129,8 @@ impl Volume {
             tables,
             data,
             in_use,
+            media: u32::try_from(media).ok()?,
+            root: is_wide.then(|| long(44)).flatten(),
         })
     }
 
@@ -147,6 +147,9 @@ impl Volume {
             let piece = read(disk, at + offset, BATCH.min(bytes - offset))?;
             let Some(piece) = piece else { return Ok(Err(OpaqueReason::Damaged)) };
             let first = self.width.entries(offset);
+            if offset == 0 && self.width.entry(&piece, 0).map(|it| it & 0xff) != Some(self.media) {
+                return Ok(Err(OpaqueReason::Damaged));
+            }
             if offset == 0 && self.width.says_unclean(&piece) {
                 return Ok(Err(OpaqueReason::Unclean));
             }

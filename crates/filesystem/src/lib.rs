@@ -161,15 +161,13 @@ pub fn owners<R: ReadAt + ?Sized>(
 /// all of a disk with an invalid GPT: their bytes then count as used.
 fn partitions<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Vec<(u32, Range<u64>)>> {
     let table = partition::read(disk)?.filter(|table| !table.entries.is_empty());
-    // An MBR may begin as the boot sector of FAT, for old firmware: which of them counts is not certain.
-    if fat::is_at(disk, 0)? && (table.is_some() || fat::may_have_partitions(disk)?) {
+    // The boot sectors of NTFS, exFAT and FAT have the signature of an MBR, and one of them may be left of an
+    // earlier file system on a disk with partitions: which of both counts is not certain.
+    let is_volume = ntfs::is_at(disk, 0) || exfat::is_at(disk, 0)? || fat::is_at(disk, 0)?;
+    if is_volume && (table.is_some() || may_have_partitions(disk, 0)?) {
         return Ok(Vec::new());
     }
-    // The boot sectors of NTFS and exFAT have the signature of an MBR.
-    let is_volume = ntfs::is_at(disk, 0) || exfat::is_at(disk, 0)?;
-    let Some(table) = table.filter(|_| !is_volume) else {
-        return Ok(vec![(0, 0..bytes)]);
-    };
+    let Some(table) = table else { return Ok(vec![(0, 0..bytes)]) };
     if table.scheme == Scheme::Gpt && !is_protected(disk)? {
         return Ok(Vec::new());
     }
@@ -224,8 +222,22 @@ impl<R: ReadAt + ?Sized> ReadAt for PartitionView<'_, R> {
     }
 }
 
-/// Whether only the signatures in `marks` are found. A stale file system may have left its
-/// superblock and bitmaps behind a newer one.
+/// Whether a sector can be read as an MBR with partitions, as the kernel does if the first byte of each of the
+/// four entries is valid.
+fn may_have_partitions<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<bool> {
+    let sector = window::read(disk, start, 512)?.unwrap_or_default();
+    let entries = sector.get(446..510).unwrap_or_default();
+    let (mut is_table, mut has_any) = (sector.ends_with(&[0x55, 0xaa]), false);
+    for entry in entries.chunks_exact(16) {
+        is_table &= matches!(entry.first(), Some(0 | 0x80));
+        has_any |= window::le32(entry, 12) != Some(0);
+    }
+    Ok(is_table && has_any)
+}
+
+/// Whether only the signatures in `marks` are found, no partitions, and everything was readable. A stale file
+/// system may have left its superblock and bitmaps behind a newer one, or behind the partitions of a virtual
+/// machine.
 fn has_only_signatures<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
@@ -233,7 +245,11 @@ fn has_only_signatures<R: ReadAt + ?Sized>(
 ) -> io::Result<bool> {
     let inside = PartitionView { disk, place: place.clone() };
     let contents = signature::probe(&inside, place.end - place.start)?;
-    Ok(contents.signatures.iter().all(|found| marks.contains(&found.kind)))
+    let has_table = contents.table.is_some_and(|table| !table.entries.is_empty());
+    Ok(contents.signatures.iter().all(|found| marks.contains(&found.kind))
+        && contents.unreadable.is_none()
+        && !has_table
+        && !may_have_partitions(disk, place.start)?)
 }
 
 /// Determines the used bytes of a file system.

@@ -6,9 +6,10 @@ mod log;
 use std::io;
 use std::ops::Range;
 
+use crc_fast::{CrcAlgorithm, Digest};
 use linux::medium::ReadAt;
 
-use crate::window::{be16, be32, be64, read};
+use crate::window::{be16, be32, be64, le32, read};
 use crate::{OpaqueReason, Ranges};
 
 const MAGIC: &[u8] = b"XFSB";
@@ -19,6 +20,10 @@ const TREE_5: &[u8] = b"AB3B";
 /// Bytes of the header of such a block.
 const HEADER: u64 = 16;
 const HEADER_5: u64 = 56;
+/// Offsets of the checksums of version 5 in the superblock, the header of free space, and a block of a tree.
+const SUPERBLOCK_SUM: usize = 224;
+const AGF_SUM: usize = 216;
+const TREE_SUM: usize = 52;
 /// No sibling.
 const NULL: u32 = u32::MAX;
 const MAX_LEVELS: u32 = 9;
@@ -65,6 +70,10 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
         Err(reason) => return Ok(Err(reason)),
     };
     let Some(layout) = layout else { return Ok(Err(OpaqueReason::Damaged)) };
+    let superblock = read(disk, place.start, layout.sector)?;
+    if !superblock.is_some_and(|bytes| layout.has_sum(&bytes, SUPERBLOCK_SUM)) {
+        return Ok(Err(OpaqueReason::Damaged));
+    }
     if !log::is_clean(disk, &layout)? {
         return Ok(Err(OpaqueReason::Unclean));
     }
@@ -139,6 +148,17 @@ impl Layout {
                 .is_some_and(|before| before < self.blocks && self.blocks - before <= self.group)
     }
 
+    /// Whether the checksum at this offset is right: CRC-32C, little-endian, of all bytes with zeros in its place.
+    /// Version 4 has none.
+    fn has_sum(&self, bytes: &[u8], offset: usize) -> bool {
+        let (Some(before), Some(after)) = (bytes.get(..offset), bytes.get(offset + 4..)) else {
+            return false;
+        };
+        let mut sum = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        [before, &[0; 4], after].into_iter().for_each(|part| sum.update(part));
+        !self.is_v5 || le32(bytes, offset).map(u64::from) == Some(sum.finalize())
+    }
+
     /// The number of blocks of a group.
     fn length(&self, group: u64) -> u64 {
         self.blocks.saturating_sub(group.saturating_mul(self.group)).min(self.group)
@@ -161,7 +181,9 @@ impl Layout {
         group: u64,
     ) -> io::Result<Option<Vec<Range<u64>>>> {
         let at = self.bytes(group, &(0..0)).start.saturating_add(self.sector);
-        let header = read(disk, at, 512)?.filter(|header| header.starts_with(AGF_MAGIC));
+        let is_own =
+            |header: &Vec<u8>| header.starts_with(AGF_MAGIC) && self.has_sum(header, AGF_SUM);
+        let header = read(disk, at, self.sector)?.filter(is_own);
         let length = self.length(group);
         let fields = |header: &[u8]| {
             let levels = be32(header, 28).filter(|levels| (1..=MAX_LEVELS).contains(levels))?;
@@ -258,6 +280,7 @@ impl Layout {
             let is_there = be64(bytes, 16) == Some(sector)
                 && bytes.get(32..48) == Some(&self.uuids[1][..])
                 && be32(bytes, 48).map(u64::from) == Some(group);
+            let is_there = is_there && self.has_sum(bytes, TREE_SUM);
             bytes.starts_with(magic) && is_level && (is_there || !self.is_v5)
         };
         Ok(read(disk, at, self.block)?.filter(is_own))

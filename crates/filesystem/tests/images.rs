@@ -332,23 +332,92 @@ fn fat_in_use_counts_as_used() {
     }
 }
 
-/// The MBR of some sticks begins as the boot sector of FAT.
-#[test]
-fn mbr_that_is_also_fat_counts_as_used() {
-    if lacks(&["mkfs.vfat"]) {
-        return;
-    }
-    let folder = Folder::new("fat-mbr");
-    let image = blank(&folder, 64 << 20);
-    run("mkfs.vfat", &["-F", "16", &image]);
-    let file = File::options().read(true).write(true).open(&image).unwrap();
-    let mut table = [0; 64];
+/// Writes an MBR with one partition into a sector, and leaves the rest of it.
+fn write_table(file: &File, start: u64) {
+    let mut table = [0; 66];
     table[4] = 0x83;
     table[8..12].copy_from_slice(&2048_u32.to_le_bytes());
     table[12..16].copy_from_slice(&2048_u32.to_le_bytes());
+    table[64..].copy_from_slice(&[0x55, 0xaa]);
+    file.write_all_at(&table, start + 446).unwrap();
+}
+
+/// Tools for partitions leave the first bytes of a disk as they are, with what was there before.
+#[test]
+fn mbr_over_a_file_system_counts_as_used() {
+    let makers: [(&str, &[&str]); 4] = [
+        ("mkfs.vfat", &["-F", "16"]),
+        ("mkfs.exfat", &[]),
+        ("mkntfs", &["-q", "-F", "-Q"]),
+        ("mke2fs", &["-q", "-F"]),
+    ];
+    for (program, options) in makers.into_iter().filter(|(program, _)| !lacks(&[program])) {
+        let folder = Folder::new(&format!("mbr-{program}"));
+        let image = blank(&folder, 64 << 20);
+        run(program, &[options, &[&image]].concat());
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        let free = |file: &File| (64 << 20) - usage(file, 64 << 20).unwrap().used.bytes();
+        assert!(free(&file) > 8 << 20, "{program}");
+        write_table(&file, 0);
+        let whole = usage(&file, 64 << 20).unwrap();
+        let in_partition = whole.used.within(1 << 20..2 << 20).bytes();
+        assert_eq!((free(&file), in_partition), (0, 1 << 20), "{program}");
+    }
+}
+
+/// A partition that was given to a virtual machine as a disk.
+#[test]
+fn file_system_under_partitions_counts_as_used() {
+    if lacks(&["mkfs.vfat"]) {
+        return;
+    }
+    let folder = Folder::new("nested");
+    let image = blank(&folder, 64 << 20);
+    run("mkfs.vfat", &["-F", "16", &image]);
+    let inner = fs::read(&image).unwrap();
+    let whole = folder.path("whole");
+    let file = File::options().read(true).write(true).create_new(true).open(&whole).unwrap();
+    file.set_len(66 << 20).unwrap();
+    file.write_all_at(&inner, 1 << 20).unwrap();
+    let mut table = [0; 66];
+    table[4] = 0x0c;
+    table[8..12].copy_from_slice(&2048_u32.to_le_bytes());
+    table[12..16].copy_from_slice(&(64_u32 << 11).to_le_bytes());
+    table[64..].copy_from_slice(&[0x55, 0xaa]);
     file.write_all_at(&table, 446).unwrap();
-    let usage = usage(&file, 64 << 20).unwrap();
-    assert_eq!((usage.used, usage.parts.len()), (Ranges::of(0..64 << 20), 0));
+    let kind = || usage(&file, 66 << 20).unwrap().parts[0].kind;
+    assert_eq!(kind(), PartKind::Fat);
+    write_table(&file, 1 << 20);
+    assert_eq!(kind(), PartKind::Opaque(OpaqueReason::Unknown));
+}
+
+/// A map that does not have what is certainly used is not that of the file system.
+#[test]
+fn empty_map_of_clusters_counts_as_used() {
+    let makers: [(&str, &[&str], u64, u64); 3] = [
+        ("mkfs.vfat", &["-F", "12"], 8 << 20, 512),
+        ("mkfs.vfat", &["-F", "32", "-s", "1"], 64 << 20, 32 * 512),
+        ("mkfs.exfat", &[], 96 << 20, 0),
+    ];
+    for (at, (program, options, size, table)) in makers.into_iter().enumerate() {
+        if lacks(&[program]) {
+            continue;
+        }
+        let folder = Folder::new(&format!("empty-map-{at}"));
+        let image = blank(&folder, size);
+        run(program, &[options, &[&image]].concat());
+        let file = File::options().read(true).write(true).open(&image).unwrap();
+        let bytes = fs::read(&image).unwrap();
+        let word = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()));
+        // Of exFAT the whole heap of clusters but the root directory, in which the bitmap is named.
+        let (first, len) = match program {
+            "mkfs.exfat" => (word(88) * 512, (word(96) - 2) * (512 << bytes[109])),
+            _ => (table, 4096),
+        };
+        file.write_all_at(&vec![0; len as usize], first).unwrap();
+        let usage = usage(&file, size).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Opaque(OpaqueReason::Damaged), "{at}");
+    }
 }
 
 #[test]

@@ -240,6 +240,10 @@ pub(crate) fn uuid(bytes: &[u8], at: usize) -> Option<String> {
 }
 
 /// The formats with signatures at the start.
+/// The GUID 4967d63b-2e29-4ad8-8399-f6a339e3d001 in the boot sector of a removable disk with BitLocker, which begins as
+/// that of FAT32.
+const BITLOCKER_TO_GO: &[u8] = b"\x3b\xd6\x67\x49\x29\x2e\xd8\x4a\x83\x99\xf6\xa3\x39\xe3\xd0\x01";
+
 static ROWS: &[Row] = &[
     row(Kind::Ext2, &[0x438], &[b"\x53\xef"], Uuid::Bytes(0x468), Label::Text(0x478, 16))
         .refined(ext),
@@ -274,6 +278,7 @@ static ROWS: &[Row] = &[
     row(Kind::Luks2, &[0], &[b"LUKS\xba\xbe\0\x02"], Uuid::Text(168, 40), Label::Text(24, 48))
         .refined(luks2),
     row(Kind::BitLocker, &[3], &[b"-FVE-FS-"], Uuid::None, Label::None),
+    row(Kind::BitLocker, &[424], &[BITLOCKER_TO_GO], Uuid::None, Label::None),
     row(Kind::Integrity, &[0], &[b"integrt\0"], Uuid::None, Label::None),
     row(Kind::Verity, &[0], &[b"verity\0\0"], Uuid::Bytes(16), Label::None),
     row(Kind::Lvm2, &[24], &[b"LVM2 001"], Uuid::Lvm(32), Label::None).refined(lvm),

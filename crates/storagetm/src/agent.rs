@@ -2,6 +2,7 @@
 //! names of Tinkerbell's image2disk and oci2disk are understood.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::time::Duration;
@@ -22,6 +23,11 @@ const MAX_ORDERS: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The beginning of the names of variables for options of `copy`.
 const PREFIX: &str = "STORAGETM_";
+/// Names of Tinkerbell's actions.
+const TINKERBELL: [&str; 4] =
+    ["IMG_URL", "DEST_DISK", "PROGRESS_INTERVAL_SECONDS", "RETRY_DURATION_MINUTES"];
+/// A variable with this beginning that is none of them.
+const TARGET_MODE: &str = "STORAGETM_TARGET_MODE";
 /// The two values of `copy` that are no options.
 const SOURCE: &str = "source";
 const DESTINATION: &str = "destination";
@@ -36,30 +42,34 @@ type Orders = BTreeMap<String, String>;
 pub(crate) fn agent(options: &Agent) -> Result<(), Failure> {
     let mut orders = match &options.orders {
         None => Orders::new(),
-        Some(place) => object(&read(place)?)
-            .map_err(|reason| Failure::usage(format!("the orders in {place}: {reason}")))?,
+        Some(place) => read(place)?,
     };
-    orders.extend(environment(std::env::vars(), &names()).map_err(Failure::usage)?);
+    orders.extend(environment(std::env::vars_os(), &names()).map_err(Failure::usage)?);
     copy::copy(&parsed(orders)?)
 }
 
-/// Reads a file, or a file of a web server.
-fn read(place: &str) -> Result<Vec<u8>, Failure> {
-    let cannot = |reason: String| Failure::new(format!("the orders cannot be read: {reason}"));
+/// Reads a JSON object from a file, or from a file of a web server.
+fn read(place: &str) -> Result<Orders, Failure> {
     let mut bytes = Vec::new();
-    let read = match place.parse::<Location>() {
-        Ok(location) => {
-            let body = Body::open(location.clone(), None, PATIENCE);
-            let body = body.map_err(|reason| cannot(format!("{location}: {reason}")))?;
-            Web(body).take(MAX_ORDERS + 1).read_to_end(&mut bytes)
-        }
-        Err(_) => File::open(place).and_then(|it| it.take(MAX_ORDERS + 1).read_to_end(&mut bytes)),
+    let (name, read) = if place.contains("://") {
+        let location: Location = place.parse().ok().filter(Location::is_web).ok_or_else(|| {
+            Failure::usage("the orders are a file, or an http:// or https:// URL")
+        })?;
+        let name = location.to_string();
+        let body = Body::open(location, None, PATIENCE);
+        let body = body.map_err(|reason| {
+            Failure::new(format!("the orders {name} cannot be read: {reason}"))
+        })?;
+        (name, Web(body).take(MAX_ORDERS + 1).read_to_end(&mut bytes))
+    } else {
+        let file = File::open(place);
+        (place.to_owned(), file.and_then(|it| it.take(MAX_ORDERS + 1).read_to_end(&mut bytes)))
     };
-    read.map_err(|error| cannot(error.to_string()))?;
-    match bytes.len() as u64 {
-        0..=MAX_ORDERS => Ok(bytes),
-        _ => Err(cannot(format!("they are longer than {MAX_ORDERS} bytes"))),
+    read.map_err(|error| Failure::new(format!("the orders {name} cannot be read: {error}")))?;
+    if bytes.len() as u64 > MAX_ORDERS {
+        return Err(Failure::new(format!("the orders {name} are longer than {MAX_ORDERS} bytes")));
     }
+    object(&bytes).map_err(|reason| Failure::usage(format!("the orders {name}: {reason}")))
 }
 
 /// A [`Body`] as a reader.
@@ -71,7 +81,7 @@ impl Read for Web {
     }
 }
 
-/// Parses a JSON object. A member `false` or `null` is left out.
+/// Parses a JSON object. A member `null` is left out.
 fn object(json: &[u8]) -> Result<Orders, String> {
     let members: Map<String, Value> = serde_json::from_slice(json)
         .map_err(|error| format!("they are no JSON object: {error}"))?;
@@ -104,35 +114,59 @@ fn names() -> BTreeMap<String, bool> {
 /// Returns what the environment says.
 ///
 /// # Errors
-/// Fails if a variable is neither true nor false, and has to be.
+/// Fails if a variable of this program names no option, if one is neither true nor false and has to be, or if one
+/// is not UTF-8.
 fn environment(
-    variables: impl Iterator<Item = (String, String)>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
     names: &BTreeMap<String, bool>,
 ) -> Result<Orders, String> {
     let mut orders = Orders::new();
     for (name, value) in variables.filter(|(_, value)| !value.is_empty()) {
-        let (option, value) = match name.as_str() {
-            "IMG_URL" if value.contains("://") => (SOURCE.to_owned(), value),
-            "IMG_URL" => (SOURCE.to_owned(), format!("oci://{value}")),
-            "DEST_DISK" => (DESTINATION.to_owned(), value),
-            "PROGRESS_INTERVAL_SECONDS" => ("progress-interval".to_owned(), value),
-            "RETRY_ENABLED" if !is_true(&name, &value)? => ("patience".to_owned(), "0".to_owned()),
-            other => {
-                let option = other.strip_prefix(PREFIX).unwrap_or_default();
-                let option = option.to_ascii_lowercase().replace('_', "-");
-                match names.get(&option) {
-                    None => continue,
-                    Some(true) => (option, value),
-                    Some(false) => (option, is_true(&name, &value)?.to_string()),
-                }
-            }
-        };
-        // A name of this program takes precedence.
-        if name.starts_with(PREFIX) || !orders.contains_key(&option) {
+        let Ok(name) = name.into_string() else { continue };
+        let option = name.strip_prefix(PREFIX).filter(|_| name != TARGET_MODE);
+        if option.is_none() && !TINKERBELL.contains(&name.as_str()) {
+            continue;
+        }
+        let value = value.into_string().map_err(|_| format!("{name} is not UTF-8"))?;
+        if let Some((option, value)) = order(&name, option, value, names)?
+            // A name of this program takes precedence.
+            && (name.starts_with(PREFIX) || !orders.contains_key(&option))
+        {
             orders.insert(option, value);
         }
     }
     Ok(orders)
+}
+
+/// Returns the option of `copy` that a variable stands for, and its value; `None` for one without effect.
+fn order(
+    name: &str,
+    option: Option<&str>,
+    value: String,
+    names: &BTreeMap<String, bool>,
+) -> Result<Option<(String, String)>, String> {
+    let named = |option: &str, value: String| Ok(Some((option.to_owned(), value)));
+    let Some(option) = option else {
+        return match name {
+            "IMG_URL" if value.contains("://") => named(SOURCE, value),
+            "IMG_URL" => named(SOURCE, format!("oci://{value}")),
+            "DEST_DISK" => named(DESTINATION, value),
+            "PROGRESS_INTERVAL_SECONDS" => named("progress-interval", value),
+            "RETRY_DURATION_MINUTES" => {
+                let minutes: Option<u64> = value.parse().ok();
+                let seconds = minutes.and_then(|minutes| minutes.checked_mul(60));
+                let seconds = seconds.ok_or(format!("{name} is {value}, no number of minutes"))?;
+                named("patience", seconds.to_string())
+            }
+            _ => Ok(None),
+        };
+    };
+    let option = option.to_ascii_lowercase().replace('_', "-");
+    match names.get(&option) {
+        None => Err(format!("{name} is no option: storagetm copy has no --{option}")),
+        Some(true) => named(&option, value),
+        Some(false) => named(&option, is_true(name, &value)?.to_string()),
+    }
 }
 
 /// Parses a boolean as Go does, in which the actions of Tinkerbell are written.
@@ -181,7 +215,7 @@ mod test {
     use super::*;
 
     fn orders_of(variables: &[(&str, &str)]) -> Result<Orders, String> {
-        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let owned = |(name, value): &(&str, &str)| ((*name).into(), (*value).into());
         environment(variables.iter().map(owned), &names())
     }
 
@@ -202,10 +236,11 @@ mod test {
     #[test]
     fn variables_of_oci2disk_are_a_copy() {
         let image = "registry.example:5000/ubuntu:22.04";
-        let variables = [("IMG_URL", image), ("DEST_DISK", "/dev/sda"), ("RETRY_ENABLED", "false")];
+        let variables =
+            [("IMG_URL", image), ("DEST_DISK", "/dev/sda"), ("RETRY_DURATION_MINUTES", "10")];
         let copy = parsed(orders_of(&variables).unwrap()).unwrap();
         assert_eq!(copy.source.to_string(), format!("oci://{image}"));
-        assert_eq!(copy.patience, 0);
+        assert_eq!(copy.patience, 600);
     }
 
     #[test]
@@ -218,13 +253,15 @@ mod test {
             ("STORAGETM_NEW_IDS", "0"),
             ("STORAGETM_NO_VERIFY", "1"),
             ("STORAGETM_RETRIES", "7"),
-            ("STORAGETM_STATE", "x"),
+            ("STORAGETM_TARGET_MODE", "x"),
         ];
         let copy = parsed(orders_of(&variables).unwrap()).unwrap();
         assert_eq!(copy.source.to_string(), "a");
         assert!(copy.expand && !copy.new_ids && copy.no_verify && copy.retries == 7);
         assert!(orders_of(&[("STORAGETM_EXPAND", "perhaps")]).is_err());
-        assert!(orders_of(&[("RETRY_ENABLED", "perhaps")]).is_err());
+        // A name that is mistyped must not leave the hash out.
+        assert!(orders_of(&[("STORAGETM_SHA265", "0")]).unwrap_err().contains("no --sha265"));
+        assert!(orders_of(&[("RETRY_DURATION_MINUTES", "long")]).is_err());
     }
 
     #[test]

@@ -63,9 +63,7 @@ impl Reference {
     /// Returns whether the registry is spoken to by HTTPS: unless it is on this machine.
     pub(crate) fn is_encrypted(&self) -> bool {
         let uri: Option<Uri> = format!("https://{}/", self.registry).parse().ok();
-        let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
-        let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-        host != "localhost" && !ip.is_some_and(|ip| ip.is_loopback())
+        !uri.as_ref().and_then(Uri::host).is_some_and(is_loopback)
     }
 
     /// Returns the address of a manifest or blob.
@@ -86,6 +84,12 @@ impl fmt::Display for Reference {
         let separator = if self.digest.is_some() { '@' } else { ':' };
         write!(f, "{}/{}{separator}{}", self.registry, self.repository, self.version)
     }
+}
+
+/// Returns whether a host of a URL is this machine by its name or address.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
 }
 
 fn is_registry(text: &str) -> bool {

@@ -6,8 +6,9 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::{StatusCode, Uri, header};
 
-use super::{Login, Reference};
+use super::{Login, Reference, reference};
 use crate::Error;
+use crate::client::TIMEOUT;
 
 /// The longest answer with a token.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -72,24 +73,26 @@ impl Token {
             request = request.header(header::AUTHORIZATION, basic(login)?);
         }
         // The server that the registry names is asked, and no other.
-        let mut response = request.config().max_redirects(0).build().call()?;
+        let request = request.config().max_redirects(0).timeout_recv_body(Some(TIMEOUT)).build();
+        let mut response = request.call()?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Error::Login),
             status => return Err(Error::Status(status)),
         }
         let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec()?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| Error::Token)?;
-        let token = answer.token.or(answer.access_token).ok_or(Error::Token)?;
+        let answer: Answer = serde_json::from_slice(&body).map_err(|_| Error::NoToken)?;
+        let token = answer.token.or(answer.access_token).ok_or(Error::NoToken)?;
         Ok(format!("Bearer {token}"))
     }
 }
 
-/// Returns the address where a token is asked for, if the registry may name it: its client follows
-/// addresses by HTTPS alone, unless the registry is on this machine.
+/// Returns the address where a token is asked for, if the registry may name it: by HTTPS, or on this machine if the
+/// registry is there, too.
 fn address(realm: &str, service: Option<&str>, reference: &Reference) -> Option<Uri> {
     let uri: Uri = realm.parse().ok()?;
-    if uri.scheme_str() != Some("https") && reference.is_encrypted() {
+    let is_here = || !reference.is_encrypted() && uri.host().is_some_and(reference::is_loopback);
+    if uri.scheme_str() != Some("https") && !is_here() {
         return None;
     }
     let separator = if uri.query().is_some() { '&' } else { '?' };
@@ -150,5 +153,6 @@ mod test {
         assert_eq!(at("http://169.254.169.254/latest/meta-data/token", "r.example"), None);
         assert_eq!(at("file:///etc/passwd", "r.example"), None);
         assert!(at("http://localhost:5001/t", "localhost:5000").is_some());
+        assert_eq!(at("http://169.254.169.254/latest", "localhost:5000"), None);
     }
 }

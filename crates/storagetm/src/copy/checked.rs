@@ -96,7 +96,7 @@ pub(super) fn web(
     expected: Option<Hash>,
 ) -> Result<Pipe, Failure> {
     let name = location.to_string();
-    let body = Body::open(location.clone(), login(), patience);
+    let body = Body::open(location.clone(), login()?, patience);
     let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
     let bytes = body.length();
     match (body.hash(), expected) {
@@ -110,9 +110,20 @@ pub(super) fn web(
 }
 
 /// Returns the user of registries that the environment names, as Tinkerbell does it.
-fn login() -> Option<Login> {
-    let named = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    Some(Login { user: named("REGISTRY_USERNAME")?, password: named("REGISTRY_PASSWORD")? })
+///
+/// # Errors
+/// Fails if only one of user name and password is set, or is not readable.
+fn login() -> Result<Option<Login>, Failure> {
+    let [user, password] = ["REGISTRY_USERNAME", "REGISTRY_PASSWORD"]
+        .map(|name| std::env::var_os(name).filter(|value| !value.is_empty()));
+    match (user, password) {
+        (None, None) => Ok(None),
+        (Some(user), Some(password)) => match (user.into_string(), password.into_string()) {
+            (Ok(user), Ok(password)) => Ok(Some(Login { user, password })),
+            _ => Err(Failure::usage("REGISTRY_USERNAME and REGISTRY_PASSWORD have to be UTF-8")),
+        },
+        _ => Err(Failure::usage("only one of REGISTRY_USERNAME and REGISTRY_PASSWORD is set")),
+    }
 }
 
 /// A [`Body`] as a reader.

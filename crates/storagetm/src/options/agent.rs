@@ -11,7 +11,7 @@ Environment:
   IMG_URL                     SRC; a name without a scheme is one of a registry (oci://)
   DEST_DISK                   DST
   COMPRESSED                  without effect: what is compressed is recognized by its contents
-  RETRY_ENABLED               false: a lost connection is not made again
+  RETRY_DURATION_MINUTES      as --patience, in minutes
   PROGRESS_INTERVAL_SECONDS   as --progress-interval
   REGISTRY_USERNAME, REGISTRY_PASSWORD
                               the user of the registry
@@ -19,7 +19,8 @@ Environment:
                               proxies
   STORAGETM_SOURCE, STORAGETM_DESTINATION
                               SRC and DST
-  STORAGETM_OPTION            any other option of copy: STORAGETM_SHA256=..., STORAGETM_EXPAND=true
+  STORAGETM_OPTION            any other option of copy: STORAGETM_SHA256=..., STORAGETM_EXPAND=true; another name is an
+                              error
 
 The JSON object has the same names as the options: source, destination, sha256, expand ... What is in the environment \
 takes precedence.";
