@@ -155,7 +155,8 @@ fn order(
             "RETRY_DURATION_MINUTES" => {
                 let minutes: Option<u64> = value.parse().ok();
                 let seconds = minutes.and_then(|minutes| minutes.checked_mul(60));
-                let seconds = seconds.ok_or(format!("{name} is {value}, no number of minutes"))?;
+                let seconds =
+                    seconds.ok_or_else(|| format!("{name} is {value}, no number of minutes"))?;
                 named("patience", seconds.to_string())
             }
             _ => Ok(None),
