@@ -9,20 +9,20 @@ mod disk_error;
 mod event;
 mod interrupt;
 mod local_disk;
+mod map_file;
 mod partition_table;
 mod patched;
 mod progress;
+mod qcow2;
 mod remote;
 mod summary;
 mod sync_disk;
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, IsTerminal};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ::copy::map::{Map, State};
+use ::copy::map::State;
 use ::copy::{Disk, End, Job, Pipe, Refusal, Settings};
 use console::{decimal, size};
 use filesystem::Survey;
@@ -38,8 +38,10 @@ use ::remote::uri::{Locator, without_secret};
 use event::{Event, Finished};
 use failure::Failure;
 use local_disk::{CopyEnd, Permission};
+use map_file::{find_map, is_map_file};
 use partition_table::{CopyEnds, PostCopy};
 use progress::ProgressReporter;
+use qcow2::NewImage;
 use summary::{Names, refused};
 use sync_disk::SyncDisk;
 
@@ -73,6 +75,8 @@ struct PreparedCopy {
     bytes: Option<u64>,
     /// The destination if it is a disk: the one that the user confirmed.
     confirmed: Option<Disk>,
+    /// The destination if it is a qcow2 image, which gets the data through a pipe.
+    image: Option<NewImage>,
     resumed: bool,
     after: PostCopy,
     /// Notes for the user.
@@ -82,6 +86,7 @@ struct PreparedCopy {
 /// Checks the options against each other.
 fn check(options: &Copy) -> Result<(), Failure> {
     let (source, destination) = (&options.source, &options.destination);
+    qcow2::check(options)?;
     if (source, destination) == (&Locator::Pipe, &Locator::Pipe) {
         return Err(Failure::usage("both ends are pipes: name a disk or a file for one of them"));
     }
@@ -124,25 +129,6 @@ fn check(options: &Copy) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns whether a path is the map or one of its backup files, also by another spelling.
-fn is_map_file(path: &Path, map: &Path) -> bool {
-    let beside = |summary: &str| {
-        let mut name = map.as_os_str().to_owned();
-        name.push(summary);
-        canonical(Path::new(&name))
-    };
-    let path = canonical(path);
-    ["", ".bak", ".new"].into_iter().any(|summary| beside(summary) == path)
-}
-
-/// Resolves symbolic links and `..`, also for a file that does not exist yet.
-fn canonical(path: &Path) -> PathBuf {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or_else(|| Path::new(".")).canonicalize();
-    let made = || Some(folder.ok()?.join(path.file_name()?));
-    path.canonicalize().ok().or_else(made).unwrap_or_else(|| path.to_owned())
-}
-
 /// Opens and examines both ends. Writes nothing.
 fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let tree = Tree::machine();
@@ -156,7 +142,8 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
         if options.allocated { source.allocated_only(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
     let disk = open_disk(&source.end)?.map(|disk| with_known_sector(disk, &options.source));
-    let destination = destination(&tree, options, resumes)?;
+    let mut destination = destination(&tree, options, resumes)?;
+    let image = NewImage::at(&mut destination, options, disk.as_ref(), &mut notes)?;
     let to = if destination.is_disk { open_disk(&destination.end)? } else { None };
     check_disks(options, [&source.end, &destination.end], [disk.as_ref(), to.as_ref()])?;
     let (destination, there) = examine(destination, to.as_ref(), options);
@@ -173,6 +160,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
             destination,
             bytes,
             confirmed: to,
+            image: None,
             resumed,
             after,
             notes,
@@ -194,6 +182,7 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
         destination,
         bytes: Some(from.bytes),
         confirmed: to,
+        image,
         resumed,
         after,
         notes,
@@ -351,41 +340,6 @@ fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
     inspect::survey(&sync_disk, disk.bytes, disk.sector).map(Some)
 }
 
-/// Reads the map to resume from, if it exists. Rejects a file of another format, which would be
-/// overwritten, and a map of an allocated-only copy without `--allocated`.
-fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
-    let cannot = |error| refused(format!("the map {} cannot be read: {error}", path.display()));
-    let mut first = [0];
-    let count = match File::open(path).and_then(|mut file| file.read(&mut first)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(cannot)?,
-    };
-    // First bytes of a map: a comment, a number, an empty line, or NULs left by a crash.
-    if count == 1 && !b"#0\n\r\t \0".contains(&first[0]) {
-        return Err(refused(format!(
-            "{} exists and is not a map: name another file, or remove it",
-            path.display()
-        )));
-    }
-    // As the copy loads it: with the backup if the map is truncated.
-    let map = ::copy::map::load(path)
-        .map_err(|reason| refused(format!("the map {}: {reason}", path.display())))?;
-    let part = map.as_ref().is_some_and(|map| is_allocated_map(&map.metadata.source));
-    if part && !allocated {
-        return Err(refused(format!(
-            "the map {} is of a copy with --allocated: add that, or name another map",
-            path.display()
-        )));
-    }
-    Ok(map)
-}
-
-/// Returns whether a map with this source identity is of an allocated-only copy. A suffix for a
-/// changed partition table may follow.
-fn is_allocated_map(source: &str) -> bool {
-    source.split_whitespace().any(|word| word == allocated::ALLOCATED)
-}
-
 /// Drops the sector size of an NBD source: its minimum block size is about the alignment of
 /// requests, not about the units of an MBR.
 fn with_known_sector(disk: Disk, source: &Locator) -> Disk {
@@ -433,6 +387,7 @@ fn run(
         resumed: ready.resumed,
     });
     ready.notes.iter().for_each(|note| reporter.note(note));
+    let image = ready.image.map(NewImage::start).transpose()?;
     let (from, _source) = ready.source.split();
     let (to, _destination) = ready.destination.split();
     let mut after = ready.after;
@@ -441,7 +396,7 @@ fn run(
     let job = Job {
         source: from,
         destination: after.keep(to, ready.confirmed),
-        settings: settings(options),
+        settings: settings(options, image.is_some()),
     };
     let mut report = job.run(&stop, &mut |progress| {
         reporter.progress(progress);
@@ -449,6 +404,9 @@ fn run(
             stop.store(true, Ordering::Release);
         }
     });
+    if let Some(image) = image {
+        image.finish(&mut report, !options.no_verify);
+    }
     let advice = after.complete(&mut report);
     reporter.clear();
     if options.files && !report.bad.is_empty() {
@@ -463,12 +421,13 @@ fn run(
     summary::conclude(&report, names, advice.as_deref(), reporter)
 }
 
-fn settings(options: &Copy) -> Settings {
+fn settings(options: &Copy, is_image: bool) -> Settings {
     let verify = !options.no_verify;
     Settings {
         connections: options.connections.into(),
         verify,
-        hash: verify && !options.no_hash,
+        // By which an image is compared.
+        hash: verify && (is_image || !options.no_hash),
         retries: options.retries,
         rate: options.rate.map(Rate::bytes),
         sparse: !options.no_sparse,
@@ -502,14 +461,5 @@ mod test {
         ] {
             assert_eq!(name_to_type(&Locator::parse(uri.into()).unwrap()), name, "{uri}");
         }
-    }
-
-    #[test]
-    fn allocated_map_is_detected_with_a_changed_table() {
-        assert!(
-            is_allocated_map("disk 7 allocated")
-                && is_allocated_map("disk 7 allocated table 4096 8388608")
-        );
-        assert!(!is_allocated_map("disk 7 table 4096 8388608") && !is_allocated_map(""));
     }
 }

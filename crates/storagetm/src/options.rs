@@ -242,7 +242,7 @@ pub struct Serve {
 
     /// How a disk that fails is lent.
     #[command(flatten)]
-    pub rescue: rescue::Rescue,
+    pub rescue: Box<rescue::Rescue>,
 
     // Help that names protocols is made from their table.
     #[arg(

@@ -32,6 +32,8 @@ mod packed;
 mod places;
 #[path = "copy/port.rs"]
 mod port;
+#[path = "copy/qcow2.rs"]
+mod qcow2;
 #[path = "copy/refusals.rs"]
 mod refusals;
 #[path = "copy/scene.rs"]

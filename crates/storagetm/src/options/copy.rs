@@ -163,7 +163,8 @@ pub struct Copy {
     /// Copy SRC as it is, whatever its format
     ///
     /// By default a file or pipe in gzip, xz or zstd format and a file in qcow2, VHD, VHDX, VMDK or VDI format are
-    /// unpacked, and those in bzip2 or lz4 format are refused. Disks and remote sources are always copied as they are.
+    /// unpacked, and those in bzip2 or lz4 format are refused. Disks and remote sources are always copied as they are. A
+    /// DST whose name ends with .qcow2 becomes a qcow2 image by default, and with "raw" a copy byte by byte.
     #[arg(long, value_name = "FORMAT", value_enum)]
     pub format: Option<Format>,
 

@@ -82,6 +82,18 @@ fn r15_interop_the_bad_sectors_are_those_that_were_made_bad() {
     }
 }
 
+/// A qcow2 image is written in one go, so a bad sector ends it, and leaves no file that looks like an image.
+#[test]
+fn bad_sectors_leave_no_qcow2_image() {
+    if lacks("bad sectors leave no qcow2 image", &["nbdkit"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let copied = scene.folder.path("copied.qcow2");
+    run_expecting(1, &[&scene.peer.uri, &copied]);
+    assert!(!std::path::Path::new(&copied).exists());
+}
+
 #[test]
 fn r46_interop_ddrescue_goes_on_from_our_map() {
     if lacks("ddrescue goes on from our map", &["nbdkit", "ddrescue"]) {
