@@ -93,7 +93,7 @@ impl Head {
         if !keep_alive {
             head.field("Connection", "close");
         }
-        // What is here is for nobody but who asked: not for other pages in the browser, nor for caches.
+        // Neither other pages in the browser nor caches may have it.
         head.field("X-Content-Type-Options", "nosniff");
         head.field("Cross-Origin-Resource-Policy", "same-origin");
         head.field("Referrer-Policy", "no-referrer");

@@ -15,7 +15,7 @@ use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
 use crate::uring::DiskQueue;
 
-/// Executes disk requests. The requests of a session that has ended are completed for nobody.
+/// Executes disk requests. Completions of requests of a session that has ended are dropped.
 #[derive(Debug)]
 pub(super) enum Disks {
     /// By system calls, one after another: the reference. A disk that does not respond blocks the
@@ -156,7 +156,7 @@ impl Disks {
         }
     }
 
-    /// Ends the current session: its requests are completed for nobody.
+    /// Ends the current session: completions of its requests are dropped.
     pub(super) fn abandon(&mut self) {
         if let Self::Ring(queue) = self {
             queue.abandon();

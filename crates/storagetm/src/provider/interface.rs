@@ -198,7 +198,7 @@ pub(super) fn no_templates(call: &Call) -> Result<Vec<Reply>, Reply> {
     Err(error("NoSuchTemplate"))
 }
 
-/// Returns the reply to a caller who may acquire the volume if they are asked for a password.
+/// Returns the reply to a caller that may acquire the volume after a password was asked for.
 pub(super) fn authentication_required() -> Reply {
     Reply::error("io.systemd.InteractiveAuthenticationRequired", json!({}))
 }
