@@ -338,6 +338,7 @@ mod test {
         drop(second);
         assert_eq!(grant("desk", "a").unwrap_err(), Refusal::OtherHost, "a write is in flight");
         drop(in_flight);
+        grant("laptop", "a").unwrap().leave();
         let _desk = grant("desk", "a").unwrap();
         assert_eq!(grant("laptop", "a").unwrap_err(), Refusal::OtherHost);
         let _readers = [grant("laptop", "b").unwrap(), grant("desk", "b").unwrap()];
@@ -355,12 +356,16 @@ mod test {
             let caller = Caller { peer: &peer, host, proven: None };
             catalogue.grant(&caller, &"a".into())
         };
-        let (admin, io) = (grant("laptop").unwrap(), grant("laptop").unwrap());
+        let queues = || {
+            let controller = crate::Association::default();
+            [(); 2].map(|()| grant("laptop").unwrap().with_association(&controller))
+        };
+        let [admin, io] = queues();
         let _ = write(&io).unwrap().finish(Ok(()));
         drop((io, admin));
         assert_eq!(grant("desk").unwrap_err(), Refusal::OtherHost);
         // It comes back, detaches, and its other connection ends later. A check of its access changes nothing.
-        let (admin, io) = (grant("laptop").unwrap(), grant("laptop").unwrap());
+        let [admin, io] = queues();
         let _ = write(&io).unwrap().finish(Ok(()));
         admin.leave();
         drop(grant("laptop").unwrap());

@@ -20,8 +20,9 @@ use crate::{
 };
 pub(crate) use counters::Counters;
 pub use counters::Usage;
-use counters::{CLOSED, COUNT, HELD, NO_READS, NO_WRITES};
+use counters::{CHANGED, CLOSED, COUNT, HELD, NO_READS, NO_WRITES};
 use only_host::OnlyHost;
+pub use only_host::{Association, Keeper};
 
 /// The most notices that wait for a connection. Later ones are lost.
 const MAX_NOTICES: usize = 64;
@@ -77,7 +78,8 @@ impl Activity {
     pub(crate) fn begin_write(self: &Rc<Self>, exclusive: bool) -> Result<WriteGuard, Fault> {
         let is_held = |writes: u32| !exclusive && writes & HELD != 0;
         let more = |writes: u32| {
-            (writes & (CLOSED | NO_WRITES) == 0 && !is_held(writes)).then_some(writes + 1)
+            let is_free = writes & (CLOSED | NO_WRITES) == 0 && !is_held(writes);
+            is_free.then_some((writes | CHANGED) + 1)
         };
         if !exclusive && !self.counters.is_closed() && self.export.waits_for_predecessors() {
             return Err(Fault::Busy);
@@ -155,8 +157,6 @@ struct State {
 #[derive(Debug, Default)]
 struct Connection {
     counters: Arc<Counters>,
-    /// The host, if it must be the only one.
-    host: Option<OverlayHost>,
     /// `None` for a host that cannot register.
     registrant: Option<Registrant>,
     /// Notices for the registrant; `None` for a connection that takes none.
@@ -183,13 +183,6 @@ impl State {
         }
     }
 
-    /// Counts the writes of a connection that has ended. Frees the export for the next host, if that was the last
-    /// connection of this one, and it is not lost.
-    fn end_only_host(&mut self, writes: u64) {
-        let has_none = self.current.iter().all(|one| one.host.is_none());
-        self.only_host.take_if(|host| host.ended(writes) && has_none);
-    }
-
     fn send(&mut self, notices: &Notices) {
         for (registrant, notice) in notices {
             let to =
@@ -211,42 +204,51 @@ impl Connections {
     /// Adds a connection. `only` is its host, if that must be the only one; returns `None` if it is not.
     fn open(&self, only: Option<&OverlayHost>) -> Option<Arc<Counters>> {
         let mut state = self.lock();
-        if let Some(host) = only
-            && !state.only_host.get_or_insert_with(|| OnlyHost::new(host)).is(host)
-        {
+        let Some(host) = only else { return Some(self.add(&mut state)) };
+        if state.only_host.as_ref().is_some_and(|known| !known.is(host)) {
             return None;
         }
-        Some(self.add(&mut state, only))
+        let counters = self.add(&mut state);
+        let known = state.only_host.get_or_insert_with(|| OnlyHost::new(host));
+        known.begin(counters.clone(), Association::default());
+        Some(counters)
     }
 
-    /// Records that the host of a connection is done with the export.
-    pub(crate) fn leave(&self, counters: &Arc<Counters>) {
-        let mut state = self.lock();
-        let of_user = state.current.iter().filter(|one| one.host.is_some());
-        if of_user.clone().any(|one| Arc::ptr_eq(&one.counters, counters)) {
-            let writes: u64 = of_user.map(|one| one.counters.usage().writes).sum();
-            if let Some(only) = &mut state.only_host {
-                only.leave(writes);
-            }
+    /// Makes a connection part of an association.
+    pub(crate) fn associate(&self, counters: &Arc<Counters>, association: &Association) {
+        if let Some(only) = &mut self.lock().only_host {
+            only.associate(counters, association);
         }
+    }
+
+    /// Records that the association of a connection is done with the export.
+    pub(crate) fn leave(&self, counters: &Arc<Counters>) {
+        if let Some(only) = &mut self.lock().only_host {
+            only.leave(counters);
+        }
+    }
+
+    /// Returns for whom the export must be kept if this process ends now.
+    pub(crate) fn keeper(&self) -> Option<Keeper> {
+        self.lock().only_host.as_ref().map(OnlyHost::keeper)
+    }
+
+    /// Keeps the export for a host that another process has reported.
+    pub(crate) fn set_keeper(&self, keeper: Option<Keeper>) {
+        self.lock().only_host = keeper.map(OnlyHost::restored);
     }
 
     /// Adds a connection of a host that is not known.
     fn open_unnamed(&self) -> Arc<Counters> {
         let mut state = self.lock();
-        self.add(&mut state, None)
+        self.add(&mut state)
     }
 
-    fn add(&self, state: &mut State, host: Option<&OverlayHost>) -> Arc<Counters> {
+    fn add(&self, state: &mut State) -> Arc<Counters> {
         let counters = Arc::<Counters>::default();
         counters.set_held(self.is_exclusive() || state.has_orphans());
         counters.set_permission(state.reservations.permission(None));
-        let host = host.cloned();
-        state.current.push(Connection {
-            counters: counters.clone(),
-            host,
-            ..Connection::default()
-        });
+        state.current.push(Connection { counters: counters.clone(), ..Connection::default() });
         counters
     }
 
@@ -255,9 +257,7 @@ impl Connections {
         state.ended = state.ended.plus(counters.usage());
         let ended = state.current.iter().position(|it| Arc::ptr_eq(&it.counters, counters));
         let ended = ended.map(|at| state.current.remove(at));
-        if ended.as_ref().is_some_and(|one| one.host.is_some()) {
-            state.end_only_host(counters.usage().writes);
-        }
+        state.only_host.take_if(|host| host.end(counters));
         let Some(ended) = ended.and_then(|one| one.registrant) else { return };
         // A reservation by RESERVE(6) ends with the last connection of its holder.
         let is_last = state.current.iter().all(|one| one.registrant.as_ref() != Some(&ended));

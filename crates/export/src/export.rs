@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
 
-use crate::connections::{Connections, Usage};
+use crate::connections::{Connections, Keeper, Usage};
 use crate::{Backing, Base, ExportId, Geometry, ReservationStore, Reservations, SavedReservations};
 
 /// Access mode of an export, a rule or a grant.
@@ -225,6 +225,16 @@ impl Export {
     /// Returns whether a flush has failed since the export was created.
     pub fn has_failed_flush(&self) -> bool {
         self.flush_failed.load(Ordering::Acquire)
+    }
+
+    /// Returns the host that an export for one host at a time must be kept for if this process ends now.
+    pub fn keeper(&self) -> Option<Keeper> {
+        self.connections.keeper()
+    }
+
+    /// Keeps the export for a host that another process has reported; for nobody if it is `None`.
+    pub fn set_keeper(&self, keeper: Option<Keeper>) {
+        self.connections.set_keeper(keeper);
     }
 
     /// Returns its statistics.

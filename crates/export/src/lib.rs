@@ -107,7 +107,7 @@ pub use block_map::{BlockMap, PersistStep, Source};
 pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, InPlace, Kept, PAGE, Pool};
 pub use catalogue::Catalogue;
-pub use connections::Usage;
+pub use connections::{Association, Keeper, Usage};
 pub use event::{Event, MAX_TEXT, PairingRequest};
 pub use export::{Access, Cache, Exclusive, Export, Home, Identity, RemovalLock};
 pub use extent::{Extent, Extents};

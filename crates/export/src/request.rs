@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::connections::{Activity, WriteGuard};
+use crate::connections::{Activity, Association, WriteGuard};
 use crate::overlay::Claim;
 use crate::{Access, Buffer, Exclusive, Export, Fault, Fence, InPlace, OverlayHost};
 
@@ -187,8 +187,16 @@ impl Grant {
         if same { Self { access: self.access, ..before.clone() } } else { self }
     }
 
-    /// Records that the host is done with the export: it has shut its controller down, or logged out. An export for one
-    /// host at a time is kept for a host that is lost without that, if it has written.
+    /// Makes the connection part of an association, with which it leaves.
+    #[must_use]
+    pub fn with_association(self, association: &Association) -> Self {
+        self.export().connections().associate(self.activity.counters(), association);
+        self
+    }
+
+    /// Records that the association of the connection is done with the export: its controller was shut down, or it has
+    /// logged out. No writes of the association are in flight. An export for one host at a time is kept for a host that has
+    /// changed it by an association that was lost without that.
     pub fn leave(&self) {
         self.export().connections().leave(self.activity.counters());
     }

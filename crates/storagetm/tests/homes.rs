@@ -14,13 +14,20 @@ mod process;
 mod scene;
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use host::NvmeClient;
+use nvme::command::{FabricsCommand, IoCommand, PropertySize};
+use nvme::wire::fabrics::{Cc, property};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::geteuid;
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use scene::{DESK, Folder, LAPTOP, PROGRAM, Running};
+use serde_json::Value;
 
 /// Two headers of a LUKS2 volume of alice, without anything in it.
 const VOLUME: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/home/volume");
@@ -36,7 +43,8 @@ fn homes(test: &str) -> Option<Folder> {
     }
     let folder = Folder::new();
     fs::create_dir_all(folder.path("home/bob.homedir")).unwrap();
-    fs::copy(VOLUME, folder.path("home/alice.home")).unwrap();
+    // Without holes.
+    fs::write(folder.path("home/alice.home"), fs::read(VOLUME).unwrap()).unwrap();
     Some(folder)
 }
 
@@ -49,6 +57,19 @@ fn serve(folder: &Folder, arguments: &[&str]) -> Command {
     command
 }
 
+/// Returns the address of the listener (at 127.0.0.1), and the name of the home.
+fn lent(events: &[Value]) -> (SocketAddr, &str) {
+    let find = |name: &str| events.iter().find(|event| event["event"] == name).unwrap();
+    let port = u16::try_from(find("listening")["port"].as_u64().unwrap()).unwrap();
+    (([127, 0, 0, 1], port).into(), find("lent")["nqn"].as_str().unwrap())
+}
+
+fn stored_blocks(folder: &Folder) -> u64 {
+    let home = File::open(folder.path("home/alice.home")).unwrap();
+    home.sync_all().unwrap();
+    home.metadata().unwrap().blocks()
+}
+
 fn is_locked(path: &Path) -> bool {
     flock(File::open(path).unwrap(), FlockOperation::NonBlockingLockExclusive).is_err()
 }
@@ -57,7 +78,7 @@ fn is_locked(path: &Path) -> bool {
 fn home_is_lent_and_locked_to_a_host_with_a_key() {
     let Some(folder) = homes("a home that is lent") else { return };
     let key = folder.authorize(LAPTOP, "laptop", "tls", &["--writable", "--disk", "home-alice"]);
-    folder.authorize(DESK, "desk", "tls", &["--disk", "another"]);
+    let other = folder.authorize(DESK, "desk", "tls", &["--disk", "another"]);
     let mut command = serve(&folder, &["--homes", "--listen", "nvme:127.0.0.1:0"]);
     let running = Running::of(&mut command);
     let events = running.until("ready");
@@ -65,15 +86,65 @@ fn home_is_lent_and_locked_to_a_host_with_a_key() {
     assert_eq!((&lent["name"], &lent["model"]), (&"home-alice".into(), &"home of alice".into()));
     assert_eq!(lent["access"], "writable");
     assert!(is_locked(Path::new(&folder.path("home/alice.home"))));
-    let disk = lent["nqn"].as_str().unwrap();
-    let port = events.iter().find(|event| event["event"] == "listening").unwrap()["port"].as_u64();
-    let address = ([127, 0, 0, 1], u16::try_from(port.unwrap()).unwrap()).into();
+    let (address, disk) = self::lent(&events);
     assert!(NvmeClient::new(LAPTOP, disk).attach_plain(address).is_err(), "without a key");
+    let desk = NvmeClient::new(DESK, disk).attach_tls(address, &other);
+    assert!(desk.is_err(), "with a key, and no right to this disk");
     let mut home = NvmeClient::new(LAPTOP, disk).attach_tls(address, &key).unwrap();
     assert!(home.read(0).unwrap().starts_with(b"LUKS\xba\xbe"));
     assert!(home.write_blocks(40, &[7; 512], true).is_ok());
+    let stored = stored_blocks(&folder);
+    assert_eq!(home.deallocate(32, 8), Ok(true));
+    let zeros = IoCommand::WriteZeroes { nsid: 1, slba: 48, nlb: 8, fua: true, deallocate: true };
+    assert_eq!(home.execute_io(zeros.emit()), Ok(true));
+    assert_eq!(stored_blocks(&folder), stored, "no hole that may not be filled again");
     drop(running);
     assert_eq!(fs::read(folder.path("home/alice.home")).unwrap()[40 * 512..][..512], [7; 512]);
+}
+
+/// The host that used the home may still have it mounted when the process that talked to it is replaced.
+#[test]
+fn home_is_kept_for_its_host_when_the_worker_dies() {
+    let Some(folder) = homes("a home that is kept") else { return };
+    let may = ["--writable", "--disk", "home-alice"];
+    let keys = [(LAPTOP, "laptop"), (DESK, "desk")]
+        .map(|(host, name)| folder.authorize(host, name, "tls", &may));
+    let mut command = serve(&folder, &["--homes", "--listen", "nvme:127.0.0.1:0"]);
+    let running = Running::of(&mut command);
+    let events = running.until("ready");
+    let (address, disk) = lent(&events);
+    let attach =
+        |host: usize| NvmeClient::new([LAPTOP, DESK][host], disk).attach_tls(address, &keys[host]);
+    let attach_soon = |host: usize| {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            match attach(host) {
+                Ok(attached) => return attached,
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+            }
+            sleep(Duration::from_millis(200));
+        }
+    };
+    let mut laptop = attach(0).unwrap();
+    laptop.write_blocks(40, &[7; 512], true).unwrap();
+    let worker = running.worker().file_name().unwrap().to_str().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    drop(laptop);
+    // Its next connection changes nothing and ends: that alone would free the home.
+    drop(attach_soon(0));
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        assert!(attach(1).is_err(), "the laptop may have mounted it");
+        sleep(Duration::from_millis(200));
+    }
+    let mut laptop = attach_soon(0);
+    laptop.write_blocks(40, &[8; 512], true).unwrap();
+    let cc = Cc::default().with_en(1).with_iosqes(6).with_iocqes(4).with_shn(Cc::SHN_NORMAL);
+    let (attrib, offset, value) = (PropertySize::Four, property::CC, cc.0.into());
+    let shutdown = FabricsCommand::PropertySet { attrib, offset, value }.emit();
+    assert_eq!(laptop.execute_admin(shutdown), Ok(true));
+    drop(laptop);
+    attach_soon(1);
 }
 
 #[test]

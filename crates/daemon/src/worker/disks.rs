@@ -79,7 +79,7 @@ impl DiskEntry {
     pub(super) fn changed_counts(&mut self) -> Option<Report> {
         let counts = usage_of(&self.export);
         let is_news = counts != self.reported;
-        self.reported = counts;
+        self.reported = counts.clone();
         is_news.then_some(Report::Used { disk: self.disk, counts })
     }
 
@@ -91,6 +91,11 @@ impl DiskEntry {
     /// Returns whether a write is in flight or the disk waits for its release.
     pub(super) fn may_change(&self) -> bool {
         self.withdrawn || self.reported.being_written
+    }
+
+    /// Returns whether it was reported as kept for a host.
+    pub(super) fn is_kept(&self) -> bool {
+        self.reported.keeper.is_some()
     }
 
     /// Returns whether the disk is withdrawn and no session holds the export.

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 
 use engine::Running;
 use export::{
-    Access, AtomicWrites, Auth, Backing, Cache, Export, ExportId, Geometry, Home, Identity, Layout,
-    Policy, SavedReservations, Usage,
+    Access, AtomicWrites, Auth, Backing, Cache, Export, ExportId, Geometry, Home, Identity, Keeper,
+    Layout, Policy, SavedReservations, Usage,
 };
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,8 @@ pub(super) struct ExportWire {
     discard: bool,
     discard_zeroes: bool,
     home: Option<Home>,
+    /// The host that it is kept for.
+    keeper: Option<Keeper>,
     flush_failed: bool,
     layout: Layout,
     /// `None` if reservations cannot be stored.
@@ -131,6 +133,7 @@ impl ExportWire {
             discard: export.discard,
             discard_zeroes: export.discard_zeroes,
             home: export.home.clone(),
+            keeper: export.keeper(),
             flush_failed: export.has_failed_flush(),
             layout: export.backing().layout(),
             reservations: None,
@@ -153,6 +156,7 @@ impl ExportWire {
         export.discard = self.discard;
         export.discard_zeroes = self.discard_zeroes;
         export.home = self.home;
+        export.set_keeper(self.keeper);
         if self.flush_failed {
             export.flush_failed();
         }
@@ -161,17 +165,19 @@ impl ExportWire {
 }
 
 /// I/O counters and state of an export.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Counts {
     pub(super) usage: Usage,
     pub(super) being_written: bool,
     pub(super) flush_failed: bool,
+    /// The host that the export must be kept for if the worker ends now.
+    pub(super) keeper: Option<Keeper>,
 }
 
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Host, KeyId, Rule, Secret};
+    use export::{Host, KeyId, OverlayHost, Rule, Secret};
     use nvme::auth::credential;
     use pair::{Code, Codes, ServerStatus};
     use serde::de::DeserializeOwned;
@@ -227,6 +233,10 @@ mod test {
         export.access = Access::Writable;
         export.cache = Cache::WriteThrough;
         (export.discard, export.removable) = (true, true);
+        export.home = Some(Home { user: "alice".to_owned(), signing_key: None });
+        let host = OverlayHost::Keyed("nqn.2026-01.com.example:laptop".to_owned());
+        let keeper = Some(Keeper { host, lost: 2 });
+        export.set_keeper(keeper.clone());
         export.flush_failed();
         let arrived = travel(&ExportWire::new(9, &export)).export(vec![disk()]).unwrap();
         assert_eq!((&arrived.name, &arrived.id), (&export.name, &export.id));
@@ -234,6 +244,7 @@ mod test {
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
         assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
         assert!(arrived.has_failed_flush() && arrived.removable && !arrived.rotational);
+        assert_eq!((&arrived.home, arrived.keeper()), (&export.home, keeper));
         assert_eq!(arrived.backing().descriptors().count(), 1);
         for descriptors in [vec![], vec![disk(), disk()]] {
             assert!(travel(&ExportWire::new(9, &export)).export(descriptors).is_none());

@@ -146,12 +146,11 @@ impl Reporter {
 
     /// When to poll the counters again; `None` if no disk is in use.
     fn next_usage_report(&self, changed: bool) -> Option<Duration> {
-        let waits = self.disks.entries().iter().any(DiskEntry::may_change);
-        (self.attached > 0 || waits).then_some(if changed || waits {
-            BUSY_INTERVAL
-        } else {
-            IDLE_INTERVAL
-        })
+        let entries = self.disks.entries();
+        let waits = entries.iter().any(DiskEntry::may_change);
+        // The last connection of a host ends after it was reported as detached.
+        let is_used = self.attached > 0 || entries.iter().any(DiskEntry::is_kept);
+        (is_used || waits).then_some(if changed || waits { BUSY_INTERVAL } else { IDLE_INTERVAL })
     }
 
     /// Reports the pairing state if it changed. Returns when it changes by itself.

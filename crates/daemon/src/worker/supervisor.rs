@@ -252,7 +252,7 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
             }
         }
         Report::Used { disk, counts } => {
-            shared.state().disk_by_number(disk).ok_or(())?.count(counts);
+            shared.state().disk_by_number(disk).ok_or(())?.count(counts)?;
         }
         Report::Released { disk } => {
             let released =

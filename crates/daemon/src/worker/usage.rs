@@ -2,19 +2,30 @@
 
 use std::sync::Arc;
 
-use export::Export;
+use export::{Export, Keeper, MAX_TEXT};
 
 use super::messages::{Counts, Request};
 use super::{AssignedDisk, Shared};
 
 impl AssignedDisk {
     /// Adds the worker's counters to those of previous workers.
-    pub(super) fn count(&mut self, counts: Counts) {
+    ///
+    /// # Errors
+    /// Fails if an uncompromised worker would not report them.
+    pub(super) fn count(&mut self, counts: Counts) -> Result<(), ()> {
+        let is_valid = |keeper: &Keeper| {
+            self.export.is_for_one_host() && keeper.host.text().len() <= MAX_TEXT && keeper.lost > 0
+        };
+        if !counts.keeper.iter().all(is_valid) {
+            return Err(());
+        }
+        self.export.set_keeper(counts.keeper);
         self.export.set_usage(self.before.plus(counts.usage));
         self.being_written = counts.being_written;
         if counts.flush_failed {
             self.export.flush_failed();
         }
+        Ok(())
     }
 }
 
@@ -49,5 +60,6 @@ pub(super) fn usage_of(export: &Export) -> Counts {
         usage: export.usage(),
         being_written: export.is_being_written(),
         flush_failed: export.has_failed_flush(),
+        keeper: export.keeper(),
     }
 }

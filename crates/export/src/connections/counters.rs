@@ -47,8 +47,11 @@ pub(super) const NO_WRITES: u32 = 1 << 29;
 /// Flag in `writes`: it refuses reads as well.
 pub(super) const NO_READS: u32 = 1 << 28;
 
+/// Flag in `writes`: a request that changes the disk has begun since the host left.
+pub(super) const CHANGED: u32 = 1 << 27;
+
 /// The bits of the number of writes in flight.
-pub(super) const COUNT: u32 = NO_READS - 1;
+pub(super) const COUNT: u32 = CHANGED - 1;
 
 /// The counters of one connection. Its thread changes the numbers, other threads only the flags.
 #[derive(Debug, Default)]
@@ -89,6 +92,14 @@ impl Counters {
     pub(super) fn has_orphans(&self) -> bool {
         let writes = self.writes.load(Ordering::Acquire);
         writes & CLOSED != 0 && writes & COUNT != 0
+    }
+
+    pub(super) fn has_changed(&self) -> bool {
+        self.writes.load(Ordering::Acquire) & CHANGED != 0
+    }
+
+    pub(super) fn clear_changed(&self) {
+        self.writes.fetch_and(!CHANGED, Ordering::AcqRel);
     }
 
     pub(super) fn set_held(&self, held: bool) {

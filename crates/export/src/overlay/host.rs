@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Caller, Host, Transport};
 
 /// The first bytes of the header.
@@ -11,7 +13,7 @@ const MAGIC: &[u8; 8] = b"STMOVER1";
 pub(super) const MAX_TEXT: usize = 512;
 
 /// The host that a state of an overlay belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OverlayHost {
     /// All hosts.
     All,

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use export::{Access, Auth, Credential, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
+use export::{Access, Auth, Credential, Home, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use iscsi::chap::Algorithm;
 use iscsi::credential::{chap_initiator, chap_target};
-use iscsi::wire::bhs::WRITE;
+use iscsi::wire::bhs::{FINAL, LogoutRequest, WRITE, of_target};
 use iscsi::wire::login::{TRANSIT, stages};
+use iscsi::wire::opcode::{self, IMMEDIATE};
 use iscsi::wire::text;
 
 use crate::initiator::{Initiator, NAME, Pdu, SHORT, status, text_of, write_10};
-use crate::world::{TARGET, World, peer};
+use crate::world::{DISK, TARGET, World, disk, peer};
 
 const SECRET: &[u8] = b"secretsecret";
 const OTHER: &[u8] = b"anothersecret";
@@ -314,4 +315,73 @@ fn unproven_name_is_not_the_registrant_of_a_proven_one() {
     };
     assert_eq!((write(&mut initiator, &mut world), write(&mut local, &mut world)), (0, 0x18));
     world.end_all();
+}
+
+/// The status of a login to a target that is unavailable (RFC 7143 §11.13.5).
+const UNAVAILABLE: u16 = 0x0301;
+
+const DESK: &str = "iqn.2026-01.org.example:desk";
+
+/// A target with a home, for two hosts.
+fn world_with_a_home() -> World {
+    let world = one_way(false);
+    let mut home = Arc::into_inner(disk(DISK, Access::Writable, 512, 1 << 20)).unwrap();
+    home.home = Some(Home { user: "alice".to_owned(), signing_key: None });
+    world.catalogue.publish(Arc::new(home));
+    let credentials = || vec![chap_initiator(secret(SECRET), false)];
+    let desk = Host { id: DESK.to_owned(), key: KeyId::new(8), ..host(credentials()) };
+    let hosts = vec![Arc::new(host(credentials())), Arc::new(desk)];
+    world.catalogue.set_policy(Policy { hosts });
+    world
+}
+
+/// Logs in. Returns the session, or the status of the refusal.
+fn attach(world: &mut World, name: &'static str) -> Result<Initiator, u16> {
+    let attempt = Attempt { initiator: name, name, ..Attempt::default() };
+    let (mut initiator, response) = attempt.run(world);
+    assert_eq!(response.login_status(), 0);
+    match initiator.login(world, &SHORT[3..]).login_status() {
+        0 => initiator.ready(world),
+        refused => return Err(refused),
+    }
+    Ok(initiator)
+}
+
+fn write(world: &mut World, initiator: &mut Initiator) {
+    assert_eq!(status(&initiator.command(world, write_10(0, 1), WRITE, 512, &[7; 512])), 0);
+}
+
+fn log_out(world: &mut World, initiator: &Initiator) {
+    let mut logout = LogoutRequest::of(&of_target(opcode::LOGOUT_REQUEST | IMMEDIATE));
+    (logout.itt, logout.cmd_sn) = (9.into(), initiator.cmd_sn.into());
+    logout.flags = FINAL | opcode::logout::CLOSE_SESSION;
+    world.send(initiator.id, &initiator.pdu(&logout, &[]));
+    assert_eq!(initiator.received(world)[0].opcode(), opcode::LOGOUT_RESPONSE);
+}
+
+#[test]
+fn home_is_free_once_its_initiator_has_logged_out() {
+    let mut world = world_with_a_home();
+    let mut laptop = attach(&mut world, NAME).unwrap();
+    assert_eq!(attach(&mut world, DESK).unwrap_err(), UNAVAILABLE);
+    write(&mut world, &mut laptop);
+    log_out(&mut world, &laptop);
+    attach(&mut world, DESK).unwrap();
+    assert_eq!(attach(&mut world, NAME).unwrap_err(), UNAVAILABLE);
+}
+
+#[test]
+fn home_is_kept_for_an_initiator_that_was_lost() {
+    let mut world = world_with_a_home();
+    let mut laptop = attach(&mut world, NAME).unwrap();
+    write(&mut world, &mut laptop);
+    world.disconnect(laptop.id);
+    assert_eq!(attach(&mut world, DESK).unwrap_err(), UNAVAILABLE);
+    // It comes back with the same ISID, and once more before the loss is noticed.
+    let mut back = attach(&mut world, NAME).unwrap();
+    write(&mut world, &mut back);
+    let again = attach(&mut world, NAME).unwrap();
+    assert!(!world.conn(back.id).is_open());
+    log_out(&mut world, &again);
+    attach(&mut world, DESK).unwrap();
 }

@@ -132,6 +132,7 @@ impl Binding {
             before.as_ref().is_none_or(|before| !Arc::ptr_eq(before.fence(), grant.fence()))
         };
         let Some(grant) = self.grant.take_if(|grant| is_new(&&*grant)) else { return };
+        let grant = grant.with_association(self.controller.association());
         if self.qid != 0 {
             self.controller.register_fence(grant.fence(), self.resets);
         }

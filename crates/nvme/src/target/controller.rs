@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Fence, KeyId, Peer, Tenant};
+use export::{Association, Fence, KeyId, Peer, Tenant};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::counters::{ByteCounts, QueueCounters};
@@ -50,6 +50,8 @@ pub(super) struct Controller {
     /// Subsystem NQN.
     subsystem: String,
     host: HostIdentity,
+    /// What its queues leave the disk with.
+    association: Association,
     /// Tenant whose controller limit it counts against.
     tenant: Tenant,
     /// Key of the secure channel of the Admin queue, if it uses one. The I/O queues must match.
@@ -144,6 +146,7 @@ impl Controller {
             kind,
             subsystem: subsystem.to_owned(),
             host,
+            association: Association::default(),
             tenant: peer.tenant(),
             channel: peer.channel.as_ref().map(|channel| channel.key),
             concatenated: AtomicBool::new(false),
@@ -176,6 +179,10 @@ impl Controller {
 
     pub(super) fn host(&self) -> &HostIdentity {
         &self.host
+    }
+
+    pub(super) fn association(&self) -> &Association {
+        &self.association
     }
 
     /// Returns the tenant whose controller limit it counts against.

@@ -219,6 +219,15 @@ impl<S: Read + Write> Attached<S> {
         self.io.execute(command.emit(), Payload::Send(Rc::new(buffer))).and_then(succeeded)
     }
 
+    /// Deallocates blocks. Returns whether that succeeded.
+    pub(crate) fn deallocate(&mut self, slba: u64, blocks: u32) -> Result<bool, String> {
+        let command = IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: true };
+        let mut buffer = self.memory.take(16).unwrap();
+        let range = [&[0; 4][..], &blocks.to_le_bytes(), &slba.to_le_bytes()].concat();
+        buffer.bytes_mut()[..16].copy_from_slice(&range);
+        Ok(self.io.execute(command.emit(), Payload::Send(Rc::new(buffer)))?.status.is_success())
+    }
+
     /// Flushes the disk.
     pub(crate) fn flush(&mut self) -> Result<(), String> {
         self.io.execute(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
