@@ -1,6 +1,8 @@
 //! Finds the home directories of systemd-homed on this machine that can be lent: files in `/home`, and disks that
 //! hold one and nothing else.
 
+mod space;
+
 use std::path::{Path, PathBuf};
 
 use failure::Failure;
@@ -21,11 +23,19 @@ pub struct Found {
     others: Vec<(String, String)>,
 }
 
+/// Why a home is left out.
+#[derive(Debug)]
+struct Note {
+    /// `None` if it is not known whose home it is.
+    user: Option<String>,
+    text: String,
+}
+
 /// Opens the homes of `users`, or all homes of this machine if it is empty. `writes` returns where what hosts write to
-/// the export of that name goes. Returns the homes, and notes about those that are left out.
+/// the export of that name goes. Returns the homes, and notes about them and about those that are left out.
 ///
 /// # Errors
-/// Fails if one of `users` has no home that can be lent, and if none is found for an empty list.
+/// Fails if one of `users` has no home that can be lent, if none is found for an empty list, and if a user has several.
 pub fn open(
     options: &LendOptions,
     users: &[String],
@@ -39,30 +49,74 @@ pub fn open(
             continue;
         }
         match lend(options, user.as_deref(), path, &writes) {
-            Ok(lent) if is_wanted(user_of(&lent)) => lent_disks.push(lent),
+            Ok(lent) if is_wanted(user_of(&lent)) => match second(&lent_disks, &lent)? {
+                None => lent_disks.push(lent),
+                Some(text) => notes.push(Note { user: None, text }),
+            },
             Ok(_) => {}
             Err(failure) if user.is_some() && !users.is_empty() => return Err(failure),
-            Err(failure) => notes.push(failure.to_string()),
+            Err(failure) => notes.push(Note { user: user.clone(), text: failure.to_string() }),
         }
     }
     let is_lent = |user: &str| lent_disks.iter().any(|lent| user_of(lent) == user);
     let others = found.others.iter().filter(|(user, _)| is_wanted(user) && !is_lent(user));
-    let others = others.map(|(user, why)| format!("the home of {user} is not lent: {why}"));
-    notes.extend(others);
+    notes.extend(others.map(|(user, why)| Note {
+        user: Some(user.clone()),
+        text: format!("the home of {user} is not lent: {why}"),
+    }));
     if let Some(missing) = users.iter().find(|user| !is_lent(user)) {
-        notes.retain(|note| note.contains(missing.as_str()));
-        let reason = notes.pop().unwrap_or_else(|| {
-            format!("there is no home of {missing} on this machine: no /home/{missing}.home, and no disk that is one")
-        });
-        return Err(Failure::new(reason));
+        return Err(Failure::new(missing_text(missing, &notes)));
     }
+    let mut notes: Vec<String> = notes.into_iter().map(|note| note.text).collect();
     if lent_disks.is_empty() {
         return Err(Failure::new(match notes.is_empty() {
             true => "there is no home of systemd-homed on this machine: no /home/*.home, and no disk that is one".to_owned(),
             false => notes.join("; "),
         }));
     }
+    notes.extend(space::notes(&lent_disks));
     Ok((lent_disks, notes))
+}
+
+/// Returns why the home of a user is not lent.
+fn missing_text(user: &str, notes: &[Note]) -> String {
+    let about = |whose: Option<&str>| {
+        let notes = notes.iter().filter(move |note| note.user.as_deref() == whose);
+        notes.map(|note| note.text.as_str()).collect::<Vec<&str>>()
+    };
+    let known = about(Some(user));
+    if !known.is_empty() {
+        return known.join("; ");
+    }
+    let none = format!(
+        "there is no home of {user} on this machine: no /home/{user}.home, and no disk that is one"
+    );
+    // One of the disks that could not be opened may be it.
+    [&[none.as_str()][..], &about(None)].concat().join("; ")
+}
+
+/// Checks that a user has no home yet. Returns a note if it is a copy of that one, which is left out.
+///
+/// # Errors
+/// Fails if it is another home of the user: names of exports and access rules say no more than the user.
+fn second(lent_disks: &[LentDisk], lent: &LentDisk) -> Result<Option<String>, Failure> {
+    let user = user_of(lent);
+    let Some(first) = lent_disks.iter().find(|other| user_of(other) == user) else {
+        return Ok(None);
+    };
+    let (first, second, is_copy) = (
+        &first.export.name,
+        &lent.export.name,
+        first.export.identity.uuid == lent.export.identity.uuid,
+    );
+    match is_copy {
+        true => {
+            Ok(Some(format!("{second} is not lent: it is a copy of {first}, the home of {user}")))
+        }
+        false => Err(Failure::new(format!(
+            "{user} has two homes, {first} and {second}, and only one can be lent: move the file out of /home, or unplug the disk"
+        ))),
+    }
 }
 
 fn user_of(lent: &LentDisk) -> &str {
@@ -174,6 +228,41 @@ mod tests {
     fn refused(options: &LendOptions, users: &[&str]) -> String {
         let users: Vec<String> = users.iter().map(|user| (*user).to_owned()).collect();
         open(options, &users, |_| Writes::ToDisk).unwrap_err().to_string()
+    }
+
+    fn lent(path: &str, user: &str, uuid: u8) -> LentDisk {
+        let identity = export::Identity { uuid: [uuid; 16], ..export::Identity::default() };
+        let mut export = testkit::export(path, path, identity, (512, 512), 512);
+        export.home = Some(export::Home { user: user.to_owned(), signing_key: None });
+        LentDisk::new(std::sync::Arc::new(export), None)
+    }
+
+    #[test]
+    fn second_home_of_a_user_is_refused_and_a_copy_left_out() {
+        let lent_disks = [lent("/home/alice.home", "alice", 1)];
+        let second = |path: &str, user: &str, uuid| second(&lent_disks, &lent(path, user, uuid));
+        assert_eq!(second("/home/bob.home", "bob", 2).unwrap(), None);
+        let note = second("/dev/sdb", "alice", 1).unwrap().unwrap();
+        assert!(note.contains("/dev/sdb is not lent: it is a copy of /home/alice.home"), "{note}");
+        let refusal = second("/dev/sdb", "alice", 2).unwrap_err().to_string();
+        assert!(refusal.contains("/home/alice.home and /dev/sdb"), "{refusal}");
+    }
+
+    #[test]
+    fn missing_home_is_explained_by_its_own_notes() {
+        let note = |user: Option<&str>, text: &str| Note {
+            user: user.map(str::to_owned),
+            text: text.to_owned(),
+        };
+        let notes = [
+            note(Some("alice"), "it is alicent's"),
+            note(None, "/dev/sdb is in use"),
+            note(Some("al"), "no disk"),
+        ];
+        assert_eq!(missing_text("al", &notes), "no disk");
+        let text = missing_text("lice", &notes);
+        assert!(text.starts_with("there is no home of lice"), "{text}");
+        assert!(text.ends_with("; /dev/sdb is in use"), "{text}");
     }
 
     #[test]

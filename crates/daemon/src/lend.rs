@@ -197,7 +197,6 @@ impl LendOptions {
             Some(home) => (self.reported.replacing(home::identity(home, self.machine)), None),
             None => self.identity(&opened, examined),
         };
-        let space = home.as_ref().and_then(|home| home::space_note(&opened, &home.user));
         let writer = opened.written_by.clone();
         let mut lent =
             self.export(request, identity, (opened, format), examined.map(|it| it.disk))?;
@@ -205,7 +204,6 @@ impl LendOptions {
             let signing_key = homed::own_key(&self.tree);
             let lent_home = lent.with_home(Home { user: home.user, signing_key });
             lent = lent_home.ok_or_else(|| Failure::new("the home is used already"))?;
-            lent.notes.extend(space);
         }
         let path = request.path.display();
         lent.notes.extend(home::image_note(request));

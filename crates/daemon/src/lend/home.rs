@@ -14,7 +14,6 @@ use linux::disk::{OpenError, Opened};
 use linux::home::{Home, is_user_name};
 use linux::homed::user_of;
 use linux::identity::{self, MachineId};
-use rustix::fs::statvfs;
 
 use super::LendRequest;
 use super::reader::{Reader, message};
@@ -81,13 +80,17 @@ fn outcome(message: &str) -> std::io::Result<Option<Home>> {
 
 /// Returns why a disk that may be a home cannot be opened.
 pub(super) fn refusal(path: &Path, error: OpenError) -> Failure {
-    match (user_of(path), &error) {
-        (Some(user), OpenError::Locked { .. } | OpenError::InUse { .. }) => Failure::new(format!(
-            "{} is not lent: {user} is logged in here, or it is lent already; log {user} out first (homectl deactivate {user})",
-            path.display()
-        )),
-        _ => Failure::new(error),
-    }
+    let Some(user) = user_of(path) else { return Failure::new(error) };
+    let why = match &error {
+        OpenError::Locked { .. } => "it is lent already".to_owned(),
+        // The loop device of an active home is such a use, too.
+        OpenError::InUse { reason, .. } => format!("it is in use otherwise ({reason})"),
+        _ => return Failure::new(error),
+    };
+    Failure::new(format!(
+        "{} is not lent: {user} is logged in here, or {why}; log {user} out first (homectl deactivate {user})",
+        path.display()
+    ))
 }
 
 /// Returns the identity of a home.
@@ -102,22 +105,6 @@ pub(super) fn image_note(request: &LendRequest) -> Option<String> {
         "{} is lent as an image: for a login of {user} on another machine, which needs to write, lend it with --homes={user}",
         request.path.display()
     ))
-}
-
-/// Returns a note if the file of a home has holes that may not fit in its file system any more.
-pub(super) fn space_note(opened: &Opened, user: &str) -> Option<String> {
-    let stat = rustix::fs::fstat(&opened.descriptor).ok()?;
-    let stored = u64::try_from(stat.st_blocks).ok()?.saturating_mul(512);
-    let missing = opened.bytes.saturating_sub(stored);
-    let system = statvfs(&opened.path).ok()?;
-    let free = system.f_bavail.saturating_mul(system.f_frsize);
-    (missing > free).then(|| {
-        format!(
-            "the home of {user} may need {} more of this machine's disk, which has {} free: then writes fail",
-            console::decimal(missing),
-            console::decimal(free)
-        )
-    })
 }
 
 #[cfg(test)]
@@ -149,6 +136,9 @@ mod tests {
         let path = Path::new("/home/alice.home");
         let locked = |path: &Path| OpenError::Locked { path: path.to_owned() };
         assert!(refusal(path, locked(path)).to_string().contains("alice is logged in here"));
+        let reason = "attached as loop0".to_owned();
+        let used = refusal(path, OpenError::InUse { path: path.to_owned(), reason }).to_string();
+        assert!(used.contains("alice is logged in here") && used.contains("attached as loop0"));
         let image = Path::new("/home/alice.img");
         assert!(!refusal(image, locked(image)).to_string().contains("logged in"));
     }

@@ -71,6 +71,7 @@ fn open_homes(
     let writes = |name: &str| home::writes(&config.overlaid_homes, name);
     let (homes, notes) = homes::open(&config.lend, users, writes)?;
     for home in homes {
+        check_name(lent_disks, &home)?;
         lent_disks.push(beside(lent_disks, home)?);
     }
     let is_lent = |name: &Path| {
@@ -84,6 +85,21 @@ fn open_homes(
             notes.iter().map(|note| format!("; {note}")).collect::<String>()
         ))),
         None => Ok(notes),
+    }
+}
+
+/// Checks that no other disk has the name of a home: access rules have it, so a home is never called otherwise.
+///
+/// # Errors
+/// Fails if one has.
+fn check_name(lent_disks: &[LentDisk], home: &LentDisk) -> Result<(), Failure> {
+    let name = &home.export.short;
+    match lent_disks.iter().find(|other| other.export.short == *name) {
+        Some(other) => Err(Failure::new(format!(
+            "{} and {} would both be called {name}: lend one of them only, or rename the file",
+            other.export.name, home.export.name
+        ))),
+        None => Ok(()),
     }
 }
 
