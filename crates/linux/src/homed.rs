@@ -55,12 +55,14 @@ pub fn trusts(tree: &Tree, key: &SigningKey) -> bool {
     files.any(|path| read(&path).is_ok_and(|text| parse_key(&text).as_ref() == Some(key)))
 }
 
-/// Returns the name of the file for the key of a machine: `storagetm-MACHINE.public`, with `-` in place of what is
-/// neither an ASCII letter nor a digit.
-pub fn key_name(machine: &str) -> String {
+/// Returns the name of the file for the key of a machine: `storagetm-MACHINE-KEY.public`, with `-` in place of what is
+/// neither an ASCII letter nor a digit, and the first 8 hexadecimal digits of the key: machines of one name have
+/// different files, and so have the keys that a machine had one after the other.
+pub fn key_name(machine: &str, key: &SigningKey) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let name: String = machine.chars().take(64).map(safe).collect();
-    format!("storagetm-{name}.public")
+    let digits: String = key.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("storagetm-{name}-{digits}.public")
 }
 
 /// Returns the path of the file of that name.
@@ -159,9 +161,11 @@ mod tests {
         std::fs::create_dir_all(root.join(STATE)).unwrap();
         let (tree, key) = (Tree::at(&root), parse_key(PEM).unwrap());
         assert!(!trusts(&tree, &key) && own_key(&tree).is_none());
-        let path = trust(&tree, &key_name("desk.example/../x"), &key).unwrap();
-        assert_eq!(path.file_name().unwrap(), "storagetm-desk-example----x.public");
+        let path = trust(&tree, &key_name("desk.example/../x", &key), &key).unwrap();
+        assert_eq!(path.file_name().unwrap(), "storagetm-desk-example----x-d75a9801.public");
         assert!(trusts(&tree, &key) && !trusts(&tree, &[1; 32]));
+        let other = trust(&tree, &key_name("desk-example/../x", &[1; 32]), &[1; 32]).unwrap();
+        assert!(other != path && trusts(&tree, &key), "another machine replaces no key");
         std::fs::remove_dir_all(&root).unwrap();
     }
 

@@ -304,8 +304,14 @@ fn detach_matching(
 ) -> Result<Vec<Detached>, Failure> {
     let leaving = detach::matching(tree, what, known)?;
     if !force {
-        home::deactivate(tree, &leaving)?;
-        detach::check_unused(tree, &leaving)?;
+        let disks = detach::disks_that_go(tree, &leaving);
+        let homes = home::active(tree, &disks);
+        // Homes are deactivated only if nothing else prevents that all of it is detached.
+        let (of_homes, others): (Vec<String>, Vec<String>) =
+            disks.into_iter().partition(|disk| homes.iter().any(|home| home.disk == *disk));
+        detach::check_unused(tree, &others)?;
+        home::deactivate(&homes)?;
+        detach::check_unused(tree, &of_homes)?;
     }
     detach::release(tree, leaving)
 }

@@ -82,23 +82,26 @@ fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
     (found, Some(place.port()).filter(|port| *port != NVME_PORT))
 }
 
+/// Returns the disks that no other connection reaches: one that is, stays (multipath).
+pub(super) fn disks_that_go(tree: &Tree, leaving: &[Controller]) -> Vec<String> {
+    let mut staying = controllers(tree);
+    staying.retain(|it| !leaving.iter().any(|leaving| leaving.name == it.name));
+    let stays = |disk: &str| staying.iter().any(|it| it.disks.iter().any(|other| other == disk));
+    let mut disks: Vec<String> = leaving.iter().flat_map(|it| it.disks.clone()).collect();
+    disks.retain(|disk| !stays(disk));
+    disks
+}
+
 /// Checks that none of the disks is in use.
 ///
 /// # Errors
 /// Fails with the name of a disk that is in use, and by what.
-pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Failure> {
-    let staying: Vec<Controller> = controllers(tree)
-        .into_iter()
-        .filter(|it| !leaving.iter().any(|leaving| leaving.name == it.name))
-        .collect();
-    // A disk that is reached by another connection as well stays (multipath).
-    let stays = |disk: &str| staying.iter().any(|it| it.disks.iter().any(|other| other == disk));
-    let going = leaving.iter().flat_map(|it| &it.disks).filter(|disk| !stays(disk));
+pub(super) fn check_unused(tree: &Tree, disks: &[String]) -> Result<(), Failure> {
     let machine = Machine::snapshot(tree).map_err(|error| {
         Failure::new(format!("it cannot be found out whether disks are in use: {error}"))
     })?;
     let probe = KernelProbe(Live { tree: tree.clone() });
-    for disk in going.filter_map(|name| machine.disk(name)) {
+    for disk in disks.iter().filter_map(|name| machine.disk(name)) {
         let verdict = machine.judge(disk, &probe);
         if verdict.is_in_use() {
             let reasons: Vec<String> = verdict.uses().map(ToString::to_string).collect();

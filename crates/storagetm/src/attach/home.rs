@@ -6,11 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use linux::block::Disk as Device;
-use linux::fabrics::Controller;
 use linux::home::is_user_name;
 use linux::homed::{self, SigningKey};
 use linux::tree::Tree;
-use sha2::{Digest, Sha256};
 
 use super::kernel::Attached;
 use super::target::{FoundTarget, TargetSpec};
@@ -140,35 +138,51 @@ impl ForeignHome {
 }
 
 fn next(user: &str) -> String {
-    format!("next: homectl activate {user}, or a login of {user}; at the end: storagetm detach")
+    format!(
+        "next: homectl activate {user}, or a login of {user} (if it is not signed by a known key: that of the machine on which \
+         the home was made is missing here); at the end: storagetm detach"
+    )
 }
 
-/// Asks, and stores the key. Returns what was done.
+/// Asks, stores the key, and starts systemd-homed again. Returns what was done.
 fn trust(tree: &Tree, machine: &str, key: &SigningKey, agreed: bool) -> Result<String, Failure> {
-    let name = homed::key_name(machine);
-    let path = homed::key_path(tree, &name);
+    let path = homed::key_path(tree, &homed::key_name(machine, key));
     let question = format!(
-        "systemd-homed of this machine does not trust {machine}, which has signed the user's record. If it does, {machine} decides \
-         who the users of its homes are here, and what they may do. Its key (SHA-256 {}) would be stored as {}",
-        fingerprint(key),
+        "systemd-homed of this machine does not trust {machine}, whose systemd-homed normally signs the user's record. If it does, \
+         {machine} decides who the users of its homes are here, and what they may do. Its key would be stored as {}",
         path.display()
     );
     consent(&question, machine, "--yes", agreed).map_err(|reason| {
         Failure::refused(format!("{reason}. The home stays attached; storagetm detach ends that"))
     })?;
-    homed::trust(tree, &name, key)
-        .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
-    run("systemctl", &["try-restart", "systemd-homed.service"]).map_err(|reason| {
-        Failure::new(format!(
-            "{} is stored, but systemd-homed has not read it: {reason}",
-            path.display()
-        ))
-    })?;
+    store(tree, machine, key, || run("systemctl", &["try-restart", "systemd-homed.service"]))?;
     Ok(format!("{machine} is trusted: its key is {}", path.display()))
 }
 
-fn fingerprint(key: &SigningKey) -> String {
-    Sha256::digest(key).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+/// Stores the key of a machine, and has systemd-homed read it. A key that was not read is removed again: the next attempt
+/// would take it for one that is.
+///
+/// # Errors
+/// Fails if the key cannot be written, or if `restart` fails.
+fn store(
+    tree: &Tree,
+    machine: &str,
+    key: &SigningKey,
+    restart: impl FnOnce() -> Result<(), String>,
+) -> Result<(), Failure> {
+    let name = homed::key_name(machine, key);
+    let path = homed::key_path(tree, &name);
+    homed::trust(tree, &name, key)
+        .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
+    restart().map_err(|reason| {
+        let kept = match std::fs::remove_file(&path) {
+            Ok(()) => String::new(),
+            Err(error) => format!("; remove {}, which failed here: {error}", path.display()),
+        };
+        Failure::new(format!(
+            "{machine} is not trusted: systemd-homed could not be started again ({reason}){kept}"
+        ))
+    })
 }
 
 /// Waits until a link in `/dev/disk/by-uuid` shows that udev knows the disk or its partition.
@@ -195,14 +209,40 @@ fn is_part(node: &Path, disk: &Path) -> bool {
     node.strip_prefix(disk).is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
 }
 
-/// Deactivates the homes on the disks of these connections.
+/// An active home on an attached disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ActiveHome {
+    user: String,
+    /// The kernel's name of the disk.
+    pub(super) disk: String,
+}
+
+/// Returns the active homes on these disks.
+pub(super) fn active(tree: &Tree, disks: &[String]) -> Vec<ActiveHome> {
+    active_on(&linux::block::scan(tree).unwrap_or_default(), disks)
+}
+
+/// systemd-homed calls the unlocked volume `home-USER`.
+fn active_on(devices: &[Device], disks: &[String]) -> Vec<ActiveHome> {
+    let whole = |name: &String| devices.iter().find(|it| it.name == *name).map(Device::whole);
+    let disk_of = |device: &Device| {
+        let mut wholes = device.stacking.slaves.iter().filter_map(whole);
+        wholes.find(|name| disks.iter().any(|disk| disk == name)).map(str::to_owned)
+    };
+    let home = |device: &Device| {
+        let user = user_in(device.stacking.dm_name.as_deref()?)?.to_owned();
+        Some(ActiveHome { user, disk: disk_of(device)? })
+    };
+    devices.iter().filter_map(home).collect()
+}
+
+/// Deactivates homes.
 ///
 /// # Errors
 /// Fails if systemd-homed refuses, for example because a program of the user still runs.
-pub(super) fn deactivate(tree: &Tree, leaving: &[Controller]) -> Result<(), Failure> {
-    let Ok(devices) = linux::block::scan(tree) else { return Ok(()) };
-    for user in active(&devices, leaving) {
-        run("homectl", &["deactivate", &user]).map_err(|reason| {
+pub(super) fn deactivate(homes: &[ActiveHome]) -> Result<(), Failure> {
+    for ActiveHome { user, .. } in homes {
+        run("homectl", &["deactivate", user]).map_err(|reason| {
             Failure::new(format!(
                 "the home of {user} is active, and stays attached: {reason}; log {user} out first, or say --force, and lose what was \
                  not yet written"
@@ -210,17 +250,6 @@ pub(super) fn deactivate(tree: &Tree, leaving: &[Controller]) -> Result<(), Fail
         })?;
     }
     Ok(())
-}
-
-/// Returns the users whose homes are active on disks of these connections: systemd-homed calls the unlocked volume
-/// `home-USER`.
-fn active(devices: &[Device], leaving: &[Controller]) -> Vec<String> {
-    let is_leaving = |name: &str| leaving.iter().any(|it| it.disks.iter().any(|disk| disk == name));
-    let whole = |name: &String| devices.iter().find(|it| it.name == *name).map(Device::whole);
-    let on_them =
-        |device: &&Device| device.stacking.slaves.iter().filter_map(whole).any(is_leaving);
-    let names = devices.iter().filter(on_them).filter_map(|it| it.stacking.dm_name.as_deref());
-    names.filter_map(user_in).map(str::to_owned).collect()
 }
 
 /// Runs a program. Fails with what it printed last.
@@ -283,6 +312,17 @@ mod tests {
         let (status, said) = chosen(&disks, "").unwrap_err();
         assert!(status == 2 && said.contains("alice, bob"), "{said}");
         assert_eq!(chosen(&disks, "bob"), Ok("bob".to_owned()));
+    }
+
+    #[test]
+    fn key_that_systemd_homed_did_not_read_is_removed() {
+        let folder = testkit::Scratch::new();
+        std::fs::create_dir_all(folder.0.join("var/lib/systemd/home")).unwrap();
+        let (tree, key) = (Tree::at(&folder.0), [7; 32]);
+        let failure = store(&tree, "desk", &key, || Err("no D-Bus".to_owned())).unwrap_err();
+        assert!(failure.to_string().contains("no D-Bus") && !homed::trusts(&tree, &key));
+        store(&tree, "desk", &key, || Ok(())).unwrap();
+        assert!(homed::trusts(&tree, &key));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Attach {
     ///
     /// USER may be omitted if the machine lends one home only (storagetm serve --homes). systemd-homed of this machine must
     /// trust the key with which that of the other one has signed the user's record: storagetm asks, and stores it as
-    /// /var/lib/systemd/home/storagetm-MACHINE.public. Then `homectl activate USER` or a login unlocks the home.
+    /// /var/lib/systemd/home/storagetm-MACHINE-KEY.public. Then `homectl activate USER` or a login unlocks the home.
     #[arg(
         long,
         value_name = "USER",
