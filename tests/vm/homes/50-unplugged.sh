@@ -1,4 +1,5 @@
-# The connection goes away under the active home: systemd-homed cleans up, and it can be activated again.
+# The kernel ends the connection under the active home, with a shutdown of the controller: systemd-homed cleans up, and it can
+# be activated again. A link that is lost: 65-lost.sh.
 is active
 for path in /sys/class/nvme/nvme*; do echo 1 >"$path/delete_controller"; done
 wait_for 60 is absent
