@@ -52,8 +52,11 @@ enum Phase {
     Transfer,
     /// A [`BlockingOp`]: extents, a prefetch, or a discard or zeroes of an overlay.
     BlockingOp,
-    /// Reading the next bytes from a failing disk, by a [`BlockingOp`].
-    Fetch,
+    /// Reading the next `len` bytes from a failing disk, by a [`BlockingOp`]. The length is that of when it was
+    /// decided: another request may write these blocks to an overlay at any time.
+    Fetch {
+        len: u64,
+    },
     /// Deallocating the blocks.
     Punch,
     /// Zeroing the blocks by `FALLOC_FL_ZERO_RANGE`.
@@ -142,7 +145,7 @@ impl Job {
 
     /// Returns whether the next step is a [`Job::blocking_op`].
     pub(crate) fn needs_blocking_op(&self) -> bool {
-        matches!(self.phase, Phase::BlockingOp | Phase::Persist | Phase::Fetch)
+        matches!(self.phase, Phase::BlockingOp | Phase::Persist | Phase::Fetch { .. })
     }
 
     /// Returns the operation to run instead of a [`Job::call`], for requests that need one. It may
@@ -154,9 +157,8 @@ impl Job {
                 Some(BlockingOp::new(&self.admitted, room))
             }
             Phase::Persist => Some(BlockingOp::flush(&self.admitted)),
-            Phase::Fetch => {
-                let (start, end) = self.left();
-                let (_, len) = rescue::state(&self.admitted, start, end)?;
+            Phase::Fetch { len } => {
+                let (start, _) = self.left();
                 Some(BlockingOp::fetch(&self.admitted, start, start.saturating_add(len)))
             }
             _ => None,
@@ -165,7 +167,7 @@ impl Job {
 
     /// Continues or completes the request with the result of its [`Job::blocking_op`].
     pub(crate) fn answer(&mut self, answer: Answer) {
-        if self.phase == Phase::Fetch {
+        if matches!(self.phase, Phase::Fetch { .. }) {
             return self.fetched(answer);
         }
         if self.phase == Phase::Persist {
@@ -215,9 +217,11 @@ impl Job {
             }
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
-            Phase::Sync | Phase::Persist | Phase::BlockingOp | Phase::Fetch | Phase::Over(_) => {
-                Call::Sync
-            }
+            Phase::Sync
+            | Phase::Persist
+            | Phase::BlockingOp
+            | Phase::Fetch { .. }
+            | Phase::Over(_) => Call::Sync,
         };
         (backing, file, call)
     }
@@ -272,6 +276,8 @@ impl Job {
             Phase::Punch | Phase::ZeroRange if self.is_durable() && !self.is_persisted() => {
                 self.phase = Phase::Sync;
             }
+            // No system call reads these bytes, and the buffer has old contents.
+            Phase::Fetch { .. } => self.end(Err(Fault::Io)),
             _ => self.end(Ok(())),
         }
     }

@@ -74,8 +74,14 @@ impl From<Source> for RescueState {
 pub struct RescueReader {
     /// Whether the image was compared with the disk: `Some(false)` if it is of another one.
     pub is_verified: Option<bool>,
+    /// How many blocks of the image could not be compared, because the disk did not give them.
+    pub unread: usize,
     /// Offset of a block that was read from the disk without an error.
     pub good: Option<u64>,
+    /// Offset of a piece of the disk that failed as a whole, in a block that is not known.
+    pub failed_piece: Option<u64>,
+    /// Whether what was read last could not be kept: no more is read than hosts want.
+    pub is_full: bool,
 }
 
 /// What prevents that more is kept: at the start of the record, for the process that saves the map.

@@ -15,7 +15,7 @@ impl Job {
         }
         let (start, end) = self.left();
         match rescue::state(&self.admitted, start, end) {
-            Some((RescueState::Unknown, _)) => self.phase = Phase::Fetch,
+            Some((RescueState::Unknown, len)) => self.phase = Phase::Fetch { len },
             Some((RescueState::Bad, _)) => self.end(Err(Fault::Io)),
             Some((RescueState::Kept, _)) | None => {}
         }

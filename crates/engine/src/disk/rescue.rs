@@ -2,7 +2,7 @@
 //! be read. What was found out is recorded, so that no block is read from the disk twice.
 //!
 //! One thread at a time reads the disk, and none that serves several connections. A request has the disk
-//! read one piece and one block that fail, at most.
+//! read one piece and one block that fail, at most; the block twice if the error is not the one for a bad sector.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,6 +20,12 @@ const PIECE: u64 = 64 << 10;
 
 /// Most blocks of the image that are compared with the disk before it is read.
 const SAMPLES: u64 = 8;
+
+/// How many of these the disk may fail to give before the comparison ends.
+const MAX_UNREAD: usize = 2;
+
+/// Parts of the disk at whose borders a block is looked for that can be read.
+const PARTS: u64 = 4;
 
 /// Reads the map of a failing disk of `blocks` blocks from its record.
 ///
@@ -58,6 +64,7 @@ pub(super) fn find(
 ///
 /// # Errors
 /// [`Fault::Io`] if the first block cannot be read, which is recorded, or if the image is of another disk.
+/// [`Fault::Gone`] if the disk gives no other block either, or none that it could be compared by.
 pub(super) fn fetch(export: &Arc<Export>, start: u64, end: u64) -> Result<Vec<u8>, Fault> {
     let Base::Rescued(disk) = export.backing().base() else { return Err(Fault::Io) };
     let block = u64::from(export.geometry.block());
@@ -91,23 +98,31 @@ impl Fetch<'_> {
         let unknown_to = at + self.find(at, past).1;
         let wanted_to = unknown_to.min(end.next_multiple_of(self.block));
         let (mut from, mut to) = (at, wanted_to);
-        if self.disk.image().is_some() {
+        if self.disk.image().is_some() && !self.reader.is_full {
             // What else of the piece is not known is read as well.
             let is_unknown = self.find(piece, at) == (RescueState::Unknown, at - piece);
             (from, to) = (if is_unknown { piece } else { at }, unknown_to);
         }
-        let (from, mut bytes) = if self.has_bad(piece, past) {
+        let has_failed = self.reader.failed_piece == Some(piece) || self.has_bad(piece, past);
+        let (from, mut bytes) = if has_failed {
             // It would fail as a whole.
             (at, self.read_blocks(at, wanted_to)?)
         } else {
             match self.read(from, to - from) {
                 Ok(bytes) => (from, bytes),
-                // Up to the end of the piece, so that a bad block is found.
-                Err(errno) if is_of_medium(errno) => (at, self.read_blocks(at, to)?),
+                // Up to the end of the piece, so that a bad block is found, unless it is before.
+                Err(errno) if is_of_medium(errno) => {
+                    if from < at {
+                        self.reader.failed_piece = Some(piece);
+                    }
+                    (at, self.read_blocks(at, to)?)
+                }
                 Err(errno) => return Err(Fault::from_errno(errno.raw_os_error())),
             }
         };
-        self.keep(from, &bytes);
+        if !bytes.is_empty() {
+            self.reader.is_full = !self.keep(from, &bytes);
+        }
         let skipped = usize::try_from(start - from).unwrap_or(0).min(bytes.len());
         bytes.drain(..skipped);
         // What follows may be in an overlay.
@@ -136,12 +151,11 @@ impl Fetch<'_> {
         while at < end {
             match self.read(at, self.block) {
                 Ok(block) => bytes.extend(block),
-                Err(errno) if is_of_medium(errno) => {
-                    if self.does_answer() {
-                        self.mark(at, self.block, RescueState::Bad);
-                    }
-                    break;
-                }
+                Err(errno) if is_of_medium(errno) => match self.read_again(at, errno) {
+                    Ok(Some(block)) => bytes.extend(block),
+                    Err(fault) if bytes.is_empty() => return Err(fault),
+                    Ok(None) | Err(_) => break,
+                },
                 Err(errno) if bytes.is_empty() => {
                     return Err(Fault::from_errno(errno.raw_os_error()));
                 }
@@ -152,11 +166,42 @@ impl Fetch<'_> {
         Ok(bytes)
     }
 
-    /// Returns whether a block that was read before can be read. Otherwise the disk is gone, or does not
-    /// answer at all: then nothing is known of the block that has failed.
+    /// Reads a block that has failed once more, unless the error was the one for a sector that cannot be read. Returns
+    /// `None` if it is bad, which is recorded.
+    ///
+    /// # Errors
+    /// Fails if the disk gives no other block either, or if the second error is not of the medium.
+    fn read_again(&mut self, at: u64, errno: Errno) -> Result<Option<Vec<u8>>, Fault> {
+        if !self.does_answer() {
+            return Err(Fault::Gone);
+        }
+        if errno != Errno::NODATA {
+            match self.read(at, self.block) {
+                Ok(block) => return Ok(Some(block)),
+                Err(errno) if is_of_medium(errno) => {}
+                Err(errno) => return Err(Fault::from_errno(errno.raw_os_error())),
+            }
+        }
+        self.reader.is_full |= !self.mark(at, self.block, RescueState::Bad);
+        Ok(None)
+    }
+
+    /// Returns whether a block that was read before can be read, or one of a few others if there is none. Otherwise the
+    /// disk is gone, or does not answer at all: then nothing is known of the block that has failed.
     fn does_answer(&mut self) -> bool {
-        let good = self.reader.good;
-        good.is_none_or(|at| self.read(at, self.block).is_ok())
+        if let Some(good) = self.reader.good {
+            let does_answer = self.read(good, self.block).is_ok();
+            // Others are tried the next time.
+            self.reader.good = does_answer.then_some(good);
+            return does_answer;
+        }
+        let last = self.export.bytes().saturating_sub(self.block);
+        (0..=PARTS).any(|part| {
+            let at = last / PARTS * part;
+            let at = at - at % self.block;
+            let is_bad = self.find(at, at + self.block).0 == RescueState::Bad;
+            !is_bad && self.read(at, self.block).is_ok()
+        })
     }
 
     /// Reads from the disk, at most a piece.
@@ -169,35 +214,34 @@ impl Fetch<'_> {
         Ok(bytes)
     }
 
-    /// Writes what was read to the image, if there is one, and records that it is there.
-    fn keep(&self, at: u64, bytes: &[u8]) {
-        let Some(image) = self.disk.image() else { return };
-        if bytes.is_empty() {
-            return;
-        }
+    /// Writes what was read to the image, if there is one, and records that it is there. Returns false if either was
+    /// not possible.
+    fn keep(&self, at: u64, bytes: &[u8]) -> bool {
+        let Some(image) = self.disk.image() else { return true };
         match write_all(image, at, bytes) {
             Ok(()) => self.mark(at, bytes.len() as u64, RescueState::Kept),
-            Err(errno) => self.report(RescueTrouble {
-                image_error: Some(errno.raw_os_error()),
-                ..RescueTrouble::default()
-            }),
+            Err(errno) => {
+                let image_error = Some(errno.raw_os_error());
+                self.report(RescueTrouble { image_error, ..RescueTrouble::default() });
+                false
+            }
         }
     }
 
-    /// Records the state of a range, unless there is no room: then it is found out again.
-    fn mark(&self, at: u64, len: u64, state: RescueState) {
+    /// Records the state of a range. Returns false if there is no room: then it is found out again.
+    fn mark(&self, at: u64, len: u64, state: RescueState) -> bool {
         let shift = self.export.geometry.shift();
         let range = at >> shift..(at + len) >> shift;
-        let Some(map) = self.disk.map() else { return };
+        let Some(map) = self.disk.map() else { return false };
         let growth = map.growth(range.clone(), state.into());
         if growth > 0 {
             // In its file and in memory.
             let taken = stored_bytes(self.disk.record()).map_or(u64::MAX, |taken| 2 * taken);
             if taken.saturating_add(growth) > self.disk.layout().limit {
-                return;
+                return false;
             }
         }
-        let _ = self.disk.set(range, state, |at, bytes| store(self.disk.record(), at, bytes));
+        self.disk.set(range, state, |at, bytes| store(self.disk.record(), at, bytes)).is_ok()
     }
 
     fn report(&self, trouble: RescueTrouble) {
@@ -205,7 +249,10 @@ impl Fetch<'_> {
     }
 
     /// Compares samples of the image with the disk before it is read for the first time, so that data of two disks
-    /// is never mixed.
+    /// is never mixed. Ends when the disk has not given two of them; the next call begins with the ones after these.
+    ///
+    /// # Errors
+    /// [`Fault::Io`] if one differs, [`Fault::Gone`] if none could be compared.
     fn verify(&mut self) -> Result<(), Fault> {
         let Some(image) = self.disk.image().filter(|_| self.reader.is_verified != Some(true))
         else {
@@ -214,9 +261,20 @@ impl Fetch<'_> {
         if self.reader.is_verified == Some(false) {
             return Err(Fault::Io);
         }
-        for at in self.samples() {
+        let mut samples = self.samples();
+        let first = self.reader.unread.checked_rem(samples.len()).unwrap_or(0);
+        samples.rotate_left(first);
+        let (mut compared, mut unread) = (samples.is_empty(), 0);
+        for at in samples {
             // What cannot be read any more is no evidence.
-            let Ok(there) = self.read(at, self.block) else { continue };
+            let Ok(there) = self.read(at, self.block) else {
+                self.reader.unread = self.reader.unread.wrapping_add(1);
+                unread += 1;
+                if unread == MAX_UNREAD {
+                    break;
+                }
+                continue;
+            };
             let mut here = vec![0; there.len()];
             fill(image, at, &mut here)?;
             if here != there {
@@ -224,6 +282,10 @@ impl Fetch<'_> {
                 self.report(RescueTrouble { differs_at: Some(at), ..RescueTrouble::default() });
                 return Err(Fault::Io);
             }
+            compared = true;
+        }
+        if !compared {
+            return Err(Fault::Gone);
         }
         self.reader.is_verified = Some(true);
         Ok(())
@@ -259,11 +321,13 @@ fn is_of_medium(errno: Errno) -> bool {
     Fault::of_errno(errno.raw_os_error()) == Some(Fault::Io)
 }
 
-/// Reads from the disk. Its end is an error of the medium.
+/// Reads from the disk. One that has become shorter is gone: no sector of it is bad for that.
 fn read_exact(disk: &OwnedFd, mut at: u64, mut into: &mut [u8]) -> Result<(), Errno> {
+    #[cfg(test)]
+    test::fail(at, into.len())?;
     while !into.is_empty() {
         match rustix::io::pread(disk, &mut *into, at) {
-            Ok(0) => return Err(Errno::IO),
+            Ok(0) => return Err(Errno::NODEV),
             Ok(read) => {
                 at += read as u64;
                 into = into.get_mut(read..).unwrap_or_default();
@@ -292,7 +356,9 @@ fn write_all(file: &OwnedFd, mut at: u64, mut bytes: &[u8]) -> Result<(), Errno>
 
 #[cfg(test)]
 mod test {
+    use std::cell::RefCell;
     use std::fs::File;
+    use std::ops::Range;
     use std::os::unix::fs::FileExt;
 
     use export::{
@@ -302,7 +368,7 @@ mod test {
     use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
-    use crate::disk::carry_out;
+    use crate::disk::{Job, carry_out};
 
     const BLOCK: usize = 512;
     const BYTES: usize = 256 << 10;
@@ -319,7 +385,37 @@ mod test {
         (0..BYTES).map(|at| u8::try_from(at / BLOCK % 251).unwrap()).collect()
     }
 
-    /// The files of a disk that ends early.
+    /// Reads of a range of the disk that fail, and how many.
+    type ReadFault = (Range<usize>, Errno, usize);
+
+    const ALL: usize = usize::MAX;
+
+    thread_local! {
+        static FAULTS: RefCell<Vec<ReadFault>> = const { RefCell::new(Vec::new()) };
+        /// Offsets and lengths of all reads of the disk.
+        static READS: RefCell<Vec<(usize, usize)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn set_faults(faults: &[ReadFault]) {
+        FAULTS.set(faults.to_vec());
+    }
+
+    /// Fails as a read of the disk does.
+    pub(super) fn fail(at: u64, len: usize) -> Result<(), Errno> {
+        let at = usize::try_from(at).unwrap();
+        READS.with_borrow_mut(|reads| reads.push((at, len)));
+        FAULTS.with_borrow_mut(|faults| {
+            let fails = |(range, _, left): &&mut ReadFault| {
+                *left > 0 && range.start < at + len && at < range.end
+            };
+            faults.iter_mut().find(fails).map_or(Ok(()), |(_, errno, left)| {
+                *left -= 1;
+                Err(*errno)
+            })
+        })
+    }
+
+    /// The files of a disk that cannot be read from [`END`] on.
     struct Scene {
         disk: OwnedFd,
         record: OwnedFd,
@@ -329,7 +425,8 @@ mod test {
 
     impl Scene {
         fn new(has_image: bool) -> Self {
-            let (disk, record) = (file(&disk()[..END]), file(&[]));
+            set_faults(&[(END..BYTES, Errno::NODATA, ALL)]);
+            let (disk, record) = (file(&disk()), file(&[]));
             Self { disk, record, image: has_image.then(|| file(&[])), limit: 1 << 20 }
         }
 
@@ -430,7 +527,7 @@ mod test {
         let grant = scene.grant(false);
         read(&grant, 0, BLOCK).unwrap();
         rustix::fs::ftruncate(&scene.disk, 0).unwrap();
-        assert_eq!(read(&grant, 131_072, BLOCK), Err(Fault::Io));
+        assert_eq!(read(&grant, 131_072, BLOCK), Err(Fault::Gone));
         assert_eq!(states(&grant)[1], (RescueState::Unknown, 3 * 65536));
         assert!(read(&grant, 0, 65536).unwrap() == disk()[..65536], "it is in the image");
     }
@@ -460,6 +557,8 @@ mod test {
         for _ in 0..2 {
             assert!(read(&grant, BLOCK, BLOCK).unwrap() == disk()[BLOCK..2 * BLOCK]);
         }
+        // What cannot be kept is not read.
+        assert_eq!(READS.take(), [(0, 65536), (BLOCK, BLOCK)]);
         assert_eq!(states(&grant), [(RescueState::Unknown, BYTES as u64)]);
         let mut trouble = [0; RescueTrouble::BYTES];
         fill(&scene.record, 0, &mut trouble).unwrap();
@@ -485,5 +584,80 @@ mod test {
         assert!(found[..BLOCK] == wanted[END - 2 * BLOCK..][..BLOCK]);
         assert!(found[BLOCK..] == [0xee; 2 * BLOCK]);
         assert_eq!(read(&grant, END, 2 * BLOCK), Err(Fault::Io));
+    }
+
+    /// Another host writes a block after it was decided to read it from the disk.
+    #[test]
+    fn overlaid_block_leaves_no_old_bytes_in_a_read() {
+        let grant = Scene::new(true).grant(true);
+        let mut buffer = Pool::new(1 << 20).open().take(BLOCK).unwrap();
+        buffer.bytes_mut().fill(0x55);
+        let ticket = Ticket::new(1);
+        let request = Request { op: Op::Read, lba: 3, blocks: 1, buffer: Some(buffer), ticket };
+        let mut job = Job::new(grant.admit(request).unwrap());
+        assert!(job.needs_blocking_op());
+        run(&grant, Op::Write { durable: false }, 3 * BLOCK, BLOCK).unwrap();
+        assert!(job.blocking_op().is_some(), "it is read from the disk all the same");
+        job.run();
+        let outcome = job.finish().outcome;
+        assert_eq!(outcome.result, Ok(()));
+        assert!(outcome.buffer.unwrap().bytes() == &disk()[3 * BLOCK..4 * BLOCK]);
+        assert!(read(&grant, 3 * BLOCK, BLOCK).unwrap() == [0xee; BLOCK]);
+    }
+
+    #[test]
+    fn error_that_is_over_at_once_marks_no_block() {
+        let grant = Scene::new(true).grant(false);
+        read(&grant, 65536, BLOCK).unwrap();
+        // The piece, and its first block.
+        set_faults(&[(0..BLOCK, Errno::IO, 2)]);
+        assert!(read(&grant, 0, 2 * BLOCK).unwrap() == disk()[..2 * BLOCK]);
+        assert!(states(&grant).iter().all(|(state, _)| *state != RescueState::Bad));
+        set_faults(&[(131_072..131_072 + BLOCK, Errno::IO, 3)]);
+        assert_eq!(read(&grant, 131_072, BLOCK), Err(Fault::Io));
+        assert_eq!(states(&grant)[1], (RescueState::Bad, BLOCK as u64));
+    }
+
+    #[test]
+    fn disk_that_never_answered_has_no_bad_blocks() {
+        let scene = Scene::new(true);
+        set_faults(&[(0..BYTES, Errno::IO, ALL)]);
+        let grant = scene.grant(false);
+        for at in [0, 65536, END] {
+            assert_eq!(read(&grant, at, BLOCK), Err(Fault::Gone));
+        }
+        assert_eq!(states(&grant), [(RescueState::Unknown, BYTES as u64)]);
+        // It answers elsewhere.
+        set_faults(&[(0..65536, Errno::IO, ALL)]);
+        assert_eq!(read(&grant, 0, BLOCK), Err(Fault::Io));
+        assert_eq!(states(&grant)[0], (RescueState::Bad, BLOCK as u64));
+    }
+
+    #[test]
+    fn disk_is_not_read_until_it_was_compared() {
+        let scene = Scene::new(true);
+        read(&scene.grant(false), 0, BLOCK).unwrap();
+        let mut other = disk();
+        other[..65536].fill(9);
+        let scene = Scene { disk: file(&other), ..scene };
+        let grant = scene.grant(false);
+        set_faults(&[(0..65536, Errno::NODATA, ALL)]);
+        READS.take();
+        assert_eq!(read(&grant, 65536, BLOCK), Err(Fault::Gone));
+        assert_eq!(READS.take().len(), MAX_UNREAD);
+        set_faults(&[]);
+        assert_eq!(read(&grant, 65536, BLOCK), Err(Fault::Io), "it is another disk");
+        assert_eq!(states(&grant).len(), 2, "no block was recorded");
+    }
+
+    #[test]
+    fn bad_block_before_a_request_is_read_once() {
+        let grant = Scene::new(true).grant(false);
+        set_faults(&[(0..BLOCK, Errno::NODATA, ALL)]);
+        assert!(read(&grant, 3 * BLOCK, BLOCK).unwrap() == disk()[3 * BLOCK..4 * BLOCK]);
+        READS.take();
+        // All that follows in the piece was read, except the two blocks before.
+        assert!(read(&grant, 2 * BLOCK, BLOCK).unwrap() == disk()[2 * BLOCK..3 * BLOCK]);
+        assert_eq!(READS.take(), [(2 * BLOCK, BLOCK)]);
     }
 }
