@@ -39,7 +39,7 @@ pub use lent_disk::{LentDisk, home_name, stable_name};
 use nvme::nqn;
 use request::is_direct;
 pub use request::{LendRequest, Writes};
-pub use rescue::RescueRequest;
+pub use rescue::{RescueRequest, image_identity};
 use virtual_disk::IndexedDisk;
 pub use virtual_disk::work as index;
 

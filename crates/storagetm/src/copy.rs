@@ -9,7 +9,7 @@ mod disk_error;
 mod event;
 mod interrupt;
 mod local_disk;
-mod map_file;
+pub(crate) mod map_file;
 mod partition_table;
 mod patched;
 mod progress;

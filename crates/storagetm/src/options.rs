@@ -566,6 +566,7 @@ mod test {
             "disk.img --stdin --listen unix:/run/x",
             "disk.img --stdin --json",
             "disk.img --image rescued.img",
+            "--map disk.map --allow-in-use /dev/sda",
             "disk.img --retry-bad",
             "--all --map disk.map",
             "--writable disk.img --map disk.map",

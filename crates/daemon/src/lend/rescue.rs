@@ -1,12 +1,13 @@
 //! A failing disk that is lent as what a map says: what is finished is read from an image, and the rest from the disk
 //! when a host wants it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use console::decimal;
 use export::{Base, BlockMap, RescueLayout, RescueState, RescuedDisk, Source};
@@ -28,8 +29,12 @@ pub struct RescueRequest {
     pub image: Option<PathBuf>,
     /// The length of the disk for which the map was made, in bytes, if it says so.
     pub bytes: Option<u64>,
+    /// Where the last range ends of which the map knows anything, in bytes.
+    pub end: u64,
     /// The identity of that disk; empty if the map does not say it.
     pub source: String,
+    /// The [`image_identity`] of the image with which the map was made; another text if it was not made here.
+    pub destination: String,
     /// Ranges that are finished, in ascending order.
     pub finished: Vec<Range<u64>>,
     /// Ranges that cannot be read.
@@ -89,8 +94,7 @@ fn check(request: &RescueRequest, opened: &Opened, identity: &str) -> Result<(),
             "{disk} ends with a part of a block, and cannot be lent by a map"
         )));
     }
-    let all = request.finished.iter().chain(&request.bad);
-    let end = all.map(|range| range.end).max().unwrap_or(0);
+    let end = request.end;
     let bytes = request.bytes.unwrap_or(opened.bytes);
     if bytes != opened.bytes || end > opened.bytes {
         let there = if bytes == opened.bytes { end } else { bytes };
@@ -98,11 +102,18 @@ fn check(request: &RescueRequest, opened: &Opened, identity: &str) -> Result<(),
     }
     if !request.source.is_empty() && !identity.is_empty() && request.source != identity {
         return Err(wrong(format!(
-            "it is for \"{}\", and this disk is \"{identity}\"",
+            "it is for \"{}\", and this disk is \"{identity}\"; if it is the same disk by another adapter, remove the \
+             line \"# storagetm source\" from {map}",
             request.source
         )));
     }
     Ok(())
+}
+
+/// Returns what tells an image from other files, also from one that takes its place.
+pub fn image_identity(image: &Metadata) -> String {
+    let made = image.created().ok().and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    format!("image {} {}", image.ino(), made.unwrap_or_default().as_nanos())
 }
 
 /// Opens the image for reading and writing, locked against other programs.
@@ -131,13 +142,15 @@ fn open_image(
                 decimal(sum(&request.finished))
             )));
         }
+        // A map that was made with it, and not saved since.
+        Ok(meta) if meta.is_file() && request.destination == image_identity(&meta) => {}
         Ok(meta) if request.finished.is_empty() && meta.is_file() && meta.blocks() > 0 => {
             return Err(Failure::new(format!(
                 "{name} has data of which {map} knows nothing, and it would be overwritten: name another image, or \
                  the map that belongs to it"
             )));
         }
-        Ok(meta) if meta.is_file() && meta.len() == 0 => {
+        Ok(meta) if request.finished.is_empty() && meta.is_file() && meta.len() == 0 => {
             let file = OpenOptions::new().write(true).open(path);
             file.and_then(|file| file.set_len(disk.bytes)).map_err(cannot)?;
         }
@@ -271,7 +284,9 @@ mod test {
             map: PathBuf::from("rescue.map"),
             image: None,
             bytes: None,
+            end: finished.iter().chain(bad).map(|range| range.end).max().unwrap_or(0),
             source: source.to_owned(),
+            destination: String::new(),
             finished: finished.to_vec(),
             bad: bad.to_vec(),
         }
@@ -288,11 +303,15 @@ mod test {
         assert_eq!(refused(&request("", &[], &[]), "a"), None);
         assert_eq!(refused(&request("a", &[], &[]), ""), None);
         let said = refused(&request("a", &[], &[]), "b").unwrap();
-        assert!(said.ends_with("it is for \"a\", and this disk is \"b\""), "{said}");
+        assert!(said.contains("it is for \"a\", and this disk is \"b\""), "{said}");
+        assert!(said.ends_with("remove the line \"# storagetm source\" from rescue.map"), "{said}");
         let said = refused(&request("", &[], &[0..512, 1 << 20..(1 << 20) + 512]), "").unwrap();
         assert!(said.contains("is for 1049088 bytes"), "{said}");
         let longer = RescueRequest { bytes: Some(1 << 21), ..request("", &[], &[]) };
         assert!(refused(&longer, "").unwrap().contains("is for 2097152 bytes"));
+        // Of a larger disk, of which the end was tried and neither finished nor found to be bad.
+        let tried = RescueRequest { end: 1 << 21, ..request("", &[0..512, 1024..1536], &[]) };
+        assert!(refused(&tried, "").unwrap().contains("is for 2097152 bytes"));
         assert!(check(&request("", &[], &[]), &opened(1 << 20, 100), "").is_err());
     }
 
@@ -323,5 +342,55 @@ mod test {
         let request = RescueRequest { bad: many, ..request };
         let refused = record(&request, &opened(1 << 40, 0), (true, 1 << 20)).unwrap_err();
         assert!(refused.to_string().contains("too many pieces"), "{refused}");
+    }
+
+    /// A folder that is removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("storagetm-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str, contents: &[u8]) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::write(&path, contents).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn empty_image_has_nothing_that_is_finished() {
+        let folder = Folder::new("empty-image");
+        let image = folder.file("image", &[]);
+        let (disk, tree) = (opened(8192, 0), Tree::machine());
+        let finished = request("", &[0..1024, 2048..4096], &[]);
+        assert!(open_image(&image, &finished, &disk, &tree).is_err());
+        assert_eq!(image.metadata().unwrap().len(), 0);
+        open_image(&image, &request("", &[], &[]), &disk, &tree).unwrap();
+        assert_eq!(image.metadata().unwrap().len(), 8192);
+    }
+
+    #[test]
+    fn image_with_data_is_accepted_by_its_own_map() {
+        let folder = Folder::new("own-image");
+        let image = folder.file("image", &[7; 8192]);
+        let (disk, tree) = (opened(8192, 0), Tree::machine());
+        let open = |destination: String| {
+            let request = RescueRequest { destination, ..request("", &[], &[]) };
+            open_image(&image, &request, &disk, &tree).map(drop)
+        };
+        let said = open("image 0 0".to_owned()).unwrap_err().to_string();
+        assert!(said.contains("would be overwritten"), "{said}");
+        open(image_identity(&image.metadata().unwrap())).unwrap();
     }
 }

@@ -12,7 +12,7 @@ pub struct Rescue {
     /// For one DISK, read-only or with --overlay. With --image, what the map calls finished is read from there. Other
     /// blocks are read from DISK when a host wants them, and then kept in the image and called finished. A block that cannot be
     /// read is recorded, and answered with an error at once from then on. The map is made if it does not exist.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "demo", "writable", "overlay_dir"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "demo", "writable", "overlay_dir", "allow_in_use"])]
     pub map: Option<PathBuf>,
 
     /// With --map, the file with what was rescued: that to which ddrescue or `storagetm copy` writes

@@ -14,7 +14,7 @@ use filesystem::Container;
 use protocol::commands::quoted;
 
 use super::config::ServeConfig;
-use super::rescue::{MapKeeper, RescueOptions};
+use super::rescue::MapKeeper;
 use crate::options::home;
 use crate::unpack;
 
@@ -50,7 +50,7 @@ fn open_named(
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in &config.disks {
         let mut wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..wanted.clone() };
-        let map = config.rescue.as_ref().map(RescueOptions::load).transpose()?;
+        let map = config.rescue.as_ref().map(|rescue| rescue.load(&wanted.path)).transpose()?;
         wanted.rescue = map.as_ref().map(|(request, _)| request.clone());
         check_new(&lent_disks, &wanted.path)?;
         let lent = beside(&lent_disks, open_one(lend, config.any_format, wanted)?)?;

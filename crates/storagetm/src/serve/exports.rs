@@ -15,7 +15,7 @@ use daemon::inbox::Inbox;
 use daemon::lend::{LendRequest, LentDisk, named};
 use daemon::status::Status;
 use daemon::worker::WriteTracker;
-use export::{Access, Event, Export, ExportId, Policy};
+use export::{Access, Base, Event, Export, ExportId, Policy};
 use failure::{Failure, spawn_error};
 use nvme::nqn;
 
@@ -177,6 +177,19 @@ impl Exports {
         }
         if self.sizes_due.is_some_and(|at| at <= cx.now) {
             self.update_file_sizes(cx);
+        }
+        if self.map_keeper.as_ref().is_some_and(MapKeeper::is_image_lost) {
+            self.withdraw_rescued(cx);
+        }
+    }
+
+    /// Withdraws the disk that is lent by a map: its image no longer has what was written to it.
+    fn withdraw_rescued(&mut self, cx: &mut Context<'_>) {
+        let is_it = |lent: &mut LentDisk| matches!(lent.export.backing().base(), Base::Rescued(_));
+        let rescued: Vec<LentDisk> = self.lent.extract_if(.., is_it).collect();
+        for lent in rescued {
+            self.withdraw_disk(&lent, "its image has lost data", cx);
+            self.hotplug.exclude(&lent);
         }
     }
 

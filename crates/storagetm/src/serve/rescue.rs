@@ -6,9 +6,12 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,11 +19,12 @@ use std::time::{Duration, Instant};
 use ::copy::map::{self, Map, State};
 use console::decimal;
 use daemon::inbox::Inbox;
-use daemon::lend::{LendRequest, LentDisk, RescueRequest};
+use daemon::lend::{LendRequest, LentDisk, RescueRequest, image_identity};
 use export::{Base, BlockMap, RescueState, RescueTrouble};
 use failure::{Failure, spawn_error};
 use rustix::io::Errno;
 
+use crate::copy::map_file::{is_allocated_map, is_map_file, read_map};
 use crate::options::rescue::Rescue;
 
 /// How often what was found out is saved.
@@ -57,14 +61,27 @@ impl RescueOptions {
         }
     }
 
-    /// Reads the map. Returns what is lent by it, and the map.
+    /// Reads the map of `disk`. Returns what is lent by it, and the map.
     ///
     /// # Errors
-    /// Fails with a message for the user if it cannot be read, or is none.
-    pub(super) fn load(&self) -> Result<(RescueRequest, LoadedMap), Failure> {
+    /// Fails with a message for the user if it cannot be read, is none, or is of a copy of a part of the disk.
+    pub(super) fn load(&self, disk: &Path) -> Result<(RescueRequest, LoadedMap), Failure> {
         let name = self.map.display();
-        let loaded = map::load(&self.map);
-        let loaded = loaded.map_err(|error| Failure::new(format!("the map {name}: {error}")))?;
+        let is_map = |path: &Path| is_map_file(path, &self.map);
+        if is_map(disk) || self.image.as_deref().is_some_and(is_map) {
+            return Err(Failure::new(format!(
+                "the map {name} is a file of its own, and so are {name}.bak and {name}.new beside it: neither the disk \
+                 nor the image"
+            )));
+        }
+        let loaded = read_map(&self.map).map_err(Failure::new)?;
+        if loaded.as_ref().is_some_and(|map| is_allocated_map(&map.metadata.source)) {
+            return Err(Failure::new(format!(
+                "the map {name} is of a copy with --allocated, whose image has zeros for the rest: name another map"
+            )));
+        }
+        let known = loaded.iter().flat_map(Map::runs).filter(|(_, state)| *state != State::Untried);
+        let end = known.map(|(range, _)| range.end).max().unwrap_or(0);
         let ranges = |state| loaded.iter().flat_map(|map: &Map| map.all(state)).collect();
         let metadata = loaded.as_ref().map(|map| &map.metadata);
         let source = metadata.map(|it| it.source.as_str()).filter(|it| is_of_local_disk(it));
@@ -72,7 +89,9 @@ impl RescueOptions {
             map: self.map.clone(),
             image: self.image.clone(),
             bytes: metadata.and_then(|it| it.bytes),
+            end,
             source: source.unwrap_or_default().to_owned(),
+            destination: metadata.map(|it| it.destination.clone()).unwrap_or_default(),
             finished: ranges(State::Finished),
             bad: if self.retry_bad { Vec::new() } else { ranges(State::Bad) },
         };
@@ -91,6 +110,7 @@ fn is_of_local_disk(source: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct MapKeeper {
     path: PathBuf,
+    is_image_lost: Arc<AtomicBool>,
     /// Dropped to end the thread.
     stop: Sender<()>,
     ended: Receiver<io::Result<Map>>,
@@ -114,12 +134,20 @@ impl MapKeeper {
             return Err(Failure::new(format!("{} is not lent by a map", export.name)));
         };
         let own = |file: &OwnedFd| file.try_clone().map(File::from).map_err(cannot);
+        let image = disk.image().map(own).transpose()?;
+        let mut map = map.unwrap_or_else(|| new_map(lent)).resized(export.bytes());
+        if let Some(image) = image.as_ref().filter(|_| map.sum(State::Finished) == 0) {
+            // So that it is known if nothing is saved until a crash.
+            map.metadata.destination = image_identity(&image.metadata().map_err(cannot)?);
+        }
+        let is_image_lost = Arc::new(AtomicBool::new(false));
         let mut saver = Saver {
             disk: export.name.clone(),
-            map: map.unwrap_or_else(|| new_map(lent)).resized(export.bytes()),
+            map,
             path: path.clone(),
             record: own(disk.record())?,
-            image: disk.image().map(own).transpose()?,
+            image,
+            is_image_lost: is_image_lost.clone(),
             blocks: export.blocks(),
             block: export.geometry.block().into(),
             modified: None,
@@ -129,6 +157,9 @@ impl MapKeeper {
         };
         // At the start, so that a map that cannot be saved is known before anything is read.
         saver.save().map_err(cannot)?;
+        if is_image_lost.load(Ordering::Acquire) {
+            return Err(Failure::new(format!("the image of {} cannot be synced", export.name)));
+        }
         let (stop, stopped) = mpsc::channel();
         let (end, ended) = mpsc::channel();
         let run = move || {
@@ -137,16 +168,25 @@ impl MapKeeper {
         };
         let thread = thread::Builder::new().name("map".to_owned()).spawn(run);
         thread.map_err(|error| Failure::new(spawn_error(&error)))?;
-        Ok(Self { path, stop, ended })
+        Ok(Self { path, is_image_lost, stop, ended })
     }
 
-    /// Saves the map for the last time. Returns what it says, or a sentence if it could not be saved until `end`.
+    /// Returns whether the image has lost data that was written to it.
+    pub(super) fn is_image_lost(&self) -> bool {
+        self.is_image_lost.load(Ordering::Acquire)
+    }
+
+    /// Saves the map for the last time. Returns what it says, or a sentence if it could not be saved until `end`, or
+    /// the image has lost data.
     pub(super) fn finish(self, end: Instant) -> Result<String, String> {
-        let Self { path, stop, ended } = self;
+        let Self { path, is_image_lost, stop, ended } = self;
         drop(stop);
         let done = ended.recv_timeout(end.saturating_duration_since(Instant::now()));
         let path = path.display();
         match done {
+            Ok(Ok(_)) if is_image_lost.load(Ordering::Acquire) => Err(format!(
+                "the image of {path} has lost what was written to it last: the map does not call that finished"
+            )),
             Ok(Ok(map)) => Ok(format!(
                 "{path}: {} are finished, {} are bad, and {} are left",
                 decimal(map.sum(State::Finished)),
@@ -176,6 +216,9 @@ struct Saver {
     path: PathBuf,
     record: File,
     image: Option<File>,
+    /// Whether it has failed to become durable. The kernel reports that once (fsync(2)), and what was written before may
+    /// be lost although later calls succeed.
+    is_image_lost: Arc<AtomicBool>,
     blocks: u64,
     block: u64,
     /// When the record was changed that was saved last.
@@ -221,24 +264,50 @@ impl Saver {
         saved
     }
 
-    /// Saves what the record says: first the image is made durable.
+    /// Saves what the record says: first the image is made durable. Once that has failed, nothing more is called
+    /// finished.
     fn save(&mut self) -> io::Result<()> {
         let found = BlockMap::load(self.blocks, |at, into| read_or_zeros(&self.record, at, into))?;
-        if let Some(image) = &self.image {
-            image.sync_data()?;
+        let is_lost = self.is_image_lost.load(Ordering::Acquire);
+        if let Some(image) = self.image.as_ref().filter(|_| !is_lost)
+            && let Err(error) = image.sync_data()
+        {
+            self.is_image_lost.store(true, Ordering::Release);
+            self.inbox.note(format!(
+                "the image of {} has lost data that was written to it ({error}): the disk is withdrawn, and {} does not \
+                 call that finished",
+                self.disk,
+                self.path.display()
+            ));
         }
-        let mut at = 0;
+        self.include(&found);
+        map::save(&self.map, &self.path)
+    }
+
+    /// Enters what was found out into the map. What is finished stays so.
+    fn include(&mut self, found: &BlockMap) {
+        let is_lost = self.is_image_lost.load(Ordering::Acquire);
+        let finished: Vec<Range<u64>> = self.map.all(State::Finished).collect();
+        let (mut finished, mut at) = (finished.into_iter().peekable(), 0);
         while at < self.blocks {
             let (bits, len) = found.run(at, self.blocks);
             let range = at * self.block..(at + len) * self.block;
-            match RescueState::from(bits) {
-                RescueState::Kept => self.map.set(range, State::Finished),
-                RescueState::Bad => self.map.set(range, State::Bad),
-                RescueState::Unknown => {}
-            }
             at += len.max(1);
+            match RescueState::from(bits) {
+                RescueState::Kept if !is_lost => self.map.set(range, State::Finished),
+                RescueState::Bad => {
+                    let mut start = range.start;
+                    while finished.next_if(|known| known.end <= start).is_some() {}
+                    while let Some(known) = finished.next_if(|known| known.end <= range.end) {
+                        self.map.set(start..known.start.max(start), State::Bad);
+                        start = known.end;
+                    }
+                    let next = finished.peek().map_or(range.end, |known| known.start);
+                    self.map.set(start..next.min(range.end), State::Bad);
+                }
+                RescueState::Kept | RescueState::Unknown => {}
+            }
         }
-        map::save(&self.map, &self.path)
     }
 
     /// Reports once what prevents that more is kept.
@@ -261,7 +330,8 @@ impl Saver {
         }
         if let Some(at) = trouble.differs_at {
             self.inbox.note(format!(
-                "{disk} is not the disk of {map}: it differs from the image at byte {at}; nothing more is read from it"
+                "{disk} and the image differ at byte {at}: one of them does not belong to {map}; nothing more is read \
+                 from the disk"
             ));
         }
     }
@@ -284,6 +354,8 @@ fn read_or_zeros(file: &File, mut at: u64, mut into: &mut [u8]) -> io::Result<()
 
 #[cfg(test)]
 mod test {
+    use rustix::fs::{MemfdFlags, memfd_create};
+
     use super::*;
 
     #[test]
@@ -292,5 +364,97 @@ mod test {
         for source in ["", "nvme nqn.2014-08.org.nvmexpress:uuid:1", "iscsi iqn.1 0", "nbd disk"] {
             assert!(!is_of_local_disk(source), "{source}");
         }
+    }
+
+    const BLOCK: u64 = 512;
+
+    /// Returns what saves a map of 16 blocks to `path`, of which the record says these states.
+    fn saver(path: PathBuf, map: Map, image: Option<File>, found: &[(u64, RescueState)]) -> Saver {
+        let record = memfd_create("record", MemfdFlags::CLOEXEC).map(File::from).unwrap();
+        let blocks = BlockMap::new(16);
+        for (block, state) in found {
+            let store = |at, bytes: &[u8]| record.write_all_at(bytes, at);
+            blocks.set(*block..block + 1, (*state).into(), store).unwrap();
+        }
+        Saver {
+            disk: "/dev/sdx".to_owned(),
+            map,
+            path,
+            record,
+            image,
+            is_image_lost: Arc::default(),
+            blocks: 16,
+            block: BLOCK,
+            modified: None,
+            is_due: false,
+            trouble: RescueTrouble::default(),
+            inbox: Inbox::open().unwrap(),
+        }
+    }
+
+    /// Returns a folder for a map of this test.
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("storagetm-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn image_that_lost_data_once_makes_nothing_finished() {
+        let folder = folder("lost-image");
+        // It cannot be synced.
+        let null = File::open("/dev/null").unwrap();
+        let mut map = Map::new(16 * BLOCK);
+        map.set(0..BLOCK, State::Finished);
+        let found = [(0, RescueState::Kept), (1, RescueState::Kept), (2, RescueState::Bad)];
+        let mut saver = saver(folder.join("map"), map, Some(null), &found);
+        saver.save().unwrap();
+        // The next time the kernel reports nothing.
+        saver.image = Some(File::create(folder.join("image")).unwrap());
+        saver.save().unwrap();
+        let states: Vec<_> = map::load(&saver.path).unwrap().unwrap().runs().collect();
+        let wanted = [State::Finished, State::Untried, State::Bad, State::Untried];
+        assert_eq!(states.iter().map(|(_, state)| *state).collect::<Vec<_>>(), wanted);
+        assert!(saver.is_image_lost.load(Ordering::Acquire));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn finished_part_of_a_bad_block_stays_finished() {
+        let folder = folder("finished-part");
+        let mut map = Map::new(16 * BLOCK);
+        // A part of block 1, and more than blocks 3 and 4.
+        let finished = [600..700, 3 * BLOCK - 10..5 * BLOCK + 10];
+        finished.iter().for_each(|range| map.set(range.clone(), State::Finished));
+        let found = [1, 2, 3, 5, 9].map(|block| (block, RescueState::Bad));
+        let mut saver = saver(folder.join("map"), map, None, &found);
+        saver.save().unwrap();
+        assert_eq!(saver.map.all(State::Finished).collect::<Vec<_>>(), finished);
+        let bad: Vec<_> = saver.map.all(State::Bad).collect();
+        assert_eq!(bad, [512..600, 700..1526, 2570..3072, 4608..5120]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn map_is_neither_image_nor_of_a_part_of_the_disk() {
+        let folder = folder("own-map");
+        let (path, disk) = (folder.join("map"), folder.join("disk"));
+        let load = |image: Option<PathBuf>| {
+            let options = RescueOptions { map: path.clone(), image, retry_bad: false };
+            options.load(&disk).map(|(request, _)| request.end).map_err(|error| error.to_string())
+        };
+        for name in ["map", "map.bak", "map.new", "./map"] {
+            assert!(load(Some(folder.join(name))).unwrap_err().contains("of its own"), "{name}");
+        }
+        assert_eq!(load(Some(folder.join("image"))), Ok(0));
+        // The last range is not tried.
+        std::fs::write(&path, "0 ? 1\n0 512 +\n512 512 /\n1024 512 ?\n").unwrap();
+        assert_eq!(load(None), Ok(1024));
+        let part = "# storagetm bytes 512\n# storagetm source a allocated\n0 ? 1\n0 512 +\n# storagetm end\n";
+        std::fs::write(&path, part).unwrap();
+        assert!(load(None).unwrap_err().contains("--allocated"));
+        std::fs::write(&path, "QFI").unwrap();
+        assert!(load(None).unwrap_err().contains("is not a map"));
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

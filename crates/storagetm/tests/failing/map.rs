@@ -387,9 +387,9 @@ fn image_of_another_disk_is_found_before_it_is_written() {
         assert_eq!(client.read(8 * MIB, 4096), Err(EIO), "{io}");
         assert!(client.read(0, 4096).unwrap() == fs::read(&scene.disk).unwrap()[..4096]);
         let events = serve.until(|event| {
-            event["message"].as_str().is_some_and(|text| text.contains("is not the disk of"))
+            event["message"].as_str().is_some_and(|text| text.contains("does not belong to"))
         });
-        assert!(events.last().unwrap()["message"].as_str().unwrap().contains("byte 0"));
+        assert!(events.last().unwrap()["message"].as_str().unwrap().contains("byte 0:"));
         drop(client);
         assert!(serve.terminate().0.success());
         assert_eq!(finished_of(&fs::read_to_string(&scene.map).unwrap()).next(), Some(0..4 * MIB));
