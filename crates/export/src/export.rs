@@ -97,6 +97,8 @@ pub struct Export {
     /// Set if it is a home directory of systemd-homed.
     pub home: Option<Home>,
     bytes: AtomicU64,
+    /// How often the length was set to another one.
+    resizes: AtomicU64,
     gone: AtomicBool,
     flush_failed: AtomicBool,
     connections: Connections,
@@ -143,6 +145,7 @@ impl Export {
             discard_zeroes: false,
             home: None,
             bytes: AtomicU64::new(bytes),
+            resizes: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
             connections: Connections::default(),
@@ -203,8 +206,15 @@ impl Export {
             return false;
         }
         let before = self.bytes();
-        self.bytes.store(bytes, Ordering::Release);
+        if self.bytes.swap(bytes, Ordering::AcqRel) != bytes {
+            self.resizes.fetch_add(1, Ordering::AcqRel);
+        }
         self.bytes() != before
+    }
+
+    /// Returns a number that differs after each change of the length.
+    pub fn resizes(&self) -> u64 {
+        self.resizes.load(Ordering::Acquire)
     }
 
     /// Makes every request from now on fail with [`crate::Fault::Gone`].

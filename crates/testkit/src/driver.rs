@@ -218,6 +218,13 @@ impl Driver {
         self.run();
     }
 
+    /// Makes the peer receive what was sent until now, and nothing that follows.
+    pub fn receive_sent(&mut self, id: Id) {
+        self.conns[id].not_receiving = true;
+        self.conns[id].unread.clear();
+        self.run();
+    }
+
     /// Disconnects the peer. Bytes from it that were not consumed are lost.
     pub fn disconnect(&mut self, id: Id) {
         let (now, conn) = (self.now, &mut self.conns[id]);

@@ -23,8 +23,9 @@ pub(crate) fn is_own(host: &str, local: Option<IpAddr>) -> Option<bool> {
 
 /// Returns the part before the port; an IPv6 address in its brackets. `None` if it is malformed.
 fn name(host: &str) -> Option<&str> {
-    let (name, rest) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((inner, rest)) => {
+    let (name, rest) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (inner, rest) = rest.split_once(']')?;
             let (ip, _zone) = inner.split_once('%').unwrap_or((inner, ""));
             ip.parse::<Ipv6Addr>().ok()?;
             (host.get(..host.len() - rest.len())?, rest)
@@ -74,7 +75,20 @@ mod test {
 
     #[test]
     fn malformed_hosts_are_found() {
-        for host in ["a b", "a/b", "user@host", "[::1", "[::1]x", "[evil]", "a:b", "a:1:2", "é"] {
+        for host in [
+            "a b",
+            "a/b",
+            "user@host",
+            "[",
+            "[:80",
+            "[evil",
+            "[::1",
+            "[::1]x",
+            "[evil]",
+            "a:b",
+            "a:1:2",
+            "é",
+        ] {
             assert_eq!(at("10.0.0.5", host), None, "{host}");
         }
     }

@@ -46,7 +46,12 @@ const MAX_FIELDS: usize = 64;
 /// How long a request head may take, from the start of the connection or from its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection is kept without a request, and without the peer receiving anything.
+/// How long a connection without a request keeps a disk in use.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection is kept without a request, or without a buffer becoming free because the peer
+/// receives: of 256 KiB at most ([`PIECE`]). Progress is looked at once in this time, so a connection is
+/// closed after up to twice of it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Length of a disk read in bytes. The first and the last one may be shorter.

@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use export::{Access, Export};
+use export::Export;
 use serde::Serialize;
 
 use crate::response::percent_encoded;
+use crate::version::may_change;
 
 /// The style sheet of the page: it also fits the screen of a phone, and a dark theme.
 pub(crate) const STYLE: &str = "\
@@ -52,7 +53,7 @@ fn item(export: &Export) -> String {
     let model = if model.is_empty() { String::new() } else { format!("{model}, ") };
     let (size, bytes) = (size(export.bytes()), export.bytes());
     let _ = writeln!(item, "<p>{model}{size} <span class=\"note\">({bytes} bytes)</span></p>");
-    if export.access == Access::Writable {
+    if may_change(export) {
         item.push_str(
             "<p class=\"note\">Other machines may write to this disk, also during a download, which \
              is then of no use.</p>\n",
@@ -73,7 +74,7 @@ struct Item<'a> {
     bytes: u64,
     block_size: u32,
     model: &'a str,
-    /// Whether hosts may write to it by other protocols.
+    /// Whether hosts may change by other protocols what is read here.
     writable: bool,
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn json(machine: &str, exports: &[Arc<Export>]) -> String {
             bytes: export.bytes(),
             block_size: export.geometry.block(),
             model: &export.identity.model,
-            writable: export.access == Access::Writable,
+            writable: may_change(export),
         })
     };
     let disks: Vec<_> = exports.iter().map(item).collect();

@@ -38,7 +38,7 @@ pub(crate) fn wanted(field: &str, len: u64) -> Wanted {
     }
 }
 
-/// Returns a decimal number; the largest one for those that are larger.
+/// Returns a decimal number; `u64::MAX` for larger ones.
 fn number(digits: &str) -> Option<u64> {
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| digits.parse().unwrap_or(u64::MAX))

@@ -12,7 +12,8 @@ pub(crate) enum Code {
     PartialContent,
     NotModified,
     BadRequest,
-    Forbidden,
+    Reserved,
+    KeyRequired,
     NotFound,
     MethodNotAllowed,
     PreconditionFailed,
@@ -33,7 +34,7 @@ impl Code {
             Self::PartialContent => "206 Partial Content",
             Self::NotModified => "304 Not Modified",
             Self::BadRequest => "400 Bad Request",
-            Self::Forbidden => "403 Forbidden",
+            Self::Reserved | Self::KeyRequired => "403 Forbidden",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::PreconditionFailed => "412 Precondition Failed",
@@ -52,7 +53,10 @@ impl Code {
         match self {
             Self::Ok | Self::PartialContent | Self::NotModified => "",
             Self::BadRequest => "The request is malformed.\n",
-            Self::Forbidden => "Another machine has reserved this disk.\n",
+            Self::Reserved => "Another machine has reserved this disk.\n",
+            Self::KeyRequired => {
+                "This address requires a key. HTTP has none: use NVMe/TCP or NBD.\n"
+            }
             Self::NotFound => "There is no such disk here. / lists those that there are.\n",
             Self::MethodNotAllowed => "Disks can only be read here: GET and HEAD.\n",
             Self::PreconditionFailed => "The disk may have changed.\n",
@@ -73,9 +77,9 @@ impl Code {
 pub(crate) fn code_of(fault: Fault) -> Code {
     match fault {
         Fault::Gone => Code::NotFound,
-        Fault::Reserved => Code::Forbidden,
-        Fault::Busy => Code::Unavailable,
-        Fault::OutOfRange => Code::RangeNotSatisfiable,
+        Fault::Reserved => Code::Reserved,
+        // Out of range: the disk has become smaller since the head was made.
+        Fault::Busy | Fault::OutOfRange => Code::Unavailable,
         Fault::Io | Fault::NoSpace | Fault::ReadOnly | Fault::Misaligned | Fault::Unsupported => {
             Code::ServerError
         }
@@ -221,8 +225,10 @@ mod test {
             let line = code_of(fault).line();
             assert!(line.starts_with('4') || line.starts_with('5'), "{fault}: {line}");
         }
-        assert_eq!(code_of(Fault::Reserved), Code::Forbidden);
+        assert_eq!(code_of(Fault::Reserved), Code::Reserved);
         assert_eq!(code_of(Fault::Io), Code::ServerError);
+        // The disk has become smaller since the range was checked; it need not have been one.
+        assert_eq!(code_of(Fault::OutOfRange), Code::Unavailable);
     }
 
     #[test]

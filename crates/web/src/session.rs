@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Body, Caller, Event, Export, Fault, Grant, Head, Notice, Outcome, Peer, Reason,
+    Account, Auth, Body, Caller, Event, Export, Fault, Grant, Head, Notice, Outcome, Peer, Reason,
     Segment, Step, Ticket,
 };
 
 use crate::request::{self, Method, Request, Violation};
 use crate::response::{self, Code, Content};
-use crate::transfer::{Failed, Transfer};
-use crate::{HEAD_TIMEOUT, IDLE_TIMEOUT, Server, page, range, version};
+use crate::transfer::Transfer;
+use crate::{DETACH_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, Server, page, range, version};
 use range::Wanted;
 
 /// Length of the buffers that texts are sent in, in bytes.
@@ -51,6 +51,9 @@ enum Phase {
         begun: bool,
     },
     Responding(Response),
+    /// Closes the connection once all bytes were sent: after [`Step::Close`] drivers go on sending for
+    /// a short time only.
+    Finishing(Reason),
     /// Closed, or about to be.
     Closed,
 }
@@ -126,7 +129,7 @@ impl Session {
         self.steps.push_back(report(Event::Violation { peer: self.peer.clone(), rule }));
         let text: Arc<[u8]> = response::of_code(violation.code(), false, false).into();
         self.steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), text)));
-        self.close(Reason::Violation);
+        self.finish(Reason::Violation);
     }
 
     fn respond(&mut self, request: &Request) {
@@ -140,6 +143,8 @@ impl Session {
         let of_code = |code| response::of_code(code, request.keep_alive, is_head);
         let text = match request.path.as_deref() {
             _ if !request.is_own_host => of_code(Code::Misdirected),
+            // HTTP has no keys here.
+            _ if self.peer.auth == Auth::Required => of_code(Code::KeyRequired),
             _ if request.method == Method::Other => of_code(Code::MethodNotAllowed),
             Some("/") => text("text/html; charset=utf-8", &page::html(machine, &exports)),
             Some("/style.css") => text("text/css; charset=utf-8", page::STYLE),
@@ -159,7 +164,8 @@ impl Session {
     /// Evaluates the conditions of a request (RFC 9110 §13.2.2), and answers it.
     fn respond_with_disk(&mut self, request: &Request, export: &Arc<Export>) {
         let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
-        let (bytes, tag) = (export.bytes(), self.server.versions.tag(export));
+        let bytes = export.bytes();
+        let tag = self.server.versions.tag(export, bytes);
         let content = Content { name: &export.short, bytes, tag: tag.as_deref() };
         let is_listed = |list: &String, weak| version::is_listed(list, content.tag, weak);
         if request.if_match.as_ref().is_some_and(|list| !is_listed(list, false)) {
@@ -197,8 +203,11 @@ impl Session {
         if !is_attached {
             self.detach(Reason::Ended);
             let caller = Caller { peer: &self.peer, host: "", proven: None };
-            let Ok(grant) = self.server.catalogue.grant_reader(&caller, &export.short) else {
-                let text = response::of_code(Code::NotFound, request.keep_alive, false);
+            let grant = self.server.catalogue.grant_reader(&caller, &export.short).ok();
+            // The head is that of `export`, which another one may have replaced since.
+            let grant = grant.filter(|grant| Arc::ptr_eq(grant.export(), export));
+            let Some(grant) = grant else {
+                let text = response::of_code(Code::Unavailable, request.keep_alive, false);
                 return self.begin(request, text, None);
             };
             let (export, peer) = (grant.export().clone(), self.peer.clone());
@@ -222,8 +231,11 @@ impl Session {
 
     // ---- responses
 
-    /// Sends and reads as much as there is memory for.
+    /// Sends and reads as much as there is memory for. Closes a connection that is finished.
     fn advance(&mut self) {
+        if let Phase::Finishing(reason) = self.phase {
+            return self.finish(reason);
+        }
         let Phase::Responding(response) = &mut self.phase else { return };
         let keep_alive = response.keep_alive;
         let done = match response.transfer.take() {
@@ -237,7 +249,7 @@ impl Session {
         if keep_alive {
             self.phase = Phase::Waiting { begun: false };
         } else {
-            self.close(Reason::Peer);
+            self.finish(Reason::Peer);
         }
     }
 
@@ -273,18 +285,14 @@ impl Session {
         }
         loop {
             let number = self.last.wrapping_add(1);
-            match transfer.submit(&disk.grant, &self.account, number) {
-                Ok(Some(admitted)) => {
-                    (self.last, self.moved) = (number, true);
-                    self.in_flight += 1;
-                    self.steps.push_back(Step::Submit(admitted));
-                }
-                Ok(None) => break,
-                Err(failed) => {
-                    self.failed(failed, false);
-                    return false;
-                }
-            }
+            let Some(admitted) = transfer.submit(&disk.grant, &self.account, number) else { break };
+            (self.last, self.moved) = (number, true);
+            self.in_flight += 1;
+            self.steps.push_back(Step::Submit(admitted));
+        }
+        if let Some(fault) = transfer.fault() {
+            self.failed(fault);
+            return false;
         }
         let done = transfer.is_done();
         if let Phase::Responding(response) = &mut self.phase {
@@ -295,23 +303,35 @@ impl Session {
 
     /// Ends a response that cannot be completed: by a status if nothing was sent, else by closing the
     /// connection, from which the peer learns that bytes are missing.
-    fn failed(&mut self, failed: Failed, submitted: bool) {
-        let Failed { fault, range: (offset, len) } = failed;
-        if let Some(disk) = self.disk.as_ref().filter(|_| submitted && is_reported(fault)) {
-            let (export, op) = (disk.grant.export().clone(), export::Op::Read.name());
-            self.steps.push_back(report(Event::Fault { export, op, offset, len, fault }));
-        }
+    fn failed(&mut self, fault: Fault) {
         let Phase::Responding(response) = &mut self.phase else { return };
         if response.text.is_empty() {
-            return self.close(Reason::Ended);
+            return self.finish(Reason::Ended);
         }
         let code = response::code_of(fault);
         response.text = response::of_code(code, false, response.is_head);
         (response.transfer, response.keep_alive) = (None, false);
     }
 
+    /// Reports a disk request that failed to the administrator.
+    fn report_fault(&mut self, fault: Fault, (offset, len): (u64, u64)) {
+        if let Some(disk) = self.disk.as_ref().filter(|_| is_reported(fault)) {
+            let (export, op) = (disk.grant.export().clone(), export::Op::Read.name());
+            self.steps.push_back(report(Event::Fault { export, op, offset, len, fault }));
+        }
+    }
+
     // ---- the end
 
+    /// Closes the connection as soon as all bytes were sent.
+    fn finish(&mut self, reason: Reason) {
+        match self.account.held() {
+            0 => self.close(reason),
+            _ => self.phase = Phase::Finishing(reason),
+        }
+    }
+
+    /// Closes the connection now.
     fn close(&mut self, reason: Reason) {
         if !matches!(self.phase, Phase::Closed) {
             self.tear_down(reason);
@@ -352,6 +372,17 @@ impl Session {
         if is_reading { self.close(Reason::Ended) } else { self.detach(Reason::Ended) }
     }
 
+    /// Returns whether a disk is attached that is not being read, and of which all bytes were sent.
+    fn is_idle(&self) -> bool {
+        let is_waiting = matches!(self.phase, Phase::Waiting { begun: false });
+        is_waiting && self.disk.is_some() && self.account.held() == 0
+    }
+
+    /// Returns whether a response waits for memory that other connections hold, not for the peer.
+    fn is_out_of_memory(&self) -> bool {
+        matches!(self.phase, Phase::Responding(_)) && self.account.held() == 0
+    }
+
     fn restart_timer(&mut self, now: Instant) {
         (self.since, self.moved, self.held) = (now, false, self.account.held());
     }
@@ -383,8 +414,9 @@ impl export::Session for Session {
         let Phase::Responding(Response { transfer: Some(transfer), .. }) = &mut self.phase else {
             return;
         };
-        if let Err(failed) = transfer.complete(ticket.number(), outcome.result, outcome.buffer) {
-            self.failed(failed, true);
+        let number = ticket.number();
+        if let Some((fault, range)) = transfer.complete(number, outcome.result, outcome.buffer) {
+            self.report_fault(fault, range);
         }
         self.restart_timer(now);
         self.advance();
@@ -404,8 +436,11 @@ impl export::Session for Session {
         }
         // A request must arrive in time, whatever else the peer does.
         let is_late = matches!(self.phase, Phase::Waiting { begun: true });
-        if !is_late && (self.moved || self.account.held() != self.held) {
+        let has_moved = self.moved || self.account.held() != self.held;
+        if !is_late && (has_moved || self.is_out_of_memory()) {
             self.restart_timer(now);
+        } else if self.is_idle() && now < self.since + IDLE_TIMEOUT {
+            self.detach(Reason::Ended);
         } else {
             self.close(Reason::Timeout);
         }
@@ -426,7 +461,10 @@ impl export::Session for Session {
             Phase::Waiting { begun } if begun || !self.established => {
                 Some(self.since + HEAD_TIMEOUT)
             }
-            Phase::Waiting { .. } | Phase::Responding(_) => Some(self.since + IDLE_TIMEOUT),
+            Phase::Waiting { .. } if self.is_idle() => Some(self.since + DETACH_TIMEOUT),
+            Phase::Waiting { .. } | Phase::Responding(_) | Phase::Finishing(_) => {
+                Some(self.since + IDLE_TIMEOUT)
+            }
         }
     }
 

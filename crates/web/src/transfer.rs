@@ -27,16 +27,8 @@ struct Piece {
     blocks: (u64, u64),
     /// The part of its blocks to be sent.
     part: Range<usize>,
-    /// Its data, once it has been read.
-    data: Option<Buffer>,
-}
-
-/// The failure of a piece.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Failed {
-    pub(crate) fault: Fault,
-    /// Offset and length in bytes.
-    pub(crate) range: (u64, u64),
+    /// Its data, or why there is none, once the read has ended.
+    result: Option<Result<Buffer, Fault>>,
 }
 
 impl Transfer {
@@ -50,37 +42,32 @@ impl Transfer {
         self.rest.is_empty() && self.pieces.is_empty()
     }
 
-    /// Returns the next disk request, with the number `number`; `None` if there is none, or no memory
-    /// for it now.
-    ///
-    /// # Errors
-    /// Returns why the gate refuses it.
+    /// Returns the next disk request, with the number `number`; `None` if there is none, no memory for
+    /// it now, or if the gate refuses it.
     pub(crate) fn submit(
         &mut self,
         grant: &Grant,
         account: &Account,
         number: u32,
-    ) -> Result<Option<Admitted>, Failed> {
+    ) -> Option<Admitted> {
         let is_full = self.pieces.len() >= MAX_PIECES || account.held() >= MAX_MEMORY;
         if self.rest.is_empty() || is_full {
-            return Ok(None);
+            return None;
         }
         let (piece, end) = self.next_piece(grant, number);
-        let Some(len) = usize::try_from(piece.blocks.1).ok() else { return Ok(None) };
-        let Some(buffer) = account.take(len) else { return Ok(None) };
+        let buffer = account.take(usize::try_from(piece.blocks.1).ok()?)?;
         let (shift, (first, bytes)) = (grant.export().geometry.shift(), piece.blocks);
         let ticket = Ticket::new(number);
         let (lba, blocks, buffer) = (first >> shift, bytes >> shift, Some(buffer));
+        self.rest.start = end;
+        self.pieces.push_back(piece);
         match grant.admit(Request { op: Op::Read, lba, blocks, buffer, ticket }) {
-            Ok(admitted) => {
-                self.rest.start = end;
-                self.pieces.push_back(piece);
-                // The data is only sent.
-                Ok(Some(admitted.allow_in_place(true)))
-            }
+            // The data is only sent.
+            Ok(admitted) => Some(admitted.allow_in_place(true)),
             Err(denied) => {
                 let Denied { fault, .. } = *denied;
-                Err(Failed { fault, range: piece.blocks })
+                self.end(number, Err(fault));
+                None
             }
         }
     }
@@ -95,32 +82,46 @@ impl Transfer {
         let past = end.saturating_add(mask) & !mask;
         let at = |offset: u64| usize::try_from(offset - first).unwrap_or(usize::MAX);
         let (blocks, part) = ((first, past - first), at(start)..at(end));
-        (Piece { number, blocks, part, data: None }, end)
+        (Piece { number, blocks, part, result: None }, end)
     }
 
     /// Takes the result of the request with this number. A number that is not known belongs to an
-    /// earlier transfer.
-    ///
-    /// # Errors
-    /// Returns the failure of the piece.
+    /// earlier transfer, or to a piece after one that failed. Returns the fault, with the offset and the
+    /// length of the request in bytes, if it failed.
     pub(crate) fn complete(
         &mut self,
         number: u32,
         result: Result<(), Fault>,
         buffer: Option<Buffer>,
-    ) -> Result<(), Failed> {
-        let Some(piece) = self.pieces.iter_mut().find(|piece| piece.number == number) else {
-            return Ok(());
-        };
-        result.map_err(|fault| Failed { fault, range: piece.blocks })?;
-        piece.data = buffer;
-        Ok(())
+    ) -> Option<(Fault, (u64, u64))> {
+        let result = result.and_then(|()| buffer.ok_or(Fault::Io));
+        let fault = result.as_ref().err().copied();
+        let range = self.end(number, result)?;
+        fault.map(|fault| (fault, range))
+    }
+
+    /// Stores the result of a piece. Nothing after one that failed is read. Returns its blocks.
+    fn end(&mut self, number: u32, result: Result<Buffer, Fault>) -> Option<(u64, u64)> {
+        let at = self.pieces.iter().position(|piece| piece.number == number)?;
+        if result.is_err() {
+            self.pieces.truncate(at + 1);
+            self.rest.end = self.rest.start;
+        }
+        let piece = self.pieces.get_mut(at)?;
+        piece.result = Some(result);
+        Some(piece.blocks)
     }
 
     /// Returns the next segment to send, if its data has been read.
     pub(crate) fn next(&mut self) -> Option<Segment> {
-        let data = self.pieces.front_mut()?.data.take()?;
-        let Piece { part, .. } = self.pieces.pop_front()?;
+        let piece = self.pieces.pop_front_if(|piece| matches!(piece.result, Some(Ok(_))))?;
+        let data = piece.result?.ok()?;
+        let part = piece.part;
         Some(Segment::with_body(Head::new(&[]), Body::Whole(data), part.start, part.len()))
+    }
+
+    /// Returns the fault of the next piece to send, if it could not be read.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.pieces.front()?.result.as_ref()?.as_ref().err().copied()
     }
 }

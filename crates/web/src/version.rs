@@ -7,9 +7,10 @@ use export::{Access, Export};
 
 /// Numbers the exports, so that each has entity tags of its own.
 ///
-/// A tag names the disk, its size, this server and the export. It is strong: it must differ whenever
-/// the bytes may. The same disk that is unplugged and comes back, or that another process lends, may
-/// have been changed in between, so it gets another tag. A disk that hosts may write has none.
+/// A tag names the disk, its size, how often that has changed, this server and the export. It is
+/// strong: it must differ whenever the bytes may. The same disk that is unplugged and comes back, or
+/// that another process lends, may have been changed in between, so it gets another tag. A disk that
+/// hosts may change has none.
 #[derive(Debug)]
 pub(crate) struct Versions {
     nonce: u64,
@@ -28,17 +29,18 @@ impl Versions {
         Self { nonce, known: Mutex::default() }
     }
 
-    /// Returns the entity tag of the bytes of an export now, with its quotes.
-    pub(crate) fn tag(&self, export: &Arc<Export>) -> Option<String> {
-        if export.access == Access::Writable {
+    /// Returns the entity tag of an export with this length in bytes, with its quotes.
+    pub(crate) fn tag(&self, export: &Arc<Export>, bytes: u64) -> Option<String> {
+        if may_change(export) {
             return None;
         }
         let mut tag = String::from("\"");
         for byte in export.identity.uuid {
             let _ = write!(tag, "{byte:02x}");
         }
-        let _ =
-            write!(tag, "-{:x}-{:016x}-{:x}\"", export.bytes(), self.nonce, self.number(export));
+        // A length that comes again has another number.
+        let (resizes, number) = (export.resizes(), self.number(export));
+        let _ = write!(tag, "-{bytes:x}-{resizes:x}-{:016x}-{number:x}\"", self.nonce);
         Some(tag)
     }
 
@@ -54,6 +56,12 @@ impl Versions {
         known.exports.push((Arc::downgrade(export), number));
         number
     }
+}
+
+/// Returns whether hosts may change the bytes that are read here: not what each stores in an overlay of
+/// its own.
+pub(crate) fn may_change(export: &Export) -> bool {
+    export.access == Access::Writable && !export.is_private()
 }
 
 /// Returns whether a list of entity tags, or `*`, contains `tag`. Tags marked as weak count if `weak`.
@@ -76,26 +84,38 @@ mod test {
         Arc::new(export)
     }
 
+    fn tag(versions: &Versions, export: &Arc<Export>) -> Option<String> {
+        versions.tag(export, export.bytes())
+    }
+
     #[test]
     fn tag_differs_whenever_the_bytes_may() {
         let (one, versions) = (export(512, Access::ReadOnly), Versions::new(7));
-        let tag = versions.tag(&one).unwrap();
-        assert_eq!(versions.tag(&one).unwrap(), tag);
+        let first = tag(&versions, &one).unwrap();
+        assert_eq!(tag(&versions, &one).unwrap(), first);
         // The same disk after it was withdrawn and lent again, or by another process.
         let again = export(512, Access::ReadOnly);
-        assert_ne!(versions.tag(&again).unwrap(), tag);
-        assert_eq!(versions.tag(&one).unwrap(), tag);
-        assert_ne!(Versions::new(8).tag(&one).unwrap(), tag);
+        assert_ne!(tag(&versions, &again).unwrap(), first);
+        assert_eq!(tag(&versions, &one).unwrap(), first);
+        assert_ne!(tag(&Versions::new(8), &one).unwrap(), first);
         one.resize(1024);
-        assert_ne!(versions.tag(&one).unwrap(), tag);
-        assert_eq!(versions.tag(&export(512, Access::Writable)), None);
+        assert_ne!(tag(&versions, &one).unwrap(), first);
+        assert_eq!(tag(&versions, &export(512, Access::Writable)), None);
+    }
+
+    #[test]
+    fn tag_does_not_return_with_an_earlier_size() {
+        let (one, versions) = (export(512, Access::ReadOnly), Versions::new(7));
+        let first = tag(&versions, &one).unwrap();
+        assert!(one.resize(1024) && one.resize(512));
+        assert_ne!(tag(&versions, &one).unwrap(), first);
     }
 
     #[test]
     fn tags_of_ended_exports_are_forgotten() {
         let versions = Versions::new(7);
         let tags: Vec<_> =
-            (0..1000).map(|_| versions.tag(&export(512, Access::ReadOnly)).unwrap()).collect();
+            (0..1000).map(|_| tag(&versions, &export(512, Access::ReadOnly)).unwrap()).collect();
         assert!((1..tags.len()).all(|at| !tags[at..].contains(&tags[at - 1])));
         assert!(versions.known.lock().unwrap().exports.len() < 3);
     }

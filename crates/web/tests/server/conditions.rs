@@ -2,7 +2,7 @@
 
 use export::Access;
 
-use crate::world::{DISK, SIZE, World, disk};
+use crate::world::{DISK, SIZE, World, disk, overlaid};
 
 fn tag(world: &mut World) -> String {
     world.get("/sda.raw", "Range: bytes=0-0\r\n").field("ETag").unwrap().to_owned()
@@ -47,6 +47,22 @@ fn disk_that_may_be_written_has_no_entity_tag() {
     assert_eq!(world.get("/sda.raw", "Range: bytes=1-2\r\nIf-Range: \"\"\r\n").code, 200);
     assert_eq!(world.get("/sda.raw", "If-Match: \"a\"\r\n").code, 412);
     world.end_all();
+}
+
+/// What hosts write to overlays of their own is not seen here.
+#[test]
+fn disk_with_private_overlays_does_not_change() {
+    for is_private in [true, false] {
+        let mut world = World::bare();
+        world.catalogue.publish(overlaid(is_private));
+        let response = world.get("/sda.raw", "Range: bytes=1-2\r\n");
+        assert_eq!((response.code, response.field("ETag").is_some()), (206, is_private));
+        let page = String::from_utf8(world.get("/", "").content).unwrap();
+        assert_eq!(!page.contains("Other machines may write"), is_private, "{page}");
+        let list = String::from_utf8(world.get("/disks.json", "").content).unwrap();
+        assert_eq!(list.contains("\"writable\":false"), is_private, "{list}");
+        world.end_all();
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use export::{Access, Notice, Reason};
+use export::{Access, Budget, Buffer, Network, Notice, Pool, Reason, Tenant};
 
 use crate::world::{DISK, Response, SIZE, World, disk, get, named};
 
@@ -142,6 +142,102 @@ fn connection_is_closed_if_the_peer_asks_for_it() {
     world.send(id, b"GET /sda.raw HTTP/1.0\r\n\r\n");
     assert_eq!(world.conn(id).closed, Some(Reason::Peer));
     world.end_all();
+}
+
+/// The driver sends what is in its queue for a short time only after [`export::Step::Close`].
+#[test]
+fn slow_peer_gets_the_whole_response_before_the_close() {
+    let old = "GET /sda.raw HTTP/1.0\r\n\r\n".to_owned();
+    for request in [get("/sda.raw", "Connection: close\r\n"), old] {
+        let mut world = World::bare();
+        world.disk.resize(64 << 20, 1);
+        world.catalogue.publish(disk(Access::ReadOnly, 512, 64 << 20));
+        let id = world.open();
+        world.conn(id).not_receiving = true;
+        world.send(id, request.as_bytes());
+        let mut received = world.received(id);
+        while received.len() < 64 << 20 {
+            world.advance(59 * SECOND);
+            assert!(world.conn(id).is_open(), "{} bytes", received.len());
+            world.receive_sent(id);
+            received.extend(world.received(id));
+        }
+        assert!(world.conn(id).account.held() > 0 && world.conn(id).is_open());
+        world.receive_all(id);
+        assert_eq!(world.conn(id).closed, Some(Reason::Peer));
+        assert_eq!(Response::parse(&received, false).0.content.len(), 64 << 20);
+        world.end_all();
+    }
+}
+
+#[test]
+fn peer_that_does_not_receive_the_end_is_cut_off() {
+    let mut world = World::new();
+    let id = world.open();
+    world.conn(id).not_receiving = true;
+    world.send(id, get("/sda.raw", "Connection: close\r\n").as_bytes());
+    world.advance(59 * SECOND);
+    assert!(world.conn(id).is_open());
+    (0..3).for_each(|_| world.advance(61 * SECOND));
+    assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    world.end_all();
+}
+
+/// Else a browser that has downloaded the disk would keep it from being removed.
+#[test]
+fn finished_reader_does_not_keep_the_disk_in_use() {
+    let mut world = World::new();
+    let id = world.open();
+    world.exchange(id, get("/sda.raw", "").as_bytes());
+    (0..2).for_each(|_| world.advance(6 * SECOND));
+    let mut wanted = vec!["attached ".to_owned()];
+    wanted.push(format!("detached (association ended) {SIZE} 0"));
+    assert_eq!(world.conn(id).reported(), wanted);
+    assert!(world.conn(id).is_open());
+    world.exchange(id, get("/sda.raw", "Range: bytes=0-9\r\n").as_bytes());
+    assert_eq!(world.conn(id).reported().len(), 3, "it is attached again");
+    // While the peer receives, it is in use.
+    world.conn(id).not_receiving = true;
+    world.send(id, get("/sda.raw", "Range: bytes=0-9\r\n").as_bytes());
+    (0..3).for_each(|_| world.advance(6 * SECOND));
+    assert_eq!(world.conn(id).reported().len(), 3);
+    world.receive_all(id);
+    (0..3).for_each(|_| world.advance(61 * SECOND));
+    assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    world.end_all();
+}
+
+/// Takes all memory that hosts can take.
+fn all_of(pool: &Pool) -> Vec<Buffer> {
+    let mut taken = Vec::new();
+    for host in 0..=u8::MAX {
+        let network = Network::of(([10, host, 0, 1], 1024).into());
+        let account = pool.open_for(Tenant::Network(network));
+        for len in [Pool::MAX_BUFFER, 64 << 10, 4096] {
+            taken.extend(std::iter::from_fn(|| account.take(len)));
+        }
+    }
+    taken
+}
+
+#[test]
+fn want_of_memory_does_not_end_the_connection() {
+    for path in ["/sda.raw", "/"] {
+        let budget = Budget::new(Budget::MIN);
+        let mut world = World::with_pool(Pool::with_budget(64 << 20, budget.clone()));
+        world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
+        let taken = all_of(&Pool::with_budget(64 << 20, budget));
+        let id = world.open();
+        world.send(id, get(path, "").as_bytes());
+        assert!(world.received(id).is_empty() && world.conn(id).account.held() == 0);
+        (0..3).for_each(|_| world.advance(61 * SECOND));
+        assert!(world.conn(id).is_open());
+        drop(taken);
+        world.run();
+        let received = world.received(id);
+        assert_eq!(Response::parse(&received, false).0.code, 200);
+        world.end_all();
+    }
 }
 
 #[test]

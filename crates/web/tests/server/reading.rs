@@ -179,6 +179,28 @@ fn failed_later_read_ends_the_connection_before_the_length() {
     world.end_all();
 }
 
+/// Pieces are read at once: the one that fails may complete first.
+#[test]
+fn data_before_an_unreadable_sector_is_sent() {
+    let mut world = World::new();
+    let id = world.open();
+    world.conn(id).hold = true;
+    world.send(id, get("/sda.raw", "").as_bytes());
+    world.finish(id, 1, Err(Fault::Io));
+    assert!(world.conn(id).is_open());
+    world.finish(id, 1, Ok(()));
+    world.finish(id, 0, Ok(()));
+    world.finish_all(id);
+    let received = world.received(id);
+    let end = received.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+    assert!(received.starts_with(b"HTTP/1.1 200"));
+    assert!(received[end..] == world.disk[..256 << 10]);
+    let reported = world.conn(id).reported();
+    assert!(reported.contains(&"fault read 262144 262144".to_owned()), "{reported:?}");
+    assert_eq!(world.conn(id).closed, Some(Reason::Ended));
+    world.end_all();
+}
+
 #[test]
 fn disk_without_bytes_is_sent() {
     let mut world = World::bare();

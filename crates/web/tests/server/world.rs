@@ -3,7 +3,9 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use export::{Access, Auth, Catalogue, Export, Identity, Peer, Pool};
+use export::{
+    Access, Auth, Backing, Catalogue, Export, Geometry, Identity, OverlayLayout, Peer, Pool,
+};
 use testkit::Driver;
 use web::Server;
 
@@ -47,7 +49,11 @@ impl World {
 
     /// Creates a server without exports.
     pub(crate) fn bare() -> Self {
-        let pool = Pool::new(64 << 20);
+        Self::with_pool(Pool::new(64 << 20))
+    }
+
+    /// Creates a server without exports that uses memory of `pool`.
+    pub(crate) fn with_pool(pool: Pool) -> Self {
         testkit::poison(&pool);
         let block = |at: usize| [u8::try_from(at % 199).unwrap(); 512];
         // The rest of the last block reads as zeros.
@@ -102,6 +108,17 @@ pub(crate) fn named(path: &str, id: &str, access: Access, block: u32, bytes: u64
     let identity = Identity { uuid: [7; 16], model, ..Identity::default() };
     let mut export = testkit::export(path, id, identity, (block, block), bytes);
     export.access = access;
+    Arc::new(export)
+}
+
+/// Creates a writable export with an overlay: one for each host if `is_private`, else one for all.
+pub(crate) fn overlaid(is_private: bool) -> Arc<Export> {
+    let layout = OverlayLayout { limit: 1 << 20, map_cost: 1, is_private, is_durable: false };
+    let file = |_| std::fs::File::open("/dev/null").unwrap().into();
+    let backing = Backing::new(layout.into(), (0..3).map(file).collect()).unwrap();
+    let (identity, geometry) = (Identity::default(), Geometry::new(512, 512).unwrap());
+    let mut export = Export::new("/dev/sda", DISK, identity, geometry, 1 << 20, backing);
+    export.access = Access::Writable;
     Arc::new(export)
 }
 
