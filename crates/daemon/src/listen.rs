@@ -59,10 +59,13 @@ impl Protocols {
     }
 
     /// The protocol of an inherited socket that does not show which one it is for: that of Unix
-    /// sockets, whose clients start servers themselves; else the least preferred.
+    /// sockets, whose clients start servers themselves; else the least preferred of those that are
+    /// served by default, if there is one.
     fn of_unnamed_socket(&self) -> Protocol {
         let by_unix = self.served.iter().find(|protocol| protocol.row().unix);
-        by_unix.or_else(|| self.served.last()).copied().unwrap_or(PROTOCOLS[0].protocol)
+        let by_default = || self.served.iter().rfind(|protocol| !protocol.row().on_request);
+        let any = || self.served.last();
+        by_unix.or_else(by_default).or_else(any).copied().unwrap_or(PROTOCOLS[0].protocol)
     }
 
     /// The protocol for a port that is given without one.
@@ -361,6 +364,23 @@ fn interface(
 }
 
 impl Plan {
+    /// The protocols for addresses other than loopback, also those that the machine does not have yet.
+    /// Without those of given addresses that are fixed.
+    pub(crate) fn network_protocols(&self) -> Vec<Protocol> {
+        match self {
+            Self::Fixed(_) => Vec::new(),
+            Self::Everywhere(all) | Self::Nearby(all) | Self::Present(all) => all.served.clone(),
+            Self::Awaited(given, all) => {
+                let is_far = |ip: IpAddr| scope_of(ip) != Scope::Loopback;
+                let far = given.iter().filter(|listen| listen.ip().is_some_and(is_far));
+                let mut served: Vec<_> = far.flat_map(|listen| listen.protocols(all)).collect();
+                served.sort_unstable();
+                served.dedup();
+                served
+            }
+        }
+    }
+
     /// What to listen on while the machine has these addresses.
     pub fn listeners(&self, machine: &[Address]) -> Vec<Listener> {
         match self {
@@ -384,25 +404,6 @@ impl Plan {
                 let resolved = here.filter_map(|listen| resolve(listen, protocols, machine).ok());
                 deduplicated(resolved.flatten())
             }
-        }
-    }
-}
-
-impl ListenOption {
-    /// Returns whether the machine has the address.
-    pub fn is_at(&self, machine: &[Address]) -> bool {
-        let ListenAddr::Address { ip, interface, .. } = &self.addr else { return true };
-        let named =
-            |address: &Address| interface.as_ref().is_none_or(|name| address.interface == *name);
-        let has = |address: &Address| address.ip == *ip && named(address);
-        ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
-    }
-
-    /// The IP address, unless it is a path.
-    pub fn ip(&self) -> Option<IpAddr> {
-        match self.addr {
-            ListenAddr::Address { ip, .. } => Some(ip),
-            ListenAddr::Path(_) => None,
         }
     }
 }
@@ -760,6 +761,14 @@ mod test {
             let listener = Listener::inherited(net(port), "", &nvme()).unwrap();
             assert_eq!(listener.serves, Service::disks(Protocol::Nvme), "{port}");
         }
+        // HTTP is served where it is named only.
+        let service = |port, named: &[Protocol]| {
+            Listener::inherited(net(port), "", &Protocols::of(named)).unwrap().serves.protocol
+        };
+        let both = [Protocol::Nvme, Protocol::Http];
+        assert_eq!(service("[::1]:77", &both), Protocol::Nvme);
+        assert_eq!(service("[::1]:8080", &both), Protocol::Http);
+        assert_eq!(service("[::1]:77", &[Protocol::Http]), Protocol::Http);
         for (addr, name) in [(BindAddr::Path("/run/x".into()), ""), (net("[::1]:77"), "nbd")] {
             let failure = Listener::inherited(addr, name, &nvme()).unwrap_err();
             assert_eq!(failure.status(), 2);

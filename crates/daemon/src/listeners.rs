@@ -55,7 +55,7 @@ impl Listeners {
     /// Fails if another one cannot be bound, or if the user has given an address at which a protocol
     /// cannot be served.
     pub fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<Vec<String>, Failure> {
-        let mut left_out = self.without_keys(machine)?;
+        let mut left_out = self.without_keys()?;
         for planned in self.planned(machine) {
             match bind(&planned) {
                 Ok(addr) => self.add(planned, addr),
@@ -71,11 +71,14 @@ impl Listeners {
     }
 
     /// Adds a socket that is already listening. Returns it with its access rule.
-    pub fn adopt(&mut self, listener: Listener) -> Listener {
-        let planned = listener.with_open_access(self.open);
+    ///
+    /// # Errors
+    /// Fails if hosts need a key there, and its protocol has none.
+    pub fn adopt(&mut self, listener: Listener) -> Result<Listener, Failure> {
+        let planned = self.admitting(listener.with_open_access(self.open))?;
         let listener = planned.clone();
         self.bound.push(Bound { planned, listener: listener.clone(), present: true, _file: None });
-        listener
+        Ok(listener)
     }
 
     /// What to listen on while the machine has these addresses.
@@ -85,28 +88,50 @@ impl Listeners {
         planned.filter(Listener::admits_hosts).collect()
     }
 
-    /// Returns a message for each protocol that has no keys, if some addresses require one.
+    /// Returns a message for each protocol without keys, if it is left out at addresses that require
+    /// one, which the machine may get later.
     ///
     /// # Errors
-    /// Fails if the user has given such an address.
-    fn without_keys(&self, machine: &[Address]) -> Result<Vec<String>, Failure> {
-        let planned = self.plan.listeners(machine).into_iter();
-        let planned = planned.map(|listener| listener.with_open_access(self.open));
-        let mut messages = Vec::new();
-        for listener in planned.filter(|listener| !listener.admits_hosts()) {
-            let label = listener.serves.protocol.row().label;
-            let remedy = "serve it without keys to everyone who reaches this machine (--open)";
-            if matches!(self.plan, Plan::Fixed(_)) {
-                return Err(Failure::usage(format!(
-                    "cannot serve {label} on {listener}: {label} has no keys. Give a loopback address, or {remedy}"
-                )));
-            }
-            messages.push(format!(
-                "{label} has no keys: it is served on loopback addresses only. Or {remedy}."
-            ));
+    /// Fails if the user has given such an address, unless it is awaited at boot.
+    fn without_keys(&self) -> Result<Vec<String>, Failure> {
+        if let Plan::Fixed(fixed) = &self.plan {
+            let planned = fixed.iter().map(|listener| listener.clone().with_open_access(self.open));
+            planned.map(|listener| self.admitting(listener)).collect::<Result<Vec<_>, _>>()?;
         }
-        messages.dedup();
-        Ok(messages)
+        let protocols = if self.open { Vec::new() } else { self.plan.network_protocols() };
+        let left_out = protocols.into_iter().filter(|protocol| !protocol.has_keys());
+        let message = |protocol: Protocol| {
+            let (label, remedy) = (protocol.row().label, self.remedy());
+            format!("{label} has no keys: it is served on loopback addresses only. Or {remedy}.")
+        };
+        Ok(left_out.map(message).collect())
+    }
+
+    /// Returns a listener that the user has given, or the service manager.
+    ///
+    /// # Errors
+    /// Fails if hosts need a key there, and its protocol has none.
+    fn admitting(&self, listener: Listener) -> Result<Listener, Failure> {
+        if listener.admits_hosts() {
+            return Ok(listener);
+        }
+        let (label, remedy) = (listener.serves.protocol.row().label, self.remedy());
+        Err(Failure::usage(format!(
+            "cannot serve {label} on {listener}: {label} has no keys. Give a loopback address, or {remedy}"
+        )))
+    }
+
+    /// What makes protocols without keys reachable.
+    fn remedy(&self) -> &'static str {
+        match self.plan {
+            // Planned at boot.
+            Plan::Present(_) | Plan::Awaited(..) => {
+                "serve it without keys to everyone who reaches this machine (storagetm.open)"
+            }
+            Plan::Fixed(_) | Plan::Everywhere(_) | Plan::Nearby(_) => {
+                "serve it without keys to everyone who reaches this machine (--open)"
+            }
+        }
     }
 
     /// Whether the listener may be missing: no IPv6 support, or an address that was just removed.
@@ -481,6 +506,45 @@ mod test {
     }
 
     #[test]
+    fn inherited_socket_without_keys_is_for_loopback() {
+        let adopt = |socket: &str, open: bool| {
+            let http = Protocols::of(&[Protocol::Http]);
+            let socket = BindAddr::Net(socket.parse().unwrap());
+            let listener = Listener::inherited(socket, "http", &http).unwrap();
+            Listeners::closed(Plan::Fixed(Vec::new()), open).adopt(listener)
+        };
+        let failure = adopt("0.0.0.0:8080", false).unwrap_err();
+        assert_eq!(failure.status(), 2);
+        assert!(failure.to_string().contains("cannot serve HTTP on 0.0.0.0"), "{failure}");
+        assert_eq!(adopt("0.0.0.0:8080", true).unwrap().auth, Auth::None);
+        assert_eq!(adopt("127.0.0.1:8080", false).unwrap().auth, Auth::None);
+    }
+
+    /// The machine has no address of a network yet.
+    #[test]
+    fn protocol_without_keys_is_noted_at_boot() {
+        let protocols = || Protocols::of(&[Protocol::Nvme, Protocol::Http]);
+        let awaited = |text: &str| Plan::Awaited(vec![text.parse().unwrap()], protocols());
+        let noted = |plan: Plan, open: bool| {
+            Listeners::closed(plan, open).open(&[address("127.0.0.1")], &mut any).unwrap()
+        };
+        for plan in [
+            Plan::Present(protocols()),
+            awaited("192.168.1.5"),
+            awaited("http:192.168.1.5"),
+            awaited("http:192.168.1.5:80"),
+        ] {
+            let notes = noted(plan.clone(), false);
+            assert!(notes.len() == 1 && notes[0].starts_with("HTTP has no keys"), "{notes:?}");
+            assert!(notes[0].contains("storagetm.open"), "{notes:?}");
+            assert!(noted(plan, true).is_empty());
+        }
+        for near in ["127.0.0.1", "192.168.1.5:4420", "nvme:192.168.1.5"] {
+            assert!(noted(awaited(near), false).is_empty(), "{near}");
+        }
+    }
+
+    #[test]
     fn busy_nbd_port_fails_only_if_nbd_was_requested() {
         let mut taken = |listener: &Listener| match listener.serves.protocol {
             Protocol::Nbd => Err(ErrorKind::AddrInUse.into()),
@@ -541,7 +605,7 @@ mod test {
         let net = |text: &str| BindAddr::Net(text.parse().unwrap());
         let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
         for addr in [net("0.0.0.0:7"), net("127.0.0.1:4420"), BindAddr::Path("/run/x".into())] {
-            drop(listeners.adopt(inherited(addr)));
+            listeners.adopt(inherited(addr)).unwrap();
         }
         let peer = |local| Peer::ip(local, local, Auth::None);
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use linux::host_port::{HostPort, HostPortError};
+use linux::net::Address;
 use protocol::{Protocol, joined, option_names};
+
+use super::Protocols;
 
 /// Value of `--listen`: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,35 @@ const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%
 
 /// Longest path of a Unix socket (unix(7)).
 const MAX_PATH: usize = 107;
+
+impl ListenOption {
+    /// Returns whether the machine has the address.
+    pub fn is_at(&self, machine: &[Address]) -> bool {
+        let ListenAddr::Address { ip, interface, .. } = &self.addr else { return true };
+        let named =
+            |address: &Address| interface.as_ref().is_none_or(|name| address.interface == *name);
+        let has = |address: &Address| address.ip == *ip && named(address);
+        ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
+    }
+
+    /// The IP address, unless it is a path.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.addr {
+            ListenAddr::Address { ip, .. } => Some(ip),
+            ListenAddr::Path(_) => None,
+        }
+    }
+
+    /// The protocols that are served at it, if `all` are served.
+    pub(super) fn protocols(&self, all: &Protocols) -> Vec<Protocol> {
+        let has_port = matches!(self.addr, ListenAddr::Address { port: Some(_), .. });
+        match self.protocol {
+            Some(protocol) => vec![protocol],
+            None if has_port => vec![all.first()],
+            None => all.served.clone(),
+        }
+    }
+}
 
 impl FromStr for ListenOption {
     type Err = String;

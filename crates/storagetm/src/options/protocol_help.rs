@@ -23,8 +23,8 @@ pub(super) fn protocol_long() -> String {
     let optional = by_default().filter(|row| row.optional).map(|row| row.label);
     let on_request = PROTOCOLS.iter().filter(|row| row.on_request).map(|row| row.label);
     format!(
-        "{}\n\nDefault: all but {on_request}; {} is then left out if its port is in use. {on_request} has no \
-         keys: it is served, read-only, where none is required.",
+        "{}\n\nDefault: all but {on_request}; {} are then left out where their ports are in use. \
+         {on_request} has no keys: it is served, read-only, where none is required.",
         protocol(),
         joined(optional, "and"),
         on_request = joined(on_request, "and"),
@@ -77,5 +77,7 @@ pub(super) fn no_announce_long() -> String {
 /// Returns the help of `storagetm.protocol=`.
 pub(super) fn boot_parameter() -> String {
     let names: Vec<&str> = option_names().collect();
-    format!("serve only {}", names.join(", or only "))
+    let keyless = PROTOCOLS.iter().filter(|row| !row.protocol.has_keys()).map(|row| row.option);
+    let keyless = joined(keyless, "and");
+    format!("serve only {}; {keyless} needs storagetm.open", names.join(", or only "))
 }

@@ -127,7 +127,7 @@ impl Network {
             }
             Some(InheritedSockets::Listening(sockets)) => {
                 for (listener, socket) in sockets {
-                    let listener = self.listeners.adopt(listener);
+                    let listener = self.listeners.adopt(listener)?;
                     cx.worker.accept(socket, listener.auth, listener.serves);
                 }
             }
