@@ -1,20 +1,31 @@
 //! Listens on Unix sockets at a path: replaces a stale socket file, and removes its own.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Listens at `path`.
+/// Attempts to lock the folder of a socket. Others hold the lock for moments only.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Listens at `path`. Waits at most two seconds for another process that begins to listen in the same folder.
 ///
 /// # Errors
 /// Fails with [`ErrorKind::AddrInUse`] if a process listens there, with
-/// [`ErrorKind::AlreadyExists`] if another kind of file exists, or if the file cannot be made.
+/// [`ErrorKind::AlreadyExists`] if another kind of file exists, with [`ErrorKind::WouldBlock`] if its folder stays
+/// locked, or if the file cannot be made.
 pub fn bind(path: &Path) -> io::Result<OwnedFd> {
+    // A process between two of these steps must not have its file taken for a stale one.
+    let _lock = lock_folder(path)?;
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             remove_stale(path)?;
@@ -23,6 +34,21 @@ pub fn bind(path: &Path) -> io::Result<OwnedFd> {
         result => result?,
     };
     Ok(listener.into())
+}
+
+/// Locks the folder of a file until the result is dropped. Returns `None` if it cannot be locked, as on some
+/// network file systems, or in a folder that this user cannot list.
+fn lock_folder(path: &Path) -> io::Result<Option<File>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let Ok(folder) = File::open(folder.unwrap_or_else(|| Path::new("."))) else { return Ok(None) };
+    for _ in 0..LOCK_TRIES {
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(folder)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => thread::sleep(LOCK_PAUSE),
+            Err(_) => return Ok(None),
+        }
+    }
+    Err(ErrorKind::WouldBlock.into())
 }
 
 /// Removes a socket file that no process listens on.
@@ -90,6 +116,26 @@ mod test {
         assert_eq!(bind(&file).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&file).unwrap(), b"precious");
         assert_eq!(bind(&folder.0.join("no/x")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn stale_file_is_replaced_by_one_process_at_a_time() {
+        let folder = Scratch::new();
+        let path = folder.0.join("x.sock");
+        drop(bind(&path).unwrap());
+        let other = lock_folder(&path).unwrap().unwrap();
+        let binding = thread::spawn({
+            let path = path.clone();
+            move || bind(&path)
+        });
+        thread::sleep(LOCK_PAUSE * 5);
+        // The other one has found the same file, and listens there first.
+        assert!(!binding.is_finished());
+        fs::remove_file(&path).unwrap();
+        let _listener = UnixListener::bind(&path).unwrap();
+        drop(other);
+        let error = binding.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AddrInUse);
     }
 
     #[test]
