@@ -381,13 +381,15 @@ fn device_name(path: &Path, disk: &Disk) -> String {
 /// Resolves a name: a path that exists, else the disk with that name (`sda`, `GROUP/VOLUME`, or
 /// `/dev/mapper/NAME` where udev makes no links).
 pub fn named(tree: &Tree, path: &Path) -> PathBuf {
-    let disk = || {
-        let called = path.to_str()?;
-        let disks = block::scan(tree).unwrap_or_default();
-        disks.into_iter().find(|disk| disk.has_name(called))
-    };
-    let found = if path.exists() { None } else { disk() };
-    found.map_or_else(|| path.to_owned(), |disk| disk.path(tree))
+    let found = if path.exists() { None } else { disk_named(tree, path) };
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// Returns the path of the disk with that name, if there is one.
+pub fn disk_named(tree: &Tree, name: &Path) -> Option<PathBuf> {
+    let called = name.to_str()?;
+    let disks = block::scan(tree).unwrap_or_default();
+    disks.into_iter().find(|disk| disk.has_name(called)).map(|disk| disk.path(tree))
 }
 
 /// Checks that the opened disk is the one that was judged.

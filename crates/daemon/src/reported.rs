@@ -49,6 +49,12 @@ impl ReportedIdentity {
         (Self { model, firmware, serial, uuid }, notes)
     }
 
+    /// Returns the values for disks other than the one disk that it was read for: those that several disks can have.
+    #[must_use]
+    pub fn of_others(self) -> Self {
+        Self { serial: None, uuid: None, ..self }
+    }
+
     /// Returns the identity as it is reported.
     pub(crate) fn replacing(&self, identity: identity::Identity) -> Identity {
         let or = |value: &Option<String>, own: String| value.clone().unwrap_or(own);
@@ -112,6 +118,7 @@ mod test {
             (identity.model.as_str(), identity.serial, identity.uuid),
             ("A model", own.serial, own.uuid)
         );
+        assert_eq!(read(&values, true).0.of_others(), reported);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Disks that are added while the program runs. Each is opened on a thread: the loop must not wait
 //! for a disk that does not answer.
 
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use daemon::inbox::Inbox;
-use daemon::lend::{LendOptions, LendRequest, LentDisk};
+use daemon::lend::{LendOptions, LendRequest, LentDisk, disk_named, named};
 use failure::{Failure, spawn_error};
+use linux::tree::Tree;
 
 use super::config::ServeConfig;
-use super::disks::open_one;
+use super::disks::{Known, check_new, open_one};
 
 /// Disks that are opened at a time.
 const MAX_OPENING: usize = 4;
@@ -37,8 +39,11 @@ pub(super) struct Additions {
 impl Additions {
     pub(super) fn new(config: &ServeConfig, inbox: &Inbox) -> Self {
         let (sender, receiver) = channel();
+        // What was agreed to concerns the disks of the command line.
+        let lend = config.lend.clone();
+        let reported = lend.reported.clone().of_others();
         Self {
-            lend: config.lend.clone(),
+            lend: LendOptions { allow_in_use: false, force: false, reported, ..lend },
             any_format: config.any_format,
             opening: 0,
             next: 0,
@@ -48,11 +53,16 @@ impl Additions {
         }
     }
 
-    /// Starts to open a disk. Returns `None` if too many are being opened.
+    /// Starts to open a disk that is to be exported beside the `known` ones. Returns `None` if too many are being
+    /// opened. Does not look at the path itself, which may be on a file system that does not answer.
     ///
     /// # Errors
     /// Fails if no thread can be started.
-    pub(super) fn open(&mut self, request: LendRequest) -> Result<Option<Ticket>, Failure> {
+    pub(super) fn open(
+        &mut self,
+        request: LendRequest,
+        known: Vec<Known>,
+    ) -> Result<Option<Ticket>, Failure> {
         if self.opening >= MAX_OPENING {
             return Ok(None);
         }
@@ -60,7 +70,11 @@ impl Additions {
         let (lend, any_format) = (self.lend.clone(), self.any_format);
         let (sender, inbox) = (self.sender.clone(), self.inbox.clone());
         let open = move || {
-            let _ = sender.send((ticket, open_one(&lend, any_format, request)));
+            let opened = found(&lend.tree, request).and_then(|request| {
+                check_new(&known, &request.path)?;
+                open_one(&lend, any_format, request)
+            });
+            let _ = sender.send((ticket, opened));
             inbox.wake();
         };
         let thread = thread::Builder::new().name("add".to_owned()).spawn(open);
@@ -75,5 +89,42 @@ impl Additions {
         let opened: Vec<Opened> = self.receiver.try_iter().collect();
         self.opening = self.opening.saturating_sub(opened.len());
         opened
+    }
+}
+
+/// Returns the request with the path of its disk.
+///
+/// # Errors
+/// Fails if its path is relative and no disk has that name: the process that asks has another working directory.
+fn found(tree: &Tree, request: LendRequest) -> Result<LendRequest, Failure> {
+    let path: PathBuf = match request.path.is_absolute() {
+        true => named(tree, &request.path),
+        false => disk_named(tree, &request.path).ok_or_else(|| {
+            Failure::new(format!(
+                "{}: there is no such disk or file; the path of a file must be absolute",
+                request.path.display()
+            ))
+        })?,
+    };
+    Ok(LendRequest { path, ..request })
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use daemon::lend::Writes;
+
+    #[test]
+    fn file_of_the_own_working_directory_is_not_taken() {
+        // The tests run in the directory of the crate.
+        assert!(PathBuf::from("Cargo.toml").exists());
+        let find = |path: &str| {
+            let request = LendRequest::new(PathBuf::from(path), Writes::Refused);
+            found(&Tree::machine(), request).map(|request| request.path)
+        };
+        let error = find("Cargo.toml").unwrap_err().to_string();
+        assert!(error.contains("must be absolute"), "{error}");
+        let path = std::path::absolute("Cargo.toml").unwrap();
+        assert_eq!(find(path.to_str().unwrap()).unwrap(), path);
     }
 }

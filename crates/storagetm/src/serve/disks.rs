@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use daemon::device::Device;
 use daemon::homes;
 use daemon::hotplug::{Change, Hotplug};
 use daemon::inbox::Inbox;
@@ -52,7 +53,7 @@ fn open_named(
         let mut wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..wanted.clone() };
         let map = config.rescue.as_ref().map(|rescue| rescue.load(&wanted.path)).transpose()?;
         wanted.rescue = map.as_ref().map(|(request, _)| request.clone());
-        check_new(&lent_disks, &wanted.path)?;
+        check_new(&known(&lent_disks), &wanted.path)?;
         let lent = beside(&lent_disks, open_one(lend, config.any_format, wanted)?)?;
         if let Some((_, map)) = map {
             keeper = Some(MapKeeper::start(&lent, map, inbox)?);
@@ -185,15 +186,31 @@ fn format(wanted: &LendRequest) -> Result<Option<Container>, Failure> {
     )))
 }
 
+/// A block device that is exported, and the path by which it is.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    device: Device,
+    name: String,
+}
+
+/// Returns the block devices that are exported.
+pub(super) fn known(lent_disks: &[LentDisk]) -> Vec<Known> {
+    let known = |lent: &LentDisk| {
+        let name = lent.export.name.clone();
+        lent.device.clone().map(|device| Known { device, name })
+    };
+    lent_disks.iter().filter_map(known).collect()
+}
+
 /// Rejects a second path to the same disk, which would appear to be in use by this process.
 ///
 /// # Errors
 /// Fails if the disk is exported.
-pub(super) fn check_new(lent_disks: &[LentDisk], path: &Path) -> Result<(), Failure> {
+pub(super) fn check_new(known: &[Known], path: &Path) -> Result<(), Failure> {
     let Some(number) = block_device(path) else { return Ok(()) };
-    let is_it = |lent: &&LentDisk| lent.device.as_ref().is_some_and(|device| device.is(number));
-    lent_disks.iter().find(is_it).map_or(Ok(()), |lent| {
-        let (first, second) = (&lent.export.name, path.display());
+    let is_it = |known: &&Known| known.device.is(number);
+    known.iter().find(is_it).map_or(Ok(()), |known| {
+        let (first, second) = (&known.name, path.display());
         Err(Failure::new(format!("{first} and {second} are the same disk; name it once")))
     })
 }

@@ -12,7 +12,7 @@ use daemon::event::ServeEvent;
 use daemon::flush::Flush;
 use daemon::hotplug::{Change, Hotplug};
 use daemon::inbox::Inbox;
-use daemon::lend::{LendRequest, LentDisk, named};
+use daemon::lend::{LendRequest, LentDisk};
 use daemon::status::Status;
 use daemon::worker::WriteTracker;
 use export::{Access, Base, Event, Export, ExportId, Policy};
@@ -21,7 +21,7 @@ use nvme::nqn;
 
 use super::additions::{Additions, Ticket};
 use super::config::ServeConfig;
-use super::disks::{Requested, beside, check_new, open_present, open_requested};
+use super::disks::{Requested, beside, known, open_present, open_requested};
 pub(super) use super::flushes::FlushState;
 use super::flushes::Flushes;
 use super::network::Network;
@@ -236,11 +236,9 @@ impl Exports {
     /// are being opened.
     ///
     /// # Errors
-    /// Fails if it is exported already.
+    /// Fails if no thread can be started.
     pub(super) fn add_later(&mut self, wanted: LendRequest) -> Result<Option<Ticket>, Failure> {
-        let wanted = LendRequest { path: named(self.hotplug.tree(), &wanted.path), ..wanted };
-        check_new(&self.lent, &wanted.path)?;
-        self.additions.open(wanted)
+        self.additions.open(wanted, known(&self.lent))
     }
 
     /// Exports the disks that have been opened since the last call. Returns which they are, or why
@@ -253,8 +251,9 @@ impl Exports {
         let opened = self.additions.take();
         let lend = |(ticket, lent): (Ticket, Result<LentDisk, Failure>)| {
             let lent = lent.and_then(|lent| {
-                self.hotplug.include(&lent);
-                self.lend_beside(lent, network, cx)
+                let export = self.lend_beside(lent, network, cx)?;
+                self.lent.last().into_iter().for_each(|lent| self.hotplug.include(lent));
+                Ok(export)
             });
             (ticket, lent)
         };
