@@ -38,6 +38,7 @@ mod netlink;
 pub mod network;
 pub mod notify;
 pub mod partition;
+pub mod peer;
 pub mod pid1;
 pub mod plymouth;
 pub mod range_lock;

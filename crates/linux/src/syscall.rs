@@ -92,6 +92,22 @@ pub(crate) fn conflict(
     Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(found))
 }
 
+/// Returns the process at the other end of a Unix socket (SO_PEERCRED). Its number is 0 in another PID namespace,
+/// which the type of rustix cannot hold.
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> Result<libc::ucred> {
+    let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+    // A dozen bytes.
+    #[allow(clippy::cast_possible_truncation)]
+    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: the descriptor is open during the call, which writes at most `bytes` bytes to the `ucred`.
+    let result = unsafe {
+        let (value, length) = ((&raw mut peer).cast(), &raw mut bytes);
+        libc::getsockopt(socket.as_raw_fd(), level, name, value, length)
+    };
+    if result == 0 { Ok(peer) } else { Err(last_error()) }
+}
+
 /// Sets close-on-exec on all descriptors from `first`.
 pub(crate) fn close_on_exec(first: u32) -> Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;

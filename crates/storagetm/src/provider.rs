@@ -7,10 +7,12 @@
 //! | `volumes` | the volumes that there are |
 //! | `acquire` | attaches or opens a volume |
 //! | `caller` | whether the caller may acquire one |
+//! | `users` | limits the connections of each user |
 
 mod acquire;
 mod caller;
 mod interface;
+mod users;
 mod volumes;
 
 use std::fs;
@@ -19,13 +21,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use console::escape_unprintable;
 use daemon::listeners::path::{self, SocketFile};
 use failure::{Failure, spawn_error};
+use linux::peer::Peer;
 use linux::signal::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with, sockopt};
@@ -36,10 +38,10 @@ use varlink::service;
 use crate::options::provider::Provider as Options;
 use caller::Caller;
 use interface::SERVICE;
+use users::Users;
 
-/// Connections that are served at a time; more wait. The socket unit of systemd has the same number
-/// for each user.
-const MAX_CONNECTIONS: usize = 16;
+/// Connections that are served at a time; more wait.
+const MAX_CONNECTIONS: usize = 256;
 
 /// A connection on which nothing happens for this long is closed.
 const IDLE: Duration = Duration::from_secs(300);
@@ -70,7 +72,10 @@ pub(crate) fn provide(options: &Options) -> Result<(), Failure> {
     for handed in handed {
         match sockopt::socket_acceptconn(&handed.socket) {
             Ok(true) => accept_until_signal(&handed.socket, &provider)?,
-            _ => provider.serve(handed.socket),
+            _ => {
+                let peer = Peer::of(&handed.socket).map_err(Failure::new)?;
+                provider.serve(handed.socket, peer);
+            }
         }
     }
     Ok(())
@@ -98,10 +103,10 @@ fn bind(path: &Path) -> Result<(OwnedFd, Option<SocketFile>), Failure> {
 fn accept_until_signal(socket: &OwnedFd, provider: &Arc<Provider>) -> Result<(), Failure> {
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
-    let served = Arc::new(AtomicUsize::new(0));
+    let users = Arc::new(Users::default());
     loop {
         // A full table leaves connections in the queue of the socket, and is looked at again.
-        let is_full = served.load(Ordering::Relaxed) >= MAX_CONNECTIONS;
+        let is_full = users.connections() >= MAX_CONNECTIONS;
         let flags = if is_full { PollFlags::empty() } else { PollFlags::IN };
         let mut ends = [PollFd::new(socket, flags), PollFd::new(&signals, PollFlags::IN)];
         let pause = Timespec::try_from(RETRY_INTERVAL).ok().filter(|_| is_full);
@@ -113,7 +118,7 @@ fn accept_until_signal(socket: &OwnedFd, provider: &Arc<Provider>) -> Result<(),
             return Ok(());
         }
         if !is_full && is_readable(socket) {
-            accept(socket, provider, &served);
+            accept(socket, provider, &users);
         }
     }
 }
@@ -123,20 +128,20 @@ fn is_readable(socket: &OwnedFd) -> bool {
     poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-/// Accepts a connection and serves it on a thread of its own.
-fn accept(socket: &OwnedFd, provider: &Arc<Provider>, served: &Arc<AtomicUsize>) {
+/// Accepts a connection and serves it on a thread of its own. One of a user that has too many is closed.
+fn accept(socket: &OwnedFd, provider: &Arc<Provider>, users: &Arc<Users>) {
     let Ok(client) = accept_with(socket, SocketFlags::CLOEXEC) else {
         // Without a descriptor the client stays in the queue, and the socket readable.
         return thread::sleep(RETRY_INTERVAL);
     };
-    let (provider, count) = (provider.clone(), served.clone());
-    count.fetch_add(1, Ordering::Relaxed);
+    let Ok(peer) = Peer::of(&client) else { return };
+    let Some(place) = users.admit(peer.user) else { return };
+    let provider = provider.clone();
     let serve = move || {
-        provider.serve(client);
-        count.fetch_sub(1, Ordering::Relaxed);
+        let _place = place;
+        provider.serve(client, peer);
     };
     if let Err(error) = thread::Builder::new().name("provider".to_owned()).spawn(serve) {
-        served.fetch_sub(1, Ordering::Relaxed);
         report(&format!("a client is not served: {}", spawn_error(&error)));
     }
 }
@@ -148,10 +153,8 @@ fn report(sentence: &str) {
 
 impl Provider {
     /// Answers the calls of a client until it closes the connection.
-    fn serve(&self, socket: OwnedFd) {
-        let ended = Connection::new(socket)
-            .map_err(ConnectionError::from)
-            .and_then(|mut connection| self.answer_all(&mut connection));
+    fn serve(&self, socket: OwnedFd, peer: Peer) {
+        let ended = self.answer_all(&mut Connection::new(socket), Caller::new(peer));
         if let Err(error) = ended
             && !matches!(error, ConnectionError::Closed)
         {
@@ -159,21 +162,30 @@ impl Provider {
         }
     }
 
-    fn answer_all(&self, connection: &mut Connection) -> Result<(), ConnectionError> {
+    fn answer_all(
+        &self,
+        connection: &mut Connection,
+        caller: Caller,
+    ) -> Result<(), ConnectionError> {
         loop {
-            connection.flush()?;
+            connection.flush_all(IDLE)?;
             match connection.receive()? {
-                Some(call) => self.answer(&call, connection)?,
+                Some(call) => self.answer(&call, connection, caller)?,
                 None if !connection.wait(IDLE)? => return Ok(()),
                 None => {}
             }
         }
     }
 
-    fn answer(&self, call: &Call, connection: &mut Connection) -> Result<(), ConnectionError> {
+    fn answer(
+        &self,
+        call: &Call,
+        connection: &mut Connection,
+        caller: Caller,
+    ) -> Result<(), ConnectionError> {
         let (replies, descriptor) = match SERVICE.answer(call) {
             Some(reply) => (vec![reply], None),
-            None => self.call(call, Caller::of(connection)),
+            None => self.call(call, caller),
         };
         if call.oneway {
             return Ok(());
@@ -183,6 +195,8 @@ impl Provider {
         for (at, reply) in replies.into_iter().enumerate() {
             let reply = if at < last { reply.continued() } else { reply };
             connection.reply(&reply, descriptor.take())?;
+            // A list may be longer than what can wait.
+            connection.flush_all(IDLE)?;
         }
         Ok(())
     }

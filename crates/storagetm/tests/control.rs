@@ -3,6 +3,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "serve/loop_device.rs"]
+#[allow(dead_code, reason = "shared with the tests of the provider")]
+mod loop_device;
 #[path = "serve/nbd_client.rs"]
 #[allow(dead_code, reason = "shared with the tests of serve")]
 mod nbd_client;
@@ -11,14 +14,15 @@ mod nbd_client;
 mod process;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use loop_device::Loop;
 use nbd_client::NbdClient;
 use process::{PROGRAM, Running, find};
 use rustix::process::Signal;
@@ -115,9 +119,13 @@ fn disks_are_added_and_removed_without_a_restart() {
     assert_eq!(server.running.until("withdrawn").last().unwrap()["reason"], REMOVED);
     assert!(server.nbd("second").is_none());
     assert_eq!(fs::read(server.folder.0.join("second.img")).unwrap()[512..1024], [7; 512]);
-    // It can be lent again, as nothing holds it.
+    // It can be lent again, as nothing holds it, and removed as it was added.
     text(&server.run(&["add", "second.img"]));
     assert!(server.nbd("second").is_some());
+    let removed = text(&server.run(&["remove", "--force", "second.img"]));
+    assert!(removed.starts_with("second.img is not lent any more"), "{removed}");
+    let unknown = failure(&server.run(&["remove", "second.img"]));
+    assert_eq!(unknown, (Some(1), "storagetm: no disk second.img is lent\n".to_owned()));
 }
 
 const REMOVED: &str = "it was removed at the machine";
@@ -201,6 +209,9 @@ fn what_cannot_be_lent_is_refused_with_its_reason() {
     assert_eq!(again.0, Some(1), "{again:?}");
     let unknown = server.call("Remove", json!({"name": "third"}));
     assert_eq!(unknown, error("NoSuchExport", json!({"name": "third"})));
+    // The working directory of a client is not that of the server.
+    let relative = server.call("Add", json!({"disk": "Cargo.toml"})).unwrap_err();
+    assert!(relative.1["reason"].as_str().unwrap().contains("must be absolute"), "{relative:?}");
     let invalid = server.call("Add", json!({"disk": ""})).unwrap_err();
     assert_eq!(invalid.0, "org.varlink.service.InvalidParameter");
     let nowhere = Command::new(PROGRAM).args(["status", "--socket", "/x"]).output().unwrap();
@@ -215,7 +226,7 @@ fn events_begin_with_what_is_lent_now() {
     let mut server = Server::start(&[]);
     let mut command = Command::new(PROGRAM);
     command.args(["status", "--follow", "--socket"]).arg(&server.socket);
-    let follower = Running::start(&mut command);
+    let mut follower = Running::start(&mut command);
     let names = |events: Vec<Value>| -> Vec<String> {
         events.iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect()
     };
@@ -226,7 +237,48 @@ fn events_begin_with_what_is_lent_now() {
     server.running.signal(Signal::TERM);
     assert_eq!(names(follower.until("stopped")).last().unwrap(), "stopped");
     assert!(server.running.end().success());
+    assert!(follower.end().success());
     assert!(!server.socket.exists());
+}
+
+#[test]
+fn calls_that_arrive_together_are_answered_at_once() {
+    let server = Server::start(&[]);
+    let mut client = UnixStream::connect(&server.socket).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let (begun, count) = (Instant::now(), 200);
+    let call = format!("{{\"method\":\"{INTERFACE}.List\"}}\0");
+    client.write_all(call.repeat(count).as_bytes()).unwrap();
+    let (mut piece, mut answered) = ([0; 4096], 0);
+    while answered < count {
+        let bytes = client.read(&mut piece).unwrap();
+        assert_ne!(bytes, 0);
+        answered += piece[..bytes].iter().filter(|byte| **byte == 0).count();
+    }
+    // Nothing else happens here that the server would wake up for, but the look at the file's size every two seconds.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn options_of_other_disks_are_not_for_those_that_are_added() {
+    let Some(device) = Loop::new("options_of_other_disks_are_not_for_those_that_are_added") else {
+        return;
+    };
+    let server = Server::start(&["--allow-in-use"]);
+    let exclusively = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::EXCL;
+    let _holder = rustix::fs::open(&device.0, exclusively, rustix::fs::Mode::empty()).unwrap();
+    let refused = failure(&server.run(&["add", device.0.to_str().unwrap()]));
+    assert!(refused.0 == Some(1) && refused.1.contains("in use"), "{refused:?}");
+}
+
+#[test]
+fn server_that_does_not_answer_does_not_hold_up_status() {
+    let server = Server::start(&[]);
+    server.running.signal(Signal::STOP);
+    let silent = failure(&server.run(&["status"]));
+    server.running.signal(Signal::CONT);
+    assert!(silent.0 == Some(1) && silent.1.contains("does not answer"), "{silent:?}");
+    text(&server.run(&["status"]));
 }
 
 #[test]

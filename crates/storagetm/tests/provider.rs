@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "serve/loop_device.rs"]
+mod loop_device;
 #[path = "serve/process.rs"]
 #[allow(dead_code, reason = "shared with the tests of serve")]
 mod process;
@@ -13,12 +15,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use loop_device::Loop;
 use process::{PROGRAM, Running, find};
-use programs::is_installed;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -98,47 +100,6 @@ impl Provider {
     }
 }
 
-/// A loop device over a file, detached when dropped.
-struct Loop(PathBuf, Scratch);
-
-impl Loop {
-    fn new(test: &str) -> Option<Self> {
-        let reason = match () {
-            () if !is_installed("losetup") => "not installed: losetup",
-            () if !rustix::process::geteuid().is_root() => "only root can make loop devices",
-            () if !Path::new("/dev/loop-control").exists() => "no loop devices here",
-            () => "",
-        };
-        if !reason.is_empty() {
-            println!("skip {test}: {reason}");
-            return None;
-        }
-        let folder = Scratch::new();
-        let image = folder.0.join("image");
-        let file = File::create(&image).unwrap();
-        file.set_len(1 << 20).unwrap();
-        file.write_at(b"a volume", 4096).unwrap();
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(&image).output();
-        let output = output.unwrap();
-        assert!(output.status.success(), "{output:?}");
-        Some(Self(String::from_utf8(output.stdout).unwrap().trim().into(), folder))
-    }
-
-    fn name(&self) -> &str {
-        self.0.file_name().unwrap().to_str().unwrap()
-    }
-
-    fn image(&self) -> Vec<u8> {
-        fs::read(self.1.0.join("image")).unwrap()
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn volume_is_acquired_read_only_unless_asked_for() {
     let Some(device) = Loop::new("volume_is_acquired_read_only_unless_asked_for") else { return };
@@ -163,6 +124,27 @@ fn volume_is_acquired_read_only_unless_asked_for() {
     assert_eq!(device.image()[..512], [7; 512]);
     let (reply, _) = provider.acquire(json!({"name": device.name(), "requestAs": "reg"}));
     assert_eq!(reply["error"], format!("{INTERFACE}.TypeNotSupported"));
+}
+
+#[test]
+fn volume_has_one_writer() {
+    let Some(device) = Loop::new("volume_has_one_writer") else { return };
+    let provider = Provider::start();
+    let acquire = |read_only| {
+        let asked = json!({"name": device.name(), "readOnly": read_only});
+        let (reply, descriptor) = provider.acquire(asked);
+        descriptor.ok_or(reply["parameters"]["errno"].clone())
+    };
+    let writer = acquire(false).unwrap();
+    let busy = json!(rustix::io::Errno::BUSY.raw_os_error());
+    assert_eq!(acquire(false).unwrap_err(), busy);
+    acquire(true).unwrap();
+    // The right to write goes with the last descriptor.
+    let copy = writer.try_clone().unwrap();
+    drop(writer);
+    assert_eq!(acquire(false).unwrap_err(), busy);
+    drop(copy);
+    acquire(false).unwrap();
 }
 
 #[test]
@@ -207,11 +189,17 @@ fn hostile_clients_do_not_end_the_provider() {
         let mut client = UnixStream::connect(&provider.socket).unwrap();
         let _ = client.write_all(bytes);
     }
-    // More than are served at a time, and silent ones: the others wait until these are gone.
+    // More than are served at a time for one user, and silent ones: the others are closed.
     let silent: Vec<UnixStream> =
         (0..40).map(|_| UnixStream::connect(&provider.socket).unwrap()).collect();
     drop(silent);
-    assert_eq!(provider.error("ListTemplates", json!({})), format!("{INTERFACE}.NoSuchTemplate"));
+    // The places of these are free once their end is seen.
+    let method = format!("{INTERFACE}.ListTemplates");
+    let answer = || match provider.client().call_more(&method, json!({}), |_| true) {
+        Err(CallError::Service { name, .. }) => Some(name),
+        _ => None,
+    };
+    assert_eq!(find(answer).unwrap(), format!("{INTERFACE}.NoSuchTemplate"));
     provider.running.signal(Signal::TERM);
     assert!(provider.running.end().success());
     assert!(!provider.socket.exists());

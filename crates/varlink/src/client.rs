@@ -125,7 +125,7 @@ mod test {
     fn service(replies: Vec<Reply>) -> Client {
         let (client, server) = UnixStream::pair().unwrap();
         std::thread::spawn(move || {
-            let mut server = Connection::new(server.into()).unwrap();
+            let mut server = Connection::new(server.into());
             while server.receive().unwrap().is_none() {
                 server.wait(Duration::from_secs(10)).unwrap();
             }

@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, UCred, recv, sendmsg, sockopt,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
 use crate::message::{Call, Reply, Splitter, TooLong, frame};
 
@@ -61,7 +59,6 @@ struct Pending {
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
-    peer: UCred,
     splitter: Splitter,
     pending: VecDeque<Pending>,
     /// Bytes in `pending` that are not sent yet.
@@ -70,18 +67,9 @@ pub struct Connection {
 
 impl Connection {
     /// Takes a connected Unix socket.
-    ///
-    /// # Errors
-    /// Fails if it is none.
-    pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        let peer = sockopt::socket_peercred(&socket)?;
+    pub fn new(socket: OwnedFd) -> Self {
         let splitter = Splitter::new(MAX_CALL);
-        Ok(Self { socket, peer, splitter, pending: VecDeque::new(), waiting: 0 })
-    }
-
-    /// Returns the process, user and group of the client as they were when it connected.
-    pub fn peer(&self) -> UCred {
-        self.peer
+        Self { socket, splitter, pending: VecDeque::new(), waiting: 0 }
     }
 
     /// Returns the next call, or `None` if it has not arrived. A client whose replies are not sent
@@ -118,12 +106,26 @@ impl Connection {
         reply: &Reply,
         descriptor: Option<OwnedFd>,
     ) -> Result<(), ConnectionError> {
-        let frame = frame(reply)?;
-        if self.waiting.saturating_add(frame.len()) > MAX_PENDING {
+        self.queue(vec![Pending { frame: frame(reply)?, sent: 0, descriptor }])
+    }
+
+    /// Queues replies, all or none of them, and sends what can be sent.
+    ///
+    /// # Errors
+    /// Fails if more than [`MAX_PENDING`] bytes would wait, or if the connection is lost.
+    pub fn reply_all(&mut self, replies: &[Reply]) -> Result<(), ConnectionError> {
+        let pending = |reply| Ok(Pending { frame: frame(reply)?, sent: 0, descriptor: None });
+        let all = replies.iter().map(pending).collect::<serde_json::Result<Vec<_>>>()?;
+        self.queue(all)
+    }
+
+    fn queue(&mut self, replies: Vec<Pending>) -> Result<(), ConnectionError> {
+        let bytes: usize = replies.iter().map(|reply| reply.frame.len()).sum();
+        if self.waiting.saturating_add(bytes) > MAX_PENDING {
             return Err(ConnectionError::Stalled);
         }
-        self.waiting += frame.len();
-        self.pending.push_back(Pending { frame, sent: 0, descriptor });
+        self.waiting += bytes;
+        self.pending.extend(replies);
         self.flush()
     }
 
@@ -143,6 +145,22 @@ impl Connection {
             self.pending.pop_front_if(|first| first.sent == first.frame.len());
         }
         Ok(())
+    }
+
+    /// Sends everything that waits. Waits for a client that does not read it for at most `timeout` at a time.
+    ///
+    /// # Errors
+    /// Fails if it reads nothing for that long, or if the connection is lost.
+    pub fn flush_all(&mut self, timeout: Duration) -> Result<(), ConnectionError> {
+        loop {
+            self.flush()?;
+            if !self.has_pending() {
+                return Ok(());
+            }
+            if !self.wait(timeout)? {
+                return Err(ConnectionError::Stalled);
+            }
+        }
     }
 
     /// Returns whether replies wait to be sent.
@@ -204,13 +222,14 @@ impl Pending {
 mod test {
     use super::*;
     use proptest::prelude::*;
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, recvmsg};
     use serde_json::json;
-    use std::io::{Read, Write};
+    use std::io::{IoSliceMut, Read, Write};
     use std::os::unix::net::UnixStream;
 
     fn pair() -> (UnixStream, Connection) {
         let (client, server) = UnixStream::pair().unwrap();
-        (client, Connection::new(server.into()).unwrap())
+        (client, Connection::new(server.into()))
     }
 
     #[test]
@@ -224,10 +243,10 @@ mod test {
         assert!(server.receive().unwrap().is_none());
         client.write_all(b"\":\"a.D\"}\0").unwrap();
         assert_eq!(server.receive().unwrap().unwrap().method, "a.D");
-        let mut got = vec![0; 50];
-        let bytes = client.read(&mut got).unwrap();
         let expected = b"{\"parameters\":{\"of\":\"a.B\"}}\0{\"parameters\":{\"of\":\"a.C\"}}\0";
-        assert_eq!(got[..bytes.min(27)], expected[..bytes.min(27)]);
+        let mut got = vec![0; expected.len()];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(got, expected);
         drop(client);
         assert!(matches!(server.receive(), Err(ConnectionError::Closed | ConnectionError::Io(_))));
     }
@@ -283,6 +302,73 @@ mod test {
         assert!(server.waiting <= MAX_PENDING && server.interest() == PollFlags::OUT);
         drop(client);
         assert!(matches!(server.flush(), Err(ConnectionError::Closed)));
+    }
+
+    /// Receives at most 4096 bytes, and a descriptor that comes with them.
+    fn receive_with_descriptor(client: &UnixStream) -> (Vec<u8>, Option<OwnedFd>) {
+        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut pieces = [IoSliceMut::new(&mut bytes)];
+        let got = recvmsg(client, &mut pieces, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+        let passed = control.drain().find_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        (bytes[..got.bytes].to_vec(), passed)
+    }
+
+    #[test]
+    fn descriptor_is_passed_once_with_the_first_byte() {
+        let (client, mut server) = pair();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        server.reply(&Reply::new(json!({ "n": 0 })), None).unwrap();
+        // More than fits into the socket: it is sent in several pieces.
+        let reply = Reply::new(json!({ "text": "x".repeat(1 << 19) }));
+        let bytes = frame(&reply).unwrap().len();
+        server.reply(&reply, Some(writer.into())).unwrap();
+        assert!(server.has_pending());
+        let before = frame(&Reply::new(json!({ "n": 0 }))).unwrap();
+        let mut first = vec![0; before.len()];
+        (&client).read_exact(&mut first).unwrap();
+        assert_eq!(first, before);
+        let sending = std::thread::spawn(move || server.flush_all(Duration::from_secs(10)));
+        let (mut got, descriptor) = receive_with_descriptor(&client);
+        let mut passed = std::io::PipeWriter::from(descriptor.unwrap());
+        while got.len() < bytes {
+            let (piece, descriptor) = receive_with_descriptor(&client);
+            assert!(!piece.is_empty() && descriptor.is_none());
+            got.extend(piece);
+        }
+        sending.join().unwrap().unwrap();
+        assert_eq!(serde_json::from_slice::<Reply>(&got[..bytes - 1]).unwrap(), reply);
+        passed.write_all(b"passed").unwrap();
+        drop(passed);
+        // Its end shows that the server has kept none.
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "passed");
+    }
+
+    #[test]
+    fn long_list_is_sent_to_a_client_that_reads_it() {
+        let (client, mut server) = pair();
+        let reply = Reply::new(json!({ "text": "x".repeat(1 << 16) }));
+        let bytes = frame(&reply).unwrap().len() * 40;
+        assert!(bytes > 2 * MAX_PENDING);
+        let sending = std::thread::spawn(move || {
+            (0..40).try_for_each(|_| {
+                server.reply(&reply, None)?;
+                server.flush_all(Duration::from_secs(10))
+            })
+        });
+        let mut client = client;
+        client.read_exact(&mut vec![0; bytes]).unwrap();
+        sending.join().unwrap().unwrap();
+        let (_silent, mut server) = pair();
+        server.reply(&Reply::new(json!({ "text": "x".repeat(1 << 19) })), None).unwrap();
+        let error = server.flush_all(Duration::from_millis(1)).unwrap_err();
+        assert!(matches!(error, ConnectionError::Stalled), "{error}");
     }
 
     #[test]

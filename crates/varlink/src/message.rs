@@ -15,11 +15,14 @@ pub struct Call {
     #[serde(default, deserialize_with = "object_or_null")]
     pub parameters: Parameters,
     /// Whether no reply is to be sent.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, deserialize_with = "or_false", skip_serializing_if = "is_false")]
     pub oneway: bool,
     /// Whether there may be several replies.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, deserialize_with = "or_false", skip_serializing_if = "is_false")]
     pub more: bool,
+    /// Whether the connection is to be used for another protocol after the reply.
+    #[serde(default, deserialize_with = "or_false", skip_serializing_if = "is_false")]
+    pub upgrade: bool,
 }
 
 /// A reply to a call.
@@ -32,7 +35,7 @@ pub struct Reply {
     #[serde(default, deserialize_with = "object_or_null")]
     pub parameters: Parameters,
     /// Whether more replies to this call follow.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, deserialize_with = "or_false", skip_serializing_if = "is_false")]
     pub continues: bool,
 }
 
@@ -79,6 +82,11 @@ fn members(parameters: impl Serialize) -> Parameters {
 /// Some implementations send null in place of an empty object.
 fn object_or_null<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Parameters, D::Error> {
     Option::<Parameters>::deserialize(from).map(Option::unwrap_or_default)
+}
+
+/// The same for false.
+fn or_false<'de, D: serde::Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    Option::<bool>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -163,8 +171,11 @@ mod test {
 
     #[test]
     fn members_that_may_be_missing_are_optional() {
-        for text in [r#"{"method":"a.B"}"#, r#"{"method":"a.B","parameters":null,"upgrade":false}"#]
-        {
+        for text in [
+            r#"{"method":"a.B"}"#,
+            r#"{"method":"a.B","parameters":null,"upgrade":false}"#,
+            r#"{"method":"a.B","oneway":null,"more":null,"upgrade":null}"#,
+        ] {
             let call = serde_json::from_str::<Call>(text).unwrap();
             assert_eq!(call, Call::new("a.B", json!({})), "{text}");
         }

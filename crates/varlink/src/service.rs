@@ -77,8 +77,8 @@ struct Info<'a> {
 
 impl Service {
     /// Returns the reply to a call that the service's own interfaces do not answer: one of
-    /// `org.varlink.service`, or one that does not exist. Returns `None` for a method of an interface of
-    /// the service.
+    /// `org.varlink.service`, one that does not exist, or one that asks for another protocol (`upgrade`). Returns
+    /// `None` for a method of an interface of the service.
     pub fn answer(&self, call: &Call) -> Option<Reply> {
         let (interface, method) = call.split();
         let Some(description) = self.description(interface) else {
@@ -88,6 +88,10 @@ impl Service {
         let declaration = format!("method {method}(");
         if !description.lines().any(|line| line.starts_with(&declaration)) {
             let name = "org.varlink.service.MethodNotFound";
+            return Some(Reply::error(name, json!({ "method": call.method })));
+        }
+        if call.upgrade {
+            let name = "org.varlink.service.MethodNotImplemented";
             return Some(Reply::error(name, json!({ "method": call.method })));
         }
         if interface != NAME {
@@ -235,6 +239,8 @@ mod test {
             assert_eq!(answer(method, parameters).unwrap().0, service(error), "{method}");
         }
         assert_eq!(answer("org.example.Ping.Ping", json!({})), None);
+        let upgrade = Call { upgrade: true, ..Call::new("org.example.Ping.Ping", json!({})) };
+        assert_eq!(SERVICE.answer(&upgrade).unwrap().error, service("MethodNotImplemented"));
     }
 
     #[derive(Debug, PartialEq, Deserialize)]

@@ -76,6 +76,27 @@ impl Server {
         self.client.call(&full(method), input).map_err(|error| sentence(&self.path, error))
     }
 
+    /// Withdraws a disk by its name; if there is none, by the absolute path of the file of that name, by which `add`
+    /// has it lent.
+    ///
+    /// # Errors
+    /// Fails with the sentence of the error.
+    fn remove(&mut self, name: &str, force: bool) -> Result<Parameters, Failure> {
+        let mut call = |name: &str| {
+            let input = RemoveInput { name: name.to_owned(), force: Some(force) };
+            self.client.call(&full("Remove"), input)
+        };
+        let result = match (call(name), absolute_name(name)) {
+            (Err(error), Some(path)) if is_unknown(&error) => match call(&path) {
+                // It was not called so.
+                Err(second) if is_unknown(&second) => Err(error),
+                second => second,
+            },
+            (first, _) => first,
+        };
+        result.map_err(|error| sentence(&self.path, error))
+    }
+
     /// Sets how long to wait for a reply.
     ///
     /// # Errors
@@ -114,12 +135,20 @@ fn is_end(error: &io::Error) -> bool {
     ends.contains(&error.kind())
 }
 
+/// Returns whether the other end did not answer in time.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
 /// Returns a failed call as a sentence.
 fn sentence(path: &Path, error: CallError) -> Failure {
     let CallError::Service { name, parameters } = error else {
         return match error {
             CallError::Io(error) if is_end(&error) => {
                 Failure::new(format!("{}: storagetm serve closed the connection", path.display()))
+            }
+            CallError::Io(error) if is_timeout(&error) => {
+                Failure::new(format!("{}: storagetm serve does not answer", path.display()))
             }
             other => Failure::new(format!("{}: {other}", path.display())),
         };
@@ -150,6 +179,18 @@ fn sentence(path: &Path, error: CallError) -> Failure {
         ".Busy" => "too many disks are being added: try again".to_owned(),
         _ => format!("{}: {name}", path.display()),
     })
+}
+
+/// Returns whether no disk of the name is lent.
+fn is_unknown(error: &CallError) -> bool {
+    matches!(error, CallError::Service { name, .. } if *name == full("NoSuchExport"))
+}
+
+/// Returns the absolute path of a relative one.
+fn absolute_name(name: &str) -> Option<String> {
+    let path = Path::new(name);
+    let path = if path.is_relative() { std::path::absolute(path).ok()? } else { return None };
+    path.into_os_string().into_string().ok()
 }
 
 /// Lends more disks.
@@ -203,8 +244,7 @@ fn added_lines(export: &Value) -> String {
 pub(crate) fn remove(options: &Remove) -> Result<(), Failure> {
     let mut server = Server::only(options.socket.as_deref())?;
     for name in &options.names {
-        let input = RemoveInput { name: name.clone(), force: Some(options.force) };
-        let output = server.call("Remove", input)?;
+        let output = server.remove(name, options.force)?;
         let is_open = output.get("released") == Some(&json!(false));
         let rest = if is_open { ", but still open: do not unplug it yet" } else { "" };
         let line = format!("{name} is not lent any more{rest}");

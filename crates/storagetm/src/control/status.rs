@@ -18,7 +18,7 @@ use crate::options::control::Status as Options;
 use crate::table;
 
 /// How long a process is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What one process serves.
 #[derive(Debug, Serialize)]
@@ -34,20 +34,44 @@ struct Report {
 /// Shows what running servers lend; with `--follow` the events of one.
 ///
 /// # Errors
-/// Fails if none is running.
+/// Fails if none is running, or if one does not answer; the others are shown.
 pub(crate) fn status(options: &Options) -> Result<(), Failure> {
     let mut servers = Server::all(options.socket.as_deref())?;
     if options.follow {
         return match servers.as_mut_slice() {
-            [server] => server.events(|event| print_event(&event)),
+            // Nothing follows the last event but the end of the process.
+            [server] => server.events(|event| print_event(&event) && event["event"] != "stopped"),
             _ => {
                 Err(Failure::usage("several storagetm serve are running: say which with --socket"))
             }
         };
     }
-    let reports = servers.iter_mut().map(report).collect::<Result<Vec<_>, Failure>>()?;
+    let (reports, failed) = reports(&mut servers);
+    if !reports.is_empty() {
+        show(&reports, options)?;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Asks all servers. Also returns the last failure; those before it are written to standard error.
+fn reports(servers: &mut [Server]) -> (Vec<Report>, Option<Failure>) {
+    let (mut reports, mut failed) = (Vec::new(), None::<Failure>);
+    for server in servers {
+        match report(server) {
+            Ok(report) => reports.push(report),
+            Err(failure) => {
+                if let Some(before) = failed.replace(failure) {
+                    let _ = writeln!(io::stderr(), "storagetm: {before}");
+                }
+            }
+        }
+    }
+    (reports, failed)
+}
+
+fn show(reports: &[Report], options: &Options) -> Result<(), Failure> {
     if options.metrics {
-        return print(metrics(&reports).as_bytes());
+        return print(metrics(reports).as_bytes());
     }
     if options.json {
         let text = serde_json::to_string_pretty(&reports).map_err(Failure::new)?;

@@ -20,7 +20,7 @@ Examples:
   Each event as it happens:
     storagetm status --follow | jq -c 'select(.event == \"attached\")'
 
-Exit status: 0, 1 if no storagetm serve is running, 2 if the options are wrong.";
+Exit status: 0, 1 if no storagetm serve is running, or one does not answer (the others are shown), 2 if the options are wrong.";
 
 const ADD: &str = "\
 The running storagetm serve lends the disks beside its others, without a restart. The same rules apply as at its start: \
@@ -36,7 +36,7 @@ Exit status: 0 if the disks are lent, 1 if one is not, 2 if the options are wron
 
 const REMOVE: &str = "\
 The running storagetm serve no longer lends the disks. Returns when what hosts have written is on stable storage and the disk \
-is closed. With storagetm serve --all, a disk that was removed is lent again when it is plugged in again.";
+is closed; or five seconds after that, if something still holds the disk open. With storagetm serve --all, a disk that was removed is lent again when it is plugged in again.";
 
 const REMOVE_EXAMPLES: &str = "\
 Examples:

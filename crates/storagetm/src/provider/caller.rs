@@ -5,8 +5,7 @@
 use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 
-use rustix::net::UCred;
-use varlink::connection::Connection;
+use linux::peer::Peer;
 use varlink::message::Reply;
 use varlink::service::permission_denied;
 
@@ -22,16 +21,16 @@ const PROGRAM: &str = "/usr/bin/pkcheck";
 /// The process at the other end of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Caller {
-    peer: UCred,
+    peer: Peer,
 }
 
 impl Caller {
-    pub(super) fn of(connection: &Connection) -> Self {
-        Self { peer: connection.peer() }
+    pub(super) fn new(peer: Peer) -> Self {
+        Self { peer }
     }
 
     pub(super) fn is_root(self) -> bool {
-        self.peer.uid.is_root()
+        self.peer.user.is_root()
     }
 
     /// Succeeds if the caller may acquire the volume `name`. With `interactive` polkit may ask the
@@ -44,7 +43,7 @@ impl Caller {
     }
 
     /// Succeeds if the caller may see which volumes there are: other machines are asked for that
-    /// with the keys of this one.
+    /// with the keys of this one. Nobody is asked for a password: `ListVolumes` has no parameter that allows it.
     ///
     /// # Errors
     /// Fails with the reply.
@@ -53,11 +52,12 @@ impl Caller {
     }
 
     fn ask_polkit(self, volume: Option<&str>, interactive: bool) -> Result<(), Reply> {
-        let process = self.peer.pid.as_raw_nonzero();
+        // polkit cannot look at a process of a PID namespace that is not seen from here.
+        let process = self.peer.process.ok_or_else(permission_denied)?.as_raw_nonzero();
         let begun = start_time(process.get()).ok_or_else(permission_denied)?;
         // The start time tells the process from a later one, and the user from that of a program
         // that it may have started since it connected.
-        let subject = format!("{process},{begun},{}", self.peer.uid.as_raw());
+        let subject = format!("{process},{begun},{}", self.peer.user.as_raw());
         let mut check = Command::new(PROGRAM);
         check.args(["--action-id", ACTION, "--process", &subject]);
         if let Some(volume) = volume {

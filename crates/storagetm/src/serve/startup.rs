@@ -64,17 +64,17 @@ impl Server {
         let ui = Ui::open(output, console_ui);
         let certificates = config.worker.certificates.as_ref();
         let warning = certificates.and_then(|certificates| certificates.warning.clone());
-        let own_notes = host_note.into_iter().chain(warning).collect();
         let sleep_inhibitor =
             Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others");
         let events = Events::default();
         let usb = Usb::new(&config, network.machine());
         let limit = config.return_after.filter(|_| ui.is_target_mode());
         let idle_limit = IdleLimit::new(limit, Instant::now());
-        let control = match &config.control {
+        let (control, control_note) = match &config.control {
             Some(path) => Control::open(path.as_deref())?,
-            None => Control::default(),
+            None => (Control::default(), None),
         };
+        let own_notes = host_note.into_iter().chain(warning).chain(control_note).collect();
         let mut server = Self {
             worker,
             network,

@@ -182,10 +182,7 @@ fn remove(
 ) -> Result<Outcome, Reply> {
     let (name, force) = (input.name, input.force == Some(true));
     match parts.exports.remove(&name, force, cx) {
-        Ok(export) => {
-            let end = cx.now + PATIENCE;
-            Ok(Outcome::Later(State::Removing(Removal { name, export, end })))
-        }
+        Ok(export) => Ok(Outcome::Later(State::Removing(Removal { name, export, end: None }))),
         Err(NotRemoved::Unknown) => {
             Err(Reply::error(&full("NoSuchExport"), json!({ "name": name })))
         }
@@ -198,9 +195,9 @@ fn remove(
     }
 }
 
-/// Returns the reply to the removal of a disk, once it is flushed and closed, or is not closed in time.
-pub(super) fn removed(removal: &Removal, exports: &Exports, now: Instant) -> Option<Reply> {
-    match exports.flush_state(&removal.export) {
+/// Returns the reply to the removal of a disk, once it is flushed and closed, or is not closed in time after that.
+pub(super) fn removed(removal: &mut Removal, flush: FlushState, now: Instant) -> Option<Reply> {
+    match flush {
         FlushState::Running => None,
         FlushState::Failed(reason) => {
             let members = json!({ "name": removal.name, "reason": reason });
@@ -208,8 +205,33 @@ pub(super) fn removed(removal: &Removal, exports: &Exports, now: Instant) -> Opt
         }
         FlushState::Ended => {
             let is_released = removal.export.strong_count() == 0;
+            let end = *removal.end.get_or_insert(now + PATIENCE);
             let reply = || Reply::new(json!({ "released": is_released }));
-            (is_released || now >= removal.end).then(reply)
+            (is_released || now >= end).then(reply)
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::Identity;
+
+    #[test]
+    fn end_of_a_disk_is_waited_for_after_its_flush() {
+        let export =
+            Arc::new(testkit::export("/dev/sdz", "nqn", Identity::default(), (512, 512), 512));
+        let (name, weak) = ("sdz".to_owned(), Arc::downgrade(&export));
+        let mut removal = Removal { name, export: weak, end: None };
+        let begun = Instant::now();
+        assert_eq!(removed(&mut removal, FlushState::Running, begun), None);
+        // The flush took longer than the end of the disk is waited for.
+        let flushed = begun + PATIENCE * 2;
+        assert_eq!(removed(&mut removal, FlushState::Ended, flushed), None);
+        let late = removed(&mut removal, FlushState::Ended, flushed + PATIENCE);
+        assert_eq!(late, Some(Reply::new(json!({ "released": false }))));
+        drop(export);
+        let closed = removed(&mut removal, FlushState::Ended, flushed);
+        assert_eq!(closed, Some(Reply::new(json!({ "released": true }))));
     }
 }
