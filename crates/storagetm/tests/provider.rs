@@ -133,7 +133,7 @@ fn volume_has_one_writer() {
     let acquire = |read_only| {
         let asked = json!({"name": device.name(), "readOnly": read_only});
         let (reply, descriptor) = provider.acquire(asked);
-        descriptor.ok_or(reply["parameters"]["errno"].clone())
+        descriptor.ok_or_else(|| reply["parameters"]["errno"].clone())
     };
     let writer = acquire(false).unwrap();
     let busy = json!(rustix::io::Errno::BUSY.raw_os_error());

@@ -321,7 +321,7 @@ mod test {
     #[test]
     fn descriptor_is_passed_once_with_the_first_byte() {
         let (client, mut server) = pair();
-        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
         server.reply(&Reply::new(json!({ "n": 0 })), None).unwrap();
         // More than fits into the socket: it is sent in several pieces.
         let reply = Reply::new(json!({ "text": "x".repeat(1 << 19) }));
@@ -334,7 +334,7 @@ mod test {
         assert_eq!(first, before);
         let sending = std::thread::spawn(move || server.flush_all(Duration::from_secs(10)));
         let (mut got, descriptor) = receive_with_descriptor(&client);
-        let mut passed = std::io::PipeWriter::from(descriptor.unwrap());
+        let mut passed = io::PipeWriter::from(descriptor.unwrap());
         while got.len() < bytes {
             let (piece, descriptor) = receive_with_descriptor(&client);
             assert!(!piece.is_empty() && descriptor.is_none());
