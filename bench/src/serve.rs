@@ -11,7 +11,7 @@ use crate::socket;
 use anyhow::{Context, Result};
 use engine::{Config, Driver, Engine, MakeSession};
 use export::{
-    Access, Backing, Catalogue, Export, Geometry, Identity, Overlay, OverlayLayout, Session,
+    Access, Backing, Base, Catalogue, Export, Geometry, Identity, Overlay, OverlayLayout, Session,
 };
 use nvme::target::{Port, Target};
 use rustix::fs::{MemfdFlags, Mode, OFlags, ftruncate, memfd_create, open};
@@ -124,10 +124,11 @@ fn backing(disk: &Disk) -> Result<Backing> {
     let Disk::Overlay(base) = disk else { return Ok(descriptor(disk)?.into()) };
     let data = memfd_create("data", MemfdFlags::CLOEXEC)?;
     ftruncate(&data, SIZE)?;
-    let files = vec![descriptor(base)?, data, memfd_create("map", MemfdFlags::CLOEXEC)?];
+    let files = vec![data, memfd_create("map", MemfdFlags::CLOEXEC)?];
     let (is_private, is_durable) = (false, false);
     let layout = OverlayLayout { limit: 4 * SIZE, map_cost: 1, is_private, is_durable };
-    Overlay::new(files, layout).map(Backing::Overlay).context("no overlay")
+    let overlay = Overlay::new(files, layout).context("no overlay")?;
+    Ok(Backing::over(Base::Raw(descriptor(base)?), overlay))
 }
 
 fn descriptor(disk: &Disk) -> Result<OwnedFd> {
