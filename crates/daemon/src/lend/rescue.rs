@@ -130,6 +130,38 @@ fn open_image(
     if path.canonicalize().is_ok_and(|image| image == disk.path) {
         return Err(Failure::new(format!("{name} is the disk itself: the image is another file")));
     }
+    prepare_image(path, request, disk)?;
+    let image = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
+    if image.kind != Kind::Image {
+        return Err(Failure::new(format!(
+            "{name} is no file: only a file can be the image of a disk that fails"
+        )));
+    }
+    let end = request.finished.iter().map(|range| range.end).max().unwrap_or(0);
+    let (bytes, image) = (image.bytes + image.tail, image.descriptor);
+    if bytes < end || bytes > disk.bytes {
+        return Err(Failure::new(format!(
+            "{name} is not the image of {}: it has {bytes} bytes, the disk has {}, and {map} calls bytes up to {end} \
+             finished",
+            disk.path.display(),
+            disk.bytes
+        )));
+    }
+    rustix::fs::ftruncate(&image, disk.bytes).map_err(|errno| cannot(errno.into()))?;
+    // What was read once is in the page cache, and writes need no alignment.
+    let flags = fcntl_getfl(&image).map_err(|errno| cannot(errno.into()))?;
+    fcntl_setfl(image.as_fd(), flags - OFlags::DIRECT).map_err(|errno| cannot(errno.into()))?;
+    Ok(image)
+}
+
+/// Makes the image if there is none, or lengthens an empty one.
+///
+/// # Errors
+/// Fails if it has data of which the map knows nothing, or if there is none of which the map knows something.
+fn prepare_image(path: &Path, request: &RescueRequest, disk: &Opened) -> Result<(), Failure> {
+    let (name, map) = (path.display(), request.map.display());
+    let cannot =
+        |error: io::Error| Failure::new(format!("{name} cannot be used as the image: {error}"));
     match path.metadata() {
         Err(error) if error.kind() == ErrorKind::NotFound && request.finished.is_empty() => {
             let mut new = OpenOptions::new();
@@ -157,27 +189,7 @@ fn open_image(
         Ok(_) => {}
         Err(error) => return Err(cannot(error)),
     }
-    let image = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
-    if image.kind != Kind::Image {
-        return Err(Failure::new(format!(
-            "{name} is no file: only a file can be the image of a disk that fails"
-        )));
-    }
-    let end = request.finished.iter().map(|range| range.end).max().unwrap_or(0);
-    let (bytes, image) = (image.bytes + image.tail, image.descriptor);
-    if bytes < end || bytes > disk.bytes {
-        return Err(Failure::new(format!(
-            "{name} is not the image of {}: it has {bytes} bytes, the disk has {}, and {map} calls bytes up to {end} \
-             finished",
-            disk.path.display(),
-            disk.bytes
-        )));
-    }
-    rustix::fs::ftruncate(&image, disk.bytes).map_err(|errno| cannot(errno.into()))?;
-    // What was read once is in the page cache, and writes need no alignment.
-    let flags = fcntl_getfl(&image).map_err(|errno| cannot(errno.into()))?;
-    fcntl_setfl(image.as_fd(), flags - OFlags::DIRECT).map_err(|errno| cannot(errno.into()))?;
-    Ok(image)
+    Ok(())
 }
 
 /// Makes the record: a file in memory with what is known of each block. A block of which only a part is known counts

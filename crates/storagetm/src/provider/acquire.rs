@@ -183,7 +183,7 @@ fn open_judged(tree: &Tree, disk: &Disk, writable: bool) -> Result<OwnedFd, Repl
     }
 }
 
-/// Locks a disk that is open for writing (flock(2)): nobody else gets it for writing until the descriptor, which the
+/// Locks a disk that is open for writing (flock(2)): no other caller gets it for writing until the descriptor, which the
 /// caller gets, is closed. udev holds the lock while it probes a disk; that is waited for.
 fn lock(device: &OwnedFd, path: &Path) -> Result<(), Reply> {
     for _ in 0..LOCK_TRIES {

@@ -43,7 +43,7 @@ impl Caller {
     }
 
     /// Succeeds if the caller may see which volumes there are: other machines are asked for that
-    /// with the keys of this one. Nobody is asked for a password: `ListVolumes` has no parameter that allows it.
+    /// with the keys of this one. No password is asked for: `ListVolumes` has no parameter that allows it.
     ///
     /// # Errors
     /// Fails with the reply.
@@ -69,7 +69,7 @@ impl Caller {
         check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         match check.status().map(|status| status.code()) {
             Ok(Some(0)) => Ok(()),
-            // pkcheck(1): 2 if somebody would have to authenticate.
+            // pkcheck(1): 2 if a user would have to authenticate.
             Ok(Some(2)) if !interactive => Err(authentication_required()),
             Ok(_) => Err(permission_denied()),
             Err(error) => {

@@ -1,4 +1,4 @@
-//! The number of connections of each user: one that opens many keeps nobody else out.
+//! The number of connections of each user: one that opens many does not keep others out.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
