@@ -1,7 +1,7 @@
 //! The bytes of a file on a web server or in a registry.
 
 use std::fmt;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -196,6 +196,12 @@ fn answer(response: Response<ureq::Body>, rest: &Rest<'_>, length: u64) -> Resul
         StatusCode::OK if rest.version.is_none() => Ok(Answer::Whole),
         StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::Changed),
         status => Ok(Answer::Refusal(status)),
+    }
+}
+
+impl Read for Body {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        Self::read(self, bytes).map_err(io::Error::other)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::time::Duration;
 
 use clap::CommandFactory;
@@ -60,7 +60,7 @@ fn read(place: &str) -> Result<Orders, Failure> {
         let body = body.map_err(|reason| {
             Failure::new(format!("the orders {name} cannot be read: {reason}"))
         })?;
-        (name, Web(body).take(MAX_ORDERS + 1).read_to_end(&mut bytes))
+        (name, body.take(MAX_ORDERS + 1).read_to_end(&mut bytes))
     } else {
         let file = File::open(place);
         (place.to_owned(), file.and_then(|it| it.take(MAX_ORDERS + 1).read_to_end(&mut bytes)))
@@ -70,15 +70,6 @@ fn read(place: &str) -> Result<Orders, Failure> {
         return Err(Failure::new(format!("the orders {name} are longer than {MAX_ORDERS} bytes")));
     }
     object(&bytes).map_err(|reason| Failure::usage(format!("the orders {name}: {reason}")))
-}
-
-/// A [`Body`] as a reader.
-struct Web(Body);
-
-impl Read for Web {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.0.read(bytes).map_err(io::Error::other)
-    }
 }
 
 /// Parses a JSON object. A member `null` is left out.

@@ -105,7 +105,7 @@ pub(super) fn web(
             hexadecimal(&hash),
             hexadecimal(&expected)
         ))),
-        (hash, expected) => feed(Web(body), name, bytes, hash.or(expected)),
+        (hash, expected) => feed(body, name, bytes, hash.or(expected)),
     }
 }
 
@@ -123,15 +123,6 @@ fn login() -> Result<Option<Login>, Failure> {
             _ => Err(Failure::usage("REGISTRY_USERNAME and REGISTRY_PASSWORD have to be UTF-8")),
         },
         _ => Err(Failure::usage("only one of REGISTRY_USERNAME and REGISTRY_PASSWORD is set")),
-    }
-}
-
-/// A [`Body`] as a reader.
-struct Web(Body);
-
-impl Read for Web {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.0.read(bytes).map_err(io::Error::other)
     }
 }
 
