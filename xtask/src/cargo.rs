@@ -71,9 +71,17 @@ pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 
 /// Builds a program in release and returns its path.
 pub(crate) fn build_program(package: &str) -> Result<PathBuf> {
-    let arguments =
-        ["build", "--release", "-p", package, "--message-format=json-render-diagnostics"];
-    let output = command(&arguments).stderr(Stdio::inherit()).output()?;
+    build(package, &["--release"])
+}
+
+/// Builds a program as the tests do, and returns the path.
+pub(crate) fn build_tested(package: &str) -> Result<PathBuf> {
+    build(package, &[])
+}
+
+fn build(package: &str, options: &[&str]) -> Result<PathBuf> {
+    let arguments = ["build", "-p", package, "--message-format=json-render-diagnostics"];
+    let output = command(&[&arguments, options].concat()).stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{package} does not build");
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut paths = messages.lines().filter_map(|line| executable(line, package));

@@ -71,7 +71,7 @@ fn install(options: &Options) -> Result<()> {
 }
 
 /// Returns a stripped copy of the program; symbols and debug information are four fifths of it.
-fn stripped(program: &Path) -> Result<PathBuf> {
+pub(crate) fn stripped(program: &Path) -> Result<PathBuf> {
     let to = cargo::target_directory()?.join("install").join("storagetm");
     fs::create_dir_all(to.parent().context("no folder")?)?;
     cross::strip(program, &to).context("the program cannot be stripped (package binutils)")?;

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
+use std::num::NonZero;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{cargo, cases, layers, licences, man, tools, units, vm, words};
+use crate::{cargo, cases, install, layers, licences, man, tools, units, vm, words};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -44,10 +46,10 @@ struct Report {
 
 /// Runs everything, also after failures.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
-    tools::provide(options.install)?;
+    timed("programs", || tools::provide(options.install))?;
     let mut tally = Tally::default();
     tally.check("format", cargo::run(&["fmt", "--all", "--check"]));
-    tally.check("clippy", clippy());
+    tally.check("clippy", timed("clippy", clippy));
     tally.absorb(layers::run()?);
     tally.absorb(words::run()?);
     tally.absorb(licences::run()?);
@@ -61,10 +63,25 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     if options.no_vm {
         println!("# test machines left out: --no-vm");
     } else {
-        tally.absorb(vm::run(&vm::Options::everything())?);
+        tally.absorb(timed("test machines", machines)?);
     }
     conclude(&tally, &interop);
     Ok(tally)
+}
+
+/// Runs a part, and prints how long it took.
+fn timed<T>(name: &str, part: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = part();
+    println!("# {name}: {} s", begun.elapsed().as_secs());
+    result
+}
+
+/// Runs the test machines with the program that the tests ran: to build a release takes as long as most of
+/// the tests. `cargo xtask vm` alone runs them with a release.
+fn machines() -> Result<Tally> {
+    let program = install::stripped(&cargo::build_tested("storagetm")?)?;
+    vm::run(&vm::Options::everything(program))
 }
 
 fn clippy() -> Result<()> {
@@ -78,12 +95,12 @@ fn run_tests(tally: &mut Tally) -> Result<Vec<String>> {
     if cargo::has("nextest") {
         let nextest =
             ["nextest", "run", "--workspace", "--no-fail-fast", "--success-output", "final"];
-        interop.extend(follow("tests", Runner::Nextest, &nextest, tally)?);
+        interop.extend(timed("tests", || follow("tests", Runner::Nextest, &nextest, tally))?);
         let examples = ["test", "--workspace", "--doc"];
         interop.extend(follow("documentation tests", Runner::Cargo, &examples, tally)?);
     } else {
         let all = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
-        interop.extend(follow("tests", Runner::Cargo, &all, tally)?);
+        interop.extend(timed("tests", || follow("tests", Runner::Cargo, &all, tally))?);
     }
     Ok(interop)
 }
@@ -115,6 +132,8 @@ fn follow(
 
 /// Runs a command and shows its output. Returns whether it succeeded and the output.
 fn echo(command: &mut Command) -> Result<(bool, String)> {
+    // Most of the long tests wait: for timeouts, and for programs that they start.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, NonZero::get);
     // One pipe for both streams preserves their order.
     let (reader, writer) = std::io::pipe()?;
     let mut child = command
@@ -122,6 +141,8 @@ fn echo(command: &mut Command) -> Result<(bool, String)> {
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .env("CARGO_TERM_COLOR", "never")
+        .env("RUST_TEST_THREADS", threads.to_string())
+        .env("NEXTEST_TEST_THREADS", threads.to_string())
         .spawn()?;
     // The command still holds write ends of the pipe; without this there would be no end of file.
     command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -278,12 +278,19 @@ fn list_shows_the_disks_of_this_machine() {
         println!("skip list of the machine: /sys is not mounted here");
         return;
     }
-    let output = run(&["list", "--json"]);
-    assert!(output.status.success());
-    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = || -> Value {
+        let output = run(&["list", "--json"]);
+        assert!(output.status.success());
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // Other tests make and remove loop devices.
+    let (rows, table) = process::find(|| {
+        let (before, table) = (rows(), run(&["list"]).stdout);
+        (before == rows()).then(|| (before, String::from_utf8(table).unwrap()))
+    })
+    .expect("two equal lists");
     let complete = |row: &Value| row["path"].is_string() && row["lendable"].is_boolean();
     assert!(rows.as_array().unwrap().iter().all(complete));
-    let table = String::from_utf8(run(&["list"]).stdout).unwrap();
     assert!(table.starts_with("NAME"));
     // The line about USB is behind an empty one.
     let listed = table.lines().take_while(|line| !line.is_empty());

@@ -101,9 +101,9 @@ enum Part {
 }
 
 impl Options {
-    /// Every kernel, every test.
-    pub(crate) fn everything() -> Self {
-        Self { kernel: "all".to_owned(), ..Self::default() }
+    /// Every kernel, every test, with a program that is built already.
+    pub(crate) fn everything(program: PathBuf) -> Self {
+        Self { kernel: "all".to_owned(), program: Some(program), ..Self::default() }
     }
 
     /// Returns the kernels for the scenarios.

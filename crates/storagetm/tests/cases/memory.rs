@@ -47,6 +47,7 @@ fn from(ip: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
     rustix::net::connect(&socket, &to)?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(crate::scene::LONG))?;
+    stream.set_nodelay(true)?;
     Ok(stream)
 }
 
