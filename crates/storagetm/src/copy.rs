@@ -93,7 +93,7 @@ fn check(options: &Copy) -> Result<(), Failure> {
     let piped = matches!(source, Locator::Pipe | Locator::Web(_)) || *destination == Locator::Pipe;
     if piped && options.map.is_some() {
         return Err(Failure::usage(
-            "a pipe and a file of a web server cannot be gone on with from a map: leave --map out",
+            "a pipe and a file of a web server cannot be continued from a map: leave --map out",
         ));
     }
     if *destination == Locator::Pipe && io::stdout().is_terminal() {

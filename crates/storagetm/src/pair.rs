@@ -195,8 +195,9 @@ fn is_disconnect(error: &io::Error) -> bool {
 }
 
 fn confirm_authenticated(target: &str) {
-    let sentence =
-        format!("The code is right. {target} may ask there whether you may have what you want.");
+    let sentence = format!(
+        "The code is right. If {target} shows a question about this machine, it has to be answered there."
+    );
     let _ = writeln!(io::stderr(), "{}", escape_unprintable(&sentence, true));
 }
 

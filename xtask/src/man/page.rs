@@ -53,7 +53,14 @@ const FILES: &[(&str, &[(&str, &str)])] = &[
             "the name and identifier of this machine, if they are there",
         )],
     ),
+    ("storagetm-status", &[CONTROL]),
+    ("storagetm-add", &[CONTROL]),
+    ("storagetm-remove", &[CONTROL]),
 ];
+const CONTROL: (&str, &str) = (
+    "/run/storagetm, $XDG_RUNTIME_DIR/storagetm",
+    "the sockets of the running storagetm serve, for root and for others",
+);
 const KEYS: (&str, &str) = (
     "/var/lib/storagetm, ~/.local/state/storagetm",
     "hosts, keys, the machines that were paired with, and reservations of disks, for root and for others; $STATE_DIRECTORY in a service",
@@ -66,6 +73,8 @@ const RELATED: &[(&str, &[&str])] = &[
         "storagetm-attach",
         &["storagetm-detach", "storagetm-pair", "storagetm-find", "nvme-connect(1)", "tlshd(8)"],
     ),
+    ("storagetm-add", &["storagetm-remove", "storagetm-serve", "storagetm-status"]),
+    ("storagetm-agent", &["storagetm-copy"]),
     ("storagetm-boot", &["storagetm-image", "storage-target-mode.target"]),
     ("storagetm-copy", &["storagetm-find", "storagetm-pair", "ddrescue(1)", "nbdcopy(1)"]),
     ("storagetm-detach", &["storagetm-attach", "nvme-disconnect(1)"]),
@@ -75,7 +84,10 @@ const RELATED: &[(&str, &[&str])] = &[
     ("storagetm-image", &["storagetm-boot", "storage-target-mode.target", "ukify(1)", "sbsign(1)"]),
     ("storagetm-key", &["storagetm-host", "storagetm-pair", "nvme-tls-key(1)"]),
     ("storagetm-list", &["storagetm-serve", "lsblk(8)"]),
+    ("storagetm-overlay", &["storagetm-serve", "qemu-img(1)"]),
     ("storagetm-pair", &["storagetm-attach", "storagetm-copy", "storagetm-host"]),
+    ("storagetm-provider", &["storagetm-serve", "systemd-nspawn(1)"]),
+    ("storagetm-remove", &["storagetm-add", "storagetm-serve", "storagetm-status"]),
     (
         "storagetm-serve",
         &[
@@ -87,6 +99,7 @@ const RELATED: &[(&str, &[&str])] = &[
             "nbdinfo(1)",
         ],
     ),
+    ("storagetm-status", &["storagetm-add", "storagetm-remove", "storagetm-serve"]),
 ];
 
 /// Renders the page of a command.

@@ -228,7 +228,7 @@ impl IscsiEndpoint {
             targets.iter().map(|target| strip_control(&target.name)).take(20).collect();
         match names.is_empty() {
             true => String::new(),
-            false => format!(": name one of {}", names.join(", ")),
+            false => format!("; its disks: {}", names.join(", ")),
         }
     }
 

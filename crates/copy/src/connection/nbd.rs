@@ -163,7 +163,7 @@ impl NbdEndpoint {
             false => {
                 let more = listed.len() - names.len();
                 let more = if more == 0 { String::new() } else { format!(" and {more} others") };
-                format!(": name one of {}{more}", names.join(", "))
+                format!("; its disks: {}{more}", names.join(", "))
             }
         }
     }

@@ -285,7 +285,7 @@ fn exports_are_listed_for_a_wrong_name() {
         ("some disk", "of a test")
     );
     let sentence = refused(&dir, "none");
-    assert!(sentence.contains("name one of some disk"), "{sentence}");
+    assert!(sentence.contains("its disks: some disk"), "{sentence}");
     assert_eq!(endpoint(&dir, "some disk").export_info().unwrap().bytes, BYTES as u64);
 }
 

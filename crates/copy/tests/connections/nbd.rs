@@ -75,7 +75,7 @@ fn missing_export_is_refused_with_existing_names() {
     for wanted in ["disk3", ""] {
         match endpoint(&machine, wanted).open().err() {
             Some(EndpointError::Permanent(sentence)) => {
-                assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
+                assert!(sentence.contains("its disks: disk1, disk2"), "{sentence}");
             }
             other => panic!("{wanted}: {other:?}"),
         }

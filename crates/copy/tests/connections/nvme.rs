@@ -90,7 +90,7 @@ fn disk_is_found_by_any_of_its_names() {
         let Err(EndpointError::Permanent(sentence)) = endpoint(&machine, wanted).nqn() else {
             panic!("{wanted} is there");
         };
-        assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
+        assert!(sentence.contains("its disks: disk1, disk2"), "{sentence}");
     }
     let (disk, _) = endpoint(&machine, "Model 2").open().unwrap();
     assert_eq!(disk.bytes, BYTES as u64);
@@ -109,8 +109,8 @@ fn error_of_an_unidentified_disk_is_reported() {
     let Err(EndpointError::Temporary(sentence)) = endpoint("SN2").nqn() else {
         panic!("disk 2 was identified");
     };
-    assert!(sentence.starts_with("no route to disk 2: "), "{sentence}");
-    assert!(sentence.contains("name one of nqn."), "{sentence}");
+    assert!(sentence.starts_with("no route to disk 2; "), "{sentence}");
+    assert!(sentence.contains("its disks: nqn."), "{sentence}");
     assert!(endpoint("SN1").nqn().is_ok());
 }
 

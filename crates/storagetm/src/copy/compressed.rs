@@ -83,7 +83,7 @@ pub(super) fn check(
 ) -> Result<(), Failure> {
     if note.is_some() && options.map.is_some() {
         return Err(refused(format!(
-            "{} is unpacked while it is copied, which cannot be gone on with from a map: leave --map out, or unpack it first",
+            "{} is unpacked while it is copied, which cannot be continued from a map: leave --map out, or unpack it first",
             options.source
         )));
     }

@@ -53,7 +53,7 @@ pub(super) fn check(options: &Copy) -> Result<(), Failure> {
     }
     let way = "copy to a raw image (another name, or --format raw), and convert that with \"qemu-img convert -O qcow2\"";
     let reason = match () {
-        () if options.map.is_some() => "cannot be gone on with from a map",
+        () if options.map.is_some() => "cannot be continued from a map",
         () if options.files => "cannot be looked at for --files",
         () if options.expand || options.new_ids || options.fix_gpt => {
             "cannot be changed after the copy (--expand, --new-ids, --fix-gpt)"

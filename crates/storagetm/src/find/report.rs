@@ -178,7 +178,7 @@ fn pair(place: &TargetAddr) -> String {
 pub(super) fn text(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "No machine nearby says that it lends disks. On the other one `storagetm serve` must run, on the same \
-                network or cable; by its address it is found also where multicast is not let through.\n"
+                network or cable. Where the network does not forward multicast, give its address to `copy`, `pair` or `attach`.\n"
             .to_owned();
     }
     let lines = rows.iter().flat_map(lines);

@@ -66,7 +66,7 @@ impl NvmeEndpoint {
                 let rest: Vec<&str> = matching.map(|(nqn, _)| nqn.as_str()).collect();
                 let names = [&[one.as_str(), other.as_str()][..], &rest].concat();
                 let names = list(&names);
-                Err(self.permanent_error(&format!("several disks match: name one of {names}")))
+                Err(self.permanent_error(&format!("several disks match: {names}")))
             }
         }
     }
@@ -80,7 +80,7 @@ impl NvmeEndpoint {
         nqns: &[String],
     ) -> EndpointError {
         let names = name_list(identified, nqns);
-        let with_names = |reason: &str| format!("{reason}: name one of {names}");
+        let with_names = |reason: &str| format!("{reason}; its disks: {names}");
         match (failure, self.wanted_name.as_str()) {
             (Some(EndpointError::Temporary(reason)), _) => {
                 EndpointError::Temporary(with_names(&reason))
@@ -91,7 +91,9 @@ impl NvmeEndpoint {
             (Some(EndpointError::Violation(reason)), _) => {
                 EndpointError::Violation(with_names(&reason))
             }
-            (None, "") => self.permanent_error(&with_names("the target exports several disks")),
+            (None, "") => self.permanent_error(&with_names(
+                "the target exports several disks, and the address must name one",
+            )),
             (None, wanted) => {
                 let wanted = strip_control(wanted);
                 let reason = format!("no disk of the target matches {wanted}");
