@@ -1,12 +1,13 @@
 //! Inspection of file systems: what is on a disk, which bytes are used, and which files they belong
 //! to. Read-only, and robust against hostile contents.
 //!
-//! Supports ext2, ext3, ext4, XFS, NTFS, FAT and exFAT in partitions, and of ext2 to ext4 and NTFS also
+//! Supports ext2, ext3, ext4, XFS, btrfs, NTFS, FAT and exFAT in partitions, and of ext2 to ext4 and NTFS also
 //! the files. Anything that is not understood with certainty
 //! counts as used.
 
 #![forbid(unsafe_code)]
 
+mod btrfs;
 pub mod container;
 mod exfat;
 mod ext;
@@ -71,6 +72,8 @@ pub enum PartKind {
     Exfat,
     /// XFS.
     Xfs,
+    /// btrfs on one device.
+    Btrfs,
     /// Not inspected: all of it counts as used.
     Opaque(OpaqueReason),
 }
@@ -266,6 +269,8 @@ fn usage_of<R: ReadAt + ?Sized>(
         (PartKind::Ntfs, &[Mark::Ntfs], ntfs::usage)
     } else if xfs::is_at(disk, at)? {
         (PartKind::Xfs, &[Mark::Xfs], xfs::usage)
+    } else if btrfs::is_at(disk, at)? {
+        (PartKind::Btrfs, &[Mark::Btrfs], btrfs::usage)
     } else if exfat::is_at(disk, at)? {
         (PartKind::Exfat, &[Mark::Exfat], exfat::usage)
     } else if fat::is_at(disk, at)? {

@@ -507,6 +507,109 @@ fn xfs_that_was_not_unmounted_counts_as_used() {
     }
 }
 
+/// Makes a btrfs of at least 144 MiB with the files of a tree.
+fn btrfs(folder: &Folder, options: &[&str]) -> String {
+    let image = blank(folder, 144 << 20);
+    let tree = tree(folder).display().to_string();
+    run("mkfs.btrfs", &[&["-q", "--rootdir", &tree], options, &[&image]].concat());
+    image
+}
+
+#[test]
+fn r45_btrfs_files_survive_overwriting_of_free_bytes() {
+    if lacks(&["mkfs.btrfs", "btrfs"]) {
+        return;
+    }
+    let kinds: [&[&str]; 5] = [
+        &[],
+        &["-m", "single"],
+        &["-m", "dup", "-d", "dup"],
+        &["--mixed"],
+        &["-n", "4096", "-O", "^no-holes"],
+    ];
+    for (at, options) in kinds.into_iter().enumerate() {
+        let folder = Folder::new(&format!("btrfs-{at}"));
+        let image = btrfs(&folder, options);
+        let file = File::open(&image).unwrap();
+        // With two copies of the data it is made larger.
+        let usage = usage(&file, file.metadata().unwrap().len()).unwrap();
+        assert_eq!(usage.parts[0].kind, PartKind::Btrfs, "{options:?}");
+        let free = scorched(Path::new(&image), &usage.used);
+        assert!(free > 110 << 20, "{options:?}: {free} bytes are free");
+        run("btrfs", &["check", "--readonly", "--check-data-csum", &image]);
+        let back = folder.path("back").display().to_string();
+        fs::create_dir(&back).unwrap();
+        run("btrfs", &["restore", &image, &back]);
+        run("diff", &["-r", &folder.path("tree").display().to_string(), &back]);
+    }
+}
+
+#[test]
+fn btrfs_that_is_not_understood_counts_as_used() {
+    if lacks(&["mkfs.btrfs"]) {
+        return;
+    }
+    let folder = Folder::new("btrfs-opaque");
+    let mut bytes = fs::read(btrfs(&folder, &[])).unwrap();
+    let kind = |bytes: &[u8]| usage(bytes, 144 << 20).unwrap().parts[0].kind;
+    assert_eq!(kind(&bytes), PartKind::Btrfs);
+    let superblock = 65536;
+    let changes: [(usize, u8, OpaqueReason); 8] = [
+        // A log, several devices, RAID5, a feature of tomorrow, an error, another checksum, fewer bytes in use, another
+        // root.
+        (0x60, 1, OpaqueReason::Unclean),
+        (0x88, 2, OpaqueReason::Feature),
+        (0xbc, 0x80, OpaqueReason::Feature),
+        (0xb4 + 3, 1, OpaqueReason::Feature),
+        (0x38, 5, OpaqueReason::Damaged),
+        (0xc4, 1, OpaqueReason::Feature),
+        (0x78 + 1, bytes[superblock + 0x79] ^ 0x10, OpaqueReason::Damaged),
+        (0x50 + 2, bytes[superblock + 0x52] ^ 1, OpaqueReason::Damaged),
+    ];
+    for (at, value, reason) in changes {
+        let before = bytes[superblock..superblock + 4096].to_vec();
+        let block = &mut bytes[superblock..superblock + 4096];
+        block[at] = value;
+        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[32..]);
+        block[..4].copy_from_slice(&(sum as u32).to_le_bytes());
+        assert_eq!(kind(&bytes), PartKind::Opaque(reason), "{at:#x}");
+        bytes[superblock..superblock + 4096].copy_from_slice(&before);
+    }
+    bytes[superblock + 300] ^= 1;
+    assert_eq!(kind(&bytes), PartKind::Opaque(OpaqueReason::Damaged), "the checksum");
+}
+
+/// Changes bytes of the superblock and of the trees, with checksums that are right.
+#[test]
+fn x44_crafted_btrfs_does_not_panic_or_loop() {
+    if lacks(&["mkfs.btrfs"]) {
+        return;
+    }
+    let folder = Folder::new("btrfs-crafted");
+    let mut bytes = fs::read(btrfs(&folder, &[])).unwrap();
+    let uuid = bytes[65536 + 32..65536 + 48].to_vec();
+    let starts = (0..bytes.len()).step_by(16384);
+    // The trees of roots, of extents and of chunks.
+    let nodes =
+        starts.filter(|at| bytes[at + 32..at + 48] == uuid && (1..4).contains(&bytes[at + 88]));
+    let blocks = nodes.filter(|at| *at != 65536).map(|at| (at, 16384)).chain([(65536, 4096)]);
+    let blocks: Vec<(usize, usize)> = blocks.collect();
+    let (mut random, mut refused) = (testkit::Xorshift64::from_seed(11), 0);
+    for _ in 0..500 {
+        let (at, length) = blocks[random.below(blocks.len())];
+        let before = bytes[at..at + length].to_vec();
+        let block = &mut bytes[at..at + length];
+        block[32 + random.below(900)] = random.below(256) as u8;
+        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[32..]);
+        block[..4].copy_from_slice(&(sum as u32).to_le_bytes());
+        let usage = usage(&bytes[..], 144 << 20).unwrap();
+        assert!(usage.used.iter().all(|range| range.end <= 144 << 20));
+        refused += usize::from(usage.parts[0].kind != PartKind::Btrfs);
+        bytes[at..at + length].copy_from_slice(&before);
+    }
+    assert!(refused > 20, "{refused}");
+}
+
 /// The beginnings of file systems, and what the fuzzer has found.
 #[test]
 fn x21_corpus_of_usage_is_replayed() {

@@ -24,6 +24,7 @@ const fn row(name: &'static str, package: &'static str, tests: &'static str) -> 
 const EXT: &str = "ext2, ext3 and ext4: free blocks, names of files, recognition";
 const FAT: &str = "FAT: free clusters, and the file systems that storagetm writes";
 const EXFAT: &str = "exFAT: free clusters";
+const BTRFS: &str = "btrfs: recognition, free space";
 const XFS: &str = "XFS: free blocks";
 const NTFS: &str = "NTFS: free clusters, names of files";
 const NBD: &str = "other NBD clients at our server";
@@ -73,7 +74,8 @@ pub const PROGRAMS: &[Program] = &[
     row("mcopy", "mtools", FAT),
     row("mdel", "mtools", FAT),
     row("mke2fs", "e2fsprogs", EXT),
-    row("mkfs.btrfs", "btrfs-progs", "recognition of btrfs"),
+    row("btrfs", "btrfs-progs", BTRFS),
+    row("mkfs.btrfs", "btrfs-progs", BTRFS),
     row("mkfs.exfat", "exfatprogs", EXFAT),
     row("mkfs.ext2", "e2fsprogs", EXT),
     row("mkfs.ext3", "e2fsprogs", EXT),

@@ -145,7 +145,7 @@ pub struct Copy {
 
     /// Copy only allocated blocks of file systems; the rest becomes zeros
     ///
-    /// Supports ext2, ext3, ext4, XFS, NTFS, FAT and exFAT that were unmounted cleanly. Everything else on the disk is copied completely,
+    /// Supports ext2, ext3, ext4, XFS, btrfs, NTFS, FAT and exFAT that were unmounted cleanly. Everything else on the disk is copied completely,
     /// including data outside of partitions.
     #[arg(long)]
     pub allocated: bool,

@@ -26,6 +26,7 @@ pub(super) fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
             PartKind::Fat => 6,
             PartKind::Exfat => 7,
             PartKind::Xfs => 8,
+            PartKind::Btrfs => 9,
         });
     }
     put_ranges(bytes, joined(&usage.used));
@@ -45,6 +46,7 @@ pub(super) fn usage(from: &mut impl Read) -> io::Result<Usage> {
             6 => PartKind::Fat,
             7 => PartKind::Exfat,
             8 => PartKind::Xfs,
+            9 => PartKind::Btrfs,
             _ => return Err(invalid()),
         };
         Ok(Part { number, range, kind })

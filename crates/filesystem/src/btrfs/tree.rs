@@ -1,0 +1,161 @@
+//! Trees of items by key.
+
+use std::io;
+
+use crc_fast::CrcAlgorithm;
+use linux::medium::ReadAt;
+
+use super::chunk::Chunks;
+use super::{EXTENT_TREE, ROOT_ITEM, Superblock};
+use crate::window::{le32, le64, read};
+
+/// Bytes of the header of a block, of an item in a leaf, and of a pointer to a block.
+const HEADER: usize = 101;
+const ITEM: usize = 25;
+const POINTER: usize = 33;
+/// Highest level of a block; leaves are of level 0.
+const MAX_LEVEL: u8 = 7;
+
+/// Key of an item. Items are in the order of the object, then the type, then the offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) object: u64,
+    pub(super) kind: u8,
+    pub(super) offset: u64,
+}
+
+impl Key {
+    pub(super) const LENGTH: usize = 17;
+
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        Some(Self { object: le64(bytes, 0)?, kind: *bytes.get(8)?, offset: le64(bytes, 9)? })
+    }
+}
+
+/// Root block of a tree, by its logical address.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Root {
+    pub(super) at: u64,
+    pub(super) level: u8,
+}
+
+/// Whether the checksum of a block or superblock is right: CRC-32C of what follows the 32 bytes for it.
+pub(super) fn has_sum(bytes: &[u8]) -> bool {
+    let sum = bytes.get(32..).map(|rest| crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, rest));
+    sum.is_some() && le32(bytes, 0).map(u64::from) == sum
+}
+
+/// The trees of a file system.
+pub(super) struct Trees<'a, R: ?Sized> {
+    pub(super) disk: &'a R,
+    pub(super) superblock: &'a Superblock,
+    pub(super) chunks: Chunks,
+}
+
+impl<R: ReadAt + ?Sized> Trees<'_, R> {
+    /// Reads all chunks from the chunk tree; `None` if it is not consistent.
+    pub(super) fn all_chunks(&self) -> io::Result<Option<Chunks>> {
+        let mut chunks = Chunks::default();
+        let walked = self.walk(self.superblock.chunk_tree, |key, item| {
+            // The other items are devices.
+            (key.object != 1).then(|| chunks.add(key, item)).map_or(Some(()), |it| it.map(|_| ()))
+        })?;
+        let Superblock { device, total, .. } = *self.superblock;
+        Ok(walked.map(|()| chunks).filter(|chunks| chunks.are_within(device, total)))
+    }
+
+    /// Finds the root of the extent tree; `None` if the tree of roots is not consistent.
+    pub(super) fn extent_tree(&self) -> io::Result<Option<Root>> {
+        let mut found = None;
+        let walked = self.walk(self.superblock.root_tree, |key, item| {
+            if (key.object, key.kind) == (EXTENT_TREE, ROOT_ITEM) {
+                found = Some(Root { at: le64(item, 176)?, level: *item.get(238)? });
+            }
+            Some(())
+        })?;
+        Ok(walked.and(found))
+    }
+
+    /// Calls `each` with the items of a tree in order; `None` if the tree is not consistent or `each` says so.
+    pub(super) fn walk(
+        &self,
+        root: Root,
+        mut each: impl FnMut(&Key, &[u8]) -> Option<()>,
+    ) -> io::Result<Option<()>> {
+        if root.level > MAX_LEVEL {
+            return Ok(None);
+        }
+        self.walk_block(root, &mut None, &mut each)
+    }
+
+    /// Walks a block and those below. Keys increase, so that no block is visited twice.
+    fn walk_block(
+        &self,
+        block: Root,
+        previous: &mut Option<Key>,
+        each: &mut impl FnMut(&Key, &[u8]) -> Option<()>,
+    ) -> io::Result<Option<()>> {
+        let Some(bytes) = self.block(block)? else { return Ok(None) };
+        let count = le32(&bytes, 96).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+        for at in 0..count {
+            if block.level == 0 {
+                let Some((key, item)) = leaf_item(&bytes, at) else { return Ok(None) };
+                if previous.is_some_and(|previous| previous >= key) || each(&key, item).is_none() {
+                    return Ok(None);
+                }
+                *previous = Some(key);
+                continue;
+            }
+            let Some((key, below)) = pointer(&bytes, at, block.level) else { return Ok(None) };
+            let before = *previous;
+            let is_next = before.is_none_or(|before| before < key);
+            if !is_next || self.walk_block(below, previous, each)?.is_none() || *previous == before
+            {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    /// Reads a block from the first copy that is right; `None` if none is.
+    ///
+    /// # Errors
+    /// Fails if no copy is right and one cannot be read.
+    fn block(&self, block: Root) -> io::Result<Option<Vec<u8>>> {
+        let Superblock { node, start, uuid, .. } = self.superblock;
+        let Some(end) = block.at.checked_add(*node) else { return Ok(None) };
+        let is_own = |bytes: &Vec<u8>| {
+            has_sum(bytes)
+                && bytes.get(32..48) == Some(&uuid[..])
+                && le64(bytes, 48) == Some(block.at)
+                && bytes.get(100) == Some(&block.level)
+        };
+        let mut outcome = Ok(None);
+        for copy in self.chunks.copies(&(block.at..end)).unwrap_or_default() {
+            match read(self.disk, start.saturating_add(copy.start), *node) {
+                Ok(bytes) => match bytes.filter(is_own) {
+                    Some(bytes) => return Ok(Some(bytes)),
+                    None => continue,
+                },
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+}
+
+/// The key and the contents of an item of a leaf.
+fn leaf_item(bytes: &[u8], at: usize) -> Option<(Key, &[u8])> {
+    let header = bytes.get(HEADER + at * ITEM..)?;
+    let (from, length) = (le32(header, Key::LENGTH)?, le32(header, Key::LENGTH + 4)?);
+    let from = usize::try_from(from).ok()?.checked_add(HEADER)?;
+    let to = from.checked_add(usize::try_from(length).ok()?)?;
+    Some((Key::parse(header)?, bytes.get(from..to)?))
+}
+
+/// A pointer of a block to one below, and the first key there.
+fn pointer(bytes: &[u8], at: usize, level: u8) -> Option<(Key, Root)> {
+    let bytes = bytes.get(HEADER + at * POINTER..)?;
+    let below = Root { at: le64(bytes, Key::LENGTH)?, level: level.checked_sub(1)? };
+    Some((Key::parse(bytes)?, below))
+}
