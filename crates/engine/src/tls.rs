@@ -17,9 +17,10 @@ use std::io;
 use std::sync::Arc;
 
 use export::{KeyId, Secret};
+use zeroize::Zeroizing;
 
 pub use certificates::{Certificates, Trust};
-pub use stream::{Stream, connect, connect_certified};
+pub use stream::{Stream, connect, connect_certified, traffic_keys};
 
 pub(crate) use records::Records;
 pub(crate) use s2n::{Established, Handshake, HandshakeError, Progress};
@@ -46,6 +47,25 @@ pub struct Psk {
     pub hash: Hash,
     /// Identifies the host's keys in the policy; `None` for a key that is public.
     pub key: Option<KeyId>,
+}
+
+/// The cipher of a connection (RFC 8446 §B.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cipher {
+    /// AEAD_AES_128_GCM.
+    Aes128Gcm,
+    /// AEAD_AES_256_GCM.
+    Aes256Gcm,
+    /// AEAD_CHACHA20_POLY1305.
+    ChaCha20Poly1305,
+}
+
+/// The key and the IV of one direction (RFC 8446 §7.3), for its first record.
+#[allow(missing_debug_implementations, reason = "a key is not printed")]
+pub struct TrafficKey {
+    pub cipher: Cipher,
+    pub key: Zeroizing<Vec<u8>>,
+    pub iv: [u8; 12],
 }
 
 /// Returns the PSKs that a listener accepts now. Called once per handshake, on the handshake

@@ -94,6 +94,13 @@ impl Keyring {
     }
 }
 
+/// Returns the identity of the TLS PSK with this serial number, if this user can see it.
+pub fn identity(tree: &Tree, serial: i32) -> Option<String> {
+    let keys = tree.text("proc/keys").ok()?;
+    let mut keys = keys.lines().filter_map(described);
+    keys.find(|key| key.serial == serial && key.kind == "psk").map(|key| key.name)
+}
+
 /// Returns the serial number if the line describes the keyring.
 fn serial(line: &str) -> Option<Serial> {
     let found = described(line)?;
@@ -140,6 +147,15 @@ mod tests {
         );
         assert_eq!(serial(""), None);
         assert_eq!(serial("zz I 1 perm 0 0 0 keyring .nvme: 1"), None);
+    }
+
+    #[test]
+    fn key_has_its_identity_by_its_serial_number() {
+        let fake = Fake::new();
+        fake.file("proc/keys", KEYS);
+        let found = identity(&fake.tree(), 0x3e1d_2a7b);
+        assert_eq!(found.as_deref(), Some("NVMe1R01 nqn.host nqn.disk: a/b="));
+        assert_eq!(identity(&fake.tree(), 0x1c6a_5b0f), None, "a keyring");
     }
 
     #[test]

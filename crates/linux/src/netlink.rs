@@ -1,7 +1,8 @@
 //! Netlink sockets for uevents and routing messages, and the framing of routing messages.
 
+use crate::syscall::set_socket_option;
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{GENERIC, SocketAddrNetlink};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny};
 use rustix::net::{SocketFlags, SocketType, bind, recvfrom, sendto, socket_with};
@@ -18,9 +19,14 @@ const KERNEL: u32 = 0;
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+const REQUEST: u16 = 0x1;
 const REQUEST_DUMP: u16 = 0x301;
 const REQUEST_ACKNOWLEDGED: u16 = 0x5;
 const INTERRUPTED: u16 = 0x10;
+
+const SOL_NETLINK: i32 = 270;
+/// `NETLINK_ADD_MEMBERSHIP` of `linux/netlink.h`.
+const ADD_MEMBERSHIP: i32 = 1;
 
 /// The result of [`Socket::receive`].
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +50,18 @@ impl Socket {
     /// Opens a non-blocking socket that listens to the groups in the mask `groups`.
     pub(crate) fn listening(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
         Self::open(protocol, groups, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+    }
+
+    /// Opens a blocking socket for generic netlink, without a group. Nothing is received after `patience`, if it is given.
+    pub(crate) fn generic(patience: Option<Duration>) -> io::Result<Self> {
+        let socket = Self::open(Some(GENERIC), 0, SocketFlags::CLOEXEC)?;
+        sockopt::set_socket_timeout(&socket, Timeout::Recv, patience)?;
+        Ok(socket)
+    }
+
+    /// Joins a multicast group, by its number (netlink(7)).
+    pub(crate) fn join(&self, group: u32) -> io::Result<()> {
+        Ok(set_socket_option(self.as_fd(), (SOL_NETLINK, ADD_MEMBERSHIP), &group.to_ne_bytes())?)
     }
 
     fn open(protocol: Option<Protocol>, groups: u32, flags: SocketFlags) -> io::Result<Self> {
@@ -114,6 +132,27 @@ pub(crate) fn command(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
         Some(message) if message.payload.first_chunk() == Some(&[0; 4]) => Ok(()),
         Some(message) => Err(refusal(message.payload)),
         None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Sends a request on a socket of its own, and returns the payload of the first reply: of type `kind`, or empty for an
+/// acknowledgement.
+///
+/// # Errors
+/// Fails with the kernel's error, or if there is no reply in time.
+pub(crate) fn ask(kind: u16, acknowledged: bool, body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut socket = Socket::generic(Some(TIMEOUT))?;
+    let flags = if acknowledged { REQUEST_ACKNOWLEDGED } else { REQUEST };
+    socket.send(&request(kind, flags, body))?;
+    let Received::Datagram(datagram) = socket.receive()? else {
+        return Err(io::ErrorKind::TimedOut.into());
+    };
+    let first = Messages(datagram).find(|it| it.kind == kind || it.kind == ERROR);
+    let first = first.ok_or(io::ErrorKind::InvalidData)?;
+    match (first.kind, first.payload.first_chunk()) {
+        (ERROR, Some(&[0, 0, 0, 0])) => Ok(Vec::new()),
+        (ERROR, _) => Err(refusal(first.payload)),
+        _ => Ok(first.payload.to_vec()),
     }
 }
 

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)] // An ioctl is unsafe to call, an address to define; each is wrapped here with its reason.
 
 use rustix::io::{Errno, Result};
-use rustix::ioctl::{Getter, Opcode, ioctl, opcode};
+use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -25,6 +25,38 @@ pub(crate) fn size(device: impl AsFd) -> Result<u64> {
 pub(crate) fn is_read_only(device: impl AsFd) -> Result<bool> {
     // SAFETY: BLKROGET writes an int.
     unsafe { ioctl(device, Getter::<BLKROGET, i32>::new()) }.map(|flag| flag != 0)
+}
+
+/// `_IO(0x12, 93)` of `linux/fs.h`.
+const BLKROSET: Opcode = opcode::none(0x12, 93);
+
+/// Makes a block device read-only, until it is made writable again: the kernel fails every write to it.
+pub(crate) fn set_read_only(device: impl AsFd) -> Result<()> {
+    let flag: libc::c_int = 1;
+    // SAFETY: BLKROSET reads an int, which outlives the call.
+    unsafe { ioctl(device, Setter::<BLKROSET, libc::c_int>::new(flag)) }
+}
+
+/// Sets an option of a socket whose value is these bytes.
+pub(crate) fn set_socket_option(
+    socket: BorrowedFd<'_>,
+    (level, name): (libc::c_int, libc::c_int),
+    value: &[u8],
+) -> Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the descriptor is open during the call, which reads `length` bytes of `value`.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Takes ownership of a descriptor that the kernel has opened for this process and named in its reply to a request
+/// (`HANDSHAKE_CMD_ACCEPT`). Fails if it is not open.
+pub(crate) fn take_opened(number: RawFd) -> Result<OwnedFd> {
+    if number < 3 {
+        return Err(Errno::BADF);
+    }
+    take_one(number).ok_or(Errno::BADF)
 }
 
 /// The type of a byte-range lock (fcntl(2)).
@@ -132,9 +164,9 @@ fn take_one(number: RawFd) -> Option<OwnedFd> {
     // EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).ok()?;
-    // SAFETY: it is open, it was inherited from before the start of this program, so that nothing
-    // in this program owns it, and `TAKEN` ensures that this is the only conversion to an owned
-    // descriptor.
+    // SAFETY: it is open, and nothing in this program owns it: it was inherited from before the start of this
+    // program, and `TAKEN` ensures that this is the only conversion to an owned descriptor, or the kernel has just
+    // opened it and named it in one reply.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

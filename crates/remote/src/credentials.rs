@@ -142,12 +142,25 @@ impl Keys {
 pub(crate) fn nvme_psk(key: &Key, host: &str, subsystem: &str) -> Result<Psk, String> {
     let psks = nvme::auth::psk::derive_psks(key.text(), false, host, subsystem);
     let psk = psks.map_err(|error| error.to_string())?.into_iter().next();
-    let psk = psk.ok_or("no key can be derived for it")?;
+    Ok(of_nvme(psk.ok_or("no key can be derived for it")?))
+}
+
+/// Derives the PSK with this identity for a host and a subsystem; `None` if it has another.
+pub(crate) fn nvme_psk_named(
+    key: &Key,
+    (host, subsystem): (&str, &str),
+    identity: &str,
+) -> Option<Psk> {
+    let psks = nvme::auth::psk::derive_psks(key.text(), false, host, subsystem).ok()?;
+    psks.into_iter().find(|psk| psk.identity == identity).map(of_nvme)
+}
+
+fn of_nvme(psk: nvme::auth::psk::Psk) -> Psk {
     let hash = match psk.hash {
         nvme::auth::Hash::Sha384 => Hash::Sha384,
         _ => Hash::Sha256,
     };
-    Ok(Psk { identity: psk.identity, secret: psk.secret, hash, key: None })
+    Psk { identity: psk.identity, secret: psk.secret, hash, key: None }
 }
 
 /// Derives the NBD PSK of a host.

@@ -5,6 +5,7 @@ pub mod address;
 pub mod credentials;
 pub mod dial;
 pub mod disk;
+pub mod handshake;
 pub mod host_identity;
 pub mod host_nqn;
 pub mod key_selection;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use aws_lc_rs::aead::{Aad, Nonce};
 
+use super::TrafficKey;
 use super::suite::{Keys, Suite, Traffic};
 
 /// Most bytes of content in a record.
@@ -91,6 +92,11 @@ impl Direction {
         Some(Self { keys: suite.keys(&secret)?, suite, secret, count: 0, blocks: 0 })
     }
 
+    /// Returns the key and the IV, for another implementation; `None` once a record was processed.
+    fn traffic_key(&self) -> Option<TrafficKey> {
+        (self.count == 0).then(|| self.suite.traffic_key(&self.secret)).flatten()
+    }
+
     /// Returns the nonce of the next record: the IV, XORed with the sequence number (RFC 8446
     /// §5.3).
     fn nonce(&mut self) -> Nonce {
@@ -116,6 +122,11 @@ impl Sealer {
     /// Returns a sealer with this traffic secret; `None` if its length does not match the suite.
     pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
         Direction::new(suite, secret).map(Self)
+    }
+
+    /// Returns its key; `None` once a record was encrypted.
+    pub(super) fn traffic_key(&self) -> Option<TrafficKey> {
+        self.0.traffic_key()
     }
 
     /// Encrypts `content`, at most [`CONTENT`] bytes, as one record at the start of `out`. Returns
@@ -169,6 +180,11 @@ impl Opener {
     /// Returns an opener with this traffic secret; `None` if its length does not match the suite.
     pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
         Direction::new(suite, secret).map(Self)
+    }
+
+    /// Returns its key; `None` once a record was decrypted.
+    pub(super) fn traffic_key(&self) -> Option<TrafficKey> {
+        self.0.traffic_key()
     }
 
     /// Returns the body of the first record in `bytes`; `None` if it is incomplete.

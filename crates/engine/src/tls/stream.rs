@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use super::outbox::LARGE;
 use super::record::{CONTENT, Kind, OPENED, OVERHEAD, Opener, RecordError};
 use super::records::{Opened, Records, SMALL};
 use super::s2n::{Established, Handshake, HandshakeError, Progress};
-use super::{Psk, Trust};
+use super::{Psk, TrafficKey, Trust};
 use crate::recv_buffer::RecvBuffer;
 
 /// Size of a receive in bytes.
@@ -56,20 +56,46 @@ pub fn connect_certified(
     complete(socket, handshake, deadline, certificate_refused)
 }
 
+/// Does the handshake of a client with a PSK on a connection whose records somebody else processes: returns the keys for
+/// sending and for receiving. The socket must not block.
+///
+/// # Errors
+/// As [`connect`].
+pub fn traffic_keys(
+    socket: Arc<OwnedFd>,
+    key: Psk,
+    deadline: Instant,
+) -> io::Result<(TrafficKey, TrafficKey)> {
+    let handshake = Handshake::begin(socket.clone(), key).map_err(key_refused)?;
+    let established = established(socket.as_fd(), handshake, deadline, key_refused)?;
+    let keys = (established.sealer.traffic_key(), established.opener.traffic_key());
+    let (Some(send), Some(receive)) = keys else { return Err(ErrorKind::Unsupported.into()) };
+    Ok((send, receive))
+}
+
 fn complete(
     socket: Arc<TcpStream>,
-    mut handshake: Handshake,
+    handshake: Handshake,
     deadline: Instant,
     refused: fn(HandshakeError) -> io::Error,
 ) -> io::Result<Stream> {
-    let established = loop {
-        match handshake.advance().map_err(refused)? {
-            Progress::Done(established) => break *established,
-            Progress::WantRead => wait(&socket, PollFlags::IN, deadline)?,
-            Progress::WantWrite => wait(&socket, PollFlags::OUT, deadline)?,
-        }
-    };
+    let established = established(socket.as_fd(), handshake, deadline, refused)?;
     Stream::new(socket, established).ok_or_else(|| ErrorKind::OutOfMemory.into())
+}
+
+fn established(
+    socket: BorrowedFd<'_>,
+    mut handshake: Handshake,
+    deadline: Instant,
+    refused: fn(HandshakeError) -> io::Error,
+) -> io::Result<Established> {
+    loop {
+        match handshake.advance().map_err(refused)? {
+            Progress::Done(established) => return Ok(*established),
+            Progress::WantRead => wait(socket, PollFlags::IN, deadline)?,
+            Progress::WantWrite => wait(socket, PollFlags::OUT, deadline)?,
+        }
+    }
 }
 
 fn key_refused(failed: HandshakeError) -> io::Error {
@@ -104,10 +130,10 @@ fn aborted() -> io::Error {
     io::Error::new(ErrorKind::ConnectionAborted, "the TLS session was aborted")
 }
 
-fn wait(socket: &TcpStream, wanted: PollFlags, deadline: Instant) -> io::Result<()> {
+fn wait(socket: BorrowedFd<'_>, wanted: PollFlags, deadline: Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec::try_from(left).ok();
-    let mut fds = [PollFd::new(socket, wanted)];
+    let mut fds = [PollFd::new(&socket, wanted)];
     match rustix::event::poll(&mut fds, timeout.as_ref()) {
         Ok(0) => Err(io::Error::new(ErrorKind::TimedOut, "the other end does not answer")),
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -375,6 +401,35 @@ mod test {
     use super::super::record::Sealer;
     use super::super::suite::Suite;
     use super::*;
+
+    /// What one end sends with, the other receives with.
+    #[test]
+    fn traffic_keys_of_both_ends_belong_together() {
+        use std::os::unix::net::UnixStream;
+        use std::time::Duration;
+        for hash in [super::super::Hash::Sha256, super::super::Hash::Sha384] {
+            let (near, far) = UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            let key = || {
+                let secret = export::Secret::new(vec![7; 48]);
+                Psk { identity: "name".to_owned(), secret, hash, key: None }
+            };
+            let (client_key, deadline) = (key(), Instant::now() + Duration::from_secs(20));
+            let client = std::thread::spawn(move || {
+                traffic_keys(Arc::new(near.into()), client_key, deadline).unwrap()
+            });
+            far.set_nonblocking(true).unwrap();
+            let far = Arc::new(far);
+            let server = Handshake::serve(far.clone(), Vec::new(), vec![key()]).unwrap();
+            let server = established(far.as_fd(), server, deadline, key_refused).unwrap();
+            let (send, receive) = client.join().unwrap();
+            let theirs = server.opener.traffic_key().unwrap();
+            assert_eq!((send.cipher, &send.key, send.iv), (theirs.cipher, &theirs.key, theirs.iv));
+            let ours = server.sealer.traffic_key().unwrap();
+            assert_eq!((receive.cipher, &receive.key), (ours.cipher, &ours.key));
+            assert_ne!(send.key, receive.key);
+        }
+    }
 
     #[test]
     fn pieces_of_any_size_arrive_and_small_ones_share_a_record() {

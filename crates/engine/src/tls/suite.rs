@@ -6,6 +6,8 @@ use aws_lc_rs::aead::{LessSafeKey, UnboundKey};
 use aws_lc_rs::hkdf::{self, HKDF_SHA256, HKDF_SHA384, KeyType, Prk};
 use zeroize::Zeroizing;
 
+use super::{Cipher, TrafficKey};
+
 /// A traffic secret.
 pub(super) type Traffic = Zeroizing<Vec<u8>>;
 
@@ -66,13 +68,23 @@ impl Suite {
     /// Derives the keys of a direction (RFC 8446 §7.3). Returns `None` if the length of the secret
     /// does not match the suite.
     pub(super) fn keys(self, secret: &Traffic) -> Option<Keys> {
-        let mut key = Zeroizing::new([0; 32]);
-        let key = key.get_mut(..self.cipher().key_len())?;
-        self.expand(secret, b"key", key)?;
+        let TrafficKey { key, iv, .. } = self.traffic_key(secret)?;
+        let key = LessSafeKey::new(UnboundKey::new(self.cipher(), &key).ok()?);
+        Some(Keys { key, iv })
+    }
+
+    /// As [`Suite::keys`], for another implementation of the records.
+    pub(super) fn traffic_key(self, secret: &Traffic) -> Option<TrafficKey> {
+        let mut key = Zeroizing::new(vec![0; self.cipher().key_len()]);
+        self.expand(secret, b"key", &mut key)?;
         let mut iv = [0; 12];
         self.expand(secret, b"iv", &mut iv)?;
-        let key = LessSafeKey::new(UnboundKey::new(self.cipher(), key).ok()?);
-        Some(Keys { key, iv })
+        let cipher = match self {
+            Self::Aes128 => Cipher::Aes128Gcm,
+            Self::Aes256 => Cipher::Aes256Gcm,
+            Self::ChaCha20 => Cipher::ChaCha20Poly1305,
+        };
+        Some(TrafficKey { cipher, key, iv })
     }
 
     /// Derives the secret that follows a key update (RFC 8446 §7.2).
