@@ -173,6 +173,41 @@ const HOT_PLUG: &[&str] = &[
     "usbhid",
 ];
 
+/// What a machine needs, besides its hardware's drivers, to start a system from a disk that another one lends: the host
+/// driver of NVMe/TCP, TLS with its ciphers, file systems, and what systemd expects.
+const LENT_ROOT: &[&str] = &[
+    "aes_ce_blk",
+    "aesni_intel",
+    "autofs4",
+    "binfmt_misc",
+    "configfs",
+    "crc32c_generic",
+    "ctr",
+    "efivarfs",
+    "ext4",
+    "fuse",
+    "gcm",
+    "ghash_ce",
+    "ghash_clmulni_intel",
+    "ghash_generic",
+    "loop",
+    "nls_ascii",
+    "nls_cp437",
+    "nvme_tcp",
+    "overlay",
+    "tls",
+    "vfat",
+    "xfs",
+];
+
+/// Returns as [`select`], with what a machine needs to start a system from a lent disk.
+pub fn select_for_lent_root(index: &Index, machine: Machine<'_>) -> Vec<String> {
+    let more = LENT_ROOT.iter().filter(|name| index.file(name).is_some());
+    let more = more.flat_map(|name| closure(index, name)).map(str::to_owned);
+    let all: BTreeSet<String> = select(index, machine).into_iter().chain(more).collect();
+    all.into_iter().collect()
+}
+
 /// Returns the selected modules and their dependencies, sorted. Never includes modules that assemble disks
 /// (RAID, LVM).
 pub fn select(index: &Index, machine: Machine<'_>) -> Vec<String> {
@@ -250,6 +285,17 @@ mod tests {
         for name in ["nvme_tcp", "iwlwifi", "md_mod", "raid1", "i915", "qla2xxx", "assembler"] {
             assert!(!chosen.iter().any(|chosen| chosen == name), "{name}");
         }
+    }
+
+    #[test]
+    fn lent_root_needs_the_host_driver_besides() {
+        let modules = Modules::new();
+        let index = modules.index();
+        let machine = Machine::Any(Architecture::X86_64);
+        let (usual, more) = (select(&index, machine), select_for_lent_root(&index, machine));
+        assert!(usual.iter().all(|name| more.contains(name)));
+        assert!(more.iter().any(|name| name == "nvme_tcp"), "{more:?}");
+        assert!(more.is_sorted());
     }
 
     #[test]

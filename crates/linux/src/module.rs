@@ -60,8 +60,8 @@ pub enum Note {
     },
 }
 
-/// Loads a module and its dependencies from a directory of modules, with the parameters of the
-/// kernel command line, and returns the results. Does nothing for loaded modules.
+/// Loads modules and their dependencies from a directory of modules, with the parameters of the
+/// kernel command line, and returns the results. Does nothing for loaded modules, and for those that the directory lacks.
 ///
 /// # Errors
 /// Fails if `modules.dep` cannot be read.
@@ -69,12 +69,13 @@ pub fn load(
     tree: &Tree,
     folder: impl AsRef<Path>,
     cmdline: &str,
-    name: &str,
+    names: &[&str],
 ) -> io::Result<Vec<Note>> {
     let index = Index::read(tree.path(folder))?;
     let mut notes = Vec::new();
     let loader = Loader::new(tree.clone(), index, Settings::parse(cmdline));
-    loader.load(name, &mut |note| notes.push(note));
+    let there = names.iter().filter(|name| loader.index.file(name).is_some());
+    there.for_each(|name| loader.load(name, &mut |note| notes.push(note)));
     Ok(notes)
 }
 

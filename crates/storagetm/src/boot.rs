@@ -2,10 +2,13 @@
 //!
 //! PID 1 (`init`) is small: it mounts the kernel's file systems, starts a child, reaps orphaned
 //! processes, and powers the machine off. The child (`target_mode`) does the rest, so that a crash
-//! of it can still be shown on the screen. `now` restarts a running machine into target mode.
+//! of it can still be shown on the screen. With the kernel parameter `storagetm.boot` the child attaches
+//! a lent disk instead, and PID 1 becomes the init of the system on it (`lent`). `now` restarts a running machine into target mode.
 
 mod init;
+mod lent;
 mod now;
+mod status;
 mod target_mode;
 
 use crate::options::boot::Boot;

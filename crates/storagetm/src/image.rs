@@ -12,7 +12,7 @@ pub(crate) mod target;
 use std::path::{Path, PathBuf};
 
 use ::image::disk::{Contents as Medium, Disk};
-use ::image::drivers::{Machine, left_out, select};
+use ::image::drivers::{Machine, left_out, select, select_for_lent_root};
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
 use ::image::signature::is_signed;
@@ -30,13 +30,13 @@ use report::{Firmware as StartedBy, Kind, Report, Starts};
 use stick::{Efi, Parts};
 
 /// Shown in the menu of boot loaders.
-const OS_RELEASE: &str = concat!(
-    "ID=storagetm\nNAME=storagetm\nPRETTY_NAME=\"Lend this machine's disks (storagetm ",
-    env!("CARGO_PKG_VERSION"),
-    ")\"\nVERSION_ID=",
-    env!("CARGO_PKG_VERSION"),
-    "\n"
-);
+fn os_release(boot: bool) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let what = if boot { "Start a system from a lent disk" } else { "Lend this machine's disks" };
+    format!(
+        "ID=storagetm\nNAME=storagetm\nPRETTY_NAME=\"{what} (storagetm {version})\"\nVERSION_ID={version}\n"
+    )
+}
 /// Size limit of firmware files in a generic image, which includes many drivers.
 const MAX_FIRMWARE_FILE: u64 = 768 << 10;
 
@@ -232,7 +232,7 @@ fn make_medium(
         architecture: parsed.architecture,
         kernel: &kernel,
         initramfs: &initramfs.bytes,
-        command_line: &inputs.options.command_line,
+        command_line: &inputs.options.kernel_line(),
         places: &places,
         iso: kind == Kind::Iso,
     };
@@ -251,8 +251,8 @@ fn make_uki(
         stub,
         kernel,
         initramfs: &initramfs.bytes,
-        command_line: &inputs.options.command_line,
-        os_release: OS_RELEASE,
+        command_line: &inputs.options.kernel_line(),
+        os_release: &os_release(inputs.options.boot),
     };
     efi::make(&parts).map_err(Failure::new)
 }
@@ -270,6 +270,7 @@ fn make_initramfs(
     })?;
     let machine = inputs.options.machine;
     check_architecture(machine, "program", architecture)?;
+    let select = if inputs.options.boot { select_for_lent_root } else { select };
     let chosen = match machine {
         For::Generic => select(&modules.index, Machine::Any(architecture)),
         For::ThisMachine => select(&modules.index, Machine::Known(&modaliases(&inputs.tree))),
@@ -286,6 +287,7 @@ fn make_initramfs(
     let made = initramfs::make(&contents, &|done| progress.update("packing drivers", done, all));
     let made = made.map_err(Failure::new)?;
     let mut report = Report::new(kind, &modules.release, all, made.firmware.len());
+    report.boots_lent = inputs.options.boot;
     if machine == For::Generic {
         report.left_out_drivers = left_out(&modules.index);
     }

@@ -68,7 +68,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let channel = open_channel(target_addr, socket)?;
     let name = options.name.clone().unwrap_or_else(linux::net::hostname);
     let client_info = ClientInfo { host: &own.nqn, name: &name, writable: options.writable };
-    let paired = run_pairing(channel, &code, &client_info)?;
+    let paired = run_pairing(channel, &code, &client_info, &confirm_authenticated)?;
     let there = target_addr.endpoint(reached);
     let target = target(&paired, &own, &there);
     keep(&store, &tree, &target, |file, note| Report::new(&target, &own, &there, file, note))
@@ -98,9 +98,13 @@ fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
         }
     };
     let text = text.map_err(|error| Failure::new(format!("the code cannot be read: {error}")))?;
-    parse_code(&text).ok_or_else(|| {
-        Failure::usage("this is not a code: a code has eight digits, or is the text of the QR code (STORAGETM:PAIR/…)")
-    })
+    parse_code(&text).ok_or_else(no_code)
+}
+
+fn no_code() -> Failure {
+    Failure::usage(
+        "this is not a code: a code has eight digits, or is the text of the QR code (STORAGETM:PAIR/…)",
+    )
 }
 
 fn open_file(path: &Path) -> Result<File, Failure> {
@@ -156,11 +160,51 @@ fn open_channel(
     })
 }
 
-/// Runs the pairing protocol, and waits for the target's verdict.
+/// A machine to pair with, without a person at a terminal.
+pub(crate) struct PairRequest<'a> {
+    pub(crate) at: &'a TargetAddr,
+    /// The code on its screen, as typed.
+    pub(crate) code: &'a str,
+    /// The name of this machine, as the other one shows it.
+    pub(crate) name: &'a str,
+    pub(crate) writable: bool,
+    /// The directory of the store.
+    pub(crate) keys: &'a Path,
+    /// Called with the name of the other machine when the code was right, before that machine has decided.
+    pub(crate) confirmed: &'a dyn Fn(&str),
+}
+
+impl PairRequest<'_> {
+    /// Pairs, and stores the key as [`pair`] does.
+    ///
+    /// # Errors
+    /// Fails with a sentence; exit status 3 if the target refused.
+    pub(crate) fn run(&self) -> Result<(), Failure> {
+        let tree = Tree::machine();
+        let own = HostNqn::find(&tree, None);
+        check_nqn(&own.nqn).map_err(Failure::usage)?;
+        let (code, _) = parse_code(self.code).ok_or_else(no_code)?;
+        let store = Store::open(self.keys)?;
+        let socket = self.at.connect()?;
+        let reached = socket.peer_addr();
+        let reached = reached.map_err(|error| Failure::new(format!("{}: {error}", self.at)))?;
+        let channel = open_channel(self.at, socket)?;
+        let info = ClientInfo { host: &own.nqn, name: self.name, writable: self.writable };
+        let paired = run_pairing(channel, &code, &info, self.confirmed)?;
+        let target = target(&paired, &own, &self.at.endpoint(reached));
+        keep(&store, &tree, &target, |file, note| {
+            Report::new(&target, &own, &self.at.endpoint(reached), file, note)
+        })
+        .map(drop)
+    }
+}
+
+/// Runs the pairing protocol, and waits for the target's verdict. `confirmed` is called when the code was right.
 fn run_pairing(
     channel: TlsTransport,
     code: &Code,
     client_info: &ClientInfo<'_>,
+    confirmed: &dyn Fn(&str),
 ) -> Result<Paired, Failure> {
     let mut random = Zeroizing::new([0; 32]);
     if !nvme::auth::chap::system_random(&mut *random) {
@@ -180,7 +224,7 @@ fn run_pairing(
         };
         match step.map_err(broken)? {
             Step::Authenticated { target } => {
-                confirm_authenticated(&target);
+                confirmed(&target);
                 timeout = CONFIRMATION_TIMEOUT;
             }
             Step::Paired(paired) => return Ok(*paired),

@@ -48,7 +48,7 @@ fn load_directly(tree: &Tree) {
     let uname = rustix::system::uname();
     let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
     let line = tree.text("proc/cmdline").unwrap_or_default();
-    let _ = module::load(tree, folder, &line, NAME);
+    let _ = module::load(tree, folder, &line, &[NAME]);
 }
 
 #[cfg(test)]

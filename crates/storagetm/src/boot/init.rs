@@ -1,7 +1,9 @@
-//! PID 1 of target mode: supervises the child process that exports the disks.
+//! PID 1: supervises the child process that exports the disks, or that starts a system from a lent disk.
 
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +16,9 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, kill_process};
 
-use crate::boot::target_mode::{POWER_OFF, RESTART, TARGET_MODE};
+use crate::boot::lent;
+use crate::boot::status::{POWER_OFF, RESTART};
+use crate::boot::target_mode::TARGET_MODE;
 use crate::console_ui::screens::Screens;
 
 /// Time for the child to disconnect its hosts after SIGTERM.
@@ -64,7 +68,7 @@ fn supervise(tree: &Tree, problems: &[String]) -> Power {
         return power;
     }
     loop {
-        let reason = match start() {
+        let reason = match start(tree) {
             Ok((child, text)) => match wait_for_child(&child, text) {
                 Ok(power) => return power,
                 Err(reason) => reason,
@@ -77,12 +81,18 @@ fn supervise(tree: &Tree, problems: &[String]) -> Power {
     }
 }
 
-fn start() -> std::io::Result<(Child, thread::JoinHandle<String>)> {
-    let mut child = Command::new("/proc/self/exe")
-        .arg("boot")
-        .env(TARGET_MODE, "1")
-        .stderr(Stdio::piped())
-        .spawn()?;
+fn start(tree: &Tree) -> std::io::Result<(Child, thread::JoinHandle<String>)> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("boot").env(TARGET_MODE, "1").stderr(Stdio::piped());
+    let becomes_init = lent::is_wanted(tree);
+    if becomes_init {
+        // systemd does not end a process with this name: the root would lose its network (Root Storage Daemons).
+        command.arg0("@storagetm").stdin(Stdio::piped()).stdout(Stdio::piped());
+    }
+    let mut child = command.spawn()?;
+    if let (Some(requests), Some(answers)) = (child.stdout.take(), child.stdin.take()) {
+        thread::spawn(move || switch_on_request(requests, answers));
+    }
     CHILD.store(child.id().cast_signed(), Ordering::SeqCst);
     if requested().is_some() {
         // The signal came before the child existed.
@@ -91,6 +101,16 @@ fn start() -> std::io::Result<(Child, thread::JoinHandle<String>)> {
     let errors = child.stderr.take();
     let text = thread::spawn(move || errors.map(stderr_tail).unwrap_or_default());
     Ok((child, text))
+}
+
+/// Becomes the init of the system that the child has prepared, when the child asks for it. The descriptors of the child
+/// are closed then; if it fails, the child gets the reason.
+fn switch_on_request(requests: ChildStdout, mut answers: ChildStdin) {
+    for line in BufReader::new(requests).lines().map_while(Result::ok) {
+        let Some(init) = line.strip_prefix(lent::SWITCH) else { continue };
+        let error = linux::root::switch(Path::new(lent::ROOT), init);
+        let _ = writeln!(answers, "{error}");
+    }
 }
 
 /// Returns the last [`STDERR_TAIL`] bytes of the stream.

@@ -1,5 +1,5 @@
-//! The child of PID 1 in target mode: loads drivers for the hardware, configures the network, and
-//! exports the disks.
+//! The child of PID 1: loads drivers for the hardware, configures the network, and exports the disks, or
+//! starts a system from a lent disk ([`lent`]).
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -14,6 +14,8 @@ use linux::shortfall::{FirmwareLog, Shortfall, survey};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::lent;
+use super::status::{POWER_OFF, RESTART};
 use crate::console_ui::ConsoleUi;
 use crate::serve::{self, ServeConfig, StopReason};
 use daemon::inbox::Inbox;
@@ -22,12 +24,6 @@ use failure::Failure;
 
 /// Set in the environment of the child of PID 1.
 pub(super) const TARGET_MODE: &str = "STORAGETM_TARGET_MODE";
-
-/// Exit status that requests a power-off.
-pub(super) const POWER_OFF: i32 = 10;
-
-/// Exit status that requests a restart.
-pub(super) const RESTART: i32 = 11;
 
 /// Kernel parameters that request kernel messages on the console.
 const VERBOSE_PARAMETERS: [&str; 3] = ["debug", "ignore_loglevel", "loglevel"];
@@ -46,13 +42,16 @@ pub(super) fn run() -> Result<Infallible, Failure> {
         // If this fails, kernel messages appear on the screen until the next redraw.
         let _ = linux::pid1::quiet_kernel();
     }
-    let settings = Settings::read(&tree);
     let inbox = serve::open_inbox()?;
     start_driver_loading(tree.clone(), inbox.clone());
     let network = start_network(&tree, &inbox);
     if let Err(error) = &network {
         inbox.note(format!("The network cannot be brought up: {error}."));
     }
+    if lent::is_wanted(&tree) {
+        return lent::run(&tree, inbox, network);
+    }
+    let settings = Settings::read(&tree);
     let console_ui = ConsoleUi::open(&tree);
     let reason = serve::target_mode(ServeConfig::of_settings(settings, true), inbox, console_ui)?;
     std::process::exit(match reason {

@@ -36,7 +36,7 @@ struct Screen {
     window: (u16, u16),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Screens(Vec<Screen>);
 
 impl Screens {

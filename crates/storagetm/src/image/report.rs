@@ -106,6 +106,9 @@ pub(super) struct Report {
     /// The command that chooses an entry for the next start.
     #[serde(skip_serializing_if = "Option::is_none")]
     once: Option<String>,
+    /// Whether it starts a system from a lent disk.
+    #[serde(skip)]
+    pub(super) boots_lent: bool,
     /// Whether the boot loader can start an entry once and no more.
     #[serde(skip)]
     forgets_choice: bool,
@@ -127,6 +130,7 @@ impl Report {
             left_out_firmware: Vec::new(),
             starts: None,
             once: None,
+            boots_lent: false,
             forgets_choice: false,
         }
     }
@@ -198,6 +202,10 @@ impl Report {
     /// Returns the next step for the user.
     fn next(&self, path: &str) -> String {
         match self.kind {
+            Kind::Initramfs if self.boots_lent => format!(
+                "Boot the kernel {} with it as its initrd and the kernel parameter storagetm.boot.",
+                self.kernel
+            ),
             Kind::Initramfs => format!(
                 "Boot the kernel {} with it as its initrd; nothing else is needed.",
                 self.kernel
@@ -215,6 +223,9 @@ impl Report {
                  restart.",
                 self.once.as_deref().unwrap_or_default()
             ),
+            Kind::Disk | Kind::Iso if self.boots_lent => {
+                "Boot from it: the machine then asks which disk of another machine to start from.".to_owned()
+            }
             Kind::Disk | Kind::Iso => {
                 "Boot from it: the machine then shows what to type on the other one.".to_owned()
             }
@@ -241,6 +252,9 @@ mod test {
     #[test]
     fn drivers_and_firmware_that_are_left_out_are_named() {
         let mut report = Report::new(Kind::Initramfs, "6.12", 5, 0);
+        assert!(
+            Report { boots_lent: true, ..report.clone() }.text().ends_with("storagetm.boot.\n")
+        );
         assert!(!report.text().contains("Without"));
         report.left_out_drivers = vec!["lpfc".to_owned(), "qed".to_owned()];
         report.left_out_firmware = vec!["mellanox/large.mfa2".to_owned()];

@@ -19,7 +19,8 @@ asked for. This needs root, systemd, and a kernel with kexec.
 
 Without --now this is PID 1 of the initramfs that `storagetm image` builds. It mounts only the \
 kernel's own file systems, loads drivers for the hardware, configures the network, and lends every \
-disk read-only. It writes to no disk.
+disk read-only. It writes to no disk. With the kernel parameter storagetm.boot it attaches a disk that another machine \
+lends, and starts the system on it, whose changes are kept in memory.
 
 Examples:
   Show what would happen, and do it; without a host for half an hour the machine restarts:
@@ -38,6 +39,11 @@ On the kernel command line:
   storagetm.pair=no          show no pairing code
   storagetm.return=TIME      restart after TIME (30m, 2h) without an attached host
   storagetm.machine_id=firmware|HEX
+  storagetm.boot[=nvme://HOST[:PORT][/DISK]]   lend nothing: start the system on a disk that another machine lends, in an \
+image of `storagetm image --boot`
+  storagetm.code=DIGITS      the code on the screen of that machine
+  storagetm.root=PARTITION   where the system is: a number, PARTUUID=..., UUID=..., LABEL=...
+  storagetm.boot.write       let the system write to the disk itself
   ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured
   vlan=... bond=...          make a VLAN or a bond of network cards, as in dracut.cmdline(7)",
         protocol_help::boot_parameter()

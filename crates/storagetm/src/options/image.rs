@@ -18,6 +18,8 @@ Examples:
     storagetm image --for this-machine --entry
   An initramfs for the kernel of this machine, for any boot loader:
     storagetm image --initramfs /boot/storagetm.img
+  A stick that starts the system on a disk which another machine lends:
+    storagetm image --boot --disk /dev/sdX
   With a kernel other than the running one:
     storagetm image --kernel /boot/vmlinuz-6.12 --modules /lib/modules/6.12 --uki storagetm.efi
   For another architecture, from its packages unpacked in a directory (dpkg-deb -x) and its build of storagetm:
@@ -66,6 +68,14 @@ pub struct Image {
     /// never the default. With Secure Boot it needs a signed kernel only. Asks for consent (or --force).
     #[arg(long, group = "product")]
     pub entry: bool,
+
+    /// Start a system from a disk that another machine lends, instead of lending the disks
+    ///
+    /// The image looks for machines nearby, asks for one and for the code of its screen, attaches the disk by NVMe/TCP, and
+    /// starts the Linux system on it with the kernel of the image. Nothing is written to the disk: changes are kept in
+    /// memory. An initramfs needs the kernel parameter storagetm.boot.
+    #[arg(long, conflicts_with = "entry")]
+    pub boot: bool,
 
     /// What UEFI firmware starts on a stick or CD
     #[arg(
@@ -138,6 +148,15 @@ pub struct Image {
 }
 
 impl Image {
+    /// Returns the kernel command line, with the parameter that makes the image start a lent system.
+    pub(crate) fn kernel_line(&self) -> String {
+        if self.boot {
+            format!("storagetm.boot {}", self.command_line)
+        } else {
+            self.command_line.clone()
+        }
+    }
+
     /// Returns the options for an image of the running kernel and the hardware of this machine.
     pub(crate) fn for_this_machine() -> Self {
         Self {
@@ -146,6 +165,7 @@ impl Image {
             disk: None,
             iso: None,
             entry: false,
+            boot: false,
             loader: LoaderChoice::Auto,
             loader_files: None,
             machine: For::ThisMachine,
@@ -202,6 +222,8 @@ mod test {
         let options = image("--uki a --for this-machine --command-line ip=dhcp").unwrap();
         assert_eq!((options.machine, options.command_line.as_str()), (For::ThisMachine, "ip=dhcp"));
         assert_eq!(image("--disk a --overwrite").unwrap().machine, For::Generic);
+        assert_eq!(options.kernel_line(), "ip=dhcp");
+        assert_eq!(image("--boot --iso a").unwrap().kernel_line(), "storagetm.boot quiet");
         for line in [
             "",
             "--uki a --disk b",
@@ -211,6 +233,7 @@ mod test {
             "--iso a --disk b",
             "--uki a --loader shim",
             "--entry --disk b",
+            "--entry --boot",
             "--uki a --for me",
         ] {
             assert_eq!(image(line).unwrap_err().exit_code(), 2, "{line}");

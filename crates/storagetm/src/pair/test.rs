@@ -67,7 +67,7 @@ impl TestTarget {
             let client_info = ClientInfo { host: HOST, name: "laptop", writable };
             let client = scope.spawn(move || {
                 let channel = open_channel(place, place.connect()?)?;
-                run_pairing(channel, code, &client_info)
+                run_pairing(channel, code, &client_info, &confirm_authenticated)
             });
             if let Some(verdict) = verdict {
                 let request = self.requests.recv_timeout(PEER_TIMEOUT).unwrap();

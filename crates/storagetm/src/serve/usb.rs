@@ -183,7 +183,7 @@ fn sentence(port: &str, state: &str, speed: &str) -> String {
 fn load_module(tree: &Tree, name: &str) {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let line = tree.text("proc/cmdline").unwrap_or_default();
-    let _ = linux::module::load(tree, format!("lib/modules/{release}"), &line, name);
+    let _ = linux::module::load(tree, format!("lib/modules/{release}"), &line, &[name]);
 }
 
 #[cfg(test)]

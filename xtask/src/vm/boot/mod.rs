@@ -6,6 +6,7 @@ mod ending;
 mod figures;
 mod hotplug;
 mod initrds;
+mod lent;
 mod lines;
 mod machine;
 mod machines;
@@ -57,6 +58,9 @@ pub(super) struct Options {
     /// Boot only a server that is restarted into target mode: by kexec, and by an entry of its boot loader
     #[arg(long, conflicts_with_all = ["initrds", "machines"])]
     server: bool,
+    /// Boot only machines that start a system from a disk which a machine in target mode lends
+    #[arg(long, conflicts_with_all = ["initrds", "machines", "server"])]
+    lent: bool,
 }
 
 impl Default for Options {
@@ -68,6 +72,7 @@ impl Default for Options {
             machines: false,
             arm64_program: None,
             server: false,
+            lent: false,
         }
     }
 }
@@ -78,6 +83,7 @@ impl Options {
             Self { initrds: Some(_), .. } => initrds::TRIALS,
             Self { machines: true, .. } => machines::TRIALS,
             Self { server: true, .. } => server::TRIALS,
+            Self { lent: true, .. } => lent::TRIALS,
             _ => TRIALS,
         }
     }

@@ -1,7 +1,7 @@
 //! A server that boots from its own disk by its own boot loader, and lends that disk: restarted into
 //! target mode by kexec, and by an entry of GRUB. This machine attaches through a forwarded port.
 
-mod disk;
+pub(super) mod disk;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};

@@ -124,16 +124,25 @@ impl Maker<'_> {
     fn initramfs(&self) -> Result<PathBuf> {
         let to = self.folder.join("storagetm.cpio");
         if !to.exists() {
-            self.image("--initramfs", &to, "")?;
+            self.image(&["--initramfs"], &to, "")?;
         }
         Ok(to)
+    }
+
+    /// Returns how to start a machine with an initramfs that starts a lent system.
+    pub(super) fn lent(&self, more: &str) -> Result<Start> {
+        let to = self.folder.join("lent.cpio");
+        if !to.exists() {
+            self.image(&["--boot", "--initramfs"], &to, "")?;
+        }
+        self.direct(to, more)
     }
 
     fn firmware(&self) -> Result<Start> {
         let packages = self.bench.cache.packages("firmware", &["ovmf", "systemd-boot-efi"])?;
         let disk = self.folder.join("start.img");
         if !disk.exists() {
-            self.image("--disk", &disk, &self.command_line(OPEN))?;
+            self.image(&["--disk"], &disk, &self.command_line(OPEN))?;
         }
         let file = |name: &str| packages.join("usr/share/OVMF").join(name);
         let flash = Flash {
@@ -146,19 +155,19 @@ impl Maker<'_> {
     }
 
     /// Builds an image by storagetm from the kernel of the tests.
-    fn image(&self, form: &str, to: &Path, line: &str) -> Result<()> {
+    fn image(&self, form: &[&str], to: &Path, line: &str) -> Result<()> {
         let bench = self.bench;
         let modules = modules(&bench.cache, &bench.cache.kernel(self.kernel))?;
         let mut program = Command::new(&bench.program);
         program.args(["image", "--for", "generic", "--kernel"]);
         program.arg(bench.cache.boot_image(self.kernel)?).arg("--modules").arg(modules);
-        if form != "--initramfs" {
+        if !form.contains(&"--initramfs") {
             let packages = bench.cache.packages("firmware", &["ovmf", "systemd-boot-efi"])?;
             let stub = packages.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub");
             program.args(["--loader", "stub", "--command-line", line, "--stub"]).arg(stub);
         }
-        succeed(program.arg(form).arg(to))
-            .with_context(|| format!("storagetm image {form}"))
+        succeed(program.args(form).arg(to))
+            .with_context(|| format!("storagetm image {}", form.join(" ")))
             .map(drop)
     }
 }

@@ -75,7 +75,6 @@ pub(super) fn write(
 ) -> Result<()> {
     let work = to.with_extension("work");
     let root = work.join("root");
-    fs::create_dir_all(&root)?;
     fill(bench, kernel, &root, &work)?;
     copy(keys, &root.join("var/lib/storagetm"))?;
     let volume = work.join("root.img");
@@ -91,7 +90,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         .map(drop)
 }
 
-fn fill(bench: &Bench, kernel: &Kernel, root: &Path, work: &Path) -> Result<()> {
+/// Copies the system to a directory: Debian's packages and accounts, without a kernel.
+pub(in crate::vm::boot) fn userland(bench: &Bench, root: &Path, work: &Path) -> Result<()> {
+    fs::create_dir_all(root)?;
     let packages: Vec<&str> = systemd::PACKAGES.iter().chain(PACKAGES).copied().collect();
     let packages = bench.cache.packages("server", &packages)?;
     copy(&packages, root)?;
@@ -99,7 +100,11 @@ fn fill(bench: &Bench, kernel: &Kernel, root: &Path, work: &Path) -> Result<()> 
         // Not every release has all of them.
         let _ = fs::remove_dir_all(root.join(path));
     }
-    copy(&systemd::accounts(&packages, work)?, root)?;
+    copy(&systemd::accounts(&packages, work)?, root)
+}
+
+fn fill(bench: &Bench, kernel: &Kernel, root: &Path, work: &Path) -> Result<()> {
+    userland(bench, root, work)?;
     let unpacked = bench.cache.kernel(kernel);
     let (version, _) = modules::folder(&unpacked)?;
     copy(&modules(&bench.cache, &unpacked)?, &root.join("usr/lib/modules").join(&version))?;

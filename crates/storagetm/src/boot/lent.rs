@@ -1,0 +1,426 @@
+//! The other job of the child of PID 1: attaches a disk that another machine lends, and starts the system on it.
+//!
+//! | file | content |
+//! |---|---|
+//! | `parameters` | the kernel parameters |
+//! | `dialogue` | what the console asks |
+//! | `search` | machines nearby |
+//! | `disk` | attaching the disk |
+//! | `system` | the systems on it |
+//! | `prepare`, `fstab` | a root that does not write to the disk |
+//! | `hand_over` | the change to its init |
+//!
+//! The process stays when the system runs: it holds the addresses of the network, and does the TLS handshakes when the
+//! kernel connects again.
+
+mod dialogue;
+mod disk;
+mod fstab;
+mod hand_over;
+mod parameters;
+mod prepare;
+mod search;
+mod system;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use console::escape_lines_to_ascii;
+use daemon::inbox::Inbox;
+use failure::Failure;
+use linux::network::Network;
+use linux::tree::Tree;
+
+use super::status::{POWER_OFF, RESTART};
+use crate::attach::{LentDisk, lent_disks};
+use crate::console_ui::screens::Screens;
+use crate::pair::PairRequest;
+use dialogue::{Answer, Dialogue, Kind, busy};
+use disk::{KEYS, attach, detach, interface, lender_at, load_modules, options};
+pub(super) use hand_over::SWITCH;
+use hand_over::hand_over;
+use parameters::Parameters;
+pub(super) use parameters::is_wanted;
+pub(super) use prepare::ROOT;
+use prepare::Start;
+use search::{Lender, Search};
+use system::{Choice, Volume};
+
+/// The subject of notes about the search for machines.
+const SEARCH: &str = "search";
+/// How often the console is looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// The pause before the kernel parameters are tried again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Why an attempt ended.
+enum Stop {
+    /// The user goes back.
+    Back,
+    /// The machine is to be ended, by the exit status for PID 1.
+    Exit(i32),
+    Failed(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// The console, and what was found out so far.
+struct Session {
+    tree: Tree,
+    parameters: Parameters,
+    screens: Screens,
+    inbox: Inbox,
+    search: Search,
+    /// Messages about the network and the drivers, by what they are about.
+    notes: BTreeMap<String, String>,
+    /// Why the last attempt failed.
+    message: String,
+    /// What the consoles show.
+    shown: Vec<String>,
+    /// Whether questions are answered by the kernel parameters.
+    by_parameters: bool,
+    /// Whether a machine that needs no key is not the one that is meant: the kernel parameters have a code.
+    wants_key: bool,
+}
+
+/// Starts a system from a lent disk; until then, asks which, again and again.
+pub(super) fn run(
+    tree: &Tree,
+    inbox: Inbox,
+    _network: io::Result<Network>,
+) -> Result<Infallible, Failure> {
+    let parameters = Parameters::read(tree).unwrap_or_default();
+    for note in &parameters.notes {
+        inbox.note(note.clone());
+    }
+    load_modules(tree);
+    let mut session = Session {
+        tree: tree.clone(),
+        by_parameters: parameters.machine.is_some(),
+        wants_key: parameters.code.is_some(),
+        parameters,
+        screens: Screens::open(tree),
+        inbox,
+        search: Search::start(),
+        notes: BTreeMap::new(),
+        message: String::new(),
+        shown: Vec::new(),
+    };
+    fs::create_dir_all(KEYS).map_err(|error| Failure::new(format!("{KEYS}: {error}")))?;
+    if let Err(error) = remote::handshake::serve(tree, KEYS.into()) {
+        session.message = format!(
+            "Connections cannot be encrypted with this kernel ({error}): Linux 6.7 or newer can."
+        );
+    }
+    loop {
+        match session.attempt() {
+            Ok(init) => {
+                // The terminals are those of the system now.
+                std::mem::take(&mut session.screens).close("");
+                // Returns only if PID 1 could not do it.
+                let failure = hand_over(&session.inbox, &init);
+                session.screens = Screens::open(tree);
+                session.shown.clear();
+                prepare::undo();
+                session.failed(&failure);
+            }
+            Err(Stop::Exit(status)) => std::process::exit(status),
+            Err(Stop::Back) => {
+                session.message.clear();
+                session.by_parameters = false;
+            }
+            Err(Stop::Failed(failure)) => session.failed(&failure),
+        }
+        session.pause();
+    }
+}
+
+impl Session {
+    /// Finds a disk and prepares the system on it. Returns the path of its init.
+    fn attempt(&mut self) -> Result<String, Stop> {
+        let lender = self.lender()?;
+        let disks = self.disks(&lender)?;
+        let disk = self.disk(&lender, disks)?;
+        self.show(&busy(&format!("Attaching {} of {} ...", disk.name, lender.name)));
+        let result = self.start(&lender, &disk);
+        if result.is_err() {
+            prepare::undo();
+            detach(&self.tree, &disk.nqn);
+        }
+        result
+    }
+
+    fn lender(&mut self) -> Result<Lender, Stop> {
+        if let Some(machine) = self.parameters.machine.clone().filter(|_| self.by_parameters) {
+            return lender_at(&machine).map_err(Stop::Failed);
+        }
+        let mut dialogue = Dialogue::new(Kind::Choice, "Which machine lends the disk? Run `storagetm serve` there, or boot it into target mode.")
+            .or_else("      No machine has been found yet; the search goes on.")
+            .after(&self.message);
+        let mut shown: Vec<Lender> = Vec::new();
+        loop {
+            match self.search.found() {
+                Ok(found) => {
+                    self.notes.remove(SEARCH);
+                    if dialogue.update(found.iter().map(Lender::shown).collect()) {
+                        shown = found;
+                    }
+                }
+                Err(reason) => drop(self.notes.insert(SEARCH.to_owned(), reason)),
+            }
+            match self.answer_within(&mut dialogue, TICK * 4)? {
+                Some(Answer::Row(row)) => {
+                    if let Some(lender) = shown.get(row) {
+                        return Ok(lender.clone());
+                    }
+                }
+                Some(Answer::Address) => {
+                    let question =
+                        "The address of the machine: 192.168.1.5, name.local or fe80::1%eth0";
+                    let Answer::Text(text) = self.ask(Dialogue::new(Kind::Text, question))? else {
+                        return Err(Stop::Back);
+                    };
+                    return lender_at(&text).map_err(Stop::Failed);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns the disks that a machine lends to this one; pairs with it first, if it wants that.
+    fn disks(&mut self, lender: &Lender) -> Result<Vec<LentDisk>, Stop> {
+        self.show(&busy(&format!("Asking {} for its disks ...", lender.name)));
+        let options = options(lender, None);
+        let wants_key = lender.keyed == Some(true) || (self.by_parameters && self.wants_key);
+        let is_paired = !remote::machine::readable_targets(Some(Path::new(KEYS)))?.is_empty();
+        if is_paired || !wants_key {
+            match lent_disks(&options) {
+                Err(failure) if failure.status() == 3 => {}
+                disks => return Ok(disks?),
+            }
+        }
+        self.pair(lender)?;
+        Ok(lent_disks(&options)?)
+    }
+
+    fn pair(&mut self, lender: &Lender) -> Result<(), Stop> {
+        let code = match self.parameters.code.clone().filter(|_| self.by_parameters) {
+            Some(code) => code,
+            None => {
+                let question = format!("The code on the screen of {}:", lender.name);
+                let dialogue = Dialogue::new(Kind::Code, &question).after(&self.message);
+                let Answer::Text(code) = self.ask(dialogue)? else { return Err(Stop::Back) };
+                code
+            }
+        };
+        self.message.clear();
+        self.show(&busy(&format!("Pairing with {} ...", lender.name)));
+        let name = linux::machine::describe(&self.tree);
+        let screens = std::cell::RefCell::new(&mut self.screens);
+        let confirmed = |_: &str| {
+            let text = format!(
+                "The code is right. If {} shows a question about this machine, it has to be answered there.",
+                lender.name
+            );
+            print(&mut screens.borrow_mut(), &busy(&text));
+        };
+        let request = PairRequest {
+            at: &lender.at,
+            code: &code,
+            name: if name.is_empty() { "a machine without a system" } else { &name },
+            writable: self.parameters.write,
+            keys: Path::new(KEYS),
+            confirmed: &confirmed,
+        };
+        let paired = request.run();
+        if !matches!(&paired, Err(failure) if failure.status() != 3) {
+            // A code is valid once.
+            self.parameters.code = None;
+        }
+        Ok(paired?)
+    }
+
+    fn disk(&mut self, lender: &Lender, disks: Vec<LentDisk>) -> Result<LentDisk, Stop> {
+        if let Some(wanted) = self.parameters.disk.clone().filter(|_| self.by_parameters) {
+            let is_it = |disk: &&LentDisk| disk.nqn == wanted || disk.name == wanted;
+            let found = disks.iter().find(is_it).cloned();
+            let names: Vec<String> = disks.into_iter().map(|disk| disk.nqn).collect();
+            return found.ok_or_else(|| {
+                Failure::refused(format!(
+                    "{} lends no disk {wanted}; it lends {}",
+                    lender.name,
+                    names.join(", ")
+                ))
+                .into()
+            });
+        }
+        if disks.len() < 2 {
+            let none = || {
+                Failure::refused(format!("{} lends no disk to this machine just now", lender.name))
+            };
+            return disks.into_iter().next().ok_or_else(|| none().into());
+        }
+        let row = |disk: &LentDisk| {
+            let size = disk.size.map(|(bytes, _)| console::decimal(bytes)).unwrap_or_default();
+            format!("{:<20} {size:>9}  {}", disk.name, disk.nqn)
+        };
+        let question = format!("Which disk of {}?", lender.name);
+        let rows = disks.iter().map(row).collect();
+        let answer = self.ask(Dialogue::new(Kind::Choice, &question).with(rows))?;
+        let Answer::Row(at) = answer else { return Err(Stop::Back) };
+        disks.into_iter().nth(at).ok_or(Stop::Back)
+    }
+
+    /// Attaches the disk, and prepares the system on it.
+    fn start(&mut self, lender: &Lender, disk: &LentDisk) -> Result<String, Stop> {
+        let (device, writable) = attach(lender, disk)?;
+        if self.parameters.write && !writable {
+            return Err(Failure::refused(format!(
+                "{} lends {} read-only, and storagetm.boot.write asks to write to it: lend it with --writable there, or leave that out",
+                lender.name, disk.name
+            ))
+            .into());
+        }
+        self.show(&busy(&format!("Looking for a system on {} of {} ...", disk.name, lender.name)));
+        let volumes = system::survey(&self.tree, Path::new(&device))?;
+        let at = self.volume(&volumes)?;
+        let Some(root) = volumes.get(at) else { return Err(Stop::Back) };
+        let Some(found) = &root.system else { return Err(Stop::Back) };
+        let write = self.parameters.write;
+        let changes = if write {
+            "It writes to the disk."
+        } else {
+            "Nothing is written to the disk: changes are in memory, and are lost when the machine ends."
+        };
+        self.show(&busy(&format!("Starting {} ... {changes}", found.name)));
+        let notes =
+            Start { volumes: &volumes, root, write, interface: interface(&self.tree, &disk.nqn) }
+                .prepare()?;
+        if !notes.is_empty() {
+            self.show(&busy(&format!("Starting {} ... {changes} {}", found.name, notes.join(" "))));
+            std::thread::sleep(Duration::from_secs(3));
+        }
+        Ok(found.init.clone())
+    }
+
+    /// Returns the index of the volume with the system that is started.
+    fn volume(&mut self, volumes: &[Volume]) -> Result<usize, Stop> {
+        match system::choose(volumes, self.parameters.root.as_deref()) {
+            Choice::One(at) => Ok(at),
+            Choice::None(reason) => {
+                // The next disk may have another one.
+                self.parameters.root = None;
+                Err(Failure::new(reason.trim_end_matches('.')).into())
+            }
+            Choice::Ask(all) => {
+                let rows = all.iter().filter_map(|at| Some(volumes.get(*at)?.shown())).collect();
+                let dialogue = Dialogue::new(Kind::Choice, "Which system?").with(rows);
+                let Answer::Row(row) = self.ask(dialogue)? else { return Err(Stop::Back) };
+                all.get(row).copied().ok_or(Stop::Back)
+            }
+        }
+    }
+
+    /// Asks until there is an answer.
+    fn ask(&mut self, mut dialogue: Dialogue) -> Result<Answer, Stop> {
+        loop {
+            match self.answer_within(&mut dialogue, TICK)? {
+                // Only the list of machines offers it.
+                None | Some(Answer::Address) => {}
+                Some(answer) => return Ok(answer),
+            }
+        }
+    }
+
+    /// Shows a question, and waits for an answer.
+    fn answer_within(
+        &mut self,
+        dialogue: &mut Dialogue,
+        patience: Duration,
+    ) -> Result<Option<Answer>, Stop> {
+        let end = Instant::now() + patience;
+        loop {
+            self.look();
+            dialogue.notes.extend(self.notes.values().cloned());
+            let lines = dialogue.lines();
+            dialogue.notes.clear();
+            self.show(&lines);
+            self.screens.wait(TICK);
+            for key in self.screens.receive() {
+                match dialogue.key(key) {
+                    None => {}
+                    Some(Answer::Back) => return Err(Stop::Back),
+                    Some(Answer::PowerOff) => return Err(Stop::Exit(POWER_OFF)),
+                    Some(Answer::Restart) => return Err(Stop::Exit(RESTART)),
+                    answer => return Ok(answer),
+                }
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Takes what the network and the drivers report.
+    fn look(&mut self) {
+        let pending = self.inbox.receive();
+        for note in pending.notes {
+            self.notes.insert(note.clone(), note);
+        }
+        for (subject, sentence) in pending.subjects {
+            match sentence {
+                Some(sentence) => drop(self.notes.insert(subject, sentence)),
+                None => drop(self.notes.remove(&subject)),
+            }
+        }
+    }
+
+    /// Shows these lines, unless they are shown already.
+    fn show(&mut self, lines: &[String]) {
+        if self.shown != lines {
+            print(&mut self.screens, lines);
+            self.shown = lines.to_vec();
+        }
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        let text = failure.to_string();
+        self.message = format!("{}.", text.trim_end_matches('.'));
+    }
+
+    /// After a failed attempt by kernel parameters: shows why, and waits. A key leads to the list.
+    fn pause(&mut self) {
+        if !self.by_parameters {
+            return;
+        }
+        let text = format!(
+            "{} Trying again in {} seconds; press a key to choose here.",
+            self.message,
+            PAUSE.as_secs()
+        );
+        self.show(&busy(&text));
+        let end = Instant::now() + PAUSE;
+        while Instant::now() < end {
+            self.look();
+            self.screens.wait(TICK);
+            if !self.screens.receive().is_empty() {
+                self.by_parameters = false;
+                return;
+            }
+        }
+    }
+}
+
+/// Clears the consoles and prints lines.
+fn print(screens: &mut Screens, lines: &[String]) {
+    let text = escape_lines_to_ascii(&lines.join("\n"));
+    screens.print(&format!("\x1b[H\x1b[2J{text}\n"));
+}

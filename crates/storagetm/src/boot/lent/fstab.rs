@@ -1,0 +1,100 @@
+//! The tables of a system that say what it mounts and unlocks (fstab(5), crypttab(5)), changed for a boot on another
+//! machine from a disk that must not be written to. Pure.
+
+/// What replaces a line that is left out.
+const MARK: &str = "# storagetm: ";
+/// Mount points that a system cannot do without.
+const VITAL: [&str; 2] = ["/usr", "/var"];
+
+/// An entry that mounts a block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// The device, as the table names it: `UUID=…`, `/dev/…`.
+    pub(super) device: String,
+    pub(super) point: String,
+}
+
+impl Entry {
+    /// Whether the system cannot start without it.
+    pub(super) fn is_vital(&self) -> bool {
+        VITAL.contains(&self.point.as_str())
+    }
+}
+
+/// Returns the table without its block devices and swap areas, and the file systems of them below `/`, in its order.
+pub(super) fn without_devices(fstab: &str) -> (String, Vec<Entry>) {
+    let mut entries = Vec::new();
+    let mut text = String::new();
+    for line in fstab.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [device, point, kind, ..] = *words.as_slice() else {
+            text.push_str(&format!("{line}\n"));
+            continue;
+        };
+        if device.starts_with('#') || !(is_device(device) || kind == "swap" || point == "/") {
+            text.push_str(&format!("{line}\n"));
+            continue;
+        }
+        text.push_str(&format!("{MARK}{line}\n"));
+        if is_device(device) && point.len() > 1 && point.starts_with('/') && kind != "swap" {
+            entries.push(Entry { device: device.to_owned(), point: unescape(point) });
+        }
+    }
+    (text, entries)
+}
+
+/// Returns the table without an entry.
+pub(super) fn without_entries(table: &str) -> String {
+    table
+        .lines()
+        .map(
+            |line| {
+                if line.starts_with('#') { format!("{line}\n") } else { format!("{MARK}{line}\n") }
+            },
+        )
+        .collect()
+}
+
+fn is_device(name: &str) -> bool {
+    let by = ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "ID=", "/dev/"];
+    by.iter().any(|start| name.starts_with(start))
+}
+
+/// Decodes the escapes of a blank and a tab.
+fn unescape(point: &str) -> String {
+    point.replace("\\040", " ").replace("\\011", "\t")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const FSTAB: &str = "# a comment\nUUID=1-2 / ext4 errors=remount-ro 0 1\nUUID=AB-CD /boot/efi vfat umask=0077 0 1\n\
+        /dev/sda3\tnone swap sw 0 0\nLABEL=home /home\\040dir ext4 defaults 0 2\ntmpfs /tmp tmpfs size=1g 0 0\n\
+        /swapfile none swap sw 0 0\nserver:/x /mnt nfs defaults 0 0\noverlay / overlay x 0 0\nbroken\n";
+
+    #[test]
+    fn devices_swap_and_root_are_left_out_of_fstab() {
+        let (text, entries) = without_devices(FSTAB);
+        let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            kept,
+            ["tmpfs /tmp tmpfs size=1g 0 0", "server:/x /mnt nfs defaults 0 0", "broken"]
+        );
+        assert_eq!(text.lines().count(), FSTAB.lines().count());
+        let found: Vec<_> =
+            entries.iter().map(|it| (it.device.as_str(), it.point.as_str())).collect();
+        assert_eq!(found, [("UUID=AB-CD", "/boot/efi"), ("LABEL=home", "/home dir")]);
+        assert!(entries.iter().all(|entry| !entry.is_vital()));
+        assert!(without_devices("UUID=1 /var ext4 x 0 0").1[0].is_vital());
+    }
+
+    #[test]
+    fn table_is_left_out_once() {
+        let once = without_entries("# x\nroot UUID=1 none luks\n");
+        assert_eq!(once, "# x\n# storagetm: root UUID=1 none luks\n");
+        assert_eq!(without_entries(&once), once);
+        let (text, _) = without_devices(FSTAB);
+        assert_eq!(without_devices(&text), (text.clone(), Vec::new()));
+    }
+}

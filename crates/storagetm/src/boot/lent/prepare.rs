@@ -1,0 +1,254 @@
+//! Makes a system on an attached disk ready to be started on this machine: its root with changes in memory, the modules
+//! of the running kernel, and what must not run from its own disk.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use linux::net::addresses;
+use linux::root::{self, Root};
+use rustix::system::uname;
+
+use super::fstab::{self, Entry};
+use super::system::{Volume, driver};
+use failure::Failure;
+
+/// The root of the system that is started.
+pub(crate) const ROOT: &str = "/sysroot";
+/// The file systems of the disk, as they are, by number.
+const LOWER: &str = "/lent/disk";
+/// Changes, and a directory for each file system.
+const MEMORY: &str = "/lent/memory";
+/// The limit of all changes: of the memory of this machine.
+const MEMORY_SIZE: &str = "50%";
+
+/// What is started.
+pub(super) struct Start<'a> {
+    /// All volumes of the disk.
+    pub(super) volumes: &'a [Volume],
+    pub(super) root: &'a Volume,
+    /// Whether the system writes to the disk itself.
+    pub(super) write: bool,
+    /// The interface by which the disk is attached, if it is known.
+    pub(super) interface: Option<String>,
+}
+
+impl Start<'_> {
+    /// Mounts the system at [`ROOT`]. Returns messages for the user.
+    ///
+    /// # Errors
+    /// Fails if a file system that it needs cannot be mounted; what is mounted then is left to [`undo`].
+    pub(super) fn prepare(&self) -> Result<Vec<String>, Failure> {
+        let mut notes = Vec::new();
+        if self.write {
+            self.mount_writable()?;
+        } else {
+            let failed = |error| Failure::new(format!("memory for changes: {error}"));
+            root::mount_memory(Path::new(MEMORY), MEMORY_SIZE, true).map_err(failed)?;
+            self.mount_layers(self.root, 0, Path::new(ROOT))?;
+        }
+        let system = Root::open(Path::new(ROOT)).map_err(Failure::new)?;
+        if !self.write {
+            self.change_tables(&system, &mut notes)?;
+        }
+        let failed = |error| Failure::new(format!("/run of the system: {error}"));
+        root::mount_memory(&Path::new(ROOT).join("run"), "20%", false).map_err(failed)?;
+        if let Err(error) = keep_network(&system, self.interface.as_deref()) {
+            notes.push(format!("The system may take the network over: {error}."));
+        }
+        if let Err(error) = give_modules(&system) {
+            notes.push(format!("The system has no modules of this kernel: {error}."));
+        }
+        Ok(notes)
+    }
+
+    fn mount_writable(&self) -> Result<(), Failure> {
+        let (kind, _) = self.driver(self.root)?;
+        root::mount_disk(&self.root.device, Path::new(ROOT), kind, true, "")
+            .map_err(|error| mount_failed(self.root, &error))
+    }
+
+    fn driver(&self, volume: &Volume) -> Result<(&'static str, &'static str), Failure> {
+        let found = volume.contents.and_then(driver);
+        found.ok_or_else(|| {
+            Failure::new(format!("{}: its driver is not in this image", volume.shown()))
+        })
+    }
+
+    /// Mounts a volume read-only, without its journal, and over it a layer in memory that takes all changes.
+    fn mount_layers(&self, volume: &Volume, number: usize, at: &Path) -> Result<(), Failure> {
+        let (kind, options) = self.driver(volume)?;
+        let lower = PathBuf::from(format!("{LOWER}{number}"));
+        let memory = Path::new(MEMORY).join(number.to_string());
+        let failed = |error| mount_failed(volume, &error);
+        root::forbid_writes(&volume.device).map_err(failed)?;
+        root::mount_disk(&volume.device, &lower, kind, false, options).map_err(failed)?;
+        root::mount_overlay(&lower, &memory, at).map_err(failed)
+    }
+
+    /// Takes the disk's devices out of fstab and crypttab, and mounts those of its file systems that can be mounted with
+    /// a layer in memory.
+    fn change_tables(&self, system: &Root, notes: &mut Vec<String>) -> Result<(), Failure> {
+        if let Ok(table) = system.text("etc/fstab") {
+            let (text, entries) = fstab::without_devices(&table);
+            let failed = |error| Failure::new(format!("/etc/fstab of the system: {error}"));
+            system.write("etc/fstab", &text).map_err(failed)?;
+            for (entry, number) in entries.iter().zip(1..) {
+                self.mount_entry(system, entry, number, notes)?;
+            }
+        }
+        if let Ok(table) = system.text("etc/crypttab") {
+            let failed = |error| Failure::new(format!("/etc/crypttab of the system: {error}"));
+            system.write("etc/crypttab", &fstab::without_entries(&table)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn mount_entry(
+        &self,
+        system: &Root,
+        entry: &Entry,
+        number: usize,
+        notes: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        let volume = self.volumes.iter().find(|volume| volume.is_called(&entry.device));
+        let mounted = match volume.filter(|volume| volume.contents.and_then(driver).is_some()) {
+            None => Err(Failure::new(format!("{} ({}) is not mounted", entry.point, entry.device))),
+            Some(volume) => {
+                let layer = PathBuf::from(format!("{LOWER}{number}-layer"));
+                self.mount_layers(volume, number, &layer).and_then(|()| {
+                    let placed = system
+                        .make_directories(&entry.point)
+                        .and_then(|()| system.bind(&layer, &entry.point));
+                    placed.map_err(|error| Failure::new(format!("{}: {error}", entry.point)))
+                })
+            }
+        };
+        match mounted {
+            Err(failure) if entry.is_vital() => Err(failure),
+            Err(failure) => {
+                notes.push(format!("{failure}."));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+fn mount_failed(volume: &Volume, error: &std::io::Error) -> Failure {
+    Failure::new(format!("{} cannot be mounted: {error}", volume.shown()))
+}
+
+/// Unmounts what [`Start::prepare`] has mounted.
+pub(super) fn undo() {
+    // They fail if nothing is mounted there.
+    let _ = root::detach(Path::new(ROOT));
+    for number in 0..32 {
+        let _ = root::detach(Path::new(&format!("{LOWER}{number}-layer")));
+        let _ = root::detach(Path::new(&format!("{LOWER}{number}")));
+    }
+    let _ = root::detach(Path::new(MEMORY));
+}
+
+/// Keeps the system's network services off the interface by which the disk is attached: it would lose its root.
+fn keep_network(system: &Root, interface: Option<&str>) -> Result<(), Failure> {
+    let unknown = || Failure::new("the interface to the other machine is not known");
+    for (path, text) in network_files(interface.ok_or_else(unknown)?) {
+        system.write(path, &text).map_err(|error| Failure::new(format!("{path}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// Returns the interface with the address that packets to `lender`, no link-local IPv6 address, are sent from.
+pub(super) fn interface_to(lender: IpAddr) -> Option<String> {
+    let any: IpAddr = match lender {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let own = UdpSocket::bind((any, 0)).and_then(|socket| {
+        // Nothing is sent.
+        socket.connect((lender, 9))?;
+        socket.local_addr()
+    });
+    let own = own.ok()?.ip();
+    addresses().ok()?.into_iter().find(|it| it.ip == own).map(|it| it.interface)
+}
+
+/// The files below /run that leave an interface as it is: its name (systemd.link(5)), and its addresses
+/// (systemd.network(5), NetworkManager.conf(5), ifup(8)).
+fn network_files(interface: &str) -> [(&'static str, String); 4] {
+    [
+        (
+            "run/systemd/network/00-storagetm.link",
+            format!(
+                "[Match]\nOriginalName={interface}\n\n[Link]\nNamePolicy=keep\nName={interface}\n"
+            ),
+        ),
+        (
+            "run/systemd/network/00-storagetm.network",
+            format!("[Match]\nName={interface}\n\n[Link]\nUnmanaged=yes\n"),
+        ),
+        (
+            "run/NetworkManager/conf.d/00-storagetm.conf",
+            format!("[device-storagetm]\nmatch-device=interface-name:{interface}\nmanaged=0\n"),
+        ),
+        ("run/network/ifstate", format!("{interface}={interface}\n")),
+    ]
+}
+
+/// Mounts the modules of the running kernel in the system, unless it has them. Its own depmod makes the indexes of them
+/// that its tools need, before they need them.
+fn give_modules(system: &Root) -> Result<(), Failure> {
+    let uname = uname();
+    let release = uname.release().to_string_lossy();
+    let place = format!("lib/modules/{release}");
+    if system.has(&format!("{place}/modules.dep")) {
+        return Ok(());
+    }
+    let failed = |error| Failure::new(format!("/{place}: {error}"));
+    system.make_directories(&place).map_err(failed)?;
+    system.bind(&Path::new("/").join(&place), &place).map_err(failed)?;
+    for (path, text) in depmod_unit(&release) {
+        system.write(&path, &text).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// A unit that runs depmod(8) before anything loads modules, and what pulls it in.
+fn depmod_unit(release: &str) -> [(String, String); 2] {
+    let name = "storagetm-modules.service";
+    let unit = format!(
+        "[Unit]\nDescription=Index of the modules of the running kernel\nDefaultDependencies=no\n\
+         Before=systemd-udevd.service systemd-udev-trigger.service systemd-modules-load.service\n\n\
+         [Service]\nType=oneshot\nExecStart=-depmod {release}\n"
+    );
+    let wanted = format!("[Unit]\nWants={name}\n");
+    [
+        (format!("run/systemd/system/{name}"), unit),
+        ("run/systemd/system/sysinit.target.d/storagetm.conf".to_owned(), wanted),
+    ]
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn interface_of_the_disk_is_left_alone() {
+        let files = network_files("eth0");
+        assert!(files.iter().all(|(path, text)| path.starts_with("run/") && text.contains("eth0")));
+        let lo = interface_to("127.0.0.1".parse().unwrap());
+        assert_eq!(lo.as_deref(), Some("lo"));
+    }
+
+    #[test]
+    fn depmod_runs_before_modules_are_loaded() {
+        let [(path, unit), (_, wanted)] = depmod_unit("6.12.0-test");
+        assert!(
+            path.ends_with("storagetm-modules.service") && wanted.contains("storagetm-modules")
+        );
+        assert!(
+            unit.contains("ExecStart=-depmod 6.12.0-test\n")
+                && unit.contains("Before=systemd-udevd")
+        );
+    }
+}

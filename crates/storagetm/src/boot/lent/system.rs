@@ -1,0 +1,311 @@
+//! The systems on an attached disk: partitions with a file system that has an init and says what it is.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use console::decimal;
+use linux::block;
+use linux::partition::{Entry, guid_text};
+use linux::root::{self, Root};
+use linux::signature::{Kind, Signature, probe};
+use linux::tree::Tree;
+
+use failure::Failure;
+
+/// Where a file system is mounted to be looked at.
+const LOOK: &str = "/lent/look";
+/// How long the kernel may take to show the partitions.
+const PARTITIONS: Duration = Duration::from_secs(5);
+/// The types of root partitions (Discoverable Partitions Specification): x86-64 and ARM64.
+const ROOT_TYPES: [&str; 2] =
+    ["4f68bce3-e8cd-4db1-96e7-fbcaf984b709", "b921b045-1df0-41c3-af44-4c6f280d3fae"];
+/// What is started as init, as systems have it.
+const INITS: [&str; 3] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
+
+/// A partition, or a whole disk without a partition table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Volume {
+    pub(super) device: PathBuf,
+    /// Its number in the partition table; 0 is the whole disk.
+    pub(super) number: u32,
+    pub(super) bytes: u64,
+    /// The type, the GUID and the name in the partition table, as text.
+    pub(super) kind: String,
+    pub(super) guid: String,
+    pub(super) name: String,
+    /// What is on it.
+    pub(super) contents: Option<Kind>,
+    pub(super) uuid: String,
+    pub(super) label: String,
+    /// The system on it.
+    pub(super) system: Option<System>,
+}
+
+/// A system that can be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct System {
+    /// `PRETTY_NAME` of os-release(5).
+    pub(super) name: String,
+    /// The path of its init.
+    pub(super) init: String,
+}
+
+/// Which system is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// That on the volume with this index.
+    One(usize),
+    /// One of those on these volumes: somebody has to say.
+    Ask(Vec<usize>),
+    /// None: the reason.
+    None(String),
+}
+
+/// Returns the driver of a file system that may hold a root, and its options for a mount that writes nothing: without
+/// the journal.
+pub(super) fn driver(kind: Kind) -> Option<(&'static str, &'static str)> {
+    match kind {
+        Kind::Ext3 | Kind::Ext4 => Some(("ext4", "noload")),
+        Kind::Ext2 => Some(("ext4", "")),
+        Kind::Xfs => Some(("xfs", "norecovery,nouuid")),
+        _ => None,
+    }
+}
+
+/// Chooses by `wanted`, the value of `storagetm.root`, else the only system; of several those in root partitions first.
+pub(super) fn choose(volumes: &[Volume], wanted: Option<&str>) -> Choice {
+    let systems: Vec<usize> =
+        (0..).zip(volumes).filter(|(_, it)| it.system.is_some()).map(|(at, _)| at).collect();
+    if let Some(wanted) = wanted {
+        let found = (0..).zip(volumes).find(|(_, volume)| volume.is_called(wanted));
+        return match found {
+            Some((at, volume)) if volume.system.is_some() => Choice::One(at),
+            Some((_, volume)) => Choice::None(format!(
+                "No system that can be started is on {wanted}: {}.",
+                volume.shown()
+            )),
+            None => Choice::None(format!("The disk has no {wanted}. It has {}.", summary(volumes))),
+        };
+    }
+    match systems.as_slice() {
+        [] => Choice::None(format!(
+            "No system that can be started was found: ext4 and XFS are looked into, not LVM, RAID, encryption or btrfs. \
+             The disk has {}.",
+            summary(volumes)
+        )),
+        [one] => Choice::One(*one),
+        _ => {
+            let is_root = |at: &usize| volumes.get(*at).is_some_and(Volume::is_root_type);
+            let (roots, others): (Vec<usize>, Vec<usize>) = systems.into_iter().partition(is_root);
+            Choice::Ask([roots, others].concat())
+        }
+    }
+}
+
+fn summary(volumes: &[Volume]) -> String {
+    let shown: Vec<String> = volumes.iter().map(Volume::shown).collect();
+    if shown.is_empty() { "no partition".to_owned() } else { shown.join("; ") }
+}
+
+impl Volume {
+    fn is_root_type(&self) -> bool {
+        ROOT_TYPES.contains(&self.kind.as_str())
+    }
+
+    /// Returns whether a text means this volume: its number or device, or `UUID=`, `LABEL=`, `PARTUUID=` or `PARTLABEL=`
+    /// as fstab(5) has them.
+    pub(super) fn is_called(&self, text: &str) -> bool {
+        let text = text.trim_matches('"');
+        let is = |own: &str, value: &str| !own.is_empty() && own.eq_ignore_ascii_case(value);
+        match text.split_once('=') {
+            Some(("UUID", value)) => is(&self.uuid, value.trim_matches('"')),
+            Some(("PARTUUID", value)) => is(&self.guid, value.trim_matches('"')),
+            Some(("LABEL", value)) => {
+                !self.label.is_empty() && self.label == value.trim_matches('"')
+            }
+            Some(("PARTLABEL", value)) => {
+                !self.name.is_empty() && self.name == value.trim_matches('"')
+            }
+            Some(_) => false,
+            None => text.parse() == Ok(self.number) || Path::new(text) == self.device,
+        }
+    }
+
+    /// A line about it: `partition 2: Debian GNU/Linux 13 (trixie), 1 GB, ext4`.
+    pub(super) fn shown(&self) -> String {
+        let place = match self.number {
+            0 => "the whole disk".to_owned(),
+            number => format!("partition {number}"),
+        };
+        let contents = self.contents.map_or("unknown contents", Kind::word);
+        let system = self.system.as_ref().map(|it| format!("{}, ", it.name)).unwrap_or_default();
+        format!("{place}: {system}{}, {contents}", decimal(self.bytes))
+    }
+}
+
+/// Looks for systems on an attached disk. Writes to none of it: the kernel is made to refuse that.
+///
+/// # Errors
+/// Fails if the disk cannot be read, or its partitions do not appear.
+pub(super) fn survey(tree: &Tree, device: &Path) -> Result<Vec<Volume>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(format!("{} cannot be read: {error}", device.display()))
+    };
+    let name = device.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let disk = block::read(tree, name).ok_or_else(|| failed(&"it has gone"))?;
+    let file = File::open(device).map_err(|error| failed(&error))?;
+    let found = probe(&file, disk.bytes).map_err(|error| failed(&error))?;
+    let Some(table) = found.table else {
+        return Ok(vec![volume(tree, name, None, &found.signatures)?]);
+    };
+    let parts = partitions(tree, name, table.entries.len());
+    let entry = |number: u32| table.entries.iter().find(|entry| entry.number == number);
+    parts.iter().map(|part| look_at(tree, part, &entry)).collect()
+}
+
+fn look_at<'a>(
+    tree: &Tree,
+    name: &str,
+    entry: &dyn Fn(u32) -> Option<&'a Entry>,
+) -> Result<Volume, Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::new(format!("{name} cannot be read: {error}"));
+    let part = block::read(tree, name).ok_or_else(|| failed(&"it has gone"))?;
+    let number = part.part.as_ref().map_or(0, |part| part.number);
+    let file = File::open(tree.path(&part.node)).map_err(|error| failed(&error))?;
+    let found = probe(&file, part.bytes).map_err(|error| failed(&error))?;
+    volume(tree, name, entry(number), &found.signatures)
+}
+
+/// Returns the partitions of a disk by their kernel names, once there are as many as its table has, or the time is over.
+fn partitions(tree: &Tree, disk: &str, wanted: usize) -> Vec<String> {
+    let end = Instant::now() + PARTITIONS;
+    loop {
+        let inside = tree.names(format!("sys/class/block/{disk}"));
+        let is_part = |name: &String| {
+            let place = format!("sys/class/block/{disk}/{name}");
+            tree.number(format!("{place}/partition")).is_some()
+                && tree.path(format!("dev/{name}")).exists()
+        };
+        let parts: Vec<String> = inside.into_iter().filter(is_part).collect();
+        if parts.len() >= wanted || Instant::now() >= end {
+            return parts;
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn volume(
+    tree: &Tree,
+    name: &str,
+    entry: Option<&Entry>,
+    signatures: &[Signature],
+) -> Result<Volume, Failure> {
+    let device = block::read(tree, name);
+    let device = device.ok_or_else(|| Failure::new(format!("{name} has gone")))?;
+    // A volume with several signatures is in doubt.
+    let signature = if let [one] = signatures { Some(one) } else { None };
+    let text = |value: Option<&String>| value.cloned().unwrap_or_default();
+    let mut volume = Volume {
+        number: device.part.as_ref().map_or(0, |part| part.number),
+        bytes: device.bytes,
+        device: tree.path(&device.node),
+        kind: entry.map(|entry| entry.kind.clone()).unwrap_or_default(),
+        guid: entry.and_then(|it| it.guid).map(|guid| guid_text(&guid)).unwrap_or_default(),
+        name: text(entry.and_then(|entry| entry.name.as_ref())),
+        contents: signature.map(|it| it.kind),
+        uuid: text(signature.and_then(|it| it.uuid.as_ref())),
+        label: text(signature.and_then(|it| it.label.as_ref())),
+        system: None,
+    };
+    volume.system = volume.contents.and_then(|kind| system(&volume.device, kind));
+    Ok(volume)
+}
+
+/// Mounts a file system for a moment, and looks for a system. Whatever cannot be mounted holds none.
+fn system(device: &Path, kind: Kind) -> Option<System> {
+    let (driver, options) = driver(kind)?;
+    root::forbid_writes(device).ok()?;
+    root::mount_disk(device, Path::new(LOOK), driver, false, options).ok()?;
+    let found = Root::open(Path::new(LOOK)).ok().and_then(|root| identify(&root));
+    let _ = root::detach(Path::new(LOOK));
+    found
+}
+
+fn identify(root: &Root) -> Option<System> {
+    let release = root.text("etc/os-release").or_else(|_| root.text("usr/lib/os-release")).ok()?;
+    let init = INITS.iter().find(|init| root.has_program(init))?;
+    Some(System { name: pretty_name(&release), init: (*init).to_owned() })
+}
+
+/// Returns `PRETTY_NAME`, else `NAME`, of os-release(5).
+fn pretty_name(release: &str) -> String {
+    let value = |name: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+        let bare = line.trim().trim_matches(['"', '\'']);
+        (!bare.is_empty()).then(|| bare.to_owned())
+    };
+    value("PRETTY_NAME").or_else(|| value("NAME")).unwrap_or_else(|| "Linux".to_owned())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn volume(number: u32, kind: &str, name: Option<&str>) -> Volume {
+        let system =
+            name.map(|name| System { name: name.to_owned(), init: "/sbin/init".to_owned() });
+        Volume {
+            device: format!("/dev/nvme1n1p{number}").into(),
+            number,
+            bytes: 1_000_000_000,
+            kind: kind.to_owned(),
+            guid: format!("0000000{number}-aa"),
+            name: format!("part{number}"),
+            contents: Some(Kind::Ext4),
+            uuid: format!("u-{number}"),
+            label: String::new(),
+            system,
+        }
+    }
+
+    #[test]
+    fn only_system_is_chosen_and_several_are_asked_for() {
+        let esp = volume(1, "c12a7328", None);
+        let debian = volume(2, "0fc63daf", Some("Debian"));
+        let fedora = volume(3, ROOT_TYPES[0], Some("Fedora"));
+        assert_eq!(choose(&[esp.clone(), debian.clone()], None), Choice::One(1));
+        let all = [esp.clone(), debian, fedora];
+        assert_eq!(choose(&all, None), Choice::Ask(vec![2, 1]), "the root partition first");
+        let Choice::None(reason) = choose(&[esp], None) else { panic!() };
+        assert!(reason.contains("partition 1: 1 GB, ext4"), "{reason}");
+        assert!(matches!(choose(&[], None), Choice::None(_)));
+    }
+
+    #[test]
+    fn system_is_chosen_by_what_is_named() {
+        let all =
+            [volume(1, "", None), volume(2, "", Some("Debian")), volume(3, "", Some("Fedora"))];
+        for named in ["2", "PARTUUID=00000002-AA", "UUID=u-2", "PARTLABEL=part2", "/dev/nvme1n1p2"]
+        {
+            assert_eq!(choose(&all, Some(named)), Choice::One(1), "{named}");
+        }
+        for named in ["1", "4", "PARTUUID=", "LABEL=", "ID=x", "Debian"] {
+            assert!(matches!(choose(&all, Some(named)), Choice::None(_)), "{named}");
+        }
+    }
+
+    #[test]
+    fn system_has_a_name_for_people() {
+        assert_eq!(
+            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 13\"\n"),
+            "Debian GNU/Linux 13"
+        );
+        assert_eq!(pretty_name("NAME='Arch'"), "Arch");
+        assert_eq!(pretty_name("VERSION=1\nPRETTY_NAME=\"\"\n"), "Linux");
+        let shown = volume(2, "", Some("Debian")).shown();
+        assert_eq!(shown, "partition 2: Debian, 1 GB, ext4");
+    }
+}
