@@ -1,4 +1,4 @@
-//! External programs that the tests run: reports the missing ones, and installs them with apt-get.
+//! External programs that the tests run: reports the missing ones, and installs them with apt-get and pipx.
 //! The table of them is in the crate `programs`.
 
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use programs::Program;
+use programs::{PIPX, Program};
 
 /// Installs missing programs if `install`, or if the user agrees on the terminal; otherwise prints
 /// that tests will be skipped.
@@ -20,7 +20,7 @@ pub(crate) fn provide(install: bool) -> Result<()> {
     }
     println!("# not installed: {}", names(&missing).join(", "));
     if install || is_agreed_to(&missing)? {
-        return until_complete(programs::missing, apt_get);
+        return until_complete(programs::missing, install_packages);
     }
     println!(
         "# tests that need them will be skipped; `cargo xtask test --install` installs them on Debian"
@@ -32,7 +32,7 @@ pub(crate) fn provide(install: bool) -> Result<()> {
 pub(crate) fn report() {
     for program in programs::missing() {
         let Program { name, package, tests } = program;
-        println!("not tested: {tests}: needs {name} (Debian package {package})");
+        println!("not tested: {tests}: needs {name} (package {package})");
     }
 }
 
@@ -52,7 +52,7 @@ fn is_agreed_to(missing: &[&Program]) -> Result<bool> {
         return Ok(false);
     }
     let list: Vec<&str> = packages(missing).into_iter().collect();
-    print!("Install the packages {} with apt-get, as root? [y/N] ", list.join(" "));
+    print!("Install the packages {} with apt-get, as root, and pipx? [y/N] ", list.join(" "));
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(&mut input), &mut answer)?;
@@ -82,6 +82,25 @@ fn until_complete(
         wanted.extend(packages(&now));
         install(&wanted)?;
     }
+}
+
+/// Installs packages of Debian and of PyPI.
+fn install_packages(packages: &BTreeSet<&str>) -> Result<()> {
+    let (debian, python) = by_installer(packages);
+    apt_get(&debian)?;
+    for package in python {
+        println!("# pipx install {package}");
+        let status = programs::command("pipx").args(["install", package]).status();
+        ensure!(status.context("pipx cannot be started")?.success(), "pipx failed");
+    }
+    Ok(())
+}
+
+/// Returns the packages that apt-get installs, with pipx if it is needed, and those that pipx installs.
+fn by_installer<'a>(packages: &BTreeSet<&'a str>) -> (BTreeSet<&'a str>, Vec<&'a str>) {
+    let python: Vec<&str> = packages.iter().filter_map(|it| it.strip_prefix(PIPX)).collect();
+    let debian = packages.iter().copied().filter(|package| !package.starts_with(PIPX));
+    (debian.chain((!python.is_empty()).then_some("pipx")).collect(), python)
 }
 
 /// Installs packages as root, by sudo if necessary.
@@ -137,6 +156,13 @@ mod tests {
         outcome.unwrap();
         let (installed, outcome) = played(&[&[]]);
         assert!(installed.is_empty() && outcome.is_ok());
+    }
+
+    #[test]
+    fn packages_of_pypi_are_installed_by_pipx() {
+        let (debian, python) = by_installer(&BTreeSet::from(["curl", "pipx:a[b]"]));
+        assert_eq!((debian, python), (BTreeSet::from(["curl", "pipx"]), vec!["a[b]"]));
+        assert_eq!(by_installer(&BTreeSet::from(["curl"])), (BTreeSet::from(["curl"]), vec![]));
     }
 
     #[test]

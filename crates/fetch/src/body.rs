@@ -1,4 +1,4 @@
-//! The bytes of a file on a web server or in a registry.
+//! The bytes of a file on a web server, in a registry or in a bucket.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
@@ -9,20 +9,17 @@ use ureq::http::{Response, StatusCode, Uri, header};
 use ureq::{BodyReader, ResponseExt as _};
 
 use crate::origin::{Origin, Rest};
-use crate::registry::Login;
+use crate::retries::PAUSE;
+use crate::s3::Object;
 use crate::version::{Range, Version, length};
-use crate::{Error, Hash, Location};
+use crate::{Access, Error, Hash, Location};
 
 /// The longest time of one response of a server that sends parts of files. The next request
 /// continues it, so that a connection on which nothing comes any more does not last.
 const PART: Duration = Duration::from_secs(60);
 
-/// Pause after a lost connection, at first and at most.
-const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
-
-/// A file that is read from a web server or a registry.
+/// A file that is read from a web server, a registry or a bucket.
 pub struct Body {
-    location: Location,
     origin: Origin,
     /// The address to which the server redirected.
     source: Uri,
@@ -40,18 +37,21 @@ pub struct Body {
 }
 
 impl Body {
-    /// Requests a file, from a registry as this user. A connection that is lost later is made again until
-    /// no byte came for `patience`.
+    /// Requests a file. A connection that is lost later is made again until no byte came for `patience`.
     ///
     /// # Errors
     /// Fails if the server cannot be reached, does not prove its identity, or does not give the
     /// file.
-    pub fn open(
-        location: Location,
-        login: Option<Login>,
-        patience: Duration,
-    ) -> Result<Self, Error> {
-        let mut origin = Origin::find(&location, login)?;
+    pub fn open(location: &Location, access: &Access, patience: Duration) -> Result<Self, Error> {
+        Self::from(Origin::find(location, access)?, patience)
+    }
+
+    /// Requests an object of a bucket.
+    pub(crate) fn of(object: Object, patience: Duration) -> Result<Self, Error> {
+        Self::from(Origin::Bucket(Box::new(object)), patience)
+    }
+
+    fn from(mut origin: Origin, patience: Duration) -> Result<Self, Error> {
         let mut response = whole(&mut origin, Some(PART))?;
         let (mut length, headers) = (length(response.headers()), response.headers());
         let has_ranges = headers.get(header::ACCEPT_RANGES).is_none_or(|value| value != "none");
@@ -71,18 +71,7 @@ impl Body {
         let source = response.get_uri().clone();
         let reader = response.into_body().into_reader();
         let (progress, pause) = (Instant::now(), PAUSE[0]);
-        Ok(Self {
-            location,
-            origin,
-            source,
-            whole: parts,
-            length,
-            at: 0,
-            reader,
-            patience,
-            progress,
-            pause,
-        })
+        Ok(Self { origin, source, whole: parts, length, at: 0, reader, patience, progress, pause })
     }
 
     /// Returns the SHA-256 that the file must have, if a registry names it. It is not compared here.
@@ -134,9 +123,8 @@ impl Body {
                     return Ok(());
                 }
                 Ok(None) => return Err(Error::NoRanges { at: self.at, reason }),
-                Err(Error::Http(error)) => reason = error.to_string(),
-                Err(Error::Status(status)) if is_temporary(status) => {
-                    reason = Error::Status(status).to_string();
+                Err(error) if matches!(error, Error::Http(_)) || error.is_temporary() => {
+                    reason = error.to_string();
                 }
                 Err(error) => return Err(error),
             }
@@ -163,7 +151,7 @@ impl Body {
         match answer(response, &rest, length)? {
             Answer::Rest(reader) => Ok(Some(reader)),
             Answer::Whole => Ok(None),
-            Answer::Refusal(status) => Err(Error::Status(status)),
+            Answer::Refusal(response) => Err(self.origin.refusal(*response)),
         }
     }
 }
@@ -173,7 +161,7 @@ enum Answer {
     Rest(BodyReader<'static>),
     /// The whole file, which cannot be another one.
     Whole,
-    Refusal(StatusCode),
+    Refusal(Box<Response<ureq::Body>>),
 }
 
 /// Checks that an answer is the rest of the same version.
@@ -195,7 +183,7 @@ fn answer(response: Response<ureq::Body>, rest: &Rest<'_>, length: u64) -> Resul
         }
         StatusCode::OK if rest.version.is_none() => Ok(Answer::Whole),
         StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::Changed),
-        status => Ok(Answer::Refusal(status)),
+        _ => Ok(Answer::Refusal(Box::new(response))),
     }
 }
 
@@ -207,10 +195,7 @@ impl Read for Body {
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body")
-            .field("location", &self.location)
-            .field("at", &self.at)
-            .finish_non_exhaustive()
+        f.debug_struct("Body").field("at", &self.at).finish_non_exhaustive()
     }
 }
 
@@ -219,12 +204,6 @@ fn whole(origin: &mut Origin, timeout: Option<Duration>) -> Result<Response<ureq
     let response = origin.request(None, timeout)?;
     match response.status() {
         StatusCode::OK => Ok(response),
-        status => Err(Error::Status(status)),
+        _ => Err(origin.refusal(response)),
     }
-}
-
-/// Returns whether a server that answers so may give the file later (RFC 9110 §15).
-fn is_temporary(status: StatusCode) -> bool {
-    let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
-    status.is_server_error() || later.contains(&status)
 }

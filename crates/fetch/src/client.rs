@@ -14,8 +14,9 @@ const MAX_REDIRECTS: u32 = 10;
 
 /// Returns a client for a file, for addresses by HTTPS alone if `is_encrypted`. Certificates are verified by the certificate authorities that the
 /// system trusts; the proxy is that of the environment (`HTTPS_PROXY`, `NO_PROXY` ...). A redirection
-/// from HTTPS to HTTP is not followed, and a password is not sent to another host.
-pub(crate) fn client(is_encrypted: bool) -> Agent {
+/// from HTTPS to HTTP is not followed, and a password is not sent to another host; without `follows` no redirection
+/// is followed, and it is the response.
+pub(crate) fn client(is_encrypted: bool, follows: bool) -> Agent {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
@@ -25,7 +26,8 @@ pub(crate) fn client(is_encrypted: bool) -> Agent {
     let config = Agent::config_builder()
         .https_only(is_encrypted)
         .http_status_as_error(false)
-        .max_redirects(MAX_REDIRECTS)
+        .max_redirects(if follows { MAX_REDIRECTS } else { 0 })
+        .max_redirects_will_error(follows)
         .timeout_resolve(Some(TIMEOUT))
         .timeout_connect(Some(TIMEOUT))
         .timeout_recv_response(Some(TIMEOUT))

@@ -1,5 +1,5 @@
-//! Reads a file from a web server by HTTP or HTTPS, or a disk image from a registry of container images,
-//! from its first byte to its last.
+//! Reads a file from a web server by HTTP or HTTPS, a disk image from a registry of container images, or an object from a
+//! bucket of S3, from its first byte to its last; and writes such an object.
 //!
 //! A connection that is lost is made again, and the file is read on from the byte where it ended
 //! (RFC 9110 §14), if the server still has the same version of it. Parts of two versions are never
@@ -12,7 +12,10 @@
 //! | `client` | the settings of the HTTP client |
 //! | `registry` | the way from the name of an image to its blob |
 //! | `origin` | the addresses of a file, and what is sent there for permission |
+//! | `s3` | requests for an object |
 //! | [`Body`] | the bytes of the file |
+//! | [`Upload`] | an object that is written |
+//! | `retries` | when a request is made again |
 //! | `version` | which version of a file a response has |
 
 #![forbid(unsafe_code)]
@@ -22,21 +25,39 @@ mod client;
 mod location;
 mod origin;
 mod registry;
+mod retries;
+mod s3;
+mod upload;
 mod version;
+
+use std::io::{self, ErrorKind};
+
+use ureq::http::StatusCode;
 
 pub use body::Body;
 pub use location::{Location, LocationError};
 pub use registry::Login;
+pub use s3::{Account, AccountError, Head, Object, Refusal};
+pub use upload::{Proof, Stored, Upload};
 
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];
 
-/// Why a file cannot be read, or not to its end.
+/// As whom servers are asked.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// The user of registries.
+    pub login: Option<Login>,
+    /// The server and the credentials for objects.
+    pub account: Option<Account>,
+}
+
+/// Why a file cannot be read, or not to its end, or an object cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server answers that it does not give the file.
     #[error("the server answers {0}")]
-    Status(ureq::http::StatusCode),
+    Status(StatusCode),
     /// A registry has no such disk image.
     #[error("this is no disk image in a registry: {0}")]
     Image(&'static str),
@@ -49,7 +70,7 @@ pub enum Error {
     /// A registry requires a token, and names no server for it, or one that is not asked.
     #[error("the registry requires a token, and names no token server with HTTPS")]
     Token,
-    /// What the token server sent is no token.
+    /// The token server sent something else.
     #[error("the token server of the registry gave no token")]
     NoToken,
     /// The file changed between two connections.
@@ -79,4 +100,72 @@ pub enum Error {
         /// The last error.
         reason: String,
     },
+    /// A server of objects refuses a request.
+    #[error("{0}")]
+    Object(Box<Refusal>),
+    /// The answer of a server of objects cannot be used.
+    #[error("the server's answer cannot be used: {0}")]
+    Answer(&'static str),
+    /// The server names another hash for a part than that of what was sent.
+    #[error(
+        "a part was damaged on its way: the server names another hash than that of what was sent"
+    )]
+    Damaged,
+    /// An object would be larger than objects can be.
+    #[error("an object has at most 10,000 parts of 5 GiB")]
+    TooLarge,
+    /// There is not enough memory, or a part is missing because of another error.
+    #[error("{0}")]
+    Write(#[source] io::Error),
+    /// The object is not there after it was put together.
+    #[error("all was sent, and there is no such object")]
+    Gone,
+    /// The object has another size than what was sent.
+    #[error("{sent} bytes were sent, and the object has {there}")]
+    Size {
+        /// Bytes that were sent.
+        sent: u64,
+        /// Bytes of the object.
+        there: u64,
+    },
+    /// The object does not hold what was sent.
+    #[error("the object does not hold what was sent: bytes {start} to {end} differ")]
+    Differs {
+        /// The first byte of a part that differs.
+        start: u64,
+        /// The byte after that part.
+        end: u64,
+    },
+    /// An upload failed and could not be aborted.
+    #[error(
+        "{error}; the server keeps, and bills, the parts that were sent until this is run: {command}"
+    )]
+    Left {
+        /// Why it failed.
+        error: Box<Self>,
+        /// The command that removes the parts.
+        command: String,
+    },
+}
+
+impl Error {
+    /// Returns whether the same request may succeed later (RFC 9110 §15).
+    pub fn is_temporary(&self) -> bool {
+        let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+        match self {
+            Self::Status(status) => status.is_server_error() || later.contains(status),
+            Self::Object(refusal) => refusal.is_temporary(),
+            Self::Damaged => true,
+            // A certificate that is not accepted is invalid data.
+            Self::Http(ureq::Error::Io(error)) => error.kind() != ErrorKind::InvalidData,
+            Self::Http(error) => matches!(
+                error,
+                ureq::Error::Timeout(_)
+                    | ureq::Error::HostNotFound
+                    | ureq::Error::ConnectionFailed
+                    | ureq::Error::Protocol(_)
+            ),
+            _ => false,
+        }
+    }
 }

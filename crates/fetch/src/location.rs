@@ -1,4 +1,4 @@
-//! The URL of a file: of a web server, or in a registry of container images.
+//! The URL of a file: of a web server, in a registry of container images, or in a bucket of S3.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,6 +6,7 @@ use std::str::FromStr;
 use ureq::http::Uri;
 
 use crate::registry::Reference;
+use crate::s3::{Account, Object, ObjectName};
 
 /// The URL of a file. Its `Display` form has neither user name and password nor the query.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) enum Place {
     Web(Uri),
     /// `oci://`.
     Registry(Reference),
+    /// `s3://`.
+    Bucket(ObjectName),
 }
 
 /// A text is not the URL of a file.
@@ -27,7 +30,7 @@ pub enum LocationError {
     #[error("not a URL, as in https://HOST/FILE")]
     Malformed,
     /// Another scheme.
-    #[error("not an http://, https:// or oci:// URL")]
+    #[error("not an http://, https://, oci:// or s3:// URL")]
     Scheme,
     /// It has a fragment, which is not sent to servers.
     #[error("a # has no meaning here; write it as %23")]
@@ -37,23 +40,31 @@ pub enum LocationError {
         "not the name of an image, as in oci://REGISTRY/NAME:TAG or oci://REGISTRY/NAME@sha256:DIGEST"
     )]
     Reference,
+    /// Not the name of an object.
+    #[error("not the name of an object, as in s3://BUCKET/KEY")]
+    Object,
 }
 
 impl Location {
     /// The schemes of such URLs.
-    pub const SCHEMES: [&str; 3] = ["http", "https", "oci"];
+    pub const SCHEMES: [&str; 4] = ["http", "https", "oci", "s3"];
 
     /// Returns whether it is a file of a web server.
     pub fn is_web(&self) -> bool {
         matches!(self.0, Place::Web(_))
     }
 
-    /// Returns whether it is read by HTTPS.
-    pub fn is_encrypted(&self) -> bool {
+    /// Returns the object that it names with this account, if it names one.
+    pub fn object(&self, account: &Account) -> Option<Object> {
         match &self.0 {
-            Place::Web(uri) => uri.scheme_str() == Some("https"),
-            Place::Registry(reference) => reference.is_encrypted(),
+            Place::Bucket(name) => Some(Object::new(name, account.clone())),
+            Place::Web(_) | Place::Registry(_) => None,
         }
+    }
+
+    /// Returns whether it is an object of a bucket.
+    pub fn is_object(&self) -> bool {
+        matches!(self.0, Place::Bucket(_))
     }
 }
 
@@ -61,6 +72,10 @@ impl FromStr for Location {
     type Err = LocationError;
 
     fn from_str(text: &str) -> Result<Self, LocationError> {
+        if let Some(name) = text.strip_prefix("s3://") {
+            let name = ObjectName::parse(name).ok_or(LocationError::Object)?;
+            return Ok(Self(Place::Bucket(name)));
+        }
         if text.contains('#') {
             return Err(LocationError::Fragment);
         }
@@ -84,6 +99,7 @@ impl fmt::Display for Location {
         let uri = match &self.0 {
             Place::Web(uri) => uri,
             Place::Registry(reference) => return write!(f, "oci://{reference}"),
+            Place::Bucket(name) => return write!(f, "s3://{name}"),
         };
         let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -2,20 +2,24 @@
 
 use std::time::Duration;
 
-use ureq::http::{Response, StatusCode, Uri, header};
+use ureq::http::header::HeaderName;
+use ureq::http::{HeaderValue, Response, StatusCode, Uri, header};
 use ureq::{Agent, Body};
 
 use crate::location::Place;
-use crate::registry::{Login, Registry};
+use crate::registry::Registry;
+use crate::s3::Object;
 use crate::version::Version;
-use crate::{Error, Hash, Location, client};
+use crate::{Access, Error, Hash, Location, client};
 
 /// Where a file comes from.
-pub(crate) struct Origin {
-    client: Agent,
-    uri: Uri,
-    registry: Option<Registry>,
-    blob: Option<(Hash, u64)>,
+pub(crate) enum Origin {
+    /// A web server.
+    Web(Agent, Uri),
+    /// A registry, with the address of a blob, its SHA-256 and its size.
+    Registry { client: Agent, uri: Uri, registry: Box<Registry>, blob: (Hash, u64) },
+    /// A bucket of S3.
+    Bucket(Box<Object>),
 }
 
 /// A part of a file: from a byte to its end.
@@ -30,22 +34,33 @@ impl Origin {
     ///
     /// # Errors
     /// Fails if the registry cannot be reached, refuses, or has no such image.
-    pub(crate) fn find(location: &Location, login: Option<Login>) -> Result<Self, Error> {
-        let client = client::client(location.is_encrypted());
+    pub(crate) fn find(location: &Location, access: &Access) -> Result<Self, Error> {
         match &location.0 {
-            Place::Web(uri) => Ok(Self { client, uri: uri.clone(), registry: None, blob: None }),
+            Place::Web(uri) => {
+                let is_encrypted = uri.scheme_str() == Some("https");
+                Ok(Self::Web(client::client(is_encrypted, true), uri.clone()))
+            }
             Place::Registry(reference) => {
+                let client = client::client(reference.is_encrypted(), true);
+                let login = access.login.clone();
                 let mut registry = Registry::new(client.clone(), reference.clone(), login);
                 let blob = registry.find()?;
-                let (uri, registry) = (blob.uri, Some(registry));
-                Ok(Self { client, uri, registry, blob: Some((blob.hash, blob.bytes)) })
+                let (registry, uri) = (Box::new(registry), blob.uri);
+                Ok(Self::Registry { client, uri, registry, blob: (blob.hash, blob.bytes) })
+            }
+            Place::Bucket(name) => {
+                let account = access.account.clone().unwrap_or_default();
+                Ok(Self::Bucket(Box::new(Object::new(name, account))))
             }
         }
     }
 
     /// Returns the SHA-256 and the size of the file, if a registry names them.
     pub(crate) fn blob(&self) -> Option<(Hash, u64)> {
-        self.blob
+        match self {
+            Self::Registry { blob, .. } => Some(*blob),
+            Self::Web(..) | Self::Bucket(_) => None,
+        }
     }
 
     /// Requests the file, or a part of it; a response ends after `timeout`.
@@ -57,14 +72,20 @@ impl Origin {
         rest: Option<&Rest<'_>>,
         timeout: Option<Duration>,
     ) -> Result<Response<Body>, Error> {
-        let response = self.get(&self.uri, rest, timeout)?;
-        let Some(registry) = &mut self.registry else { return Ok(response) };
+        let (client, uri, registry) = match self {
+            Self::Web(client, uri) => return get(client, uri, None, rest, timeout),
+            Self::Bucket(object) => {
+                return object.get(&rest.map(Rest::headers).unwrap_or_default(), timeout);
+            }
+            Self::Registry { client, uri, registry, .. } => (client, uri, registry),
+        };
+        let response = get(client, uri, registry.permission(), rest, timeout)?;
         // A permission is valid for some minutes only.
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        registry.ask(&response, &self.uri)?;
-        match self.get(&self.uri, rest, timeout)? {
+        registry.ask(&response, uri)?;
+        match get(client, uri, registry.permission(), rest, timeout)? {
             response if response.status() == StatusCode::UNAUTHORIZED => Err(Error::Login),
             response => Ok(response),
         }
@@ -76,30 +97,50 @@ impl Origin {
     /// Fails if the server cannot be reached.
     pub(crate) fn request_at(
         &self,
-        uri: &Uri,
+        source: &Uri,
         rest: &Rest<'_>,
         timeout: Option<Duration>,
     ) -> Result<Response<Body>, Error> {
-        self.get(uri, Some(rest), timeout)
+        match self {
+            Self::Web(client, _) => get(client, source, None, Some(rest), timeout),
+            Self::Registry { client, uri, registry, .. } => {
+                let permission = registry.permission().filter(|_| source == uri);
+                get(client, source, permission, Some(rest), timeout)
+            }
+            Self::Bucket(object) => object.get(&rest.headers(), timeout),
+        }
     }
 
-    fn get(
-        &self,
-        uri: &Uri,
-        rest: Option<&Rest<'_>>,
-        timeout: Option<Duration>,
-    ) -> Result<Response<Body>, Error> {
-        let mut request = self.client.get(uri);
-        if let Some(rest) = rest {
-            request = request.header(header::RANGE, format!("bytes={}-", rest.first));
-            if let Some(version) = rest.version {
-                request = request.header(header::IF_RANGE, version.as_str());
-            }
+    /// Returns why the server does not give the file.
+    pub(crate) fn refusal(&self, response: Response<Body>) -> Error {
+        match self {
+            Self::Bucket(object) => object.refusal(response),
+            Self::Web(..) | Self::Registry { .. } => Error::Status(response.status()),
         }
-        let permission = self.registry.as_ref().and_then(Registry::permission);
-        if let Some(permission) = permission.filter(|_| *uri == self.uri) {
-            request = request.header(header::AUTHORIZATION, permission);
-        }
-        Ok(request.config().timeout_recv_body(timeout).build().call()?)
     }
+}
+
+impl Rest<'_> {
+    fn headers(&self) -> Vec<(HeaderName, String)> {
+        let range = (header::RANGE, format!("bytes={}-", self.first));
+        let version = self.version.map(|version| (header::IF_RANGE, version.as_str().to_owned()));
+        std::iter::once(range).chain(version).collect()
+    }
+}
+
+fn get(
+    client: &Agent,
+    uri: &Uri,
+    permission: Option<&HeaderValue>,
+    rest: Option<&Rest<'_>>,
+    timeout: Option<Duration>,
+) -> Result<Response<Body>, Error> {
+    let mut request = client.get(uri);
+    for (name, value) in rest.map(Rest::headers).unwrap_or_default() {
+        request = request.header(name, value);
+    }
+    if let Some(permission) = permission {
+        request = request.header(header::AUTHORIZATION, permission);
+    }
+    Ok(request.config().timeout_recv_body(timeout).build().call()?)
 }

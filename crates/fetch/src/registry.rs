@@ -74,7 +74,7 @@ impl Registry {
     /// Finds the blob of the image.
     ///
     /// # Errors
-    /// Fails if the registry cannot be reached, refuses, has no such image, or if that is no disk image.
+    /// Fails if the registry cannot be reached, refuses, has no such image, or if that is a container.
     pub(crate) fn find(&mut self) -> Result<Blob, Error> {
         let (name, digest) = (self.reference.version().to_owned(), self.reference.digest());
         let layer = match self.document(&name, digest)? {

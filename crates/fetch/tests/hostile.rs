@@ -6,7 +6,7 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
-use fetch::{Body, Error};
+use fetch::{Access, Body, Error};
 use testkit::web::{Request, Server, reply, send};
 
 /// The file of the servers.
@@ -26,7 +26,7 @@ fn part(request: &Request, headers: &str, max: usize, stream: &mut TcpStream) {
 }
 
 fn read(url: &str) -> Result<Vec<u8>, Error> {
-    let mut body = Body::open(url.parse().unwrap(), None, Duration::from_secs(2))?;
+    let mut body = Body::open(&url.parse().unwrap(), &Access::default(), Duration::from_secs(2))?;
     let (mut all, mut piece) = (Vec::new(), vec![0; 60_000]);
     loop {
         match body.read(&mut piece)? {

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fetch::{Body, Error, Hash, Location, Login};
+use fetch::{Access, Body, Error, Hash, Location, Login};
 use sha2::{Digest as _, Sha256};
 use testkit::web::{Request, Server, reply, send};
 
@@ -42,7 +42,8 @@ fn answer(manifest: &[u8], max: usize, request: &Request, stream: &mut TcpStream
 fn open(server: &Server, version: &str, login: Option<Login>) -> Result<Body, Error> {
     let url = format!("oci://{}/a/b{version}", server.authority);
     let location: Location = url.parse().unwrap();
-    Body::open(location, login, Duration::from_secs(2))
+    let access = Access { login, ..Access::default() };
+    Body::open(&location, &access, Duration::from_secs(2))
 }
 
 fn read(mut body: Body) -> Result<Vec<u8>, Error> {

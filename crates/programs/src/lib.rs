@@ -11,11 +11,14 @@ use std::process::{Command, Stdio};
 pub struct Program {
     /// The file name; or a Python with `:MODULE`, a module of that Python.
     pub name: &'static str,
-    /// The Debian package that contains it.
+    /// The Debian package that contains it; or, with [`PIPX`] before it, one of PyPI.
     pub package: &'static str,
     /// What is not tested without it.
     pub tests: &'static str,
 }
+
+/// Prefix of a package that pipx installs, for what Debian does not have.
+pub const PIPX: &str = "pipx:";
 
 const fn row(name: &'static str, package: &'static str, tests: &'static str) -> Program {
     Program { name, package, tests }
@@ -37,6 +40,7 @@ const NETWORK: &str = "keys, revocation and addresses in a network namespace";
 const BLOCK: &str = "block devices (loop)";
 const TLS: &str = "TLS with certificates";
 const WEB: &str = "images of web servers and registries";
+const BUCKET: &str = "objects of a server with the interface of S3";
 const PACKED: &str = "images that are packed by their own programs";
 const BIOS: &str = "sticks that start with BIOS";
 const MACHINES: &str = "test machines (cargo xtask vm)";
@@ -85,6 +89,7 @@ pub const PROGRAMS: &[Program] = &[
     row("mkfs.xfs", "xfsprogs", XFS),
     row("mkntfs", "ntfs-3g", NTFS),
     row("mkswap", "util-linux", "recognition of swap"),
+    row("moto_server", "pipx:moto[server]", BUCKET),
     row("mount", "mount", "file systems over NBD"),
     row("mtype", "mtools", FAT),
     row("nbd-client", "nbd-client", NBD),
@@ -149,10 +154,11 @@ fn has_module(python: &str, module: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Returns the path of a program in PATH or in the directories for administrators.
+/// Returns the path of a program in PATH, in the directories for administrators, or where pipx installs it.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(ADMINISTRATION.map(PathBuf::from));
+    let own = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/bin"));
+    let folders = std::env::split_paths(&path).chain(ADMINISTRATION.map(PathBuf::from)).chain(own);
     folders.map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 

@@ -19,7 +19,8 @@ pub(crate) const ISCSI_PORT: u16 = 3260;
 
 /// The accepted forms, for error messages.
 const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME, \
-nbd+unix:///NAME?socket=PATH, iscsi://HOST/IQN, https://HOST/FILE, http://HOST/FILE or oci://REGISTRY/NAME";
+nbd+unix:///NAME?socket=PATH, iscsi://HOST/IQN, https://HOST/FILE, http://HOST/FILE, oci://REGISTRY/NAME or \
+s3://BUCKET/KEY";
 
 /// The location of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub enum Locator {
     Nbd(Nbd),
     /// A disk of an iSCSI target.
     Iscsi(Iscsi),
-    /// A file of a web server, or an image of a registry.
+    /// A file of a web server, an image of a registry, or an object of a bucket.
     Web(fetch::Location),
 }
 

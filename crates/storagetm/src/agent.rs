@@ -8,7 +8,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use clap::CommandFactory;
-use fetch::{Body, Location};
+use fetch::{Access, Body, Location};
 use serde_json::{Map, Value};
 
 use crate::copy;
@@ -56,7 +56,7 @@ fn read(place: &str) -> Result<Orders, Failure> {
             Failure::usage("the orders are a file, or an http:// or https:// URL")
         })?;
         let name = location.to_string();
-        let body = Body::open(location, None, PATIENCE);
+        let body = Body::open(&location, &Access::default(), PATIENCE);
         let body = body.map_err(|reason| {
             Failure::new(format!("the orders {name} cannot be read: {reason}"))
         })?;

@@ -1,20 +1,24 @@
 //! `storagetm copy`: opens both ends, asks before it overwrites anything, and reports progress and
 //! result. The copy itself is done by the crate `copy`.
 
+mod access;
 mod allocated;
 mod checked;
 mod compressed;
 mod contents;
+mod data;
 mod disk_error;
 mod event;
 mod interrupt;
 mod local_disk;
 pub(crate) mod map_file;
+mod object;
 mod partition_table;
 mod patched;
 mod progress;
 mod qcow2;
 mod remote;
+mod sequential;
 mod summary;
 mod sync_disk;
 
@@ -41,7 +45,7 @@ use local_disk::{CopyEnd, Permission};
 use map_file::{find_map, is_map_file};
 use partition_table::{CopyEnds, PostCopy};
 use progress::ProgressReporter;
-use qcow2::NewImage;
+use sequential::{New, Running};
 use summary::{Names, refused};
 use sync_disk::SyncDisk;
 
@@ -71,12 +75,12 @@ pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
 struct PreparedCopy {
     source: CopyEnd,
     destination: CopyEnd,
+    /// The destination if it gets the data through a pipe.
+    new: Option<New>,
     /// Size of the source; `None` for a pipe.
     bytes: Option<u64>,
     /// The destination if it is a disk: the one that the user confirmed.
     confirmed: Option<Disk>,
-    /// The destination if it is a qcow2 image, which gets the data through a pipe.
-    image: Option<NewImage>,
     resumed: bool,
     after: PostCopy,
     /// Notes for the user.
@@ -86,7 +90,7 @@ struct PreparedCopy {
 /// Checks the options against each other.
 fn check(options: &Copy) -> Result<(), Failure> {
     let (source, destination) = (&options.source, &options.destination);
-    qcow2::check(options)?;
+    sequential::check(options)?;
     if (source, destination) == (&Locator::Pipe, &Locator::Pipe) {
         return Err(Failure::usage("both ends are pipes: name a disk or a file for one of them"));
     }
@@ -114,7 +118,7 @@ fn check(options: &Copy) -> Result<(), Failure> {
     if *source == Locator::Pipe && io::stdin().is_terminal() {
         return Err(Failure::usage("nothing comes from a terminal: say where from with < or |"));
     }
-    if matches!(destination, Locator::Web(_)) {
+    if matches!(destination, Locator::Web(location) if !location.is_object()) {
         return Err(Failure::usage(format!(
             "{destination} can be copied from, not to: a web server or a registry has no disks"
         )));
@@ -142,8 +146,8 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
         if options.allocated { source.allocated_only(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
     let disk = open_disk(&source.end)?.map(|disk| with_known_sector(disk, &options.source));
-    let mut destination = destination(&tree, options, resumes)?;
-    let image = NewImage::at(&mut destination, options, disk.as_ref(), &mut notes)?;
+    let (mut destination, new) = destination(&tree, options, resumes, disk.as_ref())?;
+    notes.append(&mut destination.notes);
     let to = if destination.is_disk { open_disk(&destination.end)? } else { None };
     check_disks(options, [&source.end, &destination.end], [disk.as_ref(), to.as_ref()])?;
     let (destination, there) = examine(destination, to.as_ref(), options);
@@ -158,9 +162,9 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
         return Ok(PreparedCopy {
             source,
             destination,
+            new,
             bytes,
             confirmed: to,
-            image: None,
             resumed,
             after,
             notes,
@@ -180,9 +184,9 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     Ok(PreparedCopy {
         source,
         destination,
+        new,
         bytes: Some(from.bytes),
         confirmed: to,
-        image,
         resumed,
         after,
         notes,
@@ -271,20 +275,32 @@ fn source(tree: &Tree, options: &Copy) -> Result<CopyEnd, Failure> {
     })
 }
 
-/// Opens the destination.
-fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<CopyEnd, Failure> {
-    match &options.destination {
+/// Opens the destination for a disk; `None` for a stream.
+fn destination(
+    tree: &Tree,
+    options: &Copy,
+    resumes: bool,
+    disk: Option<&Disk>,
+) -> Result<(CopyEnd, Option<New>), Failure> {
+    let destination = match &options.destination {
         Locator::Path(path) => {
             let permission = Permission { force: options.force, resumes };
             let from = match &options.source {
                 Locator::Path(path) => Some(path.as_path()),
                 _ => None,
             };
-            local_disk::destination(tree, path, permission, from)
+            let mut destination = local_disk::destination(tree, path, permission, from)?;
+            let new = New::image(&mut destination, options, disk)?;
+            return Ok((destination, new));
         }
-        Locator::Pipe => local_disk::standard(io::stdout()).map(CopyEnd::pipe),
-        there => Ok(CopyEnd::remote(remote::endpoint(tree, options, there)?)),
-    }
+        Locator::Web(location) => {
+            let (destination, new) = object::destination(location, options, disk)?;
+            return Ok((destination, Some(New::Object(Box::new(new)))));
+        }
+        Locator::Pipe => CopyEnd::pipe(local_disk::standard(io::stdout())?),
+        there => CopyEnd::remote(remote::endpoint(tree, options, there)?),
+    };
+    Ok((destination, None))
 }
 
 /// Examines a remote destination: adds what would be overwritten, and returns the block size of its
@@ -387,16 +403,18 @@ fn run(
         resumed: ready.resumed,
     });
     ready.notes.iter().for_each(|note| reporter.note(note));
-    let image = ready.image.map(NewImage::start).transpose()?;
     let (from, _source) = ready.source.split();
     let (to, _destination) = ready.destination.split();
+    let new = ready.new.map(|new| new.start(&stop)).transpose().inspect_err(|failure| {
+        reporter.event(&Event::Finished(Finished::refused(failure.to_string())));
+    })?;
     let mut after = ready.after;
     let mut awake = Inhibitor::new(&Tree::machine(), "a disk is copied");
     awake.update(true, Instant::now());
     let job = Job {
         source: from,
         destination: after.keep(to, ready.confirmed),
-        settings: settings(options, image.is_some()),
+        settings: settings(options, matches!(new, Some(Running::Image(_)))),
     };
     let mut report = job.run(&stop, &mut |progress| {
         reporter.progress(progress);
@@ -404,10 +422,8 @@ fn run(
             stop.store(true, Ordering::Release);
         }
     });
-    if let Some(image) = image {
-        image.finish(&mut report, !options.no_verify);
-    }
-    let advice = after.complete(&mut report);
+    let note = new.and_then(|new| new.finish(&mut report, !options.no_verify));
+    let advice = after.complete(&mut report).or(note);
     reporter.clear();
     if options.files && !report.bad.is_empty() {
         contents::report_owners(options, &report.bad, reporter);

@@ -10,6 +10,8 @@ mod agent;
 mod alone;
 #[path = "copy/words.rs"]
 mod args;
+#[path = "copy/buckets.rs"]
+mod buckets;
 #[path = "copy/cable.rs"]
 mod cable;
 #[path = "copy/contents.rs"]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+pub mod bucket;
 mod disk;
 mod driver;
 mod random;

@@ -1,6 +1,6 @@
 //! A web server for tests: one connection at a time, one request each.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -8,10 +8,14 @@ use std::thread;
 /// A request.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// The method.
+    pub method: String,
     /// The path and the query.
     pub path: String,
     /// Names in lower case, and values.
     headers: Vec<(String, String)>,
+    /// The body, if its length was announced.
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -62,14 +66,21 @@ impl Server {
 }
 
 fn receive(stream: &TcpStream) -> Option<Request> {
-    let lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let mut reader = BufReader::new(stream);
+    let lines = reader.by_ref().lines().map_while(Result::ok);
     let mut lines = lines.take_while(|line| !line.is_empty());
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let first = lines.next()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
     let header = |line: String| {
         let (name, value) = line.split_once(':')?;
         Some((name.to_ascii_lowercase(), value.trim().to_owned()))
     };
-    Some(Request { path, headers: lines.filter_map(header).collect() })
+    let headers = lines.filter_map(header).collect();
+    let mut request = Request { method, path, headers, body: Vec::new() };
+    let length = request.header("content-length").and_then(|length| length.parse().ok());
+    reader.take(length.unwrap_or(0)).read_to_end(&mut request.body).ok()?;
+    Some(request)
 }
 
 /// Sends a status line such as `404 Not Found`, headers that each end with CRLF, and a body. A client

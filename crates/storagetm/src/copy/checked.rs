@@ -1,5 +1,5 @@
 //! Sources that are read from their first byte to their last by a thread, which computes their hash:
-//! files of web servers and registries, and whatever must have an expected SHA-256.
+//! files of web servers, registries and buckets, and whatever must have an expected SHA-256.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -8,10 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use ::copy::{CopyError, Pipe};
-use fetch::{Body, Hash, Location, Login};
+use fetch::{Body, Hash, Location};
 use remote::uri::Locator;
 use sha2::{Digest, Sha256};
 
+use super::access::access;
 use super::summary::refused;
 use crate::options::copy::Copy;
 use failure::Failure;
@@ -86,7 +87,7 @@ fn parse(text: &str) -> Option<Hash> {
     (text.len() == 2 * hash.len()).then_some(hash)
 }
 
-/// Requests a file of a web server, or an image of a registry, which names its hash.
+/// Requests a file of a web server, an object of a bucket, or an image of a registry, which names its hash.
 ///
 /// # Errors
 /// Fails if the server cannot be reached, does not give the file, or names another hash than the expected one.
@@ -96,7 +97,7 @@ pub(super) fn web(
     expected: Option<Hash>,
 ) -> Result<Pipe, Failure> {
     let name = location.to_string();
-    let body = Body::open(location.clone(), login()?, patience);
+    let body = Body::open(location, &access(location)?, patience);
     let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
     let bytes = body.length();
     match (body.hash(), expected) {
@@ -106,23 +107,6 @@ pub(super) fn web(
             hexadecimal(&expected)
         ))),
         (hash, expected) => feed(body, name, bytes, hash.or(expected)),
-    }
-}
-
-/// Returns the user of registries that the environment names, as Tinkerbell does it.
-///
-/// # Errors
-/// Fails if only one of user name and password is set, or is not readable.
-fn login() -> Result<Option<Login>, Failure> {
-    let [user, password] = ["REGISTRY_USERNAME", "REGISTRY_PASSWORD"]
-        .map(|name| std::env::var_os(name).filter(|value| !value.is_empty()));
-    match (user, password) {
-        (None, None) => Ok(None),
-        (Some(user), Some(password)) => match (user.into_string(), password.into_string()) {
-            (Ok(user), Ok(password)) => Ok(Some(Login { user, password })),
-            _ => Err(Failure::usage("REGISTRY_USERNAME and REGISTRY_PASSWORD have to be UTF-8")),
-        },
-        _ => Err(Failure::usage("only one of REGISTRY_USERNAME and REGISTRY_PASSWORD is set")),
     }
 }
 

@@ -186,6 +186,11 @@ impl CopyEnd {
         Self { note, ..Self::plain(End::Pipe(pipe), guard) }
     }
 
+    /// Returns an object that is written through the pipe `end`.
+    pub(super) fn object(end: End, overwrite: Option<OverwriteTarget>, notes: Vec<String>) -> Self {
+        Self { overwrite, notes, ..Self::plain(end, Guard::Nothing) }
+    }
+
     pub(super) fn pipe(pipe: Pipe) -> Self {
         Self::plain(End::Pipe(pipe), Guard::Nothing)
     }

@@ -3,18 +3,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, PipeReader, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use ::copy::{CopyError, Disk, End, Outcome, Pipe, Report};
+use ::copy::{CopyError, Outcome, Report};
 use failure::Failure;
 use filesystem::virtual_disk::{self, Place};
 use filesystem::{Container, Qcow2Writer};
 use rustix::fs::{Advice, fadvise};
 
-use super::local_disk::CopyEnd;
+use super::data::Data;
 use super::summary::refused;
 use crate::options::copy::Copy;
 use ::remote::uri::Locator;
@@ -27,9 +26,8 @@ const PIECE: u64 = 1 << 20;
 
 /// An image that is to be written.
 pub(super) struct NewImage {
-    path: PathBuf,
-    bytes: u64,
-    data: PipeReader,
+    pub(super) path: PathBuf,
+    pub(super) data: Data,
 }
 
 /// An image that is being written.
@@ -46,69 +44,13 @@ pub(super) fn is_wanted(options: &Copy) -> bool {
     is_named && options.format.is_none() && path.metadata().map_or(true, |meta| meta.is_file())
 }
 
-/// Fails if the destination is to be a qcow2 image, and the options ask for what one cannot be.
-pub(super) fn check(options: &Copy) -> Result<(), Failure> {
-    if !is_wanted(options) {
-        return Ok(());
-    }
-    let way = "copy to a raw image (another name, or --format raw), and convert that with \"qemu-img convert -O qcow2\"";
-    let reason = match () {
-        () if options.map.is_some() => "cannot be continued from a map",
-        () if options.files => "cannot be looked at for --files",
-        () if options.expand || options.new_ids || options.fix_gpt => {
-            "cannot be changed after the copy (--expand, --new-ids, --fix-gpt)"
-        }
-        () => return Ok(()),
-    };
-    Err(Failure::usage(format!("{} is a qcow2 image, which {reason}: {way}", options.destination)))
-}
-
 impl NewImage {
-    /// Returns the image that the destination becomes, if it is named as one: from then on it is a pipe.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub(super) fn at(
-        destination: &mut CopyEnd,
-        options: &Copy,
-        source: Option<&Disk>,
-        notes: &mut Vec<String>,
-    ) -> Result<Option<Self>, Failure> {
-        if !is_wanted(options) {
-            return Ok(None);
-        }
-        let (image, end) = Self::new(options, source)?;
-        destination.end = end;
-        notes.push(format!(
-            "{} becomes a qcow2 image, of what is not zero; --format raw copies byte by byte",
-            options.destination
-        ));
-        Ok(Some(image))
-    }
-
-    /// Returns the image of a disk, and the pipe through which it comes. Writes nothing.
-    ///
-    /// # Errors
-    /// Fails if the source is a stream, or if no descriptors are available.
-    fn new(options: &Copy, source: Option<&Disk>) -> Result<(Self, End), Failure> {
-        let (Locator::Path(path), Some(disk)) = (&options.destination, source) else {
-            return Err(refused(format!(
-                "{} comes as a stream, of which no qcow2 image is written: copy it to a raw image first",
-                options.source
-            )));
-        };
-        let (data, sender) = io::pipe()
-            .map_err(|error| refused(format!("there is no pipe for the image: {error}")))?;
-        let end = End::Pipe(Pipe::from(OwnedFd::from(sender)));
-        Ok((Self { path: path.clone(), bytes: disk.bytes, data }, end))
-    }
-
     /// Creates the file, or empties one whose owner has agreed, and starts to write.
     ///
     /// # Errors
     /// Fails if the file cannot be written.
     pub(super) fn start(self) -> Result<Image, Failure> {
-        let Self { path, bytes, data } = self;
+        let Self { path, data: Data { pipe, bytes } } = self;
         let cannot =
             |error: io::Error| refused(format!("{} cannot be written: {error}", path.display()));
         let mut options = OpenOptions::new();
@@ -116,7 +58,7 @@ impl NewImage {
         let file = file.map_err(cannot)?;
         // Of a link, the file is removed after a failure.
         let path = path.canonicalize().map_err(cannot)?;
-        let write = move || write(data, file, bytes);
+        let write = move || write(pipe, file, bytes);
         let writer = thread::Builder::new().name("qcow2".to_owned()).spawn(write);
         let writer = writer.map_err(cannot)?;
         Ok(Image { path, bytes, writer })
@@ -159,7 +101,7 @@ fn remove(path: &Path) {
 /// Writes what comes through the pipe. Returns the file, which is on stable storage.
 ///
 /// # Errors
-/// Fails if the file cannot be written, or if the data ends early: then it is no image.
+/// Fails if the file cannot be written, or if the data ends early: then the image is incomplete.
 fn write(mut data: PipeReader, file: File, bytes: u64) -> io::Result<File> {
     let mut image = Qcow2Writer::new(BufWriter::new(&file), bytes, None)?;
     let mut cluster = Vec::new();

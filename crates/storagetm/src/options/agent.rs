@@ -15,6 +15,8 @@ Environment:
   PROGRESS_INTERVAL_SECONDS   as --progress-interval
   REGISTRY_USERNAME, REGISTRY_PASSWORD
                               the user of the registry
+  AWS_ACCESS_KEY_ID and others
+                              the credentials and the server for s3://, as for copy
   HTTPS_PROXY, HTTP_PROXY, NO_PROXY
                               proxies
   STORAGETM_SOURCE, STORAGETM_DESTINATION

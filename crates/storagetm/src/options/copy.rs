@@ -29,6 +29,7 @@ SRC and DST are each one of:
                               a disk of an iSCSI target, in the clear
   https://HOST/FILE           a file of a web server; http:// as well (only SRC)
   oci://REGISTRY/NAME:TAG     a disk image in a registry of container images, or NAME@sha256:DIGEST (only SRC)
+  s3://BUCKET/KEY             an object of S3 or of a server with its interface; as DST, compressed if KEY ends with .zst
   -                           standard input or output
 NAME may be omitted if there is only one disk.
 
@@ -38,7 +39,7 @@ end.
 
 A disk of this machine is written only if it is not in use. Before an existing disk or file is overwritten, its \
 contents are shown, and its name must be typed; without a terminal, --yes (a disk, here or on another machine) or \
---force (a file) is needed.";
+--force (a file or an object) is needed.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,6 +55,16 @@ Examples:
     storagetm copy --hash-file SHA256SUMS https://example.com/system.raw.xz /dev/sdb
   Compress an image:
     storagetm copy nvme://192.168.1.5/sda - | zstd > laptop.img.zst
+  Keep a disk as a compressed object of a bucket:
+    storagetm copy /dev/sda s3://backups/laptop.raw.zst
+
+Environment:
+  HTTPS_PROXY, HTTP_PROXY, NO_PROXY
+                              proxies for URLs
+  REGISTRY_USERNAME, REGISTRY_PASSWORD
+                              the user of registries
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL
+                              the credentials and the server for s3://
 
 Exit status:
   0  everything was copied, and verified unless --no-verify was given
@@ -200,7 +211,7 @@ pub struct Copy {
     #[arg(long)]
     pub new_ids: bool,
 
-    /// Overwrite an existing file DST without asking, or a disk DST whose contents cannot be examined
+    /// Overwrite an existing file or object DST without asking, or a disk DST whose contents cannot be examined
     #[arg(long)]
     pub force: bool,
 

@@ -11,7 +11,7 @@ use programs::command;
 use crate::scene::{Folder, MIB, assert_equal, copy, has, run_expecting};
 
 /// A running server; killed when dropped.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -21,7 +21,7 @@ impl Drop for Running {
 }
 
 /// Starts a server, and waits until it listens on the port.
-fn start(command: &mut Command, port: u16) -> Running {
+pub(crate) fn start(command: &mut Command, port: u16) -> Running {
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let running = Running(quiet.spawn().unwrap());
     let end = Instant::now() + Duration::from_secs(60);
@@ -32,7 +32,7 @@ fn start(command: &mut Command, port: u16) -> Running {
     running
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 

@@ -1,0 +1,46 @@
+//! Pauses between attempts at a request.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Error;
+
+/// Pause after a failure, at first and at most.
+pub(crate) const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(10)];
+/// How often it is looked whether to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Decides whether a request is made again.
+#[derive(Debug)]
+pub(crate) struct Retries<'a> {
+    end: Instant,
+    pause: Duration,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> Retries<'a> {
+    /// Requests are made again for this time, unless `stop` is set.
+    pub(crate) fn new(patience: Duration, stop: &'a AtomicBool) -> Self {
+        Self { end: Instant::now() + patience, pause: PAUSE[0], stop }
+    }
+
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    /// Fails with the error of the last attempt if there is to be no other one.
+    pub(crate) fn wait(&mut self, error: Error) -> Result<(), Error> {
+        let resume = Instant::now() + self.pause;
+        if !error.is_temporary() || resume > self.end {
+            return Err(error);
+        }
+        self.pause = (self.pause * 2).min(PAUSE[1]);
+        while Instant::now() < resume {
+            if self.stop.load(Ordering::Acquire) {
+                return Err(error);
+            }
+            thread::sleep(LOOK.min(resume.saturating_duration_since(Instant::now())));
+        }
+        Ok(())
+    }
+}

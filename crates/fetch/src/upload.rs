@@ -1,0 +1,369 @@
+//! Uploads of objects: in parts of one size, which are sent by some threads, each again if it fails.
+//!
+//! At the end the hash of hashes that the server names for the object is compared with that of what was sent. Where the
+//! server names none, the object is read back. An upload that fails is aborted, so that the server keeps no parts of it.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::body::Body;
+use crate::retries::Retries;
+use crate::s3::{Object, Part, names_of};
+use crate::{Error, Hash};
+
+/// The most parts, and the smallest and the largest part in bytes (S3, Multipart upload limits: 5 MiB and 5 GiB).
+const MAX_PARTS: u64 = 10_000;
+const MIN_PART: u64 = 8 << 20;
+const MAX_PART: u64 = 5 << 30;
+const MIB: u64 = 1 << 20;
+/// The most parts that are sent at a time, and their memory, unless one part takes more.
+const MAX_THREADS: u64 = 4;
+const MAX_MEMORY: u64 = 256 << 20;
+/// Bytes that are read back at a time.
+const PIECE: usize = 1 << 20;
+
+/// An upload that has begun. What is written to it becomes the object when it is finished.
+pub struct Upload {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    sender: Option<SyncSender<(usize, Vec<u8>)>>,
+    part: Vec<u8>,
+    part_bytes: usize,
+    /// Parts that were handed over.
+    parts: usize,
+    replaces: bool,
+}
+
+/// What the threads share.
+struct Shared {
+    object: Object,
+    upload: String,
+    with_checksums: bool,
+    patience: Duration,
+    stop: Arc<AtomicBool>,
+    has_failed: AtomicBool,
+    done: Mutex<Done>,
+}
+
+#[derive(Default)]
+struct Done {
+    parts: Vec<Option<Part>>,
+    failed: Option<Error>,
+}
+
+/// An object that was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its size.
+    pub bytes: u64,
+    /// The number of its parts.
+    pub parts: usize,
+    /// How it was verified.
+    pub proof: Proof,
+}
+
+/// How an object was verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Only its size was compared.
+    Size,
+    /// The server names the right SHA-256 or MD5 of its parts.
+    Hash(&'static str),
+    /// It was read back.
+    ReadBack,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Size => {
+                f.write_str("the server has as many bytes; their hashes were not compared")
+            }
+            Self::Hash(name) => write!(
+                f,
+                "the server has as many bytes, and names the {name} hashes of what was sent"
+            ),
+            Self::ReadBack => f.write_str(
+                "the server names no hashes of it, so it was read back: it has what was sent",
+            ),
+        }
+    }
+}
+
+impl Upload {
+    /// Begins to upload an object of at most this size. Memory is taken for up to five parts; a part has 8 MiB, or as much as an
+    /// object of 10,000 parts needs. An existing object is replaced only if `replaces`, as far as the server can tell. Requests
+    /// that fail are made again for `patience`, unless `stop` is set.
+    ///
+    /// # Errors
+    /// Fails if the object is too large, or if the server cannot be reached or refuses.
+    pub fn begin(
+        object: Object,
+        max_bytes: u64,
+        replaces: bool,
+        patience: Duration,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
+        let part = part_size(max_bytes).ok_or(Error::TooLarge)?;
+        let part_bytes = usize::try_from(part).map_err(|_| Error::TooLarge)?;
+        let (upload, with_checksums) = object.create_upload()?;
+        let done = Mutex::default();
+        let has_failed = AtomicBool::new(false);
+        let shared = Shared { object, upload, with_checksums, patience, stop, has_failed, done };
+        let shared = Arc::new(shared);
+        // Without room: a part that no thread has taken stays with the writer.
+        let (sender, receiver) = sync_channel(0);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let threads = (0..(MAX_MEMORY / part).clamp(1, MAX_THREADS)).map(|_| {
+            let (shared, receiver) = (shared.clone(), receiver.clone());
+            let work = move || shared.work(&receiver);
+            thread::Builder::new().name("upload".to_owned()).spawn(work)
+        });
+        let threads: io::Result<Vec<_>> = threads.collect();
+        let mut upload = Self {
+            shared,
+            threads: Vec::new(),
+            sender: Some(sender),
+            part: Vec::new(),
+            part_bytes,
+            parts: 0,
+            replaces,
+        };
+        match threads {
+            Ok(threads) => upload.threads = threads,
+            Err(error) => return Err(upload.cancel(Error::Write(error))),
+        }
+        Ok(upload)
+    }
+
+    /// Sends the last part, puts the object together, and compares its size and, if `verify`, its content. Aborts the upload if
+    /// that fails before there is an object.
+    ///
+    /// # Errors
+    /// Fails if a part could not be sent, or if the object does not hold what was sent.
+    pub fn finish(mut self, verify: bool) -> Result<Stored, Error> {
+        if let Err(error) = self.hand_over() {
+            return Err(self.cancel(Error::Write(error)));
+        }
+        self.join();
+        let parts = match self.shared.parts(self.parts) {
+            Ok(parts) => parts,
+            Err(error) => return Err(self.cancel(error)),
+        };
+        let mut retries = Retries::new(self.shared.patience, &self.shared.stop);
+        let (object, mut is_repeated) = (self.shared.object.clone(), false);
+        loop {
+            match object.complete(&self.shared.upload, &parts, self.replaces) {
+                Ok(()) => break,
+                // It was put together at the first request, whose answer was lost. It is verified as ever.
+                Err(Error::Object(refusal)) if is_repeated && refusal.is_no_upload() => break,
+                Err(error) => {
+                    if let Err(error) = retries.wait(error) {
+                        return Err(self.cancel(error));
+                    }
+                }
+            }
+            is_repeated = true;
+        }
+        self.verified(&parts, verify)
+    }
+
+    /// Aborts the upload. Returns the reason: that of the first part that could not be sent, else `error`.
+    pub fn cancel(mut self, error: Error) -> Error {
+        self.shared.has_failed.store(true, Ordering::Release);
+        self.join();
+        let failed = self.shared.done().failed.take();
+        let error = failed.unwrap_or(error);
+        let Shared { object, upload, .. } = &*self.shared;
+        match object.abort(upload).or_else(|_| object.abort(upload)) {
+            Ok(()) => error,
+            Err(_) => {
+                Error::Left { error: Box::new(error), command: object.command_to_abort(upload) }
+            }
+        }
+    }
+
+    fn join(&mut self) {
+        self.sender = None;
+        for thread in self.threads.drain(..) {
+            // A part is missing then.
+            let _ = thread.join();
+        }
+    }
+
+    /// Gives the current part to a thread.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let part = std::mem::take(&mut self.part);
+        if part.is_empty() && self.parts > 0 {
+            return Ok(());
+        }
+        if self.shared.stop.load(Ordering::Acquire) {
+            return Err(io::Error::other("interrupted"));
+        }
+        self.parts += 1;
+        let sent = self.sender.as_ref().map(|sender| sender.send((self.parts, part)));
+        match sent {
+            Some(Ok(())) if !self.shared.has_failed.load(Ordering::Acquire) => Ok(()),
+            _ => Err(io::Error::other("a part could not be sent")),
+        }
+    }
+
+    fn verified(&self, parts: &[Part], verify: bool) -> Result<Stored, Error> {
+        let Shared { object, patience, stop, .. } = &*self.shared;
+        let sent = parts.iter().map(|part| part.bytes).sum();
+        let mut retries = Retries::new(*patience, stop);
+        let head = loop {
+            match object.head() {
+                Ok(head) => break head.ok_or(Error::Gone)?,
+                Err(error) => retries.wait(error)?,
+            }
+        };
+        if head.bytes != sent {
+            return Err(Error::Size { sent, there: head.bytes });
+        }
+        let (tag, checksum) = names_of(parts);
+        let proof = match () {
+            () if !verify => Proof::Size,
+            () if head.checksum == Some(checksum) => Proof::Hash("SHA-256"),
+            () if head.tag.eq_ignore_ascii_case(&tag) => Proof::Hash("MD5"),
+            () => {
+                read_back(Body::of(object.clone(), *patience)?, parts)?;
+                Proof::ReadBack
+            }
+        };
+        Ok(Stored { bytes: sent, parts: parts.len(), proof })
+    }
+}
+
+impl Write for Upload {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.part.capacity() == 0 {
+            // Parts of a large disk are large.
+            self.part.try_reserve_exact(self.part_bytes)?;
+        }
+        let room = self.part_bytes - self.part.len();
+        let taken = bytes.get(..room).unwrap_or(bytes);
+        self.part.extend_from_slice(taken);
+        if self.part.len() == self.part_bytes {
+            self.hand_over()?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn done(&self) -> std::sync::MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends parts up to the last one. After a failure, parts are thrown away.
+    fn work(&self, receiver: &Mutex<Receiver<(usize, Vec<u8>)>>) {
+        loop {
+            let next = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((number, bytes)) = next else { return };
+            if self.has_failed.load(Ordering::Acquire) {
+                continue;
+            }
+            let sent = self.send(number, &bytes);
+            let mut done = self.done();
+            match sent {
+                Ok(part) => {
+                    let len = done.parts.len().max(number);
+                    done.parts.resize(len, None);
+                    if let Some(place) = done.parts.get_mut(number - 1) {
+                        *place = Some(part);
+                    }
+                }
+                Err(error) => {
+                    self.has_failed.store(true, Ordering::Release);
+                    done.failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    fn send(&self, number: usize, bytes: &[u8]) -> Result<Part, Error> {
+        let mut retries = Retries::new(self.patience, &self.stop);
+        loop {
+            let part = (self.upload.as_str(), number, self.with_checksums);
+            match self.object.put_part(part, bytes) {
+                Ok(part) => return Ok(part),
+                Err(error) => retries.wait(error)?,
+            }
+        }
+    }
+
+    /// Returns all the parts.
+    fn parts(&self, count: usize) -> Result<Vec<Part>, Error> {
+        let mut done = self.done();
+        if let Some(error) = done.failed.take() {
+            return Err(error);
+        }
+        let parts: Option<Vec<Part>> = done.parts.drain(..).collect();
+        let parts = parts.filter(|parts| parts.len() == count);
+        parts.ok_or_else(|| Error::Write(io::Error::other("a part is missing")))
+    }
+}
+
+/// Returns the size of the parts of an object.
+fn part_size(max_bytes: u64) -> Option<u64> {
+    let size = max_bytes.div_ceil(MAX_PARTS).checked_next_multiple_of(MIB)?.max(MIN_PART);
+    (size <= MAX_PART).then_some(size)
+}
+
+/// Compares an object with the hashes of its parts.
+fn read_back(mut body: Body, parts: &[Part]) -> Result<(), Error> {
+    let mut piece = vec![0; PIECE];
+    let mut start = 0;
+    for part in parts {
+        let (mut hash, mut left) = (Sha256::new(), part.bytes);
+        while left > 0 {
+            let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let count = body.read(piece.get_mut(..len).unwrap_or_default())?;
+            if count == 0 {
+                return Err(Error::Differs { start, end: start + part.bytes });
+            }
+            hash.update(piece.get(..count).unwrap_or_default());
+            left = left.saturating_sub(count as u64);
+        }
+        if Hash::from(hash.finalize()) != part.sha256 {
+            return Err(Error::Differs { start, end: start + part.bytes });
+        }
+        start += part.bytes;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn ten_thousand_parts_suffice() {
+        for bytes in [0, 1, MIB, 80 << 30, (80 << 30) + 1, 1 << 40, 20 << 40, MAX_PARTS * MAX_PART]
+        {
+            let part = part_size(bytes).unwrap();
+            assert!(bytes.div_ceil(part) <= MAX_PARTS && (MIN_PART..=MAX_PART).contains(&part));
+        }
+        assert_eq!(part_size(80 << 30), Some(9 << 20));
+        assert_eq!(part_size(MAX_PARTS * MAX_PART + 1), None);
+        assert_eq!(part_size(u64::MAX), None);
+    }
+}
