@@ -83,8 +83,8 @@ pub struct Security {
     pub auth: Auth,
     /// The PSKs for TLS; `None` to disable TLS with PSKs.
     pub keys: Option<Keys>,
-    /// With [`Auth::Required`]: whether clear text is accepted now, because the peer can
-    /// authenticate within the protocol.
+    /// Whether clear text is accepted now: no authentication is required, or the peer can authenticate
+    /// within the protocol.
     pub plain: Predicate,
     /// Makes the negotiator of a connection; `None` if the peer sends first.
     pub negotiation: Option<MakeNegotiator>,
@@ -160,7 +160,7 @@ impl ListenerConfig {
 
     /// Returns whether clear text is accepted now.
     pub(crate) fn allows_plain(&self) -> bool {
-        self.security.auth == Auth::None || (self.security.plain)()
+        (self.security.plain)()
     }
 }
 

@@ -225,6 +225,25 @@ fn certificate_is_required_only_with_auth_required() {
 }
 
 #[test]
+fn in_band_clients_use_tls_without_a_certificate() {
+    let authority = Authority::new();
+    let own = authority.server();
+    for auth in [Auth::None, Auth::Required] {
+        let in_band = Certificates::in_band(&own.chain, &Secret::new(own.key.clone())).unwrap();
+        let server = start_server(auth, in_band);
+        let peer = server.enter(&trust(&authority, "localhost", None));
+        let channel = peer.channel.unwrap();
+        assert_eq!((channel.certified, channel.key, peer.auth), (false, None, auth));
+        // Clear text is refused, whether authentication is required or not.
+        let mut clear = TcpStream::connect(server.address).unwrap();
+        clear.set_read_timeout(Some(PATIENCE)).unwrap();
+        clear.write_all(&Client::command(b'E', 3, 0, 0)).unwrap();
+        assert!(clear.read_exact(&mut [0; 1]).is_err());
+        server.stop();
+    }
+}
+
+#[test]
 fn foreign_or_expired_client_certificate_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
     let mut late = expired();

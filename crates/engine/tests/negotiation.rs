@@ -78,7 +78,7 @@ fn start(driver: Driver, limits: Limits, auth: Auth) -> TestServer {
     let security = Security {
         auth,
         keys: Some(Arc::new(|| vec![key(1)])),
-        plain: Arc::new(|| false),
+        plain: Arc::new(move || auth == Auth::None),
         negotiation: Some(Arc::new(move |_| negotiation(behind.clone()))),
         certificates: None,
     };

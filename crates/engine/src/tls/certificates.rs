@@ -15,6 +15,8 @@ use super::s2n::{self, Handshake, HandshakeError, Socket, failed};
 pub struct Certificates {
     config: Config,
     verifies_clients: bool,
+    /// Whether clients authenticate within the protocol.
+    in_band: bool,
 }
 
 impl Certificates {
@@ -36,7 +38,16 @@ impl Certificates {
             trusted.map_err(|error| unusable("the authority's certificate", &error))?;
         }
         let config = builder.build().map_err(|error| unusable("TLS", &error))?;
-        Ok(Self { config, verifies_clients: authority.is_some() })
+        Ok(Self { config, verifies_clients: authority.is_some(), in_band: false })
+    }
+
+    /// Returns the configuration of a server whose clients show no certificate: they authenticate
+    /// within the protocol, also with [`Auth::Required`](export::Auth::Required).
+    ///
+    /// # Errors
+    /// Fails as [`Certificates::new`].
+    pub fn in_band(chain: &[u8], key: &Secret) -> io::Result<Self> {
+        Ok(Self { in_band: true, ..Self::new(chain, key, None)? })
     }
 
     /// Starts a handshake as server; `early` was already received. With [`Auth::Required`] the
@@ -52,6 +63,7 @@ impl Certificates {
         auth: Auth,
     ) -> Result<Handshake, HandshakeError> {
         let wanted = match (auth, self.verifies_clients) {
+            (Auth::Required, _) if self.in_band => ClientAuthType::None,
             (Auth::Required, true) => ClientAuthType::Required,
             (Auth::Required, false) => {
                 let reason = "no certification authority is configured";
