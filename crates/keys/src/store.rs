@@ -4,6 +4,7 @@
 //! DIR/keys/NAME          one key in the interchange form
 //! DIR/hosts/NAME.json    a host: its NQN, the names of its keys, what it may have and until when
 //! DIR/targets/NAME.json  a machine that has let this one in (storagetm pair)
+//! DIR/web-certificate.json  the certificate for HTTPS and its key, which this store does not read
 //! DIR/reservations/      reservations of disks, which this store does not read
 //! DIR/lock               held by whoever writes
 //! ```
