@@ -7,7 +7,7 @@ use std::time::Duration;
 use export::{Access, Fault, Notice};
 
 use crate::input::Input;
-use crate::web_world::{DISK, Id, World, disk, get};
+use crate::web_world::{DISK, Id, World, disk, get, secure};
 
 /// Maximum number of connections.
 const MAX_CONNECTIONS: usize = 5;
@@ -56,7 +56,17 @@ impl Harness<'_> {
 
     /// Sends a request, possibly with a corrupted byte.
     fn request(&mut self, id: Id) {
-        let path = ["/sda.raw", "/", "/disks.json", "/../x", "/%73da.raw"][self.input.below(5)];
+        let paths = [
+            "/sda.raw",
+            "/",
+            "/disks.json",
+            "/../x",
+            "/%73da.raw",
+            "/code",
+            "/?code=0123456789AB",
+            "/sda.raw.zst",
+        ];
+        let path = paths[self.input.below(paths.len())];
         let (first, last) = (self.input.dword() % 1_100_000, self.input.dword() % 1_100_000);
         let fields = match self.input.byte() % 8 {
             0 => String::new(),
@@ -68,7 +78,11 @@ impl Harness<'_> {
             6 => format!("If-Match: \"{first}\"\r\n"),
             _ => format!("Range: bytes={first}-{}\r\n", first.saturating_add(last)),
         };
-        let mut bytes = get(path, &fields).into_bytes();
+        let mut text = get(path, &fields);
+        if self.input.bit() {
+            text = text.replacen("GET", "POST", 1);
+        }
+        let mut bytes = text.into_bytes();
         if self.input.byte() == 1 {
             let (place, value) = (self.input.below(bytes.len()), self.input.byte());
             bytes[place] ^= value;
@@ -121,7 +135,12 @@ impl Harness<'_> {
 
     fn open(&mut self) {
         if self.connections.len() < MAX_CONNECTIONS {
-            let id = self.world.open();
+            // The last one has to know the code.
+            let is_last = self.connections.len() + 1 == MAX_CONNECTIONS;
+            let id = match is_last {
+                true => self.world.open_as(secure("10.0.0.2:1024")),
+                false => self.world.open(),
+            };
             self.world.conn(id).hold = self.input.bit();
             self.connections.push(id);
         }

@@ -4,7 +4,7 @@ use export::{Access, ExportId};
 use protocol::Protocol;
 use protocol::endpoint::{Endpoint, EndpointAddr, NetAddr};
 
-use crate::{AccessRequest, Disk, Host, Link, Model, Pairing, TargetMode};
+use crate::{AccessRequest, Disk, Host, Link, Model, Pairing, ReadingAccess, TargetMode};
 
 pub(crate) fn disk(n: usize) -> Disk {
     let number = u8::try_from(n).unwrap();
@@ -50,7 +50,12 @@ pub(crate) fn nbd(ip: &str, interface: Option<&str>) -> Endpoint {
 fn endpoint(protocol: Protocol, ip: &str, interface: Option<&str>) -> Endpoint {
     let (ip, interface) = (ip.parse().unwrap(), interface.map(str::to_owned));
     let port = protocol.row().ports[0].number;
-    Endpoint { protocol, addr: EndpointAddr::Net(NetAddr { ip, interface, port }), keyed: false }
+    Endpoint {
+        protocol,
+        addr: EndpointAddr::Net(NetAddr { ip, interface, port }),
+        keyed: false,
+        pin: None,
+    }
 }
 
 fn keyed(at: Endpoint) -> Endpoint {
@@ -68,11 +73,26 @@ pub(crate) fn serve(disks: usize) -> Model {
         digests: false,
         disks: (0..disks).map(disk).collect(),
         pairing: Some(code()),
+        reading: None,
         access_request: None,
         notes: Vec::new(),
         link: Link::Down,
         target_mode: None,
     }
+}
+
+/// A machine that serves HTTPS, too, with the code for reading.
+pub(crate) fn web() -> Model {
+    let mut model = serve(1);
+    let bytes: Vec<String> = (0..16).map(|n| format!("{n:X}{n:X}")).collect();
+    let https = keyed(endpoint(Protocol::Https, "169.254.7.9", None));
+    model.endpoints.push(Endpoint { pin: Some("p".repeat(44).into()), ..https });
+    model.reading = Some(ReadingAccess {
+        code: Some("0123-4567-89AB".to_owned()),
+        is_on_screen: false,
+        fingerprint: [bytes.clone(), bytes].concat().join(":"),
+    });
+    model
 }
 
 pub(crate) fn code() -> Pairing {

@@ -2,9 +2,9 @@
 //! obtain a key.
 
 use export::Access;
-use protocol::PROTOCOLS;
 use protocol::commands::{Command, Effect, Instructions};
 use protocol::endpoint::{Endpoint, EndpointAddr, INTERFACE};
+use protocol::{PROTOCOLS, https};
 
 use crate::page::{Page, Role, group_digits, labels};
 use crate::width::columns;
@@ -56,7 +56,12 @@ impl Address {
 
     /// Returns whether an endpoint requires a key.
     pub(crate) fn requires_key(&self) -> bool {
-        self.endpoints.iter().any(|at| at.keyed)
+        self.endpoints.iter().any(|at| at.keyed && !at.protocol.row().reading_code)
+    }
+
+    /// Returns the address for a browser that requires the code.
+    pub(crate) fn page_with_code(&self) -> Option<String> {
+        self.endpoints.iter().filter(|at| at.keyed).find_map(https::page)
     }
 
     /// Returns the command that pairs the other machine.

@@ -12,6 +12,7 @@ mod example;
 mod instructions;
 mod model;
 mod page;
+mod reading;
 mod screen;
 mod size;
 mod state;
@@ -21,8 +22,8 @@ mod width;
 
 pub use escape::{escape_lines_to_ascii, escape_unprintable, short_host_nqn};
 pub use model::{
-    AccessRequest, Disk, Host, KeptByHost, KeptChanges, Link, Model, Pairing, TargetMode,
-    Unavailable, UsbPort,
+    AccessRequest, Disk, Host, KeptByHost, KeptChanges, Link, Model, Pairing, ReadingAccess,
+    TargetMode, Unavailable, UsbPort,
 };
 pub use page::Style;
 pub use screen::{frame, screen};

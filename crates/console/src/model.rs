@@ -20,6 +20,8 @@ pub struct Model {
     pub disks: Vec<Disk>,
     /// The state of pairing, if keys are required.
     pub pairing: Option<Pairing>,
+    /// How the disks are read in a browser with a code, if HTTPS is served.
+    pub reading: Option<ReadingAccess>,
     /// A paired machine that waits for the decision on its request for write access.
     pub access_request: Option<AccessRequest>,
     /// Messages, one sentence each, the newest last.
@@ -61,7 +63,7 @@ impl Link {
 impl Model {
     /// Returns the endpoints that require a key.
     pub(crate) fn keyed_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.iter().filter(|at| at.keyed)
+        self.endpoints.iter().filter(|at| at.keyed && !at.protocol.row().reading_code)
     }
 
     /// Returns whether any endpoint requires a key.
@@ -119,6 +121,23 @@ impl fmt::Debug for Pairing {
             Self::LockedOut => "LockedOut",
             Self::Unavailable(_) => "Unavailable",
         })
+    }
+}
+
+/// How the disks are read in a browser with a code.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReadingAccess {
+    /// The code as it is shown; `None` where it must not be shown.
+    pub code: Option<String>,
+    /// Whether it is shown on a screen instead.
+    pub is_on_screen: bool,
+    /// SHA-256 of the certificate: pairs of hexadecimal digits with colons between them.
+    pub fingerprint: String,
+}
+
+impl fmt::Debug for ReadingAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReadingAccess({})", self.fingerprint)
     }
 }
 

@@ -7,7 +7,7 @@ mod pages;
 use crate::page::{Page, Role, group_digits, wrap};
 use crate::state::{Confirmation, View};
 use crate::width::{columns, fit, height};
-use crate::{Disk, Model, Pairing, State, Style, UsbPort, code};
+use crate::{Disk, Model, Pairing, State, Style, UsbPort, code, reading};
 use overview::overview;
 
 pub(crate) use overview::no_disk;
@@ -21,7 +21,11 @@ pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<St
         (View::Code, Some(Pairing::Code { digits, link })) if model.access_request.is_none() => {
             large_code(digits, link, style, room)
         }
-        (View::Overview | View::Code, _) => overview(model, state, style, room),
+        (View::Reading, _) if model.access_request.is_none() => match &model.reading {
+            Some(access) => reading::page(access, (model, state), style, room),
+            None => overview(model, state, style, room),
+        },
+        (View::Overview | View::Code | View::Reading, _) => overview(model, state, style, room),
         (View::Details, _) => pages::details(model, state, style, room),
         (View::Commands, _) => pages::lines(model, state, style, room),
         (View::Messages, _) => pages::messages(model, state, style, room),
@@ -65,6 +69,10 @@ fn footer(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String
     let mut page = Page::new(style);
     if state.view == View::Code && model.access_request.is_none() {
         page.sentence("c back");
+        return page.lines;
+    }
+    if state.view == View::Reading && model.access_request.is_none() && model.reading.is_some() {
+        page.sentence("w back   c new code");
         return page.lines;
     }
     status(model, &mut page);
@@ -161,6 +169,9 @@ fn keys(model: &Model, state: &State) -> Vec<String> {
         Some(Pairing::Code { .. }) => keys.push("c large code"),
         Some(Pairing::LockedOut) => keys.push("c new code"),
         _ => {}
+    }
+    if model.reading.is_some() {
+        keys.push("w in a browser");
     }
     match &model.target_mode {
         Some(mode) => {

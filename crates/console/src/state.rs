@@ -25,6 +25,8 @@ pub enum View {
     Messages,
     /// The code in large digits and as a QR code.
     Code,
+    /// How the disks are read in a browser.
+    Reading,
     /// Help on the keys.
     Keys,
 }
@@ -72,7 +74,7 @@ pub enum Action {
     },
     /// Answer the request for write access.
     Answer(Answer),
-    /// Show a new code after a lockout.
+    /// Show new codes: after a lockout of pairing, or to end what the one for reading has begun.
     NewCode,
     /// Redraw the screen.
     Redraw,
@@ -171,6 +173,8 @@ impl State {
             b't' => self.show(View::Commands),
             b'n' => self.show(View::Messages),
             b'?' | b'h' => self.show(View::Keys),
+            b'w' if model.reading.is_some() => self.show(View::Reading),
+            b'c' if self.view == View::Reading => return Some(Action::NewCode),
             b'c' if model.pairing == Some(Pairing::LockedOut) => return Some(Action::NewCode),
             b'c' if matches!(model.pairing, Some(Pairing::Code { .. })) => self.show(View::Code),
             b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.serving) => {
@@ -199,7 +203,7 @@ impl State {
     fn move_by(&mut self, model: &Model, down: bool, by: usize) {
         let (at, count) = match self.view {
             View::Messages => (&mut self.scroll, model.notes.len()),
-            View::Keys | View::Code => (&mut self.scroll, PAGE),
+            View::Keys | View::Code | View::Reading => (&mut self.scroll, PAGE),
             View::Overview | View::Details | View::Commands => {
                 (&mut self.selected, model.disks.len())
             }

@@ -4,6 +4,7 @@ use protocol::commands::{Command, Effect};
 
 use crate::instructions::{self, Address};
 use crate::page::{Page, Role, disk_count, group_digits, protocols};
+use crate::reading;
 use crate::screen::{facts, hosts, no_disk};
 use crate::{AccessRequest, Disk, Model, Pairing, Style};
 
@@ -60,6 +61,7 @@ fn instructions(model: &Model, addresses: &[Address], page: &mut Page) {
     if model.requires_key() {
         pairing_instructions(model, &pair, page);
     }
+    reading::text(model, page);
     let attaches_all = |line: &Command| line.effect == Effect::AttachAll;
     let all = addresses.iter().flat_map(|at| {
         let lines = at.commands(None, model.digests).into_iter().filter(attaches_all);

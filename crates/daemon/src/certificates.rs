@@ -1,12 +1,14 @@
-//! Reads the server certificate files of `--tls-certificates`.
+//! Server certificates: the files of `--tls-certificates`, and this machine's own for HTTPS.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use engine::tls;
 use export::Secret;
+use keys::certificate::OwnCertificate;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -45,6 +47,36 @@ impl Certificates {
         let authority = self.authority.as_ref().map(Secret::bytes);
         tls::Certificates::new(self.chain.bytes(), &self.key, authority)
             .map_err(|error| format!("--tls-certificates: {error}"))
+    }
+
+    /// Converts them for the engine, for clients that authenticate within the protocol.
+    ///
+    /// # Errors
+    /// Fails with a message if one of them is invalid.
+    pub(crate) fn parse_in_band(&self) -> Result<tls::Certificates, String> {
+        tls::Certificates::in_band(self.chain.bytes(), &self.key)
+            .map_err(|error| format!("the certificate for HTTPS: {error}"))
+    }
+}
+
+/// What clients compare the certificate for HTTPS with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateIds {
+    /// SHA-256 of the certificate: pairs of hexadecimal digits with colons between them.
+    pub fingerprint: Arc<str>,
+    /// SHA-256 of the public key in base64.
+    pub pin: Arc<str>,
+}
+
+impl From<&OwnCertificate> for CertificateIds {
+    fn from(own: &OwnCertificate) -> Self {
+        Self { fingerprint: own.fingerprint.as_str().into(), pin: own.pin.as_str().into() }
+    }
+}
+
+impl From<OwnCertificate> for Certificates {
+    fn from(own: OwnCertificate) -> Self {
+        Self { chain: own.chain, key: own.key, authority: None, warning: None }
     }
 }
 

@@ -2,19 +2,22 @@
 //!
 //! The JSON format is stable: `docs/json-events.md`.
 
+mod host_auth;
 mod sentence;
 
 use std::fmt;
 use std::sync::Arc;
 
 use console::escape_unprintable;
-use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy, Transport};
+use export::{Access, Event, Export, PairingRequest, Peer, Policy, Transport};
 use iscsi::iqn;
 use nvme::nqn;
 use serde::{Serialize, Serializer};
 
+use crate::certificates::CertificateIds;
 use crate::overlay::{Kept, OverlayRef};
 use crate::rate_limit::CountedEvent;
+pub use host_auth::{HostAuth, name_of};
 use protocol::commands::ExportNames;
 use protocol::endpoint::Endpoint;
 use protocol::{PROTOCOLS, Protocol, Row};
@@ -34,6 +37,12 @@ pub enum ServeEvent {
         serves: &'static [&'static str],
         /// Whether hosts need a key.
         keyed: bool,
+        /// SHA-256 of the certificate for HTTPS.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        certificate: Option<String>,
+        /// SHA-256 of its public key in base64.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        public_key: Option<String>,
     },
     /// A listening address was removed from this machine.
     Closed {
@@ -102,6 +111,15 @@ pub enum ServeEvent {
         code: String,
         /// A link for a QR code.
         link: String,
+    },
+    /// A new code for reading by HTTPS, which replaces the previous one.
+    Reading {
+        /// The code to type in a browser.
+        #[serde(rename = "reading_code")]
+        code: String,
+        /// A link for a QR code.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        link: Option<String>,
     },
     /// A client that knew the code requests write access, which the user must grant.
     Asking {
@@ -276,37 +294,6 @@ fn access_name<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error>
     to.collect_str(access)
 }
 
-/// How a host authenticated.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct HostAuth {
-    /// Name of the host in the access policy, if it used a key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
-    /// Cipher suite of the TLS channel.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<String>,
-    /// Whether it authenticated by DH-HMAC-CHAP.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    chap: bool,
-}
-
-impl HostAuth {
-    fn of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Self {
-        let channel = peer.channel.as_ref();
-        Self {
-            key: name_of(peer, proven, policy),
-            tls: channel.map(|channel| channel.cipher.clone()),
-            chap: proven.is_some(),
-        }
-    }
-}
-
-/// The name in `policy` of the host whose key was used, by DH-HMAC-CHAP or TLS.
-pub fn name_of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Option<String> {
-    let id = proven.or_else(|| peer.channel.as_ref().and_then(|channel| channel.key))?;
-    policy.hosts.iter().find(|host| host.key == id).map(|host| host.name.clone())
-}
-
 /// Reference to an exported disk.
 #[derive(Debug, Clone, Serialize)]
 pub struct DiskRef {
@@ -372,6 +359,17 @@ impl ServeEvent {
             name: request.name.clone(),
             address: address(peer),
             access,
+        }
+    }
+
+    /// Adds the certificate, if it is the event of a listener of HTTPS.
+    pub(crate) fn set_certificate(&mut self, ids: Option<&CertificateIds>) {
+        let is_https = |name| name == Protocol::Https.name();
+        if let (Self::Listening { protocol, certificate, public_key, .. }, Some(ids)) = (self, ids)
+            && is_https(*protocol)
+        {
+            *certificate = Some(ids.fingerprint.to_string());
+            *public_key = Some(ids.pin.to_string());
         }
     }
 
@@ -497,7 +495,7 @@ impl ServeEvent {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Channel, Fault, Geometry, Host, Identity, Reason};
+    use export::{Channel, Fault, Geometry, Host, Identity, KeyId, Reason};
     use protocol::endpoint::{EndpointAddr, NetAddr};
 
     fn export() -> Arc<Export> {
@@ -526,6 +524,8 @@ mod test {
             at: EventAddr::Net { address: "127.0.0.1".to_owned(), port: 4420 },
             serves: &["discovery", "disks"],
             keyed: false,
+            certificate: None,
+            public_key: None,
         };
         assert_eq!(
             listening.json(),
@@ -534,7 +534,7 @@ mod test {
         let at = |protocol: Protocol, ip: &str| {
             let (ip, port) = (ip.parse().unwrap(), protocol.row().ports[0].number);
             let addr = EndpointAddr::Net(NetAddr { ip, interface: None, port });
-            Endpoint { protocol, addr, keyed: false }
+            Endpoint { protocol, addr, keyed: false, pin: None }
         };
         let endpoints = [
             at(Protocol::Nvme, "10.0.0.1"),

@@ -125,7 +125,7 @@ impl LendOptions {
         self.check(request, &verdict)?;
         let lent = self.lend_opened(request, Some(examined.disk.number), Some(examined))?;
         let contents = contents::describe(examined.machine, examined.disk, examined.findings);
-        Ok(LentDisk { contents, ..lent.noting(&verdict) })
+        Ok(lent.with_contents(contents).noting(&verdict))
     }
 
     /// Reads the state of the machine. Fails if `/sys/class/block` cannot be read.

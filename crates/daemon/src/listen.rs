@@ -184,9 +184,9 @@ impl Listener {
         Self { auth: if open { Auth::None } else { self.auth }, ..self }
     }
 
-    /// Returns whether a host can be admitted: it needs no key, or can show one.
+    /// Returns whether a host can be admitted: it needs no key, or can show one or a code.
     pub fn admits_hosts(&self) -> bool {
-        self.auth == Auth::None || self.serves.protocol.has_keys()
+        self.auth == Auth::None || self.serves.protocol.admits_hosts()
     }
 
     /// The path, or the address without port; a link-local IPv6 address with its interface.
@@ -217,7 +217,9 @@ impl Listener {
 
 /// The service that the name of an inherited socket begins with.
 fn named_service(name: &str) -> Option<Service> {
-    let row = PROTOCOLS.iter().find(|row| name.starts_with(row.option))?;
+    let named = PROTOCOLS.iter().filter(|row| name.starts_with(row.option));
+    // `https` begins with another name.
+    let row = named.max_by_key(|row| row.option.len())?;
     Some(Service::disks(row.protocol))
 }
 
@@ -448,7 +450,7 @@ pub fn endpoints<'a>(
 impl Listener {
     fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
         let (protocol, keyed) = (self.serves.protocol, self.auth == Auth::Required);
-        let endpoint = |addr| Endpoint { protocol, addr, keyed };
+        let endpoint = |addr| Endpoint { protocol, addr, keyed, pin: None };
         match &self.addr {
             BindAddr::Net(socket) => {
                 let reached = self.reached(*socket, machine).into_iter();

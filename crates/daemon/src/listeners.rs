@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use export::{Auth, Peer};
 use linux::net::Address;
 
+use crate::certificates::CertificateIds;
 use crate::event::{EventAddr, ServeEvent};
 use crate::listen::{BindAddr, Listener, Plan, Service, endpoints};
 use failure::Failure;
@@ -25,6 +26,8 @@ pub struct Listeners {
     plan: Plan,
     /// Whether hosts need no key.
     open: bool,
+    /// The certificate for HTTPS.
+    certificate: Option<CertificateIds>,
     /// Bound sockets. A socket whose address is removed stays bound, and is in use again when the
     /// address returns.
     bound: Vec<Bound>,
@@ -44,7 +47,13 @@ struct Bound {
 impl Listeners {
     /// Listeners of the plan, not opened yet; if `open`, hosts need no key.
     pub fn closed(plan: Plan, open: bool) -> Self {
-        Self { plan, open, bound: Vec::new(), failed: Vec::new() }
+        Self { plan, open, certificate: None, bound: Vec::new(), failed: Vec::new() }
+    }
+
+    /// The same, with this certificate for HTTPS.
+    #[must_use]
+    pub fn with_certificate(self, certificate: Option<CertificateIds>) -> Self {
+        Self { certificate, ..self }
     }
 
     /// Opens the listeners of the plan for these addresses. Returns messages about optional ones
@@ -99,7 +108,7 @@ impl Listeners {
             planned.map(|listener| self.admitting(listener)).collect::<Result<Vec<_>, _>>()?;
         }
         let protocols = if self.open { Vec::new() } else { self.plan.network_protocols() };
-        let left_out = protocols.into_iter().filter(|protocol| !protocol.has_keys());
+        let left_out = protocols.into_iter().filter(|protocol| !protocol.admits_hosts());
         let message = |protocol: Protocol| {
             let (label, remedy) = (protocol.row().label, self.remedy());
             format!("{label} has no keys: it is served on loopback addresses only. Or {remedy}.")
@@ -153,6 +162,7 @@ impl Listeners {
     pub fn update(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<ServeEvent> {
         let planned = self.planned(machine);
         let follows = !matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_));
+        let certificate = self.certificate.clone();
         let mut changes = if follows { self.mark_present(&planned) } else { Vec::new() };
         self.failed.retain(|known| planned.contains(known));
         for planned in planned {
@@ -161,6 +171,7 @@ impl Listeners {
                 changes.extend(self.bind_one(planned, bind));
             }
         }
+        changes.iter_mut().for_each(|change| change.set_certificate(certificate.as_ref()));
         changes
     }
 
@@ -213,7 +224,11 @@ impl Listeners {
         self.bound
             .iter()
             .filter(|bound| bound.present)
-            .map(|bound| opened(&bound.listener))
+            .map(|bound| {
+                let mut event = opened(&bound.listener);
+                event.set_certificate(self.certificate.as_ref());
+                event
+            })
             .collect()
     }
 
@@ -245,7 +260,10 @@ impl Listeners {
 
     /// The endpoints of all protocols.
     pub fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
-        endpoints(self.active(), machine)
+        let mut endpoints = endpoints(self.active(), machine);
+        let certified = endpoints.iter_mut().filter(|at| at.protocol.row().reading_code);
+        certified.for_each(|at| at.pin = self.certificate.as_ref().map(|ids| ids.pin.clone()));
+        endpoints
     }
 
     /// The protocol of a peer by its local address.
@@ -277,6 +295,8 @@ fn opened(listener: &Listener) -> ServeEvent {
             Role::Discovery => &["discovery"],
         },
         keyed: listener.auth == Auth::Required,
+        certificate: None,
+        public_key: None,
     }
 }
 
@@ -518,6 +538,31 @@ mod test {
         assert!(failure.to_string().contains("cannot serve HTTP on 0.0.0.0"), "{failure}");
         assert_eq!(adopt("0.0.0.0:8080", true).unwrap().auth, Auth::None);
         assert_eq!(adopt("127.0.0.1:8080", false).unwrap().auth, Auth::None);
+    }
+
+    /// Also at boot: `storagetm.protocol=https` needs no `storagetm.open`.
+    #[test]
+    fn https_is_served_where_a_key_is_required() {
+        let machine = [address("127.0.0.1"), address("169.254.1.1")];
+        let https = || Protocols::of(&[Protocol::Https]);
+        let ids = CertificateIds { fingerprint: "AA:BB".into(), pin: "pin".into() };
+        for plan in [Plan::Nearby(https()), Plan::Present(https())] {
+            let listeners = Listeners::closed(plan, false).with_certificate(Some(ids.clone()));
+            let mut listeners = listeners;
+            assert!(listeners.open(&machine, &mut any).unwrap().is_empty());
+            let events = json(&listeners.open_events());
+            assert_eq!(events.len(), 2, "{events:?}");
+            let keyed = r#""port":8443,"serves":["disks"],"keyed":true,"certificate":"AA:BB","public_key":"pin""#;
+            assert!(events[1].contains(keyed), "{events:?}");
+            let endpoints = listeners.endpoints(&machine);
+            assert!(endpoints.iter().all(|at| at.pin.as_deref() == Some("pin")));
+        }
+        let named = |name: &str| {
+            let all = Protocols::of(&[Protocol::Http, Protocol::Https]);
+            let socket = BindAddr::Net("10.0.0.1:1".parse().unwrap());
+            Listener::inherited(socket, name, &all).unwrap().serves.protocol
+        };
+        assert_eq!([named("https"), named("http-a")], [Protocol::Https, Protocol::Http]);
     }
 
     /// The machine has no address of a network yet.

@@ -160,7 +160,7 @@ impl Entry {
             block_size: export.geometry.block(),
             model: export.identity.model.clone(),
             serial: export.identity.serial.clone(),
-            contents: String::new(),
+            contents: export.contents.clone(),
             access: export.access,
             kept: self.kept(),
             attached,
@@ -266,7 +266,7 @@ mod test {
         let at = |ip: &str| {
             let net = NetAddr { ip: ip.parse().unwrap(), interface: None, port: 4420 };
             let addr = EndpointAddr::Net(net);
-            Endpoint { protocol: Protocol::Nvme, addr, keyed: false }
+            Endpoint { protocol: Protocol::Nvme, addr, keyed: false, pin: None }
         };
         assert!(loopback_advice(&[at("127.0.0.1"), at("::1")]).is_some());
         assert!(loopback_advice(&[at("127.0.0.1"), at("169.254.1.1")]).is_none());

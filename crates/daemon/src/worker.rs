@@ -10,12 +10,14 @@
 //! | `usage` | I/O counters of a disk, summed over restarts |
 //! | `fence` | disks withheld while writes of a previous worker may be in flight |
 //! | `process` | spawning the worker |
+//! | `codes` | pairing, and the code for reading |
 //! | `reservations` | storing of reservations |
 //! | `messages` | the IPC messages |
 //! | `main_loop`, `sessions`, `disks`, `reporter` | the worker itself, without privileges |
 //!
 //! The handle keeps all that the worker was sent, so that its replacement can be sent the same.
 
+mod codes;
 mod disks;
 mod fence;
 mod main_loop;
@@ -31,12 +33,12 @@ mod validator;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use export::{Auth, Export, ExportId, Policy, Usage};
 use keys::reservations::ReservationFiles;
 use linux::gadget::Endpoints;
-use pair::{FailedAttempts, Verdict};
+use pair::FailedAttempts;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +49,7 @@ use disks::check_locked;
 use failure::{Failure, spawn_error};
 use ipc::channel::Sender;
 pub use main_loop::work;
-use messages::{ExportWire, Request, ReservationsWire, TriesWire};
+use messages::{ExportWire, Request, ReservationsWire};
 use reservations::{ReservationWriter, Stored, may_persist};
 pub use usage::WriteTracker;
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub null_dh: bool,
     /// Server certificates for NBD clients.
     pub certificates: Option<Certificates>,
+    /// The certificate for HTTPS.
+    pub web_certificate: Option<Certificates>,
     /// First NVMe controller ID; differs per machine.
     pub first_controller: u16,
 }
@@ -113,6 +117,8 @@ struct State {
     policy: Policy,
     /// Name of this machine shown when pairing, if pairing is enabled.
     pairing: Option<String>,
+    /// The code for reading by HTTPS.
+    reading_code: Option<web::Code>,
     /// Failed pairing attempts, as reported by workers.
     tries: FailedAttempts,
     /// Numbers of the pairing requests that the worker reported and that wait for an answer.
@@ -287,29 +293,6 @@ impl Worker {
         state.policy = policy;
     }
 
-    /// Enables pairing. The code is reported by [`WorkerEvent::Pairing`]. `name` is shown to
-    /// clients that know the code.
-    pub fn enable_pairing(&self, name: &str) {
-        let mut state = self.shared.state();
-        state.pairing = Some(name.to_owned());
-        state.send_pairing();
-    }
-
-    /// Generates a new code and resets the count of failed attempts: a user at this machine asked
-    /// for it.
-    pub fn unlock(&self) {
-        let mut state = self.shared.state();
-        state.tries = FailedAttempts::default();
-        state.send(&Request::Unlock);
-    }
-
-    /// Answers the pairing request with this number.
-    pub fn answer(&self, number: u64, verdict: Verdict) {
-        let mut state = self.shared.state();
-        state.unanswered.retain(|waiting| *waiting != number);
-        state.send(&Request::Answer { number, verdict });
-    }
-
     /// Returns a handle that reports whether writes of hosts to a disk are in flight. Counters of the
     /// last write may arrive a moment later.
     pub fn writes(&self, export: &Arc<Export>) -> WriteTracker {
@@ -374,6 +357,7 @@ impl State {
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
+            reading_code: None,
             tries: FailedAttempts::default(),
             unanswered: Vec::new(),
             worker: 0,
@@ -409,12 +393,6 @@ impl State {
         self.pass(&request, &[listeners.listener.as_fd()]);
     }
 
-    fn send_pairing(&self) {
-        let Some(name) = self.pairing.clone() else { return };
-        let tries = TriesWire::new(&self.tries, Instant::now());
-        self.send(&Request::EnablePairing { name, tries });
-    }
-
     /// Records what the file of a disk has, and sends the disk to the worker.
     fn loaded(&mut self, disk: u64, reservations: Stored) {
         if let Some(assigned) = self.disk_by_number(disk) {
@@ -448,6 +426,7 @@ impl State {
     fn send_all(&mut self) {
         self.send(&Request::SetPolicy { policy: self.policy.clone() });
         self.send_pairing();
+        self.send_reading_code();
         let disks: Vec<u64> = self.lent.iter().map(|assigned| assigned.disk).collect();
         disks.into_iter().for_each(|disk| self.send_disk(disk));
         self.listeners.iter().for_each(|listeners| self.send_listener(listeners));

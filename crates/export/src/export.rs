@@ -96,6 +96,8 @@ pub struct Export {
     pub discard_zeroes: bool,
     /// Set if it is a home directory of systemd-homed.
     pub home: Option<Home>,
+    /// What is on it, for people: partition table, file systems, labels. Empty if unknown.
+    pub contents: String,
     bytes: AtomicU64,
     /// How often the length was set to another one.
     resizes: AtomicU64,
@@ -144,6 +146,7 @@ impl Export {
             discard: false,
             discard_zeroes: false,
             home: None,
+            contents: String::new(),
             bytes: AtomicU64::new(bytes),
             resizes: AtomicU64::new(0),
             gone: AtomicBool::new(false),

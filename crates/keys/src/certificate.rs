@@ -2,7 +2,7 @@
 //! program that compares its fingerprint or public key.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -101,7 +101,7 @@ fn cannot(error: &dyn std::fmt::Display) -> Failure {
     Failure::new(format!("no certificate for HTTPS can be made: {error}"))
 }
 
-fn load(path: &PathBuf) -> Result<Option<Record>, Failure> {
+fn load(path: &Path) -> Result<Option<Record>, Failure> {
     if path.symlink_metadata().is_err() {
         return Ok(None);
     }

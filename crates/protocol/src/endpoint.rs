@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::Protocol;
 
@@ -17,6 +18,8 @@ pub struct Endpoint {
     pub addr: EndpointAddr,
     /// Whether hosts need a key.
     pub keyed: bool,
+    /// SHA-256 of the public key of this machine's certificate in base64, where clients should know it.
+    pub pin: Option<Arc<str>>,
 }
 
 /// Address of an endpoint.
@@ -58,7 +61,7 @@ impl Endpoint {
             }
             path @ EndpointAddr::Path(_) => path,
         };
-        Self { addr, ..*self }
+        Self { addr, ..self.clone() }
     }
 }
 

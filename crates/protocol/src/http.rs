@@ -27,6 +27,7 @@ pub(crate) const ROW: Row = Row {
     optional: true,
     on_request: true,
     pairing: false,
+    reading_code: false,
     key_export: "",
     member: "http",
     instructions,
@@ -36,7 +37,7 @@ pub(crate) const ROW: Row = Row {
 fn instructions(endpoint: &Endpoint, export: Option<ExportNames<'_>>, _: bool) -> Instructions {
     let Some((at, names)) = endpoint.net().zip(export) else { return Instructions::default() };
     let base = format!("http://{}/", at.authority(URI_PORT));
-    let uri = format!("{base}{}.raw", percent_encoded(names.short, ""));
+    let uri = disk_uri(&base, names);
     let listed = vec![uri.clone()];
     if endpoint.keyed {
         return Instructions { listed, ..Instructions::default() };
@@ -49,8 +50,13 @@ fn instructions(endpoint: &Endpoint, export: Option<ExportNames<'_>>, _: bool) -
     Instructions { commands, listed, ..Instructions::default() }
 }
 
+/// Returns the address of a disk.
+pub(crate) fn disk_uri(base: &str, names: ExportNames<'_>) -> String {
+    format!("{base}{}.raw", percent_encoded(names.short, ""))
+}
+
 /// Returns whether a browser takes the address: not one with an interface.
-fn is_browsable(at: &NetAddr) -> bool {
+pub(crate) fn is_browsable(at: &NetAddr) -> bool {
     !matches!(at.ip, IpAddr::V6(_) if at.interface.is_some())
 }
 
@@ -62,7 +68,7 @@ mod test {
     fn of(ip: &str, interface: Option<&str>, port: u16, short: &str) -> Instructions {
         let interface = interface.map(str::to_owned);
         let addr = EndpointAddr::Net(NetAddr { ip: ip.parse().unwrap(), interface, port });
-        let endpoint = Endpoint { protocol: Protocol::Http, addr, keyed: false };
+        let endpoint = Endpoint { protocol: Protocol::Http, addr, keyed: false, pin: None };
         endpoint.instructions(Some(ExportNames { id: &"nqn.x".into(), short }), false)
     }
 

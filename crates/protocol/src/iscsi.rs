@@ -24,6 +24,7 @@ pub(crate) const ROW: Row = Row {
     optional: true,
     on_request: false,
     pairing: false,
+    reading_code: false,
     key_export: "storagetm key export NAME",
     member: "iscsi",
     instructions,
@@ -105,7 +106,7 @@ mod test {
     fn at(ip: &str, interface: Option<&str>, port: u16, keyed: bool) -> Endpoint {
         let interface = interface.map(str::to_owned);
         let addr = EndpointAddr::Net(NetAddr { ip: ip.parse().unwrap(), interface, port });
-        Endpoint { protocol: Protocol::Iscsi, addr, keyed }
+        Endpoint { protocol: Protocol::Iscsi, addr, keyed, pin: None }
     }
 
     fn of(endpoint: &Endpoint) -> Instructions {

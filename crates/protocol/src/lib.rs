@@ -8,6 +8,7 @@
 pub mod commands;
 pub mod endpoint;
 pub(crate) mod http;
+pub mod https;
 pub(crate) mod iscsi;
 pub(crate) mod nbd;
 pub mod nvme;
@@ -30,8 +31,10 @@ pub enum Protocol {
     Nbd,
     /// iSCSI, which Windows, ESXi, FreeBSD, firmware and iPXE attach by themselves
     Iscsi,
-    /// HTTP, read-only and only if named: any browser, curl, qemu and UEFI firmware
+    /// HTTP, read-only and only if named: any browser, curl and qemu
     Http,
+    /// HTTPS, read-only and only if named: the same, with a code
+    Https,
 }
 
 /// What a listener of a protocol offers.
@@ -81,6 +84,8 @@ pub struct Row {
     pub on_request: bool,
     /// Whether hosts are paired over it by a code.
     pub pairing: bool,
+    /// Whether a code on the screen admits to reading where a key is required.
+    pub reading_code: bool,
     /// The command that writes the key of a host in a form for its clients; empty without schemes.
     pub key_export: &'static str,
     /// The member of the JSON event of an export that holds [`Instructions::listed`].
@@ -91,7 +96,7 @@ pub struct Row {
 }
 
 /// All protocols, in the order in which they are preferred.
-pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW, iscsi::ROW, http::ROW];
+pub const PROTOCOLS: &[Row] = &[nvme::ROW, nbd::ROW, iscsi::ROW, http::ROW, https::ROW];
 
 impl Protocol {
     /// Returns the row of the protocol.
@@ -108,6 +113,11 @@ impl Protocol {
     /// Returns whether hosts can show a key. Other protocols are served only where none is required.
     pub fn has_keys(self) -> bool {
         !self.row().schemes.is_empty()
+    }
+
+    /// Returns whether hosts can be admitted where a key is required: by a key, or by the code for reading.
+    pub fn admits_hosts(self) -> bool {
+        self.has_keys() || self.row().reading_code
     }
 
     /// Returns the protocol with this name in options.

@@ -27,6 +27,7 @@ pub(crate) const ROW: Row = Row {
     optional: false,
     on_request: false,
     pairing: true,
+    reading_code: false,
     key_export: "storagetm key export NAME --for-host HOST",
     member: "attach",
     instructions,
@@ -171,7 +172,7 @@ mod test {
     fn boot_line_is_shown_where_dracut_can_use_it() {
         let lines = |ip, interface, keyed| {
             let addr = EndpointAddr::Net(at(ip, interface));
-            let endpoint = Endpoint { protocol: Protocol::Nvme, addr, keyed };
+            let endpoint = Endpoint { protocol: Protocol::Nvme, addr, keyed, pin: None };
             let id = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000".into();
             let names = ExportNames { id: &id, short: "sda" };
             let commands = endpoint.instructions(Some(names), false).commands;

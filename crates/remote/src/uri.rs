@@ -433,7 +433,7 @@ mod test {
         use protocol::endpoint::{Endpoint, EndpointAddr, NetAddr};
         let uri = |addr, keyed, short| {
             let id = &"nqn.x".into();
-            let at = Endpoint { protocol: Protocol::Nbd, addr, keyed };
+            let at = Endpoint { protocol: Protocol::Nbd, addr, keyed, pin: None };
             at.instructions(Some(ExportNames { id, short }), false).listed.remove(0)
         };
         for (keyed, scheme) in [(true, "nbds"), (false, "nbd")] {

@@ -110,9 +110,12 @@ impl Output {
             Form::Plain | Form::Json | Form::Silent => {}
         }
         if anew && self.journal.is_some() {
-            // Pairing codes grant access and must not be written to the journal.
+            // Codes grant access and must not be written to the journal.
             let hidden = Some(Pairing::Unavailable(Unavailable::Hidden));
-            let model = Model { pairing: hidden, ..model.clone() };
+            let mut model = Model { pairing: hidden, ..model.clone() };
+            if let Some(reading) = &mut model.reading {
+                (reading.code, reading.is_on_screen) = (None, true);
+            }
             for line in text(&model, Style { utf8: true, ..Style::PLAIN })
                 .iter()
                 .filter(|line| !line.is_empty())

@@ -9,7 +9,7 @@
 //! | `exports`, `disks`, `additions`, `flushes` | the served disks |
 //! | `control` | the control socket, for `storagetm status`, `add` and `remove` |
 //! | `rescue` | the map of a disk that fails |
-//! | `hosts` | access rules and pairing |
+//! | `hosts`, `reading` | access rules and pairing; certificate and code of HTTPS |
 //! | `events`, `event_limit`, `faults` | events as they are reported |
 //! | `usb` | the USB cable |
 //! | `idle` | restart of a machine that no host uses |
@@ -28,6 +28,7 @@ mod hosts;
 mod idle;
 mod mdns;
 mod network;
+mod reading;
 mod rescue;
 mod shutdown;
 mod socket_activation;
@@ -62,6 +63,7 @@ use exports::Exports;
 use hosts::Hosts;
 use idle::IdleLimit;
 use network::Network;
+use reading::Reading;
 use socket_activation::InheritedSockets;
 use ui::Ui;
 
@@ -154,6 +156,7 @@ struct Server {
     exports: Exports,
     usb: Usb,
     hosts: Hosts,
+    reading: Reading,
     events: Events,
     ui: Ui,
     /// Prevents suspend while a disk is attached.
@@ -181,6 +184,9 @@ impl Server {
         }
         let model = self.model();
         self.ui.start(model, &self.exports.status().summary());
+        let endpoints = self.network.endpoints();
+        let Self { worker, ui, .. } = self;
+        self.reading.report(&endpoints, &mut Context { worker, ui, now: Instant::now() });
         self.network.announce();
     }
 
@@ -195,6 +201,7 @@ impl Server {
         Model {
             machine: self.network.machine().to_owned(),
             pairing: self.hosts.pairing(&endpoints),
+            reading: self.reading.access(),
             endpoints,
             digests: self.network.digests(),
             disks: self.exports.shown(),
@@ -219,7 +226,7 @@ impl Server {
                 match signal {
                     Signal::WindowChange => self.ui.redraw_soon(),
                     Signal::Continue => self.ui.resume_terminal(),
-                    Signal::ReopenPairing => self.worker.unlock(),
+                    Signal::ReopenPairing => self.renew_codes(),
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
                         return StopReason::Signalled;
                     }
@@ -345,10 +352,18 @@ impl Server {
             Action::EndUsb => usb.end(cx),
             Action::SetOverlay { disk, wanted } => exports.set_overlay(&disk, wanted, cx),
             Action::Answer(answer) => hosts.answer(answer, exports, cx),
-            Action::NewCode => worker.unlock(),
+            Action::NewCode => self.renew_codes(),
             Action::Redraw => cx.ui.invalidate(),
         }
         None
+    }
+
+    /// Makes new codes, for pairing and for reading.
+    fn renew_codes(&mut self) {
+        self.worker.unlock();
+        let endpoints = self.network.endpoints();
+        let Self { worker, ui, .. } = self;
+        self.reading.renew(&endpoints, &mut Context { worker, ui, now: Instant::now() });
     }
 
     /// Handles what the worker and other threads have sent. Returns why nothing is served any more,

@@ -43,3 +43,5 @@ mod scene;
 mod secrets;
 #[path = "cases/tap.rs"]
 mod tap;
+#[path = "cases/web.rs"]
+mod web;

@@ -1,22 +1,30 @@
 //! Disks by HTTP/1.1 (RFC 9110, RFC 9112), read-only, as a sans-I/O state machine.
 //!
+//! Where the listener requires authentication, the connection must be a TLS channel, and each request
+//! must have the [`Code`] or the cookie of a session that was begun with it.
+//!
 //! A [`Session`] is one connection and implements [`export::Session`]. It answers GET and HEAD of
-//! `/NAME.raw`, the bytes of the disk of that name, whole or one range of them; of `/`, a page with
+//! `/NAME.raw`, the bytes of the disk of that name, whole or one range of them; of `/NAME.raw.zst`, the
+//! same, whole and compressed; of `/`, a page with
 //! the disks for people; and of `/disks.json`, the same for programs. Requests are answered one after
 //! the other.
 //!
 //! | module | is |
 //! |---|---|
 //! | `request` | parsing of request heads, and the violations of their rules |
+//! | `code`, `access`, `login` | the code; sessions and limits on wrong codes; admission of requests |
 //! | `host` | the `Host` field: names under which a web page of others must not reach this machine |
 //! | `range`, `version` | ranges; entity tags and conditions |
 //! | `page` | the page, the list in JSON, the style sheet |
 //! | `response` | response heads and error texts; the status of each fault |
-//! | `transfer` | the part of a disk that is being sent |
-//! | `session` | the state machine |
+//! | `transfer`, `zst` | the part of a disk that is being sent; its compression |
+//! | `session` | the state machine; the response to a request |
 #![forbid(unsafe_code)]
 
+mod access;
+mod code;
 mod host;
+mod login;
 mod page;
 mod range;
 mod request;
@@ -24,12 +32,15 @@ mod response;
 mod session;
 mod transfer;
 mod version;
+mod zst;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use export::{Account, Catalogue, Peer};
 
+pub use access::Random;
+pub use code::Code;
 pub use request::Violation;
 pub use session::Session;
 
@@ -37,8 +48,14 @@ pub use session::Session;
 /// other programs have it.
 pub const PORT: u16 = 8080;
 
+/// The port for HTTPS, as many servers beside 8080 have it. Port 443 needs root.
+pub const TLS_PORT: u16 = 8443;
+
 /// Maximum length of a request head in bytes.
 pub const MAX_HEAD: usize = 8 << 10;
+
+/// Maximum length of the content of a request: a form with a code.
+const MAX_CONTENT: u64 = 1 << 10;
 
 /// Maximum number of fields in a request head.
 const MAX_FIELDS: usize = 64;
@@ -63,6 +80,9 @@ const MAX_PIECES: usize = 4;
 /// No more is read while so many bytes of this connection wait to be sent.
 const MAX_MEMORY: usize = 2 << 20;
 
+/// Returns the time of day.
+pub type Clock = fn() -> SystemTime;
+
 /// What all connections share.
 #[derive(Debug)]
 pub struct Server {
@@ -70,15 +90,32 @@ pub struct Server {
     /// The name of this machine, for the page.
     machine: String,
     versions: version::Versions,
+    access: access::Access,
+    encoders: zst::Encoders,
+    clock: Clock,
 }
 
 impl Server {
-    /// Creates a server of the exports in `catalogue`, on the machine of this name. `nonce` is a random
-    /// number: entity tags of servers with different ones differ. When the catalogue changes, sessions
-    /// must be notified with [`export::Notice::StateChanged`].
-    pub fn new(catalogue: Arc<Catalogue>, machine: &str, nonce: u64) -> Arc<Self> {
-        let versions = version::Versions::new(nonce);
-        Arc::new(Self { catalogue, machine: machine.to_owned(), versions })
+    /// Creates a server of the exports in `catalogue`, on the machine of this name. `random` fills
+    /// entity tags, so that those of other servers differ, and the cookies of sessions; `clock` is for
+    /// `Date`. When the catalogue or the code changes, sessions must be notified with
+    /// [`export::Notice::StateChanged`].
+    pub fn new(
+        catalogue: Arc<Catalogue>,
+        machine: &str,
+        random: Random,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let access = access::Access::new(random);
+        let versions = version::Versions::new(u64::from_le_bytes(access.random()));
+        let (machine, encoders) = (machine.to_owned(), zst::Encoders::default());
+        Arc::new(Self { catalogue, machine, versions, access, encoders, clock })
+    }
+
+    /// Replaces the code that admits to reading where authentication is required; without one nobody is
+    /// admitted there. Ends the sessions that were begun with another one.
+    pub fn set_code(&self, code: Code) {
+        self.access.set_code(code);
     }
 
     /// Creates the session of a new connection. Responses use memory of `account`.

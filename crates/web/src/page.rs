@@ -20,19 +20,54 @@ h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
 p { margin: .3rem 0; overflow-wrap: anywhere; }
 span { white-space: nowrap; }
 .note { opacity: .8; font-size: .9rem; }
+a.get.plain { background: none; color: inherit; border: 1px solid #8886; }
+.problem { font-weight: bold; }
+input, button { font: inherit; padding: .5rem .6rem; }
+input { font-family: ui-monospace, monospace; width: 16ch; }
 a.get { display: inline-block; margin-top: .4rem; padding: .5rem 1rem; border-radius: .4rem; \
 background: #1a5fb4; color: #fff; text-decoration: none; overflow-wrap: anywhere; }
 ";
 
-/// Returns the page with the disks of this machine.
-pub(crate) fn html(machine: &str, exports: &[Arc<Export>]) -> String {
-    let machine = escaped(machine);
-    let mut page = format!(
+/// The path that the form with the code is sent to.
+pub(crate) const FORM_PATH: &str = "/code";
+
+/// The path of the style sheet.
+pub(crate) const STYLE_PATH: &str = "/style.css";
+
+/// Returns the start of a page with this title, which is escaped.
+fn start(title: &str) -> String {
+    format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>Disks of {machine}</title>\n<link rel=\"stylesheet\" href=\"/style.css\">\n\
-         </head>\n<body>\n<h1>Disks of {machine}</h1>\n"
+         <title>{title}</title>\n<link rel=\"stylesheet\" href=\"{STYLE_PATH}\">\n\
+         </head>\n<body>\n<h1>{title}</h1>\n"
+    )
+}
+
+/// Returns the page that asks for the code, with a sentence about the last one. It has nothing about this
+/// machine: whoever reaches it sees it.
+pub(crate) fn form(problem: &str) -> String {
+    let mut page = start("Disks");
+    if !problem.is_empty() {
+        let _ = writeln!(page, "<p class=\"problem\" role=\"alert\">{problem}</p>");
+    }
+    let _ = write!(
+        page,
+        "<form method=\"post\" action=\"{}\">\n<p><label for=\"code\">The code on the screen of the \
+         machine that lends its disks:</label></p>\n<p><input id=\"code\" name=\"code\" \
+         required autofocus maxlength=\"40\" autocomplete=\"off\" autocapitalize=\"characters\" \
+         spellcheck=\"false\" placeholder=\"XXXX-XXXX-XXXX\"> <button>Open</button></p>\n</form>\n\
+         <p class=\"note\">The browser has warned that it does not know who answers here. Type the \
+         code only if the fingerprint of the certificate is the one on that screen.</p>\n\
+         </body>\n</html>\n",
+        FORM_PATH
     );
+    page
+}
+
+/// Returns the page with the disks of this machine.
+pub(crate) fn html(machine: &str, exports: &[Arc<Export>], is_encrypted: bool) -> String {
+    let mut page = start(&format!("Disks of {}", escaped(machine)));
     if exports.is_empty() {
         page.push_str("<p>There is no disk here now.</p>\n");
     } else {
@@ -40,9 +75,11 @@ pub(crate) fn html(machine: &str, exports: &[Arc<Export>]) -> String {
         exports.iter().for_each(|export| page.push_str(&item(export)));
         page.push_str("</ul>\n");
     }
-    page.push_str(
+    let encryption = if is_encrypted { "" } else { " Nothing is encrypted." };
+    let _ = write!(
+        page,
         "<p class=\"note\">Disks can only be read here. A download that was interrupted can be \
-         continued where the disk is read-only. Nothing is encrypted.</p>\n</body>\n</html>\n",
+         continued where the disk is read-only.{encryption}</p>\n</body>\n</html>\n"
     );
     page
 }
@@ -53,6 +90,9 @@ fn item(export: &Export) -> String {
     let model = if model.is_empty() { String::new() } else { format!("{model}, ") };
     let (size, bytes) = (size(export.bytes()), export.bytes());
     let _ = writeln!(item, "<p>{model}{size} <span class=\"note\">({bytes} bytes)</span></p>");
+    if !export.contents.is_empty() {
+        let _ = writeln!(item, "<p>On it: {}</p>", escaped(&export.contents));
+    }
     if may_change(export) {
         item.push_str(
             "<p class=\"note\">Other machines may write to this disk, also during a download, which \
@@ -62,6 +102,10 @@ fn item(export: &Export) -> String {
     let href = percent_encoded(&export.short);
     let _ =
         writeln!(item, "<a class=\"get\" href=\"/{href}.raw\" download>Download {name}.raw</a>");
+    let _ = writeln!(
+        item,
+        "<a class=\"get plain\" href=\"/{href}.raw.zst\" download>Compressed: {name}.raw.zst</a>"
+    );
     item.push_str("</li>\n");
     item
 }
@@ -71,9 +115,13 @@ fn item(export: &Export) -> String {
 struct Item<'a> {
     name: &'a str,
     path: String,
+    /// The path of the disk as it is compressed.
+    compressed: String,
     bytes: u64,
     block_size: u32,
     model: &'a str,
+    /// What is on it, for people; empty if unknown.
+    contents: &'a str,
     /// Whether hosts may change by other protocols what is read here.
     writable: bool,
 }
@@ -84,9 +132,11 @@ pub(crate) fn json(machine: &str, exports: &[Arc<Export>]) -> String {
         serde_json::json!(Item {
             name: &export.short,
             path: format!("/{}.raw", percent_encoded(&export.short)),
+            compressed: format!("/{}.raw.zst", percent_encoded(&export.short)),
             bytes: export.bytes(),
             block_size: export.geometry.block(),
             model: &export.identity.model,
+            contents: &export.contents,
             writable: may_change(export),
         })
     };

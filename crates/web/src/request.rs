@@ -6,7 +6,7 @@ use httparse::{EMPTY_HEADER, Error, Header, Status};
 
 use crate::host;
 use crate::response::Code;
-use crate::{MAX_FIELDS, MAX_HEAD};
+use crate::{MAX_CONTENT, MAX_FIELDS, MAX_HEAD};
 
 /// A rule that a request head violates. The connection is closed, because where the next request
 /// begins is not certain.
@@ -56,6 +56,8 @@ impl Violation {
 pub(crate) enum Method {
     Get,
     Head,
+    /// With a short content, or none.
+    Post,
     Other,
 }
 
@@ -67,16 +69,27 @@ pub(crate) struct Request {
     pub(crate) is_own_host: bool,
     /// The path, decoded and without a query; `None` if it cannot be decoded.
     pub(crate) path: Option<String>,
+    /// The query as it was sent, without the question mark.
+    pub(crate) query: String,
     pub(crate) range: Option<String>,
     pub(crate) if_range: Option<String>,
     pub(crate) if_match: Option<String>,
     pub(crate) if_none_match: Option<String>,
+    pub(crate) authorization: Option<String>,
+    pub(crate) cookie: Option<String>,
+    /// Whether a browser says that the page of another site has caused the request.
+    pub(crate) is_cross_site: bool,
+    /// Whether the client shows HTML to a person.
+    pub(crate) accepts_html: bool,
+    pub(crate) content: Vec<u8>,
+    /// Whether the client understands content in chunks (RFC 9112 §7.1).
+    pub(crate) takes_chunks: bool,
     /// Whether another request may follow.
     pub(crate) keep_alive: bool,
 }
 
-/// Parses a request head at the start of `bytes`, received at the address `local`. Returns it with
-/// its length; `None` if it is incomplete.
+/// Parses a request at the start of `bytes`, received at the address `local`. Returns it with its
+/// length; `None` if it is incomplete.
 pub(crate) fn parse(
     bytes: &[u8],
     local: Option<IpAddr>,
@@ -95,30 +108,41 @@ pub(crate) fn parse(
     let (Some(method), Some(target), Some(minor)) = (head.method, head.path, head.version) else {
         return Err(Violation::HeadMalformed);
     };
-    let method = match method {
-        "GET" => Method::Get,
-        "HEAD" => Method::Head,
-        _ => Method::Other,
-    };
     let fields = &*head.headers;
-    let has_content = has_content(fields)?;
-    if has_content && method != Method::Other {
-        return Err(Violation::ContentUnexpected);
-    }
-    let (authority, path) = split(target);
+    let content_len = content_len(fields)?;
+    let (method, has_content) = match (method, content_len) {
+        ("GET" | "HEAD", None | Some(1..)) => return Err(Violation::ContentUnexpected),
+        ("GET", _) => (Method::Get, false),
+        ("HEAD", _) => (Method::Head, false),
+        ("POST", Some(..=MAX_CONTENT)) => (Method::Post, false),
+        (_, content_len) => (Method::Other, content_len != Some(0)),
+    };
+    let end = match (method, content_len) {
+        (Method::Post, Some(more)) => len.saturating_add(usize::try_from(more).unwrap_or(0)),
+        _ => len,
+    };
+    let Some(content) = bytes.get(len..end) else { return Ok(None) };
+    let (authority, path, query) = split(target);
     let is_own_host = is_own_host(fields, authority, minor, local)?;
     let keep_alive = minor == 1 && !has_content && !is_closing(fields);
     let request = Request {
         method,
         is_own_host,
         path: decoded(path),
+        query: query.to_owned(),
         range: joined(fields, "Range"),
         if_range: joined(fields, "If-Range"),
         if_match: joined(fields, "If-Match"),
         if_none_match: joined(fields, "If-None-Match"),
+        authorization: joined(fields, "Authorization"),
+        cookie: joined(fields, "Cookie"),
+        is_cross_site: is_cross_site(fields),
+        accepts_html: joined(fields, "Accept").is_some_and(|types| types.contains("text/html")),
+        content: content.to_vec(),
+        takes_chunks: minor == 1,
         keep_alive,
     };
-    Ok(Some((len, request)))
+    Ok(Some((end, request)))
 }
 
 /// Returns the values of a field.
@@ -135,16 +159,29 @@ fn joined(fields: &[Header<'_>], name: &str) -> Option<String> {
     (!all.is_empty()).then(|| all.join(","))
 }
 
-/// Returns whether content follows the head (RFC 9112 §6.3).
-fn has_content(fields: &[Header<'_>]) -> Result<bool, Violation> {
+/// Returns the length of the content in bytes (RFC 9112 §6.3); `None` if it is not known.
+fn content_len(fields: &[Header<'_>]) -> Result<Option<u64>, Violation> {
     let mut lengths = values(fields, "Content-Length");
     let is_encoded = values(fields, "Transfer-Encoding").next().is_some();
-    let Some(length) = lengths.next() else { return Ok(is_encoded) };
+    let Some(length) = lengths.next() else { return Ok((!is_encoded).then_some(0)) };
     let is_number = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
     if !is_number || is_encoded || lengths.next().is_some() {
         return Err(Violation::LengthInvalid);
     }
-    Ok(length.iter().any(|&digit| digit != b'0'))
+    // A longer one is as unusable as the longest.
+    let length = std::str::from_utf8(length).ok().and_then(|digits| digits.parse().ok());
+    Ok(Some(length.unwrap_or(u64::MAX)))
+}
+
+/// Returns whether a browser says that another site has caused the request: by Fetch Metadata, which it
+/// sends by TLS; one without that by `Origin` (RFC 6454), which is sent with each POST.
+fn is_cross_site(fields: &[Header<'_>]) -> bool {
+    if let Some(site) = joined(fields, "Sec-Fetch-Site") {
+        return !matches!(site.trim(), "same-origin" | "none");
+    }
+    let Some(origin) = joined(fields, "Origin") else { return false };
+    let host = joined(fields, "Host").unwrap_or_default();
+    origin.trim().strip_prefix("https://").is_none_or(|origin| origin != host.trim())
 }
 
 /// Returns whether the peer will send no other request (RFC 9112 §9.6).
@@ -153,19 +190,21 @@ fn is_closing(fields: &[Header<'_>]) -> bool {
     options.split(',').any(|option| option.trim().eq_ignore_ascii_case("close"))
 }
 
-/// Splits a request target into its authority, if it is in absolute form, and the path (RFC 9112
-/// §3.2).
-fn split(target: &str) -> (Option<&str>, &str) {
+/// Splits a request target into its authority, if it is in absolute form, the path and the query (RFC
+/// 9112 §3.2).
+fn split(target: &str) -> (Option<&str>, &str, &str) {
     let is_web = |scheme: &str| ["http", "https"].iter().any(|it| scheme.eq_ignore_ascii_case(it));
     let absolute = target.split_once("://").filter(|(scheme, _)| is_web(scheme));
     let (authority, path) = match absolute {
         Some((_, rest)) => {
             let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-            (Some(authority), if path.starts_with('/') { path } else { "/" })
+            (Some(authority), path)
         }
         None => (None, target),
     };
-    (authority, path.split('?').next().unwrap_or_default())
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let path = if path.is_empty() && authority.is_some() { "/" } else { path };
+    (authority, path, query)
 }
 
 fn is_own_host(
@@ -179,11 +218,17 @@ fn is_own_host(
     if other.is_some() || (field.is_none() && minor != 0) {
         return Err(Violation::HostInvalid);
     }
-    // A client of HTTP/1.0 that does not name the host is no browser.
+    // A client of HTTP/1.0 that does not name the host is not a browser.
     let Some(field) = field else { return Ok(authority.is_none()) };
     let is_own = |host: &str| host::is_own(host, local).ok_or(Violation::HostInvalid);
     let by_field = is_own(std::str::from_utf8(field).map_err(|_| Violation::HostInvalid)?)?;
     authority.map_or(Ok(by_field), is_own)
+}
+
+/// Decodes a value of a form (`application/x-www-form-urlencoded`). `None` if it is malformed, or not
+/// UTF-8.
+pub(crate) fn decoded_form(value: &str) -> Option<String> {
+    decoded(&value.replace('+', " "))
 }
 
 /// Decodes the percent-encoding of a path (RFC 3986 §2.1). `None` if it is malformed, or not UTF-8.
@@ -269,9 +314,20 @@ mod test {
             assert_eq!(get(fields), Err(violation), "{fields}");
         }
         assert!(get("Content-Length: 0\r\n").unwrap().keep_alive);
-        let post = of("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n").unwrap();
-        let post = post.unwrap().1;
-        assert_eq!((post.method, post.keep_alive), (Method::Other, false));
+        let put = of("PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n").unwrap();
+        let put = put.unwrap().1;
+        assert_eq!((put.method, put.keep_alive), (Method::Other, false));
+    }
+
+    #[test]
+    fn post_is_complete_with_its_content() {
+        let head = "POST /code HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n";
+        assert_eq!(of(&format!("{head}code=")), Ok(None));
+        let (len, request) = of(&format!("{head}code=aGET")).unwrap().unwrap();
+        assert_eq!((len, request.method), (head.len() + 6, Method::Post));
+        assert_eq!(request.content, b"code=a");
+        let long = head.replace(": 6", ": 99999999999999999999");
+        assert_eq!(of(&long).unwrap().unwrap().1.method, Method::Other);
     }
 
     #[test]

@@ -2,28 +2,35 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::time::SystemTime;
 
 use export::Fault;
+use jiff::Timestamp;
 
 /// The status codes of responses (RFC 9110 §15, RFC 6585).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     Ok,
     PartialContent,
+    SeeOther,
     NotModified,
     BadRequest,
+    Unauthorized,
     Reserved,
     KeyRequired,
+    LoginRequired,
     NotFound,
     MethodNotAllowed,
     PreconditionFailed,
     TargetTooLong,
     RangeNotSatisfiable,
     Misdirected,
+    TooManyRequests,
     HeadTooLong,
     ServerError,
     Unavailable,
     VersionUnknown,
+    ChunksRequired,
 }
 
 impl Code {
@@ -32,30 +39,37 @@ impl Code {
         match self {
             Self::Ok => "200 OK",
             Self::PartialContent => "206 Partial Content",
+            Self::SeeOther => "303 See Other",
             Self::NotModified => "304 Not Modified",
             Self::BadRequest => "400 Bad Request",
-            Self::Reserved | Self::KeyRequired => "403 Forbidden",
+            Self::Unauthorized => "401 Unauthorized",
+            Self::Reserved | Self::KeyRequired | Self::LoginRequired => "403 Forbidden",
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::PreconditionFailed => "412 Precondition Failed",
             Self::TargetTooLong => "414 URI Too Long",
             Self::RangeNotSatisfiable => "416 Range Not Satisfiable",
             Self::Misdirected => "421 Misdirected Request",
+            Self::TooManyRequests => "429 Too Many Requests",
             Self::HeadTooLong => "431 Request Header Fields Too Large",
             Self::ServerError => "500 Internal Server Error",
             Self::Unavailable => "503 Service Unavailable",
-            Self::VersionUnknown => "505 HTTP Version Not Supported",
+            Self::VersionUnknown | Self::ChunksRequired => "505 HTTP Version Not Supported",
         }
     }
 
     /// Returns the text for people.
-    fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Ok | Self::PartialContent | Self::NotModified => "",
+            Self::Ok | Self::PartialContent | Self::SeeOther | Self::NotModified => "",
             Self::BadRequest => "The request is malformed.\n",
+            Self::Unauthorized | Self::LoginRequired => {
+                "The code on the screen of this machine is required, as the password of HTTP Basic.\n"
+            }
+            Self::TooManyRequests => "There were too many wrong codes. Try again later.\n",
             Self::Reserved => "Another machine has reserved this disk.\n",
             Self::KeyRequired => {
-                "This address requires a key. HTTP has none: use NVMe/TCP or NBD.\n"
+                "This address requires a key. HTTP has none: use HTTPS, NVMe/TCP or NBD.\n"
             }
             Self::NotFound => "There is no such disk here. / lists those that there are.\n",
             Self::MethodNotAllowed => "Disks can only be read here: GET and HEAD.\n",
@@ -69,6 +83,7 @@ impl Code {
             Self::ServerError => "The disk could not be read.\n",
             Self::Unavailable => "The disk cannot be read now.\n",
             Self::VersionUnknown => "Only HTTP/1.1 and HTTP/1.0 are spoken here.\n",
+            Self::ChunksRequired => "This takes HTTP/1.1; the disk without .zst does not.\n",
         }
     }
 }
@@ -100,7 +115,8 @@ impl Head {
         // Neither other pages in the browser nor caches may have it.
         head.field("X-Content-Type-Options", "nosniff");
         head.field("Cross-Origin-Resource-Policy", "same-origin");
-        head.field("Referrer-Policy", "no-referrer");
+        // Browsers send no `Origin` with a form of a page that forbids all referrers.
+        head.field("Referrer-Policy", "same-origin");
         head
     }
 
@@ -113,6 +129,16 @@ impl Head {
         self.0.push_str("\r\n");
         self.0.into_bytes()
     }
+}
+
+/// Returns a response with its time (RFC 9110 §6.6.1), which is left out if it has no such date.
+pub(crate) fn dated(mut text: Vec<u8>, time: SystemTime) -> Vec<u8> {
+    let line = text.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+    if let Some((at, date)) = line.zip(Timestamp::try_from(time).ok()) {
+        let field = format!("Date: {}\r\n", date.strftime("%a, %d %b %Y %H:%M:%S GMT"));
+        text.splice(at..at, field.into_bytes());
+    }
+    text
 }
 
 /// Returns a response with a text for people, without the text for a HEAD request.
@@ -137,9 +163,9 @@ pub(crate) fn of_text(mut head: Head, media_type: &str, content: &str, is_head: 
     all
 }
 
-/// No scripts, no images, no frames, no forms: only the style sheet.
+/// No scripts, no images, no frames: only the style sheet, and the form for the code.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; \
-                                       form-action 'none'; frame-ancestors 'none'";
+                                       form-action 'self'; frame-ancestors 'none'";
 
 /// A disk in a response.
 pub(crate) struct Content<'a> {
@@ -192,6 +218,18 @@ impl Content<'_> {
     }
 }
 
+/// Returns the head of a response with a whole disk, compressed and in chunks.
+pub(crate) fn compressed(name: &str, keep_alive: bool) -> Vec<u8> {
+    let mut head = Head::new(Code::Ok, keep_alive);
+    head.field("Content-Type", "application/zstd");
+    head.field("Transfer-Encoding", "chunked");
+    head.field("Accept-Ranges", "none");
+    head.field("Content-Disposition", &disposition(&format!("{name}.raw.zst")));
+    head.field("Content-Security-Policy", "sandbox");
+    head.field("Cache-Control", "private, no-cache, no-transform");
+    head.end()
+}
+
 /// Returns the `Content-Disposition` of a file to be saved (RFC 6266): its name in ASCII, and the
 /// exact one if that differs.
 fn disposition(name: &str) -> String {
@@ -229,6 +267,13 @@ mod test {
         assert_eq!(code_of(Fault::Io), Code::ServerError);
         // The disk has become smaller since the range was checked; it need not have been one.
         assert_eq!(code_of(Fault::OutOfRange), Code::Unavailable);
+    }
+
+    #[test]
+    fn date_has_the_format_of_http() {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(784_111_777);
+        let text = String::from_utf8(dated(Head::new(Code::Ok, true).end(), time)).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n"));
     }
 
     #[test]

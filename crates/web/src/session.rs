@@ -1,20 +1,20 @@
 //! One connection: requests are received and answered one after the other.
 
+mod respond;
+
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Auth, Body, Caller, Event, Export, Fault, Grant, Head, Notice, Outcome, Peer, Reason,
-    Segment, Step, Ticket,
+    Account, Auth, Body, Event, Fault, Grant, Head, Notice, Outcome, Peer, Reason, Segment, Step,
+    Ticket,
 };
 
-use crate::request::{self, Method, Request, Violation};
-use crate::response::{self, Code, Content};
+use crate::request::{self, Violation};
+use crate::response;
 use crate::transfer::Transfer;
-use crate::{DETACH_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, Server, page, range, version};
-use range::Wanted;
+use crate::{DETACH_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, Server};
 
 /// Length of the buffers that texts are sent in, in bytes.
 const TEXT_PIECE: usize = 64 << 10;
@@ -24,13 +24,18 @@ const TEXT_PIECE: usize = 64 << 10;
 pub struct Session {
     server: Arc<Server>,
     peer: Peer,
+    /// The peer as one that is admitted: requests without the code are answered before a disk is looked
+    /// for.
+    reader: Peer,
+    /// That of the code when a request was last admitted.
+    generation: u64,
     account: Account,
     phase: Phase,
     /// The disk that the peer has read last.
     disk: Option<Attachment>,
     /// Steps for the driver, in order.
     steps: VecDeque<Step>,
-    /// Whether a request was answered.
+    /// Whether a request was admitted.
     established: bool,
     /// Number of requests at the disk.
     in_flight: u32,
@@ -80,9 +85,12 @@ struct Attachment {
 
 impl Session {
     pub(crate) fn new(server: Arc<Server>, peer: Peer, account: Account, now: Instant) -> Self {
+        let reader = Peer { auth: Auth::None, ..peer.clone() };
         Self {
             server,
             peer,
+            reader,
+            generation: 0,
             account,
             phase: Phase::Waiting { begun: false },
             disk: None,
@@ -103,8 +111,7 @@ impl Session {
         let local = self.peer.local().map(|local| local.ip());
         match request::parse(left, local) {
             Ok(Some((len, request))) => {
-                self.established = true;
-                self.respond(&request);
+                self.respond_if_admitted(&request, now);
                 self.restart_timer(now);
                 self.advance();
                 len
@@ -127,106 +134,10 @@ impl Session {
     fn violated(&mut self, violation: Violation) {
         let rule = violation.name();
         self.steps.push_back(report(Event::Violation { peer: self.peer.clone(), rule }));
-        let text: Arc<[u8]> = response::of_code(violation.code(), false, false).into();
+        let text = response::of_code(violation.code(), false, false);
+        let text: Arc<[u8]> = response::dated(text, (self.server.clock)()).into();
         self.steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), text)));
         self.finish(Reason::Violation);
-    }
-
-    fn respond(&mut self, request: &Request) {
-        let is_head = request.method == Method::Head;
-        let exports = self.visible();
-        let machine = &self.server.machine;
-        let text = |media_type: &str, content: &str| {
-            let head = response::Head::new(Code::Ok, request.keep_alive);
-            response::of_text(head, media_type, content, is_head)
-        };
-        let of_code = |code| response::of_code(code, request.keep_alive, is_head);
-        let text = match request.path.as_deref() {
-            _ if !request.is_own_host => of_code(Code::Misdirected),
-            // HTTP has no keys here.
-            _ if self.peer.auth == Auth::Required => of_code(Code::KeyRequired),
-            _ if request.method == Method::Other => of_code(Code::MethodNotAllowed),
-            Some("/") => text("text/html; charset=utf-8", &page::html(machine, &exports)),
-            Some("/style.css") => text("text/css; charset=utf-8", page::STYLE),
-            Some("/disks.json") => text("application/json", &page::json(machine, &exports)),
-            Some(path) => {
-                let name = path.strip_prefix('/').and_then(|name| name.strip_suffix(".raw"));
-                match exports.iter().find(|export| Some(export.short.as_str()) == name) {
-                    Some(export) => return self.respond_with_disk(request, export),
-                    None => of_code(Code::NotFound),
-                }
-            }
-            None => of_code(Code::NotFound),
-        };
-        self.begin(request, text, None);
-    }
-
-    /// Evaluates the conditions of a request (RFC 9110 §13.2.2), and answers it.
-    fn respond_with_disk(&mut self, request: &Request, export: &Arc<Export>) {
-        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
-        let bytes = export.bytes();
-        let tag = self.server.versions.tag(export, bytes);
-        let content = Content { name: &export.short, bytes, tag: tag.as_deref() };
-        let is_listed = |list: &String, weak| version::is_listed(list, content.tag, weak);
-        if request.if_match.as_ref().is_some_and(|list| !is_listed(list, false)) {
-            let text = response::of_code(Code::PreconditionFailed, keep_alive, is_head);
-            return self.begin(request, text, None);
-        }
-        if request.if_none_match.as_ref().is_some_and(|list| is_listed(list, true)) {
-            return self.begin(request, content.not_modified(keep_alive), None);
-        }
-        let condition = request.if_range.as_deref().map(str::trim);
-        let is_same = condition.is_none_or(|tag| content.tag == Some(tag));
-        let field = request.range.as_deref().filter(|_| is_same && !is_head);
-        let (text, wanted) = match field.map_or(Wanted::Whole, |field| range::wanted(field, bytes))
-        {
-            Wanted::Whole => (content.found(None, keep_alive), 0..bytes),
-            Wanted::Part(part) => (content.found(Some(&part), keep_alive), part),
-            Wanted::Unsatisfiable => (content.unsatisfiable(keep_alive), 0..0),
-        };
-        if is_head || wanted.is_empty() {
-            return self.begin(request, text, None);
-        }
-        self.transfer(request, export, text, wanted);
-    }
-
-    /// Answers with bytes of the disk.
-    fn transfer(
-        &mut self,
-        request: &Request,
-        export: &Arc<Export>,
-        text: Vec<u8>,
-        bytes: Range<u64>,
-    ) {
-        let is_attached =
-            self.disk.as_ref().is_some_and(|disk| Arc::ptr_eq(disk.grant.export(), export));
-        if !is_attached {
-            self.detach(Reason::Ended);
-            let caller = Caller { peer: &self.peer, host: "", proven: None };
-            let grant = self.server.catalogue.grant_reader(&caller, &export.short).ok();
-            // The head is that of `export`, which another one may have replaced since.
-            let grant = grant.filter(|grant| Arc::ptr_eq(grant.export(), export));
-            let Some(grant) = grant else {
-                let text = response::of_code(Code::Unavailable, request.keep_alive, false);
-                return self.begin(request, text, None);
-            };
-            let (export, peer) = (grant.export().clone(), self.peer.clone());
-            let (host, proven, no_room) = (String::new(), None, false);
-            self.steps.push_back(report(Event::Attached { export, peer, host, proven, no_room }));
-            self.disk = Some(Attachment { grant, read: 0 });
-        }
-        self.begin(request, text, Some(Transfer::new(bytes)));
-    }
-
-    fn begin(&mut self, request: &Request, text: Vec<u8>, transfer: Option<Transfer>) {
-        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
-        self.phase = Phase::Responding(Response { text, sent: 0, transfer, keep_alive, is_head });
-    }
-
-    /// Returns the exports that the peer may see.
-    fn visible(&self) -> Vec<Arc<Export>> {
-        let caller = Caller { peer: &self.peer, host: "", proven: None };
-        self.server.catalogue.visible(&caller)
     }
 
     // ---- responses
@@ -272,14 +183,14 @@ impl Session {
     /// complete.
     fn send_disk(&mut self, mut transfer: Transfer) -> bool {
         let Some(disk) = &mut self.disk else { return false };
-        while let Some(segment) = transfer.next() {
+        while let Some((segment, len)) = transfer.next() {
             let Phase::Responding(response) = &mut self.phase else { return false };
             // The head waits for the first piece, as its status depends on it.
             if !response.text.is_empty() {
                 let head: Arc<[u8]> = std::mem::take(&mut response.text).into();
                 self.steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), head)));
             }
-            disk.read = disk.read.saturating_add(segment.len() as u64);
+            disk.read = disk.read.saturating_add(len as u64);
             self.steps.push_back(Step::Send(segment));
             self.moved = true;
         }
@@ -295,6 +206,9 @@ impl Session {
             return false;
         }
         let done = transfer.is_done();
+        if done {
+            self.steps.extend(transfer.trailer().map(Step::Send));
+        }
         if let Phase::Responding(response) = &mut self.phase {
             response.transfer = (!done).then_some(transfer);
         }
@@ -309,7 +223,8 @@ impl Session {
             return self.finish(Reason::Ended);
         }
         let code = response::code_of(fault);
-        response.text = response::of_code(code, false, response.is_head);
+        let text = response::of_code(code, false, response.is_head);
+        response.text = response::dated(text, (self.server.clock)());
         (response.transfer, response.keep_alive) = (None, false);
     }
 
@@ -364,7 +279,9 @@ impl Session {
     fn changed(&mut self) {
         let Some(disk) = &self.disk else { return };
         let export = disk.grant.export();
-        if self.visible().iter().any(|visible| Arc::ptr_eq(visible, export)) {
+        let has_access =
+            self.peer.auth == Auth::None || self.generation == self.server.access.generation();
+        if has_access && self.visible().iter().any(|visible| Arc::ptr_eq(visible, export)) {
             return;
         }
         let is_reading =

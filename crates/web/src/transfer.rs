@@ -7,6 +7,7 @@ use export::{
     Account, Admitted, Body, Buffer, Denied, Fault, Grant, Head, Op, Request, Segment, Ticket,
 };
 
+use crate::zst::{self, Encoder};
 use crate::{MAX_MEMORY, MAX_PIECES, PIECE};
 
 /// A transfer of bytes of a disk.
@@ -16,6 +17,8 @@ pub(crate) struct Transfer {
     rest: Range<u64>,
     /// Pieces that are not sent yet, in the order of the disk.
     pieces: VecDeque<Piece>,
+    /// Compresses them, if so.
+    encoder: Option<Encoder>,
 }
 
 /// A piece of the disk.
@@ -34,7 +37,17 @@ struct Piece {
 impl Transfer {
     /// Starts a transfer of these bytes.
     pub(crate) fn new(bytes: Range<u64>) -> Self {
-        Self { rest: bytes, pieces: VecDeque::new() }
+        Self { rest: bytes, pieces: VecDeque::new(), encoder: None }
+    }
+
+    /// Starts a transfer of these bytes, compressed and in chunks.
+    pub(crate) fn compressed(bytes: Range<u64>, encoder: Encoder) -> Self {
+        Self { encoder: Some(encoder), ..Self::new(bytes) }
+    }
+
+    /// Returns what follows the last piece.
+    pub(crate) fn trailer(&self) -> Option<Segment> {
+        self.encoder.as_ref().map(Encoder::end)
     }
 
     /// Returns whether all bytes were passed to [`Transfer::next`]'s caller.
@@ -62,8 +75,8 @@ impl Transfer {
         self.rest.start = end;
         self.pieces.push_back(piece);
         match grant.admit(Request { op: Op::Read, lba, blocks, buffer, ticket }) {
-            // The data is only sent.
-            Ok(admitted) => Some(admitted.allow_in_place(true)),
+            // Without compression the data is only sent.
+            Ok(admitted) => Some(admitted.allow_in_place(self.encoder.is_none())),
             Err(denied) => {
                 let Denied { fault, .. } = *denied;
                 self.end(number, Err(fault));
@@ -77,7 +90,8 @@ impl Transfer {
         let mask = u64::from(grant.export().geometry.block()) - 1;
         let start = self.rest.start;
         // Later pieces start at multiples of their length.
-        let end = (start - start % PIECE).saturating_add(PIECE).min(self.rest.end);
+        let piece = if self.encoder.is_some() { zst::PIECE } else { PIECE };
+        let end = (start - start % piece).saturating_add(piece).min(self.rest.end);
         let first = start & !mask;
         let past = end.saturating_add(mask) & !mask;
         let at = |offset: u64| usize::try_from(offset - first).unwrap_or(usize::MAX);
@@ -112,12 +126,18 @@ impl Transfer {
         Some(piece.blocks)
     }
 
-    /// Returns the next segment to send, if its data has been read.
-    pub(crate) fn next(&mut self) -> Option<Segment> {
+    /// Returns the next segment to send, if its data has been read, with the number of bytes of the disk
+    /// in it.
+    pub(crate) fn next(&mut self) -> Option<(Segment, usize)> {
         let piece = self.pieces.pop_front_if(|piece| matches!(piece.result, Some(Ok(_))))?;
         let data = piece.result?.ok()?;
         let part = piece.part;
-        Some(Segment::with_body(Head::new(&[]), Body::Whole(data), part.start, part.len()))
+        let len = part.len();
+        let segment = match &mut self.encoder {
+            Some(encoder) => encoder.chunk(data, part),
+            None => Segment::with_body(Head::new(&[]), Body::Whole(data), part.start, len),
+        };
+        Some((segment, len))
     }
 
     /// Returns the fault of the next piece to send, if it could not be read.

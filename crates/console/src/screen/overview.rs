@@ -4,6 +4,7 @@ use protocol::commands::Effect;
 
 use crate::instructions::{self, Address};
 use crate::page::{Page, Role, disk_count, protocols};
+use crate::reading;
 use crate::table::table;
 use crate::width::{columns, cut, height};
 use crate::{Model, Pairing, State, Style};
@@ -113,6 +114,7 @@ fn instructions(model: &Model, state: &State, style: Style) -> Vec<Block> {
         }
         page.lines
     }));
+    blocks.insert(1, reading::overview(model, at.page_with_code(), style));
     blocks.retain(|block| !block.is_empty());
     blocks
 }

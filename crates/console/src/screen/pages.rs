@@ -91,6 +91,7 @@ pub(super) fn keys(model: &Model, state: &State, style: Style, rows: usize) -> V
         "t                     the lines of other tools",
         "n                     all messages",
         "c                     the code, large; a new one after too many wrong ones",
+        "w                     in a browser: the code, QR code and certificate; there c: a new code",
         "?                     this page",
     ];
     if model.target_mode.is_some() {
@@ -98,7 +99,7 @@ pub(super) fn keys(model: &Model, state: &State, style: Style, rows: usize) -> V
             "p, r                  power off, restart",
             "d, l                  detach all hosts and lend nothing; lend again",
             "u                     lend at the USB port, too, without a key; end that",
-            "o                     overlay: hosts can write, and the disk is not changed; end that",
+            "v                     overlay: hosts can write, and the disk is not changed; end that",
             "Ctrl-L                draw the screen anew",
         ]);
     } else {

@@ -14,9 +14,11 @@ impl ServeEvent {
     /// Returns the event as a sentence, or `None` if the screen shows it in another way.
     pub fn sentence(&self) -> Option<String> {
         let sentence = match self {
-            Self::Listening { .. } | Self::Lent { .. } | Self::Ready | Self::Pairing { .. } => {
-                return None;
-            }
+            Self::Listening { .. }
+            | Self::Lent { .. }
+            | Self::Ready
+            | Self::Pairing { .. }
+            | Self::Reading { .. } => return None,
             Self::Asking { name, address, .. } => {
                 format!("{name} at {address} has the right code and asks for write access")
             }
@@ -31,11 +33,9 @@ impl ServeEvent {
             }
             Self::Detached { which, host, address, reason, read, written, shown, .. } => {
                 let who = who(shown.key.as_deref(), host, address);
+                let (disk, read, written) = (&which.disk, decimal(*read), decimal(*written));
                 format!(
-                    "{} is no longer attached by {who}: {reason}; it has read {} and written {}",
-                    which.disk,
-                    decimal(*read),
-                    decimal(*written)
+                    "{disk} is no longer attached by {who}: {reason}; it has read {read} and written {written}"
                 )
             }
             Self::Refused { host, address, wanted, reason, count, .. } => {

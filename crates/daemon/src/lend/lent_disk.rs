@@ -21,8 +21,6 @@ pub struct LentDisk {
     pub device: Option<Device>,
     /// Messages for the user.
     pub notes: Vec<String>,
-    /// Summary of the contents; empty if unknown.
-    pub contents: String,
     /// Identifies the disk across reconnection; `None` if it has no unique identifier.
     pub fingerprint: Option<[u8; 16]>,
     /// Its name that is the same on every machine, as the maps of copies have it; empty if there is none.
@@ -35,9 +33,9 @@ pub struct LentDisk {
 
 impl LentDisk {
     pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
-        let (notes, contents, stable_name) = (Vec::new(), String::new(), String::new());
+        let (notes, stable_name) = (Vec::new(), String::new());
         let (fingerprint, _whole, _overlay) = (None, None, None);
-        Self { export, device, notes, contents, fingerprint, stable_name, _whole, _overlay }
+        Self { export, device, notes, fingerprint, stable_name, _whole, _overlay }
     }
 
     /// Current size of an image file, as cached: a network file system is not queried, since its
@@ -62,6 +60,15 @@ impl LentDisk {
         export.short = home_name(&home.user);
         export.home = Some(home);
         Some(self)
+    }
+
+    /// Adds a description of what is on it.
+    pub(super) fn with_contents(mut self, contents: String) -> Self {
+        // The export is not shared yet.
+        if let Some(export) = Arc::get_mut(&mut self.export) {
+            export.contents = contents;
+        }
+        self
     }
 
     /// Adds notes about what could not be read.

@@ -18,7 +18,7 @@ use super::disks::{Disks, check_locked};
 use super::messages::{ExportWire, MAX_REQUEST, Report, Request, ReservationsWire};
 use super::reporter::Reporter;
 use super::reservations::UnreportedReservations;
-use super::sessions::Sessions;
+use super::sessions::{OwnCertificates, Sessions};
 use crate::certificates::Certificates;
 use crate::inbox::Inbox;
 use crate::listen::Service;
@@ -74,6 +74,8 @@ impl WorkerProcess {
         let cannot = |error: io::Error| format!("cannot start to serve: {}", spawn_error(&error));
         engine::tls::prepare().map_err(cannot)?;
         let certificates = config.certificates.as_ref().map(Certificates::parse).transpose()?;
+        let web_certificate = config.web_certificate.as_ref().map(Certificates::parse_in_band);
+        let web_certificate = web_certificate.transpose()?;
         let machine = linux::net::hostname();
         unconfined.extend(sandbox::restrict_files());
         let inbox = Inbox::open().map_err(|error| cannot(error.into()))?;
@@ -90,7 +92,7 @@ impl WorkerProcess {
                 disks.clone(),
                 &machine,
                 config.null_dh,
-                certificates,
+                OwnCertificates { nbd: certificates, web: web_certificate },
                 config.first_controller,
             ),
             disks,
@@ -159,6 +161,7 @@ impl WorkerProcess {
                 let now = Instant::now();
                 self.sessions.pair(&name, tries.tries(now), now);
             }
+            Request::SetReadingCode { code } => self.sessions.set_reading_code(&code),
             Request::Unlock => self.with_pairing_server(|server| server.unlock(Instant::now())),
             Request::Answer { number, verdict } => {
                 // Fails if the client disconnected: nothing to do.

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use engine::Running;
 use export::{
     Access, AtomicWrites, Auth, Backing, Cache, Export, ExportId, Geometry, Home, Identity, Keeper,
-    Layout, Policy, SavedReservations, Usage,
+    Layout, Policy, SavedReservations, Secret, Usage,
 };
 use pair::Verdict;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,8 @@ pub(super) enum Request {
     SetPolicy { policy: Policy },
     /// Enable pairing under this machine name, with the failed attempts so far.
     EnablePairing { name: String, tries: TriesWire },
+    /// Replace the code for reading by HTTPS.
+    SetReadingCode { code: Secret },
     /// Generate a new code and reset failed attempts.
     Unlock,
     /// The user's answer to a pairing request.
@@ -100,6 +102,7 @@ pub(super) struct ExportWire {
     discard: bool,
     discard_zeroes: bool,
     home: Option<Home>,
+    contents: String,
     /// The host that it is kept for.
     keeper: Option<Keeper>,
     flush_failed: bool,
@@ -133,6 +136,7 @@ impl ExportWire {
             discard: export.discard,
             discard_zeroes: export.discard_zeroes,
             home: export.home.clone(),
+            contents: export.contents.clone(),
             keeper: export.keeper(),
             flush_failed: export.has_failed_flush(),
             layout: export.backing().layout(),
@@ -156,6 +160,7 @@ impl ExportWire {
         export.discard = self.discard;
         export.discard_zeroes = self.discard_zeroes;
         export.home = self.home;
+        export.contents = self.contents;
         export.set_keeper(self.keeper);
         if self.flush_failed {
             export.flush_failed();
@@ -177,7 +182,7 @@ pub(super) struct Counts {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Host, KeyId, OverlayHost, Rule, Secret};
+    use export::{Host, KeyId, OverlayHost, Rule};
     use nvme::auth::credential;
     use pair::{Code, Codes, ServerStatus};
     use serde::de::DeserializeOwned;
@@ -233,6 +238,7 @@ mod test {
         export.access = Access::Writable;
         export.cache = Cache::WriteThrough;
         (export.discard, export.removable) = (true, true);
+        export.contents = "GPT: ext4".to_owned();
         export.home = Some(Home { user: "alice".to_owned(), signing_key: None });
         let host = OverlayHost::Keyed("nqn.2026-01.com.example:laptop".to_owned());
         let keeper = Some(Keeper { host, lost: 2 });
@@ -244,6 +250,7 @@ mod test {
         assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
         assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
         assert!(arrived.has_failed_flush() && arrived.removable && !arrived.rotational);
+        assert_eq!(arrived.contents, export.contents);
         assert_eq!((&arrived.home, arrived.keeper()), (&export.home, keeper));
         assert_eq!(arrived.backing().descriptors().count(), 1);
         for descriptors in [vec![], vec![disk(), disk()]] {

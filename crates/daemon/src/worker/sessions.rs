@@ -2,7 +2,7 @@
 //! handshakes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use engine::tls::{self, Certificates, Psk};
 use engine::{
@@ -29,10 +29,18 @@ pub(super) struct Sessions {
     iscsi: Arc<iscsi::target::Server>,
     usb: Arc<usb::Server>,
     web: Arc<web::Server>,
-    /// Certificates for NBD clients that use TLS without a PSK.
-    certificates: Option<Certificates>,
+    certificates: OwnCertificates,
     pairing: Mutex<Option<Arc<PairingServer>>>,
     keys: Mutex<HostKeys>,
+}
+
+/// The certificates of this machine.
+#[derive(Default)]
+pub(super) struct OwnCertificates {
+    /// For NBD clients that use TLS without a PSK.
+    pub(super) nbd: Option<Certificates>,
+    /// For HTTPS.
+    pub(super) web: Option<Certificates>,
 }
 
 /// PSKs of the hosts in the access policy, as of a generation of the catalogue.
@@ -50,7 +58,7 @@ impl Sessions {
         disks: Arc<Disks>,
         machine: &str,
         null_dh: bool,
-        certificates: Option<Certificates>,
+        certificates: OwnCertificates,
         first_controller: u16,
     ) -> Arc<Self> {
         let catalogue = Arc::new(Catalogue::default());
@@ -63,7 +71,12 @@ impl Sessions {
             nbd: nbd_server::Server::new(catalogue.clone()),
             iscsi: iscsi::target::Server::new(catalogue.clone()),
             usb: usb::Server::new(catalogue.clone()),
-            web: web::Server::new(catalogue.clone(), machine, random_number()),
+            web: web::Server::new(
+                catalogue.clone(),
+                machine,
+                Box::new(fill_random),
+                SystemTime::now,
+            ),
             certificates,
             catalogue,
             disks,
@@ -82,6 +95,12 @@ impl Sessions {
         *lock(&self.pairing) = Some(PairingServer::resume(name, now, Box::new(fill_random), tries));
     }
 
+    /// Replaces the code for reading by HTTPS. The opener sends no malformed one.
+    pub(super) fn set_reading_code(&self, code: &Secret) {
+        let code = std::str::from_utf8(code.bytes()).ok().and_then(web::Code::parse);
+        code.into_iter().for_each(|code| self.web.set_code(code));
+    }
+
     /// The session factory of a listener.
     pub(super) fn open(self: &Arc<Self>, serves: Service) -> MakeSession {
         match serves.protocol {
@@ -91,7 +110,7 @@ impl Sessions {
             }),
             Protocol::Nbd => self.open_nbd(nbd_server::Start::HelloSent),
             Protocol::Iscsi => self.open_iscsi(),
-            Protocol::Http => self.open_http(),
+            Protocol::Http | Protocol::Https => self.open_http(),
         }
     }
 
@@ -140,6 +159,9 @@ impl Sessions {
         let (keys, catalogue) = (self.clone(), self.catalogue.clone());
         let schemes = serves.protocol.row().schemes;
         let plain = move || {
+            if auth == Auth::None {
+                return true;
+            }
             let policy = catalogue.policy();
             policy.hosts.iter().any(|host| host.authenticates_in_plaintext(schemes))
         };
@@ -147,10 +169,15 @@ impl Sessions {
         match serves.protocol {
             Protocol::Nvme => Security { keys: Some(Arc::new(move || keys.keys())), ..security },
             Protocol::Iscsi | Protocol::Http => security,
+            Protocol::Https => Security {
+                plain: Arc::new(|| false),
+                certificates: self.certificates.web.clone(),
+                ..security
+            },
             Protocol::Nbd => Security {
                 keys: Some(Arc::new(move || keys.with_host_keys(|keys| keys.nbd.clone()))),
                 negotiation: Some(self.negotiators(auth)),
-                certificates: self.certificates.clone(),
+                certificates: self.certificates.nbd.clone(),
                 ..security
             },
         }
@@ -168,7 +195,7 @@ impl Sessions {
 
     /// Whether there is a key or certificate for TLS.
     fn can_secure(&self) -> bool {
-        self.certificates.is_some() || self.with_host_keys(|keys| !keys.nbd.is_empty())
+        self.certificates.nbd.is_some() || self.with_host_keys(|keys| !keys.nbd.is_empty())
     }
 
     fn negotiation_step(&self, reaction: Reaction) -> NegotiationStep {
@@ -258,12 +285,6 @@ fn fill_random(bytes: &mut [u8]) {
     if !auth::chap::system_random(bytes) {
         std::process::abort();
     }
-}
-
-fn random_number() -> u64 {
-    let mut bytes = [0; 8];
-    fill_random(&mut bytes);
-    u64::from_le_bytes(bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -113,6 +113,7 @@ pub(super) mod test {
             engine: engine::Config::default(),
             null_dh: false,
             certificates: None,
+            web_certificate: None,
             first_controller: 0,
         };
         let mut state = State::new(config);

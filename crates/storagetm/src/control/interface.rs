@@ -43,8 +43,17 @@ type Export (
 # A host that has attached a disk: its name in the access rules if it showed a key, its NQN or IQN, and its address
 type Host (name: string, disk: string, key: ?string, host: string, address: string)
 
-# Where hosts can connect: an address with its port, or the path of a Unix socket
-type Endpoint (protocol: string, address: ?string, port: ?int, path: ?string, keyed: bool)
+# Where hosts can connect: an address with its port, or the path of a Unix socket; with HTTPS, SHA-256 of the
+# certificate in hexadecimal and of its public key in base64
+type Endpoint (
+  protocol: string,
+  address: ?string,
+  port: ?int,
+  path: ?string,
+  keyed: bool,
+  certificate: ?string,
+  public_key: ?string
+)
 
 # Returns the disks that are lent
 method List() -> (exports: []Export)
@@ -142,6 +151,10 @@ pub(crate) struct EndpointInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) path: Option<String>,
     pub(crate) keyed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) public_key: Option<String>,
 }
 
 /// The output of `Status`.

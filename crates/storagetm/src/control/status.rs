@@ -136,7 +136,7 @@ fn text(report: &Report) -> String {
 }
 
 fn place(endpoint: &EndpointInfo) -> String {
-    let EndpointInfo { protocol, address, port, path, keyed } = endpoint;
+    let EndpointInfo { protocol, address, port, path, keyed, .. } = endpoint;
     let place = match (address, port, path) {
         (Some(address), Some(port), _) if address.contains(':') => format!("[{address}]:{port}"),
         (Some(address), Some(port), _) => format!("{address}:{port}"),
@@ -182,6 +182,8 @@ mod test {
                     port: Some(4420),
                     path: None,
                     keyed: true,
+                    certificate: None,
+                    public_key: None,
                 }],
                 notes: vec!["a note".to_owned()],
             },

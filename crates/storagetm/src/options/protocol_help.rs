@@ -21,13 +21,17 @@ pub(super) fn protocol() -> String {
 /// Returns the help of `--protocol`.
 pub(super) fn protocol_long() -> String {
     let optional = by_default().filter(|row| row.optional).map(|row| row.label);
-    let on_request = PROTOCOLS.iter().filter(|row| row.on_request).map(|row| row.label);
+    let on_request = || PROTOCOLS.iter().filter(|row| row.on_request);
+    let open = on_request().filter(|row| !row.protocol.admits_hosts()).map(|row| row.label);
+    let coded = on_request().filter(|row| row.reading_code).map(|row| row.label);
     format!(
-        "{}\n\nDefault: all but {on_request}; {} are then left out where their ports are in use. \
-         {on_request} has no keys: it is served, read-only, where none is required.",
+        "{}\n\nDefault: all but {on_request}, which are read-only; {} are then left out where their ports are \
+         in use. {} is served where no key is required; {} also elsewhere, to who has the code on the screen.",
         protocol(),
         joined(optional, "and"),
-        on_request = joined(on_request, "and"),
+        joined(open, "and"),
+        joined(coded, "and"),
+        on_request = joined(on_request().map(|row| row.label), "and"),
     )
 }
 
@@ -77,7 +81,7 @@ pub(super) fn no_announce_long() -> String {
 /// Returns the help of `storagetm.protocol=`.
 pub(super) fn boot_parameter() -> String {
     let names: Vec<&str> = option_names().collect();
-    let keyless = PROTOCOLS.iter().filter(|row| !row.protocol.has_keys()).map(|row| row.option);
+    let keyless = PROTOCOLS.iter().filter(|row| !row.protocol.admits_hosts()).map(|row| row.option);
     let keyless = joined(keyless, "and");
     format!("serve only {}; {keyless} needs storagetm.open", names.join(", or only "))
 }

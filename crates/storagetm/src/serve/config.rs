@@ -191,6 +191,7 @@ impl ServeConfig {
                 },
                 null_dh: false,
                 certificates: None,
+                web_certificate: None,
                 first_controller: first_controller(machine, std::process::id()),
             },
             control: None,

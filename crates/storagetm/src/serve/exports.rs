@@ -126,7 +126,6 @@ impl Exports {
         let mut shown = self.status.disks();
         for (disk, lent) in shown.iter_mut().zip(&self.lent) {
             disk.writes = lent.device.as_ref().and_then(|device| self.hotplug.writes(device));
-            disk.contents.clone_from(&lent.contents);
         }
         shown
     }

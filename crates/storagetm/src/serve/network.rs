@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use console::Link;
+use daemon::certificates::CertificateIds;
 use daemon::event::ServeEvent;
 use daemon::inbox::Inbox;
 use daemon::listen::{BindAddr, DefaultScope, Listener, Plan, Protocols, Service, plan};
@@ -56,6 +57,7 @@ impl Network {
     /// Fails if an address cannot be listened on.
     pub(super) fn open(
         config: &ServeConfig,
+        certificate: Option<CertificateIds>,
         inherited: Option<&InheritedSockets>,
         inbox: &Inbox,
     ) -> Result<Self, Failure> {
@@ -81,7 +83,7 @@ impl Network {
             || Announcer::new(config.mdns_port, Arc::new(move |sentence| notes.note(sentence)));
         Ok(Self {
             machine: hostname(),
-            listeners: Listeners::closed(plan, config.open),
+            listeners: Listeners::closed(plan, config.open).with_certificate(certificate),
             addresses,
             changes,
             update_due: None,

@@ -3,21 +3,24 @@
 use std::time::Instant;
 
 use daemon::inbox::Inbox;
+use daemon::listen::Protocols;
 use daemon::worker::Worker;
 use failure::Failure;
 use keys::reservations::ReservationFiles;
 use keys::store::Store;
 use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
+use protocol::{PROTOCOLS, Row};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::config::ServeConfig;
+use super::config::{PairingMode, ServeConfig};
 use super::control::Control;
 use super::events::Events;
 use super::exports::Exports;
 use super::hosts::Hosts;
 use super::idle::IdleLimit;
 use super::network::Network;
+use super::reading::{self, Reading};
 use super::socket_activation::InheritedSockets;
 use super::ui::Ui;
 use super::usb::Usb;
@@ -46,41 +49,53 @@ fn reservation_files(config: &ServeConfig) -> Option<ReservationFiles> {
     Some(ReservationFiles::new(&folder))
 }
 
+/// Opens the control socket, if there is to be one. Returns a note if it cannot be used.
+fn open_control(config: &ServeConfig) -> Result<(Control, Option<String>), Failure> {
+    let path = config.control.as_ref();
+    path.map_or_else(|| Ok((Control::default(), None)), |path| Control::open(path.as_deref()))
+}
+
+/// Returns how pairing codes are shown: not at all if no protocol that is served has pairing.
+fn pairing_mode(config: &ServeConfig) -> PairingMode {
+    let protocols = Protocols::of(&config.protocols);
+    let pairs = |row: &Row| row.pairing && protocols.has(row.protocol);
+    if PROTOCOLS.iter().any(pairs) { config.pairing } else { PairingMode::Disabled }
+}
+
 impl Server {
     /// Opens the disks, then the listeners. Leaves nothing behind on failure.
     pub(super) fn open(
-        config: ServeConfig,
+        mut config: ServeConfig,
         output: Output,
         inbox: Inbox,
         inherited: Option<InheritedSockets>,
         console_ui: Option<ConsoleUi>,
     ) -> Result<Self, Failure> {
+        let (certificate, certificate_note) = reading::prepare(&mut config)?;
         // The process starts while the disks are examined.
         let worker =
             Worker::start(config.worker.clone(), reservation_files(&config), inbox.clone())?;
-        let network = Network::open(&config, inherited.as_ref(), &inbox)?;
+        let network = Network::open(&config, certificate.clone(), inherited.as_ref(), &inbox)?;
         let (exports, disk_notes) = Exports::open(&config, &inbox)?;
         let (hosts, host_note) = Hosts::open(&config, network.may_require_key());
         let ui = Ui::open(output, console_ui);
-        let certificates = config.worker.certificates.as_ref();
-        let warning = certificates.and_then(|certificates| certificates.warning.clone());
+        let warning = config.worker.certificates.as_ref().and_then(|own| own.warning.clone());
         let sleep_inhibitor =
             Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others");
         let events = Events::default();
         let usb = Usb::new(&config, network.machine());
         let limit = config.return_after.filter(|_| ui.is_target_mode());
         let idle_limit = IdleLimit::new(limit, Instant::now());
-        let (control, control_note) = match &config.control {
-            Some(path) => Control::open(path.as_deref())?,
-            None => (Control::default(), None),
-        };
-        let own_notes = host_note.into_iter().chain(warning).chain(control_note).collect();
+        let (control, control_note) = open_control(&config)?;
+        let own_notes = [host_note, warning, certificate_note, control_note];
+        let own_notes = own_notes.into_iter().flatten().collect();
         let mut server = Self {
             worker,
             network,
             exports,
             usb,
             hosts,
+            reading: Reading::default(),
             events,
             ui,
             sleep_inhibitor,
@@ -95,15 +110,16 @@ impl Server {
             server.worker.wait_until_running()?;
         }
         let restrictions = server.worker.take_restrictions();
-        let Self { worker, network, exports, usb, hosts, ui, .. } = &mut server;
+        let Self { worker, network, exports, usb, hosts, reading, ui, .. } = &mut server;
         let cx = &mut Context { worker, ui, now: Instant::now() };
         // Access rules come before disks, and both before listeners.
         hosts.apply_changes(cx);
         exports.start(cx)?;
-        let notes = [config.notes, disk_notes, own_notes].concat();
+        let notes = [std::mem::take(&mut config.notes), disk_notes, own_notes].concat();
         let notes = notes.into_iter().chain(unseen).chain(restrictions);
         notes.for_each(|note| cx.ui.note(note));
-        hosts.start_pairing(config.pairing, network, cx);
+        hosts.start_pairing(pairing_mode(&config), network, cx);
+        *reading = Reading::start(certificate, config.pairing, cx)?;
         network.listen(inherited, cx)?;
         usb.start(cx)?;
         Ok(server)

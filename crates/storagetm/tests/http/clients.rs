@@ -103,6 +103,31 @@ fn interop_python_reads_a_disk_and_the_list() {
     stdout_of("python3", &["-c", script, &server.url, &image]);
 }
 
+#[test]
+fn interop_zstd_unpacks_a_compressed_download() {
+    if lacks("zstd unpacks a compressed download", &["curl", "zstd"]) {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        for image in [folder.random_bytes("random.img", ODD), folder.sparse("sparse.img", ODD)] {
+            let server = Server::start(&["--io", io, &image]);
+            let name = if image.contains("sparse") { "sparse" } else { "random" };
+            let (url, copy) = (format!("{}.zst", server.url_of(name)), folder.path("copy"));
+            let packed = folder.path("packed.zst");
+            stdout_of("curl", &["-sSf", "-o", &packed, &url]);
+            let len = fs::metadata(&packed).unwrap().len();
+            assert!(name == "random" || len < 5 << 19, "{len}");
+            stdout_of("zstd", &["-dqf", &packed, "-o", &copy]);
+            same(&image, &copy);
+            fs::remove_file(&copy).unwrap();
+            let output = run(program(PROGRAM).args(["copy", &url, &copy]));
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            same(&image, &copy);
+        }
+    }
+}
+
 /// Each connection is cut after so many bytes.
 fn cutting_proxy(url: &str, bytes: usize) -> String {
     let to = url.trim_start_matches("http://").trim_end_matches('/').to_owned();

@@ -2,6 +2,8 @@
 //! completed in any order.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod code;
+mod compressed;
 mod conditions;
 mod corpus;
 mod hostile;

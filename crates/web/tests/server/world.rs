@@ -2,17 +2,25 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use export::{
-    Access, Auth, Backing, Catalogue, Export, Geometry, Identity, OverlayLayout, Peer, Pool,
+    Access, Auth, Backing, Catalogue, Channel, Export, Geometry, Identity, Notice, OverlayLayout,
+    Peer, Pool,
 };
 use testkit::Driver;
-use web::Server;
+use web::{Code, Server};
 
 pub(crate) use testkit::Id;
 
 /// The identifier of the disk; its short name is `sda`.
 pub(crate) const DISK: &str = "disk";
+
+/// The code for reading.
+pub(crate) const CODE: &str = "0123-4567-89AB";
+
+/// The time of day.
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
 /// Size of the disk in bytes: no multiple of the block size.
 pub(crate) const SIZE: usize = (2 << 20) + 100;
@@ -61,13 +69,30 @@ impl World {
         bytes[SIZE..].fill(0);
         bytes.resize(4 << 20, 0);
         let catalogue = Arc::new(Catalogue::default());
-        let server = Server::new(catalogue.clone(), "desk", 7);
+        let random = |bytes: &mut [u8]| bytes.fill(7);
+        let server = Server::new(catalogue.clone(), "desk", Box::new(random), || NOW);
+        server.set_code(Code::parse(CODE).unwrap());
         Self { server, catalogue, driver: Driver::new(pool, bytes) }
     }
 
     /// Opens a connection at a loopback address.
     pub(crate) fn open(&mut self) -> Id {
         self.open_as(peer(Auth::None))
+    }
+
+    /// Returns the response to a request on a new connection by TLS, where the code is required.
+    pub(crate) fn ask(&mut self, request: &str) -> Response {
+        let id = self.open_as(secure("10.0.0.2:1024"));
+        let bytes = self.exchange(id, request.as_bytes());
+        let (response, rest) = Response::parse(&bytes, request.starts_with("HEAD"));
+        assert!(rest.is_empty(), "bytes after the response");
+        response
+    }
+
+    /// Replaces the code.
+    pub(crate) fn set_code(&mut self, code: &str) {
+        self.server.set_code(Code::parse(code).unwrap());
+        self.driver.notify(Notice::StateChanged);
     }
 
     /// Opens a connection of that peer.
@@ -90,6 +115,22 @@ impl World {
 /// Returns a GET request.
 pub(crate) fn get(path: &str, fields: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost:8080\r\n{fields}\r\n")
+}
+
+/// Returns a peer at this address that has connected by TLS, where the code is required.
+pub(crate) fn secure(from: &str) -> Peer {
+    let channel = Channel {
+        key: None,
+        certified: false,
+        identity: String::new(),
+        cipher: String::new(),
+        binding: [0; 32],
+    };
+    let local = ([10, 0, 0, 1], 8443).into();
+    Peer {
+        channel: Some(Arc::new(channel)),
+        ..Peer::ip(from.parse().unwrap(), local, Auth::Required)
+    }
 }
 
 pub(crate) fn peer(auth: Auth) -> Peer {

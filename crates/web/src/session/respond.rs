@@ -1,0 +1,170 @@
+//! The response to a request: whether it is admitted, what it is for, its conditions and its range.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use export::{Auth, Caller, Event, Export, Reason};
+
+use super::{Attachment, Phase, Response, Session, report};
+use crate::login::{self, Admission};
+use crate::range::{self, Wanted};
+use crate::request::{Method, Request};
+use crate::response::{self, Code, Content};
+use crate::transfer::Transfer;
+use crate::{page, version};
+
+impl Session {
+    /// Answers a request, where authentication is required only with the code or in a session.
+    pub(super) fn respond_if_admitted(&mut self, request: &Request, now: Instant) {
+        let needs_code = self.peer.auth == Auth::Required && self.peer.channel.is_some();
+        if !needs_code || !request.is_own_host {
+            self.established = true;
+            return self.respond(request);
+        }
+        let access = &self.server.access;
+        let generation = access.generation();
+        match login::admit(access, &self.peer, request, now) {
+            Admission::Admitted => {
+                (self.generation, self.established) = (generation, true);
+                self.respond(request);
+            }
+            Admission::Respond { text, is_wrong } => {
+                if is_wrong {
+                    let (peer, reason) = (self.peer.clone(), "a wrong code");
+                    let (host, wanted) = (String::new(), String::new());
+                    self.steps.push_back(report(Event::Refused { peer, host, wanted, reason }));
+                }
+                self.begin(request, text, None);
+            }
+        }
+    }
+
+    fn respond(&mut self, request: &Request) {
+        let is_head = request.method == Method::Head;
+        let exports = self.visible();
+        let machine = &self.server.machine;
+        let text = |media_type: &str, content: &str| {
+            let head = response::Head::new(Code::Ok, request.keep_alive);
+            response::of_text(head, media_type, content, is_head)
+        };
+        let of_code = |code| response::of_code(code, request.keep_alive, is_head);
+        let text = match request.path.as_deref() {
+            _ if !request.is_own_host => of_code(Code::Misdirected),
+            // Without TLS there are neither keys nor codes.
+            _ if self.peer.auth == Auth::Required && self.peer.channel.is_none() => {
+                of_code(Code::KeyRequired)
+            }
+            _ if matches!(request.method, Method::Other | Method::Post) => {
+                of_code(Code::MethodNotAllowed)
+            }
+            Some("/") => {
+                let page = page::html(machine, &exports, self.peer.channel.is_some());
+                text("text/html; charset=utf-8", &page)
+            }
+            Some(page::STYLE_PATH) => text("text/css; charset=utf-8", page::STYLE),
+            Some("/disks.json") => text("application/json", &page::json(machine, &exports)),
+            Some(path) => {
+                let name = path.strip_prefix('/').unwrap_or_default();
+                let named = |ending: &str| {
+                    let name = name.strip_suffix(ending)?;
+                    exports.iter().find(|export| export.short == name)
+                };
+                match (named(".raw"), named(".raw.zst")) {
+                    (Some(export), _) => return self.respond_with_disk(request, export),
+                    (None, Some(export)) => return self.respond_compressed(request, export),
+                    (None, None) => of_code(Code::NotFound),
+                }
+            }
+            None => of_code(Code::NotFound),
+        };
+        self.begin(request, text, None);
+    }
+
+    /// Evaluates the conditions of a request (RFC 9110 §13.2.2), and answers it.
+    fn respond_with_disk(&mut self, request: &Request, export: &Arc<Export>) {
+        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
+        let bytes = export.bytes();
+        let tag = self.server.versions.tag(export, bytes);
+        let content = Content { name: &export.short, bytes, tag: tag.as_deref() };
+        let is_listed = |list: &String, weak| version::is_listed(list, content.tag, weak);
+        if request.if_match.as_ref().is_some_and(|list| !is_listed(list, false)) {
+            let text = response::of_code(Code::PreconditionFailed, keep_alive, is_head);
+            return self.begin(request, text, None);
+        }
+        if request.if_none_match.as_ref().is_some_and(|list| is_listed(list, true)) {
+            return self.begin(request, content.not_modified(keep_alive), None);
+        }
+        let condition = request.if_range.as_deref().map(str::trim);
+        let is_same = condition.is_none_or(|tag| content.tag == Some(tag));
+        let field = request.range.as_deref().filter(|_| is_same && !is_head);
+        let (text, wanted) = match field.map_or(Wanted::Whole, |field| range::wanted(field, bytes))
+        {
+            Wanted::Whole => (content.found(None, keep_alive), 0..bytes),
+            Wanted::Part(part) => (content.found(Some(&part), keep_alive), part),
+            Wanted::Unsatisfiable => (content.unsatisfiable(keep_alive), 0..0),
+        };
+        if is_head || wanted.is_empty() {
+            return self.begin(request, text, None);
+        }
+        self.transfer(request, export, text, Transfer::new(wanted));
+    }
+
+    /// Answers with the whole disk, compressed. How long that is, is not known before, so there are no
+    /// ranges, and it is sent in chunks; without them a client could not tell a cut from the end.
+    fn respond_compressed(&mut self, request: &Request, export: &Arc<Export>) {
+        if !request.takes_chunks {
+            let text = response::of_code(Code::ChunksRequired, false, false);
+            return self.begin(request, text, None);
+        }
+        let text = response::compressed(&export.short, request.keep_alive);
+        if request.method == Method::Head {
+            return self.begin(request, text, None);
+        }
+        let Some(encoder) = self.server.encoders.get() else {
+            let text = response::of_code(Code::Unavailable, request.keep_alive, false);
+            return self.begin(request, text, None);
+        };
+        let transfer = Transfer::compressed(0..export.bytes(), encoder);
+        self.transfer(request, export, text, transfer);
+    }
+
+    /// Answers with bytes of the disk.
+    fn transfer(
+        &mut self,
+        request: &Request,
+        export: &Arc<Export>,
+        text: Vec<u8>,
+        transfer: Transfer,
+    ) {
+        let is_attached =
+            self.disk.as_ref().is_some_and(|disk| Arc::ptr_eq(disk.grant.export(), export));
+        if !is_attached {
+            self.detach(Reason::Ended);
+            let caller = Caller { peer: &self.reader, host: "", proven: None };
+            let grant = self.server.catalogue.grant_reader(&caller, &export.short).ok();
+            // The head is that of `export`, which another one may have replaced since.
+            let grant = grant.filter(|grant| Arc::ptr_eq(grant.export(), export));
+            let Some(grant) = grant else {
+                let text = response::of_code(Code::Unavailable, request.keep_alive, false);
+                return self.begin(request, text, None);
+            };
+            let (export, peer) = (grant.export().clone(), self.peer.clone());
+            let (host, proven, no_room) = (String::new(), None, false);
+            self.steps.push_back(report(Event::Attached { export, peer, host, proven, no_room }));
+            self.disk = Some(Attachment { grant, read: 0 });
+        }
+        self.begin(request, text, Some(transfer));
+    }
+
+    fn begin(&mut self, request: &Request, text: Vec<u8>, transfer: Option<Transfer>) {
+        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
+        let text = response::dated(text, (self.server.clock)());
+        self.phase = Phase::Responding(Response { text, sent: 0, transfer, keep_alive, is_head });
+    }
+
+    /// Returns the exports that the peer may see.
+    pub(super) fn visible(&self) -> Vec<Arc<Export>> {
+        let caller = Caller { peer: &self.reader, host: "", proven: None };
+        self.server.catalogue.visible(&caller)
+    }
+}
