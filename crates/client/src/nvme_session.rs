@@ -35,7 +35,7 @@ pub enum QueueError {
     AuthRequired,
     /// The queue was closed.
     Closed(CloseReason),
-    /// No memory, or no free entry.
+    /// No memory, no free entry, or the target is not connected.
     Full,
     /// The controller cannot be initialized.
     Init(InitError),
@@ -85,9 +85,13 @@ impl fmt::Display for QueueError {
             Self::Closed(CloseReason::Terminated { fes, fei }) => {
                 write!(f, "the target reported a protocol error (FES {fes:#x}, FEI {fei:#x})")
             }
-            Self::Full => f.write_str("no free command slot"),
+            Self::Full => {
+                f.write_str("no memory or no room in the queue for another command to the target")
+            }
             Self::Init(error) => error.fmt(f),
-            Self::NotReady => f.write_str("the controller does not become ready"),
+            Self::NotReady => {
+                f.write_str("the target is not ready after the time that it announces for that")
+            }
         }
     }
 }
