@@ -18,8 +18,8 @@ pub use iscsi::IscsiEndpoint;
 pub use nbd::NbdEndpoint;
 pub use nvme::{NvmeEndpoint, NvmeHost};
 
-/// How long the peer may leave all requests unanswered. Longer than a disk takes to spin up or to
-/// retry a sector; a dead machine is noticed sooner, by TCP keep-alive.
+/// How long the peer may leave all requests unanswered, unless the caller sets less. Longer than a disk takes to
+/// spin up or to retry a sector; a dead machine is noticed sooner, by TCP keep-alive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Removes control characters, for names that are shown.
@@ -112,19 +112,40 @@ pub enum RequestError {
 pub struct ConnectionLost {
     /// A clause for the user, such as "connection reset by peer".
     pub reason: String,
-    /// Whether the peer violated its protocol: the connection must not be reopened.
-    pub violation: bool,
+    pub cause: LossCause,
+}
+
+/// What ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossCause {
+    /// The network, or an end of the peer.
+    Broken,
+    /// The peer answered no request in time.
+    Silent,
+    /// The peer violated its protocol: the connection must not be reopened.
+    Violation,
 }
 
 impl ConnectionLost {
     /// A loss for this reason.
     pub fn new(reason: impl ToString) -> Self {
-        Self { reason: reason.to_string(), violation: false }
+        Self { reason: reason.to_string(), cause: LossCause::Broken }
+    }
+
+    /// A loss because no request was answered for this time.
+    pub fn silent(timeout: Duration) -> Self {
+        let reason = format!("no answer in {} seconds", timeout.as_secs_f32().ceil());
+        Self { reason, cause: LossCause::Silent }
     }
 
     /// A loss because the peer violated this rule of its protocol.
     pub fn violation(rule: impl ToString) -> Self {
-        Self { reason: rule.to_string(), violation: true }
+        Self { reason: rule.to_string(), cause: LossCause::Violation }
+    }
+
+    /// Returns whether the peer violated its protocol.
+    pub fn is_violation(&self) -> bool {
+        self.cause == LossCause::Violation
     }
 }
 

@@ -46,11 +46,11 @@ impl Health {
     }
 
     /// Records a lost connection with this number of requests in flight, or a failed attempt to
-    /// connect.
-    pub(crate) fn record_loss(&self, in_flight: usize) {
+    /// connect. `since` is when the endpoint ceased to answer.
+    pub(crate) fn record_loss(&self, in_flight: usize, since: Instant) {
         let mut state = self.lock();
         state.in_flight = state.in_flight.saturating_sub(in_flight);
-        state.lost_since.get_or_insert_with(Instant::now);
+        state.lost_since.get_or_insert(since);
         state.was_lost = true;
     }
 
@@ -67,8 +67,14 @@ impl Health {
     /// Returns the time since the last answer, or since the first request in flight was sent. Returns
     /// `None` if no request is in flight.
     pub(crate) fn stalled_for(&self) -> Option<Duration> {
+        self.stalled_since().map(|since| since.elapsed())
+    }
+
+    /// Returns the time of the last answer, or of the first request in flight. Returns `None` if no request
+    /// is in flight.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
         let state = self.lock();
-        (state.in_flight > 0).then(|| state.waiting_since.elapsed())
+        (state.in_flight > 0).then_some(state.waiting_since)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -82,7 +82,7 @@ pub struct Settings {
     pub sparse: bool,
     /// Path of the map file; the copy resumes from it if it exists.
     pub map: Option<PathBuf>,
-    /// How long a lost end is retried.
+    /// How long a lost end is retried, from its last answer if it is connected and does not answer.
     pub reconnect_timeout: Duration,
     /// Bytes per request, unless an end allows fewer: a power of two from 64 KiB to 1 MiB.
     pub chunk: u32,

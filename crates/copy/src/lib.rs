@@ -32,8 +32,8 @@ mod thread_io;
 mod worker;
 
 pub use connection::{
-    Completion, Connection, ConnectionLost, FileEndpoint, Interest, IscsiEndpoint, NbdEndpoint,
-    NvmeEndpoint, NvmeHost, OpenMode, Request, RequestError,
+    Completion, Connection, ConnectionLost, FileEndpoint, Interest, IscsiEndpoint, LossCause,
+    NbdEndpoint, NvmeEndpoint, NvmeHost, OpenMode, Request, RequestError,
 };
 pub use endpoint::{Disk, Endpoint, EndpointError};
 pub use job::{

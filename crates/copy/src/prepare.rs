@@ -16,7 +16,7 @@ use crate::same_disk::read_sync;
 use crate::sample;
 use crate::sync_io::{SyncIo, SyncIoError};
 use crate::thread_io::OpenedEndpoint;
-use crate::{Connection, Disk, Endpoint, EndpointError, Refusal, Settings};
+use crate::{Connection, Disk, Endpoint, EndpointError, LossCause, Refusal, Settings};
 
 /// A copy that can start.
 pub(crate) struct PreparedCopy {
@@ -40,7 +40,7 @@ pub(crate) fn prepare(
     settings: &Settings,
     stop: &AtomicBool,
 ) -> Result<PreparedCopy, PrepareError> {
-    let source = open_source(source)?;
+    let source = open_source(source, settings.reconnect_timeout)?;
     let disk = &*source.disk;
     let bytes = disk.bytes;
     let loaded = settings.map.as_deref().map(load).transpose()?.flatten();
@@ -77,15 +77,19 @@ pub(crate) fn prepare(
 }
 
 /// Opens a source. Takes samples of a remote one, because all connections must lead to the same
-/// disk. Fails if the server answers no read at all.
-pub(crate) fn open_source(endpoint: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Refusal> {
+/// disk. Fails if the server answers no read at all, and tries no further one after `reconnect_timeout` without
+/// an answer.
+pub(crate) fn open_source(
+    endpoint: Arc<dyn Endpoint>,
+    reconnect_timeout: Duration,
+) -> Result<OpenedEndpoint, Refusal> {
     let (disk, mut connection) = endpoint.open().map_err(Refusal::Source)?;
     let source = OpenedEndpoint::new(endpoint, disk);
     let disk = &source.disk;
     if !disk.remote {
         return Ok(source);
     }
-    let (mut answers, mut lost) = (false, None);
+    let (mut answers, mut lost, mut answered) = (false, None, Instant::now());
     for offset in probe_offsets(disk) {
         if lost.is_some() {
             drop(connection);
@@ -98,17 +102,22 @@ pub(crate) fn open_source(endpoint: Arc<dyn Endpoint>) -> Result<OpenedEndpoint,
         let len = sample::sample_len(disk.block).min(disk.bytes - offset);
         match read_sync(&mut *connection, offset, usize::try_from(len).unwrap_or(usize::MAX)) {
             Ok(read) => {
-                answers = true;
-                lost = None;
+                (answers, lost, answered) = (true, None, Instant::now());
                 read.iter().for_each(|buffer| source.keep_sample(offset, buffer.bytes()));
             }
-            Err(reason) if reason.violation => {
+            Err(reason) if reason.is_violation() => {
                 return Err(Refusal::Source(EndpointError::Violation(format!(
                     "{}: {reason}",
                     disk.name
                 ))));
             }
-            Err(reason) => lost = Some(reason),
+            Err(reason) => {
+                let is_silent = reason.cause == LossCause::Silent;
+                lost = Some(reason);
+                if is_silent && answered.elapsed() >= reconnect_timeout {
+                    break;
+                }
+            }
         }
     }
     match lost.filter(|_| !answers) {

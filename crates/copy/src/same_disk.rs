@@ -1,6 +1,5 @@
 //! Checks that a reconnected disk is the same as before and answers, by reading samples again.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use export::{Buffer, Pool};
@@ -75,7 +74,7 @@ pub fn read_sync(
             return Ok(completion.result.and(buffer));
         }
         if Instant::now() > end {
-            return Err(ConnectionLost::new(io::Error::from(io::ErrorKind::TimedOut)));
+            return Err(ConnectionLost::silent(READ_TIMEOUT));
         }
         wait(connection);
     }

@@ -13,7 +13,8 @@ use crate::health::Health;
 use crate::same_disk::check_samples;
 use crate::sample::{Sample, Samples};
 use crate::{
-    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
+    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, LossCause,
+    Request,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +195,8 @@ struct Link {
     failed_in_a_row: u32,
     /// Why the last connection was lost.
     last_error: String,
+    /// Whether it was lost because the peer did not answer.
+    silent: bool,
     /// Samples that must still be compared before the disk counts as the same.
     unchecked_samples: Option<Vec<Sample>>,
     /// Whether a permanent error was found.
@@ -216,6 +219,7 @@ impl Link {
             answered: true,
             failed_in_a_row: 0,
             last_error: String::new(),
+            silent: false,
             unchecked_samples: None,
             given_up: false,
         }
@@ -249,8 +253,11 @@ impl Link {
     /// Records the loss of the connection. One that answered nothing is retried after a pause.
     fn lost(&mut self, side: Side, lost: ConnectionLost) -> IoEvent {
         self.connection = None;
-        self.end.health.record_loss(std::mem::take(&mut self.in_flight));
-        if lost.violation {
+        self.silent = lost.cause == LossCause::Silent;
+        let stalled_since = self.end.health.stalled_since().filter(|_| self.silent);
+        let since = stalled_since.unwrap_or_else(Instant::now);
+        self.end.health.record_loss(std::mem::take(&mut self.in_flight), since);
+        if lost.is_violation() {
             self.given_up = true;
             return IoEvent::Violation(side, lost.reason);
         }
@@ -271,14 +278,16 @@ impl Link {
         if self.given_up || Instant::now() < self.retry_at {
             return None;
         }
-        // Connections without any reply do not count as progress.
-        if self.failed_in_a_row > 1 && !self.may_retry() {
+        // Connections without any reply do not count as progress. A peer that was connected and did not answer
+        // has had its time.
+        if (self.failed_in_a_row > 1 || self.silent) && !self.may_retry() {
             self.given_up = true;
             return Some(IoEvent::Unreachable(side, std::mem::take(&mut self.last_error)));
         }
+        let begun = Instant::now();
         match self.end.endpoint.open() {
             Ok((disk, connection)) => self.connected(side, &disk, connection),
-            Err(EndpointError::Temporary(reason)) => self.fail(side, reason),
+            Err(EndpointError::Temporary(reason)) => self.fail(side, reason, begun),
             Err(EndpointError::Violation(reason)) => {
                 self.given_up = true;
                 Some(IoEvent::Violation(side, self.without_name(&reason)))
@@ -290,9 +299,9 @@ impl Link {
         }
     }
 
-    /// Schedules the next retry, or gives up.
-    fn fail(&mut self, side: Side, reason: String) -> Option<IoEvent> {
-        self.end.health.record_loss(0);
+    /// Schedules the next retry, or gives up. The attempt began at `since`.
+    fn fail(&mut self, side: Side, reason: String, since: Instant) -> Option<IoEvent> {
+        self.end.health.record_loss(0, since);
         if self.may_retry() {
             self.back_off();
             return None;
@@ -329,14 +338,14 @@ impl Link {
         let written = self.end.health.was_lost();
         let all = || self.end.samples.all(written).into_iter().take(max).collect();
         let samples = self.unchecked_samples.get_or_insert_with(all);
-        let before = samples.len();
+        let (before, begun) = (samples.len(), Instant::now());
         match check_samples(&mut *connection, samples) {
             Ok(None) => self.unchecked_samples = None,
             Ok(Some(reason)) => {
                 self.given_up = true;
                 return Some(IoEvent::DifferentDisk(side, reason));
             }
-            Err(lost) if lost.violation => {
+            Err(lost) if lost.is_violation() => {
                 self.given_up = true;
                 return Some(IoEvent::Violation(side, lost.reason));
             }
@@ -348,7 +357,7 @@ impl Link {
                     // The samples tried so far are unreadable: try the others.
                     *samples = self.end.samples.all(written);
                 }
-                let gone = self.fail(side, lost.reason);
+                let gone = self.fail(side, lost.reason, begun);
                 self.retry_at = if moved { Instant::now() } else { self.retry_at };
                 return gone;
             }

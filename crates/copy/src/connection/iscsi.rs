@@ -155,7 +155,7 @@ impl IscsiEndpoint {
         };
         let mut driver = Driver::new(transport, Initiator::new(options))
             .map_err(|error| self.temporary(error))?;
-        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let deadline = Deadline::after(self.timeout.min(CONNECT_TIMEOUT));
         let step = driver.wait_for_step(deadline).map_err(|error| self.temporary(error))?;
         match step {
             Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
@@ -250,7 +250,7 @@ impl IscsiEndpoint {
             let command = Command { cdb, lun: lun(self.lun), data: Data::In(Some(buffer)) };
             let submitted = driver.session_mut().submit(command, 0);
             submitted.map_err(|_| self.temporary("the session ended"))?;
-            let step = driver.wait_for_step(Deadline::after(CONNECT_TIMEOUT));
+            let step = driver.wait_for_step(Deadline::after(timeout));
             let done = self.answer(step.map_err(|error| self.temporary(error))?)?;
             // The error of a command of the session before: the target knows this one by its ISID.
             let cause = if done.is_deferred() { Some(Cause::Aborted) } else { Cause::of(&done) };

@@ -45,6 +45,7 @@ pub struct NbdEndpoint {
     export: String,
     dial: Dial,
     tls: bool,
+    timeout: Duration,
     violation: Arc<OnceLock<Violation>>,
     /// Whether the export was opened before. If so, that it is missing is a temporary error.
     was_opened: Arc<AtomicBool>,
@@ -67,6 +68,7 @@ impl NbdEndpoint {
             export,
             dial,
             tls: false,
+            timeout: RESPONSE_TIMEOUT,
             violation: Arc::default(),
             was_opened: Arc::default(),
         }
@@ -76,6 +78,13 @@ impl NbdEndpoint {
     #[must_use]
     pub fn with_tls(self) -> Self {
         Self { tls: true, ..self }
+    }
+
+    /// Sets how long a server may leave all requests unanswered: 180 seconds by default. While the export is
+    /// opened, at most 30 seconds.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
     }
 
     /// The exports of the server.
@@ -119,7 +128,7 @@ impl NbdEndpoint {
         let transport = (self.dial)()?;
         let mut driver = Driver::new(transport, Client::new(options))
             .map_err(|error| self.temporary_error(&error))?;
-        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let deadline = Deadline::after(self.timeout.min(CONNECT_TIMEOUT));
         match driver.wait_for_step(deadline).map_err(|error| self.temporary_error(&error))? {
             Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
             step => Ok((driver, step)),
@@ -220,7 +229,8 @@ impl Endpoint for NbdEndpoint {
             Step::Opened(info) => {
                 let disk = self.disk(&info);
                 self.was_opened.store(true, Ordering::Relaxed);
-                Ok((disk, Box::new(NbdConnection::new(driver, *info, self.violation.clone()))))
+                let (violation, timeout) = (self.violation.clone(), self.timeout);
+                Ok((disk, Box::new(NbdConnection::new(driver, *info, violation, timeout))))
             }
             Step::Refused(refusal) => {
                 // Disconnects first: some servers accept one client, and the message may need
@@ -251,10 +261,17 @@ struct NbdConnection {
     completions: VecDeque<Completion>,
     /// When the connection last became busy.
     busy_since: Instant,
+    /// How long the server may leave all requests unanswered.
+    timeout: Duration,
 }
 
 impl NbdConnection {
-    fn new(driver: Driver<Client>, info: ExportInfo, violation: Arc<OnceLock<Violation>>) -> Self {
+    fn new(
+        driver: Driver<Client>,
+        info: ExportInfo,
+        violation: Arc<OnceLock<Violation>>,
+        timeout: Duration,
+    ) -> Self {
         Self {
             driver,
             info,
@@ -264,6 +281,7 @@ impl NbdConnection {
             optional: Vec::new(),
             completions: VecDeque::new(),
             busy_since: Instant::now(),
+            timeout,
         }
     }
 
@@ -412,10 +430,9 @@ impl Connection for NbdConnection {
         self.process_steps()?;
         self.complete_answered_writes();
         match self.deadline() {
-            Some(deadline) if deadline <= Instant::now() => Err(ConnectionLost::new(format!(
-                "no answer in {} seconds",
-                RESPONSE_TIMEOUT.as_secs()
-            ))),
+            Some(deadline) if deadline <= Instant::now() => {
+                Err(ConnectionLost::silent(self.timeout))
+            }
             _ => Ok(()),
         }
     }
@@ -433,6 +450,6 @@ impl Connection for NbdConnection {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.is_busy().then(|| self.driver.last_received().max(self.busy_since) + RESPONSE_TIMEOUT)
+        self.is_busy().then(|| self.driver.last_received().max(self.busy_since) + self.timeout)
     }
 }

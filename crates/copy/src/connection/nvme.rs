@@ -22,7 +22,7 @@ use nvme::wire::text::parse_ascii;
 use zerocopy::FromBytes;
 
 use self::association::NvmeAssociation;
-use super::{Connection, strip_control};
+use super::{Connection, RESPONSE_TIMEOUT, strip_control};
 use crate::endpoint::{Disk, Endpoint, EndpointError};
 
 /// Maximum time to connect to a disk.
@@ -58,6 +58,7 @@ pub struct NvmeEndpoint {
     dial: DialSubsystem,
     digests: bool,
     keep_alive: Duration,
+    timeout: Duration,
     hint: Option<String>,
     /// The NQN of the disk, once it is known.
     nqn: Arc<Mutex<Option<String>>>,
@@ -85,6 +86,7 @@ impl NvmeEndpoint {
             dial,
             digests: false,
             keep_alive: KEEP_ALIVE,
+            timeout: RESPONSE_TIMEOUT,
             hint: None,
             nqn: Arc::default(),
             was_opened: Arc::default(),
@@ -109,6 +111,13 @@ impl NvmeEndpoint {
         Self { keep_alive, ..self }
     }
 
+    /// Sets how long a target may leave all commands unanswered, and is asked again while it is busy: 180 seconds
+    /// by default. While the disk is opened, at most 30 seconds.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// Returns the NQN of the disk. Requests it from the target the first time.
     ///
     /// # Errors
@@ -128,6 +137,11 @@ impl NvmeEndpoint {
         Options { header_digest: digests, data_digest: digests, ..options }
     }
 
+    /// When a connection that is opened now must be complete.
+    fn connect_deadline(&self) -> Deadline {
+        Deadline::after(self.timeout.min(CONNECT_TIMEOUT))
+    }
+
     /// Connects a queue to a subsystem.
     fn connect(
         &self,
@@ -139,7 +153,7 @@ impl NvmeEndpoint {
         let data = data.map_err(|error| self.permanent_error(&error))?;
         let transport = (self.dial)(nqn)?;
         let credentials = self.host.credentials.clone();
-        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let deadline = self.connect_deadline();
         let io = Driver::connect(transport, self.options(options), data, credentials, deadline);
         io.map_err(|error| self.queue_error(&error))
     }
@@ -149,7 +163,7 @@ impl NvmeEndpoint {
         let keep_alive = u32::try_from(self.keep_alive.as_millis()).unwrap_or(u32::MAX);
         let options = Options { keep_alive, ..Options::admin() };
         let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
-        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let deadline = self.connect_deadline();
         let controller =
             admin.initialize(cntlid, deadline).map_err(|error| self.queue_error(&error))?;
         let memory = Pool::new(1 << 20).open();
@@ -252,6 +266,7 @@ impl Endpoint for NvmeEndpoint {
                 nsid,
                 shift,
                 self.keep_alive,
+                self.timeout,
             )),
         ))
     }

@@ -49,11 +49,12 @@ pub(crate) fn into_pipe(
     settings: &Settings,
     monitor: &mut Monitor<'_>,
 ) -> StageResult {
-    let looked = monitor.run_in_thread(Phase::Checking, move || prepare::open_source(endpoint))?;
+    let (halt, reconnect_timeout) = (monitor.halt.clone(), settings.reconnect_timeout);
+    let open = move || prepare::open_source(endpoint, reconnect_timeout);
+    let looked = monitor.run_in_thread(Phase::Checking, open)?;
     let source = looked.map_err(Outcome::Refused)?;
     let total = source.disk.bytes;
     monitor.report.bytes = total;
-    let (halt, reconnect_timeout) = (monitor.halt.clone(), settings.reconnect_timeout);
     let limit = RateLimit::new(settings.rate, Instant::now());
     let work = move |counters: &Counters| {
         let mut io = SyncIo::new(&source, reconnect_timeout, &halt);

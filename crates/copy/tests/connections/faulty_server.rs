@@ -30,6 +30,8 @@ enum Act {
     Cut,
     /// Answers with the cookie of another request.
     WrongCookie,
+    /// Neither answers nor closes the connection until the client does.
+    Mute,
 }
 
 /// Chooses the reaction to a request.
@@ -68,6 +70,10 @@ impl Server {
     }
 
     fn endpoint(self: &Arc<Self>) -> End {
+        End::Disk(Box::new(self.nbd_endpoint()))
+    }
+
+    fn nbd_endpoint(self: &Arc<Self>) -> NbdEndpoint {
         let server = self.clone();
         let dial: Dial = Arc::new(move || {
             let (mine, theirs) = UnixStream::pair().unwrap();
@@ -81,7 +87,7 @@ impl Server {
             thread::spawn(move || drop(server.serve(theirs, disk)));
             Ok(Box::new(mine) as Box<dyn Transport>)
         });
-        End::Disk(Box::new(NbdEndpoint::new("nbd://rude", "disk", dial)))
+        NbdEndpoint::new("nbd://rude", "disk", dial)
     }
 
     /// Closes all connections, and serves this disk from now on.
@@ -116,6 +122,9 @@ impl Server {
             let act = (self.policy)(self, &request);
             if act == Act::Cut || generation != self.generation.load(Ordering::SeqCst) {
                 return Ok(());
+            }
+            if act == Act::Mute {
+                return std::io::copy(&mut stream, &mut std::io::sink()).map(drop);
             }
             let odd = u64::from(act == Act::WrongCookie);
             stream.write_all(SimpleReply::new(0, request.cookie.get() ^ odd).as_bytes())?;
@@ -327,4 +336,41 @@ fn sector_that_crashes_the_server_is_bad_alone() {
     assert!(matches!(report.outcome, Outcome::BadSectors), "{report:?}");
     let bad: Vec<(u64, u64)> = report.bad.iter().map(|range| (range.start, range.end)).collect();
     assert_eq!(bad, [(KILLS, KILLS + 512)]);
+}
+
+/// Copies from a server that answers this number of reads, and gives up after one second.
+fn copy_from_mute_server(reads: usize, test: &str) -> Report {
+    let server = Server::new(move |server, request| {
+        let mute = is_read(request) && server.reads.load(Ordering::SeqCst) > reads;
+        if mute { Act::Mute } else { Act::Answer }
+    });
+    let second = Duration::from_secs(1);
+    let source = End::Disk(Box::new(server.nbd_endpoint().with_timeout(second)));
+    let settings = Settings { reconnect_timeout: second, ..settings() };
+    let begun = Instant::now();
+    let report = run(source, Image::new(test).end(), settings);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    report
+}
+
+#[test]
+fn connected_server_that_never_answers_is_refused_in_time() {
+    match copy_from_mute_server(0, "mute").outcome {
+        Outcome::Refused(Refusal::Source(EndpointError::Temporary(reason))) => {
+            assert!(reason.contains("no answer in 1 seconds"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn connected_server_that_falls_silent_is_given_up_in_time() {
+    let report = copy_from_mute_server(20, "silent");
+    match &report.outcome {
+        Outcome::Failed(CopyError::Lost { reason, .. }) => {
+            assert!(reason.contains("no answer in 1 seconds"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(report.bad.is_empty(), "{:?}", report.bad);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ::iscsi::host::{Initiator, Options, Step};
 use ::iscsi::wire::bhs::{FINAL, TaskRequest, of_target};
 use ::iscsi::wire::opcode::{self, IMMEDIATE, function};
-use client::{Deadline, Driver};
+use client::{Deadline, Dial, Driver};
 use copy::{Endpoint, EndpointError, IscsiEndpoint, Request, RequestError};
 use export::Access;
 use zerocopy::IntoBytes;
@@ -22,7 +22,11 @@ const HOST: &str = "iqn.2026-01.org.example:host";
 pub(crate) const TARGET: &str = "iqn.2014-08.org.nvmexpress:uuid:1";
 
 pub(crate) fn endpoint(machine: &Machine, target: &str, lun: u8) -> IscsiEndpoint {
-    IscsiEndpoint::new("iscsi://there", HOST, target, lun, dial(machine.iscsi))
+    endpoint_by(dial(machine.iscsi), target, lun)
+}
+
+pub(crate) fn endpoint_by(dial: Dial, target: &str, lun: u8) -> IscsiEndpoint {
+    IscsiEndpoint::new("iscsi://there", HOST, target, lun, dial)
 }
 
 fn machine() -> (Machine, Vec<u8>) {
@@ -132,7 +136,7 @@ fn withdrawn_iscsi_disk_is_waited_for() {
     let buffer = driven.buffer(4096);
     driven.submit(Request::Read { offset: 0, buffer });
     let lost = driven.wait(1).unwrap_err();
-    assert!(!lost.violation && lost.reason.contains("removed"), "{}", lost.reason);
+    assert!(!lost.is_violation() && lost.reason.contains("removed"), "{}", lost.reason);
     let refused = there.open().err();
     assert!(matches!(refused, Some(EndpointError::Temporary(_))), "{refused:?}");
     machine.export_file(1, &machine.files[0]);

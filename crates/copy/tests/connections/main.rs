@@ -9,6 +9,7 @@ mod iscsi;
 mod machine;
 mod nbd;
 mod nvme;
+mod on_the_way;
 mod protocol_violation;
 mod scripted_iscsi;
 mod whole_copy;

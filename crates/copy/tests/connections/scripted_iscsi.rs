@@ -16,7 +16,7 @@ use ::iscsi::wire::{NO_TAG, opcode, padding};
 use client::{Dial, Transport};
 use copy::{
     ConnectionLost, CopyError, Disk, End, Endpoint, EndpointError, FileEndpoint, IscsiEndpoint,
-    Job, OpenMode, Outcome, Request, RequestError, Settings,
+    Job, LossCause, OpenMode, Outcome, Request, RequestError, Settings,
 };
 use scsi::wire::opcode as command;
 use scsi::wire::sense::Sense;
@@ -382,8 +382,11 @@ fn command_that_is_aborted_again_and_again_ends_the_session() {
         let (_, mut driven) = target.open();
         let buffer = driven.buffer(4096);
         driven.submit(Request::Read { offset: 0, buffer });
-        let ConnectionLost { reason, violation } = driven.wait(1).unwrap_err();
-        assert!(!violation && reason.contains("aborts a command again and again"), "{reason}");
+        let ConnectionLost { reason, cause } = driven.wait(1).unwrap_err();
+        assert!(
+            cause == LossCause::Broken && reason.contains("aborts a command again and again"),
+            "{reason}"
+        );
         assert_eq!((target.count(command::READ_16), target.sessions()), (6, 1));
     }
 }
@@ -477,8 +480,11 @@ fn disk_that_may_be_another_one_is_connected_again() {
         let (_, mut driven) = target.open();
         let buffer = driven.buffer(4096);
         driven.submit(Request::Read { offset: 0, buffer });
-        let ConnectionLost { reason, violation } = driven.wait(1).unwrap_err();
-        assert!(!violation && reason.contains("reset, removed or changed"), "{reason}");
+        let ConnectionLost { reason, cause } = driven.wait(1).unwrap_err();
+        assert!(
+            cause == LossCause::Broken && reason.contains("reset, removed or changed"),
+            "{reason}"
+        );
     }
 }
 

@@ -17,13 +17,13 @@ use crate::machine::{BYTES, Machine, dial, eventually};
 
 /// The protocol.
 #[derive(Debug, Clone, Copy)]
-enum Wire {
+pub(crate) enum Wire {
     Nvme,
     Nbd,
     Iscsi,
 }
 
-const WAYS: [Wire; 3] = [Wire::Nvme, Wire::Nbd, Wire::Iscsi];
+pub(crate) const WAYS: [Wire; 3] = [Wire::Nvme, Wire::Nbd, Wire::Iscsi];
 
 fn endpoint(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
     match way {
@@ -43,14 +43,14 @@ fn endpoint(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
 }
 
 /// A file that is removed at the end of the test.
-struct Image(PathBuf);
+pub(crate) struct Image(pub(crate) PathBuf);
 
 impl Image {
-    fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         Self(std::env::temp_dir().join(format!("copy-{}-{test}", std::process::id())))
     }
 
-    fn destination(&self) -> End {
+    pub(crate) fn destination(&self) -> End {
         End::Disk(Box::new(FileEndpoint::destination(&self.0, OpenMode::Replace, "")))
     }
 
@@ -70,11 +70,11 @@ impl Drop for Image {
     }
 }
 
-fn run(source: End, destination: End, settings: Settings) -> Report {
+pub(crate) fn run(source: End, destination: End, settings: Settings) -> Report {
     Job { source, destination, settings }.run(&AtomicBool::new(false), &mut |_| {})
 }
 
-fn machine() -> (Machine, Vec<u8>) {
+pub(crate) fn machine() -> (Machine, Vec<u8>) {
     let mut machine = Machine::new();
     let bytes = machine.export_disk(1);
     (machine, bytes)

@@ -225,7 +225,9 @@ pub struct Copy {
     #[arg(long)]
     pub allow_in_use: bool,
 
-    /// How long to try to reconnect to a machine
+    /// How long to try to reconnect to a machine, or to wait for one that is connected and does not answer
+    ///
+    /// One that is connected is given at least ten seconds: a disk that was asleep takes that long to start.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub patience: u64,
 

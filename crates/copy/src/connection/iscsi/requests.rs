@@ -338,7 +338,7 @@ impl Connection for IscsiConnection {
         }
         match self.answer_deadline() {
             Some(deadline) if deadline <= Instant::now() => {
-                Err(ConnectionLost::new(format!("no answer in {} seconds", self.timeout.as_secs())))
+                Err(ConnectionLost::silent(self.timeout))
             }
             _ => Ok(()),
         }

@@ -13,9 +13,7 @@ use nvme::host::{self, CloseReason, Payload, Queue, Step, SubmitError};
 use nvme::status::Status;
 
 use crate::connection::retries::{Attempts, Cause, Retries};
-use crate::connection::{
-    Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
-};
+use crate::connection::{Completion, Connection, ConnectionLost, Interest, Request, RequestError};
 
 /// Number of Keep Alive commands sent per keep-alive timeout.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 6;
@@ -47,6 +45,8 @@ pub(super) struct NvmeAssociation {
     keep_alive_sent: Option<Instant>,
     /// When the I/O queue last became busy.
     busy_since: Instant,
+    /// How long the target may leave all commands unanswered.
+    timeout: Duration,
 }
 
 /// A request in flight.
@@ -87,6 +87,7 @@ impl NvmeAssociation {
         nsid: u32,
         shift: u8,
         keep_alive: Duration,
+        timeout: Duration,
     ) -> Self {
         let keep_alive_interval = keep_alive / KEEP_ALIVES_PER_TIMEOUT;
         Self {
@@ -103,6 +104,7 @@ impl NvmeAssociation {
             next_keep_alive: Instant::now() + keep_alive_interval,
             keep_alive_sent: None,
             busy_since: Instant::now(),
+            timeout,
         }
     }
 
@@ -229,7 +231,7 @@ impl NvmeAssociation {
         };
         let mut entry = self.in_flight.swap_remove(at);
         let cause = cause_of(status);
-        if cause.is_some_and(|cause| entry.attempts.again(cause, RESPONSE_TIMEOUT)) {
+        if cause.is_some_and(|cause| entry.attempts.again(cause, self.timeout)) {
             self.retries.postpone((entry, buffer));
             return Ok(());
         }
@@ -279,7 +281,7 @@ impl NvmeAssociation {
     /// When the target must have answered one of the commands in flight; `None` if there are none.
     fn response_deadline(&self) -> Option<Instant> {
         (!self.in_flight.is_empty())
-            .then(|| self.io.last_received().max(self.busy_since) + RESPONSE_TIMEOUT)
+            .then(|| self.io.last_received().max(self.busy_since) + self.timeout)
     }
 
     /// Sends Keep Alive when it is due, and checks that the target answers it.
@@ -317,7 +319,10 @@ impl NvmeAssociation {
 /// The loss of the association when a queue is closed.
 fn lost(end: CloseReason) -> ConnectionLost {
     let error = QueueError::Closed(end);
-    ConnectionLost { violation: error.is_violation(), ..ConnectionLost::new(error) }
+    match error.is_violation() {
+        true => ConnectionLost::violation(error),
+        false => ConnectionLost::new(error),
+    }
 }
 
 /// Returns why to send a command again on this association, if there is a reason: the status says
@@ -395,10 +400,7 @@ impl Connection for NvmeAssociation {
         self.complete_answered_writes();
         let now = Instant::now();
         if self.response_deadline().is_some_and(|end| now >= end) {
-            return Err(ConnectionLost::new(format!(
-                "no answer in {} seconds",
-                RESPONSE_TIMEOUT.as_secs()
-            )));
+            return Err(ConnectionLost::silent(self.timeout));
         }
         if now >= self.next_keep_alive { self.keep_alive(now) } else { Ok(()) }
     }

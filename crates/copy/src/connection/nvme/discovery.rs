@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use client::Deadline;
 use client::discovery::{self, Description, DiscoveryError, MAX_DISKS};
 use nvme::host::Options;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, DISCOVERY_NQN};
 
-use super::{CONNECT_TIMEOUT, NvmeEndpoint, strip_control};
+use super::{NvmeEndpoint, strip_control};
 use crate::endpoint::EndpointError;
 
 /// After this time no further disk is identified.
@@ -105,7 +104,7 @@ impl NvmeEndpoint {
     /// The NQNs of the discovery log.
     fn exported_nqns(&self) -> Result<Vec<String>, EndpointError> {
         let (mut queue, cntlid) = self.connect(DISCOVERY_NQN, CNTLID_DYNAMIC, Options::admin())?;
-        let log = discovery::read_log(&mut queue, cntlid, Deadline::after(CONNECT_TIMEOUT));
+        let log = discovery::read_log(&mut queue, cntlid, self.connect_deadline());
         let log = log.map_err(|error| match error {
             DiscoveryError::Queue(error) => self.queue_error(&error),
             DiscoveryError::Changing => EndpointError::Temporary(format!("{}: {error}", self.name)),
