@@ -24,6 +24,7 @@ pub mod pair;
 pub mod qcow2;
 pub mod scsi;
 pub mod target;
+pub mod unpack;
 pub mod usage;
 pub mod usb;
 pub mod web;

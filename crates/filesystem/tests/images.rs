@@ -656,6 +656,34 @@ fn x44_crafted_volumes_do_not_panic_or_loop() {
     }
 }
 
+#[test]
+fn x44_crafted_ntfs_does_not_panic_or_loop() {
+    if lacks(&["mkntfs"]) {
+        return;
+    }
+    let folder = Folder::new("crafted-ntfs");
+    let image = blank(&folder, 8 << 20);
+    run("mkntfs", &["-q", "-F", "-Q", &image]);
+    let mut bytes = fs::read(image).unwrap();
+    let records: Vec<usize> =
+        (0..bytes.len()).step_by(1024).filter(|at| bytes[*at..].starts_with(b"FILE")).collect();
+    assert!(records.len() >= 16, "{records:?}");
+    let mut random = testkit::Xorshift64::from_seed(9);
+    for round in 0..600 {
+        // The boot sector, or the attributes of a file record.
+        let start = if round % 8 == 0 { 0 } else { records[random.below(records.len())] };
+        let range = start..start + if start == 0 { 512 } else { 1024 };
+        let before = bytes[range.clone()].to_vec();
+        for _ in 0..1 + round % 4 {
+            bytes[range.start + random.below(range.len())] = random.below(256) as u8;
+        }
+        let usage = usage(&bytes[..], bytes.len() as u64).unwrap();
+        assert!(usage.used.iter().all(|range| range.end <= bytes.len() as u64));
+        owners(&bytes[..], bytes.len() as u64, &Ranges::of(0..1 << 20)).unwrap();
+        bytes[range].copy_from_slice(&before);
+    }
+}
+
 fn find(whole: &[u8], part: &[u8]) -> u64 {
     whole.chunks(512).position(|chunk| chunk == &part[..512]).unwrap() as u64 * 512
 }

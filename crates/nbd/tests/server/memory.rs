@@ -30,6 +30,37 @@ fn r33_long_requests_complete_with_little_memory() {
     }
 }
 
+/// Case R33: sixteen connections with 128 reads of 1 MiB each, against 64 MiB.
+#[test]
+fn r33_reads_of_many_clients_share_memory_and_progress() {
+    const READS: usize = 128;
+    let limit = 64 << 20;
+    let mut world = World::with_pool(limit);
+    let clients: Vec<_> = (0..16).map(|_| attach(&mut world, Mode::Structured)).collect();
+    for &id in &clients {
+        world.conn(id).hold = true;
+        let reads: Vec<u8> = (0..READS as u64)
+            .flat_map(|cookie| read(cookie, 0, 1 << 20).bytes(Mode::Structured))
+            .collect();
+        world.send(id, &reads);
+    }
+    let mut answered = vec![0; clients.len()];
+    while answered.iter().any(|count| *count < READS) {
+        let held: usize = world.conns.iter().map(|conn| conn.account.held()).sum();
+        assert!(held <= limit + clients.len() * (1 << 20), "{held} bytes");
+        for (at, &id) in clients.iter().enumerate().filter(|&(at, _)| answered[at] < READS) {
+            assert!(!world.jobs(id).is_empty(), "connection {at} waits: {answered:?}");
+            world.finish(id, 0, Ok(()));
+        }
+        for (at, &id) in clients.iter().enumerate() {
+            let parts = replies(&world.received(id), |_| 0);
+            assert!(parts.iter().all(|part| part.error == 0));
+            answered[at] += parts.iter().filter(|part| part.done).count();
+        }
+    }
+    world.end_all();
+}
+
 /// Case R33: several long requests all make progress.
 #[test]
 fn r33_long_requests_take_turns() {
