@@ -791,6 +791,50 @@ fn r20_slow_disk_delays_no_other() {
     assert_is_over(&log);
 }
 
+/// Case R20: 240 requests hang on one disk; another one of the same thread is as fast as before.
+#[test]
+fn r20_hanging_requests_slow_no_other_disk() {
+    const CONNECTIONS: usize = 30;
+    const EACH: u32 = 8;
+    const ALL: usize = CONNECTIONS * EACH as usize;
+    let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
+    let Some(served) = serve(config, memory_export(1 << 20), SessionOptions::default()) else {
+        return;
+    };
+    let (export, other) = slow_disk();
+    let (address, log) = served.serve_another(&export);
+    let mut slow: Vec<_> = (0..CONNECTIONS).map(|_| Client::connect(address)).collect();
+    for client in &mut slow {
+        (0..EACH).for_each(|tag| client.send(b'R', tag, 0, BLOCK));
+    }
+    wait_for("the requests", || Log::read(&log.submitted) == ALL);
+    let mut fast = Client::connect(served.address);
+    let mut times: Vec<Duration> = (0..300)
+        .map(|at| {
+            let begun = Instant::now();
+            assert_eq!(fast.write(at % 100, &[1; BLOCK]), 0);
+            assert_eq!(fast.read(at % 100, BLOCK).unwrap(), [1; BLOCK]);
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("p50 {:?}, p99 {:?} of a write and a read", times[150], times[297]);
+    // Two orders of magnitude above what an idle machine takes.
+    assert!(times[297] < Duration::from_millis(100), "{:?}", times[297]);
+    assert_eq!(Log::read(&log.completed), 0, "all of them still hang");
+    for _ in 0..ALL {
+        rustix::io::write(&other, &[7; BLOCK]).unwrap();
+    }
+    for client in &mut slow {
+        for _ in 0..EACH {
+            assert_eq!(client.receive().unwrap().2, [7; BLOCK]);
+        }
+    }
+    drop((slow, fast));
+    stop(served);
+    assert_is_over(&log);
+}
+
 #[test]
 fn lost_connection_waits_for_its_disk_requests() {
     let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };

@@ -114,6 +114,8 @@ pub const PROGRAMS: &[Program] = &[
     row("qemu-nbd", "qemu-utils", COPY),
     row("qemu-system-x86_64", "qemu-system-x86", MACHINES),
     row("script", "bsdutils", "the boot splash"),
+    row("setpriv", "util-linux", "processes without capabilities"),
+    row("setsid", "util-linux", "the screen in a terminal"),
     row("sfdisk", "fdisk", "partition tables"),
     row("sgdisk", "gdisk", "partition tables"),
     row("shellcheck", "shellcheck", "the shell scripts of initrds"),

@@ -41,6 +41,8 @@ mod revocation;
 mod scene;
 #[path = "cases/secrets.rs"]
 mod secrets;
+#[path = "disks/small.rs"]
+mod small;
 #[path = "cases/tap.rs"]
 mod tap;
 #[path = "cases/web.rs"]

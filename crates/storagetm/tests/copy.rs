@@ -20,6 +20,8 @@ mod contents;
 mod ends;
 #[path = "copy/fits.rs"]
 mod fits;
+#[path = "copy/hostile.rs"]
+mod hostile;
 #[path = "copy/iscsi.rs"]
 mod iscsi;
 #[path = "copy/keyed.rs"]

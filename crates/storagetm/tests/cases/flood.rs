@@ -2,7 +2,7 @@
 //! behind (R38).
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use engine::tls::{Hash, Psk};
 use export::Secret;
+use serde_json::Value;
 
 use crate::alone::{ELSEWHERE, is_alone};
 use crate::host::{connect, connect_tls, pairing_psk};
+use crate::nbd_client::{GO, STARTTLS, option_bytes};
 use crate::process::field;
 use crate::scene::{Folder, KEYED, LAPTOP, Running, find, run_ok};
 
@@ -75,35 +77,59 @@ fn memory(process: &Path) -> u64 {
     memory.strip_suffix(" kB").unwrap().trim().parse().unwrap()
 }
 
-/// X54: while one address floods the server with bad keys, abandoned pairings and idle connections,
-/// another one can pair without delay, and memory use does not grow. (Wrong codes are counted for
-/// all addresses together: X06.)
-#[test]
-fn x54_flood_from_one_address_does_not_block_others() {
-    if !is_alone("flood::x54_flood_from_one_address_does_not_block_others") {
-        return;
-    }
+/// Connects, reads the greeting of an NBD server, and sends nothing.
+fn nbd_listener(address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = connect(address).ok()?;
+    stream.read_exact(&mut [0; 18]).ok()?;
+    Some(stream)
+}
+
+/// Sends the flags of an NBD client (fixed newstyle, no zeroes) and an option, and returns the stream.
+fn nbd_option(address: SocketAddr, option: u32, data: &[u8]) -> Option<TcpStream> {
+    let mut stream = nbd_listener(address)?;
+    stream.write_all(&[&3_u32.to_be_bytes()[..], &option_bytes(option, data)].concat()).ok()?;
+    Some(stream)
+}
+
+/// Asks an NBD server for TLS, and sends the first bytes of a handshake and nothing else.
+fn nbd_ditherer(address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = nbd_option(address, STARTTLS, &[])?;
+    stream.read_exact(&mut [0; 20]).ok()?;
+    let _ = stream.write_all(&[0x16, 3, 1, 0, 200, 1]);
+    Some(stream)
+}
+
+/// A way to open a connection that does not become one of a host.
+type Opens = fn(SocketAddr) -> Option<TcpStream>;
+
+/// Starts a target that requires keys, floods the listener of that protocol from one address, and pairs from another one
+/// at the same time, by NVMe/TCP.
+fn pairs_beside_a_flood(protocol: &str, opens: &[Opens]) {
     let (folder, guests) = (Folder::new(), Folder::new());
     let image = folder.image("disk.img", 1);
-    let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image];
+    let (nvme, nbd) = (format!("nvme:{KEYED}"), format!("nbd:{KEYED}"));
+    let line = ["--pair", "--listen", &nvme, "--listen", &nbd, "--keys", &folder.keys(), &image];
     let running = Running::serve(&line);
-    let (address, _) = running.ready();
+    let events = running.until("ready");
+    let port = |protocol: &str| {
+        let is_it = |it: &&Value| it["event"] == "listening" && it["protocol"] == protocol;
+        u16::try_from(events.iter().find(is_it).unwrap()["port"].as_u64().unwrap()).unwrap()
+    };
+    let (address, pairing) = (SocketAddr::from(([127, 0, 0, 1], port(protocol))), port("nvme-tcp"));
     let worker = running.worker();
     let (over, count) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (over, count) = (&over, &count);
     let (took, before, after) = thread::scope(|scope| {
-        scope.spawn(move || flood(|| stranger(address), over, count));
-        scope.spawn(move || flood(|| visitor(address, true), over, count));
-        scope.spawn(move || flood(|| visitor(address, false), over, count));
-        scope.spawn(move || flood(|| ditherer(address), over, count));
-        scope.spawn(move || flood(|| connect(address).ok(), over, count));
+        for open in opens {
+            scope.spawn(move || flood(|| open(address), over, count));
+        }
         // On a slow machine the flood takes longer to begin.
         let rises = || (count.load(Ordering::Relaxed) > 200).then_some(());
         thread::sleep(FLOOD / 5);
         let _ = find(rises);
         let before = memory(&worker);
         thread::sleep(FLOOD / 5);
-        let took = [(), ()].map(|()| pair_from_elsewhere(&running, &guests, address.port()));
+        let took = [(), ()].map(|()| pair_from_elsewhere(&running, &guests, pairing));
         thread::sleep(FLOOD / 5 * 3);
         let _ = find(|| (count.load(Ordering::Relaxed) > 500).then_some(()));
         let after = memory(&worker);
@@ -120,6 +146,40 @@ fn x54_flood_from_one_address_does_not_block_others() {
     let paired = output.lines().filter(|line| line.contains("\"event\":\"paired\""));
     let from_elsewhere = format!("\"address\":\"{ELSEWHERE}:");
     assert_eq!(paired.filter(|line| line.contains(&from_elsewhere)).count(), 2, "{output}");
+}
+
+/// X54: while one address floods the server with bad keys, abandoned pairings and idle connections,
+/// another one can pair without delay, and memory use does not grow. (Wrong codes are counted for
+/// all addresses together: X06.)
+#[test]
+fn x54_flood_from_one_address_does_not_block_others() {
+    if !is_alone("flood::x54_flood_from_one_address_does_not_block_others") {
+        return;
+    }
+    let opens: [Opens; 5] = [
+        stranger,
+        |address| visitor(address, true),
+        |address| visitor(address, false),
+        ditherer,
+        |address| connect(address).ok(),
+    ];
+    pairs_beside_a_flood("nvme-tcp", &opens);
+}
+
+/// X54: the same with a flood of NBD clients.
+#[test]
+fn x54_flood_of_nbd_clients_does_not_block_pairing() {
+    if !is_alone("flood::x54_flood_of_nbd_clients_does_not_block_pairing") {
+        return;
+    }
+    let opens: [Opens; 5] = [
+        |address| connect(address).ok(),
+        nbd_listener,
+        |address| nbd_option(address, GO, &[0; 40]),
+        |address| nbd_option(address, u32::MAX, &[7; 4000]),
+        nbd_ditherer,
+    ];
+    pairs_beside_a_flood("nbd", &opens);
 }
 
 /// Returns how long pairing from another address takes.

@@ -1,41 +1,11 @@
 //! A state directory on a full file system: both ends of a pairing get an error, and the host is
 //! not authorized.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
-
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::fs;
 
 use crate::alone::{ELSEWHERE, is_alone};
 use crate::scene::{Folder, KEYED, LAPTOP, Running, run};
-
-/// A file system of 64 KiB. Unmounted when dropped.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(at: PathBuf) -> Option<Self> {
-        fs::create_dir_all(&at).unwrap();
-        let mounted = mount("tmpfs", &at, "tmpfs", MountFlags::empty(), Some(c"size=64k,mode=700"));
-        mounted.is_ok().then_some(Self(at))
-    }
-
-    fn fill(&self) {
-        let mut file = File::create(self.0.join("fill")).unwrap();
-        let error = loop {
-            if let Err(error) = file.write_all(&[0; 4096]) {
-                break error;
-            }
-        };
-        assert_eq!(error.kind(), ErrorKind::StorageFull);
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
+use crate::small::Small;
 
 #[test]
 fn full_state_directory_is_reported_to_both_ends() {
@@ -43,7 +13,7 @@ fn full_state_directory_is_reported_to_both_ends() {
         return;
     }
     let (folder, guests) = (Folder::new(), Folder::new());
-    let Some(small) = Small::mount(folder.keys().into()) else {
+    let Some(small) = Small::mount(folder.keys().into(), c"size=64k,mode=700") else {
         println!("skip a full state directory: nothing can be mounted here");
         return;
     };

@@ -325,6 +325,17 @@ fn x53_keys_and_codes_are_not_printed_or_dumped() {
     assert_eq!(field(&status, "Seccomp").as_deref(), Some("2"));
 }
 
+/// X53: no unit of a process that holds keys lets systemd set another limit.
+#[test]
+fn x53_units_allow_no_core_dumps() {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../units");
+    for unit in ["storagetm.service", "storagetm@.service", "storagetm-provider@.service"] {
+        let text = fs::read_to_string(units.join(unit)).unwrap();
+        assert!(text.contains("ExecStart=") && text.contains("storagetm"), "{unit}");
+        assert!(text.lines().any(|line| line == "LimitCORE=0"), "{unit}");
+    }
+}
+
 /// Separates the pairing events from all other output.
 fn split(output: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let is_code = |line: &&[u8]| line.starts_with(b"{\"event\":\"pairing\"");

@@ -1,12 +1,14 @@
 //! Disks that do not answer.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::device::{Device, skip_without_loop_devices};
 use crate::foreign::{Background, Folder, MIB, program, run, same, wait_for};
+use crate::raw::{READ, reply, request, transmitting};
 use crate::serve::{PROGRAM, Serve};
 
 /// Maximum time for the end of the program if a disk hangs, and an allowance for a busy machine.
@@ -170,6 +172,65 @@ fn r60_a_worker_that_dies_beside_a_hung_disk_is_replaced() {
         let again = folder.path("again");
         let output = run(program(PROGRAM).args(["copy", &slow, &again]));
         assert!(output.status.success(), "{io}: {output:?}");
+        serve.terminate();
+    }
+}
+
+/// Returns the port and the name in `nbd://127.0.0.1:PORT/NAME`.
+fn port_and_name(uri: &str) -> (u16, &str) {
+    let (port, name) = uri.strip_prefix("nbd://127.0.0.1:").unwrap().split_once('/').unwrap();
+    (port.parse().unwrap(), name)
+}
+
+/// Beside 240 reads of a disk that hangs, 99 of 100 reads of another one are fast.
+#[test]
+fn r20_hanging_reads_slow_no_other_disk() {
+    const EACH: u64 = 8;
+    if skip_without_loop_devices("hanging reads slow no other disk") {
+        return;
+    }
+    for io in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let Some([mut hanging, healthy]) = two(&folder) else { return };
+        let args = ["--io", io, "--protocol", "nbd", &hanging.path, &healthy.path];
+        let mut serve = Serve::start(&args);
+        let events = serve.until_named("ready");
+        let (slow, fast) = (uri(&events, &hanging), uri(&events, &healthy));
+        let ((port, slow), (_, fast)) = (port_and_name(&slow), port_and_name(&fast));
+        let mut clients: Vec<_> = (0..30).map(|_| transmitting(port, slow)).collect();
+        let mut client = transmitting(port, fast);
+        hanging.pause();
+        for (at, client) in clients.iter_mut().enumerate() {
+            for cookie in 0..EACH {
+                let offset = (at as u64 * EACH + cookie) * 4096;
+                client.write_all(&request(0, READ, cookie, offset, 4096)).unwrap();
+            }
+        }
+        let reads = format!("/sys/block/{}/inflight", name(&hanging));
+        let hang = || !fs::read_to_string(&reads).unwrap().trim_start().starts_with('0');
+        wait_for("reads that hang", || hang().then_some(()));
+        let mut data = [0; 4096];
+        let mut times: Vec<Duration> = (0..300)
+            .map(|at| {
+                let begun = Instant::now();
+                client.write_all(&request(0, READ, at, at * 4096, 4096)).unwrap();
+                assert_eq!(reply(&mut client), 0);
+                client.read_exact(&mut data).unwrap();
+                begun.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!("{io}: p50 {:?}, p99 {:?} beside reads that hang", times[150], times[297]);
+        // What a busy machine takes; an idle one takes less than a millisecond.
+        assert!(times[297] < Duration::from_millis(150), "{io}: {:?}", times[297]);
+        assert!(hang(), "{io}: they still hang");
+        hanging.resume();
+        for client in &mut clients {
+            for _ in 0..EACH {
+                assert_eq!(reply(client), 0);
+                client.read_exact(&mut data).unwrap();
+            }
+        }
         serve.terminate();
     }
 }
