@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "serve/awake.rs"]
+mod awake;
 #[path = "serve/images.rs"]
 mod images;
 #[path = "serve/nbd.rs"]
@@ -13,6 +15,8 @@ mod nbd_client;
 #[path = "serve/process.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
 mod process;
+#[path = "serve/terminal.rs"]
+mod terminal;
 
 use std::fs;
 use std::io::{Read, Write};

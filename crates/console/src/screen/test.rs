@@ -302,6 +302,22 @@ fn too_small_window_is_reported() {
 }
 
 #[test]
+fn contents_of_disks_are_shown_where_there_is_room() {
+    let mut model = example::target_mode(2);
+    model.disks[1].contents = "ext4 \"home\"".to_owned();
+    let wide = render(&model, &State::default(), Style { width: 120, ..SMALL }, 25);
+    assert!(wide.contains("CONTENTS") && wide.contains("ext4 \"home\""), "{wide}");
+    let small = render(&model, &State::default(), Style { width: 60, ..SMALL }, 25);
+    assert!(!small.contains("CONTENTS"), "{small}");
+    let mut state = State::with_view(View::Details);
+    state.selected = 1;
+    let details = render(&model, &state, SMALL, 25);
+    assert!(details.contains("contents: ext4 \"home\""), "{details}");
+    let unknown = render(&example::target_mode(2), &State::default(), SMALL, 25);
+    assert!(!unknown.contains("CONTENTS"), "{unknown}");
+}
+
+#[test]
 fn any_window_size_works() {
     let mut model = example::target_mode(3);
     model.notes = vec!["a note of some length, which is broken".to_owned()];

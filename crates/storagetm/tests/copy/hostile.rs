@@ -37,6 +37,13 @@ fn serve(
     port
 }
 
+/// Sends these bytes again and again, until the client disconnects.
+fn flood(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    loop {
+        stream.write_all(bytes)?;
+    }
+}
+
 /// Copies from this URI. Returns the exit status and all that was printed.
 fn copied(uri: &str) -> (Option<i32>, String) {
     let folder = Folder::new();
@@ -107,12 +114,12 @@ fn reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
 }
 
 fn nbd(mode: Nbd, stream: &mut TcpStream) -> io::Result<()> {
-    while mode == Nbd::Flood {
-        stream.write_all(&[b'x'; 1 << 16])?;
+    if mode == Nbd::Flood {
+        return flood(stream, &[b'x'; 1 << 16]);
     }
     stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
-    while mode == Nbd::FloodReplies {
-        stream.write_all(&reply(7, 3, &[]).repeat(1000))?;
+    if mode == Nbd::FloodReplies {
+        return flood(stream, &reply(7, 3, &[]).repeat(1000));
     }
     bytes::<4>(stream)?;
     loop {
@@ -304,8 +311,8 @@ fn property(mode: Nvme, offset: u32, configuration: u64) -> u64 {
 }
 
 fn nvme(mode: Nvme, stream: &mut TcpStream) -> io::Result<()> {
-    while mode == Nvme::Flood {
-        stream.write_all(&[1; 1 << 16])?;
+    if mode == Nvme::Flood {
+        return flood(stream, &[1; 1 << 16]);
     }
     bytes::<128>(stream)?;
     let mut parameters = [0; 120];
@@ -342,11 +349,11 @@ fn nvme(mode: Nvme, stream: &mut TcpStream) -> io::Result<()> {
 }
 
 fn identify(mode: Nvme, cid: u16, cns: u8, stream: &mut TcpStream) -> io::Result<()> {
-    while mode == Nvme::FloodResponses {
-        stream.write_all(&response(cid ^ 0x7fff, 0, 0).repeat(1000))?;
+    if mode == Nvme::FloodResponses {
+        return flood(stream, &response(cid ^ 0x7fff, 0, 0).repeat(1000));
     }
-    while mode == Nvme::FloodData {
-        stream.write_all(&c2h_data(cid, &[0; 4096], false))?;
+    if mode == Nvme::FloodData {
+        return flood(stream, &c2h_data(cid, &[0; 4096], false));
     }
     if mode == Nvme::TooMuchData {
         stream.write_all(&c2h_data(cid, &[0; 8192], true))?;

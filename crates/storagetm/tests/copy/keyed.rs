@@ -55,7 +55,10 @@ fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
         let message = run_expecting(5, &["--hostnqn", HOST, "--key", &wrong, from, &never]);
         assert!(message.contains("securely"), "{message}");
     }
-    run_expecting(5, &[&nvme, &never]);
+    let message = run_expecting(5, &[&nvme, &never]);
+    let pair =
+        format!("pair this machine by \"storagetm pair {ELSEWHERE}:{}\"", target.port("nvme"));
+    assert!(message.contains(&pair), "{message}");
     let message = run_expecting(5, &[&format!("nbd://{nbd}"), &never]);
     assert!(message.contains("nbds://"), "{message}");
     assert!(!Path::new(&never).exists());

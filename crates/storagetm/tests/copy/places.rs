@@ -1,11 +1,13 @@
 //! Copies from and to other machines: this program's own target, and NBD servers of others.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::port::free_port;
@@ -293,6 +295,33 @@ fn lost_server_is_a_failure_that_can_be_resumed() {
     let _server = nbdkit(&socket, &["file", &image]);
     run_expecting(0, &["--map", &map, &uri(&socket), &to]);
     assert_equal(&image, &to);
+}
+
+/// Ctrl-C while a server is lost ends the copy, and does not say that the server is back.
+#[test]
+fn copy_is_interrupted_while_its_server_is_lost() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, to, socket) =
+        (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
+    fs::write(&image, random_bytes(24, 6 << 20)).unwrap();
+    let server = nbdkit(&socket, &["file", &image]);
+    let mut child = copy(&["--rate", "2M", "--json", &uri(&socket), &to])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    until_arrived(&to, MIB);
+    drop(server);
+    assert!(lines.any(|line| line.contains("\"reconnecting\"")), "the server is lost");
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let rest: Vec<String> = lines.collect();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(6), "{rest:?}");
+    assert!(!rest.iter().any(|line| line.contains("it is there again")), "{rest:?}");
 }
 
 /// X20: a copy succeeds with the key of the server, and fails with another key or in plaintext.

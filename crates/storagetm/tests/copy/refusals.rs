@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use crate::scene::{Folder, MIB, run, run_expecting};
+use crate::scene::{Folder, MIB, PROGRAM, run, run_expecting};
 
 #[test]
 fn wrong_options_end_with_status_2() {
@@ -127,4 +128,17 @@ fn unreadable_key_causes_no_plaintext_fallback() {
     assert!(message.contains(&key) && !message.contains("secret words"), "{message}");
     let message = run_expecting(5, &["nbds://127.0.0.1:1/disk", &to]);
     assert!(message.contains("there is no key"), "{message}");
+}
+
+/// A limit of the shell on the size of files (`ulimit -f`, in 512 bytes) does not kill the program.
+#[test]
+fn file_beyond_the_size_limit_of_the_shell_is_refused() {
+    let folder = Folder::new();
+    let (image, to) = (folder.image("disk.img", MIB), folder.path("copy.img"));
+    let line = ["-c", "ulimit -f 100 && exec \"$@\"", "sh", PROGRAM, "copy", &image, &to];
+    let output = Command::new("sh").args(line).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(5), "{message}");
+    assert!(message.contains("copy.img"), "{message}");
+    assert!(!Path::new(&to).exists());
 }
