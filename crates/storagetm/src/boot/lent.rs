@@ -290,7 +290,7 @@ impl Session {
             .into());
         }
         self.show(&busy(&format!("Looking for a system on {} of {} ...", disk.name, lender.name)));
-        let volumes = system::survey(&self.tree, Path::new(&device))?;
+        let volumes = system::survey(&self.tree, Path::new(&device), self.parameters.write)?;
         let at = self.volume(&volumes)?;
         let Some(root) = volumes.get(at) else { return Err(Stop::Back) };
         let Some(found) = &root.system else { return Err(Stop::Back) };

@@ -15,7 +15,8 @@ use keys::record::Allowed;
 
 /// The directory of keys. The system that is started does not see it.
 pub(super) const KEYS: &str = "/var/lib/storagetm";
-/// Modules that nothing else loads: the host driver with TLS and its ciphers, and file systems.
+/// Modules that nothing else loads: the host driver with TLS and its ciphers, file systems, and what systemd wants
+/// before the modules of this kernel can be loaded there.
 const MODULES: &[&str] = &[
     "aesni_intel",
     "ghash_clmulni_intel",
@@ -30,6 +31,7 @@ const MODULES: &[&str] = &[
     "ext4",
     "xfs",
     "overlay",
+    "autofs4",
 ];
 
 /// Loads what attaching and mounting take.

@@ -145,11 +145,12 @@ impl Volume {
     }
 }
 
-/// Looks for systems on an attached disk. Writes to none of it: the kernel is made to refuse that.
+/// Looks for systems on an attached disk. Unless the system may `write` to it, the kernel is made to refuse all writes
+/// before.
 ///
 /// # Errors
 /// Fails if the disk cannot be read, or its partitions do not appear.
-pub(super) fn survey(tree: &Tree, device: &Path) -> Result<Vec<Volume>, Failure> {
+pub(super) fn survey(tree: &Tree, device: &Path, write: bool) -> Result<Vec<Volume>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(format!("{} cannot be read: {error}", device.display()))
     };
@@ -158,17 +159,18 @@ pub(super) fn survey(tree: &Tree, device: &Path) -> Result<Vec<Volume>, Failure>
     let file = File::open(device).map_err(|error| failed(&error))?;
     let found = probe(&file, disk.bytes).map_err(|error| failed(&error))?;
     let Some(table) = found.table else {
-        return Ok(vec![volume(tree, name, None, &found.signatures)?]);
+        return Ok(vec![volume(tree, name, (None, &found.signatures), write)?]);
     };
     let parts = partitions(tree, name, table.entries.len());
     let entry = |number: u32| table.entries.iter().find(|entry| entry.number == number);
-    parts.iter().map(|part| look_at(tree, part, &entry)).collect()
+    parts.iter().map(|part| look_at(tree, part, &entry, write)).collect()
 }
 
 fn look_at<'a>(
     tree: &Tree,
     name: &str,
     entry: &dyn Fn(u32) -> Option<&'a Entry>,
+    write: bool,
 ) -> Result<Volume, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(format!("{name} cannot be read: {error}"));
@@ -176,7 +178,7 @@ fn look_at<'a>(
     let number = part.part.as_ref().map_or(0, |part| part.number);
     let file = File::open(tree.path(&part.node)).map_err(|error| failed(&error))?;
     let found = probe(&file, part.bytes).map_err(|error| failed(&error))?;
-    volume(tree, name, entry(number), &found.signatures)
+    volume(tree, name, (entry(number), &found.signatures), write)
 }
 
 /// Returns the partitions of a disk by their kernel names, once there are as many as its table has, or the time is over.
@@ -200,8 +202,8 @@ fn partitions(tree: &Tree, disk: &str, wanted: usize) -> Vec<String> {
 fn volume(
     tree: &Tree,
     name: &str,
-    entry: Option<&Entry>,
-    signatures: &[Signature],
+    (entry, signatures): (Option<&Entry>, &[Signature]),
+    write: bool,
 ) -> Result<Volume, Failure> {
     let device = block::read(tree, name);
     let device = device.ok_or_else(|| Failure::new(format!("{name} has gone")))?;
@@ -220,14 +222,16 @@ fn volume(
         label: text(signature.and_then(|it| it.label.as_ref())),
         system: None,
     };
-    volume.system = volume.contents.and_then(|kind| system(&volume.device, kind));
+    volume.system = volume.contents.and_then(|kind| system(&volume.device, kind, write));
     Ok(volume)
 }
 
 /// Mounts a file system for a moment, and looks for a system. Whatever cannot be mounted holds none.
-fn system(device: &Path, kind: Kind) -> Option<System> {
+fn system(device: &Path, kind: Kind, write: bool) -> Option<System> {
     let (driver, options) = driver(kind)?;
-    root::forbid_writes(device).ok()?;
+    if !write {
+        root::forbid_writes(device).ok()?;
+    }
     root::mount_disk(device, Path::new(LOOK), driver, false, options).ok()?;
     let found = Root::open(Path::new(LOOK)).ok().and_then(|root| identify(&root));
     let _ = root::detach(Path::new(LOOK));
