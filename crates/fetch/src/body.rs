@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use ureq::http::{Response, StatusCode, Uri, header};
 use ureq::{BodyReader, ResponseExt as _};
 
 use crate::origin::{Origin, Rest};
-use crate::retries::PAUSE;
+use crate::retries::{PAUSE, Retries};
 use crate::s3::Object;
 use crate::version::{Range, Version, length};
 use crate::{Access, Error, Hash, Location};
@@ -44,6 +45,25 @@ impl Body {
     /// file.
     pub fn open(location: &Location, access: &Access, patience: Duration) -> Result<Self, Error> {
         Self::from(Origin::find(location, access)?, patience)
+    }
+
+    /// As [`Self::open`], but a server that cannot be reached or is busy is asked again for `patience`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_waiting(
+        location: &Location,
+        access: &Access,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let stop = AtomicBool::new(false);
+        let mut retries = Retries::new(patience, &stop);
+        loop {
+            match Self::open(location, access, patience) {
+                Ok(body) => return Ok(body),
+                Err(error) => retries.wait(error)?,
+            }
+        }
     }
 
     /// Requests an object of a bucket.

@@ -89,6 +89,31 @@ fn a_server_that_stays_away_ends_the_copy() {
 }
 
 #[test]
+fn server_that_comes_late_is_waited_for_on_request() {
+    let answer = |number, request: &Request, stream: &mut TcpStream| match number {
+        0 => {}
+        1 => reply(stream, "503 Busy", "", b""),
+        _ => part(request, TAG, usize::MAX, stream),
+    };
+    let open = |waits, patience| {
+        let (url, _) = serve(answer);
+        let (url, access) = (url.parse().unwrap(), Access::default());
+        let patience = Duration::from_secs(patience);
+        match waits {
+            true => Body::open_waiting(&url, &access, patience),
+            false => Body::open(&url, &access, patience),
+        }
+    };
+    assert_eq!(open(true, 30).unwrap().length(), Some(800_000));
+    open(true, 0).unwrap_err();
+    open(false, 30).unwrap_err();
+    let (url, server) = serve(|_, _, stream| reply(stream, "404 Not Found", "", b""));
+    let access = Access::default();
+    Body::open_waiting(&url.parse().unwrap(), &access, Duration::from_secs(30)).unwrap_err();
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
 fn a_missing_file_is_named_by_its_status() {
     let (url, _) = serve(|_, _, stream| reply(stream, "404 Not Found", "", b""));
     let error = read(&url).unwrap_err();

@@ -41,6 +41,7 @@ const BLOCK: &str = "block devices (loop)";
 const TLS: &str = "TLS with certificates";
 const WEB: &str = "images of web servers and registries";
 const BUCKET: &str = "objects of a server with the interface of S3";
+const SIGNED: &str = "signatures of lists of hashes";
 const PACKED: &str = "images that are packed by their own programs";
 const BIOS: &str = "sticks that start with BIOS";
 const MACHINES: &str = "test machines (cargo xtask vm)";
@@ -69,6 +70,8 @@ pub const PROGRAMS: &[Program] = &[
     row("fusermount3", "fuse3", "block devices over NBD (FUSE)"),
     row("gnutls-cli", "gnutls-bin", TLS),
     row("gnutls-serv", "gnutls-bin", TLS),
+    row("gpg", "gpg", SIGNED),
+    row("gpgv", "gpgv", SIGNED),
     row("grub-mkimage", "grub-common", BIOS),
     row("ip", "iproute2", NETWORK),
     row("iscsi-inq", "libiscsi-bin", ISCSI),
@@ -77,6 +80,7 @@ pub const PROGRAMS: &[Program] = &[
     row("losetup", "mount", BLOCK),
     row("mcopy", "mtools", FAT),
     row("mdel", "mtools", FAT),
+    row("minisign", "minisign", SIGNED),
     row("mke2fs", "e2fsprogs", EXT),
     row("btrfs", "btrfs-progs", BTRFS),
     row("mkfs.btrfs", "btrfs-progs", BTRFS),

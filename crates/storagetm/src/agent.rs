@@ -24,8 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The beginning of the names of variables for options of `copy`.
 const PREFIX: &str = "STORAGETM_";
 /// Names of Tinkerbell's actions.
-const TINKERBELL: [&str; 4] =
-    ["IMG_URL", "DEST_DISK", "PROGRESS_INTERVAL_SECONDS", "RETRY_DURATION_MINUTES"];
+const TINKERBELL: [&str; 5] = [
+    "IMG_URL",
+    "DEST_DISK",
+    "PROGRESS_INTERVAL_SECONDS",
+    "RETRY_DURATION_MINUTES",
+    "RETRY_ENABLED",
+];
 /// A variable with this beginning that is none of them.
 const TARGET_MODE: &str = "STORAGETM_TARGET_MODE";
 /// The two values of `copy` that are no options.
@@ -142,6 +147,7 @@ fn order(
             "IMG_URL" if value.contains("://") => named(SOURCE, value),
             "IMG_URL" => named(SOURCE, format!("oci://{value}")),
             "DEST_DISK" => named(DESTINATION, value),
+            "RETRY_ENABLED" => named("wait", is_true(name, &value)?.to_string()),
             "PROGRESS_INTERVAL_SECONDS" => named("progress-interval", value),
             "RETRY_DURATION_MINUTES" => {
                 let minutes: Option<u64> = value.parse().ok();
@@ -222,7 +228,17 @@ mod test {
         let copy = parsed(orders_of(&variables).unwrap()).unwrap();
         assert_eq!(copy.source.to_string(), "http://192.168.1.2/ubuntu.raw.gz");
         assert_eq!(copy.destination.to_string(), "/dev/sda");
-        assert!(copy.yes && copy.json && copy.patience == 300 && !copy.force);
+        assert!(copy.yes && copy.json && copy.patience == 300 && !copy.force && !copy.wait);
+    }
+
+    #[test]
+    fn retries_of_image2disk_include_the_first_request() {
+        let variables =
+            [("IMG_URL", "http://a/b"), ("DEST_DISK", "/dev/sda"), ("RETRY_ENABLED", "true")];
+        assert!(parsed(orders_of(&variables).unwrap()).unwrap().wait);
+        let variables = [variables[0], variables[1], ("RETRY_ENABLED", "false")];
+        assert!(!parsed(orders_of(&variables).unwrap()).unwrap().wait);
+        assert!(orders_of(&[("RETRY_ENABLED", "often")]).is_err());
     }
 
     #[test]

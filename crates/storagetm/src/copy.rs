@@ -9,6 +9,7 @@ mod contents;
 mod data;
 mod disk_error;
 mod event;
+mod hash_list;
 mod interrupt;
 mod local_disk;
 pub(crate) mod map_file;
@@ -19,6 +20,7 @@ mod progress;
 mod qcow2;
 mod remote;
 mod sequential;
+mod signature;
 mod summary;
 mod sync_disk;
 
@@ -257,8 +259,7 @@ fn source(tree: &Tree, options: &Copy) -> Result<CopyEnd, Failure> {
     };
     Ok(match (&options.source, expected) {
         (Locator::Web(location), expected) => {
-            let patience = Duration::from_secs(options.patience);
-            local_disk::stream(checked::web(location, patience, expected)?, raw, &name)?
+            local_disk::stream(checked::web(location, options, expected)?, raw, &name)?
         }
         (Locator::Path(path), Some(expected)) => {
             local_disk::stream(checked::file(path, expected)?, raw, &name)?

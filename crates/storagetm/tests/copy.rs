@@ -44,6 +44,8 @@ mod refusals;
 mod scene;
 #[path = "copy/servers.rs"]
 mod servers;
+#[path = "copy/signed.rs"]
+mod signed;
 #[path = "copy/target.rs"]
 mod target;
 #[path = "copy/web.rs"]

@@ -1,5 +1,5 @@
 //! Sources that are read from their first byte to their last by a thread, which computes their hash:
-//! files of web servers, registries and buckets, and whatever must have an expected SHA-256.
+//! files of web servers, registries and buckets, and whatever must have an expected hash.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -8,11 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use ::copy::{CopyError, Pipe};
-use fetch::{Body, Hash, Location};
+use fetch::{Body, Location};
 use remote::uri::Locator;
-use sha2::{Digest, Sha256};
 
 use super::access::access;
+use super::hash_list::{Expected, Hasher};
+use super::signature::SignedList;
 use super::summary::refused;
 use crate::options::copy::Copy;
 use failure::Failure;
@@ -23,21 +24,19 @@ pub(super) const PIPE: &str = "what comes from the pipe";
 /// Bytes that are read at a time, and of a pipe.
 const PIECE: usize = 1 << 20;
 
-/// Maximum size of a list of hashes.
-const MAX_LIST: u64 = 16 << 20;
-
 /// Returns the hash that the source must have, if the user named one.
 ///
 /// # Errors
-/// Fails if it is no SHA-256 hash, if the list does not name the source, or if the source is a disk of
-/// another machine.
-pub(super) fn expected(options: &Copy) -> Result<Option<Hash>, Failure> {
+/// Fails if it is no SHA-256 hash, if the list does not name the source or is not signed as it must be, or if the source is a
+/// disk of another machine.
+pub(super) fn expected(options: &Copy) -> Result<Option<Expected>, Failure> {
     let expected = match (&options.sha256, &options.hash_file) {
         (None, None) => return Ok(None),
-        (Some(text), _) => parse(text).ok_or_else(|| {
-            Failure::usage(format!("{text} is no SHA-256 hash: 64 digits of 0-9a-f"))
-        }),
-        (None, Some(list)) => listed(list, &options.source),
+        (Some(text), _) => match Expected::parse(text) {
+            Some(hash @ Expected::Sha256(_)) => Ok(hash),
+            _ => Err(Failure::usage(format!("{text} is no SHA-256 hash: 64 digits of 0-9a-f"))),
+        },
+        (None, Some(list)) => listed(list, options),
     };
     match &options.source {
         Locator::Path(_) | Locator::Pipe | Locator::Web(_) => expected.map(Some),
@@ -47,44 +46,20 @@ pub(super) fn expected(options: &Copy) -> Result<Option<Hash>, Failure> {
     }
 }
 
-fn listed(list: &Path, source: &Locator) -> Result<Hash, Failure> {
-    let cannot = |error| refused(format!("{} cannot be read: {error}", list.display()));
-    let mut text = String::new();
-    File::open(list)
-        .and_then(|file| file.take(MAX_LIST).read_to_string(&mut text))
-        .map_err(cannot)?;
-    let source = source.to_string();
+fn listed(list: &str, options: &Copy) -> Result<Expected, Failure> {
+    let signed = SignedList {
+        list,
+        signature: options.signature.as_deref(),
+        keyring: options.keyring.as_deref(),
+        patience: Duration::from_secs(options.patience),
+    };
+    let text = signed.read()?;
+    let source = options.source.to_string();
     let path = source.split("?...").next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
-    find(&text, name).ok_or_else(|| {
-        refused(format!("{} has no SHA-256 hash of a file named {name}", list.display()))
+    Expected::find(&text, name).ok_or_else(|| {
+        refused(format!("{list} has no SHA-256 or SHA-512 hash of a file named {name}"))
     })
-}
-
-/// Returns the hash of a file in a list in the format of `sha256sum`, or of its option `--tag`.
-fn find(list: &str, name: &str) -> Option<Hash> {
-    list.lines().find_map(|line| {
-        let tagged = || line.strip_prefix("SHA256 (")?.rsplit_once(") = ");
-        let plain = || {
-            let (hash, name) = line.split_once(' ')?;
-            Some((name.strip_prefix([' ', '*']).unwrap_or(name), hash))
-        };
-        let (path, hash) = tagged().or_else(plain)?;
-        let is_named = path.rsplit('/').next() == Some(name);
-        parse(hash.trim_end()).filter(|_| is_named)
-    })
-}
-
-fn parse(text: &str) -> Option<Hash> {
-    let text = text.as_bytes();
-    let mut hash = [0; 32];
-    let digit =
-        |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    for (byte, digits) in hash.iter_mut().zip(text.chunks(2)) {
-        let &[high, low] = digits else { return None };
-        *byte = digit(high)? << 4 | digit(low)?;
-    }
-    (text.len() == 2 * hash.len()).then_some(hash)
 }
 
 /// Requests a file of a web server, an object of a bucket, or an image of a registry, which names its hash.
@@ -93,18 +68,22 @@ fn parse(text: &str) -> Option<Hash> {
 /// Fails if the server cannot be reached, does not give the file, or names another hash than the expected one.
 pub(super) fn web(
     location: &Location,
-    patience: Duration,
-    expected: Option<Hash>,
+    options: &Copy,
+    expected: Option<Expected>,
 ) -> Result<Pipe, Failure> {
     let name = location.to_string();
-    let body = Body::open(location, &access(location)?, patience);
+    let (access, patience) = (access(location)?, Duration::from_secs(options.patience));
+    let body = match options.wait {
+        true => Body::open_waiting(location, &access, patience),
+        false => Body::open(location, &access, patience),
+    };
     let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
     let bytes = body.length();
-    match (body.hash(), expected) {
+    let named = body.hash().map(|hash| Expected::Sha256(hash.to_vec()));
+    match (named, expected) {
         (Some(hash), Some(expected)) if hash != expected => Err(refused(format!(
-            "{name} has the SHA-256 {} by its manifest, and {} was expected: nothing was written",
-            hexadecimal(&hash),
-            hexadecimal(&expected)
+            "{name} has the SHA-256 {hash} by its manifest, and the {} {expected} was expected: nothing was written",
+            expected.kind()
         ))),
         (hash, expected) => feed(body, name, bytes, hash.or(expected)),
     }
@@ -114,7 +93,7 @@ pub(super) fn web(
 ///
 /// # Errors
 /// Fails if it cannot be read, or is a disk.
-pub(super) fn file(path: &Path, expected: Hash) -> Result<Pipe, Failure> {
+pub(super) fn file(path: &Path, expected: Expected) -> Result<Pipe, Failure> {
     let name = path.display().to_string();
     let cannot = |error| refused(format!("{name} cannot be read: {error}"));
     let meta = fs::metadata(path).map_err(cannot)?;
@@ -131,7 +110,7 @@ pub(super) fn file(path: &Path, expected: Hash) -> Result<Pipe, Failure> {
 ///
 /// # Errors
 /// Fails if no thread can be started.
-pub(super) fn pipe(from: Pipe, expected: Hash) -> Result<Pipe, Failure> {
+pub(super) fn pipe(from: Pipe, expected: Expected) -> Result<Pipe, Failure> {
     feed(File::from(from.descriptor), PIPE.to_owned(), None, Some(expected))
 }
 
@@ -141,25 +120,26 @@ fn feed(
     mut from: impl Read + Send + 'static,
     name: String,
     bytes: Option<u64>,
-    expected: Option<Hash>,
+    expected: Option<Expected>,
 ) -> Result<Pipe, Failure> {
     let cannot = |error: io::Error| refused(format!("{name} cannot be read: {error}"));
     let (output, input) = io::pipe().map_err(cannot)?;
     // Limited for users without privileges.
     let _ = rustix::pipe::fcntl_setpipe_size(&input, PIECE);
-    let work = move || hand_over(&mut from, input, expected.is_some());
+    let hasher = expected.as_ref().map(Expected::hasher);
+    let work = move || hand_over(&mut from, input, hasher);
     let thread = thread::Builder::new().name("source".to_owned()).spawn(work).map_err(cannot)?;
     let finish = move || {
         let done = thread.join().map_err(|_| CopyError::Internal)?;
         let incomplete = |error| CopyError::Incomplete(format!("{name} cannot be read: {error}"));
-        let hash = done.map_err(incomplete)?;
-        match expected.filter(|expected| *expected != hash) {
-            None => Ok(()),
-            Some(expected) => Err(CopyError::Unexpected(format!(
-                "{name} has the SHA-256 {}, and {} was expected: the destination is not to be used",
-                hexadecimal(&hash),
-                hexadecimal(&expected)
-            ))),
+        match (done.map_err(incomplete)?, expected) {
+            (Some(hash), Some(expected)) if hash != expected => {
+                Err(CopyError::Unexpected(format!(
+                    "{name} has the {} {hash}, and {expected} was expected: the destination is not to be used",
+                    expected.kind()
+                )))
+            }
+            _ => Ok(()),
         }
     };
     Ok(Pipe {
@@ -169,14 +149,17 @@ fn feed(
     })
 }
 
-/// Writes what is read into a pipe, and returns its hash, which is computed only if it `is_expected`.
+/// Writes what is read into a pipe, and returns its hash by `hasher`, if there is one.
 /// A pipe of which no more is read ends neither the hash nor with an error: what unpacks it knows
 /// where its data ends.
-fn hand_over(from: &mut dyn Read, into: io::PipeWriter, is_expected: bool) -> io::Result<Hash> {
+fn hand_over(
+    from: &mut dyn Read,
+    into: io::PipeWriter,
+    mut hasher: Option<Hasher>,
+) -> io::Result<Option<Expected>> {
     let mut into = Some(into);
-    let mut hash = Sha256::new();
     let mut piece = vec![0; PIECE];
-    while into.is_some() || is_expected {
+    while into.is_some() || hasher.is_some() {
         let count = match from.read(&mut piece) {
             Ok(0) => break,
             Ok(count) => count,
@@ -184,59 +167,36 @@ fn hand_over(from: &mut dyn Read, into: io::PipeWriter, is_expected: bool) -> io
             Err(error) => return Err(error),
         };
         let piece = piece.get(..count).unwrap_or_default();
-        if is_expected {
-            hash.update(piece);
+        if let Some(hasher) = &mut hasher {
+            hasher.update(piece);
         }
         match into.as_mut().map_or(Ok(()), |into| into.write_all(piece)) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => into = None,
             done => done?,
         }
     }
-    Ok(hash.finalize().into())
-}
-
-fn hexadecimal(hash: &Hash) -> String {
-    super::event::hexadecimal(hash)
+    Ok(hasher.map(Hasher::finish))
 }
 
 #[cfg(test)]
 mod test {
     use super::*;
 
-    const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-    #[test]
-    fn hashes_are_parsed() {
-        let hash: Hash = Sha256::digest([]).into();
-        assert_eq!(parse(EMPTY), Some(hash));
-        assert_eq!(parse(&EMPTY.to_ascii_uppercase()), Some(hash));
-        for other in ["", &EMPTY[1..], &EMPTY[2..], &format!("{EMPTY}00"), &EMPTY.replace('e', "g")]
-        {
-            assert_eq!(parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn lists_of_hashes_are_searched_by_name() {
-        let list = format!(
-            "# made today\n{}  b.raw\n{EMPTY} *images/a.raw\nSHA256 (c d.raw) = {EMPTY}\n",
-            "0".repeat(64)
-        );
-        let hash = parse(EMPTY);
-        assert_eq!(find(&list, "a.raw"), hash);
-        assert_eq!(find(&list, "c d.raw"), hash);
-        assert_eq!(find(&list, "b.raw"), Some([0; 32]));
-        assert_eq!(find(&list, "raw"), None);
-        assert_eq!(find(&list, ""), None);
-    }
-
     #[test]
     fn hash_includes_what_the_reader_leaves() {
         static DATA: [u8; 3 << 20] = [7; 3 << 20];
-        let pipe = feed(&DATA[..], "it".to_owned(), None, Some([0; 32])).unwrap();
-        drop(pipe.descriptor);
-        let error = pipe.finish.unwrap()().unwrap_err();
-        let hash = hexadecimal(&Sha256::digest(&DATA[..]).into());
-        assert!(matches!(&error, CopyError::Unexpected(text) if text.contains(&hash)), "{error}");
+        for digits in ["0".repeat(64), "0".repeat(128)] {
+            let expected = Expected::parse(&digits).unwrap();
+            let mut hasher = expected.hasher();
+            hasher.update(&DATA);
+            let hash = hasher.finish().to_string();
+            let pipe = feed(&DATA[..], "it".to_owned(), None, Some(expected)).unwrap();
+            drop(pipe.descriptor);
+            let error = pipe.finish.unwrap()().unwrap_err();
+            assert!(
+                matches!(&error, CopyError::Unexpected(text) if text.contains(&hash)),
+                "{error}"
+            );
+        }
     }
 }

@@ -178,8 +178,8 @@ fn word(outcome: &Outcome) -> &'static str {
 }
 
 /// Formats a hash as `b3sum` does.
-pub(super) fn hexadecimal(hash: &[u8; 32]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+pub(super) fn hexadecimal(hash: impl AsRef<[u8]>) -> String {
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Rounds to tenths of a second.
@@ -230,7 +230,7 @@ mod test {
 
     #[test]
     fn a_hash_is_written_as_b3sum_writes_it() {
-        let text = hexadecimal(&[0xaf; 32]);
+        let text = hexadecimal([0xaf; 32]);
         assert_eq!((text.len(), &text[..4]), (64, "afaf"));
     }
 }

@@ -12,6 +12,7 @@ Environment:
   DEST_DISK                   DST
   COMPRESSED                  without effect: what is compressed is recognized by its contents
   RETRY_DURATION_MINUTES      as --patience, in minutes
+  RETRY_ENABLED               as --wait: true or false
   PROGRESS_INTERVAL_SECONDS   as --progress-interval
   REGISTRY_USERNAME, REGISTRY_PASSWORD
                               the user of the registry

@@ -53,6 +53,9 @@ Examples:
     storagetm copy system.img.xz /dev/sdb
   Write an image while it arrives, and check that it is the published one:
     storagetm copy --hash-file SHA256SUMS https://example.com/system.raw.xz /dev/sdb
+  The same, and check that its publisher has signed the list:
+    storagetm copy --hash-file SHA256SUMS --signature SHA256SUMS.gpg --keyring publisher.gpg \\
+      https://example.com/system.raw.xz /dev/sdb
   Compress an image:
     storagetm copy nvme://192.168.1.5/sda - | zstd > laptop.img.zst
   Keep a disk as a compressed object of a bucket:
@@ -117,11 +120,23 @@ pub struct Copy {
     #[arg(long, value_name = "HEX", conflicts_with = "hash_file")]
     pub sha256: Option<String>,
 
-    /// File with the SHA-256 that SRC must have, in the format of sha256sum (SHA256SUMS)
+    /// File or URL with the SHA-256 or SHA-512 that SRC must have, in the format of sha256sum (SHA256SUMS, CHECKSUM)
     ///
     /// The line with the file name of SRC counts.
     #[arg(long, value_name = "FILE")]
-    pub hash_file: Option<PathBuf>,
+    pub hash_file: Option<String>,
+
+    /// File or URL with the signature of the --hash-file: by OpenPGP (SHA256SUMS.gpg) or minisign (SHA256SUMS.minisig)
+    ///
+    /// Not needed if the --hash-file has its signature in it.
+    #[arg(long, value_name = "FILE", requires = "hash_file", requires = "keyring")]
+    pub signature: Option<String>,
+
+    /// Keys of which one must have signed the --hash-file: a keyring for gpgv, or a public key of minisign
+    ///
+    /// The signature is verified by gpgv or minisign, which has to be installed.
+    #[arg(long, value_name = "FILE", requires = "hash_file")]
+    pub keyring: Option<PathBuf>,
 
     /// Read the destination at the end and compare it with what was read from the source (default)
     #[arg(long, overrides_with = "no_verify")]
@@ -231,6 +246,10 @@ pub struct Copy {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub patience: u64,
 
+    /// Also wait for a server of a URL that does not answer at first, for as long as --patience says
+    #[arg(long)]
+    pub wait: bool,
+
     /// Use header and data digests with nvme://, for unreliable networks
     #[arg(long)]
     pub digests: bool,
@@ -326,6 +345,9 @@ mod test {
             "a b --rate fast",
             "a b --size 4",
             "a b --keep-sectors --convert-sectors",
+            "a b --keyring k",
+            "a b --hash-file h --signature s",
+            "a b --signature s --keyring k",
         ] {
             let error = copy(line).err().unwrap_or_else(|| panic!("{line}"));
             assert_eq!(error.exit_code(), 2, "{line}");

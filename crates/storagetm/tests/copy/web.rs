@@ -99,7 +99,7 @@ fn what_a_web_server_does_not_have_is_refused() {
     let list = folder.path("SHA256SUMS");
     fs::write(&list, format!("{}  other.raw\n", "0".repeat(64))).unwrap();
     let message = run_expecting(5, &["--hash-file", &list, &url, &copied]);
-    assert!(message.contains("no SHA-256 hash of a file named disk.raw"), "{message}");
+    assert!(message.contains("no SHA-256 or SHA-512 hash of a file named disk.raw"), "{message}");
     let message = run_expecting(5, &["http://127.0.0.1:9/disk.raw", &copied]);
     assert!(message.contains("http://127.0.0.1:9/disk.raw cannot be read"), "{message}");
     assert!(fs::metadata(&copied).is_err());
