@@ -15,7 +15,7 @@ use super::lines::{code, pair_line};
 use super::machine::{Machine, Start};
 use super::server::disk::userland;
 use super::trial::{BOOT, SOON, Trial};
-use super::ways::Way;
+use super::ways::{OPEN, Way};
 use crate::vm::Bench;
 use crate::vm::case::{Results, script_folder};
 use crate::vm::guest::{link, virtio_disk};
@@ -60,6 +60,7 @@ pub(super) const TRIALS: &[Trial] = &[
         run: console,
     },
     Trial { name: "lent-parameters", tests: TESTS, run: parameters },
+    Trial { name: "lent-open", tests: &["marked", "system", "not-encrypted"], run: open },
     Trial {
         name: "lent-write",
         tests: &["asked", "system", "written", "image-written"],
@@ -104,6 +105,29 @@ fn parameters(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Re
     follow(&mut stick, results)?;
     results.decide("unchanged", unchanged(&lender, &disk, &before));
     Ok(())
+}
+
+/// From a machine that lends without a key: no code is asked for.
+fn open(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
+    let disk = system(lab.maker.bench, lab, folder, FSTAB)?;
+    let start = lab.maker.lent("storagetm.boot cryptomgr.notests")?;
+    let lender = lab.maker.start(Way::Init, OPEN)?;
+    let mut stick = Machine::power_on(&start, &link(&folder.join("link"), 1), folder, "stick")?;
+    let _lender = lend(&lender, &disk, folder, 2)?;
+    let marked = |text: &str| {
+        let is_row = text.trim_start().starts_with("1  ");
+        (is_row && text.ends_with("NOT ENCRYPTED")).then_some(())
+    };
+    let found = stick.screen.find("a marked machine", 0, BOOT, marked);
+    results.decide("marked", found.map(drop));
+    stick.type_key("1\r")?;
+    let root = value(&mut stick, "root", SYSTEM)?;
+    results.decide("system", expect(&root, root == "overlay debian-to-lend"));
+    stick.screen.shows("lent end", 0, SYSTEM)?;
+    let key = value(&mut stick, "tls", Duration::ZERO).unwrap_or_default();
+    let is_none = u32::from_str_radix(&key, 16).is_ok_and(|key| key == 0) || key.is_empty();
+    results.decide("not-encrypted", expect(&key, is_none));
+    stick.until_off(SYSTEM)
 }
 
 /// With `storagetm.boot.write`, after a person at the other machine has agreed.
