@@ -31,8 +31,8 @@ pub(crate) const ROW: Row = Row {
     instructions,
 };
 
-/// Returns the instructions for an endpoint and a disk. curl does not verify who has signed the
-/// certificate, as this machine has, but compares its public key; it asks for the code.
+/// Returns the instructions for an endpoint and a disk. curl does not verify the signature of
+/// the certificate, which is that of this machine, but compares its public key; it asks for the code.
 fn instructions(endpoint: &Endpoint, export: Option<ExportNames<'_>>, _: bool) -> Instructions {
     let Some((at, names)) = endpoint.net().zip(export) else { return Instructions::default() };
     let base = base(at);

@@ -1,4 +1,4 @@
-//! Who may read where a code is required: the code, the sessions of browsers that had it, and the
+//! Access where a code is required: the code, the sessions of browsers that had it, and the
 //! limits on wrong codes.
 
 use std::collections::HashMap;
@@ -51,7 +51,7 @@ pub(crate) struct Access(Mutex<State>);
 
 struct State {
     random: Random,
-    /// `None`: nobody is admitted.
+    /// `None`: no client is admitted.
     code: Option<Code>,
     /// How often the code was set.
     generation: u64,
@@ -230,22 +230,22 @@ mod test {
     #[test]
     fn address_is_locked_after_ten_wrong_codes() {
         let (access, mut now) = access();
-        let (stranger, owner) = (network(1), network(2));
+        let (guesser, other) = (network(1), network(2));
         for minutes in [1, 2, 4, 8, 16, 32, 64, 64] {
             for _ in 0..MAX_FAILURES {
-                assert_eq!(access.check("x", stranger, now), Err(Rejected::Wrong));
+                assert_eq!(access.check("x", guesser, now), Err(Rejected::Wrong));
                 now += Duration::from_millis(200);
             }
-            let Err(Rejected::Locked(left)) = access.check(RIGHT, stranger, now) else {
+            let Err(Rejected::Locked(left)) = access.check(RIGHT, guesser, now) else {
                 panic!("it is not locked");
             };
             assert_eq!(left, Duration::from_secs(minutes * 60) - Duration::from_millis(200));
-            assert_eq!(access.check(RIGHT, owner, now), Ok(()), "another address is not");
+            assert_eq!(access.check(RIGHT, other, now), Ok(()), "another address is not");
             now += left;
         }
-        assert_eq!(access.check(RIGHT, stranger, now), Ok(()));
-        assert_eq!(access.check("x", stranger, now), Err(Rejected::Wrong));
-        assert_eq!(access.check(RIGHT, stranger, now), Ok(()), "it counts from zero again");
+        assert_eq!(access.check(RIGHT, guesser, now), Ok(()));
+        assert_eq!(access.check("x", guesser, now), Err(Rejected::Wrong));
+        assert_eq!(access.check(RIGHT, guesser, now), Ok(()), "it counts from zero again");
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod test {
     }
 
     #[test]
-    fn nobody_is_admitted_without_a_code() {
+    fn no_client_is_admitted_without_a_code() {
         let access = Access::new(Box::new(|bytes| bytes.fill(0)));
         let now = Instant::now();
         assert_eq!(access.check("", network(1), now), Err(Rejected::Wrong));

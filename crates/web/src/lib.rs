@@ -112,8 +112,8 @@ impl Server {
         Arc::new(Self { catalogue, machine, versions, access, encoders, clock })
     }
 
-    /// Replaces the code that admits to reading where authentication is required; without one nobody is
-    /// admitted there. Ends the sessions that were begun with another one.
+    /// Replaces the code that admits to reading where authentication is required; without one no client
+    /// is admitted there. Ends the sessions that were begun with another one.
     pub fn set_code(&self, code: Code) {
         self.access.set_code(code);
     }

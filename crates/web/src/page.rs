@@ -45,7 +45,7 @@ fn start(title: &str) -> String {
 }
 
 /// Returns the page that asks for the code, with a sentence about the last one. It has nothing about this
-/// machine: whoever reaches it sees it.
+/// machine, as it is shown before the code.
 pub(crate) fn form(problem: &str) -> String {
     let mut page = start("Disks");
     if !problem.is_empty() {
