@@ -103,5 +103,10 @@ fn sync_io_error(sync_io_error: SyncIoError) -> Outcome {
     }
 }
 
+/// The outcome of the loss of an end that cannot be used again.
+fn lost(name: &str, reason: &dyn ToString) -> Outcome {
+    Outcome::Failed(CopyError::Lost { name: name.to_owned(), reason: reason.to_string() })
+}
+
 #[cfg(test)]
 mod test;

@@ -39,6 +39,12 @@ impl<'a> SyncIo<'a> {
         Self { target: target.clone(), io, stop }
     }
 
+    /// Connects, without a second attempt if that fails. Must be called before any other request.
+    pub(crate) fn try_connect(&mut self) -> Result<(), SyncIoError> {
+        self.io.set_first_wait(false);
+        self.ensure_connected()
+    }
+
     /// Makes subsequent reads come from the disk and not from a cache.
     pub(crate) fn drop_caches(&mut self) -> Result<(), SyncIoError> {
         self.ensure_connected()?;

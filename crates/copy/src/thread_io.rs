@@ -102,11 +102,14 @@ impl ThreadIo {
     /// Does not retry an endpoint that was never connected.
     #[must_use]
     pub(crate) fn without_first_wait(mut self) -> Self {
-        self.source
-            .iter_mut()
-            .chain(&mut self.destination)
-            .for_each(|link| link.waits_for_first = false);
+        self.set_first_wait(false);
         self
+    }
+
+    /// Sets whether an endpoint that was never connected is retried.
+    pub(crate) fn set_first_wait(&mut self, waits: bool) {
+        let links = self.source.iter_mut().chain(&mut self.destination);
+        links.for_each(|link| link.waits_for_first = waits);
     }
 
     /// Whether all endpoints are connected.
@@ -368,9 +371,10 @@ impl Link {
     }
 }
 
-/// The difference between a disk and its earlier state, or `None`.
+/// The difference between a disk and its earlier state, or `None`. A file that was empty is written from
+/// a pipe, and grows.
 pub(crate) fn difference(before: &Disk, now: &Disk) -> Option<String> {
-    if now.bytes != before.bytes {
+    if now.bytes != before.bytes && before.bytes != 0 {
         return Some(format!("it has {} bytes, it had {}", now.bytes, before.bytes));
     }
     if now.identity != before.identity {
@@ -380,4 +384,19 @@ pub(crate) fn difference(before: &Disk, now: &Disk) -> Option<String> {
     let locked = before.writable && !now.writable;
     (smaller || locked)
         .then(|| "it allows smaller requests than before, or is read-only now".to_owned())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn only_an_empty_file_may_grow() {
+        let disk = |bytes| Disk { bytes, ..Disk::default() };
+        assert_eq!(difference(&disk(0), &disk(3 << 20)), None);
+        assert_eq!(difference(&disk(512), &disk(512)), None);
+        for (before, now) in [(512, 1024), (512, 0)] {
+            assert!(difference(&disk(before), &disk(now)).is_some(), "{before} {now}");
+        }
+    }
 }

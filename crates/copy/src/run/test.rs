@@ -1,6 +1,7 @@
 //! Whole jobs over simulated disks with faults.
 
 mod sim;
+mod streams;
 
 use std::path::PathBuf;
 use std::sync::Mutex;

@@ -32,8 +32,14 @@ pub(super) struct Core {
     pub(super) flip: Option<usize>,
     /// Whether unflushed data is lost with a connection.
     pub(super) crash: bool,
-    /// Duration of every read.
+    /// Duration of every read, and of every write.
     pub(super) slow: std::time::Duration,
+    pub(super) slow_write: std::time::Duration,
+    /// Writes in progress, and their maximum.
+    writing: usize,
+    pub(super) most_writing: usize,
+    /// Number of reads before the last write.
+    pub(super) reads_before_last_write: usize,
     /// Open connections, and their maximum.
     connections: usize,
     pub(super) max: usize,
@@ -82,6 +88,10 @@ impl Sim {
             flip: None,
             crash: false,
             slow: std::time::Duration::ZERO,
+            slow_write: std::time::Duration::ZERO,
+            writing: 0,
+            most_writing: 0,
+            reads_before_last_write: 0,
             connections: 0,
             max: 100,
             gone: false,
@@ -148,14 +158,20 @@ impl Connection for SimConnection {
         }
         let pick = core.random() % self.queue.len() as u64;
         let (tag, request) = self.queue.swap_remove(usize::try_from(pick).unwrap());
-        let slow =
-            if matches!(request, Request::Read { .. }) { core.slow } else { Default::default() };
+        let (slow, writes) = match request {
+            Request::Read { .. } => (core.slow, 0),
+            Request::Write { .. } => (core.slow_write, 1),
+            _ => Default::default(),
+        };
         if core.is_lost() {
             return Err(ConnectionLost::new("cable cut"));
         }
         let completion = core.run(tag, request);
+        core.writing += writes;
+        core.most_writing = core.most_writing.max(core.writing);
         drop(core);
         std::thread::sleep(slow);
+        self.sim.core().writing -= writes;
         self.completion.push_back(completion);
         Ok(())
     }
@@ -224,6 +240,7 @@ impl Core {
 
     fn write(&mut self, range: &Range<u64>, bytes: &[u8]) -> Result<(), RequestError> {
         self.writes += 1;
+        self.reads_before_last_write = self.reads.len();
         if let Some(mut hook) = self.hook.take() {
             hook(self, self.writes);
             self.hook = Some(hook);
