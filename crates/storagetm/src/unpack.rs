@@ -23,6 +23,8 @@ use ipc::spawn::command;
 /// Bytes read from the pipe before the copy: enough for a partition table with blocks of 4096
 /// bytes.
 pub(crate) const HEAD_BYTES: usize = 32 << 10;
+/// Bytes that a pipe holds.
+const PIPE_BYTES: usize = 1 << 20;
 /// Maximum length of the error message.
 const MAX_ERROR: u64 = 4096;
 /// Timeout for the first bytes from a file.
@@ -53,6 +55,7 @@ pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
 pub(crate) fn unpack_pipe(container: Container, pipe: Pipe, name: &str) -> Result<Pipe, String> {
     let unpack_error = |error: io::Error| format!("{name} cannot be unpacked: {error}");
     let (output, input) = io::pipe().map_err(unpack_error)?;
+    enlarge(&input);
     let Pipe { descriptor, head, finish: input_finish, .. } = pipe;
     let feed = move || {
         let (mut from, mut input) = (File::from(descriptor), input);
@@ -85,6 +88,7 @@ pub(crate) fn unpack(
     let mut unpacker = Unpacker::spawn(container, input, name).map_err(unpack_error)?;
     let mut output =
         unpacker.output.take().ok_or_else(|| unpack_error(ErrorKind::NotFound.into()))?;
+    enlarge(&output);
     let mut length = Vec::new();
     read_up_to(&mut output, 8, &mut length, timeout).map_err(unpack_error)?;
     let Some(length) = length.first_chunk() else {
@@ -100,6 +104,11 @@ pub(crate) fn unpack(
     }
     let finish = Box::new(move || unpacker.finish().map_err(CopyError::Incomplete));
     Ok(Pipe { descriptor: output.into(), head, bytes, finish: Some(finish) })
+}
+
+/// Gives a pipe more room, so that both of its ends wait less often. Limited for users without privileges.
+fn enlarge(pipe: impl AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
 }
 
 /// Reads `max` bytes, or up to the end of the stream; waits at most `timeout` for each part.
