@@ -211,6 +211,11 @@ impl HashTree {
         }
     }
 
+    /// Removes the node at this offset.
+    pub(crate) fn remove(&mut self, offset: u64) {
+        self.nodes.remove(&offset);
+    }
+
     fn insert_fragment(&mut self, hash: RangeHash) {
         if self.fragments.len() < MAX_FRAGMENTS {
             self.fragments.insert(hash.offset, (hash.len, hash.value));

@@ -68,6 +68,9 @@ pub struct Settings {
     pub connections: usize,
     /// Whether to read the destination back and compare it with the source.
     pub verify: bool,
+    /// Whether what is written to a disk of this machine is read back while the copy goes on, and only
+    /// a sample of it once more after the last write: see decision 21. Requires `verify`.
+    pub read_behind: bool,
     /// Whether to compute the BLAKE3 hash of the whole disk. Holes have to be hashed too, at some
     /// gigabytes per second. With a disk as the destination it requires `verify`. Without it, data
     /// that is read back right after its write is not hashed at all, but compared byte by byte.
@@ -93,6 +96,7 @@ impl Default for Settings {
         Self {
             connections: 4,
             verify: true,
+            read_behind: false,
             hash: true,
             retries: 1,
             rate: None,
@@ -182,6 +186,8 @@ pub struct Report {
     pub resent: u64,
     /// Bytes of the destination that were compared, including holes.
     pub verified: u64,
+    /// Bytes of these that were read back before the last write, and not once more after it.
+    pub read_behind: u64,
     /// Unreadable ranges, in ascending order.
     pub bad: Vec<Range<u64>>,
     /// Zeros appended to the data of a pipe to fill the last block of the destination.

@@ -23,6 +23,7 @@ mod plan;
 mod prepare;
 mod rate;
 mod read_back;
+mod read_behind;
 mod run;
 mod same_disk;
 mod sample;

@@ -30,6 +30,16 @@ impl ReadBack {
         self.same.set(range, if same { State::Finished } else { State::Untried });
     }
 
+    /// The ranges with hashes, in ascending order.
+    pub(crate) fn leaves(&self) -> Vec<Range<u64>> {
+        self.hashes.nodes().map(|hash| hash.range()).collect()
+    }
+
+    /// Forgets the hash of a leaf, which is verified again.
+    pub(crate) fn forget(&mut self, leaf: &Range<u64>) {
+        self.hashes.remove(leaf.start);
+    }
+
     /// The ranges that are the same at both ends and have no hash.
     pub(crate) fn same(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.same.all(State::Finished)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::hash_tree::{HashTree, RangeHash, TreeShape};
@@ -11,6 +11,7 @@ use crate::map::Map;
 use crate::plan::Plan;
 use crate::rate::RateLimit;
 use crate::read_back::ReadBack;
+use crate::read_behind::ReadBehind;
 use crate::thread_io::OpenedEndpoint;
 use crate::{CopyError, Phase};
 
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     /// What was read back from the destination while copying; `None` if each piece is read back
     /// after the last write.
     read_back: Option<Mutex<ReadBack>>,
+    /// Reads the destination back while it is written, if it is not in memory.
+    read_behind: Option<Arc<ReadBehind>>,
     /// Held by the thread that writes to a destination in memory; `None` for other destinations.
     write_turn: Option<Mutex<()>>,
     shape: TreeShape,
@@ -91,6 +94,7 @@ impl Shared {
         let read_back = tree.as_ref().filter(|_| in_memory);
         Self {
             read_back: read_back.map(|tree| Mutex::new(ReadBack::new(tree.bytes()))),
+            read_behind: None,
             write_turn: in_memory.then(Mutex::default),
             source: source.clone(),
             destination: destination.cloned(),
@@ -109,6 +113,18 @@ impl Shared {
             copied: AtomicU64::new(0),
             zeroes: AtomicU64::new(0),
             resent: AtomicU64::new(0),
+        }
+    }
+
+    /// Has what is written read back by `read_behind`.
+    pub(crate) fn with_read_behind(self, read_behind: Option<Arc<ReadBehind>>) -> Self {
+        Self { read_behind, ..self }
+    }
+
+    /// Records that data was written to the destination.
+    pub(crate) fn record_written(&self, range: &Range<u64>) {
+        if let Some(read_behind) = &self.read_behind {
+            read_behind.record_written(range.clone());
         }
     }
 

@@ -38,7 +38,7 @@ use protocol::commands::quoted;
 
 use crate::confirmation::{self, OverwriteTarget};
 use crate::inspect;
-use crate::options::copy::Copy;
+use crate::options::copy::{Copy, VerifyTime};
 use crate::options::rate::Rate;
 use ::remote::uri::{Locator, without_secret};
 use event::{Event, Finished};
@@ -443,6 +443,7 @@ fn settings(options: &Copy, is_image: bool) -> Settings {
     Settings {
         connections: options.connections.into(),
         verify,
+        read_behind: verify && options.verify == VerifyTime::During,
         // By which an image is compared.
         hash: verify && (is_image || !options.no_hash),
         retries: options.retries,

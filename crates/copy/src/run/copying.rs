@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use export::Pool;
 
 use super::monitor::{Monitor, StageProgress, spawn};
-use crate::hash_tree::HashTree;
+use crate::hash_tree::{HashTree, TreeShape};
 use crate::map::{self, Map, MapMetadata, State};
 use crate::plan::{Limits, Plan};
 use crate::prepare::PreparedCopy;
 use crate::rate::RateLimit;
 use crate::read_back::ReadBack;
+use crate::read_behind::{self, ReadBehind};
 use crate::shared::{Shared, StageConfig};
 use crate::thread_io::OpenedEndpoint;
 use crate::worker::Worker;
@@ -145,11 +146,14 @@ pub(super) fn copy(
     let in_memory = prepared.destination.disk.in_memory;
     let hash = settings.hash || settings.map.is_some() || !in_memory;
     let config = StageConfig { hash, ..stage_config(settings, &ends) };
+    let shape = TreeShape::new(prepared.map.bytes());
+    let behind = read_behind(settings, &prepared.destination, shape).map(Arc::new);
     let shared =
         Shared::new(&prepared.source, Some(&prepared.destination), config, plan, tree, limit);
-    let shared = Arc::new(shared);
+    let shared = Arc::new(shared.with_read_behind(behind.clone()));
     let threads = start(&shared, threads(settings, &ends))?;
     let saver = Saver::start(prepared, settings, &shared).inspect_err(|_| shared.halt())?;
+    let readers = behind.map(|behind| Readers::start(behind, monitor));
     let ended = monitor.join(threads, &mut |stop| {
         if stop {
             shared.halt();
@@ -159,8 +163,55 @@ pub(super) fn copy(
     count(&shared, monitor);
     let last = || now(&shared);
     let saved = saver.map_or(Ok(Ok(())), |saver| saver.finish(monitor, &last));
+    let behind = readers.map(|readers| readers.finish(monitor, &last)).transpose();
     ended?;
-    conclude(&shared, monitor, saved?)
+    let mut copied = conclude(&shared, monitor, saved?)?;
+    if let Some(behind) = behind? {
+        let behind = behind.map_err(Outcome::Failed)?;
+        monitor.report.read_behind = behind.conclude(&mut copied.read_back);
+    }
+    Ok(copied)
+}
+
+/// What reads the destination back while it is written, if that is wanted. After a flush of another machine
+/// only the writes of the same connection are on stable storage.
+pub(super) fn read_behind(
+    settings: &Settings,
+    end: &OpenedEndpoint,
+    shape: TreeShape,
+) -> Option<ReadBehind> {
+    let wanted = settings.verify && settings.read_behind && !end.disk.remote && !end.disk.in_memory;
+    wanted.then(|| ReadBehind::new(end, shape, settings.reconnect_timeout))
+}
+
+/// The threads that read the destination back while it is written.
+struct Readers {
+    behind: Arc<ReadBehind>,
+    threads: Vec<JoinHandle<Result<(), CopyError>>>,
+}
+
+impl Readers {
+    fn start(behind: Arc<ReadBehind>, monitor: &Monitor<'_>) -> Self {
+        let one = |_| {
+            let (behind, halt) = (behind.clone(), monitor.halt.clone());
+            // Without a thread, everything is read back at the end.
+            spawn(move || behind.run(&halt)).ok()
+        };
+        let threads = (0..read_behind::THREADS).filter_map(one).collect();
+        Self { behind, threads }
+    }
+
+    /// Ends the threads. Fails if a flush has failed.
+    fn finish(
+        self,
+        monitor: &mut Monitor<'_>,
+        now: &dyn Fn() -> StageProgress,
+    ) -> Result<Result<Arc<ReadBehind>, CopyError>, Outcome> {
+        self.behind.end();
+        monitor.restart_grace();
+        let ended = monitor.join(self.threads, &mut |_| now())?;
+        Ok(ended.into_iter().collect::<Result<(), _>>().map(|()| self.behind))
+    }
 }
 
 /// The hashes of the map.

@@ -69,6 +69,7 @@ impl<'a> Monitor<'a> {
             earlier: 0,
             resent: 0,
             verified: 0,
+            read_behind: 0,
             bad: Vec::new(),
             padded: 0,
             hash: None,

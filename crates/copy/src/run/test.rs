@@ -1,5 +1,6 @@
 //! Whole jobs over simulated disks with faults.
 
+mod behind;
 mod sim;
 mod streams;
 

@@ -92,6 +92,8 @@ pub(super) struct Finished {
     resent: u64,
     /// Bytes of the destination that were verified.
     verified: u64,
+    /// Bytes of these that were verified before the last write, and not once more after it.
+    verified_during: u64,
     /// Unreadable bytes.
     bad: u64,
     /// Unreadable ranges; the number of `bad` events is limited.
@@ -138,6 +140,7 @@ impl Finished {
             earlier: report.earlier,
             resent: report.resent,
             verified: report.verified,
+            verified_during: report.read_behind,
             bad: length(&report.bad),
             bad_ranges: report.bad.len(),
             mismatches: mismatches(report).len(),
@@ -157,6 +160,7 @@ impl Finished {
             earlier: 0,
             resent: 0,
             verified: 0,
+            verified_during: 0,
             bad: 0,
             bad_ranges: 0,
             mismatches: 0,

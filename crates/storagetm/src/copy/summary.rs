@@ -179,6 +179,7 @@ fn summary(report: &Report) -> Vec<String> {
         (report.earlier, "had been copied before"),
         (report.resent, "sent again"),
         (report.verified, "verified"),
+        (report.read_behind, "of it while the rest was written, and not once more after that"),
     ];
     for (bytes, what) in parts {
         if bytes > 0 {
@@ -204,6 +205,7 @@ mod test {
             earlier: 0,
             resent: 0,
             verified: 1 << 20,
+            read_behind: 0,
             bad: Vec::new(),
             padded: 0,
             hash: None,

@@ -102,6 +102,16 @@ impl TypedValueParser for LocatorParser {
     }
 }
 
+/// When the destination is read and compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum VerifyTime {
+    /// All of it after the last write
+    After,
+    /// While the copy goes on, and a sample once more after the last write: faster if the source is
+    /// slower than the destination, but may miss what a later write destroys
+    During,
+}
+
 /// The options of `storagetm copy`.
 #[derive(Debug, Args)]
 #[command(long_about = ABOUT, after_help = EXAMPLES)]
@@ -138,11 +148,22 @@ pub struct Copy {
     #[arg(long, value_name = "FILE", requires = "hash_file")]
     pub keyring: Option<PathBuf>,
 
-    /// Read the destination at the end and compare it with what was read from the source (default)
-    #[arg(long, overrides_with = "no_verify")]
-    pub verify: bool,
+    /// When the destination is read and compared with what was read from the source
+    ///
+    /// Only disks and files of this machine are read during the copy; others are read after it.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = VerifyTime::After,
+        default_missing_value = "after",
+        overrides_with = "no_verify"
+    )]
+    pub verify: VerifyTime,
 
-    /// Do not verify the destination at the end
+    /// Do not verify the destination
     #[arg(long, overrides_with = "verify")]
     pub no_verify: bool,
 
@@ -292,6 +313,7 @@ pub struct Copy {
 
 #[cfg(test)]
 mod test {
+    use super::VerifyTime;
     use crate::options::Task;
     use crate::options::parse;
 
@@ -311,6 +333,7 @@ mod test {
             "- b",
             "a -",
             "a b --no-verify --verify",
+            "a b --verify=during",
             "a b --no-hash",
             "a b --convert-sectors --fix-gpt",
             "a b --format raw",
@@ -344,6 +367,8 @@ mod test {
             "a b --connections 0",
             "a b --rate fast",
             "a b --size 4",
+            "a b --verify=before",
+            "a b --verify during",
             "a b --keep-sectors --convert-sectors",
             "a b --keyring k",
             "a b --hash-file h --signature s",
@@ -359,5 +384,18 @@ mod test {
         assert!(!copy("a b").unwrap().no_verify);
         assert!(copy("a b --verify --no-verify").unwrap().no_verify);
         assert!(!copy("a b --no-verify --verify").unwrap().no_verify);
+        assert!(copy("a b --verify=during --no-verify").unwrap().no_verify);
+    }
+
+    #[test]
+    fn destination_is_verified_after_unless_said_otherwise() {
+        for (line, when) in [
+            ("a b", VerifyTime::After),
+            ("--verify a b", VerifyTime::After),
+            ("--verify=after a b", VerifyTime::After),
+            ("--verify=during a b", VerifyTime::During),
+        ] {
+            assert_eq!(copy(line).unwrap().verify, when, "{line}");
+        }
     }
 }

@@ -37,6 +37,30 @@ fn copy_without_hash_is_verified() {
     assert_eq!(finished["verified"], 9 * MIB + 513);
 }
 
+/// Slower than disks are, so that the reading threads keep up.
+#[test]
+fn copy_is_verified_while_it_is_written() {
+    let folder = Folder::new();
+    let (image, to) = (folder.path("disk.img"), folder.path("copy.img"));
+    let mut file = File::create(&image).unwrap();
+    let mut mib = crate::scene::random_bytes(5, 1 << 20);
+    for number in 0..640_u32 {
+        mib[..4].copy_from_slice(&number.to_le_bytes());
+        file.write_all(&mib).unwrap();
+    }
+    let output = run(&["--json", "--verify=during", "--rate", "300M", &image, &to]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_equal(&image, &to);
+    let finished = crate::scene::events(&output).pop().unwrap();
+    assert_eq!(finished["hash"].as_str().unwrap(), blake3_of(&image));
+    assert_eq!(finished["verified"], 640 * MIB);
+    let during = finished["verified_during"].as_u64().unwrap();
+    // A folder in memory has no disk to read from.
+    let is_in_memory = rustix::fs::statfs(&to).unwrap().f_type == 0x0102_1994;
+    assert_eq!(during == 0, is_in_memory, "{finished}");
+    assert!(during <= 384 * MIB, "the last 256 MiB are read after: {finished}");
+}
+
 #[test]
 fn zeros_are_written_if_that_is_asked_for() {
     let folder = Folder::new();

@@ -8,9 +8,19 @@ use serde_json::Value;
 
 use crate::scene::{Folder, MIB, assert_equal, copy, events, run, run_expecting, until_arrived};
 
-const MEMBERS: [&str; 11] = [
-    "outcome", "reason", "bytes", "copied", "zeroes", "earlier", "resent", "verified", "bad",
-    "hash", "seconds",
+const MEMBERS: [&str; 12] = [
+    "outcome",
+    "reason",
+    "bytes",
+    "copied",
+    "zeroes",
+    "earlier",
+    "resent",
+    "verified",
+    "verified_during",
+    "bad",
+    "hash",
+    "seconds",
 ];
 
 #[test]

@@ -14,6 +14,7 @@ use crate::hash_tree::{HashTree, TreeShape};
 use crate::map::{Map, State};
 use crate::rate::RateLimit;
 use crate::read_back::ReadBack;
+use crate::read_behind::{self, ReadBehind};
 use crate::run::monitor::Monitor;
 use crate::run::verifying::{self, Written};
 use crate::run::{StageResult, copying, lost};
@@ -34,16 +35,18 @@ pub(crate) fn into_disk(
     let (total, is_checked) = (pipe.bytes, pipe.finish.is_some());
     let (halt, theirs) = (monitor.halt.clone(), settings.clone());
     let work = move |counters: &Counters| {
-        let state = Mutex::default();
+        let behind = copying::read_behind(&theirs, &end, TreeShape::endless());
+        let (state, settings) = (Mutex::default(), &theirs);
         let copy =
-            PipeCopy { end: &end, settings: &theirs, halt: &halt, counters, is_checked, state };
+            PipeCopy { end: &end, settings, halt: &halt, counters, behind, is_checked, state };
         copy.run(pipe)
     };
     let (result, counters) = run_with_progress(monitor, total, work)?;
     monitor.report.zeroes = counters.zeroes.load(Ordering::Relaxed);
     let done = counters.done.load(Ordering::Relaxed);
     monitor.report.copied = done.saturating_sub(monitor.report.zeroes);
-    let PipeCopied { bytes, padded, written } = result?;
+    let PipeCopied { bytes, padded, written, read_behind } = result?;
+    monitor.report.read_behind = read_behind;
     monitor.report.padded = padded;
     // The program before the pipe may have failed.
     if bytes == 0 {
@@ -83,6 +86,8 @@ struct PipeCopied {
     bytes: u64,
     padded: u64,
     written: Written,
+    /// Bytes that were read back, and are not once more after the last write.
+    read_behind: u64,
 }
 
 /// State of the threads that copy.
@@ -91,6 +96,7 @@ struct PipeCopy<'a> {
     settings: &'a Settings,
     halt: &'a AtomicBool,
     counters: &'a Counters,
+    behind: Option<ReadBehind>,
     /// Whether it is known only at the end whether the data is what was expected.
     is_checked: bool,
     state: Mutex<CopyState>,
@@ -113,14 +119,7 @@ impl PipeCopy<'_> {
         let limit = RateLimit::new(self.settings.rate, Instant::now());
         let input = Input::new(File::from(descriptor), head, limit);
         let mut writer = self.writer();
-        thread::scope(|scope| {
-            for _ in 1..copying::threads(self.settings, &[self.end]) {
-                let other = || self.write_from(&input, &mut self.writer(), true);
-                // Without another thread, the others do all of it.
-                let _ = thread::Builder::new().name("copy".to_owned()).spawn_scoped(scope, other);
-            }
-            self.write_from(&input, &mut writer, false);
-        });
+        self.run_threads(&input, &mut writer);
         let CopyState { first, last, hashes, failed } = std::mem::take(&mut *self.state());
         if let Some(failed) = failed {
             return Err(failed);
@@ -141,12 +140,45 @@ impl PipeCopy<'_> {
         writer.hashes.written.into_iter().for_each(|hash| tree.insert(hash));
         let mut read_back = ReadBack::new(bytes);
         read_back.record_hashes(writer.hashes.read_back);
-        Ok(PipeCopied { bytes, padded: bytes - at, written: Written { tree, read_back } })
+        let behind = self.behind.as_ref();
+        let read_behind = behind.map_or(0, |behind| behind.conclude(&mut read_back));
+        let written = Written { tree, read_back };
+        Ok(PipeCopied { bytes, padded: bytes - at, written, read_behind })
+    }
+
+    /// Writes all but the held pieces. What a thread that cannot be started would do is left to the
+    /// others.
+    fn run_threads(&self, input: &Input, writer: &mut Writer<'_>) {
+        let others = 1..copying::threads(self.settings, &[self.end]);
+        let builder = || thread::Builder::new().name("copy".to_owned());
+        thread::scope(|scope| {
+            let _end = EndGuard(self.behind.as_ref());
+            for behind in self.behind.iter().flat_map(|it| [it; read_behind::THREADS]) {
+                let work = || self.record(behind.run(self.halt).map_err(Outcome::Failed), input);
+                let _ = builder().spawn_scoped(scope, work);
+            }
+            let work = || self.write_from(input, &mut self.writer(), true);
+            let spawn = |_| builder().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = others.filter_map(spawn).collect();
+            self.write_from(input, writer, false);
+            let panicked = others.into_iter().filter_map(|thread| thread.join().err()).next();
+            if let Some(panic) = panicked {
+                std::panic::resume_unwind(panic);
+            }
+        });
+    }
+
+    /// Ends the copy if a thread has failed.
+    fn record(&self, result: Result<(), Outcome>, input: &Input) {
+        if let Err(outcome) = result {
+            self.state().failed.get_or_insert(outcome);
+            input.end();
+        }
     }
 
     fn writer(&self) -> Writer<'_> {
         let io = SyncIo::new(self.end, self.settings.reconnect_timeout, self.halt);
-        Writer::new(io, self.end, self.settings, self.counters)
+        Writer::new(io, self.end, self.settings, self.counters, self.behind.as_ref())
     }
 
     fn state(&self) -> MutexGuard<'_, CopyState> {
@@ -161,12 +193,8 @@ impl PipeCopy<'_> {
             return;
         }
         let result = self.write_pieces(input, writer);
-        let mut state = self.state();
-        state.hashes.append(std::mem::take(&mut writer.hashes));
-        if let Err(outcome) = result {
-            state.failed.get_or_insert(outcome);
-            input.end();
-        }
+        self.state().hashes.append(std::mem::take(&mut writer.hashes));
+        self.record(result, input);
     }
 
     fn write_pieces(&self, input: &Input, writer: &mut Writer<'_>) -> Result<(), Outcome> {
@@ -192,6 +220,17 @@ impl PipeCopy<'_> {
         match is_first {
             true => state.first = Some(bytes),
             false => state.last = Some((piece.offset, bytes)),
+        }
+    }
+}
+
+/// Ends the threads that read back, also on a panic.
+struct EndGuard<'a>(Option<&'a ReadBehind>);
+
+impl Drop for EndGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(behind) = self.0 {
+            behind.end();
         }
     }
 }

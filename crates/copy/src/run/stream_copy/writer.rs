@@ -7,6 +7,7 @@ use export::{Account, Buffer, Pool};
 use super::input::{Piece, memory};
 use super::{Counters, PIECE};
 use crate::hash_tree::{RangeHash, TreeShape, is_zero};
+use crate::read_behind::ReadBehind;
 use crate::run::{lost, sync_io_error};
 use crate::sync_io::{SyncIo, SyncIoError};
 use crate::thread_io::OpenedEndpoint;
@@ -19,6 +20,7 @@ pub(super) struct Writer<'a> {
     pub(super) account: Account,
     settings: &'a Settings,
     counters: &'a Counters,
+    behind: Option<&'a ReadBehind>,
     /// Whether something is not flushed.
     is_dirty: bool,
     pub(super) hashes: WrittenHashes,
@@ -46,10 +48,11 @@ impl<'a> Writer<'a> {
         end: &'a OpenedEndpoint,
         settings: &'a Settings,
         counters: &'a Counters,
+        behind: Option<&'a ReadBehind>,
     ) -> Self {
         let account = Pool::new(4 * PIECE).open();
         let hashes = WrittenHashes::default();
-        Self { io, end, account, settings, counters, is_dirty: false, hashes }
+        Self { io, end, account, settings, counters, behind, is_dirty: false, hashes }
     }
 
     /// Connects to the disk, without a second attempt if that fails.
@@ -77,6 +80,9 @@ impl<'a> Writer<'a> {
         } else {
             let buffer = self.write_all(offset, buffer)?;
             self.read_back(offset, &buffer, &hashes)?;
+            if let Some(behind) = self.behind {
+                behind.record_written(offset..offset + len);
+            }
         }
         self.hashes.written.extend(hashes);
         self.counters.done.fetch_add(len, Ordering::Relaxed);

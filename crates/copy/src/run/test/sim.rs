@@ -30,6 +30,11 @@ pub(super) struct Core {
     pub(super) lose_after: Option<u64>,
     /// The byte of which a bit flips when it is written.
     pub(super) flip: Option<usize>,
+    /// The capacity of the disk, if it announces more and its addresses wrap around.
+    pub(super) wrap: Option<usize>,
+    /// The bytes of its cache, if it keeps nothing else of what is written.
+    pub(super) cached: Option<usize>,
+    cache: VecDeque<Range<usize>>,
     /// Whether unflushed data is lost with a connection.
     pub(super) crash: bool,
     /// Duration of every read, and of every write.
@@ -86,6 +91,9 @@ impl Sim {
             fail_flushes: 0,
             lose_after: None,
             flip: None,
+            wrap: None,
+            cached: None,
+            cache: VecDeque::new(),
             crash: false,
             slow: std::time::Duration::ZERO,
             slow_write: std::time::Duration::ZERO,
@@ -214,7 +222,7 @@ impl Core {
                 if self.bad.range(sectors).next().is_some() {
                     completion.result = Err(RequestError::Media);
                 } else {
-                    buffer.bytes_mut().copy_from_slice(&self.data[index(&range)]);
+                    self.read(range.start, buffer.bytes_mut());
                 }
                 completion.buffer = Some(buffer);
             }
@@ -251,11 +259,38 @@ impl Core {
         let whole = range.start.is_multiple_of(512) && range.end.is_multiple_of(512);
         assert!(!range.is_empty() && whole, "{range:?}");
         self.bytes_written += bytes.len() as u64;
-        self.data[index(range)].copy_from_slice(bytes);
+        for (at, sector) in index(range).step_by(512).zip(bytes.chunks(512)) {
+            let at = self.place(at);
+            self.data[at..at + 512].copy_from_slice(sector);
+        }
+        self.evict(index(range));
         if let Some(at) = self.flip.filter(|at| index(range).contains(at)) {
             self.data[at] ^= 1 << (at % 8);
         }
         Ok(())
+    }
+
+    /// Where the disk keeps the sector at this offset.
+    fn place(&self, at: usize) -> usize {
+        self.wrap.map_or(at, |capacity| at % capacity)
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
+        let start = usize::try_from(offset).unwrap();
+        for (at, sector) in (start..).step_by(512).zip(bytes.chunks_mut(512)) {
+            let at = self.place(at);
+            sector.copy_from_slice(&self.data[at..at + sector.len()]);
+        }
+    }
+
+    /// Forgets what has left the cache.
+    fn evict(&mut self, written: Range<usize>) {
+        let Some(cached) = self.cached else { return };
+        self.cache.push_back(written);
+        while self.cache.iter().map(Range::len).sum::<usize>() > cached {
+            let lost = self.cache.pop_front().unwrap();
+            self.data[lost].fill(0);
+        }
     }
 
     fn extents(&self, offset: u64, len: u64) -> Vec<Extent> {
