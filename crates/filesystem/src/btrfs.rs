@@ -13,7 +13,7 @@ use linux::medium::ReadAt;
 use crate::window::{le16, le32, le64, read};
 use crate::{OpaqueReason, Ranges};
 use chunk::Chunks;
-use tree::{Key, Root, Trees};
+use tree::{Key, Node, Trees};
 
 /// Places and length of the copies of the superblock. The first one is mounted.
 const SUPERBLOCKS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
@@ -39,9 +39,11 @@ const SEEDING: u64 = 1 << 32;
 /// Checksum type: CRC-32C.
 const CRC32C: u16 = 0;
 
-/// Number of the extent tree, and types of items: the root of a tree, an extent of data or metadata, one of
-/// metadata.
+/// Numbers of trees.
+const ROOT_TREE: u64 = 1;
 const EXTENT_TREE: u64 = 2;
+const CHUNK_TREE: u64 = 3;
+/// Types of items: the root of a tree, an extent of data or metadata, one of metadata.
 const ROOT_ITEM: u8 = 132;
 const EXTENT_ITEM: u8 = 168;
 const METADATA_ITEM: u8 = 169;
@@ -61,8 +63,8 @@ struct Superblock {
     device: u64,
     /// The UUID in the blocks of the trees.
     uuid: [u8; 16],
-    root_tree: Root,
-    chunk_tree: Root,
+    root_tree: Node,
+    chunk_tree: Node,
 }
 
 /// Whether there is a superblock of the file system at `start`.
@@ -83,7 +85,7 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
     }
     let parsed = Superblock::parse(&bytes, place).zip(system_chunks(&bytes));
     let Some((superblock, system)) = parsed else { return Ok(Err(OpaqueReason::Damaged)) };
-    Ok(superblock.usage(disk, place, system)?.ok_or(OpaqueReason::Damaged))
+    superblock.usage(disk, place, system)
 }
 
 fn check_features(bytes: &[u8]) -> Result<(), OpaqueReason> {
@@ -139,8 +141,20 @@ impl Superblock {
             node: u64::from(le32(bytes, 0x94)?),
             device: number(0xc9)?,
             uuid: *uuid,
-            root_tree: Root { at: number(0x50)?, level: level(0xc6)? },
-            chunk_tree: Root { at: number(0x58)?, level: level(0xc7)? },
+            root_tree: Node {
+                at: number(0x50)?,
+                level: level(0xc6)?,
+                generation: number(0x48)?,
+                owner: ROOT_TREE,
+                first: None,
+            },
+            chunk_tree: Node {
+                at: number(0x58)?,
+                level: level(0xc7)?,
+                generation: number(0xa4)?,
+                owner: CHUNK_TREE,
+                first: None,
+            },
         };
         let is_consistent = number(0x30)? == SUPERBLOCKS[0]
             && found.total <= place.end - place.start
@@ -154,11 +168,15 @@ impl Superblock {
         disk: &R,
         place: &Range<u64>,
         system: Chunks,
-    ) -> io::Result<Option<Ranges>> {
+    ) -> io::Result<Result<Ranges, OpaqueReason>> {
+        const DAMAGED: Result<Ranges, OpaqueReason> = Err(OpaqueReason::Damaged);
         let mut trees = Trees { disk, superblock: self, chunks: system };
-        let Some(chunks) = trees.all_chunks()? else { return Ok(None) };
+        let Some(chunks) = trees.all_chunks()? else { return Ok(DAMAGED) };
+        if chunks.has_unsupported() {
+            return Ok(Err(OpaqueReason::Feature));
+        }
         trees.chunks = chunks;
-        let Some(root) = trees.extent_tree()? else { return Ok(None) };
+        let Some(root) = trees.extent_tree()? else { return Ok(DAMAGED) };
         let (mut extents, mut found, mut end) = (Ranges::default(), 0_u64, 0);
         let walked = trees.walk(root, |key, _| {
             let length = match key.kind {
@@ -173,9 +191,10 @@ impl Superblock {
             Some(())
         })?;
         if walked.is_none() || found != self.used {
-            return Ok(None);
+            return Ok(DAMAGED);
         }
-        Ok(trees.chunks.places(&extents).map(|used| self.with_reserved(used, place)))
+        let used = trees.chunks.places(&extents).map(|used| self.with_reserved(used, place));
+        Ok(used.ok_or(OpaqueReason::Damaged))
     }
 
     /// Moves places on the device to those on the disk, and adds what is in no extent: the superblocks, the

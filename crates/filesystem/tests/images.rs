@@ -579,6 +579,30 @@ fn btrfs_that_is_not_understood_counts_as_used() {
     assert_eq!(kind(&bytes), PartKind::Opaque(OpaqueReason::Damaged), "the checksum");
 }
 
+/// The first copy of a block of the extent tree is an older one, with a right checksum, as after a lost write.
+#[test]
+fn stale_copy_of_a_btrfs_block_is_not_used() {
+    if lacks(&["mkfs.btrfs"]) {
+        return;
+    }
+    let folder = Folder::new("btrfs-stale");
+    let mut bytes = fs::read(btrfs(&folder, &["-m", "dup"])).unwrap();
+    let used = usage(&bytes[..], bytes.len() as u64).unwrap().used;
+    let uuid = bytes[65536 + 32..65536 + 48].to_vec();
+    let is_extent = |at: &usize| bytes[at + 32..at + 48] == uuid && bytes[at + 88] == 2;
+    let places = (0..bytes.len()).step_by(16384).filter(is_extent);
+    // Of the blocks that were written in the last transaction, the first.
+    let newest = places.max_by_key(|at| (bytes[at + 80], std::cmp::Reverse(*at))).unwrap();
+    let block = &mut bytes[newest..newest + 16384];
+    // The last item and the transaction before.
+    block[96] -= 1;
+    block[80] -= 1;
+    let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[32..]);
+    block[..4].copy_from_slice(&(sum as u32).to_le_bytes());
+    let usage = usage(&bytes[..], bytes.len() as u64).unwrap();
+    assert_eq!((usage.parts[0].kind, usage.used), (PartKind::Btrfs, used));
+}
+
 /// Changes bytes of the superblock and of the trees, with checksums that are right.
 #[test]
 fn x44_crafted_btrfs_does_not_panic_or_loop() {

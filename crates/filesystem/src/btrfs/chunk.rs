@@ -21,7 +21,7 @@ const DUP: u64 = 0x20;
 struct Chunk {
     /// End of the logical addresses.
     end: u64,
-    /// Number of the device, and position of each copy.
+    /// Number of the device, and position of each copy; none if the kind of redundancy is not supported.
     copies: Vec<(u64, u64)>,
 }
 
@@ -30,28 +30,33 @@ struct Chunk {
 pub(super) struct Chunks(BTreeMap<u64, Chunk>);
 
 impl Chunks {
-    /// Adds a chunk item. Returns its length; `None` if it is none, or of a kind that is not supported.
+    /// Adds a chunk item. Returns its length; `None` if it is none.
     pub(super) fn add(&mut self, key: &Key, item: &[u8]) -> Option<usize> {
         if (key.object, key.kind) != (CHUNKS, CHUNK_ITEM) {
             return None;
         }
         let (length, kind) = (le64(item, 0)?, le64(item, 24)?);
         let stripes = usize::from(le16(item, 44)?);
-        let is_supported = kind & !(CONTENTS | DUP) == 0
-            && stripes == if kind & DUP == 0 { 1 } else { 2 }
-            && length > 0;
-        if !is_supported {
+        if stripes == 0 || length == 0 {
             return None;
         }
+        let is_supported =
+            kind & !(CONTENTS | DUP) == 0 && stripes == if kind & DUP == 0 { 1 } else { 2 };
         let stripe = |at: usize| {
             let at = HEADER + at * STRIPE;
             let (device, position) = (le64(item, at)?, le64(item, at + 8)?);
             position.checked_add(length).map(|_| (device, position))
         };
         let copies = (0..stripes).map(stripe).collect::<Option<Vec<_>>>()?;
+        let copies = if is_supported { copies } else { Vec::new() };
         let end = key.offset.checked_add(length)?;
         self.0.insert(key.offset, Chunk { end, copies });
         Some(HEADER + stripes * STRIPE)
+    }
+
+    /// Whether there are chunks of a kind of redundancy that is not supported.
+    pub(super) fn has_unsupported(&self) -> bool {
+        self.0.values().any(|chunk| chunk.copies.is_empty())
     }
 
     /// Whether no chunks overlap, and all of them are on this device, within its first `total` bytes.

@@ -32,11 +32,18 @@ impl Key {
     }
 }
 
-/// Root block of a tree, by its logical address.
+/// A block of a tree, by its logical address, and what is in it. A drive that has lost a write may hold an older block
+/// there.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Root {
+pub(super) struct Node {
     pub(super) at: u64,
     pub(super) level: u8,
+    /// The transaction that wrote it.
+    pub(super) generation: u64,
+    /// The number of the tree.
+    pub(super) owner: u64,
+    /// The first key; `None` for a root.
+    pub(super) first: Option<Key>,
 }
 
 /// Whether the checksum of a block or superblock is right: CRC-32C of what follows the 32 bytes for it.
@@ -65,11 +72,17 @@ impl<R: ReadAt + ?Sized> Trees<'_, R> {
     }
 
     /// Finds the root of the extent tree; `None` if the tree of roots is not consistent.
-    pub(super) fn extent_tree(&self) -> io::Result<Option<Root>> {
+    pub(super) fn extent_tree(&self) -> io::Result<Option<Node>> {
         let mut found = None;
         let walked = self.walk(self.superblock.root_tree, |key, item| {
             if (key.object, key.kind) == (EXTENT_TREE, ROOT_ITEM) {
-                found = Some(Root { at: le64(item, 176)?, level: *item.get(238)? });
+                found = Some(Node {
+                    at: le64(item, 176)?,
+                    level: *item.get(238)?,
+                    generation: le64(item, 160)?,
+                    owner: EXTENT_TREE,
+                    first: None,
+                });
             }
             Some(())
         })?;
@@ -79,7 +92,7 @@ impl<R: ReadAt + ?Sized> Trees<'_, R> {
     /// Calls `each` with the items of a tree in order; `None` if the tree is not consistent or `each` says so.
     pub(super) fn walk(
         &self,
-        root: Root,
+        root: Node,
         mut each: impl FnMut(&Key, &[u8]) -> Option<()>,
     ) -> io::Result<Option<()>> {
         if root.level > MAX_LEVEL {
@@ -91,7 +104,7 @@ impl<R: ReadAt + ?Sized> Trees<'_, R> {
     /// Walks a block and those below. Keys increase, so that no block is visited twice.
     fn walk_block(
         &self,
-        block: Root,
+        block: Node,
         previous: &mut Option<Key>,
         each: &mut impl FnMut(&Key, &[u8]) -> Option<()>,
     ) -> io::Result<Option<()>> {
@@ -106,11 +119,9 @@ impl<R: ReadAt + ?Sized> Trees<'_, R> {
                 *previous = Some(key);
                 continue;
             }
-            let Some((key, below)) = pointer(&bytes, at, block.level) else { return Ok(None) };
+            let Some(below) = pointer(&bytes, at, &block) else { return Ok(None) };
             let before = *previous;
-            let is_next = before.is_none_or(|before| before < key);
-            if !is_next || self.walk_block(below, previous, each)?.is_none() || *previous == before
-            {
+            if self.walk_block(below, previous, each)?.is_none() || *previous == before {
                 return Ok(None);
             }
         }
@@ -121,14 +132,18 @@ impl<R: ReadAt + ?Sized> Trees<'_, R> {
     ///
     /// # Errors
     /// Fails if no copy is right and one cannot be read.
-    fn block(&self, block: Root) -> io::Result<Option<Vec<u8>>> {
+    fn block(&self, block: Node) -> io::Result<Option<Vec<u8>>> {
         let Superblock { node, start, uuid, .. } = self.superblock;
         let Some(end) = block.at.checked_add(*node) else { return Ok(None) };
         let is_own = |bytes: &Vec<u8>| {
             has_sum(bytes)
                 && bytes.get(32..48) == Some(&uuid[..])
                 && le64(bytes, 48) == Some(block.at)
+                && le64(bytes, 80) == Some(block.generation)
+                && le64(bytes, 88) == Some(block.owner)
                 && bytes.get(100) == Some(&block.level)
+                && (block.first.is_none()
+                    || bytes.get(HEADER..).and_then(Key::parse) == block.first)
         };
         let mut outcome = Ok(None);
         for copy in self.chunks.copies(&(block.at..end)).unwrap_or_default() {
@@ -153,9 +168,14 @@ fn leaf_item(bytes: &[u8], at: usize) -> Option<(Key, &[u8])> {
     Some((Key::parse(header)?, bytes.get(from..to)?))
 }
 
-/// A pointer of a block to one below, and the first key there.
-fn pointer(bytes: &[u8], at: usize, level: u8) -> Option<(Key, Root)> {
+/// A pointer of a block to one below.
+fn pointer(bytes: &[u8], at: usize, above: &Node) -> Option<Node> {
     let bytes = bytes.get(HEADER + at * POINTER..)?;
-    let below = Root { at: le64(bytes, Key::LENGTH)?, level: level.checked_sub(1)? };
-    Some((Key::parse(bytes)?, below))
+    Some(Node {
+        at: le64(bytes, Key::LENGTH)?,
+        level: above.level.checked_sub(1)?,
+        generation: le64(bytes, Key::LENGTH + 8)?,
+        owner: above.owner,
+        first: Some(Key::parse(bytes)?),
+    })
 }
