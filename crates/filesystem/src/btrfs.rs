@@ -3,6 +3,7 @@
 //! btrfs.
 
 mod chunk;
+mod key;
 mod tree;
 
 use std::io;
@@ -13,7 +14,8 @@ use linux::medium::ReadAt;
 use crate::window::{le16, le32, le64, read};
 use crate::{OpaqueReason, Ranges};
 use chunk::Chunks;
-use tree::{Key, Node, Trees};
+use key::Key;
+use tree::{Node, Trees};
 
 /// Places and length of the copies of the superblock. The first one is mounted.
 const SUPERBLOCKS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];

@@ -404,7 +404,9 @@ fn run(
         resumed: ready.resumed,
     });
     ready.notes.iter().for_each(|note| reporter.note(note));
-    let (from, _source) = ready.source.split();
+    let mut source_end = ready.source;
+    let examined = source_end.examined.take();
+    let (from, _source) = source_end.split();
     let (to, _destination) = ready.destination.split();
     let new = ready.new.map(|new| new.start(&stop)).transpose().inspect_err(|failure| {
         reporter.event(&Event::Finished(Finished::refused(failure.to_string())));
@@ -423,6 +425,9 @@ fn run(
             stop.store(true, Ordering::Release);
         }
     });
+    if let Some(examined) = examined {
+        examined.conclude(&mut report);
+    }
     let note = new.and_then(|new| new.finish(&mut report, !options.no_verify));
     let advice = after.complete(&mut report).or(note);
     reporter.clear();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::tree::Key;
+use super::key::Key;
 use crate::Ranges;
 use crate::window::{le16, le64};
 

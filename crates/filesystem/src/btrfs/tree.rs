@@ -6,6 +6,7 @@ use crc_fast::CrcAlgorithm;
 use linux::medium::ReadAt;
 
 use super::chunk::Chunks;
+use super::key::Key;
 use super::{EXTENT_TREE, ROOT_ITEM, Superblock};
 use crate::window::{le32, le64, read};
 
@@ -15,22 +16,6 @@ const ITEM: usize = 25;
 const POINTER: usize = 33;
 /// Highest level of a block; leaves are of level 0.
 const MAX_LEVEL: u8 = 7;
-
-/// Key of an item. Items are in the order of the object, then the type, then the offset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) object: u64,
-    pub(super) kind: u8,
-    pub(super) offset: u64,
-}
-
-impl Key {
-    pub(super) const LENGTH: usize = 17;
-
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        Some(Self { object: le64(bytes, 0)?, kind: *bytes.get(8)?, offset: le64(bytes, 9)? })
-    }
-}
 
 /// A block of a tree, by its logical address, and what is in it. A drive that has lost a write may hold an older block
 /// there.

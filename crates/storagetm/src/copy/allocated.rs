@@ -10,19 +10,29 @@ use ::copy::{
 };
 use export::Extent;
 use filesystem::Ranges;
+use sha2::{Digest, Sha256};
 
 /// Suffix of the identity of an allocated-only view.
 pub(super) const ALLOCATED: &str = "allocated";
 
 /// A disk, and its allocated ranges.
 pub(super) struct AllocatedDisk {
-    inner: Box<dyn Endpoint>,
+    inner: Arc<dyn Endpoint>,
     used: Arc<Ranges>,
+    /// A hash of the ranges.
+    fingerprint: String,
 }
 
 impl AllocatedDisk {
-    pub(super) fn new(inner: Box<dyn Endpoint>, used: Ranges) -> Self {
-        Self { inner, used: Arc::new(used) }
+    pub(super) fn new(inner: Arc<dyn Endpoint>, used: Arc<Ranges>) -> Self {
+        let mut hash = Sha256::new();
+        for range in used.iter() {
+            hash.update(range.start.to_le_bytes());
+            hash.update(range.end.to_le_bytes());
+        }
+        let hash = hash.finalize();
+        let fingerprint = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Self { inner, used, fingerprint }
     }
 }
 
@@ -30,8 +40,8 @@ impl Endpoint for AllocatedDisk {
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let (disk, connection) = self.inner.open()?;
         let reports_extents = disk.reports_extents;
-        // A map of the whole disk does not apply to this view.
-        let identity = format!("{} {ALLOCATED}", disk.identity);
+        // A map of the whole disk does not apply to this view, nor one of other ranges.
+        let identity = format!("{} {ALLOCATED} {}", disk.identity, self.fingerprint);
         let (used, done, reads) = (self.used.clone(), VecDeque::new(), Vec::new());
         let masked = AllocatedConnection { connection, used, reports_extents, done, reads };
         Ok((Disk { reports_extents: true, identity, ..disk }, Box::new(masked)))

@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
-use ::copy::End;
+use ::copy::{CopyError, End, Endpoint, Outcome, Report};
 use console::decimal;
 use filesystem::{Owner, Part, PartKind, RangeOwner, Ranges};
 use linux::medium::ReadAt;
@@ -24,11 +25,43 @@ use failure::Failure;
 /// Maximum number of owners listed in human-readable output; JSON has all.
 const MAX_NAMED: usize = 100;
 
-/// Returns an allocated-only view of the disk, and notes.
+/// A disk of which only the allocated ranges are copied.
+pub(super) struct Examined {
+    disk: Arc<dyn Endpoint>,
+    used: Arc<Ranges>,
+}
+
+impl Examined {
+    /// Fails a copy if other ranges are allocated now than before it: what was allocated meanwhile is missing.
+    pub(super) fn conclude(&self, report: &mut Report) {
+        if !matches!(report.outcome, Outcome::Success | Outcome::BadSectors) {
+            return;
+        }
+        let used = SyncDisk::open(&*self.disk).and_then(|disk| {
+            // A file system that is mounted does not write by the page cache of the disk.
+            disk.drop_caches();
+            inspect::usage(&disk, disk.disk().bytes)
+        });
+        let reason = match used {
+            Ok(usage) if usage.used == *self.used => return,
+            Ok(_) => {
+                "its file systems have changed while it was copied: copy it again while none is mounted, or without \
+                 --allocated"
+                    .to_owned()
+            }
+            Err(reason) => {
+                format!("it is not known whether its file systems have changed meanwhile: {reason}")
+            }
+        };
+        report.outcome = Outcome::Failed(CopyError::Incomplete(reason));
+    }
+}
+
+/// Returns an allocated-only view of the disk, what is to be compared after the copy, and notes.
 ///
 /// # Errors
 /// Fails for a pipe, or if the disk cannot be examined.
-pub(super) fn allocated_only(end: End) -> Result<(End, Vec<String>), Failure> {
+pub(super) fn allocated_only(end: End) -> Result<(End, Examined, Vec<String>), Failure> {
     let End::Disk(place) = end else {
         return Err(Failure::usage("--allocated needs a disk to look at, and a pipe is none"));
     };
@@ -43,7 +76,9 @@ pub(super) fn allocated_only(end: End) -> Result<(End, Vec<String>), Failure> {
         notes.push(format!("{used} of {all} are used; the rest becomes zeros"));
     }
     drop(disk);
-    Ok((End::Disk(Box::new(AllocatedDisk::new(place, usage.used))), notes))
+    let examined = Examined { disk: place.into(), used: Arc::new(usage.used) };
+    let view = AllocatedDisk::new(examined.disk.clone(), examined.used.clone());
+    Ok((End::Disk(Box::new(view)), examined, notes))
 }
 
 fn copied_whole_note(part: &Part) -> Option<String> {

@@ -20,6 +20,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::compressed;
+use super::contents::Examined;
 use super::disk_error::{io_error, not_a_disk, open_error, source_in_use};
 use super::partition_table::{self, CopyEnds, PostCopy};
 use super::summary::refused;
@@ -48,6 +49,8 @@ pub(super) struct CopyEnd {
     pub(super) is_disk: bool,
     /// Notes for the user.
     pub(super) notes: Vec<String>,
+    /// The source whose allocated ranges alone are copied.
+    pub(super) examined: Option<Examined>,
     guard: Guard,
 }
 
@@ -160,9 +163,9 @@ impl CopyEnd {
                 "{name} is unpacked while it is copied: leave --allocated out"
             )));
         }
-        let (end, notes) = super::contents::allocated_only(self.end)?;
+        let (end, examined, notes) = super::contents::allocated_only(self.end)?;
         self.notes.extend(notes);
-        Ok(Self { end, ..self })
+        Ok(Self { end, examined: Some(examined), ..self })
     }
 
     /// Adapts the source to the destination; returns notes, and what is left to be done after the
@@ -200,7 +203,8 @@ impl CopyEnd {
     }
 
     fn plain(end: End, guard: Guard) -> Self {
-        Self { end, overwrite: None, note: None, is_disk: false, notes: Vec::new(), guard }
+        let notes = Vec::new();
+        Self { end, overwrite: None, note: None, is_disk: false, notes, examined: None, guard }
     }
 
     fn file(place: FileEndpoint, overwrite: Option<OverwriteTarget>, guard: Guard) -> Self {

@@ -42,6 +42,13 @@ impl SyncDisk {
         Ok(Self { disk, connection, memory, timeout: REQUEST_TIMEOUT })
     }
 
+    /// Has reads return what is on the disk rather than what the kernel has kept of it.
+    pub(super) fn drop_caches(&self) {
+        if let Some(connection) = &mut *self.connection.borrow_mut() {
+            connection.drop_caches();
+        }
+    }
+
     pub(super) fn disk(&self) -> &Disk {
         &self.disk
     }

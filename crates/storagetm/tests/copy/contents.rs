@@ -1,6 +1,7 @@
 //! `--allocated` and `--files`, on file systems made by mkfs programs.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Stdio};
 
@@ -74,6 +75,31 @@ fn allocated_copy_is_resumed_only_with_allocated() {
     run_expecting(0, &["--allocated", "--map", &map, &disk, &copy]);
     let message = run_expecting(5, &["--map", &map, &disk, &copy]);
     assert!(message.contains("--allocated"), "{message}");
+}
+
+/// A file that is written to the source meanwhile is missing in the copy, which is no success.
+#[test]
+fn r45_file_system_that_changes_meanwhile_fails_the_copy() {
+    if programs::lacks("copies of file systems", &["mke2fs", "debugfs"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let (disk, copy, map) = (disk(&folder), folder.path("copy.img"), folder.path("map"));
+    let mut copying = std::process::Command::new(PROGRAM)
+        .args(["copy", "--json", "--allocated", "--rate", "4M", "--map", &map, &disk, &copy])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(copying.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("\"copying\"")), "it has begun");
+    tool("debugfs", &["-w", "-R", &format!("write {PROGRAM} later"), &disk]);
+    let last = lines.last().unwrap();
+    assert_eq!(copying.wait().unwrap().code(), Some(1), "{last}");
+    assert!(last.contains("have changed while it was copied"), "{last}");
+    // What is allocated is another view of the disk.
+    let message = run_expecting(5, &["--allocated", "--map", &map, &disk, &copy]);
+    assert!(message.contains("map"), "{message}");
 }
 
 /// System calls that mount a file system, load a module or start a program, and opens of files by
