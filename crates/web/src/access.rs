@@ -22,7 +22,7 @@ const FIRST_LOCKOUT: Duration = Duration::from_secs(60);
 /// Maximum number of doublings: the longest lockout is about an hour.
 const MAX_DOUBLINGS: u32 = 6;
 
-/// Wrong codes of all addresses together. While there have been more, no code is looked at.
+/// Wrong codes of all addresses together that are reported. Right codes need none of these tokens.
 const ALL: TokenRate = TokenRate { per_second: 10, burst: 100 };
 
 /// Maximum number of addresses whose wrong codes are counted.
@@ -42,7 +42,7 @@ const COOKIE_BYTES: usize = 16;
 pub(crate) enum Rejected {
     /// It is wrong.
     Wrong,
-    /// It was not looked at: too many wrong ones. Others are, after this time.
+    /// Too many wrong ones. Others are looked at after this time.
     Locked(Duration),
 }
 
@@ -57,7 +57,7 @@ struct State {
     generation: u64,
     sessions: Vec<Session>,
     sources: HashMap<Network, Source>,
-    /// Tokens for wrong codes of all addresses.
+    /// Tokens for reports of wrong codes of all addresses.
     all: Option<TokenBucket>,
 }
 
@@ -120,37 +120,28 @@ impl Access {
     /// # Errors
     /// Why it is not accepted.
     pub(crate) fn check(&self, text: &str, source: Network, now: Instant) -> Result<(), Rejected> {
-        let mut state = self.state();
-        if let Some(left) = state.locked(source, now) {
-            return Err(Rejected::Locked(left));
-        }
-        let all = state.all.get_or_insert_with(|| TokenBucket::full(ALL, now));
-        if !all.take(1, now) {
-            return Err(Rejected::Locked(Duration::from_secs(1)));
-        }
-        let is_right = Code::parse(text).is_some_and(|code| state.code.as_ref() == Some(&code));
-        if is_right {
-            state.all.iter_mut().for_each(|all| all.refund(1));
-            state.sources.remove(&source);
-            return Ok(());
-        }
-        state.failed(source, now);
-        Err(Rejected::Wrong)
+        self.state().check(text, source, now)
     }
 
-    /// Begins a session. Returns its cookie.
-    pub(crate) fn begin(&self, now: Instant) -> String {
-        let cookie: String =
-            self.random::<COOKIE_BYTES>().iter().map(|byte| format!("{byte:02x}")).collect();
+    /// Returns whether a code is right, also if its address is locked, and counts nothing.
+    pub(crate) fn is_right(&self, text: &str) -> bool {
+        self.state().is_right(text)
+    }
+
+    /// Checks a code that came from `source`, and begins a session: under one lock, as a session must
+    /// not be that of an earlier code. Returns its cookie.
+    ///
+    /// # Errors
+    /// Why the code is not accepted.
+    pub(crate) fn log_in(
+        &self,
+        text: &str,
+        source: Network,
+        now: Instant,
+    ) -> Result<String, Rejected> {
         let mut state = self.state();
-        if state.sessions.len() >= MAX_SESSIONS {
-            let oldest = state.sessions.iter().enumerate().min_by_key(|(_, session)| session.used);
-            let oldest = oldest.map(|(at, _)| at);
-            oldest.into_iter().for_each(|at| drop(state.sessions.swap_remove(at)));
-        }
-        let secret = Secret::new(cookie.clone().into_bytes());
-        state.sessions.push(Session { cookie: secret, used: now });
-        cookie
+        state.check(text, source, now)?;
+        Ok(state.begin(now))
     }
 
     /// Returns whether a cookie is that of a session. It is compared with all of them, each in constant
@@ -172,6 +163,42 @@ impl Access {
 }
 
 impl State {
+    fn is_right(&self, text: &str) -> bool {
+        Code::parse(text).is_some_and(|code| self.code.as_ref() == Some(&code))
+    }
+
+    fn check(&mut self, text: &str, source: Network, now: Instant) -> Result<(), Rejected> {
+        if let Some(left) = self.locked(source, now) {
+            return Err(Rejected::Locked(left));
+        }
+        if self.is_right(text) {
+            self.sources.remove(&source);
+            return Ok(());
+        }
+        self.failed(source, now);
+        let all = self.all.get_or_insert_with(|| TokenBucket::full(ALL, now));
+        Err(if all.take(1, now) {
+            Rejected::Wrong
+        } else {
+            Rejected::Locked(Duration::from_secs(1))
+        })
+    }
+
+    /// Begins a session. Returns its cookie.
+    fn begin(&mut self, now: Instant) -> String {
+        let mut random = [0; COOKIE_BYTES];
+        (self.random)(&mut random);
+        let cookie: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        if self.sessions.len() >= MAX_SESSIONS {
+            let oldest = self.sessions.iter().enumerate().min_by_key(|(_, session)| session.used);
+            let oldest = oldest.map(|(at, _)| at);
+            oldest.into_iter().for_each(|at| drop(self.sessions.swap_remove(at)));
+        }
+        let secret = Secret::new(cookie.clone().into_bytes());
+        self.sessions.push(Session { cookie: secret, used: now });
+        cookie
+    }
+
     /// Returns how long no code of this address is looked at, if so.
     fn locked(&self, source: Network, now: Instant) -> Option<Duration> {
         let until = self.sources.get(&source)?.locked_until?;
@@ -249,15 +276,21 @@ mod test {
     }
 
     #[test]
-    fn wrong_codes_of_all_addresses_are_limited() {
+    fn right_code_needs_no_token_of_all_addresses() {
         let (access, now) = access();
         let wrong = (0..2000)
             .filter(|&n| access.check("x", network(n), now).is_err_and(|it| it == Rejected::Wrong));
         assert_eq!(wrong.count(), 100);
         let locked = Err(Rejected::Locked(Duration::from_secs(1)));
-        assert_eq!(access.check(RIGHT, network(5000), now), locked);
-        let later = now + Duration::from_secs(1);
-        assert_eq!(access.check(RIGHT, network(5000), later), Ok(()));
+        assert_eq!(access.check("x", network(5000), now), locked);
+        assert_eq!(access.check(RIGHT, network(5000), now), Ok(()), "a right one needs no token");
+        for _ in 0..MAX_FAILURES {
+            let _ = access.check("x", network(6000), now);
+        }
+        let Err(Rejected::Locked(left)) = access.check(RIGHT, network(6000), now) else {
+            panic!("wrong codes without a token are counted for their address");
+        };
+        assert_eq!(left, FIRST_LOCKOUT);
         assert!(access.state().sources.len() <= MAX_SOURCES);
     }
 
@@ -278,18 +311,28 @@ mod test {
     }
 
     #[test]
+    fn wrong_code_begins_no_session() {
+        let (access, now) = access();
+        assert_eq!(access.log_in("x", network(1), now), Err(Rejected::Wrong));
+        assert!(access.state().sessions.is_empty());
+        let cookie = access.log_in(RIGHT, network(1), now).unwrap();
+        assert!(access.is_session(&cookie, now));
+    }
+
+    #[test]
     fn sessions_are_bounded_and_expire() {
         let (access, mut now) = access();
-        let first = access.begin(now);
+        let begin = |now| access.log_in(RIGHT, network(1), now).unwrap();
+        let first = begin(now);
         assert_eq!(first.len(), 32);
         now += Duration::from_secs(1);
-        let second = access.begin(now);
+        let second = begin(now);
         for _ in 2..MAX_SESSIONS {
-            access.begin(now);
+            begin(now);
         }
         now += Duration::from_secs(1);
         assert!(access.is_session(&first, now), "used last");
-        access.begin(now);
+        begin(now);
         assert!(access.is_session(&first, now));
         assert_eq!(access.state().sessions.len(), MAX_SESSIONS);
         assert!(!access.is_session("", now) && !access.is_session(&first[1..], now));
@@ -300,7 +343,8 @@ mod test {
     #[test]
     fn new_code_ends_sessions_and_lockouts() {
         let (access, now) = access();
-        let (cookie, before) = (access.begin(now), access.generation());
+        let cookie = access.log_in(RIGHT, network(1), now).unwrap();
+        let before = access.generation();
         for _ in 0..MAX_FAILURES {
             let _ = access.check("x", network(1), now);
         }

@@ -18,6 +18,8 @@ const PARAMETER: &str = "code";
 #[derive(Debug)]
 pub(crate) enum Admission {
     Admitted,
+    /// Not admitted, but what is asked for is the same for all.
+    Public,
     /// Not admitted, or first to another address: this response. `is_wrong`: because of a wrong code.
     Respond {
         text: Vec<u8>,
@@ -25,8 +27,18 @@ pub(crate) enum Admission {
     },
 }
 
-/// Admits a request, or returns its response.
-pub(crate) fn admit(access: &Access, peer: &Peer, request: &Request, now: Instant) -> Admission {
+/// Admits a request, or returns its response. `was_admitted`: whether an earlier request of the connection
+/// was, by the code that there is now.
+pub(crate) fn admit(
+    access: &Access,
+    (peer, was_admitted): (&Peer, bool),
+    request: &Request,
+    now: Instant,
+) -> Admission {
+    // A page of others reaches this machine under a name that they have registered.
+    if !request.is_own_host {
+        return Admission::Public;
+    }
     let name = cookie_name(peer);
     let is_session = cookies(request, &name).any(|cookie| access.is_session(cookie, now));
     let posted = (request.method == Method::Post
@@ -34,7 +46,8 @@ pub(crate) fn admit(access: &Access, peer: &Peer, request: &Request, now: Instan
     .then(|| parameter(&request.content))
     .flatten();
     let linked = || match (request.method, request.path.as_deref()) {
-        (Method::Get, Some("/")) => parameter(request.query.as_bytes()),
+        // A person has opened it: no image of another page, in a browser without Fetch Metadata.
+        (Method::Get, Some("/")) if request.accepts_html => parameter(request.query.as_bytes()),
         _ => None,
     };
     // Another web page must not make the browser of this person use up codes.
@@ -44,11 +57,10 @@ pub(crate) fn admit(access: &Access, peer: &Peer, request: &Request, now: Instan
         // A link that was used before, perhaps with another code.
         return respond(to_page(request, None));
     }
-    let check = |code: &str| access.check(code, peer.network(), now);
     if let Some(code) = code {
-        return match check(&code) {
-            Ok(()) => {
-                let cookie = format!("{name}={}", access.begin(now));
+        return match access.log_in(&code, peer.network(), now) {
+            Ok(cookie) => {
+                let cookie = format!("{name}={cookie}");
                 respond(to_page(request, Some(&cookie)))
             }
             Err(rejected) => respond_rejected(request, rejected),
@@ -59,11 +71,16 @@ pub(crate) fn admit(access: &Access, peer: &Peer, request: &Request, now: Instan
     {
         return Admission::Admitted;
     }
-    match basic(request).map(|code| check(&code)) {
+    // Wrong codes of others at the same address do not interrupt a download in ranges.
+    let check = |code: String| match was_admitted && access.is_right(&code) {
+        true => Ok(()),
+        false => access.check(&code, peer.network(), now),
+    };
+    match basic(request).filter(|_| !request.is_cross_site).map(check) {
         Some(Ok(())) => Admission::Admitted,
         Some(Err(rejected)) => respond_rejected(request, rejected),
         // The style sheet of the form.
-        None if request.path.as_deref() == Some(page::STYLE_PATH) => Admission::Admitted,
+        None if request.path.as_deref() == Some(page::STYLE_PATH) => Admission::Public,
         None => respond(ask(request, "", None)),
     }
 }
@@ -107,7 +124,11 @@ fn ask(request: &Request, problem: &str, retry_after: Option<u64>) -> Vec<u8> {
         let form = page::form(problem);
         return response::of_text(head, "text/html; charset=utf-8", &form, is_head);
     }
-    response::of_text(head, "text/plain; charset=utf-8", code.text(), is_head)
+    let text = match problem {
+        "" => code.text().to_owned(),
+        problem => format!("{problem}\n"),
+    };
+    response::of_text(head, "text/plain; charset=utf-8", &text, is_head)
 }
 
 /// Returns the response that leads to the page with the disks, without the code in its address. A cookie

@@ -64,7 +64,8 @@ impl Code {
             Self::Ok | Self::PartialContent | Self::SeeOther | Self::NotModified => "",
             Self::BadRequest => "The request is malformed.\n",
             Self::Unauthorized | Self::LoginRequired => {
-                "The code on the screen of this machine is required, as the password of HTTP Basic.\n"
+                "The code on the screen of the machine that lends its disks is required, \
+                 as the password of HTTP Basic.\n"
             }
             Self::TooManyRequests => "There were too many wrong codes. Try again later.\n",
             Self::Reserved => "Another machine has reserved this disk.\n",

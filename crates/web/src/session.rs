@@ -41,7 +41,7 @@ pub struct Session {
     in_flight: u32,
     /// Number of the last disk request.
     last: u32,
-    /// Since when nothing has moved.
+    /// Since when nothing has moved; the start of a connection that must authenticate and has not.
     since: Instant,
     /// Whether something has moved since.
     moved: bool,
@@ -300,7 +300,15 @@ impl Session {
         matches!(self.phase, Phase::Responding(_)) && self.account.held() == 0
     }
 
+    /// Returns whether no request of this peer was admitted, where authentication is required.
+    fn must_authenticate(&self) -> bool {
+        self.peer.auth == Auth::Required && !self.established
+    }
+
     fn restart_timer(&mut self, now: Instant) {
+        if self.must_authenticate() {
+            return;
+        }
         (self.since, self.moved, self.held) = (now, false, self.account.held());
     }
 }
@@ -352,7 +360,8 @@ impl export::Session for Session {
             return;
         }
         // A request must arrive in time, whatever else the peer does.
-        let is_late = matches!(self.phase, Phase::Waiting { begun: true });
+        let is_late =
+            matches!(self.phase, Phase::Waiting { begun: true }) || self.must_authenticate();
         let has_moved = self.moved || self.account.held() != self.held;
         if !is_late && (has_moved || self.is_out_of_memory()) {
             self.restart_timer(now);
@@ -373,6 +382,7 @@ impl export::Session for Session {
     fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Closed => None,
+            _ if self.must_authenticate() => Some(self.since + HEAD_TIMEOUT),
             // A disk that does not respond is not the peer's fault.
             Phase::Responding(_) if self.in_flight > 0 => None,
             Phase::Waiting { begun } if begun || !self.established => {

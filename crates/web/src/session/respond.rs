@@ -16,18 +16,23 @@ use crate::{page, version};
 impl Session {
     /// Answers a request, where authentication is required only with the code or in a session.
     pub(super) fn respond_if_admitted(&mut self, request: &Request, now: Instant) {
-        let needs_code = self.peer.auth == Auth::Required && self.peer.channel.is_some();
-        if !needs_code || !request.is_own_host {
+        if self.peer.auth == Auth::None {
             self.established = true;
+            return self.respond(request);
+        }
+        // Without TLS there are no codes.
+        if self.peer.channel.is_none() {
             return self.respond(request);
         }
         let access = &self.server.access;
         let generation = access.generation();
-        match login::admit(access, &self.peer, request, now) {
+        let was_admitted = self.established && self.generation == generation;
+        match login::admit(access, (&self.peer, was_admitted), request, now) {
             Admission::Admitted => {
                 (self.generation, self.established) = (generation, true);
                 self.respond(request);
             }
+            Admission::Public => self.respond(request),
             Admission::Respond { text, is_wrong } => {
                 if is_wrong {
                     let (peer, reason) = (self.peer.clone(), "a wrong code");

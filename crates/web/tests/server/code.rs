@@ -103,7 +103,8 @@ fn link_of_the_qr_code_begins_a_session_without_the_code_in_it() {
     assert!(response.field("Set-Cookie").is_some());
     assert_eq!(response.field("Referrer-Policy"), Some("same-origin"));
     let cookie = response.field("Set-Cookie").unwrap().split(';').next().unwrap();
-    let again = world.ask(&request("/?code=zzzzzzzzzzzz", &format!("Cookie: {cookie}\r\n")));
+    let fields = format!("Accept: text/html\r\nCookie: {cookie}\r\n");
+    let again = world.ask(&request("/?code=zzzzzzzzzzzz", &fields));
     assert_eq!((again.code, again.field("Set-Cookie")), (303, None), "of a session, with any code");
     // Not by a look at the head.
     let head = world.ask(&link.replacen("GET", "HEAD", 1));
@@ -127,6 +128,9 @@ fn programs_read_by_http_basic() {
     ] {
         assert_eq!(world.ask(&request("/sda.raw", &field)).code, 401, "{field}");
     }
+    let wrong = world.ask(&request("/sda.raw", &basic("wrong")));
+    assert_eq!(text(&wrong), "This code is wrong.\n");
+    assert!(text(&world.ask(&request("/sda.raw", ""))).contains("the machine that lends"));
     world.end_all();
 }
 
@@ -177,6 +181,10 @@ fn x65_other_sites_cannot_use_codes() {
         assert_eq!((response.code, response.field("Set-Cookie")), (403, None), "{field}");
         let link = format!("/?code={}", code.replace('-', ""));
         assert!(matches!(world.ask(&request(&link, field)).code, 401));
+        let fields = format!("{field}{}", basic(code));
+        assert_eq!(world.ask(&request("/sda.raw", &fields)).code, 401);
+        // An image, in a browser that says nothing of other sites.
+        assert_eq!(world.ask(&request(&link, "Accept: image/*\r\n")).code, 401);
     }
     assert_eq!(world.ask(&form(CODE, "")).code, 303, "no wrong code was counted");
     world.end_all();
@@ -209,15 +217,61 @@ fn new_code_ends_downloads_and_sessions() {
 #[test]
 fn peers_without_the_code_are_not_established() {
     let mut world = World::new();
-    let id = world.open_as(secure("10.0.0.2:1024"));
-    world.exchange(id, request("/", "").as_bytes());
-    assert!(!world.conn(id).is_established());
-    world.advance(Duration::from_secs(11));
-    world.advance(Duration::from_secs(11));
-    assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    for path in ["/", "/style.css", "/sda.raw"] {
+        for method in ["GET", "HEAD", "POST"] {
+            for host in ["10.0.0.1:8443", "evil.example"] {
+                let request = request(path, "Accept: text/html\r\n");
+                let request = request.replacen("GET", method, 1).replace("10.0.0.1:8443", host);
+                let id = world.open_as(secure("10.0.0.2:1024"));
+                assert!(!world.exchange(id, request.as_bytes()).is_empty());
+                assert!(!world.conn(id).is_established(), "{method} {path} at {host}");
+                world.disconnect(id);
+            }
+        }
+    }
     let id = world.open_as(secure("10.0.0.2:1024"));
     world.exchange(id, request("/", &basic(CODE)).as_bytes());
     assert!(world.conn(id).is_established());
+    world.end_all();
+}
+
+/// Requests without the code do not keep a connection.
+#[test]
+fn peer_without_the_code_is_closed_after_ten_seconds() {
+    let mut world = World::new();
+    let id = world.open_as(secure("10.0.0.2:1024"));
+    for _ in 0..3 {
+        world.exchange(id, request("/style.css", "").as_bytes());
+        world.exchange(id, request("/", "").as_bytes());
+        world.send(id, b"GET");
+        world.send(id, &request("/", "").as_bytes()[3..]);
+        world.advance(Duration::from_secs(3));
+    }
+    assert!(world.conn(id).is_open());
+    world.advance(Duration::from_secs(2));
+    assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    world.end_all();
+}
+
+/// X64: who reads by HTTP Basic, in ranges, on one connection.
+#[test]
+fn x64_wrong_codes_do_not_interrupt_a_program() {
+    let mut world = World::new();
+    let range = request("/sda.raw", &format!("{}Range: bytes=0-9\r\n", basic(CODE)));
+    let id = world.open_as(secure("10.0.0.2:1024"));
+    let ask = |world: &mut World, text: &str| {
+        Response::parse(&world.exchange(id, text.as_bytes()), false).0.code
+    };
+    assert_eq!(ask(&mut world, &range), 206);
+    for _ in 0..10 {
+        assert_eq!(world.ask(&request("/", &basic("wrong"))).code, 401);
+    }
+    assert_eq!(world.ask(&range).code, 429, "a new connection");
+    assert_eq!(ask(&mut world, &range), 206);
+    assert_eq!(ask(&mut world, &request("/", &basic("wrong"))), 429, "wrong ones are refused");
+    assert_eq!(ask(&mut world, &range), 206);
+    world.set_code("ZZZZ-ZZZZ-ZZZZ");
+    assert_eq!(ask(&mut world, &range), 401, "the code has been replaced");
     world.end_all();
 }
 
