@@ -151,6 +151,14 @@ pub(crate) fn of_code(code: Code, keep_alive: bool, is_head: bool) -> Vec<u8> {
     of_text(head, "text/plain; charset=utf-8", code.text(), is_head)
 }
 
+/// Returns the response if there are as many compressed downloads as there may be.
+pub(crate) fn busy(keep_alive: bool) -> Vec<u8> {
+    let mut head = Head::new(Code::Unavailable, keep_alive);
+    head.field("Retry-After", "60");
+    let text = "There are too many compressed downloads now; the disk without .zst can be read.\n";
+    of_text(head, "text/plain; charset=utf-8", text, false)
+}
+
 /// Returns a response with this content, without it for a HEAD request.
 pub(crate) fn of_text(mut head: Head, media_type: &str, content: &str, is_head: bool) -> Vec<u8> {
     head.field("Content-Type", media_type);

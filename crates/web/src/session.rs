@@ -184,12 +184,8 @@ impl Session {
     fn send_disk(&mut self, mut transfer: Transfer) -> bool {
         let Some(disk) = &mut self.disk else { return false };
         while let Some((segment, len)) = transfer.next() {
-            let Phase::Responding(response) = &mut self.phase else { return false };
             // The head waits for the first piece, as its status depends on it.
-            if !response.text.is_empty() {
-                let head: Arc<[u8]> = std::mem::take(&mut response.text).into();
-                self.steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), head)));
-            }
+            send_head(&mut self.phase, &mut self.steps);
             disk.read = disk.read.saturating_add(len as u64);
             self.steps.push_back(Step::Send(segment));
             self.moved = true;
@@ -207,7 +203,15 @@ impl Session {
         }
         let done = transfer.is_done();
         if done {
-            self.steps.extend(transfer.trailer().map(Step::Send));
+            let trailer = match transfer.trailer() {
+                Ok(trailer) => trailer,
+                Err(fault) => {
+                    self.failed(fault);
+                    return false;
+                }
+            };
+            send_head(&mut self.phase, &mut self.steps);
+            self.steps.extend(trailer.map(Step::Send));
         }
         if let Phase::Responding(response) = &mut self.phase {
             response.transfer = (!done).then_some(transfer);
@@ -316,6 +320,15 @@ impl Session {
 /// Returns whether a fault is reported to the administrator.
 fn is_reported(fault: Fault) -> bool {
     !matches!(fault, Fault::Gone | Fault::Busy | Fault::Reserved)
+}
+
+/// Sends the head of a transfer, if it was not sent.
+fn send_head(phase: &mut Phase, steps: &mut VecDeque<Step>) {
+    let Phase::Responding(response) = phase else { return };
+    if !response.text.is_empty() {
+        let head: Arc<[u8]> = std::mem::take(&mut response.text).into();
+        steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), head)));
+    }
 }
 
 fn report(event: Event) -> Step {

@@ -46,8 +46,12 @@ impl Transfer {
     }
 
     /// Returns what follows the last piece.
-    pub(crate) fn trailer(&self) -> Option<Segment> {
-        self.encoder.as_ref().map(Encoder::end)
+    ///
+    /// # Errors
+    /// [`Fault::Io`] if the compressed disk has another length than announced.
+    pub(crate) fn trailer(&mut self) -> Result<Option<Segment>, Fault> {
+        let end = self.encoder.as_mut().map(Encoder::end);
+        end.map(|end| end.ok_or(Fault::Io)).transpose()
     }
 
     /// Returns whether all bytes were passed to [`Transfer::next`]'s caller.
@@ -130,17 +134,22 @@ impl Transfer {
     /// in it.
     pub(crate) fn next(&mut self) -> Option<(Segment, usize)> {
         let piece = self.pieces.pop_front_if(|piece| matches!(piece.result, Some(Ok(_))))?;
-        let data = piece.result?.ok()?;
-        let part = piece.part;
+        let Piece { number, blocks, part, result } = piece;
+        let data = result?.ok()?;
         let len = part.len();
-        let segment = match &mut self.encoder {
-            Some(encoder) => encoder.chunk(data, part),
-            None => Segment::with_body(Head::new(&[]), Body::Whole(data), part.start, len),
+        let Some(encoder) = &mut self.encoder else {
+            let body = Body::Whole(data);
+            return Some((Segment::with_body(Head::new(&[]), body, part.start, len), len));
+        };
+        let Some(segment) = encoder.chunk(data, part) else {
+            let result = Some(Err(Fault::Io));
+            self.pieces.push_front(Piece { number, blocks, part: 0..0, result });
+            return None;
         };
         Some((segment, len))
     }
 
-    /// Returns the fault of the next piece to send, if it could not be read.
+    /// Returns the fault of the next piece to send, if it could not be read or compressed.
     pub(crate) fn fault(&self) -> Option<Fault> {
         self.pieces.front()?.result.as_ref()?.as_ref().err().copied()
     }

@@ -1,15 +1,16 @@
 //! Compression of a disk while it is sent (Zstandard, RFC 8878), in chunks (RFC 9112 §7.1).
 //!
-//! Each piece of the disk is one frame and one chunk. The compressed frame takes the memory of the piece;
-//! a piece that does not become shorter is sent as it is, in a frame with one raw block.
+//! The disk is one frame, which has its length and whose last block is sent at the end: what is cut off is
+//! incomplete for decoders, too. Each piece is a chunk, which takes the memory of the piece.
 
 use std::fmt;
 use std::io::Write as _;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use export::{Body, Buffer, Head, Segment};
-use zstd::bulk::Compressor;
+use export::{Body, Buffer, Head, Network, Segment};
+use zstd::stream::raw::{self, CParameter, InBuffer, Operation as _, OutBuffer};
+use zstd::zstd_safe::compress_bound;
 
 /// Length of a piece: the largest block of a frame (RFC 8878 §3.1.1.2.4). To compress it takes less than a
 /// millisecond, for which other connections of the thread wait.
@@ -18,8 +19,12 @@ pub(crate) const PIECE: u64 = 128 << 10;
 /// The level of compression: the fastest that is not negative.
 const LEVEL: i32 = 1;
 
-/// Number of a frame, frame header with a length of four bytes and without a window (RFC 8878 §3.1.1).
-const FRAME: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+/// Logarithm of the window (RFC 8878 §3.1.1.1.2): a piece, which decoders must keep in memory.
+const WINDOW_LOG: u32 = 17;
+
+/// Length of the longest frame header and of some block headers (RFC 8878 §3.1.1): so many more bytes
+/// than the piece a chunk of blocks that are not compressed may have.
+const MAX_EXCESS: usize = 32;
 
 /// Maximum number of encoders: each takes about a megabyte.
 const MAX_ENCODERS: usize = 16;
@@ -27,79 +32,105 @@ const MAX_ENCODERS: usize = 16;
 /// Ends a chunk.
 const END: &[u8] = b"\r\n";
 
-/// Counts the encoders of all connections.
+/// The encoders of all connections: the host of each.
 #[derive(Debug, Default)]
-pub(crate) struct Encoders(Arc<()>);
+pub(crate) struct Encoders(Arc<Mutex<Vec<Network>>>);
 
 impl Encoders {
-    /// Returns an encoder; `None` if there are too many.
-    pub(crate) fn get(&self) -> Option<Encoder> {
-        (Arc::strong_count(&self.0) <= MAX_ENCODERS).then(|| Encoder::new(self.0.clone()))
+    /// Returns an encoder for a disk of `bytes`; `None` if this host has as many as are left, or if there
+    /// is no memory for one.
+    pub(crate) fn get(&self, host: Network, bytes: u64) -> Option<Encoder> {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = hosts.iter().filter(|other| **other == host).count();
+        if held >= MAX_ENCODERS.saturating_sub(hosts.len()) {
+            return None;
+        }
+        let mut stream = raw::Encoder::new(LEVEL).ok()?;
+        stream.set_parameter(CParameter::WindowLog(WINDOW_LOG)).ok()?;
+        stream.set_pledged_src_size(Some(bytes)).ok()?;
+        hosts.push(host);
+        let counted = Counted { hosts: self.0.clone(), host };
+        Some(Encoder { stream, blocks: Vec::new(), has_sent: false, _counted: counted })
+    }
+}
+
+/// An encoder in the list of all.
+struct Counted {
+    hosts: Arc<Mutex<Vec<Network>>>,
+    host: Network,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = hosts.iter().position(|host| *host == self.host) {
+            hosts.swap_remove(at);
+        }
     }
 }
 
 /// Compresses the pieces of one response.
 pub(crate) struct Encoder {
-    /// `None` if there was no memory for it.
-    compressor: Option<Compressor<'static>>,
-    /// The compressed frame, before it is copied to the memory of its piece.
-    frame: Vec<u8>,
+    stream: raw::Encoder<'static>,
+    /// The blocks of a piece, before they are copied to its memory.
+    blocks: Vec<u8>,
     /// Whether a chunk was sent, whose end comes with the next one.
     has_sent: bool,
-    _counted: Arc<()>,
+    _counted: Counted,
 }
 
 impl Encoder {
-    fn new(counted: Arc<()>) -> Self {
-        let compressor = Compressor::new(LEVEL).ok();
-        Self { compressor, frame: Vec::new(), has_sent: false, _counted: counted }
-    }
-
-    /// Returns the chunk with a piece: the bytes `part` of `data`.
-    pub(crate) fn chunk(&mut self, mut data: Buffer, part: Range<usize>) -> Segment {
-        if let Some(len) = self.compressed(&mut data, &part) {
-            return Segment::with_body(self.head(len, &[]), Body::Whole(data), 0, len);
+    /// Returns the chunk with a piece: the bytes `part` of `data`. `None` if it cannot be compressed: there
+    /// is no memory, or the disk has become longer.
+    pub(crate) fn chunk(&mut self, mut data: Buffer, part: Range<usize>) -> Option<Segment> {
+        let len = self.compress(data.bytes().get(part)?)?;
+        let excess = len.saturating_sub(data.bytes().len());
+        let (first, rest) = self.blocks.get(..len)?.split_at_checked(excess)?;
+        if len == 0 || excess > MAX_EXCESS {
+            return None;
         }
-        let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
-        let [a, b, c, _] = (len << 3 | 1).to_le_bytes();
-        let frame = [&FRAME[..], &len.to_le_bytes(), &[a, b, c]].concat();
-        let head = self.head(frame.len() + part.len(), &frame);
-        Segment::with_body(head, Body::Whole(data), part.start, part.len())
-    }
-
-    /// Compresses the bytes `part` of `data` to its start. Returns the length of the frame; `None` if it
-    /// is not shorter.
-    fn compressed(&mut self, data: &mut Buffer, part: &Range<usize>) -> Option<usize> {
-        let source = data.bytes().get(part.clone())?;
-        self.frame.resize(part.len(), 0);
-        // Fails if the frame is longer than the piece.
-        let len =
-            self.compressor.as_mut()?.compress_to_buffer(source, self.frame.as_mut_slice()).ok()?;
-        let frame = self.frame.get(..len)?;
-        data.bytes_mut().get_mut(..len)?.copy_from_slice(frame);
-        Some(len)
-    }
-
-    /// Returns the end of the last chunk, and the start of the next one: its length, and `more` of it.
-    fn head(&mut self, len: usize, more: &[u8]) -> Head {
-        let mut head = Head::new(if self.has_sent { END } else { &[] });
+        data.bytes_mut().get_mut(..rest.len())?.copy_from_slice(rest);
+        let (head, len) = (head(self.has_sent, len, first), rest.len());
         self.has_sent = true;
-        let mut line = [0; 24];
-        let mut rest = &mut line[..];
-        // There is room for the length of any piece.
-        let _ = write!(rest, "{len:x}\r\n");
-        let left = rest.len();
-        head.push(line.get(..line.len() - left).unwrap_or_default());
-        head.push(more);
-        head
+        Some(Segment::with_body(head, Body::Whole(data), 0, len))
     }
 
-    /// Returns the end of the last chunk, and of all chunks.
-    pub(crate) fn end(&self) -> Segment {
-        let mut head = Head::new(if self.has_sent { END } else { &[] });
-        head.push(b"0\r\n\r\n");
-        Segment::head(head)
+    /// Compresses a piece to `blocks`. Returns their length.
+    fn compress(&mut self, piece: &[u8]) -> Option<usize> {
+        self.blocks.resize(compress_bound(piece.len()) + MAX_EXCESS, 0);
+        let mut output = OutBuffer::around(self.blocks.as_mut_slice());
+        let mut input = InBuffer::around(piece);
+        self.stream.run(&mut input, &mut output).ok()?;
+        let left = self.stream.flush(&mut output).ok()?;
+        (left == 0 && input.pos() == piece.len()).then(|| output.pos())
     }
+
+    /// Returns the end of the last chunk, the chunk with the last block of the frame, and the end of all
+    /// chunks. `None` if the disk has become shorter.
+    pub(crate) fn end(&mut self) -> Option<Segment> {
+        let mut last = [0; MAX_EXCESS];
+        let mut output = OutBuffer::around(&mut last[..]);
+        let left = self.stream.finish(&mut output, true).ok()?;
+        let len = output.pos();
+        let mut head = head(self.has_sent, len, last.get(..len).filter(|_| left == 0)?);
+        head.push(END);
+        head.push(b"0\r\n\r\n");
+        Some(Segment::head(head))
+    }
+}
+
+/// Returns the end of the last chunk, if there is one, and the start of a chunk of `len` bytes: its length,
+/// and `more` of it.
+fn head(has_sent: bool, len: usize, more: &[u8]) -> Head {
+    let mut head = Head::new(if has_sent { END } else { &[] });
+    let mut line = [0; 24];
+    let mut rest = &mut line[..];
+    // There is room for the length of any piece.
+    let _ = write!(rest, "{len:x}\r\n");
+    let left = rest.len();
+    head.push(line.get(..line.len() - left).unwrap_or_default());
+    head.push(more);
+    head
 }
 
 impl fmt::Debug for Encoder {

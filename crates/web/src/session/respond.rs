@@ -125,11 +125,11 @@ impl Session {
         if request.method == Method::Head {
             return self.begin(request, text, None);
         }
-        let Some(encoder) = self.server.encoders.get() else {
-            let text = response::of_code(Code::Unavailable, request.keep_alive, false);
-            return self.begin(request, text, None);
+        let bytes = export.bytes();
+        let Some(encoder) = self.server.encoders.get(self.peer.network(), bytes) else {
+            return self.begin(request, response::busy(request.keep_alive), None);
         };
-        let transfer = Transfer::compressed(0..export.bytes(), encoder);
+        let transfer = Transfer::compressed(0..bytes, encoder);
         self.transfer(request, export, text, transfer);
     }
 
