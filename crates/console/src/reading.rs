@@ -53,7 +53,8 @@ pub(crate) fn page(
             };
             page.push(format!("{url}  {}{which}", page.colorize(Role::Command, code)));
         }
-        _ => page.sentence(hidden(access)),
+        (Some(url), None) => page.sentence(&format!("{url}  {}", hidden(access))),
+        (None, _) => without_code(model, &mut page),
     }
     fingerprint(access, &mut page);
     let link = url.zip(code).map(|(url, code)| https::link(url, &code.replace('-', "")));
@@ -63,6 +64,16 @@ pub(crate) fn page(
         page.lines.extend(qr);
     }
     page.lines
+}
+
+/// Adds the addresses where no code is required, if there is none where it is.
+fn without_code(model: &Model, page: &mut Page) {
+    let open: Vec<String> = model.endpoints.iter().filter_map(https::page).collect();
+    match open.is_empty() {
+        true => page.sentence("There is no address for browsers yet."),
+        false => page.sentence("No code is required here:"),
+    }
+    open.iter().for_each(|url| page.command(url));
 }
 
 /// Adds the fingerprint, by which a person knows the certificate.
@@ -156,6 +167,27 @@ mod test {
         assert!(of(&model).contains("add --pair"), "{}", of(&model));
         model.reading = None;
         assert!(!of(&model).contains("browser"), "{}", of(&model));
+    }
+
+    #[test]
+    fn page_without_keys_says_that_no_code_is_required() {
+        let mut model = example::web();
+        let of = |model: &Model| {
+            screen(model, &State::with_view(View::Reading), styles()[0], 25).join("\n")
+        };
+        model.endpoints.iter_mut().for_each(|at| at.keyed = false);
+        let open = of(&model);
+        for wanted in ["No code is required here:", "https://169.254.7.9:8443/", "00:11"] {
+            assert!(open.contains(wanted), "{wanted} is not in:\n{open}");
+        }
+        assert!(!open.contains("--pair") && !open.contains("0123-4567"), "{open}");
+        model.endpoints.clear();
+        let none = of(&model);
+        assert!(none.contains("no address for browsers yet") && !none.contains("--pair"), "{none}");
+        let mut hidden = example::web();
+        hidden.reading.as_mut().unwrap().code = None;
+        let hidden = of(&hidden);
+        assert!(hidden.contains("https://169.254.7.9:8443/") && hidden.contains("--pair"));
     }
 
     #[test]

@@ -74,8 +74,10 @@ pub enum Action {
     },
     /// Answer the request for write access.
     Answer(Answer),
-    /// Show new codes: after a lockout of pairing, or to end what the one for reading has begun.
-    NewCode,
+    /// Show a new code for pairing, after a lockout.
+    NewPairingCode,
+    /// Show a new code for reading, which ends what was begun with the last one.
+    NewReadingCode,
     /// Redraw the screen.
     Redraw,
 }
@@ -174,8 +176,10 @@ impl State {
             b'n' => self.show(View::Messages),
             b'?' | b'h' => self.show(View::Keys),
             b'w' if model.reading.is_some() => self.show(View::Reading),
-            b'c' if self.view == View::Reading => return Some(Action::NewCode),
-            b'c' if model.pairing == Some(Pairing::LockedOut) => return Some(Action::NewCode),
+            b'c' if self.view == View::Reading => return Some(Action::NewReadingCode),
+            b'c' if model.pairing == Some(Pairing::LockedOut) => {
+                return Some(Action::NewPairingCode);
+            }
             b'c' if matches!(model.pairing, Some(Pairing::Code { .. })) => self.show(View::Code),
             b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.serving) => {
                 return Some(Action::Serve);
@@ -465,7 +469,9 @@ mod test {
         assert_eq!(press(&mut state, b'c', &model, now), None);
         assert_eq!(state.view, View::Code);
         model.pairing = Some(Pairing::LockedOut);
-        assert_eq!(press(&mut state, b'c', &model, now), Some(Action::NewCode));
+        assert_eq!(press(&mut state, b'c', &model, now), Some(Action::NewPairingCode));
+        state.view = View::Reading;
+        assert_eq!(press(&mut state, b'c', &model, now), Some(Action::NewReadingCode));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum Protocol {
     Iscsi,
     /// HTTP, read-only and only if named: any browser, curl and qemu
     Http,
-    /// HTTPS, read-only and only if named: the same, with a code
+    /// HTTPS, read-only and only if named: any browser and curl, with a code
     Https,
 }
 

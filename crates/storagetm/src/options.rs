@@ -297,7 +297,7 @@ pub struct Serve {
     ///
     /// On a terminal a code is shown anyway if keys are required. With --json it is an event. Ten wrong codes in a row
     /// lock pairing for an hour, the next ten for two, and so on; SIGUSR1 unlocks it with a new code. Also shows the
-    /// code for reading by HTTPS.
+    /// code for reading by HTTPS, which SIGUSR1 replaces, too.
     #[arg(long, conflicts_with = "open")]
     pub pair: bool,
 

@@ -226,7 +226,10 @@ impl Server {
                 match signal {
                     Signal::WindowChange => self.ui.redraw_soon(),
                     Signal::Continue => self.ui.resume_terminal(),
-                    Signal::ReopenPairing => self.renew_codes(),
+                    Signal::ReopenPairing => {
+                        self.worker.unlock();
+                        self.renew_reading_code();
+                    }
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => {
                         return StopReason::Signalled;
                     }
@@ -352,15 +355,15 @@ impl Server {
             Action::EndUsb => usb.end(cx),
             Action::SetOverlay { disk, wanted } => exports.set_overlay(&disk, wanted, cx),
             Action::Answer(answer) => hosts.answer(answer, exports, cx),
-            Action::NewCode => self.renew_codes(),
+            Action::NewPairingCode => worker.unlock(),
+            Action::NewReadingCode => self.renew_reading_code(),
             Action::Redraw => cx.ui.invalidate(),
         }
         None
     }
 
-    /// Makes new codes, for pairing and for reading.
-    fn renew_codes(&mut self) {
-        self.worker.unlock();
+    /// Makes a new code for reading.
+    fn renew_reading_code(&mut self) {
         let endpoints = self.network.endpoints();
         let Self { worker, ui, .. } = self;
         self.reading.renew(&endpoints, &mut Context { worker, ui, now: Instant::now() });

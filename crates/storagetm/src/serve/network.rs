@@ -50,6 +50,27 @@ pub(super) struct Network {
     only_peer: Option<OwnedFd>,
 }
 
+/// Plans where to listen. `has_inherited`: whether sockets are passed by the service manager.
+///
+/// # Errors
+/// Fails if an address cannot be listened on.
+pub(super) fn planned(
+    config: &ServeConfig,
+    has_inherited: bool,
+    addresses: &[Address],
+) -> Result<Plan, Failure> {
+    let scope = match (config.open, config.routable) {
+        (true, _) => DefaultScope::Everywhere,
+        (false, true) => DefaultScope::Present,
+        (false, false) => DefaultScope::Nearby,
+    };
+    let (listen, protocols) = (&config.listen, Protocols::of(&config.protocols));
+    if has_inherited && listen.is_empty() {
+        return Ok(Plan::Fixed(Vec::new()));
+    }
+    plan(listen, protocols, scope, config.is_target(), addresses)
+}
+
 impl Network {
     /// Plans where to listen, on the addresses that the machine has.
     ///
@@ -63,16 +84,7 @@ impl Network {
     ) -> Result<Self, Failure> {
         let changes = Changes::open().ok();
         let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
-        let scope = match (config.open, config.routable) {
-            (true, _) => DefaultScope::Everywhere,
-            (false, true) => DefaultScope::Present,
-            (false, false) => DefaultScope::Nearby,
-        };
-        let (listen, protocols) = (&config.listen, Protocols::of(&config.protocols));
-        let plan = match inherited {
-            Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
-            _ => plan(listen, protocols, scope, config.is_target(), &addresses)?,
-        };
+        let plan = planned(config, inherited.is_some(), &addresses)?;
         let is_keyed = |listener: &Listener| listener.auth == Auth::Required;
         let may_require_key = !config.open
             && (inherited.is_some_and(InheritedSockets::is_keyed)

@@ -71,7 +71,7 @@ impl Server {
         inherited: Option<InheritedSockets>,
         console_ui: Option<ConsoleUi>,
     ) -> Result<Self, Failure> {
-        let (certificate, certificate_note) = reading::prepare(&mut config)?;
+        let (certificate, certificate_note) = reading::prepare(&mut config, inherited.is_some())?;
         // The process starts while the disks are examined.
         let worker =
             Worker::start(config.worker.clone(), reservation_files(&config), inbox.clone())?;
