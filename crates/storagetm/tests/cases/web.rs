@@ -154,7 +154,8 @@ fn x64_new_code_opens_a_locked_address() {
     // A browser that follows the link, with its cookies.
     let jar = folder.path("cookies");
     let path = link.split_once(&server.address.to_string()).unwrap().1;
-    assert_eq!(server.status(path, &["-c", &jar, "-b", &jar, "-L"]), "200");
+    let browser = ["-H", "Accept: text/html", "-c", &jar, "-b", &jar, "-L"];
+    assert_eq!(server.status(path, &browser), "200");
     assert_eq!(server.status("/disks.json", &["-b", &jar]), "200");
     assert_eq!(server.status("/disks.json", &[]), "401");
 }
