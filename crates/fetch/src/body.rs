@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,10 @@ use crate::s3::Object;
 use crate::version::{Range, Version, length};
 use crate::{Access, Error, Hash, Location};
 
-/// The longest time of one response of a server that sends parts of files. The next request
-/// continues it, so that a connection on which nothing comes any more does not last.
-const PART: Duration = Duration::from_secs(60);
+/// How long a server may send nothing: as long as the caller has patience, but no less than this.
+const MIN_SILENCE: Duration = Duration::from_secs(5);
+/// The most of a server that sends parts of files: the next request continues the file.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// A file that is read from a web server, a registry or a bucket.
 pub struct Body {
@@ -56,8 +56,7 @@ impl Body {
         access: &Access,
         patience: Duration,
     ) -> Result<Self, Error> {
-        let stop = AtomicBool::new(false);
-        let mut retries = Retries::new(patience, &stop);
+        let mut retries = Retries::new(patience, &[]);
         loop {
             match Self::open(location, access, patience) {
                 Ok(body) => return Ok(body),
@@ -72,7 +71,8 @@ impl Body {
     }
 
     fn from(mut origin: Origin, patience: Duration) -> Result<Self, Error> {
-        let mut response = whole(&mut origin, Some(PART))?;
+        let silence = patience.clamp(MIN_SILENCE, MAX_SILENCE);
+        let mut response = whole(&mut origin, silence)?;
         let (mut length, headers) = (length(response.headers()), response.headers());
         let has_ranges = headers.get(header::ACCEPT_RANGES).is_none_or(|value| value != "none");
         let version = Version::from_headers(headers);
@@ -86,7 +86,7 @@ impl Body {
         let parts = length.filter(|_| has_ranges && (is_fixed || version.is_some()));
         let parts = parts.map(|length| (version.filter(|_| !is_fixed), length));
         if parts.is_none() {
-            response = whole(&mut origin, None)?;
+            response = whole(&mut origin, patience.max(MIN_SILENCE))?;
         }
         let source = response.get_uri().clone();
         let reader = response.into_body().into_reader();
@@ -159,14 +159,15 @@ impl Body {
         let Some((version, length)) = &self.whole else { return Ok(None) };
         let (version, length, first) = (version.as_ref(), *length, self.at);
         let rest = Rest { first, version };
+        let silence = self.patience.clamp(MIN_SILENCE, MAX_SILENCE);
         // A server may redirect to an address that is valid for some minutes only.
-        let redirected = self.origin.request_at(&self.source, &rest, Some(PART))?;
+        let redirected = self.origin.request_at(&self.source, &rest, silence)?;
         match answer(redirected, &rest, length)? {
             Answer::Rest(reader) => return Ok(Some(reader)),
             Answer::Whole => return Ok(None),
             Answer::Refusal(_) => {}
         }
-        let response = self.origin.request(Some(&rest), Some(PART))?;
+        let response = self.origin.request(Some(&rest), silence)?;
         self.source = response.get_uri().clone();
         match answer(response, &rest, length)? {
             Answer::Rest(reader) => Ok(Some(reader)),
@@ -220,8 +221,8 @@ impl fmt::Debug for Body {
 }
 
 /// Requests the whole file.
-fn whole(origin: &mut Origin, timeout: Option<Duration>) -> Result<Response<ureq::Body>, Error> {
-    let response = origin.request(None, timeout)?;
+fn whole(origin: &mut Origin, silence: Duration) -> Result<Response<ureq::Body>, Error> {
+    let response = origin.request(None, silence)?;
     match response.status() {
         StatusCode::OK => Ok(response),
         _ => Err(origin.refusal(response)),

@@ -106,6 +106,12 @@ pub enum Error {
     /// The answer of a server of objects cannot be used.
     #[error("the server's answer cannot be used: {0}")]
     Answer(&'static str),
+    /// The answer of a server of objects is empty, or has no end.
+    #[error("the server's answer ended early")]
+    Cut,
+    /// The object was created by another program, and is not to be replaced.
+    #[error("the object was created by another program meanwhile")]
+    Exists,
     /// The server names another hash for a part than that of what was sent.
     #[error(
         "a part was damaged on its way: the server names another hash than that of what was sent"
@@ -136,6 +142,14 @@ pub enum Error {
         /// The byte after that part.
         end: u64,
     },
+    /// The object is there, and it is not known whether it holds what was sent.
+    #[error(
+        "all was sent and the object is there, but it is not verified (compare it before you use it): {0}"
+    )]
+    Unverified(Box<Self>),
+    /// The user stopped it.
+    #[error("interrupted")]
+    Stopped,
     /// An upload failed and could not be aborted.
     #[error(
         "{error}; the server keeps, and bills, the parts that were sent until this is run: {command}"
@@ -155,7 +169,7 @@ impl Error {
         match self {
             Self::Status(status) => status.is_server_error() || later.contains(status),
             Self::Object(refusal) => refusal.is_temporary(),
-            Self::Damaged => true,
+            Self::Damaged | Self::Cut => true,
             // A certificate that is not accepted is invalid data.
             Self::Http(ureq::Error::Io(error)) => error.kind() != ErrorKind::InvalidData,
             Self::Http(error) => matches!(

@@ -63,35 +63,35 @@ impl Origin {
         }
     }
 
-    /// Requests the file, or a part of it; a response ends after `timeout`.
+    /// Requests the file, or a part of it; the server is silent for `silence` at most.
     ///
     /// # Errors
     /// Fails if the server cannot be reached, or demands a permission that is not given.
     pub(crate) fn request(
         &mut self,
         rest: Option<&Rest<'_>>,
-        timeout: Option<Duration>,
+        silence: Duration,
     ) -> Result<Response<Body>, Error> {
         let (client, uri, registry) = match self {
-            Self::Web(client, uri) => return get(client, uri, None, rest, timeout),
+            Self::Web(client, uri) => return get(client, uri, None, rest, silence),
             Self::Bucket(object) => {
-                return object.get(&rest.map(Rest::headers).unwrap_or_default(), timeout);
+                return object.get(&rest.map(Rest::headers).unwrap_or_default(), silence);
             }
             Self::Registry { client, uri, registry, .. } => (client, uri, registry),
         };
-        let response = get(client, uri, registry.permission(), rest, timeout)?;
+        let response = get(client, uri, registry.permission(), rest, silence)?;
         // A permission is valid for some minutes only.
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         registry.ask(&response, uri)?;
-        match get(client, uri, registry.permission(), rest, timeout)? {
+        match get(client, uri, registry.permission(), rest, silence)? {
             response if response.status() == StatusCode::UNAUTHORIZED => Err(Error::Login),
             response => Ok(response),
         }
     }
 
-    /// Requests a part from the address to which the server redirected.
+    /// Requests a part from the address to which the server redirected, as [`Self::request`].
     ///
     /// # Errors
     /// Fails if the server cannot be reached.
@@ -99,15 +99,15 @@ impl Origin {
         &self,
         source: &Uri,
         rest: &Rest<'_>,
-        timeout: Option<Duration>,
+        silence: Duration,
     ) -> Result<Response<Body>, Error> {
         match self {
-            Self::Web(client, _) => get(client, source, None, Some(rest), timeout),
+            Self::Web(client, _) => get(client, source, None, Some(rest), silence),
             Self::Registry { client, uri, registry, .. } => {
                 let permission = registry.permission().filter(|_| source == uri);
-                get(client, source, permission, Some(rest), timeout)
+                get(client, source, permission, Some(rest), silence)
             }
-            Self::Bucket(object) => object.get(&rest.headers(), timeout),
+            Self::Bucket(object) => object.get(&rest.headers(), silence),
         }
     }
 
@@ -133,7 +133,7 @@ fn get(
     uri: &Uri,
     permission: Option<&HeaderValue>,
     rest: Option<&Rest<'_>>,
-    timeout: Option<Duration>,
+    silence: Duration,
 ) -> Result<Response<Body>, Error> {
     let mut request = client.get(uri);
     for (name, value) in rest.map(Rest::headers).unwrap_or_default() {
@@ -142,5 +142,5 @@ fn get(
     if let Some(permission) = permission {
         request = request.header(header::AUTHORIZATION, permission);
     }
-    Ok(request.config().timeout_recv_body(timeout).build().call()?)
+    Ok(request.config().timeout_per_read(Some(silence)).build().call()?)
 }

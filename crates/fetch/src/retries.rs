@@ -14,15 +14,18 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Decides whether a request is made again.
 #[derive(Debug)]
 pub(crate) struct Retries<'a> {
-    end: Instant,
+    patience: Duration,
+    /// `patience` after the first failure.
+    end: Option<Instant>,
     pause: Duration,
-    stop: &'a AtomicBool,
+    stops: &'a [&'a AtomicBool],
 }
 
 impl<'a> Retries<'a> {
-    /// Requests are made again for this time, unless `stop` is set.
-    pub(crate) fn new(patience: Duration, stop: &'a AtomicBool) -> Self {
-        Self { end: Instant::now() + patience, pause: PAUSE[0], stop }
+    /// Requests are made again for this time after the first failure, however long that request took, unless one of
+    /// `stops` is set.
+    pub(crate) fn new(patience: Duration, stops: &'a [&'a AtomicBool]) -> Self {
+        Self { patience, end: None, pause: PAUSE[0], stops }
     }
 
     /// Waits before the next attempt.
@@ -30,13 +33,14 @@ impl<'a> Retries<'a> {
     /// # Errors
     /// Fails with the error of the last attempt if there is to be no other one.
     pub(crate) fn wait(&mut self, error: Error) -> Result<(), Error> {
-        let resume = Instant::now() + self.pause;
-        if !error.is_temporary() || resume > self.end {
+        let now = Instant::now();
+        let (resume, end) = (now + self.pause, *self.end.get_or_insert(now + self.patience));
+        if !error.is_temporary() || resume > end {
             return Err(error);
         }
         self.pause = (self.pause * 2).min(PAUSE[1]);
         while Instant::now() < resume {
-            if self.stop.load(Ordering::Acquire) {
+            if self.stops.iter().any(|stop| stop.load(Ordering::Acquire)) {
                 return Err(error);
             }
             thread::sleep(LOOK.min(resume.saturating_duration_since(Instant::now())));

@@ -22,21 +22,26 @@ use ureq::{Agent, AsSendBody, Body};
 use crate::client::{TIMEOUT, client};
 use crate::{Error, Hash};
 pub use account::{Account, AccountError};
-pub(crate) use answer::Document;
 pub use answer::Refusal;
+use answer::{Document, Fault, Signed};
 pub(crate) use name::ObjectName;
 pub(crate) use sign::hexadecimal;
 use sign::{ToSign, encode};
 
-/// The slowest rate at which a body is sent, in bytes per second; and how long a server may take to store a part.
-const SLOWEST: u64 = 128 << 10;
-const STORED: Duration = Duration::from_secs(120);
+/// How long a connection may take none of the bytes that are sent; and how long a server may take to receive what is in
+/// buffers, and to store a part. A part has no time limit: lines are slow, and parts large.
+const BLOCKED: Duration = Duration::from_secs(120);
+const STORED: Duration = Duration::from_secs(300);
 /// How long a server may take to put an object together.
 const COMPLETED: Duration = Duration::from_secs(900);
 
 /// The names of headers.
 const CHECKSUM: &str = "x-amz-checksum-sha256";
 const ALGORITHM: &str = "x-amz-checksum-algorithm";
+const REGION: &str = "x-amz-bucket-region";
+/// The longest name of an upload in bytes, and its characters other than letters and digits: those of base64 and of URLs.
+const MAX_UPLOAD: usize = 1024;
+const UPLOAD: &str = "._~+/=-";
 
 /// An object of a bucket, and how it is reached.
 #[derive(Debug, Clone)]
@@ -61,6 +66,15 @@ pub struct Head {
     pub checksum: Option<String>,
 }
 
+/// What the server answers when it has put an object together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Completed {
+    /// Its entity tag, without quotes.
+    pub(crate) tag: String,
+    /// As [`Head::checksum`].
+    pub(crate) checksum: Option<String>,
+}
+
 /// A part as the server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
@@ -81,7 +95,7 @@ impl Object {
             .unwrap_or_else(|| account.endpoint.is_some() || bucket.contains('.'));
         let (is_encrypted, host) = match &account.endpoint {
             Some(endpoint) => (endpoint.is_encrypted, endpoint.authority.clone()),
-            None => (true, format!("s3.{}.amazonaws.com", account.region)),
+            None => (true, amazon(&account.region)),
         };
         let (authority, path) = match is_in_path {
             true => (host, format!("/{bucket}/{key}")),
@@ -103,12 +117,19 @@ impl Object {
         self.account.key.is_some()
     }
 
-    /// Returns the line that removes the parts of an upload.
+    /// Returns the line for a shell that removes the parts of an upload.
     pub(crate) fn command_to_abort(&self, upload: &str) -> String {
         let ObjectName { bucket, key } = &self.name;
-        format!(
-            "aws s3api abort-multipart-upload --bucket {bucket} --key \"{key}\" --upload-id {upload}"
-        )
+        let mut options = vec![("bucket", bucket.as_str()), ("key", key), ("upload-id", upload)];
+        let endpoint = self.account.endpoint.as_ref().map(|endpoint| {
+            let scheme = if endpoint.is_encrypted { "https" } else { "http" };
+            format!("{scheme}://{}", endpoint.authority)
+        });
+        options.extend(endpoint.as_deref().map(|url| ("endpoint-url", url)));
+        let command = "aws s3api abort-multipart-upload".to_owned();
+        options.into_iter().fold(command, |command, (option, value)| {
+            format!("{command} --{option}='{}'", value.replace('\'', r"'\''"))
+        })
     }
 
     /// Asks for the size and the entity tag of the object. Returns `None` without one.
@@ -118,9 +139,17 @@ impl Object {
     pub fn head(&self) -> Result<Option<Head>, Error> {
         let headers = [("x-amz-checksum-mode", "ENABLED".to_owned())];
         let request = self.request(&Method::HEAD, "", &headers, &[])?.body(());
-        let response = self.send(request, Duration::ZERO, TIMEOUT)?;
+        let response = self.send(request, TIMEOUT)?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
+        }
+        if response.status() == StatusCode::BAD_REQUEST && !response.headers().contains_key(REGION)
+        {
+            // The answer to HEAD has no body, which names the reason.
+            let first = [(header::RANGE, "bytes=0-0".to_owned())];
+            let again = self.get(&first, TIMEOUT)?;
+            let is_error = again.status().is_client_error();
+            return Err(self.refusal(if is_error { again } else { response }));
         }
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response));
@@ -132,19 +161,20 @@ impl Object {
         Ok(Some(Head { bytes, tag, checksum: text(CHECKSUM) }))
     }
 
-    /// Requests the object, or a part of it with these headers of HTTP; a response ends after `timeout`.
+    /// Requests the object, or a part of it with these headers of HTTP, from a server that is silent for `silence` at most.
     ///
     /// # Errors
     /// Fails if the server cannot be reached.
     pub(crate) fn get(
         &self,
         ranges: &[(header::HeaderName, String)],
-        timeout: Option<Duration>,
+        silence: Duration,
     ) -> Result<Response<Body>, Error> {
         let request = self.request(&Method::GET, "", &[], &[])?;
         let request = ranges.iter().fold(request, |it, (name, value)| it.header(name, value));
         let request = request.body(()).map_err(ureq::Error::from)?;
-        let request = self.client.configure_request(request).timeout_recv_body(timeout).build();
+        let request =
+            self.client.configure_request(request).timeout_per_read(Some(silence)).build();
         Ok(self.client.run(request)?)
     }
 
@@ -165,10 +195,11 @@ impl Object {
 
     fn create(&self, headers: &[(&str, String)]) -> Result<String, Error> {
         let request = self.request(&Method::POST, "uploads=", headers, &[])?.body(&[][..]);
-        let response = self.send(request, Duration::ZERO, STORED)?;
+        let response = self.send(request, STORED)?;
         let document = self.document(response)?;
-        let upload =
-            document.field("UploadId").filter(|it| it.chars().all(|c| c.is_ascii_graphic()));
+        let plain = |c: char| c.is_ascii_alphanumeric() || UPLOAD.contains(c);
+        let is_upload = |it: &&str| it.len() <= MAX_UPLOAD && it.chars().all(plain);
+        let upload = document.field("UploadId").filter(is_upload);
         upload.map(str::to_owned).ok_or(Error::Answer("it names no upload"))
     }
 
@@ -185,8 +216,7 @@ impl Object {
         }
         let query = format!("partNumber={number}&uploadId={}", encode(upload, false));
         let request = self.request(&Method::PUT, &query, &headers, bytes)?.body(bytes);
-        let time = Duration::from_secs(bytes.len() as u64 / SLOWEST);
-        let response = self.send(request, time, STORED)?;
+        let response = self.send(request, STORED)?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response));
         }
@@ -211,12 +241,16 @@ impl Object {
     }
 
     /// Puts the object together. It must not exist meanwhile unless it is replaced.
+    ///
+    /// # Errors
+    /// Fails if the server refuses. It may have put the object together although it fails with an error that
+    /// [is temporary](Error::is_temporary).
     pub(crate) fn complete(
         &self,
         upload: &str,
         parts: &[Part],
         replaces: bool,
-    ) -> Result<(), Error> {
+    ) -> Result<Completed, Error> {
         let has_checksums = parts.iter().all(|part| part.has_checksum);
         let mut body = "<CompleteMultipartUpload>".to_owned();
         for (number, part) in (1..).zip(parts) {
@@ -231,16 +265,18 @@ impl Object {
         let query = format!("uploadId={}", encode(upload, false));
         let request = self.request(&Method::POST, &query, &[], body.as_bytes())?;
         let request = if replaces { request } else { request.header(header::IF_NONE_MATCH, "*") };
-        let response = self.send(request.body(body.as_bytes()), Duration::ZERO, COMPLETED)?;
+        let response = self.send(request.body(body.as_bytes()), COMPLETED)?;
         let document = self.document(response)?;
-        document.field("ETag").map(drop).ok_or(Error::Answer("it names no object"))
+        let tag = document.field("ETag").ok_or(Error::Answer("it names no object"))?;
+        let checksum = document.field("ChecksumSHA256").map(str::to_owned);
+        Ok(Completed { tag: tag.trim_matches('"').to_owned(), checksum })
     }
 
     /// Removes the parts of an upload.
     pub(crate) fn abort(&self, upload: &str) -> Result<(), Error> {
         let query = format!("uploadId={}", encode(upload, false));
         let request = self.request(&Method::DELETE, &query, &[], &[])?.body(());
-        let response = self.send(request, Duration::ZERO, TIMEOUT)?;
+        let response = self.send(request, TIMEOUT)?;
         match response.status() {
             status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
             _ => Err(self.refusal(response)),
@@ -249,7 +285,11 @@ impl Object {
 
     /// Returns why the server refuses a request.
     pub(crate) fn refusal(&self, response: Response<Body>) -> Error {
-        Error::Object(Box::new(Refusal::read(response, self.is_signed())))
+        Error::Object(Box::new(Refusal::read(response, self.signed())))
+    }
+
+    fn signed(&self) -> Signed<'_> {
+        Signed { is_signed: self.is_signed(), region: &self.account.region }
     }
 
     /// Reads a document. A success may be an error by what it has. The name of another root does not matter to programs.
@@ -257,13 +297,16 @@ impl Object {
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response));
         }
-        let document = Document::read(&mut response);
-        let document = document.ok_or(Error::Answer("it is malformed"))?;
+        let document = Document::read(&mut response).map_err(|fault| match fault {
+            Fault::Lost(error) => Error::Http(error),
+            Fault::Cut => Error::Cut,
+            Fault::Malformed => Error::Answer("it is malformed"),
+        })?;
         if !document.is("Error") {
             return Ok(document);
         }
         let (parts, _) = response.into_parts();
-        let refusal = Refusal::new(parts.status, &parts.headers, Some(&document), self.is_signed());
+        let refusal = Refusal::new(parts.status, &parts.headers, Some(&document), self.signed());
         Err(Error::Object(Box::new(refusal)))
     }
 
@@ -306,21 +349,26 @@ impl Object {
         Ok(request.header(header::AUTHORIZATION, authorization))
     }
 
-    /// Sends a request, whose body may take `sending` longer than a short one, and whose answer may take `waiting`.
+    /// Sends a request, whose answer may take `waiting`.
     fn send(
         &self,
         request: Result<Request<impl AsSendBody>, ureq::http::Error>,
-        sending: Duration,
         waiting: Duration,
     ) -> Result<Response<Body>, Error> {
         let request = self.client.configure_request(request.map_err(ureq::Error::from)?);
         let request = request
-            .timeout_send_body(Some(TIMEOUT + sending))
+            .timeout_per_write(Some(BLOCKED))
             .timeout_recv_response(Some(waiting))
             .timeout_recv_body(Some(waiting))
             .build();
         Ok(self.client.run(request)?)
     }
+}
+
+/// Returns the host of Amazon's servers in a region. Those in China have a domain of their own.
+fn amazon(region: &str) -> String {
+    let country = if region.starts_with("cn-") { ".cn" } else { "" };
+    format!("s3.{region}.amazonaws.com{country}")
 }
 
 /// Returns whether an entity tag is an MD5, and that of other bytes.
@@ -363,11 +411,23 @@ mod test {
         let region = ("AWS_REGION", "eu-west-1");
         assert_eq!(url("b/k k", &[region]), "https://b.s3.eu-west-1.amazonaws.com/k%20k");
         assert_eq!(url("b.c/k", &[region]), "https://s3.eu-west-1.amazonaws.com/b.c/k");
+        let china = ("AWS_REGION", "cn-north-1");
+        assert_eq!(url("b/k", &[china]), "https://b.s3.cn-north-1.amazonaws.com.cn/k");
         let endpoint = ("AWS_ENDPOINT_URL", "http://192.168.1.9:9000");
         assert_eq!(url("b/k", &[endpoint]), "http://192.168.1.9:9000/b/k");
         let endpoint = ("AWS_ENDPOINT_URL", "https://objects.example");
         let host_style = ("AWS_S3_FORCE_PATH_STYLE", "false");
         assert_eq!(url("b/k", &[endpoint, host_style]), "https://b.objects.example/k");
+    }
+
+    #[test]
+    fn names_in_the_command_to_abort_are_no_commands() {
+        let command = object("b/a'b$(c)\"`", &[]).command_to_abort("x;y");
+        let words = r#"--bucket='b' --key='a'\''b$(c)"`' --upload-id='x;y'"#;
+        assert_eq!(command, format!("aws s3api abort-multipart-upload {words}"));
+        let endpoint = ("AWS_ENDPOINT_URL", "http://192.168.1.9:9000");
+        let command = object("b/k", &[endpoint]).command_to_abort("x");
+        assert!(command.ends_with("--endpoint-url='http://192.168.1.9:9000'"), "{command}");
     }
 
     #[test]

@@ -6,16 +6,16 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::body::Body;
 use crate::retries::Retries;
-use crate::s3::{Object, Part, names_of};
+use crate::s3::{Completed, Object, Part, names_of};
 use crate::{Error, Hash};
 
 /// The most parts, and the smallest and the largest part in bytes (S3, Multipart upload limits: 5 MiB and 5 GiB).
@@ -26,6 +26,9 @@ const MIB: u64 = 1 << 20;
 /// The most parts that are sent at a time, and their memory, unless one part takes more.
 const MAX_THREADS: u64 = 4;
 const MAX_MEMORY: u64 = 256 << 20;
+/// How long requests that are under way are waited for before an upload is aborted, and how often it is looked whether they ended.
+const LEAVE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(1);
 /// Bytes that are read back at a time.
 const PIECE: usize = 1 << 20;
 
@@ -39,6 +42,8 @@ pub struct Upload {
     /// Parts that were handed over.
     parts: usize,
     replaces: bool,
+    /// Whether the server keeps parts of it, as far as is known.
+    is_open: bool,
 }
 
 /// What the threads share.
@@ -72,6 +77,8 @@ pub struct Stored {
 /// How an object was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
+    /// Nothing was compared: the credentials do not allow to ask for the object.
+    Nothing,
     /// Only its size was compared.
     Size,
     /// The server names the right SHA-256 or MD5 of its parts.
@@ -83,6 +90,9 @@ pub enum Proof {
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Nothing => f.write_str(
+                "the server says that it has stored it, and the credentials do not allow to look",
+            ),
             Self::Size => {
                 f.write_str("the server has as many bytes; their hashes were not compared")
             }
@@ -98,7 +108,8 @@ impl fmt::Display for Proof {
 }
 
 impl Upload {
-    /// Begins to upload an object of at most this size. Memory is taken for up to five parts; a part has 8 MiB, or as much as an
+    /// Begins to upload an object of at most this size. Memory is taken for up to five parts, but for not more than
+    /// 256 MiB or two parts; a part has 8 MiB, or as much as an
     /// object of 10,000 parts needs. An existing object is replaced only if `replaces`, as far as the server can tell. Requests
     /// that fail are made again for `patience`, unless `stop` is set.
     ///
@@ -121,7 +132,7 @@ impl Upload {
         // Without room: a part that no thread has taken stays with the writer.
         let (sender, receiver) = sync_channel(0);
         let receiver = Arc::new(Mutex::new(receiver));
-        let threads = (0..(MAX_MEMORY / part).clamp(1, MAX_THREADS)).map(|_| {
+        let threads = (0..threads(part)).map(|_| {
             let (shared, receiver) = (shared.clone(), receiver.clone());
             let work = move || shared.work(&receiver);
             thread::Builder::new().name("upload".to_owned()).spawn(work)
@@ -135,6 +146,7 @@ impl Upload {
             part_bytes,
             parts: 0,
             replaces,
+            is_open: true,
         };
         match threads {
             Ok(threads) => upload.threads = threads,
@@ -157,44 +169,101 @@ impl Upload {
             Ok(parts) => parts,
             Err(error) => return Err(self.cancel(error)),
         };
-        let mut retries = Retries::new(self.shared.patience, &self.shared.stop);
-        let (object, mut is_repeated) = (self.shared.object.clone(), false);
+        match self.put_together(&parts) {
+            Ok(completed) => {
+                self.is_open = false;
+                let stored = self.verified(&parts, verify, Some(&completed), self.shared.patience);
+                stored.map_err(|error| match error {
+                    Error::Gone | Error::Differs { .. } => error,
+                    error => Error::Unverified(Box::new(error)),
+                })
+            }
+            Err((error, true)) => self.found_out(&parts, error),
+            Err((error, false)) => Err(self.cancel(error)),
+        }
+    }
+
+    /// Puts the object together.
+    ///
+    /// # Errors
+    /// Fails with an error, and whether the server may have put it together nevertheless: the answer to one request was lost.
+    fn put_together(&self, parts: &[Part]) -> Result<Completed, (Error, bool)> {
+        let Shared { object, upload, patience, stop, .. } = &*self.shared;
+        let stops = [&**stop];
+        let mut retries = Retries::new(*patience, &stops);
+        let (mut replaces, mut is_repeated) = (self.replaces, false);
         loop {
-            match object.complete(&self.shared.upload, &parts, self.replaces) {
-                Ok(()) => break,
-                // It was put together at the first request, whose answer was lost. It is verified as ever.
-                Err(Error::Object(refusal)) if is_repeated && refusal.is_no_upload() => break,
-                Err(error) => {
-                    if let Err(error) = retries.wait(error) {
-                        return Err(self.cancel(error));
+            let error = match object.complete(upload, parts, replaces) {
+                Ok(completed) => return Ok(completed),
+                // A server that does not know the condition: it is asked whether there is an object.
+                Err(Error::Object(refusal)) if !replaces && refusal.is_unsupported() => {
+                    match object.head() {
+                        Ok(None) => {
+                            replaces = true;
+                            continue;
+                        }
+                        Ok(Some(_)) => return Err((Error::Exists, is_repeated)),
+                        Err(error) => error,
                     }
                 }
-            }
-            is_repeated = true;
+                Err(error) => error,
+            };
+            is_repeated |= error.is_temporary();
+            retries.wait(error).map_err(|error| (error, is_repeated))?;
         }
-        self.verified(&parts, verify)
+    }
+
+    /// Looks whether the server has put the object together although it did not say so. It is ours only if it holds what was
+    /// sent. Else the upload is aborted, and that failed with `error`.
+    fn found_out(mut self, parts: &[Part], error: Error) -> Result<Stored, Error> {
+        // The server has been waited for.
+        let is_answer = !error.is_temporary();
+        let patience = if is_answer { self.shared.patience } else { Duration::ZERO };
+        match self.verified(parts, true, None, patience) {
+            Ok(stored) => {
+                self.is_open = false;
+                Ok(stored)
+            }
+            // One of the right size, after an answer that the upload is no more or that there is an object.
+            Err(unknown) if is_answer && !is_other(&unknown) => {
+                Err(self.cancel(Error::Unverified(Box::new(unknown))))
+            }
+            Err(_) => Err(self.cancel(error)),
+        }
     }
 
     /// Aborts the upload. Returns the reason: that of the first part that could not be sent, else `error`.
     pub fn cancel(mut self, error: Error) -> Error {
-        self.shared.has_failed.store(true, Ordering::Release);
-        self.join();
+        let left = self.abort();
         let failed = self.shared.done().failed.take();
         let error = failed.unwrap_or(error);
-        let Shared { object, upload, .. } = &*self.shared;
-        match object.abort(upload).or_else(|_| object.abort(upload)) {
-            Ok(()) => error,
-            Err(_) => {
-                Error::Left { error: Box::new(error), command: object.command_to_abort(upload) }
-            }
+        match left {
+            None => error,
+            Some(command) => Error::Left { error: Box::new(error), command },
         }
     }
 
+    /// Aborts the upload. Returns the command that does it if that fails. Requests that do not end are not waited for.
+    fn abort(&mut self) -> Option<String> {
+        self.is_open = false;
+        self.shared.has_failed.store(true, Ordering::Release);
+        self.sender = None;
+        let end = Instant::now() + LEAVE;
+        while Instant::now() < end && self.threads.iter().any(|thread| !thread.is_finished()) {
+            thread::sleep(LOOK);
+        }
+        let Shared { object, upload, .. } = &*self.shared;
+        let aborted = object.abort(upload).or_else(|_| object.abort(upload));
+        aborted.err().map(|_| object.command_to_abort(upload))
+    }
+
+    /// Waits until all parts are sent, or one of them fails, or the user stops it. A part is missing then.
     fn join(&mut self) {
         self.sender = None;
-        for thread in self.threads.drain(..) {
-            // A part is missing then.
-            let _ = thread.join();
+        let Shared { stop, has_failed, .. } = &*self.shared;
+        let is_over = || [&**stop, has_failed].iter().any(|it| it.load(Ordering::Acquire));
+        while !is_over() && self.threads.iter().any(|thread| !thread.is_finished()) {
+            thread::sleep(LOOK);
         }
     }
 
@@ -204,41 +273,73 @@ impl Upload {
         if part.is_empty() && self.parts > 0 {
             return Ok(());
         }
-        if self.shared.stop.load(Ordering::Acquire) {
-            return Err(io::Error::other("interrupted"));
-        }
         self.parts += 1;
-        let sent = self.sender.as_ref().map(|sender| sender.send((self.parts, part)));
-        match sent {
-            Some(Ok(())) if !self.shared.has_failed.load(Ordering::Acquire) => Ok(()),
-            _ => Err(io::Error::other("a part could not be sent")),
+        let mut part = (self.parts, part);
+        loop {
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Err(io::Error::other("interrupted"));
+            }
+            let is_open = !self.shared.has_failed.load(Ordering::Acquire);
+            let sent = self.sender.as_ref().filter(|_| is_open).map(|it| it.try_send(part));
+            match sent {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(TrySendError::Full(again))) => part = again,
+                _ => return Err(io::Error::other("a part could not be sent")),
+            }
+            thread::sleep(LOOK);
         }
     }
 
-    fn verified(&self, parts: &[Part], verify: bool) -> Result<Stored, Error> {
-        let Shared { object, patience, stop, .. } = &*self.shared;
-        let sent = parts.iter().map(|part| part.bytes).sum();
-        let mut retries = Retries::new(*patience, stop);
+    /// Compares the object with what was sent. Without `verify` its size is enough, if it has the entity tag that `completed` names.
+    fn verified(
+        &self,
+        parts: &[Part],
+        verify: bool,
+        completed: Option<&Completed>,
+        patience: Duration,
+    ) -> Result<Stored, Error> {
+        let Shared { object, stop, .. } = &*self.shared;
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        let stored = |proof| Ok(Stored { bytes, parts: parts.len(), proof });
+        let stops = [&**stop];
+        let mut retries = Retries::new(patience, &stops);
         let head = loop {
-            match object.head() {
-                Ok(head) => break head.ok_or(Error::Gone)?,
-                Err(error) => retries.wait(error)?,
+            match (object.head(), completed) {
+                (Ok(head), _) => break head.ok_or(Error::Gone)?,
+                // Credentials may allow to write only.
+                (Err(Error::Object(refusal)), Some(Completed { tag, checksum }))
+                    if refusal.is_denied() =>
+                {
+                    return match named(parts, tag, checksum.as_deref()) {
+                        Some(proof) => stored(proof),
+                        None if verify => Err(Error::Object(refusal)),
+                        None => stored(Proof::Nothing),
+                    };
+                }
+                (Err(error), _) => retries.wait(error)?,
             }
         };
-        if head.bytes != sent {
-            return Err(Error::Size { sent, there: head.bytes });
+        if head.bytes != bytes {
+            return Err(Error::Size { sent: bytes, there: head.bytes });
         }
-        let (tag, checksum) = names_of(parts);
-        let proof = match () {
-            () if !verify => Proof::Size,
-            () if head.checksum == Some(checksum) => Proof::Hash("SHA-256"),
-            () if head.tag.eq_ignore_ascii_case(&tag) => Proof::Hash("MD5"),
-            () => {
-                read_back(Body::of(object.clone(), *patience)?, parts)?;
-                Proof::ReadBack
+        let is_that = completed.is_some_and(|completed| completed.tag == head.tag);
+        match named(parts, &head.tag, head.checksum.as_deref()) {
+            _ if !verify && is_that => stored(Proof::Size),
+            Some(proof) => stored(proof),
+            None => {
+                read_back(Body::of(object.clone(), patience)?, parts, stop)?;
+                stored(Proof::ReadBack)
             }
-        };
-        Ok(Stored { bytes: sent, parts: parts.len(), proof })
+        }
+    }
+}
+
+impl Drop for Upload {
+    /// Aborts an upload that was not finished.
+    fn drop(&mut self) {
+        if self.is_open {
+            self.abort();
+        }
     }
 }
 
@@ -300,7 +401,8 @@ impl Shared {
     }
 
     fn send(&self, number: usize, bytes: &[u8]) -> Result<Part, Error> {
-        let mut retries = Retries::new(self.patience, &self.stop);
+        let stops = [&*self.stop, &self.has_failed];
+        let mut retries = Retries::new(self.patience, &stops);
         loop {
             let part = (self.upload.as_str(), number, self.with_checksums);
             match self.object.put_part(part, bytes) {
@@ -310,12 +412,9 @@ impl Shared {
         }
     }
 
-    /// Returns all the parts.
+    /// Returns all the parts. Why one is missing is told by [`Upload::cancel`].
     fn parts(&self, count: usize) -> Result<Vec<Part>, Error> {
         let mut done = self.done();
-        if let Some(error) = done.failed.take() {
-            return Err(error);
-        }
         let parts: Option<Vec<Part>> = done.parts.drain(..).collect();
         let parts = parts.filter(|parts| parts.len() == count);
         parts.ok_or_else(|| Error::Write(io::Error::other("a part is missing")))
@@ -328,13 +427,36 @@ fn part_size(max_bytes: u64) -> Option<u64> {
     (size <= MAX_PART).then_some(size)
 }
 
-/// Compares an object with the hashes of its parts.
-fn read_back(mut body: Body, parts: &[Part]) -> Result<(), Error> {
+/// Returns how many threads send parts of this size: the part that is filled takes memory as well.
+fn threads(part: u64) -> u64 {
+    (MAX_MEMORY / part).saturating_sub(1).clamp(1, MAX_THREADS)
+}
+
+/// Returns the hash that these names of an object prove.
+fn named(parts: &[Part], tag: &str, checksum: Option<&str>) -> Option<Proof> {
+    let (md5, sha256) = names_of(parts);
+    match () {
+        () if checksum == Some(&sha256) => Some(Proof::Hash("SHA-256")),
+        () if tag.eq_ignore_ascii_case(&md5) => Some(Proof::Hash("MD5")),
+        () => None,
+    }
+}
+
+/// Returns whether an error proves that an object is not what was sent.
+fn is_other(error: &Error) -> bool {
+    matches!(error, Error::Gone | Error::Size { .. } | Error::Differs { .. })
+}
+
+/// Compares an object with the hashes of its parts, until `stop` is set.
+fn read_back(mut body: Body, parts: &[Part], stop: &AtomicBool) -> Result<(), Error> {
     let mut piece = vec![0; PIECE];
     let mut start = 0;
     for part in parts {
         let (mut hash, mut left) = (Sha256::new(), part.bytes);
         while left > 0 {
+            if stop.load(Ordering::Acquire) {
+                return Err(Error::Stopped);
+            }
             let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
             let count = body.read(piece.get_mut(..len).unwrap_or_default())?;
             if count == 0 {
@@ -365,5 +487,13 @@ mod test {
         assert_eq!(part_size(80 << 30), Some(9 << 20));
         assert_eq!(part_size(MAX_PARTS * MAX_PART + 1), None);
         assert_eq!(part_size(u64::MAX), None);
+    }
+
+    #[test]
+    fn parts_in_memory_are_bounded_with_the_one_that_is_filled() {
+        for (mib, number) in [(8, 4), (51, 4), (64, 3), (85, 2), (128, 1), (256, 1), (5 << 10, 1)] {
+            assert_eq!(threads(mib * MIB), number, "{mib}");
+            assert!(mib > 128 || (number + 1) * mib <= 256, "{mib}");
+        }
     }
 }

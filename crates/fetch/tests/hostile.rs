@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+use std::io::Write as _;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use fetch::{Access, Body, Error};
 use testkit::web::{Request, Server, reply, send};
@@ -141,4 +143,35 @@ fn x56_a_password_is_not_sent_to_another_host() {
     assert!(read(&url).unwrap() == file());
     assert!(first.requests()[0].header("authorization").is_some());
     assert_eq!(server.requests()[0].header("authorization"), None);
+}
+
+#[test]
+fn silent_server_is_given_up_after_the_patience() {
+    // A server that sends parts, and one that does not: each sends the beginning of the file and then nothing.
+    for headers in [TAG, ""] {
+        let (held, begin) = (Mutex::new(Vec::new()), Instant::now());
+        let (url, _) = serve(move |_, request, stream| {
+            part(request, headers, 150_000, stream);
+            held.lock().unwrap().push(stream.try_clone().unwrap());
+        });
+        let error = read(&url).unwrap_err();
+        assert!(matches!(error, Error::Stalled { .. } | Error::NoRanges { .. }), "{error}");
+        let seconds = begin.elapsed().as_secs();
+        assert!((5..60).contains(&seconds), "{seconds}");
+    }
+}
+
+#[test]
+fn slow_server_is_waited_for_while_bytes_come() {
+    // Longer in all than it may be silent.
+    let (url, server) = serve(|_, _, stream| {
+        let file = file();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{TAG}\r\n", file.len()).unwrap();
+        for piece in file.chunks(file.len().div_ceil(7)) {
+            std::thread::sleep(Duration::from_secs(1));
+            stream.write_all(piece).unwrap();
+        }
+    });
+    assert!(read(&url).unwrap() == file());
+    assert_eq!(server.requests().len(), 1);
 }

@@ -65,8 +65,7 @@ pub fn answer(store: &Shared, request: &Request, stream: &mut TcpStream) {
         }
         ("POST", "uploadId=id%2F1") => {
             store.complete();
-            let body = b" \n <CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>";
-            reply(stream, "200 OK", "", body);
+            reply(stream, "200 OK", "", &completed(&store.tag));
         }
         ("DELETE", "uploadId=id%2F1") => {
             store.aborted += 1;
@@ -95,6 +94,12 @@ pub fn answer(store: &Shared, request: &Request, stream: &mut TcpStream) {
 pub fn created(id: &str) -> Vec<u8> {
     let result = "InitiateMultipartUploadResult";
     format!("<?xml version=\"1.0\"?><{result}><UploadId>{id}</UploadId></{result}>").into()
+}
+
+/// Returns the document that names an object that was put together, after white space as of a server that took long.
+pub fn completed(tag: &str) -> Vec<u8> {
+    let result = "CompleteMultipartUploadResult";
+    format!(" \n <{result}><ETag>\"{tag}\"</ETag></{result}>").into()
 }
 
 /// Returns the document that names an error.

@@ -21,6 +21,17 @@ pub(crate) struct Document {
     fields: Vec<(String, String)>,
 }
 
+/// Why an answer is no document.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The connection was lost.
+    Lost(ureq::Error),
+    /// It is empty, or ends before its root does.
+    Cut,
+    /// It is malformed, too long, has a document type, or an entity that XML does not define.
+    Malformed,
+}
+
 impl Document {
     /// Parses a document. Servers send white space before it while a request takes long.
     ///
@@ -66,9 +77,17 @@ impl Document {
     }
 
     /// Reads and parses the body of a response.
-    pub(crate) fn read(response: &mut Response<Body>) -> Option<Self> {
+    ///
+    /// # Errors
+    /// Fails if the connection is lost, or if it is no document.
+    pub(crate) fn read(response: &mut Response<Body>) -> Result<Self, Fault> {
         let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
-        Self::parse(&body.ok()?)
+        let body = body.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => Fault::Malformed,
+            error => Fault::Lost(error),
+        })?;
+        let is_cut = is_cut(&body);
+        Self::parse(&body).ok_or(if is_cut { Fault::Cut } else { Fault::Malformed })
     }
 
     /// Returns whether the root has this name.
@@ -83,6 +102,26 @@ impl Document {
     }
 }
 
+/// Returns whether what is malformed is the beginning of a document: nothing, or text without the end of its root.
+fn is_cut(xml: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(xml);
+    let mut reader = Reader::from_str(text.trim());
+    let mut depth = 0_usize;
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(_)) => depth += 1,
+            Ok(Event::End(_)) => depth = depth.saturating_sub(1),
+            Ok(Event::Text(text)) if depth == 0 && !text.xml10_content().trim().is_empty() => {
+                return false;
+            }
+            Ok(Event::Eof) => return depth > 0 || text.trim().is_empty(),
+            Ok(_) => {}
+            Err(quick_xml::Error::Syntax(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
 /// Why a server refuses a request for an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -94,14 +133,24 @@ pub struct Refusal {
     region: Option<String>,
     /// Whether the request was signed.
     is_signed: bool,
+    /// Whether that is another region than the one it was signed for.
+    is_elsewhere: bool,
+}
+
+/// How a request was sent that is refused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Signed<'a> {
+    pub(crate) is_signed: bool,
+    /// The region that it was signed for.
+    pub(crate) region: &'a str,
 }
 
 impl Refusal {
     /// Reads a response whose status is an error.
-    pub(crate) fn read(mut response: Response<Body>, is_signed: bool) -> Self {
-        let document = Document::read(&mut response);
+    pub(crate) fn read(mut response: Response<Body>, signed: Signed<'_>) -> Self {
+        let document = Document::read(&mut response).ok();
         let (parts, _) = response.into_parts();
-        Self::new(parts.status, &parts.headers, document.as_ref(), is_signed)
+        Self::new(parts.status, &parts.headers, document.as_ref(), signed)
     }
 
     /// Returns the refusal in a document, which a success may have, too.
@@ -109,19 +158,21 @@ impl Refusal {
         status: StatusCode,
         headers: &HeaderMap,
         document: Option<&Document>,
-        is_signed: bool,
+        signed: Signed<'_>,
     ) -> Self {
         let document = document.filter(|document| document.is("Error"));
         let field = |name| document.and_then(|document| document.field(name)).map(plain);
         let region = headers.get("x-amz-bucket-region").and_then(|it| it.to_str().ok());
         let region = region.map(plain).or_else(|| field("Region"));
         let is_region = |text: &String| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+        let region = region.filter(is_region);
         Self {
             status,
             code: field("Code").unwrap_or_default(),
             message: field("Message").unwrap_or_default(),
-            region: region.filter(is_region),
-            is_signed,
+            is_elsewhere: region.as_ref().is_some_and(|region| region != signed.region),
+            region,
+            is_signed: signed.is_signed,
         }
     }
 
@@ -148,14 +199,11 @@ impl Refusal {
         self.code() == "AccessDenied"
     }
 
-    /// Returns whether the upload does not exist any more.
-    pub(crate) fn is_no_upload(&self) -> bool {
-        self.code == "NoSuchUpload"
-    }
-
     /// Returns the code, or what it is by the status.
     fn code(&self) -> &str {
         match (self.code.as_str(), self.status.as_u16()) {
+            // The answer to HEAD that is signed for another region.
+            ("", 400) if self.is_elsewhere => "AuthorizationHeaderMalformed",
             ("", 301 | 307 | 308) => "PermanentRedirect",
             ("", 403) => "AccessDenied",
             ("", 404) => "NoSuchKey",
@@ -263,7 +311,11 @@ mod test {
             headers.insert("x-amz-bucket-region", region);
         });
         let document = Document::parse(xml.as_bytes());
-        Refusal::new(StatusCode::from_u16(status).unwrap(), &headers, document.as_ref(), true)
+        let (status, signed) = (
+            StatusCode::from_u16(status).unwrap(),
+            Signed { is_signed: true, region: "us-east-1" },
+        );
+        Refusal::new(status, &headers, document.as_ref(), signed)
     }
 
     #[test]
@@ -282,6 +334,9 @@ mod test {
         }
         let unsigned = Refusal { is_signed: false, ..refusal(403, "", None) };
         assert!(unsigned.to_string().contains("AWS_ACCESS_KEY_ID"));
+        let head = |region| refusal(400, "", Some(region)).to_string();
+        assert!(head("eu-west-1").contains("AWS_REGION=eu-west-1"));
+        assert!(head("us-east-1").contains("400 Bad Request"));
         for (xml, header) in [
             ("<Error><Code>PermanentRedirect</Code></Error>", Some("eu-west-1")),
             (
@@ -300,6 +355,16 @@ mod test {
         let xml = format!("<Error><Message>a&#27;[2J{}</Message></Error>", "b".repeat(9000));
         let text = refusal(418, &xml, None).to_string();
         assert!(text.len() < 300 && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn documents_without_an_end_are_told_from_malformed_ones() {
+        for xml in ["", " \n", "<?xml version=\"1.0\"?>\n<a>", "<a><b>text", "<a><b></b", "<a"] {
+            assert!(is_cut(xml.as_bytes()), "{xml}");
+        }
+        for xml in ["text", "<a></b>", "<a></a>text", "<a><b>&other;</b></a>"] {
+            assert!(!is_cut(xml.as_bytes()), "{xml}");
+        }
     }
 
     #[test]

@@ -147,13 +147,15 @@ impl Object {
         let Self { name, bytes, is_packed, stop, writer } = self;
         let internal = |_| Err(Error::Write(io::Error::other("internal error")));
         let stored = writer.join().unwrap_or_else(internal);
-        if stored.is_err() && stop.load(Ordering::Acquire) {
+        let is_other = matches!(stored, Err(Error::Differs { .. }));
+        if stored.is_err() && !is_other && stop.load(Ordering::Acquire) {
             report.outcome = Outcome::Interrupted;
         }
         match (stored, &report.outcome) {
             (Ok(stored), Outcome::Success) => {
                 let Stored { bytes: size, parts, proof } = stored;
-                report.verified = if proof == Proof::Size { 0 } else { bytes };
+                report.verified =
+                    if matches!(proof, Proof::Nothing | Proof::Size) { 0 } else { bytes };
                 let parts = if parts == 1 { "1 part".to_owned() } else { format!("{parts} parts") };
                 Some(format!("{name}: {} in {parts}; {proof}", decimal(size)))
             }
@@ -162,10 +164,16 @@ impl Object {
                 report.outcome = match error {
                     Error::Differs { start, end } => {
                         let differs = if is_packed { 0..bytes } else { start..end };
-                        Outcome::VerifyFailed(std::iter::once(differs).collect())
+                        report.outcome = Outcome::VerifyFailed(std::iter::once(differs).collect());
+                        return Some(format!(
+                            "{name} is there, and does not hold what was sent: remove it"
+                        ));
                     }
                     Error::Answer(reason) => {
                         Outcome::Failed(CopyError::Violation { name, reason: reason.to_owned() })
+                    }
+                    error @ Error::Unverified(_) => {
+                        Outcome::Failed(CopyError::Incomplete(format!("{name}: {error}")))
                     }
                     error => Outcome::Failed(CopyError::Incomplete(format!(
                         "{name} cannot be written: {error}"
@@ -173,7 +181,9 @@ impl Object {
                 };
                 None
             }
-            (Err(error @ Error::Left { .. }), _) => Some(format!("{name}: {error}")),
+            (Err(error @ (Error::Left { .. } | Error::Unverified(_))), _) => {
+                Some(format!("{name}: {error}"))
+            }
             (Err(_), _) => None,
         }
     }

@@ -1,7 +1,8 @@
 //! Objects of buckets: with a server of our own, and with moto, which verifies signatures.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -163,16 +164,77 @@ fn interrupted_upload_is_aborted() {
     });
     let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let end = Instant::now() + Duration::from_secs(60);
-    while !server.requests().iter().any(|request| request.method == "PUT") {
-        assert!(Instant::now() < end, "no part is sent");
-        sleep(Duration::from_millis(10));
-    }
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    interrupt_at(&server, &child, "PUT");
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(6));
     let store = store.lock().unwrap();
     assert!(store.object.is_none() && store.aborted == 1);
+}
+
+#[test]
+fn interrupted_upload_does_not_wait_for_a_silent_server() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 64 * MIB);
+    let store = Shared::default();
+    let (theirs, held) = (store.clone(), Mutex::new(Vec::new()));
+    let server = Server::start(move |_, request, stream| match request.method.as_str() {
+        "PUT" => held.lock().unwrap().push(stream.try_clone().unwrap()),
+        _ => answer(&theirs, request, stream),
+    });
+    let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    interrupt_at(&server, &child, "PUT");
+    let begin = Instant::now();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(6));
+    assert!(begin.elapsed() < Duration::from_secs(30));
+    assert_eq!(store.lock().unwrap().aborted, 1);
+}
+
+#[test]
+fn object_that_is_there_and_not_verified_is_named() {
+    // Without a hash of the server it is read back, which Ctrl-C ends; or a byte of it differs.
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 9 * MIB);
+    for is_interrupted in [true, false] {
+        let store = Shared::default();
+        let theirs = store.clone();
+        let server = Server::start(move |_, request, stream| {
+            if is_interrupted && request.method == "GET" {
+                // The client reads no further at its next byte.
+                sleep(Duration::from_secs(2));
+            }
+            answer(&theirs, request, stream);
+            let mut store = theirs.lock().unwrap();
+            if let (true, Some(object)) = (request.path.contains("uploadId"), &mut store.object) {
+                object[1 << 20] ^= u8::from(!is_interrupted);
+                store.tag = "opaque".to_owned();
+            }
+        });
+        let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        if is_interrupted {
+            interrupt_at(&server, &child, "GET");
+        }
+        let output = child.wait_with_output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        let (status, words) = match is_interrupted {
+            true => (6, "the object is there, but it is not verified"),
+            false => (4, "s3://bucket/a is there, and does not hold what was sent"),
+        };
+        assert_eq!(output.status.code(), Some(status), "{message}");
+        assert!(message.contains(words), "{message}");
+        assert!(store.lock().unwrap().object.is_some());
+    }
+}
+
+/// Sends SIGINT to the program after a request with this method.
+fn interrupt_at(server: &Server, child: &Child, method: &str) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !server.requests().iter().any(|request| request.method == method) {
+        assert!(Instant::now() < end, "no {method}");
+        sleep(Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
 }
 
 #[test]
