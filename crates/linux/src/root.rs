@@ -1,6 +1,7 @@
 //! The root directory of another system: reading and writing below it without leaving it, mounting it without a change
 //! to its disk, and starting its init.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
-use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_move, unmount,
 };
-use rustix::process::{chdir, chroot, fchdir};
+use rustix::process::{Resource, Rlimit, chdir, chroot, fchdir, setrlimit};
 
 use crate::syscall::set_read_only;
 
@@ -54,12 +54,21 @@ impl Root {
         })
     }
 
+    /// Opens a regular file. Whatever else has that path is not opened: a device could start something.
+    fn file(&self, path: &str, flags: OFlags) -> io::Result<File> {
+        let found = self.at(path, OFlags::PATH, Mode::empty())?;
+        if !rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        Ok(openat(CWD, reopened(&found), flags | OFlags::CLOEXEC, Mode::empty())?.into())
+    }
+
     /// Reads a text file, at most 1 MiB; invalid UTF-8 is replaced.
     ///
     /// # Errors
-    /// Fails if it cannot be opened or read.
+    /// Fails if it is not a regular file, or cannot be read.
     pub fn text(&self, path: &str) -> io::Result<String> {
-        let file = File::from(self.at(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?);
+        let file = self.file(path, OFlags::RDONLY)?;
         let mut bytes = Vec::new();
         file.take(LONGEST).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -68,12 +77,18 @@ impl Root {
     /// Writes a file, with the directories that it needs.
     ///
     /// # Errors
-    /// Fails if it cannot be written.
+    /// Fails if it cannot be written, or something else than a regular file has its path.
     pub fn write(&self, path: &str, text: &str) -> io::Result<()> {
         let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         self.make_directories(parent)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NONBLOCK;
-        File::from(self.at(path, flags, Mode::from_raw_mode(0o644))?).write_all(text.as_bytes())
+        let mut file = match self.file(path, OFlags::WRONLY | OFlags::TRUNC) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+                File::from(self.at(path, flags, Mode::from_raw_mode(0o644))?)
+            }
+            file => file?,
+        };
+        file.write_all(text.as_bytes())
     }
 
     /// Makes a directory and those above it, unless they exist.
@@ -98,9 +113,37 @@ impl Root {
     /// # Errors
     /// Fails if one of them does not exist, or the kernel refuses.
     pub fn bind(&self, source: &Path, path: &str) -> io::Result<()> {
-        let at = self.at(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
-        Ok(mount_bind(source, format!("/proc/self/fd/{}", at.as_raw_fd()))?)
+        Ok(mount_bind(source, reopened(&self.directory(path)?))?)
     }
+
+    /// Mounts a directory of this system, and what is mounted below it, at a directory of the other one.
+    fn bind_all(&self, source: &Path, path: &str) -> io::Result<()> {
+        Ok(mount_bind_recursive(source, reopened(&self.directory(path)?))?)
+    }
+
+    /// Mounts a file system in memory at a directory of the other system, which is made if it does not exist: of at most
+    /// `size`, as tmpfs(5) has it, without programs of other users and without devices.
+    ///
+    /// # Errors
+    /// Fails if it cannot be made, or the kernel refuses.
+    pub fn mount_memory(&self, path: &str, size: &str) -> io::Result<()> {
+        self.make_directories(path)?;
+        memory(&reopened(&self.directory(path)?), size, MountFlags::NOSUID | MountFlags::NODEV)
+    }
+
+    fn directory(&self, path: &str) -> io::Result<OwnedFd> {
+        self.at(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+    }
+}
+
+/// Returns the path of an open file, which follows no links any more.
+fn reopened(file: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+fn memory(at: &Path, size: &str, flags: MountFlags) -> io::Result<()> {
+    let options = std::ffi::CString::new(format!("mode=0755,size={size}"))?;
+    Ok(mount("tmpfs", at, "tmpfs", flags, Some(options.as_c_str()))?)
 }
 
 /// Has the kernel refuse every write to a block device.
@@ -128,6 +171,18 @@ pub fn mount_disk(
     Ok(mount(device, at, kind, flags, Some(options.as_c_str()))?)
 }
 
+/// Mounts the file system of a block device to be looked at: read-only, without its devices and programs. `options` are
+/// those of its driver.
+///
+/// # Errors
+/// Fails if the kernel refuses.
+pub fn mount_to_look(device: &Path, at: &Path, kind: &str, options: &str) -> io::Result<()> {
+    std::fs::create_dir_all(at)?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    let options = std::ffi::CString::new(options)?;
+    Ok(mount(device, at, kind, flags, Some(options.as_c_str()))?)
+}
+
 /// Unmounts a file system, even if it is still in use.
 ///
 /// # Errors
@@ -136,16 +191,13 @@ pub fn detach(at: &Path) -> io::Result<()> {
     Ok(unmount(at, UnmountFlags::DETACH)?)
 }
 
-/// Mounts a file system in memory of at most `size`, as tmpfs(5) has it; without programs of other users and without
-/// devices unless `whole`.
+/// Mounts a file system in memory of at most `size`, as tmpfs(5) has it.
 ///
 /// # Errors
 /// Fails if the kernel refuses.
-pub fn mount_memory(at: &Path, size: &str, whole: bool) -> io::Result<()> {
+pub fn mount_memory(at: &Path, size: &str) -> io::Result<()> {
     std::fs::create_dir_all(at)?;
-    let flags = if whole { MountFlags::empty() } else { MountFlags::NOSUID | MountFlags::NODEV };
-    let options = std::ffi::CString::new(format!("mode=0755,size={size}"))?;
-    Ok(mount("tmpfs", at, "tmpfs", flags, Some(options.as_c_str()))?)
+    memory(at, size, MountFlags::empty())
 }
 
 /// Mounts at `at` what is below `lower`; all changes go to `memory`, an empty directory (overlayfs).
@@ -163,14 +215,20 @@ pub fn mount_overlay(lower: &Path, memory: &Path, at: &Path) -> io::Result<()> {
     Ok(mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str()))?)
 }
 
-/// As PID 1: makes `root`, a mount point, the root of this process, and starts its init there. Returns only on failure;
-/// this process is then where it was. Other processes keep their root.
-pub fn switch(root: &Path, init: &str) -> io::Error {
+/// As PID 1: makes `root`, a mount point, the root of this process, and starts its init there with these arguments.
+/// Returns only on failure; this process is then where it was, and `root` is not mounted any more. Other processes keep
+/// their root.
+pub fn switch(root: &Path, init: &str, arguments: &[OsString]) -> io::Error {
     match enter(root) {
         Err(error) => error,
         Ok(before) => {
-            let error = Command::new(init).env_clear().env("TERM", "linux").exec();
-            // Both succeed: the directory is open, and this process is root.
+            // What protects the memory of this program is not for the system: the kernel's own limits for its first process.
+            let limit = Rlimit { current: Some(0), maximum: None };
+            let _ = setrlimit(Resource::Core, limit);
+            let error = Command::new(init).args(arguments).env_clear().env("TERM", "linux").exec();
+            let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+            // All succeed: it is mounted over the root, the directory is open, and this process is root.
+            let _ = unmount("/", UnmountFlags::DETACH);
             let _ = fchdir(&before).and_then(|()| chroot("."));
             io::Error::new(error.kind(), format!("{init} does not start: {error}"))
         }
@@ -179,14 +237,16 @@ pub fn switch(root: &Path, init: &str) -> io::Error {
 
 fn enter(root: &Path) -> io::Result<File> {
     let before = File::open("/")?;
+    let system = Root::open(root)?;
     for name in SHARED {
-        let at: PathBuf = root.join(name);
-        match mount_bind_recursive(Path::new("/").join(name), &at) {
+        match system.bind_all(&Path::new("/").join(name), name) {
             // A system without that directory does not need it.
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
+    drop(system);
     chdir(root)?;
     let moved = mount_move(".", "/").and_then(|()| chroot(".")).and_then(|()| chdir("/"));
     if moved.is_err() {
@@ -232,5 +292,67 @@ mod tests {
         assert_eq!(written.unwrap(), "text");
         root.write("/top", "1").unwrap();
         assert_eq!(root.text("top").unwrap(), "1");
+    }
+
+    #[test]
+    fn devices_and_pipes_are_not_opened() {
+        let fake = Fake::new();
+        fake.file("etc/hosts", "x");
+        let pipe = fake.root.join("etc/fstab");
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        std::os::unix::fs::symlink("/none", fake.root.join("etc/crypttab")).unwrap();
+        let root = Root::open(&fake.root).unwrap();
+        for outcome in [root.text("etc/fstab").map(drop), root.write("etc/fstab", "x")] {
+            assert!(outcome.unwrap_err().to_string().contains("not a regular file"));
+        }
+        assert!(root.write("etc/crypttab", "x").is_err(), "a link to nothing");
+        assert!(root.text("etc").is_err());
+        root.write("etc/hosts", "longer").unwrap();
+        root.write("etc/hosts", "y").unwrap();
+        assert_eq!(root.text("etc/hosts").unwrap(), "y");
+    }
+
+    /// The test runs itself in a mount namespace of its own.
+    #[test]
+    fn init_that_does_not_start_leaves_nothing_mounted() {
+        const INSIDE: &str = "STORAGETM_TEST_NAMESPACE";
+        const NAME: &str = "root::tests::init_that_does_not_start_leaves_nothing_mounted";
+        if std::env::var_os(INSIDE).is_some() {
+            return fail_to_start();
+        }
+        let apart = || {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private"]);
+            command
+        };
+        if programs::lacks(NAME, &["unshare"]) || !apart().arg("true").status().unwrap().success() {
+            println!("skip {NAME}: no mount namespaces can be made here");
+            return;
+        }
+        let own = std::env::current_exe().unwrap();
+        let ended = apart().arg(own).args(["--exact", NAME]).env(INSIDE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&ended.stdout);
+        assert!(ended.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    fn fail_to_start() {
+        let fake = Fake::new();
+        let place = fake.root.join("sysroot");
+        mount_memory(&place, "1m").unwrap();
+        let root = Root::open(&place).unwrap();
+        root.mount_memory("run", "1m").unwrap();
+        // Links that lead out of a root that they are not confined to.
+        std::os::unix::fs::symlink("/proc", place.join("dev")).unwrap();
+        root.make_directories("proc").unwrap();
+        let mounted = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+        let before = mounted();
+        drop(root);
+        let error = switch(&place, "/sbin/none", &[]);
+        assert!(error.to_string().starts_with("/sbin/none does not start"), "{error}");
+        assert!(place.exists(), "the root is that of before");
+        // Those of the root and of its /run have gone, none was added.
+        assert_eq!(mounted(), before - 2);
+        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
     }
 }

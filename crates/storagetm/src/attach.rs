@@ -137,6 +137,8 @@ pub(crate) struct LentDisk {
     pub(crate) nqn: String,
     /// Size in bytes and access, if the machine said them.
     pub(crate) size: Option<(u64, Allowed)>,
+    /// Whether there is a key for its machine, and so TLS.
+    pub(crate) encrypted: bool,
 }
 
 /// Returns the disks that a machine lends to this one. Attaches none.
@@ -157,7 +159,12 @@ fn lent_disk(disk: &Disk, target: Option<&Target>) -> LentDisk {
         // A path, as machines said it when they were paired.
         name.rsplit('/').next().unwrap_or(name)
     });
-    LentDisk { name: name.to_owned(), nqn: disk.nqn.clone(), size: disk.size }
+    LentDisk {
+        name: name.to_owned(),
+        nqn: disk.nqn.clone(),
+        size: disk.size,
+        encrypted: target.is_some(),
+    }
 }
 
 /// The parameters that all disks of one target share.

@@ -1,5 +1,6 @@
 //! PID 1: supervises the child process that exports the disks, or that starts a system from a lent disk.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -106,9 +107,11 @@ fn start(tree: &Tree) -> std::io::Result<(Child, thread::JoinHandle<String>)> {
 /// Becomes the init of the system that the child has prepared, when the child asks for it. The descriptors of the child
 /// are closed then; if it fails, the child gets the reason.
 fn switch_on_request(requests: ChildStdout, mut answers: ChildStdin) {
+    // The words of the kernel command line that are for the first process (`single`, `3`).
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     for line in BufReader::new(requests).lines().map_while(Result::ok) {
         let Some(init) = line.strip_prefix(lent::SWITCH) else { continue };
-        let error = linux::root::switch(Path::new(lent::ROOT), init);
+        let error = linux::root::switch(Path::new(lent::ROOT), init, &words);
         let _ = writeln!(answers, "{error}");
     }
 }
@@ -190,12 +193,13 @@ fn signal_child(signal: rustix::process::Signal) {
     }
 }
 
-/// Shows why no disk is exported, and waits for a key. Returns `None` to try again. Restarts after
+/// Shows why no disk is exported, or attached, and waits for a key. Returns `None` to try again. Restarts after
 /// the time of `storagetm.return=`, if it is given.
 fn prompt(tree: &Tree, reason: &str) -> Option<Power> {
     let mut screens = Screens::open(tree);
+    let what = if lent::is_wanted(tree) { "no system has been started" } else { "no disk is lent" };
     screens.print(&format!(
-        "storagetm: no disk is lent.\n\n{}\n\nEnter try again   p power off   r restart\n",
+        "storagetm: {what}.\n\n{}\n\nEnter try again   p power off   r restart\n",
         console::escape_lines_to_ascii(reason)
     ));
     let start = Instant::now();

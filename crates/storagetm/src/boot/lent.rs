@@ -27,6 +27,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use console::escape_lines_to_ascii;
@@ -40,15 +41,15 @@ use crate::attach::{LentDisk, lent_disks};
 use crate::console_ui::screens::Screens;
 use crate::pair::PairRequest;
 use dialogue::{Answer, Dialogue, Kind, busy};
-use disk::{KEYS, attach, detach, interface, lender_at, load_modules, options};
+use disk::{KEYS, attach, detach, interfaces, lender_at, load_modules, options};
 pub(super) use hand_over::SWITCH;
-use hand_over::hand_over;
+use hand_over::{hand_over, lock};
 use parameters::Parameters;
 pub(super) use parameters::is_wanted;
 pub(super) use prepare::ROOT;
 use prepare::Start;
-use search::{Lender, Search};
-use system::{Choice, Volume};
+use search::{Lender, Search, Unencrypted};
+use system::{Choice, Volume, Wanted};
 
 /// The subject of notes about the search for machines.
 const SEARCH: &str = "search";
@@ -78,7 +79,10 @@ struct Session {
     parameters: Parameters,
     screens: Screens,
     inbox: Inbox,
-    search: Search,
+    /// Only until the system is started.
+    search: Option<Search>,
+    /// Which system is started.
+    wanted: Wanted,
     /// Messages about the network and the drivers, by what they are about.
     notes: BTreeMap<String, String>,
     /// Why the last attempt failed.
@@ -87,15 +91,24 @@ struct Session {
     shown: Vec<String>,
     /// Whether questions are answered by the kernel parameters.
     by_parameters: bool,
-    /// Whether a machine that needs no key is not the one that is meant: the kernel parameters have a code.
-    wants_key: bool,
+    /// Whether the kernel parameters have a code: the machine that they mean is not asked without a key.
+    has_code: bool,
 }
 
-/// Starts a system from a lent disk; until then, asks which, again and again.
+/// A system that is ready to be started.
+struct Prepared {
+    init: String,
+    /// The NQN of its disk.
+    disk: String,
+}
+
+/// Starts a system from a lent disk; until then, asks which, again and again. The lock is held from then on: drivers are
+/// loaded by the system.
 pub(super) fn run(
     tree: &Tree,
     inbox: Inbox,
     _network: io::Result<Network>,
+    loading: &Mutex<()>,
 ) -> Result<Infallible, Failure> {
     let parameters = Parameters::read(tree).unwrap_or_default();
     for note in &parameters.notes {
@@ -105,11 +118,12 @@ pub(super) fn run(
     let mut session = Session {
         tree: tree.clone(),
         by_parameters: parameters.machine.is_some(),
-        wants_key: parameters.code.is_some(),
+        has_code: parameters.code.is_some(),
+        wanted: Wanted::of(parameters.root.clone()),
         parameters,
         screens: Screens::open(tree),
         inbox,
-        search: Search::start(),
+        search: Some(Search::start()),
         notes: BTreeMap::new(),
         message: String::new(),
         shown: Vec::new(),
@@ -122,20 +136,11 @@ pub(super) fn run(
     }
     loop {
         match session.attempt() {
-            Ok(init) => {
-                // The terminals are those of the system now.
-                std::mem::take(&mut session.screens).close("");
-                // Returns only if PID 1 could not do it.
-                let failure = hand_over(&session.inbox, &init);
-                session.screens = Screens::open(tree);
-                session.shown.clear();
-                prepare::undo();
-                session.failed(&failure);
-            }
+            Ok(prepared) => session.switch(&prepared, loading),
             Err(Stop::Exit(status)) => std::process::exit(status),
             Err(Stop::Back) => {
                 session.message.clear();
-                session.by_parameters = false;
+                session.choose_here();
             }
             Err(Stop::Failed(failure)) => session.failed(&failure),
         }
@@ -144,8 +149,30 @@ pub(super) fn run(
 }
 
 impl Session {
-    /// Finds a disk and prepares the system on it. Returns the path of its init.
-    fn attempt(&mut self) -> Result<String, Stop> {
+    /// Starts the system. Returns only if PID 1 could not do it; the disk is detached then.
+    fn switch(&mut self, prepared: &Prepared, loading: &Mutex<()>) {
+        // What the system does itself from now on; the terminals are its, too.
+        self.search = None;
+        let held = lock(loading);
+        std::mem::take(&mut self.screens).close("");
+        let failure = hand_over(&self.inbox, &prepared.init);
+        drop(held);
+        self.screens = Screens::open(&self.tree);
+        self.shown.clear();
+        self.search = Some(Search::start());
+        prepare::undo();
+        detach(&self.tree, &prepared.disk);
+        self.failed(&failure);
+    }
+
+    /// A person chooses from now on, not the kernel parameters.
+    fn choose_here(&mut self) {
+        self.by_parameters = false;
+        self.wanted.forget();
+    }
+
+    /// Finds a disk and prepares the system on it.
+    fn attempt(&mut self) -> Result<Prepared, Stop> {
         let lender = self.lender()?;
         let disks = self.disks(&lender)?;
         let disk = self.disk(&lender, disks)?;
@@ -155,7 +182,7 @@ impl Session {
             prepare::undo();
             detach(&self.tree, &disk.nqn);
         }
-        result
+        Ok(Prepared { init: result?, disk: disk.nqn })
     }
 
     fn lender(&mut self) -> Result<Lender, Stop> {
@@ -167,10 +194,11 @@ impl Session {
             .after(&self.message);
         let mut shown: Vec<Lender> = Vec::new();
         loop {
-            match self.search.found() {
+            match self.search.as_ref().map_or_else(|| Ok(Vec::new()), Search::found) {
                 Ok(found) => {
                     self.notes.remove(SEARCH);
-                    if dialogue.update(found.iter().map(Lender::shown).collect()) {
+                    let has_default = found.iter().all(Lender::may_be_default);
+                    if dialogue.update(found.iter().map(Lender::shown).collect(), has_default) {
                         shown = found;
                     }
                 }
@@ -195,24 +223,62 @@ impl Session {
         }
     }
 
-    /// Returns the disks that a machine lends to this one; pairs with it first, if it wants that.
+    /// Returns the disks that a machine lends to this one; pairs with it first, if it wants that. Without encryption only
+    /// after somebody has agreed.
     fn disks(&mut self, lender: &Lender) -> Result<Vec<LentDisk>, Stop> {
         self.show(&busy(&format!("Asking {} for its disks ...", lender.name)));
-        let options = options(lender, None);
-        let wants_key = lender.keyed == Some(true) || (self.by_parameters && self.wants_key);
+        let unencrypted = self.unencrypted(lender);
+        let options = options(lender, None, unencrypted.may_be_asked());
         let is_paired = !remote::machine::readable_targets(Some(Path::new(KEYS)))?.is_empty();
-        if is_paired || !wants_key {
+        if is_paired || unencrypted != Unencrypted::Never {
             match lent_disks(&options) {
                 Err(failure) if failure.status() == 3 => {}
-                disks => return Ok(disks?),
+                disks => {
+                    let disks = disks?;
+                    self.agree(lender, &disks, unencrypted)?;
+                    return Ok(disks);
+                }
             }
         }
         self.pair(lender)?;
         Ok(lent_disks(&options)?)
     }
 
+    /// Whether the kernel parameters mean the machine that is asked: they name it, or name none.
+    fn is_meant(&self) -> bool {
+        self.by_parameters || self.parameters.machine.is_none()
+    }
+
+    fn unencrypted(&self, lender: &Lender) -> Unencrypted {
+        let allowed = self.by_parameters.then_some(self.parameters.unencrypted);
+        Unencrypted::of(lender.keyed == Some(true) || (self.has_code && self.is_meant()), allowed)
+    }
+
+    /// Asks whether disks that come without encryption are wanted.
+    fn agree(&mut self, lender: &Lender, disks: &[LentDisk], may: Unencrypted) -> Result<(), Stop> {
+        if disks.iter().all(|disk| disk.encrypted) || may == Unencrypted::Allowed {
+            return Ok(());
+        }
+        if may != Unencrypted::Asked {
+            return Err(Failure::refused(format!(
+                "{} lends without a key, NOT ENCRYPTED: only storagetm.boot.unencrypted allows that, or a person here",
+                lender.name
+            ))
+            .into());
+        }
+        let question = format!(
+            "NOT ENCRYPTED: {} lends without a key. Whoever is on the network can read what is transferred, change the system that starts, \
+             or be another machine than you mean. Go on?",
+            lender.name
+        );
+        match self.ask(Dialogue::new(Kind::Consent, &question))? {
+            Answer::Yes => Ok(()),
+            _ => Err(Stop::Back),
+        }
+    }
+
     fn pair(&mut self, lender: &Lender) -> Result<(), Stop> {
-        let code = match self.parameters.code.clone().filter(|_| self.by_parameters) {
+        let code = match self.parameters.code.clone().filter(|_| self.is_meant()) {
             Some(code) => code,
             None => {
                 let question = format!("The code on the screen of {}:", lender.name);
@@ -302,7 +368,7 @@ impl Session {
         };
         self.show(&busy(&format!("Starting {} ... {changes}", found.name)));
         let notes =
-            Start { volumes: &volumes, root, write, interface: interface(&self.tree, &disk.nqn) }
+            Start { volumes: &volumes, root, write, interfaces: interfaces(&self.tree, &disk.nqn) }
                 .prepare()?;
         if !notes.is_empty() {
             self.show(&busy(&format!("Starting {} ... {changes} {}", found.name, notes.join(" "))));
@@ -313,11 +379,13 @@ impl Session {
 
     /// Returns the index of the volume with the system that is started.
     fn volume(&mut self, volumes: &[Volume]) -> Result<usize, Stop> {
-        match system::choose(volumes, self.parameters.root.as_deref()) {
+        match self.wanted.choose(volumes) {
             Choice::One(at) => Ok(at),
             Choice::None(reason) => {
-                // The next disk may have another one.
-                self.parameters.root = None;
+                if !self.by_parameters {
+                    // The next disk may have another one.
+                    self.wanted.forget();
+                }
                 Err(Failure::new(reason.trim_end_matches('.')).into())
             }
             Choice::Ask(all) => {
@@ -412,7 +480,7 @@ impl Session {
             self.look();
             self.screens.wait(TICK);
             if !self.screens.receive().is_empty() {
-                self.by_parameters = false;
+                self.choose_here();
                 return;
             }
         }

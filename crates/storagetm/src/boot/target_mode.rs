@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use linux::boot::command_line;
 use linux::module::{Drivers, Note};
@@ -43,13 +44,14 @@ pub(super) fn run() -> Result<Infallible, Failure> {
         let _ = linux::pid1::quiet_kernel();
     }
     let inbox = serve::open_inbox()?;
-    start_driver_loading(tree.clone(), inbox.clone());
+    let loading = Arc::new(Mutex::new(()));
+    start_driver_loading(tree.clone(), inbox.clone(), Arc::clone(&loading));
     let network = start_network(&tree, &inbox);
     if let Err(error) = &network {
         inbox.note(format!("The network cannot be brought up: {error}."));
     }
     if lent::is_wanted(&tree) {
-        return lent::run(&tree, inbox, network);
+        return lent::run(&tree, inbox, network, &loading);
     }
     let settings = Settings::read(&tree);
     let console_ui = ConsoleUi::open(&tree);
@@ -118,16 +120,16 @@ fn interface_state(note: &network::Note) -> Option<(&str, Option<String>)> {
 }
 
 /// Loads drivers for present and hot-plugged hardware, on a thread: a driver that waits for its
-/// disks must not block the screen.
-fn start_driver_loading(tree: Tree, inbox: Inbox) {
+/// disks must not block the screen. Those of what is hot-plugged are loaded only while nobody else holds the lock.
+fn start_driver_loading(tree: Tree, inbox: Inbox, lock: Arc<Mutex<()>>) {
     std::thread::spawn(move || {
-        if let Err(error) = load_drivers(&tree, &inbox) {
+        if let Err(error) = load_drivers(&tree, &inbox, &lock) {
             inbox.note(format!("Drivers are not loaded any more: {error}."));
         }
     });
 }
 
-fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
+fn load_drivers(tree: &Tree, inbox: &Inbox, lock: &Mutex<()>) -> io::Result<()> {
     let uname = rustix::system::uname();
     let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
     if !tree.path(&folder).exists() {
@@ -143,6 +145,7 @@ fn load_drivers(tree: &Tree, inbox: &Inbox) -> io::Result<()> {
     loop {
         shortfalls.report(inbox);
         let _ = poll(&mut [PollFd::new(&drivers, PollFlags::IN)], None);
+        let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
         drivers.receive(&mut report)?;
     }
 }

@@ -44,6 +44,7 @@ image of `storagetm image --boot`
   storagetm.code=DIGITS      the code on the screen of that machine
   storagetm.root=PARTITION   where the system is: a number, PARTUUID=..., UUID=..., LABEL=...
   storagetm.boot.write       let the system write to the disk itself
+  storagetm.boot.unencrypted start also from a machine that lends without a key
   ip=link-local|dhcp|...     as in dracut.cmdline(7); link-local addresses are always configured
   vlan=... bond=...          make a VLAN or a bond of network cards, as in dracut.cmdline(7)",
         protocol_help::boot_parameter()

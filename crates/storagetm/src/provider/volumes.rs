@@ -129,7 +129,7 @@ mod test {
 
     fn disk(name: &str, nqn: &str) -> LentDisk {
         let size = Some((1 << 20, Allowed::ReadOnly));
-        LentDisk { name: name.to_owned(), nqn: nqn.to_owned(), size }
+        LentDisk { name: name.to_owned(), nqn: nqn.to_owned(), size, encrypted: true }
     }
 
     #[test]

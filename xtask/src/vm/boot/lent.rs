@@ -60,7 +60,11 @@ pub(super) const TRIALS: &[Trial] = &[
         run: console,
     },
     Trial { name: "lent-parameters", tests: TESTS, run: parameters },
-    Trial { name: "lent-open", tests: &["marked", "system", "not-encrypted"], run: open },
+    Trial {
+        name: "lent-open",
+        tests: &["marked", "asked", "system", "not-encrypted", "refused", "unchanged"],
+        run: open,
+    },
     Trial {
         name: "lent-write",
         tests: &["asked", "system", "written", "image-written"],
@@ -107,27 +111,35 @@ fn parameters(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Re
     Ok(())
 }
 
-/// From a machine that lends without a key: no code is asked for.
+/// From a machine that lends without a key, and writable: no code is asked for, and the disk is not written to.
 fn open(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let disk = system(lab.maker.bench, lab, folder, FSTAB)?;
     let start = lab.maker.lent("storagetm.boot cryptomgr.notests")?;
-    let lender = lab.maker.start(Way::Init, OPEN)?;
+    let before = sha256(&disk)?;
+    let lender = lab.maker.start(Way::Init, &format!("{OPEN} storagetm.writable={SERIAL}"))?;
     let mut stick = Machine::power_on(&start, &link(&folder.join("link"), 1), folder, "stick")?;
-    let _lender = lend(&lender, &disk, folder, 2)?;
+    let lender = lend(&lender, &disk, folder, 2)?;
     let marked = |text: &str| {
         let is_row = text.trim_start().starts_with("1  ");
         (is_row && text.ends_with("NOT ENCRYPTED")).then_some(())
     };
     let found = stick.screen.find("a marked machine", 0, BOOT, marked);
     results.decide("marked", found.map(drop));
+    let since = stick.screen.now();
     stick.type_key("1\r")?;
+    let asked = stick.screen.shows("NOT ENCRYPTED:", since, SOON);
+    results.decide("asked", asked.map(drop));
+    stick.type_key("y")?;
     let root = value(&mut stick, "root", SYSTEM)?;
     results.decide("system", expect(&root, root == "overlay debian-to-lend"));
     stick.screen.shows("lent end", 0, SYSTEM)?;
     let key = value(&mut stick, "tls", Duration::ZERO).unwrap_or_default();
     let is_none = u32::from_str_radix(&key, 16).is_ok_and(|key| key == 0) || key.is_empty();
     results.decide("not-encrypted", expect(&key, is_none));
-    stick.until_off(SYSTEM)
+    results.decide("refused", stick.screen.shows("lent refused", 0, Duration::ZERO).map(drop));
+    stick.until_off(SYSTEM)?;
+    results.decide("unchanged", unchanged(&lender, &disk, &before));
+    Ok(())
 }
 
 /// With `storagetm.boot.write`, after a person at the other machine has agreed.

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     Code,
     /// By any text.
     Text,
+    /// By y, and by nothing else.
+    Consent,
 }
 
 /// What was answered.
@@ -28,6 +30,8 @@ pub(super) enum Answer {
     /// The row with this index.
     Row(usize),
     Text(String),
+    /// The question is answered by yes.
+    Yes,
     /// An address is to be typed.
     Address,
     /// Back to the first question.
@@ -42,6 +46,8 @@ pub(super) struct Dialogue {
     kind: Kind,
     question: String,
     rows: Vec<String>,
+    /// Whether Enter alone takes the only row.
+    has_default: bool,
     /// What is shown in the place of rows, if there are none.
     empty: String,
     /// Why the last attempt failed.
@@ -57,6 +63,7 @@ impl Dialogue {
             kind,
             question: question.to_owned(),
             rows: Vec::new(),
+            has_default: true,
             empty: String::new(),
             message: String::new(),
             notes: Vec::new(),
@@ -77,11 +84,12 @@ impl Dialogue {
         Self { message: message.to_owned(), ..self }
     }
 
-    /// Replaces the rows, unless a number is being typed: it means a row that was shown.
-    pub(super) fn update(&mut self, rows: Vec<String>) -> bool {
+    /// Replaces the rows, unless a number is being typed: it means a row that was shown. Where `has_default`, Enter alone
+    /// takes the only row.
+    pub(super) fn update(&mut self, rows: Vec<String>, has_default: bool) -> bool {
         let takes = self.typed.is_empty();
         if takes {
-            self.rows = rows;
+            (self.rows, self.has_default) = (rows, has_default);
         }
         takes
     }
@@ -103,6 +111,7 @@ impl Dialogue {
             (_, b'p' | b'P') => Some(Answer::PowerOff),
             (_, b'r' | b'R') => Some(Answer::Restart),
             (_, b'b' | b'B') => Some(Answer::Back),
+            (Kind::Consent, byte) => (byte == b'y').then_some(Answer::Yes),
             (Kind::Choice, b'a' | b'A') => Some(Answer::Address),
             (Kind::Choice, byte) => self.put(byte, |byte| byte.is_ascii_digit()),
             (Kind::Code, byte) => {
@@ -121,7 +130,10 @@ impl Dialogue {
     fn enter(&mut self) -> Option<Answer> {
         let typed = std::mem::take(&mut self.typed);
         match self.kind {
-            Kind::Choice if typed.is_empty() && self.rows.len() == 1 => Some(Answer::Row(0)),
+            Kind::Consent => None,
+            Kind::Choice if typed.is_empty() && self.rows.len() == 1 && self.has_default => {
+                Some(Answer::Row(0))
+            }
             Kind::Choice if typed.is_empty() => None,
             Kind::Choice => {
                 let row = typed.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
@@ -176,6 +188,7 @@ impl Dialogue {
             }
             Kind::Code => "The code and Enter   b back   r restart   p power off",
             Kind::Text => "Enter; an empty line goes back",
+            Kind::Consent => "y go on without encryption   b back   r restart   p power off",
         }
     }
 }
@@ -240,11 +253,13 @@ mod test {
     fn list_does_not_change_under_a_number() {
         let mut list = machines(&["desk", "laptop"]);
         assert_eq!(typed(&mut list, "2"), None);
-        assert!(!list.update(vec!["another".to_owned(), "desk".to_owned()]));
+        assert!(!list.update(vec!["another".to_owned(), "desk".to_owned()], true));
         assert_eq!(typed(&mut list, "\r"), Some(Answer::Row(1)));
         assert!(list.lines().iter().any(|line| line == "   2  laptop"));
-        assert!(list.update(vec!["another".to_owned()]));
+        assert!(list.update(vec!["another".to_owned()], false));
         assert!(list.lines().iter().any(|line| line == "   1  another"));
+        assert_eq!(typed(&mut list, "\r"), None, "not without its number");
+        assert_eq!(typed(&mut list, "1\r"), Some(Answer::Row(0)));
     }
 
     #[test]
@@ -269,6 +284,16 @@ mod test {
         assert_eq!(typed(&mut code, "12x34 5678\r"), Some(Answer::Text("1234 5678".to_owned())));
         assert_eq!(typed(&mut code, "12\x15\r"), None);
         assert_eq!(typed(&mut code, "1b"), Some(Answer::Back));
+    }
+
+    #[test]
+    fn only_y_agrees_to_no_encryption() {
+        let mut consent = Dialogue::new(Kind::Consent, "NOT ENCRYPTED");
+        for other in ["\r", "\n", "1\r", "a", "Y", "x", " "] {
+            assert_eq!(typed(&mut consent, other), None, "{other:?}");
+        }
+        assert_eq!(typed(&mut consent, "b"), Some(Answer::Back));
+        assert_eq!(typed(&mut consent, "y"), Some(Answer::Yes));
     }
 
     #[test]

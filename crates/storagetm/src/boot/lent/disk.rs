@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use linux::fabrics::controllers;
+use linux::fabrics::{Controller, controllers};
 use linux::tree::Tree;
 use remote::address::TargetAddr;
 
-use super::prepare::interface_to;
+use super::prepare::{interface_to, with_lower};
 use super::search::Lender;
 use crate::attach::{Attached, LentDisk, attach_disks};
 use crate::options::attach::Attach;
@@ -53,11 +53,13 @@ pub(super) fn lender_at(machine: &str) -> Result<Lender, Failure> {
     Ok(Lender { name: at.host(), at, keyed: None })
 }
 
-/// The options with which a machine is asked, or one disk of it is attached: the kernel never gives it up.
-pub(super) fn options(lender: &Lender, disk: Option<&LentDisk>) -> Attach {
+/// The options with which a machine is asked, or one disk of it is attached: the kernel never gives it up. Where
+/// `unencrypted`, a machine that accepts no stored key is asked without one, unless it was paired with.
+pub(super) fn options(lender: &Lender, disk: Option<&LentDisk>, unencrypted: bool) -> Attach {
     let disk = disk.map(|disk| format!("/{}", disk.nqn)).unwrap_or_default();
     let mut options = Attach::of(format!("nvme://{}{disk}", lender.at), Some(KEYS.into()), None);
     options.patience = -1;
+    options.insecure = unencrypted;
     options
 }
 
@@ -66,8 +68,8 @@ pub(super) fn options(lender: &Lender, disk: Option<&LentDisk>) -> Attach {
 /// # Errors
 /// Fails with a sentence.
 pub(super) fn attach(lender: &Lender, disk: &LentDisk) -> Result<(String, bool), Failure> {
-    let (attached, failed) =
-        attach_disks(&options(lender, Some(disk))).map_err(|error| error.failure)?;
+    let (attached, failed) = attach_disks(&options(lender, Some(disk), !disk.encrypted))
+        .map_err(|error| error.failure)?;
     let device = attached.iter().flat_map(|it: &Attached| &it.devices).next();
     match (device, failed) {
         (Some(device), _) => Ok((device.path.clone(), device.access == Allowed::Writable)),
@@ -78,10 +80,11 @@ pub(super) fn attach(lender: &Lender, disk: &LentDisk) -> Result<(String, bool),
     }
 }
 
-/// Returns the interface by which a disk is attached.
-pub(super) fn interface(tree: &Tree, nqn: &str) -> Option<String> {
-    let controller = controllers(tree).into_iter().find(|it| it.subsystem == nqn)?;
-    controller.interface.or_else(|| interface_to(controller.address?))
+/// Returns the interface by which a disk is attached, and those below it; none if that is not known.
+pub(super) fn interfaces(tree: &Tree, nqn: &str) -> Vec<String> {
+    let controller = controllers(tree).into_iter().find(|it| it.subsystem == nqn);
+    let own = |it: Controller| it.interface.or_else(|| interface_to(it.address?));
+    controller.and_then(own).map(|own| with_lower(tree, own)).unwrap_or_default()
 }
 
 /// Detaches a disk.

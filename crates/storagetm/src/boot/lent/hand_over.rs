@@ -1,7 +1,8 @@
 //! The change from this program to the init of a prepared system.
 
 use std::io::{self, BufRead, Write};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use daemon::inbox::Inbox;
 use failure::Failure;
@@ -9,8 +10,16 @@ use failure::Failure;
 /// What is asked of PID 1, followed by the path of the system's init.
 pub(crate) const SWITCH: &str = "switch-root ";
 
+/// How long a driver that is being loaded is waited for before the system starts.
+const LOADING: Duration = Duration::from_secs(5);
+
+/// The pause before a lock is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Has PID 1 become the init of the prepared system. Returns only if that fails.
 pub(super) fn hand_over(inbox: &Inbox, init: &str) -> Failure {
+    // Without this process the system would lose its root when the kernel connects again.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let mut output = io::stdout().lock();
     let told = writeln!(output, "{SWITCH}{init}").and_then(|()| output.flush());
     if let Err(error) = told {
@@ -31,5 +40,17 @@ fn stay(inbox: &Inbox) -> ! {
         // The consoles are those of the system now.
         drop(inbox.receive());
         std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+/// Returns the lock, unless it is held by another for longer: by a driver that waits for its hardware.
+pub(super) fn lock(lock: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
+    let end = Instant::now() + LOADING;
+    loop {
+        match lock.try_lock() {
+            Ok(held) => return Some(held),
+            Err(_) if Instant::now() >= end => return None,
+            Err(_) => std::thread::sleep(PAUSE),
+        }
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Parameters {
     pub(super) root: Option<String>,
     /// Whether the system writes to the disk itself.
     pub(super) write: bool,
+    /// Whether a machine that lends without a key may be booted from though no person agrees.
+    pub(super) unencrypted: bool,
     /// Messages about parameters that are ignored.
     pub(super) notes: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl Parameters {
             ("storagetm.code", Some(code)) => self.code = Some(code),
             ("storagetm.root", Some(root)) => self.root = Some(root),
             ("storagetm.boot.write", _) => self.write = !is_no(parameter),
+            ("storagetm.boot.unencrypted", _) => self.unencrypted = !is_no(parameter),
             ("storagetm.code" | "storagetm.root", None) => {
                 self.notes.push(format!("{} is ignored: it needs a value.", parameter.name));
             }
@@ -115,6 +118,7 @@ mod test {
             code: Some("1234 5678".to_owned()),
             root: Some("PARTUUID=7".to_owned()),
             write: true,
+            unencrypted: false,
             notes: Vec::new(),
         };
         assert_eq!(found, Some(wanted));
@@ -123,6 +127,9 @@ mod test {
             (short.machine.as_deref(), short.disk, short.write),
             (Some("desk"), None, false)
         );
+        let open = |line: &str| parameters(line).unwrap().unencrypted;
+        assert!(open("storagetm.boot=desk storagetm.boot.unencrypted"));
+        assert!(!open("storagetm.boot=desk storagetm.boot.unencrypted=no"));
     }
 
     #[test]

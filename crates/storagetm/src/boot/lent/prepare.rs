@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use linux::net::addresses;
 use linux::root::{self, Root};
+use linux::tree::Tree;
 use rustix::system::uname;
 
 use super::fstab::{self, Entry};
@@ -28,8 +29,8 @@ pub(super) struct Start<'a> {
     pub(super) root: &'a Volume,
     /// Whether the system writes to the disk itself.
     pub(super) write: bool,
-    /// The interface by which the disk is attached, if it is known.
-    pub(super) interface: Option<String>,
+    /// The interface by which the disk is attached, and those below it; none if it is not known.
+    pub(super) interfaces: Vec<String>,
 }
 
 impl Start<'_> {
@@ -43,7 +44,7 @@ impl Start<'_> {
             self.mount_writable()?;
         } else {
             let failed = |error| Failure::new(format!("memory for changes: {error}"));
-            root::mount_memory(Path::new(MEMORY), MEMORY_SIZE, true).map_err(failed)?;
+            root::mount_memory(Path::new(MEMORY), MEMORY_SIZE).map_err(failed)?;
             self.mount_layers(self.root, 0, Path::new(ROOT))?;
         }
         let system = Root::open(Path::new(ROOT)).map_err(Failure::new)?;
@@ -51,8 +52,8 @@ impl Start<'_> {
             self.change_tables(&system, &mut notes)?;
         }
         let failed = |error| Failure::new(format!("/run of the system: {error}"));
-        root::mount_memory(&Path::new(ROOT).join("run"), "20%", false).map_err(failed)?;
-        if let Err(error) = keep_network(&system, self.interface.as_deref()) {
+        system.mount_memory("run", "20%").map_err(failed)?;
+        if let Err(error) = keep_network(&system, &self.interfaces) {
             notes.push(format!("The system may take the network over: {error}."));
         }
         if let Err(error) = give_modules(&system) {
@@ -80,7 +81,6 @@ impl Start<'_> {
         let lower = PathBuf::from(format!("{LOWER}{number}"));
         let memory = Path::new(MEMORY).join(number.to_string());
         let failed = |error| mount_failed(volume, &error);
-        root::forbid_writes(&volume.device).map_err(failed)?;
         root::mount_disk(&volume.device, &lower, kind, false, options).map_err(failed)?;
         root::mount_overlay(&lower, &memory, at).map_err(failed)
     }
@@ -149,13 +149,30 @@ pub(super) fn undo() {
     let _ = root::detach(Path::new(MEMORY));
 }
 
-/// Keeps the system's network services off the interface by which the disk is attached: it would lose its root.
-fn keep_network(system: &Root, interface: Option<&str>) -> Result<(), Failure> {
-    let unknown = || Failure::new("the interface to the other machine is not known");
-    for (path, text) in network_files(interface.ok_or_else(unknown)?) {
-        system.write(path, &text).map_err(|error| Failure::new(format!("{path}: {error}")))?;
+/// Keeps the system's network services off the interfaces by which the disk is attached: it would lose its root.
+fn keep_network(system: &Root, interfaces: &[String]) -> Result<(), Failure> {
+    if interfaces.is_empty() {
+        return Err(Failure::new("the interface to the other machine is not known"));
+    }
+    for (path, text) in network_files(interfaces) {
+        system.write(&path, &text).map_err(|error| Failure::new(format!("{path}: {error}")))?;
     }
     Ok(())
+}
+
+/// Returns an interface and those below it: the ports of a bond, the interface of a VLAN.
+pub(super) fn with_lower(tree: &Tree, interface: String) -> Vec<String> {
+    let mut all = vec![interface];
+    let mut at = 0;
+    while let Some(upper) = all.get(at) {
+        let found = tree.names(format!("sys/class/net/{upper}"));
+        let lower = found.iter().filter_map(|name| name.strip_prefix("lower_"));
+        let new: Vec<String> =
+            lower.filter(|name| !all.iter().any(|it| it == name)).map(str::to_owned).collect();
+        all.extend(new);
+        at = at.saturating_add(1);
+    }
+    all
 }
 
 /// Returns the interface with the address that packets to `lender`, no link-local IPv6 address, are sent from.
@@ -173,26 +190,27 @@ pub(super) fn interface_to(lender: IpAddr) -> Option<String> {
     addresses().ok()?.into_iter().find(|it| it.ip == own).map(|it| it.interface)
 }
 
-/// The files below /run that leave an interface as it is: its name (systemd.link(5)), and its addresses
+/// The files below /run that leave interfaces as they are: their names (systemd.link(5)), and their addresses and masters
 /// (systemd.network(5), NetworkManager.conf(5), ifup(8)).
-fn network_files(interface: &str) -> [(&'static str, String); 4] {
-    [
+fn network_files(interfaces: &[String]) -> Vec<(String, String)> {
+    let matched: Vec<String> =
+        interfaces.iter().map(|name| format!("interface-name:{name}")).collect();
+    let state = interfaces.iter().map(|name| format!("{name}={name}\n")).collect();
+    let manager = format!("[device-storagetm]\nmatch-device={}\nmanaged=0\n", matched.join(","));
+    let mut files = vec![
+        ("run/NetworkManager/conf.d/00-storagetm.conf".to_owned(), manager),
+        ("run/network/ifstate".to_owned(), state),
         (
-            "run/systemd/network/00-storagetm.link",
-            format!(
-                "[Match]\nOriginalName={interface}\n\n[Link]\nNamePolicy=keep\nName={interface}\n"
-            ),
+            "run/systemd/network/00-storagetm.network".to_owned(),
+            format!("[Match]\nName={}\n\n[Link]\nUnmanaged=yes\n", interfaces.join(" ")),
         ),
-        (
-            "run/systemd/network/00-storagetm.network",
-            format!("[Match]\nName={interface}\n\n[Link]\nUnmanaged=yes\n"),
-        ),
-        (
-            "run/NetworkManager/conf.d/00-storagetm.conf",
-            format!("[device-storagetm]\nmatch-device=interface-name:{interface}\nmanaged=0\n"),
-        ),
-        ("run/network/ifstate", format!("{interface}={interface}\n")),
-    ]
+    ];
+    files.extend(interfaces.iter().map(|name| {
+        let text =
+            format!("[Match]\nOriginalName={name}\n\n[Link]\nNamePolicy=keep\nName={name}\n");
+        (format!("run/systemd/network/00-storagetm-{name}.link"), text)
+    }));
+    files
 }
 
 /// Mounts the modules of the running kernel in the system, unless it has them. Its own depmod makes the indexes of them
@@ -234,8 +252,20 @@ mod test {
 
     #[test]
     fn interface_of_the_disk_is_left_alone() {
-        let files = network_files("eth0");
-        assert!(files.iter().all(|(path, text)| path.starts_with("run/") && text.contains("eth0")));
+        let folder = testkit::Scratch::new();
+        for link in ["bond0.5/lower_bond0", "bond0/lower_eth0", "bond0/lower_eth1", "eth0/x"] {
+            std::fs::create_dir_all(folder.0.join("sys/class/net").join(link)).unwrap();
+        }
+        let all = with_lower(&Tree::at(&folder.0), "bond0.5".to_owned());
+        assert_eq!(all, ["bond0.5", "bond0", "eth0", "eth1"]);
+        let files = network_files(&all);
+        assert!(files.iter().all(|(path, _)| path.starts_with("run/")));
+        for name in &all {
+            let about = files.iter().filter(|(_, text)| text.contains(name.as_str())).count();
+            assert!(about >= 4, "{name} is in {about} files");
+            let link = format!("run/systemd/network/00-storagetm-{name}.link");
+            assert!(files.iter().any(|(path, _)| *path == link));
+        }
         let lo = interface_to("127.0.0.1".parse().unwrap());
         assert_eq!(lo.as_deref(), Some("lo"));
     }

@@ -1,4 +1,4 @@
-//! Machines nearby that lend disks by NVMe/TCP, looked for again and again on a thread.
+//! Machines nearby that lend disks by NVMe/TCP, looked for again and again on a thread; whether one may do so without a key.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,10 +21,45 @@ pub(super) struct Lender {
     pub(super) keyed: Option<bool>,
 }
 
+/// Whether a machine may be booted from without encryption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unencrypted {
+    /// It wants a key, or its code is known.
+    Never,
+    /// It is asked, and refused if it lends without a key.
+    Refused,
+    /// If a person agrees.
+    Asked,
+    Allowed,
+}
+
+impl Unencrypted {
+    /// `wants_key`: whether the machine wants a key, or its code is known. `allowed`: what the kernel parameters say; `None`
+    /// if a person has chosen the machine.
+    pub(super) fn of(wants_key: bool, allowed: Option<bool>) -> Self {
+        match (wants_key, allowed) {
+            (true, _) => Self::Never,
+            (false, None) => Self::Asked,
+            (false, Some(true)) => Self::Allowed,
+            (false, Some(false)) => Self::Refused,
+        }
+    }
+
+    /// Whether it is asked without a key though keys of other machines are stored.
+    pub(super) fn may_be_asked(self) -> bool {
+        matches!(self, Self::Asked | Self::Allowed)
+    }
+}
+
 impl Lender {
     fn of(machine: &Machine) -> Option<Self> {
         machine.services(Protocol::Nvme).first()?;
         Some(Self { name: machine.name.clone(), at: machine.disks()?, keyed: machine.keyed })
+    }
+
+    /// Whether Enter alone may choose it: it wants a key, so that another in its place is noticed.
+    pub(super) fn may_be_default(&self) -> bool {
+        self.keyed == Some(true)
     }
 
     /// A line about it.
@@ -74,5 +109,36 @@ impl Search {
 impl Drop for Search {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn no_key_takes_a_person_or_a_parameter() {
+        use Unencrypted::{Allowed, Asked, Never, Refused};
+        for (wants_key, allowed, wanted) in [
+            (true, None, Never),
+            (true, Some(true), Never),
+            (false, None, Asked),
+            (false, Some(false), Refused),
+            (false, Some(true), Allowed),
+        ] {
+            let found = Unencrypted::of(wants_key, allowed);
+            assert_eq!(found, wanted, "{wants_key}, {allowed:?}");
+            // Keys of others are stored after a pairing: a machine without one is asked all the same.
+            assert_eq!(found.may_be_asked(), matches!(wanted, Asked | Allowed));
+        }
+    }
+
+    #[test]
+    fn enter_alone_chooses_no_machine_without_a_key() {
+        let at = TargetAddr::parse("10.0.0.1", None).unwrap();
+        for (keyed, wanted) in [(Some(true), true), (Some(false), false), (None, false)] {
+            let lender = Lender { name: String::new(), at: at.clone(), keyed };
+            assert_eq!(lender.may_be_default(), wanted, "{keyed:?}");
+        }
     }
 }

@@ -74,8 +74,36 @@ pub(super) fn driver(kind: Kind) -> Option<(&'static str, &'static str)> {
     }
 }
 
+/// Which system is wanted, over all attempts: none but the one that was named, until a person chooses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The value of `storagetm.root`.
+    named: Option<String>,
+    /// Whether a person is asked even if there is one system only: it may not be the one that was named.
+    asks: bool,
+}
+
+impl Wanted {
+    pub(super) fn of(named: Option<String>) -> Self {
+        Self { named, asks: false }
+    }
+
+    /// A person chooses from now on.
+    pub(super) fn forget(&mut self) {
+        self.asks |= self.named.take().is_some();
+    }
+
+    /// Chooses the system that was named; if none was, the only one, unless it is to be asked for.
+    pub(super) fn choose(&self, volumes: &[Volume]) -> Choice {
+        match choose(volumes, self.named.as_deref()) {
+            Choice::One(at) if self.asks => Choice::Ask(vec![at]),
+            choice => choice,
+        }
+    }
+}
+
 /// Chooses by `wanted`, the value of `storagetm.root`, else the only system; of several those in root partitions first.
-pub(super) fn choose(volumes: &[Volume], wanted: Option<&str>) -> Choice {
+fn choose(volumes: &[Volume], wanted: Option<&str>) -> Choice {
     let systems: Vec<usize> =
         (0..).zip(volumes).filter(|(_, it)| it.system.is_some()).map(|(at, _)| at).collect();
     if let Some(wanted) = wanted {
@@ -145,32 +173,40 @@ impl Volume {
     }
 }
 
-/// Looks for systems on an attached disk. Unless the system may `write` to it, the kernel is made to refuse all writes
-/// before.
+/// Looks for systems on an attached disk. Unless the system may `write` to it, the kernel is made to refuse all writes to the
+/// disk and to its partitions before anything is read.
 ///
 /// # Errors
-/// Fails if the disk cannot be read, or its partitions do not appear.
+/// Fails if the disk or a partition cannot be made read-only, or cannot be read.
 pub(super) fn survey(tree: &Tree, device: &Path, write: bool) -> Result<Vec<Volume>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(format!("{} cannot be read: {error}", device.display()))
     };
     let name = device.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let disk = block::read(tree, name).ok_or_else(|| failed(&"it has gone"))?;
+    let protect = |device: &Path| {
+        let failed =
+            |error| Failure::new(format!("{} cannot be made read-only: {error}", device.display()));
+        if write { Ok(()) } else { root::forbid_writes(device).map_err(failed) }
+    };
+    protect(device)?;
     let file = File::open(device).map_err(|error| failed(&error))?;
     let found = probe(&file, disk.bytes).map_err(|error| failed(&error))?;
     let Some(table) = found.table else {
-        return Ok(vec![volume(tree, name, (None, &found.signatures), write)?]);
+        return Ok(vec![volume(tree, name, (None, &found.signatures))?]);
     };
     let parts = partitions(tree, name, table.entries.len());
+    for part in &parts {
+        protect(&tree.path(format!("dev/{part}")))?;
+    }
     let entry = |number: u32| table.entries.iter().find(|entry| entry.number == number);
-    parts.iter().map(|part| look_at(tree, part, &entry, write)).collect()
+    parts.iter().map(|part| look_at(tree, part, &entry)).collect()
 }
 
 fn look_at<'a>(
     tree: &Tree,
     name: &str,
     entry: &dyn Fn(u32) -> Option<&'a Entry>,
-    write: bool,
 ) -> Result<Volume, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(format!("{name} cannot be read: {error}"));
@@ -178,7 +214,7 @@ fn look_at<'a>(
     let number = part.part.as_ref().map_or(0, |part| part.number);
     let file = File::open(tree.path(&part.node)).map_err(|error| failed(&error))?;
     let found = probe(&file, part.bytes).map_err(|error| failed(&error))?;
-    volume(tree, name, (entry(number), &found.signatures), write)
+    volume(tree, name, (entry(number), &found.signatures))
 }
 
 /// Returns the partitions of a disk by their kernel names, once there are as many as its table has, or the time is over.
@@ -203,7 +239,6 @@ fn volume(
     tree: &Tree,
     name: &str,
     (entry, signatures): (Option<&Entry>, &[Signature]),
-    write: bool,
 ) -> Result<Volume, Failure> {
     let device = block::read(tree, name);
     let device = device.ok_or_else(|| Failure::new(format!("{name} has gone")))?;
@@ -222,17 +257,14 @@ fn volume(
         label: text(signature.and_then(|it| it.label.as_ref())),
         system: None,
     };
-    volume.system = volume.contents.and_then(|kind| system(&volume.device, kind, write));
+    volume.system = volume.contents.and_then(|kind| system(&volume.device, kind));
     Ok(volume)
 }
 
 /// Mounts a file system for a moment, and looks for a system. Whatever cannot be mounted holds none.
-fn system(device: &Path, kind: Kind, write: bool) -> Option<System> {
+fn system(device: &Path, kind: Kind) -> Option<System> {
     let (driver, options) = driver(kind)?;
-    if !write {
-        root::forbid_writes(device).ok()?;
-    }
-    root::mount_disk(device, Path::new(LOOK), driver, false, options).ok()?;
+    root::mount_to_look(device, Path::new(LOOK), driver, options).ok()?;
     let found = Root::open(Path::new(LOOK)).ok().and_then(|root| identify(&root));
     let _ = root::detach(Path::new(LOOK));
     found
@@ -299,6 +331,43 @@ mod test {
         for named in ["1", "4", "PARTUUID=", "LABEL=", "ID=x", "Debian"] {
             assert!(matches!(choose(&all, Some(named)), Choice::None(_)), "{named}");
         }
+    }
+
+    #[test]
+    fn another_system_is_never_started_for_the_one_named() {
+        let all = [volume(1, "", None), volume(2, "", Some("Debian"))];
+        let mut wanted = Wanted::of(Some("3".to_owned()));
+        for _ in 0..3 {
+            assert!(matches!(wanted.choose(&all), Choice::None(_)), "however often it is tried");
+        }
+        wanted.forget();
+        wanted.forget();
+        assert_eq!(wanted.choose(&all), Choice::Ask(vec![1]), "a person has to say");
+        let mut unnamed = Wanted::of(None);
+        unnamed.forget();
+        assert_eq!(unnamed.choose(&all), Choice::One(1));
+        assert_eq!(Wanted::of(Some("2".to_owned())).choose(&all), Choice::One(1));
+    }
+
+    /// The device is a regular file without contents, of which the kernel refuses to make it read-only.
+    #[test]
+    fn disk_that_cannot_be_made_read_only_is_not_looked_at() {
+        let folder = testkit::Scratch::new();
+        let tree = Tree::at(&folder.0);
+        for (path, text) in [
+            ("sys/class/block/nvme1n1/size", "8"),
+            ("sys/class/block/nvme1n1/dev", "259:1"),
+            ("dev/nvme1n1", ""),
+        ] {
+            let path = folder.0.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let device = folder.0.join("dev/nvme1n1");
+        std::fs::write(&device, [0; 4096]).unwrap();
+        let refused = survey(&tree, &device, false).unwrap_err().to_string();
+        assert!(refused.contains("cannot be made read-only"), "{refused}");
+        assert_eq!(survey(&tree, &device, true).unwrap().len(), 1, "writes are wanted");
     }
 
     #[test]
