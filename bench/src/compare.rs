@@ -27,6 +27,12 @@ pub(crate) struct Compare {
     /// Measure copying beside other programs that copy.
     #[arg(long)]
     pub(crate) copy: bool,
+    /// Measure copying from a web server (nginx) beside a pipe of curl, zstd and dd.
+    #[arg(long, conflicts_with_all = ["nbd", "copy", "iscsi"])]
+    pub(crate) web: bool,
+    /// With --web, measure a network of so many MiB a second, too.
+    #[arg(long, value_name = "MIB", requires = "web")]
+    pub(crate) network: Option<u64>,
     /// Measure this program with images in memory and on disk, instead of the engine alone.
     #[arg(long)]
     pub(crate) program: Option<PathBuf>,

@@ -230,7 +230,7 @@ fn summary(rounds: &[Round], ratio: impl Fn(&Round) -> Option<f64>) -> Ratios {
     Ratios(rounds.iter().filter_map(ratio).collect())
 }
 
-fn run(command: &mut Command) -> Result<Duration> {
+pub(crate) fn run(command: &mut Command) -> Result<Duration> {
     let start = Instant::now();
     let output = command.stdin(Stdio::null()).output().context("it cannot be started")?;
     let time = start.elapsed();
@@ -240,17 +240,17 @@ fn run(command: &mut Command) -> Result<Duration> {
 }
 
 /// A wrong copy would be the fastest.
-fn same(source: &Path, copied: &Path) -> Result<()> {
+pub(crate) fn same(source: &Path, copied: &Path) -> Result<()> {
     let status = Command::new("cmp").arg(source).arg(copied).status()?;
     ensure!(status.success(), "the copy differs");
     Ok(())
 }
 
 /// A file in its own directory, which is removed on drop.
-struct Image(PathBuf);
+pub(crate) struct Image(pub(crate) PathBuf);
 
 impl Image {
-    fn new(folder: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn new(folder: &Path, name: &str) -> Result<Self> {
         let folder = folder.join(format!("storagetm-bench-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(Self(folder.join(name).with_extension("img")))

@@ -16,6 +16,7 @@ mod processor;
 mod serve;
 mod socket;
 mod target;
+mod web;
 mod wire;
 
 use std::net::SocketAddr;
@@ -114,6 +115,7 @@ const MEMORY: usize = 64 << 20;
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(options) if options.nbd => nbd::compare(&options),
+        Command::Run(options) if options.web => web::compare(&options),
         Command::Run(options) if options.copy => copying::compare(&options),
         Command::Run(options) => {
             let done = compare::compare(&options);
