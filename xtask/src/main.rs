@@ -118,10 +118,11 @@ fn bench(arguments: &[String]) -> anyhow::Result<tally::Tally> {
     let mut line = vec!["run", "--release", "--package", "bench", "--", "run"];
     line.extend(arguments.iter().map(String::as_str));
     // These measure the whole program.
-    let program = match arguments.iter().any(|it| it == "--nbd" || it == "--copy") {
-        true => Some(cargo::build_program("storagetm")?.display().to_string()),
-        false => None,
-    };
+    let program =
+        match arguments.iter().any(|it| ["--nbd", "--copy", "--web"].contains(&it.as_str())) {
+            true => Some(cargo::build_program("storagetm")?.display().to_string()),
+            false => None,
+        };
     line.extend(program.iter().flat_map(|path| ["--program", path]));
     let mut tally = tally::Tally::default();
     tally.check("bench", cargo::run(&line));
