@@ -66,7 +66,7 @@ pub(crate) fn page(
     page.lines
 }
 
-/// Adds the addresses where no code is required, if there is none where it is.
+/// Adds the addresses without a code, if no address requires one.
 fn without_code(model: &Model, page: &mut Page) {
     let open: Vec<String> = model.endpoints.iter().filter_map(https::page).collect();
     match open.is_empty() {

@@ -43,7 +43,7 @@ pub use upload::{Proof, Stored, Upload};
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];
 
-/// As whom servers are asked.
+/// The user or key with which servers are asked.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     /// The user of registries.

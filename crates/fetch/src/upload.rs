@@ -110,7 +110,7 @@ impl fmt::Display for Proof {
 impl Upload {
     /// Begins to upload an object of at most this size. Memory is taken for up to five parts, but for not more than
     /// 256 MiB or two parts; a part has 8 MiB, or as much as an
-    /// object of 10,000 parts needs. An existing object is replaced only if `replaces`, as far as the server can tell. Requests
+    /// object of 10,000 parts needs. An existing object is replaced only if `replaces`, where the server supports `If-None-Match`. Requests
     /// that fail are made again for `patience`, unless `stop` is set.
     ///
     /// # Errors
@@ -213,7 +213,7 @@ impl Upload {
         }
     }
 
-    /// Looks whether the server has put the object together although it did not say so. It is ours only if it holds what was
+    /// Checks whether the server has completed the object although its answer was lost. It is ours only if it holds what was
     /// sent. Else the upload is aborted, and that failed with `error`.
     fn found_out(mut self, parts: &[Part], error: Error) -> Result<Stored, Error> {
         // The server has been waited for.
@@ -412,7 +412,7 @@ impl Shared {
         }
     }
 
-    /// Returns all the parts. Why one is missing is told by [`Upload::cancel`].
+    /// Returns all the parts. [`Upload::cancel`] returns the reason if one is missing.
     fn parts(&self, count: usize) -> Result<Vec<Part>, Error> {
         let mut done = self.done();
         let parts: Option<Vec<Part>> = done.parts.drain(..).collect();

@@ -50,7 +50,7 @@ const ROOT_ITEM: u8 = 132;
 const EXTENT_ITEM: u8 = 168;
 const METADATA_ITEM: u8 = 169;
 
-/// What the superblock says.
+/// The fields of the superblock that are used here.
 #[derive(Debug, Clone)]
 struct Superblock {
     /// Position of the file system on the disk.

@@ -17,18 +17,10 @@ pub(crate) const ROW: Row = Row {
     name: "https",
     label: "HTTPS",
     ports: &[Port { number: TLS_PORT, role: Role::Disks }],
-    schemes: &[],
-    discovery: false,
-    service_type: None,
-    txt: &[],
-    unix: false,
-    optional: true,
-    on_request: true,
-    pairing: false,
     reading_code: true,
-    key_export: "",
     member: "https",
     instructions,
+    ..crate::http::ROW
 };
 
 /// Returns the instructions for an endpoint and a disk. curl does not verify the signature of

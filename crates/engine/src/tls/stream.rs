@@ -56,7 +56,7 @@ pub fn connect_certified(
     complete(socket, handshake, deadline, certificate_refused)
 }
 
-/// Does the handshake of a client with a PSK on a connection whose records somebody else processes: returns the keys for
+/// Does the handshake of a client with a PSK on a connection whose records the kernel processes afterwards: returns the keys for
 /// sending and for receiving. The socket must not block.
 ///
 /// # Errors

@@ -224,7 +224,7 @@ impl Session {
     }
 
     /// Returns the disks that a machine lends to this one; pairs with it first, if it wants that. Without encryption only
-    /// after somebody has agreed.
+    /// after the user has agreed.
     fn disks(&mut self, lender: &Lender) -> Result<Vec<LentDisk>, Stop> {
         self.show(&busy(&format!("Asking {} for its disks ...", lender.name)));
         let unencrypted = self.unencrypted(lender);

@@ -1,4 +1,4 @@
-//! As whom registries and servers of objects are asked: what the environment says.
+//! Credentials for registries and object stores, from the environment.
 
 use fetch::{Access, Account, Location, Login};
 

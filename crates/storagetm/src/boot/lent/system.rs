@@ -57,7 +57,7 @@ pub(super) struct System {
 pub(super) enum Choice {
     /// That on the volume with this index.
     One(usize),
-    /// One of those on these volumes: somebody has to say.
+    /// Several, on these volumes: the user has to choose.
     Ask(Vec<usize>),
     /// None: the reason.
     None(String),
