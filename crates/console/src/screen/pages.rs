@@ -53,19 +53,15 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
         page.command(&line.text);
         paragraphs.push(page.lines);
     }
-    let mut page = Page::new(style);
-    needs(at, disk, &mut page);
-    paragraphs.push(page.lines);
-    paragraphs.retain(|paragraph| !paragraph.is_empty());
-    scrolled(paragraphs, state.scroll, style, rows)
-}
-
-/// Adds the requirements of the other machine.
-fn needs(at: &instructions::Address, disk: &Disk, page: &mut Page) {
+    // The requirements of the other machine.
     for (text, uri) in at.key_help(disk) {
+        let mut page = Page::new(style);
         page.sentence(text);
         uri.iter().for_each(|uri| page.command(uri));
+        paragraphs.push(page.lines);
     }
+    paragraphs.retain(|paragraph| !paragraph.is_empty());
+    scrolled(paragraphs, state.scroll, style, rows)
 }
 
 /// Renders all messages, the newest first.
@@ -221,7 +217,11 @@ fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize)
     let below = of - top - shown;
     if top + below > 0 {
         let page = Page::new(style);
-        let more = format!("{top} more above, {below} more below: PgUp, PgDn");
+        let more = match (top, below) {
+            (0, below) => format!("{below} more below: PgDn"),
+            (top, 0) => format!("{top} more above: PgUp"),
+            (top, below) => format!("{top} more above, {below} more below: PgUp, PgDn"),
+        };
         // A single paragraph may be higher than the window.
         let all = lines.len();
         lines = fit(lines, style.width, room);

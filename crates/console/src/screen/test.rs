@@ -271,6 +271,23 @@ fn non_ascii_names_are_shown_in_utf8() {
 }
 
 #[test]
+fn page_with_more_below_is_nearly_full() {
+    let mut model = example::serve(1);
+    let iscsi =
+        protocol::endpoint::Endpoint { protocol: Protocol::Iscsi, ..model.endpoints[0].clone() };
+    model.endpoints.push(iscsi);
+    for rows in [20, 25, 30] {
+        let keys = [Key::Byte(b't'), Key::PageDown];
+        for pressed in 1..=keys.len() {
+            let text = render(&model, &after_keys(&keys[..pressed], &model), SMALL, rows);
+            let empty = text.lines().filter(|line| line.is_empty()).count();
+            assert!(!text.contains(" below: ") || empty <= 6, "{rows} rows:\n{text}");
+            assert!(!text.contains("0 more"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn hidden_details_are_reached_by_keys() {
     let mut model = example::serve(1);
     model.disks[0].attached = (0..30).map(|n| host(&format!("host-{n}"))).collect();
