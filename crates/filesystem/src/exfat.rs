@@ -1,11 +1,15 @@
-//! exFAT: used clusters from the allocation bitmap. All numbers are little-endian. Terms and sections are those
+//! exFAT: used clusters from the allocation bitmap, and files. All numbers are little-endian. Terms and sections are those
 //! of Microsoft's exFAT specification (August 2019).
+
+mod files;
 
 use std::io;
 use std::ops::Range;
 
 use linux::medium::ReadAt;
 
+use crate::node::FileError;
+use crate::table::{Chains, Link, Width};
 use crate::window::{le16, le32, le64, read, runs};
 use crate::{OpaqueReason, Ranges};
 
@@ -24,7 +28,7 @@ const MAX_ROOT: usize = 64;
 
 /// Layout of a volume from its boot sector (§3.1).
 #[derive(Debug)]
-struct Volume {
+pub(crate) struct Volume {
     cluster: u64,
     clusters: u64,
     /// Position of the table.
@@ -32,6 +36,7 @@ struct Volume {
     /// Position of the first cluster, which has the number 2.
     data: u64,
     root: u32,
+    is_clean: bool,
 }
 
 /// Whether there is a boot sector of exFAT at `start`.
@@ -47,6 +52,7 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
 ) -> io::Result<Result<Ranges, OpaqueReason>> {
     let Some(boot) = read(disk, place.start, 512)? else { return Ok(Err(OpaqueReason::Damaged)) };
     let volume = match Volume::parse(&boot, place) {
+        Ok(volume) if !volume.is_clean => return Ok(Err(OpaqueReason::Unclean)),
         Ok(volume) => volume,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -76,16 +82,35 @@ struct Bitmap {
 impl Volume {
     fn parse(boot: &[u8], place: &Range<u64>) -> Result<Self, OpaqueReason> {
         let flags = le16(boot, 106).ok_or(OpaqueReason::Damaged)?;
-        if flags & UNCLEAN != 0 {
-            return Err(OpaqueReason::Unclean);
-        }
         if flags & SECOND != 0 || boot.get(110) != Some(&1) {
             return Err(OpaqueReason::Feature);
         }
-        Self::layout(boot, place).ok_or(OpaqueReason::Damaged)
+        Self::layout(boot, place, flags & UNCLEAN == 0).ok_or(OpaqueReason::Damaged)
     }
 
-    fn layout(boot: &[u8], place: &Range<u64>) -> Option<Self> {
+    /// Opens a volume to read its files, also one that was not unmounted cleanly.
+    ///
+    /// # Errors
+    /// The disk cannot be read, or the volume is damaged or not supported.
+    pub(crate) fn open<R: ReadAt + ?Sized>(
+        disk: &R,
+        place: &Range<u64>,
+    ) -> Result<Self, FileError> {
+        let boot = read(disk, place.start, 512)?.ok_or(OpaqueReason::Damaged)?;
+        Ok(Self::parse(&boot, place)?)
+    }
+
+    /// Returns whether the volume was unmounted cleanly.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.is_clean
+    }
+
+    fn chains(&self) -> Chains {
+        let Self { table, data, cluster, clusters, .. } = *self;
+        Chains { width: Width::Exfat, table, data, cluster, clusters }
+    }
+
+    fn layout(boot: &[u8], place: &Range<u64>, is_clean: bool) -> Option<Self> {
         let shift = |at: usize, max: u8| boot.get(at).copied().filter(|shift| *shift <= max);
         let (sector_shift, cluster_shift) =
             (shift(108, 12).filter(|it| *it >= 9)?, shift(109, 25)?);
@@ -103,7 +128,7 @@ impl Volume {
             && table.checked_add(length)? <= data
             && (clusters + 2) * 4 <= length;
         let root = le32(boot, 96).filter(|_| possible)?;
-        Some(Self { cluster, clusters, table, data, root })
+        Some(Self { cluster, clusters, table, data, root, is_clean })
     }
 
     /// Reads the allocation bitmap; `None` if it is not found.
@@ -164,20 +189,19 @@ impl Volume {
 
     /// Returns the next cluster of a chain (§4.1).
     fn next<R: ReadAt + ?Sized>(&self, disk: &R, cluster: u32) -> io::Result<Option<u32>> {
-        let entry = read(disk, self.table + u64::from(cluster) * 4, 4)?;
-        let next = entry.and_then(|entry| le32(&entry, 0));
-        Ok(next.filter(|next| self.place(*next).is_some()))
+        Ok(match self.chains().link(disk, cluster)? {
+            Link::Next(next) => Some(next),
+            Link::End | Link::Broken => None,
+        })
     }
 
     /// The position of a cluster by its number, if there is such a one.
     fn place(&self, cluster: u32) -> Option<u64> {
-        let from_zero = u64::from(cluster).checked_sub(2)?;
-        (from_zero < self.clusters).then(|| self.bytes(&(from_zero..from_zero)).start)
+        self.chains().place(cluster)
     }
 
     /// The position of clusters, counted from 0.
     fn bytes(&self, clusters: &Range<u64>) -> Range<u64> {
-        let at = |cluster: u64| self.data.saturating_add(cluster.saturating_mul(self.cluster));
-        at(clusters.start)..at(clusters.end)
+        self.chains().bytes(clusters)
     }
 }

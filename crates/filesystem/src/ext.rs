@@ -1,7 +1,8 @@
-//! ext2, ext3 and ext4: used blocks from the block bitmaps, and the file that a block belongs to.
+//! ext2, ext3 and ext4: used blocks from the block bitmaps, the file that a block belongs to, and files.
 //! All numbers are little-endian. Terms are those of Documentation/filesystems/ext4.
 
 mod directory;
+mod files;
 mod group;
 mod inode;
 
@@ -13,6 +14,7 @@ use linux::medium::ReadAt;
 
 use crate::window::{le16, le32, read};
 use crate::{OpaqueReason, Owner, Ranges};
+pub(crate) use files::Volume;
 use inode::Inodes;
 
 /// Position of the superblock.
@@ -147,15 +149,25 @@ fn layout<R: ReadAt + ?Sized>(
 
 /// Checks that all features are supported and no recovery is needed.
 fn check_features(bytes: &[u8]) -> Result<(), OpaqueReason> {
-    let flags = |offset| le32(bytes, offset).unwrap_or(u32::MAX);
-    let (incompatible, read_only) = (flags(96), flags(100));
-    if incompatible & RECOVER != 0 || read_only & ORPHANS != 0 || le16(bytes, 58) != Some(CLEAN) {
-        return Err(OpaqueReason::Unclean);
-    }
-    if incompatible & !SUPPORTED_INCOMPAT != 0 || read_only & !SUPPORTED_RO_COMPAT != 0 {
-        return Err(OpaqueReason::Feature);
-    }
-    Ok(())
+    if is_clean(bytes) { supported(bytes) } else { Err(OpaqueReason::Unclean) }
+}
+
+fn flags(superblock: &[u8], offset: usize) -> u32 {
+    le32(superblock, offset).unwrap_or(u32::MAX)
+}
+
+/// Whether no recovery is needed.
+fn is_clean(superblock: &[u8]) -> bool {
+    let (incompatible, read_only) = (flags(superblock, 96), flags(superblock, 100));
+    incompatible & RECOVER == 0 && read_only & ORPHANS == 0 && le16(superblock, 58) == Some(CLEAN)
+}
+
+/// Checks that all features are supported.
+fn supported(superblock: &[u8]) -> Result<(), OpaqueReason> {
+    let (incompatible, read_only) = (flags(superblock, 96), flags(superblock, 100));
+    let is_supported = incompatible & !(SUPPORTED_INCOMPAT | RECOVER) == 0
+        && read_only & !(SUPPORTED_RO_COMPAT | ORPHANS) == 0;
+    if is_supported { Ok(()) } else { Err(OpaqueReason::Feature) }
 }
 
 impl Layout {

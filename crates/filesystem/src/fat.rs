@@ -1,11 +1,15 @@
-//! FAT12, FAT16 and FAT32: used clusters from the file allocation tables. All numbers are little-endian. Terms
+//! FAT12, FAT16 and FAT32: used clusters from the file allocation tables, and files. All numbers are little-endian. Terms
 //! and sections are those of Microsoft's FAT specification (August 2005).
+
+mod files;
 
 use std::io;
 use std::ops::Range;
 
 use linux::medium::ReadAt;
 
+use crate::node::FileError;
+use crate::table::{Chains, Width};
 use crate::window::{le16, le32, read};
 use crate::{OpaqueReason, Ranges};
 
@@ -21,17 +25,9 @@ const MAX_FAT32: u64 = 0x0fff_fff4;
 const STATE: usize = 37;
 const STATE_32: usize = 65;
 
-/// Bits of an entry of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Width {
-    Twelve,
-    Sixteen,
-    ThirtyTwo,
-}
-
 /// Layout of a volume from its boot sector (§3).
 #[derive(Debug)]
-struct Volume {
+pub(crate) struct Volume {
     cluster: u64,
     clusters: u64,
     width: Width,
@@ -44,6 +40,10 @@ struct Volume {
     media: u32,
     /// Number of the first cluster of the root directory, if that is in clusters.
     root: Option<u64>,
+    /// Position of the root directory otherwise.
+    fixed_root: Range<u64>,
+    /// The table that counts (§3.3).
+    active: usize,
 }
 
 /// Whether there is a boot sector of FAT at `start`.
@@ -98,6 +98,7 @@ impl Volume {
         let (sector, per_cluster) = (short(11)?, byte(13)?);
         let (reserved, number, media) = (short(14)?, byte(16)?, byte(21)?);
         let is_wide = short(22)? == 0;
+        let mirrors = boot.get(40).copied();
         let table = is_either(short(22)?, long(36)?).checked_mul(sector)?;
         let sectors = is_either(short(19)?, long(32)?);
         let root = (short(17)? * 32).next_multiple_of(sector.max(1));
@@ -131,7 +132,35 @@ impl Volume {
             in_use,
             media: u32::try_from(media).ok()?,
             root: is_wide.then(|| long(44)).flatten(),
+            fixed_root: data - root..data,
+            active: usize::from(mirrors.filter(|it| is_wide && it & 0x80 != 0).unwrap_or(0) & 15),
         })
+    }
+
+    /// Opens a volume to read its files, also one that was not unmounted cleanly.
+    ///
+    /// # Errors
+    /// The disk cannot be read, or the volume is damaged.
+    pub(crate) fn open<R: ReadAt + ?Sized>(
+        disk: &R,
+        place: &Range<u64>,
+    ) -> Result<Self, FileError> {
+        let boot = read(disk, place.start, 512)?;
+        let volume = boot.and_then(|boot| Self::parse(&boot, place.start));
+        let volume = volume.filter(|volume| volume.bytes(&(0..volume.clusters)).end <= place.end);
+        Ok(volume.ok_or(OpaqueReason::Damaged)?)
+    }
+
+    /// Returns whether the volume was unmounted cleanly.
+    pub(crate) fn is_clean<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<bool> {
+        let start = read(disk, self.chains().table, 8)?.unwrap_or_default();
+        Ok(!self.in_use && !self.width.says_unclean(&start))
+    }
+
+    fn chains(&self) -> Chains {
+        let table = self.tables.get(self.active).or_else(|| self.tables.first()).copied();
+        let Self { width, data, cluster, clusters, .. } = *self;
+        Chains { width, table: table.unwrap_or_default(), data, cluster, clusters }
     }
 
     /// Adds the clusters that a table does not have free, counted from 0.
@@ -174,63 +203,18 @@ impl Volume {
 
     /// The position of clusters, counted from 0.
     fn bytes(&self, clusters: &Range<u64>) -> Range<u64> {
-        let at = |cluster: u64| self.data.saturating_add(cluster.saturating_mul(self.cluster));
-        at(clusters.start)..at(clusters.end)
+        self.chains().bytes(clusters)
     }
 }
 
 impl Width {
-    /// Returns the bytes of that many entries.
-    fn bytes(self, entries: u64) -> u64 {
-        match self {
-            Self::Twelve => (entries * 3).div_ceil(2),
-            Self::Sixteen => entries * 2,
-            Self::ThirtyTwo => entries * 4,
-        }
-    }
-
-    /// Returns how many whole entries that many bytes have.
-    fn entries(self, bytes: u64) -> u64 {
-        match self {
-            Self::Twelve => bytes * 2 / 3,
-            Self::Sixteen => bytes / 2,
-            Self::ThirtyTwo => bytes / 4,
-        }
-    }
-
-    /// Returns an entry of a table (§4).
-    fn entry(self, table: &[u8], number: u64) -> Option<u32> {
-        let number = usize::try_from(number).ok()?;
-        match self {
-            Self::Twelve => {
-                let pair = u32::from(le16(table, number.checked_mul(3)? / 2)?);
-                Some(if number % 2 == 0 { pair & 0xfff } else { pair >> 4 })
-            }
-            Self::Sixteen => le16(table, number.checked_mul(2)?).map(u32::from),
-            Self::ThirtyTwo => le32(table, number.checked_mul(4)?).map(|entry| entry & 0x0fff_ffff),
-        }
-    }
-
     /// Whether the second entry says that the volume is in use, or has errors (§4.1).
     fn says_unclean(self, table: &[u8]) -> bool {
         let good = match self {
-            Self::Twelve => return false,
+            Self::Twelve | Self::Exfat => return false,
             Self::Sixteen => 0xc000,
             Self::ThirtyTwo => 0x0c00_0000,
         };
         self.entry(table, 1).is_none_or(|entry| entry & good != good)
-    }
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    #[test]
-    fn entries_of_twelve_bits_are_in_pairs() {
-        let table = [0xf8, 0xff, 0xff, 0x23, 0x61, 0x45];
-        let entries: Vec<_> = (0..5).map(|at| Width::Twelve.entry(&table, at)).collect();
-        assert_eq!(entries, [Some(0xff8), Some(0xfff), Some(0x123), Some(0x456), None]);
-        assert_eq!((Width::Twelve.bytes(3), Width::Twelve.entries(6)), (5, 4));
     }
 }

@@ -2,8 +2,8 @@
 //! to. Read-only, and robust against hostile contents.
 //!
 //! Supports ext2, ext3, ext4, XFS, btrfs, NTFS, FAT and exFAT in partitions, and of ext2 to ext4 and NTFS also
-//! the files. Anything that is not understood with certainty
-//! counts as used.
+//! which file a byte belongs to. Anything that is not understood with certainty counts as used. Of ext2 to ext4,
+//! NTFS, FAT and exFAT [`Volume`] reads directories and files.
 
 #![forbid(unsafe_code)]
 
@@ -12,11 +12,14 @@ pub mod container;
 mod exfat;
 mod ext;
 mod fat;
+mod node;
 mod ntfs;
 mod ranges;
 mod survey;
+mod table;
 mod unpack;
 pub mod virtual_disk;
+mod volume;
 mod window;
 mod xfs;
 
@@ -24,16 +27,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
-use linux::medium::ReadAt;
 use linux::partition::{self, Entry, Scheme};
 use linux::signature::{self, Kind as Mark};
 
 pub use container::Container;
+pub use linux::medium::ReadAt;
+pub use node::{Cursor, Entry as FileEntry, EntryKind, Extent, FileError, Modified, Refusal};
 pub use ranges::Ranges;
 pub use survey::{Content, Survey, survey};
 pub use unpack::unpack;
 pub use virtual_disk::VirtualDisk;
 pub use virtual_disk::{BackingFile, Qcow2Writer};
+pub use volume::{Recognized, Volume, recognize};
 
 /// Why a whole file system counts as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,9 +165,12 @@ pub fn owners<R: ReadAt + ?Sized>(
     Ok(found)
 }
 
-/// The partitions, or the whole disk if it has none. Leaves out partitions that overlap others, and
+/// The partitions by number, or the whole disk as number 0 if it has none. Leaves out partitions that overlap others, and
 /// all of a disk with an invalid GPT: their bytes then count as used.
-fn partitions<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Vec<(u32, Range<u64>)>> {
+///
+/// # Errors
+/// Fails if the disk cannot be read where it must be.
+pub fn partitions<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Vec<(u32, Range<u64>)>> {
     let table = partition::read(disk)?.filter(|table| !table.entries.is_empty());
     // The boot sectors of NTFS, exFAT and FAT have the signature of an MBR, and one of them may be left of an
     // earlier file system on a disk with partitions: which of both counts is not certain.
@@ -262,21 +270,17 @@ fn usage_of<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
 ) -> io::Result<(PartKind, Option<Ranges>)> {
-    let at = place.start;
-    let (kind, marks, usage): (PartKind, &[Mark], UsageOf<R>) = if ext::is_at(disk, at)? {
-        (PartKind::Ext, &[Mark::Ext2, Mark::Ext3, Mark::Ext4], ext::usage)
-    } else if ntfs::is_at(disk, at) {
-        (PartKind::Ntfs, &[Mark::Ntfs], ntfs::usage)
-    } else if xfs::is_at(disk, at)? {
-        (PartKind::Xfs, &[Mark::Xfs], xfs::usage)
-    } else if btrfs::is_at(disk, at)? {
-        (PartKind::Btrfs, &[Mark::Btrfs], btrfs::usage)
-    } else if exfat::is_at(disk, at)? {
-        (PartKind::Exfat, &[Mark::Exfat], exfat::usage)
-    } else if fat::is_at(disk, at)? {
-        (PartKind::Fat, &[Mark::Vfat], fat::usage)
-    } else {
+    let Some((kind, marks)) = kind_at(disk, place.start)? else {
         return Ok((PartKind::Opaque(OpaqueReason::Unknown), None));
+    };
+    let usage: UsageOf<R> = match kind {
+        PartKind::Ext => ext::usage,
+        PartKind::Ntfs => ntfs::usage,
+        PartKind::Xfs => xfs::usage,
+        PartKind::Btrfs => btrfs::usage,
+        PartKind::Exfat => exfat::usage,
+        PartKind::Fat => fat::usage,
+        PartKind::Opaque(_) => return Ok((kind, None)),
     };
     let used = match has_only_signatures(disk, place, marks)? {
         true => usage(disk, place)?,
@@ -286,6 +290,28 @@ fn usage_of<R: ReadAt + ?Sized>(
         Ok(used) => (kind, Some(used.within(place.clone()))),
         Err(reason) => (PartKind::Opaque(reason), None),
     })
+}
+
+/// The file system at `at`, and the signatures that it may have.
+fn kind_at<R: ReadAt + ?Sized>(
+    disk: &R,
+    at: u64,
+) -> io::Result<Option<(PartKind, &'static [Mark])>> {
+    Ok(Some(if ext::is_at(disk, at)? {
+        (PartKind::Ext, &[Mark::Ext2, Mark::Ext3, Mark::Ext4])
+    } else if ntfs::is_at(disk, at) {
+        (PartKind::Ntfs, &[Mark::Ntfs])
+    } else if xfs::is_at(disk, at)? {
+        (PartKind::Xfs, &[Mark::Xfs])
+    } else if btrfs::is_at(disk, at)? {
+        (PartKind::Btrfs, &[Mark::Btrfs])
+    } else if exfat::is_at(disk, at)? {
+        (PartKind::Exfat, &[Mark::Exfat])
+    } else if fat::is_at(disk, at)? {
+        (PartKind::Fat, &[Mark::Vfat])
+    } else {
+        return Ok(None);
+    }))
 }
 
 fn owners_of<R: ReadAt + ?Sized>(

@@ -1,6 +1,7 @@
-//! NTFS: used clusters from the bitmap and the file records, and the file that a cluster belongs
-//! to. All numbers are little-endian.
+//! NTFS: used clusters from the bitmap and the file records, the file that a cluster belongs to, and
+//! files. All numbers are little-endian.
 
+mod files;
 mod journal;
 mod record;
 
@@ -31,7 +32,7 @@ const BATCH: u64 = 1 << 20;
 
 /// Layout of a volume from its boot sector.
 #[derive(Debug, Clone)]
-struct Volume {
+pub(crate) struct Volume {
     start: u64,
     cluster: u64,
     clusters: u64,
@@ -118,7 +119,7 @@ impl Volume {
             Some(Content::Clusters(runs, _)) => volume.mft = runs,
             _ => return Ok(Err(OpaqueReason::Damaged)),
         }
-        Ok(volume.check(disk)?.map(|()| volume))
+        Ok(volume.check_clean(disk)?.map(|()| volume))
     }
 
     fn parse(boot: &[u8], place: &Range<u64>) -> Option<Self> {
@@ -146,7 +147,10 @@ impl Volume {
     }
 
     /// Checks that the volume was cleanly unmounted.
-    fn check<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Result<(), OpaqueReason>> {
+    pub(crate) fn check_clean<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+    ) -> io::Result<Result<(), OpaqueReason>> {
         let volume = self.record(disk, VOLUME)?;
         Ok(match volume.and_then(|record| record.volume_flags()) {
             None => Err(OpaqueReason::Damaged),
@@ -171,7 +175,7 @@ impl Volume {
         let Some(record) = self.record(disk, BITMAP)? else { return Ok(None) };
         let bytes = match record.data() {
             _ if record.is_split() => return Ok(None),
-            Some(Content::Clusters(runs, len)) => self.content(disk, &runs, len)?,
+            Some(Content::Clusters(runs, len)) => self.whole(disk, &runs, len)?,
             Some(Content::Resident(bytes)) => Some(bytes),
             None => None,
         };
@@ -180,7 +184,7 @@ impl Volume {
         Ok(bytes.map(|bytes| runs(&bytes, self.clusters).into_iter().collect()))
     }
 
-    fn content<R: ReadAt + ?Sized>(
+    fn whole<R: ReadAt + ?Sized>(
         &self,
         disk: &R,
         runs: &[Range<u64>],

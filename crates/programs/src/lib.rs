@@ -24,12 +24,12 @@ const fn row(name: &'static str, package: &'static str, tests: &'static str) -> 
     Program { name, package, tests }
 }
 
-const EXT: &str = "ext2, ext3 and ext4: free blocks, names of files, recognition";
-const FAT: &str = "FAT: free clusters, and the file systems that storagetm writes";
-const EXFAT: &str = "exFAT: free clusters";
+const EXT: &str = "ext2, ext3 and ext4: free blocks, names of files, files, recognition";
+const FAT: &str = "FAT: free clusters, files, and the file systems that storagetm writes";
+const EXFAT: &str = "exFAT: free clusters, files";
 const BTRFS: &str = "btrfs: recognition, free space";
 const XFS: &str = "XFS: free blocks";
-const NTFS: &str = "NTFS: free clusters, names of files";
+const NTFS: &str = "NTFS: free clusters, names of files, files";
 const NBD: &str = "other NBD clients at our server";
 const HTTP: &str = "HTTP clients at our server";
 const ISCSI: &str = "iSCSI initiators at our target, and their conformance suite";
@@ -93,8 +93,10 @@ pub const PROGRAMS: &[Program] = &[
     row("mkfs.xfs", "xfsprogs", XFS),
     row("mkntfs", "ntfs-3g", NTFS),
     row("mkswap", "util-linux", "recognition of swap"),
+    row("mmd", "mtools", FAT),
     row("moto_server", "pipx:moto[server]", BUCKET),
     row("mount", "mount", "file systems over NBD"),
+    row("mount.exfat-fuse", "exfat-fuse", EXFAT),
     row("mtype", "mtools", FAT),
     row("nbd-client", "nbd-client", NBD),
     row("nbd-server", "nbd-server", COPY),
@@ -104,6 +106,7 @@ pub const PROGRAMS: &[Program] = &[
     row("nbdkit", "nbdkit", COPY),
     row("nginx", "nginx-light", WEB),
     row("nsenter", "util-linux", NETWORK),
+    row("ntfs-3g", "ntfs-3g", NTFS),
     row("ntfscat", "ntfs-3g", NTFS),
     row("ntfscluster", "ntfs-3g", NTFS),
     row("ntfscp", "ntfs-3g", NTFS),

@@ -56,19 +56,28 @@ fn walk<R: ReadAt + ?Sized>(
     Ok(named)
 }
 
-/// The entries of a directory block: inode, whether it is a directory, name.
+/// The entries of a directory block with names for people: inode, whether it is a directory, name.
 fn entries(block: &[u8]) -> impl Iterator<Item = (u64, bool, String)> + '_ {
+    let real = raw_entries(block)
+        .filter(|(inode, _, name)| *inode != 0 && !matches!(*name, b"" | b"." | b".."));
+    real.map(|(inode, is_directory, name)| {
+        (inode, is_directory, replace_control(&String::from_utf8_lossy(name)))
+    })
+}
+
+/// The entries of a directory block, also those that are free: inode, whether it is a directory, name.
+pub(super) fn raw_entries(block: &[u8]) -> impl Iterator<Item = (u64, bool, &[u8])> {
     let mut rest = block;
-    let every = std::iter::from_fn(move || {
-        let len = usize::from(le16(rest, 4)?);
+    std::iter::from_fn(move || {
+        let len = match le16(rest, 4)? {
+            // An entry of 64 KiB, whose length does not fit.
+            0 | u16::MAX if rest.len() == 1 << 16 => rest.len(),
+            len => usize::from(len),
+        };
         let entry = rest.get(..len).filter(|entry| entry.len() >= 8)?;
         rest = rest.get(len..).unwrap_or_default();
         let (inode, name_len, kind) = (le32(entry, 0)?, *entry.get(6)?, *entry.get(7)?);
         let name = entry.get(8..8 + usize::from(name_len)).unwrap_or_default();
         Some((u64::from(inode), kind == DIRECTORY, name))
-    });
-    let real = every.filter(|(inode, _, name)| *inode != 0 && !matches!(*name, b"" | b"." | b".."));
-    real.map(|(inode, is_directory, name)| {
-        (inode, is_directory, replace_control(&String::from_utf8_lossy(name)))
     })
 }

@@ -148,7 +148,7 @@ impl<'a> Groups<'a> {
 }
 
 impl Group {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let wide = bytes.len() >= 64;
         let high = |offset| if wide { le32(bytes, offset).map(u64::from) } else { Some(0) };
         let high_short = |offset| if wide { le16(bytes, offset).map(u64::from) } else { Some(0) };

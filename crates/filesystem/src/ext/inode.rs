@@ -11,19 +11,19 @@ use super::group::Groups;
 use crate::Ranges;
 use crate::window::{le16, le32};
 
-const DIRECTORY: u16 = 0x4000;
-const REGULAR: u16 = 0x8000;
-const SYMLINK: u16 = 0xa000;
+pub(super) const DIRECTORY: u16 = 0x4000;
+pub(super) const REGULAR: u16 = 0x8000;
+pub(super) const SYMLINK: u16 = 0xa000;
 const FORMAT: u16 = 0xf000;
-const EXTENTS: u32 = 0x8_0000;
-const INLINE: u32 = 0x1000_0000;
-const EXTENT_MAGIC: u16 = 0xf30a;
+pub(super) const EXTENTS: u32 = 0x8_0000;
+pub(super) const INLINE: u32 = 0x1000_0000;
+pub(super) const EXTENT_MAGIC: u16 = 0xf30a;
 /// The root directory, and the first inode that is not reserved.
 pub(super) const ROOT: u64 = 2;
 /// Maximum depth of an extent tree.
-const MAX_DEPTH: u32 = 6;
+pub(super) const MAX_DEPTH: u32 = 6;
 /// A longer extent is unwritten; its length is reduced by this.
-const UNWRITTEN: u64 = 32768;
+pub(super) const UNWRITTEN: u64 = 32768;
 
 /// All inodes of a file system.
 pub(super) struct Inodes<'a, R: ReadAt + ?Sized> {
@@ -161,6 +161,6 @@ impl<R: ReadAt + ?Sized> Inodes<'_, R> {
     }
 }
 
-fn is(inode: &[u8], format: u16) -> bool {
+pub(super) fn is(inode: &[u8], format: u16) -> bool {
     le16(inode, 0).is_some_and(|mode| mode & FORMAT == format)
 }

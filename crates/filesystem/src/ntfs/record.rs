@@ -4,16 +4,23 @@ use std::ops::Range;
 
 use crate::window::{le16, le32, le64};
 
+/// Flags of a record.
 const IN_USE: u16 = 1;
-const ATTRIBUTE_LIST: u32 = 0x20;
+const DIRECTORY: u16 = 2;
+/// Types of attributes.
+pub(super) const ATTRIBUTE_LIST: u32 = 0x20;
 const FILE_NAME: u32 = 0x30;
 const VOLUME_INFORMATION: u32 = 0x70;
-const DATA: u32 = 0x80;
+pub(super) const DATA: u32 = 0x80;
+pub(super) const INDEX_ROOT: u32 = 0x90;
+pub(super) const INDEX_ALLOCATION: u32 = 0xa0;
+pub(super) const BITMAP: u32 = 0xb0;
+const REPARSE_POINT: u32 = 0xc0;
 const END: u32 = u32::MAX;
 /// Namespace of a DOS 8.3 name, which has a long name beside it.
 const SHORT: u8 = 2;
 /// Mask of the record number in a file reference.
-const NUMBER: u64 = (1 << 48) - 1;
+pub(super) const NUMBER: u64 = (1 << 48) - 1;
 /// Bytes per update sequence number, to detect torn writes.
 const STRIDE: usize = 512;
 
@@ -43,25 +50,7 @@ impl Record {
             return None;
         }
         let mut this = Self { bytes, clusters };
-        this.apply_fixups(at, count).then_some(this)
-    }
-
-    /// Applies the update sequence array. Returns whether all sectors are of the same write.
-    fn apply_fixups(&mut self, at: usize, count: usize) -> bool {
-        let Some(mark) = le16(&self.bytes, at) else { return false };
-        if count != self.bytes.len() / STRIDE + 1 {
-            return false;
-        }
-        (1..count).all(|stride| {
-            let kept = le16(&self.bytes, at + 2 * stride);
-            let end = stride * STRIDE - 2;
-            let (Some(kept), true) = (kept, le16(&self.bytes, end) == Some(mark)) else {
-                return false;
-            };
-            let place = self.bytes.get_mut(end..end + 2).unwrap_or_default();
-            place.copy_from_slice(&kept.to_le_bytes());
-            true
-        })
+        fixups(&mut this.bytes, at, count).then_some(this)
     }
 
     /// The attributes: type and bytes.
@@ -122,34 +111,93 @@ impl Record {
     }
 
     /// The data runs of a non-resident attribute, without those beyond the end of the volume.
-    fn runs(&self, attribute: &[u8]) -> Vec<Range<u64>> {
-        let at = le16(attribute, 32).map_or(usize::MAX, usize::from);
-        let (mut rest, mut from) = (attribute.get(at..).unwrap_or_default(), 0_i64);
-        let mut runs = Vec::new();
-        while let Some((&head, behind)) = rest.split_first().filter(|(head, _)| **head != 0) {
-            let (lens, offsets) = (usize::from(head & 15), usize::from(head >> 4));
-            let Some((len, behind)) = behind.split_at_checked(lens) else { break };
-            let Some((offset, behind)) = behind.split_at_checked(offsets) else { break };
-            rest = behind;
-            let (Some(len), Some(step)) = (signed(len), signed(offset)) else { break };
-            let Some(next) = from.checked_add(step) else { break };
-            from = next;
-            // A run without an offset is sparse.
-            let start = u64::try_from(from).ok().filter(|_| offsets > 0);
-            let end = start.zip(u64::try_from(len).ok()).and_then(|(at, len)| at.checked_add(len));
-            if let Some((start, end)) = start.zip(end).filter(|(_, end)| *end <= self.clusters) {
-                runs.push(start..end);
-            }
-        }
-        runs
+    pub(super) fn runs(&self, attribute: &[u8]) -> Vec<Range<u64>> {
+        let run = |(len, start): (u64, Option<u64>)| {
+            let start = start?;
+            start.checked_add(len).filter(|end| *end <= self.clusters).map(|end| start..end)
+        };
+        mapping(attribute).filter_map(run).collect()
     }
+
+    /// The attribute of this type and name in UTF-16, or the part of it that has the cluster `vcn`.
+    pub(super) fn attribute(&self, kind: u32, name: &[u8], vcn: u64) -> Option<&[u8]> {
+        let is_it = |attribute: &&[u8]| {
+            let units = attribute.get(9).map_or(0, |len| usize::from(*len) * 2);
+            let at = le16(attribute, 10).map_or(0, usize::from);
+            let has_cluster = is_resident(attribute)
+                || lowest_vcn(attribute) <= vcn
+                    && (vcn == 0 || le64(attribute, 24).is_some_and(|last| vcn <= last));
+            attribute.get(at..at.saturating_add(units)) == Some(name) && has_cluster
+        };
+        let mut all = self.attributes().filter(|(other, _)| *other == kind);
+        all.find_map(|(_, attribute)| Some(attribute).filter(is_it))
+    }
+
+    /// The number of times that the record was used.
+    pub(super) fn sequence(&self) -> Option<u64> {
+        le16(&self.bytes, 16).map(u64::from)
+    }
+
+    pub(super) fn is_directory(&self) -> bool {
+        le16(&self.bytes, 22).is_some_and(|flags| flags & DIRECTORY != 0)
+    }
+
+    /// The tag of a reparse point.
+    pub(super) fn reparse_tag(&self) -> Option<u32> {
+        let (_, attribute) = self.attributes().find(|(kind, _)| *kind == REPARSE_POINT)?;
+        // One that is not resident is none of those that are known.
+        value(attribute).map_or(Some(0), |value| le32(value, 0))
+    }
+}
+
+/// Applies the update sequence array. Returns whether all sectors are of the same write.
+pub(super) fn fixups(bytes: &mut [u8], at: usize, count: usize) -> bool {
+    let Some(mark) = le16(bytes, at) else { return false };
+    if count != bytes.len() / STRIDE + 1 {
+        return false;
+    }
+    (1..count).all(|stride| {
+        let kept = le16(bytes, at + 2 * stride);
+        let end = stride * STRIDE - 2;
+        let (Some(kept), true) = (kept, le16(bytes, end) == Some(mark)) else {
+            return false;
+        };
+        let place = bytes.get_mut(end..end + 2).unwrap_or_default();
+        place.copy_from_slice(&kept.to_le_bytes());
+        true
+    })
+}
+
+/// The first cluster of the file that a part of a non-resident attribute has.
+pub(super) fn lowest_vcn(attribute: &[u8]) -> u64 {
+    le64(attribute, 16).unwrap_or(u64::MAX)
+}
+
+/// The data runs of a non-resident attribute: the number of clusters, and the first one unless they are sparse. One
+/// before the volume counts as one behind it.
+pub(super) fn mapping(attribute: &[u8]) -> impl Iterator<Item = (u64, Option<u64>)> {
+    let at = le16(attribute, 32).map_or(usize::MAX, usize::from);
+    let (mut rest, mut from) = (attribute.get(at..).unwrap_or_default(), 0_i64);
+    std::iter::from_fn(move || {
+        let (&head, behind) = rest.split_first().filter(|(head, _)| **head != 0)?;
+        let (lens, offsets) = (usize::from(head & 15), usize::from(head >> 4));
+        let (len, behind) = behind.split_at_checked(lens)?;
+        let (offset, behind) = behind.split_at_checked(offsets)?;
+        rest = behind;
+        from = from.checked_add(signed(offset)?)?;
+        let len = u64::try_from(signed(len)?).unwrap_or(0);
+        // A run without an offset is sparse.
+        let start = (offsets > 0).then(|| u64::try_from(from).unwrap_or(u64::MAX));
+        Some((len, start))
+    })
 }
 
 fn is_resident(attribute: &[u8]) -> bool {
     attribute.get(8) == Some(&0)
 }
 
-fn value(attribute: &[u8]) -> Option<&[u8]> {
+/// The value of a resident attribute.
+pub(super) fn value(attribute: &[u8]) -> Option<&[u8]> {
     let (len, at) =
         (usize::try_from(le32(attribute, 16)?).ok()?, usize::from(le16(attribute, 20)?));
     attribute.get(at..at.checked_add(len)?).filter(|_| is_resident(attribute))
