@@ -159,8 +159,8 @@ fn x56_password_is_not_sent_where_a_registry_redirects() {
         let demand = format!("WWW-Authenticate: Bearer realm=\"http://{host}/token\"\r\n");
         reply(stream, "401 Unauthorized", &demand, b"");
     });
-    // Another name of the same machine.
-    let to = other.authority.replace("127.0.0.1", "localhost");
+    // Another name of the same machine, which needs no resolver.
+    let to = other.authority.replace("127.0.0.1", "[::ffff:127.0.0.1]");
     let server = Server::start(move |_, request, stream| {
         let there = format!("Location: http://{to}{}\r\n", request.path);
         reply(stream, "307 Temporary Redirect", &there, b"");

@@ -28,21 +28,17 @@ pub fn with_socket(task: &str) -> io::Result<(Child, UnixStream)> {
 /// # Errors
 /// As [`with_socket`].
 pub fn with_stdin(task: &str, input: OwnedFd) -> io::Result<Child> {
-    command(&[task], input).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    let mut command = command(&[task], input);
+    // In a process group of its own: Ctrl-C does not end it.
+    command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
 /// The command `storagetm ARGUMENTS` with `input` as standard input, without environment and
-/// working directory.
+/// working directory. It is in the process group of this process, so that Ctrl-C ends it, too.
 pub fn command(arguments: &[&str], input: OwnedFd) -> Command {
     linux::sandbox::set_cloexec_on_all();
     let mut command = Command::new(executable());
-    command
-        .arg0("storagetm")
-        .args(arguments)
-        .env_clear()
-        .current_dir("/")
-        .process_group(0)
-        .stdin(input);
+    command.arg0("storagetm").args(arguments).env_clear().current_dir("/").stdin(input);
     command
 }
 

@@ -306,7 +306,10 @@ mod tests {
         let mut socket = Socket::listening(None, 0).unwrap();
         let own = rustix::net::getsockname(&socket).unwrap();
         let own = SocketAddrNetlink::try_from(own).unwrap();
-        sendto(&socket, &request(7, 0, &[]), SendFlags::empty(), &own).unwrap();
+        match sendto(&socket, &request(7, 0, &[]), SendFlags::empty(), &own) {
+            Err(Errno::PERM) => return println!("skip datagrams of processes: it needs root"),
+            sent => assert!(sent.is_ok(), "{sent:?}"),
+        }
         assert_eq!(socket.receive().unwrap(), Received::Nothing);
     }
 }

@@ -140,6 +140,13 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> Result<libc::ucred> {
     if result == 0 { Ok(peer) } else { Err(last_error()) }
 }
 
+/// Returns the process group of this process. It is 0 if its leader is in another PID namespace, which the
+/// type of rustix cannot hold.
+pub(crate) fn process_group() -> libc::pid_t {
+    // SAFETY: it accesses no memory, and always succeeds.
+    unsafe { libc::getpgrp() }
+}
+
 /// Sets close-on-exec on all descriptors from `first`.
 pub(crate) fn close_on_exec(first: u32) -> Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;

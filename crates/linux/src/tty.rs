@@ -8,6 +8,8 @@ use rustix::termios::{
     tcgetpgrp, tcsetattr,
 };
 
+use crate::syscall;
+
 /// Returns whether the descriptor is a terminal.
 pub fn is_terminal(descriptor: &impl IsTerminal) -> bool {
     descriptor.is_terminal()
@@ -23,7 +25,7 @@ pub fn window(descriptor: impl AsFd) -> Option<(u16, u16)> {
 /// Returns whether this process is in the background, for example started with `&`: reading from
 /// the terminal or changing it would stop the process (POSIX.1-2017 §11.1.4).
 pub fn is_in_background(descriptor: impl AsFd) -> bool {
-    tcgetpgrp(descriptor).is_ok_and(|group| group != rustix::process::getpgrp())
+    tcgetpgrp(descriptor).is_ok_and(|group| group.as_raw_pid() != syscall::process_group())
 }
 
 /// A terminal in raw mode: without line buffering and echo, restored on drop. Ctrl-C still sends a

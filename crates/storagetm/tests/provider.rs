@@ -163,6 +163,10 @@ fn disk_in_use_is_no_volume() {
 
 #[test]
 fn errors_are_those_of_systemd() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skip errors of a storage provider: only root acquires volumes without polkit");
+        return;
+    }
     let provider = Provider::start();
     let own = |name: &str| format!("{INTERFACE}.{name}");
     for (method, parameters, error) in [

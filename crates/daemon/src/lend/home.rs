@@ -5,7 +5,6 @@ mod child;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -41,10 +40,7 @@ pub(super) fn recognize(opened: &Opened) -> Result<Home, Failure> {
 fn run(opened: &Opened) -> std::io::Result<Option<Home>> {
     // A file description of its own: that of the disk may be for direct I/O.
     let disk = File::open(format!("/proc/self/fd/{}", opened.descriptor.as_raw_fd()))?;
-    let group = rustix::process::getpgrp().as_raw_nonzero().get();
-    // In this process group, so that Ctrl-C ends it, too.
     let child = ipc::spawn::command(&["recognize"], disk.into())
-        .process_group(group)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;

@@ -6,7 +6,7 @@ mod child;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -139,10 +139,7 @@ fn run(
     let image = File::open(format!("/proc/self/fd/{}", opened.descriptor.as_raw_fd()))?;
     let index = memfd_create("index", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let arguments = ["index", container.name(), &limit.to_string()];
-    let group = rustix::process::getpgrp().as_raw_nonzero().get();
-    // In this process group, so that Ctrl-C ends it, too.
     let child = ipc::spawn::command(&arguments, image.into())
-        .process_group(group)
         .stdout(index.try_clone()?)
         .stderr(Stdio::piped())
         .spawn()?;

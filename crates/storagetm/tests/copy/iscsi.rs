@@ -42,7 +42,7 @@ fn disk_is_copied_from_and_to_a_target_by_iscsi() {
     assert!(written[..12 << 20] == fs::read(&image).unwrap()[..]);
     assert!(written[12 << 20..].iter().all(|byte| *byte == 3));
     // R43: the same disk, read-only, too small, or missing.
-    let again = onto.replace("127.0.0.1", "localhost");
+    let again = onto.replace("127.0.0.1", "[::ffff:127.0.0.1]");
     let message = run_expecting(5, &["--yes", &again, onto]);
     assert!(message.contains("are the same disk"), "{message}");
     let message = run_expecting(5, &["--yes", &to, from]);
@@ -200,7 +200,7 @@ fn interop_disk_of_another_tgt_with_the_same_name() {
     run_expecting(0, &["--yes", &from, &onto]);
     assert_equal(&image, &disk);
     // By another address of its machine, it is the same disk.
-    let same = onto.replace("127.0.0.1", "localhost");
+    let same = onto.replace("127.0.0.1", "[::ffff:127.0.0.1]");
     let message = run_expecting(5, &["--yes", &same, &onto]);
     assert!(message.contains("are the same disk"), "{message}");
 }

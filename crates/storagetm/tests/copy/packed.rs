@@ -183,3 +183,24 @@ fn x55_bomb_ends_at_the_end_of_the_destination() {
     let message = run_expecting(1, &["--yes", &bomb, &device.0]);
     assert!(message.contains("no space left"), "{message}");
 }
+
+/// As in a container that is entered from outside: the leader of the process group is not in the PID namespace.
+#[test]
+fn format_is_recognized_in_another_pid_namespace() {
+    let test = "a program in a PID namespace of its own";
+    if programs::lacks(test, &["unshare"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let path = folder.path("disk.vmdk");
+    fs::write(&path, [b"KDMV".as_slice(), &vec![0; 1 << 20]].concat()).unwrap();
+    let mut command = programs::command("unshare");
+    command.args(["--map-root-user", "--pid", "--fork", PROGRAM, "serve", "--no-announce"]);
+    command.args(["--listen", "127.0.0.1:0", &path]).stdin(Stdio::null());
+    let message = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    if message.contains("unshare failed") {
+        println!("skip {test}: namespaces cannot be made here");
+        return;
+    }
+    assert!(message.contains("--format raw"), "{message}");
+}
