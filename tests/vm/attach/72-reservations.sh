@@ -35,7 +35,9 @@ reports "$dev" "$(one 5 1 1 4)"
 # Both hosts are paths of one disk here, so each is spoken to through its controller.
 a=/dev/$(controller_of "$rw_nqn")
 id=22222222-2222-4222-8222-222222222222
-eval "$rw_line --hostnqn=nqn.2014-08.org.nvmexpress:uuid:$id --hostid=$id"
+# By the kernel's own interface: nvme-cli 2.3 takes the connection of another host for a duplicate.
+echo "transport=tcp,traddr=$address,trsvcid=$port,nqn=$rw_nqn,hostnqn=nqn.2014-08.org.nvmexpress:uuid:$id,hostid=$id" \
+    >/dev/nvme-fabrics
 second() {
     for path in /sys/class/nvme/nvme*; do
         [ "/dev/${path##*/}" = "$a" ] || [ "$(cat "$path/subsysnqn")" != "$rw_nqn" ] || b=/dev/${path##*/}

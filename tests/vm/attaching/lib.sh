@@ -42,3 +42,6 @@ found() {
 
 # whole DISK SHA256: it is that of the other machine, to the last byte.
 whole() { [ "$(dd if="$1" bs=1M iflag=direct | sha256sum | cut -d ' ' -f 1)" = "$2" ]; }
+
+# are_attached NUMBER: so many disks are attached.
+are_attached() { [ "$(count_disks)" = "$1" ]; }

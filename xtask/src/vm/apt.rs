@@ -2,6 +2,7 @@
 //! touched.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -79,6 +80,7 @@ impl Apt {
             names.extend(archive.file_name().map(|name| name.to_string_lossy().into_owned()));
         }
         clear(&archives)?;
+        merge_usr(into)?;
         names.sort();
         Ok(names)
     }
@@ -117,6 +119,34 @@ fn configuration(folder: &Path, architecture: Architecture) -> String {
     )
 }
 
+/// Moves the contents of `/bin`, `/lib`, `/lib64` and `/sbin` to `/usr`, as the installation of a release
+/// does whose packages have files in both (Debian 12).
+fn merge_usr(root: &Path) -> Result<()> {
+    for name in ["bin", "lib", "lib64", "sbin"] {
+        let from = root.join(name);
+        if from.is_dir() && !from.is_symlink() {
+            move_contents(&from, &root.join("usr").join(name))?;
+            symlink(format!("usr/{name}"), from)?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves the contents of a directory to another one, and removes it.
+fn move_contents(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in from.read_dir()? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() && target.is_dir() {
+            move_contents(&entry.path(), &target)?;
+        } else {
+            fs::rename(entry.path(), target)?;
+        }
+    }
+    Ok(fs::remove_dir(from)?)
+}
+
 fn debs(folder: &Path) -> Result<Vec<PathBuf>> {
     let paths = folder.read_dir()?.map(|entry| Ok(entry?.path()));
     let mut paths = paths.collect::<Result<Vec<_>>>()?;
@@ -149,4 +179,29 @@ pub(super) fn succeed(command: &mut Command) -> Result<String> {
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{name} failed: {}", complaint.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_beside_usr_are_merged_into_it() {
+        let root = std::env::temp_dir().join(format!("xtask-apt-{}", std::process::id()));
+        for (path, text) in [("lib/a/own", "1"), ("usr/lib/a/other", "2"), ("sbin/x", "3")] {
+            fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+            fs::write(root.join(path), text).unwrap();
+        }
+        for _ in 0..2 {
+            merge_usr(&root).unwrap();
+            let read = |path| fs::read_to_string(root.join(path)).unwrap();
+            assert_eq!(
+                [read("usr/lib/a/own"), read("usr/lib/a/other"), read("usr/sbin/x")],
+                ["1", "2", "3"]
+            );
+            assert_eq!(fs::read_link(root.join("lib")).unwrap(), Path::new("usr/lib"));
+            assert!(!root.join("bin").exists());
+        }
+        fs::remove_dir_all(&root).unwrap();
+    }
 }

@@ -22,9 +22,10 @@ pub(super) struct Kernel {
     tools: &'static str,
 }
 
-/// The kernels of the two newest stable Debian releases.
+/// The kernels of the two newest stable Debian releases, each with the programs of its release, as its
+/// users have them: nvme-cli 2.3 and 2.13.
 pub(super) const KERNELS: &[Kernel] = &[
-    Kernel { name: "6.1", suite: "bookworm", tools: TOOLS_SUITE },
+    Kernel { name: "6.1", suite: "bookworm", tools: "bookworm" },
     Kernel { name: "6.12", suite: "trixie", tools: TOOLS_SUITE },
 ];
 
