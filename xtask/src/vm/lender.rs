@@ -1,4 +1,4 @@
-//! A machine that serves two disks on a private link to another one, and follows its requests.
+//! A machine that serves disks on a private link to another one, and follows its requests.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,18 @@ use super::initramfs::Job;
 /// The timeout for the emulator's end of the link.
 const BOOT: Duration = Duration::from_secs(240);
 
-/// Boots it, with a disk that is served read-only and a writable one. The other end of the link
+/// What differs between such machines.
+#[derive(Debug)]
+pub(super) struct Lender {
+    /// The folder of its scripts under `tests/vm`.
+    pub(super) scenario: &'static str,
+    /// Its address on the link, with the length of the prefix.
+    pub(super) interface: String,
+    /// The arguments of qemu for its disks.
+    pub(super) disks: Vec<String>,
+}
+
+/// Boots one with a disk that is served read-only and a writable one. The other end of the link
 /// must exist at `link` in the directory.
 pub(super) fn boot(
     bench: &Bench,
@@ -22,14 +33,25 @@ pub(super) fn boot(
     scenario: &'static str,
     [ro, rw]: [&Path; 2],
 ) -> Result<Guest> {
+    let disks = [virtio_disk(ro, "RO1", true), virtio_disk(rw, "RW1", false)].concat();
+    let interface = "192.168.50.1/24".to_owned();
+    start(bench, kernel, folder, Lender { scenario, interface, disks })
+}
+
+/// Boots one, and waits until its end of the link exists at `link` in the directory.
+pub(super) fn start(
+    bench: &Bench,
+    kernel: &Kernel,
+    folder: &Path,
+    Lender { scenario, interface, disks }: Lender,
+) -> Result<Guest> {
     let socket = folder.join("link");
     let mut devices = link(&socket, 1).to_vec();
-    devices.extend(virtio_disk(ro, "RO1", true));
-    devices.extend(virtio_disk(rw, "RW1", false));
+    devices.extend(disks);
     let job = Job {
         scenario,
         role: "lender",
-        variables: vec![("interface", "192.168.50.1/24".to_owned())],
+        variables: vec![("interface", interface)],
         files: vec![("usr/bin/storagetm", bench.program.clone())],
         extra: None,
     };

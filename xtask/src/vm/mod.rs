@@ -1,5 +1,6 @@
 //! `cargo xtask vm`: boots distribution kernels and attaches disks that storagetm serves.
 
+mod activation;
 mod apt;
 mod attach;
 mod attaching;
@@ -7,6 +8,7 @@ mod blktests;
 mod boot;
 mod cache;
 mod case;
+mod clones;
 mod console;
 mod copying;
 mod emulator;
@@ -30,6 +32,7 @@ mod overlay_boot;
 mod provider;
 mod qmp;
 mod stock;
+mod system;
 mod target;
 mod tree;
 mod usb;
@@ -46,9 +49,11 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The scenarios in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 14] = [
+const SCENARIOS: [fn() -> Scenario; 16] = [
+    activation::scenario,
     attach::scenario,
     attaching::scenario,
+    clones::scenario,
     copying::scenario,
     homes::scenario,
     hotplug::scenario,
