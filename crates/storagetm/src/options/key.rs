@@ -26,6 +26,7 @@ Examples:
   Export the PSKs that a host needs to attach a disk, for nvme-cli 2.9 or newer:
     storagetm key export laptop --for-host laptop --disk nqn.2014-08.org.nvmexpress:uuid:… --to laptop.keys
     (on the host, as root) nvme tls-key --import --keyfile laptop.keys
+    (nvme-cli 3) nvme keys import --keyfile laptop.keys
   Export the PSK for NBD clients of that host:
     storagetm key export laptop --nbd --to laptop.psk
     (on the host) nbdinfo 'nbds://laptop@ADDRESS/DISK?tls-psk-file=laptop.psk'

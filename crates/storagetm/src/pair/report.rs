@@ -98,20 +98,22 @@ impl Report {
     }
 
     fn keys(&self) -> Vec<String> {
-        let import = format!("  nvme tls-key --import --keyfile {}", self.keys_file.display());
-        match &self.note {
+        let file = self.keys_file.display();
+        let mut lines = match &self.note {
             None => vec![
-                "The key is in the kernel's keyring until this machine restarts; then, as root:"
+                "The key is in the kernel's keyring until this machine restarts. storagetm attach puts \
+                 it there again; for nvme-cli (2.9 or newer), as root:"
                     .to_owned(),
-                import,
             ],
             Some(note) => vec![
                 format!("The key is not in the kernel's keyring: {note}."),
-                "To put it there, as root, with nvme-cli 2.9 or newer:".to_owned(),
+                "storagetm attach puts it there; for nvme-cli (2.9 or newer), as root:".to_owned(),
                 "  modprobe nvme-tcp".to_owned(),
-                import,
             ],
-        }
+        };
+        lines.push(format!("  nvme tls-key --import --keyfile {file}"));
+        lines.push(format!("  (nvme-cli 3: nvme keys import --keyfile {file})"));
+        lines
     }
 
     /// Commands of this program.
@@ -132,7 +134,7 @@ impl Report {
             return Vec::new();
         }
         let mut lines = vec![
-            "The same with nvme-cli; all of them, or one:".to_owned(),
+            "The same with nvme-cli 2.9 or newer; all of them, or one:".to_owned(),
             format!("  {}", self.attach_all),
         ];
         for disk in &self.disks {
@@ -197,7 +199,18 @@ mod test {
         assert!(text.contains("-n nqn.2024-01.test:disk0 --tls\n"), "{text}");
         let text = report(false, Some("no root")).0.text();
         assert!(text.contains("--tls --hostnqn nqn.2024-01.test:a\n"), "{text}");
-        assert!(text.contains("nvme tls-key --import --keyfile /s/a.keys"), "{text}");
+    }
+
+    /// nvme-cli 2.3 has neither `--tls` nor `tls-key`, and nvme-cli 3 has another command for keys.
+    #[test]
+    fn nvme_cli_versions_are_named_where_they_matter() {
+        for note in [None, Some("no root")] {
+            let text = report(true, note).0.text();
+            assert!(text.contains("for nvme-cli (2.9 or newer)"), "{text}");
+            assert!(text.contains("\n  nvme tls-key --import --keyfile /s/a.keys\n"), "{text}");
+            assert!(text.contains("nvme-cli 3: nvme keys import --keyfile /s/a.keys)\n"), "{text}");
+            assert!(text.contains("with nvme-cli 2.9 or newer; all of them"), "{text}");
+        }
     }
 
     /// X53: strings from the target contain no control characters, and no key is printed.
