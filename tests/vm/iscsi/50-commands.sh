@@ -5,7 +5,7 @@ sg_vpd --page=di "$dev" | grep -i 'naa'
 sg_vpd --page=bl "$dev"
 sg_vpd --page=lbpv "$dev" >/tmp/lbpv
 cat /tmp/lbpv
-grep -q 'LBPU=1' /tmp/lbpv
+grep -q -e 'LBPU=1' -e '(LBPU): 1' /tmp/lbpv
 sg_readcap --16 "$dev" | grep 'Logical block length=512'
 sg_opcodes "$dev" >/tmp/opcodes
 grep -iq 'compare and write' /tmp/opcodes

@@ -109,7 +109,12 @@ pub(super) const ISCSI: Extra = Extra {
         "usr/sbin/iscsid",
     ],
     modules: &["iscsi_tcp", "sg", "dm_multipath", "dm_service_time"],
-    files: &[("etc/iscsi/iscsid.conf", ISCSID), ("etc/iscsi/initiatorname.iscsi", INITIATOR)],
+    files: &[
+        ("etc/iscsi/iscsid.conf", ISCSID),
+        ("etc/iscsi/initiatorname.iscsi", INITIATOR),
+        // iscsid of Debian 12 takes orders only from users with a name.
+        ("etc/passwd", "root:x:0:0::/root:/usr/bin/bash\n"),
+    ],
 };
 
 /// For a boot from a disk by iSCSI: what logs in to the target that the firmware booted from.
