@@ -15,7 +15,7 @@ use linux::transport::Transport;
 use linux::tree::Tree;
 use serde::Serialize;
 
-use crate::options::List;
+use crate::options::list::List;
 use crate::table;
 use daemon::event::escaped;
 use daemon::examine::{LIMIT, examine};

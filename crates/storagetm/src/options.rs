@@ -10,6 +10,7 @@ pub mod home;
 pub mod host;
 pub mod image;
 pub mod key;
+pub mod list;
 pub mod overlay;
 pub mod pair;
 mod protocol_help;
@@ -35,6 +36,7 @@ use home::Homes;
 use host::Host;
 use image::Image;
 use key::Key;
+use list::List;
 use pair::Pair;
 use protocol::Protocol;
 
@@ -86,12 +88,6 @@ Examples:
 Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address cannot be \
 bound, 2 if the options are wrong.";
 
-const LIST_EXAMPLES: &str = "\
-Examples:
-  storagetm list
-  storagetm list sda group/home
-  storagetm list --json | jq -r '.[] | select(.lendable) | .path'";
-
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -107,44 +103,56 @@ pub struct Options {
     pub task: Task,
 }
 
-/// The subcommands.
+/// The subcommands. A long description stands here: the comment of a variant replaces that of its options.
 #[derive(Debug, Subcommand)]
 pub enum Task {
     /// Lend disks until Ctrl-C
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<Serve>),
     /// Copy a disk from or to another machine, or on this one
+    #[command(long_about = copy::ABOUT)]
     Copy(Box<copy::Copy>),
     /// Copy as environment variables or a file say, for containers and installers
+    #[command(long_about = agent::ABOUT)]
     Agent(Agent),
     /// List the disks of this machine, what is on them, and whether they may be lent
-    #[command(after_help = LIST_EXAMPLES)]
     List(List),
     /// Restart this machine into target mode, in which it only lends its disks
     Boot(Boot),
     /// Build an image that boots into target mode: an initramfs, an EFI program, or a USB stick
     Image(Image),
     /// Generate, import, export and list keys
+    #[command(long_about = key::ABOUT)]
     Key(Key),
     /// Manage which hosts may attach which disks, and until when
+    #[command(long_about = host::ABOUT)]
     Host(Host),
     /// List, discard, commit and export what hosts have written under an overlay in files
+    #[command(long_about = overlay::ABOUT)]
     Overlay(overlay::Overlay),
     /// Pair with a machine that lends disks, by the code on its screen
+    #[command(long_about = pair::ABOUT)]
     Pair(Pair),
     /// Show what running storagetm serve lend, and to which hosts
+    #[command(long_about = control::STATUS)]
     Status(control::Status),
     /// Lend more disks by the running storagetm serve
+    #[command(long_about = control::ADD)]
     Add(control::Add),
     /// Withdraw disks from the running storagetm serve
+    #[command(long_about = control::REMOVE)]
     Remove(control::Remove),
     /// Find machines on the local network that lend disks
+    #[command(long_about = find::ABOUT)]
     Find(Find),
     /// Attach disks of another machine with the kernel's NVMe/TCP driver
+    #[command(long_about = attach::ATTACH)]
     Attach(Attach),
     /// Detach disks
+    #[command(long_about = attach::DETACH)]
     Detach(Detach),
     /// Give disks of other machines to mount, systemd-vmspawn and storagectl of systemd
+    #[command(long_about = provider::ABOUT)]
     Provider(provider::Provider),
     /// Wait for a key press
     Hold(Hold),
@@ -408,17 +416,6 @@ pub struct Hold {
     pub timeout: u64,
 }
 
-/// The options of `storagetm list`.
-#[derive(Debug, Args)]
-pub struct List {
-    /// List only these disks, each with its partitions: sda, /dev/sda, mapper/NAME, GROUP/VOLUME
-    #[arg(value_name = "DISK")]
-    pub disks: Vec<String>,
-    /// Write a JSON array, one object per disk
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// I/O drivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Io {
@@ -512,6 +509,31 @@ mod test {
     #[test]
     fn command_line_definition_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn long_descriptions_are_in_the_help() {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut command = command();
+        for (name, description) in [
+            ("agent", agent::ABOUT),
+            ("add", control::ADD),
+            ("attach", attach::ATTACH),
+            ("copy", copy::ABOUT),
+            ("detach", attach::DETACH),
+            ("find", find::ABOUT),
+            ("host", host::ABOUT),
+            ("key", key::ABOUT),
+            ("overlay", overlay::ABOUT),
+            ("pair", pair::ABOUT),
+            ("provider", provider::ABOUT),
+            ("remove", control::REMOVE),
+            ("status", control::STATUS),
+        ] {
+            let subcommand = command.find_subcommand_mut(name).unwrap();
+            let help = subcommand.render_long_help().to_string();
+            assert!(words(&help).contains(&words(description)), "{help}");
+        }
     }
 
     #[test]

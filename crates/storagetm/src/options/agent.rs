@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 Copies as `storagetm copy` does, with everything that is typed there taken from environment variables or from a JSON \
 object: for containers and installers, where nobody types. It does not ask before a disk is overwritten (--yes), and \
 writes JSON events, one per line.
@@ -38,7 +39,7 @@ Exit status: that of storagetm copy.";
 
 /// The options of `storagetm agent`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Agent {
     /// File or URL (http://, https://) of a JSON object with the options
     #[arg(value_name = "ORDERS")]

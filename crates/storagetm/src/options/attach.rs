@@ -4,9 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-const ATTACH: &str = "\
+/// The long description.
+pub(super) const ATTACH: &str = "\
 Attaches disks with the kernel's NVMe/TCP host driver, as /dev/nvmeXnY. They stay attached after this program has \
 exited. nvme-cli is not needed; the driver is loaded if necessary.
+
+Nothing on the disks is mounted or activated by storagetm. udev of this machine may activate LVM volumes and RAID arrays, \
+as it does of any disk that is plugged in; docs/find.md says how to keep it from that.
 
 TARGET is an address, a DNS name, the name of a paired machine (storagetm pair), or a name that storagetm find \
 shows. DISK is the NVMe Qualified Name of the disk, its last part, or the name of the disk on the target.
@@ -31,7 +35,8 @@ Exit status: 0 if the disk is attached, 1 if not, 2 if the options are wrong, 3 
 /// Seconds for which the kernel tries to reconnect.
 const PATIENCE: i32 = 600;
 
-const DETACH: &str = "\
+/// The long description.
+pub(super) const DETACH: &str = "\
 The kernel disconnects, and the disk disappears. A disk that is in use (mounted, used as swap space, part of another \
 one) is not detached without --force, which loses data that were not yet written. A home directory that is active here \
 is deactivated first (homectl deactivate).";
@@ -47,7 +52,7 @@ Exit status: 0 if the disks are detached, 1 if one is not, 2 if the options are 
 
 /// The options of `storagetm attach`.
 #[derive(Debug, Args)]
-#[command(long_about = ATTACH, after_help = ATTACH_EXAMPLES)]
+#[command(after_help = ATTACH_EXAMPLES)]
 pub struct Attach {
     /// The machine, and one of its disks, which may be omitted if there is only one
     #[arg(value_name = "TARGET[/DISK]")]
@@ -154,7 +159,6 @@ impl Attach {
 /// The options of `storagetm detach`.
 #[derive(Debug, Args)]
 #[command(
-    long_about = DETACH,
     after_help = DETACH_EXAMPLES,
     group = clap::ArgGroup::new("which").required(true)
 )]

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-const STATUS: &str = "\
+/// The long description.
+pub(super) const STATUS: &str = "\
 Asks the storagetm serve that run on this machine, by a Unix socket: /run/storagetm/io.github.storagetm.Serve for \
 root, $XDG_RUNTIME_DIR/storagetm/io.github.storagetm.Serve for others, with the process number at its end for all but the \
 first. Only root and the user that started one may ask it. It is a varlink service (varlinkctl introspect PATH).";
@@ -22,7 +23,8 @@ Examples:
 
 Exit status: 0, 1 if no storagetm serve is running, or one does not answer (the others are shown), 2 if the options are wrong.";
 
-const ADD: &str = "\
+/// The long description.
+pub(super) const ADD: &str = "\
 The running storagetm serve lends the disks beside its others, without a restart. The same rules apply as at its start: \
 a disk is read-only unless --writable is given, and one that is in use is not lent. They are not lent again when storagetm \
 serve is started the next time.";
@@ -34,7 +36,8 @@ Examples:
 
 Exit status: 0 if the disks are lent, 1 if one is not, 2 if the options are wrong.";
 
-const REMOVE: &str = "\
+/// The long description.
+pub(super) const REMOVE: &str = "\
 The running storagetm serve no longer lends the disks. Returns when what hosts have written is on stable storage and the disk \
 is closed; or five seconds after that, if something still holds the disk open. With storagetm serve --all, a disk that was removed is lent again when it is plugged in again.";
 
@@ -47,7 +50,7 @@ Exit status: 0 if the disks are withdrawn, 1 if one is not, or could not be flus
 
 /// The options of `storagetm status`.
 #[derive(Debug, Args)]
-#[command(long_about = STATUS, after_help = STATUS_EXAMPLES)]
+#[command(after_help = STATUS_EXAMPLES)]
 pub struct Status {
     /// The socket of one storagetm serve; default: all of this user
     #[arg(long, value_name = "PATH")]
@@ -69,7 +72,6 @@ pub struct Status {
 /// The options of `storagetm add`.
 #[derive(Debug, Args)]
 #[command(
-    long_about = ADD,
     after_help = ADD_EXAMPLES,
     group = clap::ArgGroup::new("added").required(true).multiple(true)
 )]
@@ -107,7 +109,7 @@ impl Add {
 
 /// The options of `storagetm remove`.
 #[derive(Debug, Args)]
-#[command(long_about = REMOVE, after_help = REMOVE_EXAMPLES)]
+#[command(after_help = REMOVE_EXAMPLES)]
 pub struct Remove {
     /// Disks that are lent, by the name that storagetm status shows, by path or by NVMe Qualified Name
     #[arg(value_name = "NAME", required = true)]

@@ -12,7 +12,8 @@ use crate::options::Format;
 use crate::options::rate::Rate;
 use remote::uri::Locator;
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 Copies a whole disk from or to another machine that lends it, or between disks and files of this machine. No kernel \
 driver is needed on either side. Holes and zeros are not sent, the destination is read back and verified at the end, \
 and an interrupted copy with a map can be resumed.
@@ -114,7 +115,7 @@ pub enum VerifyTime {
 
 /// The options of `storagetm copy`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Copy {
     /// Source
     #[arg(value_name = "SRC", value_parser = LocatorParser)]

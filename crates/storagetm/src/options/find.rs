@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 Machines that lend disks announce themselves by multicast DNS (DNS-SD: _nvme-disc._tcp for NVMe/TCP, _nbd._tcp for \
 NBD). Each machine found is queried for its disks, and the commands that attach them are shown.
 
@@ -22,7 +23,7 @@ Exit status: 0, also if no machine is found; 1 if multicast DNS is not available
 
 /// The options of `storagetm find`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Find {
     /// How long to wait for answers
     #[arg(

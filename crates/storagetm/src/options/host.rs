@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use keys::date::Expiry;
 use keys::name::Name;
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 A host is a machine that may attach disks of this one. It is identified by its NVMe Qualified Name (on the host: \
 /etc/nvme/hostnqn) and a key; with iSCSI, by its initiator name and a secret for CHAP. Changes apply at once, also to a running `storagetm serve`: a host that is removed or \
 expired is disconnected within a second.
@@ -29,7 +30,7 @@ Exit status: 0 if it was done, 1 if not, 2 if the options are wrong.";
 
 /// The options of `storagetm host`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Host {
     /// The subcommand.
     #[command(subcommand)]

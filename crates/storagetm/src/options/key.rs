@@ -7,7 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use keys::name::Name;
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 A key authenticates a host, whose access `storagetm host add` defines. A TLS key (NVMeTLSkey-1:…) also encrypts the \
 connection, and is all that most setups need; a DH-HMAC-CHAP key (DHHC-1:…) authenticates only. A secret for CHAP of \
 iSCSI has 12 to 16 characters.
@@ -35,7 +36,7 @@ Exit status: 0 if it was done, 1 if not, 2 if the options are wrong.";
 
 /// The options of `storagetm key`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Key {
     /// The subcommand.
     #[command(subcommand)]

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 With `storagetm serve --overlay DISK --overlay-dir DIR` what hosts write is kept in a folder of DIR for each disk, and the \
 disk is not changed. These commands are for such folders, while no storagetm serves the disk.";
 
@@ -24,7 +25,7 @@ Exit status: 0 if it was done, 1 if not, 2 if the options are wrong.";
 
 /// The options of `storagetm overlay`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Overlay {
     /// The subcommand.
     #[command(subcommand)]

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 On the machine that lends its disks, `storagetm serve` (or the machine booted into target mode) shows a code of eight \
 digits. Typed here, it authenticates both machines to each other, and they agree on a new key. The code is not the key: \
 it is valid once, and worthless afterwards.
@@ -26,7 +27,7 @@ refused or the code was wrong.";
 
 /// The options of `storagetm pair`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Pair {
     /// The machine that lends disks: 192.168.1.5, name.local:4420, fe80::1%eth0, [fe80::1%eth0]:4420
     ///

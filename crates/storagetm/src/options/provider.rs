@@ -7,7 +7,8 @@ use clap::Args;
 /// Where systemd looks for storage providers.
 pub const SOCKET: &str = "/run/systemd/io.systemd.StorageProvider/storagetm";
 
-const ABOUT: &str = "\
+/// The long description.
+pub(super) const ABOUT: &str = "\
 Gives disks of other machines to the programs of systemd (since version 261) as volumes of a storage provider: to mount, \
 systemd-vmspawn, storagectl and varlinkctl. Serves the varlink interface io.systemd.StorageProvider. A volume is called \
 MACHINE/DISK, where MACHINE is a paired machine (storagetm pair) and DISK one of the disks that it lends to this one; \
@@ -37,7 +38,7 @@ socket cannot be listened on, 2 if the options are wrong.";
 
 /// The options of `storagetm provider`.
 #[derive(Debug, Args)]
-#[command(long_about = ABOUT, after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES)]
 pub struct Provider {
     /// Listen on this Unix socket
     ///
