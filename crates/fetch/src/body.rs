@@ -5,28 +5,21 @@ use std::io::{self, ErrorKind, Read};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ureq::http::{Response, StatusCode, Uri, header};
+use ureq::http::{Response, StatusCode, header};
 use ureq::{BodyReader, ResponseExt as _};
 
-use crate::origin::{Origin, Rest};
-use crate::retries::{PAUSE, Retries};
+use crate::origin::Origin;
+use crate::parts::{MIN_SILENCE, Parts, silence};
+use crate::retries::{PAUSE, waiting};
 use crate::s3::Object;
-use crate::version::{Range, Version, length};
+use crate::version::{Version, length};
 use crate::{Access, Error, Hash, Location};
-
-/// How long a server may send nothing: as long as the caller has patience, but no less than this.
-const MIN_SILENCE: Duration = Duration::from_secs(5);
-/// The most of a server that sends parts of files: the next request continues the file.
-const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// A file that is read from a web server, a registry or a bucket.
 pub struct Body {
-    origin: Origin,
-    /// The address to which the server redirected.
-    source: Uri,
-    /// The length of a file of which the server sends parts, and its version; that of a registry never
-    /// changes.
-    whole: Option<(Option<Version>, u64)>,
+    /// The file, if the server sends parts of it.
+    parts: Option<Parts>,
+    hash: Option<Hash>,
     length: Option<u64>,
     /// Number of bytes that were read.
     at: u64,
@@ -56,13 +49,7 @@ impl Body {
         access: &Access,
         patience: Duration,
     ) -> Result<Self, Error> {
-        let mut retries = Retries::new(patience, &[]);
-        loop {
-            match Self::open(location, access, patience) {
-                Ok(body) => return Ok(body),
-                Err(error) => retries.wait(error)?,
-            }
-        }
+        waiting(patience, || Self::open(location, access, patience))
     }
 
     /// Requests an object of a bucket.
@@ -71,8 +58,7 @@ impl Body {
     }
 
     fn from(mut origin: Origin, patience: Duration) -> Result<Self, Error> {
-        let silence = patience.clamp(MIN_SILENCE, MAX_SILENCE);
-        let mut response = whole(&mut origin, silence)?;
+        let mut response = whole(&mut origin, silence(patience))?;
         let (mut length, headers) = (length(response.headers()), response.headers());
         let has_ranges = headers.get(header::ACCEPT_RANGES).is_none_or(|value| value != "none");
         let version = Version::from_headers(headers);
@@ -88,15 +74,17 @@ impl Body {
         if parts.is_none() {
             response = whole(&mut origin, patience.max(MIN_SILENCE))?;
         }
-        let source = response.get_uri().clone();
+        let (source, hash) = (response.get_uri().clone(), origin.blob().map(|(hash, _)| hash));
         let reader = response.into_body().into_reader();
         let (progress, pause) = (Instant::now(), PAUSE[0]);
-        Ok(Self { origin, source, whole: parts, length, at: 0, reader, patience, progress, pause })
+        let of_version = |(version, length)| Parts { origin, source, version, length, patience };
+        let parts = parts.map(of_version);
+        Ok(Self { parts, hash, length, at: 0, reader, patience, progress, pause })
     }
 
     /// Returns the SHA-256 that the file must have, if a registry names it. It is not compared here.
     pub fn hash(&self) -> Option<Hash> {
-        self.origin.blob().map(|(hash, _)| hash)
+        self.hash
     }
 
     /// Returns the number of bytes of the file, if the server announced it.
@@ -133,11 +121,11 @@ impl Body {
 
     /// Requests the rest of the file.
     fn resume(&mut self, mut reason: String) -> Result<(), Error> {
-        if self.whole.is_none() {
+        let Some(parts) = &mut self.parts else {
             return Err(Error::NoRanges { at: self.at, reason });
-        }
+        };
         while self.progress.elapsed() < self.patience {
-            match self.rest() {
+            match parts.get(self.at, None) {
                 Ok(Some(reader)) => {
                     self.reader = reader;
                     return Ok(());
@@ -152,59 +140,6 @@ impl Body {
             self.pause = (self.pause * 2).min(PAUSE[1]);
         }
         Err(Error::Stalled { seconds: self.patience.as_secs(), reason })
-    }
-
-    /// Returns the rest of the file, or `None` if the server does not send parts of this one.
-    fn rest(&mut self) -> Result<Option<BodyReader<'static>>, Error> {
-        let Some((version, length)) = &self.whole else { return Ok(None) };
-        let (version, length, first) = (version.as_ref(), *length, self.at);
-        let rest = Rest { first, version };
-        let silence = self.patience.clamp(MIN_SILENCE, MAX_SILENCE);
-        // A server may redirect to an address that is valid for some minutes only.
-        let redirected = self.origin.request_at(&self.source, &rest, silence)?;
-        match answer(redirected, &rest, length)? {
-            Answer::Rest(reader) => return Ok(Some(reader)),
-            Answer::Whole => return Ok(None),
-            Answer::Refusal(_) => {}
-        }
-        let response = self.origin.request(Some(&rest), silence)?;
-        self.source = response.get_uri().clone();
-        match answer(response, &rest, length)? {
-            Answer::Rest(reader) => Ok(Some(reader)),
-            Answer::Whole => Ok(None),
-            Answer::Refusal(response) => Err(self.origin.refusal(*response)),
-        }
-    }
-}
-
-/// What a server answers that was asked for the rest of a file.
-enum Answer {
-    Rest(BodyReader<'static>),
-    /// The whole file, which cannot be another one.
-    Whole,
-    Refusal(Box<Response<ureq::Body>>),
-}
-
-/// Checks that an answer is the rest of the same version.
-fn answer(response: Response<ureq::Body>, rest: &Rest<'_>, length: u64) -> Result<Answer, Error> {
-    let headers = response.headers();
-    match response.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            let range = Range::from_headers(headers);
-            let is_rest = range.is_some_and(|range| range.is_rest(rest.first, length));
-            let named = Version::from_headers(headers);
-            let is_same = match (&named, rest.version) {
-                (Some(named), Some(version)) => named == version,
-                _ => true,
-            };
-            match is_rest && is_same {
-                true => Ok(Answer::Rest(response.into_body().into_reader())),
-                false => Err(Error::Changed),
-            }
-        }
-        StatusCode::OK if rest.version.is_none() => Ok(Answer::Whole),
-        StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::Changed),
-        _ => Ok(Answer::Refusal(Box::new(response))),
     }
 }
 

@@ -13,7 +13,8 @@
 //! | `registry` | the way from the name of an image to its blob |
 //! | `origin` | the addresses of a file, and what is sent there for permission |
 //! | `s3` | requests for an object |
-//! | [`Body`] | the bytes of the file |
+//! | [`Body`] | the bytes of the file, from the first to the last |
+//! | [`Parts`] | the bytes of the file, in any order |
 //! | [`Upload`] | an object that is written |
 //! | `retries` | when a request is made again |
 //! | `version` | which version of a file a response has |
@@ -24,6 +25,7 @@ mod body;
 mod client;
 mod location;
 mod origin;
+mod parts;
 mod registry;
 mod retries;
 mod s3;
@@ -36,6 +38,7 @@ use ureq::http::StatusCode;
 
 pub use body::Body;
 pub use location::{Location, LocationError};
+pub use parts::Parts;
 pub use registry::Login;
 pub use s3::{Account, AccountError, Head, Object, Refusal};
 pub use upload::{Proof, Stored, Upload};
@@ -86,6 +89,12 @@ pub enum Error {
         /// Why it was lost.
         reason: String,
     },
+    /// Parts of the file cannot be asked for without the risk that they are of two versions.
+    #[error("{0}")]
+    NoParts(&'static str),
+    /// The server sent another part of the same version of the file than was asked for.
+    #[error("the server sent another part of the file than it was asked for")]
+    OtherPart,
     /// The server sent more bytes than it announced.
     #[error("the server sent more than the {0} bytes that it announced")]
     TooLong(u64),

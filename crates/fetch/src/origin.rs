@@ -22,9 +22,11 @@ pub(crate) enum Origin {
     Bucket(Box<Object>),
 }
 
-/// A part of a file: from a byte to its end.
-pub(crate) struct Rest<'a> {
+/// A part of a file.
+pub(crate) struct Part<'a> {
     pub(crate) first: u64,
+    /// The byte after it; `None` for the end of the file.
+    pub(crate) end: Option<u64>,
     /// The version that it must be of.
     pub(crate) version: Option<&'a Version>,
 }
@@ -69,23 +71,23 @@ impl Origin {
     /// Fails if the server cannot be reached, or demands a permission that is not given.
     pub(crate) fn request(
         &mut self,
-        rest: Option<&Rest<'_>>,
+        part: Option<&Part<'_>>,
         silence: Duration,
     ) -> Result<Response<Body>, Error> {
         let (client, uri, registry) = match self {
-            Self::Web(client, uri) => return get(client, uri, None, rest, silence),
+            Self::Web(client, uri) => return get(client, uri, None, part, silence),
             Self::Bucket(object) => {
-                return object.get(&rest.map(Rest::headers).unwrap_or_default(), silence);
+                return object.get(&part.map(Part::headers).unwrap_or_default(), silence);
             }
             Self::Registry { client, uri, registry, .. } => (client, uri, registry),
         };
-        let response = get(client, uri, registry.permission(), rest, silence)?;
+        let response = get(client, uri, registry.permission(), part, silence)?;
         // A permission is valid for some minutes only.
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         registry.ask(&response, uri)?;
-        match get(client, uri, registry.permission(), rest, silence)? {
+        match get(client, uri, registry.permission(), part, silence)? {
             response if response.status() == StatusCode::UNAUTHORIZED => Err(Error::Login),
             response => Ok(response),
         }
@@ -98,16 +100,16 @@ impl Origin {
     pub(crate) fn request_at(
         &self,
         source: &Uri,
-        rest: &Rest<'_>,
+        part: &Part<'_>,
         silence: Duration,
     ) -> Result<Response<Body>, Error> {
         match self {
-            Self::Web(client, _) => get(client, source, None, Some(rest), silence),
+            Self::Web(client, _) => get(client, source, None, Some(part), silence),
             Self::Registry { client, uri, registry, .. } => {
                 let permission = registry.permission().filter(|_| source == uri);
-                get(client, source, permission, Some(rest), silence)
+                get(client, source, permission, Some(part), silence)
             }
-            Self::Bucket(object) => object.get(&rest.headers(), silence),
+            Self::Bucket(object) => object.get(&part.headers(), silence),
         }
     }
 
@@ -120,9 +122,10 @@ impl Origin {
     }
 }
 
-impl Rest<'_> {
+impl Part<'_> {
     fn headers(&self) -> Vec<(HeaderName, String)> {
-        let range = (header::RANGE, format!("bytes={}-", self.first));
+        let last = self.end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
+        let range = (header::RANGE, format!("bytes={}-{last}", self.first));
         let version = self.version.map(|version| (header::IF_RANGE, version.as_str().to_owned()));
         std::iter::once(range).chain(version).collect()
     }
@@ -132,11 +135,11 @@ fn get(
     client: &Agent,
     uri: &Uri,
     permission: Option<&HeaderValue>,
-    rest: Option<&Rest<'_>>,
+    part: Option<&Part<'_>>,
     silence: Duration,
 ) -> Result<Response<Body>, Error> {
     let mut request = client.get(uri);
-    for (name, value) in rest.map(Rest::headers).unwrap_or_default() {
+    for (name, value) in part.map(Part::headers).unwrap_or_default() {
         request = request.header(name, value);
     }
     if let Some(permission) = permission {

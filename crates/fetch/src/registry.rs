@@ -14,6 +14,7 @@ use ureq::{Agent, ResponseExt as _};
 
 use crate::client::TIMEOUT;
 use crate::{Error, Hash};
+pub(crate) use answer::digest;
 use answer::{Document, Layer};
 pub(crate) use reference::Reference;
 use sha2::{Digest as _, Sha256};

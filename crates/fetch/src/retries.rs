@@ -11,6 +11,23 @@ pub(crate) const PAUSE: [Duration; 2] = [Duration::from_millis(250), Duration::f
 /// How often it is looked whether to stop.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Returns what `open` returns, which is called again for `patience` while its error is temporary.
+///
+/// # Errors
+/// Fails with the last error of `open`.
+pub(crate) fn waiting<T>(
+    patience: Duration,
+    open: impl Fn() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut retries = Retries::new(patience, &[]);
+    loop {
+        match open() {
+            Ok(opened) => return Ok(opened),
+            Err(error) => retries.wait(error)?,
+        }
+    }
+}
+
 /// Decides whether a request is made again.
 #[derive(Debug)]
 pub(crate) struct Retries<'a> {

@@ -1,5 +1,7 @@
 //! Which version of a file a response has (RFC 9110 §8.8), and which part of it.
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
 use ureq::http::{HeaderMap, header};
 
 /// The version of a file: a strong entity tag, or the time of the last modification.
@@ -13,6 +15,26 @@ impl Version {
         let text = |name| Some(headers.get(name)?.to_str().ok()?.to_owned());
         let tag = text(header::ETAG).filter(|tag| tag.starts_with('"'));
         tag.or_else(|| text(header::LAST_MODIFIED)).map(Self)
+    }
+
+    /// Returns the version that a response names, if it names it for all time: a strong entity tag, or, from a
+    /// server without entity tags, the time of a modification at least a second before the response (§8.8.2.2,
+    /// §13.1.5), after which another one would have another time.
+    pub(crate) fn lasting(headers: &HeaderMap) -> Option<Self> {
+        let version = Self::from_headers(headers)?;
+        let time = |name| {
+            let text = headers.get(name)?.to_str().ok()?;
+            DateTimeParser::new().parse_timestamp(text).ok()
+        };
+        let is_before = || {
+            let seconds = |name| time(name).map(Timestamp::as_second);
+            Some(seconds(header::LAST_MODIFIED)? < seconds(header::DATE)?)
+        };
+        let lasts = match headers.contains_key(header::ETAG) {
+            true => version.0.starts_with('"'),
+            false => is_before().unwrap_or(false),
+        };
+        lasts.then_some(version)
     }
 
     /// Returns the value of `If-Range` (§13.1.5).
@@ -48,10 +70,10 @@ impl Range {
         Some(Self { first: first.parse().ok()?, last: last.parse().ok()?, complete })
     }
 
-    /// Returns whether this is the part from `first` to the end of a file of `length` bytes.
-    pub(crate) fn is_rest(self, first: u64, length: u64) -> bool {
+    /// Returns whether this is the part from `first` up to `end` of a file of `length` bytes.
+    pub(crate) fn is_part(self, first: u64, end: u64, length: u64) -> bool {
         self.first == first
-            && self.last.checked_add(1) == Some(length)
+            && self.last.checked_add(1) == Some(end)
             && self.complete.is_none_or(|complete| complete == length)
     }
 }
@@ -78,6 +100,21 @@ mod test {
     }
 
     #[test]
+    fn version_lasts_if_no_other_one_can_have_it() {
+        let lasts = |all: &[(HeaderName, &'static str)]| Version::lasting(&headers(all)).is_some();
+        let modified = (header::LAST_MODIFIED, TIME);
+        let date = |text| (header::DATE, text);
+        assert!(lasts(&[(header::ETAG, "\"a\"")]));
+        assert!(lasts(&[modified.clone(), date("Tue, 15 Nov 1994 12:45:27 GMT")]));
+        assert!(!lasts(&[modified.clone(), date(TIME)]));
+        assert!(!lasts(&[modified.clone(), date("Tue, 15 Nov 1994 12:45:20 GMT")]));
+        assert!(!lasts(std::slice::from_ref(&modified)));
+        assert!(!lasts(&[modified.clone(), date("yesterday")]));
+        let weak = (header::ETAG, "W/\"a\"");
+        assert!(!lasts(&[weak, modified, date("Tue, 15 Nov 1994 13:00:00 GMT")]));
+    }
+
+    #[test]
     fn content_range_is_parsed() {
         let range = |value| Range::from_headers(&headers(&[(header::CONTENT_RANGE, value)]));
         let expected = Range { first: 5, last: 9, complete: Some(10) };
@@ -86,8 +123,12 @@ mod test {
         for malformed in ["bytes */10", "bytes 5-9", "items 5-9/10", "bytes 5-/10", ""] {
             assert_eq!(range(malformed), None, "{malformed}");
         }
-        assert!(expected.is_rest(5, 10));
-        assert!(!expected.is_rest(5, 11) && !expected.is_rest(4, 10));
-        assert!(!Range { last: u64::MAX, ..expected }.is_rest(5, 0));
+        assert!(expected.is_part(5, 10, 10));
+        assert!(
+            !expected.is_part(5, 10, 11)
+                && !expected.is_part(4, 10, 10)
+                && !expected.is_part(5, 9, 10)
+        );
+        assert!(!Range { last: u64::MAX, ..expected }.is_part(5, 0, 0));
     }
 }

@@ -69,7 +69,7 @@ fn r52_another_part_than_the_requested_one_is_refused() {
         0 => part(request, TAG, 150_000, stream),
         _ => send(stream, (&file(), Some(149_999)), TAG, usize::MAX),
     });
-    assert!(matches!(read(&url), Err(Error::Changed)));
+    assert!(matches!(read(&url), Err(Error::OtherPart)));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use md5::{Digest as _, Md5};
 
-use crate::web::{Request, reply, send};
+use crate::web::{Request, reply, send_part};
 
 /// What a server has stored.
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ pub fn answer(store: &Shared, request: &Request, stream: &mut TcpStream) {
         ("GET", "") => {
             let object = store.object.clone().unwrap_or_default();
             let tag = format!("ETag: \"{}\"\r\n", store.tag);
-            send(stream, (&object, request.first()), &tag, 3_000_000);
+            send_part(stream, (&object, request.part()), &tag, 3_000_000);
         }
         other => panic!("{other:?}"),
     }

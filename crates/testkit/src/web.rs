@@ -26,7 +26,17 @@ impl Request {
 
     /// Returns the first byte of the rest of a file that is asked for, if a part is.
     pub fn first(&self) -> Option<usize> {
-        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+        self.part().and_then(|(first, end)| end.is_none().then_some(first))
+    }
+
+    /// Returns the part of a file that is asked for: its first byte, and the byte after it, unless it is the end.
+    pub fn part(&self) -> Option<(usize, Option<usize>)> {
+        let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        let end = match last {
+            "" => None,
+            last => Some(last.parse::<usize>().ok()?.checked_add(1)?),
+        };
+        Some((first.parse().ok()?, end))
     }
 }
 
@@ -101,14 +111,26 @@ pub fn send(
     headers: &str,
     max: usize,
 ) {
-    let (total, from) = (file.len(), first.unwrap_or(0));
-    let status = match first {
-        Some(first) => {
-            format!("206 Partial Content\r\nContent-Range: bytes {first}-{}/{total}", total - 1)
+    send_part(stream, (file, first.map(|first| (first, None))), headers, max);
+}
+
+/// Sends a file, or a part of it ([`Request::part`]), as [`send`].
+pub fn send_part(
+    stream: &mut TcpStream,
+    (file, part): (&[u8], Option<(usize, Option<usize>)>),
+    headers: &str,
+    max: usize,
+) {
+    let (total, (from, end)) = (file.len(), part.unwrap_or((0, None)));
+    let end = end.unwrap_or(total).min(total);
+    let status = match part {
+        Some(_) => {
+            let last = end.saturating_sub(1);
+            format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{total}")
         }
         None => "200 OK".to_owned(),
     };
-    let rest = file.get(from..).unwrap_or_default();
+    let rest = file.get(from..end).unwrap_or_default();
     let length = rest.len();
     let _ = write!(
         stream,
