@@ -4,7 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use crate::{Endpoint, EndpointError};
@@ -59,6 +60,34 @@ pub struct Job {
     pub source: End,
     pub destination: End,
     pub settings: Settings,
+    /// The check of what was copied from a disk to a disk, before its first and its last bytes are; a pipe has
+    /// its own ([`Pipe::finish`]).
+    pub check: Option<Check>,
+}
+
+/// A check that the destination holds what was expected, but for the ranges that are written only when it has
+/// succeeded: until then, the destination has no partition table.
+pub struct Check(pub CheckFn);
+
+/// Fails with [`CopyError::Unexpected`] if the destination, with those ranges of the source, is not what was
+/// expected.
+pub type CheckFn = Box<dyn FnOnce(&Unchecked) -> Result<(), CopyError> + Send>;
+
+/// What a [`Check`] is called with.
+#[derive(Debug)]
+pub struct Unchecked {
+    /// The ranges that are not copied yet, in ascending order.
+    pub held: Vec<Range<u64>>,
+    /// Where the check counts the bytes that it has read.
+    pub done: AtomicU64,
+    /// Set if the check is to fail soon, however.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
 }
 
 /// Settings of a copy.
@@ -292,7 +321,7 @@ pub enum CopyError {
     /// The data of a pipe is incomplete.
     #[error("{0}")]
     Incomplete(String),
-    /// The data of a pipe does not have the expected hash.
+    /// The data does not have the expected hash.
     #[error("{0}")]
     Unexpected(String),
     /// All data was copied, but the partition table could not be rewritten.

@@ -38,7 +38,8 @@ pub use connection::{
 };
 pub use endpoint::{Disk, Endpoint, EndpointError};
 pub use job::{
-    CopyError, End, Finish, Job, Outcome, Phase, Pipe, Progress, Refusal, Report, Settings,
+    Check, CheckFn, CopyError, End, Finish, Job, Outcome, Phase, Pipe, Progress, Refusal, Report,
+    Settings, Unchecked,
 };
 pub use map::Map;
 pub use same_disk::read_sync;

@@ -23,6 +23,18 @@ pub(crate) struct PreparedCopy {
     pub(crate) source: OpenedEndpoint,
     pub(crate) destination: OpenedEndpoint,
     pub(crate) map: Map,
+    /// Ranges that are not copied before a check has succeeded.
+    pub(crate) held: Vec<Range<u64>>,
+}
+
+/// Bytes at each end of the destination that hold the partition table and its backup.
+const HELD: u64 = 1 << 20;
+
+/// Returns the ranges that are not copied before a check: the first bytes, and at least as many last ones.
+fn held(bytes: u64) -> Vec<Range<u64>> {
+    let end = bytes.min(HELD);
+    let last = end.max(bytes.saturating_sub(HELD) / HELD * HELD);
+    [0..end, last..bytes].into_iter().filter(|range| !range.is_empty()).collect()
 }
 
 /// How long a server may take to restart after a read has crashed it, and the retry interval.
@@ -33,11 +45,13 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const SAMPLES: u64 = 16;
 const SAMPLE: u64 = 4096;
 
-/// Performs all checks that need no reading, and creates the destination.
+/// Performs all checks that need no reading, and creates the destination. If a check follows (`is_checked`), its
+/// ends are copied after that, and again if an earlier run did.
 pub(crate) fn prepare(
     source: Arc<dyn Endpoint>,
     destination: Arc<dyn Endpoint>,
     settings: &Settings,
+    is_checked: bool,
     stop: &AtomicBool,
 ) -> Result<PreparedCopy, PrepareError> {
     let source = open_source(source, settings.reconnect_timeout)?;
@@ -71,9 +85,11 @@ pub(crate) fn prepare(
         check_identity(path, "destination", &map.metadata.destination, &to.identity)?;
     }
     // A file that was just created contains nothing of what a map may list.
-    let map = if to.blank { Map::new(bytes) } else { map };
+    let mut map = if to.blank { Map::new(bytes) } else { map };
+    let held = if is_checked { held(bytes) } else { Vec::new() };
+    held.iter().for_each(|range| map.set(range.clone(), State::Untried));
     let map = with_metadata(map, disk, &to);
-    Ok(PreparedCopy { source, destination: OpenedEndpoint::new(destination, to), map })
+    Ok(PreparedCopy { source, destination: OpenedEndpoint::new(destination, to), map, held })
 }
 
 /// Opens a source. Takes samples of a remote one, because all connections must lead to the same
@@ -318,6 +334,15 @@ fn samples(map: &Map, finished: u64) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn both_ends_wait_for_a_check() {
+        assert!(held(0).is_empty());
+        assert_eq!(held(512), vec![0..512; 1]);
+        assert_eq!(held(HELD + 512), [0..HELD, HELD..HELD + 512]);
+        assert_eq!(held(9 * HELD), [0..HELD, 8 * HELD..9 * HELD]);
+        assert_eq!(held(9 * HELD + 512), [0..HELD, 8 * HELD..9 * HELD + 512]);
+    }
 
     #[test]
     fn samples_cover_the_finished_ranges() {

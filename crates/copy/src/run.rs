@@ -1,5 +1,6 @@
 //! Runs a job: checks, copying, verification, and the report.
 
+mod checking;
 mod copying;
 mod monitor;
 mod stream_copy;
@@ -12,16 +13,18 @@ use std::sync::atomic::AtomicBool;
 use crate::map::{self, Map, MapMetadata, Position, State};
 use crate::prepare::{self, PrepareError, PreparedCopy};
 use crate::sync_io::SyncIoError;
-use crate::{CopyError, End, Endpoint, Job, Outcome, Phase, Progress, Refusal, Report, Settings};
+use crate::{
+    Check, CopyError, End, Endpoint, Job, Outcome, Phase, Progress, Refusal, Report, Settings,
+};
 use monitor::Monitor;
 
 /// Runs a copy.
 pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress)) -> Report {
-    let Job { source, destination, settings } = job;
+    let Job { source, destination, settings, check } = job;
     let mut monitor = Monitor::new(stop, watch);
     let outcome = match (source, destination) {
         (End::Disk(source), End::Disk(destination)) => {
-            disks(source.into(), destination.into(), &settings, &mut monitor)
+            disks(source.into(), destination.into(), &settings, check, &mut monitor)
         }
         (End::Pipe(_), End::Pipe(_)) => Err(Outcome::Refused(Refusal::Pipes)),
         _ if settings.map.is_some() => Err(Outcome::Refused(Refusal::PipeWithMap)),
@@ -42,19 +45,35 @@ fn disks(
     source: Arc<dyn Endpoint>,
     destination: Arc<dyn Endpoint>,
     settings: &Settings,
+    check: Option<Check>,
     monitor: &mut Monitor<'_>,
 ) -> StageResult {
-    let prepared = check(source, destination, settings, monitor)?;
+    let prepared = self::check(source, destination, settings, check.is_some(), monitor)?;
     monitor.report.bytes = prepared.source.disk.bytes;
     monitor.report.earlier = prepared.map.sum(State::Finished);
-    let copying::Copied { map, tree, read_back } = copying::copy(&prepared, settings, monitor)?;
+    let prepared = match check {
+        Some(check) => checking::copy(prepared, settings, check, monitor)?,
+        None => prepared,
+    };
+    let copied = copying::copy(&prepared, settings, monitor)?;
+    verify(&prepared, copied, settings, monitor)
+}
+
+/// Verifies what was copied, if that is wanted.
+fn verify(
+    prepared: &PreparedCopy,
+    copied: copying::Copied,
+    settings: &Settings,
+    monitor: &mut Monitor<'_>,
+) -> StageResult {
+    let copying::Copied { map, tree, read_back } = copied;
     let Some(tree) = tree.filter(|_| settings.verify) else { return Ok(()) };
     let (source, known) = (Some(&prepared.source), tree.hashes().collect());
     let destination = prepared.destination.unknown();
     let written = verifying::Written { tree, read_back };
     let ended = verifying::verify(source, &destination, &map, written, settings, monitor);
     if let (Err(Outcome::VerifyFailed(differing_ranges)), Some(path)) = (&ended, &settings.map) {
-        let metadata = MapMetadata { hashes: known, ..prepared.map.metadata };
+        let metadata = MapMetadata { hashes: known, ..prepared.map.metadata.clone() };
         // If it cannot be saved, the outcome is still that of the verification.
         let _ = map::save(&invalidated(map, metadata, differing_ranges), path);
     }
@@ -75,12 +94,13 @@ fn check(
     source: Arc<dyn Endpoint>,
     destination: Arc<dyn Endpoint>,
     settings: &Settings,
+    is_checked: bool,
     monitor: &mut Monitor<'_>,
 ) -> Result<PreparedCopy, Outcome> {
     let (settings, halt) = (settings.clone(), monitor.halt.clone());
     let work = move || {
-        let prepared =
-            prepare::prepare(source, destination, &settings, &halt).map_err(prepare_error)?;
+        let prepared = prepare::prepare(source, destination, &settings, is_checked, &halt)
+            .map_err(prepare_error)?;
         prepare::confirm(&prepared, &settings, &halt).map_err(prepare_error)?;
         Ok(prepared)
     };

@@ -9,6 +9,7 @@ mod contents;
 mod data;
 mod disk_error;
 mod event;
+mod expected_contents;
 mod hash_list;
 mod interrupt;
 mod local_disk;
@@ -19,16 +20,18 @@ mod patched;
 mod progress;
 mod qcow2;
 mod remote;
+mod resumable;
 mod sequential;
 mod signature;
 mod summary;
 mod sync_disk;
+mod web_disk;
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ::copy::map::State;
+use ::copy::map::{Map, State};
 use ::copy::{Disk, End, Job, Pipe, Refusal, Settings};
 use console::{decimal, size};
 use filesystem::Survey;
@@ -96,10 +99,10 @@ fn check(options: &Copy) -> Result<(), Failure> {
     if (source, destination) == (&Locator::Pipe, &Locator::Pipe) {
         return Err(Failure::usage("both ends are pipes: name a disk or a file for one of them"));
     }
-    let piped = matches!(source, Locator::Pipe | Locator::Web(_)) || *destination == Locator::Pipe;
+    let piped = *source == Locator::Pipe || *destination == Locator::Pipe;
     if piped && options.map.is_some() {
         return Err(Failure::usage(
-            "a pipe and a file of a web server cannot be continued from a map: leave --map out",
+            "a copy from or to a pipe cannot be continued from a map: leave --map out",
         ));
     }
     if *destination == Locator::Pipe && io::stdout().is_terminal() {
@@ -142,8 +145,8 @@ fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
     let map = map.flatten();
     let resumed = map.is_some();
     // A map without finished ranges does not permit overwriting.
-    let resumes = map.is_some_and(|map| map.sum(State::Finished) > 0);
-    let source = source(&tree, options)?;
+    let resumes = map.as_ref().is_some_and(|map| map.sum(State::Finished) > 0);
+    let source = source(&tree, options, map.as_ref())?;
     let mut source =
         if options.allocated { source.allocated_only(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
@@ -250,7 +253,7 @@ fn check_stream(
 }
 
 /// Opens the source.
-fn source(tree: &Tree, options: &Copy) -> Result<CopyEnd, Failure> {
+fn source(tree: &Tree, options: &Copy, map: Option<&Map>) -> Result<CopyEnd, Failure> {
     let raw = options.format.is_some();
     let expected = checked::expected(options)?;
     let name = match &options.source {
@@ -258,6 +261,9 @@ fn source(tree: &Tree, options: &Copy) -> Result<CopyEnd, Failure> {
         there => there.to_string(),
     };
     Ok(match (&options.source, expected) {
+        (Locator::Web(location), expected) if options.map.is_some() => {
+            resumable::source(location, options, expected, map)?
+        }
         (Locator::Web(location), expected) => {
             local_disk::stream(checked::web(location, options, expected)?, raw, &name)?
         }
@@ -405,7 +411,7 @@ fn run(
     });
     ready.notes.iter().for_each(|note| reporter.note(note));
     let mut source_end = ready.source;
-    let examined = source_end.examined.take();
+    let (examined, expected) = (source_end.examined.take(), source_end.expected.take());
     let (from, _source) = source_end.split();
     let (to, _destination) = ready.destination.split();
     let new = ready.new.map(|new| new.start(&stop)).transpose().inspect_err(|failure| {
@@ -418,6 +424,7 @@ fn run(
         source: from,
         destination: after.keep(to, ready.confirmed),
         settings: settings(options, matches!(new, Some(Running::Image(_)))),
+        check: expected.zip(after.destination()).map(|(expected, there)| expected.check(there)),
     };
     let mut report = job.run(&stop, &mut |progress| {
         reporter.progress(progress);
@@ -445,6 +452,8 @@ fn run(
 
 fn settings(options: &Copy, is_image: bool) -> Settings {
     let verify = !options.no_verify;
+    // A web server is asked for each piece.
+    let is_web = options.map.is_some() && matches!(options.source, Locator::Web(_));
     Settings {
         connections: options.connections.into(),
         verify,
@@ -456,7 +465,7 @@ fn settings(options: &Copy, is_image: bool) -> Settings {
         sparse: !options.no_sparse,
         map: options.map.clone(),
         reconnect_timeout: Duration::from_secs(options.patience),
-        ..Settings::default()
+        chunk: if is_web { 1 << 20 } else { Settings::default().chunk },
     }
 }
 

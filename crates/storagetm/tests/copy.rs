@@ -50,3 +50,5 @@ mod signed;
 mod target;
 #[path = "copy/web.rs"]
 mod web;
+#[path = "copy/web_maps.rs"]
+mod web_maps;

@@ -1,5 +1,6 @@
 //! Copying stage: worker threads execute the plan while the map is saved periodically.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,7 +126,7 @@ pub(super) fn now(shared: &Shared) -> StageProgress {
     }
 }
 
-/// Copies everything that is not finished.
+/// Copies everything that is not finished, and not held.
 pub(super) fn copy(
     prepared: &PreparedCopy,
     settings: &Settings,
@@ -139,8 +140,10 @@ pub(super) fn copy(
         extents: prepared.source.disk.reports_extents,
         retries: settings.retries,
     };
-    let tree = settings.verify.then(|| known(&prepared.map));
-    let plan = Plan::new(prepared.map.clone(), limits);
+    let tree = settings.verify.then(|| known_hashes(&prepared.map));
+    let mut map = prepared.map.clone();
+    prepared.held.iter().for_each(|range| map.set(range.clone(), State::Finished));
+    let plan = Plan::new(map, limits);
     let limit = RateLimit::new(settings.rate, Instant::now());
     // A map records hashes, and what is read back later is compared by them.
     let in_memory = prepared.destination.disk.in_memory;
@@ -166,6 +169,7 @@ pub(super) fn copy(
     let behind = readers.map(|readers| readers.finish(monitor, &last)).transpose();
     ended?;
     let mut copied = conclude(&shared, monitor, saved?)?;
+    prepared.held.iter().for_each(|range| copied.map.set(range.clone(), State::Untried));
     if let Some(behind) = behind? {
         let behind = behind.map_err(Outcome::Failed)?;
         monitor.report.read_behind = behind.conclude(&mut copied.read_back);
@@ -215,7 +219,7 @@ impl Readers {
 }
 
 /// The hashes of the map.
-fn known(map: &Map) -> HashTree {
+fn known_hashes(map: &Map) -> HashTree {
     let mut tree = HashTree::new(map.bytes());
     map.metadata.hashes.iter().for_each(|hash| tree.insert(*hash));
     tree
@@ -223,9 +227,9 @@ fn known(map: &Map) -> HashTree {
 
 fn count(shared: &Shared, monitor: &mut Monitor<'_>) {
     let report = &mut monitor.report;
-    report.copied = shared.copied.load(Ordering::Relaxed);
-    report.zeroes = shared.zeroes.load(Ordering::Relaxed);
-    report.resent = shared.resent.load(Ordering::Relaxed);
+    report.copied += shared.copied.load(Ordering::Relaxed);
+    report.zeroes += shared.zeroes.load(Ordering::Relaxed);
+    report.resent += shared.resent.load(Ordering::Relaxed);
     report.bad = shared.plan().map().all(State::Bad).collect();
 }
 
@@ -268,10 +272,10 @@ impl Saver {
     ) -> Result<Option<Self>, Outcome> {
         let Some(path) = settings.map.clone() else { return Ok(None) };
         let over = Arc::new(AtomicBool::new(false));
-        let (metadata, theirs, shared) =
-            (prepared.map.metadata.clone(), over.clone(), shared.clone());
+        let (theirs, shared) = (over.clone(), shared.clone());
+        let known = Known { metadata: prepared.map.metadata.clone(), held: prepared.held.clone() };
         let thread = spawn(move || {
-            let result = save_often(&shared, &metadata, &path, &theirs);
+            let result = save_often(&shared, &known, &path, &theirs);
             // Fails the copy: without its map it could not be resumed.
             result.map_err(|error| CopyError::Map {
                 map: path.display().to_string(),
@@ -297,7 +301,7 @@ impl Saver {
 
 fn save_often(
     shared: &Shared,
-    metadata: &MapMetadata,
+    known: &Known,
     path: &Path,
     over: &AtomicBool,
 ) -> std::io::Result<()> {
@@ -309,19 +313,27 @@ fn save_often(
             rest = pause.saturating_sub(begun.elapsed());
         }
         let begun = Instant::now();
-        if let Err(error) = save(shared, metadata, path) {
+        if let Err(error) = save(shared, known, path) {
             shared.halt();
             return Err(error);
         }
         // The map of a disk with many errors is long and takes time to save.
         pause = SAVE.max(begun.elapsed() * 10);
     }
-    save(shared, metadata, path)
+    save(shared, known, path)
 }
 
-fn save(shared: &Shared, metadata: &MapMetadata, path: &Path) -> std::io::Result<()> {
+/// What the plan does not know of the map.
+struct Known {
+    metadata: MapMetadata,
+    /// Ranges that the plan leaves out, and that are not copied yet.
+    held: Vec<Range<u64>>,
+}
+
+fn save(shared: &Shared, known: &Known, path: &Path) -> std::io::Result<()> {
     let mut map = shared.snapshot();
-    map.metadata = metadata.clone();
+    known.held.iter().for_each(|range| map.set(range.clone(), State::Untried));
+    map.metadata = known.metadata.clone();
     if let Some(tree) = shared.tree() {
         map.metadata.hashes = tree.hashes().collect();
     }

@@ -1,6 +1,7 @@
 //! Whole jobs over simulated disks with faults.
 
 mod behind;
+mod checks;
 mod sim;
 mod streams;
 
@@ -66,7 +67,7 @@ fn run_counting_reports(
 ) -> Report {
     let (source, destination) = (Box::new(source.clone()), Box::new(destination.clone()));
     let ends = (End::Disk(source), End::Disk(destination));
-    let job = Job { source: ends.0, destination: ends.1, settings: settings.clone() };
+    let job = Job { source: ends.0, destination: ends.1, settings: settings.clone(), check: None };
     let mut last_report: Option<(Progress, Instant)> = None;
     job.run(stop, &mut |progress| {
         heard.fetch_add(1, Ordering::Relaxed);

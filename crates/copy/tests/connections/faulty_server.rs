@@ -189,7 +189,7 @@ fn settings() -> Settings {
 }
 
 fn run(source: End, destination: End, settings: Settings) -> Report {
-    Job { source, destination, settings }.run(&AtomicBool::new(false), &mut |_| {})
+    Job { source, destination, settings, check: None }.run(&AtomicBool::new(false), &mut |_| {})
 }
 
 fn copy_from(server: &Arc<Server>, test: &str) -> Report {

@@ -635,6 +635,7 @@ fn x41_disk_without_identity_is_told_by_its_data() {
         source: End::Disk(Box::new(endpoint)),
         destination: End::Disk(Box::new(FileEndpoint::destination(&image, OpenMode::Replace, ""))),
         settings: Settings { connections: 1, chunk: 64 << 10, ..Settings::default() },
+        check: None,
     };
     let report = job.run(&AtomicBool::new(false), &mut |_| {});
     let _ = std::fs::remove_file(image);

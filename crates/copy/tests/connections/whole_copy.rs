@@ -71,7 +71,7 @@ impl Drop for Image {
 }
 
 pub(crate) fn run(source: End, destination: End, settings: Settings) -> Report {
-    Job { source, destination, settings }.run(&AtomicBool::new(false), &mut |_| {})
+    Job { source, destination, settings, check: None }.run(&AtomicBool::new(false), &mut |_| {})
 }
 
 pub(crate) fn machine() -> (Machine, Vec<u8>) {

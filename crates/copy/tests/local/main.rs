@@ -62,7 +62,7 @@ fn destination(path: &Path, mode: OpenMode) -> End {
 }
 
 fn run(source: End, destination: End, settings: &Settings) -> Report {
-    let job = Job { source, destination, settings: settings.clone() };
+    let job = Job { source, destination, settings: settings.clone(), check: None };
     job.run(&AtomicBool::new(false), &mut |_| {})
 }
 

@@ -80,12 +80,25 @@ pub(super) fn web(
     let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
     let bytes = body.length();
     let named = body.hash().map(|hash| Expected::Sha256(hash.to_vec()));
+    let expected = agreed(&name, named, expected)?;
+    feed(body, name, bytes, expected)
+}
+
+/// Returns the hash that a file must have, by the manifest of a registry or as the user said.
+///
+/// # Errors
+/// Fails if both are known and differ.
+pub(super) fn agreed(
+    name: &str,
+    named: Option<Expected>,
+    expected: Option<Expected>,
+) -> Result<Option<Expected>, Failure> {
     match (named, expected) {
         (Some(hash), Some(expected)) if hash != expected => Err(refused(format!(
             "{name} has the SHA-256 {hash} by its manifest, and the {} {expected} was expected: nothing was written",
             expected.kind()
         ))),
-        (hash, expected) => feed(body, name, bytes, hash.or(expected)),
+        (hash, expected) => Ok(hash.or(expected)),
     }
 }
 

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use super::compressed;
 use super::contents::Examined;
 use super::disk_error::{io_error, not_a_disk, open_error, source_in_use};
+use super::expected_contents::ExpectedContents;
 use super::partition_table::{self, CopyEnds, PostCopy};
 use super::summary::refused;
 use crate::confirmation::OverwriteTarget;
@@ -51,6 +52,8 @@ pub(super) struct CopyEnd {
     pub(super) notes: Vec<String>,
     /// The source whose allocated ranges alone are copied.
     pub(super) examined: Option<Examined>,
+    /// What the destination must hold if this is the source, checked before its ends are copied.
+    pub(super) expected: Option<ExpectedContents>,
     guard: Guard,
 }
 
@@ -153,6 +156,11 @@ impl CopyEnd {
         Self { is_disk: true, ..Self::plain(End::Disk(place), Guard::Nothing) }
     }
 
+    /// Returns a file of a server of which any part can be read, and what the destination must hold after it.
+    pub(super) fn web(place: Box<dyn Endpoint>, expected: Option<ExpectedContents>) -> Self {
+        Self { expected, ..Self::plain(End::Disk(place), Guard::Nothing) }
+    }
+
     /// Replaces the end by its allocated-only view.
     ///
     /// # Errors
@@ -204,7 +212,16 @@ impl CopyEnd {
 
     fn plain(end: End, guard: Guard) -> Self {
         let notes = Vec::new();
-        Self { end, overwrite: None, note: None, is_disk: false, notes, examined: None, guard }
+        Self {
+            end,
+            overwrite: None,
+            note: None,
+            is_disk: false,
+            notes,
+            examined: None,
+            expected: None,
+            guard,
+        }
     }
 
     fn file(place: FileEndpoint, overwrite: Option<OverwriteTarget>, guard: Guard) -> Self {

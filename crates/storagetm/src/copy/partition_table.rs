@@ -105,6 +105,11 @@ impl PostCopy {
         End::Disk(Box::new(CheckedEndpoint { place, confirmed: Mutex::new(confirmed) }))
     }
 
+    /// Returns the destination that is kept, if it is a disk or a file.
+    pub(super) fn destination(&self) -> Option<Arc<dyn Endpoint>> {
+        self.destination.clone()
+    }
+
     /// After a pipe was copied: changes the partition table as the options say. On a disk it relocates
     /// the GPT backup if `--fix-gpt` is given, else checks whether that is advisable.
     ///

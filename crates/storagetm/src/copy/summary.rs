@@ -89,11 +89,12 @@ fn failure(report: &Report, names: Names<'_>) -> Option<Failure> {
                 CopyError::Unexpected(_) => UNEXPECTED,
                 _ => FAILED,
             };
+            let way = match status {
+                UNEXPECTED => "to copy all of it again",
+                _ => "to try again from there",
+            };
             match names.resume_command {
-                Some(line) => Failure::with_status(
-                    status,
-                    format!("{trouble}; to try again from there: {line}"),
-                ),
+                Some(line) => Failure::with_status(status, format!("{trouble}; {way}: {line}")),
                 None => Failure::with_status(status, trouble),
             }
         }

@@ -174,6 +174,9 @@ pub struct Copy {
     pub no_hash: bool,
 
     /// Record progress in FILE, in the format of GNU ddrescue, and resume from it if it exists
+    ///
+    /// Neither SRC nor DST is a pipe or an image that is packed or unpacked. A URL as SRC must be one of a server that sends
+    /// parts of files and names their version (a strong ETag, or Last-Modified); another version is refused.
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
 

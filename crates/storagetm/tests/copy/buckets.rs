@@ -63,6 +63,10 @@ fn disk_is_copied_to_a_bucket_and_back() {
     let copied = folder.path("copy.img");
     run(0, &mut copy_with(at, &["s3://bucket/a b.raw", &copied]));
     assert_equal(&image, &copied);
+    let continued = folder.path("continued.img");
+    let map = folder.path("map");
+    run(0, &mut copy_with(at, &["--map", &map, "s3://bucket/a b.raw", &continued]));
+    assert_equal(&image, &continued);
     // Not verified, and without its hash.
     let message =
         run(0, &mut copy_with(at, &["--force", "--no-verify", &image, "s3://bucket/a b.raw"]));
@@ -307,6 +311,9 @@ fn interop_moto_stores_and_gives_an_image() {
         let message = run(5, &mut with("wrong", &["--force", url, &copied]));
         assert!(message.contains("SignatureDoesNotMatch"), "{message}");
     }
+    let (map, continued) = (folder.path("map"), folder.path("continued.img"));
+    run(0, &mut with(&secret, &["--map", &map, "s3://bucket/a b/c~d.raw", &continued]));
+    assert_equal(&image, &continued);
     let message = run(5, &mut with(&secret, &[&image, "s3://other/disk.raw"]));
     assert!(message.contains("there is no such bucket"), "{message}");
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use programs::command;
 
 use crate::scene::{Folder, MIB, assert_equal, copy, has, run_expecting};
+use crate::web::sha256_of;
 
 /// A running server; killed when dropped.
 pub(crate) struct Running(Child);
@@ -75,6 +76,39 @@ fn interop_nginx_sends_an_image_by_https() {
     let output = trusting.env("SSL_CERT_FILE", folder.path("cert.pem")).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_equal(&image, &copied);
+    continued_from_a_map(&folder, &url);
+}
+
+/// A copy from nginx goes on after it was killed, and not with another version of the file.
+fn continued_from_a_map(folder: &Folder, url: &str) {
+    let (image, copied, map) =
+        (folder.path("disk.raw"), folder.path("other.img"), folder.path("map"));
+    let command = |options: &[&str]| {
+        let mut command = copy(&[options, &["--map", &map, url, &copied]].concat());
+        command.env("SSL_CERT_FILE", folder.path("cert.pem"));
+        command
+    };
+    let mut killed = command(&["--rate", "2M"]).stderr(Stdio::null()).spawn().unwrap();
+    while !fs::read_to_string(&map).is_ok_and(|map| map.lines().any(|line| line.ends_with("  +"))) {
+        assert!(killed.try_wait().unwrap().is_none());
+        sleep(Duration::from_millis(10));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let output = command(&[]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && message.contains("had been copied before"), "{message}");
+    assert_equal(&image, &copied);
+    let list = folder.path("SHA256SUMS");
+    fs::write(&list, format!("{}  disk.raw\n", sha256_of(&fs::read(&image).unwrap()))).unwrap();
+    let output = command(&["--hash-file", &list]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_equal(&image, &copied);
+    folder.image("disk.raw", 9 * MIB + 512);
+    let output = command(&[]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(5), "{message}");
+    assert!(message.contains("is of another version of"), "{message}");
 }
 
 #[test]
@@ -109,7 +143,7 @@ fn push(folder: &Folder, image: &str, to: &str) -> String {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let blob = |bytes: &[u8]| {
-        let hash = crate::web::sha256_of(bytes);
+        let hash = sha256_of(bytes);
         fs::write(blobs.join(&hash), bytes).unwrap();
         format!(r#""digest":"sha256:{hash}","size":{}"#, bytes.len())
     };

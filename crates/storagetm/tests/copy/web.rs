@@ -94,7 +94,6 @@ fn what_a_web_server_does_not_have_is_refused() {
     let copied = folder.path("copy.img");
     let message = run_expecting(2, &[&copied, &url]);
     assert!(message.contains("has no disks"), "{message}");
-    run_expecting(2, &["--map", &folder.path("map"), &url, &copied]);
     run_expecting(2, &["--sha256", "abc", &url, &copied]);
     let list = folder.path("SHA256SUMS");
     fs::write(&list, format!("{}  other.raw\n", "0".repeat(64))).unwrap();

@@ -158,5 +158,10 @@ fn r52_copy_continues_after_lost_connections() {
         let output = run(program(PROGRAM).args(["copy", &format!("{url}disk.raw"), &copy]));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         same(&image, &copy);
+        // In parts, as a copy does that goes on from its map.
+        let (url, map) = (format!("{}disk.raw", server.url), folder.path("map"));
+        let output = run(program(PROGRAM).args(["copy", "--force", "--map", &map, &url, &copy]));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        same(&image, &copy);
     }
 }

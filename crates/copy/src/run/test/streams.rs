@@ -17,7 +17,7 @@ fn pipe(data: &[u8]) -> Pipe {
 
 fn run_pipe(pipe: Pipe, destination: &Sim, settings: &Settings) -> Report {
     let destination = End::Disk(Box::new(destination.clone()));
-    let job = Job { source: End::Pipe(pipe), destination, settings: settings.clone() };
+    let job = Job { source: End::Pipe(pipe), destination, settings: settings.clone(), check: None };
     job.run(&AtomicBool::new(false), &mut |_| {})
 }
 
