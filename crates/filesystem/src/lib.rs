@@ -12,6 +12,7 @@ pub mod container;
 mod exfat;
 mod ext;
 mod fat;
+mod loaders;
 mod node;
 mod ntfs;
 mod ranges;
@@ -32,6 +33,7 @@ use linux::signature::{self, Kind as Mark};
 
 pub use container::Container;
 pub use linux::medium::ReadAt;
+pub use loaders::{Loaders, loaders};
 pub use node::{Cursor, Entry as FileEntry, EntryKind, Extent, FileError, Modified, Refusal};
 pub use ranges::Ranges;
 pub use survey::{Content, Survey, survey};

@@ -3,6 +3,7 @@
 
 mod access;
 mod allocated;
+mod boot_entry;
 mod checked;
 mod compressed;
 mod contents;
@@ -32,7 +33,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ::copy::map::{Map, State};
-use ::copy::{Disk, End, Job, Pipe, Refusal, Settings};
+use ::copy::{Disk, End, Job, Outcome, Pipe, Refusal, Settings};
 use console::{decimal, size};
 use filesystem::Survey;
 use linux::inhibit::Inhibitor;
@@ -436,7 +437,11 @@ fn run(
         examined.conclude(&mut report);
     }
     let note = new.and_then(|new| new.finish(&mut report, !options.no_verify));
-    let advice = after.complete(&mut report).or(note);
+    let place = after.destination();
+    let mut advice: Vec<String> = after.complete(&mut report).or(note).into_iter().collect();
+    if matches!(report.outcome, Outcome::Success | Outcome::BadSectors) {
+        advice.extend(place.and_then(|place| boot_entry::advice(&*place, &options.destination)));
+    }
     reporter.clear();
     if options.files && !report.bad.is_empty() {
         contents::report_owners(options, &report.bad, reporter);
@@ -447,7 +452,7 @@ fn run(
         resume_command: resume_command.as_deref(),
         map: map.as_deref(),
     };
-    summary::conclude(&report, names, advice.as_deref(), reporter)
+    summary::conclude(&report, names, &advice, reporter)
 }
 
 fn settings(options: &Copy, is_image: bool) -> Settings {

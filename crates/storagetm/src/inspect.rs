@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::time::Duration;
 
-use filesystem::{RangeOwner, Ranges, Survey, Usage};
+use filesystem::{Loaders, RangeOwner, Ranges, Survey, Usage};
 use linux::gpt::{Edit, Fitted, Patch, Shape};
 use linux::medium::ReadAt;
 
@@ -65,6 +65,17 @@ pub(crate) fn owners(
 pub(crate) fn survey(disk: &dyn ReadAt, bytes: u64, block: Option<u32>) -> Result<Survey, String> {
     match run_request(disk, &Request { bytes, task: Task::Survey(block.unwrap_or(0)) })? {
         Findings::Survey(survey) => Ok(survey),
+        _ => Err(NO_ANSWER.to_owned()),
+    }
+}
+
+/// Returns the boot loaders on the EFI system partition of a disk, if it has one.
+///
+/// # Errors
+/// As [`usage`].
+pub(crate) fn loaders(disk: &dyn ReadAt, bytes: u64) -> Result<Option<Loaders>, String> {
+    match run_request(disk, &Request { bytes, task: Task::Loaders })? {
+        Findings::Loaders(loaders) => Ok(loaders),
         _ => Err(NO_ANSWER.to_owned()),
     }
 }

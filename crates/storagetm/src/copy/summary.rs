@@ -52,7 +52,7 @@ pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
 pub(super) fn conclude(
     report: &Report,
     names: Names<'_>,
-    advice: Option<&str>,
+    advice: &[String],
     reporter: &mut ProgressReporter,
 ) -> Result<(), Failure> {
     let failure = failure(report, names);
@@ -66,7 +66,7 @@ pub(super) fn conclude(
     {
         summary(report).iter().for_each(|line| reporter.note(line));
     }
-    advice.into_iter().for_each(|advice| reporter.note(advice));
+    advice.iter().for_each(|advice| reporter.note(advice));
     let reason = failure.as_ref().map(ToString::to_string);
     reporter.event(&Event::Finished(Finished::new(report, reason)));
     failure.map_or(Ok(()), Err)

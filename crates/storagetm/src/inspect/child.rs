@@ -61,6 +61,7 @@ pub(super) fn run_inspection(mut socket: &UnixStream) -> io::Result<()> {
             let block = Some(*block).filter(|block| *block != 0);
             filesystem::survey(&disk, bytes, block).map(Findings::Survey)
         }
+        Task::Loaders => filesystem::loaders(&disk, bytes).map(Findings::Loaders),
         Task::Fit(block, to, edit) => {
             let fitted = fitted(&disk, Shape { block: *block, bytes }, *to, edit);
             fitted.map(|fitted| Findings::Fit(fitted.map_err(|unfit| unfit.to_string())))

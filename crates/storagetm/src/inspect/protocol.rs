@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 
-use filesystem::{RangeOwner, Ranges, Survey, Usage};
+use filesystem::{Loaders, RangeOwner, Ranges, Survey, Usage};
 use linux::gpt::{Edit, Fitted, Shape};
 
 mod survey;
@@ -42,6 +42,8 @@ pub(super) enum Task {
     /// The patches that adapt the partition table of a disk with this block size to another disk,
     /// with further changes.
     Fit(u32, Shape, Edit),
+    /// The boot loaders on the EFI system partition.
+    Loaders,
 }
 
 /// A message from the child.
@@ -60,7 +62,7 @@ pub(super) enum Reply {
     Error(String),
 }
 
-/// The results of the four tasks.
+/// The results of the tasks.
 #[derive(Debug)]
 pub(super) enum Findings {
     Usage(Usage),
@@ -68,6 +70,7 @@ pub(super) enum Findings {
     Survey(Survey),
     /// The patches, or why the table cannot be adapted.
     Fit(Result<Fitted, String>),
+    Loaders(Option<Loaders>),
 }
 
 impl Request {
@@ -92,6 +95,7 @@ impl Request {
                 bytes.push(u8::from(edit.ids.is_some()));
                 bytes.extend(edit.ids.unwrap_or_default());
             }
+            Task::Loaders => bytes.push(4),
         }
         to.write_all(&bytes)
     }
@@ -110,6 +114,7 @@ impl Request {
                 from.read_exact(&mut ids)?;
                 Task::Fit(block, to, Edit { expand, ids: has_ids.then_some(ids) })
             }
+            4 => Task::Loaders,
             _ => return Err(invalid()),
         };
         Ok(Self { bytes, task })
@@ -149,6 +154,10 @@ impl Message {
                 bytes.push(6);
                 put_text(&mut bytes, reason);
             }
+            Self::Reply(Reply::Findings(Findings::Loaders(loaders))) => {
+                bytes.push(7);
+                survey::put_loaders(&mut bytes, loaders.as_ref());
+            }
         }
         to.write_all(&bytes)
     }
@@ -166,6 +175,7 @@ impl Message {
             4 => Self::Reply(Reply::Findings(Findings::Survey(survey::parse(from)?))),
             5 => Self::Reply(Reply::Findings(Findings::Fit(Ok(survey::parse_fitted(from)?)))),
             6 => Self::Reply(Reply::Findings(Findings::Fit(Err(text(from)?)))),
+            7 => Self::Reply(Reply::Findings(Findings::Loaders(survey::parse_loaders(from)?))),
             _ => return Err(invalid()),
         })
     }
@@ -309,6 +319,22 @@ mod test {
                 panic!("patches")
             };
             assert_eq!(heard, Ok(fitted));
+        }
+    }
+
+    #[test]
+    fn loaders_round_trip() {
+        let loaders = Loaders {
+            partition: 1,
+            has_fallback: true,
+            paths: vec![r"\EFI\debian\shimx64.efi".to_owned(), r"\EFI\a\grubx64.efi".to_owned()],
+        };
+        for loaders in [None, Some(loaders)] {
+            let said = Message::Reply(Reply::Findings(Findings::Loaders(loaders.clone())));
+            let Message::Reply(Reply::Findings(Findings::Loaders(heard))) = back(&said) else {
+                panic!("loaders")
+            };
+            assert_eq!(heard, loaders);
         }
     }
 

@@ -342,3 +342,51 @@ fn r59_odd_image_onto_a_disk_is_filled_up_with_zeros() {
         }
     }
 }
+
+/// Debian's loader is not where firmware looks for one without a boot entry.
+#[test]
+fn boot_entry_is_advised_where_firmware_finds_no_loader() {
+    if programs::lacks("boot entries of a copy", &["mkfs.vfat", "mmd", "mcopy"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, loader) = (folder.path("system.img"), folder.path("loader"));
+    let kind = [
+        0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9,
+        0x3b,
+    ];
+    let partition = Partition { kind, guid: [1; 16], first: 2048, last: 10_239, name: "EFI" };
+    let gpt = Gpt::new(512, BYTES / 512, [5; 16], &[partition]);
+    let file = File::create(&image).unwrap();
+    file.set_len(BYTES).unwrap();
+    file.write_all_at(&gpt.start(), 0).unwrap();
+    let end = gpt.end();
+    file.write_all_at(&end, BYTES - end.len() as u64).unwrap();
+    fs::write(&loader, b"MZ").unwrap();
+    let run = |name: &str, args: &[&str]| {
+        assert!(
+            programs::command(name).args(args).output().unwrap().status.success(),
+            "{name} {args:?}"
+        );
+    };
+    run("mkfs.vfat", &["--offset", "2048", &image, "4096"]);
+    let inside = format!("{image}@@1M");
+    run("mmd", &["-i", &inside, "::EFI", "::EFI/debian"]);
+    for name in ["grubx64.efi", "shimx64.efi"] {
+        run("mcopy", &["-i", &inside, &loader, &format!("::EFI/debian/{name}")]);
+    }
+    let blank = folder.path("blank.img");
+    File::create(&blank).unwrap().set_len(BYTES).unwrap();
+    let target = Target::serve(&["--listen", "nbd:127.0.0.1:0", "--writable", &blank]);
+    let onto = format!("nbd://127.0.0.1:{}/blank", target.port("nbd"));
+    let message = run_expecting(0, &["--yes", &image, &onto]);
+    let line = r"efibootmgr --create --disk DISK --part 1 --label debian --loader '\EFI\debian\shimx64.efi'";
+    assert!(message.contains(line), "{message}");
+    run("mmd", &["-i", &inside, "::EFI/BOOT"]);
+    run("mcopy", &["-i", &inside, &loader, "::EFI/BOOT/BOOTX64.EFI"]);
+    let message = run_expecting(0, &["--yes", &image, &onto]);
+    assert!(!message.contains("efibootmgr"), "{message}");
+    // A file is no disk of a machine.
+    let message = run_expecting(0, &["--yes", &image, &folder.path("copy.img")]);
+    assert!(!message.contains("efibootmgr"), "{message}");
+}

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use filesystem::{Content, Survey};
+use filesystem::{Content, Loaders, Survey};
 use linux::gpt::{Expanded, Fitted, Patch};
 use linux::partition::Scheme;
 
@@ -10,6 +10,8 @@ use super::{invalid, list, put_count, put_text, text, u8_value, u32_value, u64_v
 
 /// Maximum number of contents.
 const MAX_CONTENTS: u32 = 4096;
+/// Maximum number of boot loaders.
+const MAX_LOADERS: u32 = 64;
 /// Maximum number of patches, and size of one.
 const MAX_PATCHES: u32 = 4;
 const MAX_PATCH: usize = 2 << 20;
@@ -52,6 +54,25 @@ pub(super) fn parse(from: &mut impl Read) -> io::Result<Survey> {
     };
     let contents = list(from, MAX_CONTENTS, content)?;
     Ok(Survey { table, block, partitions, backup_end, contents, empty })
+}
+
+/// The number of the partition, 0 without loaders; whether there is a fallback; the others.
+pub(super) fn put_loaders(bytes: &mut Vec<u8>, loaders: Option<&Loaders>) {
+    let Some(loaders) = loaders else { return bytes.extend(0_u32.to_le_bytes()) };
+    bytes.extend(loaders.partition.to_le_bytes());
+    bytes.push(u8::from(loaders.has_fallback));
+    put_count(bytes, loaders.paths.len());
+    loaders.paths.iter().for_each(|path| put_text(bytes, path));
+}
+
+pub(super) fn parse_loaders(from: &mut impl Read) -> io::Result<Option<Loaders>> {
+    let partition = u32_value(from)?;
+    if partition == 0 {
+        return Ok(None);
+    }
+    let has_fallback = u8_value(from)? != 0;
+    let paths = list(from, MAX_LOADERS, |from| text(from))?;
+    Ok(Some(Loaders { partition, has_fallback, paths }))
 }
 
 pub(super) fn put_fitted(bytes: &mut Vec<u8>, fitted: &Fitted) {

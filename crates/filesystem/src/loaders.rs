@@ -1,0 +1,106 @@
+//! The boot loaders on the EFI system partition of a disk (UEFI 2.10 §13.3.1).
+
+use std::io;
+
+use linux::medium::ReadAt;
+use linux::partition;
+
+use crate::{Cursor, EntryKind, FileEntry, FileError, Volume};
+
+/// Type of an EFI system partition in a GPT and in an MBR.
+const SYSTEM_PARTITION: [&str; 2] = ["c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef"];
+/// Calls that list one directory, at most: each returns some entries.
+const MAX_CALLS: usize = 64;
+/// Directories that are looked at, at most.
+const MAX_DIRECTORIES: usize = 32;
+/// The directory of the loader that firmware starts without a boot entry.
+const FALLBACK: &[u8] = b"BOOT";
+/// How the names of loaders begin, the one to start first: shim starts what is behind it.
+const NAMES: [&str; 5] = ["shim", "bootmgfw", "systemd-boot", "refind", "grub"];
+
+/// The loaders on the EFI system partition of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaders {
+    /// Number of the partition.
+    pub partition: u32,
+    /// Whether there is one that firmware starts without a boot entry (`\EFI\BOOT\BOOT*.EFI`, UEFI 2.10 §3.5.1.1).
+    pub has_fallback: bool,
+    /// The others, one for each directory of a vendor, as in a boot entry: `\EFI\debian\shimx64.efi`.
+    pub paths: Vec<String>,
+}
+
+/// Returns the loaders on the first EFI system partition of a disk of `bytes` bytes; `None` if it has none that
+/// is understood.
+///
+/// # Errors
+/// Fails if the disk cannot be read.
+pub fn loaders<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Option<Loaders>> {
+    let entries = partition::read(disk)?.map(|table| table.entries).unwrap_or_default();
+    let is_system =
+        |entry: &&partition::Entry| SYSTEM_PARTITION.iter().any(|kind| entry.kind == *kind);
+    let Some(entry) = entries.iter().find(is_system) else { return Ok(None) };
+    let end = entry.start.checked_add(entry.bytes).filter(|end| *end <= bytes);
+    let Some(end) = end else { return Ok(None) };
+    let found = Volume::open(disk, &(entry.start..end)).and_then(|volume| {
+        let (mut has_fallback, mut paths) = (false, Vec::new());
+        let efi = volume.find(disk, &[b"EFI"])?;
+        for vendor in list(disk, &volume, &efi)?.into_iter().take(MAX_DIRECTORIES) {
+            if vendor.kind != EntryKind::Directory {
+                continue;
+            }
+            let vendor_name = String::from_utf8_lossy(&vendor.name).into_owned();
+            if vendor.name.eq_ignore_ascii_case(FALLBACK) {
+                has_fallback = list(disk, &volume, &vendor)?.iter().any(is_fallback);
+            } else if vendor.name.eq_ignore_ascii_case(b"Microsoft") {
+                let Ok(boot) = volume.find(disk, &[b"EFI", &vendor.name, b"Boot"]) else {
+                    continue;
+                };
+                let best = best(&list(disk, &volume, &boot)?);
+                paths.extend(best.map(|name| format!(r"\EFI\{vendor_name}\Boot\{name}")));
+            } else {
+                let best = best(&list(disk, &volume, &vendor)?);
+                paths.extend(best.map(|name| format!(r"\EFI\{vendor_name}\{name}")));
+            }
+        }
+        Ok(Loaders { partition: entry.number, has_fallback, paths })
+    });
+    match found {
+        Ok(loaders) => Ok(Some(loaders)),
+        Err(FileError::Io(error)) => Err(error),
+        Err(FileError::Refused(_)) => Ok(None),
+    }
+}
+
+fn list<R: ReadAt + ?Sized>(
+    disk: &R,
+    volume: &Volume,
+    directory: &FileEntry,
+) -> Result<Vec<FileEntry>, FileError> {
+    let (mut all, mut from) = (Vec::new(), Some(Cursor::default()));
+    for _ in 0..MAX_CALLS {
+        let Some(at) = from else { break };
+        let (entries, next) = volume.entries(disk, directory, &at)?;
+        all.extend(entries);
+        from = next;
+    }
+    Ok(all)
+}
+
+fn is_fallback(entry: &FileEntry) -> bool {
+    let name = entry.name.to_ascii_lowercase();
+    entry.kind == EntryKind::File && name.starts_with(b"boot") && name.ends_with(b".efi")
+}
+
+/// Returns the name of the loader to start.
+fn best(entries: &[FileEntry]) -> Option<String> {
+    let rank = |entry: &FileEntry| {
+        let name = String::from_utf8(entry.name.to_ascii_lowercase()).ok()?;
+        let is_loader = entry.kind == EntryKind::File && name.ends_with(".efi");
+        NAMES.iter().position(|start| is_loader && name.starts_with(start))
+    };
+    let (_, entry) = entries
+        .iter()
+        .filter_map(|entry| Some((rank(entry)?, entry)))
+        .min_by_key(|(rank, _)| *rank)?;
+    String::from_utf8(entry.name.clone()).ok()
+}
