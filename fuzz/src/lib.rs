@@ -13,6 +13,7 @@
 
 pub mod auth;
 pub mod deframe;
+pub mod files;
 pub mod home;
 pub mod host;
 pub mod input;

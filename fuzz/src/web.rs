@@ -65,6 +65,8 @@ impl Harness<'_> {
             "/code",
             "/?code=0123456789AB",
             "/sda.raw.zst",
+            "/sda/",
+            "/sda/0/a/%ff?from=1",
         ];
         let path = paths[self.input.below(paths.len())];
         let (first, last) = (self.input.dword() % 1_100_000, self.input.dword() % 1_100_000);

@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("scsi", &["export"]),
     ("iscsi", &["export", "scsi"]),
     ("usb", &["export", "scsi"]),
-    ("web", &["export"]),
+    ("web", &["export", "filesystem"]),
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export", "protocol"]),

@@ -129,8 +129,8 @@ impl fmt::Display for Refusal {
             Self::Encrypted => "This is encrypted by the file system.",
             Self::Compressed => "This is compressed by the file system, which is not supported here.",
             Self::Elsewhere => "The contents are not in this file: it is a reparse point, as of files in the cloud.",
-            Self::NoContents => "This is no file with contents.",
-            Self::NoDirectory => "This is no folder.",
+            Self::NoContents => "This is not a file whose contents can be read.",
+            Self::NoDirectory => "This is not a folder.",
             Self::NotFound => "There is no such file.",
             Self::Damaged | Self::Opaque(OpaqueReason::Damaged) => "The file system is damaged here.",
         })

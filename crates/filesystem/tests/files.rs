@@ -402,14 +402,69 @@ impl Drop for Loop {
     }
 }
 
+/// Links, files whose contents are elsewhere, and files that are in a cloud, too.
+#[test]
+fn reparse_points_of_ntfs_are_read_or_refused() {
+    if lacks(&["mkntfs", "ntfs-3g", "fusermount3", "python3"]) {
+        return;
+    }
+    let folder = Folder::new("ntfs-reparse");
+    let image = folder.image(64 << 20);
+    run("mkntfs", &["-q", "-F", "-Q", &image]);
+    let at = folder.path("mount");
+    let Some(mount) = mounted("ntfs-3g", &image, &at) else { return };
+    let tags: [(&str, u32, u64); 5] = [
+        ("link", 0xa000_000c, 0),
+        ("packed", 0x8000_0017, 0),
+        ("deduplicated", 0x8000_0013, 0),
+        ("cloud", 0x9000_101a, 50_000),
+        ("placeholder", 0x9000_701a, 1 << 20),
+    ];
+    for (name, tag, bytes) in tags {
+        let path = at.join(name);
+        match name {
+            "cloud" => fs::write(&path, vec![9; bytes as usize]).unwrap(),
+            _ => File::create(&path).unwrap().set_len(bytes).unwrap(),
+        }
+        // Where the names of a link are, and the names; of other tags anything.
+        let data = match name {
+            "link" => "0000020002000200010000007800".to_owned() + "7800",
+            _ => "00".repeat(8),
+        };
+        let header = "struct.pack('<IHH', int(tag), len(data), 0)";
+        let script = format!(
+            "import os, struct; tag, data = {tag}, bytes.fromhex('{data}'); \
+             os.setxattr({path:?}, 'system.ntfs_reparse_data', {header} + data)"
+        );
+        run("python3", &["-c", &script]);
+    }
+    drop(mount);
+    let (disk, volume) = open(&image);
+    let find = |name: &str| volume.find(&disk, &[name.as_bytes()]);
+    let cloud = find("cloud").unwrap();
+    assert!(volume.read(&disk, &cloud, 1 << 20).unwrap() == vec![9; 50_000]);
+    let refused = |error| match error {
+        FileError::Refused(refusal) => refusal,
+        FileError::Io(error) => panic!("{error}"),
+    };
+    assert_eq!(refused(find("link").unwrap_err()), Refusal::NoContents);
+    assert_eq!(refused(find("packed").unwrap_err()), Refusal::Elsewhere);
+    assert_eq!(refused(find("deduplicated").unwrap_err()), Refusal::Elsewhere);
+    let placeholder = find("placeholder").unwrap();
+    let result = volume.read(&disk, &placeholder, 1 << 20).map(|content| content.len());
+    assert_eq!(refused(result.unwrap_err()), Refusal::Elsewhere);
+}
+
 #[test]
 fn files_of_exfat_are_read_byte_for_byte() {
     if lacks(&["mkfs.exfat", "mount.exfat-fuse", "losetup", "fusermount3"]) {
         return;
     }
-    for options in [&[][..], &["-c", "512"], &["-c", "1M"]] {
+    let kinds: [(u64, &[&str]); 3] =
+        [(512 << 20, &[]), (512 << 20, &["-c", "512"]), (4 << 30, &["-c", "1M"])];
+    for (size, options) in kinds {
         let folder = Folder::new(&format!("exfat-{}", options.concat()));
-        let image = folder.image(512 << 20);
+        let image = folder.image(size);
         run("mkfs.exfat", &[options, &[&image]].concat());
         let device = programs::command("losetup").args(["-f", "--show", &image]).output().unwrap();
         if !device.status.success() {
@@ -428,6 +483,24 @@ fn files_of_exfat_are_read_byte_for_byte() {
         assert!(volume.is_clean());
         assert_same(&tree_of(&disk, &volume), &wanted, &format!("{options:?}"));
     }
+}
+
+#[path = "../../../fuzz/src/files.rs"]
+#[allow(unreachable_pub, reason = "public where the fuzzer is")]
+mod fuzzed;
+
+/// The beginnings of small volumes, and what the fuzzer has found.
+#[test]
+fn x21_corpus_of_files_is_replayed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/files");
+    let mut entries = 0;
+    for input in fs::read_dir(folder).unwrap() {
+        let path = input.unwrap().path();
+        let count = fuzzed::run(&fs::read(&path).unwrap());
+        println!("{}: {count}", path.display());
+        entries += u32::from(count > 3);
+    }
+    assert!(entries >= 5, "only {entries} of the volumes have files");
 }
 
 /// Reads what can be read of a damaged volume. Returns how many files and directories that were.

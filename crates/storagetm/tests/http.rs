@@ -6,6 +6,8 @@
 
 #[path = "http/clients.rs"]
 mod clients;
+#[path = "http/files.rs"]
+mod files;
 #[path = "nbd/foreign.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
 mod foreign;

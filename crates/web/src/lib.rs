@@ -6,8 +6,8 @@
 //! A [`Session`] is one connection and implements [`export::Session`]. It answers GET and HEAD of
 //! `/NAME.raw`, the bytes of the disk of that name, whole or one range of them; of `/NAME.raw.zst`, the
 //! same, whole and compressed; of `/`, a page with
-//! the disks for people; and of `/disks.json`, the same for programs. Requests are answered one after
-//! the other.
+//! the disks for people; of `/disks.json`, the same for programs; and of `/NAME/NUMBER/PATH`, a folder or
+//! a file in a partition. Requests are answered one after the other.
 //!
 //! | module | is |
 //! |---|---|
@@ -15,21 +15,29 @@
 //! | `code`, `access`, `login` | the code; sessions and limits on wrong codes; admission of requests |
 //! | `host` | the `Host` field: names under which a web page of others must not reach this machine |
 //! | `range`, `version` | ranges; entity tags and conditions |
-//! | `page` | the page, the list in JSON, the style sheet |
+//! | `page`, `listing` | the page, the list in JSON, the style sheet; the pages of partitions and folders |
+//! | `files`, `cache` | the search for files; the parts of a disk that it has read |
 //! | `response` | response heads and error texts; the status of each fault |
+//! | `content` | the response with the bytes of a disk or a file |
 //! | `transfer`, `zst` | the part of a disk that is being sent; its compression |
+//! | `slots` | limits of compressed downloads and of searches |
 //! | `session` | the state machine; the response to a request |
 #![forbid(unsafe_code)]
 
 mod access;
+mod cache;
 mod code;
+mod content;
+mod files;
 mod host;
+mod listing;
 mod login;
 mod page;
 mod range;
 mod request;
 mod response;
 mod session;
+mod slots;
 mod transfer;
 mod version;
 mod zst;
@@ -92,6 +100,7 @@ pub struct Server {
     versions: version::Versions,
     access: access::Access,
     encoders: zst::Encoders,
+    walks: slots::Slots,
     clock: Clock,
 }
 
@@ -109,7 +118,8 @@ impl Server {
         let access = access::Access::new(random);
         let versions = version::Versions::new(u64::from_le_bytes(access.random()));
         let (machine, encoders) = (machine.to_owned(), zst::Encoders::default());
-        Arc::new(Self { catalogue, machine, versions, access, encoders, clock })
+        let walks = slots::Slots::new(files::MAX_WALKS);
+        Arc::new(Self { catalogue, machine, versions, access, encoders, walks, clock })
     }
 
     /// Replaces the code that admits to reading where authentication is required; without one no client

@@ -19,6 +19,7 @@ li { border: 1px solid #8886; border-radius: .5rem; padding: .8rem 1rem; margin:
 h2 { font-size: 1.1rem; margin: 0; overflow-wrap: anywhere; }
 p { margin: .3rem 0; overflow-wrap: anywhere; }
 span { white-space: nowrap; }
+.files li { border-width: 0 0 1px; border-radius: 0; padding: .5rem 0; margin: 0; overflow-wrap: anywhere; }
 .note { opacity: .8; font-size: .9rem; }
 a.get.plain { background: none; color: inherit; border: 1px solid #8886; }
 .problem { font-weight: bold; }
@@ -35,7 +36,7 @@ pub(crate) const FORM_PATH: &str = "/code";
 pub(crate) const STYLE_PATH: &str = "/style.css";
 
 /// Returns the start of a page with this title, which is escaped.
-fn start(title: &str) -> String {
+pub(crate) fn start(title: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -84,6 +85,17 @@ pub(crate) fn html(machine: &str, exports: &[Arc<Export>], is_encrypted: bool) -
     page
 }
 
+/// Returns the note for a disk that hosts may change.
+pub(crate) fn note(export: &Export) -> &'static str {
+    match may_change(export) {
+        true => {
+            "<p class=\"note\">Other machines may write to this disk, also during a download, which \
+             is then of no use.</p>\n"
+        }
+        false => "",
+    }
+}
+
 fn item(export: &Export) -> String {
     let (name, model) = (escaped(&export.short), escaped(&export.identity.model));
     let mut item = format!("<li>\n<h2>{name}</h2>\n");
@@ -93,12 +105,7 @@ fn item(export: &Export) -> String {
     if !export.contents.is_empty() {
         let _ = writeln!(item, "<p>On it: {}</p>", escaped(&export.contents));
     }
-    if may_change(export) {
-        item.push_str(
-            "<p class=\"note\">Other machines may write to this disk, also during a download, which \
-             is then of no use.</p>\n",
-        );
-    }
+    item.push_str(note(export));
     let href = percent_encoded(&export.short);
     let _ =
         writeln!(item, "<a class=\"get\" href=\"/{href}.raw\" download>Download {name}.raw</a>");
@@ -106,6 +113,7 @@ fn item(export: &Export) -> String {
         item,
         "<a class=\"get plain\" href=\"/{href}.raw.zst\" download>Compressed: {name}.raw.zst</a>"
     );
+    let _ = writeln!(item, "<a class=\"get plain\" href=\"/{href}/\">Files</a>");
     item.push_str("</li>\n");
     item
 }
@@ -146,7 +154,7 @@ pub(crate) fn json(machine: &str, exports: &[Arc<Export>]) -> String {
 
 /// Escapes text for HTML. Control characters, also those that change the direction of text, are
 /// replaced.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -155,7 +163,11 @@ fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => {
                 escaped.push('\u{fffd}');
             }
             c if c.is_control() => escaped.push('\u{fffd}'),
@@ -166,7 +178,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// Formats a number of bytes in the units of disk vendors (powers of 1000): `500 GB`, `1.5 MB`.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let (mut unit, mut power) = ("bytes", 1u64);
     for name in ["kB", "MB", "GB", "TB", "PB", "EB"] {
         let next = power * 1000;

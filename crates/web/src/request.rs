@@ -69,6 +69,8 @@ pub(crate) struct Request {
     pub(crate) is_own_host: bool,
     /// The path, decoded and without a query; `None` if it cannot be decoded.
     pub(crate) path: Option<String>,
+    /// The path as it was sent.
+    pub(crate) raw_path: String,
     /// The query as it was sent, without the question mark.
     pub(crate) query: String,
     pub(crate) range: Option<String>,
@@ -129,6 +131,7 @@ pub(crate) fn parse(
         method,
         is_own_host,
         path: decoded(path),
+        raw_path: path.to_owned(),
         query: query.to_owned(),
         range: joined(fields, "Range"),
         if_range: joined(fields, "If-Range"),
@@ -233,6 +236,11 @@ pub(crate) fn decoded_form(value: &str) -> Option<String> {
 
 /// Decodes the percent-encoding of a path (RFC 3986 §2.1). `None` if it is malformed, or not UTF-8.
 fn decoded(path: &str) -> Option<String> {
+    String::from_utf8(percent_decoded(path)?).ok()
+}
+
+/// Decodes the percent-encoding of a part of a path. `None` if it is malformed.
+pub(crate) fn percent_decoded(path: &str) -> Option<Vec<u8>> {
     let (mut bytes, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
     while let Some((&first, more)) = rest.split_first() {
         rest = more;
@@ -245,7 +253,7 @@ fn decoded(path: &str) -> Option<String> {
         bytes.push(u8::try_from(code).ok()?);
         rest = more.get(2..)?;
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Response heads and error texts.
 
 use std::fmt::Write as _;
-use std::ops::Range;
 use std::time::SystemTime;
 
 use export::Fault;
@@ -19,6 +18,8 @@ pub(crate) enum Code {
     Reserved,
     KeyRequired,
     LoginRequired,
+    /// A file that is not read.
+    Refused,
     NotFound,
     MethodNotAllowed,
     PreconditionFailed,
@@ -43,7 +44,9 @@ impl Code {
             Self::NotModified => "304 Not Modified",
             Self::BadRequest => "400 Bad Request",
             Self::Unauthorized => "401 Unauthorized",
-            Self::Reserved | Self::KeyRequired | Self::LoginRequired => "403 Forbidden",
+            Self::Reserved | Self::KeyRequired | Self::LoginRequired | Self::Refused => {
+                "403 Forbidden"
+            }
             Self::NotFound => "404 Not Found",
             Self::MethodNotAllowed => "405 Method Not Allowed",
             Self::PreconditionFailed => "412 Precondition Failed",
@@ -67,6 +70,7 @@ impl Code {
                 "The code on the screen of the machine that lends its disks is required, \
                  as the password of HTTP Basic.\n"
             }
+            Self::Refused => "This cannot be read here.\n",
             Self::TooManyRequests => "There were too many wrong codes. Try again later.\n",
             Self::Reserved => "Another machine has reserved this disk.\n",
             Self::KeyRequired => {
@@ -151,11 +155,10 @@ pub(crate) fn of_code(code: Code, keep_alive: bool, is_head: bool) -> Vec<u8> {
     of_text(head, "text/plain; charset=utf-8", code.text(), is_head)
 }
 
-/// Returns the response if there are as many compressed downloads as there may be.
-pub(crate) fn busy(keep_alive: bool) -> Vec<u8> {
+/// Returns the response if there are as many compressed downloads, or requests for files, as there may be.
+pub(crate) fn busy(text: &str, keep_alive: bool) -> Vec<u8> {
     let mut head = Head::new(Code::Unavailable, keep_alive);
     head.field("Retry-After", "60");
-    let text = "There are too many compressed downloads now; the disk without .zst can be read.\n";
     of_text(head, "text/plain; charset=utf-8", text, false)
 }
 
@@ -176,57 +179,6 @@ pub(crate) fn of_text(mut head: Head, media_type: &str, content: &str, is_head: 
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; base-uri 'none'; \
                                        form-action 'self'; frame-ancestors 'none'";
 
-/// A disk in a response.
-pub(crate) struct Content<'a> {
-    /// Its name.
-    pub(crate) name: &'a str,
-    /// Its length in bytes.
-    pub(crate) bytes: u64,
-    pub(crate) tag: Option<&'a str>,
-}
-
-impl Content<'_> {
-    /// Returns the head of a response with the whole disk, or with a part of it.
-    pub(crate) fn found(&self, part: Option<&Range<u64>>, keep_alive: bool) -> Vec<u8> {
-        let code = if part.is_some() { Code::PartialContent } else { Code::Ok };
-        let mut head = Head::new(code, keep_alive);
-        head.field("Content-Type", "application/octet-stream");
-        let len = part.map_or(self.bytes, |part| part.end.saturating_sub(part.start));
-        head.field("Content-Length", &len.to_string());
-        if let Some(part) = part {
-            let (first, last) = (part.start, part.end.saturating_sub(1));
-            head.field("Content-Range", &format!("bytes {first}-{last}/{}", self.bytes));
-        }
-        head.field("Content-Disposition", &disposition(&format!("{}.raw", self.name)));
-        head.field("Content-Security-Policy", "sandbox");
-        self.validators(&mut head);
-        head.end()
-    }
-
-    /// Returns the head for a peer that has these bytes already.
-    pub(crate) fn not_modified(&self, keep_alive: bool) -> Vec<u8> {
-        let mut head = Head::new(Code::NotModified, keep_alive);
-        self.validators(&mut head);
-        head.end()
-    }
-
-    /// Returns the response to a range beyond the end.
-    pub(crate) fn unsatisfiable(&self, keep_alive: bool) -> Vec<u8> {
-        let mut head = Head::new(Code::RangeNotSatisfiable, keep_alive);
-        head.field("Content-Range", &format!("bytes */{}", self.bytes));
-        let code = Code::RangeNotSatisfiable;
-        of_text(head, "text/plain; charset=utf-8", code.text(), false)
-    }
-
-    fn validators(&self, head: &mut Head) {
-        head.field("Accept-Ranges", "bytes");
-        head.field("Cache-Control", "private, no-cache, no-transform");
-        if let Some(tag) = self.tag {
-            head.field("ETag", tag);
-        }
-    }
-}
-
 /// Returns the head of a response with a whole disk, compressed and in chunks.
 pub(crate) fn compressed(name: &str, keep_alive: bool) -> Vec<u8> {
     let mut head = Head::new(Code::Ok, keep_alive);
@@ -241,7 +193,7 @@ pub(crate) fn compressed(name: &str, keep_alive: bool) -> Vec<u8> {
 
 /// Returns the `Content-Disposition` of a file to be saved (RFC 6266): its name in ASCII, and the
 /// exact one if that differs.
-fn disposition(name: &str) -> String {
+pub(crate) fn disposition(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     let plain: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
     let exact = if plain == name {
@@ -254,12 +206,12 @@ fn disposition(name: &str) -> String {
 
 /// Percent-encodes all but letters, digits, `-`, `.` and `_`, which need no encoding in a path (RFC
 /// 3986 §2.3) or a parameter (RFC 8187 §3.2.1).
-pub(crate) fn percent_encoded(text: &str) -> String {
+pub(crate) fn percent_encoded(text: impl AsRef<[u8]>) -> String {
     let one = |byte: u8| match char::from(byte) {
         c if c.is_ascii_alphanumeric() || "-._".contains(c) => c.to_string(),
         _ => format!("%{byte:02X}"),
     };
-    text.bytes().map(one).collect()
+    text.as_ref().iter().map(|byte| one(*byte)).collect()
 }
 
 #[cfg(test)]

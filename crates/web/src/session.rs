@@ -1,5 +1,6 @@
 //! One connection: requests are received and answered one after the other.
 
+mod browse;
 mod respond;
 
 use std::collections::VecDeque;
@@ -11,6 +12,7 @@ use export::{
     Ticket,
 };
 
+use crate::files::Walk;
 use crate::request::{self, Violation};
 use crate::response;
 use crate::transfer::Transfer;
@@ -50,6 +52,7 @@ pub struct Session {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "each connection has one")]
 enum Phase {
     /// Waits for a request. `begun`: a part of it has arrived.
     Waiting {
@@ -71,8 +74,21 @@ struct Response {
     /// How much of the text has been sent.
     sent: usize,
     transfer: Option<Transfer>,
+    /// Looks for files, and for the parts of one that follow the transfer.
+    walk: Option<Box<Walk>>,
+    /// Whether the head of a transfer was sent.
+    has_begun: bool,
     keep_alive: bool,
     is_head: bool,
+}
+
+/// How far a response is.
+enum Progress {
+    /// It waits for memory or for the disk.
+    Waiting,
+    /// There is more to do at once.
+    More,
+    Complete,
 }
 
 /// A disk that the peer reads.
@@ -147,89 +163,105 @@ impl Session {
         if let Phase::Finishing(reason) = self.phase {
             return self.finish(reason);
         }
-        let Phase::Responding(response) = &mut self.phase else { return };
-        let keep_alive = response.keep_alive;
-        let done = match response.transfer.take() {
-            None => self.send_text(),
-            Some(transfer) => self.send_disk(transfer),
-        };
-        if !done {
-            return;
-        }
-        self.moved = true;
-        if keep_alive {
-            self.phase = Phase::Waiting { begun: false };
-        } else {
-            self.finish(Reason::Peer);
+        loop {
+            let Phase::Responding(response) = &mut self.phase else { return };
+            let keep_alive = response.keep_alive;
+            let progress = match response.transfer.take() {
+                Some(transfer) => self.send_disk(transfer),
+                None if response.walk.is_some() => self.walk(),
+                None => self.send_text(),
+            };
+            match progress {
+                Progress::Waiting => return,
+                Progress::More => {}
+                Progress::Complete => {
+                    self.moved = true;
+                    match keep_alive {
+                        true => self.phase = Phase::Waiting { begun: false },
+                        false => self.finish(Reason::Peer),
+                    }
+                    return;
+                }
+            }
         }
     }
 
-    /// Sends the text of a response, in memory of the account. Returns whether it is complete.
-    fn send_text(&mut self) -> bool {
-        let Phase::Responding(response) = &mut self.phase else { return false };
+    /// Sends the text of a response, in memory of the account.
+    fn send_text(&mut self) -> Progress {
+        let Phase::Responding(response) = &mut self.phase else { return Progress::Waiting };
         while let Some(rest) = response.text.get(response.sent..).filter(|rest| !rest.is_empty()) {
             let len = rest.len().min(TEXT_PIECE);
-            let Some(mut buffer) = self.account.take(len) else { return false };
+            let Some(mut buffer) = self.account.take(len) else { return Progress::Waiting };
             buffer.bytes_mut().copy_from_slice(rest.get(..len).unwrap_or_default());
             let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, len);
             self.steps.push_back(Step::Send(segment));
             response.sent += len;
             self.moved = true;
         }
-        true
+        Progress::Complete
     }
 
-    /// Sends what has been read of a disk, and submits more reads. Returns whether the response is
-    /// complete.
-    fn send_disk(&mut self, mut transfer: Transfer) -> bool {
-        let Some(disk) = &mut self.disk else { return false };
-        while let Some((segment, len)) = transfer.next() {
-            // The head waits for the first piece, as its status depends on it.
-            send_head(&mut self.phase, &mut self.steps);
-            disk.read = disk.read.saturating_add(len as u64);
-            self.steps.push_back(Step::Send(segment));
-            self.moved = true;
-        }
+    /// Sends what has been read of a disk, and submits more reads.
+    fn send_disk(&mut self, mut transfer: Transfer) -> Progress {
+        let Some(disk) = &mut self.disk else { return Progress::Waiting };
         loop {
-            let number = self.last.wrapping_add(1);
-            let Some(admitted) = transfer.submit(&disk.grant, &self.account, number) else { break };
-            (self.last, self.moved) = (number, true);
-            self.in_flight += 1;
-            self.steps.push_back(Step::Submit(admitted));
+            while let Some((segment, len)) = transfer.next() {
+                // The head waits for the first piece, as its status depends on it.
+                send_head(&mut self.phase, &mut self.steps);
+                disk.read = disk.read.saturating_add(len as u64);
+                self.steps.push_back(Step::Send(segment));
+                self.moved = true;
+            }
+            loop {
+                let number = self.last.wrapping_add(1);
+                let Some(admitted) = transfer.submit(&disk.grant, &self.account, number) else {
+                    break;
+                };
+                (self.last, self.moved) = (number, true);
+                self.in_flight += 1;
+                self.steps.push_back(Step::Submit(admitted));
+            }
+            // Parts that are not on the disk need no read.
+            if !transfer.is_ready() {
+                break;
+            }
         }
-        if let Some(fault) = transfer.fault() {
-            self.failed(fault);
-            return false;
-        }
-        let done = transfer.is_done();
-        if done {
-            let trailer = match transfer.trailer() {
-                Ok(trailer) => trailer,
-                Err(fault) => {
-                    self.failed(fault);
-                    return false;
+        let trailer = match (transfer.fault(), transfer.is_done()) {
+            (Some(fault), _) => Err(fault),
+            (None, false) => {
+                if let Phase::Responding(response) = &mut self.phase {
+                    response.transfer = Some(transfer);
                 }
-            };
-            send_head(&mut self.phase, &mut self.steps);
-            self.steps.extend(trailer.map(Step::Send));
+                return Progress::Waiting;
+            }
+            (None, true) => transfer.trailer(),
+        };
+        match trailer {
+            Ok(trailer) => {
+                send_head(&mut self.phase, &mut self.steps);
+                self.steps.extend(trailer.map(Step::Send));
+                let has_more =
+                    matches!(&self.phase, Phase::Responding(response) if response.walk.is_some());
+                if has_more { Progress::More } else { Progress::Complete }
+            }
+            Err(fault) => {
+                self.failed(fault);
+                Progress::More
+            }
         }
-        if let Phase::Responding(response) = &mut self.phase {
-            response.transfer = (!done).then_some(transfer);
-        }
-        done
     }
 
     /// Ends a response that cannot be completed: by a status if nothing was sent, else by closing the
     /// connection, from which the peer learns that bytes are missing.
     fn failed(&mut self, fault: Fault) {
         let Phase::Responding(response) = &mut self.phase else { return };
-        if response.text.is_empty() {
+        if response.has_begun {
             return self.finish(Reason::Ended);
         }
         let code = response::code_of(fault);
         let text = response::of_code(code, false, response.is_head);
         response.text = response::dated(text, (self.server.clock)());
-        (response.transfer, response.keep_alive) = (None, false);
+        (response.transfer, response.walk, response.keep_alive) = (None, None, false);
     }
 
     /// Reports a disk request that failed to the administrator.
@@ -288,8 +320,10 @@ impl Session {
         if has_access && self.visible().iter().any(|visible| Arc::ptr_eq(visible, export)) {
             return;
         }
-        let is_reading =
-            matches!(&self.phase, Phase::Responding(response) if response.transfer.is_some());
+        let is_reading = matches!(
+            &self.phase,
+            Phase::Responding(response) if response.transfer.is_some() || response.walk.is_some()
+        );
         if is_reading { self.close(Reason::Ended) } else { self.detach(Reason::Ended) }
     }
 
@@ -325,6 +359,7 @@ fn is_reported(fault: Fault) -> bool {
 /// Sends the head of a transfer, if it was not sent.
 fn send_head(phase: &mut Phase, steps: &mut VecDeque<Step>) {
     let Phase::Responding(response) = phase else { return };
+    response.has_begun = true;
     if !response.text.is_empty() {
         let head: Arc<[u8]> = std::mem::take(&mut response.text).into();
         steps.push_back(Step::Send(Segment::with_shared(Head::new(&[]), head)));
@@ -349,10 +384,15 @@ impl export::Session for Session {
 
     fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        let number = ticket.number();
+        if self.complete_read(number, outcome.result, outcome.buffer.as_ref()) {
+            drop(outcome.buffer);
+            self.restart_timer(now);
+            return self.advance();
+        }
         let Phase::Responding(Response { transfer: Some(transfer), .. }) = &mut self.phase else {
             return;
         };
-        let number = ticket.number();
         if let Some((fault, range)) = transfer.complete(number, outcome.result, outcome.buffer) {
             self.report_fault(fault, range);
         }

@@ -1,4 +1,4 @@
-//! The part of a disk that is being sent: read in pieces, some of them at once, and sent in order.
+//! The parts of a disk that are being sent: read in pieces, some of them at once, and sent in order.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,6 +7,8 @@ use export::{
     Account, Admitted, Body, Buffer, Denied, Fault, Grant, Head, Op, Request, Segment, Ticket,
 };
 
+use filesystem::Extent;
+
 use crate::zst::{self, Encoder};
 use crate::{MAX_MEMORY, MAX_PIECES, PIECE};
 
@@ -14,7 +16,7 @@ use crate::{MAX_MEMORY, MAX_PIECES, PIECE};
 #[derive(Debug)]
 pub(crate) struct Transfer {
     /// What is not submitted yet.
-    rest: Range<u64>,
+    rest: VecDeque<Extent>,
     /// Pieces that are not sent yet, in the order of the disk.
     pieces: VecDeque<Piece>,
     /// Compresses them, if so.
@@ -37,7 +39,13 @@ struct Piece {
 impl Transfer {
     /// Starts a transfer of these bytes.
     pub(crate) fn new(bytes: Range<u64>) -> Self {
-        Self { rest: bytes, pieces: VecDeque::new(), encoder: None }
+        let bytes = Some(bytes).filter(|bytes| !bytes.is_empty());
+        Self::of(bytes.map(Extent::Disk).into_iter().collect())
+    }
+
+    /// Starts a transfer of these parts of a file, none of which is empty.
+    pub(crate) fn of(extents: Vec<Extent>) -> Self {
+        Self { rest: extents.into(), pieces: VecDeque::new(), encoder: None }
     }
 
     /// Starts a transfer of these bytes, compressed and in chunks.
@@ -67,16 +75,43 @@ impl Transfer {
         account: &Account,
         number: u32,
     ) -> Option<Admitted> {
-        let is_full = self.pieces.len() >= MAX_PIECES || account.held() >= MAX_MEMORY;
-        if self.rest.is_empty() || is_full {
-            return None;
+        while self.pieces.len() < MAX_PIECES && account.held() < MAX_MEMORY {
+            match self.rest.front_mut()? {
+                Extent::Disk(range) => {
+                    let range = range.clone();
+                    return self.read(range, grant, account, number);
+                }
+                extent => {
+                    let len = usize::try_from(extent.bytes().min(PIECE)).ok()?;
+                    let mut data = account.take(len)?;
+                    let bytes = data.bytes_mut().get_mut(..len)?;
+                    let is_done = fill(extent, bytes);
+                    let result = Some(Ok(data));
+                    self.pieces.push_back(Piece { number, blocks: (0, 0), part: 0..len, result });
+                    self.rest.pop_front_if(|_| is_done);
+                }
+            }
         }
-        let (piece, end) = self.next_piece(grant, number);
+        None
+    }
+
+    /// Returns the request for the next piece of the first part, which is this range of the disk.
+    fn read(
+        &mut self,
+        range: Range<u64>,
+        grant: &Grant,
+        account: &Account,
+        number: u32,
+    ) -> Option<Admitted> {
+        let (piece, end) = self.next_piece(&range, grant, number);
         let buffer = account.take(usize::try_from(piece.blocks.1).ok()?)?;
         let (shift, (first, bytes)) = (grant.export().geometry.shift(), piece.blocks);
         let ticket = Ticket::new(number);
         let (lba, blocks, buffer) = (first >> shift, bytes >> shift, Some(buffer));
-        self.rest.start = end;
+        self.rest.pop_front();
+        if end < range.end {
+            self.rest.push_front(Extent::Disk(end..range.end));
+        }
         self.pieces.push_back(piece);
         match grant.admit(Request { op: Op::Read, lba, blocks, buffer, ticket }) {
             // Without compression the data is only sent.
@@ -89,13 +124,13 @@ impl Transfer {
         }
     }
 
-    /// Returns the next piece, and where it ends on the disk.
-    fn next_piece(&self, grant: &Grant, number: u32) -> (Piece, u64) {
+    /// Returns the next piece of a range, and where it ends on the disk.
+    fn next_piece(&self, range: &Range<u64>, grant: &Grant, number: u32) -> (Piece, u64) {
         let mask = u64::from(grant.export().geometry.block()) - 1;
-        let start = self.rest.start;
+        let start = range.start;
         // Later pieces start at multiples of their length.
         let piece = if self.encoder.is_some() { zst::PIECE } else { PIECE };
-        let end = (start - start % piece).saturating_add(piece).min(self.rest.end);
+        let end = (start - start % piece).saturating_add(piece).min(range.end);
         let first = start & !mask;
         let past = end.saturating_add(mask) & !mask;
         let at = |offset: u64| usize::try_from(offset - first).unwrap_or(usize::MAX);
@@ -120,10 +155,11 @@ impl Transfer {
 
     /// Stores the result of a piece. Nothing after one that failed is read. Returns its blocks.
     fn end(&mut self, number: u32, result: Result<Buffer, Fault>) -> Option<(u64, u64)> {
-        let at = self.pieces.iter().position(|piece| piece.number == number)?;
+        let is_it = |piece: &Piece| piece.number == number && piece.result.is_none();
+        let at = self.pieces.iter().position(is_it)?;
         if result.is_err() {
             self.pieces.truncate(at + 1);
-            self.rest.end = self.rest.start;
+            self.rest.clear();
         }
         let piece = self.pieces.get_mut(at)?;
         piece.result = Some(result);
@@ -149,8 +185,31 @@ impl Transfer {
         Some((segment, len))
     }
 
+    /// Returns whether [`Transfer::next`] has a segment.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.pieces.front().is_some_and(|piece| matches!(piece.result, Some(Ok(_))))
+    }
+
     /// Returns the fault of the next piece to send, if it could not be read or compressed.
     pub(crate) fn fault(&self) -> Option<Fault> {
         self.pieces.front()?.result.as_ref()?.as_ref().err().copied()
+    }
+}
+
+/// Moves the first bytes of a part that is not on the disk. Returns whether those were all.
+fn fill(extent: &mut Extent, to: &mut [u8]) -> bool {
+    match extent {
+        Extent::Disk(_) => true,
+        Extent::Zeros(left) => {
+            to.fill(0);
+            *left = left.saturating_sub(to.len() as u64);
+            *left == 0
+        }
+        Extent::Bytes(bytes) => {
+            let rest = bytes.split_off(to.len().min(bytes.len()));
+            to.copy_from_slice(bytes);
+            *bytes = rest;
+            bytes.is_empty()
+        }
     }
 }

@@ -6,11 +6,12 @@
 use std::fmt;
 use std::io::Write as _;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use export::{Body, Buffer, Head, Network, Segment};
 use zstd::stream::raw::{self, CParameter, InBuffer, Operation as _, OutBuffer};
 use zstd::zstd_safe::compress_bound;
+
+use crate::slots::{Slot, Slots};
 
 /// Length of a piece: the largest block of a frame (RFC 8878 §3.1.1.2.4). To compress it takes less than a
 /// millisecond, for which other connections of the thread wait.
@@ -32,40 +33,25 @@ const MAX_ENCODERS: usize = 16;
 /// Ends a chunk.
 const END: &[u8] = b"\r\n";
 
-/// The encoders of all connections: the host of each.
-#[derive(Debug, Default)]
-pub(crate) struct Encoders(Arc<Mutex<Vec<Network>>>);
+/// The encoders of all connections.
+#[derive(Debug)]
+pub(crate) struct Encoders(Slots);
+
+impl Default for Encoders {
+    fn default() -> Self {
+        Self(Slots::new(MAX_ENCODERS))
+    }
+}
 
 impl Encoders {
     /// Returns an encoder for a disk of `bytes`; `None` if this host has as many as are left, or if there
     /// is no memory for one.
     pub(crate) fn get(&self, host: Network, bytes: u64) -> Option<Encoder> {
-        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = hosts.iter().filter(|other| **other == host).count();
-        if held >= MAX_ENCODERS.saturating_sub(hosts.len()) {
-            return None;
-        }
+        let slot = self.0.get(host)?;
         let mut stream = raw::Encoder::new(LEVEL).ok()?;
         stream.set_parameter(CParameter::WindowLog(WINDOW_LOG)).ok()?;
         stream.set_pledged_src_size(Some(bytes)).ok()?;
-        hosts.push(host);
-        let counted = Counted { hosts: self.0.clone(), host };
-        Some(Encoder { stream, blocks: Vec::new(), has_sent: false, _counted: counted })
-    }
-}
-
-/// An encoder in the list of all.
-struct Counted {
-    hosts: Arc<Mutex<Vec<Network>>>,
-    host: Network,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = hosts.iter().position(|host| *host == self.host) {
-            hosts.swap_remove(at);
-        }
+        Some(Encoder { stream, blocks: Vec::new(), has_sent: false, _slot: slot })
     }
 }
 
@@ -76,7 +62,7 @@ pub(crate) struct Encoder {
     blocks: Vec<u8>,
     /// Whether a chunk was sent, whose end comes with the next one.
     has_sent: bool,
-    _counted: Counted,
+    _slot: Slot,
 }
 
 impl Encoder {

@@ -35,6 +35,8 @@ const SHORT: u8 = 2;
 /// The longest attribute list in bytes, and the most parts of the MFT that are looked for.
 const MAX_LIST: u64 = 256 << 10;
 const MAX_PARTS: usize = 32;
+/// Bytes of the bitmap of a directory per call.
+const BITMAP_BYTES: u64 = 512;
 /// The largest index block in bytes.
 const MAX_BLOCK: u64 = 64 << 10;
 /// Extents per call.
@@ -102,25 +104,45 @@ impl Volume {
         let root = value(&root).ok_or(Refusal::Damaged)?;
         let block = le32(root, 8).map(u64::from).filter(|len| (512..=MAX_BLOCK).contains(len));
         let block = block.filter(|len| len.is_power_of_two()).ok_or(Refusal::Damaged)?;
-        let next = Cursor { offset: from.offset + 1, ..Cursor::default() };
-        let Some(index) = from.offset.checked_sub(1) else {
-            return Ok((index_entries(root, 16).ok_or(Refusal::Damaged)?, Some(next)));
-        };
-        let offset = index.checked_mul(block).ok_or(Refusal::Damaged)?;
+        match from.offset.checked_sub(1) {
+            Some(index) => self.index_block(disk, number, index, block),
+            None => Ok((index_entries(root, 16).ok_or(Refusal::Damaged)?, Some(position(1)))),
+        }
+    }
+
+    /// Returns the entries of the next index block in use, of `block` bytes, from number `index` on.
+    fn index_block<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+        number: u64,
+        index: u64,
+        block: u64,
+    ) -> Result<(Vec<Entry>, Option<Cursor>), FileError> {
         let allocation = (INDEX_ALLOCATION, I30);
         let Some(len) = self.attribute(disk, number, allocation, 0)? else {
             return Ok((Vec::new(), None));
         };
-        if offset >= sizes(&len).ok_or(Refusal::Damaged)?.bytes {
+        let count = sizes(&len).ok_or(Refusal::Damaged)?.bytes / block;
+        if index >= count {
             return Ok((Vec::new(), None));
         }
-        let bits = self.content(disk, number, (BITMAP_KIND, I30), index / 8..index / 8 + 1)?;
-        if bits.first().is_none_or(|bits| bits >> (index % 8) & 1 == 0) {
-            return Ok((Vec::new(), Some(next)));
-        }
+        let first = index / 8;
+        let bits = first..count.div_ceil(8).min(first + BITMAP_BYTES);
+        let end = bits.end * 8;
+        let bits = self.content(disk, number, (BITMAP_KIND, I30), bits)?;
+        let is_used = |at: &u64| {
+            let byte = usize::try_from(at / 8 - first).ok().and_then(|byte| bits.get(byte));
+            byte.is_some_and(|byte| byte >> (at % 8) & 1 == 1)
+        };
+        let Some(index) = (index..end.min(count)).find(is_used) else {
+            return Ok((Vec::new(), Some(position(end + 1))));
+        };
+        let (offset, next) =
+            (index.checked_mul(block).ok_or(Refusal::Damaged)?, position(index + 2));
         let mut bytes = self.content(disk, number, allocation, offset..offset + block)?;
-        let (at, count) = le16(&bytes, 4).zip(le16(&bytes, 6)).ok_or(Refusal::Damaged)?;
-        if !bytes.starts_with(b"INDX") || !fixups(&mut bytes, at.into(), count.into()) {
+        let array = le16(&bytes, 4).zip(le16(&bytes, 6));
+        let (start, len) = array.ok_or(Refusal::Damaged)?;
+        if !bytes.starts_with(b"INDX") || !fixups(&mut bytes, start.into(), len.into()) {
             return Err(Refusal::Damaged.into());
         }
         Ok((index_entries(&bytes, 24).ok_or(Refusal::Damaged)?, Some(next)))
@@ -164,17 +186,19 @@ impl Volume {
         let (number, base) = self.base(disk, file)?;
         let data = self.attribute(disk, number, (DATA, &[]), 0)?.ok_or(Refusal::NoContents)?;
         readable(&data)?;
-        let end = |offset| Cursor { offset, ..Cursor::default() };
         if let Some(value) = value(&data) {
             let rest = usize::try_from(from.offset).ok().and_then(|start| value.get(start..));
             let rest = rest.filter(|_| value.len() as u64 == file.bytes).ok_or(Refusal::Damaged)?;
-            return Ok((vec![Extent::Bytes(rest.to_vec())], end(file.bytes)));
+            return Ok((vec![Extent::Bytes(rest.to_vec())], position(file.bytes)));
         }
         let sizes =
             sizes(&data).filter(|sizes| sizes.bytes == file.bytes).ok_or(Refusal::Damaged)?;
         let valid = sizes.valid.min(sizes.bytes);
+        if from.offset >= valid && base.reparse_tag().is_some() {
+            return Err(Refusal::Elsewhere.into());
+        }
         if from.offset >= valid {
-            return Ok((vec![Extent::Zeros(file.bytes - from.offset)], end(file.bytes)));
+            return Ok((vec![Extent::Zeros(file.bytes - from.offset)], position(file.bytes)));
         }
         let range = from.offset..valid;
         let extents = self.extents_of(disk, number, (DATA, &[]), &range)?;
@@ -184,7 +208,7 @@ impl Volume {
             return Err(Refusal::Elsewhere.into());
         }
         let len: u64 = extents.iter().map(Extent::bytes).sum();
-        Ok((extents, end(from.offset + len)))
+        Ok((extents, position(from.offset + len)))
     }
 
     /// Returns the extents of a part of an attribute that is not resident, at least one of them, and none behind
@@ -305,6 +329,11 @@ impl Volume {
         }
         Err(Refusal::Damaged.into())
     }
+}
+
+/// Returns a position: in bytes of a file; of a directory 1 and the number of an index block.
+fn position(offset: u64) -> Cursor {
+    Cursor { offset, ..Cursor::default() }
 }
 
 /// Returns the clusters of a part of the MFT, none of which is a hole.

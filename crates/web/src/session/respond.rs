@@ -6,12 +6,12 @@ use std::time::Instant;
 use export::{Auth, Caller, Event, Export, Reason};
 
 use super::{Attachment, Phase, Response, Session, report};
+use crate::content::Content;
 use crate::login::{self, Admission};
-use crate::range::{self, Wanted};
 use crate::request::{Method, Request};
-use crate::response::{self, Code, Content};
+use crate::response::{self, Code};
 use crate::transfer::Transfer;
-use crate::{page, version};
+use crate::{files, page};
 
 impl Session {
     /// Answers a request, where authentication is required only with the code or in a session.
@@ -68,7 +68,11 @@ impl Session {
             }
             Some(page::STYLE_PATH) => text("text/css; charset=utf-8", page::STYLE),
             Some("/disks.json") => text("application/json", &page::json(machine, &exports)),
-            Some(path) => {
+            path => {
+                if let Some((export, target)) = files::target(request, &exports) {
+                    return self.respond_with_files(request, &export, target);
+                }
+                let path = path.unwrap_or_default();
                 let name = path.strip_prefix('/').unwrap_or_default();
                 let named = |ending: &str| {
                     let name = name.strip_suffix(ending)?;
@@ -80,38 +84,20 @@ impl Session {
                     (None, None) => of_code(Code::NotFound),
                 }
             }
-            None => of_code(Code::NotFound),
         };
         self.begin(request, text, None);
     }
 
-    /// Evaluates the conditions of a request (RFC 9110 §13.2.2), and answers it.
+    /// Answers with the disk, or a part of it.
     fn respond_with_disk(&mut self, request: &Request, export: &Arc<Export>) {
-        let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
         let bytes = export.bytes();
         let tag = self.server.versions.tag(export, bytes);
-        let content = Content { name: &export.short, bytes, tag: tag.as_deref() };
-        let is_listed = |list: &String, weak| version::is_listed(list, content.tag, weak);
-        if request.if_match.as_ref().is_some_and(|list| !is_listed(list, false)) {
-            let text = response::of_code(Code::PreconditionFailed, keep_alive, is_head);
-            return self.begin(request, text, None);
+        let name = format!("{}.raw", export.short);
+        let (text, wanted) = Content { name: &name, bytes, tag: tag.as_deref() }.response(request);
+        match wanted.is_empty() {
+            true => self.begin(request, text, None),
+            false => self.transfer(request, export, text, Transfer::new(wanted)),
         }
-        if request.if_none_match.as_ref().is_some_and(|list| is_listed(list, true)) {
-            return self.begin(request, content.not_modified(keep_alive), None);
-        }
-        let condition = request.if_range.as_deref().map(str::trim);
-        let is_same = condition.is_none_or(|tag| content.tag == Some(tag));
-        let field = request.range.as_deref().filter(|_| is_same && !is_head);
-        let (text, wanted) = match field.map_or(Wanted::Whole, |field| range::wanted(field, bytes))
-        {
-            Wanted::Whole => (content.found(None, keep_alive), 0..bytes),
-            Wanted::Part(part) => (content.found(Some(&part), keep_alive), part),
-            Wanted::Unsatisfiable => (content.unsatisfiable(keep_alive), 0..0),
-        };
-        if is_head || wanted.is_empty() {
-            return self.begin(request, text, None);
-        }
-        self.transfer(request, export, text, Transfer::new(wanted));
     }
 
     /// Answers with the whole disk, compressed. How long that is, is not known before, so there are no
@@ -127,7 +113,9 @@ impl Session {
         }
         let bytes = export.bytes();
         let Some(encoder) = self.server.encoders.get(self.peer.network(), bytes) else {
-            return self.begin(request, response::busy(request.keep_alive), None);
+            let text =
+                "There are too many compressed downloads now; the disk without .zst can be read.\n";
+            return self.begin(request, response::busy(text, request.keep_alive), None);
         };
         let transfer = Transfer::compressed(0..bytes, encoder);
         self.transfer(request, export, text, transfer);
@@ -141,30 +129,46 @@ impl Session {
         text: Vec<u8>,
         transfer: Transfer,
     ) {
-        let is_attached =
-            self.disk.as_ref().is_some_and(|disk| Arc::ptr_eq(disk.grant.export(), export));
-        if !is_attached {
-            self.detach(Reason::Ended);
-            let caller = Caller { peer: &self.reader, host: "", proven: None };
-            let grant = self.server.catalogue.grant_reader(&caller, &export.short).ok();
-            // The head is that of `export`, which another one may have replaced since.
-            let grant = grant.filter(|grant| Arc::ptr_eq(grant.export(), export));
-            let Some(grant) = grant else {
-                let text = response::of_code(Code::Unavailable, request.keep_alive, false);
-                return self.begin(request, text, None);
-            };
-            let (export, peer) = (grant.export().clone(), self.peer.clone());
-            let (host, proven, no_room) = (String::new(), None, false);
-            self.steps.push_back(report(Event::Attached { export, peer, host, proven, no_room }));
-            self.disk = Some(Attachment { grant, read: 0 });
+        if self.attach(export) {
+            return self.begin(request, text, Some(transfer));
         }
-        self.begin(request, text, Some(transfer));
+        let text = response::of_code(Code::Unavailable, request.keep_alive, false);
+        self.begin(request, text, None);
     }
 
-    fn begin(&mut self, request: &Request, text: Vec<u8>, transfer: Option<Transfer>) {
+    /// Attaches a disk, and detaches the one before. Returns whether it is there.
+    pub(super) fn attach(&mut self, export: &Arc<Export>) -> bool {
+        let is_attached =
+            self.disk.as_ref().is_some_and(|disk| Arc::ptr_eq(disk.grant.export(), export));
+        if is_attached {
+            return true;
+        }
+        self.detach(Reason::Ended);
+        let caller = Caller { peer: &self.reader, host: "", proven: None };
+        let grant = self.server.catalogue.grant_reader(&caller, &export.short).ok();
+        // The head is that of `export`, which another one may have replaced since.
+        let Some(grant) = grant.filter(|grant| Arc::ptr_eq(grant.export(), export)) else {
+            return false;
+        };
+        let (export, peer) = (grant.export().clone(), self.peer.clone());
+        let (host, proven, no_room) = (String::new(), None, false);
+        self.steps.push_back(report(Event::Attached { export, peer, host, proven, no_room }));
+        self.disk = Some(Attachment { grant, read: 0 });
+        true
+    }
+
+    pub(super) fn begin(&mut self, request: &Request, text: Vec<u8>, transfer: Option<Transfer>) {
         let (keep_alive, is_head) = (request.keep_alive, request.method == Method::Head);
         let text = response::dated(text, (self.server.clock)());
-        self.phase = Phase::Responding(Response { text, sent: 0, transfer, keep_alive, is_head });
+        self.phase = Phase::Responding(Response {
+            text,
+            sent: 0,
+            transfer,
+            walk: None,
+            has_begun: false,
+            keep_alive,
+            is_head,
+        });
     }
 
     /// Returns the exports that the peer may see.

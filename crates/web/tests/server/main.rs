@@ -6,6 +6,7 @@ mod code;
 mod compressed;
 mod conditions;
 mod corpus;
+mod files;
 mod hostile;
 #[path = "../../../../fuzz/src/input.rs"]
 #[allow(unreachable_pub, dead_code, reason = "public where the fuzzer is")]
