@@ -211,7 +211,7 @@ impl Volume {
     /// [`Volume::check`] does.
     ///
     /// # Errors
-    /// The disk cannot be read, or there is no such file, or it cannot be read.
+    /// The disk cannot be read, or such a file is missing or cannot be read.
     pub fn find<R: ReadAt + ?Sized>(&self, disk: &R, path: &[&[u8]]) -> Result<Entry, FileError> {
         let (mut entry, mut calls) = (self.root(), 0);
         for name in path {

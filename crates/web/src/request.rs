@@ -156,7 +156,7 @@ fn values<'a>(fields: &'a [Header<'a>], name: &str) -> impl Iterator<Item = &'a 
         .map(|field| field.value)
 }
 
-/// Returns all values of a field as one list (RFC 9110 §5.3); `None` if there is none.
+/// Returns all values of a field as one list (RFC 9110 §5.3); `None` without one.
 fn joined(fields: &[Header<'_>], name: &str) -> Option<String> {
     let all: Vec<_> = values(fields, name).map(String::from_utf8_lossy).collect();
     (!all.is_empty()).then(|| all.join(","))

@@ -32,7 +32,7 @@ struct Piece {
     blocks: (u64, u64),
     /// The part of its blocks to be sent.
     part: Range<usize>,
-    /// Its data, or why there is none, once the read has ended.
+    /// Its data, or why it could not be read, once the read has ended.
     result: Option<Result<Buffer, Fault>>,
 }
 

@@ -394,7 +394,7 @@ fn entries(block: &[u8]) -> Vec<Entry> {
 }
 
 impl Group {
-    /// Reads the descriptor of a group; `None` if there is none, or if it is inconsistent.
+    /// Reads the descriptor of a group; `None` if the group does not exist, or if it is inconsistent.
     fn find<R: ReadAt + ?Sized>(disk: &R, layout: &Layout, group: u64) -> io::Result<Option<Self>> {
         if group >= layout.groups {
             return Ok(None);

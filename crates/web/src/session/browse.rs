@@ -161,7 +161,7 @@ impl Session {
         }
     }
 
-    /// Ends a response with the reason why there are no files.
+    /// Ends a response with the reason why files cannot be read.
     fn files_failed(&mut self, error: &FileError) {
         let Phase::Responding(response) = &mut self.phase else { return };
         let FileError::Refused(refusal) = error else { return self.failed(Fault::Io) };
