@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a broken promise ends the run")]
 
+pub mod answers;
 pub mod auth;
 pub mod deframe;
 pub mod files;

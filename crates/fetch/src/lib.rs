@@ -16,6 +16,7 @@
 //! | [`Body`] | the bytes of the file, from the first to the last |
 //! | [`Parts`] | the bytes of the file, in any order |
 //! | [`Upload`] | an object that is written |
+//! | `fuzz` | the parsers of answers, for a fuzzer |
 //! | `retries` | when a request is made again |
 //! | `version` | which version of a file a response has |
 
@@ -23,6 +24,8 @@
 
 mod body;
 mod client;
+#[doc(hidden)]
+pub mod fuzz;
 mod location;
 mod origin;
 mod parts;

@@ -144,3 +144,19 @@ impl Registry {
         Ok(())
     }
 }
+
+/// Parses any data as a manifest and as the demand for a token, for a fuzzer.
+///
+/// # Panics
+/// Panics if a digest is not one of SHA-256, or if a token would be asked for without encryption.
+pub(crate) fn parse_any(data: &[u8]) {
+    if let Ok(Document::Image(Layer { hash, .. }) | Document::Index(hash)) = answer::parse(data) {
+        assert_eq!(answer::hash(&digest(&hash)), Some(hash));
+    }
+    let demanded = std::str::from_utf8(data).ok().and_then(Token::demanded);
+    let reference = Reference::parse("registry.example/lab/disk:v1");
+    if let (Some(Token::Bearer { realm, service }), Some(reference)) = (demanded, reference) {
+        let uri = token::address(&realm, service.as_deref(), &reference);
+        assert!(uri.is_none_or(|uri| uri.scheme_str() == Some("https")), "{realm}");
+    }
+}

@@ -23,6 +23,7 @@ use crate::client::{TIMEOUT, client};
 use crate::{Error, Hash};
 pub use account::{Account, AccountError};
 pub use answer::Refusal;
+pub(crate) use answer::parse_any;
 use answer::{Document, Fault, Signed};
 pub(crate) use name::ObjectName;
 pub(crate) use sign::hexadecimal;

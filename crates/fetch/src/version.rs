@@ -67,7 +67,8 @@ impl Range {
             "*" => None,
             complete => Some(complete.parse().ok()?),
         };
-        Some(Self { first: first.parse().ok()?, last: last.parse().ok()?, complete })
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then_some(Self { first, last, complete })
     }
 
     /// Returns whether this is the part from `first` up to `end` of a file of `length` bytes.
@@ -120,7 +121,9 @@ mod test {
         let expected = Range { first: 5, last: 9, complete: Some(10) };
         assert_eq!(range("bytes 5-9/10"), Some(expected));
         assert_eq!(range("bytes 5-9/*"), Some(Range { complete: None, ..expected }));
-        for malformed in ["bytes */10", "bytes 5-9", "items 5-9/10", "bytes 5-/10", ""] {
+        for malformed in
+            ["bytes */10", "bytes 5-9", "bytes 5-4/10", "items 5-9/10", "bytes 5-/10", ""]
+        {
             assert_eq!(range(malformed), None, "{malformed}");
         }
         assert!(expected.is_part(5, 10, 10));

@@ -89,7 +89,7 @@ impl Token {
 
 /// Returns the address where a token is asked for, if the registry may name it: by HTTPS, or on this machine if the
 /// registry is there, too.
-fn address(realm: &str, service: Option<&str>, reference: &Reference) -> Option<Uri> {
+pub(super) fn address(realm: &str, service: Option<&str>, reference: &Reference) -> Option<Uri> {
     let uri: Uri = realm.parse().ok()?;
     let is_here = || !reference.is_encrypted() && uri.host().is_some_and(reference::is_loopback);
     if uri.scheme_str() != Some("https") && !is_here() {

@@ -122,6 +122,19 @@ fn is_cut(xml: &[u8]) -> bool {
     }
 }
 
+/// Parses any data as a document, for a fuzzer.
+///
+/// # Panics
+/// Panics if a message for a terminal has control characters.
+pub(crate) fn parse_any(data: &[u8]) {
+    let document = Document::parse(data);
+    assert!(document.is_none() || !is_cut(data), "a document that is cut");
+    let signed = Signed { is_signed: true, region: "us-east-1" };
+    let status = StatusCode::BAD_REQUEST;
+    let refusal = Refusal::new(status, &HeaderMap::new(), document.as_ref(), signed);
+    assert!(!refusal.to_string().contains(char::is_control), "{refusal:?}");
+}
+
 /// Why a server refuses a request for an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
