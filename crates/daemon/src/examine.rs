@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Child;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use linux::block::Disk;
@@ -111,7 +110,7 @@ impl Probe for Findings {
 }
 
 /// The helper process and the socket to it.
-type Started = (Option<Child>, UnixStream);
+pub(crate) type Started = (Option<Child>, UnixStream);
 
 /// Sends disks to the helper process and collects the results.
 #[derive(Debug)]
@@ -173,7 +172,19 @@ impl Examiner {
     pub fn within(mut self) -> Self {
         self.start = || {
             let (own, other) = UnixStream::pair()?;
-            thread::spawn(move || child::answer(&other));
+            std::thread::spawn(move || child::answer(&other));
+            Ok((None, own))
+        };
+        self
+    }
+
+    /// Replaces the helper process by one that never answers, as if every disk hung.
+    #[cfg(test)]
+    pub fn silent(mut self) -> Self {
+        static SILENT: std::sync::Mutex<Vec<UnixStream>> = std::sync::Mutex::new(Vec::new());
+        self.start = || {
+            let (own, other) = UnixStream::pair()?;
+            SILENT.lock().map_err(|_| ErrorKind::Other)?.push(other);
             Ok((None, own))
         };
         self
@@ -334,15 +345,10 @@ impl Examiner {
 }
 
 impl Drop for Examiner {
-    /// Reaps the helper processes, in a thread if one still runs.
+    /// Reaps the helper processes.
     fn drop(&mut self) {
         self.retire();
-        self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        for mut child in self.leaving.drain(..) {
-            // It exits at once unless blocked on a disk; then only this thread waits for it.
-            let wait = move || drop(child.wait());
-            drop(thread::Builder::new().name("reaper".to_owned()).spawn(wait));
-        }
+        self.leaving.drain(..).for_each(spawn::reap);
     }
 }
 
@@ -403,6 +409,7 @@ mod test {
     use std::fs;
     use std::io::{BufRead, BufReader};
     use std::sync::Mutex;
+    use std::thread;
 
     /// The helper's end of the socket of the last examiner.
     static OTHER: Mutex<Option<UnixStream>> = Mutex::new(None);

@@ -420,7 +420,13 @@ impl Hotplug {
                 }
                 Some(Change::Added(Box::new(lent)))
             }
-            Err(failure) => self.report(&disk.name, failure.to_string()),
+            Err(failure) => {
+                if failure.is_timeout() {
+                    // Examined again, it is lent when it responds.
+                    self.rechecks.insert(disk.name.clone(), Instant::now() + RECHECK);
+                }
+                self.report(&disk.name, failure.to_string())
+            }
         }
     }
 
@@ -652,6 +658,21 @@ mod test {
         let later = now + SETTLE / 4;
         hotplug.schedule("sdy".to_owned(), later);
         assert_eq!(hotplug.due(), Some(now + SETTLE));
+    }
+
+    #[test]
+    fn r60_disk_that_hangs_does_not_delay_target_mode() {
+        let fake = Fake::new("hangs");
+        let mut hotplug = fake.hotplug();
+        hotplug.options.at_rest = true;
+        hotplug.examiner = Examiner::new(Tree::at(&fake.0)).silent();
+        let begun = Instant::now();
+        assert!(hotplug.initial_scan(&[]).unwrap().is_empty());
+        assert!(begun.elapsed() < LIMIT, "the screen waits for the first scan");
+        assert!(hotplug.look(&[], begun + SLOW).is_empty());
+        let changes = hotplug.look(&[], begun + LIMIT * 2);
+        let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(note, "/dev/sdz is not lent: it does not answer");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod format;
 mod home;
 mod lent_disk;
+mod opening;
 mod reader;
 mod request;
 mod rescue;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use export::{Access, Cache, Export, ExportId, Home, Identity};
 use filesystem::Container;
 use linux::block::{self, DeviceNumber, Disk};
-use linux::disk::{Kind, OpenFor, Opened, open};
+use linux::disk::{Kind, OpenFor, Opened};
 use linux::homed;
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe};
@@ -37,6 +38,7 @@ use format::Format;
 pub use home::work as recognize;
 pub use lent_disk::{LentDisk, home_name, stable_name};
 use nvme::nqn;
+pub use opening::work as open_disk;
 use request::is_direct;
 pub use request::{LendRequest, Writes};
 pub use rescue::{RescueRequest, image_identity};
@@ -182,8 +184,7 @@ impl LendOptions {
         examined: Option<&ExaminedDisk<'_>>,
     ) -> Result<LentDisk, Failure> {
         let purpose = if request.writes_disk() { OpenFor::Writing } else { OpenFor::Reading };
-        let mut opened = open(&self.tree, &request.path, purpose, self.allow_in_use)
-            .map_err(|error| home::refusal(&request.path, error))?;
+        let mut opened = opening::open(self, &request.path, purpose, number.is_some())?;
         check_same(request, &opened, number)?;
         let home = request.is_home.then(|| home::recognize(&opened)).transpose()?;
         let indexed = |format| IndexedDisk::read(&mut opened, format, &self.tree);

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 pub struct Failure {
     status: u8,
     message: String,
-    is_storage_full: bool,
+    /// Kind of the I/O error that caused it.
+    cause: Option<io::ErrorKind>,
 }
 
 impl Failure {
@@ -32,19 +33,22 @@ impl Failure {
 
     /// A failure with another exit status.
     pub fn with_status(status: u8, message: impl fmt::Display) -> Self {
-        Self { status, message: message.to_string(), is_storage_full: false }
+        Self { status, message: message.to_string(), cause: None }
     }
 
     /// Records the I/O error that caused it.
     pub fn caused_by(self, error: &io::Error) -> Self {
-        let is_storage_full =
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { is_storage_full, ..self }
+        Self { cause: Some(error.kind()), ..self }
     }
 
     /// Returns whether it was caused by a full file system or an exceeded quota.
     pub fn is_storage_full(&self) -> bool {
-        self.is_storage_full
+        matches!(self.cause, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
+    /// Returns whether it was caused by something that did not respond in time.
+    pub fn is_timeout(&self) -> bool {
+        self.cause == Some(io::ErrorKind::TimedOut)
     }
 
     /// The exit status.

@@ -112,9 +112,16 @@ impl Receiver {
     /// Waits at most `timeout` for a message or the end of the stream. Returns whether there is
     /// one.
     pub fn is_ready(&self, timeout: Duration) -> bool {
-        let timeout = Timespec::try_from(timeout).ok();
+        let end = Instant::now() + timeout;
         let mut ends = [PollFd::new(&self.socket, PollFlags::IN)];
-        poll(&mut ends, timeout.as_ref()).is_ok_and(|ready| ready > 0)
+        loop {
+            let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).ok();
+            match poll(&mut ends, left.as_ref()) {
+                // Interrupted by a signal: wait for the rest of the time.
+                Err(Errno::INTR) => {}
+                result => return result.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 
     /// Receives a message and its descriptors. Returns `None` at the end of the stream.

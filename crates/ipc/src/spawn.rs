@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 
 /// The running executable, even if its file was replaced.
 const SELF: &str = "/proc/self/exe";
@@ -40,6 +41,14 @@ pub fn command(arguments: &[&str], input: OwnedFd) -> Command {
     let mut command = Command::new(executable());
     command.arg0("storagetm").args(arguments).env_clear().current_dir("/").stdin(input);
     command
+}
+
+/// Reaps a process that ends soon, or when the disk responds on which it is blocked. Does not wait for it.
+pub fn reap(mut child: Child) {
+    if matches!(child.try_wait(), Ok(None)) {
+        let wait = move || drop(child.wait());
+        drop(thread::Builder::new().name("reaper".to_owned()).spawn(wait));
+    }
 }
 
 /// Path of the executable: [`SELF`], or the path that was executed if `/proc` is not mounted.

@@ -3,6 +3,7 @@
 use crate::hardware::Hardware;
 use crate::transport::Transport;
 use crate::tree::{Tree, natural};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ const CLASS: &str = "sys/class/block";
 const SECTOR: u64 = 512;
 
 /// A device number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DeviceNumber {
     pub major: u32,
     pub minor: u32,

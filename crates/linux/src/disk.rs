@@ -17,6 +17,7 @@ use crate::syscall;
 use crate::tree::Tree;
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,7 +36,7 @@ const COMMON_ALIGNMENT: u32 = 4096;
 const STATX_WRITE_ATOMIC: u32 = 0x0001_0000;
 
 /// The kind of an opened file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A block device: a disk or a partition.
     Block,
@@ -43,13 +44,14 @@ pub enum Kind {
     Image,
 }
 
-/// An open disk. Locks and exclusive access are released when it is dropped.
-#[derive(Debug)]
-pub struct Opened {
+/// An open disk. Locks and exclusive access are released when it is dropped. `D` is the type of its
+/// descriptors: `()` when they are sent to another process beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Opened<D = OwnedFd> {
     /// The descriptor for I/O; `O_DIRECT` if `direct`.
-    pub descriptor: OwnedFd,
+    pub descriptor: D,
     /// The whole disk of a partition, locked so that it is not exported as well.
-    pub whole: Option<OwnedFd>,
+    pub whole: Option<D>,
     /// The path, with links resolved.
     pub path: PathBuf,
     pub kind: Kind,
@@ -84,6 +86,33 @@ pub struct Opened {
     /// Supports writing zeroes without transferring them. Always false for images opened for
     /// reading.
     pub can_zero: bool,
+}
+
+impl<D> Opened<D> {
+    /// Replaces the descriptors. Returns also those that it had.
+    pub fn replace<E>(self, descriptor: E, whole: Option<E>) -> (Opened<E>, D, Option<D>) {
+        let opened = Opened {
+            descriptor,
+            whole,
+            path: self.path,
+            kind: self.kind,
+            number: self.number,
+            bytes: self.bytes,
+            tail: self.tail,
+            logical_block: self.logical_block,
+            physical_block: self.physical_block,
+            read_only: self.read_only,
+            exclusive: self.exclusive,
+            written_by: self.written_by,
+            direct: self.direct,
+            memory_alignment: self.memory_alignment,
+            atomic_writes: self.atomic_writes,
+            volatile_cache: self.volatile_cache,
+            can_discard: self.can_discard,
+            can_zero: self.can_zero,
+        };
+        (opened, self.descriptor, self.whole)
+    }
 }
 
 /// Opens, checks and locks `path`. Waits at most half a second, for the lock.

@@ -9,13 +9,14 @@
 use crate::syscall::{Conflict, RangeLock, conflict, lock_range};
 use crate::tree::Tree;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::Metadata;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
 /// The access for which a disk is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OpenFor {
     /// Read-only.
     Reading,
@@ -46,7 +47,7 @@ const WRITING: [i64; 4] =
 const FORBIDS_READING: [i64; 3] = [TAKEN + WRITE, TAKEN + RESIZE, UNSHARED + CONSISTENT_READ];
 
 /// Another program that holds locks on a disk or an image.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The process identifier, if it can be determined.
     pub process: Option<u32>,

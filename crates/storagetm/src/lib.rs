@@ -102,6 +102,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Unpack { format } => unpack::work(&format),
         Task::Index { format, limit } => daemon::lend::index(&format, limit),
         Task::Recognize => daemon::lend::recognize(),
+        Task::Open => daemon::lend::open_disk(),
         Task::Examine => daemon::examine::work(),
         Task::Flush => daemon::flush::work(),
         Task::Worker => daemon::worker::work(),

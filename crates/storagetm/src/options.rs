@@ -176,6 +176,9 @@ pub enum Task {
     /// Read whose home directory a disk is (child process of `storagetm serve`)
     #[command(hide = true)]
     Recognize,
+    /// Open a disk that may hang (child process)
+    #[command(hide = true)]
+    Open,
     /// Examine disks that may hang (child process)
     #[command(hide = true)]
     Examine,

@@ -15,7 +15,7 @@ use linux::homed::user_of;
 use linux::identity::{self, MachineId};
 
 use super::LendRequest;
-use super::reader::{Reader, message};
+use super::reader::message;
 pub use child::work;
 
 /// What the message of the process begins with, or is.
@@ -44,13 +44,8 @@ fn run(opened: &Opened) -> std::io::Result<Option<Home>> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let mut reader = Reader(child);
-    let message = match reader.0.stderr.take() {
-        Some(stderr) => message(stderr)?,
-        None => Vec::new(),
-    };
     // A parent that ignores SIGCHLD takes the status: the message says enough.
-    let _ = reader.0.wait();
+    let (message, _) = message(child)?;
     outcome(&String::from_utf8_lossy(&message))
 }
 

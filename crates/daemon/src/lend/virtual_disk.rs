@@ -22,7 +22,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::reader::{Reader, message};
+use super::reader::message;
 use super::request::is_direct;
 pub use child::work;
 
@@ -143,12 +143,8 @@ fn run(
         .stdout(index.try_clone()?)
         .stderr(Stdio::piped())
         .spawn()?;
-    let mut reader = Reader(child);
-    let message = match reader.0.stderr.take() {
-        Some(stderr) => message(stderr)?,
-        None => Vec::new(),
-    };
-    let status = reader.0.wait()?;
+    let (message, status) = message(child)?;
+    let status = status?;
     let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
     fcntl_add_seals(&index, seals)?;
     Ok((outcome(status, &String::from_utf8_lossy(&message)), index))

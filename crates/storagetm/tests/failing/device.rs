@@ -69,10 +69,20 @@ impl Device {
 
     /// Returns a device with the contents of `image` that can be paused.
     pub(crate) fn pausing(folder: &Folder, name: &str, image: &str) -> Option<Self> {
+        Self::pausing_with(folder, name, image, &[])
+    }
+
+    /// Returns the same with options for losetup.
+    pub(crate) fn pausing_with(
+        folder: &Folder,
+        name: &str,
+        image: &str,
+        options: &[&str],
+    ) -> Option<Self> {
         let control = folder.path(&format!("{name}.control"));
         let pause = format!("pause-control={control}");
         let plugin = ["--filter=pause", "file", image, &pause];
-        let mut device = Self::new(folder, name, &plugin, &[])?;
+        let mut device = Self::new(folder, name, &plugin, options)?;
         device.control = Some(UnixStream::connect(control).unwrap());
         Some(device)
     }

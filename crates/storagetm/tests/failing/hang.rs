@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::device::{Device, skip_without_loop_devices};
-use crate::foreign::{Background, Folder, MIB, program, run, same, wait_for};
+use crate::foreign::{Background, Folder, MIB, lacks, program, run, same, wait_for};
 use crate::raw::{READ, reply, request, transmitting};
 use crate::serve::{PROGRAM, Serve};
 
@@ -103,6 +106,109 @@ fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
     serve.until(|event| is_lent(event, &hanging));
     let (status, _) = serve.terminate();
     assert!(status.success());
+}
+
+/// In target mode the screen comes up beside a disk that hangs, and says so.
+#[test]
+fn r60_screen_of_target_mode_names_a_disk_that_hangs() {
+    let test = "the screen of target mode names a disk that hangs";
+    if skip_without_loop_devices(test) || lacks(test, &["script"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let Some([mut hanging, healthy]) = two(&folder) else { return };
+    let (settings, screen) = (folder.path("credentials"), folder.path("screen"));
+    fs::create_dir(&settings).unwrap();
+    let names = format!("{}\n{}\n", name(&hanging), name(&healthy));
+    fs::write(format!("{settings}/storagetm.disk"), names).unwrap();
+    hanging.pause();
+    let line = format!(
+        "stty rows 40 cols 120; exec {PROGRAM} serve --all --boot-settings --no-announce --listen 127.0.0.1:0"
+    );
+    let mut script = program("script");
+    script.args(["--quiet", "--flush", "--command", &line, &screen]);
+    script.env("CREDENTIALS_DIRECTORY", &settings).env("TERM", "xterm").env_remove("NOTIFY_SOCKET");
+    // Its end is that of the terminal.
+    let child = script.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let _terminal = Background(child);
+    let shows = |text: &str| {
+        let written = fs::read(&screen).unwrap_or_default();
+        String::from_utf8_lossy(&written).contains(text).then_some(())
+    };
+    wait_for("the healthy disk on the screen", || shows(name(&healthy)));
+    let note = format!("{} is not lent: it does not answer", hanging.path);
+    wait_for("the note on the screen", || shows(&note));
+}
+
+/// A disk that hangs after its examination, in the system call that opens it, delays neither the others nor the end.
+#[test]
+fn r60_disk_that_hangs_in_open_delays_no_other() {
+    if skip_without_loop_devices("a disk that hangs in open delays no other") {
+        return;
+    }
+    let folder = Folder::new();
+    let images = ["hanging", "healthy"].map(|name| folder.random_bytes(name, 16 * MIB));
+    // Only of such a loop device partitions are scanned.
+    let hanging = Device::pausing_with(&folder, "a", &images[0], &["--partscan"]);
+    let healthy = Device::pausing(&folder, "b", &images[1]);
+    let (Some(mut hanging), Some(healthy)) = (hanging, healthy) else { return };
+    let control = folder.path("control");
+    let args = ["--protocol", "nbd", "--control", &control, &healthy.path];
+    let mut serve = Serve::start(&args);
+    let events = serve.until_named("ready");
+    // What the kernel has read when it made the device answers also while that hangs.
+    let file = format!("if={}", folder.path("a"));
+    run(program("dd").args([&file, "iflag=nocache", "count=0", "status=none"]));
+    hanging.pause();
+    let add = ["add", "--socket", &control, &hanging.path];
+    let mut added = program(PROGRAM).args(add).stderr(Stdio::piped()).spawn().unwrap();
+    let own = serve.child.id().to_string();
+    let path = hanging.path.clone();
+    let opens = || {
+        let examiner = child_with(&own, "examine")?;
+        let links = fs::read_dir(format!("/proc/{examiner}/fd")).ok()?.flatten();
+        let mut links = links.filter_map(|link| fs::read_link(link.path()).ok());
+        Some(links.any(|link| link == Path::new(&path)))
+    };
+    wait_for("an examination", || (opens() == Some(true)).then_some(()));
+    kill_process(serve.pid(), Signal::STOP).unwrap();
+    hanging.resume();
+    // It has ended, and the process that is stopped does not know that.
+    let mut polls = 0;
+    wait_for("the end of the examination", || {
+        polls = if opens() == Some(false) { polls + 1 } else { 0 };
+        (polls == 50).then_some(())
+    });
+    hanging.pause();
+    // The scan of partitions writes back what is in the page cache, and no open(2) of the disk ends meanwhile.
+    let of = format!("of={path}");
+    let line = ["if=/dev/zero", &of, "bs=4096", "count=1", "conv=notrunc", "status=none"];
+    let writer = Background::start(program("dd").args(line));
+    wait_for("a write that hangs", || waits_for_disk(&writer).then_some(()));
+    let scan = || Background::start(program("blockdev").args(["--rereadpt", &path]));
+    let mut scanner = scan();
+    // Dropped first, it answers before the others are waited for.
+    let _hanging = hanging;
+    let mut polls = 0;
+    wait_for("a scan of the partition table that hangs", || {
+        if scanner.0.try_wait().unwrap().is_some() {
+            // Another test was examining the disk.
+            scanner = scan();
+        }
+        polls = if waits_for_disk(&scanner) { polls + 1 } else { 0 };
+        (polls == 20).then_some(())
+    });
+    kill_process(serve.pid(), Signal::CONT).unwrap();
+    let status = wait_for("an answer", || added.try_wait().unwrap());
+    let message = std::io::read_to_string(added.stderr.take().unwrap()).unwrap();
+    assert_eq!(status.code(), Some(1), "{message}");
+    assert!(message.contains("is not lent: it does not answer"), "{message}");
+    let copied = folder.path("copied");
+    let output = run(program(PROGRAM).args(["copy", &uri(&events, &healthy), &copied]));
+    assert!(output.status.success(), "{output:?}");
+    let (status, took) = serve.terminate();
+    println!("ended after {took:?}");
+    assert!(status.success() && took < END, "{took:?}: {}", serve.errors());
 }
 
 #[test]
@@ -237,14 +343,24 @@ fn r20_hanging_reads_slow_no_other_disk() {
 
 /// Kills the worker process.
 fn kill_worker(serve: &Serve) {
-    let all = children_of(&serve.child.id().to_string());
-    let is_worker = |pid: &&String| {
+    let worker = child_with(&serve.child.id().to_string(), "worker").expect("a worker");
+    let pid = Pid::from_raw(worker.parse().unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// Returns whether a process is in an uninterruptible sleep (proc(5)).
+fn waits_for_disk(process: &Background) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.0.id())).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D'))
+}
+
+/// Returns the child of a process that does this task.
+fn child_with(parent: &str, task: &str) -> Option<String> {
+    let is_it = |pid: &String| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).nth(1) == Some(b"worker")
+        line.split(|byte| *byte == 0).nth(1) == Some(task.as_bytes())
     };
-    let worker = all.iter().find(is_worker).expect("a worker");
-    let pid = rustix::process::Pid::from_raw(worker.parse().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    children_of(parent).into_iter().find(is_it)
 }
 
 /// Returns the children of a process.
