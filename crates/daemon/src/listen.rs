@@ -332,8 +332,8 @@ fn resolve(
     let interface = found.as_ref().map(|(name, scope)| (name.as_str(), *scope));
     Ok(match port {
         Some(port) => {
-            let protocol = listen.protocol.unwrap_or_else(|| protocols.first());
-            vec![Listener::new(ip, interface, port, Service::disks(protocol))]
+            let served = listen.protocols(protocols).into_iter().map(Service::disks);
+            served.map(|serves| Listener::new(ip, interface, port, serves)).collect()
         }
         None => match listen.protocol {
             Some(protocol) => Listener::standard(ip, interface, &Protocols::of(&[protocol])),
@@ -553,6 +553,23 @@ mod test {
             "fe80::1%eth0 port 4000",
         ];
         assert_eq!(found[..4], wanted);
+    }
+
+    #[test]
+    fn each_protocol_has_a_port_of_its_own_at_port_zero() {
+        let served = |text: &str, protocols| {
+            let plan = plan(&[listen(text)], protocols, DefaultScope::Nearby, false, &machine());
+            let found = plan.unwrap().listeners(&machine());
+            found.iter().map(|it| (it.to_string(), it.serves)).collect::<Vec<_>>()
+        };
+        let at = |port: u16, protocol| (format!("127.0.0.1 port {port}"), Service::disks(protocol));
+        let all = [at(0, Protocol::Nvme), at(0, Protocol::Nbd)];
+        let named = Protocols::of(&[Protocol::Nvme, Protocol::Nbd]);
+        assert_eq!(served("127.0.0.1:0", named), all);
+        assert_eq!(served("127.0.0.1:0", both()), all[..1], "the user named none");
+        assert_eq!(served("nbd:127.0.0.1:0", both()), all[1..]);
+        assert_eq!(served("127.0.0.1:0", nvme()), all[..1]);
+        assert_eq!(served("127.0.0.1:4000", both()), [at(4000, Protocol::Nvme)]);
     }
 
     #[test]

@@ -62,11 +62,12 @@ impl ListenOption {
 
     /// The protocols that are served at it, if `all` are served.
     pub(super) fn protocols(&self, all: &Protocols) -> Vec<Protocol> {
-        let has_port = matches!(self.addr, ListenAddr::Address { port: Some(_), .. });
-        match self.protocol {
-            Some(protocol) => vec![protocol],
-            None if has_port => vec![all.first()],
-            None => all.served.clone(),
+        match (self.protocol, &self.addr) {
+            (Some(protocol), _) => vec![protocol],
+            // Two protocols cannot have one port. With port 0, each that the user named has another.
+            (None, ListenAddr::Address { port: Some(0), .. }) if all.named => all.served.clone(),
+            (None, ListenAddr::Address { port: Some(_), .. }) => vec![all.first()],
+            (None, _) => all.served.clone(),
         }
     }
 }
