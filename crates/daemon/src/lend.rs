@@ -40,7 +40,7 @@ pub use lent_disk::{LentDisk, home_name, stable_name};
 use nvme::nqn;
 pub use opening::work as open_disk;
 use request::is_direct;
-pub use request::{LendRequest, Writes};
+pub use request::{LendRequest, Writes, disk_named, named};
 pub use rescue::{RescueRequest, image_identity};
 use virtual_disk::IndexedDisk;
 pub use virtual_disk::work as index;
@@ -198,6 +198,7 @@ impl LendOptions {
             Some(home) => (self.reported.replacing(home::identity(home, self.machine)), None),
             None => self.identity(&opened, examined),
         };
+        let identity = request.known_as.iter().fold(identity, |own, known| known.replacing(own));
         let writer = opened.written_by.clone();
         let mut lent =
             self.export(request, identity, (opened, format), examined.map(|it| it.disk))?;
@@ -243,7 +244,7 @@ impl LendOptions {
             Some(overlay) => overlay.identity(identity)?,
             None => identity,
         };
-        let id = self.id(&request.path, &identity)?;
+        let id = self.id(request, &identity)?;
         let may_write = request.writes != Writes::Refused;
         let (bytes, filled) = bytes_of(&opened, &path, (may_write, container))?;
         keep_aligned(&opened);
@@ -274,10 +275,13 @@ impl LendOptions {
         Ok(LentDisk { notes, _whole: whole, _overlay: folder, ..lent })
     }
 
-    fn id(&self, path: &Path, identity: &Identity) -> Result<ExportId, Failure> {
-        match &self.base {
-            Some(base) => nqn::under(base, path).map(ExportId::Name).map_err(Failure::new),
-            None => Ok(ExportId::Uuid(identity.uuid)),
+    fn id(&self, request: &LendRequest, identity: &Identity) -> Result<ExportId, Failure> {
+        match (&request.known_as, &self.base) {
+            (Some(known), _) => Ok(known.id()),
+            (None, Some(base)) => {
+                nqn::under(base, &request.path).map(ExportId::Name).map_err(Failure::new)
+            }
+            (None, None) => Ok(ExportId::Uuid(identity.uuid)),
         }
     }
 
@@ -377,20 +381,6 @@ fn device_name(path: &Path, disk: &Disk) -> String {
     let own = path.file_name().filter(|_| !path.starts_with("/dev/disk"));
     let own = own.map(|name| name.to_string_lossy().into_owned());
     own.filter(|own| *own != disk.name).unwrap_or_else(|| kernel.clone())
-}
-
-/// Resolves a name: a path that exists, else the disk with that name (`sda`, `GROUP/VOLUME`, or
-/// `/dev/mapper/NAME` where udev makes no links).
-pub fn named(tree: &Tree, path: &Path) -> PathBuf {
-    let found = if path.exists() { None } else { disk_named(tree, path) };
-    found.unwrap_or_else(|| path.to_owned())
-}
-
-/// Returns the path of the disk with that name, if there is one.
-pub fn disk_named(tree: &Tree, name: &Path) -> Option<PathBuf> {
-    let called = name.to_str()?;
-    let disks = block::scan(tree).unwrap_or_default();
-    disks.into_iter().find(|disk| disk.has_name(called)).map(|disk| disk.path(tree))
 }
 
 /// Checks that the opened disk is the one that was judged.

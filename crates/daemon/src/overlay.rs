@@ -86,6 +86,26 @@ pub fn limit(tree: &Tree, overlays: usize) -> u64 {
     memory::available(tree) / 4 / (overlays.max(1) as u64)
 }
 
+/// Returns the most memory that an overlay may take that is added beside the `others`: half of what they leave of half of
+/// the memory, so that all together never get more than that.
+pub fn limit_beside<'a>(tree: &Tree, others: impl Iterator<Item = &'a Export>) -> u64 {
+    let (mut taken, mut kept_bytes) = (0u64, 0u64);
+    for export in others {
+        let Some(overlay) = export.backing().overlay() else { continue };
+        let layout = overlay.layout();
+        taken = taken.saturating_add(layout.limit / layout.map_cost.max(1));
+        if !layout.is_durable {
+            kept_bytes = kept_bytes.saturating_add(kept(export).map_or(0, |kept| kept.bytes));
+        }
+    }
+    share(memory::available(tree).saturating_add(kept_bytes), taken)
+}
+
+/// Returns the limit of one more overlay: `memory` is what all of them can have, `taken` the sum of their limits.
+fn share(memory: u64, taken: u64) -> u64 {
+    (memory / 2).saturating_sub(taken) / 2
+}
+
 /// Memory that overlays leave in target mode, where nothing else uses it, in bytes.
 const RESERVE: u64 = 256 << 20;
 
@@ -297,6 +317,18 @@ pub(crate) mod test {
     use export::Geometry;
 
     use super::*;
+
+    #[test]
+    fn added_overlays_never_get_more_than_half_of_the_memory() {
+        let (memory, mut taken) = (64u64 << 30, 0);
+        let first = share(memory, taken);
+        assert_eq!(first, memory / 4);
+        for _ in 0..100 {
+            taken += share(memory, taken);
+            assert!(taken <= memory / 2, "{taken}");
+        }
+        assert_eq!(share(memory, memory), 0);
+    }
 
     fn options() -> OverlayOptions {
         OverlayOptions { limit: 1 << 30, is_shared: false, dir: None }

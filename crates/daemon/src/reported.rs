@@ -1,8 +1,9 @@
 //! Identification that is reported to hosts instead of a disk's own, as the environment of
 //! systemd-storagetm(8) gives it.
 
-use export::Identity;
+use export::{ExportId, Identity};
 use linux::identity;
+use nvme::nqn;
 
 /// Lengths of the fields in Identify Controller (NVMe Base 2.0 §5.17.2.1), in bytes.
 const MODEL: usize = 40;
@@ -69,6 +70,58 @@ impl ReportedIdentity {
     }
 }
 
+/// What hosts know a disk by since another target served it: the names of its subsystem and its namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownAs {
+    nqn: String,
+    serial: Option<String>,
+    model: Option<String>,
+    uuid: Option<[u8; 16]>,
+    nguid: Option<[u8; 16]>,
+}
+
+impl KnownAs {
+    /// Returns a subsystem without other names, or `None` if its NVMe Qualified Name cannot be one here.
+    pub fn new(nqn: &str) -> Option<Self> {
+        nqn::check_base(nqn).ok()?;
+        Some(Self { nqn: nqn.to_owned(), serial: None, model: None, uuid: None, nguid: None })
+    }
+
+    /// Returns the same with these texts. Each is cut off at the length of its field; one with other characters than ASCII
+    /// is ignored.
+    #[must_use]
+    pub fn with_controller(self, serial: Option<&str>, model: Option<&str>) -> Self {
+        let serial = serial.and_then(|text| printable(text, SERIAL));
+        Self { serial, model: model.and_then(|text| printable(text, MODEL)), ..self }
+    }
+
+    /// Returns the same with these identifiers of the namespace. One that is zero or malformed is ignored.
+    #[must_use]
+    pub fn with_namespace(self, uuid: Option<&str>, nguid: Option<&str>) -> Self {
+        Self { uuid: uuid.and_then(self::uuid), nguid: nguid.and_then(self::uuid), ..self }
+    }
+
+    /// Returns the NVMe Qualified Name.
+    pub fn nqn(&self) -> &str {
+        &self.nqn
+    }
+
+    pub(crate) fn id(&self) -> ExportId {
+        nqn::export_id(&self.nqn)
+    }
+
+    /// Returns the identity as it is reported. Without identifiers of the namespace the disk keeps its own.
+    pub(crate) fn replacing(&self, own: Identity) -> Identity {
+        let serial = self.serial.clone().unwrap_or(own.serial);
+        let model = self.model.clone().unwrap_or(own.model);
+        let (uuid, nguid, eui64) = match (self.uuid, self.nguid) {
+            (None, None) => (own.uuid, own.nguid, own.eui64),
+            (uuid, nguid) => (uuid.or(nguid).unwrap_or(own.uuid), nguid, None),
+        };
+        Identity { uuid, nguid, eui64, serial, model, ..own }
+    }
+}
+
 /// Returns the first `length` characters if all are printable ASCII.
 fn printable(value: &str, length: usize) -> Option<String> {
     let is_printable = value.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
@@ -94,6 +147,28 @@ mod test {
         };
         let (reported, notes) = ReportedIdentity::read(variable, is_one_disk);
         (reported, notes.len())
+    }
+
+    #[test]
+    fn names_of_another_target_replace_those_of_the_disk() {
+        let own = Identity {
+            uuid: [1; 16],
+            nguid: Some([2; 16]),
+            eui64: Some([3; 8]),
+            serial: "own".to_owned(),
+            ..Identity::default()
+        };
+        let known = KnownAs::new("nvmet-always").unwrap();
+        assert_eq!(known.replacing(own.clone()), own);
+        let zero = "00000000-0000-0000-0000-000000000000";
+        let uuid = "d592cdf3-5d1c-44e0-8412-3fcf7d99df27";
+        let known = known.with_controller(Some("123456789abcdef"), Some("Linux"));
+        let found = known.with_namespace(Some(uuid), Some(zero)).replacing(own);
+        assert_eq!((found.uuid[0], found.nguid, found.eui64), (0xd5, None, None));
+        assert_eq!((found.serial.as_str(), found.model.as_str()), ("123456789abcdef", "Linux"));
+        for nqn in ["", "a b", "a/b", &"n".repeat(300)] {
+            assert_eq!(KnownAs::new(nqn), None, "{nqn}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod attach;
 pub mod boot;
 pub mod control;
 pub mod copy;
+pub mod disk;
 pub mod find;
 pub mod home;
 pub mod host;
@@ -212,7 +213,7 @@ pub struct Serve {
     #[command(flatten)]
     pub homes: Homes,
 
-    /// Lend a built-in disk in memory, of 256M or the given size: 64M, 1G
+    /// Lend a built-in disk in memory, of 256M or the given size: 64M, 1G (--writable demo: writable)
     #[arg(
         long,
         group = "what",
@@ -223,33 +224,17 @@ pub struct Serve {
     )]
     pub demo: Option<Size>,
 
-    /// Lend DISK writable; may be repeated ("demo" for the built-in disk)
-    #[arg(long, value_name = "DISK", group = "what")]
-    pub writable: Vec<PathBuf>,
+    /// Where what hosts write goes.
+    #[command(flatten)]
+    pub access: disk::DiskOptions,
 
-    /// Lend DISK so that hosts can write to it, and keep what they write in memory; may be repeated
+    /// Lend what the kernel's NVMe target did, as nvmetcli saved it (/etc/nvmet/config.json)
     ///
-    /// DISK itself is opened read-only and not changed. Each host sees DISK with what it has written itself, until
-    /// storagetm ends; up to 16 hosts can write, half of them without a key. All overlays together keep a quarter of the
-    /// memory at most, and one host half of what the others leave; once its share is full, writes to new blocks fail
-    /// as on a thin disk without space. Hosts take an overlay for another disk than DISK, and a new one at each start.
-    #[arg(long, value_name = "DISK", group = "what")]
-    pub overlay: Vec<PathBuf>,
-
-    /// With --overlay, let all hosts see what any of them has written
-    ///
-    /// For several machines with a cluster file system, and for one machine that attaches the disk by several paths or
-    /// protocols.
-    #[arg(long, requires = "overlay")]
-    pub overlay_shared: bool,
-
-    /// With --overlay, keep what hosts write in files in DIR, across restarts
-    ///
-    /// DIR gets a folder for each disk. A disk that has changed since its overlay was made is refused. Changes are on stable
-    /// storage when a flush or a write with FUA has completed. `storagetm overlay` lists, discards, exports and commits
-    /// them.
-    #[arg(long, value_name = "DIR", requires = "overlay")]
-    pub overlay_dir: Option<PathBuf>,
+    /// Disks keep the NVMe Qualified Names, serial numbers and UUIDs that hosts know, and are lent at the saved addresses unless
+    /// --listen is given. They are read-only unless --writable or --overlay names them as the file does. Hosts need a key. What
+    /// is not taken over is reported.
+    #[arg(long, group = "what", value_name = "FILE", conflicts_with_all = ["stdin", "boot_settings", "nqn"])]
+    pub nvmet_config: Option<PathBuf>,
 
     /// How a disk that fails is lent.
     #[command(flatten)]
@@ -441,38 +426,23 @@ impl Serve {
     /// Returns the disks named by path, each once, in the order given; `--overlay` takes precedence
     /// over `--writable`, and both over a disk that is only named.
     pub fn lend_requests(&self) -> Vec<LendRequest> {
-        let mut requests: Vec<LendRequest> = Vec::new();
-        let named = self.writable.iter().chain(&self.overlay);
-        let named = named.filter(|path| !self.is_demo(path) && !self.homes.names(path));
-        for path in self.disks.iter().chain(named) {
-            if !requests.iter().any(|known| known.path == *path) {
-                requests.push(LendRequest::new(path.clone(), self.writes(path)));
-            }
-        }
+        let is_other = |path: &Path| {
+            (self.demo.is_some() && path == Path::new(DEMO)) || self.homes.names(path)
+        };
+        let is_named = |request: &LendRequest| self.disks.contains(&request.path);
+        let mut requests = self.access.requests(&self.disks);
+        requests.retain(|request| is_named(request) || !is_other(&request.path));
         requests
     }
 
     /// Returns where what hosts write to the demo disk goes.
     pub fn demo_writes(&self) -> Writes {
-        self.writes(Path::new(DEMO))
+        self.access.writes(Path::new(DEMO))
     }
 
     /// Returns the names of the home directories that get an overlay.
     pub fn overlaid_homes(&self) -> Vec<PathBuf> {
-        self.overlay.iter().filter(|path| self.homes.names(path)).cloned().collect()
-    }
-
-    fn is_demo(&self, path: &Path) -> bool {
-        self.demo.is_some() && path == Path::new(DEMO)
-    }
-
-    fn writes(&self, path: &Path) -> Writes {
-        let is_in = |paths: &[PathBuf]| paths.iter().any(|other| other == path);
-        match (is_in(&self.overlay), is_in(&self.writable)) {
-            (true, _) => Writes::ToOverlay,
-            (false, true) => Writes::ToDisk,
-            (false, false) => Writes::Refused,
-        }
+        self.access.overlay.iter().filter(|path| self.homes.names(path)).cloned().collect()
     }
 }
 
@@ -562,6 +532,7 @@ mod test {
             "disk.img --protocol nvme,nbd --protocol nbd --listen unix:/run/x --listen nbd:[::1]:0",
             "disk.img --stdin",
             "disk.img --stdin --open",
+            "--nvmet-config config.json --writable /dev/sda",
             "disk.img --listen 127.0.0.1 --listen nvme:[::1]:0 --nqn nqn.2026-01.com.example:a",
         ] {
             assert!(serve(line).is_ok(), "{line}: {:?}", serve(line));
@@ -578,6 +549,7 @@ mod test {
             "--demo=many",
             "--demo=1K",
             "--homes=../a",
+            "--nvmet-config config.json --nqn nqn.2026-01.com.example:a",
             "--homes --open",
             "--homes --usb",
             "--homes --stdin",

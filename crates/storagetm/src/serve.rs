@@ -28,6 +28,7 @@ mod hosts;
 mod idle;
 mod mdns;
 mod network;
+mod nvmet;
 mod reading;
 mod rescue;
 mod shutdown;

@@ -159,6 +159,64 @@ fn changes_in_memory_are_given_up_by_force_only() {
 }
 
 #[test]
+fn added_overlay_leaves_its_disk_unchanged() {
+    let server = Server::start(&[]);
+    image(&server.folder, "second.img");
+    let added: Value = serde_json::from_str(&text(&server.run(&[
+        "add",
+        "--json",
+        "--overlay-shared",
+        "--overlay",
+        "second.img",
+    ])))
+    .unwrap();
+    assert_eq!(added[0]["access"], "writable", "{added}");
+    let lent = server.running.event();
+    let overlay = &lent["overlay"];
+    assert_eq!((&overlay["kept_in"], &overlay["shared"]), (&json!("memory"), &json!(true)));
+    let mut disk = server.nbd("second").unwrap();
+    assert_eq!(disk.write(512, &[7; 512]).unwrap(), 0);
+    assert_eq!(disk.read(512, 512).unwrap().unwrap(), [7; 512]);
+    assert_eq!(disk.flush().unwrap(), 0);
+    drop(disk);
+    server.running.until("detached");
+    let kept = failure(&server.run(&["remove", "second"]));
+    assert!(kept.0 == Some(1) && kept.1.contains("is kept in memory only"), "{kept:?}");
+    text(&server.run(&["remove", "--force", "second"]));
+    let second = fs::read(server.folder.0.join("second.img")).unwrap();
+    assert!(second.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn added_overlay_in_files_survives_a_restart() {
+    let server = Server::start(&[]);
+    let path = image(&server.folder, "second.img");
+    let add = ["add", "--overlay", "second.img", "--overlay-dir", "overlays"];
+    text(&server.run(&add));
+    assert_eq!(server.running.event()["overlay"]["kept_in"], "files");
+    let mut disk = server.nbd("second").unwrap();
+    assert_eq!(disk.write(512, &[7; 512]).unwrap(), 0);
+    assert_eq!(disk.flush().unwrap(), 0);
+    drop(disk);
+    server.running.until("detached");
+    assert_eq!(text(&server.run(&["remove", "second"])), "second is not lent any more\n");
+    let again = Server::start(&[]);
+    let dir = server.folder.0.join("overlays");
+    let input = json!({"disk": path, "overlay": true, "overlay_dir": dir});
+    again.call("Add", input).unwrap();
+    let mut disk = again.nbd("second").unwrap();
+    assert_eq!(disk.read(512, 512).unwrap().unwrap(), [7; 512]);
+    assert!(fs::read(path).unwrap().iter().all(|byte| *byte == 0));
+    for (input, name) in [
+        (json!({"disk": "/x", "overlay_shared": true}), "overlay"),
+        (json!({"disk": "/x", "overlay": true, "overlay_dir": "x"}), "overlay_dir"),
+    ] {
+        let refused = again.call("Add", input).unwrap_err();
+        assert_eq!(refused.1["parameter"], name, "{refused:?}");
+    }
+}
+
+#[test]
 fn status_shows_disks_and_hosts() {
     let server = Server::start(&[]);
     let mut disk = server.nbd("first").unwrap();

@@ -12,6 +12,8 @@ mod nbd;
 #[path = "serve/nbd_client.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
 mod nbd_client;
+#[path = "serve/nvmet.rs"]
+mod nvmet;
 #[path = "serve/process.rs"]
 #[allow(dead_code, reason = "each program needs a part of it")]
 mod process;
@@ -184,6 +186,25 @@ fn first_events_are_listeners_disks_and_ready() {
     running.signal(Signal::INT);
     assert_eq!(running.until("stopped").len(), 2, "a note and the end");
     assert_eq!(running.end().code(), Some(0));
+}
+
+#[test]
+fn each_named_protocol_has_a_free_port_of_its_own() {
+    let line = ["--json", "--demo=64M", "--protocol", "nbd,nvme", "--listen", ANY_PORT];
+    let running = Running::serve(&line);
+    let events = running.until("ready");
+    let listening = events.iter().filter(|event| event["event"] == "listening");
+    let ports: Vec<(&str, u16)> = listening
+        .map(|event| {
+            let port = u16::try_from(event["port"].as_u64().unwrap()).unwrap();
+            (event["protocol"].as_str().unwrap(), port)
+        })
+        .collect();
+    assert!(matches!(ports[..], [("nvme-tcp", _), ("nbd", _)]), "{ports:?}");
+    assert_ne!(ports[0].1, ports[1].1);
+    for (protocol, port) in ports {
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_ok(), "{protocol}");
+    }
 }
 
 #[test]

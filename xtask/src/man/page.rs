@@ -28,10 +28,13 @@ const FILES: &[(&str, &[(&str, &str)])] = &[
     ),
     (
         "storagetm-serve",
-        &[(
-            "/etc/default/storagetm",
-            "OPTIONS= of storagetm@.service, which lends one disk of a running system",
-        )],
+        &[
+            (
+                "/etc/default/storagetm",
+                "OPTIONS= of storagetm@.service, which lends one disk of a running system",
+            ),
+            ("/etc/nvmet/config.json", "what nvmetcli saves, for --nvmet-config"),
+        ],
     ),
     (
         "storagetm-image",

@@ -1,13 +1,16 @@
 //! Which disk to export, and where what hosts write to it goes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use export::{AtomicWrites, Geometry, PAGE};
 use failure::Failure;
 use filesystem::Container;
+use linux::block;
 use linux::disk::Opened;
+use linux::tree::Tree;
 
 use super::rescue::RescueRequest;
+use crate::reported::KnownAs;
 
 /// A request to export a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct LendRequest {
     pub writes: Writes,
     /// Whether it is lent as a home directory of systemd-homed, which it must be then.
     pub is_home: bool,
+    /// What hosts know it by since another target served it.
+    pub known_as: Option<KnownAs>,
 }
 
 /// Where what hosts write to a disk goes.
@@ -35,10 +40,21 @@ pub enum Writes {
     ToOverlay,
 }
 
+impl Writes {
+    /// Returns where it goes: an overlay takes precedence over the disk.
+    pub fn of(overlay: bool, writable: bool) -> Self {
+        match (overlay, writable) {
+            (true, _) => Self::ToOverlay,
+            (false, true) => Self::ToDisk,
+            (false, false) => Self::Refused,
+        }
+    }
+}
+
 impl LendRequest {
     /// Returns a request for a disk, or a file each byte of which is one of the disk.
     pub fn new(path: PathBuf, writes: Writes) -> Self {
-        Self { path, format: None, rescue: None, writes, is_home: false }
+        Self { path, format: None, rescue: None, writes, is_home: false, known_as: None }
     }
 
     /// Returns a request for a home directory.
@@ -72,4 +88,18 @@ impl LendRequest {
 /// Returns whether the disk is accessed past the page cache.
 pub(super) fn is_direct(opened: &Opened) -> bool {
     opened.direct && opened.memory_alignment as usize <= PAGE
+}
+
+/// Resolves a name: a path that exists, else the disk with that name (`sda`, `GROUP/VOLUME`, or
+/// `/dev/mapper/NAME` where udev makes no links).
+pub fn named(tree: &Tree, path: &Path) -> PathBuf {
+    let found = if path.exists() { None } else { disk_named(tree, path) };
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// Returns the path of the disk with that name, if there is one.
+pub fn disk_named(tree: &Tree, name: &Path) -> Option<PathBuf> {
+    let called = name.to_str()?;
+    let disks = block::scan(tree).unwrap_or_default();
+    disks.into_iter().find(|disk| disk.has_name(called)).map(|disk| disk.path(tree))
 }

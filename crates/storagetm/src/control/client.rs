@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use daemon::lend::{LendRequest, Writes};
 use failure::Failure;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use super::interface::{AddInput, RemoveInput, full};
 use super::known_paths;
 use crate::key::{print, print_json};
 use crate::options::control::{Add, Remove};
+use crate::options::disk::DiskOptions;
 use console::{decimal, escape_unprintable};
 
 /// A running `storagetm serve`.
@@ -201,8 +203,10 @@ pub(crate) fn add(options: &Add) -> Result<(), Failure> {
     let mut server = Server::only(options.socket.as_deref())?;
     let mut added = Vec::new();
     let mut end = Ok(());
-    for (disk, writable) in options.requests() {
-        let input = AddInput { disk: absolute(disk)?, writable: Some(writable) };
+    let inputs = options.access.requests(&options.disks);
+    let inputs: Vec<AddInput> =
+        inputs.iter().map(|it| input(it, &options.access)).collect::<Result<_, _>>()?;
+    for input in inputs {
         match server.call("Add", input) {
             Ok(mut output) => added.extend(output.remove("export")),
             Err(failure) => {
@@ -216,6 +220,20 @@ pub(crate) fn add(options: &Add) -> Result<(), Failure> {
         false => print(added.iter().map(added_lines).collect::<String>().as_bytes())?,
     }
     end
+}
+
+/// Returns the parameters for a disk. Those that are not needed are left out: an older process does not know all.
+fn input(request: &LendRequest, options: &DiskOptions) -> Result<AddInput, Failure> {
+    let is_overlaid = request.writes == Writes::ToOverlay;
+    let dir = options.overlay_dir.as_ref().filter(|_| is_overlaid);
+    let dir = dir.map(std::path::absolute).transpose();
+    Ok(AddInput {
+        disk: absolute(&request.path)?,
+        writable: (request.writes == Writes::ToDisk).then_some(true),
+        overlay: is_overlaid.then_some(true),
+        overlay_shared: (is_overlaid && options.overlay_shared).then_some(true),
+        overlay_dir: dir.map_err(|error| Failure::new(format!("--overlay-dir: {error}")))?,
+    })
 }
 
 /// Returns a path that exists as an absolute one: the other process has another working directory.

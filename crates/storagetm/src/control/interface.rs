@@ -1,6 +1,8 @@
 //! The interface `io.github.storagetm.Serve`. Members that events have too (docs/json-events.md) are
 //! called as there.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use varlink::service::{Interface, Service};
 
@@ -72,8 +74,16 @@ method Status() -> (
   notes: []string
 )
 
-# Lends a disk or an image by absolute path or by name, read-only unless it is to be writable. Returns when it is lent
-method Add(disk: string, writable: ?bool) -> (export: Export)
+# Lends a disk or an image by absolute path or by name, read-only unless it is to be writable, or to have an overlay:
+# what hosts write is then kept in memory, or in files in overlay_dir (an absolute path), for each host, or shared by all.
+# Returns when it is lent
+method Add(
+  disk: string,
+  writable: ?bool,
+  overlay: ?bool,
+  overlay_shared: ?bool,
+  overlay_dir: ?string
+) -> (export: Export)
 
 # Withdraws a disk by its name, path or NQN. With force also one that hosts have attached, which lose it, and one with
 # changes in memory. Returns when what was written is on stable storage; released is false if the disk is still open then
@@ -112,7 +122,14 @@ pub(crate) fn full(name: &str) -> String {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AddInput {
     pub(crate) disk: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) writable: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlay: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlay_shared: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlay_dir: Option<PathBuf>,
 }
 
 /// The input of `Remove`.

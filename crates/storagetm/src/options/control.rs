@@ -1,8 +1,10 @@
 //! The options of `storagetm status`, `add` and `remove`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
+
+use super::disk::DiskOptions;
 
 /// The long description.
 pub(super) const STATUS: &str = "\
@@ -26,13 +28,18 @@ Exit status: 0, 1 if no storagetm serve is running, or one does not answer (the 
 /// The long description.
 pub(super) const ADD: &str = "\
 The running storagetm serve lends the disks beside its others, without a restart. The same rules apply as at its start: \
-a disk is read-only unless --writable is given, and one that is in use is not lent. They are not lent again when storagetm \
-serve is started the next time.";
+a disk is read-only unless --writable or --overlay is given, and one that is in use is not lent. All overlays together get \
+half of the memory at most. The disks are not lent again when storagetm serve is started the next time.";
 
 const ADD_EXAMPLES: &str = "\
 Examples:
+  Read-only, and so that hosts can change it:
     storagetm add /dev/sdb
     storagetm add --writable disk.img
+  Hosts write to memory, and the image is not changed:
+    storagetm add --overlay disk.img
+  The same, kept across restarts (the next storagetm serve names both options, too):
+    storagetm add --overlay disk.img --overlay-dir /var/lib/overlays
 
 Exit status: 0 if the disks are lent, 1 if one is not, 2 if the options are wrong.";
 
@@ -73,16 +80,16 @@ pub struct Status {
 #[derive(Debug, Args)]
 #[command(
     after_help = ADD_EXAMPLES,
-    group = clap::ArgGroup::new("added").required(true).multiple(true)
+    group = clap::ArgGroup::new("what").required(true).multiple(true)
 )]
 pub struct Add {
     /// Disks, partitions or disk images to lend read-only, by path or name
-    #[arg(value_name = "DISK", group = "added")]
+    #[arg(value_name = "DISK", group = "what")]
     pub disks: Vec<PathBuf>,
 
-    /// Lend DISK writable; may be repeated
-    #[arg(long, value_name = "DISK", group = "added")]
-    pub writable: Vec<PathBuf>,
+    /// Where what hosts write goes.
+    #[command(flatten)]
+    pub access: DiskOptions,
 
     /// The socket of storagetm serve; default: that of the only one of this user
     #[arg(long, value_name = "PATH")]
@@ -91,20 +98,6 @@ pub struct Add {
     /// Write a JSON array, one object per disk, with the members of the event lent
     #[arg(long)]
     pub json: bool,
-}
-
-impl Add {
-    /// Returns the disks, each once, and whether it is to be writable.
-    pub fn requests(&self) -> Vec<(&Path, bool)> {
-        let mut requests: Vec<(&Path, bool)> = Vec::new();
-        let writable = self.writable.iter().map(|disk| (disk.as_path(), true));
-        for request in writable.chain(self.disks.iter().map(|disk| (disk.as_path(), false))) {
-            if !requests.iter().any(|(disk, _)| *disk == request.0) {
-                requests.push(request);
-            }
-        }
-        requests
-    }
 }
 
 /// The options of `storagetm remove`.

@@ -90,7 +90,7 @@ mod test {
         let devices = serve("--nqn=nqn.2026-01.com.example:x /dev/sdb -- --all").unwrap();
         assert_eq!(devices.disks, [PathBuf::from("/dev/sdb"), PathBuf::from("--all")]);
         assert_eq!(devices.nqn.as_deref(), Some("nqn.2026-01.com.example:x"));
-        assert!(!devices.all && !devices.open && devices.writable.is_empty());
+        assert!(!devices.all && !devices.open && devices.access.writable.is_empty());
         for all in ["-a", "--all", "-aa", "--all --all", "-a -a"] {
             let all = serve(all).unwrap();
             assert!(all.all && !all.open && !all.allow_in_use && all.disks.is_empty());

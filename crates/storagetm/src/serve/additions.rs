@@ -7,6 +7,7 @@ use std::thread;
 
 use daemon::inbox::Inbox;
 use daemon::lend::{LendOptions, LendRequest, LentDisk, disk_named, named};
+use daemon::overlay::OverlayOptions;
 use failure::{Failure, spawn_error};
 use linux::tree::Tree;
 
@@ -53,7 +54,8 @@ impl Additions {
         }
     }
 
-    /// Starts to open a disk that is to be exported beside the `known` ones. Returns `None` if too many are being
+    /// Starts to open a disk that is to be exported beside the `known` ones, with an overlay as these options say if it
+    /// is to have one. Returns `None` if too many are being
     /// opened. Does not look at the path itself, which may be on a file system that does not answer.
     ///
     /// # Errors
@@ -61,13 +63,17 @@ impl Additions {
     pub(super) fn open(
         &mut self,
         request: LendRequest,
+        mut overlay: OverlayOptions,
         known: Vec<Known>,
     ) -> Result<Option<Ticket>, Failure> {
         if self.opening >= MAX_OPENING {
             return Ok(None);
         }
         let ticket = Ticket(self.next);
-        let (lend, any_format) = (self.lend.clone(), self.any_format);
+        // Those that are being opened may get an overlay, too.
+        overlay.limit /= self.opening as u64 + 1;
+        let lend = LendOptions { overlay, ..self.lend.clone() };
+        let any_format = self.any_format;
         let (sender, inbox) = (self.sender.clone(), self.inbox.clone());
         let open = move || {
             let opened = found(&lend.tree, request).and_then(|request| {

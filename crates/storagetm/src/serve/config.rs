@@ -20,6 +20,7 @@ use linux::tree::Tree;
 use nvme::nqn;
 use protocol::Protocol;
 
+use super::nvmet;
 use super::rescue::RescueOptions;
 use crate::options::{Io, Serve};
 
@@ -105,14 +106,17 @@ impl ServeConfig {
             if is_target { Settings::read(&Tree::machine()) } else { Settings::default() };
         let mut config = Self::of_settings(settings, is_target);
         config.disks = options.lend_requests();
+        let (listen, notes) = nvmet::import(&options, &mut config.disks)?;
+        config.listen.extend(listen);
+        config.notes.extend(notes);
         config.rescue = RescueOptions::of(&options.rescue, &config.disks)?;
         config.demo = options.demo.map(|size| (size, options.demo_writes()));
         config.overlaid_homes = options.overlaid_homes();
         config.homes = options.homes.users();
         config.lend.overlay = OverlayOptions {
-            limit: daemon::overlay::limit(&config.lend.tree, options.overlay.len()),
-            is_shared: options.overlay_shared,
-            dir: options.overlay_dir,
+            limit: daemon::overlay::limit(&config.lend.tree, options.access.overlay.len()),
+            is_shared: options.access.overlay_shared,
+            dir: options.access.overlay_dir,
         };
         config.filter = config.filter.filter(|_| options.all);
         config.any_format = options.format.is_some();

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use daemon::flush::Flush;
 use daemon::hotplug::{Change, Hotplug};
 use daemon::inbox::Inbox;
 use daemon::lend::{LendRequest, LentDisk};
+use daemon::overlay::{self, OverlayOptions};
 use daemon::status::Status;
 use daemon::worker::WriteTracker;
 use export::{Access, Base, Event, Export, ExportId, Policy};
@@ -231,13 +233,20 @@ impl Exports {
         Ok(export)
     }
 
-    /// Starts to open a disk that is to be exported beside the others. Returns `None` if too many
-    /// are being opened.
+    /// Starts to open a disk that is to be exported beside the others. An overlay is in files in `dir` if that is
+    /// given. Returns `None` if too many disks are being opened.
     ///
     /// # Errors
     /// Fails if no thread can be started.
-    pub(super) fn add_later(&mut self, wanted: LendRequest) -> Result<Option<Ticket>, Failure> {
-        self.additions.open(wanted, known(&self.lent))
+    pub(super) fn add_later(
+        &mut self,
+        wanted: LendRequest,
+        is_shared: bool,
+        dir: Option<PathBuf>,
+    ) -> Result<Option<Ticket>, Failure> {
+        let others = self.lent.iter().map(|lent| &*lent.export);
+        let limit = overlay::limit_beside(self.hotplug.tree(), others);
+        self.additions.open(wanted, OverlayOptions { limit, is_shared, dir }, known(&self.lent))
     }
 
     /// Exports the disks that have been opened since the last call. Returns which they are, or why

@@ -150,9 +150,16 @@ fn add(input: AddInput, parts: &mut Parts<'_>, _: &mut Context<'_>) -> Result<Ou
     if input.disk.is_empty() {
         return Err(service::invalid_parameter("disk"));
     }
-    let writes = if input.writable == Some(true) { Writes::ToDisk } else { Writes::Refused };
+    let writes = Writes::of(input.overlay == Some(true), input.writable == Some(true));
+    let (is_shared, dir) = (input.overlay_shared == Some(true), input.overlay_dir);
+    if writes != Writes::ToOverlay && (is_shared || dir.is_some()) {
+        return Err(service::invalid_parameter("overlay"));
+    }
+    if dir.as_ref().is_some_and(|dir| dir.is_relative()) {
+        return Err(service::invalid_parameter("overlay_dir"));
+    }
     let request = LendRequest::new(PathBuf::from(input.disk), writes);
-    match parts.exports.add_later(request) {
+    match parts.exports.add_later(request, is_shared, dir) {
         Ok(Some(ticket)) => Ok(Outcome::Later(State::Adding(ticket))),
         Ok(None) => Err(Reply::error(&full("Busy"), json!({}))),
         Err(failure) => Err(not_lent(&failure)),
