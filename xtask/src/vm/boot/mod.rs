@@ -4,6 +4,7 @@ mod client;
 mod disks;
 mod ending;
 mod figures;
+mod hardware;
 mod hotplug;
 mod initrds;
 mod lent;
@@ -61,6 +62,9 @@ pub(super) struct Options {
     /// Boot only machines that start a system from a disk which a machine in target mode lends
     #[arg(long, conflicts_with_all = ["initrds", "machines", "server"])]
     lent: bool,
+    /// Boot only a machine with every disk controller and network card of qemu
+    #[arg(long, conflicts_with_all = ["initrds", "machines", "server", "lent"])]
+    hardware: bool,
 }
 
 impl Default for Options {
@@ -73,6 +77,7 @@ impl Default for Options {
             arm64_program: None,
             server: false,
             lent: false,
+            hardware: false,
         }
     }
 }
@@ -84,6 +89,7 @@ impl Options {
             Self { machines: true, .. } => machines::TRIALS,
             Self { server: true, .. } => server::TRIALS,
             Self { lent: true, .. } => lent::TRIALS,
+            Self { hardware: true, .. } => hardware::TRIALS,
             _ => TRIALS,
         }
     }
