@@ -135,16 +135,21 @@ fn worker(target: &Killed) -> Result<Pid> {
     Pid::from_raw(id.context("no worker")?.parse()?).context("no worker")
 }
 
-/// Returns memory in KiB and descriptors of the target and its worker.
+/// Returns pages of memory in KiB, without those of files, and descriptors of the target and its worker.
 fn sample(target: &Killed) -> Result<[u64; 2]> {
     let mut sum = [0; 2];
     for id in [Pid::from_child(&target.0), worker(target)?].map(Pid::as_raw_pid) {
         let status = fs::read_to_string(format!("/proc/{id}/status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let memory = memory.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
+        // Not those of files: the kernel drops and reads them as the machine needs.
+        for name in ["RssAnon:", "RssShmem:"] {
+            let memory = status.lines().find_map(|line| line.strip_prefix(name));
+            let memory =
+                memory.and_then(|line| line.trim().strip_suffix(" kB")).context("no RssAnon")?;
+            sum[0] += memory.parse::<u64>()?;
+        }
         let open =
             fs::read_dir(format!("/proc/{id}/fd")).context("only root counts descriptors")?;
-        sum = [sum[0] + memory.parse::<u64>()?, sum[1] + open.count() as u64];
+        sum[1] += open.count() as u64;
     }
     Ok(sum)
 }
