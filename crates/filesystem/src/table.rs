@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use linux::medium::ReadAt;
 
-use crate::node::{Cursor, Extent, FileError, Refusal};
+use crate::node::{Cursor, Entry, Extent, FileError, Place, Refusal};
 use crate::window::{le16, le32, read};
 
 /// Bytes of a table per read, from a multiple of that; all of one with entries of 12 bits.
@@ -104,6 +104,19 @@ pub(crate) struct Contents {
     pub(crate) bytes: u64,
     /// Bytes from here on are zeros.
     pub(crate) valid: u64,
+}
+
+impl Contents {
+    /// Returns the clusters of an entry of `bytes` bytes.
+    ///
+    /// # Errors
+    /// Fails if it has none.
+    pub(crate) fn of(entry: &Entry, bytes: u64) -> Result<Self, Refusal> {
+        let Place::Clusters { first, is_contiguous, valid } = entry.place else {
+            return Err(Refusal::NoContents);
+        };
+        Ok(Self { first, is_contiguous, bytes, valid })
+    }
 }
 
 /// The part of a table that was read last.

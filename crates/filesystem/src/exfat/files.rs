@@ -4,8 +4,7 @@ use linux::medium::ReadAt;
 
 use super::{END, ENTRY, Volume};
 use crate::node::{
-    Cursor, Entry, EntryKind, Extent, FileError, Modified, Place, Refusal, dos_time, is_name,
-    name_of,
+    Cursor, Entry, EntryKind, Extent, FileError, Modified, Place, dos_time, is_name, name_of,
 };
 use crate::table::Contents;
 use crate::window::{le16, le32, le64};
@@ -40,7 +39,7 @@ impl Volume {
         directory: &Entry,
         from: &Cursor,
     ) -> Result<(Vec<Entry>, Option<Cursor>), FileError> {
-        let contents = contents(directory, directory.bytes.min(MAX_DIRECTORY))?;
+        let contents = Contents::of(directory, directory.bytes.min(MAX_DIRECTORY))?;
         if contents.bytes == 0 {
             return Ok((Vec::new(), None));
         }
@@ -61,15 +60,8 @@ impl Volume {
         file: &Entry,
         from: &Cursor,
     ) -> Result<(Vec<Extent>, Cursor), FileError> {
-        self.chains().extents(disk, &contents(file, file.bytes)?, from)
+        self.chains().extents(disk, &Contents::of(file, file.bytes)?, from)
     }
-}
-
-fn contents(entry: &Entry, bytes: u64) -> Result<Contents, Refusal> {
-    let Place::Clusters { first, is_contiguous, valid } = entry.place else {
-        return Err(Refusal::NoContents);
-    };
-    Ok(Contents { first, is_contiguous, bytes, valid })
 }
 
 /// Returns the entries in a part of a directory, how many of its bytes they take, and whether it is the last one.

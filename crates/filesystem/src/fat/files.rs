@@ -78,11 +78,7 @@ impl Volume {
         file: &Entry,
         from: &Cursor,
     ) -> Result<(Vec<Extent>, Cursor), FileError> {
-        let Place::Clusters { first, is_contiguous, valid } = file.place else {
-            return Err(Refusal::NoContents.into());
-        };
-        let contents = Contents { first, is_contiguous, bytes: file.bytes, valid };
-        self.chains().extents(disk, &contents, from)
+        self.chains().extents(disk, &Contents::of(file, file.bytes)?, from)
     }
 }
 
