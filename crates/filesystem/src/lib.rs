@@ -248,21 +248,20 @@ fn may_have_partitions<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<b
     Ok(is_table && has_any)
 }
 
-/// Whether only the signatures in `marks` are found, no partitions, and everything was readable. A stale file
+/// Whether only the signatures in `marks` are found and no partitions, and whether everything was readable. A stale file
 /// system may have left its superblock and bitmaps behind a newer one, or behind the partitions of a virtual
 /// machine.
 fn has_only_signatures<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
     marks: &[Mark],
-) -> io::Result<bool> {
+) -> io::Result<(bool, bool)> {
     let inside = PartitionView { disk, place: place.clone() };
     let contents = signature::probe(&inside, place.end - place.start)?;
     let has_table = contents.table.is_some_and(|table| !table.entries.is_empty());
-    Ok(contents.signatures.iter().all(|found| marks.contains(&found.kind))
-        && contents.unreadable.is_none()
-        && !has_table
-        && !may_have_partitions(disk, place.start)?)
+    let has_no_other = contents.signatures.iter().all(|found| marks.contains(&found.kind));
+    let is_only = has_no_other && !has_table && !may_have_partitions(disk, place.start)?;
+    Ok((is_only, contents.unreadable.is_none()))
 }
 
 /// Determines the used bytes of a file system.
@@ -285,8 +284,8 @@ fn usage_of<R: ReadAt + ?Sized>(
         PartKind::Opaque(_) => return Ok((kind, None)),
     };
     let used = match has_only_signatures(disk, place, marks)? {
-        true => usage(disk, place)?,
-        false => Err(OpaqueReason::Unknown),
+        (true, true) => usage(disk, place)?,
+        _ => Err(OpaqueReason::Unknown),
     };
     Ok(match used {
         Ok(used) => (kind, Some(used.within(place.clone()))),

@@ -65,7 +65,8 @@ impl Volume {
     /// The disk cannot be read, or the volume is damaged, not supported, or one of several in that place.
     pub fn open<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>) -> Result<Self, FileError> {
         let (kind, marks) = kind_at(disk, place.start)?.ok_or(OpaqueReason::Unknown)?;
-        if !has_only_signatures(disk, place, marks)? {
+        // What cannot be read says nothing: the files of a failing disk are wanted, too.
+        if !has_only_signatures(disk, place, marks)?.0 {
             return Err(Refusal::Ambiguous.into());
         }
         let (format, is_clean) = match kind {

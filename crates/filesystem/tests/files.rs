@@ -259,6 +259,25 @@ fn unwritten_and_encrypted_files_of_ext() {
     }
 }
 
+/// There it is an index of extended attributes of OS/2 and Windows NT.
+#[test]
+fn high_half_of_the_cluster_counts_on_fat32_only() {
+    if lacks(&["mkfs.vfat", "mcopy"]) {
+        return;
+    }
+    let folder = Folder::new("fat-high");
+    let (image, text) = (folder.image(64 << 20), folder.path("text"));
+    fs::write(&text, b"contents").unwrap();
+    run("mkfs.vfat", &["-F", "16", &image]);
+    run("mcopy", &["-i", &image, text.to_str().unwrap(), "::TEXT.TXT"]);
+    let mut disk = fs::read(&image).unwrap();
+    let entry = disk.windows(11).position(|name| name == b"TEXT    TXT").unwrap();
+    disk[entry + 20] = 1;
+    let volume = Volume::open(&disk[..], &(0..disk.len() as u64)).unwrap();
+    let file = volume.find(&disk[..], &[b"TEXT.TXT"]).unwrap();
+    assert_eq!(volume.read(&disk[..], &file, 100).unwrap(), b"contents");
+}
+
 #[test]
 fn files_of_fat_are_read_byte_for_byte() {
     if lacks(&["mkfs.vfat", "mcopy", "mdel", "mmd"]) {

@@ -13,6 +13,8 @@ pub(crate) const UNIT: u64 = 16 << 10;
 
 /// The most units of a cache: one mebibyte. A parser needs less for one call.
 const MAX_UNITS: usize = 64;
+/// The number of the error of a disk, as of a medium (errno(3)).
+const EIO: i32 = 5;
 
 /// The most units of a disk request.
 const MAX_READ: u64 = 16;
@@ -103,7 +105,7 @@ impl ReadAt for Cache {
             let (part, more) = rest.split_at_mut(len);
             part.copy_from_slice(bytes.get(..len).unwrap_or_default());
             if len == 0 && at == offset {
-                return Err(io::Error::other("the disk cannot be read"));
+                return Err(io::Error::from_raw_os_error(EIO));
             } else if len == 0 {
                 break;
             }

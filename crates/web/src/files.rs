@@ -38,6 +38,9 @@ pub(crate) struct Target {
     pub(crate) skip: usize,
 }
 
+/// Folders on a path, at most: a folder may contain itself, and each page has the path in each of its links.
+const MAX_DEPTH: usize = 64;
+
 /// Returns the disk and what on it a request is for; `None` if its path is not one of files.
 pub(crate) fn target(request: &Request, exports: &[Arc<Export>]) -> Option<(Arc<Export>, Target)> {
     let parts: Option<Vec<_>> =
@@ -48,6 +51,9 @@ pub(crate) fn target(request: &Request, exports: &[Arc<Export>]) -> Option<(Arc<
     let mut names: Vec<_> = parts.collect();
     // The slash at the end of folders.
     names.pop_if(|name| name.is_empty());
+    if names.len() > MAX_DEPTH {
+        return None;
+    }
     let number = std::str::from_utf8(&number).ok()?;
     let is_plain = number.bytes().all(|digit| digit.is_ascii_digit());
     let partition = match number {

@@ -156,10 +156,10 @@ pub(crate) fn of_code(code: Code, keep_alive: bool, is_head: bool) -> Vec<u8> {
 }
 
 /// Returns the response if there are as many compressed downloads, or requests for files, as there may be.
-pub(crate) fn busy(text: &str, keep_alive: bool) -> Vec<u8> {
+pub(crate) fn busy(text: &str, (keep_alive, is_head): (bool, bool)) -> Vec<u8> {
     let mut head = Head::new(Code::Unavailable, keep_alive);
     head.field("Retry-After", "60");
-    of_text(head, "text/plain; charset=utf-8", text, false)
+    of_text(head, "text/plain; charset=utf-8", text, is_head)
 }
 
 /// Returns a response with this content, without it for a HEAD request.

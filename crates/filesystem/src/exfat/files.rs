@@ -45,7 +45,10 @@ impl Volume {
         }
         let (piece, next) = self.chains().piece(disk, &contents, from)?;
         let bytes = [&from.carry[..], &piece].concat();
-        let (entries, used, is_end) = parse(&bytes);
+        let (mut entries, used, is_end) = parse(&bytes);
+        let capacity = self.clusters.saturating_mul(self.cluster);
+        let too_long = entries.iter_mut().filter(|entry| entry.bytes > capacity);
+        too_long.for_each(|entry| entry.kind = EntryKind::Damaged);
         let carry = bytes.get(used..).unwrap_or_default().to_vec();
         Ok((entries, next.filter(|_| !is_end).map(|next| Cursor { carry, ..next })))
     }

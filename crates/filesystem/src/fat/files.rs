@@ -7,7 +7,7 @@ use crate::node::{
     Cursor, Entry, EntryKind, Extent, FileError, Modified, Place, Refusal, dos_time, is_name,
     name_of,
 };
-use crate::table::Contents;
+use crate::table::{Contents, Width};
 use crate::window::{le16, le32, read};
 
 /// Size of a directory entry (§6), and the longest directory in bytes (§6.1).
@@ -63,7 +63,16 @@ impl Volume {
             Place::Record(_) => return Err(Refusal::NoDirectory.into()),
         };
         let bytes = [&from.carry[..], &piece].concat();
-        let (entries, used, is_end) = parse(&bytes);
+        let (mut entries, used, is_end) = parse(&bytes);
+        let chains = self.chains();
+        if !matches!(chains.width, Width::ThirtyTwo) {
+            // The other half is an index of extended attributes there.
+            let first = entries.iter_mut().filter_map(|entry| match &mut entry.place {
+                Place::Clusters { first, .. } => Some(first),
+                _ => None,
+            });
+            first.for_each(|first| *first &= 0xffff);
+        }
         let carry = bytes.get(used..).unwrap_or_default().to_vec();
         Ok((entries, next.filter(|_| !is_end).map(|next| Cursor { carry, ..next })))
     }

@@ -5,8 +5,8 @@ use linux::medium::ReadAt;
 use std::ops::Range;
 
 use super::record::{
-    ATTRIBUTE_LIST, BITMAP as BITMAP_KIND, DATA, INDEX_ALLOCATION, INDEX_ROOT, NUMBER, Record,
-    fixups, lowest_vcn, mapping, value,
+    ATTRIBUTE_LIST, BITMAP as BITMAP_KIND, DATA, INDEX_ALLOCATION, INDEX_ROOT, NUMBER, REPARSE,
+    Record, fixups, lowest_vcn, mapping, value,
 };
 use super::{FIRST, MFT, ROOT, Volume};
 use crate::OpaqueReason;
@@ -161,7 +161,7 @@ impl Volume {
         if base.is_directory() {
             return Ok(Entry { kind: EntryKind::Directory, ..entry.clone() });
         }
-        if base.reparse_tag().is_some_and(|tag| tag & CLOUD_MASK != CLOUD) {
+        if self.reparse_tag(disk, number)?.is_some_and(|tag| tag & CLOUD_MASK != CLOUD) {
             return Err(Refusal::Elsewhere.into());
         }
         let data = self.attribute(disk, number, (DATA, &[]), 0)?.ok_or(Refusal::NoContents)?;
@@ -183,7 +183,7 @@ impl Volume {
         file: &Entry,
         from: &Cursor,
     ) -> Result<(Vec<Extent>, Cursor), FileError> {
-        let (number, base) = self.base(disk, file)?;
+        let (number, _) = self.base(disk, file)?;
         let data = self.attribute(disk, number, (DATA, &[]), 0)?.ok_or(Refusal::NoContents)?;
         readable(&data)?;
         if let Some(value) = value(&data) {
@@ -194,7 +194,7 @@ impl Volume {
         let sizes =
             sizes(&data).filter(|sizes| sizes.bytes == file.bytes).ok_or(Refusal::Damaged)?;
         let valid = sizes.valid.min(sizes.bytes);
-        if from.offset >= valid && base.reparse_tag().is_some() {
+        if from.offset >= valid && self.reparse_tag(disk, number)?.is_some() {
             return Err(Refusal::Elsewhere.into());
         }
         if from.offset >= valid {
@@ -204,11 +204,22 @@ impl Volume {
         let extents = self.extents_of(disk, number, (DATA, &[]), &range)?;
         // The file is in a cloud, and a part of it only there.
         let has_holes = extents.iter().any(|extent| matches!(extent, Extent::Zeros(_)));
-        if has_holes && base.reparse_tag().is_some() {
+        if has_holes && self.reparse_tag(disk, number)?.is_some() {
             return Err(Refusal::Elsewhere.into());
         }
         let len: u64 = extents.iter().map(Extent::bytes).sum();
         Ok((extents, position(from.offset + len)))
+    }
+
+    /// Returns the tag of a reparse point, which may be in another record than the file's first one; 0 if it is not resident.
+    fn reparse_tag<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+        number: u64,
+    ) -> Result<Option<u32>, FileError> {
+        let attribute = self.attribute(disk, number, (REPARSE, &[]), 0)?;
+        Ok(attribute
+            .map(|attribute| value(&attribute).and_then(|value| le32(value, 0)).unwrap_or(0)))
     }
 
     /// Returns the extents of a part of an attribute that is not resident, at least one of them, and none behind
@@ -224,18 +235,16 @@ impl Volume {
         let segment = segment.ok_or(Refusal::Damaged)?;
         let mut extents = Vec::new();
         let mut first = lowest_vcn(&segment).saturating_mul(self.cluster);
-        for (len, start) in mapping(&segment) {
-            let len = len.checked_mul(self.cluster).ok_or(Refusal::Damaged)?;
+        for (count, start) in mapping(&segment) {
+            if start.is_some_and(|start| start.saturating_add(count) > self.clusters) {
+                return Err(Refusal::Damaged.into());
+            }
+            let len = count.checked_mul(self.cluster).ok_or(Refusal::Damaged)?;
             let end = first.checked_add(len).ok_or(Refusal::Damaged)?;
             let part = first.max(range.start)..end.min(range.end);
             if part.start < part.end {
                 let len = part.end - part.start;
                 extents.push(match start {
-                    Some(start)
-                        if start.saturating_add(len.div_ceil(self.cluster)) > self.clusters =>
-                    {
-                        return Err(Refusal::Damaged.into());
-                    }
                     Some(start) => {
                         let at = self.bytes(&(start..start)).start + (part.start - first);
                         Extent::Disk(at..at + len)

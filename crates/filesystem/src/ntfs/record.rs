@@ -15,7 +15,7 @@ pub(super) const DATA: u32 = 0x80;
 pub(super) const INDEX_ROOT: u32 = 0x90;
 pub(super) const INDEX_ALLOCATION: u32 = 0xa0;
 pub(super) const BITMAP: u32 = 0xb0;
-const REPARSE_POINT: u32 = 0xc0;
+pub(super) const REPARSE: u32 = 0xc0;
 const END: u32 = u32::MAX;
 /// Namespace of a DOS 8.3 name, which has a long name beside it.
 const SHORT: u8 = 2;
@@ -140,13 +140,6 @@ impl Record {
 
     pub(super) fn is_directory(&self) -> bool {
         le16(&self.bytes, 22).is_some_and(|flags| flags & DIRECTORY != 0)
-    }
-
-    /// The tag of a reparse point.
-    pub(super) fn reparse_tag(&self) -> Option<u32> {
-        let (_, attribute) = self.attributes().find(|(kind, _)| *kind == REPARSE_POINT)?;
-        // One that is not resident is none of those that are known.
-        value(attribute).map_or(Some(0), |value| le32(value, 0))
     }
 }
 

@@ -23,12 +23,13 @@ impl Session {
         target: Target,
     ) {
         let Some(slot) = self.server.walks.get(self.peer.network()) else {
-            let text =
-                response::busy("There are too many requests for files now.\n", request.keep_alive);
+            let head = (request.keep_alive, request.method == Method::Head);
+            let text = response::busy("There are too many requests for files now.\n", head);
             return self.begin(request, text, None);
         };
         if !self.attach(export) {
-            let text = response::of_code(Code::Unavailable, request.keep_alive, false);
+            let is_head = request.method == Method::Head;
+            let text = response::of_code(Code::Unavailable, request.keep_alive, is_head);
             return self.begin(request, text, None);
         }
         let bytes = export.bytes();
@@ -68,6 +69,8 @@ impl Session {
         };
         let geometry = disk.grant.export().geometry;
         let (shift, mask) = (geometry.shift(), u64::from(geometry.block()) - 1);
+        // Blocks may be larger than the parts that are asked for.
+        let range = range.start & !mask..range.end;
         let past = range.end.saturating_add(mask) & !mask;
         let len = usize::try_from(past - range.start).unwrap_or(usize::MAX);
         let Some(buffer) = self.account.take(len) else { return Progress::Waiting };

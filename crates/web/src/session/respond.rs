@@ -115,7 +115,7 @@ impl Session {
         let Some(encoder) = self.server.encoders.get(self.peer.network(), bytes) else {
             let text =
                 "There are too many compressed downloads now; the disk without .zst can be read.\n";
-            return self.begin(request, response::busy(text, request.keep_alive), None);
+            return self.begin(request, response::busy(text, (request.keep_alive, false)), None);
         };
         let transfer = Transfer::compressed(0..bytes, encoder);
         self.transfer(request, export, text, transfer);
