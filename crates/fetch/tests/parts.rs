@@ -122,7 +122,7 @@ fn r52_other_and_short_parts_are_not_read() {
 #[test]
 fn x56_password_of_parts_is_not_sent_to_another_host() {
     let (other, server) = serve(|_, request, stream| part(request, TAG, stream));
-    let other = other.replace("127.0.0.1", "localhost");
+    let other = other.replace("127.0.0.1", "[::ffff:127.0.0.1]");
     let (url, _) = serve(move |_, _, stream| {
         reply(stream, "302 Found", &format!("Location: {other}\r\n"), b"");
     });

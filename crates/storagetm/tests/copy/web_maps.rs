@@ -263,7 +263,7 @@ fn x56_resumed_copy_sends_no_password_to_another_host() {
     let image = random_bytes(56, 6 << 20);
     let version = version(image.clone());
     let (other, elsewhere) = good(&version);
-    let other = other.replace("127.0.0.1", "localhost");
+    let other = other.replace("127.0.0.1", "[::ffff:127.0.0.1]");
     let has_moved = Arc::new(AtomicUsize::new(0));
     let moved = has_moved.clone();
     let (url, server) = serve(move |_, request, stream| match moved.load(Ordering::Relaxed) {
