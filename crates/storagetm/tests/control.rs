@@ -206,7 +206,7 @@ fn added_overlay_in_files_survives_a_restart() {
     again.call("Add", input).unwrap();
     // The answer may be earlier than the worker has the disk.
     let mut tries = std::iter::repeat_with(|| {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         again.nbd("second")
     });
     let mut disk = tries.by_ref().take(200).flatten().next().unwrap();
