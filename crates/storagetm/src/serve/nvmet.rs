@@ -4,6 +4,7 @@
 mod saved;
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::options::Serve;
@@ -29,6 +30,13 @@ pub(super) fn import(
     let mut imported = read(path)?;
     imported.apply(disks);
     let listen = std::mem::take(&mut imported.listen);
+    if listen.is_empty() && options.listen.is_empty() {
+        return Err(Failure::new(format!(
+            "{} has no address for NVMe/TCP; name one with --listen{}",
+            path.display(),
+            imported.notes.iter().map(|note| format!("; {note}")).collect::<String>()
+        )));
+    }
     let listen = if options.listen.is_empty() { listen } else { Vec::new() };
     Ok((listen, imported.notes(options.open)))
 }
@@ -87,7 +95,7 @@ impl Imported {
             return self.note(format!("subsystem \"{nqn}\" is left out: that is no name of one"));
         }
         if is_on(&subsystem.passthru.enable) {
-            self.note(format!("{nqn} passes commands through to an NVMe drive: here its namespaces are lent as disks"));
+            return self.note(format!("{nqn} is left out: it passes commands through to an NVMe drive; lend that by its name"));
         }
         if !saved.ports.is_empty() && !saved.ports.iter().any(|port| port.subsystems.contains(nqn))
         {
@@ -165,7 +173,12 @@ impl Imported {
         }
         let address = addr("traddr").unwrap_or_default();
         match listen_option(&address, addr("trsvcid").as_deref()) {
-            Ok(listen) => self.listen.push(listen),
+            Ok(listen) => {
+                if address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
+                    self.note(format!("at {address} (port {number}) every program of this machine can attach the disks, without a key"));
+                }
+                self.listen.push(listen);
+            }
             Err(reason) => return self.note(format!("port {number} is left out: {reason}")),
         }
         let missing = saved.subsystems.iter().filter(|it| !port.subsystems.contains(&it.nqn));
@@ -370,10 +383,12 @@ mod test {
             "hosts could write to /dev/b: here they can with --writable DISK",
             "storagetm host add nqn.2026-12.com.example:host --disk nqn.2026-12.com.example:one --disk \
              nqn.2026-12.com.example:one-ns2 --writable",
+            "at 127.0.0.1 (port 1) every program of this machine can attach the disks, without a key",
+            "at ::1 (port 2) every program of this machine can attach the disks, without a key",
         ] {
             assert!(notes.iter().any(|note| note.contains(said)), "{said}: {notes:?}");
         }
-        assert_eq!(notes.len(), 4, "{notes:?}");
+        assert_eq!(notes.len(), 6, "{notes:?}");
     }
 
     #[test]
