@@ -197,7 +197,12 @@ fn matching_map(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
         ));
     }
     check_identity(path, "source", &map.metadata.source, &disk.identity)?;
-    Ok(map.resized(disk.bytes))
+    let mut map = map.resized(disk.bytes);
+    if map.metadata.source.is_empty() && !disk.identity.is_empty() {
+        // The hashes may be those of another source.
+        map.metadata.hashes.clear();
+    }
+    Ok(map)
 }
 
 /// Fails if both identities are known and differ.

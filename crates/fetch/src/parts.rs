@@ -190,8 +190,10 @@ fn answer(response: Response<ureq::Body>, part: &Part<'_>, length: u64) -> Resul
             let end = part.end.unwrap_or(length);
             let named = Version::from_headers(headers);
             let is_same = match (&named, part.version) {
+                (_, None) => true,
                 (Some(named), Some(version)) => named == version,
-                _ => true,
+                // A time may be left out where it was asked for (§15.3.7), a tag not.
+                (None, Some(version)) => !version.is_tag() && !headers.contains_key(header::ETAG),
             };
             let has_length = |range: Range| range.complete.is_none_or(|it| it == length);
             match range {

@@ -31,10 +31,15 @@ impl Version {
             Some(seconds(header::LAST_MODIFIED)? < seconds(header::DATE)?)
         };
         let lasts = match headers.contains_key(header::ETAG) {
-            true => version.0.starts_with('"'),
+            true => version.is_tag(),
             false => is_before().unwrap_or(false),
         };
         lasts.then_some(version)
+    }
+
+    /// Returns whether it is an entity tag.
+    pub(crate) fn is_tag(&self) -> bool {
+        self.0.starts_with('"')
     }
 
     /// Returns the value of `If-Range` (§13.1.5).

@@ -92,6 +92,10 @@ fn r52_part_of_another_version_is_not_read() {
     assert!(matches!(whole, Error::Changed), "{whole}");
     let other = read(move |request, stream| part(request, two, stream));
     assert!(matches!(other, Error::Changed), "{other}");
+    for unnamed in ["", "ETag: W/\"one\"\r\n"] {
+        let unnamed = read(move |request, stream| part(request, unnamed, stream));
+        assert!(matches!(unnamed, Error::Changed), "{unnamed}");
+    }
     let grown = read(|request, stream| {
         send_part(stream, (&[0; 200_001], request.part()), TAG, usize::MAX);
     });

@@ -15,6 +15,8 @@ const MAX_CALLS: usize = 64;
 const MAX_DIRECTORIES: usize = 32;
 /// The directory of the loader that firmware starts without a boot entry.
 const FALLBACK: &[u8] = b"BOOT";
+/// Machines in the names of loaders (UEFI 2.10 §3.5.1.1).
+const MACHINES: [&[u8]; 5] = [b"x64", b"aa64", b"ia32", b"arm", b"riscv64"];
 /// How the names of loaders begin, the one to start first: shim starts what is behind it.
 const NAMES: [&str; 5] = ["shim", "bootmgfw", "systemd-boot", "refind", "grub"];
 
@@ -88,7 +90,8 @@ fn list<R: ReadAt + ?Sized>(
 
 fn is_fallback(entry: &FileEntry) -> bool {
     let name = entry.name.to_ascii_lowercase();
-    entry.kind == EntryKind::File && name.starts_with(b"boot") && name.ends_with(b".efi")
+    let machine = name.strip_prefix(b"boot").and_then(|name| name.strip_suffix(b".efi"));
+    entry.kind == EntryKind::File && machine.is_some_and(|it| MACHINES.contains(&it))
 }
 
 /// Returns the name of the loader to start.
@@ -96,7 +99,9 @@ fn best(entries: &[FileEntry]) -> Option<String> {
     let rank = |entry: &FileEntry| {
         let name = String::from_utf8(entry.name.to_ascii_lowercase()).ok()?;
         let is_loader = entry.kind == EntryKind::File && name.ends_with(".efi");
-        NAMES.iter().position(|start| is_loader && name.starts_with(start))
+        let rank = NAMES.iter().position(|start| is_loader && name.starts_with(start))?;
+        // Media for several machines have that of a 32-bit one, too.
+        Some((rank, !(name.contains("x64") || name.contains("aa64"))))
     };
     let (_, entry) = entries
         .iter()

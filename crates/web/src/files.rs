@@ -24,7 +24,7 @@ const MAX_NAMES: usize = 64 << 10;
 const MAX_READS: u32 = 16 << 10;
 const MAX_CALLS: u32 = 4096;
 
-/// Maximum number of requests for files at a time: each takes about a megabyte.
+/// Maximum number of requests for files at a time: each has a cache of a mebibyte.
 pub(crate) const MAX_WALKS: usize = 16;
 
 /// What a request is for.

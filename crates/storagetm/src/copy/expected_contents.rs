@@ -63,7 +63,11 @@ impl ExpectedContents {
             if count == 0 {
                 return Err(format!("it ends at byte {at}"));
             }
-            hasher.update(part.get(..count).unwrap_or_default());
+            let part = part.get(..count).unwrap_or_default();
+            if is_held {
+                self.source.keep_checked(at, part);
+            }
+            hasher.update(part);
             at += count as u64;
             unchecked.done.store(at, Ordering::Relaxed);
         }

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -34,6 +34,27 @@ struct File {
     patience: Duration,
     bytes: u64,
     version: String,
+    /// Bytes that the hash of the file was computed with, and where they are: later reads return them, whatever the
+    /// server sends then.
+    checked: Mutex<Vec<(u64, Vec<u8>)>>,
+}
+
+impl File {
+    /// Puts the bytes that were checked into what was read at `offset`.
+    fn put_checked(&self, offset: u64, bytes: &mut [u8]) {
+        let end = offset.saturating_add(bytes.len() as u64);
+        for (at, checked) in &*self.checked.lock().unwrap_or_else(PoisonError::into_inner) {
+            let (from, to) = ((*at).max(offset), at.saturating_add(checked.len() as u64).min(end));
+            let within = |start: u64| {
+                let index = |position: u64| usize::try_from(position.checked_sub(start)?).ok();
+                Some(index(from)?..index(to)?)
+            };
+            let (Some(source), Some(target)) = (within(*at), within(offset)) else { continue };
+            if let (Some(source), Some(target)) = (checked.get(source), bytes.get_mut(target)) {
+                target.copy_from_slice(source);
+            }
+        }
+    }
 }
 
 impl WebDisk {
@@ -45,7 +66,14 @@ impl WebDisk {
         parts: &Parts,
     ) -> Self {
         let (location, bytes, version) = (location.clone(), parts.length(), parts.version());
-        Self(Arc::new(File { location, access, patience, bytes, version }))
+        let checked = Mutex::default();
+        Self(Arc::new(File { location, access, patience, bytes, version, checked }))
+    }
+
+    /// Keeps bytes that are part of what is checked, for all later reads.
+    pub(super) fn keep_checked(&self, offset: u64, bytes: &[u8]) {
+        let mut checked = self.0.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        checked.push((offset, bytes.to_vec()));
     }
 
     /// Returns the identity of the file, which differs for each version of it.
@@ -73,7 +101,7 @@ impl WebDisk {
     }
 
     fn connect(&self) -> Result<Parts, EndpointError> {
-        let File { location, access, patience, bytes, version } = &*self.0;
+        let File { location, access, patience, bytes, version, .. } = &*self.0;
         let parts = Parts::open(location, access, *patience).map_err(|error| {
             let text = format!("{location}: {error}");
             match error.is_temporary() || matches!(error, Error::Http(_)) {
@@ -96,7 +124,7 @@ impl Endpoint for WebDisk {
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let name = &self.0.location;
         let parts = self.connect()?;
-        let connection = WebConnection::start(parts)
+        let connection = WebConnection::start(parts, self.0.clone())
             .map_err(|error| EndpointError::Temporary(format!("{name}: {error}")))?;
         Ok((self.disk(), Box::new(connection)))
     }
@@ -121,12 +149,12 @@ struct Read {
 }
 
 impl WebConnection {
-    fn start(parts: Parts) -> io::Result<Self> {
+    fn start(parts: Parts, file: Arc<File>) -> io::Result<Self> {
         let (wake, waker) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let (requests, received) = mpsc::channel();
         let (answer, answers) = mpsc::channel();
-        let work = move || serve(parts, &received, &answer, waker);
+        let work = move || serve((parts, &file), &received, &answer, waker);
         thread::Builder::new().name("source".to_owned()).spawn(work)?;
         let (waiting, completed) = (Vec::new(), VecDeque::new());
         Ok(Self { requests, answers, wake, waiting, completed })
@@ -143,13 +171,14 @@ impl WebConnection {
 
 /// Answers requests until the connection is dropped, or until one fails.
 fn serve(
-    mut parts: Parts,
+    (mut parts, file): (Parts, &File),
     requests: &Receiver<Read>,
     answers: &Sender<(Read, Result<(), Error>)>,
     mut waker: UnixStream,
 ) {
     while let Ok(mut read) = requests.recv() {
         let result = parts.read_at(read.offset, &mut read.bytes);
+        file.put_checked(read.offset, &mut read.bytes);
         let has_failed = result.is_err();
         if answers.send((read, result)).is_err() || waker.write_all(&[0]).is_err() || has_failed {
             return;

@@ -309,3 +309,26 @@ fn r53_map_of_a_registry_is_checked_by_the_digest() {
         assert!(fs::read_to_string(&map).unwrap().contains(&digest));
     }
 }
+
+/// R51: what is written is what was checked, also where a server sends something else the second time.
+#[test]
+fn r51_ends_are_written_as_they_were_checked() {
+    let folder = Folder::new();
+    let image = random_bytes(51, 6 << 20);
+    let (there, place) = (version(image.clone()), 600 << 10);
+    let reads = AtomicUsize::new(0);
+    let (url, _server) = serve(move |_, request, stream| {
+        let is_there = request
+            .part()
+            .is_some_and(|(first, end)| first <= place && end.is_some_and(|end| end > place));
+        if is_there && reads.fetch_add(1, Ordering::Relaxed) > 0 {
+            let mut hostile = there.lock().unwrap().0.clone();
+            hostile[place] ^= 1;
+            return answer(&version(hostile), request, stream);
+        }
+        answer(&there, request, stream);
+    });
+    let (map, copied) = (folder.path("map"), folder.path("copy.img"));
+    run_expecting(0, &["--map", &map, "--sha256", &sha256_of(&image), &url, &copied]);
+    assert!(fs::read(&copied).unwrap() == image);
+}
