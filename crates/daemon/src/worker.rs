@@ -56,6 +56,9 @@ pub use usage::WriteTracker;
 /// Added to the hosts' timeout before a stopping worker is killed.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Longest wait for the worker to publish an export.
+const PUBLISHED_WAIT: Duration = Duration::from_secs(1);
+
 /// Most pairing requests that wait for an answer: those of a pairing server, and those that clients
 /// have abandoned since its last status.
 const MAX_UNANSWERED: usize = 2 * pair::MAX_WAITING;
@@ -88,7 +91,8 @@ pub struct Worker {
 struct Shared {
     inbox: Inbox,
     state: Mutex<State>,
-    stopped: Condvar,
+    /// Notified when a disk is published, and when the worker stops or is lost.
+    changed: Condvar,
     /// `None` if reservations are not stored.
     reservations: Option<ReservationWriter>,
 }
@@ -149,6 +153,8 @@ struct AssignedDisk {
     export: Arc<Export>,
     /// Whether the current worker has been sent it.
     is_sent: bool,
+    /// Whether the current worker has reported that hosts find it.
+    is_published: bool,
     withdrawn: bool,
     /// Counters of previous workers.
     before: Usage,
@@ -176,7 +182,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             inbox,
             state: Mutex::new(State { stores_reservations, ..State::new(config) }),
-            stopped: Condvar::new(),
+            changed: Condvar::new(),
             reservations,
         });
         let writer = waiting.map_or(Ok(()), |waiting| reservations::start(&shared, waiting));
@@ -238,6 +244,7 @@ impl Worker {
                 disk,
                 export: export.clone(),
                 is_sent: false,
+                is_published: false,
                 withdrawn: false,
                 before: Usage::default(),
                 being_written: false,
@@ -262,6 +269,18 @@ impl Worker {
                 Err(failure)
             }
         }
+    }
+
+    /// Waits until hosts find an export, for [`PUBLISHED_WAIT`] at most, and not at all if it is not
+    /// sent yet. What it is waited for is done by the worker in less than a millisecond, unless it
+    /// reads the tables of an image from a disk that does not respond.
+    pub fn wait_until_published(&self, export: &Arc<Export>) {
+        let state = self.shared.state();
+        let waits = |state: &mut State| {
+            let is_pending = |disk: &mut AssignedDisk| disk.is_sent && !disk.is_published;
+            state.is_alive() && state.assigned(export).is_some_and(is_pending)
+        };
+        drop(self.shared.changed.wait_timeout_while(state, PUBLISHED_WAIT, waits));
     }
 
     /// Withdraws an export; requests in flight fail.
@@ -310,7 +329,7 @@ impl Worker {
         let was_alive = state.is_alive();
         state.send(&Request::Stop { milliseconds });
         let waits = |state: &mut State| state.stopped.is_none() && state.is_alive();
-        let waited = self.shared.stopped.wait_timeout_while(state, patience + GRACE, waits);
+        let waited = self.shared.changed.wait_timeout_while(state, patience + GRACE, waits);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let in_time = state.stopped.unwrap_or(!was_alive);
         drop(state);

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use export::Export;
+use export::{Catalogue, Export};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 
 use super::messages::{Counts, Report};
@@ -19,21 +19,31 @@ pub(super) struct DiskEntry {
     pub(super) disk: u64,
     export: Arc<Export>,
     withdrawn: bool,
+    publication_reported: bool,
     reported: Counts,
     /// `None` if its reservations are not stored.
     reservations: Option<Arc<UnreportedReservations>>,
 }
 
 impl Disks {
-    /// Adds a disk.
+    /// Adds a disk and publishes it. The reporter sees it when both are done.
     pub(super) fn add(
         &self,
         disk: u64,
         export: Arc<Export>,
         reservations: Option<Arc<UnreportedReservations>>,
+        catalogue: &Catalogue,
     ) {
-        let (reported, withdrawn) = (usage_of(&export), false);
-        self.entries().push(DiskEntry { disk, export, withdrawn, reported, reservations });
+        let mut entries = self.entries();
+        entries.push(DiskEntry {
+            disk,
+            export: export.clone(),
+            withdrawn: false,
+            publication_reported: false,
+            reported: usage_of(&export),
+            reservations,
+        });
+        catalogue.publish(export);
     }
 
     /// Returns the export of a disk number.
@@ -75,6 +85,12 @@ impl Disks {
 }
 
 impl DiskEntry {
+    /// Returns a report that the disk is published; once.
+    pub(super) fn publication(&mut self) -> Option<Report> {
+        let was_reported = std::mem::replace(&mut self.publication_reported, true);
+        (!was_reported).then_some(Report::Published { disk: self.disk })
+    }
+
     /// Returns a report of the counters if they changed since the last one.
     pub(super) fn changed_counts(&mut self) -> Option<Report> {
         let counts = usage_of(&self.export);

@@ -51,7 +51,8 @@ impl State {
         }
         self.lent.retain(|assigned| !assigned.withdrawn);
         for assigned in &mut self.lent {
-            (assigned.before, assigned.is_sent) = (assigned.export.usage(), false);
+            assigned.before = assigned.export.usage();
+            (assigned.is_sent, assigned.is_published) = (false, false);
         }
         let lent = self.lent.iter();
         let writable = lent.filter(|assigned| assigned.export.access == Access::Writable);

@@ -228,8 +228,7 @@ impl WorkerProcess {
             export.set_reservation_store(unreported.clone(), saved);
             unreported
         });
-        self.disks.add(disk, export.clone(), unreported);
-        self.sessions.catalogue.publish(export);
+        self.disks.add(disk, export, unreported, &self.sessions.catalogue);
     }
 
     fn withdraw(&self, disk: u64) {

@@ -70,6 +70,8 @@ pub(super) enum Report {
     Event(CountedEvent<u64>),
     /// A message for the user.
     Note { sentence: String },
+    /// A disk is exported: hosts that connect from now on find it.
+    Published { disk: u64 },
     /// Counters of a disk.
     Used { disk: u64, counts: Counts },
     /// The pairing code or its state changed.

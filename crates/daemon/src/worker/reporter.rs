@@ -75,6 +75,7 @@ impl Reporter {
             self.report_lost()?;
         }
         due.iter().try_for_each(|counted| self.report(counted))?;
+        self.report_publications()?;
         self.report_reservations()?;
         let changed = self.report_usage()?;
         let code = self.report_pairing(now)?;
@@ -132,6 +133,14 @@ impl Reporter {
         reports.iter().try_for_each(|report| self.send(report))
     }
 
+    /// Reports disks that were published.
+    fn report_publications(&self) -> std::io::Result<()> {
+        let mut entries = self.disks.entries();
+        let reports: Vec<Report> = entries.iter_mut().filter_map(DiskEntry::publication).collect();
+        drop(entries);
+        reports.iter().try_for_each(|report| self.send(report))
+    }
+
     /// Reports changed counters and released disks. Returns whether there were any.
     fn report_usage(&self) -> std::io::Result<bool> {
         let mut entries = self.disks.entries();
@@ -178,13 +187,13 @@ fn deadline(server: &PairingServer, now: Instant) -> Option<Instant> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::Identity;
+    use export::{Catalogue, Identity};
 
     #[test]
     fn disk_is_released_with_its_last_reference() {
         let export = Arc::new(testkit::export("d", "n", Identity::default(), (512, 512), 512));
         let disks = Disks::default();
-        disks.add(7, export.clone(), None);
+        disks.add(7, export.clone(), None, &Catalogue::default());
         assert_eq!(disks.number(&export), Some(7));
         disks.withdraw(7);
         assert!(!disks.entries()[0].is_released());

@@ -74,7 +74,7 @@ fn supervise(shared: &Arc<Shared>, mut live: LiveWorker) {
             let mut state = shared.state();
             (state.worker_lost(), state.stopping)
         };
-        shared.stopped.notify_all();
+        shared.changed.notify_all();
         if !is_meant {
             let stuck = how.is_none().then_some(live.child);
             fence::start(shared.clone(), stuck, withheld);
@@ -251,6 +251,10 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
                 state.send(&Request::ReservationsSaved { disk, sequence, is_stored: false });
             }
         }
+        Report::Published { disk } => {
+            shared.state().disk_by_number(disk).ok_or(())?.is_published = true;
+            shared.changed.notify_all();
+        }
         Report::Used { disk, counts } => {
             shared.state().disk_by_number(disk).ok_or(())?.count(counts)?;
         }
@@ -263,7 +267,7 @@ fn handle(shared: &Shared, validator: &mut ReportValidator, report: Report) -> R
         Report::Stopped { .. } if !shared.state().stopping => return Err(()),
         Report::Stopped { in_time } => {
             shared.state().stopped = Some(in_time);
-            shared.stopped.notify_all();
+            shared.changed.notify_all();
         }
         Report::Running { .. } | Report::Failed { .. } => return Err(()),
     }
@@ -308,6 +312,34 @@ mod test {
         let worker = Worker { shared: shared.clone(), supervisor: None, started };
         worker.withdraw(&export);
         assert!(shared.state().lent.is_empty());
+    }
+
+    #[test]
+    fn disk_is_said_to_be_lent_when_hosts_find_it() {
+        let shared = Arc::new(shared());
+        let (own, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (sender, _receiver) = channel::split(own, MAX_REPORT).unwrap();
+        let (_, started) = mpsc::channel();
+        let worker = Worker { shared: shared.clone(), supervisor: None, started };
+        let export = shared.state().lent[0].export.clone();
+        // It is not waited for while there is no worker.
+        worker.wait_until_published(&export);
+        {
+            let mut state = shared.state();
+            (state.sender, state.lent[0].is_sent) = (Some(sender), true);
+        }
+        let report = |disk| handle(&shared, &mut ReportValidator::default(), disk);
+        assert!(report(Report::Published { disk: 2 }).is_err());
+        let (pause, begun) = (Duration::from_millis(50), Instant::now());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(pause);
+                report(Report::Published { disk: 1 }).unwrap();
+            });
+            worker.wait_until_published(&export);
+            assert!(begun.elapsed() >= pause && shared.state().lent[0].is_published);
+        });
+        drop(other);
     }
 
     #[test]

@@ -122,13 +122,14 @@ pub(super) mod test {
             disk: 1,
             export: Arc::new(export),
             is_sent: false,
+            is_published: false,
             withdrawn: false,
             before: Usage::default(),
             being_written: false,
             reservations: Stored::Known(None),
         });
         let inbox = Inbox::open().unwrap();
-        Shared { inbox, state: Mutex::new(state), stopped: Condvar::new(), reservations: None }
+        Shared { inbox, state: Mutex::new(state), changed: Condvar::new(), reservations: None }
     }
 
     fn emitted(shared: &Shared) -> Vec<Event> {

@@ -228,6 +228,7 @@ impl Exports {
         let lent = beside(&self.lent, lent)?;
         let export = lent.export.clone();
         self.add(lent, cx)?;
+        cx.worker.wait_until_published(&export);
         cx.ui.emit(&network.lent_event(&export));
         cx.ui.draw_soon(true);
         Ok(export)
