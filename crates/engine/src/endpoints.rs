@@ -351,10 +351,12 @@ mod test {
         wanted: usize,
         is_busy: bool,
         steps: VecDeque<Step>,
+        received: Arc<AtomicU32>,
     }
 
     impl Session for Toy {
         fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+            self.received.fetch_add(1, Ordering::SeqCst);
             match bytes {
                 [wrapper @ (READ | WRITE), ..] if bytes.len() == 31 => {
                     let write = Op::Write { durable: false };
@@ -429,6 +431,8 @@ mod test {
         /// The disk, and its other end: see [`hung_disk`].
         export: Arc<Export>,
         disk: OwnedFd,
+        /// The number of transfers that sessions have received.
+        received: Arc<AtomicU32>,
         shared: Arc<Shared>,
         _thread: EndpointThread,
     }
@@ -440,6 +444,11 @@ mod test {
             eprintln!("skipped: io_uring is not available: {error}");
         }
         opened.is_ok()
+    }
+
+    /// Reads. A signal ends a system call with a timeout, and those of other tests arrive here too.
+    fn read_retrying(source: &OwnedFd, bytes: &mut [u8]) -> Result<usize, Errno> {
+        rustix::io::retry_on_intr(|| read(source, &mut *bytes))
     }
 
     /// Waits until `condition` holds.
@@ -507,10 +516,14 @@ mod test {
             let ((shared, events), (export, disk)) = (shared(), hung_export());
             let sessions = AtomicU32::new(0);
             let own = Arc::downgrade(&export);
+            let received = Arc::<AtomicU32>::default();
+            let counted = received.clone();
             let open: MakeSession = Arc::new(move |_, account, _| {
+                let received = counted.clone();
                 let number = u8::try_from(sessions.fetch_add(1, Ordering::SeqCst)).unwrap();
                 let (grant, wanted, is_busy) = (own.upgrade().map(Grant::new), 0, false);
-                Box::new(Toy { account, grant, number, wanted, is_busy, steps: VecDeque::new() })
+                let steps = VecDeque::new();
+                Box::new(Toy { account, grant, number, wanted, is_busy, steps, received })
             });
             let answer: AnswerControl = Arc::new(|setup| match setup[1] {
                 0xfe => ControlReply::Data(7),
@@ -520,7 +533,8 @@ mod test {
                 Endpoints { control: other, bulk_in: bulk_in_other, bulk_out: bulk_out_other };
             let thread = start(&shared);
             thread.serve(endpoints, open, answer).unwrap();
-            Self { control, bulk_in, bulk_out, events, export, disk, shared, _thread: thread }
+            let _thread = thread;
+            Self { control, bulk_in, bulk_out, events, export, disk, received, shared, _thread }
         }
 
         fn event(&self, kind: u8, setup: [u8; SETUP]) {
@@ -536,15 +550,22 @@ mod test {
             self.send(&wrapper(code));
         }
 
+        /// Sends a wrapper, and waits until the session has it.
+        fn command_received(&self, code: u8) {
+            let before = self.received.load(Ordering::SeqCst);
+            self.command(code);
+            wait_until("the command", || self.received.load(Ordering::SeqCst) > before);
+        }
+
         /// Waits until the driver has read all events.
         fn control_read(&self) {
             self.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-            read(&self.control, &mut [0; 8]).unwrap();
+            read_retrying(&self.control, &mut [0; 8]).unwrap();
         }
 
         fn receive(&self) -> Vec<u8> {
             let mut bytes = [0; 64];
-            let len = read(&self.bulk_in, &mut bytes).unwrap();
+            let len = read_retrying(&self.bulk_in, &mut bytes).unwrap();
             bytes[..len].to_vec()
         }
     }
@@ -566,7 +587,7 @@ mod test {
         for host in Host::both() {
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
             let mut byte = [0; 8];
-            assert_eq!(read(&host.control, &mut byte), Ok(1));
+            assert_eq!(read_retrying(&host.control, &mut byte), Ok(1));
             assert_eq!(byte[0], 7);
         }
     }
@@ -574,11 +595,10 @@ mod test {
     #[test]
     fn next_transfer_after_a_disconnection_begins_another_session() {
         for host in Host::both() {
-            host.command(4);
-            std::thread::sleep(Duration::from_millis(50));
+            host.command_received(4);
             host.event(EVENT_DISABLE, [0; SETUP]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-            read(&host.control, &mut [0; 8]).unwrap();
+            read_retrying(&host.control, &mut [0; 8]).unwrap();
             // The data of the old session's command is a wrapper for the next one.
             host.command(1);
             host.send(&[3; 1024]);
@@ -590,11 +610,10 @@ mod test {
     fn host_that_enables_the_device_again_has_reset_it() {
         for host in Host::both() {
             host.event(EVENT_ENABLE, [0; SETUP]);
-            host.command(4);
-            std::thread::sleep(Duration::from_millis(50));
+            host.command_received(4);
             host.event(EVENT_ENABLE, [0; SETUP]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-            read(&host.control, &mut [0; 8]).unwrap();
+            read_retrying(&host.control, &mut [0; 8]).unwrap();
             host.command(1);
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
@@ -604,21 +623,19 @@ mod test {
     #[test]
     fn wrapper_after_a_reset_in_mid_data_is_no_violation() {
         for host in Host::both() {
-            host.command(4);
-            std::thread::sleep(Duration::from_millis(50));
+            host.command_received(4);
             host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-            read(&host.control, &mut [0; 8]).unwrap();
+            read_retrying(&host.control, &mut [0; 8]).unwrap();
             // The transfer that was awaited had packets before the reset, and is ended by the wrapper.
             host.send(&[&[7; 2048][..], &wrapper(1)].concat());
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
             // Nor is the last packet of data a wrapper.
-            host.command(4);
-            std::thread::sleep(Duration::from_millis(50));
+            host.command_received(4);
             host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-            read(&host.control, &mut [0; 8]).unwrap();
+            read_retrying(&host.control, &mut [0; 8]).unwrap();
             host.send(&[7; 4096]);
             host.command(1);
             host.send(&[5; 1024]);
@@ -638,7 +655,7 @@ mod test {
             std::thread::sleep(Duration::from_millis(50));
             host.event(EVENT_DISABLE, [0; SETUP]);
             host.event(EVENT_SETUP, [0xa1, 0xfe, 0, 0, 0, 0, 1, 0]);
-            read(&host.control, &mut [0; 8]).unwrap();
+            read_retrying(&host.control, &mut [0; 8]).unwrap();
             host.command(1);
             host.send(&[3; 1024]);
             assert_eq!(host.receive(), [1, 3]);
@@ -648,16 +665,14 @@ mod test {
     #[test]
     fn reset_does_not_wait_for_a_disk_that_hangs() {
         let Some(host) = Host::with_ring() else { return };
-        host.command(WRITE);
-        std::thread::sleep(Duration::from_millis(50));
+        host.command_received(WRITE);
         host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
         host.control_read();
         host.command(1);
         host.send(&[3; 1024]);
         assert_eq!(host.receive(), [1, 3]);
         // And in mid-data, which is received beside the request.
-        host.command(4);
-        std::thread::sleep(Duration::from_millis(50));
+        host.command_received(4);
         host.event(EVENT_DISABLE, [0; SETUP]);
         host.control_read();
         host.command(1);
@@ -669,8 +684,7 @@ mod test {
     #[test]
     fn abandoned_write_completes_while_the_host_is_idle() {
         let Some(host) = Host::with_ring() else { return };
-        host.command(WRITE);
-        std::thread::sleep(Duration::from_millis(50));
+        host.command_received(WRITE);
         host.event(EVENT_DISABLE, [0; SETUP]);
         wait_until("end of the session", || host.export.has_orphans());
         read(&host.disk, &mut vec![0; 1 << 20]).unwrap();
@@ -685,8 +699,7 @@ mod test {
     fn disk_with_many_abandoned_requests_is_refused() {
         let Some(host) = Host::with_ring() else { return };
         for _ in 0..6 {
-            host.command(READ);
-            std::thread::sleep(Duration::from_millis(20));
+            host.command_received(READ);
             host.event(EVENT_DISABLE, [0; SETUP]);
             host.control_read();
         }
@@ -697,8 +710,7 @@ mod test {
     #[test]
     fn abandoned_write_completes_while_the_host_takes_no_data() {
         let Some(host) = Host::with_ring() else { return };
-        host.command(WRITE);
-        std::thread::sleep(Duration::from_millis(50));
+        host.command_received(WRITE);
         host.event(EVENT_DISABLE, [0; SETUP]);
         wait_until("end of the session", || host.export.has_orphans());
         for _ in 0..32 {
@@ -777,8 +789,7 @@ mod test {
             });
             EndpointThread { inbox, sender }
         });
-        host.command(READ);
-        std::thread::sleep(Duration::from_millis(50));
+        host.command_received(READ);
         host.event(EVENT_DISABLE, [0; SETUP]);
         host.control_read();
         std::thread::sleep(Duration::from_millis(50));
@@ -795,8 +806,7 @@ mod test {
     #[test]
     fn data_that_ends_short_after_a_reset_is_no_wrapper() {
         for host in Host::both() {
-            host.command(4);
-            std::thread::sleep(Duration::from_millis(50));
+            host.command_received(4);
             host.event(EVENT_SETUP, [0x21, 0xff, 0, 0, 0, 0, 0, 0]);
             host.control_read();
             host.send(&[7; 100]);
