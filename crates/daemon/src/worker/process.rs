@@ -8,6 +8,8 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
 
+use rustix::rand::{GetRandomFlags, getrandom};
+
 use super::Shared;
 use crate::inbox::WorkerEvent;
 use ipc::spawn::executable;
@@ -21,9 +23,13 @@ const MAX_LINE: u64 = 1000;
 /// and is reported as notes. It inherits no environment and no other descriptor, and is in a
 /// process group of its own.
 ///
+/// Waits until the kernel's random number generator is initialized, which takes a second after the
+/// start of a machine without RDRAND: the TLS library would wait too, and print so.
+///
 /// # Errors
 /// Fails if descriptors, memory or processes are exhausted.
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
+    rustix::io::retry_on_intr(|| getrandom(&mut [0; 1], GetRandomFlags::empty()))?;
     linux::sandbox::set_cloexec_on_all();
     let (own, other) = UnixStream::pair()?;
     let (output, pipe) = io::pipe()?;
