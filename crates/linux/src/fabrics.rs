@@ -82,8 +82,8 @@ pub enum FabricsError {
     Unreachable(io::Error),
     /// Timed out.
     #[error(
-        "the other machine did not answer in time; for an encrypted connection, tlshd (package ktls-utils) must run on this \
-         machine"
+        "the other machine did not answer in time, or what does TLS handshakes on this machine (tlshd, or storagetm \
+         tls-agent) did not"
     )]
     TimedOut,
     /// No usable TLS key.
@@ -91,8 +91,10 @@ pub enum FabricsError {
         "the kernel has no key for this disk of this machine, or none that the other machine accepts"
     )]
     Key,
-    /// `tlshd` does not run.
-    #[error("no program does TLS handshakes for the kernel here: start tlshd (package ktls-utils)")]
+    /// Neither tlshd nor another program does TLS handshakes.
+    #[error(
+        "no program does TLS handshakes for the kernel here: start tlshd (package ktls-utils) or storagetm tls-agent"
+    )]
     Handshake,
     /// The kernel does not support an option.
     #[error("this machine's kernel does not support that: {0}")]

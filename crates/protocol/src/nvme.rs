@@ -60,8 +60,8 @@ fn instructions(
         commands.extend(boot.map(|line| Command::new(Effect::Boot, purpose, line)));
     }
     listed.push(all);
-    let key_help = "To attach with a key, the other machine needs Linux 6.7 or newer with TLS and \
-                    tlshd (package ktls-utils); nvme-cli, if that is used, 2.9 or newer. storagetm \
+    let key_help = "To attach with a key, the other machine needs Linux 6.7 or newer with TLS; \
+                    nvme-cli, if that is used, 2.9 or newer, and tlshd (package ktls-utils). storagetm \
                     copy needs none of them.";
     Instructions {
         pair: keyed.then(|| pair(at)),

@@ -18,7 +18,7 @@ use nvme::auth::{Credentials, chap};
 
 use crate::key::{print, print_json};
 use crate::options::attach::{Attach, Detach};
-use crate::pair;
+use crate::{pair, tls_agent};
 use detach::Detached;
 use failure::Failure;
 use home::ForeignHome;
@@ -192,7 +192,14 @@ impl AttachRequest<'_> {
             digests: self.options.digests,
             loss_timeout: self.options.patience,
         };
-        kernel::attach(self.tree, &connection).map_err(|error| {
+        let mut attached = kernel::attach(self.tree, &connection);
+        if matches!(attached, Err(FabricsError::Handshake)) {
+            tls_agent::start(self.tree, self.options.keys.as_deref()).map_err(|failure| {
+                Failure::new(format!("{} is not attached: {failure}", disk.nqn))
+            })?;
+            attached = kernel::attach(self.tree, &connection);
+        }
+        attached.map_err(|error| {
             let sentence = format!("{} is not attached: {error}", disk.nqn);
             match error {
                 FabricsError::AccessDenied | FabricsError::Key => Failure::refused(sentence),

@@ -14,6 +14,7 @@
 //! | `inspect`, `unpack` | child processes without privileges that parse disk contents and unpack files |
 //! | `confirmation` | confirmation before overwriting |
 //! | `find`, `attach` | `find`, `attach`, `detach`: disks of other machines |
+//! | `tls_agent` | `tls-agent`: TLS handshakes for the kernel, in the place of tlshd |
 //! | `control` | `status`, `add`, `remove`: control of a running `serve` |
 //! | `provider` | `provider`: disks of other machines as volumes for systemd |
 //! | `key`, `host`, `pair` | `key`, `host`, `pair`: keys, access rules, pairing |
@@ -48,6 +49,7 @@ mod serve;
 mod systemd;
 mod table;
 mod terminal_keys;
+mod tls_agent;
 mod unpack;
 
 use std::ffi::OsString;
@@ -96,6 +98,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Find(options) => find::find(&options),
         Task::Attach(options) => attach::attach(&options),
         Task::Detach(options) => attach::detach(&options),
+        Task::TlsAgent(options) => tls_agent::serve(&options),
         Task::Provider(options) => provider::provide(&options),
         Task::Hold(options) => hold::hold(&options),
         Task::Inspect => inspect::work(),

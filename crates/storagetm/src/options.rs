@@ -152,6 +152,9 @@ pub enum Task {
     /// Detach disks
     #[command(long_about = attach::DETACH)]
     Detach(Detach),
+    /// Do TLS handshakes for the kernel's NVMe/TCP connections, where tlshd does not run
+    #[command(long_about = attach::TLS_AGENT)]
+    TlsAgent(attach::TlsAgent),
     /// Give disks of other machines to mount, systemd-vmspawn and storagectl of systemd
     #[command(long_about = provider::ABOUT)]
     Provider(provider::Provider),

@@ -9,6 +9,8 @@ grep 'not signed by any known key' /tmp/said
 storagetm attach --home=alice --yes lender 2>/tmp/said
 cat /tmp/said
 grep 'next: homectl activate alice' /tmp/said
+# There is no tlshd.
+systemctl is-active storagetm-tls-agent
 [ "$(on_target 'cat /var/lib/systemd/home/local.public')" = "$(cat /var/lib/systemd/home/storagetm-lender-*.public)" ]
 wait_for 30 homectl activate alice
 [ "$(cat /home/alice/hello)" = 'hello from the lender' ]

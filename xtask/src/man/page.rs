@@ -74,7 +74,14 @@ const RELATED: &[(&str, &[&str])] = &[
     ("storagetm", &["storage-target-mode.target", "nvme(1)", "nbdkit(1)"]),
     (
         "storagetm-attach",
-        &["storagetm-detach", "storagetm-pair", "storagetm-find", "nvme-connect(1)", "tlshd(8)"],
+        &[
+            "storagetm-detach",
+            "storagetm-pair",
+            "storagetm-find",
+            "storagetm-tls-agent",
+            "nvme-connect(1)",
+            "tlshd(8)",
+        ],
     ),
     ("storagetm-add", &["storagetm-remove", "storagetm-serve", "storagetm-status"]),
     ("storagetm-agent", &["storagetm-copy"]),

@@ -22,7 +22,7 @@ pub(super) fn scenario() -> Scenario {
     Scenario {
         name: "attaching",
         kernels: &["6.1", KEYS],
-        newest: &["paired"],
+        newest: &["paired", "without-tlshd"],
         on_host: &["image-unchanged"],
         run,
     }

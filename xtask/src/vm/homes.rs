@@ -11,7 +11,7 @@ use super::cache::Kernel;
 use super::case::{Results, Scenario};
 use super::guest::{Guest, link, virtio_disk};
 use super::image::{MIB, empty};
-use super::initramfs::{self, Job};
+use super::initramfs::Job;
 use super::system::System;
 
 /// A run takes about two minutes on two cores; limits a guest that hangs.
@@ -22,14 +22,7 @@ const BOOT: Duration = Duration::from_secs(60);
 /// Both machines.
 const SYSTEM: System = System {
     name: "homes",
-    packages: &[
-        "cryptsetup-bin",
-        "keyutils",
-        "ktls-utils",
-        "libnss-systemd",
-        "openssl",
-        "systemd-homed",
-    ],
+    packages: &["cryptsetup-bin", "keyutils", "libnss-systemd", "openssl", "systemd-homed"],
     modules: &[
         "dm_crypt",
         "xts",
@@ -48,10 +41,7 @@ const SYSTEM: System = System {
         ),
         ("etc/systemd/system/dbus-org.freedesktop.home1.service", "systemd-homed.service"),
     ],
-    files: &[
-        ("etc/nsswitch.conf", "passwd: files systemd\ngroup: files systemd\n"),
-        ("etc/tlshd.conf", initramfs::TLSHD),
-    ],
+    files: &[("etc/nsswitch.conf", "passwd: files systemd\ngroup: files systemd\n")],
 };
 
 pub(super) fn scenario() -> Scenario {

@@ -76,20 +76,19 @@ pub(super) const KEYS: Extra = Extra {
     files: &[("etc/tlshd.conf", TLSHD)],
 };
 
-/// For the storage provider: systemd's programs for volumes, and what [`KEYS`] has.
+/// For the storage provider: systemd's programs for volumes. There is no tlshd: storagetm does the handshakes.
 pub(super) const PROVIDER: Extra = Extra {
     name: "provider",
-    packages: &["keyutils", "ktls-utils", "mount", "systemd", "systemd-container"],
+    packages: &["keyutils", "mount", "systemd", "systemd-container"],
     programs: &[
         "usr/bin/keyctl",
         "usr/bin/mount",
         "usr/bin/storagectl",
         "usr/bin/varlinkctl",
         "usr/sbin/mount.storage",
-        "usr/sbin/tlshd",
     ],
     modules: KEYS.modules,
-    files: KEYS.files,
+    files: &[],
 };
 
 /// For iSCSI: open-iscsi, and the SCSI commands of sg3-utils.
@@ -231,7 +230,7 @@ pub(super) const USB: Extra = Extra {
 const ISCSID: &str = "node.startup = manual\nnode.session.timeo.replacement_timeout = 60\n";
 const INITIATOR: &str = "InitiatorName=iqn.2026-01.com.example:guest\n";
 /// The configuration of tlshd.
-pub(super) const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
+const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
 
 /// The guest's host identity: without one, nvme-cli generates a new one on each call.
 const HOST_ID: &str = "6b1c2f5e-30c4-4a6e-8d27-5b8f0a9c4d11";

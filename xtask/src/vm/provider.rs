@@ -35,8 +35,6 @@ fn run(
     image::filled(&ro, 12 * MIB)?;
     image::empty(&rw, 16 * MIB)?;
     let target = lender::boot(bench, kernel, folder, "attaching", [&ro, &rw])?;
-    // That of ktls-utils 1.4.0 ends each handshake at a socket option that Linux 6.12 lacks.
-    let tlshd = initramfs::KEYS.fetch(bench, kernel)?.join("usr/sbin/tlshd");
     let job = Job {
         scenario: "provider",
         role: "client",
@@ -47,7 +45,6 @@ fn run(
         ],
         files: vec![
             ("usr/bin/storagetm", bench.program.clone()),
-            ("usr/sbin/tlshd", tlshd),
             ("tests/cases/attaching-lib.sh", script_folder().join("attaching/lib.sh")),
         ],
         extra: Some(&initramfs::PROVIDER),

@@ -78,7 +78,6 @@ const MASKED: &[&str] = &[
     "getty@tty1.service",
     "serial-getty@ttyS0.service",
     "console-getty.service",
-    "tlshd.service",
 ];
 /// Starts the script of the machine.
 const UNIT: &str = "\

@@ -15,8 +15,9 @@ as it does of any disk that is plugged in; docs/find.md says how to keep it from
 TARGET is an address, a DNS name, the name of a paired machine (storagetm pair), or a name that storagetm find \
 shows. DISK is the NVMe Qualified Name of the disk, its last part, or the name of the disk on the target.
 
-With a key (storagetm pair) the connection is encrypted: the key is inserted into the kernel's keyring. tlshd \
-(package ktls-utils) must be running: it does the TLS handshake for the kernel.";
+With a key (storagetm pair) the connection is encrypted: the key is inserted into the kernel's keyring. The TLS handshake is \
+done for the kernel by tlshd (package ktls-utils) if that runs, else by storagetm tls-agent, which is started, and ends a minute \
+after the last disk is detached.";
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -34,6 +35,15 @@ Exit status: 0 if the disk is attached, 1 if not, 2 if the options are wrong, 3 
 
 /// Seconds for which the kernel tries to reconnect.
 const PATIENCE: i32 = 600;
+
+/// The long description.
+pub(super) const TLS_AGENT: &str = "\
+The kernel encrypts NVMe/TCP connections itself, but has a program do their TLS handshakes: usually tlshd (package \
+ktls-utils). This does them with the keys of the machines that this one is paired with (storagetm pair), for Linux 6.7 or newer, as root. \
+It must run as long as disks are attached: the kernel asks it again when it reconnects.
+
+storagetm attach starts it if no program does handshakes, under systemd as the unit storagetm-tls-agent. By hand it is \
+needed only for nvme connect --tls without tlshd. If both run, either does a handshake.";
 
 /// The long description.
 pub(super) const DETACH: &str = "\
@@ -184,4 +194,18 @@ pub struct Detach {
     /// Write the result as a JSON array, one object per connection
     #[arg(long)]
     pub json: bool,
+}
+
+/// The options of `storagetm tls-agent`.
+#[derive(Debug, Args)]
+pub struct TlsAgent {
+    /// Directory of the keys of paired machines
+    ///
+    /// Default: $STATE_DIRECTORY, else /var/lib/storagetm.
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
+
+    /// End a minute after the last disk is detached
+    #[arg(long)]
+    pub until_detached: bool,
 }

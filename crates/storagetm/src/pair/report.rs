@@ -124,7 +124,7 @@ impl Report {
         vec![
             "To copy a disk into a file, without rights:".to_owned(),
             format!("  {copy}"),
-            "To attach what it lends, as root, with tlshd running (package ktls-utils):".to_owned(),
+            "To attach what it lends, as root (Linux 6.7 or newer):".to_owned(),
             format!("  {attach}"),
         ]
     }
