@@ -293,26 +293,31 @@ fn usage_of<R: ReadAt + ?Sized>(
     })
 }
 
-/// The file system at `at`, and the signatures that it may have.
+/// Whether there is a superblock or boot sector of a file system at a position.
+type IsAt<R> = fn(&R, u64) -> io::Result<bool>;
+
+/// The file system at `at`, and the signatures that it may have. A place that cannot be read hides none in another one.
 fn kind_at<R: ReadAt + ?Sized>(
     disk: &R,
     at: u64,
 ) -> io::Result<Option<(PartKind, &'static [Mark])>> {
-    Ok(Some(if ext::is_at(disk, at)? {
-        (PartKind::Ext, &[Mark::Ext2, Mark::Ext3, Mark::Ext4])
-    } else if ntfs::is_at(disk, at) {
-        (PartKind::Ntfs, &[Mark::Ntfs])
-    } else if xfs::is_at(disk, at)? {
-        (PartKind::Xfs, &[Mark::Xfs])
-    } else if btrfs::is_at(disk, at)? {
-        (PartKind::Btrfs, &[Mark::Btrfs])
-    } else if exfat::is_at(disk, at)? {
-        (PartKind::Exfat, &[Mark::Exfat])
-    } else if fat::is_at(disk, at)? {
-        (PartKind::Fat, &[Mark::Vfat])
-    } else {
-        return Ok(None);
-    }))
+    let all: [(IsAt<R>, PartKind, &'static [Mark]); 6] = [
+        (ext::is_at, PartKind::Ext, &[Mark::Ext2, Mark::Ext3, Mark::Ext4]),
+        (|disk, at| Ok(ntfs::is_at(disk, at)), PartKind::Ntfs, &[Mark::Ntfs]),
+        (xfs::is_at, PartKind::Xfs, &[Mark::Xfs]),
+        (btrfs::is_at, PartKind::Btrfs, &[Mark::Btrfs]),
+        (exfat::is_at, PartKind::Exfat, &[Mark::Exfat]),
+        (fat::is_at, PartKind::Fat, &[Mark::Vfat]),
+    ];
+    let mut failed = None;
+    for (is_at, kind, marks) in all {
+        match is_at(disk, at) {
+            Ok(true) => return Ok(Some((kind, marks))),
+            Ok(false) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
 }
 
 fn owners_of<R: ReadAt + ?Sized>(

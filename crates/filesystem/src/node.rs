@@ -115,6 +115,8 @@ pub enum Refusal {
     NoDirectory,
     NotFound,
     Damaged,
+    /// It takes more of the disk than a caller reads at once, or more reads than it makes.
+    TooMuch,
 }
 
 impl fmt::Display for Refusal {
@@ -132,6 +134,9 @@ impl fmt::Display for Refusal {
             Self::NoContents => "This is not a file whose contents can be read.",
             Self::NoDirectory => "This is not a folder.",
             Self::NotFound => "There is no such file.",
+            Self::TooMuch => {
+                "This takes more reads than are made here: it is too large or in too many parts, or the file system is damaged."
+            }
             Self::Damaged | Self::Opaque(OpaqueReason::Damaged) => "The file system is damaged here.",
         })
     }

@@ -119,6 +119,9 @@ impl Contents {
     }
 }
 
+/// Parses a part of a directory. Returns its entries, how many bytes they take, and whether the last one is among them.
+pub(crate) type ParseEntries = fn(&[u8]) -> (Vec<Entry>, usize, bool);
+
 /// The part of a table that was read last.
 #[derive(Debug, Default)]
 struct Window {
@@ -240,11 +243,29 @@ impl Chains {
         }
     }
 
-    /// Reads a piece of a directory from `from` on. Returns where the next one begins; `None` at the end.
+    /// Returns entries of a directory from `from` on, and where the next ones are; `None` at the end.
     ///
     /// # Errors
     /// The disk cannot be read, or the directory has clusters that the volume does not have.
-    pub(crate) fn piece<R: ReadAt + ?Sized>(
+    pub(crate) fn entries<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+        directory: &Contents,
+        from: &Cursor,
+        parse: ParseEntries,
+    ) -> Result<(Vec<Entry>, Option<Cursor>), FileError> {
+        if directory.bytes == 0 {
+            return Ok((Vec::new(), None));
+        }
+        let (piece, next) = self.piece(disk, directory, from)?;
+        let bytes = [&from.carry[..], &piece].concat();
+        let (entries, used, is_end) = parse(&bytes);
+        let carry = bytes.get(used..).unwrap_or_default().to_vec();
+        Ok((entries, next.filter(|_| !is_end).map(|next| Cursor { carry, ..next })))
+    }
+
+    /// Reads a piece of a directory from `from` on. Returns where the next one begins; `None` at the end.
+    fn piece<R: ReadAt + ?Sized>(
         &self,
         disk: &R,
         directory: &Contents,

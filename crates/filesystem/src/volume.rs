@@ -59,16 +59,39 @@ pub fn recognize<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>) -> io::Result
 }
 
 impl Volume {
+    /// Determines the file system at `place` on a disk. Reads less than a mebibyte.
+    ///
+    /// # Errors
+    /// The disk cannot be read, or no file system is recognized there, or several.
+    pub fn identify<R: ReadAt + ?Sized>(
+        disk: &R,
+        place: &Range<u64>,
+    ) -> Result<PartKind, FileError> {
+        let (kind, marks) = kind_at(disk, place.start)?.ok_or(OpaqueReason::Unknown)?;
+        // What cannot be read says nothing: the files of a failing disk are wanted, too.
+        match has_only_signatures(disk, place, marks)?.0 {
+            true => Ok(kind),
+            false => Err(Refusal::Ambiguous.into()),
+        }
+    }
+
     /// Opens the volume at `place` on a disk, also if it was not unmounted cleanly.
     ///
     /// # Errors
     /// The disk cannot be read, or the volume is damaged, not supported, or one of several in that place.
     pub fn open<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>) -> Result<Self, FileError> {
-        let (kind, marks) = kind_at(disk, place.start)?.ok_or(OpaqueReason::Unknown)?;
-        // What cannot be read says nothing: the files of a failing disk are wanted, too.
-        if !has_only_signatures(disk, place, marks)?.0 {
-            return Err(Refusal::Ambiguous.into());
-        }
+        Self::open_as(disk, place, Self::identify(disk, place)?)
+    }
+
+    /// Opens a volume whose file system [is known](Volume::identify).
+    ///
+    /// # Errors
+    /// The disk cannot be read, or the volume is damaged or not supported.
+    pub fn open_as<R: ReadAt + ?Sized>(
+        disk: &R,
+        place: &Range<u64>,
+        kind: PartKind,
+    ) -> Result<Self, FileError> {
         let (format, is_clean) = match kind {
             PartKind::Ext => {
                 let volume = ext::Volume::open(disk, place)?;
@@ -113,7 +136,7 @@ impl Volume {
     }
 
     /// Returns some entries of a directory from `from` on, perhaps none, and where the next ones are; `None` at
-    /// the end. What is in inodes of ext only is added by [`Volume::details`].
+    /// the end. What is in inodes of ext and in file records of NTFS only is added by [`Volume::details`].
     ///
     /// # Errors
     /// The disk cannot be read, or the directory is damaged, encrypted or none.
@@ -134,13 +157,17 @@ impl Volume {
         }
     }
 
-    /// Returns an entry with its kind, length and time; with [`EntryKind::Damaged`] if its inode is damaged.
+    /// Returns an entry with its kind, length and time; with [`EntryKind::Damaged`] if its inode or file record is damaged.
     ///
     /// # Errors
     /// The disk cannot be read.
     pub fn details<R: ReadAt + ?Sized>(&self, disk: &R, entry: &Entry) -> io::Result<Entry> {
-        let Format::Ext(volume) = &self.format else { return Ok(entry.clone()) };
-        match volume.details(disk, entry) {
+        let details = match &self.format {
+            Format::Ext(volume) => volume.details(disk, entry),
+            Format::Ntfs(volume) if entry.kind == EntryKind::File => volume.details(disk, entry),
+            _ => Ok(entry.clone()),
+        };
+        match details {
             Ok(entry) => Ok(entry),
             Err(FileError::Io(error)) => Err(error),
             Err(FileError::Refused(_)) => Ok(Entry { kind: EntryKind::Damaged, ..entry.clone() }),

@@ -1,6 +1,7 @@
 //! A driver of sessions in memory.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use export::{
@@ -21,6 +22,8 @@ pub struct Driver {
     pub disk: Vec<u8>,
     /// Results of the next disk requests.
     pub faults: VecDeque<Result<(), Fault>>,
+    /// Bytes of the disk that cannot be read.
+    pub unreadable: Vec<Range<u64>>,
     /// Whether the disk reports extents: blocks of zeros are holes.
     pub reports_extents: bool,
     /// Disk requests that are held, in the order of their submission.
@@ -62,6 +65,8 @@ pub struct Conn {
     pub events: Vec<Event>,
     /// Maximum number of bytes sent at once.
     pub burst: usize,
+    /// How often its deadline had passed while others were served.
+    pub ticks: usize,
 }
 
 impl std::fmt::Debug for Conn {
@@ -105,6 +110,7 @@ impl Driver {
             pool,
             disk,
             faults: VecDeque::new(),
+            unreadable: Vec::new(),
             reports_extents: true,
             jobs: VecDeque::new(),
             conns: Vec::new(),
@@ -134,6 +140,7 @@ impl Driver {
             completed: 0,
             events: Vec::new(),
             burst: 0,
+            ticks: 0,
         });
         self.conns.len() - 1
     }
@@ -310,7 +317,11 @@ impl Driver {
     }
 
     fn end(&mut self, id: Id, mut job: Admitted, result: Result<(), Fault>) {
+        let blocks = job.offset()..job.offset() + job.len();
+        let overlaps = |bad: &Range<u64>| bad.start < blocks.end && blocks.start < bad.end;
+        let is_bad = job.op() == Op::Read && self.unreadable.iter().any(overlaps);
         let result = result.and_then(|()| match job.op() {
+            _ if is_bad => Err(Fault::Io),
             Op::Extents if !self.reports_extents => Err(Fault::Unsupported),
             _ => {
                 execute(&mut self.disk, &mut job);
@@ -341,12 +352,24 @@ impl Driver {
                 self.drain(id);
                 let conn = &self.conns[id];
                 assert!(conn.account.held() <= conn.account.share(), "memory is bounded");
-                busy |= self.deliver(id);
+                busy |= self.deliver(id) || self.tick_if_due(id);
             }
             if !self.notify_if_due() && !busy {
                 return;
             }
         }
+    }
+
+    /// Ticks a session whose deadline has passed, as drivers do between two turns. Returns whether it had.
+    fn tick_if_due(&mut self, id: Id) -> bool {
+        let (now, conn) = (self.now, &mut self.conns[id]);
+        let Some(session) = conn.session.as_mut().filter(|_| !conn.late) else { return false };
+        let is_due = session.deadline().is_some_and(|deadline| deadline <= now);
+        if is_due {
+            session.tick(now);
+            conn.ticks += 1;
+        }
+        is_due
     }
 
     /// Notifies the sessions of a change, if one asked for it or a disk request was awaited.

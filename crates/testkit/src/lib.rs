@@ -5,6 +5,9 @@
 pub mod bucket;
 mod disk;
 mod driver;
+pub mod exfat;
+pub mod ntfs;
+mod partitions;
 mod random;
 mod scratch;
 mod stream;
@@ -12,6 +15,7 @@ pub mod web;
 
 pub use disk::{POISON, execute, export, poison};
 pub use driver::{Conn, Driver, Id};
+pub use partitions::logical_partitions;
 pub use random::Xorshift64;
 pub use scratch::Scratch;
 pub use stream::{Chunks, Stream};

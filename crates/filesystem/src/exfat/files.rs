@@ -40,17 +40,11 @@ impl Volume {
         from: &Cursor,
     ) -> Result<(Vec<Entry>, Option<Cursor>), FileError> {
         let contents = Contents::of(directory, directory.bytes.min(MAX_DIRECTORY))?;
-        if contents.bytes == 0 {
-            return Ok((Vec::new(), None));
-        }
-        let (piece, next) = self.chains().piece(disk, &contents, from)?;
-        let bytes = [&from.carry[..], &piece].concat();
-        let (mut entries, used, is_end) = parse(&bytes);
+        let (mut entries, next) = self.chains().entries(disk, &contents, from, parse)?;
         let capacity = self.clusters.saturating_mul(self.cluster);
         let too_long = entries.iter_mut().filter(|entry| entry.bytes > capacity);
         too_long.for_each(|entry| entry.kind = EntryKind::Damaged);
-        let carry = bytes.get(used..).unwrap_or_default().to_vec();
-        Ok((entries, next.filter(|_| !is_end).map(|next| Cursor { carry, ..next })))
+        Ok((entries, next))
     }
 
     /// Returns extents of a file from `from` on, and where they end.

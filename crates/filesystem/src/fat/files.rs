@@ -1,14 +1,15 @@
 //! Directories and files of FAT.
 
+use std::ops::Range;
+
 use linux::medium::ReadAt;
 
 use super::Volume;
 use crate::node::{
-    Cursor, Entry, EntryKind, Extent, FileError, Modified, Place, Refusal, dos_time, is_name,
-    name_of,
+    Cursor, Entry, EntryKind, Extent, FileError, Modified, Place, dos_time, is_name, name_of,
 };
 use crate::table::{Contents, Width};
-use crate::window::{le16, le32, read};
+use crate::window::{le16, le32};
 
 /// Size of a directory entry (§6), and the longest directory in bytes (§6.1).
 const ENTRY: usize = 32;
@@ -50,21 +51,16 @@ impl Volume {
         directory: &Entry,
         from: &Cursor,
     ) -> Result<(Vec<Entry>, Option<Cursor>), FileError> {
-        let (piece, next) = match directory.place {
-            Place::FixedRoot => {
-                let len = self.fixed_root.end - self.fixed_root.start;
-                (read(disk, self.fixed_root.start, len)?.ok_or(Refusal::Damaged)?, None)
-            }
-            Place::Clusters { first, is_contiguous, .. } => {
-                let bytes = MAX_DIRECTORY;
-                let contents = Contents { first, is_contiguous, bytes, valid: bytes };
-                self.chains().piece(disk, &contents, from)?
-            }
-            Place::Record(_) => return Err(Refusal::NoDirectory.into()),
+        let mut chains = self.chains();
+        let contents = if directory.place == Place::FixedRoot {
+            // As one cluster.
+            let Range { start, end } = self.fixed_root;
+            (chains.data, chains.cluster, chains.clusters) = (start, end - start, 1);
+            Contents { first: 2, is_contiguous: true, bytes: end - start, valid: end - start }
+        } else {
+            Contents::of(directory, MAX_DIRECTORY)?
         };
-        let bytes = [&from.carry[..], &piece].concat();
-        let (mut entries, used, is_end) = parse(&bytes);
-        let chains = self.chains();
+        let (mut entries, next) = chains.entries(disk, &contents, from, parse)?;
         if !matches!(chains.width, Width::ThirtyTwo) {
             // The other half is an index of extended attributes there.
             let first = entries.iter_mut().filter_map(|entry| match &mut entry.place {
@@ -73,8 +69,7 @@ impl Volume {
             });
             first.for_each(|first| *first &= 0xffff);
         }
-        let carry = bytes.get(used..).unwrap_or_default().to_vec();
-        Ok((entries, next.filter(|_| !is_end).map(|next| Cursor { carry, ..next })))
+        Ok((entries, next))
     }
 
     /// Returns extents of a file from `from` on, and where they end.
@@ -150,7 +145,7 @@ fn checksum(slot: &[u8]) -> u8 {
 /// Returns the short name (§6.1), in the code page of the machine that wrote it.
 fn short_name(slot: &[u8]) -> Option<Vec<u8>> {
     let cases = slot.get(12)?;
-    let part = |range: std::ops::Range<usize>, flag: u8| {
+    let part = |range: Range<usize>, flag: u8| {
         let part = slot.get(range)?.trim_ascii_end();
         let is_lower = cases & flag != 0;
         Some(if is_lower { part.to_ascii_lowercase() } else { part.to_vec() })

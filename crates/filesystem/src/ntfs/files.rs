@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::record::{
     ATTRIBUTE_LIST, BITMAP as BITMAP_KIND, DATA, INDEX_ALLOCATION, INDEX_ROOT, NUMBER, REPARSE,
-    Record, fixups, lowest_vcn, mapping, value,
+    Record, STANDARD_INFORMATION, fixups, lowest_vcn, mapping, value,
 };
 use super::{FIRST, MFT, ROOT, Volume};
 use crate::OpaqueReason;
@@ -35,6 +35,8 @@ const SHORT: u8 = 2;
 /// The longest attribute list in bytes, and the most parts of the MFT that are looked for.
 const MAX_LIST: u64 = 256 << 10;
 const MAX_PARTS: usize = 32;
+/// The most fragments of the MFT, which each lookup of a record goes through.
+const MAX_FRAGMENTS: usize = 8192;
 /// Bytes of the bitmap of a directory per call.
 const BITMAP_BYTES: u64 = 512;
 /// The largest index block in bytes.
@@ -71,6 +73,9 @@ impl Volume {
         volume.mft = clusters(&own, &first)?;
         // Further parts are located by records in the earlier ones.
         for _ in 0..MAX_PARTS {
+            if volume.mft.len() > MAX_FRAGMENTS {
+                break;
+            }
             let found: u64 = volume.mft.iter().map(|run| run.end - run.start).sum();
             if found.saturating_mul(volume.cluster) >= sizes.bytes {
                 return Ok(volume);
@@ -80,7 +85,7 @@ impl Volume {
                 part.filter(|part| lowest_vcn(part) == found).ok_or(OpaqueReason::Damaged)?;
             volume.mft.extend(clusters(&own, &part)?);
         }
-        Err(OpaqueReason::Feature.into())
+        Err(Refusal::TooMuch.into())
     }
 
     /// Returns the root directory.
@@ -148,6 +153,24 @@ impl Volume {
         Ok((index_entries(&bytes, 24).ok_or(Refusal::Damaged)?, Some(next)))
     }
 
+    /// Returns a file's entry with the length and the time in its file record. Those in the index are of when the file
+    /// was last changed by this name, if it has several.
+    ///
+    /// # Errors
+    /// The disk cannot be read, or the record is damaged.
+    pub(crate) fn details<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+        entry: &Entry,
+    ) -> Result<Entry, FileError> {
+        let (number, base) = self.base(disk, entry)?;
+        let times = base.attribute(STANDARD_INFORMATION, &[], 0).and_then(value);
+        let modified = times.and_then(|times| modified(times, 8)).or(entry.modified);
+        let data = self.attribute(disk, number, (DATA, &[]), 0)?;
+        let bytes = data.as_deref().map_or(Ok(0), length)?;
+        Ok(Entry { bytes, modified, ..entry.clone() })
+    }
+
     /// Returns an entry with the length in its file record, and checks that its contents can be read.
     ///
     /// # Errors
@@ -165,10 +188,7 @@ impl Volume {
             return Err(Refusal::Elsewhere.into());
         }
         let data = self.attribute(disk, number, (DATA, &[]), 0)?.ok_or(Refusal::NoContents)?;
-        let bytes = match value(&data) {
-            Some(value) => value.len() as u64,
-            None => sizes(&data).ok_or(Refusal::Damaged)?.bytes,
-        };
+        let bytes = length(&data)?;
         readable(&data)?;
         Ok(Entry { kind: EntryKind::File, bytes, ..entry.clone() })
     }
@@ -357,6 +377,20 @@ fn sizes(attribute: &[u8]) -> Option<Sizes> {
     Some(Sizes { bytes: le64(attribute, 48)?, valid: le64(attribute, 56)? })
 }
 
+/// Returns the length of the contents of an attribute in bytes.
+fn length(attribute: &[u8]) -> Result<u64, Refusal> {
+    match value(attribute) {
+        Some(value) => Ok(value.len() as u64),
+        None => Ok(sizes(attribute).ok_or(Refusal::Damaged)?.bytes),
+    }
+}
+
+/// Returns a time of the last change.
+fn modified(bytes: &[u8], at: usize) -> Option<Modified> {
+    let seconds = i64::try_from(le64(bytes, at)? / PER_SECOND).ok()? - EPOCH;
+    Some(Modified { seconds, is_utc: true })
+}
+
 /// Checks that an attribute is neither compressed nor encrypted.
 fn readable(attribute: &[u8]) -> Result<(), Refusal> {
     let flags = le16(attribute, 12).ok_or(Refusal::Damaged)?;
@@ -418,12 +452,11 @@ fn index_entry(reference: u64, key: &[u8]) -> Option<Entry> {
         true => EntryKind::Directory,
         false => EntryKind::File,
     };
-    let seconds = i64::try_from(le64(key, 16)? / PER_SECOND).ok()? - EPOCH;
     Some(Entry {
         name,
         kind,
         bytes: if kind == EntryKind::File { le64(key, 48)? } else { 0 },
-        modified: Some(Modified { seconds, is_utc: true }),
+        modified: modified(key, 16),
         place: Place::Record(reference),
     })
 }

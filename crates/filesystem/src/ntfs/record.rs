@@ -8,6 +8,7 @@ use crate::window::{le16, le32, le64};
 const IN_USE: u16 = 1;
 const DIRECTORY: u16 = 2;
 /// Types of attributes.
+pub(super) const STANDARD_INFORMATION: u32 = 0x10;
 pub(super) const ATTRIBUTE_LIST: u32 = 0x20;
 const FILE_NAME: u32 = 0x30;
 const VOLUME_INFORMATION: u32 = 0x70;
