@@ -24,3 +24,5 @@ mod reader;
 mod sectors;
 #[path = "failing/serve.rs"]
 mod serve;
+#[path = "failing/web.rs"]
+mod web;

@@ -393,7 +393,9 @@ impl export::Session for Session {
         let Phase::Responding(Response { transfer: Some(transfer), .. }) = &mut self.phase else {
             return;
         };
-        if let Some((fault, range)) = transfer.complete(number, outcome.result, outcome.buffer) {
+        let block = self.disk.as_ref().map_or(0, |disk| disk.grant.export().geometry.block());
+        let ended = transfer.complete(number, outcome.result, outcome.buffer, block.into());
+        if let Some((fault, range)) = ended {
             self.report_fault(fault, range);
         }
         self.restart_timer(now);
