@@ -1,18 +1,20 @@
 //! Files of a disk: finds what the path of a request names, lists folders, and locates files.
 //!
 //! The parsers of `filesystem` read when they need it. Their calls are repeated until all that they need is in a
-//! [`Cache`], and each reads a bounded part of the disk; so do requests in all.
+//! [`Cache`], and each reads a bounded part of the disk; so do requests in all. As the parsers run on the thread that serves
+//! other connections, too, a search pauses after a bounded amount of work.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use export::Export;
 use filesystem::{
-    Cursor, EntryKind, Extent, FileEntry, FileError, Recognized, Refusal, Volume, partitions,
-    recognize,
+    Cursor, EntryKind, Extent, FileEntry, FileError, PartKind, Recognized, Refusal, Volume,
+    partitions, recognize,
 };
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Incomplete};
+use crate::layouts::Layout;
 use crate::request::{Request, percent_decoded};
 use crate::slots::Slot;
 
@@ -20,9 +22,20 @@ use crate::slots::Slot;
 const MAX_ENTRIES: usize = 500;
 const MAX_NAMES: usize = 64 << 10;
 
-/// The most disk requests until there is something to send, and the most calls of parsers between two of them.
+/// The most partitions in a list.
+pub(crate) const MAX_PARTITIONS: usize = 256;
+
+/// The most disk requests, and the most work, until there is something to send.
 const MAX_READS: u32 = 16 << 10;
-const MAX_CALLS: u32 = 4096;
+const MAX_WORK: u64 = 512 << 20;
+
+/// The work after which a search pauses, so that other connections are served: bytes that parsers read from the cache, and
+/// that are read from the disk. A call of a parser is not interrupted; it reads [`MAX_COPIED`](crate::cache::MAX_COPIED)
+/// bytes at most.
+const TURN_WORK: u64 = 256 << 10;
+
+/// What a call of a parser counts at least.
+const CALL_WORK: u64 = 1 << 10;
 
 /// Maximum number of requests for files at a time: each has a cache of a mebibyte.
 pub(crate) const MAX_WALKS: usize = 16;
@@ -34,6 +47,8 @@ pub(crate) struct Target {
     pub(crate) partition: Option<u32>,
     /// The names on the path from the root directory.
     pub(crate) names: Vec<Vec<u8>>,
+    /// Whether the path ends with a slash, as paths of folders do.
+    pub(crate) has_slash: bool,
     /// Entries of the folder that earlier pages have.
     pub(crate) skip: usize,
 }
@@ -50,7 +65,7 @@ pub(crate) fn target(request: &Request, exports: &[Arc<Export>]) -> Option<(Arc<
     let export = exports.iter().find(|export| export.short.as_bytes() == name)?.clone();
     let mut names: Vec<_> = parts.collect();
     // The slash at the end of folders.
-    names.pop_if(|name| name.is_empty());
+    let has_slash = names.pop_if(|name| name.is_empty()).is_some();
     if names.len() > MAX_DEPTH {
         return None;
     }
@@ -61,7 +76,7 @@ pub(crate) fn target(request: &Request, exports: &[Arc<Export>]) -> Option<(Arc<
         number => Some(number.parse().ok().filter(|_| is_plain)?),
     };
     let skip = request.query.strip_prefix("from=").and_then(|from| from.parse().ok()).unwrap_or(0);
-    Some((export, Target { partition, names, skip }))
+    Some((export, Target { partition, names, has_slash, skip }))
 }
 
 /// A partition in the list.
@@ -86,6 +101,8 @@ pub(crate) struct Folder {
 pub(crate) enum Found {
     Partitions(Vec<Partition>),
     Folder(Folder),
+    /// A folder, whose path must end with a slash.
+    FolderWithoutSlash,
     File(FileEntry),
     /// A part of the file, and whether it is the last one.
     Extents(Vec<Extent>, bool),
@@ -96,6 +113,8 @@ pub(crate) enum Found {
 pub(crate) enum Pause {
     /// This part of the disk must be read first.
     Read(Range<u64>),
+    /// Other connections are to be served first.
+    Turn,
     Failed(FileError),
 }
 
@@ -106,7 +125,8 @@ enum State {
         left: Vec<(u32, Range<u64>)>,
         done: Vec<Partition>,
     },
-    Open(Range<u64>),
+    Identify(u32, Range<u64>),
+    Open(PartKind, Range<u64>),
     /// Looks for the name at this depth.
     Find {
         depth: usize,
@@ -145,7 +165,7 @@ struct List {
 /// What a path leads to.
 enum Checked {
     Next(State),
-    File(FileEntry),
+    Found(Found),
 }
 
 /// The search for what a request is for.
@@ -157,11 +177,19 @@ pub(crate) struct Walk {
     pub(crate) tag: Option<String>,
     /// The number of the disk request in flight, and what it reads.
     pub(crate) reading: Option<(u32, Range<u64>)>,
+    /// What is known of the disk.
+    pub(crate) layout: Layout,
+    /// Whether a page was made, which waits for memory.
+    pub(crate) has_page: bool,
     cache: Cache,
     bytes: u64,
     volume: Option<Volume>,
     state: State,
+    /// Disk requests and work since there was something to send, and work in this turn.
     reads: u32,
+    work: u64,
+    turn: u64,
+    is_pausing: bool,
     _slot: Slot,
 }
 
@@ -173,11 +201,16 @@ impl Walk {
             target,
             tag: None,
             reading: None,
+            layout: Layout::default(),
+            has_page: false,
             cache: Cache::new(bytes),
             bytes,
             volume: None,
             state: State::Start,
             reads: 0,
+            work: 0,
+            turn: 0,
+            is_pausing: false,
             _slot: slot,
         }
     }
@@ -185,15 +218,36 @@ impl Walk {
     /// Goes on until something is found.
     ///
     /// # Errors
-    /// A part of the disk must be read first, or there is nothing that can be read.
+    /// A part of the disk must be read first, or there is nothing that can be read, or the turn is over.
     pub(crate) fn run(&mut self) -> Result<Found, Pause> {
-        for _ in 0..MAX_CALLS {
-            if let Some(found) = self.step()? {
-                self.reads = 0;
+        while self.turn < TURN_WORK {
+            let before = self.cache.work();
+            let result = self.step();
+            self.count(self.cache.work() - before + CALL_WORK);
+            if let Some(found) = result? {
+                (self.reads, self.work) = (0, 0);
                 return Ok(found);
             }
+            if self.work >= MAX_WORK {
+                return Err(Pause::Failed(Refusal::TooMuch.into()));
+            }
         }
-        Err(Pause::Failed(Refusal::Damaged.into()))
+        self.is_pausing = true;
+        Err(Pause::Turn)
+    }
+
+    /// Returns whether it waits for a new turn.
+    pub(crate) fn is_pausing(&self) -> bool {
+        self.is_pausing
+    }
+
+    /// Goes on in a new turn.
+    pub(crate) fn begin_turn(&mut self) {
+        (self.turn, self.is_pausing) = (0, false);
+    }
+
+    fn count(&mut self, work: u64) {
+        (self.work, self.turn) = (self.work + work, self.turn + work);
     }
 
     /// Starts to look for the extents of these bytes of a file.
@@ -204,6 +258,8 @@ impl Walk {
     /// Adds a part of the disk; without `data` if it could not be read.
     pub(crate) fn read(&mut self, range: &Range<u64>, data: Option<&[u8]>) {
         self.reading = None;
+        // The disk may have answered at once.
+        self.count(range.end - range.start);
         self.cache.insert(range, data);
     }
 
@@ -216,7 +272,7 @@ impl Walk {
                 Ok(found)
             }
             Err(Pause::Read(_)) if self.reads >= MAX_READS => {
-                Err(Pause::Failed(Refusal::Damaged.into()))
+                Err(Pause::Failed(Refusal::TooMuch.into()))
             }
             Err(pause) => {
                 self.reads += u32::from(matches!(pause, Pause::Read(_)));
@@ -232,8 +288,13 @@ impl Walk {
         match state {
             State::Start => *state = self.start()?,
             State::Partitions { left, done } => return self.recognize(left, done),
-            State::Open(place) => {
-                let volume = self.attempt(|disk| Volume::open(disk, place))?;
+            State::Identify(number, place) => {
+                let kind = self.attempt(|disk| Volume::identify(disk, place))?;
+                self.layout.kinds.push((*number, kind));
+                *state = State::Open(kind, place.clone());
+            }
+            State::Open(kind, place) => {
+                let volume = self.attempt(|disk| Volume::open_as(disk, place, *kind))?;
                 let entry = volume.root();
                 self.volume = Some(volume);
                 *state = State::Check { depth: 0, entry };
@@ -243,7 +304,7 @@ impl Walk {
             }
             State::Check { depth, entry } => match self.check(*depth, entry)? {
                 Checked::Next(next) => *state = next,
-                Checked::File(file) => return Ok(Some(Found::File(file))),
+                Checked::Found(found) => return Ok(Some(found)),
             },
             State::List(list) => return self.list(list),
             State::Locate { file, from, wanted } => return self.extents(file, from, wanted),
@@ -254,10 +315,10 @@ impl Walk {
 
     /// Calls a parser. What it returns counts only if nothing was missing.
     fn attempt<T>(&self, parse: impl FnOnce(&Cache) -> Result<T, FileError>) -> Result<T, Pause> {
-        let result = parse(&self.cache);
-        match self.cache.take_missing() {
-            Some(missing) => Err(Pause::Read(missing)),
-            None => result.map_err(Pause::Failed),
+        match self.cache.call(parse) {
+            Ok(result) => result.map_err(Pause::Failed),
+            Err(Incomplete::Missing(missing)) => Err(Pause::Read(missing)),
+            Err(Incomplete::TooMuch) => Err(Pause::Failed(Refusal::TooMuch.into())),
         }
     }
 
@@ -265,14 +326,24 @@ impl Walk {
         self.volume.as_ref().ok_or_else(|| Pause::Failed(Refusal::NotFound.into()))
     }
 
-    fn start(&self) -> Result<State, Pause> {
-        let mut all = self.attempt(|disk| Ok(partitions(disk, self.bytes)?))?;
+    fn start(&mut self) -> Result<State, Pause> {
+        let known = self.layout.partitions.clone();
+        let mut all = match known {
+            Some(all) => all,
+            None => self.attempt(|disk| Ok(partitions(disk, self.bytes)?))?,
+        };
+        self.layout.partitions.get_or_insert_with(|| all.clone());
         let Some(wanted) = self.target.partition else {
             all.reverse();
             return Ok(State::Partitions { left: all, done: Vec::new() });
         };
         let place = all.into_iter().find(|(number, _)| *number == wanted).map(|(_, place)| place);
-        place.map(State::Open).ok_or_else(|| Pause::Failed(Refusal::NotFound.into()))
+        let place = place.ok_or_else(|| Pause::Failed(Refusal::NotFound.into()))?;
+        let kind = self.layout.kinds.iter().find(|(number, _)| *number == wanted);
+        Ok(match kind {
+            Some((_, kind)) => State::Open(*kind, place),
+            None => State::Identify(wanted, place),
+        })
     }
 
     /// Recognizes one more partition.
@@ -281,7 +352,7 @@ impl Walk {
         left: &mut Vec<(u32, Range<u64>)>,
         done: &mut Vec<Partition>,
     ) -> Result<Option<Found>, Pause> {
-        let Some((number, place)) = left.last().filter(|_| done.len() < MAX_ENTRIES) else {
+        let Some((number, place)) = left.last().filter(|_| done.len() < MAX_PARTITIONS) else {
             return Ok(Some(Found::Partitions(std::mem::take(done))));
         };
         let contents = self.attempt(|disk| Ok(recognize(disk, place)?))?;
@@ -323,6 +394,9 @@ impl Walk {
         };
         let is_last = depth >= self.target.names.len();
         Ok(match (entry.kind, is_last) {
+            (EntryKind::Directory, true) if !self.target.has_slash => {
+                Checked::Found(Found::FolderWithoutSlash)
+            }
             (EntryKind::Directory, false) => {
                 let (folder, from) = (entry, Cursor::default());
                 Checked::Next(State::Find { depth, folder, from, similar: None })
@@ -339,30 +413,32 @@ impl Walk {
                     found,
                 }))
             }
-            (_, true) => Checked::File(entry),
-            (_, false) => return Err(Pause::Failed(Refusal::NoDirectory.into())),
+            (_, true) if !self.target.has_slash => Checked::Found(Found::File(entry)),
+            _ => return Err(Pause::Failed(Refusal::NoDirectory.into())),
         })
     }
 
-    /// Adds one more entry of those that are known to a page, or gets some more.
+    /// Adds one more entry of those that are known to a page, or gets some more, of which those of earlier pages are
+    /// skipped.
     fn list(&self, list: &mut List) -> Result<Option<Found>, Pause> {
         let volume = self.volume()?;
         let Some(entry) = list.more.last() else {
             let Some(from) = &list.from else { return Ok(Some(list.end(None))) };
             let (mut entries, next) =
                 self.attempt(|disk| volume.entries(disk, &list.folder, from))?;
+            let skip = self.target.skip.saturating_sub(list.seen).min(entries.len());
+            list.seen += skip;
+            entries.drain(..skip);
             entries.reverse();
             (list.more, list.from) = (entries, next);
             return Ok(None);
         };
-        if list.seen >= self.target.skip {
-            if list.found.entries.len() >= MAX_ENTRIES || list.names >= MAX_NAMES {
-                return Ok(Some(list.end(Some(list.seen))));
-            }
-            let entry = self.attempt(|disk| Ok(volume.details(disk, entry)?))?;
-            list.names += entry.name.len();
-            list.found.entries.push(entry);
+        if list.found.entries.len() >= MAX_ENTRIES || list.names >= MAX_NAMES {
+            return Ok(Some(list.end(Some(list.seen))));
         }
+        let entry = self.attempt(|disk| Ok(volume.details(disk, entry)?))?;
+        list.names += entry.name.len();
+        list.found.entries.push(entry);
         list.seen += 1;
         list.more.pop();
         Ok(None)

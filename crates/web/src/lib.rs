@@ -17,6 +17,7 @@
 //! | `range`, `version` | ranges; entity tags and conditions |
 //! | `page`, `listing` | the page, the list in JSON, the style sheet; the pages of partitions and folders |
 //! | `files`, `cache` | the search for files; the parts of a disk that it has read |
+//! | `layouts` | where partitions are, and which file systems, as earlier requests have found it |
 //! | `response` | response heads and error texts; the status of each fault |
 //! | `content` | the response with the bytes of a disk or a file |
 //! | `transfer`, `zst` | the part of a disk that is being sent; its compression |
@@ -30,6 +31,7 @@ mod code;
 mod content;
 mod files;
 mod host;
+mod layouts;
 mod listing;
 mod login;
 mod page;
@@ -101,6 +103,7 @@ pub struct Server {
     access: access::Access,
     encoders: zst::Encoders,
     walks: slots::Slots,
+    layouts: layouts::Layouts,
     clock: Clock,
 }
 
@@ -119,7 +122,8 @@ impl Server {
         let versions = version::Versions::new(u64::from_le_bytes(access.random()));
         let (machine, encoders) = (machine.to_owned(), zst::Encoders::default());
         let walks = slots::Slots::new(files::MAX_WALKS);
-        Arc::new(Self { catalogue, machine, versions, access, encoders, walks, clock })
+        let layouts = layouts::Layouts::default();
+        Arc::new(Self { catalogue, machine, versions, access, encoders, walks, layouts, clock })
     }
 
     /// Replaces the code that admits to reading where authentication is required; without one no client

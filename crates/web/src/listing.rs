@@ -6,7 +6,7 @@ use export::Export;
 use filesystem::{EntryKind, FileEntry, Modified};
 use jiff::Timestamp;
 
-use crate::files::{Folder, Partition, Target};
+use crate::files::{Folder, MAX_PARTITIONS, Partition, Target};
 use crate::page::{escaped, note, size, start};
 use crate::response::percent_encoded;
 
@@ -41,11 +41,15 @@ pub(crate) fn partitions(export: &Export, partitions: &[Partition]) -> String {
     if partitions.is_empty() {
         page.push_str("<p>Which partitions this disk has is not certain.</p>\n");
     }
+    if partitions.len() >= MAX_PARTITIONS {
+        page.push_str("<p>Further partitions are not shown.</p>\n");
+    }
     page.push_str("</body>\n</html>\n");
     page
 }
 
-/// Returns the page with a folder.
+/// Returns the page with a folder. Its links are relative to its path, which ends with a slash: so its length does not
+/// depend on that of the path.
 pub(crate) fn folder(export: &Export, target: &Target, folder: &Folder) -> String {
     let name = target.names.last().map(|name| shown(name));
     let partition = match target.partition {
@@ -54,7 +58,7 @@ pub(crate) fn folder(export: &Export, target: &Target, folder: &Folder) -> Strin
     };
     let title = name.unwrap_or_else(|| format!("{}, {partition}", escaped(&export.short)));
     let mut page = start(&title);
-    let path = path(&mut page, export, target, &partition);
+    links_up(&mut page, export, target, &partition);
     page.push_str(note(export));
     if !folder.is_clean {
         page.push_str(
@@ -66,37 +70,37 @@ pub(crate) fn folder(export: &Export, target: &Target, folder: &Folder) -> Strin
         page.push_str("<p>Nothing is here.</p>\n");
     }
     page.push_str("<ul class=\"files\">\n");
-    folder.entries.iter().for_each(|entry| item(&mut page, &path, entry));
+    folder.entries.iter().for_each(|entry| item(&mut page, entry));
     page.push_str("</ul>\n");
     if let Some(next) = folder.next {
-        let _ = writeln!(page, "<p><a class=\"get\" href=\"{path}?from={next}\">More</a></p>");
+        let _ = writeln!(page, "<p><a class=\"get\" href=\"?from={next}\">More</a></p>");
     }
     page.push_str("</body>\n</html>\n");
     page
 }
 
-/// Adds links to the folders on the path. Returns the path of this one, with a slash at the end.
-fn path(page: &mut String, export: &Export, target: &Target, partition: &str) -> String {
-    let disk = percent_encoded(&export.short);
-    let mut path = format!("/{disk}/{}/", target.partition.unwrap_or(0));
+/// Adds links to the folders on the path.
+fn links_up(page: &mut String, export: &Export, target: &Target, partition: &str) {
+    let depth = target.names.len();
+    let up = |levels: usize| if levels == 0 { "./".to_owned() } else { "../".repeat(levels) };
     let _ = write!(
         page,
-        "<p><a href=\"/\">All disks</a> / <a href=\"/{disk}/\">{}</a> / <a href=\"{path}\">{partition}</a>",
-        escaped(&export.short)
+        "<p><a href=\"/\">All disks</a> / <a href=\"{}\">{}</a> / <a href=\"{}\">{partition}</a>",
+        up(depth + 1),
+        escaped(&export.short),
+        up(depth)
     );
-    for name in &target.names {
-        let _ = write!(path, "{}/", percent_encoded(name));
-        let _ = write!(page, " / <a href=\"{path}\"><bdi>{}</bdi></a>", shown(name));
+    for (name, levels) in target.names.iter().zip((0..depth).rev()) {
+        let _ = write!(page, " / <a href=\"{}\"><bdi>{}</bdi></a>", up(levels), shown(name));
     }
     page.push_str("</p>\n");
-    path
 }
 
-fn item(page: &mut String, path: &str, entry: &FileEntry) {
+fn item(page: &mut String, entry: &FileEntry) {
     let (name, href) = (shown(&entry.name), percent_encoded(&entry.name));
     let link = match entry.kind {
-        EntryKind::Directory => format!("<a href=\"{path}{href}/\"><bdi>{name}</bdi>/</a>"),
-        EntryKind::File => format!("<a href=\"{path}{href}\" download><bdi>{name}</bdi></a>"),
+        EntryKind::Directory => format!("<a href=\"{href}/\"><bdi>{name}</bdi>/</a>"),
+        EntryKind::File => format!("<a href=\"{href}\" download><bdi>{name}</bdi></a>"),
         EntryKind::Link | EntryKind::Special | EntryKind::Damaged => format!("<bdi>{name}</bdi>"),
     };
     let about = match entry.kind {

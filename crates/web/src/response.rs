@@ -11,6 +11,7 @@ use jiff::Timestamp;
 pub(crate) enum Code {
     Ok,
     PartialContent,
+    MovedPermanently,
     SeeOther,
     NotModified,
     BadRequest,
@@ -29,6 +30,8 @@ pub(crate) enum Code {
     TooManyRequests,
     HeadTooLong,
     ServerError,
+    /// A file system, or a form of files, that is not supported.
+    NotImplemented,
     Unavailable,
     VersionUnknown,
     ChunksRequired,
@@ -40,6 +43,7 @@ impl Code {
         match self {
             Self::Ok => "200 OK",
             Self::PartialContent => "206 Partial Content",
+            Self::MovedPermanently => "301 Moved Permanently",
             Self::SeeOther => "303 See Other",
             Self::NotModified => "304 Not Modified",
             Self::BadRequest => "400 Bad Request",
@@ -56,6 +60,7 @@ impl Code {
             Self::TooManyRequests => "429 Too Many Requests",
             Self::HeadTooLong => "431 Request Header Fields Too Large",
             Self::ServerError => "500 Internal Server Error",
+            Self::NotImplemented => "501 Not Implemented",
             Self::Unavailable => "503 Service Unavailable",
             Self::VersionUnknown | Self::ChunksRequired => "505 HTTP Version Not Supported",
         }
@@ -64,7 +69,11 @@ impl Code {
     /// Returns the text for people.
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::Ok | Self::PartialContent | Self::SeeOther | Self::NotModified => "",
+            Self::Ok
+            | Self::PartialContent
+            | Self::MovedPermanently
+            | Self::SeeOther
+            | Self::NotModified => "",
             Self::BadRequest => "The request is malformed.\n",
             Self::Unauthorized | Self::LoginRequired => {
                 "The code on the screen of the machine that lends its disks is required, \
@@ -86,6 +95,7 @@ impl Code {
             }
             Self::HeadTooLong => "The header fields are too long.\n",
             Self::ServerError => "The disk could not be read.\n",
+            Self::NotImplemented => "This is not supported here.\n",
             Self::Unavailable => "The disk cannot be read now.\n",
             Self::VersionUnknown => "Only HTTP/1.1 and HTTP/1.0 are spoken here.\n",
             Self::ChunksRequired => "This takes HTTP/1.1; the disk without .zst does not.\n",
@@ -153,6 +163,13 @@ pub(crate) fn of_code(code: Code, keep_alive: bool, is_head: bool) -> Vec<u8> {
         head.field("Allow", "GET, HEAD");
     }
     of_text(head, "text/plain; charset=utf-8", code.text(), is_head)
+}
+
+/// Returns the response for a path without the slash at its end.
+pub(crate) fn moved(path: &str, keep_alive: bool, is_head: bool) -> Vec<u8> {
+    let mut head = Head::new(Code::MovedPermanently, keep_alive);
+    head.field("Location", path);
+    of_text(head, "text/plain; charset=utf-8", "", is_head)
 }
 
 /// Returns the response if there are as many compressed downloads, or requests for files, as there may be.

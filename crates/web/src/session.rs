@@ -414,6 +414,13 @@ impl export::Session for Session {
         if self.deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
+        if let Phase::Responding(Response { walk: Some(walk), .. }) = &mut self.phase
+            && walk.is_pausing()
+        {
+            walk.begin_turn();
+            self.restart_timer(now);
+            return self.advance();
+        }
         // A request must arrive in time, whatever else the peer does.
         let is_late =
             matches!(self.phase, Phase::Waiting { begun: true }) || self.must_authenticate();
@@ -435,12 +442,16 @@ impl export::Session for Session {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        match self.phase {
+        match &self.phase {
             Phase::Closed => None,
             _ if self.must_authenticate() => Some(self.since + HEAD_TIMEOUT),
+            // At once: drivers serve others between two ticks.
+            Phase::Responding(Response { walk: Some(walk), .. }) if walk.is_pausing() => {
+                Some(self.since)
+            }
             // A disk that does not respond is not the peer's fault.
             Phase::Responding(_) if self.in_flight > 0 => None,
-            Phase::Waiting { begun } if begun || !self.established => {
+            Phase::Waiting { begun } if *begun || !self.established => {
                 Some(self.since + HEAD_TIMEOUT)
             }
             Phase::Waiting { .. } if self.is_idle() => Some(self.since + DETACH_TIMEOUT),

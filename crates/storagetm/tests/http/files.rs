@@ -46,9 +46,9 @@ fn interop_curl_reads_files_of_a_disk() {
         let page = curl(&[&url]);
         assert!(page.contains("/disk/1/") && page.contains("/disk/2/"), "{page}");
         for number in 1..=2 {
-            let page = curl(&[&format!("{url}{number}/my%20photos/")]);
-            let link = format!("/disk/{number}/my%20photos/a%20b.jpg");
-            assert!(page.contains(&format!("href=\"{link}\"")), "{page}");
+            // Without the slash at the end it is redirected.
+            let page = curl(&["-L", &format!("{url}{number}/my%20photos")]);
+            assert!(page.contains("href=\"a%20b.jpg\"") && page.contains("href=\"../\""), "{page}");
             let url = format!("{url}{number}/my%20photos/a%20b.jpg");
             curl(&["-o", &copy, &url]);
             same(&file, &copy);
@@ -67,6 +67,30 @@ fn interop_curl_reads_files_of_a_disk() {
             };
             assert_eq!(code(&format!("disk/{number}/../../etc/passwd")), "404");
             assert_eq!(code(&format!("disk/{number}/none")), "404");
+            assert_eq!(code(&format!("disk/{number}/my%20photos/a%20b.jpg/none")), "404");
+            assert_eq!(code(&format!("disk/{number}")), "301");
         }
+    }
+}
+
+/// A search takes many turns of the server, in which it serves others.
+#[test]
+fn interop_curl_reads_folders_of_100000_files() {
+    if lacks("curl reads folders of 100,000 files", &["curl"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.path("disk.img");
+    let mut bytes = testkit::exfat::large_folder(100_000);
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    fs::write(&image, bytes).unwrap();
+    for io in DRIVERS {
+        let server = Server::start(&["--io", io, &image]);
+        let url = format!("{}disk/0/", server.url);
+        let curl = |url: &str| stdout_of("curl", &["-sSf", url]);
+        let page = curl(&format!("{url}?from=99500"));
+        assert!(page.contains("\"file%2099500\"") && page.contains("\"file%2099999\""), "{io}");
+        assert_eq!(curl(&format!("{url}file%2099999")), "file 99999");
+        assert_eq!(curl(&format!("{url}FILE%2070000")), "file 70000");
     }
 }

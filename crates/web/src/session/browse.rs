@@ -3,15 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use export::{Buffer, Denied, Export, Fault, Op, Ticket};
-use filesystem::{FileEntry, FileError, Refusal};
+use export::{Body, Buffer, Denied, Export, Fault, Head, Op, Pool, Segment, Step, Ticket};
+use filesystem::{FileEntry, FileError, OpaqueReason, Refusal};
 
 use super::{Phase, Progress, Response, Session};
 use crate::content::Content;
 use crate::files::{Found, Pause, Target, Walk};
 use crate::listing;
-use crate::request::{Method, Request};
-use crate::response::{self, Code};
+use crate::request::{Method, Request, percent_decoded};
+use crate::response::{self, Code, percent_encoded};
 use crate::transfer::Transfer;
 
 impl Session {
@@ -35,6 +35,7 @@ impl Session {
         let bytes = export.bytes();
         let mut walk = Walk::new(request.clone(), target, bytes, slot);
         walk.tag = self.server.versions.tag(export, bytes);
+        walk.layout = self.server.layouts.get(walk.tag.as_deref());
         self.phase = Phase::Responding(Response {
             text: Vec::new(),
             sent: 0,
@@ -53,12 +54,33 @@ impl Session {
         if walk.reading.is_some() {
             return Progress::Waiting;
         }
+        if walk.has_page {
+            return self.send_page();
+        }
         match walk.run() {
             Ok(found) => self.found(found),
             Err(Pause::Read(range)) => return self.submit_read(range),
+            Err(Pause::Turn) => return Progress::Waiting,
             Err(Pause::Failed(error)) => self.files_failed(&error),
         }
         Progress::More
+    }
+
+    /// Sends a page as a whole, in memory of the account, for which the search keeps its slot.
+    fn send_page(&mut self) -> Progress {
+        let Phase::Responding(response) = &mut self.phase else { return Progress::Waiting };
+        let len = response.text.len();
+        if len > Pool::MAX_BUFFER {
+            self.files_failed(&Refusal::TooMuch.into());
+            return Progress::More;
+        }
+        let Some(mut buffer) = self.account.take(len) else { return Progress::Waiting };
+        buffer.bytes_mut().copy_from_slice(&response.text);
+        let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, len);
+        self.steps.push_back(Step::Send(segment));
+        self.moved = true;
+        (response.text, response.walk) = (Vec::new(), None);
+        Progress::Complete
     }
 
     /// Submits the read of a part of the disk for a search.
@@ -82,7 +104,7 @@ impl Session {
             Ok(admitted) => {
                 (self.last, self.moved) = (number, true);
                 self.in_flight += 1;
-                self.steps.push_back(export::Step::Submit(admitted));
+                self.steps.push_back(Step::Submit(admitted));
                 if let Phase::Responding(Response { walk: Some(walk), .. }) = &mut self.phase {
                     walk.reading = Some((number, range));
                 }
@@ -131,9 +153,22 @@ impl Session {
         };
         let Phase::Responding(response) = &mut self.phase else { return };
         let Some(walk) = &mut response.walk else { return };
+        if !matches!(found, Found::Extents(..)) {
+            self.server.layouts.keep(walk.tag.as_deref(), walk.layout.clone());
+        }
         let page = match found {
             Found::Partitions(partitions) => listing::partitions(&export, &partitions),
             Found::Folder(folder) => listing::folder(&export, &walk.target, &folder),
+            Found::FolderWithoutSlash => {
+                // Encoded anew: it is a path on this machine, whatever was sent.
+                let path = walk.request.raw_path.split('/').filter_map(percent_decoded);
+                let path: Vec<_> = path.map(percent_encoded).collect();
+                let path = format!("{}/", path.join("/"));
+                let text = response::moved(&path, response.keep_alive, response.is_head);
+                response.text = response::dated(text, (self.server.clock)());
+                response.walk = None;
+                return;
+            }
             Found::File(file) => return self.respond_with_file(file),
             Found::Extents(extents, is_last) => {
                 response.transfer = Some(Transfer::of(extents));
@@ -146,7 +181,7 @@ impl Session {
         let head = response::Head::new(Code::Ok, response.keep_alive);
         let text = response::of_text(head, "text/html; charset=utf-8", &page, response.is_head);
         response.text = response::dated(text, (self.server.clock)());
-        response.walk = None;
+        walk.has_page = true;
     }
 
     /// Answers with a file, or a part of it, whose extents are then looked for.
@@ -171,11 +206,7 @@ impl Session {
         if response.has_begun {
             return self.failed(Fault::Io);
         }
-        let code = match refusal {
-            Refusal::NotFound => Code::NotFound,
-            Refusal::Damaged => Code::ServerError,
-            _ => Code::Refused,
-        };
+        let code = code_of(*refusal);
         let Some(disk) = &self.disk else { return self.failed(Fault::Gone) };
         let head = response::Head::new(code, response.keep_alive);
         let accepts_html = response.walk.as_ref().is_some_and(|walk| walk.request.accepts_html);
@@ -192,5 +223,21 @@ impl Session {
         };
         response.text = response::dated(text, (self.server.clock)());
         response.walk = None;
+    }
+}
+
+/// Returns the status for files that are not read: what is not there, what is not supported here, what nobody can read
+/// without more than this disk, and what is wrong on it.
+fn code_of(refusal: Refusal) -> Code {
+    match refusal {
+        Refusal::NotFound | Refusal::NoDirectory => Code::NotFound,
+        Refusal::Opaque(OpaqueReason::Unknown | OpaqueReason::Feature)
+        | Refusal::Compressed
+        | Refusal::Elsewhere => Code::NotImplemented,
+        Refusal::Encrypted | Refusal::NoContents => Code::Refused,
+        Refusal::Opaque(OpaqueReason::Unclean | OpaqueReason::Damaged)
+        | Refusal::Ambiguous
+        | Refusal::Damaged
+        | Refusal::TooMuch => Code::ServerError,
     }
 }

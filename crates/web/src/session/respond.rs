@@ -78,10 +78,14 @@ impl Session {
                     let name = name.strip_suffix(ending)?;
                     exports.iter().find(|export| export.short == name)
                 };
-                match (named(".raw"), named(".raw.zst")) {
-                    (Some(export), _) => return self.respond_with_disk(request, export),
-                    (None, Some(export)) => return self.respond_compressed(request, export),
-                    (None, None) => of_code(Code::NotFound),
+                match (named(".raw"), named(".raw.zst"), named("")) {
+                    (Some(export), ..) => return self.respond_with_disk(request, export),
+                    (None, Some(export), _) => return self.respond_compressed(request, export),
+                    (None, None, Some(export)) => {
+                        let path = format!("/{}/", response::percent_encoded(&export.short));
+                        response::moved(&path, request.keep_alive, is_head)
+                    }
+                    (None, None, None) => of_code(Code::NotFound),
                 }
             }
         };

@@ -14,6 +14,7 @@ mod input;
 mod life;
 mod pages;
 mod reading;
+mod volumes;
 mod world;
 
 use world as web_world;
