@@ -304,14 +304,38 @@ fn nvme(parts: &Parts) -> Result<Nvme, String> {
     Ok(Nvme { host: parts.authority_with_default(NVME_PORT)?, name })
 }
 
-/// Returns a word of a command line with the secret of an iSCSI URI replaced by `SECRET`.
+/// Returns a word of a command line without secrets: the secret of an iSCSI URI, the user and password of a URL of a
+/// web server, and its query, which may be a signature, are replaced. The word may be `--option=URL`.
 pub fn without_secret(word: &str) -> String {
+    if let Some((option, value)) = word.split_once('=').filter(|_| word.starts_with("--")) {
+        return format!("{option}={}", without_secret(value));
+    }
+    let is_web = |scheme: &&str| {
+        word.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    if let Some(scheme) = ["http://", "https://"].into_iter().find(is_web) {
+        let (scheme, rest) = word.split_at(scheme.len());
+        return format!("{scheme}{}", without_login_and_query(rest));
+    }
     let (scheme, rest) = word.split_at_checked("iscsi://".len()).unwrap_or((word, ""));
     let secret = scheme.eq_ignore_ascii_case("iscsi://").then(|| secret_in(rest)).flatten();
     match secret.and_then(|secret| Some((rest.get(..secret.start)?, rest.get(secret.end..)?))) {
         Some((before, after)) => format!("{scheme}{before}SECRET{after}"),
         None => word.to_owned(),
     }
+}
+
+/// Replaces the user, password and query in a URL without its scheme. The last @ before the
+/// path ends the password.
+fn without_login_and_query(rest: &str) -> String {
+    let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let host = rest[..authority].rfind('@').map_or(0, |at| at + 1);
+    let login = if host > 0 { "SECRET@" } else { "" };
+    let (path, query) = match rest[host..].split_once('?') {
+        Some((path, _)) => (path, "?SECRET"),
+        None => (&rest[host..], ""),
+    };
+    format!("{login}{path}{query}")
 }
 
 /// Returns where the secret is in an iSCSI URI without its scheme. It follows the first % and may
@@ -489,7 +513,7 @@ mod test {
     }
 
     #[test]
-    fn secret_of_an_iscsi_uri_is_not_repeated() {
+    fn secrets_of_uris_are_not_repeated() {
         for (word, shown) in [
             ("iscsi://me%s3%cr@t@host:1/iqn.x/0", "iscsi://me%SECRET@host:1/iqn.x/0"),
             ("ISCSI://me%s3cret@host/iqn.x", "ISCSI://me%SECRET@host/iqn.x"),
@@ -507,6 +531,15 @@ mod test {
             ("iscsi://h/iqn.x?target-key=a%2f@b", "iscsi://h/iqn.x?target-key=a%2f@b"),
             ("nbds://a%40b@host/d", "nbds://a%40b@host/d"),
             ("--map", "--map"),
+        ] {
+            assert_eq!(without_secret(word), shown);
+        }
+        for (word, shown) in [
+            ("https://anna:s3cret@host/a@b?X-Amz-Signature=s3", "https://SECRET@host/a@b?SECRET"),
+            ("HTTP://anna@host:1?s3=cret", "HTTP://SECRET@host:1?SECRET"),
+            ("--hash-file=https://a:s3@host/x", "--hash-file=https://SECRET@host/x"),
+            ("--map=a=b", "--map=a=b"),
+            ("https://host/disk.raw", "https://host/disk.raw"),
         ] {
             assert_eq!(without_secret(word), shown);
         }

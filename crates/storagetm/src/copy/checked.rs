@@ -12,7 +12,7 @@ use fetch::{Body, Location};
 use remote::uri::Locator;
 
 use super::access::access;
-use super::hash_list::{Expected, Hasher};
+use super::hash_list::{Expected, Hasher, NotFound};
 use super::signature::SignedList;
 use super::summary::refused;
 use crate::options::copy::Copy;
@@ -57,8 +57,15 @@ fn listed(list: &str, options: &Copy) -> Result<Expected, Failure> {
     let source = options.source.to_string();
     let path = source.split("?...").next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
-    Expected::find(&text, name).ok_or_else(|| {
-        refused(format!("{list} has no SHA-256 or SHA-512 hash of a file named {name}"))
+    Expected::find(&text, path).map_err(|reason| {
+        refused(match reason {
+            NotFound::Unlisted => {
+                format!("{list} has no SHA-256 or SHA-512 hash of a file named {name}")
+            }
+            NotFound::Ambiguous => format!(
+                "{list} has several files named {name} with different hashes, and none in the folders of {path}: give the hash with --sha256"
+            ),
+        })
     })
 }
 
@@ -94,6 +101,12 @@ pub(super) fn agreed(
     expected: Option<Expected>,
 ) -> Result<Option<Expected>, Failure> {
     match (named, expected) {
+        (Some(hash), Some(expected)) if hash.kind() != expected.kind() => Err(refused(format!(
+            "{name} has the {} {hash} by its manifest, and only the {} {expected} is known of it: they cannot be compared; \
+             without --hash-file the image is verified by its manifest",
+            hash.kind(),
+            expected.kind()
+        ))),
         (Some(hash), Some(expected)) if hash != expected => Err(refused(format!(
             "{name} has the SHA-256 {hash} by its manifest, and the {} {expected} was expected: nothing was written",
             expected.kind()

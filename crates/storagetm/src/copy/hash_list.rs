@@ -11,6 +11,19 @@ pub(super) enum Expected {
     Sha512(Vec<u8>),
 }
 
+/// Why a list names no hash of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotFound {
+    Unlisted,
+    /// Several files of that name are in it, with different hashes.
+    Ambiguous,
+}
+
+/// Returns how many components at the ends of two paths are the same.
+fn common_end(one: &str, other: &str) -> usize {
+    one.rsplit('/').zip(other.rsplit('/')).take_while(|(one, other)| one == other).count()
+}
+
 /// Computes a hash of the kind that is expected.
 pub(super) enum Hasher {
     Sha256(Sha256),
@@ -40,9 +53,13 @@ impl Expected {
         }
     }
 
-    /// Returns the hash of a file in a list in the format of `sha256sum` and `sha512sum`, or of their option `--tag`.
-    pub(super) fn find(list: &str, name: &str) -> Option<Self> {
-        list.lines().find_map(|line| {
+    /// Returns the hash of a file in a list in the format of `sha256sum` and `sha512sum`, or of their option `--tag`. Of
+    /// several files with the last name of `path` it is the one of which most folders are those of `path`.
+    ///
+    /// # Errors
+    /// Fails if there is none, or if several are as near to `path` and have different hashes of one kind.
+    pub(super) fn find(list: &str, path: &str) -> Result<Self, NotFound> {
+        let named = list.lines().filter_map(|line| {
             let tagged = || {
                 let rest = line.strip_prefix("SHA256 (").or_else(|| line.strip_prefix("SHA512 ("));
                 rest?.rsplit_once(") = ")
@@ -51,10 +68,17 @@ impl Expected {
                 let (hash, name) = line.split_once(' ')?;
                 Some((name.strip_prefix([' ', '*']).unwrap_or(name), hash))
             };
-            let (path, hash) = tagged().or_else(plain)?;
-            let is_named = path.trim_end().rsplit('/').next() == Some(name);
-            Self::parse(hash.trim_end()).filter(|_| is_named)
-        })
+            let (listed, hash) = tagged().or_else(plain)?;
+            let nearness = common_end(listed.trim_end(), path);
+            Some((nearness, Self::parse(hash.trim_end()).filter(|_| nearness > 0)?))
+        });
+        let named: Vec<(usize, Self)> = named.collect();
+        let nearest =
+            named.iter().map(|(nearness, _)| *nearness).max().ok_or(NotFound::Unlisted)?;
+        let mut hashes = named.into_iter().filter(|it| it.0 == nearest).map(|(_, hash)| hash);
+        let first = hashes.next().ok_or(NotFound::Unlisted)?;
+        let differs = |other: Self| other.kind() == first.kind() && other != first;
+        if hashes.any(differs) { Err(NotFound::Ambiguous) } else { Ok(first) }
     }
 
     /// Returns the name of the kind.
@@ -126,13 +150,32 @@ mod test {
              SHA512 (f.raw) = {longer}\n",
             "0".repeat(64)
         );
-        let hash = Expected::parse(EMPTY);
-        assert_eq!(Expected::find(&list, "a.raw"), hash);
-        assert_eq!(Expected::find(&list, "c d.raw"), hash);
-        assert_eq!(Expected::find(&list, "b.raw"), Expected::parse(&"0".repeat(64)));
-        assert_eq!(Expected::find(&list, "e.raw"), Expected::parse(&longer));
-        assert_eq!(Expected::find(&list, "f.raw"), Expected::parse(&longer));
-        assert_eq!(Expected::find(&list, "raw"), None);
-        assert_eq!(Expected::find(&list, ""), None);
+        let found = |path: &str| Expected::find(&list, path).map(|hash| hash.to_string());
+        for (path, hash) in [
+            ("a.raw", EMPTY),
+            ("https://host/other/a.raw", EMPTY),
+            ("c d.raw", EMPTY),
+            ("b.raw", &"0".repeat(64)),
+            ("e.raw", &longer),
+            ("f.raw", &longer),
+        ] {
+            assert_eq!(found(path).as_deref(), Ok(hash), "{path}");
+        }
+        assert_eq!(found("raw"), Err(NotFound::Unlisted));
+        assert_eq!(found(""), Err(NotFound::Unlisted));
+    }
+
+    #[test]
+    fn hash_is_that_of_the_file_in_its_folder() {
+        let [one, other] = ["1".repeat(64), "2".repeat(64)];
+        let list = format!("{one}  ./a/x.raw\n{other}  b/x.raw\n{}  b/x.raw\n", "3".repeat(128));
+        let found = |path: &str| Expected::find(&list, path).map(|hash| hash.to_string());
+        assert_eq!(found("https://host/a/x.raw"), Ok(one.clone()));
+        assert_eq!(found("https://host/b/x.raw"), Ok(other));
+        assert_eq!(found("https://host/c/x.raw"), Err(NotFound::Ambiguous));
+        assert_eq!(
+            Expected::find(&format!("{one}  x\n{one}  a/x\n"), "c/x").unwrap().to_string(),
+            one
+        );
     }
 }
