@@ -157,21 +157,15 @@ impl Volume {
         }
     }
 
-    /// Returns an entry with its kind, length and time; with [`EntryKind::Damaged`] if its inode or file record is damaged.
-    ///
-    /// # Errors
-    /// The disk cannot be read.
-    pub fn details<R: ReadAt + ?Sized>(&self, disk: &R, entry: &Entry) -> io::Result<Entry> {
+    /// Returns an entry with its kind, length and time; with [`EntryKind::Damaged`] if its inode or file record is damaged
+    /// or cannot be read.
+    pub fn details<R: ReadAt + ?Sized>(&self, disk: &R, entry: &Entry) -> Entry {
         let details = match &self.format {
             Format::Ext(volume) => volume.details(disk, entry),
             Format::Ntfs(volume) if entry.kind == EntryKind::File => volume.details(disk, entry),
             _ => Ok(entry.clone()),
         };
-        match details {
-            Ok(entry) => Ok(entry),
-            Err(FileError::Io(error)) => Err(error),
-            Err(FileError::Refused(_)) => Ok(Entry { kind: EntryKind::Damaged, ..entry.clone() }),
-        }
+        details.unwrap_or_else(|_| Entry { kind: EntryKind::Damaged, ..entry.clone() })
     }
 
     /// Returns an entry of [`Volume::entries`] with its exact kind and length. Checks that a file can be read.

@@ -95,7 +95,7 @@ fn list<R: ReadAt + ?Sized>(
     while let Some(at) = from {
         let (entries, next) = volume.entries(disk, directory, &at)?;
         for entry in entries {
-            all.push(volume.details(disk, &entry)?);
+            all.push(volume.details(disk, &entry));
         }
         from = next;
         calls += 1;

@@ -436,7 +436,7 @@ impl Walk {
         if list.found.entries.len() >= MAX_ENTRIES || list.names >= MAX_NAMES {
             return Ok(Some(list.end(Some(list.seen))));
         }
-        let entry = self.attempt(|disk| Ok(volume.details(disk, entry)?))?;
+        let entry = self.attempt(|disk| Ok(volume.details(disk, entry)))?;
         list.names += entry.name.len();
         list.found.entries.push(entry);
         list.seen += 1;

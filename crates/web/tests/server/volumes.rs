@@ -359,6 +359,29 @@ fn busy_server_answers_a_head_request_without_content() {
     world.end_all();
 }
 
+/// The other files of the folder can be had.
+#[test]
+fn unreadable_file_record_hides_only_its_file() {
+    let mut made = Ntfs::new(1000);
+    made.root(&[
+        ntfs::index_entry(FIRST, "one", 1, 0),
+        ntfs::index_entry(FIRST + 9, "other", 1, 0),
+    ]);
+    for (number, content) in [(FIRST, b"1"), (FIRST + 9, b"2")] {
+        made.record(number, FILE, 0, &[resident(kind::DATA, "", content)]);
+    }
+    let at = made.disk.windows(5).rposition(|at| at == b"FILE0").unwrap() as u64;
+    let mut world = world(&made.disk, Access::ReadOnly, 512);
+    world.unreadable.push(at..at + 1);
+    let page = text(&world.get("/sda/0/", ""));
+    let links = links(&page, "/sda/0/");
+    assert!(links.contains(&"/sda/0/one".to_owned()), "{page}");
+    assert!(page.contains("<bdi>other</bdi> <span class=\"note\">damaged"), "{page}");
+    assert_eq!(text(&world.get("/sda/0/one", "")), "1");
+    assert_eq!(world.get("/sda/0/other", "").code, 500);
+    world.end_all();
+}
+
 /// A folder may contain itself.
 #[test]
 fn paths_deeper_than_64_folders_are_not_found() {
