@@ -128,6 +128,37 @@ fn runs_beyond_the_volume_are_damaged() {
     assert_refused(list(&made.disk, &open(&made.disk)), Refusal::Damaged);
 }
 
+/// The records that have the parts are in the parts before them.
+#[test]
+fn mft_in_many_parts_is_read() {
+    const FIRST_PART: u32 = 64;
+    const PART: u32 = 16;
+    let numbers: Vec<u64> = (6..24).collect();
+    let clusters = FIRST_PART + PART * numbers.len() as u32;
+    let len = u64::from(clusters) * ntfs::CLUSTER as u64;
+    let part = |vcn: u32, count: u32| {
+        let runs = runs(&[(count, Some(ntfs::MFT + vcn))]);
+        let mut part = ntfs::non_resident(kind::DATA, "", vcn.into(), len, &runs);
+        part[24..32].copy_from_slice(&u64::from(vcn + count - 1).to_le_bytes());
+        part
+    };
+    let (mut made, mut list) = (Ntfs::new(1000), ntfs::list_entry(kind::DATA, "", 0, 0));
+    for (number, vcn) in numbers.iter().zip((FIRST_PART..).step_by(PART as usize)) {
+        list.extend(ntfs::list_entry(kind::DATA, "", vcn.into(), *number));
+        // The reference of the record of the MFT.
+        made.record(*number, FILE, 1 << 48, &[part(vcn, PART)]);
+    }
+    let list = resident(kind::ATTRIBUTE_LIST, "", &list);
+    made.record(0, FILE, 0, &[list, part(0, FIRST_PART)]);
+    // The last record.
+    let number = u64::from(clusters / 2 - 1);
+    made.root(&[ntfs::index_entry(number, "file", 1, 0)]);
+    made.record(number, FILE, 0, &[resident(kind::DATA, "", b"in the last part")]);
+    let volume = open(&made.disk);
+    let file = volume.find(&made.disk[..], &[b"file"]).unwrap();
+    assert_eq!(volume.read(&made.disk[..], &file, 100).unwrap(), b"in the last part");
+}
+
 #[test]
 fn exfat_lengths_beyond_the_volume_are_damaged() {
     let mut volume = Exfat::new(100);

@@ -5,7 +5,7 @@ pub const CLUSTER: usize = 512;
 /// Size of a file record in bytes.
 pub const RECORD: usize = 1024;
 /// The first cluster of the MFT, and the number of its records.
-const MFT: u32 = 8;
+pub const MFT: u32 = 8;
 const RECORDS: u32 = 256;
 /// Clusters of the MFT.
 const MFT_CLUSTERS: u32 = RECORDS * 2;
@@ -68,7 +68,8 @@ impl Ntfs {
         put(&mut self.disk, cluster as usize * CLUSTER, bytes);
     }
 
-    /// Writes a record; `base` is the number of the base record of an extension, else 0.
+    /// Writes a record; `base` is the reference of the base record of an extension, with or without its sequence number in
+    /// the upper 16 bits; else 0.
     pub fn record(&mut self, number: u64, flags: u16, base: u64, attributes: &[Vec<u8>]) {
         let mut record = vec![0; RECORD];
         put(&mut record, 0, b"FILE\x30\0\x03\0");
@@ -129,7 +130,7 @@ pub fn resident(kind: u32, name: &str, value: &[u8]) -> Vec<u8> {
     end(bytes)
 }
 
-/// Returns an attribute of `len` bytes, or the part of it from the cluster `vcn` on, in these runs.
+/// Returns an attribute of `len` bytes, or the part of it from the cluster `vcn` on to its end, in these runs.
 pub fn non_resident(kind: u32, name: &str, vcn: u64, len: u64, runs: &[u8]) -> Vec<u8> {
     let mut bytes = header(kind, name, 64, false);
     let at = u16::try_from(bytes.len()).unwrap();

@@ -66,9 +66,9 @@ impl Record {
         })
     }
 
-    /// The base record, if this one is an extension.
+    /// The number of the base record, if this one is an extension. That of the MFT is 0, and its sequence number is not.
     pub(super) fn base(&self) -> Option<u64> {
-        le64(&self.bytes, 32).map(|base| base & NUMBER).filter(|base| *base != 0)
+        le64(&self.bytes, 32).filter(|base| *base != 0).map(|base| base & NUMBER)
     }
 
     /// Whether there are extension records.
