@@ -79,6 +79,26 @@ impl Target {
     }
 }
 
+/// Returns the target with this name, ignoring case.
+///
+/// # Errors
+/// Fails with a usage error that lists their addresses if several are called so: machines in target mode often have
+/// the same name.
+pub fn named<'a>(targets: &'a [Target], called: &str) -> Result<Option<&'a Target>, Failure> {
+    let named = targets.iter().filter(|target| target.name.eq_ignore_ascii_case(called));
+    match named.collect::<Vec<_>>().as_slice() {
+        [] => Ok(None),
+        [target] => Ok(Some(target)),
+        several => {
+            let addresses: Vec<&str> = several.iter().map(|it| it.address.as_str()).collect();
+            Err(Failure::usage(format!(
+                "several paired machines are called {called}: give the address instead ({})",
+                addresses.join(", ")
+            )))
+        }
+    }
+}
+
 impl Store {
     /// All targets, or why their files cannot be read.
     pub fn targets(&self) -> Vec<(Name, Result<Target, Failure>)> {
@@ -145,6 +165,20 @@ mod test {
         let access = Allowed::ReadOnly;
         let disk = Disk { nqn: nqn.to_owned(), name: "/dev/sda".to_owned(), bytes: 1, access };
         Target { disks: vec![disk], ..Target::sample("localhost", address) }
+    }
+
+    #[test]
+    fn a_name_of_several_targets_is_none_of_them() {
+        let targets = [
+            with_disk("192.0.2.1", "nqn.a"),
+            with_disk("192.0.2.2", "nqn.b"),
+            Target { name: "desk".to_owned(), ..with_disk("192.0.2.3", "nqn.c") },
+        ];
+        let found = |called| named(&targets, called).map(|it| it.map(|it| it.address.as_str()));
+        assert_eq!(found("DESK").unwrap(), Some("192.0.2.3"));
+        assert_eq!(found("nas").unwrap(), None);
+        let failure = found("localhost").unwrap_err();
+        assert!(failure.status() == 2 && failure.to_string().contains("192.0.2.1, 192.0.2.2"));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(super) struct Worker<S> {
     stack: Stack,
     /// Fixed addresses for the first interface with a carrier.
     unplaced: Vec<Fixed>,
+    /// The index of the interface that has them.
+    placed_at: Option<u32>,
     /// Interfaces that parameters name and that were not seen yet, and when to report them.
     missing: BTreeSet<String>,
     missing_due: Option<Instant>,
@@ -57,6 +59,7 @@ impl<S: FnMut(Note)> Worker<S> {
         Ok(Self {
             stack,
             unplaced: unplaced(&parameters),
+            placed_at: None,
             missing_due: (!missing.is_empty()).then(|| Instant::now() + MISSING_AFTER),
             missing,
             parameters,
@@ -174,11 +177,13 @@ impl<S: FnMut(Note)> Worker<S> {
 
     /// Drops interfaces that are gone, or were renamed and thus have other parameters.
     fn forget(&mut self, links: &[Link]) {
-        let sink = &mut self.sink;
+        let (sink, placed_at) = (&mut self.sink, &mut self.placed_at);
         self.interfaces.retain(|index, interface| {
             let stays =
                 links.iter().any(|link| link.index == *index && link.name == interface.name());
             if !stays {
+                // The next one with a cable gets the addresses, or the same one when it is plugged in again.
+                placed_at.take_if(|at| *at == *index);
                 sink(Note::Gone { interface: interface.name().to_owned() });
             }
             stays
@@ -199,7 +204,10 @@ impl<S: FnMut(Note)> Worker<S> {
         let Some(interface) = self.interfaces.get_mut(&link.index) else { return };
         interface.set_running(now, link.running);
         if link.running && !interface.is_named() {
-            self.unplaced.drain(..).for_each(|fixed| interface.place(&fixed));
+            if self.placed_at.is_none() && !self.unplaced.is_empty() {
+                self.placed_at = Some(link.index);
+                self.unplaced.iter().for_each(|fixed| interface.place(fixed));
+            }
         }
     }
 

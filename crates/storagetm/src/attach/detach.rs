@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::target::TargetSpec;
 use failure::Failure;
-use keys::target::Target;
+use keys::target::{Target, named};
 use nvme::PORT as NVME_PORT;
 use remote::address::TargetAddr;
 
@@ -50,7 +50,7 @@ pub(super) fn matching(
         return Ok(by_name);
     }
     let target = TargetSpec::parse(what).map_err(|_| unknown(what))?;
-    let (addresses, port) = addresses(&target.machine, known);
+    let (addresses, port) = addresses(&target.machine, known)?;
     let mut there = all;
     there.retain(|it| {
         let is_there = it.address.is_some_and(|address| addresses.contains(&address));
@@ -72,14 +72,18 @@ fn unknown(what: &str) -> Failure {
 }
 
 /// Returns the addresses that a machine has or had, and its port if that is not the default.
-fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
-    let target = known.iter().find(|target| target.matches(machine));
+///
+/// # Errors
+/// Fails with a usage error if several machines have that name.
+fn addresses(machine: &str, known: &[Target]) -> Result<(Vec<IpAddr>, Option<u16>), Failure> {
+    let at = known.iter().find(|target| target.address == machine);
+    let target = at.map_or_else(|| named(known, machine), |target| Ok(Some(target)))?;
     let called = target.map_or(machine, |target| target.address.as_str());
     // The interface does not matter here.
-    let Ok(place) = TargetAddr::parse(called, Some("any")) else { return (Vec::new(), None) };
+    let Ok(place) = TargetAddr::parse(called, Some("any")) else { return Ok((Vec::new(), None)) };
     let resolved = || place.addresses().map(|all| all.iter().map(SocketAddr::ip).collect());
     let found = place.ip().map_or_else(|| resolved().unwrap_or_default(), |address| vec![address]);
-    (found, Some(place.port()).filter(|port| *port != NVME_PORT))
+    Ok((found, Some(place.port()).filter(|port| *port != NVME_PORT)))
 }
 
 /// Returns the disks that no other connection reaches: one that is, stays (multipath).

@@ -12,7 +12,7 @@ use nvme::auth::Credentials;
 use crate::options::attach::Attach;
 use failure::Failure;
 use keys::record::check_nqn;
-use keys::target::Target;
+use keys::target::{Target, named};
 use protocol::Protocol;
 use remote::address::TargetAddr;
 use remote::host_identity::HostIdentity;
@@ -143,8 +143,7 @@ impl<'a> Resolver<'a> {
     pub(super) fn reach(&self, spec: &TargetSpec) -> Result<FoundTarget<'a>, Failure> {
         let place = TargetAddr::parse(&spec.machine, self.options.interface.as_deref());
         let called = place.as_ref().map_or_else(|_| spec.machine.clone(), TargetAddr::host);
-        let named = |target: &&Target| target.name.eq_ignore_ascii_case(&called);
-        let target = self.known.iter().find(named);
+        let target = named(self.known, &called)?;
         let first = match (target, place) {
             (Some(target), _) => {
                 TargetAddr::parse(&target.address, None).map(|place| place.with_port(target.port))
@@ -220,7 +219,8 @@ impl<'a> Resolver<'a> {
         for place in places {
             match self.query(place, target, spec) {
                 Ok(there) => return Ok(Some(there)),
-                Err(QueryError::KeyRequired) if target.is_some() => {}
+                // Another machine: what it says is not about the one that is wanted.
+                Err(_) if target.is_some() => {}
                 Err(refusal) => refused = Some(sentence(&spec.machine, refusal)),
             }
         }

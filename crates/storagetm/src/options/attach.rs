@@ -43,7 +43,8 @@ ktls-utils). This does them with the keys of the machines that this one is paire
 It must run as long as disks are attached: the kernel asks it again when it reconnects.
 
 storagetm attach starts it if no program does handshakes, under systemd as the unit storagetm-tls-agent. By hand it is \
-needed only for nvme connect --tls without tlshd. If both run, either does a handshake.";
+needed only for nvme connect --tls without tlshd. If both run, either does a handshake. It has the keys of one directory: machines \
+whose keys are in another one (--keys) are attached again when it has ended.";
 
 /// The long description.
 pub(super) const DETACH: &str = "\
