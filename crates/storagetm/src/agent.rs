@@ -36,6 +36,8 @@ const TARGET_MODE: &str = "STORAGETM_TARGET_MODE";
 /// The two values of `copy` that are no options.
 const SOURCE: &str = "source";
 const DESTINATION: &str = "destination";
+/// The options of `copy` that the agent always sets.
+const ALWAYS: [&str; 2] = ["json", "yes"];
 
 /// What is to be done: values by the names of the options of `copy`.
 type Orders = BTreeMap<String, String>;
@@ -107,20 +109,21 @@ fn names() -> BTreeMap<String, bool> {
     options.chain(ends).map(|(name, takes)| (name.to_owned(), takes)).collect()
 }
 
-/// Returns what the environment says.
+/// Returns what the environment says. Empty variables of Tinkerbell's actions have no effect, as there.
 ///
 /// # Errors
-/// Fails if a variable of this program names no option, if one is neither true nor false and has to be, or if one
-/// is not UTF-8.
+/// Fails if a variable of this program names no option or is empty, if one is neither true nor false and has to be,
+/// or if one is not UTF-8.
 fn environment(
     variables: impl Iterator<Item = (OsString, OsString)>,
     names: &BTreeMap<String, bool>,
 ) -> Result<Orders, String> {
     let mut orders = Orders::new();
-    for (name, value) in variables.filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in variables {
         let Ok(name) = name.into_string() else { continue };
         let option = name.strip_prefix(PREFIX).filter(|_| name != TARGET_MODE);
-        if option.is_none() && !TINKERBELL.contains(&name.as_str()) {
+        let is_tinkerbell = TINKERBELL.contains(&name.as_str()) && !value.is_empty();
+        if option.is_none() && !is_tinkerbell {
             continue;
         }
         let value = value.into_string().map_err(|_| format!("{name} is not UTF-8"))?;
@@ -162,6 +165,10 @@ fn order(
     let option = option.to_ascii_lowercase().replace('_', "-");
     match names.get(&option) {
         None => Err(format!("{name} is no option: storagetm copy has no --{option}")),
+        // A command that failed to print a hash must not leave the hash out.
+        Some(_) if value.is_empty() => {
+            Err(format!("{name} is empty: give it a value, or do not set it"))
+        }
         Some(true) => named(&option, value),
         Some(false) => named(&option, is_true(name, &value)?.to_string()),
     }
@@ -187,8 +194,17 @@ fn parsed(mut orders: Orders) -> Result<Copy, Failure> {
     };
     let ends = [take(SOURCE, "IMG_URL")?, take(DESTINATION, "DEST_DISK")?];
     let takes_value = names();
-    let mut words = ["storagetm", "copy", "--json", "--yes"].map(str::to_owned).to_vec();
-    for (name, value) in orders.into_iter().filter(|(name, _)| name != "json" && name != "yes") {
+    let mut words = vec!["storagetm".to_owned(), "copy".to_owned()];
+    for name in ALWAYS {
+        if let Some(value) = orders.insert(name.to_owned(), "true".to_owned())
+            && value != "true"
+        {
+            return Err(Failure::usage(format!(
+                "{name} is {value}, and cannot be: the agent asks nothing, and writes JSON events"
+            )));
+        }
+    }
+    for (name, value) in orders {
         match (takes_value.get(&name), value.as_str()) {
             (Some(false), "true") => words.push(format!("--{name}")),
             (Some(false), "false") => {}
@@ -270,6 +286,40 @@ mod test {
         // A name that is mistyped must not leave the hash out.
         assert!(orders_of(&[("STORAGETM_SHA265", "0")]).unwrap_err().contains("no --sha265"));
         assert!(orders_of(&[("RETRY_DURATION_MINUTES", "long")]).is_err());
+    }
+
+    #[test]
+    fn empty_variable_does_not_leave_an_option_out() {
+        for name in ["SHA256", "HASH_FILE", "KEYRING", "SIGNATURE", "EXPAND", "SHA265"] {
+            let name = format!("STORAGETM_{name}");
+            let reason = orders_of(&[(&name, "")]).unwrap_err();
+            assert!(reason.contains(&name), "{reason}");
+        }
+        // Where image2disk takes them as unset.
+        let empty = [("IMG_URL", ""), ("RETRY_ENABLED", ""), ("RETRY_DURATION_MINUTES", "")];
+        assert_eq!(orders_of(&empty), Ok(Orders::new()));
+        assert_eq!(orders_of(&[("STORAGETM_TARGET_MODE", ""), ("LANG", "")]), Ok(Orders::new()));
+    }
+
+    #[test]
+    fn agent_neither_asks_nor_writes_text() {
+        let ends = [("IMG_URL", "https://a.example/b"), ("DEST_DISK", "/dev/sda")];
+        let with = |name, value| parsed(orders_of(&[ends[0], ends[1], (name, value)]).unwrap());
+        assert!(with("STORAGETM_YES", "1").unwrap().yes);
+        for name in ["STORAGETM_YES", "STORAGETM_JSON"] {
+            let failure = with(name, "false").unwrap_err();
+            assert_eq!(failure.status(), 2, "{name}: {failure}");
+        }
+        for (member, is_right) in [
+            (r#""yes": true"#, true),
+            (r#""yes": false"#, false),
+            (r#""yes": "never""#, false),
+            (r#""json": false"#, false),
+        ] {
+            let json = format!(r#"{{"source": "a", "destination": "b", {member}}}"#);
+            let found = parsed(object(json.as_bytes()).unwrap());
+            assert_eq!(found.map_err(|failure| failure.status()).is_ok(), is_right, "{member}");
+        }
     }
 
     #[test]

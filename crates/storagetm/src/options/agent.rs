@@ -23,11 +23,11 @@ Environment:
                               proxies
   STORAGETM_SOURCE, STORAGETM_DESTINATION
                               SRC and DST
-  STORAGETM_OPTION            any other option of copy: STORAGETM_SHA256=..., STORAGETM_EXPAND=true; another name is an
-                              error
+  STORAGETM_OPTION            any other option of copy: STORAGETM_SHA256=..., STORAGETM_EXPAND=true; another name or an
+                              empty value is an error
 
 The JSON object has the same names as the options: source, destination, sha256, expand ... What is in the environment \
-takes precedence.";
+takes precedence. yes and json are always true: another value is an error.";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -61,6 +61,26 @@ fn environment_of_oci2disk_is_enough() {
     assert_equal(&image, &copied);
 }
 
+/// What a shell makes of `STORAGETM_SHA256="$(curl -f ...)"` if that fails.
+#[test]
+fn empty_hash_or_refused_consent_writes_nothing() {
+    let folder = Folder::new();
+    let (image, copied) = (folder.image("disk.raw", 2 * MIB), folder.image("copy.img", 3 * MIB));
+    let url = format!("http://{}/disk.raw", serve(fs::read(&image).unwrap()));
+    let before = fs::read(&copied).unwrap();
+    for wrong in [
+        ("STORAGETM_SHA256", ""),
+        ("STORAGETM_HASH_FILE", ""),
+        ("STORAGETM_YES", "false"),
+        ("STORAGETM_JSON", "0"),
+    ] {
+        let ends = [("IMG_URL", url.as_str()), ("DEST_DISK", &copied), ("STORAGETM_FORCE", "1")];
+        let output = agent(&[], &[&ends[..], &[wrong]].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+        assert!(fs::read(&copied).unwrap() == before, "{wrong:?}");
+    }
+}
+
 #[test]
 fn r53_blob_without_its_digest_is_not_used() {
     let folder = Folder::new();
