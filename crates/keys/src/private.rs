@@ -162,6 +162,15 @@ fn chown_to_folder_owner(path: &Path, file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Renames the file durably, within its directory.
+///
+/// # Errors
+/// Fails if it cannot be renamed.
+pub(crate) fn rename(old: &Path, new: &Path) -> Result<(), Failure> {
+    let renamed = fs::rename(old, new).and_then(|()| sync_folder(new));
+    renamed.map_err(|error| cannot("be renamed", old, &error))
+}
+
 /// Removes the file durably.
 ///
 /// # Errors

@@ -31,6 +31,8 @@ pub use crate::watch::Watch;
 
 /// Most hosts that are authorized: their keys are tried in every handshake.
 pub(crate) const MAX_HOSTS: usize = 1024;
+/// Most times that the hosts are read because their names change meanwhile.
+const MAX_READS: usize = 16;
 
 /// A file of the directory: its path there, and its content.
 pub type StoredFile = (PathBuf, Zeroizing<Vec<u8>>);
@@ -184,10 +186,23 @@ impl Store {
         hosts.filter(|(_, found)| found.as_ref().is_ok_and(uses)).map(|(name, _)| name).collect()
     }
 
-    /// All hosts in the directory, or why their files cannot be used.
+    /// All hosts in the directory, or why their files cannot be used. If names change meanwhile, they
+    /// are read again: a host that is renamed is one host, neither none nor two.
     pub fn hosts(&self) -> Vec<(Name, Result<HostRecord, Failure>)> {
-        let names = self.names(HOSTS).into_iter();
-        let names = names.filter_map(|name| name.strip_suffix(JSON)?.parse::<Name>().ok());
+        let mut names = self.names(HOSTS);
+        for _ in 1..MAX_READS {
+            let hosts = self.hosts_in(&names);
+            let after = self.names(HOSTS);
+            if after == names {
+                return hosts;
+            }
+            names = after;
+        }
+        self.hosts_in(&names)
+    }
+
+    fn hosts_in(&self, files: &[String]) -> Vec<(Name, Result<HostRecord, Failure>)> {
+        let names = files.iter().filter_map(|name| name.strip_suffix(JSON)?.parse::<Name>().ok());
         names.map(|name| (name.clone(), self.host(&name))).collect()
     }
 
@@ -237,13 +252,21 @@ impl Store {
         std::iter::once(Ok(own)).chain(record.key_names().map(key)).collect()
     }
 
-    /// Stores a host; replaces one of the same name.
+    /// Stores a host; replaces one of the same name. `known` is the name under which it is stored so
+    /// far, if it is: its file is changed and then renamed, so that it is authorized all the time.
     ///
     /// # Errors
-    /// Fails if it cannot be written.
-    pub fn put_host(&self, name: &Name, record: &HostRecord) -> Result<(), Failure> {
+    /// Fails if it cannot be written or renamed.
+    pub fn put_host(
+        &self,
+        name: &Name,
+        record: &HostRecord,
+        known: Option<&Name>,
+    ) -> Result<(), Failure> {
         let _lock = self.lock()?;
-        crate::private::write(&self.host_path(name), &record.emit())
+        let (old, new) = (self.host_path(known.unwrap_or(name)), self.host_path(name));
+        crate::private::write(&old, &record.emit())?;
+        if old == new { Ok(()) } else { crate::private::rename(&old, &new) }
     }
 
     /// Removes a host, and those of its keys that are named after it and not used by another host.

@@ -36,20 +36,16 @@ fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Re
     let name = name(store, options, known.as_ref())?;
     let before = known.as_ref().map(|known| store.host(known)).transpose()?;
     check_key_options(options)?;
-    let names_rules = !options.disk.is_empty() || options.writable || options.expires.is_some();
-    // Only the keys of a known host are changed.
-    let names_keys = options.chap_md5 || options.tls_key.is_some() || options.chap_key.is_some();
-    let kept = before.as_ref().filter(|_| names_keys && !names_rules);
-    let rules = kept.map_or_else(|| rules(options, now), |before| Ok(before.rules.clone()))?;
+    let rules = match &before {
+        Some(before) => changed_rules(options, before, now)?,
+        None => rules(options, now)?,
+    };
     let mut record = HostRecord { rules, ..record_without_rules(options, before, now) };
     assign_keys(store, &mut record, options)?;
     if !record.has_key() {
         make_key(store, &mut record, &name)?;
     }
-    store.put_host(&name, &record)?;
-    if let Some(old) = known.filter(|known| *known != name) {
-        store.remove_host(&old)?;
-    }
+    store.put_host(&name, &record, known.as_ref())?;
     print(report(&name, &record, keys).as_bytes())
 }
 
@@ -99,6 +95,40 @@ fn record_without_rules(options: &Add, before: Option<HostRecord>, now: SystemTi
     HostRecord { tls_compat, chap_md5, added: Some(Timestamp::new(now)), ..before.unwrap_or(new) }
 }
 
+/// Returns the rules of a known host: those that the options name; those that it had, if they name only
+/// its name or its keys.
+///
+/// # Errors
+/// Fails if the options name nothing to change, or rules without disks for a host that may not have all.
+fn changed_rules(
+    options: &Add,
+    before: &HostRecord,
+    now: SystemTime,
+) -> Result<Vec<Rule>, Failure> {
+    let names_disks = options.all_disks || !options.disk.is_empty();
+    let names_rules = names_disks || options.writable || options.expires.is_some();
+    let names_keys = options.tls_key.is_some() || options.chap_key.is_some();
+    let names_modes = options.tls_compat || options.chap_md5;
+    if !names_rules && (names_keys || names_modes || options.name.is_some()) {
+        return Ok(before.rules.clone());
+    }
+    if !names_rules {
+        return Err(Failure::usage(
+            "--replace names nothing to change: name the disks that the host may have from now on (--disk, or \
+             --all-disks), a key, or another --name",
+        ));
+    }
+    let has_all = !before.rules.is_empty() && before.rules.iter().all(|rule| rule.disk.is_none());
+    if !names_disks && !has_all {
+        return Err(Failure::usage(
+            "the rules of this host are for some disks only, and --replace makes new ones: name those disks again by \
+             --disk, or all by --all-disks",
+        ));
+    }
+    rules(options, now)
+}
+
+/// Returns the rules that the options name; without disks, one for all of them.
 fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
     let access = if options.writable { Allowed::Writable } else { Allowed::ReadOnly };
     let late = || Failure::usage("--expires is over already: name a time to come");

@@ -315,11 +315,43 @@ fn known_host_keeps_its_key_when_rules_change() {
     assert_eq!(listed[0]["rules"][1]["disk"], "sdb");
     assert_eq!(listed[0]["rules"][1]["access"], "writable");
     assert_eq!(listed[0]["rules"][1]["expired"], false);
-    // Under another name it is the same host.
+    // Under another name it is the same host, with the same access; and with --tls-compat, too.
+    let rules = listed[0]["rules"].clone();
     store.run_ok(&["host", "add", NQN, "--replace", "--name", "desk"]);
     let listed = store.json(&["host", "list", "--json"]);
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &Value::from("desk")));
+    assert_eq!(listed[0]["rules"], rules);
     assert_eq!(store.run_ok(&["key", "export", "laptop"]), key);
+    store.run_ok(&["host", "add", NQN, "--replace", "--tls-compat"]);
+    let listed = store.json(&["host", "list", "--json"]);
+    assert_eq!((&listed[0]["tls_compat"], &listed[0]["rules"]), (&Value::from(true), &rules));
+}
+
+/// Without a disk named, new rules would allow all disks, for ever.
+#[test]
+fn replace_does_not_widen_access_by_omission() {
+    let store = StateDir::new();
+    let add =
+        ["host", "add", NQN, "--disk", "sda", "--disk", "sdb", "--writable", "--expires", "7d"];
+    store.run_ok(&add);
+    let rules = || store.json(&["host", "list", "--json"])[0]["rules"].clone();
+    let before = rules();
+    for (more, word) in [
+        (&[][..], "nothing to change"),
+        (&["--writable"], "--all-disks"),
+        (&["--expires", "9d"], "--all-disks"),
+        (&["--disk", "sda", "--all-disks"], "cannot be used with"),
+    ] {
+        let line = [&["host", "add", NQN, "--replace"][..], more].concat();
+        let (status, message) = store.run_failing(&line);
+        assert!(status == Some(2) && message.contains(word), "{more:?}: {message}");
+        assert_eq!(rules(), before, "{more:?}");
+    }
+    store.run_ok(&["host", "add", NQN, "--replace", "--all-disks"]);
+    let all = |access: &str| serde_json::json!([{"disk": null, "access": access, "expires": null, "expired": false}]);
+    assert_eq!(rules(), all("read-only"));
+    store.run_ok(&["host", "add", NQN, "--replace", "--writable"]);
+    assert_eq!(rules(), all("writable"));
 }
 
 #[test]

@@ -374,3 +374,27 @@ fn pairing_does_not_extend_a_hosts_rules() {
     let rule = &found.rules[0];
     assert_eq!((rule.disk.as_deref(), rule.access), (Some("sdb"), Access::ReadOnly));
 }
+
+/// A running server reads the policy at each change of the directory.
+#[test]
+fn renamed_host_is_authorized_all_the_time() {
+    let (_folder, store) = store();
+    write(&store, "hosts/one.json", &host(NQN, READ));
+    let names = ["one", "two"].map(name);
+    let record = store.host(&names[0]).unwrap();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (known, new) in [(0, 1), (1, 0)].repeat(100) {
+                store.put_host(&names[new], &record, Some(&names[known])).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+            let (policy, _, warnings) = read(&store, now());
+            assert!(policy.host(NQN).is_some() && warnings.is_empty(), "{warnings:?}");
+        }
+    });
+    assert_eq!(store.hosts().len(), 1);
+}

@@ -86,6 +86,10 @@ pub struct Add {
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<String>,
 
+    /// Allow each disk that is lent: the default for a new host
+    #[arg(long, conflicts_with = "disk")]
+    pub all_disks: bool,
+
     /// Allow writing to disks that are lent writable
     #[arg(long)]
     pub writable: bool,
@@ -106,7 +110,10 @@ pub struct Add {
     #[arg(long)]
     pub chap_md5: bool,
 
-    /// Change a known host: its rules, or its keys if only these are named
+    /// Change a known host
+    ///
+    /// With --disk, --all-disks, --writable or --expires all its rules are replaced by new ones, also their access and
+    /// their end. Without any of these they stay, and its name, its keys, --tls-compat or --chap-md5 are changed.
     #[arg(long)]
     pub replace: bool,
 }

@@ -110,7 +110,7 @@ fn x17_read_only_host_cannot_write_or_use_other_disks() {
     assert_eq!(fs::read(&one).unwrap(), vec![1; SIZE]);
     assert_eq!(fs::read(&other).unwrap(), vec![2; SIZE]);
     // The host is read-only, not the disk.
-    let change = ["host", "add", LAPTOP, "--replace", "--writable"];
+    let change = ["host", "add", LAPTOP, "--replace", "--disk", &names[0], "--writable"];
     folder.run_command(&change);
     assert!(find(|| client.attach_tls(address, &key).ok()?.write(0).ok()?.then_some(())).is_some());
     assert_eq!(fs::read(&one).unwrap()[..512], [0xaa; 512]);
