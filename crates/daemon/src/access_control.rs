@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use console::{AccessRequest, Answer, Pairing};
-use export::{Access, Export, PairingRequest, Peer, Policy};
+use export::{Access, Export, Host, PairingRequest, Peer, Policy};
 use linux::tree::Tree;
 use nvme::nqn;
 use pair::{Codes, Disk, Invite, ServerStatus};
@@ -17,7 +17,7 @@ use protocol::endpoint::{Endpoint, NetAddr};
 use crate::status::shown_address;
 use failure::Failure;
 use keys::key::Key;
-use keys::store::{PairedHost, Store, Watch};
+use keys::store::{NotAdded, PairedHost, Store, Watch};
 
 /// Poll interval for changes of the system clock, which affect expiry.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
@@ -200,19 +200,13 @@ impl AccessControl {
     /// Grants access to a paired host.
     ///
     /// # Errors
-    /// Fails if its key cannot be stored.
-    pub fn add_host(&self, request: &PairingRequest, access: Access) -> Result<(), Failure> {
+    /// Fails if it is known and has expired, or if its key cannot be stored.
+    pub fn add_host(&self, request: &PairingRequest, access: Access) -> Result<(), NotAdded> {
         let Some(store) = &self.store else {
-            return Err(Failure::new("there is no folder to keep its key in"));
+            return Err(Failure::new("there is no folder to keep its key in").into());
         };
         let key = Key::from_pairing(&request.secret);
-        let host = PairedHost {
-            nqn: &request.host,
-            name: &request.name,
-            tls: key.text(),
-            disks: &[],
-            access,
-        };
+        let host = PairedHost { nqn: &request.host, name: &request.name, tls: key.text(), access };
         store.add_paired_host(&host, SystemTime::now()).map(drop)
     }
 }
@@ -226,16 +220,19 @@ pub fn granted_access(answer: Answer) -> Option<Access> {
     }
 }
 
-/// The disks that the host may access, for the reply to it.
-pub fn disk_list<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, access: Access) -> Vec<Disk> {
-    let disk = |export: &Arc<Export>| Disk {
-        nqn: nqn::of(&export.id),
-        name: export.name.clone(),
-        model: export.identity.model.clone(),
-        bytes: export.bytes(),
-        access: if access == Access::Writable { export.access } else { Access::ReadOnly },
+/// The disks that the rules of `host` allow it, for the reply to it.
+pub fn disk_list<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, host: &Host) -> Vec<Disk> {
+    let disk = |export: &Arc<Export>| {
+        let access = host.access(export)?;
+        Some(Disk {
+            nqn: nqn::of(&export.id),
+            name: export.name.clone(),
+            model: export.identity.model.clone(),
+            bytes: export.bytes(),
+            access: if access == Access::Writable { export.access } else { Access::ReadOnly },
+        })
     };
-    exports.map(disk).collect()
+    exports.filter_map(disk).collect()
 }
 
 fn is_over(until: Instant) -> bool {
@@ -290,6 +287,42 @@ mod test {
         access_control.mark_prompted();
         assert_eq!(access_control.take_answered().unwrap().request.number, 2);
         assert!(access_control.take_answered().is_none());
+    }
+
+    /// Returns an export that can be written, of that name.
+    fn export(name: &str) -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = export::Geometry::new(512, 512).unwrap();
+        let identity = export::Identity::default();
+        let mut export = Export::new(name, name, identity, geometry, 512, disk);
+        export.access = Access::Writable;
+        Arc::new(export)
+    }
+
+    #[test]
+    fn paired_host_is_told_the_disks_of_its_rules() {
+        let exports = ["sda", "sdb", "sdc"].map(export);
+        let told = |rules: &[(Option<&str>, Access)]| {
+            let rule = |(disk, access): &(Option<&str>, Access)| export::Rule {
+                disk: disk.map(str::to_owned),
+                access: *access,
+            };
+            let host = Host {
+                id: "nqn.2024-01.test:a".to_owned(),
+                name: "laptop".to_owned(),
+                key: export::KeyId::new(1),
+                credentials: Vec::new(),
+                rules: rules.iter().map(rule).collect(),
+            };
+            let disks = disk_list(exports.iter(), &host).into_iter();
+            disks.map(|disk| (disk.name, disk.access)).collect::<Vec<_>>()
+        };
+        let (read, write) = (Access::ReadOnly, Access::Writable);
+        assert_eq!(told(&[(Some("sdb"), read)]), [("sdb".to_owned(), read)]);
+        let both = [("sda".to_owned(), read), ("sdc".to_owned(), write)];
+        assert_eq!(told(&[(Some("sda"), read), (Some("sdc"), write)]), both);
+        assert_eq!(told(&[(None, read)]).len(), 3);
+        assert_eq!(told(&[]), []);
     }
 
     #[test]

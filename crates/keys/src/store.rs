@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use std::{env, fs};
+use std::{env, fmt, fs};
 
 use export::{Access, Secret};
 use zeroize::Zeroizing;
@@ -60,10 +60,30 @@ pub struct PairedHost<'a> {
     pub name: &'a str,
     /// TLS key in interchange format.
     pub tls: &'a Secret,
-    /// NQNs of the disks it may access; empty for all exported disks.
-    pub disks: &'a [String],
-    /// Access to them.
+    /// Access to the disks.
     pub access: Access,
+}
+
+/// Why a paired host was not added: a message for the owner of this machine.
+#[derive(Debug)]
+pub enum NotAdded {
+    /// The host is known, and none of its rules is in force.
+    Expired(Failure),
+    /// It cannot be stored.
+    Failed(Failure),
+}
+
+impl fmt::Display for NotAdded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Expired(failure) | Self::Failed(failure)) = self;
+        failure.fmt(f)
+    }
+}
+
+impl From<Failure> for NotAdded {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 impl Store {
@@ -288,20 +308,25 @@ impl Store {
         Ok(removed)
     }
 
-    /// Adds a paired host. If the NQN is known, replaces its keys and access; the disks and the
-    /// expiry of its rules stay. Returns its name.
+    /// Adds a paired host, which may access all exported disks. If the NQN is known, replaces its keys
+    /// and access; the disks and the expiry of its rules stay. Returns its name.
     ///
     /// # Errors
-    /// Fails if the NQN or the key is invalid, if it would be one of too many hosts, or if it cannot
-    /// be written.
-    pub fn add_paired_host(&self, host: &PairedHost<'_>, now: SystemTime) -> Result<Name, Failure> {
+    /// Fails if the NQN or the key is invalid, if all rules of a known host have expired, if it would be
+    /// one of too many hosts, or if it cannot be written.
+    pub fn add_paired_host(
+        &self,
+        host: &PairedHost<'_>,
+        now: SystemTime,
+    ) -> Result<Name, NotAdded> {
         record::check_nqn(host.nqn).map_err(Failure::new)?;
         if self.is_in_credential(host.nqn) {
             // A duplicate NQN would deny access to both.
             return Err(Failure::new(format!(
                 "{} is authorized by a credential, and can only be changed there",
                 host.nqn
-            )));
+            ))
+            .into());
         }
         let key = Key::parse(host.tls.bytes()).map_err(Failure::new)?;
         let known = self.host_by_id(host.nqn);
@@ -309,23 +334,22 @@ impl Store {
             return Err(Failure::new(format!(
                 "{MAX_HOSTS} hosts are authorized already, which is the most: remove some by \
                  storagetm host remove"
-            )));
+            ))
+            .into());
         }
+        let rules = match &known {
+            Some(name) => remaining_rules(name, self.host(name)?, host.access, now)?,
+            None => vec![Rule { disk: None, access: host.access.into(), expires: None }],
+        };
         let name = known.unwrap_or_else(|| {
             Name::sanitized(host.name).make_unique(|name| self.has_key(name) || self.has_host(name))
         });
-        let known = self.host(&name).ok().filter(|_| host.disks.is_empty());
-        let known = known.and_then(|record| remaining_rules(record, host, now));
         // Keys used by other hosts are not replaced.
         let others = |key: &Name| self.has_key(key) && self.hosts_using(key) != [name.clone()];
         let key_name = name.clone().make_unique(others);
-        let rule = |disk| Rule { disk, access: host.access.into(), expires: None };
-        let disks = host.disks.iter().map(|disk| rule(Some(disk.clone())));
         let record = HostRecord {
             tls_key: Some(key_name.clone()),
-            rules: known.unwrap_or_else(|| {
-                if host.disks.is_empty() { vec![rule(None)] } else { disks.collect() }
-            }),
+            rules,
             added: Some(Timestamp::new(now)),
             ..HostRecord::new(host.nqn.to_owned())
         };
@@ -362,17 +386,25 @@ impl Store {
     }
 }
 
-/// The rules in force of a known host, with the access granted now. Returns `None` if all have
-/// expired.
+/// The rules in force of a known host, with the access granted now.
+///
+/// # Errors
+/// Fails if there is none: pairing gives a host no more than its owner did.
 fn remaining_rules(
+    name: &Name,
     record: HostRecord,
-    host: &PairedHost<'_>,
+    access: Access,
     now: SystemTime,
-) -> Option<Vec<Rule>> {
+) -> Result<Vec<Rule>, NotAdded> {
     let holding = record.rules.into_iter().filter(|rule| rule.is_in_force(now));
-    let rules: Vec<Rule> =
-        holding.map(|rule| Rule { access: host.access.into(), ..rule }).collect();
-    (!rules.is_empty()).then_some(rules)
+    let rules: Vec<Rule> = holding.map(|rule| Rule { access: access.into(), ..rule }).collect();
+    if rules.is_empty() {
+        return Err(NotAdded::Expired(Failure::new(format!(
+            "it is known as {name}, and none of its rules is in force any more: give it others by storagetm host add \
+             NQN --replace --disk DISK --expires 7d, or remove it by storagetm host remove {name}, and pair again"
+        ))));
+    }
+    Ok(rules)
 }
 
 /// The default directory.

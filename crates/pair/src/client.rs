@@ -103,6 +103,10 @@ fn refusal(f: &mut fmt::Formatter<'_>, reason: RefusalReason, seconds: u16) -> f
         RefusalReason::NotStored => {
             "the target could not store the key: its screen or journal says why; this machine was not authorized"
         }
+        RefusalReason::Expired => {
+            "the target knows this machine, and its access there has expired: it is given again at the target by storagetm host \
+             add NQN --replace; then pair again"
+        }
     })?;
     match seconds {
         0 => Ok(()),

@@ -83,10 +83,12 @@ pub enum RefusalReason {
     NoSpace,
     /// The key could not be stored for another reason.
     NotStored,
+    /// The host is known, and its access has expired: pairing does not give it more.
+    Expired,
 }
 
 impl RefusalReason {
-    const ALL: [(u8, Self); 9] = [
+    const ALL: [(u8, Self); 10] = [
         (1, Self::WrongCode),
         (2, Self::RateLimited),
         (3, Self::Busy),
@@ -96,6 +98,7 @@ impl RefusalReason {
         (7, Self::NoAnswer),
         (8, Self::NoSpace),
         (9, Self::NotStored),
+        (10, Self::Expired),
     ];
 
     fn number(self) -> u8 {
@@ -119,6 +122,7 @@ impl RefusalReason {
             Self::NoAnswer => "not confirmed in time",
             Self::NoSpace => "the key of the host could not be stored: no space left on device",
             Self::NotStored => "the key of the host could not be stored",
+            Self::Expired => "the access of the host has expired",
         }
     }
 }

@@ -43,6 +43,8 @@ pub enum Verdict {
     },
     /// Access is denied.
     Denied,
+    /// The host is known, and its access has expired.
+    Expired,
     /// The key could not be stored: no space left on device.
     NoSpace,
     /// The key could not be stored for another reason.

@@ -195,6 +195,7 @@ impl PairingSession {
                 self.close(Reason::Ended);
             }
             Some(Verdict::Denied) => self.deny(RefusalReason::DeniedByAdministrator),
+            Some(Verdict::Expired) => self.deny(RefusalReason::Expired),
             Some(Verdict::NoSpace) => self.deny(RefusalReason::NoSpace),
             Some(Verdict::NotStored) => self.deny(RefusalReason::NotStored),
         }

@@ -17,6 +17,8 @@ mod full;
 #[path = "cases/host.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod host;
+#[path = "cases/known.rs"]
+mod known;
 #[path = "cases/loopback.rs"]
 mod loopback;
 #[path = "cases/memory.rs"]

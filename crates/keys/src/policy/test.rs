@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use super::*;
 use crate::key::KeyKind;
 use crate::record::{Allowed, check_nqn};
-use crate::store::{Credential, PairedHost};
+use crate::store::{Credential, NotAdded, PairedHost};
 use export::{Access, Secret};
 use nvme::auth::credential;
 use testkit::Scratch;
@@ -211,8 +211,7 @@ fn excess_hosts_are_left_out() {
     assert_eq!((policy.hosts.len(), warnings.len()), (MAX_HOSTS, 1));
     // Pairing adds no host that would be left out, and still changes one.
     let tls = Key::from_pairing(&Secret::new(vec![7; 32]));
-    let paired =
-        |nqn| PairedHost { nqn, name: "x", tls: tls.text(), disks: &[], access: Access::ReadOnly };
+    let paired = |nqn| PairedHost { nqn, name: "x", tls: tls.text(), access: Access::ReadOnly };
     let refused = store.add_paired_host(&paired(NQN), now()).unwrap_err();
     assert!(refused.to_string().contains("storagetm host remove"), "{refused}");
     assert!(store.key_names().iter().all(|name| name.as_str() != "x"));
@@ -252,7 +251,7 @@ fn credential_contains_host_with_inline_keys() {
     assert!(!format!("{store:?} {policy:?}").contains(&text[16..40]));
     // A client with the same NQN that knew the code does not replace it.
     let (nqn, tls) = (NQN, key.text());
-    let paired = PairedHost { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    let paired = PairedHost { nqn, name: "x", tls, access: Access::ReadOnly };
     assert!(store.add_paired_host(&paired, now()).is_err());
     assert_eq!(read(&store, now()).0, policy);
     // Also defined in a file: ambiguous.
@@ -274,8 +273,7 @@ fn x19_a_new_store_has_no_key_and_no_host() {
 fn paired_host_is_stored_and_replaces_itself() {
     let (_folder, store) = store();
     let tls = Key::from_pairing(&Secret::new(vec![7; 32]));
-    let paired =
-        |nqn, name| PairedHost { nqn, name, tls: tls.text(), disks: &[], access: Access::ReadOnly };
+    let paired = |nqn, name| PairedHost { nqn, name, tls: tls.text(), access: Access::ReadOnly };
     let called = store.add_paired_host(&paired(NQN, "laptop"), now()).unwrap();
     assert_eq!(
         called.as_str(),
@@ -284,13 +282,11 @@ fn paired_host_is_stored_and_replaces_itself() {
     );
     let (policy, ..) = read(&store, now());
     assert_eq!(tls_key(&policy), Some(tls.text()));
-    let disks = ["nqn.2024-01.test:a".to_owned()];
-    let again =
-        PairedHost { disks: &disks, access: Access::Writable, ..paired(NQN, "another name") };
+    let again = PairedHost { access: Access::Writable, ..paired(NQN, "another name") };
     assert_eq!(store.add_paired_host(&again, now()).unwrap(), called);
     let (policy, _, warnings) = read(&store, now());
     assert_eq!((policy.hosts.len(), warnings.len()), (1, 0), "{warnings:?}");
-    assert_eq!(policy.host(NQN).unwrap().rules[0].disk.as_deref(), Some("nqn.2024-01.test:a"));
+    assert_eq!(policy.host(NQN).unwrap().rules[0].access, Access::Writable);
     // Another host with the same name gets another name.
     let other =
         store.add_paired_host(&paired("nqn.2024-01.test:b", "\u{1b}laptop-2"), now()).unwrap();
@@ -365,7 +361,7 @@ fn pairing_does_not_extend_a_hosts_rules() {
     let before = read(&store, now());
     let key = Key::generate(KeyKind::Tls, None).unwrap();
     let (nqn, tls) = (NQN, key.text());
-    let paired = PairedHost { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    let paired = PairedHost { nqn, name: "x", tls, access: Access::ReadOnly };
     store.add_paired_host(&paired, now()).unwrap();
     let (policy, next, warnings) = read(&store, now());
     assert!(warnings.is_empty() && next == before.1, "{warnings:?}");
@@ -373,6 +369,38 @@ fn pairing_does_not_extend_a_hosts_rules() {
     assert_eq!((tls_key(&policy), found.rules.len()), (Some(tls), 1));
     let rule = &found.rules[0];
     assert_eq!((rule.disk.as_deref(), rule.access), (Some("sdb"), Access::ReadOnly));
+}
+
+#[test]
+fn pairing_does_not_revive_a_host_whose_rules_are_over() {
+    for (rules, is_over) in [
+        (r#"{"access": "read-only", "expires": "2026-11-30"}"#, true),
+        ("", true),
+        (
+            r#"{"access": "read-only", "expires": "2026-11-30"}, {"disk": "sdb", "access": "read-only"}"#,
+            false,
+        ),
+    ] {
+        let (_folder, store) = store();
+        write(&store, "hosts/one.json", &host(NQN, &format!(r#""rules": [{rules}]"#)));
+        let (key, before) =
+            (store.key(&name("laptop")).unwrap(), store.host(&name("one")).unwrap());
+        let tls = Key::from_pairing(&Secret::new(vec![7; 32]));
+        let (nqn, tls) = (NQN, tls.text());
+        let paired = PairedHost { nqn, name: "x", tls, access: Access::ReadOnly };
+        match store.add_paired_host(&paired, now()) {
+            Err(NotAdded::Expired(reason)) => {
+                let reason = reason.to_string();
+                assert!(is_over && reason.contains("storagetm host remove one"), "{reason}");
+                assert_eq!(store.host(&name("one")).unwrap(), before);
+                assert_eq!(store.key(&name("laptop")).unwrap(), key);
+                // Removed by its owner, it is as any other host.
+                store.remove_host(&name("one")).unwrap();
+                assert!(store.add_paired_host(&paired, now()).is_ok());
+            }
+            other => assert!(!is_over && other.is_ok(), "{other:?}"),
+        }
+    }
 }
 
 /// A running server reads the policy at each change of the directory.

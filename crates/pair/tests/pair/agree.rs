@@ -80,6 +80,20 @@ fn x18_only_the_verdict_grants_write_access() {
     }
 }
 
+/// X18: the owner of the target has given that host access for a time that is over.
+#[test]
+fn x18_expired_host_is_told_what_gives_it_access_again() {
+    let mut world = World::new();
+    let code = world.digits();
+    let (mut conn, mut client, _) = world.attempt(&code);
+    world.answer(&mut conn, Verdict::Expired);
+    let found = world.run(&mut conn, &mut client, 9999);
+    let [Step::Failed(failure)] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!(*failure, Failure::Refused(RefusalReason::Expired, 0));
+    assert!(failure.to_string().contains("storagetm host add"), "{failure}");
+    assert_eq!(conn.reasons(), ["the access of the host has expired"]);
+}
+
 #[test]
 fn denied_and_unanswered_requests_are_refused() {
     let mut world = World::new();

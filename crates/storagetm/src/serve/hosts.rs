@@ -7,6 +7,7 @@ use console::{AccessRequest, Answer, Pairing, Unavailable};
 use daemon::access_control::{self, AccessControl, PendingPairing};
 use daemon::event::ServeEvent;
 use export::{Access, Event, Policy};
+use keys::store::NotAdded;
 use linux::tree::Tree;
 use pair::{ServerStatus, Verdict};
 use protocol::endpoint::Endpoint;
@@ -119,16 +120,23 @@ impl Hosts {
         let kept = access.map(|access| (access, self.access_control.add_host(request, access)));
         let verdict = match kept {
             None => Verdict::Denied,
-            Some((_, Err(failure))) => {
-                let sentence = format!("{} is not authorized: {failure}", request.name);
+            Some((_, Err(reason))) => {
+                let sentence = format!("{} is not authorized: {reason}", request.name);
                 cx.ui.report(&ServeEvent::note(sentence));
-                if failure.is_storage_full() { Verdict::NoSpace } else { Verdict::NotStored }
+                match reason {
+                    NotAdded::Expired(_) => Verdict::Expired,
+                    NotAdded::Failed(failure) if failure.is_storage_full() => Verdict::NoSpace,
+                    NotAdded::Failed(_) => Verdict::NotStored,
+                }
             }
             Some((access, Ok(()))) => {
                 self.apply_changes(cx);
                 cx.ui.report(&ServeEvent::paired(peer, request, access));
-                let disks = access_control::disk_list(exports.status().exports(), access);
-                Verdict::Granted { access, disks }
+                // A known host has kept the disks of its rules.
+                let host = self.policy().host(&request.host);
+                let exports = || exports.status().exports();
+                let disks = host.map(|host| access_control::disk_list(exports(), host));
+                Verdict::Granted { access, disks: disks.unwrap_or_default() }
             }
         };
         cx.worker.answer(request.number, verdict);
