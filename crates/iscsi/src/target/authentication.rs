@@ -5,7 +5,7 @@ use std::sync::Arc;
 use export::{Host, KeyId, Secret};
 
 use crate::chap::{Algorithm, RandomSource};
-use crate::credential::{CHAP_INITIATOR, CHAP_TARGET};
+use crate::credential::{CHAP_INITIATOR, CHAP_TARGET, allows_md5};
 use crate::wire::text::{self, binary, number};
 
 /// The lengths of challenges that are answered, in bytes.
@@ -93,7 +93,8 @@ impl Chap {
 
     /// Processes the keys of a request, and appends those of the response to `reply`. `host` is that
     /// of the initiator's name, if the policy has it; for an unknown one the exchange fails at its end.
-    /// `md5`: the weak algorithm MD5 is allowed. `target` is the name of the target.
+    /// `md5`: the weak algorithm MD5 is chosen if no other is offered; the exchange fails at its end for a
+    /// host that may not use it. `target` is the name of the target.
     pub(super) fn step(
         &mut self,
         keys: &ChapKeys,
@@ -115,7 +116,7 @@ impl Chap {
     fn challenge(&mut self, list: &str, md5: bool, reply: &mut Vec<u8>) -> Result<(), Failed> {
         let Some(algorithm) = Algorithm::choose(list, md5) else {
             text::push(reply, "CHAP_A", "Reject");
-            return Err(Failed("it offers no CHAP algorithm that is allowed for it"));
+            return Err(Failed("it offers no CHAP algorithm that is allowed"));
         };
         let mut random = vec![0; algorithm.response_len() + 1];
         if !(self.random)(&mut random) {
@@ -149,6 +150,9 @@ impl Chap {
         let name = keys.name.as_deref().unwrap_or_default();
         if !name.eq_ignore_ascii_case(&host.id) && name != host.name {
             return Err(Failed("its CHAP name or secret is wrong"));
+        }
+        if *algorithm == Algorithm::Md5 && !allows_md5(host) {
+            return Err(Failed("it offers CHAP with MD5 only, which is not allowed for it"));
         }
         let own = host.credential(CHAP_TARGET).map(|credential| &credential.secret);
         if own == Some(secret) {

@@ -69,14 +69,10 @@ impl Authorizer {
         self.catalogue.policy().host(&self.initiator).cloned()
     }
 
-    /// Returns whether the initiator may use MD5. If the policy has it not, it may if any host may:
-    /// otherwise the challenge would show which names the policy has.
-    pub(super) fn allows_md5(&self) -> bool {
-        let policy = self.catalogue.policy();
-        match policy.host(&self.initiator) {
-            Some(host) => allows_md5(host),
-            None => policy.hosts.iter().any(|host| allows_md5(host)),
-        }
+    /// Returns whether any host may use MD5. Then all are challenged with it, known or not: otherwise
+    /// the choice of the algorithm would show which names the policy has.
+    pub(super) fn offers_md5(&self) -> bool {
+        self.catalogue.policy().hosts.iter().any(|host| allows_md5(host))
     }
 
     fn caller(&self) -> Caller<'_> {

@@ -276,7 +276,7 @@ impl Login {
         }
         if let Some(chap) = &mut self.chap {
             let target = self.names.target.as_deref().unwrap_or(DISCOVERY_NAME);
-            let (host, md5) = (authorizer.host(), authorizer.allows_md5());
+            let (host, md5) = (authorizer.host(), authorizer.offers_md5());
             chap.step(&chap_keys, host.as_ref(), md5, target, reply)?;
             authorizer.proven = chap.proven();
         }

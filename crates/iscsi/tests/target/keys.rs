@@ -212,6 +212,46 @@ fn x05_unknown_name_is_challenged_by_md5_as_a_host() {
     }
 }
 
+/// Case X05: where only another host may use MD5, a known name is challenged as an unknown one, and its
+/// secret does not let it in by MD5.
+#[test]
+fn x05_known_name_without_md5_is_challenged_as_an_unknown_one() {
+    const WINDOWS: &str = "iqn.1991-05.com.microsoft:laptop";
+    let policy = || {
+        let weak = Host {
+            id: WINDOWS.to_owned(),
+            key: KeyId::new(8),
+            ..host(vec![chap_initiator(secret(OTHER), true)])
+        };
+        let strong = host(vec![chap_initiator(secret(SECRET), false), chap_target(secret(OTHER))]);
+        Policy { hosts: vec![Arc::new(strong), Arc::new(weak)] }
+    };
+    let answers = |initiator: &'static str, secret: &'static [u8], algorithms: &'static str| {
+        let mut world = World::new();
+        world.catalogue.set_policy(policy());
+        let challenge = Some(Some(vec![3; 16]));
+        let attempt = Attempt { initiator, name: initiator, algorithms, secret, challenge };
+        let (initiator, response) = attempt.run(&mut world);
+        let closed = world.conn(initiator.id).closed;
+        (response.login_status(), response.value("CHAP_A").map(str::to_owned), closed)
+    };
+    let unknown = answers("iqn.2026-01.org.example:stranger", SECRET, "5");
+    assert_eq!((unknown.0, &unknown.1), (0x0201, &None), "it fails at its end, after a challenge");
+    assert_eq!(answers(NAME, SECRET, "5"), unknown);
+    assert_eq!(answers(NAME, OTHER, "5"), unknown);
+    assert_eq!(answers(NAME, SECRET, "5,7").0, 0);
+    let one_way = Attempt {
+        initiator: WINDOWS,
+        name: WINDOWS,
+        algorithms: "5",
+        secret: OTHER,
+        ..Attempt::default()
+    };
+    let mut world = World::new();
+    world.catalogue.set_policy(policy());
+    assert_eq!(one_way.status(&mut world), 0);
+}
+
 /// Case X15: another host's name without its key, also where the security stage is skipped.
 #[test]
 fn x15_login_without_chap_is_refused() {
