@@ -111,7 +111,10 @@ fn refusal(f: &mut fmt::Formatter<'_>, reason: RefusalReason, seconds: u16) -> f
     match seconds {
         0 => Ok(()),
         1..120 => write!(f, ": try again in {seconds} s"),
-        _ => write!(f, ": try again in {} min", seconds.div_ceil(60)),
+        120..7200 => write!(f, ": try again in {} min", seconds.div_ceil(60)),
+        // Longer times are not sent.
+        u16::MAX => f.write_str(": try again in more than 18 hours"),
+        _ => write!(f, ": try again in {} h", seconds.div_ceil(3600)),
     }
 }
 

@@ -38,6 +38,7 @@ fn lock_by_guessing(world: &mut World) -> (u32, Duration) {
                 let left = view.wait_until.unwrap().duration_since(world.now);
                 assert!(view.locked && view.codes.is_none());
                 assert!(seconds == u16::MAX || u64::from(seconds) == left.as_secs() + 1);
+                assert_shown(&Failure::Refused(RefusalReason::Locked, seconds), left);
                 return (wrong_code, left);
             }
             other => panic!("{other:?}"),
@@ -46,6 +47,18 @@ fn lock_by_guessing(world: &mut World) -> (u32, Duration) {
             world.wait_for_retry();
         }
     }
+}
+
+/// Asserts that the client says how long the lockout lasts.
+fn assert_shown(failure: &Failure, left: Duration) {
+    let shown = match left.as_secs().div_ceil(3600) {
+        1 => "press c at the target, or send SIGUSR1 to its storagetm serve, and type the new code; or wait: try \
+              again in 61 min"
+            .to_owned(),
+        hours @ 2..=16 => format!("try again in {} h", hours + 1),
+        _ => "try again in more than 18 hours".to_owned(),
+    };
+    assert!(failure.to_string().ends_with(&shown), "{left:?}: {failure}");
 }
 
 /// X62: lockouts after ten wrong codes end by themselves and double: an attacker has 140 attempts a
