@@ -226,6 +226,16 @@ fn x05_known_name_without_md5_is_challenged_as_an_unknown_one() {
         let strong = host(vec![chap_initiator(secret(SECRET), false), chap_target(secret(OTHER))]);
         Policy { hosts: vec![Arc::new(strong), Arc::new(weak)] }
     };
+    for name in [NAME, WINDOWS, "iqn.2026-01.org.example:stranger"] {
+        let mut world = World::new();
+        world.catalogue.set_policy(policy());
+        let initiator = Initiator::new(world.open_as(peer(Auth::Required)));
+        let names = [("InitiatorName", name), ("TargetName", TARGET), ("AuthMethod", "CHAP")];
+        ask(&mut world, &initiator, &names);
+        let response = ask(&mut world, &initiator, &[("CHAP_A", "5")]);
+        assert_eq!((response.login_status(), response.value("CHAP_A")), (0, Some("5")), "{name}");
+        world.end_all();
+    }
     let answers = |initiator: &'static str, secret: &'static [u8], algorithms: &'static str| {
         let mut world = World::new();
         world.catalogue.set_policy(policy());
