@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use crate::{Endpoint, EndpointError};
+use crate::thread_io::OpenedEndpoint;
+use crate::{Disk, Endpoint, EndpointError, Reader};
 
 /// One end of a copy.
 pub enum End {
@@ -74,7 +75,6 @@ pub struct Check(pub CheckFn);
 pub type CheckFn = Box<dyn FnOnce(&Unchecked) -> Result<(), CopyError> + Send>;
 
 /// What a [`Check`] is called with.
-#[derive(Debug)]
 pub struct Unchecked {
     /// The ranges that are not copied yet, in ascending order.
     pub held: Vec<Range<u64>>,
@@ -82,6 +82,30 @@ pub struct Unchecked {
     pub done: AtomicU64,
     /// Set if the check is to fail soon, however.
     pub stop: Arc<AtomicBool>,
+    pub(crate) destination: OpenedEndpoint,
+    pub(crate) reconnect_timeout: Duration,
+}
+
+impl Unchecked {
+    /// Returns the destination, to read what it holds.
+    pub fn destination(&self) -> Reader<'_> {
+        self.read(self.destination.clone())
+    }
+
+    /// Returns another disk, to read it.
+    pub fn reader(&self, endpoint: Arc<dyn Endpoint>, disk: Disk) -> Reader<'_> {
+        self.read(OpenedEndpoint::new(endpoint, disk))
+    }
+
+    fn read(&self, end: OpenedEndpoint) -> Reader<'_> {
+        Reader::new(end, self.reconnect_timeout, &self.stop)
+    }
+}
+
+impl fmt::Debug for Unchecked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unchecked").field("held", &self.held).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Check {
@@ -174,8 +198,8 @@ impl fmt::Display for Phase {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
     pub phase: Phase,
-    /// Bytes copied, zeroed or found bad; while verifying, bytes compared. Monotonic, except that
-    /// it restarts when verification begins; never above `total`.
+    /// Bytes copied, zeroed or found bad; while verifying, bytes compared, or read by a [`Check`]. Grows within
+    /// a stage and begins anew with the next one: a check, the copy of the ends after it, a verification. Never above `total`.
     pub done: u64,
     /// Total bytes; `None` for a pipe of unknown length.
     pub total: Option<u64>,

@@ -24,6 +24,7 @@ mod prepare;
 mod rate;
 mod read_back;
 mod read_behind;
+mod reader;
 mod run;
 mod same_disk;
 mod sample;
@@ -42,4 +43,5 @@ pub use job::{
     Settings, Unchecked,
 };
 pub use map::Map;
+pub use reader::Reader;
 pub use same_disk::read_sync;

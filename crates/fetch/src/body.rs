@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::thread;
 use std::time::{Duration, Instant};
 
+use ureq::ResponseExt as _;
 use ureq::http::{Response, StatusCode, header};
-use ureq::{BodyReader, ResponseExt as _};
 
 use crate::origin::Origin;
 use crate::parts::{MIN_SILENCE, Parts, silence};
-use crate::retries::{PAUSE, waiting};
+use crate::retries::Retries;
 use crate::s3::Object;
+use crate::speed::{Reader, Speed};
 use crate::version::{Version, length};
 use crate::{Access, Error, Hash, Location};
 
@@ -23,11 +23,13 @@ pub struct Body {
     length: Option<u64>,
     /// Number of bytes that were read.
     at: u64,
-    reader: BodyReader<'static>,
+    reader: Reader,
     patience: Duration,
-    /// When the last byte was received.
-    progress: Instant,
-    pause: Duration,
+    /// What came since there was no progress.
+    speed: Speed,
+    retries: Retries<'static>,
+    /// Where the rest of the file was asked for the last time.
+    resumed: Option<u64>,
 }
 
 impl Body {
@@ -40,16 +42,9 @@ impl Body {
         Self::from(Origin::find(location, access)?, patience)
     }
 
-    /// As [`Self::open`], but a server that cannot be reached or is busy is asked again for `patience`.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn open_waiting(
-        location: &Location,
-        access: &Access,
-        patience: Duration,
-    ) -> Result<Self, Error> {
-        waiting(patience, || Self::open(location, access, patience))
+    /// As [`Parts::let_hash_decide`].
+    pub fn let_hash_decide(&mut self) {
+        self.parts.iter_mut().for_each(Parts::let_hash_decide);
     }
 
     /// Requests an object of a bucket.
@@ -61,7 +56,7 @@ impl Body {
         let mut response = whole(&mut origin, silence(patience))?;
         let (mut length, headers) = (length(response.headers()), response.headers());
         let has_ranges = headers.get(header::ACCEPT_RANGES).is_none_or(|value| value != "none");
-        let version = Version::from_headers(headers);
+        let version = Version::lasting(headers);
         let is_fixed = origin.blob().is_some();
         if let Some((_, bytes)) = origin.blob() {
             if length.is_some_and(|length| length != bytes) {
@@ -71,15 +66,20 @@ impl Body {
         }
         let parts = length.filter(|_| has_ranges && (is_fixed || version.is_some()));
         let parts = parts.map(|length| (version.filter(|_| !is_fixed), length));
+        let mut window = silence(patience);
         if parts.is_none() {
-            response = whole(&mut origin, patience.max(MIN_SILENCE))?;
+            window = patience.max(MIN_SILENCE);
+            response = whole(&mut origin, window)?;
         }
         let (source, hash) = (response.get_uri().clone(), origin.blob().map(|(hash, _)| hash));
-        let reader = response.into_body().into_reader();
-        let (progress, pause) = (Instant::now(), PAUSE[0]);
-        let of_version = |(version, length)| Parts { origin, source, version, length, patience };
-        let parts = parts.map(of_version);
-        Ok(Self { parts, hash, length, at: 0, reader, patience, progress, pause })
+        let reader = Reader::new(response.into_body().into_reader(), window);
+        let (speed, retries) = (Speed::default(), Retries::new(patience, &[]));
+        let of_version = |(version, length)| {
+            let is_hashed = false;
+            Parts { origin, source, version, length, patience, is_hashed }
+        };
+        let (parts, at, resumed) = (parts.map(of_version), 0, None);
+        Ok(Self { parts, hash, length, at, reader, patience, speed, retries, resumed })
     }
 
     /// Returns the SHA-256 that the file must have, if a registry names it. It is not compared here.
@@ -97,6 +97,17 @@ impl Body {
     /// # Errors
     /// Fails if the connection is lost and the file cannot be read on.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Error> {
+        let begin = Instant::now();
+        let count = self.read_on(bytes, begin)?;
+        self.speed.count(begin.elapsed(), count);
+        if self.speed.is_enough() {
+            (self.speed, self.retries) = (Speed::default(), Retries::new(self.patience, &[]));
+        }
+        Ok(count)
+    }
+
+    /// Reads some bytes, since `begin`.
+    fn read_on(&mut self, bytes: &mut [u8], begin: Instant) -> Result<usize, Error> {
         loop {
             let reason = match self.reader.read(bytes) {
                 Ok(0) if bytes.is_empty() => return Ok(0),
@@ -106,13 +117,12 @@ impl Body {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => error.to_string(),
             };
-            self.resume(reason)?;
+            self.resume(reason, begin)?;
         }
     }
 
     fn count(&mut self, count: usize) -> Result<usize, Error> {
         self.at = self.at.saturating_add(count as u64);
-        (self.progress, self.pause) = (Instant::now(), PAUSE[0]);
         match self.length.filter(|length| self.at > *length) {
             Some(length) => Err(Error::TooLong(length)),
             None => Ok(count),
@@ -120,26 +130,38 @@ impl Body {
     }
 
     /// Requests the rest of the file.
-    fn resume(&mut self, mut reason: String) -> Result<(), Error> {
+    fn resume(&mut self, mut reason: String, begin: Instant) -> Result<(), Error> {
         let Some(parts) = &mut self.parts else {
             return Err(Error::NoRanges { at: self.at, reason });
         };
-        while self.progress.elapsed() < self.patience {
-            match parts.get(self.at, None) {
+        let waited = || self.speed.waited.saturating_add(begin.elapsed());
+        let mut goes_on = self.retries.spend(waited());
+        if self.resumed.replace(self.at) == Some(self.at) {
+            // An address that answers and sends nothing.
+            parts.leave();
+            goes_on = self.retries.pause(None);
+        }
+        let mut is_other = false;
+        while goes_on {
+            let asked = match parts.get(self.at, None) {
                 Ok(Some(reader)) => {
                     self.reader = reader;
                     return Ok(());
                 }
                 Ok(None) => return Err(Error::NoRanges { at: self.at, reason }),
-                Err(error) if matches!(error, Error::Http(_)) || error.is_temporary() => {
-                    reason = error.to_string();
+                Err(error) if error.is_temporary() => {
+                    // What other addresses fail with says less.
+                    if !is_other {
+                        reason = error.to_string();
+                    }
+                    is_other |= matches!(error, Error::OtherVersion(_));
+                    error.retry_after()
                 }
                 Err(error) => return Err(error),
-            }
-            thread::sleep(self.pause);
-            self.pause = (self.pause * 2).min(PAUSE[1]);
+            };
+            goes_on = self.retries.pause(asked);
         }
-        Err(Error::Stalled { seconds: self.patience.as_secs(), reason })
+        Err(Error::Stalled { seconds: waited().as_secs(), reason })
     }
 }
 

@@ -9,6 +9,9 @@ use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 /// The longest time until a connection is established, until a server begins to answer, and of a short answer.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The most connections that are kept for the next request: of all the threads that read parts of one file.
+const MAX_CONNECTIONS: usize = 16;
+
 /// The most redirections that are followed.
 const MAX_REDIRECTS: u32 = 10;
 
@@ -28,6 +31,8 @@ pub(crate) fn client(is_encrypted: bool, follows: bool) -> Agent {
         .http_status_as_error(false)
         .max_redirects(if follows { MAX_REDIRECTS } else { 0 })
         .max_redirects_will_error(follows)
+        .max_idle_connections(MAX_CONNECTIONS)
+        .max_idle_connections_per_host(MAX_CONNECTIONS)
         .timeout_resolve(Some(TIMEOUT))
         .timeout_connect(Some(TIMEOUT))
         .timeout_recv_response(Some(TIMEOUT))

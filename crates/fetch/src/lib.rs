@@ -4,11 +4,13 @@
 //! A connection that is lost is made again, and the file is read on from the byte where it ended
 //! (RFC 9110 §14), if the server still has the same version of it. Parts of two versions are never
 //! put together: the version is named by a strong entity tag or the time of the last modification,
-//! and a server that names neither is not asked for a part.
+//! and a server that names neither is not asked for a part. Only if the hash of the whole file is compared may another address
+//! name another version of it.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`Location`] | the URL |
+//! | `identity` | the name of a source in a map |
 //! | `client` | the settings of the HTTP client |
 //! | `registry` | the way from the name of an image to its blob |
 //! | `origin` | the addresses of a file, and what is sent there for permission |
@@ -18,6 +20,7 @@
 //! | [`Upload`] | an object that is written |
 //! | `fuzz` | the parsers of answers, for a fuzzer |
 //! | `retries` | when a request is made again |
+//! | `speed` | the least speed of a server |
 //! | `version` | which version of a file a response has |
 
 #![forbid(unsafe_code)]
@@ -26,23 +29,27 @@ mod body;
 mod client;
 #[doc(hidden)]
 pub mod fuzz;
+mod identity;
 mod location;
 mod origin;
 mod parts;
 mod registry;
 mod retries;
 mod s3;
+mod speed;
 mod upload;
 mod version;
 
-use std::io::{self, ErrorKind};
+use std::io;
+use std::time::Duration;
 
-use ureq::http::StatusCode;
+use ureq::http::{Response, StatusCode};
 
 pub use body::Body;
 pub use location::{Location, LocationError};
 pub use parts::Parts;
 pub use registry::Login;
+pub use retries::waiting;
 pub use s3::{Account, AccountError, Head, Object, Refusal};
 pub use upload::{Proof, Stored, Upload};
 
@@ -62,8 +69,13 @@ pub struct Access {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server answers that it does not give the file.
-    #[error("the server answers {0}")]
-    Status(StatusCode),
+    #[error("the server answers {status}{}", asked(*.after))]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// How long it asks to wait before the next request.
+        after: Option<Duration>,
+    },
     /// A registry has no such disk image.
     #[error("this is no disk image in a registry: {0}")]
     Image(&'static str),
@@ -82,6 +94,12 @@ pub enum Error {
     /// The file changed between two connections.
     #[error("the file was changed on the server while it was read")]
     Changed,
+    /// The address that sent the file fails, and another one has a file of another version, which may be the same.
+    #[error(
+        "the address that has sent the file until now fails ({0}), and the server names another address, where the file is of \
+         another version: without the hash that it must have it is not known whether it is the same"
+    )]
+    OtherVersion(Box<Self>),
     /// The connection was lost, and the server does not send parts of files.
     #[error(
         "the connection was lost after {at} bytes, and the server does not send the rest of a file: {reason}"
@@ -105,7 +123,7 @@ pub enum Error {
     #[error("{0}")]
     Http(#[from] ureq::Error),
     /// The connection was lost again and again.
-    #[error("no more bytes came for {seconds} seconds: {reason}")]
+    #[error("no more bytes came for {seconds} seconds, or too few: {reason}")]
     Stalled {
         /// The time without progress.
         seconds: u64,
@@ -175,23 +193,79 @@ pub enum Error {
 }
 
 impl Error {
+    fn status(response: &Response<ureq::Body>) -> Self {
+        Self::Status { status: response.status(), after: retries::retry_after(response.headers()) }
+    }
+
     /// Returns whether the same request may succeed later (RFC 9110 §15).
     pub fn is_temporary(&self) -> bool {
         let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
         match self {
-            Self::Status(status) => status.is_server_error() || later.contains(status),
+            Self::Status { status, .. } => status.is_server_error() || later.contains(status),
             Self::Object(refusal) => refusal.is_temporary(),
+            Self::OtherVersion(error) => error.is_temporary(),
             Self::Damaged | Self::Cut => true,
-            // A certificate that is not accepted is invalid data.
-            Self::Http(ureq::Error::Io(error)) => error.kind() != ErrorKind::InvalidData,
+            Self::Http(ureq::Error::Io(error)) => {
+                let tls = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
+                !tls.is_some_and(is_refused)
+            }
             Self::Http(error) => matches!(
                 error,
                 ureq::Error::Timeout(_)
                     | ureq::Error::HostNotFound
+                    | ureq::Error::ConnectProxyFailed(_)
                     | ureq::Error::ConnectionFailed
                     | ureq::Error::Protocol(_)
             ),
             _ => false,
         }
+    }
+    /// Returns how long the server asks to wait before the next request (RFC 9110 §10.2.3).
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { after, .. } => *after,
+            Self::Object(refusal) => refusal.after(),
+            Self::OtherVersion(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+}
+
+/// Returns whether an error of TLS is one of the certificate, or of what both ends are able to do, which is the same the
+/// next time.
+fn is_refused(error: &rustls::Error) -> bool {
+    use rustls::Error::{InvalidCertificate, NoCertificatesPresented, PeerIncompatible};
+    matches!(error, InvalidCertificate(_) | NoCertificatesPresented | PeerIncompatible(_))
+}
+
+/// Returns the words that a server asks to wait.
+fn asked(after: Option<Duration>) -> String {
+    let seconds = after.map(|after| after.as_secs());
+    let words = |seconds| format!(", and asks to wait for {seconds} seconds");
+    seconds.map(words).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod test {
+    use rustls::{AlertDescription, CertificateError};
+
+    use super::*;
+
+    #[test]
+    fn certificate_that_is_not_accepted_stays_so() {
+        let is_temporary = |error: rustls::Error| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, error);
+            Error::Http(error.into()).is_temporary()
+        };
+        let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        assert!(!is_temporary(unknown.clone()));
+        assert!(
+            !Error::OtherVersion(Box::new(Error::Http(io::Error::other(unknown).into())))
+                .is_temporary()
+        );
+        assert!(!is_temporary(rustls::Error::NoCertificatesPresented));
+        assert!(is_temporary(rustls::Error::AlertReceived(AlertDescription::InternalError)));
+        assert!(is_temporary(rustls::Error::DecryptError));
+        assert!(Error::Http(io::Error::from(io::ErrorKind::ConnectionReset).into()).is_temporary());
     }
 }

@@ -13,6 +13,7 @@ use crate::version::Version;
 use crate::{Access, Error, Hash, Location, client};
 
 /// Where a file comes from.
+#[derive(Clone)]
 pub(crate) enum Origin {
     /// A web server.
     Web(Agent, Uri),
@@ -93,7 +94,15 @@ impl Origin {
         }
     }
 
-    /// Requests a part from the address to which the server redirected, as [`Self::request`].
+    /// Returns whether the server has redirected to `source`. It never does from a bucket.
+    pub(crate) fn is_redirected(&self, source: &Uri) -> bool {
+        match self {
+            Self::Web(_, uri) | Self::Registry { uri, .. } => source != uri,
+            Self::Bucket(_) => false,
+        }
+    }
+
+    /// Requests a part from the address to which the server has redirected, without a permission.
     ///
     /// # Errors
     /// Fails if the server cannot be reached.
@@ -104,10 +113,8 @@ impl Origin {
         silence: Duration,
     ) -> Result<Response<Body>, Error> {
         match self {
-            Self::Web(client, _) => get(client, source, None, Some(part), silence),
-            Self::Registry { client, uri, registry, .. } => {
-                let permission = registry.permission().filter(|_| source == uri);
-                get(client, source, permission, Some(part), silence)
+            Self::Web(client, _) | Self::Registry { client, .. } => {
+                get(client, source, None, Some(part), silence)
             }
             Self::Bucket(object) => object.get(&part.headers(), silence),
         }
@@ -117,7 +124,7 @@ impl Origin {
     pub(crate) fn refusal(&self, response: Response<Body>) -> Error {
         match self {
             Self::Bucket(object) => object.refusal(response),
-            Self::Web(..) | Self::Registry { .. } => Error::Status(response.status()),
+            Self::Web(..) | Self::Registry { .. } => Error::status(&response),
         }
     }
 }

@@ -4,11 +4,11 @@ use std::fmt;
 use std::io::{ErrorKind, Read as _};
 use std::time::Duration;
 
+use ureq::ResponseExt as _;
 use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
-use ureq::{BodyReader, ResponseExt as _};
 
 use crate::origin::{Origin, Part};
-use crate::retries::waiting;
+use crate::speed::Reader;
 use crate::version::{Range, Version};
 use crate::{Access, Error, Hash, Location, registry};
 
@@ -24,14 +24,17 @@ pub(crate) fn silence(patience: Duration) -> Duration {
 
 /// One version of a file of which the server sends any part. Requests are made one after the other, over one
 /// connection if the server keeps it.
+#[derive(Clone)]
 pub struct Parts {
     pub(crate) origin: Origin,
-    /// The address to which the server redirected.
+    /// The address that has sent the file, to which the server redirected.
     pub(crate) source: Uri,
-    /// The version; `None` for a blob of a registry, which never changes.
+    /// The version; `None` if a hash decides, as for a blob of a registry.
     pub(crate) version: Option<Version>,
     pub(crate) length: u64,
     pub(crate) patience: Duration,
+    /// Whether the caller compares the hash of the whole file.
+    pub(crate) is_hashed: bool,
 }
 
 impl Parts {
@@ -54,20 +57,24 @@ impl Parts {
         }
         let (length, version) = described(response.headers(), origin.blob())?;
         let source = response.get_uri().clone();
-        fill(response.into_body().into_reader(), &mut [0])?;
-        Ok(Self { origin, source, version, length, patience })
+        fill(Reader::new(response.into_body().into_reader(), silence(patience)), &mut [0])?;
+        Ok(Self { origin, source, version, length, patience, is_hashed: false })
     }
 
-    /// As [`Self::open`], but a server that cannot be reached or is busy is asked again for `patience`.
+    /// Returns another connection to the same version of the file: the address that has sent it is asked first.
     ///
     /// # Errors
-    /// As [`Self::open`].
-    pub fn open_waiting(
-        location: &Location,
-        access: &Access,
-        patience: Duration,
-    ) -> Result<Self, Error> {
-        waiting(patience, || Self::open(location, access, patience))
+    /// Fails if neither that address nor the one that the user named sends this version.
+    pub fn again(&self) -> Result<Self, Error> {
+        let mut again = self.clone();
+        again.read_at(0, &mut [0])?;
+        Ok(again)
+    }
+
+    /// Takes a file of the same length from another address if that names another version of it, as some mirrors of one file
+    /// do: the caller compares the hash of the whole file, and uses none of it if that is not the expected one.
+    pub fn let_hash_decide(&mut self) {
+        self.is_hashed = true;
     }
 
     /// Returns the number of bytes of the file.
@@ -103,26 +110,96 @@ impl Parts {
     ///
     /// # Errors
     /// Fails if the server cannot be reached, or sends another version or another part.
-    pub(crate) fn get(
-        &mut self,
-        first: u64,
-        end: Option<u64>,
-    ) -> Result<Option<BodyReader<'static>>, Error> {
+    pub(crate) fn get(&mut self, first: u64, end: Option<u64>) -> Result<Option<Reader>, Error> {
+        let mut failure = None;
+        if self.origin.is_redirected(&self.source) {
+            let part = Part { first, end, version: self.version.as_ref() };
+            let response = self.origin.request_at(&self.source, &part, silence(self.patience));
+            match response.and_then(|response| self.answer(response, &part)) {
+                Ok(Answer::Part(reader)) => return Ok(Some(reader)),
+                Err(error @ Error::OtherPart) => return Err(error),
+                // It may be valid for some minutes only, or be that of a server that is gone.
+                Ok(Answer::Refusal(response)) => failure = Some(self.origin.refusal(*response)),
+                Ok(Answer::Whole) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        match (self.get_redirected(first, end), failure) {
+            (Err(Error::Changed), Some(failure))
+                if !self.is_hashed && !matches!(failure, Error::Changed) =>
+            {
+                Err(Error::OtherVersion(Box::new(failure)))
+            }
+            (got, _) => got,
+        }
+    }
+
+    /// Requests a part from the address that the user named, as [`Self::get`], and keeps the one to which it is redirected. If a
+    /// hash decides, another version is taken there.
+    fn get_redirected(&mut self, first: u64, end: Option<u64>) -> Result<Option<Reader>, Error> {
         let part = Part { first, end, version: self.version.as_ref() };
         let silence = silence(self.patience);
-        // A server may redirect to an address that is valid for some minutes only.
-        let redirected = self.origin.request_at(&self.source, &part, silence)?;
-        match answer(redirected, &part, self.length)? {
-            Answer::Part(reader) => return Ok(Some(reader)),
-            Answer::Whole => return Ok(None),
-            Answer::Refusal(_) => {}
-        }
         let response = self.origin.request(Some(&part), silence)?;
-        self.source = response.get_uri().clone();
-        match answer(response, &part, self.length)? {
-            Answer::Part(reader) => Ok(Some(reader)),
-            Answer::Whole => Ok(None),
-            Answer::Refusal(response) => Err(self.origin.refusal(*response)),
+        let source = response.get_uri().clone();
+        let mut answered = self.answer(response, &part);
+        if let (Err(Error::Changed), true, Some(_)) = (&answered, self.is_hashed, &self.version) {
+            let part = Part { first, end, version: None };
+            let response = match self.origin.is_redirected(&source) {
+                true => self.origin.request_at(&source, &part, silence)?,
+                false => self.origin.request(Some(&part), silence)?,
+            };
+            answered = self.answer(response, &part);
+            if answered.is_ok() {
+                self.version = None;
+            }
+        }
+        let reader = match answered? {
+            Answer::Part(reader) => Some(reader),
+            Answer::Whole => None,
+            Answer::Refusal(response) => return Err(self.origin.refusal(*response)),
+        };
+        self.source = source;
+        Ok(reader)
+    }
+
+    /// Checks that an answer is that part of the same version.
+    fn answer(&self, response: Response<ureq::Body>, part: &Part<'_>) -> Result<Answer, Error> {
+        let length = self.length;
+        let headers = response.headers();
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = Range::from_headers(headers);
+                let end = part.end.unwrap_or(length);
+                let named = Version::from_headers(headers);
+                let is_same = match (&named, part.version) {
+                    (_, None) => true,
+                    (Some(named), Some(version)) => named == version,
+                    // A time may be left out where it was asked for (§15.3.7), a tag not.
+                    (None, Some(version)) => {
+                        !version.is_tag() && !headers.contains_key(header::ETAG)
+                    }
+                };
+                let has_length = |range: Range| range.complete.is_none_or(|it| it == length);
+                match range {
+                    _ if !is_same => Err(Error::Changed),
+                    Some(range) if range.is_part(part.first, end, length) => {
+                        let body = response.into_body().into_reader();
+                        Ok(Answer::Part(Reader::new(body, silence(self.patience))))
+                    }
+                    Some(range) if !has_length(range) => Err(Error::Changed),
+                    _ => Err(Error::OtherPart),
+                }
+            }
+            StatusCode::OK if part.version.is_none() => Ok(Answer::Whole),
+            StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::Changed),
+            _ => Ok(Answer::Refusal(Box::new(response))),
+        }
+    }
+
+    /// Asks the address that the user named for the next part, and not the one that has sent the last one.
+    pub(crate) fn leave(&mut self) {
+        if let Origin::Web(_, uri) | Origin::Registry { uri, .. } = &self.origin {
+            self.source = uri.clone();
         }
     }
 }
@@ -153,14 +230,14 @@ fn described(
             Some(version) => Ok((length, Some(version))),
             None => Err(Error::NoParts(
                 "the server names no version of it that is certain: no strong entity tag (ETag), and no Last-Modified that \
-                 is at least a second older than its answer",
+                 is at least a minute older than its answer",
             )),
         },
     }
 }
 
 /// Fills `bytes` with all that a response has.
-fn fill(mut reader: BodyReader<'static>, bytes: &mut [u8]) -> Result<(), Error> {
+fn fill(mut reader: Reader, bytes: &mut [u8]) -> Result<(), Error> {
     let failed = |error: std::io::Error| match error.kind() {
         ErrorKind::UnexpectedEof => Error::Cut,
         _ => Error::Http(error.into()),
@@ -175,38 +252,8 @@ fn fill(mut reader: BodyReader<'static>, bytes: &mut [u8]) -> Result<(), Error> 
 
 /// What a server answers that was asked for a part of a file.
 enum Answer {
-    Part(BodyReader<'static>),
+    Part(Reader),
     /// The whole file, which cannot be another one.
     Whole,
     Refusal(Box<Response<ureq::Body>>),
-}
-
-/// Checks that an answer is that part of the same version.
-fn answer(response: Response<ureq::Body>, part: &Part<'_>, length: u64) -> Result<Answer, Error> {
-    let headers = response.headers();
-    match response.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            let range = Range::from_headers(headers);
-            let end = part.end.unwrap_or(length);
-            let named = Version::from_headers(headers);
-            let is_same = match (&named, part.version) {
-                (_, None) => true,
-                (Some(named), Some(version)) => named == version,
-                // A time may be left out where it was asked for (§15.3.7), a tag not.
-                (None, Some(version)) => !version.is_tag() && !headers.contains_key(header::ETAG),
-            };
-            let has_length = |range: Range| range.complete.is_none_or(|it| it == length);
-            match range {
-                _ if !is_same => Err(Error::Changed),
-                Some(range) if range.is_part(part.first, end, length) => {
-                    Ok(Answer::Part(response.into_body().into_reader()))
-                }
-                Some(range) if !has_length(range) => Err(Error::Changed),
-                _ => Err(Error::OtherPart),
-            }
-        }
-        StatusCode::OK if part.version.is_none() => Ok(Answer::Whole),
-        StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::Changed),
-        _ => Ok(Answer::Refusal(Box::new(response))),
-    }
 }

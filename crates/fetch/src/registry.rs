@@ -44,6 +44,7 @@ impl std::fmt::Debug for Login {
 }
 
 /// Reads from one registry, with the permission that it has given.
+#[derive(Clone)]
 pub(crate) struct Registry {
     client: Agent,
     reference: Reference,
@@ -102,7 +103,7 @@ impl Registry {
             return Err(Error::Login);
         }
         if response.status() != StatusCode::OK {
-            return Err(Error::Status(response.status()));
+            return Err(Error::status(&response));
         }
         let body = response.body_mut().with_config().limit(MAX_MANIFEST).read_to_vec()?;
         if digest.is_some_and(|digest| digest != Hash::from(Sha256::digest(&body))) {
@@ -130,12 +131,12 @@ impl Registry {
     ) -> Result<(), Error> {
         let server = |uri: &Uri| (uri.scheme().cloned(), uri.authority().cloned());
         if server(response.get_uri()) != server(requested) {
-            return Err(Error::Status(response.status()));
+            return Err(Error::status(response));
         }
         let demanded = response.headers().get_all(header::WWW_AUTHENTICATE);
         let demanded = demanded.iter().filter_map(|value| value.to_str().ok());
         let token = demanded.filter_map(Token::demanded).next();
-        let token = token.ok_or(Error::Status(response.status()))?;
+        let token = token.ok_or_else(|| Error::status(response))?;
         let permission = token.get(&self.client, &self.reference, self.login.as_ref())?;
         // Not shown when a request is logged.
         let mut value = HeaderValue::from_str(&permission).map_err(|_| Error::Token)?;

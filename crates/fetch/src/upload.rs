@@ -124,7 +124,14 @@ impl Upload {
     ) -> Result<Self, Error> {
         let part = part_size(max_bytes).ok_or(Error::TooLarge)?;
         let part_bytes = usize::try_from(part).map_err(|_| Error::TooLarge)?;
-        let (upload, with_checksums) = object.create_upload()?;
+        let stops = [&*stop];
+        let mut retries = Retries::new(patience, &stops);
+        let (upload, with_checksums) = loop {
+            match object.create_upload() {
+                Ok(created) => break created,
+                Err(error) => retries.wait(error)?,
+            }
+        };
         let done = Mutex::default();
         let has_failed = AtomicBool::new(false);
         let shared = Shared { object, upload, with_checksums, patience, stop, has_failed, done };
@@ -153,6 +160,17 @@ impl Upload {
             Err(error) => return Err(upload.cancel(Error::Write(error))),
         }
         Ok(upload)
+    }
+
+    /// Returns what aborts the upload from another thread, unless the object was put together, without waiting for requests. It
+    /// returns the command that does it if that fails.
+    pub fn aborter(&self) -> impl FnOnce() -> Option<String> + Send + use<> {
+        let shared = self.shared.clone();
+        move || {
+            shared.has_failed.store(true, Ordering::Release);
+            let Shared { object, upload, .. } = &*shared;
+            object.abort(upload).err().map(|_| object.command_to_abort(upload))
+        }
     }
 
     /// Sends the last part, puts the object together, and compares its size and, if `verify`, its content. Aborts the upload if

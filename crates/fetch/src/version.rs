@@ -4,22 +4,27 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use ureq::http::{HeaderMap, header};
 
+/// How much older than the response that names it a time of modification must be, in seconds. RFC 9110 §8.8.2.2 asks for one
+/// second by the same clock, or for enough that the clocks do not matter; RFC 7232 §2.2.2 took a minute for that. Whose clock
+/// names the times is not known here.
+const MIN_AGE: i64 = 60;
+
 /// The version of a file: a strong entity tag, or the time of the last modification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Version(String);
 
 impl Version {
-    /// Returns the version that a response names. A weak entity tag does not identify the bytes
-    /// (§8.8.1).
+    /// Returns the version that a response names, to compare it with the one that was asked for. A weak entity tag does not
+    /// identify the bytes (§8.8.1).
     pub(crate) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name| Some(headers.get(name)?.to_str().ok()?.to_owned());
         let tag = text(header::ETAG).filter(|tag| tag.starts_with('"'));
         tag.or_else(|| text(header::LAST_MODIFIED)).map(Self)
     }
 
-    /// Returns the version that a response names, if it names it for all time: a strong entity tag, or, from a
-    /// server without entity tags, the time of a modification at least a second before the response (§8.8.2.2,
-    /// §13.1.5), after which another one would have another time.
+    /// Returns the version that a response names, if it names it for all time, so that `If-Range` may ask for it (§13.1.5): a
+    /// strong entity tag, or, from a server without entity tags, the time of a modification [`MIN_AGE`] before the response
+    /// (§8.8.2.2), after which another one would have another time.
     pub(crate) fn lasting(headers: &HeaderMap) -> Option<Self> {
         let version = Self::from_headers(headers)?;
         let time = |name| {
@@ -28,7 +33,8 @@ impl Version {
         };
         let is_before = || {
             let seconds = |name| time(name).map(Timestamp::as_second);
-            Some(seconds(header::LAST_MODIFIED)? < seconds(header::DATE)?)
+            let modified = seconds(header::LAST_MODIFIED)?;
+            Some(modified.saturating_add(MIN_AGE) <= seconds(header::DATE)?)
         };
         let lasts = match headers.contains_key(header::ETAG) {
             true => version.is_tag(),
@@ -111,7 +117,8 @@ mod test {
         let modified = (header::LAST_MODIFIED, TIME);
         let date = |text| (header::DATE, text);
         assert!(lasts(&[(header::ETAG, "\"a\"")]));
-        assert!(lasts(&[modified.clone(), date("Tue, 15 Nov 1994 12:45:27 GMT")]));
+        assert!(lasts(&[modified.clone(), date("Tue, 15 Nov 1994 12:46:26 GMT")]));
+        assert!(!lasts(&[modified.clone(), date("Tue, 15 Nov 1994 12:46:25 GMT")]));
         assert!(!lasts(&[modified.clone(), date(TIME)]));
         assert!(!lasts(&[modified.clone(), date("Tue, 15 Nov 1994 12:45:20 GMT")]));
         assert!(!lasts(std::slice::from_ref(&modified)));

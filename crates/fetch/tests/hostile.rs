@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use fetch::{Access, Body, Error};
+use fetch::{Access, Body, Error, waiting};
 use testkit::web::{Request, Server, reply, send};
 
 /// The file of the servers.
@@ -102,7 +102,7 @@ fn server_that_comes_late_is_waited_for_on_request() {
         let (url, access) = (url.parse().unwrap(), Access::default());
         let patience = Duration::from_secs(patience);
         match waits {
-            true => Body::open_waiting(&url, &access, patience),
+            true => waiting(patience, &mut |_| {}, || Body::open(&url, &access, patience)),
             false => Body::open(&url, &access, patience),
         }
     };
@@ -110,8 +110,9 @@ fn server_that_comes_late_is_waited_for_on_request() {
     open(true, 0).unwrap_err();
     open(false, 30).unwrap_err();
     let (url, server) = serve(|_, _, stream| reply(stream, "404 Not Found", "", b""));
-    let access = Access::default();
-    Body::open_waiting(&url.parse().unwrap(), &access, Duration::from_secs(30)).unwrap_err();
+    let (url, access) = (url.parse().unwrap(), Access::default());
+    let patience = Duration::from_secs(30);
+    waiting(patience, &mut |_| {}, || Body::open(&url, &access, patience)).unwrap_err();
     assert_eq!(server.requests().len(), 1);
 }
 
@@ -174,4 +175,65 @@ fn slow_server_is_waited_for_while_bytes_come() {
     });
     assert!(read(&url).unwrap() == file());
     assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn server_is_asked_again_when_it_says() {
+    // It is waited for as long as it asks, and not longer than the patience.
+    for (asked, is_patient) in [("1", true), ("4000", false)] {
+        let (url, server) = serve(move |number, request, stream| match number {
+            0 => part(request, TAG, 150_000, stream),
+            1 => reply(stream, "503 Busy", &format!("Retry-After: {asked}\r\n"), b""),
+            _ => part(request, TAG, usize::MAX, stream),
+        });
+        let begin = Instant::now();
+        match read(&url) {
+            Ok(all) => assert!(is_patient && all == file()),
+            Err(error) => {
+                assert!(!is_patient && error.to_string().contains("4000 seconds"), "{error}");
+            }
+        }
+        let millis = begin.elapsed().as_millis();
+        assert!(!is_patient || millis >= 1000, "{millis}");
+        assert_eq!(server.requests().len(), if is_patient { 3 } else { 2 });
+    }
+}
+
+#[test]
+fn r52_time_of_a_minute_ago_names_a_version() {
+    // RFC 9110 §8.8.2.2: another modification in the same second would have the same time.
+    let modified = "Last-Modified: Tue, 15 Nov 1994 12:45:26 GMT\r\n";
+    for (date, is_version) in [("12:45:26", false), ("12:45:40", false), ("12:46:26", true)] {
+        let headers = format!("{modified}Date: Tue, 15 Nov 1994 {date} GMT\r\n");
+        let (url, server) =
+            serve(move |_, request, stream| part(request, &headers, 700_000, stream));
+        assert_eq!(read(&url).is_ok(), is_version, "{date}");
+        let requests = server.requests();
+        assert_eq!(requests.last().unwrap().first().is_some(), is_version, "{date}");
+    }
+}
+
+#[test]
+fn r52_weak_tag_with_a_time_names_no_version() {
+    // RFC 9110 §13.1.5: no date in If-Range if there is an entity tag.
+    let headers = "ETag: W/\"1\"\r\nLast-Modified: Tue, 15 Nov 1994 12:45:26 GMT\r\n\
+                   Date: Tue, 15 Nov 1994 13:45:26 GMT\r\n";
+    let (url, server) = serve(move |_, request, stream| part(request, headers, 700_000, stream));
+    assert!(matches!(read(&url), Err(Error::NoRanges { .. })));
+    assert!(server.requests().iter().all(|request| request.header("if-range").is_none()));
+}
+
+#[test]
+fn x56_server_that_sends_a_byte_now_and_then_is_given_up() {
+    let (url, server) = serve(|_, request, stream| {
+        part(request, TAG, 1000, stream);
+        while stream.write_all(&[7]).is_ok() {
+            std::thread::sleep(Duration::from_millis(400));
+        }
+    });
+    let begin = Instant::now();
+    let error = read(&url).unwrap_err();
+    assert!(error.to_string().contains("bytes a second"), "{error}");
+    let seconds = begin.elapsed().as_secs();
+    assert!((5..60).contains(&seconds) && server.requests().len() < 5, "{seconds}");
 }

@@ -20,6 +20,7 @@ mod partition_table;
 mod patched;
 mod progress;
 mod qcow2;
+mod recorded;
 mod remote;
 mod resumable;
 mod sequential;
@@ -45,7 +46,9 @@ use crate::inspect;
 use crate::options::copy::{Copy, VerifyTime};
 use crate::options::rate::Rate;
 use ::remote::uri::{Locator, without_secret};
+use access::Opener;
 use event::{Event, Finished};
+use expected_contents::ExpectedContents;
 use failure::Failure;
 use local_disk::{CopyEnd, Permission};
 use map_file::{find_map, is_map_file};
@@ -64,8 +67,8 @@ pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
     let interval = options.progress_interval.map(Duration::from_secs);
     let is_piped = options.destination == Locator::Pipe;
     let mut reporter = ProgressReporter::open(options.json, is_piped, interval)?;
-    let ready =
-        prepare(options).and_then(|ready| confirm_overwrite(options, &ready).map(|()| ready));
+    let ready = prepare(options, &mut |note| reporter.note(note))
+        .and_then(|ready| confirm_overwrite(options, &ready).map(|()| ready));
     let done = match ready {
         Err(failure) => {
             reporter.event(&Event::Finished(Finished::refused(failure.to_string())));
@@ -139,20 +142,21 @@ fn check(options: &Copy) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens and examines both ends. Writes nothing.
-fn prepare(options: &Copy) -> Result<PreparedCopy, Failure> {
+/// Opens and examines both ends. Writes nothing. `tell` is called with a sentence when a server is waited for.
+fn prepare(options: &Copy, tell: &mut dyn FnMut(&str)) -> Result<PreparedCopy, Failure> {
     let tree = Tree::machine();
     let map = options.map.as_deref().map(|map| find_map(map, options.allocated)).transpose()?;
     let map = map.flatten();
     let resumed = map.is_some();
     // A map without finished ranges does not permit overwriting.
     let resumes = map.as_ref().is_some_and(|map| map.sum(State::Finished) > 0);
-    let source = source(&tree, options, map.as_ref())?;
+    let mut opener = Opener::new(options, tell);
+    let source = source(&tree, options, map.as_ref(), &mut opener)?;
     let mut source =
         if options.allocated { source.allocated_only(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
     let disk = open_disk(&source.end)?.map(|disk| with_known_sector(disk, &options.source));
-    let (mut destination, new) = destination(&tree, options, resumes, disk.as_ref())?;
+    let (mut destination, new) = destination(&tree, options, resumes, disk.as_ref(), &mut opener)?;
     notes.append(&mut destination.notes);
     let to = if destination.is_disk { open_disk(&destination.end)? } else { None };
     check_disks(options, [&source.end, &destination.end], [disk.as_ref(), to.as_ref()])?;
@@ -254,19 +258,24 @@ fn check_stream(
 }
 
 /// Opens the source.
-fn source(tree: &Tree, options: &Copy, map: Option<&Map>) -> Result<CopyEnd, Failure> {
+fn source(
+    tree: &Tree,
+    options: &Copy,
+    map: Option<&Map>,
+    opener: &mut Opener<'_>,
+) -> Result<CopyEnd, Failure> {
     let raw = options.format.is_some();
-    let expected = checked::expected(options)?;
+    let expected = checked::expected(options, opener)?;
     let name = match &options.source {
         Locator::Pipe => checked::PIPE.to_owned(),
         there => there.to_string(),
     };
     Ok(match (&options.source, expected) {
         (Locator::Web(location), expected) if options.map.is_some() => {
-            resumable::source(location, options, expected, map)?
+            resumable::source(location, options, expected, map, opener)?
         }
         (Locator::Web(location), expected) => {
-            local_disk::stream(checked::web(location, options, expected)?, raw, &name)?
+            local_disk::stream(checked::web(location, expected, opener)?, raw, &name)?
         }
         (Locator::Path(path), Some(expected)) => {
             local_disk::stream(checked::file(path, expected)?, raw, &name)?
@@ -289,6 +298,7 @@ fn destination(
     options: &Copy,
     resumes: bool,
     disk: Option<&Disk>,
+    opener: &mut Opener<'_>,
 ) -> Result<(CopyEnd, Option<New>), Failure> {
     let destination = match &options.destination {
         Locator::Path(path) => {
@@ -302,7 +312,7 @@ fn destination(
             return Ok((destination, new));
         }
         Locator::Web(location) => {
-            let (destination, new) = object::destination(location, options, disk)?;
+            let (destination, new) = object::destination(location, options, disk, opener)?;
             return Ok((destination, Some(New::Object(Box::new(new)))));
         }
         Locator::Pipe => CopyEnd::pipe(local_disk::standard(io::stdout())?),
@@ -400,7 +410,7 @@ fn run(
     reporter: &mut ProgressReporter,
 ) -> Result<(), Failure> {
     // Until here the default action of SIGINT ends the program; nothing was written.
-    let stop = interrupt::watch_signals()?;
+    let interrupt = interrupt::watch_signals()?;
     let (source, destination) = (options.source.to_string(), options.destination.to_string());
     let (resume_command, map) =
         (resume_command(options), options.map.as_ref().map(|map| map.display().to_string()));
@@ -415,7 +425,7 @@ fn run(
     let (examined, expected) = (source_end.examined.take(), source_end.expected.take());
     let (from, _source) = source_end.split();
     let (to, _destination) = ready.destination.split();
-    let new = ready.new.map(|new| new.start(&stop)).transpose().inspect_err(|failure| {
+    let new = ready.new.map(|new| new.start(&interrupt)).transpose().inspect_err(|failure| {
         reporter.event(&Event::Finished(Finished::refused(failure.to_string())));
     })?;
     let mut after = ready.after;
@@ -425,12 +435,12 @@ fn run(
         source: from,
         destination: after.keep(to, ready.confirmed),
         settings: settings(options, matches!(new, Some(Running::Image(_)))),
-        check: expected.zip(after.destination()).map(|(expected, there)| expected.check(there)),
+        check: expected.map(ExpectedContents::check),
     };
-    let mut report = job.run(&stop, &mut |progress| {
+    let mut report = job.run(&interrupt.stop, &mut |progress| {
         reporter.progress(progress);
         if reporter.reader_gone() {
-            stop.store(true, Ordering::Release);
+            interrupt.stop.store(true, Ordering::Release);
         }
     });
     if let Some(examined) = examined {

@@ -52,3 +52,5 @@ mod target;
 mod web;
 #[path = "copy/web_maps.rs"]
 mod web_maps;
+#[path = "copy/web_nodes.rs"]
+mod web_nodes;

@@ -34,7 +34,7 @@ pub(super) fn copy(
     // All is read by the check, after the last write of this stage.
     let all_after = Settings { read_behind: false, ..settings.clone() };
     let copied = copying::copy(&prepared, &all_after, monitor)?;
-    match run(&prepared, check, monitor)? {
+    match run(&prepared, settings, check, monitor)? {
         Ok(()) => {}
         Err(unexpected @ CopyError::Unexpected(_)) => {
             verify(&prepared, copied, &all_after, monitor)?;
@@ -44,8 +44,11 @@ pub(super) fn copy(
         Err(error) => return Err(Outcome::Failed(error)),
     }
     let Copied { mut map, tree, .. } = copied;
-    let hashes = tree.iter().flat_map(|tree| tree.hashes()).collect();
-    map.metadata = MapMetadata { hashes, ..prepared.map.metadata };
+    map.metadata = prepared.map.metadata;
+    // Without a verification, those of earlier runs stay: what they are of was not written again.
+    if let Some(tree) = tree {
+        map.metadata.hashes = tree.hashes().collect();
+    }
     map.position = Position::default();
     prepared.map = map;
     prepared.held.clear();
@@ -110,11 +113,15 @@ fn clear(
 /// Runs the check in a thread, and returns its result.
 fn run(
     prepared: &PreparedCopy,
+    settings: &Settings,
     Check(check): Check,
     monitor: &mut Monitor<'_>,
 ) -> Result<Result<(), CopyError>, Outcome> {
     let (held, done, stop) = (prepared.held.clone(), AtomicU64::new(0), monitor.halt.clone());
-    let unchecked = Arc::new(Unchecked { held, done, stop });
+    let (destination, reconnect_timeout) =
+        (prepared.destination.clone(), settings.reconnect_timeout);
+    let unchecked = Unchecked { held, done, stop, destination, reconnect_timeout };
+    let unchecked = Arc::new(unchecked);
     let theirs = unchecked.clone();
     let thread = spawn(move || check(&theirs))?;
     let total = Some(prepared.map.bytes());

@@ -78,7 +78,7 @@ impl Token {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Error::Login),
-            status => return Err(Error::Status(status)),
+            _ => return Err(Error::status(&response)),
         }
         let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec()?;
         let answer: Answer = serde_json::from_slice(&body).map_err(|_| Error::NoToken)?;

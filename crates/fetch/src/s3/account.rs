@@ -90,6 +90,17 @@ impl Account {
     }
 }
 
+impl Account {
+    /// Returns the server whose names of buckets these are: its address, or the partition of Amazon's if that is not the usual
+    /// one. `None` for Amazon's.
+    pub(crate) fn server(&self) -> Option<&str> {
+        let partition = [("cn-", "amazonaws.com.cn"), ("us-gov-", "aws-us-gov")];
+        let partition = partition.into_iter().find(|(start, _)| self.region.starts_with(start));
+        let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.authority.as_str());
+        endpoint.or_else(|| partition.map(|(_, name)| name))
+    }
+}
+
 fn key(set: Variables<'_>, profile: &Profile) -> Result<Option<Key>, AccountError> {
     let words = |text: &str| AccountError(text.to_owned());
     match (set("AWS_ACCESS_KEY_ID"), set("AWS_SECRET_ACCESS_KEY")) {

@@ -1,12 +1,16 @@
 //! What servers answer: XML documents of two levels, and why they refuse a request.
 
 use std::fmt;
+use std::time::Duration;
 
 use quick_xml::Reader;
 use quick_xml::escape::resolve_predefined_entity;
 use quick_xml::events::Event;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, StatusCode};
+
+use crate::asked;
+use crate::retries::retry_after;
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -148,6 +152,8 @@ pub struct Refusal {
     is_signed: bool,
     /// Whether that is another region than the one it was signed for.
     is_elsewhere: bool,
+    /// How long the server asks to wait before the next request.
+    after: Option<Duration>,
 }
 
 /// How a request was sent that is refused.
@@ -186,7 +192,13 @@ impl Refusal {
             is_elsewhere: region.as_ref().is_some_and(|region| region != signed.region),
             region,
             is_signed: signed.is_signed,
+            after: retry_after(headers),
         }
+    }
+
+    /// Returns how long the server asks to wait before the next request.
+    pub(crate) fn after(&self) -> Option<Duration> {
+        self.after
     }
 
     /// Returns whether the same request may succeed later (S3, Error responses).
@@ -268,7 +280,8 @@ impl fmt::Display for Refusal {
                 write!(f, "the server answers {}", self.status)?;
                 let parts = [code, &self.message];
                 let mut parts = parts.into_iter().filter(|part| !part.is_empty());
-                return parts.try_for_each(|part| write!(f, ": {part}"));
+                parts.try_for_each(|part| write!(f, ": {part}"))?;
+                return f.write_str(&asked(self.after));
             }
         };
         write!(f, "{text} ({code})")

@@ -1,8 +1,45 @@
-//! Credentials for registries and object stores, from the environment.
+//! How files of servers are opened: with which credentials, and whether a server that does not answer is waited for.
 
-use fetch::{Access, Account, Location, Login};
+use std::time::Duration;
 
+use fetch::{Access, Account, Error, Location, Login, waiting};
+
+use crate::options::copy::Copy;
 use failure::Failure;
+
+/// Opens the files of servers that a copy needs.
+pub(super) struct Opener<'a> {
+    /// How long a lost connection is made again.
+    pub(super) patience: Duration,
+    waits: bool,
+    tell: &'a mut dyn FnMut(&str),
+}
+
+impl<'a> Opener<'a> {
+    /// As the options say. `tell` is called with a sentence when a server is waited for.
+    pub(super) fn new(options: &Copy, tell: &'a mut dyn FnMut(&str)) -> Self {
+        Self { patience: Duration::from_secs(options.patience), waits: options.wait, tell }
+    }
+
+    /// Returns what `open` returns for the file `name`; with `--wait`, servers that cannot be reached or are busy are asked again.
+    ///
+    /// # Errors
+    /// Fails with the last error of `open`.
+    pub(super) fn open<T>(
+        &mut self,
+        name: &str,
+        mut open: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if !self.waits {
+            return open();
+        }
+        let seconds = self.patience.as_secs();
+        let mut tell = |reason: &Error| {
+            (self.tell)(&format!("waiting up to {seconds} seconds for {name}: {reason}"));
+        };
+        waiting(self.patience, &mut tell, open)
+    }
+}
 
 /// Returns what the server of a file is told.
 ///

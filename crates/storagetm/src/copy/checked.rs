@@ -5,13 +5,12 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
 
 use ::copy::{CopyError, Pipe};
 use fetch::{Body, Location};
 use remote::uri::Locator;
 
-use super::access::access;
+use super::access::{Opener, access};
 use super::hash_list::{Expected, Hasher, NotFound};
 use super::signature::SignedList;
 use super::summary::refused;
@@ -29,14 +28,17 @@ const PIECE: usize = 1 << 20;
 /// # Errors
 /// Fails if it is no SHA-256 hash, if the list does not name the source or is not signed as it must be, or if the source is a
 /// disk of another machine.
-pub(super) fn expected(options: &Copy) -> Result<Option<Expected>, Failure> {
+pub(super) fn expected(
+    options: &Copy,
+    opener: &mut Opener<'_>,
+) -> Result<Option<Expected>, Failure> {
     let expected = match (&options.sha256, &options.hash_file) {
         (None, None) => return Ok(None),
         (Some(text), _) => match Expected::parse(text) {
             Some(hash @ Expected::Sha256(_)) => Ok(hash),
             _ => Err(Failure::usage(format!("{text} is no SHA-256 hash: 64 digits of 0-9a-f"))),
         },
-        (None, Some(list)) => listed(list, options),
+        (None, Some(list)) => listed(list, options, opener),
     };
     match &options.source {
         Locator::Path(_) | Locator::Pipe | Locator::Web(_) => expected.map(Some),
@@ -46,14 +48,13 @@ pub(super) fn expected(options: &Copy) -> Result<Option<Expected>, Failure> {
     }
 }
 
-fn listed(list: &str, options: &Copy) -> Result<Expected, Failure> {
+fn listed(list: &str, options: &Copy, opener: &mut Opener<'_>) -> Result<Expected, Failure> {
     let signed = SignedList {
         list,
         signature: options.signature.as_deref(),
         keyring: options.keyring.as_deref(),
-        patience: Duration::from_secs(options.patience),
     };
-    let text = signed.read()?;
+    let text = signed.read(opener)?;
     let source = options.source.to_string();
     let path = source.split("?...").next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -75,19 +76,19 @@ fn listed(list: &str, options: &Copy) -> Result<Expected, Failure> {
 /// Fails if the server cannot be reached, does not give the file, or names another hash than the expected one.
 pub(super) fn web(
     location: &Location,
-    options: &Copy,
     expected: Option<Expected>,
+    opener: &mut Opener<'_>,
 ) -> Result<Pipe, Failure> {
     let name = location.to_string();
-    let (access, patience) = (access(location)?, Duration::from_secs(options.patience));
-    let body = match options.wait {
-        true => Body::open_waiting(location, &access, patience),
-        false => Body::open(location, &access, patience),
-    };
-    let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
+    let (access, patience) = (access(location)?, opener.patience);
+    let body = opener.open(&name, || Body::open(location, &access, patience));
+    let mut body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
     let bytes = body.length();
     let named = body.hash().map(|hash| Expected::Sha256(hash.to_vec()));
     let expected = agreed(&name, named, expected)?;
+    if expected.is_some() {
+        body.let_hash_decide();
+    }
     feed(body, name, bytes, expected)
 }
 

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ::copy::{Check, CopyError, Endpoint, Unchecked};
-use linux::medium::ReadAt as _;
 
 use super::hash_list::Expected;
-use super::sync_disk::SyncDisk;
+use super::recorded::Reads;
 use super::web_disk::WebDisk;
 
 /// Bytes that are read at a time to compute a hash.
@@ -18,61 +17,94 @@ const PIECE: usize = 256 << 10;
 pub(super) struct ExpectedContents {
     source: WebDisk,
     name: String,
-    bytes: u64,
     expected: Expected,
+    /// What was read of the source before the copy to change its partition table, and where: the file must have it.
+    table: Reads,
 }
 
 impl ExpectedContents {
-    /// What the destination must hold after a copy of all `bytes` bytes of `source`, which is called `name`.
-    pub(super) fn new(source: WebDisk, name: String, bytes: u64, expected: Expected) -> Self {
-        Self { source, name, bytes, expected }
+    /// What the destination must hold after a copy of all of `source`, which is called `name`.
+    pub(super) fn new(source: WebDisk, name: String, expected: Expected) -> Self {
+        Self { source, name, expected, table: Reads::new() }
+    }
+
+    /// Adds what was read of the source, and was not verified.
+    pub(super) fn must_have(&mut self, reads: Reads) {
+        self.table.extend(reads);
     }
 
     /// Returns the check of a destination. What is not copied yet is read from the source.
-    pub(super) fn check(self, destination: Arc<dyn Endpoint>) -> Check {
+    pub(super) fn check(self) -> Check {
         Check(Box::new(move |unchecked| {
-            let hash = self.hash(&*destination, unchecked).map_err(|reason| {
-                let what = "the hash of what was copied cannot be computed";
-                CopyError::Incomplete(format!("{}: {what}: {reason}", self.name))
+            let mut is_same_table = true;
+            let hash = self.hash(unchecked, &mut is_same_table).map_err(|error| match error {
+                error @ CopyError::Internal => error,
+                error => CopyError::Incomplete(format!(
+                    "{}: the hash of what was copied cannot be computed: {error}",
+                    self.name
+                )),
             })?;
-            if hash == self.expected {
-                return Ok(());
+            if hash != self.expected {
+                return Err(CopyError::Unexpected(format!(
+                    "what was copied from {} has the {} {hash}, and {} was expected: the destination is not to be used",
+                    self.name,
+                    hash.kind(),
+                    self.expected
+                )));
             }
-            Err(CopyError::Unexpected(format!(
-                "what was copied from {} has the {} {hash}, and {} was expected: the destination is not to be used",
-                self.name,
-                hash.kind(),
-                self.expected
-            )))
+            match is_same_table {
+                true => Ok(()),
+                false => Err(CopyError::Incomplete(format!(
+                    "{} has the expected hash, but when its partition table was read to change it, the server sent another one: \
+                     try again",
+                    self.name
+                ))),
+            }
         }))
     }
 
-    fn hash(&self, destination: &dyn Endpoint, unchecked: &Unchecked) -> Result<Expected, String> {
-        let (source, there) = (SyncDisk::open(&self.source)?, SyncDisk::open(destination)?);
-        there.drop_caches();
+    /// Returns the hash, and whether the file has what was read of its partition table.
+    fn hash(&self, unchecked: &Unchecked, is_same_table: &mut bool) -> Result<Expected, CopyError> {
+        let source: Arc<dyn Endpoint> = Arc::new(self.source.clone());
+        let mut source = unchecked.reader(source, self.source.disk());
+        let mut there = unchecked.destination();
+        there.drop_caches()?;
         let (mut hasher, mut piece, mut at) = (self.expected.hasher(), vec![0; PIECE], 0);
-        while at < self.bytes {
-            if unchecked.stop.load(Ordering::Acquire) {
-                return Err("interrupted".to_owned());
-            }
-            let (end, is_held) = run(&unchecked.held, at, self.bytes);
-            let disk = if is_held { &source } else { &there };
+        let bytes = self.source.bytes();
+        while at < bytes {
+            let (end, is_held) = run(&unchecked.held, at, bytes);
+            let disk = if is_held { &mut source } else { &mut there };
             let len = usize::try_from(end - at).unwrap_or(PIECE).min(PIECE);
             let part = piece.get_mut(..len).unwrap_or_default();
-            let count = disk.read_at(part, at).map_err(|error| error.to_string())?;
+            let count = disk.read(at, part)?;
             if count == 0 {
-                return Err(format!("it ends at byte {at}"));
+                return Err(CopyError::Incomplete(format!("it ends at byte {at}")));
             }
             let part = part.get(..count).unwrap_or_default();
             if is_held {
                 self.source.keep_checked(at, part);
             }
+            *is_same_table &= self.table.iter().all(|read| agrees(read, at, part));
             hasher.update(part);
             at += count as u64;
             unchecked.done.store(at, Ordering::Relaxed);
         }
         Ok(hasher.finish())
     }
+}
+
+/// Returns whether what was read is what the file has from `at` on, as far as that is in `part`.
+fn agrees((offset, read): &(u64, Vec<u8>), at: u64, part: &[u8]) -> bool {
+    let end = |start: u64, bytes: &[u8]| start.saturating_add(bytes.len() as u64);
+    let both = at.max(*offset)..end(at, part).min(end(*offset, read));
+    if both.is_empty() {
+        return true;
+    }
+    let within = |bytes: &'_ [u8], start: u64| {
+        let index = |position: u64| usize::try_from(position - start).ok();
+        bytes.get(index(both.start)?..index(both.end)?).map(<[u8]>::to_vec)
+    };
+    within(read, *offset) == within(part, at)
 }
 
 /// Returns where the range ends that has the byte `at`, and whether it is one of those that are `held`.
@@ -98,5 +130,20 @@ mod test {
         assert_eq!(run(&held, 90, 95), (95, true));
         assert_eq!(run(&held, 95, 120), (100, true));
         assert_eq!(run(&held, 100, 120), (120, false));
+    }
+    #[test]
+    fn unverified_reads_are_compared_where_they_overlap() {
+        let read = (100, vec![7; 10]);
+        for (at, part, is_same) in [
+            (0, &[1; 100][..], true),
+            (110, &[1; 5], true),
+            (95, &[0, 0, 0, 0, 0, 7, 7], true),
+            (95, &[0, 0, 0, 0, 0, 7, 8], false),
+            (109, &[7, 1], true),
+            (109, &[6, 1], false),
+            (104, &[7, 7], true),
+        ] {
+            assert_eq!(agrees(&read, at, part), is_same, "{at}");
+        }
     }
 }

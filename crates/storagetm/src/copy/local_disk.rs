@@ -24,6 +24,7 @@ use super::contents::Examined;
 use super::disk_error::{io_error, not_a_disk, open_error, source_in_use};
 use super::expected_contents::ExpectedContents;
 use super::partition_table::{self, CopyEnds, PostCopy};
+use super::recorded::Reads;
 use super::summary::refused;
 use crate::confirmation::OverwriteTarget;
 use crate::image::target::is_among_devices;
@@ -182,10 +183,14 @@ impl CopyEnd {
     /// # Errors
     /// Fails if the partition table does not fit.
     pub(super) fn adapted(
-        self,
+        mut self,
         ends: &CopyEnds<'_>,
     ) -> Result<(Self, Vec<String>, PostCopy), Failure> {
-        let (end, notes, after) = partition_table::adapt(self.end, ends)?;
+        let mut reads = Reads::new();
+        let (end, notes, after) = partition_table::adapt(self.end, ends, &mut reads)?;
+        if let Some(expected) = &mut self.expected {
+            expected.must_have(reads);
+        }
         Ok((Self { end, ..self }, notes, after))
     }
 

@@ -12,8 +12,9 @@ use console::decimal;
 use failure::Failure;
 use fetch::{Error, Location, Proof, Stored, Upload};
 
-use super::access::account;
+use super::access::{Opener, account};
 use super::data::{Data, data};
+use super::interrupt::Interrupt;
 use super::local_disk::CopyEnd;
 use super::summary::refused;
 use crate::confirmation::OverwriteTarget;
@@ -71,6 +72,7 @@ pub(super) fn destination(
     location: &Location,
     options: &Copy,
     source: Option<&Disk>,
+    opener: &mut Opener<'_>,
 ) -> Result<(CopyEnd, NewObject), Failure> {
     let name = location.to_string();
     let Some(object) = location.object(&account()?) else {
@@ -79,7 +81,7 @@ pub(super) fn destination(
         )));
     };
     let (data, end) = data(options, source)?;
-    let head = match object.head() {
+    let head = match opener.open(&name, || object.head()) {
         Ok(head) => head,
         // Without the permission to list a bucket, a server does not tell that an object is missing.
         Err(Error::Object(refusal)) if refusal.is_denied() && options.force => None,
@@ -117,14 +119,20 @@ impl NewObject {
     ///
     /// # Errors
     /// Fails if the server cannot be reached or refuses, or if no thread can be started.
-    pub(super) fn start(self, stop: Arc<AtomicBool>) -> Result<Object, Failure> {
+    pub(super) fn start(self, interrupt: &Interrupt) -> Result<Object, Failure> {
         let Self { name, object, data, is_packed, replaces, verify, patience } = self;
         let cannot =
             |reason: &dyn std::fmt::Display| refused(format!("{name} cannot be written: {reason}"));
         let Data { pipe, bytes } = data;
         let max = if is_packed { packed_bound(bytes) } else { bytes };
+        let stop = interrupt.stop.clone();
         let upload = Upload::begin(object, max, replaces, patience, stop.clone());
         let mut upload = upload.map_err(|reason| cannot(&reason))?;
+        let (aborter, named) = (upload.aborter(), name.clone());
+        interrupt.before_end(move || {
+            let left = "the server keeps, and bills, the parts that were sent until this is run";
+            aborter().map(|command| format!("{named}: {left}: {command}"))
+        });
         let work = move || {
             let sent = match is_packed {
                 true => pack(pipe, bytes, &mut upload),

@@ -13,6 +13,7 @@ use protocol::commands::quoted;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::patched::PatchedDisk;
+use super::recorded::{Reads, Recorded};
 use super::summary::{padded, refused};
 use super::sync_disk::SyncDisk;
 use crate::inspect;
@@ -242,17 +243,19 @@ fn is_backup_at_end(survey: &Survey, bytes: u64) -> bool {
     survey.backup_end.is_none_or(|end| end == bytes - bytes % block)
 }
 
-/// Returns the source as it is to be copied, notes, and what is to be done after the copy.
+/// Returns the source as it is to be copied, notes, and what is to be done after the copy. Adds what was read of the source to
+/// change its partition table to `reads`.
 ///
 /// # Errors
 /// Fails if the partition table does not fit.
 pub(super) fn adapt(
     source: End,
     ends: &CopyEnds<'_>,
+    reads: &mut Reads,
 ) -> Result<(End, Vec<String>, PostCopy), Failure> {
     let mut notes = Vec::new();
     let End::Disk(place) = source else { return Ok((source, notes, PostCopy::default())) };
-    let patches = patches(&*place, ends, &mut notes)?;
+    let patches = patches(&*place, ends, &mut notes, reads)?;
     let edit = edit(ends.options)?;
     if edit != Edit::default() {
         check_edit(&*place, ends, edit)?;
@@ -307,6 +310,7 @@ fn patches(
     place: &dyn Endpoint,
     ends: &CopyEnds<'_>,
     notes: &mut Vec<String>,
+    reads: &mut Reads,
 ) -> Result<Vec<Patch>, Failure> {
     let Some((survey, to)) = ends.survey.zip(ends.to) else { return patches_without_survey(ends) };
     if let Some(sector) = ends.sector {
@@ -342,7 +346,9 @@ fn patches(
     let from = Shape { block: survey.block, bytes: ends.from.bytes };
     let sync_disk = SyncDisk::open(place).map_err(refused)?;
     let to = Shape { block: sector, bytes: to.bytes };
-    let fitted = inspect::fit(&sync_disk, from, to, Edit::default());
+    let recorded = Recorded::new(&sync_disk);
+    let fitted = inspect::fit(&recorded, from, to, Edit::default());
+    reads.extend(recorded.reads());
     let (source, destination) = (&ends.options.source, &ends.options.destination);
     fitted.map_err(refused)?.map(|fitted| fitted.patches).map_err(|reason| {
         refused(format!(
@@ -508,7 +514,8 @@ mod test {
         };
         let place = FileEndpoint::source(Path::new("/dev/null"), "");
         let mut notes = Vec::new();
-        let patches = patches(&place, &ends, &mut notes).map_err(|error| error.to_string())?;
+        let patches = patches(&place, &ends, &mut notes, &mut Reads::new())
+            .map_err(|error| error.to_string())?;
         assert!(patches.is_empty());
         Ok(notes)
     }
@@ -531,7 +538,8 @@ mod test {
         let place = FileEndpoint::source(Path::new("/dev/null"), "");
         let (survey, to, sector) = (Some(&survey), Some(&to), to.sector);
         let ends = CopyEnds { options: &options, from: &from, survey, to, sector };
-        let refused = patches(&place, &ends, &mut Vec::new()).unwrap_err().to_string();
+        let refused =
+            patches(&place, &ends, &mut Vec::new(), &mut Reads::new()).unwrap_err().to_string();
         assert!(
             refused.contains("cannot be told") && refused.contains("--keep-sectors"),
             "{refused}"

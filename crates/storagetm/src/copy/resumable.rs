@@ -1,20 +1,19 @@
 //! Files of servers from which a copy can be continued by its map.
 
 use std::path::Path;
-use std::time::Duration;
 
 use ::copy::map::Map;
 use fetch::{Error, Location, Parts};
 use filesystem::Container;
 use filesystem::container::{HEAD, TAIL};
 
-use super::access::access;
+use super::access::{Opener, access};
 use super::checked::agreed;
 use super::expected_contents::ExpectedContents;
 use super::hash_list::Expected;
 use super::local_disk::CopyEnd;
 use super::summary::refused;
-use super::web_disk::WebDisk;
+use super::web_disk::{Source, WebDisk};
 use crate::options::copy::Copy;
 use failure::Failure;
 
@@ -28,20 +27,24 @@ pub(super) fn source(
     options: &Copy,
     expected: Option<Expected>,
     map: Option<&Map>,
+    opener: &mut Opener<'_>,
 ) -> Result<CopyEnd, Failure> {
     let name = location.to_string();
-    let (access, patience) = (access(location)?, Duration::from_secs(options.patience));
-    let parts = match options.wait {
-        true => Parts::open_waiting(location, &access, patience),
-        false => Parts::open(location, &access, patience),
-    };
-    let mut parts = parts.map_err(|error| not_continued(&name, &error))?;
-    if options.format.is_none() {
-        check_format(&name, &mut parts)?;
-    }
-    let disk = WebDisk::new(location, access, patience, &parts);
-    if let (Some(map), Some(path)) = (map, &options.map) {
-        check_version(&name, &disk, map, path)?;
+    let (access, patience) = (access(location)?, opener.patience);
+    let parts = opener.open(&name, || {
+        let mut parts = Parts::open(location, &access, patience)?;
+        let container = match options.format {
+            None => container(&mut parts)?,
+            Some(_) => None,
+        };
+        Ok((parts, container))
+    });
+    let (mut parts, container) = parts.map_err(|error| not_continued(&name, &error))?;
+    if let Some(container) = container {
+        return Err(refused(format!(
+            "{name} is {container}, which is unpacked from its start to its end, so that a copy could not be continued from a \
+             map: leave --map out, or copy it as it is with --format raw"
+        )));
     }
     let named = parts.hash().map(|hash| Expected::Sha256(hash.to_vec()));
     let expected = agreed(&name, named, expected)?;
@@ -51,9 +54,20 @@ pub(super) fn source(
              hash"
         )));
     }
-    let bytes = parts.length();
-    let contents = |expected| ExpectedContents::new(disk.clone(), name, bytes, expected);
-    let expected = expected.map(contents);
+    if expected.is_some() {
+        parts.let_hash_decide();
+    }
+    let source = Source { name: name.clone(), identity: location.identity(&access) };
+    let before = map.map(|map| map.metadata.source.as_str()).unwrap_or_default();
+    let disk = match expected.is_some() {
+        // The hash decides whether the version of the map is the same file.
+        true => WebDisk::of_map(source, parts, before),
+        false => WebDisk::new(source, parts),
+    };
+    if let Some(path) = &options.map {
+        check_version(&name, &disk, before, path)?;
+    }
+    let expected = expected.map(|expected| ExpectedContents::new(disk.clone(), name, expected));
     Ok(CopyEnd::web(Box::new(disk), expected))
 }
 
@@ -67,29 +81,21 @@ fn not_continued(name: &str, error: &Error) -> Failure {
     }
 }
 
-/// Fails if the file is a compressed or packaged one, which is unpacked from its start to its end.
-fn check_format(name: &str, parts: &mut Parts) -> Result<(), Failure> {
-    let cannot = |error: Error| refused(format!("{name} cannot be read: {error}"));
+/// Returns the format of a compressed or packaged file.
+fn container(parts: &mut Parts) -> Result<Option<Container>, Error> {
     let bytes = parts.length();
     let mut part = |offset: u64, max: usize| {
         let len = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(max).min(max);
         let mut part = vec![0; len];
         parts.read_at(offset, &mut part).map(|()| part)
     };
-    let head = part(0, HEAD).map_err(cannot)?;
-    let tail = part(bytes.saturating_sub(TAIL as u64), TAIL).map_err(cannot)?;
-    match Container::detect(&head, &tail) {
-        None => Ok(()),
-        Some(container) => Err(refused(format!(
-            "{name} is {container}, which is unpacked from its start to its end, so that a copy could not be continued from a \
-             map: leave --map out, or copy it as it is with --format raw"
-        ))),
-    }
+    let head = part(0, HEAD)?;
+    let tail = part(bytes.saturating_sub(TAIL as u64), TAIL)?;
+    Ok(Container::detect(&head, &tail))
 }
 
 /// Fails if a map is of another version of the file.
-fn check_version(name: &str, disk: &WebDisk, map: &Map, path: &Path) -> Result<(), Failure> {
-    let before = &map.metadata.source;
+fn check_version(name: &str, disk: &WebDisk, before: &str, path: &Path) -> Result<(), Failure> {
     if !disk.is_other_version(before) {
         return Ok(());
     }

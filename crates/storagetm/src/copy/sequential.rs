@@ -1,13 +1,11 @@
 //! Destinations that are written from their first byte to their last: qcow2 images, and objects of a bucket. What is copied
 //! comes through a pipe, and a thread writes it.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use ::copy::{Disk, Report};
 use failure::Failure;
 
 use super::data::data;
+use super::interrupt::Interrupt;
 use super::local_disk::CopyEnd;
 use super::object::{self, NewObject, Object};
 use super::qcow2::{self, Image, NewImage};
@@ -72,14 +70,14 @@ impl New {
         Ok(Some(Self::Image(NewImage { path: path.clone(), data })))
     }
 
-    /// Starts to write. An upload ends soon after `stop` is set.
+    /// Starts to write. An upload ends soon after the first signal, and is aborted by the second.
     ///
     /// # Errors
     /// Fails if the destination cannot be written.
-    pub(super) fn start(self, stop: &Arc<AtomicBool>) -> Result<Running, Failure> {
+    pub(super) fn start(self, interrupt: &Interrupt) -> Result<Running, Failure> {
         match self {
             Self::Image(image) => image.start().map(Running::Image),
-            Self::Object(object) => object.start(stop.clone()).map(Running::Object),
+            Self::Object(object) => object.start(interrupt).map(Running::Object),
         }
     }
 }

@@ -6,12 +6,11 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use fetch::{Body, Location};
 use rustix::fs::MemfdFlags;
 
-use super::access::access;
+use super::access::{Opener, access};
 use super::summary::refused;
 use failure::Failure;
 
@@ -34,8 +33,6 @@ pub(super) struct SignedList<'a> {
     /// A file or a URL.
     pub(super) signature: Option<&'a str>,
     pub(super) keyring: Option<&'a Path>,
-    /// How long a lost connection is made again.
-    pub(super) patience: Duration,
 }
 
 impl SignedList<'_> {
@@ -43,16 +40,21 @@ impl SignedList<'_> {
     ///
     /// # Errors
     /// Fails if a file cannot be read, if the signature is not valid, or if the program that verifies it is not installed.
-    pub(super) fn read(&self) -> Result<String, Failure> {
-        let bytes = read(self.list, MAX_LIST, self.patience)?;
+    pub(super) fn read(&self, opener: &mut Opener<'_>) -> Result<String, Failure> {
+        let bytes = read(self.list, MAX_LIST, opener)?;
         let bytes = match self.keyring {
-            Some(keyring) => self.verified(bytes, keyring)?,
+            Some(keyring) => self.verified(bytes, keyring, opener)?,
             None => bytes,
         };
         String::from_utf8(bytes).map_err(|_| refused(format!("{} is not a text", self.list)))
     }
 
-    fn verified(&self, bytes: Vec<u8>, keyring: &Path) -> Result<Vec<u8>, Failure> {
+    fn verified(
+        &self,
+        bytes: Vec<u8>,
+        keyring: &Path,
+        opener: &mut Opener<'_>,
+    ) -> Result<Vec<u8>, Failure> {
         let list = self.list;
         let cannot =
             |path: &Path, error| refused(format!("{} cannot be read: {error}", path.display()));
@@ -67,7 +69,7 @@ impl SignedList<'_> {
             let output = gpgv(keyring, &["--output", "-"], &bytes, list)?;
             return Ok(output.stdout);
         };
-        let content = read(signature, MAX_SIGNATURE, self.patience)?;
+        let content = read(signature, MAX_SIGNATURE, opener)?;
         let file = in_memory(&content).map_err(|error| cannot(Path::new(signature), error))?;
         // The child has the descriptor, too.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -138,7 +140,7 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
 }
 
 /// Reads a file, or a file of a web server, a registry or a bucket.
-fn read(place: &str, max: u64, patience: Duration) -> Result<Vec<u8>, Failure> {
+fn read(place: &str, max: u64, opener: &mut Opener<'_>) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let is_url = Location::SCHEMES
         .iter()
@@ -146,7 +148,8 @@ fn read(place: &str, max: u64, patience: Duration) -> Result<Vec<u8>, Failure> {
     let (name, count) = if is_url {
         let location: Location = place.parse().map_err(Failure::usage)?;
         let name = location.to_string();
-        let body = Body::open(&location, &access(&location)?, patience);
+        let (access, patience) = (access(&location)?, opener.patience);
+        let body = opener.open(&name, || Body::open(&location, &access, patience));
         let body = body.map_err(|reason| refused(format!("{name} cannot be read: {reason}")))?;
         (name, body.take(max + 1).read_to_end(&mut bytes))
     } else {

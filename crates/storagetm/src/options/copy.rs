@@ -151,7 +151,8 @@ pub struct Copy {
 
     /// When the destination is read and compared with what was read from the source
     ///
-    /// Only disks and files of this machine are read during the copy; others are read after it.
+    /// Only disks and files of this machine are read during the copy; others are read after it, and so is what is copied with
+    /// --map from a URL that must have a hash.
     #[arg(
         long,
         value_name = "WHEN",
@@ -175,8 +176,9 @@ pub struct Copy {
 
     /// Record progress in FILE, in the format of GNU ddrescue, and resume from it if it exists
     ///
-    /// Neither SRC nor DST is a pipe or an image that is packed or unpacked. A URL as SRC must be one of a server that sends
-    /// parts of files and names their version (a strong ETag, or Last-Modified); another version is refused.
+    /// Neither SRC nor DST is a pipe or an image that is packed or unpacked, and DST is not an object. The server of a URL as SRC
+    /// must send parts of files and name their version (a strong ETag, or a Last-Modified of at least a minute ago); another
+    /// version is refused, unless the hash that SRC must have decides.
     #[arg(long, value_name = "FILE")]
     pub map: Option<PathBuf>,
 
@@ -272,6 +274,8 @@ pub struct Copy {
     pub patience: u64,
 
     /// Also wait for a server of a URL that does not answer at first, for as long as --patience says
+    ///
+    /// That of SRC, of DST, of the --hash-file and of the --signature, and those that they redirect to.
     #[arg(long)]
     pub wait: bool,
 

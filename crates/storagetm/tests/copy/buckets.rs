@@ -194,6 +194,41 @@ fn interrupted_upload_does_not_wait_for_a_silent_server() {
 }
 
 #[test]
+fn second_interrupt_aborts_the_upload_at_once() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 64 * MIB);
+    let store = Shared::default();
+    let (theirs, held) = (store.clone(), Mutex::new(Vec::new()));
+    let server = Server::start(move |_, request, stream| match request.method.as_str() {
+        "PUT" => held.lock().unwrap().push(stream.try_clone().unwrap()),
+        _ => answer(&theirs, request, stream),
+    });
+    let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    interrupt_at(&server, &child, "PUT");
+    let begin = Instant::now();
+    sleep(Duration::from_millis(200));
+    interrupt_at(&server, &child, "PUT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(6));
+    assert!(begin.elapsed() < Duration::from_secs(5), "parts are not waited for");
+    assert_eq!(store.lock().unwrap().aborted, 1);
+}
+
+#[test]
+fn upload_is_begun_again_if_the_server_is_busy() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 9 * MIB);
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let (store, server) = serve(move |request| {
+        let is_begin = request.method == "POST" && request.path.ends_with("?uploads=");
+        let is_busy = is_begin && count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2;
+        is_busy.then(|| ("503 Slow Down", error("SlowDown")))
+    });
+    run(0, &mut copy_with(&server.authority, &[&image, "s3://bucket/a"]));
+    assert!(store.lock().unwrap().object.as_deref() == Some(&*fs::read(&image).unwrap()));
+}
+
+#[test]
 fn object_that_is_there_and_not_verified_is_named() {
     // Without a hash of the server it is read back, which Ctrl-C ends; or a byte of it differs.
     let folder = Folder::new();

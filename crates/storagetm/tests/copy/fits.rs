@@ -2,12 +2,15 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use linux::gpt::{Gpt, Partition};
 use linux::partition;
+use testkit::web::{Server, send_part};
 
 use crate::scene::{Attached, Folder, MIB, assert_equal, copy, random_bytes, run_expecting};
 use crate::target::Target;
+use crate::web::sha256_of;
 
 const BYTES: u64 = 8 * MIB;
 const BLOCKS: [u32; 2] = [512, 4096];
@@ -355,8 +358,11 @@ fn boot_entry_is_advised_where_firmware_finds_no_loader() {
         0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9,
         0x3b,
     ];
-    let partition = Partition { kind, guid: [1; 16], first: 2048, last: 10_239, name: "EFI" };
-    let gpt = Gpt::new(512, BYTES / 512, [5; 16], &[partition]);
+    let partition =
+        |number, first, last| Partition { kind, guid: [number; 16], first, last, name: "EFI" };
+    // The first one has no file system.
+    let partitions = [partition(1, 10_240, 14_335), partition(2, 2048, 10_239)];
+    let gpt = Gpt::new(512, BYTES / 512, [5; 16], &partitions);
     let file = File::create(&image).unwrap();
     file.set_len(BYTES).unwrap();
     file.write_all_at(&gpt.start(), 0).unwrap();
@@ -380,7 +386,11 @@ fn boot_entry_is_advised_where_firmware_finds_no_loader() {
     let target = Target::serve(&["--listen", "nbd:127.0.0.1:0", "--writable", &blank]);
     let onto = format!("nbd://127.0.0.1:{}/blank", target.port("nbd"));
     let message = run_expecting(0, &["--yes", &image, &onto]);
-    let line = r"efibootmgr --create --disk DISK --part 1 --label debian --loader '\EFI\debian\shimx64.efi'";
+    let line = r"efibootmgr --create --disk DISK --part 2 --label debian --loader '\EFI\debian\shimx64.efi'";
+    assert!(message.contains(line), "{message}");
+    // Now it is empty.
+    run("mkfs.vfat", &["--offset", "10240", &image, "2048"]);
+    let message = run_expecting(0, &["--yes", &image, &onto]);
     assert!(message.contains(line), "{message}");
     run("mmd", &["-i", &inside, "::EFI/BOOT"]);
     run("mcopy", &["-i", &inside, &loader, "::EFI/BOOT/BOOTX64.EFI"]);
@@ -389,4 +399,51 @@ fn boot_entry_is_advised_where_firmware_finds_no_loader() {
     // A file is no disk of a machine.
     let message = run_expecting(0, &["--yes", &image, &folder.path("copy.img")]);
     assert!(!message.contains("efibootmgr"), "{message}");
+}
+
+/// R51, R54: the table that is changed is the one that was verified.
+#[test]
+fn r51_table_that_is_changed_is_that_of_the_hash() {
+    let folder = Folder::new();
+    let image = folder.path("source.img");
+    partitioned(&image, 512);
+    let file = fs::read(&image).unwrap();
+    for is_hostile in [true, false] {
+        let (right, has_begun) = (file.clone(), AtomicBool::new(false));
+        let server = Server::start(move |_, request, stream| {
+            let part = request.part();
+            let is_copy = |(first, end): (usize, Option<usize>)| {
+                first as u64 == 2 * MIB && end.is_some_and(|end| end - first > 1 << 18)
+            };
+            if part.is_some_and(is_copy) {
+                has_begun.store(true, Ordering::Relaxed);
+            }
+            let mut sent = right.clone();
+            if is_hostile && !has_begun.load(Ordering::Relaxed) {
+                // Of a table without its second partition.
+                let gpt = Gpt::new(512, BYTES / 512, [9; 16], &[]);
+                let (start, end) = (gpt.start(), gpt.end());
+                sent[..start.len()].copy_from_slice(&start);
+                let at = sent.len() - end.len();
+                sent[at..].copy_from_slice(&end);
+            }
+            send_part(stream, (&sent, part), "ETag: \"1\"\r\n", usize::MAX);
+        });
+        let disk = folder.path(&format!("disk{is_hostile}"));
+        File::create(&disk).unwrap().set_len(12 * MIB).unwrap();
+        let target = Target::serve(&["--listen", "nbd:127.0.0.1:0", "--writable", &disk]);
+        let name = target.lent[0]["name"].as_str().unwrap();
+        let to = format!("nbd://127.0.0.1:{}/{name}", target.port("nbd"));
+        let (map, url) = (folder.path("map"), format!("http://{}/disk", server.authority));
+        let _ = fs::remove_file(&map);
+        let hash = sha256_of(&file);
+        let args = ["--yes", "--fix-gpt", "--map", &map, "--sha256", &hash, &url, &to];
+        let message = run_expecting(if is_hostile { 1 } else { 0 }, &args);
+        if is_hostile {
+            assert!(message.contains("the server sent another one"), "{message}");
+            assert!(fs::read(&disk).unwrap()[..1 << 20].iter().all(|byte| *byte == 0));
+            run_expecting(0, &args);
+        }
+        assert_eq!(readable(&disk, &image), 512);
+    }
 }

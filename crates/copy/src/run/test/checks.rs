@@ -117,3 +117,48 @@ fn small_disk_is_copied_after_the_check() {
         assert!(destination.core().data == data);
     }
 }
+
+#[test]
+fn check_reads_on_after_lost_connections() {
+    let data = noise(5 * MIB, 51);
+    let (source, destination) = (Sim::new("a", data.clone()), Sim::new("b", vec![0; 5 * MIB]));
+    destination.core().disk.remote = true;
+    let (to, from) = (destination.clone(), source.clone());
+    let report = run_checked(&source, &destination, &settings(), move |unchecked| {
+        [&to, &from].iter().for_each(|end| end.core().lose_after = Some(3));
+        let (mut there, disk) = (unchecked.destination(), from.core().disk.clone());
+        let mut held = unchecked.reader(Arc::new(from.clone()), disk);
+        for (number, at) in (0..5 * MIB).step_by(1 << 16).enumerate() {
+            let mut bytes = vec![0; 1 << 16];
+            let is_held = unchecked.held.iter().any(|range| range.contains(&(at as u64)));
+            let end = if is_held { &mut held } else { &mut there };
+            assert_eq!(end.read(at as u64, &mut bytes)?, bytes.len(), "{number}");
+            assert!(bytes == data[at..at + bytes.len()], "{number}");
+        }
+        assert!(to.core().losses > 5 && from.core().losses > 5);
+        [&to, &from].iter().for_each(|end| end.core().lose_after = None);
+        assert_eq!(there.read(5 * MIB as u64, &mut [0; 512])?, 0);
+        Ok(())
+    });
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+}
+
+#[test]
+fn hashes_of_earlier_runs_stay_without_verification() {
+    let data = noise(5 * MIB, 51);
+    let (source, destination) = (Sim::new("a", data.clone()), Sim::new("b", vec![0; 5 * MIB]));
+    let map = map_path("hashes");
+    let hashes = || map::load(&map).unwrap().unwrap().metadata.hashes;
+    let with = |verify| Settings { map: Some(map.clone()), verify, ..settings() };
+    run_checked(&source, &destination, &with(true), |_| {
+        Err(CopyError::Incomplete("the destination was removed".to_owned()))
+    });
+    let before = hashes();
+    assert!(!before.is_empty());
+    let report = run_checked(&source, &destination, &with(false), |_| Ok(()));
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+    assert_eq!(hashes(), before);
+    for suffix in ["", ".bak"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", map.display()));
+    }
+}
