@@ -4,20 +4,20 @@
 //! exclusively. What cannot be determined counts as use, except contents that the disk itself fails
 //! to read.
 
+mod kernel_target;
+
 use crate::block::{self, DeviceNumber, Disk};
 use crate::mount::{self, Mount};
 use crate::reason::{Code, Reason, Verdict};
 use crate::signature::Contents;
 use crate::transport::Transport;
 use crate::tree::Tree;
+use kernel_target::served;
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-
-/// The subsystems of the kernel's NVMe target.
-const TARGET: &str = "sys/kernel/config/nvmet/subsystems";
 
 /// Queries that access the disk itself.
 pub trait Probe {
@@ -326,26 +326,19 @@ impl Machine {
         backed.collect()
     }
 
-    /// Returns the disks exported by the kernel's NVMe target, which does not hold them
-    /// exclusively.
+    /// Returns the disks that the kernel's own targets export.
     fn exported(&self, tree: &Tree) -> Vec<Use> {
-        let mut uses = Vec::new();
-        for subsystem in tree.names(TARGET) {
-            let place = Path::new(TARGET).join(subsystem).join("namespaces");
-            for namespace in tree.names(&place) {
-                let path = tree.attribute(place.join(namespace).join("device_path"));
-                if let Some(device) = path.and_then(|path| self.at_path(tree, &path)) {
-                    let text = "lent by the kernel's own NVMe target".to_owned();
-                    uses.push(Use { device, code: Code::Held, text });
-                }
-            }
-        }
-        uses
+        let served = served(tree).into_iter();
+        let uses = served.filter_map(|it| {
+            let device = self.at_path(tree, &it.path)?;
+            Some(Use { device, code: Code::Held, text: it.text.to_owned() })
+        });
+        uses.collect()
     }
 }
 
-/// Returns the reasons against exporting an image file: it is swap space, or attached as a disk of
-/// this machine. What cannot be determined is a reason, too.
+/// Returns the reasons against exporting an image file: it is swap space, attached as a disk of this
+/// machine, or exported by the kernel. What cannot be determined is a reason, too.
 pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
     let mut reasons = Vec::new();
     // Compares inodes: a hard link or a bind mount has another path.
@@ -372,6 +365,9 @@ pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
         if file.is_some_and(|file| same(&file)) {
             reasons.push(Reason { code: Code::Held, text: format!("attached as {name}") });
         }
+    }
+    for it in served(tree).into_iter().filter(|it| same(&it.path)) {
+        reasons.push(Reason { code: Code::Held, text: it.text.to_owned() });
     }
     Verdict::new(reasons)
 }
@@ -889,6 +885,34 @@ mod tests {
             "sda",
             &[("held", "lent by the kernel's own NVMe target (partition sda1)")],
         );
+        fake.file("sys/kernel/config/nvmet/subsystems/nqn.x/namespaces/1/enable", "0\n");
+        assert_reasons(&fake, "sda", &[]);
+        fake.file("sys/kernel/config/target/core/iblock_0/disk/udev_path", "/dev/sda\n");
+        let reason = ("held", "lent by the kernel's own SCSI target (LIO)");
+        assert_reasons(&fake, "sda", &[reason]);
+    }
+
+    #[test]
+    fn image_that_the_kernel_exports_is_in_use() {
+        let fake = machine();
+        fake.file("img", "x").file("other", "y");
+        let reasons = || {
+            let verdict = judge_image(&fake.tree(), &fake.root.join("img"));
+            verdict.reasons.into_iter().map(|reason| reason.text).collect::<Vec<_>>()
+        };
+        let nvmet = "sys/kernel/config/nvmet/subsystems/nqn.x/namespaces/1";
+        fake.file(&format!("{nvmet}/device_path"), "/img\n");
+        fake.file("sys/kernel/config/target/core/alua/lu_gps", "");
+        for (name, path) in [("one", "/img"), ("two", "/other")] {
+            let place = format!("sys/kernel/config/target/core/fileio_0/{name}/udev_path");
+            fake.file(&place, format!("{path}\n"));
+        }
+        for enabled in [true, false] {
+            fake.file(&format!("{nvmet}/enable"), if enabled { "1\n" } else { "0\n" });
+            let mut wanted = vec!["lent by the kernel's own SCSI target (LIO)"];
+            wanted.splice(0..0, enabled.then_some("lent by the kernel's own NVMe target"));
+            assert_eq!(reasons(), wanted);
+        }
     }
 
     #[test]
