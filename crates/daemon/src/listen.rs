@@ -566,7 +566,7 @@ mod test {
         let all = [at(0, Protocol::Nvme), at(0, Protocol::Nbd)];
         let named = Protocols::of(&[Protocol::Nvme, Protocol::Nbd]);
         assert_eq!(served("127.0.0.1:0", named), all);
-        assert_eq!(served("127.0.0.1:0", both()), all[..1], "the user named none");
+        assert_eq!(served("127.0.0.1:0", both()), all, "the user named none");
         assert_eq!(served("nbd:127.0.0.1:0", both()), all[1..]);
         assert_eq!(served("127.0.0.1:0", nvme()), all[..1]);
         assert_eq!(served("127.0.0.1:4000", both()), [at(4000, Protocol::Nvme)]);
@@ -707,7 +707,7 @@ mod test {
             one("127.0.0.1 port 10809", Service::disks(Protocol::Nbd))
         );
         assert_eq!(
-            at("127.0.0.1:0", both()),
+            at("127.0.0.1:0", nvme()),
             one("127.0.0.1 port 0", Service::disks(Protocol::Nvme))
         );
         assert_eq!(

@@ -81,7 +81,7 @@ Examples:
   Let alice log in on another machine with the home that she has here:
     storagetm serve --homes=alice
   For a script: any free port, and JSON events on standard output:
-    storagetm serve --json --listen 127.0.0.1:0 disk.img
+    storagetm serve --json --protocol nvme --listen 127.0.0.1:0 disk.img
   For local NBD clients, or started by the client itself:
     storagetm serve --listen unix:/run/disk.sock disk.img
     nbdinfo -- [ storagetm serve disk.img ]

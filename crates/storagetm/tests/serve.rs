@@ -154,8 +154,8 @@ fn keys_are_required_except_on_loopback_or_with_open() {
         (&["--keys", &keys], "0.0.0.0:0", true),
         (&["--keys", &keys], "127.0.0.1:0", false),
     ] {
-        let line = [&["--json", "--demo", "--listen", address], more].concat();
-        let running = Running::serve(&line);
+        let line = ["--json", "--demo", "--protocol", "nvme", "--listen", address];
+        let running = Running::serve(&[&line[..], more].concat());
         let event = running.event();
         assert_eq!((&event["event"], &event["keyed"]), (&"listening".into(), &keyed.into()));
         let lent = running.event();
@@ -168,8 +168,9 @@ fn keys_are_required_except_on_loopback_or_with_open() {
 fn first_events_are_listeners_disks_and_ready() {
     let folder = Folder::new();
     let (one, two) = (folder.image("one.img", (1 << 20) + 7), folder.image("two.img", 2 << 20));
-    let mut running =
-        Running::serve(&["--json", "--listen", ANY_PORT, &one, "--writable", &two, "--digests"]);
+    let nvme = ["--json", "--protocol", "nvme", "--listen", ANY_PORT];
+    let line = [&nvme[..], &[&one, "--writable", &two, "--digests"]].concat();
+    let mut running = Running::serve(&line);
     let events = running.until("ready");
     let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(names, ["listening", "lent", "lent", "ready"]);
@@ -189,27 +190,30 @@ fn first_events_are_listeners_disks_and_ready() {
 }
 
 #[test]
-fn each_named_protocol_has_a_free_port_of_its_own() {
-    let line = ["--json", "--demo=64M", "--protocol", "nbd,nvme", "--listen", ANY_PORT];
-    let running = Running::serve(&line);
-    let events = running.until("ready");
-    let listening = events.iter().filter(|event| event["event"] == "listening");
-    let ports: Vec<(&str, u16)> = listening
-        .map(|event| {
-            let port = u16::try_from(event["port"].as_u64().unwrap()).unwrap();
-            (event["protocol"].as_str().unwrap(), port)
-        })
-        .collect();
-    assert!(matches!(ports[..], [("nvme-tcp", _), ("nbd", _)]), "{ports:?}");
-    assert_ne!(ports[0].1, ports[1].1);
-    for (protocol, port) in ports {
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_ok(), "{protocol}");
+fn each_protocol_has_a_free_port_of_its_own() {
+    for (named, wanted) in [
+        (&["--protocol", "nbd,nvme"][..], &["nvme-tcp", "nbd"][..]),
+        (&[], &["nvme-tcp", "nbd", "iscsi"]),
+    ] {
+        let line = [&["--json", "--demo=64M", "--listen", ANY_PORT], named].concat();
+        let running = Running::serve(&line);
+        let events = running.until("ready");
+        let listening = events.iter().filter(|event| event["event"] == "listening");
+        let (protocols, ports): (Vec<&str>, Vec<u64>) = listening
+            .map(|event| (event["protocol"].as_str().unwrap(), event["port"].as_u64().unwrap()))
+            .unzip();
+        assert_eq!(protocols, wanted);
+        for (at, port) in ports.iter().enumerate() {
+            assert!(!ports[..at].contains(port), "{ports:?}");
+            let port = u16::try_from(*port).unwrap();
+            assert!(TcpStream::connect(("127.0.0.1", port)).is_ok(), "{port}");
+        }
     }
 }
 
 #[test]
 fn plain_output_has_commands_and_no_escapes() {
-    let mut running = Running::serve(&["--demo", "--listen", ANY_PORT]);
+    let mut running = Running::serve(&["--demo", "--protocol", "nvme", "--listen", ANY_PORT]);
     let lines: Vec<String> = std::iter::from_fn(|| Some(running.line()))
         .take_while(|line| !line.starts_with("    nvme connect -t tcp"))
         .collect();

@@ -64,9 +64,8 @@ impl ListenOption {
     pub(super) fn protocols(&self, all: &Protocols) -> Vec<Protocol> {
         match (self.protocol, &self.addr) {
             (Some(protocol), _) => vec![protocol],
-            // Two protocols cannot have one port. With port 0, each that the user named has another.
-            (None, ListenAddr::Address { port: Some(0), .. }) if all.named => all.served.clone(),
-            (None, ListenAddr::Address { port: Some(_), .. }) => vec![all.first()],
+            // Two protocols cannot have one port. With port 0 each has another.
+            (None, ListenAddr::Address { port: Some(1..), .. }) => vec![all.first()],
             (None, _) => all.served.clone(),
         }
     }

@@ -47,7 +47,7 @@ pub(super) fn listen_long() -> String {
     format!(
         "{LISTEN}\n\nThe form is [PROTOCOL:]ADDRESS[:PORT], or unix:PATH for {unix} on a Unix socket; PROTOCOL \
          is {names}, an IPv6 address is in brackets. A given port serves one protocol: PROTOCOL, \
-         else {first}{discovery} if that is served; 0 is any free port, one for each protocol that --protocol names. The default ports are \
+         else {first}{discovery} if that is served; 0 is any free port, another one for each protocol. The default ports are \
          {ports}. Default: every loopback and link-local address of this machine, also new ones; \
          or the sockets passed by systemd or by a client that starts its own server (LISTEN_FDS).",
         unix = Protocol::on_unix().row().label,
