@@ -29,8 +29,8 @@ use ipc::spawn;
 /// Timeout after which a disk counts as unresponsive.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
-/// Timeout for a rotational disk that the user named, which may have to spin up.
-const SPIN_UP: Duration = Duration::from_secs(20);
+/// Timeout for a rotational disk that the user named, which may have to spin up, and for what may be on one.
+pub(crate) const SPIN_UP: Duration = Duration::from_secs(20);
 
 /// Timeout for disks that matter only for comparison with others.
 pub const SLOW: Duration = Duration::from_secs(1);
@@ -330,16 +330,24 @@ impl Examiner {
 
     /// Waits for a result until `end`. Returns whether there is one.
     pub fn wait(&self, end: Instant) -> bool {
-        let Some(descriptor) = self.descriptor() else { return false };
-        let mut ends = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).ok();
-            match poll(&mut ends, left.as_ref()) {
-                // Interrupted by a signal: wait for the rest of the time.
-                Err(Errno::INTR) => {}
-                result => return result.is_ok_and(|ready| ready > 0),
-            }
+        self.running.is_some() && wait_for(self.descriptor(), end)
+    }
+}
+
+/// Waits until `end` for one of the descriptors to be readable. Returns whether one is.
+pub(crate) fn wait_for<'a>(
+    descriptors: impl IntoIterator<Item = BorrowedFd<'a>>,
+    end: Instant,
+) -> bool {
+    let ends = descriptors.into_iter().map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN));
+    let mut ends: Vec<PollFd<'_>> = ends.collect();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut ends, left.as_ref()) {
+            // Interrupted by a signal: wait for the rest of the time.
+            Err(Errno::INTR) => {}
+            result => return result.is_ok_and(|ready| ready > 0),
         }
     }
 }

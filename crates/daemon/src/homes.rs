@@ -204,6 +204,7 @@ mod tests {
     use super::*;
     use std::fs;
 
+    use crate::lend::Opener;
     use crate::overlay::OverlayOptions;
     use crate::reported::ReportedIdentity;
     use linux::identity::MachineId;
@@ -222,6 +223,7 @@ mod tests {
             machine: MachineId { bytes: [1; 16], stable: true },
             at_rest: false,
             reported: ReportedIdentity::default(),
+            opener: Opener::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! with `--all` exports disks that are added.
 
 mod change;
+mod openings;
 mod overlays;
 mod select;
 
@@ -19,11 +20,12 @@ use linux::uevent::{Action, Message, Uevents};
 
 use crate::device::Device;
 use crate::disk_filter::{DiskFilter, Selection};
-use crate::examine::{Examiner, LIMIT, SLOW};
-use crate::lend::{ExaminedDisk, LendOptions, LendRequest, LentDisk, Writes, devices_to_examine};
+use crate::examine::{Examiner, LIMIT, SLOW, wait_for};
+use crate::lend::{ExaminedDisk, LendOptions, LentDisk, devices_to_examine};
 pub use change::Change;
 use change::{changed, is_lent};
 use failure::Failure;
+use openings::{Examined, Opening, Openings};
 use overlays::ConsoleOverlays;
 use select::{Overlaid, PositionHolder};
 
@@ -75,6 +77,10 @@ pub struct Hotplug {
     examiner: Examiner,
     /// Kernel names of disks that are being probed.
     examining: HashSet<String>,
+    /// Disks that are being opened.
+    openings: Openings,
+    /// Disks that have been opened since the last call of [`Hotplug::look`], or cannot be.
+    opened: Vec<(Opening, Result<LentDisk, Failure>)>,
     /// When a disk responded after the last call of [`Hotplug::look`].
     answered: Option<Instant>,
     /// Reasons, as reported, why disks are not exported.
@@ -83,10 +89,13 @@ pub struct Hotplug {
 
 impl Hotplug {
     /// Subscribes to uevents.
-    pub fn open(options: LendOptions, filter: Option<DiskFilter>) -> Self {
+    ///
+    /// # Errors
+    /// Fails if descriptors are exhausted.
+    pub fn open(options: LendOptions, filter: Option<DiskFilter>) -> Result<Self, Failure> {
         let uevents = Uevents::open().ok();
         let examiner = Examiner::new(options.tree.clone());
-        Self {
+        Ok(Self {
             // Disks in use may be exported by name, never with `--all`.
             options: LendOptions { allow_in_use: false, ..options },
             filter,
@@ -105,9 +114,11 @@ impl Hotplug {
             excluded: Vec::new(),
             examiner,
             examining: HashSet::new(),
+            openings: Openings::new()?,
+            opened: Vec::new(),
             answered: None,
             reported: HashMap::new(),
-        }
+        })
     }
 
     /// Returns whether uevents are unavailable.
@@ -115,9 +126,14 @@ impl Hotplug {
         self.uevents.is_none()
     }
 
-    /// Readable when there are uevents or probe results.
+    /// Readable when there are uevents or probe results, or when a disk has been opened.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.uevents.as_ref().map(AsFd::as_fd).into_iter().chain(self.examiner.descriptor())
+        self.uevents.as_ref().map(AsFd::as_fd).into_iter().chain(self.results())
+    }
+
+    /// Readable when there are probe results, or when a disk has been opened.
+    fn results(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.examiner.descriptor().into_iter().chain([self.openings.descriptor()])
     }
 
     /// When to call [`Hotplug::look`].
@@ -127,8 +143,12 @@ impl Hotplug {
         others.into_iter().flatten().chain(rechecks).min()
     }
 
-    /// Receives uevents and probe results. Does not block.
+    /// Receives uevents, probe results and opened disks. Does not block.
     pub fn receive(&mut self, now: Instant) {
+        self.opened.extend(self.openings.take());
+        if !self.opened.is_empty() {
+            self.answered = Some(now);
+        }
         for answered in self.examiner.receive() {
             self.answered = Some(now);
             if answered.is_late {
@@ -192,22 +212,27 @@ impl Hotplug {
         Ok(self.wait_for_answers(lent_disks, now + patience))
     }
 
-    /// Waits for probe results until `end`, or until only disks remain that are much slower than
-    /// the others.
+    /// Waits until `end` for probe results and for disks to be opened, or until only disks remain that
+    /// are much slower than the others.
     fn wait_for_answers(&mut self, lent_disks: &[LentDisk], end: Instant) -> Vec<Change> {
         let (mut changes, mut deadline) = (Vec::new(), end);
         loop {
             let now = Instant::now();
             changes.extend(self.lend_ready(lent_disks, now));
-            if self.examining.is_empty() || now >= deadline {
+            if !self.is_waiting() || now >= deadline {
                 return changes;
             }
-            if self.examiner.wait(deadline) {
+            if wait_for(self.results(), deadline) {
                 let now = Instant::now();
                 self.receive(now);
                 deadline = end.min(now + SLOW);
             }
         }
+    }
+
+    /// Returns whether disks are being probed or opened.
+    fn is_waiting(&self) -> bool {
+        !self.examining.is_empty() || !self.openings.is_empty() || !self.opened.is_empty()
     }
 
     /// Records a withdrawn disk. It is not exported again while its descriptors are open.
@@ -326,6 +351,11 @@ impl Hotplug {
                 self.rechecks.insert(disk.name.clone(), now + RELEASE);
                 continue;
             }
+            // What opens it may hold it: it would appear to be in use.
+            if self.openings.has(disk) || self.options.opener.is_opening(disk.number) {
+                self.rechecks.insert(disk.name.clone(), now + RECHECK);
+                continue;
+            }
             for device in devices_to_examine(machine, disk) {
                 self.examiner.ask(device, now);
             }
@@ -333,18 +363,20 @@ impl Hotplug {
         }
     }
 
-    /// Exports disks whose probes are complete. A disk that timed out is left out.
+    /// Exports disks that have been opened, and starts to open those whose probes are complete. A
+    /// disk that timed out is left out.
     fn lend_ready(&mut self, lent_disks: &[LentDisk], now: Instant) -> Vec<Change> {
         // A result that has arrived is in time, however late this is called.
         self.receive(now);
         self.answered = None;
         self.examiner.expire(now);
+        let mut changes = self.take_opened(now);
         if self.examining.is_empty() {
-            return Vec::new();
+            return changes;
         }
         let Ok(machine) = self.options.look() else {
             self.schedule_retry(now);
-            return Vec::new();
+            return changes;
         };
         let examining = std::mem::take(&mut self.examining);
         let free = machine.disks.iter().filter(|disk| examining.contains(&disk.name));
@@ -352,16 +384,20 @@ impl Hotplug {
         let (ready, others): (Vec<&Disk>, Vec<&Disk>) =
             free.partition(|disk| self.has_answered(&machine, disk, now));
         self.examining.extend(others.into_iter().map(|disk| disk.name.clone()));
-        let findings = self.examiner.findings().clone();
+        let ready: Vec<Disk> = ready.into_iter().cloned().collect();
+        let findings = Arc::new(self.examiner.findings().clone());
+        let examined = Examined { machine: Arc::new(machine), findings };
+        for disk in &ready {
+            match self.openings.has_room() {
+                true => changes.extend(self.open_one(disk, &examined)),
+                // As soon as another one is open.
+                false => drop(self.examining.insert(disk.name.clone())),
+            }
+        }
         if self.examining.is_empty() {
             self.examiner.forget();
         }
-        let examined = ready.into_iter().map(|disk| ExaminedDisk {
-            machine: &machine,
-            disk,
-            findings: &findings,
-        });
-        examined.filter_map(|examined| self.lend_one(&examined)).collect()
+        changes
     }
 
     /// Lists the disks again after a delay that grows; keeps the pending names.
@@ -389,50 +425,6 @@ impl Hotplug {
             false => examiner.is_slow(device),
         };
         devices.into_iter().all(|device| findings.has(device) || is_over(device))
-    }
-
-    fn lend_one(&mut self, examined: &ExaminedDisk<'_>) -> Option<Change> {
-        let ExaminedDisk { machine, disk, findings } = *examined;
-        let (selection, note) = self.select(examined)?;
-        let verdict = machine.judge(disk, findings);
-        if !self.allowed(&verdict, selection) {
-            return self.report_refusal(disk, &verdict, selection);
-        }
-        if selection == Selection::Any && boots_target_mode(examined) {
-            let sentence = format!(
-                "{} is not lent: it is a stick that boots into target mode",
-                disk.path(&self.options.tree).display()
-            );
-            return self.report(&disk.name, sentence);
-        }
-        let writable = selection == Selection::Writable;
-        let lent = match writable {
-            true => self.lend_with(examined, Writes::ToDisk),
-            false if self.wants_overlay(examined) => self.lend_with_overlay(examined),
-            false => self.lend_with(examined, Writes::Refused),
-        };
-        match lent {
-            Ok(mut lent) => {
-                self.reported.remove(&disk.name);
-                lent.notes.extend(note);
-                if writable {
-                    self.record_position(examined);
-                }
-                Some(Change::Added(Box::new(lent)))
-            }
-            Err(failure) => {
-                if failure.is_timeout() {
-                    // Examined again, it is lent when it responds.
-                    self.rechecks.insert(disk.name.clone(), Instant::now() + RECHECK);
-                }
-                self.report(&disk.name, failure.to_string())
-            }
-        }
-    }
-
-    fn lend_with(&self, examined: &ExaminedDisk<'_>, writes: Writes) -> Result<LentDisk, Failure> {
-        let path = examined.disk.path(&self.options.tree);
-        self.options.lend_examined(&LendRequest::new(path, writes), examined)
     }
 
     /// A named disk is exported as if it had been named without `--all`.
@@ -496,6 +488,7 @@ mod test {
     use super::overlays::GivenOverlay;
     use super::*;
     use crate::disk_filter::DiskSelector;
+    use crate::lend::{Opener, opening};
     use crate::overlay;
     use crate::reported::ReportedIdentity;
     use export::{Access, Geometry, Identity};
@@ -545,8 +538,9 @@ mod test {
                 machine,
                 at_rest: false,
                 reported: ReportedIdentity::default(),
+                opener: Opener::default(),
             };
-            let hotplug = Hotplug::open(options, Some(DiskFilter::default()));
+            let hotplug = Hotplug::open(options, Some(DiskFilter::default())).unwrap();
             let examiner = Examiner::new(Tree::at(&self.0)).within();
             Hotplug { uevents: None, examiner, ..hotplug }
         }
@@ -561,7 +555,7 @@ mod test {
     /// Examines, then waits for the probe results.
     fn look(hotplug: &mut Hotplug, now: Instant) -> Vec<Change> {
         let mut changes = hotplug.look(&[], now);
-        while !hotplug.examining.is_empty() && hotplug.examiner.wait(Instant::now() + LIMIT) {
+        while hotplug.is_waiting() && wait_for(hotplug.results(), Instant::now() + LIMIT) {
             hotplug.receive(now);
             changes.extend(hotplug.lend_ready(&[], now));
         }
@@ -635,11 +629,10 @@ mod test {
         fake.write("proc/self/mountinfo", "");
         let now = Instant::now();
         hotplug.schedule("sdz".to_owned(), now);
-        assert!(hotplug.look(&[], now).is_empty());
-        while !hotplug.examining.is_empty() && hotplug.examiner.wait(Instant::now() + LIMIT) {
-            hotplug.receive(now);
+        let mut changes = hotplug.look(&[], now);
+        while hotplug.is_waiting() && wait_for(hotplug.results(), Instant::now() + LIMIT) {
+            changes.extend(hotplug.look(&[], now));
         }
-        let changes = hotplug.look(&[], now);
         // The disk itself cannot be opened here.
         let [Change::Note(_), Change::Over(note)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(note, "/dev/sdz is not lent: mounted at /home");
@@ -673,6 +666,49 @@ mod test {
         let changes = hotplug.look(&[], begun + LIMIT * 2);
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!(note, "/dev/sdz is not lent: it does not answer");
+    }
+
+    #[test]
+    fn r60_disks_that_hang_in_open_are_opened_side_by_side() {
+        let fake = Fake::new("hanging");
+        for (name, number) in [("sdy", 401), ("sdx", 402)] {
+            fake.write(&format!("sys/class/block/{name}/dev"), &format!("8:{number}\n"));
+            fake.write(&format!("sys/class/block/{name}/size"), "2048\n");
+            fake.write(&format!("sys/class/block/{name}/diskseq"), "9\n");
+            fake.write(&format!("dev/{name}"), &"\0".repeat(1 << 20));
+        }
+        let mut hotplug = fake.hotplug();
+        hotplug.options.opener = Opener::default().silent();
+        let begun = Instant::now();
+        hotplug.rescan_all(begun);
+        hotplug.look(&[], begun);
+        while hotplug.openings.opening() < 3 {
+            assert!(wait_for(hotplug.results(), begun + LIMIT));
+            assert!(hotplug.look(&[], Instant::now()).is_empty());
+        }
+        assert!(begun.elapsed() < LIMIT, "the caller waits for the disks");
+        let mut notes = Vec::new();
+        while hotplug.is_waiting() {
+            wait_for(hotplug.results(), Instant::now() + LIMIT);
+            notes.extend(hotplug.look(&[], Instant::now()));
+        }
+        assert!(begun.elapsed() < LIMIT * 2, "one waits for the other");
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        for note in notes {
+            let Change::Note(note) = note else { panic!("{note:?}") };
+            assert!(note.ends_with(" is not lent: it does not answer"), "{note}");
+        }
+        // What opens a disk may hold it, so it is not examined before that has ended.
+        let again = |hotplug: &mut Hotplug| {
+            let now = Instant::now();
+            hotplug.rescan_all(now);
+            hotplug.look(&[], now + SETTLE);
+            hotplug.examining.len()
+        };
+        assert_eq!(again(&mut hotplug), 0);
+        assert!(hotplug.due().is_some());
+        opening::tests::end_silent();
+        assert_eq!(again(&mut hotplug), 3);
     }
 
     #[test]
@@ -785,7 +821,7 @@ mod test {
     fn give(hotplug: &mut Hotplug, disk: &Disk, limit: u64) -> Arc<Export> {
         let LentDisk { export, device, .. } = lent(disk);
         hotplug.overlays.given.push(GivenOverlay {
-            export: Arc::downgrade(&export),
+            export: Some(Arc::downgrade(&export)),
             device,
             limit,
         });
@@ -840,7 +876,10 @@ mod test {
         let is_replacement =
             |hotplug: &Hotplug| examined(&fake, |examined| hotplug.is_replacement(examined));
         assert!(!is_replacement(&hotplug));
-        examined(&fake, |examined| hotplug.record_position(examined));
+        examined(&fake, |it| {
+            let fingerprint = hotplug.options.fingerprint(it);
+            hotplug.record_position(it.disk, fingerprint);
+        });
         assert!(!is_replacement(&hotplug));
         fake.disk(2048, 8);
         assert!(!is_replacement(&hotplug), "the same disk has come again");

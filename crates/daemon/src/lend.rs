@@ -4,17 +4,16 @@
 mod format;
 mod home;
 mod lent_disk;
-mod opening;
+pub(crate) mod opening;
 mod reader;
 mod request;
 mod rescue;
 mod virtual_disk;
 
-use std::fs::Metadata;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use export::{Access, Cache, Export, ExportId, Home, Identity};
 use filesystem::Container;
@@ -28,7 +27,7 @@ use linux::tree::Tree;
 use rustix::fs::OFlags;
 
 use crate::device::Device;
-use crate::examine::{examine, limit_for};
+use crate::examine::{SPIN_UP, examine, limit_for};
 use crate::overlay::{NewOverlay, OverlayOptions};
 use crate::reported::ReportedIdentity;
 use crate::size::Size;
@@ -38,9 +37,10 @@ use format::Format;
 pub use home::work as recognize;
 pub use lent_disk::{LentDisk, home_name, stable_name};
 use nvme::nqn;
-pub use opening::work as open_disk;
+use opening::Question;
+pub use opening::{Opener, work as open_disk};
 use request::is_direct;
-pub use request::{LendRequest, Writes, disk_named, named};
+pub use request::{LendRequest, Writes, block_device, disk_named, named};
 pub use rescue::{RescueRequest, image_identity};
 use virtual_disk::IndexedDisk;
 pub use virtual_disk::work as index;
@@ -69,6 +69,8 @@ pub struct LendOptions {
     pub at_rest: bool,
     /// Identification that is reported instead of that of the disks.
     pub reported: ReportedIdentity,
+    /// The processes that open disks.
+    pub opener: Opener,
 }
 
 /// A block device with the results of probing it.
@@ -89,22 +91,25 @@ impl LendOptions {
     /// Fails with a message for the user.
     pub fn lend(&self, request: &LendRequest) -> Result<LentDisk, Failure> {
         let device = block_device(&request.path);
-        let Some(number) = device else { return self.lend_opened(request, None, None) };
+        let Some(number) = device else { return self.lend_opened(request, None, SPIN_UP) };
         let found = self.look().ok().and_then(|machine| {
             let disk = machine.disks.iter().find(|disk| disk.number == number)?.clone();
             Some((machine, disk))
         });
         match found {
             Some((machine, disk)) => {
-                let devices = devices_to_examine(&machine, &disk);
-                let findings = examine(&self.tree, devices, limit_for(&disk));
+                let (limits, limit) = (limit_for(&disk), limit_for(&disk)(&disk));
+                // A process that is opening it could hold it.
+                self.opener.wait_for(number, &request.path, limit)?;
+                let findings = examine(&self.tree, devices_to_examine(&machine, &disk), limits);
                 self.lend_examined(
                     request,
                     &ExaminedDisk { machine: &machine, disk: &disk, findings: &findings },
+                    limit,
                 )
             }
             None if self.allow_in_use && !request.writes_disk() => {
-                self.lend_opened(request, device, None)
+                self.lend_opened(request, Some((number, None)), SPIN_UP)
             }
             None => Err(Failure::new(format!(
                 "{}: it cannot be found out whether this disk is in use, since /sys does not show \
@@ -114,18 +119,20 @@ impl LendOptions {
         }
     }
 
-    /// Opens a block device that was probed.
+    /// Opens a block device that was probed, within the `limit` that its probe had.
     ///
     /// # Errors
-    /// Fails with a message for the user.
+    /// Fails with a message for the user. Its cause is a timeout if the device does not respond.
     pub fn lend_examined(
         &self,
         request: &LendRequest,
         examined: &ExaminedDisk<'_>,
+        limit: Duration,
     ) -> Result<LentDisk, Failure> {
         let verdict = examined.machine.judge(examined.disk, examined.findings);
         self.check(request, &verdict)?;
-        let lent = self.lend_opened(request, Some(examined.disk.number), Some(examined))?;
+        let device = Some((examined.disk.number, Some(examined)));
+        let lent = self.lend_opened(request, device, limit)?;
         let contents = contents::describe(examined.machine, examined.disk, examined.findings);
         Ok(lent.with_contents(contents).noting(&verdict))
     }
@@ -176,15 +183,17 @@ impl LendOptions {
         }))
     }
 
-    /// Opens the disk; `number` is the block device that was checked, `examined` its probe results.
+    /// Opens the disk within `limit`; `device` is the block device that was checked, and its probe results.
     fn lend_opened(
         &self,
         request: &LendRequest,
-        number: Option<DeviceNumber>,
-        examined: Option<&ExaminedDisk<'_>>,
+        device: Option<(DeviceNumber, Option<&ExaminedDisk<'_>>)>,
+        limit: Duration,
     ) -> Result<LentDisk, Failure> {
         let purpose = if request.writes_disk() { OpenFor::Writing } else { OpenFor::Reading };
-        let mut opened = opening::open(self, &request.path, purpose, number.is_some())?;
+        let (number, examined) = (device.map(|it| it.0), device.and_then(|it| it.1));
+        let question = Question::new(&self.tree, &request.path, purpose, self.allow_in_use)?;
+        let mut opened = self.opener.open(&question, number, limit)?;
         check_same(request, &opened, number)?;
         let home = request.is_home.then(|| home::recognize(&opened)).transpose()?;
         let indexed = |format| IndexedDisk::read(&mut opened, format, &self.tree);
@@ -276,7 +285,9 @@ impl LendOptions {
     }
 
     fn id(&self, request: &LendRequest, identity: &Identity) -> Result<ExportId, Failure> {
-        match (&request.known_as, &self.base) {
+        // An overlay is another disk than what hosts know by that name.
+        let known_as = request.known_as.as_ref().filter(|_| request.writes != Writes::ToOverlay);
+        match (known_as, &self.base) {
             (Some(known), _) => Ok(known.id()),
             (None, Some(base)) => {
                 nqn::under(base, &request.path).map(ExportId::Name).map_err(Failure::new)
@@ -454,16 +465,6 @@ fn bytes_of(
     Ok((bytes, Some(note)))
 }
 
-/// The device number of the block device at `path`.
-pub fn block_device(path: &Path) -> Option<DeviceNumber> {
-    let metadata: Metadata = path.metadata().ok()?;
-    let number = metadata.rdev();
-    metadata.file_type().is_block_device().then(|| DeviceNumber {
-        major: rustix::fs::major(number),
-        minor: rustix::fs::minor(number),
-    })
-}
-
 /// Refuses two disks that hosts could not tell apart.
 ///
 /// # Errors
@@ -478,9 +479,13 @@ pub fn check_distinct(lent: &Export, other: &Export) -> Result<(), Failure> {
         )));
     }
     if lent.id == other.id {
+        // Hosts have the other names from a file, or from what is on the disk.
+        let way = match &lent.id {
+            ExportId::Name(_) => "lend them without --nqn, or from paths that end differently",
+            ExportId::Uuid(_) => "lend one of them only",
+        };
         return Err(Failure::new(format!(
-            "{first} and {second} would both be called {}; lend them without --nqn, or from paths \
-             that end differently",
+            "{first} and {second} would both be called {}; {way}",
             other.id
         )));
     }
@@ -490,6 +495,7 @@ pub fn check_distinct(lent: &Export, other: &Export) -> Result<(), Failure> {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::reported::KnownAs;
     use std::fs;
 
     fn options() -> LendOptions {
@@ -505,6 +511,7 @@ mod test {
             machine,
             at_rest: false,
             reported: ReportedIdentity::default(),
+            opener: Opener::default(),
         }
     }
 
@@ -561,6 +568,16 @@ mod test {
         let lent = options().lend(&request(&path, false)).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(rustix::io::write(lent.export.backing().written(), b"x").is_err());
+    }
+
+    #[test]
+    fn image_is_opened_in_a_process_of_its_own() {
+        let path = image("process.img", 1 << 20);
+        let opener = Opener::failing();
+        let refused = LendOptions { opener, ..options() }.lend(&request(&path, false));
+        fs::remove_file(&path).unwrap();
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("process.img cannot be opened: "), "{refused}");
     }
 
     #[test]
@@ -635,6 +652,22 @@ mod test {
             assert_ne!(one.identity.uuid, other.identity.uuid);
             assert_ne!(one.identity.serial, other.identity.serial);
         }
+    }
+
+    #[test]
+    fn overlay_has_no_name_of_the_disk_under_it() {
+        let path = image("known.img", 1 << 20);
+        let known_as = KnownAs::new("nqn.2026-12.com.example:one");
+        let lend = |writes| {
+            let request = LendRequest::new(path.clone(), writes);
+            let request = LendRequest { known_as: known_as.clone(), ..request };
+            options().lend(&request).unwrap().export.clone()
+        };
+        let [disk, overlay] = [Writes::Refused, Writes::ToOverlay].map(lend);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(nqn::of(&disk.id), "nqn.2026-12.com.example:one");
+        assert_eq!(overlay.id, ExportId::Uuid(overlay.identity.uuid));
+        assert_ne!(overlay.identity.uuid, disk.identity.uuid);
     }
 
     #[test]

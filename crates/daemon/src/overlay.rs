@@ -87,9 +87,13 @@ pub fn limit(tree: &Tree, overlays: usize) -> u64 {
 }
 
 /// Returns the most memory that an overlay may take that is added beside the `others`: half of what they leave of half of
-/// the memory, so that all together never get more than that.
-pub fn limit_beside<'a>(tree: &Tree, others: impl Iterator<Item = &'a Export>) -> u64 {
-    let (mut taken, mut kept_bytes) = (0u64, 0u64);
+/// the memory, so that all together never get more than that. `reserved` is for those that are being opened, in bytes.
+pub fn limit_beside<'a>(
+    tree: &Tree,
+    others: impl Iterator<Item = &'a Export>,
+    reserved: u64,
+) -> u64 {
+    let (mut taken, mut kept_bytes) = (reserved, 0u64);
     for export in others {
         let Some(overlay) = export.backing().overlay() else { continue };
         let layout = overlay.layout();
@@ -203,7 +207,7 @@ impl NewOverlay {
             }
         }
         let (uuid, serial) = identity::of_overlay(&base.uuid, &instance);
-        Ok(Identity { uuid, nguid: None, eui64: None, serial, ..base })
+        Ok(Identity { uuid, nguid: None, eui64: None, serial, own_serial: None, ..base })
     }
 
     /// Returns the backing, over the files of the disk.
@@ -328,6 +332,21 @@ pub(crate) mod test {
             assert!(taken <= memory / 2, "{taken}");
         }
         assert_eq!(share(memory, memory), 0);
+    }
+
+    #[test]
+    fn overlays_that_are_being_opened_count() {
+        let folder = testkit::Scratch::new();
+        let tree = Tree::at(&folder.0);
+        std::fs::create_dir_all(folder.0.join("proc")).unwrap();
+        std::fs::write(folder.0.join("proc/meminfo"), "MemTotal: 4194304 kB\n").unwrap();
+        let (memory, mut reserved) = (4u64 << 30, 0);
+        // As many as are opened at a time, none of which is lent yet.
+        for _ in 0..4 {
+            reserved += limit_beside(&tree, [].into_iter(), reserved);
+            assert!(reserved <= memory / 2, "{reserved}");
+        }
+        assert!(reserved > memory / 4);
     }
 
     fn options() -> OverlayOptions {

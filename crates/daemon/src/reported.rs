@@ -59,7 +59,9 @@ impl ReportedIdentity {
     /// Returns the identity as it is reported.
     pub(crate) fn replacing(&self, identity: identity::Identity) -> Identity {
         let or = |value: &Option<String>, own: String| value.clone().unwrap_or(own);
+        let own_serial = self.serial.as_ref().map(|_| identity.serial.clone());
         Identity {
+            own_serial,
             uuid: self.uuid.unwrap_or(identity.uuid),
             nguid: identity.nguid,
             eui64: identity.eui64,
@@ -112,13 +114,16 @@ impl KnownAs {
 
     /// Returns the identity as it is reported. Without identifiers of the namespace the disk keeps its own.
     pub(crate) fn replacing(&self, own: Identity) -> Identity {
-        let serial = self.serial.clone().unwrap_or(own.serial);
+        let (serial, own_serial) = match &self.serial {
+            Some(serial) => (serial.clone(), Some(own.own_serial.unwrap_or(own.serial))),
+            None => (own.serial, own.own_serial),
+        };
         let model = self.model.clone().unwrap_or(own.model);
         let (uuid, nguid, eui64) = match (self.uuid, self.nguid) {
             (None, None) => (own.uuid, own.nguid, own.eui64),
             (uuid, nguid) => (uuid.or(nguid).unwrap_or(own.uuid), nguid, None),
         };
-        Identity { uuid, nguid, eui64, serial, model, ..own }
+        Identity { uuid, nguid, eui64, serial, own_serial, model, ..own }
     }
 }
 
@@ -166,6 +171,7 @@ mod test {
         let found = known.with_namespace(Some(uuid), Some(zero)).replacing(own);
         assert_eq!((found.uuid[0], found.nguid, found.eui64), (0xd5, None, None));
         assert_eq!((found.serial.as_str(), found.model.as_str()), ("123456789abcdef", "Linux"));
+        assert_eq!(found.own_serial.as_deref(), Some("own"));
         for nqn in ["", "a b", "a/b", &"n".repeat(300)] {
             assert_eq!(KnownAs::new(nqn), None, "{nqn}");
         }
@@ -187,6 +193,7 @@ mod test {
             (identity.serial.as_str(), identity.uuid[..2].as_ref(), notes),
             ("S1", &[1, 0x23][..], 0)
         );
+        assert_eq!(identity.own_serial.as_ref(), Some(&own.serial));
         let (reported, _) = read(&values, false);
         let identity = reported.replacing(own.clone());
         assert_eq!(

@@ -48,6 +48,9 @@ pub struct Identity {
     pub eui64: Option<[u8; 8]>,
     /// Serial number, printable ASCII.
     pub serial: String,
+    /// The disk's own serial number, if hosts see another one in `serial`: access rules are about the disk, and match no
+    /// serial number that somebody else has chosen.
+    pub own_serial: Option<String>,
     /// Model, printable ASCII.
     pub model: String,
     /// Firmware revision, printable ASCII.

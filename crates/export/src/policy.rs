@@ -68,7 +68,7 @@ pub struct Host {
 /// Allows a host the use of one export or of all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Name, identifier or serial number of an export; `None` for every export.
+    /// Name, identifier or own serial number of an export; `None` for every export.
     pub disk: Option<String>,
     /// The access mode that is allowed.
     pub access: Access,
@@ -78,9 +78,9 @@ impl Rule {
     fn covers(&self, export: &Export) -> bool {
         let Some(disk) = &self.disk else { return true };
         let is_home = export.home.is_some() && export.short == *disk;
-        is_home
-            || [&export.name, &export.identity.serial].contains(&disk)
-            || export.id.to_string() == *disk
+        let identity = &export.identity;
+        let serial = identity.own_serial.as_ref().unwrap_or(&identity.serial);
+        is_home || [&export.name, serial].contains(&disk) || export.id.to_string() == *disk
     }
 }
 
@@ -184,4 +184,28 @@ pub enum Refusal {
     InBandRequired,
     /// The export is for one host at a time, and another host uses it, or was lost while it did.
     OtherHost,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::{Geometry, Identity};
+
+    #[test]
+    fn rule_for_a_serial_is_for_the_disk_that_has_it() {
+        let export = |serial: &str, own: Option<&str>| {
+            let identity = Identity {
+                serial: serial.to_owned(),
+                own_serial: own.map(str::to_owned),
+                ..Identity::default()
+            };
+            let null = std::fs::File::open("/dev/null").unwrap().into();
+            let geometry = Geometry::new(512, 512).unwrap();
+            Export::new("disk", "nqn", identity, geometry, 0, null)
+        };
+        let rule = Rule { disk: Some("S1".to_owned()), access: Access::Writable };
+        assert!(rule.covers(&export("S1", None)));
+        assert!(rule.covers(&export("reported", Some("S1"))));
+        assert!(!rule.covers(&export("S1", Some("S2"))), "somebody gave it that of another disk");
+    }
 }

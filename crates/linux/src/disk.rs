@@ -26,7 +26,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// udev holds the lock of a new disk while it probes it; that is waited for.
+/// udev holds the lock of a new disk while it probes it, and a process that another one was just starting when that was
+/// killed has its locks for a moment; both are waited for.
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The alignment assumed for direct I/O on a file if the kernel does not report it (before Linux
@@ -251,13 +252,18 @@ fn unchanged(path: &Path, file: &File, before: &Metadata) -> Result<(), OpenErro
     }
 }
 
+/// How a file is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lock {
+pub enum Lock {
     Exclusive,
     Shared,
 }
 
-fn lock(path: &Path, file: impl AsFd, kind: Lock) -> Result<(), OpenError> {
+/// Locks an open file or folder by `flock`, which udev and other programs respect. Waits at most half a second.
+///
+/// # Errors
+/// Fails if it is locked after that, or cannot be locked.
+pub fn lock(path: &Path, file: impl AsFd, kind: Lock) -> Result<(), OpenError> {
     let operation = match kind {
         Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
         Lock::Shared => FlockOperation::NonBlockingLockShared,

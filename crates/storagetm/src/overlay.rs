@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use console::decimal;
-use daemon::lend::{LendOptions, LendRequest, LentDisk, Writes, named};
+use daemon::lend::{LendOptions, LendRequest, LentDisk, Opener, Writes, named};
 use daemon::overlay::{self, BaseDisk, OverlayContents, OverlayFolder, OverlayOptions, StateFiles};
 use daemon::reported::ReportedIdentity;
 use export::{BlockMap, Buffer, Pool, Source};
@@ -158,6 +158,7 @@ fn open_disk(disk: &Path, writes: Writes, format: Option<Container>) -> Result<L
         tree,
         at_rest: false,
         reported: ReportedIdentity::default(),
+        opener: Opener::default(),
     };
     lend.lend(&LendRequest { format, ..LendRequest::new(path, writes) })
 }

@@ -188,6 +188,16 @@ fn added_overlay_leaves_its_disk_unchanged() {
 }
 
 #[test]
+fn disk_is_not_added_writable_and_with_an_overlay() {
+    let server = Server::start(&[]);
+    let path = image(&server.folder, "second.img");
+    let input = json!({"disk": path, "writable": true, "overlay": true});
+    let refused = server.call("Add", input).unwrap_err();
+    assert_eq!(refused.1["parameter"], "writable", "{refused:?}");
+    server.call("Add", json!({"disk": path, "writable": false, "overlay": true})).unwrap();
+}
+
+#[test]
 fn added_overlay_in_files_survives_a_restart() {
     let server = Server::start(&[]);
     let path = image(&server.folder, "second.img");

@@ -5,13 +5,12 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use export::Export;
-use failure::Failure;
 use linux::reason::Code;
 
 use super::{Hotplug, boots_target_mode};
 use crate::device::Device;
 use crate::disk_filter::Selection;
-use crate::lend::{ExaminedDisk, LentDisk, Writes};
+use crate::lend::{ExaminedDisk, LentDisk};
 use crate::overlay;
 
 /// Least memory of an overlay, in bytes. Below that the disk is exported read-only.
@@ -27,7 +26,8 @@ pub(super) struct ConsoleOverlays {
 /// A disk that is exported with an overlay.
 #[derive(Debug)]
 pub(super) struct GivenOverlay {
-    pub(super) export: Weak<Export>,
+    /// `None` while the disk is being opened.
+    pub(super) export: Option<Weak<Export>>,
     pub(super) device: Option<Device>,
     /// The most memory that it may take, in bytes.
     pub(super) limit: u64,
@@ -39,6 +39,20 @@ struct Choice {
     device: Option<Device>,
     fingerprint: Option<[u8; 16]>,
     is_wanted: bool,
+}
+
+impl ConsoleOverlays {
+    /// Records that a disk has been opened, or ends the reservation for it if it has no overlay.
+    pub(super) fn settle(&mut self, device: &Device, lent: Option<&LentDisk>) {
+        let is_it =
+            |given: &GivenOverlay| given.export.is_none() && given.device.as_ref() == Some(device);
+        let Some(at) = self.given.iter().position(is_it) else { return };
+        let lent = lent.filter(|lent| lent.export.backing().overlay().is_some());
+        match (lent, self.given.get_mut(at)) {
+            (Some(lent), Some(given)) => given.export = Some(Arc::downgrade(&lent.export)),
+            _ => drop(self.given.remove(at)),
+        }
+    }
 }
 
 impl Hotplug {
@@ -71,40 +85,29 @@ impl Hotplug {
         }
     }
 
-    /// Exports a disk with an overlay in memory; read-only, if there is no room for one.
-    ///
-    /// # Errors
-    /// Fails with a message for the user if it cannot be exported read-only either.
-    pub(super) fn lend_with_overlay(
-        &mut self,
-        examined: &ExaminedDisk<'_>,
-    ) -> Result<LentDisk, Failure> {
+    /// Reserves memory for the overlay of a disk that is about to be opened. Returns how much it may take, in bytes, or a
+    /// note if there is no room.
+    pub(super) fn reserve_overlay(&mut self, examined: &ExaminedDisk<'_>) -> Result<u64, String> {
         let limit = self.overlay_limit(examined);
-        let lent = match limit >= MIN_LIMIT {
-            true => {
-                self.options.overlay.limit = limit;
-                self.lend_with(examined, Writes::ToOverlay)
-            }
-            false => Err(Failure::new("there is no memory left for its overlay")),
-        };
-        match lent {
-            Ok(lent) => {
-                let (export, device) = (Arc::downgrade(&lent.export), lent.device.clone());
-                self.overlays.given.push(GivenOverlay { export, device, limit });
-                Ok(lent)
-            }
-            Err(failure) => {
-                let mut lent = self.lend_with(examined, Writes::Refused)?;
-                lent.notes.push(format!("{} is lent read-only: {failure}", lent.export.name));
-                Ok(lent)
-            }
+        if limit < MIN_LIMIT {
+            let path = examined.disk.path(&self.options.tree);
+            let path = path.display();
+            return Err(format!(
+                "{path} is lent read-only: there is no memory left for its overlay"
+            ));
         }
+        let device = Some(Device::of(examined.disk));
+        self.overlays.given.push(GivenOverlay { export: None, device, limit });
+        Ok(limit)
     }
 
     /// Returns the limit of another overlay: equal parts of what the others leave, for it, for the disks
     /// that are to have one, and for a disk that is plugged in later.
     pub(super) fn overlay_limit(&mut self, examined: &ExaminedDisk<'_>) -> u64 {
-        self.overlays.given.retain(|given| given.export.strong_count() > 0);
+        let is_kept = |export: &Option<Weak<Export>>| {
+            export.as_ref().is_none_or(|export| export.strong_count() > 0)
+        };
+        self.overlays.given.retain(|given| is_kept(&given.export));
         let ExaminedDisk { machine, findings, .. } = *examined;
         let all = machine.disks.iter().map(|disk| ExaminedDisk { machine, disk, findings });
         let waiting = all.filter(|other| self.awaits_overlay(other)).count().max(1) as u64;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use export::Access;
+use linux::block::Disk;
 
 use super::Hotplug;
 use crate::device::Device;
@@ -85,13 +86,10 @@ impl Hotplug {
         })
     }
 
-    /// Records the disk that is exported writable because of its position.
-    pub(super) fn record_position(&mut self, examined: &ExaminedDisk<'_>) {
-        let position =
-            self.filter.as_ref().and_then(|filter| filter.writable_by_position(examined.disk));
+    /// Records the disk that is exported writable because of its position, and its fingerprint.
+    pub(super) fn record_position(&mut self, disk: &Disk, fingerprint: Option<[u8; 16]>) {
+        let position = self.filter.as_ref().and_then(|filter| filter.writable_by_position(disk));
         let Some(position) = position.map(ToString::to_string) else { return };
-        let fingerprint = self.options.fingerprint(examined);
-        self.positions
-            .insert(position, PositionHolder { device: Device::of(examined.disk), fingerprint });
+        self.positions.insert(position, PositionHolder { device: Device::of(disk), fingerprint });
     }
 }

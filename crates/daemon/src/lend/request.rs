@@ -1,11 +1,13 @@
 //! Which disk to export, and where what hosts write to it goes.
 
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use export::{AtomicWrites, Geometry, PAGE};
 use failure::Failure;
 use filesystem::Container;
-use linux::block;
+use linux::block::{self, DeviceNumber};
 use linux::disk::Opened;
 use linux::tree::Tree;
 
@@ -102,4 +104,14 @@ pub fn disk_named(tree: &Tree, name: &Path) -> Option<PathBuf> {
     let called = name.to_str()?;
     let disks = block::scan(tree).unwrap_or_default();
     disks.into_iter().find(|disk| disk.has_name(called)).map(|disk| disk.path(tree))
+}
+
+/// The device number of the block device at `path`.
+pub fn block_device(path: &Path) -> Option<DeviceNumber> {
+    let metadata: Metadata = path.metadata().ok()?;
+    let number = metadata.rdev();
+    metadata.file_type().is_block_device().then(|| DeviceNumber {
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+    })
 }

@@ -97,7 +97,7 @@ impl IndexedDisk {
         let instance = *blake3::hash(self.container.name().as_bytes()).as_bytes();
         let instance = instance.first_chunk().copied().unwrap_or_default();
         let (uuid, serial) = identity::of_overlay(&image.uuid, &instance);
-        Identity { uuid, nguid: None, eui64: None, serial, ..image }
+        Identity { uuid, nguid: None, eui64: None, serial, own_serial: None, ..image }
     }
 
     /// Returns a note for the user. `overlaid`: hosts can write to an overlay.

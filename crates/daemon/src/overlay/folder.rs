@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use export::{BlockMap, OverlayHost};
 use failure::Failure;
 use filesystem::Container;
-use rustix::fs::{FlockOperation, OFlags, flock, fstat, statvfs};
+use linux::disk::{Lock, lock as lock_file};
+use rustix::fs::{OFlags, fstat, statvfs};
 use rustix::process::geteuid;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
@@ -430,8 +431,7 @@ fn hash(disk: BorrowedFd<'_>, ranges: &[(u64, u64)]) -> io::Result<String> {
 
 /// Opens a folder that only this user can change, and locks it.
 fn lock(path: &Path) -> Result<File, Failure> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    let flags = i32::from_ne_bytes(flags.bits().to_ne_bytes());
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
     let folder = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let folder = folder.map_err(|error| cannot("opened", path, &error))?;
     let meta = folder.metadata().map_err(|error| cannot("read", path, &error))?;
@@ -442,7 +442,7 @@ fn lock(path: &Path) -> Result<File, Failure> {
             meta.mode() & 0o7777
         )));
     }
-    flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+    lock_file(path, &folder, Lock::Exclusive).map_err(|_| {
         Failure::new(format!("the overlay in {} is in use by another storagetm", path.display()))
     })?;
     Ok(folder)

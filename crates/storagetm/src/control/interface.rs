@@ -76,6 +76,7 @@ method Status() -> (
 
 # Lends a disk or an image by absolute path or by name, read-only unless it is to be writable, or to have an overlay:
 # what hosts write is then kept in memory, or in files in overlay_dir (an absolute path), for each host, or shared by all.
+# One that is to have an overlay cannot be writable as well.
 # Returns when it is lent
 method Add(
   disk: string,

@@ -14,11 +14,12 @@ pub struct DiskOptions {
 
     /// Lend DISK so that hosts can write to it, and keep what they write in memory; may be repeated
     ///
-    /// DISK itself is opened read-only and not changed. Each host sees DISK with what it has written itself, until
-    /// storagetm serve ends; up to 16 hosts can write, half of them without a key. All overlays of a command line together
-    /// keep a quarter of the memory at most, and one host half of what the others leave; once its share is full, writes to
-    /// new blocks fail as on a thin disk without space. Hosts take an overlay for another disk than DISK, and a new one each
-    /// time that it is lent.
+    /// DISK itself is opened read-only and not changed. Each host sees DISK with what it has written itself, until DISK is
+    /// withdrawn or storagetm serve ends; up to 16 hosts can write, half of them without a key. Overlays with which storagetm
+    /// serve is started keep a quarter of the memory together at most, one that is added half of what all others leave of
+    /// half of the memory, and one host half of what the other hosts leave; once its share is full, writes to new blocks fail
+    /// as on a thin disk without space. Hosts take an overlay for another disk than DISK, and one in memory for a new disk
+    /// each time that it is lent.
     #[arg(long, value_name = "DISK", group = "what")]
     pub overlay: Vec<PathBuf>,
 
@@ -31,9 +32,10 @@ pub struct DiskOptions {
 
     /// With --overlay, keep what hosts write in files in DIR, across restarts
     ///
-    /// DIR gets a folder for each disk. A disk that has changed since its overlay was made is refused. Changes are on stable
-    /// storage when a flush or a write with FUA has completed. `storagetm overlay` lists, discards, exports and commits
-    /// them.
+    /// DIR gets a folder for each disk, in which the overlay is found again when the disk is lent with the same DIR. A disk
+    /// that has changed since its overlay was made is refused. Changes are on stable storage when a flush or a write with
+    /// FUA has completed, and may fill the file system of DIR but for a twentieth. `storagetm overlay` lists, discards,
+    /// exports and commits them.
     #[arg(long, value_name = "DIR", requires = "overlay")]
     pub overlay_dir: Option<PathBuf>,
 }

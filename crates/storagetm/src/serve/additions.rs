@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use daemon::inbox::Inbox;
-use daemon::lend::{LendOptions, LendRequest, LentDisk, disk_named, named};
+use daemon::lend::{LendOptions, LendRequest, LentDisk, Writes, disk_named, named};
 use daemon::overlay::OverlayOptions;
 use failure::{Failure, spawn_error};
 use linux::tree::Tree;
@@ -29,7 +29,8 @@ pub(super) type Opened = (Ticket, Result<LentDisk, Failure>);
 pub(super) struct Additions {
     lend: LendOptions,
     any_format: bool,
-    opening: usize,
+    /// The disks that are being opened, and the memory that is reserved for an overlay of each, in bytes.
+    opening: Vec<(Ticket, u64)>,
     next: u64,
     sender: Sender<Opened>,
     receiver: Receiver<Opened>,
@@ -46,7 +47,7 @@ impl Additions {
         Self {
             lend: LendOptions { allow_in_use: false, force: false, reported, ..lend },
             any_format: config.any_format,
-            opening: 0,
+            opening: Vec::new(),
             next: 0,
             sender,
             receiver,
@@ -55,7 +56,7 @@ impl Additions {
     }
 
     /// Starts to open a disk that is to be exported beside the `known` ones, with an overlay as these options say if it
-    /// is to have one. Returns `None` if too many are being
+    /// is to have one: then its limit is reserved. Returns `None` if too many are being
     /// opened. Does not look at the path itself, which may be on a file system that does not answer.
     ///
     /// # Errors
@@ -63,20 +64,20 @@ impl Additions {
     pub(super) fn open(
         &mut self,
         request: LendRequest,
-        mut overlay: OverlayOptions,
+        overlay: OverlayOptions,
         known: Vec<Known>,
     ) -> Result<Option<Ticket>, Failure> {
-        if self.opening >= MAX_OPENING {
+        if self.opening.len() >= MAX_OPENING {
             return Ok(None);
         }
         let ticket = Ticket(self.next);
-        // Those that are being opened may get an overlay, too.
-        overlay.limit /= self.opening as u64 + 1;
+        let reserved = if request.writes == Writes::ToOverlay { overlay.limit } else { 0 };
         let lend = LendOptions { overlay, ..self.lend.clone() };
         let any_format = self.any_format;
         let (sender, inbox) = (self.sender.clone(), self.inbox.clone());
         let open = move || {
-            let opened = found(&lend.tree, request).and_then(|request| {
+            let reached = lend.check_reachable(&request.path);
+            let opened = reached.and_then(|()| found(&lend.tree, request)).and_then(|request| {
                 check_new(&known, &request.path)?;
                 open_one(&lend, any_format, request)
             });
@@ -85,7 +86,7 @@ impl Additions {
         };
         let thread = thread::Builder::new().name("add".to_owned()).spawn(open);
         thread.map_err(|error| Failure::new(spawn_error(&error)))?;
-        self.opening += 1;
+        self.opening.push((ticket, reserved));
         self.next += 1;
         Ok(Some(ticket))
     }
@@ -93,8 +94,13 @@ impl Additions {
     /// Returns the disks that have been opened.
     pub(super) fn take(&mut self) -> Vec<Opened> {
         let opened: Vec<Opened> = self.receiver.try_iter().collect();
-        self.opening = self.opening.saturating_sub(opened.len());
+        self.opening.retain(|(ticket, _)| !opened.iter().any(|(known, _)| known == ticket));
         opened
+    }
+
+    /// Returns the memory that is reserved for overlays of disks that are being opened, in bytes.
+    pub(super) fn reserved(&self) -> u64 {
+        self.opening.iter().fold(0, |sum, (_, reserved)| sum.saturating_add(*reserved))
     }
 }
 
@@ -118,7 +124,6 @@ fn found(tree: &Tree, request: LendRequest) -> Result<LendRequest, Failure> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use daemon::lend::Writes;
 
     #[test]
     fn file_of_the_own_working_directory_is_not_taken() {

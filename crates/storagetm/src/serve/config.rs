@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use daemon::certificates;
 use daemon::disk_filter::DiskFilter;
-use daemon::lend::{LendOptions, LendRequest, Writes};
+use daemon::lend::{LendOptions, LendRequest, Opener, Writes};
 use daemon::listen::ListenOption;
 use daemon::overlay::OverlayOptions;
 use daemon::reported::ReportedIdentity;
@@ -106,7 +106,7 @@ impl ServeConfig {
             if is_target { Settings::read(&Tree::machine()) } else { Settings::default() };
         let mut config = Self::of_settings(settings, is_target);
         config.disks = options.lend_requests();
-        let (listen, notes) = nvmet::import(&options, &mut config.disks)?;
+        let (listen, notes) = nvmet::import(&options, &config.lend, &mut config.disks)?;
         config.listen.extend(listen);
         config.notes.extend(notes);
         config.rescue = RescueOptions::of(&options.rescue, &config.disks)?;
@@ -172,6 +172,7 @@ impl ServeConfig {
                 tree,
                 at_rest: is_target,
                 reported: ReportedIdentity::default(),
+                opener: Opener::default(),
             },
             protocols: settings.protocol,
             listen: settings.listen,

@@ -50,6 +50,7 @@ fn open_named(
     let (lend, mut keeper) = (&config.lend, None);
     let mut lent_disks: Vec<LentDisk> = Vec::new();
     for wanted in &config.disks {
+        lend.check_reachable(&wanted.path)?;
         let mut wanted = LendRequest { path: named(&lend.tree, &wanted.path), ..wanted.clone() };
         let map = config.rescue.as_ref().map(|rescue| rescue.load(&wanted.path)).transpose()?;
         wanted.rescue = map.as_ref().map(|(request, _)| request.clone());

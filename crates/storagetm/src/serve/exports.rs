@@ -72,7 +72,7 @@ impl Exports {
         config: &ServeConfig,
         inbox: &Inbox,
     ) -> Result<(Self, Vec<String>), Failure> {
-        let mut hotplug = Hotplug::open(config.lend.clone(), config.filter.clone());
+        let mut hotplug = Hotplug::open(config.lend.clone(), config.filter.clone())?;
         let Requested { mut lent, map_keeper, mut notes } = open_requested(config, inbox)?;
         if config.filter.is_some() {
             notes.extend(open_present(&mut hotplug, &mut lent)?);
@@ -246,7 +246,8 @@ impl Exports {
         dir: Option<PathBuf>,
     ) -> Result<Option<Ticket>, Failure> {
         let others = self.lent.iter().map(|lent| &*lent.export);
-        let limit = overlay::limit_beside(self.hotplug.tree(), others);
+        let reserved = self.additions.reserved();
+        let limit = overlay::limit_beside(self.hotplug.tree(), others, reserved);
         self.additions.open(wanted, OverlayOptions { limit, is_shared, dir }, known(&self.lent))
     }
 

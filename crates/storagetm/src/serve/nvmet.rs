@@ -5,40 +5,63 @@ mod saved;
 
 use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::options::Serve;
-use daemon::lend::{LendRequest, Writes};
-use daemon::listen::ListenOption;
+use console::escape_unprintable;
+use daemon::lend::{LendOptions, LendRequest, Writes, named};
+use daemon::listen::{ListenOption, Protocols};
 use daemon::reported::KnownAs;
 use failure::Failure;
-use protocol::Protocol;
+use keys::record::check_id;
+use protocol::commands::quoted;
+use protocol::{Protocol, joined};
 use saved::{Namespace, Port, Saved, Subsystem, is_on, text};
 
 /// The port of NVMe/TCP if none was saved.
 const DEFAULT_PORT: &str = "4420";
 
+/// Unknown members of the file that are named.
+const MAX_UNKNOWN: usize = 16;
+
 /// Adds the disks in the file of `--nvmet-config`. Returns its addresses, unless others are given, and notes for the user.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read`], and if NVMe/TCP is not served, if a disk does not respond, or if there is no address.
 pub(super) fn import(
     options: &Serve,
+    lend: &LendOptions,
     disks: &mut Vec<LendRequest>,
 ) -> Result<(Vec<ListenOption>, Vec<String>), Failure> {
     let Some(path) = &options.nvmet_config else { return Ok(Default::default()) };
+    Protocols::of(&options.protocol).require(Protocol::Nvme, "--nvmet-config")?;
     let mut imported = read(path)?;
-    imported.apply(disks);
+    let paths = disks.iter().map(|disk| &disk.path);
+    let paths = paths.chain(imported.disks.iter().map(|disk| &disk.path));
+    paths.into_iter().try_for_each(|path| lend.check_reachable(path))?;
+    imported.leave_out_repeated();
+    imported.apply(lend, disks);
     let listen = std::mem::take(&mut imported.listen);
-    if listen.is_empty() && options.listen.is_empty() {
+    if !options.listen.is_empty() {
+        return Ok((Vec::new(), imported.notes(options)));
+    }
+    if listen.is_empty() {
         return Err(Failure::new(format!(
             "{} has no address for NVMe/TCP; name one with --listen{}",
             path.display(),
             imported.notes.iter().map(|note| format!("; {note}")).collect::<String>()
         )));
     }
-    let listen = if options.listen.is_empty() { listen } else { Vec::new() };
-    Ok((listen, imported.notes(options.open)))
+    let others = options.protocol.iter().filter(|protocol| **protocol != Protocol::Nvme);
+    let others: Vec<&str> = others.map(|protocol| protocol.row().option).collect();
+    if !others.is_empty() {
+        imported.note(format!(
+            "the file has addresses for NVMe/TCP only: name those for {} with --listen, beside them",
+            joined(others.into_iter(), "and")
+        ));
+    }
+    Ok((listen, imported.notes(options)))
 }
 
 /// What is taken over.
@@ -49,8 +72,10 @@ struct Imported {
     notes: Vec<String>,
     /// Whether a subsystem let every host in.
     allows_any: bool,
-    /// Subsystems by the hosts that may attach them.
+    /// Hosts, and the subsystems that each may attach.
     allowed: Vec<(String, Vec<String>)>,
+    /// The disks that are lent.
+    lent: Vec<Lent>,
 }
 
 /// A namespace.
@@ -60,6 +85,15 @@ struct Disk {
     known: KnownAs,
     /// The subsystem that it was in.
     subsystem: String,
+}
+
+/// A namespace that is lent.
+#[derive(Debug)]
+struct Lent {
+    subsystem: String,
+    /// What an access rule names.
+    name: String,
+    is_writable: bool,
 }
 
 /// Reads a configuration.
@@ -72,9 +106,19 @@ fn read(path: &Path) -> Result<Imported, Failure> {
     let saved = saved::read(File::open(path).map_err(cannot)?)
         .map_err(|reason| Failure::new(format!("{name} is not what nvmetcli saves: {reason}")))?;
     let mut imported = Imported::default();
-    saved.subsystems.iter().for_each(|subsystem| imported.add_subsystem(subsystem, &saved));
+    for (at, subsystem) in saved.subsystems.iter().enumerate() {
+        let before = saved.subsystems.get(..at).unwrap_or_default();
+        match before.iter().any(|other| other.nqn == subsystem.nqn) {
+            true => imported.note(format!(
+                "a second subsystem {} in the file is left out: hosts would take both for one",
+                subsystem.nqn
+            )),
+            false => imported.add_subsystem(subsystem, &saved),
+        }
+    }
     saved.ports.iter().for_each(|port| imported.add_port(port, &saved));
     imported.add_hosts(&saved);
+    imported.name_unknown(&saved);
     match imported.disks.is_empty() {
         true => Err(Failure::new(format!(
             "{name} has no disk to lend{}",
@@ -121,7 +165,7 @@ impl Imported {
         }
         namespaces.sort_by_key(|(nsid, _)| *nsid);
         for (at, (nsid, namespace)) in namespaces.into_iter().enumerate() {
-            self.add_namespace(subsystem, (at, nsid), namespace);
+            self.add_namespace(subsystem, (at, nsid), namespace, saved);
         }
         self.allows_any |= subsystem.attribute("allow_any_host").as_deref() == Some("1");
     }
@@ -131,10 +175,11 @@ impl Imported {
         &mut self,
         subsystem: &Subsystem,
         (at, nsid): (usize, u32),
-        saved: &Namespace,
+        namespace: &Namespace,
+        saved: &Saved,
     ) {
         let nqn = &subsystem.nqn;
-        let device = |name| saved.device.get(name).and_then(text);
+        let device = |name| namespace.device.get(name).and_then(text);
         let Some(path) = device("path") else {
             return self
                 .note(format!("namespace {nsid} of {nqn} is left out: it has no device path"));
@@ -143,6 +188,12 @@ impl Imported {
         let Some(known) = KnownAs::new(&own) else {
             return self.note(format!("{path} is left out: {own} is too long for a name"));
         };
+        if at > 0 && saved.subsystems.iter().any(|other| other.nqn == own) {
+            return self.note(format!(
+                "{path}, namespace {nsid} of {nqn}, is left out: a subsystem has one namespace here, and {own} is the name of \
+                 another one; give it a subsystem of its own in the file"
+            ));
+        }
         // Two subsystems do not have one serial number.
         let serial = subsystem.attribute("serial").filter(|_| at == 0);
         let model = subsystem.attribute("model");
@@ -220,12 +271,11 @@ impl Imported {
             if subsystem.allowed_hosts.is_empty() {
                 self.notes.push(format!("{} let no host in", subsystem.nqn));
             }
-            let disks = self.disks.iter().filter(|disk| disk.subsystem == subsystem.nqn);
-            let names: Vec<String> = disks.map(|disk| disk.known.nqn().to_owned()).collect();
             for host in &subsystem.allowed_hosts {
+                let name = subsystem.nqn.clone();
                 match self.allowed.iter_mut().find(|(known, _)| known == host) {
-                    Some((_, disks)) => disks.extend(names.iter().cloned()),
-                    None => self.allowed.push((host.clone(), names.clone())),
+                    Some((_, names)) => names.push(name),
+                    None => self.allowed.push((host.clone(), vec![name])),
                 }
             }
         }
@@ -234,19 +284,64 @@ impl Imported {
         }
     }
 
+    /// Names the members of the file that are not known.
+    fn name_unknown(&mut self, saved: &Saved) {
+        let unknown = saved.unknown();
+        if unknown.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = unknown.iter().take(MAX_UNKNOWN).map(String::as_str).collect();
+        let more = unknown.len().saturating_sub(MAX_UNKNOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let names = escape_unprintable(&names.join(", "), true);
+        self.note(format!("not understood in the file, and ignored: {names}{more}"));
+    }
+
+    /// Leaves out a namespace whose disk is one of another namespace. A disk is opened once, for one subsystem.
+    fn leave_out_repeated(&mut self) {
+        let mut once: Vec<Disk> = Vec::new();
+        for disk in std::mem::take(&mut self.disks) {
+            match once.iter().find(|known| is_same(&known.path, &disk.path)) {
+                Some(known) => self.notes.push(format!(
+                    "{} is not lent as {}: it is the disk that is lent as {}, and a disk has one name here",
+                    disk.path.display(),
+                    disk.known.nqn(),
+                    known.known.nqn()
+                )),
+                None => once.push(disk),
+            }
+        }
+        self.disks = once;
+    }
+
     /// Gives the disks to those of `requests` that name them, and adds the others, read-only.
-    fn apply(&mut self, requests: &mut Vec<LendRequest>) {
+    fn apply(&mut self, lend: &LendOptions, requests: &mut Vec<LendRequest>) {
         let mut read_only = Vec::new();
-        for Disk { path, known, .. } in self.disks.drain(..) {
-            let known = Some(known);
-            match requests.iter_mut().find(|it| it.path == path && it.known_as.is_none()) {
-                Some(request) => request.known_as = known,
+        for Disk { path, known, subsystem } in std::mem::take(&mut self.disks) {
+            let is_it = |it: &&mut LendRequest| {
+                it.known_as.is_none() && is_same(&named(&lend.tree, &it.path), &path)
+            };
+            let nqn = known.nqn().to_owned();
+            let (path, writes) = match requests.iter_mut().find(is_it) {
+                Some(request) => {
+                    request.known_as = Some(known);
+                    (named(&lend.tree, &request.path), request.writes)
+                }
                 None => {
                     read_only.push(path.display().to_string());
-                    let request = LendRequest::new(path, Writes::Refused);
-                    requests.push(LendRequest { known_as: known, ..request });
+                    let request = LendRequest::new(path.clone(), Writes::Refused);
+                    requests.push(LendRequest { known_as: Some(known), ..request });
+                    (path, Writes::Refused)
                 }
+            };
+            let path = path.display().to_string();
+            if writes == Writes::ToOverlay {
+                self.note(format!(
+                    "{path} is not called {nqn}: with an overlay it is another disk to hosts, under a name of its own"
+                ));
             }
+            let name = if writes == Writes::ToOverlay { path } else { nqn };
+            self.lent.push(Lent { subsystem, name, is_writable: writes != Writes::Refused });
         }
         if !read_only.is_empty() {
             self.note(format!(
@@ -256,27 +351,60 @@ impl Imported {
         }
     }
 
-    /// Returns what the user has to know. `open`: hosts need no key.
-    fn notes(self, open: bool) -> Vec<String> {
-        let Self { mut notes, allows_any, allowed, .. } = self;
-        if open && !allowed.is_empty() {
-            notes.push("with --open every host may attach the disks, also those that were for some hosts only".to_owned());
+    /// Returns what the user has to know.
+    fn notes(mut self, options: &Serve) -> Vec<String> {
+        let allowed = std::mem::take(&mut self.allowed);
+        if options.open {
+            if !allowed.is_empty() {
+                self.note("with --open every host may attach the disks, also those that were for some hosts only".to_owned());
+            }
+            return self.notes;
         }
-        if !open && allows_any {
-            notes.push(
+        if self.allows_any {
+            self.note(
                 "hosts needed no key: here they need one, from storagetm pair or storagetm host add; --open lets every host in"
                     .to_owned(),
             );
         }
-        for (host, disks) in allowed.into_iter().filter(|_| !open) {
-            let disks: String = disks.iter().map(|disk| format!(" --disk {disk}")).collect();
-            notes.push(format!(
-                "{host} was let in by its name alone, or with a key that is not in the file; here: storagetm host add \
-                 {host}{disks} --writable"
-            ));
+        for (host, subsystems) in allowed {
+            self.authorize(&host, &subsystems, options.keys.as_deref());
         }
-        notes
+        self.notes
     }
+
+    /// Notes how a host is authorized for the disks of these subsystems, as far as they are lent.
+    fn authorize(&mut self, host: &str, subsystems: &[String], keys: Option<&Path>) {
+        let lent = self.lent.iter().filter(|lent| subsystems.contains(&lent.subsystem));
+        let lent: Vec<&Lent> = lent.collect();
+        if lent.is_empty() {
+            return;
+        }
+        if let Err(reason) = check_id(host) {
+            let host = escape_unprintable(host, true);
+            return self.note(format!("the host {host} cannot be authorized: {reason}"));
+        }
+        let option = |name: &str, value: &str| format!(" {name} {}", quoted(value));
+        let disks: String = lent.iter().map(|lent| option("--disk", &lent.name)).collect();
+        let writable = lent.iter().any(|lent| lent.is_writable);
+        let writable = if writable { " --writable" } else { "" };
+        let keys = keys.map(|keys| option("--keys", &keys.to_string_lossy())).unwrap_or_default();
+        let host = quoted(host);
+        self.note(format!(
+            "{host} was let in by its name alone, or with a key that is not in the file; here: storagetm host add {host}{disks}\
+             {writable}{keys}"
+        ));
+    }
+}
+
+/// Returns whether two paths are those of one block device or one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| {
+        let found = path.metadata().ok()?;
+        let is_block = found.file_type().is_block_device();
+        Some(if is_block { (true, found.rdev(), 0) } else { (false, found.dev(), found.ino()) })
+    };
+    let one_is = identity(one);
+    one == other || (one_is.is_some() && one_is == identity(other))
 }
 
 impl Subsystem {
@@ -300,7 +428,10 @@ fn listen_option(address: &str, port: Option<&str>) -> Result<ListenOption, Stri
 
 #[cfg(test)]
 mod test {
+    use super::super::config::ServeConfig;
     use super::*;
+    use crate::options::{Task, parse};
+    use daemon::settings::Settings;
     use testkit::Scratch;
 
     const SUBSYSTEM: &str = r#"{
@@ -324,6 +455,23 @@ mod test {
         )
     }
 
+    fn serve(options: &[&str]) -> Serve {
+        let line = ["storagetm", "serve", "--nvmet-config", "x"];
+        match parse(line.iter().chain(options)).unwrap().task {
+            Task::Serve(serve) => *serve,
+            _ => unreachable!("another subcommand"),
+        }
+    }
+
+    /// Applies it to the disks that the options name. Returns these and the notes.
+    fn applied(mut imported: Imported, options: &Serve) -> (Vec<LendRequest>, Vec<String>) {
+        let mut requests = options.lend_requests();
+        let lend = ServeConfig::of_settings(Settings::default(), false).lend;
+        imported.leave_out_repeated();
+        imported.apply(&lend, &mut requests);
+        (requests, imported.notes(options))
+    }
+
     fn import(text: &str) -> Result<Imported, String> {
         let folder = Scratch::new();
         let path = folder.0.join("config.json");
@@ -345,13 +493,12 @@ mod test {
 
     #[test]
     fn disks_keep_the_names_that_hosts_know() {
-        let mut imported =
+        let imported =
             import(&config(&[port(1, &tcp("127.0.0.1")), port(2, &tcp("::1"))])).unwrap();
         let listen: Vec<ListenOption> =
             ["nvme:127.0.0.1:4420", "nvme:[::1]:4420"].map(|text| text.parse().unwrap()).into();
         assert_eq!(imported.listen, listen);
-        let mut requests = vec![LendRequest::new(PathBuf::from("/dev/a"), Writes::ToDisk)];
-        imported.apply(&mut requests);
+        let (requests, notes) = applied(imported, &serve(&["--writable", "/dev/a"]));
         let named = |it: &LendRequest| (it.path.clone(), it.writes, it.known_as.clone().unwrap());
         let known = |nqn: &str, serial, uuid, nguid| {
             let known = KnownAs::new(nqn).unwrap().with_controller(serial, Some("Linux"));
@@ -376,7 +523,6 @@ mod test {
             (PathBuf::from("/dev/b"), Writes::Refused, two),
         ];
         assert_eq!(requests.iter().map(named).collect::<Vec<_>>(), wanted);
-        let notes = imported.notes(false);
         for said in [
             "namespace 3 of nqn.2026-12.com.example:one is left out: it was not enabled",
             "so hosts connect to nqn.2026-12.com.example:one-ns2, too",
@@ -392,6 +538,70 @@ mod test {
     }
 
     #[test]
+    fn line_for_a_host_grants_no_more_than_the_file() {
+        let line = |options: &[&str]| {
+            let text =
+                config(&[port(1, &tcp("127.0.0.1"))]).replace("example:host", "example:$host");
+            let (_, notes) = applied(import(&text).unwrap(), &serve(options));
+            let line = notes.iter().find_map(|note| note.split_once("here: storagetm host add "));
+            line.unwrap().1.to_owned()
+        };
+        let (host, one) = ("'nqn.2026-12.com.example:$host'", "nqn.2026-12.com.example:one");
+        assert_eq!(line(&[]), format!("{host} --disk {one} --disk {one}-ns2"));
+        assert_eq!(
+            line(&["--keys", "/my keys", "--writable", "/dev/b"]),
+            format!("{host} --disk {one} --disk {one}-ns2 --writable --keys '/my keys'")
+        );
+        // With an overlay it has another name at each start.
+        let overlaid = line(&["--overlay", "/dev/a"]);
+        assert_eq!(overlaid, format!("{host} --disk /dev/a --disk {one}-ns2 --writable"));
+    }
+
+    #[test]
+    fn device_in_two_subsystems_is_lent_as_the_first() {
+        let folder = Scratch::new();
+        let (disk, link) = (folder.0.join("disk"), folder.0.join("link"));
+        std::fs::write(&disk, "a disk").unwrap();
+        std::os::unix::fs::symlink(&disk, &link).unwrap();
+        let second = SUBSYSTEM.replace("example:one", "example:two").replace("/dev/b", "/dev/d");
+        let both = format!("{SUBSYSTEM}, {second}").replace("/dev/a", link.to_str().unwrap());
+        let both = both.replace("\"nqn.2026-12.com.example:one\"", "\"nqn.2026-12.com.example:1\"");
+        let text = format!(r#"{{"subsystems": [{both}]}}"#);
+        let (requests, notes) =
+            applied(import(&text).unwrap(), &serve(&["--writable", disk.to_str().unwrap()]));
+        let names: Vec<(&Path, &str, Writes)> = requests
+            .iter()
+            .map(|it| (it.path.as_path(), it.known_as.as_ref().unwrap().nqn(), it.writes))
+            .collect();
+        let nqn = |name: &str| format!("nqn.2026-12.com.example:{name}");
+        let wanted = [
+            (disk.as_path(), &*nqn("1"), Writes::ToDisk),
+            (Path::new("/dev/b"), &nqn("1-ns2"), Writes::Refused),
+            (Path::new("/dev/d"), &nqn("two-ns2"), Writes::Refused),
+        ];
+        assert_eq!(names, wanted);
+        let said = "is not lent as nqn.2026-12.com.example:two: it is the disk that is lent as";
+        assert!(notes.iter().any(|note| note.contains(said)), "{notes:?}");
+    }
+
+    #[test]
+    fn name_that_is_there_twice_is_explained() {
+        let taken = SUBSYSTEM.replace("example:one", "example:one-ns2").replace("/dev/", "/dev/x");
+        let text = format!(r#"{{"subsystems": [{SUBSYSTEM}, {taken}, {SUBSYSTEM}], "new": 1}}"#);
+        let (requests, notes) = applied(import(&text).unwrap(), &serve(&[]));
+        let names = requests.iter().map(|it| it.known_as.as_ref().unwrap().nqn());
+        let nqn = |name: &str| format!("nqn.2026-12.com.example:{name}");
+        assert_eq!(names.collect::<Vec<_>>(), ["one", "one-ns2", "one-ns2-ns2"].map(nqn));
+        for said in [
+            "/dev/b, namespace 2 of nqn.2026-12.com.example:one, is left out",
+            "a second subsystem nqn.2026-12.com.example:one in the file is left out",
+            "not understood in the file, and ignored: new",
+        ] {
+            assert!(notes.iter().any(|note| note.contains(said)), "{said}: {notes:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_taken_over_is_named() {
         let rdma = r#"{"traddr": "192.0.2.1", "trsvcid": "4420", "trtype": "rdma"}"#;
         let tls = r#"{"traddr": "192.0.2.1", "trsvcid": "x", "trtype": "tcp"}"#;
@@ -402,7 +612,7 @@ mod test {
             .replace(r#""allow_any_host": "0""#, r#""allow_any_host": "1", "pi_enable": "1""#);
         let imported = import(&text).unwrap();
         assert_eq!(imported.listen.len(), 1);
-        let notes = imported.notes(false);
+        let notes = applied(imported, &serve(&[])).1;
         for said in [
             "port 1 is left out: it is for rdma",
             "port 2 is left out: a port is a number",

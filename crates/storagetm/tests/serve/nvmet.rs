@@ -47,8 +47,10 @@ fn disks_of_nvmetcli_are_lent_under_their_names() {
     fs::write(&images[0], [7; 1 << 20]).unwrap();
     let config = saved(&folder, [&images[0], &images[1]]);
     let control = text(&folder.0.0.join("control"));
-    let line =
-        ["--json", "--control", &control, "--nvmet-config", &config, "--writable", &images[1]];
+    // The way to a disk does not matter.
+    let link = text(&folder.0.0.join("a link"));
+    std::os::unix::fs::symlink(&images[1], &link).unwrap();
+    let line = ["--json", "--control", &control, "--nvmet-config", &config, "--writable", &link];
     let running = Running::serve(&line);
     let events = running.until("ready");
     let second = format!("{NQN}-ns2");
@@ -88,6 +90,40 @@ fn disks_of_nvmetcli_are_lent_under_their_names() {
     assert_eq!(fs::read(&images[1]).unwrap(), fs::read(&images[0]).unwrap());
     let refused = copy(&copied, &format!("{at}/{NQN}"));
     assert!(!refused.status.success(), "{refused:?}");
+}
+
+#[test]
+fn printed_line_authorizes_the_host_as_pasted() {
+    let folder = Folder::new();
+    let images = ["one.img", "two.img"].map(|name| folder.image(name, 1 << 20));
+    let config = saved(&folder, [&images[0], &images[1]]);
+    let (control, keys) = (text(&folder.0.0.join("control")), text(&folder.0.0.join("my keys")));
+    fs::create_dir(&keys).unwrap();
+    let line = ["--json", "--control", &control, "--nvmet-config", &config, "--keys", &keys];
+    let running = Running::serve(&line);
+    running.until("ready");
+    let status = run(&["status", "--json", "--socket", &control]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    let notes = status[0]["notes"].as_array().unwrap().iter().filter_map(Value::as_str);
+    let mut lines = notes.filter_map(|note| Some(note.split_once("here: storagetm ")?.1));
+    let line = format!("{} {}", env!("CARGO_BIN_EXE_storagetm"), lines.next().unwrap());
+    let pasted = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+    assert!(pasted.status.success(), "{line}: {pasted:?}");
+    let hosts = run(&["host", "list", "--json", "--keys", &keys]);
+    let hosts: Value = serde_json::from_slice(&hosts.stdout).unwrap();
+    let rules = hosts[0]["rules"].as_array().unwrap();
+    let of = |rule: &Value| (rule["disk"].clone(), rule["access"].clone());
+    let wanted = [json!(NQN), json!(format!("{NQN}-ns2"))].map(|disk| (disk, json!("read-only")));
+    assert_eq!(rules.iter().map(of).collect::<Vec<_>>(), wanted, "{hosts}");
+}
+
+#[test]
+fn nvmet_config_is_refused_without_nvme() {
+    let folder = Folder::new();
+    let image = folder.image("one.img", 1 << 20);
+    let config = saved(&folder, [&image, &image]);
+    let message = sentence(&run(&["serve", "--protocol", "nbd", "--nvmet-config", &config]), 2);
+    assert!(message.contains("--nvmet-config needs nvme among those of --protocol"), "{message}");
 }
 
 #[test]

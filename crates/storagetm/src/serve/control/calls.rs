@@ -150,6 +150,9 @@ fn add(input: AddInput, parts: &mut Parts<'_>, _: &mut Context<'_>) -> Result<Ou
     if input.disk.is_empty() {
         return Err(service::invalid_parameter("disk"));
     }
+    if input.overlay == Some(true) && input.writable == Some(true) {
+        return Err(service::invalid_parameter("writable"));
+    }
     let writes = Writes::of(input.overlay == Some(true), input.writable == Some(true));
     let (is_shared, dir) = (input.overlay_shared == Some(true), input.overlay_dir);
     if writes != Writes::ToOverlay && (is_shared || dir.is_some()) {

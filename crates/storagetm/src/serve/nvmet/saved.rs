@@ -1,7 +1,7 @@
 //! The JSON that `nvmetcli save` writes: the tree below `/sys/kernel/config/nvmet`. Attributes of the kernel are texts there;
-//! other programs write numbers. Members that are not listed are ignored.
+//! other programs write numbers. [`Saved::unknown`] names the members that are not listed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use serde::Deserialize;
@@ -14,6 +14,29 @@ const MAX_LEN: u64 = 4 << 20;
 /// Attributes of one group, as `device` in `device_path`.
 pub(super) type Attributes = BTreeMap<String, Value>;
 
+/// Members that are not listed.
+type Others = BTreeMap<String, IgnoredAny>;
+
+/// Attributes of the kernel and nvmetcli that are known, by their groups: not all of them are taken over.
+const SUBSYSTEM: [&str; 10] = [
+    "allow_any_host",
+    "cntlid_max",
+    "cntlid_min",
+    "firmware",
+    "ieee_oui",
+    "model",
+    "pi_enable",
+    "qid_max",
+    "serial",
+    "version",
+];
+const DEVICE: [&str; 3] = ["nguid", "path", "uuid"];
+const ADDR: [&str; 6] = ["adrfam", "traddr", "treq", "trsvcid", "trtype", "tsas"];
+
+/// Members of namespaces and ports that are known and not taken over.
+const NAMESPACE: [&str; 5] = ["ana", "ana_grpid", "buffered_io", "p2pmem", "resv"];
+const PORT: [&str; 1] = ["param"];
+
 /// The configuration.
 #[derive(Debug, Deserialize)]
 pub(super) struct Saved {
@@ -22,6 +45,8 @@ pub(super) struct Saved {
     pub(super) ports: Vec<Port>,
     #[serde(default)]
     pub(super) hosts: Vec<Host>,
+    #[serde(flatten)]
+    others: Others,
 }
 
 #[derive(Debug, Deserialize)]
@@ -35,6 +60,8 @@ pub(super) struct Subsystem {
     pub(super) namespaces: Vec<Namespace>,
     #[serde(default)]
     pub(super) passthru: Passthru,
+    #[serde(flatten)]
+    others: Others,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -51,6 +78,8 @@ pub(super) struct Namespace {
     pub(super) device: Attributes,
     #[serde(default)]
     pub(super) enable: Value,
+    #[serde(flatten)]
+    others: Others,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,6 +94,8 @@ pub(super) struct Port {
     pub(super) ana_groups: Vec<AnaGroup>,
     #[serde(default)]
     pub(super) referrals: Vec<IgnoredAny>,
+    #[serde(flatten)]
+    others: Others,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,11 +115,42 @@ impl AnaGroup {
 #[serde(from = "BTreeMap<String, IgnoredAny>")]
 pub(super) struct Host {
     pub(super) has_key: bool,
+    others: Others,
 }
 
 impl From<BTreeMap<String, IgnoredAny>> for Host {
-    fn from(members: BTreeMap<String, IgnoredAny>) -> Self {
-        Self { has_key: members.keys().any(|name| name.starts_with("dhchap")) }
+    fn from(mut others: BTreeMap<String, IgnoredAny>) -> Self {
+        let has_key = others.extract_if(.., |name, _| name.starts_with("dhchap")).count() > 0;
+        others.remove("nqn");
+        Self { has_key, others }
+    }
+}
+
+impl Saved {
+    /// Returns the members that are not known, each once, as `ports.addr.NAME`.
+    pub(super) fn unknown(&self) -> BTreeSet<String> {
+        let mut unknown = BTreeSet::new();
+        let mut add = |group: &str, names: &mut dyn Iterator<Item = &String>, known: &[&str]| {
+            let names = names.filter(|name| !known.contains(&name.as_str()));
+            unknown.extend(names.map(|name| format!("{group}{name}")));
+        };
+        add("", &mut self.others.keys(), &[]);
+        for host in &self.hosts {
+            add("hosts.", &mut host.others.keys(), &[]);
+        }
+        for port in &self.ports {
+            add("ports.", &mut port.others.keys(), &PORT);
+            add("ports.addr.", &mut port.addr.keys(), &ADDR);
+        }
+        for subsystem in &self.subsystems {
+            add("subsystems.", &mut subsystem.others.keys(), &[]);
+            add("subsystems.attr.", &mut subsystem.attr.keys(), &SUBSYSTEM);
+            for namespace in &subsystem.namespaces {
+                add("subsystems.namespaces.", &mut namespace.others.keys(), &NAMESPACE);
+                add("subsystems.namespaces.device.", &mut namespace.device.keys(), &DEVICE);
+            }
+        }
+        unknown
     }
 }
 
@@ -156,5 +218,27 @@ mod test {
             namespaces.iter().map(|it| is_on(&it.enable)).collect::<Vec<_>>(),
             [true, false]
         );
+        assert!(saved.unknown().is_empty(), "{:?}", saved.unknown());
+    }
+
+    #[test]
+    fn unknown_members_are_named_once() {
+        let saved = r#"{
+            "hosts": [{"nqn": "a", "alias": {"dhchap_key": "DHHC-1:00:x"}}], "more": [1],
+            "ports": [{"portid": 1, "addr": {"trsvcid": 4420, "zone": 1}, "param": {"any": 1}}],
+            "subsystems": [{"nqn": "n", "attr": {"serial": "1", "colour": 2},
+                "namespaces": [{"nsid": 1, "lba": 1, "ana_grpid": 1, "device": {"eui": 1}}, {"lba": 2}]}]
+        }"#;
+        let saved = read(saved.as_bytes()).unwrap();
+        let unknown: Vec<String> = saved.unknown().into_iter().collect();
+        let wanted = [
+            "hosts.alias",
+            "more",
+            "ports.addr.zone",
+            "subsystems.attr.colour",
+            "subsystems.namespaces.device.eui",
+            "subsystems.namespaces.lba",
+        ];
+        assert_eq!(unknown, wanted);
     }
 }
