@@ -10,6 +10,14 @@ use crate::tree::Tree;
 /// The size assumed if none can be read, in bytes.
 const UNKNOWN: u64 = 1 << 30;
 
+/// Keeps the memory of this process, also what it will use later, from being swapped out.
+///
+/// # Errors
+/// Fails if the kernel refuses: for users other than root there is a limit (`RLIMIT_MEMLOCK`).
+pub fn lock() -> std::io::Result<()> {
+    Ok(crate::syscall::lock_memory()?)
+}
+
 /// Returns the memory that this process may use, in bytes.
 pub fn available(tree: &Tree) -> u64 {
     // The program and its stacks take address space, too.

@@ -232,6 +232,16 @@ fn is_file_system(sector: &[u8]) -> bool {
     marks.iter().any(|(at, mark)| sector.get(*at..).is_some_and(|rest| rest.starts_with(mark)))
 }
 
+/// Returns the disk signature of an MBR, of which the kernel and udev make the PARTUUIDs of its partitions; `None` if it
+/// has none.
+///
+/// # Errors
+/// Fails if the medium cannot be read.
+pub fn mbr_signature<R: ReadAt + ?Sized>(reader: &R) -> io::Result<Option<u32>> {
+    let sector = window(reader, 0, 512)?;
+    Ok(le32(&sector, 440).filter(|signature| *signature != 0))
+}
+
 /// The rows of an MBR.
 pub(crate) fn rows(sector: &[u8]) -> impl Iterator<Item = &[u8]> {
     sector.get(446..510).unwrap_or_default().chunks_exact(16)
@@ -354,6 +364,15 @@ mod tests {
     #[test]
     fn crc32_matches_the_standard() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn signature_of_an_mbr_is_read() {
+        let mut sector = vec![0; 512];
+        assert_eq!(mbr_signature(&sector[..]).unwrap(), None, "zero is none");
+        sector[440..444].copy_from_slice(&[0x78, 0x56, 0x34, 0x12]);
+        assert_eq!(mbr_signature(&sector[..]).unwrap(), Some(0x1234_5678));
+        assert_eq!(mbr_signature(&sector[..100]).unwrap(), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid, mkdirat, openat, openat2};
 use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_move, unmount,
 };
@@ -19,6 +19,8 @@ use crate::syscall::set_read_only;
 
 /// The maximum size of a file that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
+/// The maximum size of an extended attribute, and of all their names, in bytes (xattr(7)).
+const LONGEST_ATTRIBUTE: usize = 1 << 16;
 /// The kernel's file systems, which the other system finds mounted.
 const SHARED: [&str; 3] = ["dev", "proc", "sys"];
 
@@ -151,7 +153,15 @@ fn memory(at: &Path, size: &str, flags: MountFlags) -> io::Result<()> {
 /// # Errors
 /// Fails if it cannot be opened, or this user is not root.
 pub fn forbid_writes(device: &Path) -> io::Result<()> {
-    Ok(set_read_only(File::open(device)?)?)
+    Ok(set_read_only(File::open(device)?, true)?)
+}
+
+/// Takes [`forbid_writes`] back.
+///
+/// # Errors
+/// Fails if it cannot be opened, or this user is not root.
+pub fn allow_writes(device: &Path) -> io::Result<()> {
+    Ok(set_read_only(File::open(device)?, false)?)
 }
 
 /// Mounts the file system of a block device, read-only unless `writable`. `options` are those of its driver.
@@ -200,19 +210,70 @@ pub fn mount_memory(at: &Path, size: &str) -> io::Result<()> {
     memory(at, size, MountFlags::empty())
 }
 
+/// What a mount forbids (mount(8)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `nosuid`
+    pub no_suid: bool,
+    /// `nodev`
+    pub no_devices: bool,
+    /// `noexec`
+    pub no_programs: bool,
+}
+
+impl Limits {
+    fn flags(self) -> MountFlags {
+        let mut flags = MountFlags::empty();
+        flags.set(MountFlags::NOSUID, self.no_suid);
+        flags.set(MountFlags::NODEV, self.no_devices);
+        flags.set(MountFlags::NOEXEC, self.no_programs);
+        flags
+    }
+}
+
 /// Mounts at `at` what is below `lower`; all changes go to `memory`, an empty directory (overlayfs).
 ///
 /// # Errors
 /// Fails if the kernel refuses.
-pub fn mount_overlay(lower: &Path, memory: &Path, at: &Path) -> io::Result<()> {
+pub fn mount_overlay(lower: &Path, memory: &Path, at: &Path, limits: Limits) -> io::Result<()> {
     let (upper, work) = (memory.join("upper"), memory.join("work"));
     for folder in [&upper, &work, &at.to_owned()] {
         std::fs::create_dir_all(folder)?;
     }
+    copy_attributes(lower, &upper)?;
     let [lower, upper, work] = [lower, &upper, &work].map(|path| path.display().to_string());
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     let options = std::ffi::CString::new(options)?;
-    Ok(mount("overlay", at, "overlay", MountFlags::empty(), Some(options.as_c_str()))?)
+    Ok(mount("overlay", at, "overlay", limits.flags(), Some(options.as_c_str()))?)
+}
+
+/// Copies owner, group, mode and extended attributes of a directory: overlayfs shows those of the upper one where both
+/// exist. Extended attributes that the file system of `to` does not take are left out.
+fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (open_directory(from)?, open_directory(to)?);
+    let found = rustix::fs::fstat(&from)?;
+    let (owner, group) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
+    rustix::fs::fchown(&to, Some(owner), Some(group))?;
+    // After the owner, which clears the set-group-ID bit (chown(2)).
+    rustix::fs::fchmod(&to, Mode::from_raw_mode(found.st_mode))?;
+    let mut names = vec![0_u8; LONGEST_ATTRIBUTE];
+    let used = rustix::fs::flistxattr(&from, names.as_mut_slice()).unwrap_or(0);
+    let mut value = vec![0_u8; LONGEST_ATTRIBUTE];
+    let names = names.get(..used).unwrap_or_default();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        // What a stacked overlay of the other system has noted for itself is not for this one.
+        if name.starts_with(b"trusted.overlay.") {
+            continue;
+        }
+        let got = rustix::fs::fgetxattr(&from, name, value.as_mut_slice());
+        let Some(value) = got.ok().and_then(|got| value.get(..got)) else { continue };
+        let _ = rustix::fs::fsetxattr(&to, name, value, rustix::fs::XattrFlags::empty());
+    }
+    Ok(())
+}
+
+fn open_directory(at: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(CWD, at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// As PID 1: makes `root`, a mount point, the root of this process, and starts its init there with these arguments.
@@ -292,6 +353,32 @@ mod tests {
         assert_eq!(written.unwrap(), "text");
         root.write("/top", "1").unwrap();
         assert_eq!(root.text("top").unwrap(), "1");
+    }
+
+    #[test]
+    fn layer_has_owner_and_mode_of_the_file_system_below() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let fake = Fake::new();
+        let (lower, upper) = (fake.root.join("lower"), fake.root.join("upper"));
+        for folder in [&lower, &upper] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::set_permissions(&lower, PermissionsExt::from_mode(0o3770)).unwrap();
+        // Only root may give a directory away; the mode is copied in either case.
+        let _ = std::os::unix::fs::chown(&lower, Some(1234), Some(567));
+        std::fs::set_permissions(&lower, PermissionsExt::from_mode(0o3770)).unwrap();
+        let named = rustix::fs::XattrFlags::empty();
+        let takes = rustix::fs::setxattr(&lower, "user.test", b"value", named).is_ok();
+        copy_attributes(&lower, &upper).unwrap();
+        let of = |at: &Path| {
+            let found = std::fs::metadata(at).unwrap();
+            (found.uid(), found.gid(), found.mode())
+        };
+        assert_eq!(of(&upper), of(&lower));
+        assert_eq!(of(&upper).2 & 0o7777, 0o3770);
+        let mut value = [0; 16];
+        let got = rustix::fs::getxattr(&upper, "user.test", value.as_mut_slice());
+        assert_eq!(got.is_ok_and(|got| value.starts_with(b"value") && got == 5), takes);
     }
 
     #[test]

@@ -30,11 +30,20 @@ pub(crate) fn is_read_only(device: impl AsFd) -> Result<bool> {
 /// `_IO(0x12, 93)` of `linux/fs.h`.
 const BLKROSET: Opcode = opcode::none(0x12, 93);
 
-/// Makes a block device read-only, until it is made writable again: the kernel fails every write to it.
-pub(crate) fn set_read_only(device: impl AsFd) -> Result<()> {
-    let flag: libc::c_int = 1;
+/// Makes a block device read-only, so that the kernel fails every write to it, or writable again.
+pub(crate) fn set_read_only(device: impl AsFd, read_only: bool) -> Result<()> {
+    let flag = libc::c_int::from(read_only);
     // SAFETY: BLKROSET reads an int, which outlives the call.
     unsafe { ioctl(device, Setter::<BLKROSET, libc::c_int>::new(flag)) }
+}
+
+/// Keeps the memory of this process from being swapped out, also what it will use later (mlockall(2)).
+pub(crate) fn lock_memory() -> Result<()> {
+    // SAFETY: the call takes flags only.
+    match unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOMEM)),
+    }
 }
 
 /// Sets an option of a socket whose value is these bytes.

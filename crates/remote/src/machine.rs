@@ -75,12 +75,14 @@ impl Machine {
         self.services.get(&protocol).map_or(&[], Vec::as_slice)
     }
 
-    /// The address for attaching disks and for pairing: the first one, with the I/O port in place
-    /// of the standard discovery port.
-    pub fn disks(&self) -> Option<TargetAddr> {
-        let place = self.services(Protocol::Nvme).first()?;
-        let usual = place.port() == DISCOVERY_PORT;
-        Some(if usual { place.with_port(NVME_PORT) } else { place.clone() })
+    /// The addresses for attaching disks and for pairing, the nearest first: with the I/O port in
+    /// place of the standard discovery port.
+    pub fn disks(&self) -> Vec<TargetAddr> {
+        let at = |place: &TargetAddr| match place.port() {
+            DISCOVERY_PORT => place.with_port(NVME_PORT),
+            _ => place.clone(),
+        };
+        self.services(Protocol::Nvme).iter().map(at).collect()
     }
 }
 
@@ -139,10 +141,10 @@ mod test {
         let names: Vec<&str> = all.iter().map(|machine| machine.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(all[1].keyed, Some(true));
-        assert_eq!(all[1].disks().unwrap().to_string(), "fe80::1%eth0");
+        assert_eq!(all[1].disks()[0].to_string(), "fe80::1%eth0");
         assert_eq!(all[1].services(Protocol::Nbd)[0].to_string(), "[fe80::1%eth0]:10809");
         assert_eq!(all[1].addresses.len(), 2);
-        assert_eq!(all[0].disks().unwrap().to_string(), "10.0.0.1:5000");
+        assert_eq!(all[0].disks()[0].to_string(), "10.0.0.1:5000");
     }
 
     #[test]

@@ -175,25 +175,46 @@ pub(crate) struct PairRequest<'a> {
 }
 
 impl PairRequest<'_> {
-    /// Pairs, and stores the key as [`pair`] does.
+    /// Opens the channel for the pairing. The target has not seen the code yet, and it is not used up if this fails.
     ///
     /// # Errors
-    /// Fails with a sentence; exit status 3 if the target refused.
-    pub(crate) fn run(&self) -> Result<(), Failure> {
-        let tree = Tree::machine();
-        let own = HostNqn::find(&tree, None);
-        check_nqn(&own.nqn).map_err(Failure::usage)?;
+    /// Fails with a sentence; exit status 3 if the target pairs with no machine just now.
+    pub(crate) fn open(&self) -> Result<OpenedPairing<'_>, Failure> {
         let (code, _) = parse_code(self.code).ok_or_else(no_code)?;
+        let own = HostNqn::find(&Tree::machine(), None);
+        check_nqn(&own.nqn).map_err(Failure::usage)?;
         let store = Store::open(self.keys)?;
         let socket = self.at.connect()?;
         let reached = socket.peer_addr();
         let reached = reached.map_err(|error| Failure::new(format!("{}: {error}", self.at)))?;
         let channel = open_channel(self.at, socket)?;
-        let info = ClientInfo { host: &own.nqn, name: self.name, writable: self.writable };
-        let paired = run_pairing(channel, &code, &info, self.confirmed)?;
-        let target = target(&paired, &own, &self.at.endpoint(reached));
-        keep(&store, &tree, &target, |file, note| {
-            Report::new(&target, &own, &self.at.endpoint(reached), file, note)
+        Ok(OpenedPairing { request: self, code, own, store, reached, channel })
+    }
+}
+
+/// A channel to a target that takes codes.
+pub(crate) struct OpenedPairing<'a> {
+    request: &'a PairRequest<'a>,
+    code: Code,
+    own: HostNqn,
+    store: Store,
+    reached: std::net::SocketAddr,
+    channel: TlsTransport,
+}
+
+impl OpenedPairing<'_> {
+    /// Pairs, and stores the key as [`pair`] does.
+    ///
+    /// # Errors
+    /// Fails with a sentence; exit status 3 if the target refused.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let Self { request, code, own, store, reached, channel } = self;
+        let info = ClientInfo { host: &own.nqn, name: request.name, writable: request.writable };
+        let paired = run_pairing(channel, &code, &info, request.confirmed)?;
+        let there = request.at.endpoint(reached);
+        let target = target(&paired, &own, &there);
+        keep(&store, &Tree::machine(), &target, |file, note| {
+            Report::new(&target, &own, &there, file, note)
         })
         .map(drop)
     }

@@ -89,6 +89,16 @@ fn number(text: &str) -> Option<(u32, &str)> {
 }
 
 impl Controller {
+    /// Has the kernel try to reconnect for ever from now on (`ctrl_loss_tmo`): a request to a disk of this controller waits
+    /// instead of failing.
+    ///
+    /// # Errors
+    /// Fails if the controller has gone, or the kernel refuses.
+    pub fn never_give_up(&self, tree: &Tree) -> io::Result<()> {
+        let path = tree.path(Path::new(CLASS).join(&self.name).join("ctrl_loss_tmo"));
+        OpenOptions::new().write(true).open(path)?.write_all(b"-1")
+    }
+
     /// Disconnects; a disk disappears with its last path. Blocks until it is done.
     ///
     /// # Errors
@@ -161,6 +171,18 @@ mod tests {
         for wrong in ["nvme1", "nvme1n", "nvmen1", "nvme1n1p1", "ng1n1", "hwmon3", "nvme1c1"] {
             assert_eq!(disk(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn connection_is_kept_for_ever_by_sysfs() {
+        let fake = Fake::new();
+        controller(&fake, "nvme2", "traddr=10.0.0.1,trsvcid=4421", "nqn.b");
+        fake.file("sys/class/nvme/nvme2/ctrl_loss_tmo", "20");
+        let found = controllers(&fake.tree());
+        found[0].never_give_up(&fake.tree()).unwrap();
+        assert_eq!(fake.tree().text("sys/class/nvme/nvme2/ctrl_loss_tmo").unwrap(), "-1");
+        std::fs::remove_file(fake.root.join("sys/class/nvme/nvme2/ctrl_loss_tmo")).unwrap();
+        assert!(found[0].never_give_up(&fake.tree()).is_err(), "it has gone");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `parameters` | the kernel parameters |
 //! | `dialogue` | what the console asks |
+//! | `terminal` | the consoles |
 //! | `search` | machines nearby |
 //! | `disk` | attaching the disk |
 //! | `system` | the systems on it |
@@ -21,27 +22,26 @@ mod parameters;
 mod prepare;
 mod search;
 mod system;
+mod terminal;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use console::escape_lines_to_ascii;
 use daemon::inbox::Inbox;
 use failure::Failure;
 use linux::network::Network;
 use linux::tree::Tree;
 
-use super::status::{POWER_OFF, RESTART};
 use crate::attach::{LentDisk, lent_disks};
-use crate::console_ui::screens::Screens;
 use crate::pair::PairRequest;
 use dialogue::{Answer, Dialogue, Kind, busy};
-use disk::{KEYS, attach, detach, interfaces, lender_at, load_modules, options};
+use disk::{
+    KEYS, attach, choose, detach, interfaces, keep_connection, lender_at, load_modules, options,
+};
 pub(super) use hand_over::SWITCH;
 use hand_over::{hand_over, lock};
 use parameters::Parameters;
@@ -50,45 +50,26 @@ pub(super) use prepare::ROOT;
 use prepare::Start;
 use search::{Lender, Search, Unencrypted};
 use system::{Choice, Volume, Wanted};
+use terminal::{Stop, Terminal};
 
 /// The subject of notes about the search for machines.
 const SEARCH: &str = "search";
-/// How often the console is looked at.
-const TICK: Duration = Duration::from_millis(250);
+/// How often the list of machines is renewed.
+const RENEWAL: Duration = Duration::from_secs(1);
 /// The pause before the kernel parameters are tried again.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// Why an attempt ended.
-enum Stop {
-    /// The user goes back.
-    Back,
-    /// The machine is to be ended, by the exit status for PID 1.
-    Exit(i32),
-    Failed(Failure),
-}
-
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
 
 /// The console, and what was found out so far.
 struct Session {
     tree: Tree,
     parameters: Parameters,
-    screens: Screens,
-    inbox: Inbox,
+    terminal: Terminal,
     /// Only until the system is started.
     search: Option<Search>,
     /// Which system is started.
     wanted: Wanted,
-    /// Messages about the network and the drivers, by what they are about.
-    notes: BTreeMap<String, String>,
     /// Why the last attempt failed.
     message: String,
-    /// What the consoles show.
-    shown: Vec<String>,
     /// Whether questions are answered by the kernel parameters.
     by_parameters: bool,
     /// Whether the kernel parameters have a code: the machine that they mean is not asked without a key.
@@ -121,12 +102,9 @@ pub(super) fn run(
         has_code: parameters.code.is_some(),
         wanted: Wanted::of(parameters.root.clone()),
         parameters,
-        screens: Screens::open(tree),
-        inbox,
+        terminal: Terminal::open(tree, inbox),
         search: Some(Search::start()),
-        notes: BTreeMap::new(),
         message: String::new(),
-        shown: Vec::new(),
     };
     fs::create_dir_all(KEYS).map_err(|error| Failure::new(format!("{KEYS}: {error}")))?;
     if let Err(error) = remote::handshake::serve(tree, KEYS.into()) {
@@ -154,11 +132,13 @@ impl Session {
         // What the system does itself from now on; the terminals are its, too.
         self.search = None;
         let held = lock(loading);
-        std::mem::take(&mut self.screens).close("");
-        let failure = hand_over(&self.inbox, &prepared.init);
+        self.terminal.close();
+        let failure = match keep_connection(&self.tree, &prepared.disk) {
+            Ok(()) => hand_over(&self.terminal.inbox, &prepared.init),
+            Err(failure) => failure,
+        };
         drop(held);
-        self.screens = Screens::open(&self.tree);
-        self.shown.clear();
+        self.terminal.reopen(&self.tree);
         self.search = Some(Search::start());
         prepare::undo();
         detach(&self.tree, &prepared.disk);
@@ -176,7 +156,7 @@ impl Session {
         let lender = self.lender()?;
         let disks = self.disks(&lender)?;
         let disk = self.disk(&lender, disks)?;
-        self.show(&busy(&format!("Attaching {} of {} ...", disk.name, lender.name)));
+        self.terminal.show(&busy(&format!("Attaching {} of {} ...", disk.name, lender.name)));
         let result = self.start(&lender, &disk);
         if result.is_err() {
             prepare::undo();
@@ -196,27 +176,31 @@ impl Session {
         loop {
             match self.search.as_ref().map_or_else(|| Ok(Vec::new()), Search::found) {
                 Ok(found) => {
-                    self.notes.remove(SEARCH);
+                    self.terminal.note(SEARCH, None);
                     let has_default = found.iter().all(Lender::may_be_default);
                     if dialogue.update(found.iter().map(Lender::shown).collect(), has_default) {
                         shown = found;
                     }
                 }
-                Err(reason) => drop(self.notes.insert(SEARCH.to_owned(), reason)),
+                Err(reason) => self.terminal.note(SEARCH, Some(reason)),
             }
-            match self.answer_within(&mut dialogue, TICK * 4)? {
+            match self.terminal.answer_within(&mut dialogue, RENEWAL)? {
                 Some(Answer::Row(row)) => {
                     if let Some(lender) = shown.get(row) {
-                        return Ok(lender.clone());
+                        return Ok(lender.clone().reached());
                     }
                 }
                 Some(Answer::Address) => {
-                    let question =
-                        "The address of the machine: 192.168.1.5, name.local or fe80::1%eth0";
-                    let Answer::Text(text) = self.ask(Dialogue::new(Kind::Text, question))? else {
+                    let question = "The address of the machine: 192.168.1.5 or fe80::1%eth0, or its name in the list";
+                    let Answer::Text(text) =
+                        self.terminal.ask(Dialogue::new(Kind::Text, question))?
+                    else {
                         return Err(Stop::Back);
                     };
-                    return lender_at(&text).map_err(Stop::Failed);
+                    return match search::named(&shown, &text) {
+                        Some(lender) => Ok(lender.clone().reached()),
+                        None => lender_at(&text).map_err(Stop::Failed),
+                    };
                 }
                 _ => {}
             }
@@ -226,7 +210,7 @@ impl Session {
     /// Returns the disks that a machine lends to this one; pairs with it first, if it wants that. Without encryption only
     /// after the user has agreed.
     fn disks(&mut self, lender: &Lender) -> Result<Vec<LentDisk>, Stop> {
-        self.show(&busy(&format!("Asking {} for its disks ...", lender.name)));
+        self.terminal.show(&busy(&format!("Asking {} for its disks ...", lender.name)));
         let unencrypted = self.unencrypted(lender);
         let options = options(lender, None, unencrypted.may_be_asked());
         let is_paired = !remote::machine::readable_targets(Some(Path::new(KEYS)))?.is_empty();
@@ -244,9 +228,14 @@ impl Session {
         Ok(lent_disks(&options)?)
     }
 
-    /// Whether the kernel parameters mean the machine that is asked: they name it, or name none.
+    /// Whether the kernel parameters mean the machine that is asked.
     fn is_meant(&self) -> bool {
-        self.by_parameters || self.parameters.machine.is_none()
+        self.parameters.are_for(self.by_parameters)
+    }
+
+    /// Whether the system writes to the disk.
+    fn writes(&self) -> bool {
+        self.parameters.writes(self.by_parameters)
     }
 
     fn unencrypted(&self, lender: &Lender) -> Unencrypted {
@@ -271,7 +260,7 @@ impl Session {
              or be another machine than you mean. Go on?",
             lender.name
         );
-        match self.ask(Dialogue::new(Kind::Consent, &question))? {
+        match self.terminal.ask(Dialogue::new(Kind::Consent, &question))? {
             Answer::Yes => Ok(()),
             _ => Err(Stop::Back),
         }
@@ -283,30 +272,34 @@ impl Session {
             None => {
                 let question = format!("The code on the screen of {}:", lender.name);
                 let dialogue = Dialogue::new(Kind::Code, &question).after(&self.message);
-                let Answer::Text(code) = self.ask(dialogue)? else { return Err(Stop::Back) };
+                let Answer::Text(code) = self.terminal.ask(dialogue)? else {
+                    return Err(Stop::Back);
+                };
                 code
             }
         };
         self.message.clear();
-        self.show(&busy(&format!("Pairing with {} ...", lender.name)));
+        self.terminal.show(&busy(&format!("Pairing with {} ...", lender.name)));
         let name = linux::machine::describe(&self.tree);
-        let screens = std::cell::RefCell::new(&mut self.screens);
+        let writable = self.writes();
+        let terminal = std::cell::RefCell::new(&mut self.terminal);
         let confirmed = |_: &str| {
             let text = format!(
                 "The code is right. If {} shows a question about this machine, it has to be answered there.",
                 lender.name
             );
-            print(&mut screens.borrow_mut(), &busy(&text));
+            terminal.borrow_mut().show(&busy(&text));
         };
         let request = PairRequest {
             at: &lender.at,
             code: &code,
             name: if name.is_empty() { "a machine without a system" } else { &name },
-            writable: self.parameters.write,
+            writable,
             keys: Path::new(KEYS),
             confirmed: &confirmed,
         };
-        let paired = request.run();
+        // Until the machine takes it, the code is not used up.
+        let paired = request.open()?.run();
         if !matches!(&paired, Err(failure) if failure.status() != 3) {
             // A code is valid once.
             self.parameters.code = None;
@@ -316,17 +309,7 @@ impl Session {
 
     fn disk(&mut self, lender: &Lender, disks: Vec<LentDisk>) -> Result<LentDisk, Stop> {
         if let Some(wanted) = self.parameters.disk.clone().filter(|_| self.by_parameters) {
-            let is_it = |disk: &&LentDisk| disk.nqn == wanted || disk.name == wanted;
-            let found = disks.iter().find(is_it).cloned();
-            let names: Vec<String> = disks.into_iter().map(|disk| disk.nqn).collect();
-            return found.ok_or_else(|| {
-                Failure::refused(format!(
-                    "{} lends no disk {wanted}; it lends {}",
-                    lender.name,
-                    names.join(", ")
-                ))
-                .into()
-            });
+            return Ok(choose(&lender.name, disks, &wanted)?);
         }
         if disks.len() < 2 {
             let none = || {
@@ -340,38 +323,50 @@ impl Session {
         };
         let question = format!("Which disk of {}?", lender.name);
         let rows = disks.iter().map(row).collect();
-        let answer = self.ask(Dialogue::new(Kind::Choice, &question).with(rows))?;
+        let answer = self.terminal.ask(Dialogue::new(Kind::Choice, &question).with(rows))?;
         let Answer::Row(at) = answer else { return Err(Stop::Back) };
         disks.into_iter().nth(at).ok_or(Stop::Back)
     }
 
     /// Attaches the disk, and prepares the system on it.
     fn start(&mut self, lender: &Lender, disk: &LentDisk) -> Result<String, Stop> {
+        let write = self.writes();
         let (device, writable) = attach(lender, disk)?;
-        if self.parameters.write && !writable {
+        if write && !writable {
             return Err(Failure::refused(format!(
                 "{} lends {} read-only, and storagetm.boot.write asks to write to it: lend it with --writable there, or leave that out",
                 lender.name, disk.name
             ))
             .into());
         }
-        self.show(&busy(&format!("Looking for a system on {} of {} ...", disk.name, lender.name)));
-        let volumes = system::survey(&self.tree, Path::new(&device), self.parameters.write)?;
+        self.terminal
+            .show(&busy(&format!("Looking for a system on {} of {} ...", disk.name, lender.name)));
+        let volumes = system::survey(&self.tree, Path::new(&device))?;
+        let hibernated = system::check_hibernation(&volumes, write)?;
         let at = self.volume(&volumes)?;
         let Some(root) = volumes.get(at) else { return Err(Stop::Back) };
         let Some(found) = &root.system else { return Err(Stop::Back) };
-        let write = self.parameters.write;
         let changes = if write {
             "It writes to the disk."
         } else {
             "Nothing is written to the disk: changes are in memory, and are lost when the machine ends."
         };
-        self.show(&busy(&format!("Starting {} ... {changes}", found.name)));
-        let notes =
-            Start { volumes: &volumes, root, write, interfaces: interfaces(&self.tree, &disk.nqn) }
-                .prepare()?;
+        self.terminal.show(&busy(&format!("Starting {} ... {changes}", found.name)));
+        let start = Start {
+            disk: Path::new(&device),
+            volumes: &volumes,
+            root,
+            write,
+            interfaces: interfaces(&self.tree, &disk.nqn),
+        };
+        let mut notes = start.prepare()?;
+        notes.extend(hibernated);
         if !notes.is_empty() {
-            self.show(&busy(&format!("Starting {} ... {changes} {}", found.name, notes.join(" "))));
+            self.terminal.show(&busy(&format!(
+                "Starting {} ... {changes} {}",
+                found.name,
+                notes.join(" ")
+            )));
             std::thread::sleep(Duration::from_secs(3));
         }
         Ok(found.init.clone())
@@ -391,71 +386,9 @@ impl Session {
             Choice::Ask(all) => {
                 let rows = all.iter().filter_map(|at| Some(volumes.get(*at)?.shown())).collect();
                 let dialogue = Dialogue::new(Kind::Choice, "Which system?").with(rows);
-                let Answer::Row(row) = self.ask(dialogue)? else { return Err(Stop::Back) };
+                let Answer::Row(row) = self.terminal.ask(dialogue)? else { return Err(Stop::Back) };
                 all.get(row).copied().ok_or(Stop::Back)
             }
-        }
-    }
-
-    /// Asks until there is an answer.
-    fn ask(&mut self, mut dialogue: Dialogue) -> Result<Answer, Stop> {
-        loop {
-            match self.answer_within(&mut dialogue, TICK)? {
-                // Only the list of machines offers it.
-                None | Some(Answer::Address) => {}
-                Some(answer) => return Ok(answer),
-            }
-        }
-    }
-
-    /// Shows a question, and waits for an answer.
-    fn answer_within(
-        &mut self,
-        dialogue: &mut Dialogue,
-        patience: Duration,
-    ) -> Result<Option<Answer>, Stop> {
-        let end = Instant::now() + patience;
-        loop {
-            self.look();
-            dialogue.notes.extend(self.notes.values().cloned());
-            let lines = dialogue.lines();
-            dialogue.notes.clear();
-            self.show(&lines);
-            self.screens.wait(TICK);
-            for key in self.screens.receive() {
-                match dialogue.key(key) {
-                    None => {}
-                    Some(Answer::Back) => return Err(Stop::Back),
-                    Some(Answer::PowerOff) => return Err(Stop::Exit(POWER_OFF)),
-                    Some(Answer::Restart) => return Err(Stop::Exit(RESTART)),
-                    answer => return Ok(answer),
-                }
-            }
-            if Instant::now() >= end {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Takes what the network and the drivers report.
-    fn look(&mut self) {
-        let pending = self.inbox.receive();
-        for note in pending.notes {
-            self.notes.insert(note.clone(), note);
-        }
-        for (subject, sentence) in pending.subjects {
-            match sentence {
-                Some(sentence) => drop(self.notes.insert(subject, sentence)),
-                None => drop(self.notes.remove(&subject)),
-            }
-        }
-    }
-
-    /// Shows these lines, unless they are shown already.
-    fn show(&mut self, lines: &[String]) {
-        if self.shown != lines {
-            print(&mut self.screens, lines);
-            self.shown = lines.to_vec();
         }
     }
 
@@ -474,21 +407,9 @@ impl Session {
             self.message,
             PAUSE.as_secs()
         );
-        self.show(&busy(&text));
-        let end = Instant::now() + PAUSE;
-        while Instant::now() < end {
-            self.look();
-            self.screens.wait(TICK);
-            if !self.screens.receive().is_empty() {
-                self.choose_here();
-                return;
-            }
+        self.terminal.show(&busy(&text));
+        if self.terminal.is_key_pressed_within(PAUSE) {
+            self.choose_here();
         }
     }
-}
-
-/// Clears the consoles and prints lines.
-fn print(screens: &mut Screens, lines: &[String]) {
-    let text = escape_lines_to_ascii(&lines.join("\n"));
-    screens.print(&format!("\x1b[H\x1b[2J{text}\n"));
 }

@@ -52,7 +52,7 @@ impl Row {
             Ok(disks) => (&disks[..], None),
             Err(refusal) => (&[][..], Some(reason(refusal))),
         };
-        let there = machine.disks();
+        let there = machine.disks().into_iter().next();
         let nbd = machine
             .services(Protocol::Nbd)
             .first()

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use linux::tree::Tree;
 
-use super::stick::{TITLE, configured_words};
+use super::stick::{configured_words, title};
 use super::target;
 use crate::confirmation;
 use failure::Failure;
@@ -168,6 +168,7 @@ impl Loader {
 
     /// The new text of the entry's file.
     fn text(&self, command_line: &str, before: &str) -> Result<String, Failure> {
+        let title = title(command_line);
         Ok(match self {
             Self::Grub { .. } => {
                 let words = configured_words(command_line)?;
@@ -181,14 +182,14 @@ impl Loader {
                 })?;
                 let newline = if first.is_empty() || first.ends_with('\n') { "" } else { "\n" };
                 format!(
-                    "{first}{newline}{BEGIN}menuentry '{TITLE}' --id {NAME} {{\n  linux $prefix/{NAME}/vmlinuz {words}\n  \
+                    "{first}{newline}{BEGIN}menuentry '{title}' --id {NAME} {{\n  linux $prefix/{NAME}/vmlinuz {words}\n  \
                      initrd $prefix/{NAME}/initrd\n}}\n{END}{rest}"
                 )
             }
             Self::Systemd { .. } => {
                 configured_words(command_line)?;
                 format!(
-                    "title {TITLE}\nlinux /{NAME}/vmlinuz\ninitrd /{NAME}/initrd\noptions {command_line}\n"
+                    "title {title}\nlinux /{NAME}/vmlinuz\ninitrd /{NAME}/initrd\noptions {command_line}\n"
                 )
             }
         })

@@ -14,8 +14,18 @@ use super::loader::{IA32, Loader, Places, Processor, Reason, bios_boot};
 use super::report::{Firmware, Starts};
 use failure::Failure;
 
-/// The name of target mode in a menu.
-pub(super) const TITLE: &str = "Lend the disks of this machine (storagetm)";
+/// The name in a menu: by what the kernel parameters start.
+pub(super) fn title(command_line: &str) -> &'static str {
+    let all = linux::boot::parse_command_line(command_line);
+    let asked = all.into_iter().rfind(|it| it.name == "storagetm.boot");
+    let is_no = |value: &str| ["0", "no", "false", "off"].contains(&value);
+    if asked.is_some_and(|it| !it.value.as_deref().is_some_and(is_no)) {
+        "Start a system from a lent disk (storagetm)"
+    } else {
+        "Lend the disks of this machine (storagetm)"
+    }
+}
+
 const KERNEL: &str = "boot/vmlinuz";
 const INITRAMFS: &str = "boot/initrd";
 /// Where GRUB for BIOS, and a GRUB that does not find its own directory, reads its configuration.
@@ -171,12 +181,13 @@ pub(super) fn configured_words(command_line: &str) -> Result<String, Failure> {
 /// GRUB's configuration.
 fn configuration(marker: &str, command_line: &str) -> Result<String, Failure> {
     let words = configured_words(command_line)?;
+    let title = title(command_line);
     Ok(format!(
         "set timeout=0\n\
          if [ ! -e ($root)/{marker} ]; then\n\
          \x20 search --no-floppy --file --set=root /{marker}\n\
          fi\n\
-         menuentry '{TITLE}' {{\n\
+         menuentry '{title}' {{\n\
          \x20 linux ($root)/{KERNEL} {words}\n\
          \x20 initrd ($root)/{INITRAMFS}\n\
          }}\n"
@@ -315,5 +326,18 @@ mod test {
         let text = configuration("boot/1.id", line).unwrap();
         assert!(text.contains(r"vmlinuz 'quiet' 'x=two words' 'a=$b;c' 'it'\''s'"), "{text}");
         assert!(configuration("boot/1.id", "a\n}").is_err());
+    }
+
+    #[test]
+    fn menu_says_what_the_image_does() {
+        for (line, wanted) in [
+            ("quiet storagetm.boot", "Start a system from a lent disk"),
+            ("storagetm.boot=nvme://10.0.0.1/sda", "Start a system from a lent disk"),
+            ("quiet", "Lend the disks of this machine"),
+            ("storagetm.boot=no storagetm.boot.write", "Lend the disks of this machine"),
+        ] {
+            let text = configuration("boot/1.id", line).unwrap();
+            assert!(text.contains(&format!("menuentry '{wanted} (storagetm)'")), "{text}");
+        }
     }
 }

@@ -164,3 +164,33 @@ fn no_more_of_a_line_is_read_than_a_code_has() {
     assert_eq!(line(&b"1234 5678\nmore"[..]).unwrap().as_str(), "1234 5678\n");
     assert_eq!(line(&[b'1'; 10_000][..]).unwrap().len(), MAX_CODE_LEN);
 }
+
+/// The target sends the alert access_denied (RFC 8446 §6.2), as one that shows no code does.
+#[test]
+fn target_without_a_code_takes_none() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = TargetAddr::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
+    let target = std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut hello = [0; 4096];
+        assert!(io::Read::read(&mut socket, &mut hello).unwrap() > 0);
+        socket.write_all(&[0x15, 3, 3, 0, 2, 2, 49]).unwrap();
+        // Nothing follows: the client has gone.
+        io::Read::read(&mut socket, &mut hello).unwrap_or(0)
+    });
+    let keys = Scratch::new();
+    let request = PairRequest {
+        at: &at,
+        code: "12345678",
+        name: "laptop",
+        writable: false,
+        keys: &keys.0,
+        confirmed: &|_| panic!("no code was sent"),
+    };
+    let refused = request.open().err().unwrap();
+    assert_eq!(refused.status(), 3, "{refused}");
+    assert!(refused.to_string().contains("does its screen show a code?"), "{refused}");
+    target.join().unwrap();
+    let wrong = PairRequest { code: "x", ..request }.open().err().unwrap();
+    assert_eq!(wrong.status(), 2, "{wrong}");
+}

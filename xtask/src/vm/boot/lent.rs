@@ -38,6 +38,7 @@ const TESTS: &[&str] = &[
     "written",
     "modules",
     "reconnects",
+    "waits",
     "refused",
     "unchanged",
 ];
@@ -54,6 +55,7 @@ pub(super) const TRIALS: &[Trial] = &[
             "written",
             "modules",
             "reconnects",
+            "waits",
             "refused",
             "unchanged",
         ],
@@ -67,7 +69,7 @@ pub(super) const TRIALS: &[Trial] = &[
     },
     Trial {
         name: "lent-write",
-        tests: &["asked", "system", "written", "image-written"],
+        tests: &["asked", "system", "no-swap", "written", "image-written"],
         run: write,
     },
 ];
@@ -144,7 +146,9 @@ fn open(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<(
 
 /// With `storagetm.boot.write`, after a person at the other machine has agreed.
 fn write(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
-    let fstab = format!("UUID={UUID} / ext4 errors=remount-ro 0 1\n");
+    let fstab = format!(
+        "UUID={UUID} / ext4 errors=remount-ro 0 1\nUUID=11111111-2222-3333-4444-555555555555 none swap sw 0 0\n"
+    );
     let disk = system(lab.maker.bench, lab, folder, &fstab)?;
     let start = lab.maker.start(Way::Init, &format!("storagetm.writable={SERIAL}"))?;
     let mut lender = lend(&start, &disk, folder, 1)?;
@@ -155,6 +159,8 @@ fn write(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<
     let root = value(&mut stick, "root", SYSTEM)?;
     results.decide("system", expect(&root, root == "ext4 debian-to-lend"));
     stick.screen.shows("lent end", 0, SYSTEM)?;
+    let swap = value(&mut stick, "swap", Duration::ZERO)?;
+    results.decide("no-swap", expect(&swap, swap == "masked"));
     let written = value(&mut stick, "written", Duration::ZERO)?;
     results.decide("written", expect(&written, written == "changed"));
     stick.until_off(SYSTEM)?;
@@ -217,6 +223,8 @@ fn follow(stick: &mut Machine, results: &mut Results<'_>) -> Result<()> {
     check("written", "written", |text| text == "changed");
     check("modules", "modules", |text| text.starts_with("6."));
     check("reconnects", "reconnected", |text| text == "live");
+    // How the kernel shows a connection that it never gives up.
+    check("waits", "patience", |text| text == "off");
     results.decide("refused", stick.screen.shows("lent refused", 0, Duration::ZERO).map(drop));
     stick.until_off(SYSTEM)
 }

@@ -20,7 +20,7 @@ pub(super) enum Kind {
     Code,
     /// By any text.
     Text,
-    /// By y, and by nothing else.
+    /// By y, also as a German keyboard sends it, and by nothing else.
     Consent,
 }
 
@@ -111,7 +111,8 @@ impl Dialogue {
             (_, b'p' | b'P') => Some(Answer::PowerOff),
             (_, b'r' | b'R') => Some(Answer::Restart),
             (_, b'b' | b'B') => Some(Answer::Back),
-            (Kind::Consent, byte) => (byte == b'y').then_some(Answer::Yes),
+            // The kernel takes every keyboard for an English one: on a German one, y sends z.
+            (Kind::Consent, byte) => (byte == b'y' || byte == b'z').then_some(Answer::Yes),
             (Kind::Choice, b'a' | b'A') => Some(Answer::Address),
             (Kind::Choice, byte) => self.put(byte, |byte| byte.is_ascii_digit()),
             (Kind::Code, byte) => {
@@ -289,11 +290,13 @@ mod test {
     #[test]
     fn only_y_agrees_to_no_encryption() {
         let mut consent = Dialogue::new(Kind::Consent, "NOT ENCRYPTED");
-        for other in ["\r", "\n", "1\r", "a", "Y", "x", " "] {
+        for other in ["\r", "\n", "1\r", "a", "Y", "Z", "x", " "] {
             assert_eq!(typed(&mut consent, other), None, "{other:?}");
         }
         assert_eq!(typed(&mut consent, "b"), Some(Answer::Back));
-        assert_eq!(typed(&mut consent, "y"), Some(Answer::Yes));
+        for yes in ["y", "z"] {
+            assert_eq!(typed(&mut consent, yes), Some(Answer::Yes));
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The tables of a system that say what it mounts and unlocks (fstab(5), crypttab(5)), changed for a boot on another
 //! machine from a disk that must not be written to. Pure.
 
+use linux::root::Limits;
+
 /// What replaces a line that is left out.
 const MARK: &str = "# storagetm: ";
 /// Mount points that a system cannot do without.
@@ -12,6 +14,8 @@ pub(super) struct Entry {
     /// The device, as the table names it: `UUID=…`, `/dev/…`.
     pub(super) device: String,
     pub(super) point: String,
+    /// What its options forbid.
+    pub(super) limits: Limits,
 }
 
 impl Entry {
@@ -21,7 +25,8 @@ impl Entry {
     }
 }
 
-/// Returns the table without its block devices and swap areas, and the file systems of them below `/`, in its order.
+/// Returns the table without its block devices and swap areas, and the file systems of them below `/`, in its order; not
+/// those that are mounted only when somebody asks for it.
 pub(super) fn without_devices(fstab: &str) -> (String, Vec<Entry>) {
     let mut entries = Vec::new();
     let mut text = String::new();
@@ -36,8 +41,14 @@ pub(super) fn without_devices(fstab: &str) -> (String, Vec<Entry>) {
             continue;
         }
         text.push_str(&format!("{MARK}{line}\n"));
-        if is_device(device) && point.len() > 1 && point.starts_with('/') && kind != "swap" {
-            entries.push(Entry { device: device.to_owned(), point: unescape(point) });
+        let options = words.get(3).copied().unwrap_or_default();
+        let is_below = point.len() > 1 && point.starts_with('/');
+        if is_device(device) && is_below && kind != "swap" && is_mounted(options) {
+            entries.push(Entry {
+                device: unescape(device),
+                point: unescape(point),
+                limits: limits(options),
+            });
         }
     }
     (text, entries)
@@ -58,6 +69,32 @@ pub(super) fn without_entries(table: &str) -> String {
 fn is_device(name: &str) -> bool {
     let by = ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=", "ID=", "/dev/"];
     by.iter().any(|start| name.starts_with(start))
+}
+
+/// Whether an entry is mounted without being asked for: at the start, or when it is accessed (systemd.mount(5)).
+fn is_mounted(options: &str) -> bool {
+    let has = |option| options.split(',').any(|it| it == option);
+    !has("noauto") || has("x-systemd.automount")
+}
+
+/// What the options of an entry forbid; the last one counts (mount(8)).
+fn limits(options: &str) -> Limits {
+    let mut limits = Limits::default();
+    for option in options.split(',') {
+        match option {
+            "nosuid" | "suid" => limits.no_suid = option == "nosuid",
+            "nodev" | "dev" => limits.no_devices = option == "nodev",
+            "noexec" | "exec" => limits.no_programs = option == "noexec",
+            "user" | "users" => {
+                limits = Limits { no_suid: true, no_devices: true, no_programs: true }
+            }
+            "owner" | "group" => {
+                limits = Limits { no_suid: true, no_devices: true, ..limits };
+            }
+            _ => {}
+        }
+    }
+    limits
 }
 
 /// Decodes the escapes of a blank and a tab.
@@ -87,6 +124,27 @@ mod test {
         assert_eq!(found, [("UUID=AB-CD", "/boot/efi"), ("LABEL=home", "/home dir")]);
         assert!(entries.iter().all(|entry| !entry.is_vital()));
         assert!(without_devices("UUID=1 /var ext4 x 0 0").1[0].is_vital());
+    }
+
+    #[test]
+    fn options_of_an_entry_are_kept() {
+        let of = |options: &str| without_devices(&format!("LABEL=a\\040b /x ext4 {options} 0 2")).1;
+        for options in ["noauto", "ro,noauto,user"] {
+            assert_eq!(of(options), [], "{options}");
+        }
+        let all = Limits { no_suid: true, no_devices: true, no_programs: true };
+        for (options, limits) in [
+            ("defaults", Limits::default()),
+            ("noauto,x-systemd.automount", Limits::default()),
+            ("nodev,nosuid,noexec", all),
+            ("users", all),
+            ("user,exec", Limits { no_programs: false, ..all }),
+            ("nosuid,suid,nodev", Limits { no_devices: true, ..Limits::default() }),
+        ] {
+            let entries = of(options);
+            assert_eq!(entries[0].limits, limits, "{options}");
+            assert_eq!(entries[0].device, "LABEL=a b");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn hand_over(inbox: &Inbox, init: &str) -> Failure {
     // Without this process the system would lose its root when the kernel connects again.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let _ = linux::memory::lock();
     let mut output = io::stdout().lock();
     let told = writeln!(output, "{SWITCH}{init}").and_then(|()| output.flush());
     if let Err(error) = told {

@@ -34,6 +34,18 @@ impl Parameters {
         Self::of(&all)
     }
 
+    /// Returns whether they are for the machine that is asked: they name it, or name none. `named`: whether they have chosen
+    /// it, and not a person.
+    pub(super) fn are_for(&self, named: bool) -> bool {
+        named || self.machine.is_none()
+    }
+
+    /// Returns whether the system writes to the disk of the machine that is asked: what is allowed for one machine is not for
+    /// another, which a person chooses after that one failed.
+    pub(super) fn writes(&self, named: bool) -> bool {
+        self.write && self.are_for(named)
+    }
+
     fn of(all: &[Parameter]) -> Option<Self> {
         let is_wanted = |it: &&Parameter| it.name == BOOT && !is_no(it);
         all.iter().rfind(|it| it.name == BOOT).filter(is_wanted)?;
@@ -130,6 +142,16 @@ mod test {
         let open = |line: &str| parameters(line).unwrap().unencrypted;
         assert!(open("storagetm.boot=desk storagetm.boot.unencrypted"));
         assert!(!open("storagetm.boot=desk storagetm.boot.unencrypted=no"));
+    }
+
+    #[test]
+    fn writing_is_for_the_machine_that_is_named() {
+        let named = parameters("storagetm.boot=nvme://10.0.0.1/ storagetm.boot.write").unwrap();
+        assert!(named.writes(true) && !named.writes(false), "a person chooses another machine");
+        let unnamed = parameters("storagetm.boot storagetm.boot.write").unwrap();
+        assert!(unnamed.writes(false));
+        let reads = parameters("storagetm.boot=nvme://10.0.0.1/").unwrap();
+        assert!(!reads.writes(true) && reads.are_for(true) && !reads.are_for(false));
     }
 
     #[test]

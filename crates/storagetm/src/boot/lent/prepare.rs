@@ -1,11 +1,13 @@
 //! Makes a system on an attached disk ready to be started on this machine: its root with changes in memory, the modules
 //! of the running kernel, and what must not run from its own disk.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::io;
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use linux::net::addresses;
-use linux::root::{self, Root};
+use linux::root::{self, Limits, Root};
 use linux::tree::Tree;
 use rustix::system::uname;
 
@@ -21,9 +23,14 @@ const LOWER: &str = "/lent/disk";
 const MEMORY: &str = "/lent/memory";
 /// The limit of all changes: of the memory of this machine.
 const MEMORY_SIZE: &str = "50%";
+/// What activates swap areas. A system that writes to the disk must not swap to it: to connect to the disk again takes
+/// memory.
+const SWAP: &str = "run/systemd/system/swap.target";
 
 /// What is started.
 pub(super) struct Start<'a> {
+    /// The device of the whole disk.
+    pub(super) disk: &'a Path,
     /// All volumes of the disk.
     pub(super) volumes: &'a [Volume],
     pub(super) root: &'a Volume,
@@ -45,7 +52,7 @@ impl Start<'_> {
         } else {
             let failed = |error| Failure::new(format!("memory for changes: {error}"));
             root::mount_memory(Path::new(MEMORY), MEMORY_SIZE).map_err(failed)?;
-            self.mount_layers(self.root, 0, Path::new(ROOT))?;
+            self.mount_layers(self.root, 0, Path::new(ROOT), Limits::default())?;
         }
         let system = Root::open(Path::new(ROOT)).map_err(Failure::new)?;
         if !self.write {
@@ -53,6 +60,10 @@ impl Start<'_> {
         }
         let failed = |error| Failure::new(format!("/run of the system: {error}"));
         system.mount_memory("run", "20%").map_err(failed)?;
+        if self.write {
+            // A unit file without contents is masked (systemd.unit(5)).
+            system.write(SWAP, "").map_err(failed)?;
+        }
         if let Err(error) = keep_network(&system, &self.interfaces) {
             notes.push(format!("The system may take the network over: {error}."));
         }
@@ -62,8 +73,15 @@ impl Start<'_> {
         Ok(notes)
     }
 
+    /// Mounts the root to be written to, which the kernel has refused for the whole disk until now.
     fn mount_writable(&self) -> Result<(), Failure> {
         let (kind, _) = self.driver(self.root)?;
+        for device in iter::once(self.disk).chain(self.volumes.iter().map(|it| it.device.as_path()))
+        {
+            root::allow_writes(device).map_err(|error| {
+                Failure::new(format!("{} cannot be made writable: {error}", device.display()))
+            })?;
+        }
         root::mount_disk(&self.root.device, Path::new(ROOT), kind, true, "")
             .map_err(|error| mount_failed(self.root, &error))
     }
@@ -76,13 +94,19 @@ impl Start<'_> {
     }
 
     /// Mounts a volume read-only, without its journal, and over it a layer in memory that takes all changes.
-    fn mount_layers(&self, volume: &Volume, number: usize, at: &Path) -> Result<(), Failure> {
+    fn mount_layers(
+        &self,
+        volume: &Volume,
+        number: usize,
+        at: &Path,
+        limits: Limits,
+    ) -> Result<(), Failure> {
         let (kind, options) = self.driver(volume)?;
         let lower = PathBuf::from(format!("{LOWER}{number}"));
         let memory = Path::new(MEMORY).join(number.to_string());
         let failed = |error| mount_failed(volume, &error);
         root::mount_disk(&volume.device, &lower, kind, false, options).map_err(failed)?;
-        root::mount_overlay(&lower, &memory, at).map_err(failed)
+        root::mount_overlay(&lower, &memory, at, limits).map_err(failed)
     }
 
     /// Takes the disk's devices out of fstab and crypttab, and mounts those of its file systems that can be mounted with
@@ -115,7 +139,7 @@ impl Start<'_> {
             None => Err(Failure::new(format!("{} ({}) is not mounted", entry.point, entry.device))),
             Some(volume) => {
                 let layer = PathBuf::from(format!("{LOWER}{number}-layer"));
-                self.mount_layers(volume, number, &layer).and_then(|()| {
+                self.mount_layers(volume, number, &layer, entry.limits).and_then(|()| {
                     let placed = system
                         .make_directories(&entry.point)
                         .and_then(|()| system.bind(&layer, &entry.point));
@@ -134,7 +158,7 @@ impl Start<'_> {
     }
 }
 
-fn mount_failed(volume: &Volume, error: &std::io::Error) -> Failure {
+fn mount_failed(volume: &Volume, error: &io::Error) -> Failure {
     Failure::new(format!("{} cannot be mounted: {error}", volume.shown()))
 }
 
@@ -177,17 +201,22 @@ pub(super) fn with_lower(tree: &Tree, interface: String) -> Vec<String> {
 
 /// Returns the interface with the address that packets to `lender`, no link-local IPv6 address, are sent from.
 pub(super) fn interface_to(lender: IpAddr) -> Option<String> {
-    let any: IpAddr = match lender {
+    let own = address_to(lender).ok()?.ip();
+    addresses().ok()?.into_iter().find(|it| it.ip == own).map(|it| it.interface)
+}
+
+/// Returns the address that packets to a machine are sent from. Sends nothing.
+///
+/// # Errors
+/// Fails if the kernel knows no way to it.
+pub(super) fn address_to(machine: IpAddr) -> io::Result<SocketAddr> {
+    let any: IpAddr = match machine {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let own = UdpSocket::bind((any, 0)).and_then(|socket| {
-        // Nothing is sent.
-        socket.connect((lender, 9))?;
-        socket.local_addr()
-    });
-    let own = own.ok()?.ip();
-    addresses().ok()?.into_iter().find(|it| it.ip == own).map(|it| it.interface)
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect((machine, 9))?;
+    socket.local_addr()
 }
 
 /// The files below /run that leave interfaces as they are: their names (systemd.link(5)), and their addresses and masters

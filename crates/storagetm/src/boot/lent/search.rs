@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use protocol::Protocol;
 use remote::address::TargetAddr;
 use remote::machine::{Machine, machines};
 
@@ -17,6 +16,8 @@ const LOOK: Duration = Duration::from_secs(3);
 pub(super) struct Lender {
     pub(super) name: String,
     pub(super) at: TargetAddr,
+    /// Its other addresses: not each of its networks may be one of this machine.
+    pub(super) others: Vec<TargetAddr>,
     /// Whether it wants a key, if it announced that.
     pub(super) keyed: Option<bool>,
 }
@@ -53,8 +54,19 @@ impl Unencrypted {
 
 impl Lender {
     fn of(machine: &Machine) -> Option<Self> {
-        machine.services(Protocol::Nvme).first()?;
-        Some(Self { name: machine.name.clone(), at: machine.disks()?, keyed: machine.keyed })
+        let mut all = machine.disks().into_iter();
+        let at = all.next()?;
+        let others = all.collect();
+        Some(Self { name: machine.name.clone(), at, others, keyed: machine.keyed })
+    }
+
+    /// Takes the first of its addresses that accepts a connection; if none does, the first one.
+    pub(super) fn reached(mut self) -> Self {
+        if !self.others.is_empty() && self.at.connect().is_err() {
+            let found = self.others.iter().find(|at| at.connect().is_ok());
+            self.at = found.unwrap_or(&self.at).clone();
+        }
+        self
     }
 
     /// Whether Enter alone may choose it: it wants a key, so that another in its place is noticed.
@@ -71,6 +83,13 @@ impl Lender {
         };
         format!("{:<24} {:<28} {key}", self.name, self.at.to_string())
     }
+}
+
+/// Returns the only machine of that name.
+pub(super) fn named<'a>(found: &'a [Lender], name: &str) -> Option<&'a Lender> {
+    let mut all = found.iter().filter(|it| it.name.eq_ignore_ascii_case(name));
+    let one = all.next()?;
+    all.next().is_none().then_some(one)
 }
 
 /// A search that goes on until it is dropped.
@@ -137,8 +156,40 @@ mod test {
     fn enter_alone_chooses_no_machine_without_a_key() {
         let at = TargetAddr::parse("10.0.0.1", None).unwrap();
         for (keyed, wanted) in [(Some(true), true), (Some(false), false), (None, false)] {
-            let lender = Lender { name: String::new(), at: at.clone(), keyed };
+            let lender = Lender { name: String::new(), at: at.clone(), others: Vec::new(), keyed };
             assert_eq!(lender.may_be_default(), wanted, "{keyed:?}");
         }
+    }
+
+    fn lender(name: &str, addresses: &[String]) -> Lender {
+        let mut all = addresses.iter().map(|at| TargetAddr::parse(at, None).unwrap());
+        let at = all.next().unwrap();
+        Lender { name: name.to_owned(), at, others: all.collect(), keyed: None }
+    }
+
+    #[test]
+    fn machine_is_reached_by_any_of_its_addresses() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = listener.local_addr().unwrap().to_string();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = closed.local_addr().unwrap().to_string();
+        drop(closed);
+        for (addresses, wanted) in [
+            (vec![refused.clone(), open.clone()], &open),
+            (vec![open.clone(), refused.clone()], &open),
+            (vec![refused.clone(), refused.clone()], &refused),
+        ] {
+            let reached = lender("desk", &addresses).reached();
+            assert_eq!(reached.at.to_string(), *wanted, "{addresses:?}");
+        }
+    }
+
+    #[test]
+    fn name_of_the_list_is_taken_if_it_is_of_one_machine() {
+        let at = ["10.0.0.1".to_owned()];
+        let found = [lender("desk", &at), lender("lab", &at), lender("lab", &at)];
+        assert_eq!(named(&found, "Desk"), Some(&found[0]));
+        assert_eq!(named(&found, "lab"), None);
+        assert_eq!(named(&found, "other"), None);
     }
 }

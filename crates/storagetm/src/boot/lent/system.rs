@@ -1,13 +1,14 @@
 //! The systems on an attached disk: partitions with a file system that has an init and says what it is.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use console::decimal;
 use linux::block;
-use linux::partition::{Entry, guid_text};
+use linux::partition::{Entry, Scheme, guid_text, mbr_signature};
 use linux::root::{self, Root};
 use linux::signature::{Kind, Signature, probe};
 use linux::tree::Tree;
@@ -39,8 +40,12 @@ pub(super) struct Volume {
     pub(super) contents: Option<Kind>,
     pub(super) uuid: String,
     pub(super) label: String,
+    /// Whether it holds the image of a system that hibernated.
+    pub(super) hibernated: bool,
     /// The system on it.
     pub(super) system: Option<System>,
+    /// Why its file system could not be looked into.
+    pub(super) problem: Option<String>,
 }
 
 /// A system that can be started.
@@ -142,22 +147,20 @@ impl Volume {
         ROOT_TYPES.contains(&self.kind.as_str())
     }
 
-    /// Returns whether a text means this volume: its number or device, or `UUID=`, `LABEL=`, `PARTUUID=` or `PARTLABEL=`
-    /// as fstab(5) has them.
+    /// Returns whether a text means this volume: its number or device, `UUID=`, `LABEL=`, `PARTUUID=` or `PARTLABEL=` as
+    /// fstab(5) has them, or the link of udev below `/dev/disk/by-uuid` and so on.
     pub(super) fn is_called(&self, text: &str) -> bool {
         let text = text.trim_matches('"');
-        let is = |own: &str, value: &str| !own.is_empty() && own.eq_ignore_ascii_case(value);
-        match text.split_once('=') {
-            Some(("UUID", value)) => is(&self.uuid, value.trim_matches('"')),
-            Some(("PARTUUID", value)) => is(&self.guid, value.trim_matches('"')),
-            Some(("LABEL", value)) => {
-                !self.label.is_empty() && self.label == value.trim_matches('"')
-            }
-            Some(("PARTLABEL", value)) => {
-                !self.name.is_empty() && self.name == value.trim_matches('"')
-            }
-            Some(_) => false,
-            None => text.parse() == Ok(self.number) || Path::new(text) == self.device,
+        let Some((tag, value)) = tag(text) else {
+            return text.parse() == Ok(self.number) || Path::new(text) == self.device;
+        };
+        let is = |own: &str| !own.is_empty() && own.eq_ignore_ascii_case(&value);
+        match tag.as_str() {
+            "UUID" => is(&self.uuid),
+            "PARTUUID" => is(&self.guid),
+            "LABEL" => !self.label.is_empty() && self.label == value,
+            "PARTLABEL" => !self.name.is_empty() && self.name == value,
+            _ => false,
         }
     }
 
@@ -169,16 +172,64 @@ impl Volume {
         };
         let contents = self.contents.map_or("unknown contents", Kind::word);
         let system = self.system.as_ref().map(|it| format!("{}, ", it.name)).unwrap_or_default();
-        format!("{place}: {system}{}, {contents}", decimal(self.bytes))
+        let problem =
+            self.problem.as_ref().map(|it| format!(", not mounted: {it}")).unwrap_or_default();
+        format!("{place}: {system}{}, {contents}{problem}", decimal(self.bytes))
     }
 }
 
-/// Looks for systems on an attached disk. Unless the system may `write` to it, the kernel is made to refuse all writes to the
-/// disk and to its partitions before anything is read.
+/// Returns the tag and the value of `UUID=VALUE` and its kind, or of udev's link `/dev/disk/by-uuid/VALUE`.
+fn tag(text: &str) -> Option<(String, String)> {
+    let link = text.strip_prefix("/dev/disk/by-").and_then(|rest| rest.split_once('/'));
+    if let Some((kind, value)) = link {
+        return Some((kind.to_ascii_uppercase(), decoded(value)));
+    }
+    let (tag, value) = text.split_once('=')?;
+    Some((tag.to_owned(), value.trim_matches('"').to_owned()))
+}
+
+/// Decodes `\xHH`, by which udev writes a byte that a name of a link must not have.
+fn decoded(link: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = link;
+    while let Some((before, after)) = rest.split_once("\\x") {
+        bytes.extend_from_slice(before.as_bytes());
+        match after.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => bytes.push(byte),
+            None => return link.to_owned(),
+        }
+        rest = after.get(2..).unwrap_or_default();
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Returns what is to be said about a system that hibernated on one of the volumes: its memory has the file systems as they
+/// were then, and what changes them damages them when it resumes.
+///
+/// # Errors
+/// Fails if there is one and its file systems are to be written to.
+pub(super) fn check_hibernation(
+    volumes: &[Volume],
+    write: bool,
+) -> Result<Option<String>, Failure> {
+    let Some(image) = volumes.iter().find(|volume| volume.hibernated) else { return Ok(None) };
+    let what = format!("A system of this disk has hibernated ({})", image.shown());
+    if write {
+        return Err(Failure::refused(format!(
+            "{what}: what it resumes with would damage file systems that were written to; resume it and shut it down there, \
+             or leave storagetm.boot.write out"
+        )));
+    }
+    Ok(Some(format!("{what}: what was in its memory only is missing here.")))
+}
+
+/// Looks for systems on an attached disk. The kernel is made to refuse all writes to the disk and to its partitions before
+/// anything is read: ext4 cleans up orphaned inodes also when it is mounted read-only without its journal.
 ///
 /// # Errors
 /// Fails if the disk or a partition cannot be made read-only, or cannot be read.
-pub(super) fn survey(tree: &Tree, device: &Path, write: bool) -> Result<Vec<Volume>, Failure> {
+pub(super) fn survey(tree: &Tree, device: &Path) -> Result<Vec<Volume>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(format!("{} cannot be read: {error}", device.display()))
     };
@@ -187,26 +238,33 @@ pub(super) fn survey(tree: &Tree, device: &Path, write: bool) -> Result<Vec<Volu
     let protect = |device: &Path| {
         let failed =
             |error| Failure::new(format!("{} cannot be made read-only: {error}", device.display()));
-        if write { Ok(()) } else { root::forbid_writes(device).map_err(failed) }
+        root::forbid_writes(device).map_err(failed)
     };
     protect(device)?;
     let file = File::open(device).map_err(|error| failed(&error))?;
     let found = probe(&file, disk.bytes).map_err(|error| failed(&error))?;
     let Some(table) = found.table else {
-        return Ok(vec![volume(tree, name, (None, &found.signatures))?]);
+        return Ok(vec![volume(tree, name, None, &found.signatures)?]);
+    };
+    let signature = match table.scheme {
+        Scheme::Mbr => mbr_signature(&file).map_err(|error| failed(&error))?,
+        Scheme::Gpt => None,
     };
     let parts = partitions(tree, name, table.entries.len());
     for part in &parts {
         protect(&tree.path(format!("dev/{part}")))?;
     }
-    let entry = |number: u32| table.entries.iter().find(|entry| entry.number == number);
+    let entry = |number: u32| {
+        let entry = table.entries.iter().find(|entry| entry.number == number);
+        entry.map(|entry| (entry, part_uuid(entry, signature)))
+    };
     parts.iter().map(|part| look_at(tree, part, &entry)).collect()
 }
 
 fn look_at<'a>(
     tree: &Tree,
     name: &str,
-    entry: &dyn Fn(u32) -> Option<&'a Entry>,
+    entry: &dyn Fn(u32) -> Option<(&'a Entry, String)>,
 ) -> Result<Volume, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(format!("{name} cannot be read: {error}"));
@@ -214,7 +272,17 @@ fn look_at<'a>(
     let number = part.part.as_ref().map_or(0, |part| part.number);
     let file = File::open(tree.path(&part.node)).map_err(|error| failed(&error))?;
     let found = probe(&file, part.bytes).map_err(|error| failed(&error))?;
-    volume(tree, name, (entry(number), &found.signatures))
+    volume(tree, name, entry(number), &found.signatures)
+}
+
+/// Returns the PARTUUID of a partition, as the kernel and udev have it: the GUID, or in an MBR its signature and the number
+/// of the partition.
+fn part_uuid(entry: &Entry, signature: Option<u32>) -> String {
+    match (entry.guid, signature) {
+        (Some(guid), _) => guid_text(&guid),
+        (None, Some(signature)) => format!("{signature:08x}-{:02x}", entry.number),
+        (None, None) => String::new(),
+    }
 }
 
 /// Returns the partitions of a disk by their kernel names, once there are as many as its table has, or the time is over.
@@ -238,36 +306,43 @@ fn partitions(tree: &Tree, disk: &str, wanted: usize) -> Vec<String> {
 fn volume(
     tree: &Tree,
     name: &str,
-    (entry, signatures): (Option<&Entry>, &[Signature]),
+    entry: Option<(&Entry, String)>,
+    signatures: &[Signature],
 ) -> Result<Volume, Failure> {
     let device = block::read(tree, name);
     let device = device.ok_or_else(|| Failure::new(format!("{name} has gone")))?;
     // A volume with several signatures is in doubt.
     let signature = if let [one] = signatures { Some(one) } else { None };
     let text = |value: Option<&String>| value.cloned().unwrap_or_default();
+    let (entry, guid) = entry.map_or((None, String::new()), |(entry, guid)| (Some(entry), guid));
     let mut volume = Volume {
         number: device.part.as_ref().map_or(0, |part| part.number),
         bytes: device.bytes,
         device: tree.path(&device.node),
         kind: entry.map(|entry| entry.kind.clone()).unwrap_or_default(),
-        guid: entry.and_then(|it| it.guid).map(|guid| guid_text(&guid)).unwrap_or_default(),
+        guid,
         name: text(entry.and_then(|entry| entry.name.as_ref())),
         contents: signature.map(|it| it.kind),
         uuid: text(signature.and_then(|it| it.uuid.as_ref())),
         label: text(signature.and_then(|it| it.label.as_ref())),
+        hibernated: signatures.iter().any(|it| it.kind == Kind::Hibernation),
         system: None,
+        problem: None,
     };
-    volume.system = volume.contents.and_then(|kind| system(&volume.device, kind));
+    match volume.contents.and_then(driver).map(|driver| system(&volume.device, driver)) {
+        Some(Ok(system)) => volume.system = system,
+        Some(Err(error)) => volume.problem = Some(error.to_string()),
+        None => {}
+    }
     Ok(volume)
 }
 
-/// Mounts a file system for a moment, and looks for a system. Whatever cannot be mounted holds none.
-fn system(device: &Path, kind: Kind) -> Option<System> {
-    let (driver, options) = driver(kind)?;
-    root::mount_to_look(device, Path::new(LOOK), driver, options).ok()?;
+/// Mounts a file system for a moment, and looks for a system.
+fn system(device: &Path, (kind, options): (&str, &str)) -> io::Result<Option<System>> {
+    root::mount_to_look(device, Path::new(LOOK), kind, options)?;
     let found = Root::open(Path::new(LOOK)).ok().and_then(|root| identify(&root));
     let _ = root::detach(Path::new(LOOK));
-    found
+    Ok(found)
 }
 
 fn identify(root: &Root) -> Option<System> {
@@ -303,7 +378,9 @@ mod test {
             contents: Some(Kind::Ext4),
             uuid: format!("u-{number}"),
             label: String::new(),
+            hibernated: false,
             system,
+            problem: None,
         }
     }
 
@@ -324,11 +401,20 @@ mod test {
     fn system_is_chosen_by_what_is_named() {
         let all =
             [volume(1, "", None), volume(2, "", Some("Debian")), volume(3, "", Some("Fedora"))];
-        for named in ["2", "PARTUUID=00000002-AA", "UUID=u-2", "PARTLABEL=part2", "/dev/nvme1n1p2"]
-        {
+        for named in [
+            "2",
+            "PARTUUID=00000002-AA",
+            "UUID=u-2",
+            "UUID=\"u-2\"",
+            "PARTLABEL=part2",
+            "/dev/nvme1n1p2",
+            "/dev/disk/by-uuid/u-2",
+            "/dev/disk/by-partuuid/00000002-aa",
+            "/dev/disk/by-partlabel/par\\x742",
+        ] {
             assert_eq!(choose(&all, Some(named)), Choice::One(1), "{named}");
         }
-        for named in ["1", "4", "PARTUUID=", "LABEL=", "ID=x", "Debian"] {
+        for named in ["1", "4", "PARTUUID=", "LABEL=", "ID=x", "Debian", "/dev/disk/by-id/u-2"] {
             assert!(matches!(choose(&all, Some(named)), Choice::None(_)), "{named}");
         }
     }
@@ -365,9 +451,60 @@ mod test {
         }
         let device = folder.0.join("dev/nvme1n1");
         std::fs::write(&device, [0; 4096]).unwrap();
-        let refused = survey(&tree, &device, false).unwrap_err().to_string();
+        let refused = survey(&tree, &device).unwrap_err().to_string();
         assert!(refused.contains("cannot be made read-only"), "{refused}");
-        assert_eq!(survey(&tree, &device, true).unwrap().len(), 1, "writes are wanted");
+    }
+
+    #[test]
+    fn hibernated_system_is_not_written_to() {
+        let mut all = [volume(1, "", Some("Debian")), volume(2, "", None)];
+        for write in [false, true] {
+            assert_eq!(check_hibernation(&all, write), Ok(None));
+        }
+        all[1].hibernated = true;
+        all[1].contents = Some(Kind::Hibernation);
+        let refused = check_hibernation(&all, true).unwrap_err();
+        assert_eq!(refused.status(), 3);
+        assert!(refused.to_string().contains("hibernated (partition 2"), "{refused}");
+        let note = check_hibernation(&all, false).unwrap().unwrap();
+        assert!(note.contains("hibernated (partition 2"), "{note}");
+    }
+
+    /// An image is one also beside the signature of what was there before.
+    #[test]
+    fn image_of_a_hibernated_system_is_recognized() {
+        let folder = testkit::Scratch::new();
+        let tree = Tree::at(&folder.0);
+        let place = folder.0.join("sys/class/block/sda1");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("size"), "8").unwrap();
+        std::fs::write(place.join("dev"), "8:1").unwrap();
+        let of = |kind| Signature { kind, uuid: None, label: None, devices: 1, level: None };
+        let found = |kinds: &[Kind]| {
+            let signatures: Vec<Signature> = kinds.iter().map(|kind| of(*kind)).collect();
+            super::volume(&tree, "sda1", None, &signatures).unwrap().hibernated
+        };
+        assert!(found(&[Kind::Hibernation]) && found(&[Kind::Btrfs, Kind::Hibernation]));
+        assert!(!found(&[Kind::Swap]));
+    }
+
+    #[test]
+    fn file_system_that_cannot_be_mounted_is_named() {
+        let mut broken = volume(2, "", None);
+        broken.problem = Some("Structure needs cleaning (os error 117)".to_owned());
+        let Choice::None(reason) = choose(&[broken], None) else { panic!() };
+        assert!(reason.contains("ext4, not mounted: Structure needs cleaning"), "{reason}");
+    }
+
+    #[test]
+    fn partition_of_an_mbr_has_a_partuuid() {
+        let entry =
+            Entry { number: 5, kind: "83".to_owned(), guid: None, name: None, start: 0, bytes: 0 };
+        assert_eq!(part_uuid(&entry, Some(0xabc)), "00000abc-05");
+        assert_eq!(part_uuid(&entry, None), "");
+        let guid = Some([0x11; 16]);
+        let of_gpt = part_uuid(&Entry { guid, ..entry }, None);
+        assert_eq!(of_gpt, "11111111-1111-1111-1111-111111111111");
     }
 
     #[test]
