@@ -26,7 +26,7 @@ impl Entry {
 }
 
 /// Returns the table without its block devices and swap areas, and the file systems of them below `/`, in its order; not
-/// those that are mounted only when somebody asks for it.
+/// those with `noauto`, unless access mounts them.
 pub(super) fn without_devices(fstab: &str) -> (String, Vec<Entry>) {
     let mut entries = Vec::new();
     let mut text = String::new();
