@@ -247,14 +247,14 @@ pub fn mount_overlay(lower: &Path, memory: &Path, at: &Path, limits: Limits) -> 
     Ok(mount("overlay", at, "overlay", limits.flags(), Some(options.as_c_str()))?)
 }
 
-/// Copies owner, group, mode and extended attributes of a directory: overlayfs shows those of the upper one where both
+/// Copies UID, GID, mode and extended attributes of a directory: overlayfs shows those of the upper one where both
 /// exist. Extended attributes that the file system of `to` does not take are left out.
 fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
     let (from, to) = (open_directory(from)?, open_directory(to)?);
     let found = rustix::fs::fstat(&from)?;
     let (owner, group) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
     rustix::fs::fchown(&to, Some(owner), Some(group))?;
-    // After the owner, which clears the set-group-ID bit (chown(2)).
+    // After fchown, which clears the set-group-ID bit (chown(2)).
     rustix::fs::fchmod(&to, Mode::from_raw_mode(found.st_mode))?;
     let mut names = vec![0_u8; LONGEST_ATTRIBUTE];
     let used = rustix::fs::flistxattr(&from, names.as_mut_slice()).unwrap_or(0);

@@ -51,10 +51,10 @@ pub(super) fn load_modules(tree: &Tree) {
 /// Returns the machine at an address.
 ///
 /// # Errors
-/// Fails with a sentence if it is none, or if no address of this machine leads to it.
+/// Fails if the text has another form, or if no address of this machine leads to it.
 pub(super) fn lender_at(machine: &str) -> Result<Lender, Failure> {
     let at = TargetAddr::parse(machine, None).ok().filter(|at| at.ip().is_some());
-    // There is no resolver here for other names than those of the list.
+    // This image has a resolver for the names of the list only.
     let at = at.ok_or_else(|| {
         Failure::usage(format!(
             "{machine} is no address: an address is 192.168.1.5 or fe80::1%eth0, with this machine's interface, and with a port \
