@@ -33,7 +33,7 @@ const OTHER_WAY: &str = "storagetm image --for this-machine --entry adds an entr
 /// Shows what will happen, asks for consent, and restarts the machine.
 ///
 /// # Errors
-/// Fails if nobody could attach a disk afterwards, or if this machine cannot be restarted so.
+/// Fails if no host could attach a disk afterwards, or if this machine cannot be restarted so.
 pub(super) fn run(options: &Boot) -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::new("restarting this machine into target mode needs root"));

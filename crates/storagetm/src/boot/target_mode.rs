@@ -120,7 +120,7 @@ fn interface_state(note: &network::Note) -> Option<(&str, Option<String>)> {
 }
 
 /// Loads drivers for present and hot-plugged hardware, on a thread: a driver that waits for its
-/// disks must not block the screen. Those of what is hot-plugged are loaded only while nobody else holds the lock.
+/// disks must not block the screen. Those of what is hot-plugged are loaded only while the lock is free.
 fn start_driver_loading(tree: Tree, inbox: Inbox, lock: Arc<Mutex<()>>) {
     std::thread::spawn(move || {
         if let Err(error) = load_drivers(&tree, &inbox, &lock) {

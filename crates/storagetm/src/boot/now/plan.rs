@@ -55,7 +55,7 @@ impl Plan {
     /// Makes the plan for this machine. `hosts` may attach its disks.
     ///
     /// # Errors
-    /// Fails if nobody could attach a disk: without an address, host or disk.
+    /// Fails if no host could attach a disk: without an address, host or disk.
     pub(super) fn new(tree: &Tree, options: &Boot, hosts: Vec<Name>) -> Result<Self, Failure> {
         let network = NetworkSettings::read(tree).map_err(|error| {
             Failure::new(format!("the addresses of this machine cannot be read: {error}"))
