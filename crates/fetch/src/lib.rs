@@ -12,6 +12,7 @@
 //! | [`Location`] | the URL |
 //! | `identity` | the name of a source in a map |
 //! | `client` | the settings of the HTTP client |
+//! | `proxy` | the proxy that the environment names |
 //! | `registry` | the way from the name of an image to its blob |
 //! | `origin` | the addresses of a file, and what is sent there for permission |
 //! | `s3` | requests for an object |
@@ -33,6 +34,7 @@ mod identity;
 mod location;
 mod origin;
 mod parts;
+mod proxy;
 mod registry;
 mod retries;
 mod s3;
@@ -48,6 +50,7 @@ use ureq::http::{Response, StatusCode};
 pub use body::Body;
 pub use location::{Location, LocationError};
 pub use parts::Parts;
+pub use proxy::unusable_proxy;
 pub use registry::Login;
 pub use retries::waiting;
 pub use s3::{Account, AccountError, Head, Object, Refusal};
@@ -120,7 +123,7 @@ pub enum Error {
     #[error("the server sent more than the {0} bytes that it announced")]
     TooLong(u64),
     /// The server cannot be reached, or violates HTTP or TLS.
-    #[error("{0}")]
+    #[error("{}", without_address(.0))]
     Http(#[from] ureq::Error),
     /// The connection was lost again and again.
     #[error("no more bytes came for {seconds} seconds, or too few: {reason}")]
@@ -238,6 +241,17 @@ fn is_refused(error: &rustls::Error) -> bool {
     matches!(error, InvalidCertificate(_) | NoCertificatesPresented | PeerIncompatible(_))
 }
 
+/// Returns an error of the client in words. The address of a redirection may have a signature, and is left out.
+fn without_address(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::RequireHttpsOnly(_) => {
+            "it redirects to an address without encryption".to_owned()
+        }
+        ureq::Error::BadUri(_) => "it redirects to an address that is not valid".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// Returns the words that a server asks to wait.
 fn asked(after: Option<Duration>) -> String {
     let seconds = after.map(|after| after.as_secs());
@@ -250,6 +264,14 @@ mod test {
     use rustls::{AlertDescription, CertificateError};
 
     use super::*;
+
+    #[test]
+    fn address_of_a_refused_redirection_is_not_shown() {
+        for of in [ureq::Error::RequireHttpsOnly, ureq::Error::BadUri] {
+            let error = Error::Http(of("http://host/x?X-Amz-Signature=s3cret".to_owned()));
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+    }
 
     #[test]
     fn certificate_that_is_not_accepted_stays_so() {

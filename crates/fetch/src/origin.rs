@@ -39,12 +39,9 @@ impl Origin {
     /// Fails if the registry cannot be reached, refuses, or has no such image.
     pub(crate) fn find(location: &Location, access: &Access) -> Result<Self, Error> {
         match &location.0 {
-            Place::Web(uri) => {
-                let is_encrypted = uri.scheme_str() == Some("https");
-                Ok(Self::Web(client::client(is_encrypted, true), uri.clone()))
-            }
+            Place::Web(uri) => Ok(Self::Web(client::client(uri, true), uri.clone())),
             Place::Registry(reference) => {
-                let client = client::client(reference.is_encrypted(), true);
+                let client = client::client(&reference.server(), true);
                 let login = access.login.clone();
                 let mut registry = Registry::new(client.clone(), reference.clone(), login);
                 let blob = registry.find()?;

@@ -104,7 +104,7 @@ impl Object {
         };
         let server = format!("{}://{authority}", if is_encrypted { "https" } else { "http" });
         Self {
-            client: client(is_encrypted, false),
+            client: client(&server.parse().unwrap_or_default(), false),
             name: name.clone(),
             account,
             server,

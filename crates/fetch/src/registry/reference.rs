@@ -66,6 +66,13 @@ impl Reference {
         !uri.as_ref().and_then(Uri::host).is_some_and(is_loopback)
     }
 
+    /// Returns the address of the registry.
+    pub(crate) fn server(&self) -> Uri {
+        let scheme = if self.is_encrypted() { "https" } else { "http" };
+        // The name has been parsed as a part of an address.
+        format!("{scheme}://{}/", self.registry).parse().unwrap_or_default()
+    }
+
     /// Returns the address of a manifest or blob.
     pub(crate) fn address(&self, kind: &str, version: &str) -> Result<Uri, Error> {
         let scheme = if self.is_encrypted() { "https" } else { "http" };
@@ -87,7 +94,7 @@ impl fmt::Display for Reference {
 }
 
 /// Returns whether a host of a URL is this machine by its name or address.
-pub(super) fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
     host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
 }

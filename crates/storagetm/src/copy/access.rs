@@ -46,6 +46,9 @@ impl<'a> Opener<'a> {
 /// # Errors
 /// Fails if the environment, or a file that it names, contradicts itself or cannot be used.
 pub(super) fn access(location: &Location) -> Result<Access, Failure> {
+    if let Some(name) = fetch::unusable_proxy() {
+        return Err(Failure::usage(format!("{name} names no proxy that can be used")));
+    }
     if location.is_object() {
         return account().map(|account| Access { account: Some(account), login: None });
     }
