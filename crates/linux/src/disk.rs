@@ -30,6 +30,9 @@ use std::time::Duration;
 /// killed has its locks for a moment; both are waited for.
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Another program that examines a disk, as `storagetm list` does, has it open exclusively for a moment.
+const BUSY_TRIES: u32 = 5;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// The alignment assumed for direct I/O on a file if the kernel does not report it (before Linux
 /// 6.1).
 const COMMON_ALIGNMENT: u32 = 4096;
@@ -206,9 +209,23 @@ fn open_block(
     })
 }
 
+/// Opens a block device exclusively. Waits at most 50 ms until no other program has it open so.
+///
+/// # Errors
+/// Fails with `ResourceBusy` if one still has after that, and if the device cannot be opened.
+fn open_exclusively(path: &Path, access: OpenFor) -> io::Result<File> {
+    for _ in 0..BUSY_TRIES {
+        match open_file(path, access, OFlags::EXCL) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => sleep(BUSY_PAUSE),
+            opened => return opened,
+        }
+    }
+    open_file(path, access, OFlags::EXCL)
+}
+
 /// Opens a block device exclusively, or, if `tolerant`, shared. Returns whether it is exclusive.
 fn hold(path: &Path, access: OpenFor, tolerant: bool) -> Result<(File, bool), OpenError> {
-    match open_file(path, access, OFlags::EXCL) {
+    match open_exclusively(path, access) {
         Ok(file) => Ok((file, true)),
         Err(error) if tolerant && error.kind() == ErrorKind::ResourceBusy => {
             let file = open_file(path, access, OFlags::empty());
@@ -466,7 +483,7 @@ pub mod examine {
     /// # Errors
     /// Fails if it cannot be opened for another reason.
     pub fn is_busy(node: &Path) -> io::Result<bool> {
-        match open_file(node, OpenFor::Reading, OFlags::EXCL) {
+        match open_exclusively(node, OpenFor::Reading) {
             Ok(_) => Ok(false),
             Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(true),
             Err(error) => Err(error),
@@ -697,6 +714,20 @@ mod tests {
         let opened = device.open(OpenFor::Reading, true).unwrap();
         assert!(!opened.exclusive);
         drop(user);
+    }
+
+    #[test]
+    fn device_that_is_examined_is_not_in_use() {
+        let Some(device) = Attached::new(&[5; 1 << 20], &[]) else { return };
+        let examination = open_file(&device.node, OpenFor::Reading, OFlags::EXCL).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                sleep(BUSY_PAUSE);
+                drop(examination);
+            });
+            assert!(!examine::is_busy(&device.node).unwrap());
+            device.open(OpenFor::Writing, false).unwrap();
+        });
     }
 
     #[test]

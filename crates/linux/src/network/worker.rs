@@ -203,11 +203,10 @@ impl<S: FnMut(Note)> Worker<S> {
         }
         let Some(interface) = self.interfaces.get_mut(&link.index) else { return };
         interface.set_running(now, link.running);
-        if link.running && !interface.is_named() {
-            if self.placed_at.is_none() && !self.unplaced.is_empty() {
-                self.placed_at = Some(link.index);
-                self.unplaced.iter().for_each(|fixed| interface.place(fixed));
-            }
+        let has_all = self.placed_at.is_some() || self.unplaced.is_empty();
+        if link.running && !interface.is_named() && !has_all {
+            self.placed_at = Some(link.index);
+            self.unplaced.iter().for_each(|fixed| interface.place(fixed));
         }
     }
 

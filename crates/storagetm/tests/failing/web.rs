@@ -16,7 +16,8 @@ fn bytes_around_a_bad_sector_are_downloaded() {
     }
     let folder = Folder::new();
     let original = folder.random_bytes("original.img", 16 * MIB);
-    let Some(device) = Device::with_bad(&folder, "device", &original, &[BAD..BAD + 4096]) else {
+    let bad = std::slice::from_ref(&(BAD..BAD + 4096));
+    let Some(device) = Device::with_bad(&folder, "device", &original, bad) else {
         return;
     };
     let contents = fs::read(&original).unwrap();
