@@ -1,10 +1,10 @@
 //! The proxy for a request, as the environment names it: `HTTPS_PROXY` and `HTTP_PROXY` by the kind of the address, else
 //! `ALL_PROXY`; `NO_PROXY` lists hosts and domains that are asked directly. Lower-case names are the same.
 
+use std::net::IpAddr;
+
 use ureq::Proxy;
 use ureq::http::Uri;
-
-use crate::registry::is_loopback;
 
 /// Returns the proxy for requests that begin at an address. This machine itself is never asked through one: a proxy that
 /// is asked for `localhost` connects to its own.
@@ -47,6 +47,12 @@ fn proxy_of(uri: &Uri, variable: &dyn Fn(&str) -> Option<String>) -> Option<Prox
         builder = builder.no_proxy(entry).no_proxy(name).no_proxy(&format!(".{name}"));
     }
     builder.build().ok()
+}
+
+/// Returns whether a host of a URL is this machine by its name or address.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::client::TIMEOUT;
 use crate::{Error, Hash};
 pub(crate) use answer::digest;
 use answer::{Document, Layer};
-pub(crate) use reference::{Reference, is_loopback};
+pub(crate) use reference::Reference;
 use sha2::{Digest as _, Sha256};
 use token::Token;
 

@@ -1,11 +1,11 @@
 //! The name of an image in a registry.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use ureq::http::Uri;
 
 use super::answer;
+use crate::proxy::is_loopback;
 use crate::{Error, Hash};
 
 /// The longest name of a repository (OCI Distribution Specification 1.1, §Pulling manifests), and of a
@@ -91,12 +91,6 @@ impl fmt::Display for Reference {
         let separator = if self.digest.is_some() { '@' } else { ':' };
         write!(f, "{}/{}{separator}{}", self.registry, self.repository, self.version)
     }
-}
-
-/// Returns whether a host of a URL is this machine by its name or address.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    let ip: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-    host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
 }
 
 fn is_registry(text: &str) -> bool {

@@ -6,9 +6,10 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::{StatusCode, Uri, header};
 
-use super::{Login, Reference, reference};
+use super::{Login, Reference};
 use crate::Error;
 use crate::client::TIMEOUT;
+use crate::proxy::is_loopback;
 
 /// The longest answer with a token.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -91,7 +92,7 @@ impl Token {
 /// registry is there, too.
 pub(super) fn address(realm: &str, service: Option<&str>, reference: &Reference) -> Option<Uri> {
     let uri: Uri = realm.parse().ok()?;
-    let is_here = || !reference.is_encrypted() && uri.host().is_some_and(reference::is_loopback);
+    let is_here = || !reference.is_encrypted() && uri.host().is_some_and(is_loopback);
     if uri.scheme_str() != Some("https") && !is_here() {
         return None;
     }
