@@ -272,8 +272,8 @@ impl Worker {
     }
 
     /// Waits until hosts find an export, for [`PUBLISHED_WAIT`] at most, and not at all if it is not
-    /// sent yet. What it is waited for is done by the worker in less than a millisecond, unless it
-    /// reads the tables of an image from a disk that does not respond.
+    /// sent yet. The worker takes long only if it reads the tables of an image from a disk that does not
+    /// respond.
     pub fn wait_until_published(&self, export: &Arc<Export>) {
         let state = self.shared.state();
         let waits = |state: &mut State| {

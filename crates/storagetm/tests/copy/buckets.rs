@@ -174,19 +174,35 @@ fn interrupted_upload_is_aborted() {
     assert!(store.object.is_none() && store.aborted == 1);
 }
 
+/// An upload to a server that answers no part.
+struct SilentUpload {
+    _folder: Folder,
+    store: Shared,
+    server: Server,
+    child: Child,
+}
+
+impl SilentUpload {
+    /// Interrupts it while it sends parts.
+    fn interrupted() -> Self {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 64 * MIB);
+        let store = Shared::default();
+        let (theirs, held) = (store.clone(), Mutex::new(Vec::new()));
+        let server = Server::start(move |_, request, stream| match request.method.as_str() {
+            "PUT" => held.lock().unwrap().push(stream.try_clone().unwrap()),
+            _ => answer(&theirs, request, stream),
+        });
+        let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        interrupt_at(&server, &child, "PUT");
+        Self { _folder: folder, store, server, child }
+    }
+}
+
 #[test]
 fn interrupted_upload_does_not_wait_for_a_silent_server() {
-    let folder = Folder::new();
-    let image = folder.image("disk.img", 64 * MIB);
-    let store = Shared::default();
-    let (theirs, held) = (store.clone(), Mutex::new(Vec::new()));
-    let server = Server::start(move |_, request, stream| match request.method.as_str() {
-        "PUT" => held.lock().unwrap().push(stream.try_clone().unwrap()),
-        _ => answer(&theirs, request, stream),
-    });
-    let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
-    let child = command.stderr(Stdio::piped()).spawn().unwrap();
-    interrupt_at(&server, &child, "PUT");
+    let SilentUpload { _folder, store, server: _server, child } = SilentUpload::interrupted();
     let begin = Instant::now();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(6));
     assert!(begin.elapsed() < Duration::from_secs(30));
@@ -195,17 +211,7 @@ fn interrupted_upload_does_not_wait_for_a_silent_server() {
 
 #[test]
 fn second_interrupt_aborts_the_upload_at_once() {
-    let folder = Folder::new();
-    let image = folder.image("disk.img", 64 * MIB);
-    let store = Shared::default();
-    let (theirs, held) = (store.clone(), Mutex::new(Vec::new()));
-    let server = Server::start(move |_, request, stream| match request.method.as_str() {
-        "PUT" => held.lock().unwrap().push(stream.try_clone().unwrap()),
-        _ => answer(&theirs, request, stream),
-    });
-    let mut command = copy_with(&server.authority, &[&image, "s3://bucket/a"]);
-    let child = command.stderr(Stdio::piped()).spawn().unwrap();
-    interrupt_at(&server, &child, "PUT");
+    let SilentUpload { _folder, store, server, child } = SilentUpload::interrupted();
     let begin = Instant::now();
     sleep(Duration::from_millis(200));
     interrupt_at(&server, &child, "PUT");
